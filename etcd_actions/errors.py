@@ -1,0 +1,109 @@
+"""Every error that this package raises on purpose.
+
+The tree is small, its leaves are nouns, and it imports nothing, so that each room can
+translate what lies below it: no grpc, protobuf or msgspec exception crosses a boundary.
+"""
+
+from __future__ import annotations
+
+
+class EtcdActionsError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(EtcdActionsError):
+    """A flag, an environment variable or an argument has an unusable value.
+
+    The message names it and says what to do.
+    """
+
+
+class InputError(EtcdActionsError):
+    """A file that the user gave cannot be used; the message names file and line."""
+
+
+class DecodeError(EtcdActionsError):
+    """A stored value is not a TaskAction that this package can read.
+
+    Attributes:
+        key: The etcd key, empty where the bytes did not come from etcd.
+        revision: ``mod_revision`` of the value, 0 where it is not known.
+        reason: What is wrong, with the path of the field.
+    """
+
+    def __init__(self, reason: str, *, key: bytes = b"", revision: int = 0) -> None:
+        super().__init__(reason, key, revision)
+        self.reason = reason
+        self.key = key
+        self.revision = revision
+
+    def __str__(self) -> str:
+        where = f"{self.key.decode(errors='backslashreplace')} at revision {self.revision}: "
+        return (where if self.key else "") + self.reason
+
+
+class EmbeddedEtcdError(EtcdActionsError):
+    """The embedded etcd could not be started, or ended by itself."""
+
+
+class DataDirectoryInUse(EmbeddedEtcdError):
+    """Another process runs an embedded etcd on the same data directory."""
+
+
+class EtcdError(EtcdActionsError):
+    """etcd refused a request, or could not be asked."""
+
+
+class Unavailable(EtcdError):
+    """etcd was not reached, has no leader or did not answer in time.
+
+    Nothing was changed by this request; it may be sent again.
+    """
+
+
+class OutcomeUnknown(Unavailable):
+    """A write was sent and its answer was lost.
+
+    It may have been applied, or not, or may still be: read before deciding.
+    """
+
+
+class Compacted(EtcdError):
+    """The revision asked for is no longer in etcd's history.
+
+    Attributes:
+        compact_revision: The oldest revision that can still be read; 0 where etcd did
+            not name it (a Range does not).
+    """
+
+    def __init__(self, message: str, *, compact_revision: int = 0) -> None:
+        super().__init__(message)
+        self.compact_revision = compact_revision
+
+
+class FutureRevision(EtcdError):
+    """The revision asked for is above the store's: the store is another one, or went back."""
+
+
+class NoSpace(EtcdError):
+    """etcd's space quota is used up: it serves reads, watches and deletes only."""
+
+
+class RequestTooLarge(EtcdError):
+    """The request is above etcd's ``--max-request-bytes``. Sending it again cannot help."""
+
+
+class LeaseNotFound(EtcdError):
+    """The lease has expired or never was."""
+
+
+class PermissionDenied(EtcdError):
+    """The etcd user lacks a permission on the keys of this request."""
+
+
+class Unauthenticated(EtcdError):
+    """etcd wants a user, or does not accept the one given."""
+
+
+class InvalidRequest(EtcdError):
+    """etcd rejects the request as malformed, or does not know the method."""
