@@ -1,0 +1,306 @@
+"""What the rest of the package sees of etcd: a handful of values and two protocols.
+
+Keys and values are bytes here, and revisions are plain integers. A transport
+(:mod:`etcd_actions.etcd.grpc`) implements :class:`Etcd` and :class:`WatchStream`; all
+transports behave alike, and raise the errors of :mod:`etcd_actions.errors` only.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol, TypeAlias
+
+import msgspec
+
+
+class KeyRange(NamedTuple):
+    """The keys from ``start`` (included) to ``end`` (excluded), in byte order."""
+
+    start: bytes
+    end: bytes
+
+    @classmethod
+    def of_key(cls, key: bytes) -> KeyRange:
+        """The range that holds just ``key``."""
+        return cls(key, key + b"\0")
+
+    @classmethod
+    def of_prefix(cls, prefix: bytes) -> KeyRange:
+        """All keys that begin with ``prefix``, which is neither empty nor all 0xFF."""
+        stripped = prefix.rstrip(b"\xff")
+        if not stripped:
+            raise ValueError(f"{prefix!r} is no prefix to watch: give at least one byte below 0xFF")
+        return cls(prefix, stripped[:-1] + bytes((stripped[-1] + 1,)))
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.start <= key < self.end
+
+
+class KeyValue(msgspec.Struct, frozen=True, gc=False):
+    """One key as etcd stores it.
+
+    ``create_revision`` is the revision of the incarnation's first put, ``mod_revision`` of
+    its last, ``version`` counts its puts from 1. ``lease`` is 0 without one.
+    """
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease: int = 0
+
+
+class Event(KeyValue, frozen=True, gc=False):
+    """A change of one key: what it became, and where asked for, what it was.
+
+    A delete has no value, and ``create_revision`` and ``version`` are 0.
+    """
+
+    prev_kv: KeyValue | None = None
+
+    @property
+    def is_delete(self) -> bool:
+        """Whether the key was deleted; any put has a version of at least 1."""
+        return self.version == 0
+
+
+class RangeResult(NamedTuple):
+    """The answer to a range read, and the store's revision when it was made.
+
+    ``more`` says that ``limit`` cut it; ``total`` is the number of keys in the whole range.
+    """
+
+    kvs: list[KeyValue]
+    more: bool
+    total: int
+    revision: int
+    cluster_id: int
+
+
+class CompareTarget(enum.IntEnum):
+    """What a :class:`Compare` looks at; the numbers are etcd's."""
+
+    VERSION = 0
+    CREATE_REVISION = 1
+    MOD_REVISION = 2
+    VALUE = 3
+    LEASE = 4
+
+
+class CompareResult(enum.IntEnum):
+    """How a :class:`Compare` compares; the numbers are etcd's."""
+
+    EQUAL = 0
+    GREATER = 1
+    LESS = 2
+    NOT_EQUAL = 3
+
+
+class Compare(NamedTuple):
+    """One guard of a transaction; over a range it must hold for every key that exists.
+
+    A key that does not exist has version and revisions 0.
+    """
+
+    key: bytes
+    target: CompareTarget
+    result: CompareResult
+    operand: int | bytes
+    range_end: bytes = b""
+
+
+class Get(NamedTuple):
+    """A read inside a transaction; sees the writes before it."""
+
+    keys: KeyRange
+    limit: int = 0
+    keys_only: bool = False
+
+
+class Put(NamedTuple):
+    """A write inside a transaction. ``lease`` 0 detaches the key from any lease."""
+
+    key: bytes
+    value: bytes
+    lease: int = 0
+
+
+class Delete(NamedTuple):
+    """A deletion inside a transaction."""
+
+    keys: KeyRange
+
+
+class Txn(NamedTuple):
+    """If all of ``compare`` hold do ``success``, else ``failure``: atomically, at one revision.
+
+    A transaction may nest others. All compares, nested ones too, see the state before the
+    outermost transaction.
+    """
+
+    compare: Sequence[Compare]
+    success: Sequence[Operation]
+    failure: Sequence[Operation] = ()
+
+
+Operation: TypeAlias = Get | Put | Delete | Txn
+
+
+class PutResult(NamedTuple):
+    """A put was done, at ``revision``."""
+
+    revision: int
+
+
+class DeleteResult(NamedTuple):
+    """``deleted`` keys were deleted, at ``revision``."""
+
+    deleted: int
+    revision: int
+
+
+class TxnResult(NamedTuple):
+    """Which branch was taken, what its operations answered, and the revision after it."""
+
+    succeeded: bool
+    responses: list[OperationResult]
+    revision: int
+
+
+OperationResult: TypeAlias = RangeResult | PutResult | DeleteResult | TxnResult
+
+
+class Lease(NamedTuple):
+    """A lease and the seconds that etcd granted, which may be more than was asked for."""
+
+    id: int
+    ttl: int
+
+
+class Status(NamedTuple):
+    """One member's view of itself and its cluster."""
+
+    version: str
+    db_size: int
+    leader: int
+    revision: int
+    cluster_id: int
+    member_id: int
+
+
+class WatchCreate(NamedTuple):
+    """One watcher of a stream.
+
+    ``watch_id`` is chosen by the caller and must be new on its stream: after a
+    cancellation etcd still refuses the same one.
+    """
+
+    watch_id: int
+    keys: KeyRange
+    start_revision: int
+    prev_kv: bool = False
+    progress_notify: bool = False
+
+
+class WatchResponse(msgspec.Struct, frozen=True, gc=False):
+    """One message of a watch stream.
+
+    ``revision`` is the store's, and no resume point when there are events. It is 0 on the
+    answer that cancels for compaction, which has ``compact_revision`` instead. With
+    ``fragment`` the last revision among the events may go on in the next message.
+    ``watch_id`` -1 with ``canceled`` refuses a request: see ``cancel_reason``.
+    """
+
+    watch_id: int
+    revision: int
+    cluster_id: int
+    events: Sequence[Event] = ()
+    created: bool = False
+    canceled: bool = False
+    fragment: bool = False
+    compact_revision: int = 0
+    cancel_reason: str = ""
+
+
+class WatchStream(Protocol):
+    """Many watchers over one stream; entered and left by :meth:`Etcd.watch`.
+
+    Requests are queued and never wait. Answers arrive in the order in which etcd sent them.
+    """
+
+    def create(self, request: WatchCreate, /) -> None:
+        """Ask for a watcher; the answer has ``created``."""
+
+    def cancel(self, watch_id: int, /) -> None:
+        """End a watcher; the answer has ``canceled``."""
+
+    def request_progress(self) -> None:
+        """Ask how far the stream is. Reliable from etcd 3.4.25 and 3.5.8 on."""
+
+    async def receive(self) -> Sequence[WatchResponse]:
+        """All messages that have arrived, at least one.
+
+        Raises :class:`~etcd_actions.errors.Unavailable` or another
+        :class:`~etcd_actions.errors.EtcdError` once the stream has failed and all messages
+        before the failure were given out. Cancellation loses nothing.
+        """
+        ...
+
+
+class Etcd(Protocol):
+    """A connection to an etcd cluster. Safe to use from any number of tasks.
+
+    Each call is bounded by the transport's request time-out, raises
+    :class:`~etcd_actions.errors.Unavailable` when etcd was not reached and, for a write
+    whose answer was lost, :class:`~etcd_actions.errors.OutcomeUnknown`. A write that is
+    cancelled may have been applied.
+    """
+
+    async def range(
+        self,
+        keys: KeyRange,
+        *,
+        revision: int = 0,
+        limit: int = 0,
+        keys_only: bool = False,
+        count_only: bool = False,
+    ) -> RangeResult:
+        """Read ``keys``, linearizable, in key order, at ``revision`` (0: the newest)."""
+        ...
+
+    async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> PutResult:
+        """Write one key, whatever it holds."""
+        ...
+
+    async def delete(self, keys: KeyRange) -> DeleteResult:
+        """Delete ``keys``."""
+        ...
+
+    async def txn(self, txn: Txn) -> TxnResult:
+        """Do a transaction."""
+        ...
+
+    async def compact(self, revision: int, *, physical: bool = False) -> None:
+        """Drop history below ``revision``, which itself stays readable."""
+
+    async def lease_grant(self, ttl: int) -> Lease:
+        """Make a lease of ``ttl`` seconds."""
+        ...
+
+    async def lease_keep_alive(self, lease_id: int) -> Lease:
+        """Renew a lease once; raises :class:`~etcd_actions.errors.LeaseNotFound`."""
+        ...
+
+    async def lease_revoke(self, lease_id: int) -> None:
+        """End a lease and delete its keys."""
+
+    async def status(self) -> Status:
+        """Ask one member about itself. A least-privilege user may not, on newer etcd."""
+        ...
+
+    def watch(self) -> AbstractAsyncContextManager[WatchStream]:
+        """Open a watch stream; leaving the context closes it."""
+        ...

@@ -1,0 +1,46 @@
+"""Endpoints as etcdctl users write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoints"),
+    [
+        ("127.0.0.1:2379", [Endpoint("127.0.0.1", 2379)]),
+        ("http://etcd:2379/", [Endpoint("etcd", 2379)]),
+        ("etcd", [Endpoint("etcd", 2379)]),
+        ("a:1, b:2,,a:1", [Endpoint("a", 1), Endpoint("b", 2)]),
+        ("[::1]:2379", [Endpoint("::1", 2379)]),
+    ],
+)
+def test_accepted(text: str, endpoints: list[Endpoint]) -> None:
+    """Lists, schemes, default port; doubles count once."""
+    assert list(parse_endpoints(text)) == endpoints
+
+
+def test_ipv6_is_bracketed_again() -> None:
+    """gRPC needs the brackets that the parser took off."""
+    assert str(Endpoint("::1", 2379)) == "[::1]:2379"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "no etcd endpoint"),
+        ("https://etcd:2379", "'https' is not supported"),
+        ("etcd:0", "host:port"),
+        ("etcd:99999", "out of range"),
+        ("http://etcd/path", "host:port"),
+        ("user@etcd:2379", "host:port"),
+        ("etcd:port", "etcd:port"),
+    ],
+)
+def test_refused(text: str, complaint: str) -> None:
+    """The error names the endpoint and says what is wanted."""
+    with pytest.raises(ConfigError, match=complaint):
+        parse_endpoints(text)

@@ -1,0 +1,363 @@
+"""What every transport promises, on a real etcd."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from etcd_actions import open_etcd
+from etcd_actions.errors import (
+    Compacted,
+    FutureRevision,
+    InvalidRequest,
+    LeaseNotFound,
+    OutcomeUnknown,
+    RequestTooLarge,
+    Unavailable,
+)
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Delete,
+    DeleteResult,
+    Etcd,
+    Event,
+    Get,
+    KeyRange,
+    Put,
+    PutResult,
+    RangeResult,
+    Txn,
+    TxnResult,
+    WatchCreate,
+    WatchResponse,
+    WatchStream,
+)
+from etcd_actions.etcd.paging import open_pages
+from tests.support.etcd_server import EtcdServer, free_port
+from tests.support.waiting import eventually
+
+
+def whole(prefix: bytes) -> KeyRange:
+    return KeyRange.of_prefix(prefix)
+
+
+async def events_of(stream: WatchStream, count: int) -> list[Event]:
+    events: list[Event] = []
+    with trio.fail_after(10):
+        while len(events) < count:
+            events += [event for response in await stream.receive() for event in response.events]
+    return events
+
+
+async def next_response(stream: WatchStream) -> Sequence[WatchResponse]:
+    with trio.fail_after(10):
+        return await stream.receive()
+
+
+async def test_put_range_delete(etcd: Etcd, prefix: bytes) -> None:
+    """Revisions, versions and counts are etcd's."""
+    first = await etcd.put(prefix + b"a", b"1")
+    second = await etcd.put(prefix + b"a", b"2")
+    await etcd.put(prefix + b"b", bytes(range(256)))
+    found = await etcd.range(whole(prefix), limit=1)
+    (kv,) = found.kvs
+    assert (kv.key, kv.value, kv.version) == (prefix + b"a", b"2", 2)
+    assert (kv.create_revision, kv.mod_revision) == (first.revision, second.revision)
+    assert (found.more, found.total) == (True, 2)
+    assert found.revision >= second.revision
+    assert found.cluster_id != 0
+    then = await etcd.range(whole(prefix), revision=first.revision)
+    assert [kv.value for kv in then.kvs] == [b"1"]
+    names = await etcd.range(whole(prefix), keys_only=True)
+    assert [(kv.key, kv.value) for kv in names.kvs] == [(prefix + b"a", b""), (prefix + b"b", b"")]
+    assert (await etcd.range(whole(prefix), count_only=True)).total == 2
+    assert (await etcd.delete(whole(prefix))).deleted == 2
+    assert (await etcd.range(whole(prefix))).kvs == []
+
+
+async def test_transaction_takes_one_branch_at_one_revision(etcd: Etcd, prefix: bytes) -> None:
+    """Compare, both branches, all operations, and nested transactions with results of their own."""
+    key = prefix + b"k"
+    absent = Compare(key, CompareTarget.VERSION, CompareResult.EQUAL, 0)
+    txn = Txn(
+        [absent],
+        [
+            Put(key, b"v"),
+            Txn([absent], [Put(prefix + b"n", b"w")], [Get(whole(prefix))]),
+            Get(whole(prefix)),
+        ],
+        [Get(KeyRange.of_key(key)), Delete(whole(prefix))],
+    )
+    done = await etcd.txn(txn)
+    assert done.succeeded
+    put, nested, read = done.responses
+    assert isinstance(put, PutResult)
+    assert isinstance(nested, TxnResult)
+    # A nested compare sees the state before the whole transaction.
+    assert nested.succeeded
+    assert isinstance(read, RangeResult)
+    assert {kv.mod_revision for kv in read.kvs} == {done.revision, put.revision}
+    assert [kv.key for kv in read.kvs] == [key, prefix + b"n"]
+    again = await etcd.txn(txn)
+    assert not again.succeeded
+    found, deleted = again.responses
+    assert isinstance(found, RangeResult)
+    assert found.kvs[0].value == b"v"
+    assert isinstance(deleted, DeleteResult)
+    assert deleted.deleted == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "operand"),
+    [
+        (CompareTarget.VALUE, b"v"),
+        (CompareTarget.VERSION, 1),
+        (CompareTarget.LEASE, 0),
+    ],
+)
+async def test_compare_targets(
+    etcd: Etcd, prefix: bytes, target: CompareTarget, operand: int | bytes
+) -> None:
+    """Each target compares what it says."""
+    key = prefix + b"k"
+    await etcd.put(key, b"v")
+    for result, holds in ((CompareResult.EQUAL, True), (CompareResult.NOT_EQUAL, False)):
+        txn = Txn([Compare(key, target, result, operand)], [], [])
+        assert (await etcd.txn(txn)).succeeded is holds
+
+
+async def test_compare_over_a_range(etcd: Etcd, prefix: bytes) -> None:
+    """A range compare holds when every key in it does."""
+    first = await etcd.put(prefix + b"a", b"")
+    keys = whole(prefix)
+
+    def none_newer(than: int) -> Txn:
+        target, less = CompareTarget.CREATE_REVISION, CompareResult.LESS
+        return Txn([Compare(keys.start, target, less, than + 1, keys.end)], [])
+
+    assert (await etcd.txn(none_newer(first.revision))).succeeded
+    await etcd.put(prefix + b"b", b"")
+    assert not (await etcd.txn(none_newer(first.revision))).succeeded
+
+
+async def test_several_ranges_on_one_stream(etcd: Etcd, prefix: bytes) -> None:
+    """Each watcher gets its own range, from its own revision, in order."""
+    first = await etcd.put(prefix + b"a1", b"x")
+    await etcd.put(prefix + b"b1", b"y")
+    await etcd.delete(KeyRange.of_key(prefix + b"a1"))
+    async with etcd.watch() as stream:
+        stream.create(WatchCreate(1, KeyRange(prefix + b"a", prefix + b"b"), first.revision))
+        stream.create(WatchCreate(2, KeyRange(prefix + b"b", prefix + b"c"), first.revision))
+        by_id: dict[int, list[tuple[bytes, bytes, bool]]] = {1: [], 2: []}
+        created = set()
+        with trio.fail_after(10):
+            while sum(map(len, by_id.values())) < 3:
+                for response in await stream.receive():
+                    if response.created:
+                        created.add(response.watch_id)
+                    for event in response.events:
+                        row = (event.key.removeprefix(prefix), event.value, event.is_delete)
+                        by_id[response.watch_id].append(row)
+        assert created == {1, 2}
+        assert by_id == {1: [(b"a1", b"x", False), (b"a1", b"", True)], 2: [(b"b1", b"y", False)]}
+
+
+async def test_previous_values_on_demand(etcd: Etcd, prefix: bytes) -> None:
+    """With prev_kv a delete tells what was there; without, it does not."""
+    start = await etcd.put(prefix + b"k", b"before")
+    await etcd.delete(whole(prefix))
+    for prev_kv in (True, False):
+        async with etcd.watch() as stream:
+            stream.create(WatchCreate(1, whole(prefix), start.revision + 1, prev_kv=prev_kv))
+            (event,) = await events_of(stream, 1)
+            assert event.is_delete
+            assert (event.prev_kv is not None) is prev_kv
+            assert event.prev_kv is None or event.prev_kv.value == b"before"
+
+
+async def test_a_large_revision_comes_in_fragments(etcd: Etcd, prefix: bytes) -> None:
+    """More than etcd sends in one message: the parts are marked, all but the last."""
+    puts = [Put(prefix + b"%03d" % number, b"x" * 14_000) for number in range(100)]
+    results = [await etcd.txn(Txn([], puts)) for _ in range(3)]
+    async with etcd.watch() as stream:
+        stream.create(WatchCreate(1, whole(prefix), results[0].revision))
+        fragments: list[bool] = []
+        count = 0
+        with trio.fail_after(20):
+            while count < 300:
+                for response in await stream.receive():
+                    if response.events:
+                        fragments.append(response.fragment)
+                        count += len(response.events)
+    assert any(fragments)
+    assert fragments[-1] is False
+    assert count == 300
+
+
+async def test_cancelling_a_watcher_ends_its_events(etcd: Etcd, prefix: bytes) -> None:
+    """The other watcher of the stream goes on."""
+    now = await etcd.put(prefix + b"k", b"")
+    async with etcd.watch() as stream:
+        stream.create(WatchCreate(1, whole(prefix), now.revision + 1))
+        stream.create(WatchCreate(2, whole(prefix), now.revision + 1))
+        stream.cancel(1)
+        cancelled = False
+        with trio.fail_after(10):
+            while not cancelled:
+                responses = await stream.receive()
+                cancelled = any(r.canceled and r.watch_id == 1 for r in responses)
+        await etcd.put(prefix + b"k", b"")
+        ids: list[int] = []
+        with trio.fail_after(10):
+            while not ids:
+                ids = [r.watch_id for r in await stream.receive() if r.events]
+        assert ids == [2]
+
+
+async def test_a_watch_below_the_compaction_is_cancelled(own_etcd: EtcdServer) -> None:
+    """With the revision that is still readable, and no header revision to resume from."""
+    async with open_etcd(own_etcd.endpoint) as etcd, etcd.watch() as stream:
+        revision = 0
+        for _ in range(5):
+            revision = (await etcd.put(b"k", b"")).revision
+        await etcd.compact(revision - 1)
+        with pytest.raises(Compacted):
+            await etcd.range(KeyRange.of_key(b"k"), revision=revision - 2)
+        assert (await etcd.range(KeyRange.of_key(b"k"), revision=revision - 1)).kvs
+        stream.create(WatchCreate(7, KeyRange.of_key(b"k"), 1))
+        responses: list[WatchResponse] = []
+        while not any(response.canceled for response in responses):
+            responses += await next_response(stream)
+        last = responses[-1]
+        assert (last.watch_id, last.compact_revision, last.revision) == (7, revision - 1, 0)
+
+
+async def test_leases(etcd: Etcd, prefix: bytes) -> None:
+    """Grant, renew, revoke: the keys of a lease go with it."""
+    lease = await etcd.lease_grant(60)
+    await etcd.put(prefix + b"k", b"", lease=lease.id)
+    assert (await etcd.range(whole(prefix))).kvs[0].lease == lease.id
+    assert (await etcd.lease_keep_alive(lease.id)).ttl == lease.ttl
+    await etcd.lease_revoke(lease.id)
+    assert (await etcd.range(whole(prefix))).kvs == []
+    with pytest.raises(LeaseNotFound):
+        await etcd.lease_keep_alive(lease.id)
+    with pytest.raises(LeaseNotFound):
+        await etcd.lease_revoke(lease.id)
+    with pytest.raises(LeaseNotFound):
+        await etcd.put(prefix + b"k", b"", lease=lease.id)
+
+
+async def test_refusals_are_told_apart(etcd: Etcd, prefix: bytes) -> None:
+    """Each has an error of its own, and none is taken for an outage."""
+    with pytest.raises(RequestTooLarge):
+        await etcd.put(prefix + b"big", b"x" * 2_000_000)
+    with pytest.raises(FutureRevision):
+        await etcd.range(whole(prefix), revision=10**12)
+    with pytest.raises(InvalidRequest, match="duplicate key"):
+        await etcd.txn(Txn([], [Put(prefix, b""), Put(prefix, b"")]))
+    with pytest.raises(InvalidRequest, match="too many operations"):
+        await etcd.txn(Txn([], [Put(prefix + b"%d" % n, b"") for n in range(129)]))
+
+
+async def test_status(etcd: Etcd, shared_etcd: EtcdServer) -> None:
+    """The member tells its version."""
+    status = await etcd.status()
+    assert status.version == str(shared_etcd.version)
+    assert status.leader != 0
+    assert status.db_size > 0
+
+
+async def test_nobody_listening_is_unavailable_and_nothing_was_written() -> None:
+    """Not OutcomeUnknown: the write never left this machine."""
+    async with open_etcd(f"127.0.0.1:{free_port()}") as etcd:
+        with pytest.raises(Unavailable) as caught:
+            await etcd.put(b"k", b"")
+        assert not isinstance(caught.value, OutcomeUnknown)
+        async with etcd.watch() as stream:
+            stream.create(WatchCreate(1, KeyRange.of_key(b"k"), 1))
+            with pytest.raises(Unavailable):
+                await next_response(stream)
+
+
+async def test_the_next_endpoint_is_used_after_a_failure(shared_etcd: EtcdServer) -> None:
+    """One call fails, the one after it succeeds."""
+    async with open_etcd([f"127.0.0.1:{free_port()}", shared_etcd.endpoint]) as etcd:
+        with pytest.raises(Unavailable):
+            await etcd.status()
+        assert (await etcd.status()).version == str(shared_etcd.version)
+
+
+async def test_a_stopped_server_is_a_timeout(own_etcd: EtcdServer) -> None:
+    """A read is Unavailable, a write has an unknown outcome, and the stream fails with them."""
+    async with open_etcd(own_etcd.endpoint, request_timeout=0.5) as etcd, etcd.watch() as stream:
+        stream.create(WatchCreate(1, KeyRange.of_key(b"k"), 1))
+        await next_response(stream)
+        own_etcd.suspend()
+        with pytest.raises(OutcomeUnknown):
+            await etcd.put(b"k", b"")
+        with pytest.raises(Unavailable):
+            await next_response(stream)
+        with pytest.raises(Unavailable) as caught:
+            await etcd.range(KeyRange.of_key(b"k"))
+        assert not isinstance(caught.value, OutcomeUnknown)
+        own_etcd.resume()
+        with trio.fail_after(20):
+            while True:
+                try:
+                    await etcd.range(KeyRange.of_key(b"k"))
+                    break
+                except Unavailable:
+                    continue
+
+
+async def test_cancellation_frees_everything(etcd: Etcd, prefix: bytes) -> None:
+    """Cancelled calls and streams leave no thread, and the connection goes on working."""
+    await etcd.put(prefix + b"k", b"")
+    before = threading.active_count()
+    for _ in range(20):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery, etcd.watch() as stream:
+                stream.create(WatchCreate(1, whole(prefix), 1))
+                nursery.start_soon(etcd.range, whole(prefix))
+                nursery.start_soon(etcd.put, prefix + b"k", b"")
+                await stream.receive()
+                scope.cancel()
+    await eventually(lambda: threading.active_count() <= before + 2)
+    assert (await etcd.range(whole(prefix))).total == 1
+
+
+async def test_pages_are_of_one_revision(
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys that are written between two pages are not seen; sizes are bounded by bytes."""
+    monkeypatch.setattr("etcd_actions.etcd.paging._FIRST_LIMIT", 5)
+    monkeypatch.setattr("etcd_actions.etcd.paging._LEAST_LIMIT", 1)
+    for number in range(40):
+        await etcd.put(prefix + b"%02d" % number, b"x" * 1000)
+    sizes: list[int] = []
+    seen: list[bytes] = []
+    revision = 0
+    async with open_pages(etcd, whole(prefix), page_bytes=10_500) as pages:
+        async for page in pages:
+            await etcd.put(prefix + b"%02d" % (39 if not sizes else 0), b"new")
+            sizes.append(len(page.kvs))
+            seen += [kv.key for kv in page.kvs if kv.value != b"new"]
+            revision = page.revision
+    assert seen == [prefix + b"%02d" % number for number in range(40)]
+    assert sizes == [5, *[10] * 3, 5]
+    assert 0 < revision < (await etcd.range(whole(prefix))).revision
+
+
+async def test_a_page_reader_may_stop_early(etcd: Etcd, prefix: bytes) -> None:
+    """Leaving the context ends the fetching."""
+    for number in range(3):
+        await etcd.put(prefix + b"%d" % number, b"")
+    async with open_pages(etcd, whole(prefix)) as pages:
+        assert (await pages.receive()).total == 3

@@ -1,0 +1,1 @@
+"""What several tests need: etcd processes, a proxy that breaks connections, an oracle."""
