@@ -1,0 +1,93 @@
+"""The domain: what an action is, without I/O.
+
+Conversions to Flyte's protobuf messages are in `etcd_actions.model.flyte`, which is not
+imported here.
+"""
+
+from etcd_actions.model.names import (
+    ANNOTATION_ABORT_REASON,
+    ANNOTATION_ABORTED_BY,
+    ANNOTATION_ORG,
+    API_VERSION,
+    DEFAULT_KEY_PREFIX,
+    FINALIZER_FOREGROUND,
+    FINALIZER_PLUGIN,
+    FINALIZER_RECORD,
+    KIND,
+    LABEL_ACTION,
+    LABEL_ACTION_TYPE,
+    LABEL_COMPLETED_TIME,
+    LABEL_DOMAIN,
+    LABEL_IS_ROOT,
+    LABEL_PROJECT,
+    LABEL_RUN,
+    LABEL_TERMINAL_STATUS_RECORDED,
+    LABEL_TERMINATION_STATUS,
+    OWN_DOMAIN,
+    ROOT_ACTION,
+    ActionId,
+    object_key,
+    parse_key,
+    run_key_prefix,
+    task_action_name,
+)
+from etcd_actions.model.output import fnv1a32, output_uri, shard
+from etcd_actions.model.phase import Condition, Phase, phase_of
+from etcd_actions.model.summary import Summary, pack, summarize, unpack
+from etcd_actions.model.taskaction import (
+    ErrorState,
+    ObjectMeta,
+    OwnerReference,
+    PhaseTransition,
+    TaskAction,
+    TaskActionSpec,
+    TaskActionStatus,
+)
+from etcd_actions.model.update import ActionUpdate, build_action_update
+
+__all__ = [
+    "ANNOTATION_ABORTED_BY",
+    "ANNOTATION_ABORT_REASON",
+    "ANNOTATION_ORG",
+    "API_VERSION",
+    "DEFAULT_KEY_PREFIX",
+    "FINALIZER_FOREGROUND",
+    "FINALIZER_PLUGIN",
+    "FINALIZER_RECORD",
+    "KIND",
+    "LABEL_ACTION",
+    "LABEL_ACTION_TYPE",
+    "LABEL_COMPLETED_TIME",
+    "LABEL_DOMAIN",
+    "LABEL_IS_ROOT",
+    "LABEL_PROJECT",
+    "LABEL_RUN",
+    "LABEL_TERMINAL_STATUS_RECORDED",
+    "LABEL_TERMINATION_STATUS",
+    "OWN_DOMAIN",
+    "ROOT_ACTION",
+    "ActionId",
+    "ActionUpdate",
+    "Condition",
+    "ErrorState",
+    "ObjectMeta",
+    "OwnerReference",
+    "Phase",
+    "PhaseTransition",
+    "Summary",
+    "TaskAction",
+    "TaskActionSpec",
+    "TaskActionStatus",
+    "build_action_update",
+    "fnv1a32",
+    "object_key",
+    "output_uri",
+    "pack",
+    "parse_key",
+    "phase_of",
+    "run_key_prefix",
+    "shard",
+    "summarize",
+    "task_action_name",
+    "unpack",
+]

@@ -1,0 +1,112 @@
+"""Conversions to Flyte's protobuf messages, which are imported on first use only."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from etcd_actions.errors import ConfigError, DecodeError
+
+if TYPE_CHECKING:
+    from flyteidl2.common.identifier_pb2 import ActionIdentifier
+    from flyteidl2.core.literals_pb2 import Literal
+    from flyteidl2.core.tasks_pb2 import TaskTemplate
+    from flyteidl2.workflow.run_definition_pb2 import ConditionAction
+
+    from etcd_actions.model.names import ActionId
+    from etcd_actions.model.taskaction import TaskAction
+
+
+def action_identifier(action_id: ActionId) -> ActionIdentifier:
+    """Make Flyte's identifier of an action.
+
+    Raises:
+        ConfigError: ``flyteidl2`` is not installed.
+    """
+    messages = _import("flyteidl2.common.identifier_pb2")
+    run = messages.RunIdentifier(
+        org=action_id.org,
+        project=action_id.project,
+        domain=action_id.domain,
+        name=action_id.run,
+    )
+    identifier: ActionIdentifier = messages.ActionIdentifier(run=run, name=action_id.name)
+    return identifier
+
+
+def task_template(action: TaskAction) -> TaskTemplate | None:
+    """Read the task template of an action, None where it has none.
+
+    Raises:
+        DecodeError: The field is not base64 or not a template.
+        ConfigError: ``flyteidl2`` is not installed.
+    """
+    if not action.spec.task_template:
+        return None
+    message: TaskTemplate = _parse(
+        "flyteidl2.core.tasks_pb2",
+        "TaskTemplate",
+        action.spec.task_template_bytes,
+        "spec.taskTemplate",
+    )
+    return message
+
+
+def condition_action(action: TaskAction) -> ConditionAction | None:
+    """Read what a condition waits for, None where the action is no condition.
+
+    Raises:
+        DecodeError: The field is not base64 or not a condition.
+        ConfigError: ``flyteidl2`` is not installed.
+    """
+    if not action.spec.condition_spec:
+        return None
+    message: ConditionAction = _parse(
+        "flyteidl2.workflow.run_definition_pb2",
+        "ConditionAction",
+        action.spec.condition_spec_bytes,
+        "spec.conditionSpec",
+    )
+    return message
+
+
+def signal_value(action: TaskAction) -> Literal | None:
+    """Read the value that a condition was signalled with, None where none came.
+
+    Raises:
+        DecodeError: The field is not base64 or not a literal.
+        ConfigError: ``flyteidl2`` is not installed.
+    """
+    data = action.status.signal_value_bytes
+    return None if data is None else literal(data)
+
+
+def literal(data: bytes) -> Literal:
+    """Read a signal's value, as an update carries it.
+
+    Raises:
+        DecodeError: It is not a literal.
+        ConfigError: ``flyteidl2`` is not installed.
+    """
+    message: Literal = _parse("flyteidl2.core.literals_pb2", "Literal", data, "status.signalValue")
+    return message
+
+
+def _parse(module: str, message: str, data: bytes, field: str) -> Any:
+    # Before protobuf's own import, so that a missing extra is told by its name.
+    kind = getattr(_import(module), message)
+    from google.protobuf.message import DecodeError as BadMessage  # noqa: PLC0415
+
+    try:
+        return kind.FromString(data)
+    except BadMessage as error:
+        raise DecodeError(f"{field}: not a {message}: {error}") from None
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"Flyte's messages are not installed ({error}): pip install etcd-actions[flyte]"
+        ) from error

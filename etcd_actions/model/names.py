@@ -1,0 +1,107 @@
+"""Names: labels, annotations, finalizers, action identities and etcd keys."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from etcd_actions.errors import DecodeError
+
+API_VERSION: Final = "flyte.org/v1"
+KIND: Final = "TaskAction"
+
+LABEL_PROJECT: Final = "flyte.org/project"
+LABEL_DOMAIN: Final = "flyte.org/domain"
+LABEL_RUN: Final = "flyte.org/run"
+LABEL_ACTION: Final = "flyte.org/action"
+LABEL_ACTION_TYPE: Final = "flyte.org/action-type"
+LABEL_IS_ROOT: Final = "flyte.org/is-root"
+LABEL_TERMINAL_STATUS_RECORDED: Final = "flyte.org/terminal-status-recorded"
+"""``"true"`` once the run service accepted the terminal status."""
+LABEL_TERMINATION_STATUS: Final = "flyte.org/termination-status"
+"""``terminated``, written by the executor; its garbage collector looks for it."""
+LABEL_COMPLETED_TIME: Final = "flyte.org/completed-time"
+"""``YYYY-MM-DD.HH-MM`` in UTC, written by the executor for its garbage collector."""
+
+FINALIZER_PLUGIN: Final = "flyte.org/plugin-finalizer"
+"""The executor's: it stays until the plugin has aborted and finalized."""
+FINALIZER_FOREGROUND: Final = "foregroundDeletion"
+"""Kubernetes': it stays until the children are gone."""
+
+OWN_DOMAIN: Final = "etcd-actions.io"
+FINALIZER_RECORD: Final = OWN_DOMAIN + "/record"
+"""Ours: it stays until the end of the action is recorded."""
+ANNOTATION_ORG: Final = OWN_DOMAIN + "/org"
+"""The organization of the action, for which Flyte's object has no field."""
+ANNOTATION_ABORT_REASON: Final = OWN_DOMAIN + "/abort-reason"
+ANNOTATION_ABORTED_BY: Final = OWN_DOMAIN + "/aborted-by"
+
+ROOT_ACTION: Final = "a0"
+
+DEFAULT_KEY_PREFIX: Final = b"/registry/flyte.org/taskactions/"
+"""Where a Kubernetes API server with the default ``--etcd-prefix`` keeps TaskActions."""
+
+
+class ActionId(msgspec.Struct, frozen=True, gc=False, order=True):
+    """Which action it is. Hashable; two are equal when all parts are.
+
+    ``org`` is no part of Flyte's stored form: it is empty where nobody noted it.
+    """
+
+    project: str
+    domain: str
+    run: str
+    name: str
+    org: str = ""
+
+    @property
+    def object_name(self) -> str:
+        """The name of the action's object, see `task_action_name`."""
+        return task_action_name(self.run, self.name)
+
+
+def task_action_name(run: str, action: str) -> str:
+    """Name the object of an action, as Flyte's ``buildTaskActionName`` does.
+
+    The root may be called ``a0`` or like its run; both give ``<run>-a0``. Different
+    actions can share a name: neither project nor domain is in it, and run ``a-b`` with
+    action ``c`` gives what run ``a`` with action ``b-c`` gives.
+    """
+    return f"{run}-{ROOT_ACTION if action == run else action}"
+
+
+def object_key(prefix: bytes, namespace: str, name: str) -> bytes:
+    """Build the etcd key of an object, ``<prefix><namespace>/<name>``.
+
+    Raises:
+        ValueError: A part is empty or has a slash, so that the key would be another's.
+    """
+    if not namespace or not name or "/" in namespace or "/" in name:
+        raise ValueError(f"no key can be made of namespace {namespace!r} and name {name!r}")
+    return prefix + f"{namespace}/{name}".encode()
+
+
+def run_key_prefix(prefix: bytes, namespace: str, run: str) -> bytes:
+    """Build the prefix of the keys of a run's actions.
+
+    Runs whose name begins with ``<run>-`` have keys below it too.
+    """
+    return object_key(prefix, namespace, run) + b"-"
+
+
+def parse_key(prefix: bytes, key: bytes) -> tuple[str, str]:
+    """Take namespace and name out of an etcd key.
+
+    Raises:
+        DecodeError: The key is not ``<prefix><namespace>/<name>`` in UTF-8.
+    """
+    if not key.startswith(prefix):
+        raise DecodeError(f"the key is not below {prefix.decode(errors='replace')}", key=key)
+    try:
+        namespace, slash, name = key[len(prefix) :].decode().partition("/")
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"the key is not UTF-8: {error}", key=key) from None
+    if not slash or not namespace or not name or "/" in name:
+        raise DecodeError("the key is not <prefix><namespace>/<name>", key=key)
+    return namespace, name

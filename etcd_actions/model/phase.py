@@ -1,0 +1,107 @@
+"""The phase of an action, and the conditions that it is read from."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+
+class Phase(enum.IntEnum):
+    """The phase of an action, with the numbers of Flyte's ``ActionPhase``."""
+
+    UNSPECIFIED = 0
+    QUEUED = 1
+    WAITING_FOR_RESOURCES = 2
+    INITIALIZING = 3
+    RUNNING = 4
+    SUCCEEDED = 5
+    FAILED = 6
+    ABORTED = 7
+    TIMED_OUT = 8
+    PAUSED = 9
+    RECOVERED = 10
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether an action in this phase is over (Flyte's ``isTerminalPhase``)."""
+        return self in _TERMINAL
+
+
+_TERMINAL = (Phase.SUCCEEDED, Phase.FAILED, Phase.ABORTED, Phase.TIMED_OUT, Phase.RECOVERED)
+
+
+class Condition(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    """One entry of ``status.conditions``, a Kubernetes ``metav1.Condition``.
+
+    Flyte's schema demands the five texts, so all are written, empty ones too.
+    """
+
+    type: str
+    status: str
+    """``True``, ``False`` or ``Unknown``."""
+    reason: str = ""
+    message: str = ""
+    last_transition_time: str = ""
+    """RFC 3339."""
+    observed_generation: int | msgspec.UnsetType = msgspec.UNSET
+
+
+# Flyte has no condition for WAITING_FOR_RESOURCES: its executor says Queued instead.
+_PROGRESSING = {
+    "Queued": Phase.QUEUED,
+    "Initializing": Phase.INITIALIZING,
+    "Executing": Phase.RUNNING,
+    "Paused": Phase.PAUSED,
+}
+
+_FAILED = {"TimedOut": Phase.TIMED_OUT, "Aborted": Phase.ABORTED}
+
+
+class ConditionLike(Protocol):
+    """What of a condition counts."""
+
+    @property
+    def type(self) -> str:
+        """Which condition it is."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """``True``, ``False`` or ``Unknown``."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why, in one word."""
+        ...
+
+
+def phase_of(conditions: Iterable[ConditionLike]) -> Phase:
+    """Read the phase from the conditions, as Flyte's ``GetPhaseFromConditions`` does.
+
+    The list's order decides, the first condition that says something wins. A condition
+    that is not ``True``, and progress for a reason without a phase (``RetryableFailure``),
+    says nothing.
+
+    In one thing it differs from Flyte: a failure for the reason ``Aborted`` is ABORTED
+    here, and FAILED there, where an abort is only told by the deletion that follows it.
+
+    Returns:
+        The phase; UNSPECIFIED where no condition tells it.
+    """
+    for condition in conditions:
+        if condition.status != "True":
+            continue
+        kind = condition.type
+        if kind == "Progressing":
+            phase = _PROGRESSING.get(condition.reason)
+            if phase is not None:
+                return phase
+        elif kind == "Succeeded":
+            return Phase.SUCCEEDED
+        elif kind == "Failed":
+            return _FAILED.get(condition.reason, Phase.FAILED)
+    return Phase.UNSPECIFIED

@@ -1,0 +1,89 @@
+"""The facts of an action that are remembered, to report its deletion.
+
+A DELETE of etcd carries no value, and after a compaction not the previous one either. One
+summary for each key, packed to about 200 bytes, is what can be told then.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from etcd_actions.errors import DecodeError
+from etcd_actions.model.names import ActionId
+from etcd_actions.model.phase import Phase
+from etcd_actions.model.taskaction import TaskAction
+
+
+class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What is remembered of a key. Packed as an array: new fields go to the end."""
+
+    project: str
+    domain: str
+    run: str
+    action: str
+    org: str
+    parent: str
+    uid: str
+    phase: Phase
+    attempts: int
+    cache_status: int
+    recorded: bool
+    run_output_base: str
+    create_revision: int
+    """0 where the writer of the summary did not know it."""
+    revision: int
+    """``mod_revision`` of the value that it was made from."""
+
+    @property
+    def action_id(self) -> ActionId:
+        """Which action it is."""
+        return ActionId(self.project, self.domain, self.run, self.action, self.org)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the action was over."""
+        return self.phase.is_terminal
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Summary).decode
+
+
+def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Summary:
+    """Take the facts of an action that survive it."""
+    spec = action.spec
+    status = action.status
+    action_id = action.action_id
+    return Summary(
+        action_id.project,
+        action_id.domain,
+        action_id.run,
+        action_id.name,
+        action_id.org,
+        spec.parent_action_name,
+        action.metadata.uid,
+        action.phase,
+        status.attempts,
+        status.cache_status,
+        action.is_recorded,
+        spec.run_output_base,
+        create_revision,
+        revision,
+    )
+
+
+def pack(summary: Summary) -> bytes:
+    """Pack the facts of an action that survive it."""
+    return _encode(summary)
+
+
+def unpack(packed: bytes) -> Summary:
+    """Unpack what `pack` made.
+
+    Raises:
+        DecodeError: It is something else.
+    """
+    try:
+        return _decode(packed)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DecodeError(f"not a summary of an action: {error}") from None

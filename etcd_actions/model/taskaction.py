@@ -1,0 +1,307 @@
+"""A TaskAction as Flyte stores it: the fields that this package reads, typed.
+
+The structs are a view. What they do not name (``managedFields``, fields of later versions)
+is not in them, so a change of a stored object goes through the codec's tree instead.
+Base64 and times stay text, which keeps decoding cheap; properties decode them on demand.
+"""
+
+from __future__ import annotations
+
+import binascii
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+
+from etcd_actions.errors import DecodeError
+from etcd_actions.model import names
+from etcd_actions.model.output import output_uri
+from etcd_actions.model.phase import Condition, Phase, phase_of
+
+# Flyte's messages cannot carry a number beyond these.
+UInt32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+
+
+class OwnerReference(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
+    """One entry of ``metadata.ownerReferences``: the parent's object."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+    controller: bool | None = None
+    block_owner_deletion: bool | None = None
+
+
+class ObjectMeta(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
+    """``metadata``, the part of Kubernetes' ``metav1.ObjectMeta`` that matters here."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    generation: int = 0
+    creation_timestamp: str = ""
+    deletion_timestamp: str = ""
+    deletion_grace_period_seconds: int | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    finalizers: tuple[str, ...] = ()
+    owner_references: tuple[OwnerReference, ...] = ()
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When the object was created.
+
+        Raises:
+            DecodeError: The time is not RFC 3339.
+        """
+        return parse_time(self.creation_timestamp, "metadata.creationTimestamp")
+
+    @property
+    def deleted_at(self) -> datetime | None:
+        """When its deletion was asked for, None where it was not.
+
+        Raises:
+            DecodeError: The time is not RFC 3339.
+        """
+        return parse_time(self.deletion_timestamp, "metadata.deletionTimestamp")
+
+
+class TaskActionSpec(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
+    """``spec``: what is to be done. Flyte demands the first four."""
+
+    project: str
+    domain: str
+    run_name: str
+    action_name: str
+    parent_action_name: str = ""
+    """Empty for the root of a run."""
+    action_type: str = ""
+    """``condition``; a task has it empty, or ``task``."""
+    input_uri: str = ""
+    run_output_base: str = ""
+    cache_key: str = ""
+    task_type: str = ""
+    short_name: str = ""
+    group: str = ""
+    task_template: str = ""
+    """Base64 of a ``flyteidl2.core.TaskTemplate``."""
+    condition_spec: str = ""
+    """Base64 of a ``flyteidl2.workflow.ConditionAction``."""
+    env_vars: dict[str, str] = {}
+    interruptible: bool | None = None
+
+    @property
+    def is_condition(self) -> bool:
+        """Whether the action waits for a signal instead of running a task."""
+        return self.action_type == "condition"
+
+    @property
+    def task_template_bytes(self) -> bytes:
+        """The serialized task template, empty where there is none.
+
+        Raises:
+            DecodeError: The field is not base64.
+        """
+        return parse_base64(self.task_template, "spec.taskTemplate")
+
+    @property
+    def condition_spec_bytes(self) -> bytes:
+        """The serialized condition, empty where there is none.
+
+        Raises:
+            DecodeError: The field is not base64.
+        """
+        return parse_base64(self.condition_spec, "spec.conditionSpec")
+
+
+class PhaseTransition(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
+    """One entry of ``status.phaseHistory``."""
+
+    phase: str
+    """The reason of the condition (``Executing``), not a name of `Phase`."""
+    occurred_at: str
+    message: str = ""
+
+
+class ErrorState(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
+    """``status.errorState``: why the action failed."""
+
+    code: str = ""
+    kind: str = ""
+    """``USER``, ``SYSTEM``, or something that counts as unknown."""
+    message: str = ""
+
+
+class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
+    """``status``: how far it is. Nothing of it is there at first."""
+
+    state_json: str = ""
+    plugin_state: str = ""
+    """Base64, opaque: only the executor reads it."""
+    plugin_state_version: int = 0
+    plugin_phase: str = ""
+    plugin_phase_version: int = 0
+    attempts: UInt32 = 0
+    system_failures: int = 0
+    cache_status: Int32 = 0
+    """A number of ``flyteidl2.core.CatalogCacheStatus``."""
+    conditions: tuple[Condition, ...] = ()
+    phase_history: tuple[PhaseTransition, ...] = ()
+    error_state: ErrorState | None = None
+    signal_value: str = ""
+    """Base64 of a ``flyteidl2.core.Literal``."""
+    signalled_by: str = ""
+    signalled_at: str = ""
+
+    @property
+    def plugin_state_bytes(self) -> bytes:
+        """The executor's state, empty where there is none.
+
+        Raises:
+            DecodeError: The field is not base64.
+        """
+        return parse_base64(self.plugin_state, "status.pluginState")
+
+    @property
+    def signal_value_bytes(self) -> bytes | None:
+        """The serialized literal of the signal, None where none came.
+
+        Raises:
+            DecodeError: The field is not base64.
+        """
+        if not self.signal_value:
+            return None
+        return parse_base64(self.signal_value, "status.signalValue")
+
+    @property
+    def signal_time(self) -> datetime | None:
+        """When the signal came, None where none came.
+
+        Raises:
+            DecodeError: The time is not RFC 3339.
+        """
+        return parse_time(self.signalled_at, "status.signalledAt")
+
+
+_NO_STATUS = TaskActionStatus()
+
+
+class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
+    """One action of a run, as stored."""
+
+    api_version: Literal["flyte.org/v1"]
+    kind: Literal["TaskAction"]
+    metadata: ObjectMeta
+    spec: TaskActionSpec
+    status: TaskActionStatus = _NO_STATUS
+
+    @classmethod
+    def new(
+        cls, metadata: ObjectMeta, spec: TaskActionSpec, status: TaskActionStatus = _NO_STATUS
+    ) -> TaskAction:
+        """Make one, with the type that it always has."""
+        return cls(names.API_VERSION, names.KIND, metadata, spec, status)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that its conditions tell, see `phase_of`."""
+        return phase_of(self.status.conditions)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it is over."""
+        return phase_of(self.status.conditions).is_terminal
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the run service accepted its terminal status.
+
+        Only the value ``true`` counts, as in Flyte's ``shouldSkipTaskAction``.
+        """
+        return self.metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) == "true"
+
+    @property
+    def is_deleting(self) -> bool:
+        """Whether its deletion was asked for and waits for finalizers."""
+        return bool(self.metadata.deletion_timestamp)
+
+    @property
+    def action_id(self) -> names.ActionId:
+        """Which action it is; ``org`` as noted by this package, else empty."""
+        spec = self.spec
+        annotations = self.metadata.annotations
+        return names.ActionId(
+            spec.project,
+            spec.domain,
+            spec.run_name,
+            spec.action_name,
+            annotations.get(names.ANNOTATION_ORG, "") if annotations else "",
+        )
+
+    @property
+    def parent(self) -> str:
+        """The parent action's name, empty for the root of a run."""
+        return self.spec.parent_action_name
+
+    @property
+    def short_name(self) -> str:
+        """The name to show: ``spec.shortName``, or what Flyte takes for it.
+
+        Without one it is the last part, by dots, of the name in the task template, which
+        needs ``flyteidl2``; empty where there is no template either.
+
+        Raises:
+            DecodeError: The template cannot be read.
+            ConfigError: ``flyteidl2`` is not installed.
+        """
+        if self.spec.short_name or not self.spec.task_template:
+            return self.spec.short_name
+        from etcd_actions.model import flyte  # noqa: PLC0415 (flyteidl2 on first use)
+
+        template = flyte.task_template(self)
+        return template.id.name.rpartition(".")[2] if template is not None else ""
+
+    @property
+    def output_uri(self) -> str:
+        """The directory of the current attempt's outputs, see `output_uri`."""
+        return output_uri(
+            self.metadata.namespace,
+            self.metadata.name,
+            self.spec.run_output_base,
+            self.spec.action_name,
+            self.status.attempts,
+        )
+
+
+def parse_base64(text: str, field: str) -> bytes:
+    """Decode base64 in its standard alphabet with padding, as Go writes ``[]byte``.
+
+    Raises:
+        DecodeError: It is not base64; the message names the field.
+    """
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as error:
+        raise DecodeError(f"{field}: not base64: {error}") from None
+
+
+def parse_time(text: str, field: str) -> datetime | None:
+    """Parse an RFC 3339 time, with the digits below a microsecond cut off.
+
+    Returns:
+        An aware time, None for an empty text.
+
+    Raises:
+        DecodeError: It is not RFC 3339; the message names the field.
+    """
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise DecodeError(f"{field}: not an RFC 3339 time: {text!r}")
+    return time

@@ -1,0 +1,143 @@
+"""What subscribers and the run service are told about an action."""
+
+from __future__ import annotations
+
+import msgspec
+
+from etcd_actions.model.names import ActionId
+from etcd_actions.model.output import output_uri
+from etcd_actions.model.phase import Phase
+from etcd_actions.model.summary import Summary
+from etcd_actions.model.taskaction import ErrorState, TaskAction, parse_base64
+
+
+class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One state of one action."""
+
+    key: bytes
+    """The etcd key of its object."""
+    namespace: str
+    name: str
+    """The object's name, ``<run>-<action>``."""
+    action_id: ActionId
+    parent: str
+    """The parent action's name, empty for the root of a run."""
+    phase: Phase
+    attempts: int
+    cache_status: int
+    """A number of ``flyteidl2.core.CatalogCacheStatus``."""
+    output_uri: str
+    uid: str
+    create_revision: int
+    """0 where it is not known; with ``uid`` it tells a re-created object from the old one."""
+    revision: int
+    """``mod_revision`` of the value; of a deletion, the revision of the delete."""
+    recorded: bool
+    """Whether the run service had accepted the terminal status."""
+    is_deleted: bool = False
+    """The object is gone from etcd."""
+    partial: bool = False
+    """Told from remembered facts: what has a default below is not known."""
+    error: ErrorState | None = None
+    signal_base64: str = ""
+    signalled_by: str = ""
+    short_name: str = ""
+    """``spec.shortName`` only: `TaskAction.short_name` looks into the template, too."""
+    task_type: str = ""
+    creation_timestamp: str = ""
+
+    @property
+    def signal_value(self) -> bytes | None:
+        """The serialized literal that a condition was signalled with, None without one.
+
+        Raises:
+            DecodeError: The stored field is not base64.
+        """
+        if not self.signal_base64:
+            return None
+        return parse_base64(self.signal_base64, "status.signalValue")
+
+
+def build_action_update(
+    source: TaskAction | Summary,
+    *,
+    key: bytes,
+    revision: int,
+    create_revision: int = 0,
+    deleted: bool = False,
+) -> ActionUpdate:
+    """Say what a state of an action means, as Flyte's ``buildActionUpdate`` does.
+
+    The deletion of an action that was not over aborts it. The deletion of one that was
+    over changes nothing about its end.
+
+    Args:
+        source: The object, or what was remembered of it.
+        key: Its etcd key, ``<prefix><namespace>/<name>``.
+        revision: ``mod_revision`` of the value; of a deletion, the revision of the delete.
+        create_revision: That of the key, 0 where it is not known (etcd's DELETE events);
+            a summary's own is taken then.
+        deleted: The object is gone from etcd.
+    """
+    if isinstance(source, Summary):
+        return _from_summary(source, key, revision, create_revision, deleted)
+    metadata = source.metadata
+    spec = source.spec
+    status = source.status
+    return ActionUpdate(
+        key=key,
+        namespace=metadata.namespace,
+        name=metadata.name,
+        action_id=source.action_id,
+        parent=spec.parent_action_name,
+        phase=_final(source.phase, deleted),
+        attempts=status.attempts,
+        cache_status=status.cache_status,
+        output_uri=output_uri(
+            metadata.namespace,
+            metadata.name,
+            spec.run_output_base,
+            spec.action_name,
+            status.attempts,
+        ),
+        uid=metadata.uid,
+        create_revision=create_revision,
+        revision=revision,
+        recorded=source.is_recorded,
+        is_deleted=deleted,
+        error=status.error_state,
+        signal_base64=status.signal_value,
+        signalled_by=status.signalled_by,
+        short_name=spec.short_name,
+        task_type=spec.task_type,
+        creation_timestamp=metadata.creation_timestamp,
+    )
+
+
+def _from_summary(
+    summary: Summary, key: bytes, revision: int, create_revision: int, deleted: bool
+) -> ActionUpdate:
+    _, namespace, name = key.decode(errors="replace").rsplit("/", 2)
+    return ActionUpdate(
+        key=key,
+        namespace=namespace,
+        name=name,
+        action_id=summary.action_id,
+        parent=summary.parent,
+        phase=_final(summary.phase, deleted),
+        attempts=summary.attempts,
+        cache_status=summary.cache_status,
+        output_uri=output_uri(
+            namespace, name, summary.run_output_base, summary.action, summary.attempts
+        ),
+        uid=summary.uid,
+        create_revision=create_revision or summary.create_revision,
+        revision=revision,
+        recorded=summary.recorded,
+        is_deleted=deleted,
+        partial=True,
+    )
+
+
+def _final(phase: Phase, deleted: bool) -> Phase:
+    return Phase.ABORTED if deleted and not phase.is_terminal else phase
