@@ -1,0 +1,508 @@
+"""The reflector: keeps a consumer up to date with every key under a prefix.
+
+What it promises, and what not
+------------------------------
+
+The reflector lists the prefix at one revision and then watches from there. To its sink it
+gives, for every key, a sequence of changes that is a subsequence of the states the key had
+in etcd, in the same order, and that, once etcd can be reached and the key is left alone,
+ends in the key's true last state.
+
+States are left out only where etcd no longer has them: those before the first list, and
+those lost to a compaction while the reflector was cut off. Then the present state is read
+from a list and given out instead (``listed``). A key that vanished meanwhile gets a
+*synthesised* delete, so no key that was ever given out ends without one. A key that was
+deleted and made again meanwhile gets the delete first, then its new state. Through
+disconnects, leader changes and restarts of etcd within its history nothing is left out,
+and nothing is given out twice.
+
+Changes of different keys have no promised order, since the prefix is watched as several key
+ranges side by side. What one transaction changed can arrive in parts for the same reason.
+
+The sink is called from the task that reads the stream: it is a plain function, so the
+reader never waits for handlers. It waits for room before each page of a list, which costs
+nothing, and at the sink's hard limit before it reads on from the stream, which costs
+history: a reader that stalls for long falls behind a compaction and gets synthesised deletes
+instead of real ones.
+
+Silence is not trusted: when nothing was heard for half of ``dead_after``, a linearizable
+read asks whether the cluster still answers; if it does not within the rest, the stream is
+given up and opened again. So is a stream whose member lost its leader.
+
+A store can be replaced behind the same address, by a restore or a wiped directory. At every
+reconnect the cluster id, the revision and one witness (the newest put given out, read at
+its own revision) are compared. When they disagree the whole prefix is listed again, every
+present state is given out, new or not, and revisions may be lower than before: the one
+case in which the ``mod_revision`` of a key goes back.
+
+Cancelling :meth:`Reflector.run` at any point leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+import trio
+
+from etcd_actions.backoff import Backoff
+from etcd_actions.errors import (
+    Compacted,
+    EtcdError,
+    FutureRevision,
+    InvalidRequest,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+from etcd_actions.etcd.api import (
+    Etcd,
+    KeyRange,
+    KeyValue,
+    RangeResult,
+    WatchCreate,
+    WatchResponse,
+    WatchStream,
+)
+from etcd_actions.etcd.paging import open_pages
+from etcd_actions.etcd.reasons import error_kind
+from etcd_actions.etcd.versions import EtcdVersion, has_reliable_progress
+from etcd_actions.watch.change import Change, ChangeKind
+from etcd_actions.watch.ranges import split
+from etcd_actions.watch.resume import Resume, repartition
+
+_log = structlog.get_logger(__name__)
+
+_BACKOFF = Backoff(initial=0.05, cap=2.0)
+_EARLIER_LIFE = 0
+_FEW_KEYS = 256
+_MANY_FAILURES = 5
+_REFUSALS = (PermissionDenied, Unauthenticated, InvalidRequest)
+
+
+class Sink(Protocol):
+    """Who consumes the changes."""
+
+    def dispatch(self, changes: Sequence[Change], /) -> None:
+        """Take changes, in order. Must not fail."""
+
+    async def wait_list_room(self) -> None:
+        """Return when there is room for another page of a list."""
+
+    async def wait_stream_room(self) -> None:
+        """Return at once, unless at the hard limit: then when there is room again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReflectorSettings:
+    """How a prefix is watched. Times are in seconds.
+
+    Attributes:
+        ranges: How many key ranges to watch side by side. One watcher alone falls behind,
+            and slows etcd down, from a few thousand changes a second on.
+        prev_kv: Whether to ask for the previous value with each change. It costs etcd a read
+            an event, and is not there after a compaction.
+        dead_after: The longest silence, and unanswered question, before a stream counts
+            as dead. etcd itself says nothing for ten minutes when nothing changes.
+        stream_life: A stream is opened anew after this time: boundaries follow the keys,
+            and etcd checks permissions only when a watch is opened.
+        backoff: Delays between failed tries.
+    """
+
+    ranges: int = 4
+    prev_kv: bool = False
+    dead_after: float = 15.0
+    stream_life: float = 1800.0
+    backoff: Backoff = _BACKOFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReflectorStatistics:
+    """What a reflector has done so far.
+
+    Attributes:
+        synced: Whether the first list has been given out.
+        streaming: Whether a stream is open and all its ranges are watched.
+        revision: Every change up to it has been given out.
+        ranges: Number of key ranges watched side by side.
+        keys: Number of keys that exist, as far as is known.
+        events: Number of changes given out.
+        reconnects: Streams lost, by the name of the error.
+        relists: Lists after the first, by reason.
+        silence: Seconds since etcd was last heard; infinite before the first time.
+    """
+
+    synced: bool
+    streaming: bool
+    revision: int
+    ranges: int
+    keys: int
+    events: int
+    reconnects: dict[str, int]
+    relists: dict[str, int]
+    silence: float
+
+
+@dataclass(eq=False)
+class _Range:
+    """One watched range, with the last revision of each of its keys.
+
+    ``listed_at`` is the revision of the last list of it, finished or not.
+    """
+
+    resume: Resume
+    known: dict[bytes, int] = field(default_factory=dict)
+    listed_at: int = 0
+
+
+class Reflector:
+    """Lists and watches one prefix; see the module's text for what it promises.
+
+    Args:
+        etcd: The connection.
+        keys: The range to watch, as a rule a prefix.
+        sink: Who gets the changes.
+        known: Keys given out in an earlier life: those that are gone get their delete.
+        likely_prefix: What most keys begin with; see :func:`~etcd_actions.watch.ranges.split`.
+        settings: See :class:`ReflectorSettings`.
+    """
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        keys: KeyRange,
+        sink: Sink,
+        *,
+        known: Iterable[bytes] = (),
+        likely_prefix: bytes = b"",
+        settings: ReflectorSettings | None = None,
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._sink = sink
+        self._likely_prefix = likely_prefix or keys.start
+        self._settings = settings or ReflectorSettings()
+        self._ranges = [_Range(Resume(keys, 0), dict.fromkeys(known, _EARLIER_LIFE))]
+        self._by_watch_id: dict[int, _Range] = {}
+        self._last_watch_id = 0
+        self._synced = False
+        self._suspicion = ""
+        self._witness: KeyValue | None = None
+        self._cluster_id = 0
+        self._trust_progress = False
+        self._streaming = False
+        self._heard = -math.inf
+        self._events = 0
+        self._reconnects: Counter[str] = Counter()
+        self._relists: Counter[str] = Counter()
+
+    def statistics(self) -> ReflectorStatistics:
+        """See :class:`ReflectorStatistics`."""
+        return ReflectorStatistics(
+            synced=self._synced,
+            streaming=self._streaming,
+            revision=min(range_.resume.done for range_ in self._ranges),
+            ranges=len(self._ranges),
+            keys=sum(len(range_.known) for range_ in self._ranges),
+            events=self._events,
+            reconnects=dict(self._reconnects),
+            relists=dict(self._relists),
+            silence=trio.current_time() - self._heard,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+        """List, then watch until cancelled.
+
+        With ``nursery.start`` returns the list's revision once the list was given out.
+        Until then a refusal (:class:`~etcd_actions.errors.PermissionDenied`,
+        :class:`~etcd_actions.errors.Unauthenticated`,
+        :class:`~etcd_actions.errors.InvalidRequest`) is raised; afterwards it is
+        logged and tried again, as an outage is, since it may be lifted.
+        """
+        failures = 0
+        while True:
+            began = trio.current_time()
+            failure: EtcdError | None = None
+            try:
+                if not self._synced:
+                    revision = await self._list(self._ranges[0], 0)
+                    self._synced = True
+                    task_status.started(revision)
+                await self._verify_store()
+                if self._suspicion:
+                    await self._relist()
+                await self._stream()
+            except* EtcdError as group:
+                failure = _first_of(group)
+            self._streaming = False
+            if failure is None:
+                failures = 0
+                continue
+            if isinstance(failure, _REFUSALS) and not self._synced:
+                raise failure
+            # A stream that lived for a while is a success, whatever ended it.
+            lived = trio.current_time() - began > self._settings.dead_after
+            failures = 1 if lived else failures + 1
+            self._reconnects[type(failure).__name__] += 1
+            delay = self._settings.backoff.delay(failures)
+            log = _log.warning if failures < _MANY_FAILURES else _log.error
+            log("watch_lost", error=str(failure), failures=failures, retry_in=round(delay, 3))
+            await trio.sleep(delay)
+
+    async def _verify_store(self) -> None:
+        """Is this still the store that was watched? Sets ``_suspicion`` if that is not sure."""
+        witness, done = self._witness, max(range_.resume.highest for range_ in self._ranges)
+        keys = KeyRange.of_key(witness.key if witness else self._keys.start)
+        newest = await self._etcd.range(keys, keys_only=True)
+        if self._cluster_id and newest.cluster_id != self._cluster_id:
+            self._suspicion = "replaced"
+        elif newest.revision < done:
+            self._suspicion = "went_back"
+        elif witness is not None:
+            self._suspicion = await self._hear(witness, newest) or self._suspicion
+        self._cluster_id = newest.cluster_id
+        try:
+            version = EtcdVersion.parse((await self._etcd.status()).version)
+        except (PermissionDenied, ValueError):
+            # Only a known version is known to be reliable.
+            self._trust_progress = False
+        else:
+            self._trust_progress = has_reliable_progress(version)
+
+    async def _hear(self, witness: KeyValue, newest: RangeResult) -> str:
+        """What the witness says against the store; empty if nothing."""
+        try:
+            then = await self._etcd.range(
+                KeyRange.of_key(witness.key), revision=witness.mod_revision, keys_only=True
+            )
+        except FutureRevision:
+            return "went_back"
+        except Compacted:
+            # Unchanged at the head it proves as much; changed since, only a list can tell.
+            return "" if _same(newest.kvs, witness) else "unverifiable"
+        return "" if _same(then.kvs, witness) else "replaced"
+
+    async def _relist(self) -> None:
+        """List everything: the store may be another one."""
+        log = _log.warning if self._suspicion == "unverifiable" else _log.error
+        log("listing_again", reason=self._suspicion, prefix=self._keys.start.decode())
+        self._relists[self._suspicion] += 1
+        whole = _Range(Resume(self._keys, 0))
+        for range_ in self._ranges:
+            whole.known.update(range_.known)
+        self._ranges = [whole]
+        self._witness = None
+        await self._list(whole, 0, replaced=self._suspicion != "unverifiable")
+        self._suspicion = ""
+
+    async def _list(self, range_: _Range, revision: int, *, replaced: bool = False) -> int:
+        """List a range and give out what differs from what was given out before.
+
+        Args:
+            range_: It is watched from the list's revision afterwards.
+            revision: Where to list, not below anything given out; 0 for the newest.
+            replaced: The store is another one: equal revisions prove nothing, so every
+                state is given out.
+        """
+        known = range_.known
+        missing = set(known)
+        async with open_pages(self._etcd, range_.resume.keys, revision=revision) as pages:
+            async for page in pages:
+                await self._sink.wait_list_room()
+                self._heard = trio.current_time()
+                revision = range_.listed_at = page.revision
+                changes = []
+                for kv in page.kvs:
+                    seen = known.get(kv.key)
+                    if seen is not None:
+                        missing.discard(kv.key)
+                        if kv.mod_revision == seen and not replaced:
+                            continue
+                        if kv.create_revision > seen > _EARLIER_LIFE:
+                            changes.append(_synthesised_delete(kv.key, kv.create_revision - 1))
+                            seen = None
+                    known[kv.key] = kv.mod_revision
+                    kind = ChangeKind.ADDED if seen is None else ChangeKind.MODIFIED
+                    changes.append(_listed(kv, kind))
+                self._give(changes)
+        self._give([_synthesised_delete(key, max(known.pop(key), revision)) for key in missing])
+        range_.resume.restart(revision)
+        return revision
+
+    async def _stream(self) -> None:
+        """Watch all ranges on one stream, until it fails or has lived long enough."""
+        self._repartition()
+        self._by_watch_id.clear()
+        for range_ in self._ranges:
+            range_.resume.stream_lost()
+        async with self._etcd.watch() as stream, trio.open_nursery() as nursery:
+            for range_ in self._ranges:
+                self._open(stream, range_)
+            self._streaming = True
+            nursery.start_soon(self._probe, stream)
+            with trio.move_on_after(self._settings.stream_life):
+                while True:
+                    await self._sink.wait_stream_room()
+                    for response in await stream.receive():
+                        self._handle(response, stream, nursery)
+                    self._heard = trio.current_time()
+            nursery.cancel_scope.cancel("the stream has lived long enough")
+
+    def _repartition(self) -> None:
+        """Move the range boundaries to where the keys are, when that is worth it."""
+        total = sum(len(range_.known) for range_ in self._ranges)
+        count = self._settings.ranges
+        largest = max(len(range_.known) for range_ in self._ranges)
+        if len(self._ranges) == count and largest <= max(_FEW_KEYS, 2 * total // count):
+            return
+        known = [key for range_ in self._ranges for key in range_.known]
+        bounds = split(self._keys, count, known, likely_prefix=self._likely_prefix)
+        moved = repartition([range_.resume for range_ in self._ranges], bounds)
+        listed_at = max(range_.listed_at for range_ in self._ranges)
+        ranges = [_Range(resume, listed_at=listed_at) for resume in moved]
+        starts = [resume.keys.start for resume in moved]
+        for range_ in self._ranges:
+            for key, revision in range_.known.items():
+                ranges[bisect_right(starts, key) - 1].known[key] = revision
+        self._ranges = ranges
+
+    def _open(self, stream: WatchStream, range_: _Range) -> None:
+        """Watch ``range_`` under an id that this stream has not seen."""
+        self._last_watch_id += 1
+        self._by_watch_id[self._last_watch_id] = range_
+        resume = range_.resume
+        stream.create(
+            WatchCreate(
+                self._last_watch_id,
+                resume.keys,
+                resume.start_revision,
+                prev_kv=self._settings.prev_kv,
+            )
+        )
+
+    def _handle(self, response: WatchResponse, stream: WatchStream, nursery: trio.Nursery) -> None:
+        range_ = self._by_watch_id.get(response.watch_id)
+        if response.canceled:
+            if response.watch_id >= 0 and range_ is None:
+                return
+            if not response.compact_revision or range_ is None:
+                reason = response.cancel_reason or "etcd cancelled the watch"
+                raise (error_kind(reason) or Unavailable)(f"watch: {reason}")
+            del self._by_watch_id[response.watch_id]
+            # etcd 3.5.30 answers no progress request while a dead watcher is registered.
+            stream.cancel(response.watch_id)
+            nursery.start_soon(self._recover, stream, range_, response.compact_revision)
+        elif response.events:
+            if range_ is not None:
+                self._give_events(range_, response)
+        elif not response.created and self._trust_progress:
+            # Progress of one watcher, or (id -1) of all of them.
+            for each in [range_] if range_ is not None else self._by_watch_id.values():
+                each.resume.progress(response.revision)
+
+    def _give_events(self, range_: _Range, response: WatchResponse) -> None:
+        events = range_.resume.accept(response.events, fragment=response.fragment)
+        known = range_.known
+        changes = []
+        for event in events:
+            key, version, revision = event.key, event.version, event.mod_revision
+            if version:
+                known[key] = revision
+                kind = ChangeKind.ADDED if version == 1 else ChangeKind.MODIFIED
+            else:
+                known.pop(key, None)
+                kind = ChangeKind.DELETED
+            changes.append(
+                Change(
+                    kind,
+                    key,
+                    event.value,
+                    event.create_revision,
+                    revision,
+                    version,
+                    event.lease,
+                    prev_value=None if event.prev_kv is None else event.prev_kv.value,
+                )
+            )
+        self._give(changes)
+
+    def _give(self, changes: list[Change]) -> None:
+        if not changes:
+            return
+        self._events += len(changes)
+        newest = self._witness.mod_revision if self._witness else 0
+        for change in reversed(changes):
+            if change.version and change.mod_revision > newest:
+                self._witness = KeyValue(
+                    change.key, b"", change.create_revision, change.mod_revision, change.version
+                )
+                break
+        self._sink.dispatch(changes)
+
+    async def _recover(self, stream: WatchStream, range_: _Range, compacted: int) -> None:
+        """List a range whose history was compacted away, and watch it again.
+
+        The compaction revision itself is still readable. Never below what was given out
+        already: with moved boundaries or after a broken-off list that can be above it.
+        """
+        revision = max(compacted, range_.resume.highest, range_.listed_at)
+        self._relists["compacted"] += 1
+        keys = range_.resume.keys
+        _log.warning("history_compacted", start=keys.start.decode(), listing_at=revision)
+        compacted_again = False
+        try:
+            await self._list(range_, revision)
+        except* Compacted:
+            compacted_again = True
+        if compacted_again:
+            await self._list(range_, 0)
+        self._open(stream, range_)
+
+    async def _probe(self, stream: WatchStream) -> None:
+        """Raise Unavailable when the cluster has gone silent."""
+        dead_after = self._settings.dead_after
+        while True:
+            await trio.sleep(dead_after / 6)
+            if self._trust_progress:
+                stream.request_progress()
+            silence = trio.current_time() - self._heard
+            if silence < dead_after / 2:
+                continue
+            with trio.move_on_after(dead_after - silence) as scope:
+                await self._etcd.range(KeyRange.of_key(self._keys.start), keys_only=True)
+            if scope.cancelled_caught:
+                raise Unavailable(f"watch: nothing heard for {dead_after:g} s")
+            self._heard = trio.current_time()
+
+
+def _listed(kv: KeyValue, kind: ChangeKind) -> Change:
+    return Change(
+        kind,
+        kv.key,
+        kv.value,
+        kv.create_revision,
+        kv.mod_revision,
+        kv.version,
+        kv.lease,
+        listed=True,
+    )
+
+
+def _synthesised_delete(key: bytes, revision: int) -> Change:
+    return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, listed=True, synthesised=True)
+
+
+def _same(found: Sequence[KeyValue], witness: KeyValue) -> bool:
+    return [(kv.create_revision, kv.mod_revision, kv.version) for kv in found] == [
+        (witness.create_revision, witness.mod_revision, witness.version)
+    ]
+
+
+def _first_of(group: BaseExceptionGroup[EtcdError]) -> EtcdError:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
