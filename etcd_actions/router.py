@@ -1,0 +1,425 @@
+"""Routes changes to one channel a key, and the channels to a pool of workers.
+
+- **Ordered.** The changes of one key are handled in the order in which they were
+  dispatched, and never two at a time. Different keys are handled side by side, by at most
+  as many workers as run.
+- **Short-lived.** A key has a channel only while it has work, so memory and cost follow the
+  work and not the number of keys.
+- **Conflating.** Dispatching never waits. A put that finds an unhandled put of the same
+  incarnation (``create_revision``) takes its place: latest wins. Deletes, and puts of
+  another incarnation, queue up behind what is there. Only a key that is deleted and made
+  again faster than it is handled, for more than :data:`_LONGEST` steps, loses the oldest of
+  them: what is kept begins with its last delete.
+- **Bounded.** Above ``soft_bytes`` the values of newly dispatched puts are dropped and read
+  again, at their own revision, when their turn comes. Above ``hard_changes`` the stream is
+  made to wait, which is counted: see :meth:`Router.wait_stream_room`.
+- **Patient.** A handler that fails is called again after a back-off, for ever, with the
+  failed change or a newer state of the same incarnation; it does not hold a worker
+  meanwhile. :meth:`Router.statistics` lists the failing keys.
+
+A change that a cancelled worker was handling is not handled again by this router.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import final
+
+import msgspec
+import structlog
+import trio
+
+from etcd_actions.backoff import Backoff
+from etcd_actions.watch import Change, ChangeKind
+
+_BACKOFF = Backoff(initial=0.1, cap=30.0)
+_LONGEST = 16
+_TURN = 64
+
+_log = structlog.get_logger(__name__)
+
+Handler = Callable[[Change], Awaitable[None]]
+Reread = Callable[[Change], Awaitable[Change | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSettings:
+    """Limits of a router.
+
+    Attributes:
+        soft_bytes: Bytes of pending values above which new ones are dropped and read again.
+        hard_changes: Number of pending changes above which the stream is made to wait.
+        backoff: Delays, in seconds, before a failed handler is called again.
+    """
+
+    soft_bytes: int = 64 * 1024 * 1024
+    hard_changes: int = 1_000_000
+    backoff: Backoff = _BACKOFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailingKey:
+    """A key whose handler keeps failing: how often in a row, since when, and why last."""
+
+    key: bytes
+    failures: int
+    since: float
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterStatistics:
+    """What a router holds and has done.
+
+    Attributes:
+        keys: Number of keys with work: waiting, being handled or to be tried again.
+        pending_changes: Number of changes not yet taken by a worker.
+        pending_bytes: Bytes of their values.
+        dispatched: Number of changes that came in.
+        handled: Number of changes handled with success.
+        conflated: Number of changes that a newer one replaced before they were handled.
+        dropped_values: Number of values dropped above the soft limit.
+        stalls: How often the hard limit made the stream wait.
+        failures: Number of failed handler calls.
+        failing: The keys that wait to be tried again.
+    """
+
+    keys: int
+    pending_changes: int
+    pending_bytes: int
+    dispatched: int
+    handled: int
+    conflated: int
+    dropped_values: int
+    stalls: int
+    failures: int
+    failing: tuple[FailingKey, ...]
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Shared by a router and its channels."""
+
+    changes: int = 0
+    bytes: int = 0
+    dispatched: int = 0
+    handled: int = 0
+    conflated: int = 0
+    dropped_values: int = 0
+    stalls: int = 0
+    failures: int = 0
+
+
+@final
+class KeyChannel(trio.abc.ReceiveChannel[Change]):
+    """The unhandled changes of one key, read as a trio channel.
+
+    It ends (:class:`trio.EndOfChannel`) when the key has no more work; a change that comes
+    after that opens a new channel. At most one task may read it.
+    """
+
+    __slots__ = ("_counts", "_on_end", "_pending", "_reread", "failures", "key", "since")
+
+    def __init__(
+        self, key: bytes, counts: _Counts, reread: Reread, on_end: Callable[[bytes], None]
+    ) -> None:
+        self.key = key
+        self.failures = 0
+        self.since = 0.0
+        self._pending: list[Change] = []
+        self._counts = counts
+        self._reread = reread
+        self._on_end = on_end
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def put(self, change: Change) -> None:
+        """Append a change, conflating it with the last one if that is allowed."""
+        counts, pending = self._counts, self._pending
+        counts.bytes += len(change.value or b"")
+        if pending and (merged := _conflated(pending[-1], change)) is not None:
+            counts.bytes -= len(pending[-1].value or b"")
+            counts.conflated += 1
+            pending[-1] = merged
+            return
+        counts.changes += 1
+        pending.append(change)
+        if len(pending) > _LONGEST:
+            self._forget_before_last_delete()
+
+    def put_back(self, change: Change) -> None:
+        """Return a change that could not be handled, to be received again."""
+        counts, pending = self._counts, self._pending
+        if pending and (merged := _conflated(change, pending[0])) is not None:
+            counts.conflated += 1
+            pending[0] = merged
+            return
+        counts.bytes += len(change.value or b"")
+        counts.changes += 1
+        pending.insert(0, change)
+
+    def receive_nowait(self) -> Change:
+        """The next change.
+
+        Raises:
+            trio.WouldBlock: Its value was dropped; :meth:`receive` reads it again.
+            trio.EndOfChannel: The key has no more work.
+        """
+        if not self._pending:
+            self._on_end(self.key)
+            raise trio.EndOfChannel
+        change = self._pending[0]
+        if change.value is None:
+            raise trio.WouldBlock
+        del self._pending[0]
+        self._counts.changes -= 1
+        self._counts.bytes -= len(change.value)
+        return change
+
+    async def receive(self) -> Change:
+        """The next change, with its value.
+
+        A dropped value is read again at its own revision. Where that is compacted and the
+        key has moved on the change is skipped: the watch brings the newer state. When the
+        read fails, or is cancelled, the change stays and is received next time.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self.receive_nowait()
+            except trio.WouldBlock:
+                dropped = self._pending[0]
+            found = await self._reread(dropped)
+            # A newer state may have taken its place meanwhile: then that one is wanted.
+            if self._pending and self._pending[0] is dropped:
+                self._forget(1)
+                if found is not None:
+                    return found
+
+    async def aclose(self) -> None:
+        """Give up what is pending and end the channel."""
+        self._forget(len(self._pending))
+        self._on_end(self.key)
+        await trio.lowlevel.checkpoint()
+
+    def _forget_before_last_delete(self) -> None:
+        deletes = [index for index, change in enumerate(self._pending) if change.is_delete]
+        if deletes and deletes[-1] > 0:
+            self._counts.conflated += deletes[-1]
+            self._forget(deletes[-1])
+
+    def _forget(self, count: int) -> None:
+        self._counts.bytes -= sum(len(change.value or b"") for change in self._pending[:count])
+        self._counts.changes -= count
+        del self._pending[:count]
+
+
+class Router:
+    """See the module's text.
+
+    Run :meth:`worker` in as many tasks as there may be handlers at work, and
+    :meth:`retry_failed` in one.
+
+    Args:
+        handler: Called with each change; an ``Exception`` from it means: try again.
+        reread: Reads a dropped value again: the change with its value, or None to skip it.
+        settings: See :class:`RouterSettings`.
+    """
+
+    def __init__(
+        self, handler: Handler, reread: Reread, settings: RouterSettings | None = None
+    ) -> None:
+        self._handler = handler
+        self._reread = reread
+        self._settings = settings or RouterSettings()
+        self._counts = _Counts()
+        self._channels: dict[bytes, KeyChannel] = {}
+        self._ready: deque[KeyChannel] = deque()
+        self._parked: list[trio.lowlevel.Task] = []
+        self._waking = False
+        self._failing: dict[bytes, FailingKey] = {}
+        self._retries: list[tuple[float, int, KeyChannel]] = []
+        self._retry_added = trio.Event()
+        self._room: trio.Event | None = None
+        self._idle: trio.Event | None = None
+
+    def statistics(self) -> RouterStatistics:
+        """See :class:`RouterStatistics`."""
+        counts = self._counts
+        return RouterStatistics(
+            keys=len(self._channels),
+            pending_changes=counts.changes,
+            pending_bytes=counts.bytes,
+            dispatched=counts.dispatched,
+            handled=counts.handled,
+            conflated=counts.conflated,
+            dropped_values=counts.dropped_values,
+            stalls=counts.stalls,
+            failures=counts.failures,
+            failing=tuple(self._failing.values()),
+        )
+
+    def dispatch(self, changes: Iterable[Change]) -> None:
+        """Queue changes, in order. Never waits, never fails."""
+        channels, counts = self._channels, self._counts
+        for change in changes:
+            counts.dispatched += 1
+            channel = channels.get(change.key)
+            if channel is None:
+                channel = KeyChannel(change.key, counts, self._reread, self._end)
+                channels[change.key] = channel
+                self._ready.append(channel)
+            if counts.bytes > self._settings.soft_bytes and change.value:
+                counts.dropped_values += 1
+                channel.put(_without_value(change))
+            else:
+                channel.put(change)
+        self._wake_one()
+
+    async def wait_idle(self) -> None:
+        """Return once no key has work."""
+        while self._channels:
+            if self._idle is None:
+                self._idle = trio.Event()
+            await self._idle.wait()
+        await trio.lowlevel.checkpoint()
+
+    async def wait_list_room(self) -> None:
+        """Return once the pending values are below the soft limit."""
+        while self._counts.bytes > self._settings.soft_bytes:
+            await self._wait_room()
+
+    async def wait_stream_room(self) -> None:
+        """Return at once, unless more changes are pending than the hard limit allows.
+
+        Reaching it is a fault of the handlers, or of the machine: it is counted and logged.
+        """
+        if self._counts.changes < self._settings.hard_changes:
+            return
+        self._counts.stalls += 1
+        _log.error("handlers_too_slow", pending=self._counts.changes)
+        while self._counts.changes >= self._settings.hard_changes:
+            await self._wait_room()
+
+    async def worker(self) -> None:
+        """Handle the changes of one key after another, until cancelled."""
+        counts = self._counts
+        turn = 0
+        while True:
+            channel = await self._next()
+            while channel:
+                # Handlers that never wait must not keep the reader from its turn.
+                turn += 1
+                if turn % _TURN == 0:
+                    await trio.lowlevel.checkpoint()
+                change = None
+                try:
+                    try:
+                        change = channel.receive_nowait()
+                    except trio.WouldBlock:
+                        change = await channel.receive()
+                    await self._handler(change)
+                except trio.EndOfChannel:
+                    break
+                except Exception as error:
+                    self._put_off(channel, change, error)
+                    break
+                counts.handled += 1
+                if channel.failures:
+                    channel.failures = 0
+                    del self._failing[channel.key]
+                if self._room is not None and counts.bytes <= self._settings.soft_bytes:
+                    self._room.set()
+                    self._room = None
+            else:
+                self._end(channel.key)
+
+    async def retry_failed(self) -> None:
+        """Make failed keys ready again when their delay is over, until cancelled."""
+        while True:
+            self._retry_added = trio.Event()
+            until = self._retries[0][0] if self._retries else float("inf")
+            with trio.move_on_at(until):
+                await self._retry_added.wait()
+            while self._retries and self._retries[0][0] <= trio.current_time():
+                channel = heapq.heappop(self._retries)[2]
+                self._ready.append(channel)
+            self._wake_one()
+
+    async def _next(self) -> KeyChannel:
+        """The next channel with work. Who waited least is woken first, one at a time."""
+        while not self._ready:
+            await self._park()
+            self._waking = False
+        channel = self._ready.popleft()
+        self._wake_one()
+        return channel
+
+    def _wake_one(self) -> None:
+        if self._ready and self._parked and not self._waking:
+            self._waking = True
+            trio.lowlevel.reschedule(self._parked.pop())
+
+    async def _park(self) -> None:
+        task = trio.lowlevel.current_task()
+        self._parked.append(task)
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._parked.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _end(self, key: bytes) -> None:
+        del self._channels[key]
+        if self._idle is not None and not self._channels:
+            self._idle.set()
+            self._idle = None
+
+    async def _wait_room(self) -> None:
+        if self._room is None:
+            self._room = trio.Event()
+        await self._room.wait()
+
+    def _put_off(self, channel: KeyChannel, change: Change | None, error: Exception) -> None:
+        """Have a failed key tried again later."""
+        if change is not None:
+            channel.put_back(change)
+        now = trio.current_time()
+        self._counts.failures += 1
+        channel.failures += 1
+        if channel.failures == 1:
+            channel.since = now
+        delay = self._settings.backoff.delay(channel.failures)
+        reason = f"{type(error).__name__}: {error}"
+        self._failing[channel.key] = FailingKey(
+            key=channel.key, failures=channel.failures, since=channel.since, error=reason
+        )
+        _log.warning(
+            "handler_failed",
+            key=channel.key.decode(errors="backslashreplace"),
+            error=reason,
+            failures=channel.failures,
+            retry_in=round(delay, 3),
+            # Once is enough: the same traceback for ever would bury everything else.
+            exc_info=error if channel.failures == 1 else None,
+        )
+        heapq.heappush(self._retries, (now + delay, self._counts.failures, channel))
+        self._retry_added.set()
+
+
+def _conflated(old: Change, new: Change) -> Change | None:
+    """What both together say, None when they must stay apart."""
+    if old.is_delete or new.is_delete or old.create_revision != new.create_revision:
+        return None
+    if old.kind is ChangeKind.ADDED and new.kind is not ChangeKind.ADDED:
+        return msgspec.structs.replace(new, kind=ChangeKind.ADDED)
+    return new
+
+
+def _without_value(change: Change) -> Change:
+    return msgspec.structs.replace(change, value=None, prev_value=None)
