@@ -1,0 +1,46 @@
+"""Flyte's run service, as far as the processor needs it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from etcd_actions.model import ActionUpdate, Phase, TaskAction
+
+
+class RunService(Protocol):
+    """Who keeps the record of runs that people look at.
+
+    Each call either returns, and then the run service has accepted what it was told, or
+    raises, and then it is called again, after a back-off, for ever. The calls for one
+    action come one after another, in order; a call may be repeated after it was accepted.
+    """
+
+    def wants(self, phase: Phase, deleted: bool) -> bool:
+        """Whether a state of this phase, or a deletion, is to be told at all."""
+        ...
+
+    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+        """Make the action known, before its first status.
+
+        ``action`` is the stored object, None where it was deleted before it could be read.
+        """
+
+    async def update_action_status(self, update: ActionUpdate) -> None:
+        """Tell a state of the action."""
+
+
+class NullRunService:
+    """Accepts everything, for a deployment that has no run service.
+
+    It wants the endings only: they are what gets marked.
+    """
+
+    def wants(self, phase: Phase, deleted: bool) -> bool:
+        """Whether the action is over and can be marked."""
+        return phase.is_terminal and not deleted
+
+    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+        """Accept."""
+
+    async def update_action_status(self, update: ActionUpdate) -> None:
+        """Accept."""

@@ -1,0 +1,167 @@
+"""Subscriptions: who gets what, and that no last state is lost."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from etcd_actions.model import ActionId, ActionUpdate, Phase, Summary
+from etcd_actions.subscriptions import Subscriptions
+
+
+def action(name: str, *, run: str = "r1", project: str = "p", org: str = "") -> ActionId:
+    return ActionId(project, "d", run, name, org)
+
+
+def update(
+    action_id: ActionId, parent: str = "a0", revision: int = 1, phase: Phase = Phase.RUNNING
+) -> ActionUpdate:
+    return ActionUpdate(
+        key=f"/{action_id.project}/{action_id.run}-{action_id.name}".encode(),
+        namespace="flyte",
+        name=f"{action_id.run}-{action_id.name}",
+        action_id=action_id,
+        parent=parent,
+        phase=phase,
+        attempts=1,
+        cache_status=0,
+        output_uri="",
+        uid="u",
+        create_revision=1,
+        revision=revision,
+        recorded=False,
+    )
+
+
+async def test_the_parent_and_its_children_are_told() -> None:
+    """Not grandchildren, not other runs' actions of the same name, not other projects'."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0")) as subscription:
+        for each in (
+            update(action("a0"), parent=""),
+            update(action("c1")),
+            update(action("g1"), parent="c1"),
+            update(action("c1", run="r2")),
+            update(action("c1", project="q")),
+        ):
+            subscriptions.notify(each)
+        got = [subscription.receive_nowait() for _ in range(2)]
+        assert [each.action_id.name for each in got] == ["a0", "c1"]
+        with pytest.raises(trio.WouldBlock):
+            subscription.receive_nowait()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "actual", "told"),
+    [("", "o", True), ("o", "", True), ("o", "o", True), ("o", "other", False)],
+)
+async def test_the_organisation_counts_where_both_know_it(
+    wanted: str, actual: str, told: bool
+) -> None:
+    """It is no part of the stored form, so its absence excludes nobody."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0", org=wanted)) as subscription:
+        subscriptions.notify(update(action("c1", org=actual)))
+        assert subscription.statistics().pending == int(told)
+
+
+async def test_a_lagging_subscriber_gets_the_last_states() -> None:
+    """Memory is bounded by the number of actions, and what was left out is counted."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0")) as subscription:
+        for revision in range(1, 1001):
+            subscriptions.notify(update(action(f"c{revision % 3}"), revision=revision))
+        assert subscription.statistics() == (3, 997)
+        got = [(await subscription.receive()).revision for _ in range(3)]
+        assert sorted(got) == [998, 999, 1000]
+
+
+async def test_a_waiting_reader_is_woken() -> None:
+    """And one that never reads keeps nobody from anything."""
+    subscriptions = Subscriptions()
+    received: list[int] = []
+    async with (
+        subscriptions.subscribe(action("a0")) as reader,
+        subscriptions.subscribe(action("a0")),
+        trio.open_nursery() as nursery,
+    ):
+
+        async def read() -> None:
+            async for each in reader:
+                received.append(each.revision)
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        for revision in (1, 2):
+            subscriptions.notify(update(action("c1"), revision=revision))
+            await trio.testing.wait_all_tasks_blocked()
+        assert received == [1, 2]
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancelling_a_receive_loses_nothing() -> None:
+    """An update that comes later is there for the next receive."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0")) as subscription:
+        with trio.move_on_after(0):
+            await subscription.receive()
+        subscriptions.notify(update(action("c1")))
+        with trio.move_on_after(0) as scope:
+            await subscription.receive()
+        assert scope.cancelled_caught
+        with trio.testing.assert_checkpoints():
+            assert (await subscription.receive()).revision == 1
+
+
+async def test_closing_ends_the_reader_and_twice_is_harmless() -> None:
+    """Nothing is kept for a closed subscription."""
+    subscriptions = Subscriptions()
+    subscription = subscriptions.subscribe(action("a0"))
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await subscription.receive()
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        await subscription.aclose()
+    await subscription.aclose()
+    assert len(subscriptions) == 0
+    subscriptions.notify(update(action("c1")))
+    assert subscription.statistics().pending == 0
+
+
+async def test_the_end_comes_behind_what_is_pending() -> None:
+    """Closing the processor loses no last state."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0")) as subscription:
+        subscriptions.notify(update(action("c1")))
+        subscriptions.end()
+        assert [each.revision async for each in subscription] == [1]
+
+
+async def test_two_readers_are_an_error() -> None:
+    """A second one would steal wake-ups."""
+    subscriptions = Subscriptions()
+    async with (
+        subscriptions.subscribe(action("a0")) as subscription,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(subscription.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await subscription.receive()
+        nursery.cancel_scope.cancel()
+
+
+def test_wants_looks_at_the_action_and_its_parent() -> None:
+    """Nobody's states need not be decoded any further."""
+    subscriptions = Subscriptions()
+    summary = Summary("p", "d", "r1", "c1", "", "a0", "u", Phase.RUNNING, 1, 0, False, "", 1, 1)
+    assert not subscriptions.wants(summary)
+    subscriptions.subscribe(action("other"))
+    assert not subscriptions.wants(summary)
+    subscriptions.subscribe(action("a0"))
+    assert subscriptions.wants(summary)
