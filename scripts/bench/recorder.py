@@ -1,0 +1,196 @@
+"""What all readers share: how they are told what to do, and what they count.
+
+A reader is a process: ``python -m scripts.bench.reader_NAME TASK``. Its main thread reads
+events for ever; a second thread takes commands as lines on stdin and, but for a time after
+the load, sleeps. The process ends by ``os._exit``, since some readers cannot be stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from array import array
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from scripts.bench.bodies import stamp_of
+
+_POLL_SECONDS = 0.005
+_QUIET_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a reader is to do.
+
+    Attributes:
+        mode: Watch a prefix, or list it to the last object.
+        host: etcd's host.
+        port: etcd's port.
+        prefix: What keys begin with; a namespace of TaskActions and a slash.
+        revision: The first revision to watch.
+        page: Objects a page, for readers that list by hand.
+        times: A file for the times at which events were sent and seen.
+        spawned: When the process was started, by ``time.monotonic_ns()``.
+    """
+
+    mode: Literal["watch", "list"]
+    host: str
+    port: int
+    prefix: str
+    revision: int
+    page: int
+    times: str
+    spawned: int
+
+    @property
+    def target(self) -> str:
+        """etcd, as HOST:PORT."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def range_end(self) -> bytes:
+        """The first key behind the prefix."""
+        prefix = self.prefix.encode()
+        return prefix[:-1] + bytes((prefix[-1] + 1,))
+
+    def to_json(self) -> str:
+        """For the command line of a reader."""
+        return json.dumps(asdict(self))
+
+
+class Recorder:
+    """Counts the events of one reader; all calls come from one thread."""
+
+    def __init__(self) -> None:
+        self.sent = array("q")
+        self.seen = array("q")
+        self.last: dict[bytes, int] = {}
+        self.disordered = 0
+        self.listed_count = 0
+        self.listed_at = 0
+        self.opened_at = 0
+        self.opened_cpu = 0
+        self.notes: dict[str, object] = {}
+        self.watching = threading.Event()
+
+    def opening(self) -> None:
+        """Call before connecting, when all is imported."""
+        self.opened_at = time.monotonic_ns()
+        self.opened_cpu = time.process_time_ns()
+
+    def event(self, key: bytes, mod_revision: int, value: bytes) -> None:
+        """Count an event of a watch; the stamp is in its value."""
+        self.event_sent_at(key, mod_revision, stamp_of(value))
+
+    def event_sent_at(self, key: bytes, mod_revision: int, sent: int) -> None:
+        """Count an event of a watch."""
+        self.seen.append(time.monotonic_ns())
+        self.sent.append(sent)
+        if mod_revision <= self.last.get(key, 0):
+            self.disordered += 1
+        self.last[key] = mod_revision
+
+    def listed(self) -> None:
+        """Count an object of a list."""
+        self.listed_count += 1
+        self.listed_at = time.monotonic_ns()
+
+    @property
+    def count(self) -> int:
+        """Events and listed objects so far."""
+        return len(self.seen) or self.listed_count
+
+
+def serve(read: Callable[[Task, Recorder], None]) -> None:
+    """Run ``read`` in this thread, and commands in another, until told to finish."""
+    task = Task(**json.loads(sys.argv[1]))
+    recorder = Recorder()
+    threading.Thread(target=_command, args=(task, recorder), daemon=True).start()
+    try:
+        read(task, recorder)
+    except BaseException as error:
+        traceback.print_exc()
+        _say({"event": "failed", "error": f"{type(error).__name__}: {error}"})
+    # Whoever reads has ended; the commander decides when the process does.
+    threading.Event().wait()
+
+
+def _command(task: Task, recorder: Recorder) -> None:
+    cpu = 0
+    try:
+        for line in sys.stdin:
+            match line.split():
+                case ["watch"]:
+                    recorder.watching.wait()
+                    _say({"event": "watching"})
+                case ["baseline", count]:
+                    while recorder.count < int(count):
+                        time.sleep(_POLL_SECONDS)
+                    cpu = time.process_time_ns()
+                    _say({"event": "ready"})
+                case ["finish", count, revision, timeout]:
+                    _await_all(recorder, int(count), int(revision), float(timeout))
+                    spent = time.process_time_ns() - (cpu or recorder.opened_cpu)
+                    _say(_result(task, recorder, spent))
+                case command:
+                    _say({"event": "failed", "error": f"unknown command {command}"})
+    finally:
+        os._exit(0)
+
+
+def _await_all(recorder: Recorder, count: int, revision: int, timeout: float) -> None:
+    """Wait for ``count`` events; or, of one that merges events, for the last and then quiet."""
+    deadline = time.monotonic() + timeout
+    seen, since = -1, time.monotonic()
+    while (now := time.monotonic()) < deadline and recorder.count < count:
+        if recorder.count != seen:
+            seen, since = recorder.count, now
+        elif (
+            now - since > _QUIET_SECONDS
+            and recorder.last
+            and max(recorder.last.copy().values()) >= revision
+        ):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _result(task: Task, recorder: Recorder, cpu: int) -> dict[str, object]:
+    rss = _peak_rss()
+    seen, sent = recorder.seen[:], recorder.sent[:]
+    with Path(task.times).open("wb") as file:
+        seen.tofile(file)
+        sent[: len(seen)].tofile(file)
+    return {
+        "event": "result",
+        "cpu_ns": cpu,
+        "rss": rss,
+        "disordered": recorder.disordered,
+        "last": {key.decode(): revision for key, revision in recorder.last.copy().items()},
+        "listed": recorder.listed_count,
+        "listed_at": recorder.listed_at,
+        "opened_at": recorder.opened_at,
+        "notes": recorder.notes,
+    }
+
+
+def _peak_rss() -> int:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except FileNotFoundError:
+        # Only a fallback: on Linux it can be the peak of the process that started this one.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _say(message: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
