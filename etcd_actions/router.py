@@ -121,7 +121,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
     after that opens a new channel. At most one task may read it.
     """
 
-    __slots__ = ("_counts", "_on_end", "_pending", "_reread", "failures", "key", "since")
+    __slots__ = ("_counts", "_on_end", "_reread", "failures", "key", "pending", "since")
 
     def __init__(
         self, key: bytes, counts: _Counts, reread: Reread, on_end: Callable[[bytes], None]
@@ -129,18 +129,16 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
         self.key = key
         self.failures = 0
         self.since = 0.0
-        self._pending: list[Change] = []
+        self.pending: list[Change] = []
         self._counts = counts
         self._reread = reread
         self._on_end = on_end
 
-    def __len__(self) -> int:
-        return len(self._pending)
-
     def put(self, change: Change) -> None:
         """Append a change, conflating it with the last one if that is allowed."""
-        counts, pending = self._counts, self._pending
-        counts.bytes += len(change.value or b"")
+        counts, pending = self._counts, self.pending
+        if change.value:
+            counts.bytes += len(change.value)
         if pending and (merged := _conflated(pending[-1], change)) is not None:
             counts.bytes -= len(pending[-1].value or b"")
             counts.conflated += 1
@@ -153,7 +151,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
 
     def put_back(self, change: Change) -> None:
         """Return a change that could not be handled, to be received again."""
-        counts, pending = self._counts, self._pending
+        counts, pending = self._counts, self.pending
         if pending and (merged := _conflated(change, pending[0])) is not None:
             counts.conflated += 1
             pending[0] = merged
@@ -169,13 +167,13 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
             trio.WouldBlock: Its value was dropped; :meth:`receive` reads it again.
             trio.EndOfChannel: The key has no more work.
         """
-        if not self._pending:
+        if not self.pending:
             self._on_end(self.key)
             raise trio.EndOfChannel
-        change = self._pending[0]
+        change = self.pending[0]
         if change.value is None:
             raise trio.WouldBlock
-        del self._pending[0]
+        del self.pending[0]
         self._counts.changes -= 1
         self._counts.bytes -= len(change.value)
         return change
@@ -192,30 +190,30 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
             try:
                 return self.receive_nowait()
             except trio.WouldBlock:
-                dropped = self._pending[0]
+                dropped = self.pending[0]
             found = await self._reread(dropped)
             # A newer state may have taken its place meanwhile: then that one is wanted.
-            if self._pending and self._pending[0] is dropped:
+            if self.pending and self.pending[0] is dropped:
                 self._forget(1)
                 if found is not None:
                     return found
 
     async def aclose(self) -> None:
         """Give up what is pending and end the channel."""
-        self._forget(len(self._pending))
+        self._forget(len(self.pending))
         self._on_end(self.key)
         await trio.lowlevel.checkpoint()
 
     def _forget_before_last_delete(self) -> None:
-        deletes = [index for index, change in enumerate(self._pending) if change.is_delete]
+        deletes = [index for index, change in enumerate(self.pending) if change.is_delete]
         if deletes and deletes[-1] > 0:
             self._counts.conflated += deletes[-1]
             self._forget(deletes[-1])
 
     def _forget(self, count: int) -> None:
-        self._counts.bytes -= sum(len(change.value or b"") for change in self._pending[:count])
+        self._counts.bytes -= sum(len(change.value or b"") for change in self.pending[:count])
         self._counts.changes -= count
-        del self._pending[:count]
+        del self.pending[:count]
 
 
 class Router:
@@ -265,15 +263,15 @@ class Router:
 
     def dispatch(self, changes: Iterable[Change]) -> None:
         """Queue changes, in order. Never waits, never fails."""
-        channels, counts = self._channels, self._counts
+        channels, counts, soft_bytes = self._channels, self._counts, self._settings.soft_bytes
         for change in changes:
-            counts.dispatched += 1
-            channel = channels.get(change.key)
+            key = change.key
+            channel = channels.get(key)
             if channel is None:
-                channel = KeyChannel(change.key, counts, self._reread, self._end)
-                channels[change.key] = channel
+                channel = channels[key] = KeyChannel(key, counts, self._reread, self._end)
                 self._ready.append(channel)
-            if counts.bytes > self._settings.soft_bytes and change.value:
+            counts.dispatched += 1
+            if counts.bytes > soft_bytes and change.value:
                 counts.dropped_values += 1
                 channel.put(_without_value(change))
             else:
@@ -307,11 +305,11 @@ class Router:
 
     async def worker(self) -> None:
         """Handle the changes of one key after another, until cancelled."""
-        counts = self._counts
+        counts, handler = self._counts, self._handler
         turn = 0
         while True:
             channel = await self._next()
-            while channel:
+            while channel.pending:
                 # Handlers that never wait must not keep the reader from its turn.
                 turn += 1
                 if turn % _TURN == 0:
@@ -322,7 +320,7 @@ class Router:
                         change = channel.receive_nowait()
                     except trio.WouldBlock:
                         change = await channel.receive()
-                    await self._handler(change)
+                    await handler(change)
                 except trio.EndOfChannel:
                     break
                 except Exception as error:
