@@ -295,6 +295,8 @@ class Processor:
         phase = Phase.ABORTED if deleted and not summary.is_terminal else summary.phase
         tell_run_service = not skip and self._run_service.wants(phase, deleted)
         tell_subscribers = self._subscriptions.wants(summary)
+        if deleted and not tell_run_service:
+            self._introduced.pop(change.key, None)
         if not tell_run_service and not tell_subscribers:
             return
         source: TaskAction | Summary | None = previous or summary
