@@ -81,7 +81,7 @@ _log = structlog.get_logger(__name__)
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
 _EARLIER_LIFE = 0
 _FEW_KEYS = 256
-_MANY_FAILURES = 5
+_MANY_FAILURES = 8
 _REFUSALS = (PermissionDenied, Unauthenticated, InvalidRequest)
 
 
@@ -197,6 +197,7 @@ class Reflector:
         self._trust_progress = False
         self._streaming = False
         self._heard = -math.inf
+        self._failures = 0
         self._events = 0
         self._reconnects: Counter[str] = Counter()
         self._relists: Counter[str] = Counter()
@@ -224,7 +225,6 @@ class Reflector:
         :class:`~etcd_actions.errors.InvalidRequest`) is raised; afterwards it is
         logged and tried again, as an outage is, since it may be lifted.
         """
-        failures = 0
         while True:
             began = trio.current_time()
             failure: EtcdError | None = None
@@ -241,18 +241,24 @@ class Reflector:
                 failure = _first_of(group)
             self._streaming = False
             if failure is None:
-                failures = 0
+                self._failures = 0
                 continue
             if isinstance(failure, _REFUSALS) and not self._synced:
                 raise failure
             # A stream that lived for a while is a success, whatever ended it.
             lived = trio.current_time() - began > self._settings.dead_after
-            failures = 1 if lived else failures + 1
+            self._failures = 1 if lived else self._failures + 1
             self._reconnects[type(failure).__name__] += 1
-            delay = self._settings.backoff.delay(failures)
+            delay = self._settings.backoff.delay(self._failures)
+            self._tell_failure(failure, delay)
+            await trio.sleep(delay)
+
+    def _tell_failure(self, failure: EtcdError, delay: float) -> None:
+        """Log the first, the second, the fourth ... in a row: an outage may last for hours."""
+        failures = self._failures
+        if failures & (failures - 1) == 0:
             log = _log.warning if failures < _MANY_FAILURES else _log.error
             log("watch_lost", error=str(failure), failures=failures, retry_in=round(delay, 3))
-            await trio.sleep(delay)
 
     async def _verify_store(self) -> None:
         """Is this still the store that was watched? Sets ``_suspicion`` if that is not sure."""
@@ -344,6 +350,8 @@ class Reflector:
             for range_ in self._ranges:
                 self._open(stream, range_)
             self._streaming = True
+            if self._failures:
+                _log.info("watch_restored", failures=self._failures)
             nursery.start_soon(self._probe, stream)
             with trio.move_on_after(self._settings.stream_life):
                 while True:
