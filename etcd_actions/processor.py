@@ -183,7 +183,7 @@ class Processor:
         self._known: dict[bytes, bytes] = {}
         self._undecodable: dict[bytes, str] = {}
         self._decode_errors = 0
-        self._introduced: dict[bytes, int] = {}
+        self._introduced: dict[bytes, tuple[int, str]] = {}
         self._accepted: dict[bytes, Ending] = {}
 
     def statistics(self) -> ProcessorStatistics:
@@ -349,9 +349,10 @@ class Processor:
             )
         ending = Ending.of(update)
         if self._accepted.get(key) != ending:
-            if self._introduced.get(key) != update.create_revision:
+            incarnation = (update.create_revision, update.uid)
+            if self._introduced.get(key) != incarnation:
                 await self._run_service.record_action(update, action)
-                self._introduced[key] = update.create_revision
+                self._introduced[key] = incarnation
             await self._run_service.update_action_status(update)
         if update.is_deleted:
             self._introduced.pop(key, None)
@@ -405,7 +406,7 @@ class Processor:
             self._etcd,
             self._keys,
             router,
-            known=self._known,
+            known={key: unpack(packed).revision for key, packed in self._known.items()},
             likely_prefix=self._likely_prefix,
             settings=self._settings.reflector,
         )

@@ -314,15 +314,18 @@ class Router:
                 turn += 1
                 if turn % _TURN == 0:
                     await trio.lowlevel.checkpoint()
-                change = None
                 try:
                     try:
                         change = channel.receive_nowait()
                     except trio.WouldBlock:
                         change = await channel.receive()
-                    await handler(change)
                 except trio.EndOfChannel:
                     break
+                except Exception as error:
+                    self._put_off(channel, None, error)
+                    break
+                try:
+                    await handler(change)
                 except Exception as error:
                     self._put_off(channel, change, error)
                     break

@@ -30,10 +30,10 @@ read asks whether the cluster still answers; if it does not within the rest, the
 given up and opened again. So is a stream whose member lost its leader.
 
 A store can be replaced behind the same address, by a restore or a wiped directory. At every
-reconnect the cluster id, the revision and one witness (the newest put given out, read at
-its own revision) are compared. When they disagree the whole prefix is listed again, every
-present state is given out, new or not, and revisions may be lower than before: the one
-case in which the ``mod_revision`` of a key goes back.
+reconnect the cluster id, the revision and two witnesses (the newest put and the newest delete
+that were given out, read at their own revisions) are compared. When they disagree the whole
+prefix is listed again, every present state is given out, new or not, and revisions may be
+lower than before: the one case in which the ``mod_revision`` of a key goes back.
 
 Cancelling :meth:`Reflector.run` at any point leaves nothing behind.
 """
@@ -43,7 +43,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,7 +64,6 @@ from etcd_actions.etcd.api import (
     Etcd,
     KeyRange,
     KeyValue,
-    RangeResult,
     WatchCreate,
     WatchResponse,
     WatchStream,
@@ -79,7 +78,6 @@ from etcd_actions.watch.resume import Resume, repartition
 _log = structlog.get_logger(__name__)
 
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
-_EARLIER_LIFE = 0
 _FEW_KEYS = 256
 _MANY_FAILURES = 8
 _REFUSALS = (PermissionDenied, Unauthenticated, InvalidRequest)
@@ -167,7 +165,8 @@ class Reflector:
         etcd: The connection.
         keys: The range to watch, as a rule a prefix.
         sink: Who gets the changes.
-        known: Keys given out in an earlier life: those that are gone get their delete.
+        known: Keys given out in an earlier life, with the revision of their last change. They
+            are given out again, after their delete if they were deleted meanwhile.
         likely_prefix: What most keys begin with; see :func:`~etcd_actions.watch.ranges.split`.
         settings: See :class:`ReflectorSettings`.
     """
@@ -178,7 +177,7 @@ class Reflector:
         keys: KeyRange,
         sink: Sink,
         *,
-        known: Iterable[bytes] = (),
+        known: Mapping[bytes, int] | None = None,
         likely_prefix: bytes = b"",
         settings: ReflectorSettings | None = None,
     ) -> None:
@@ -187,14 +186,18 @@ class Reflector:
         self._sink = sink
         self._likely_prefix = likely_prefix or keys.start
         self._settings = settings or ReflectorSettings()
-        self._ranges = [_Range(Resume(keys, 0), dict.fromkeys(known, _EARLIER_LIFE))]
+        # Negative: known, but to be given out again.
+        earlier = {key: -revision for key, revision in (known or {}).items()}
+        self._ranges = [_Range(Resume(keys, 0), earlier)]
         self._by_watch_id: dict[int, _Range] = {}
         self._last_watch_id = 0
         self._synced = False
         self._suspicion = ""
-        self._witness: KeyValue | None = None
+        self._last_put: KeyValue | None = None
+        self._last_delete: Change | None = None
         self._cluster_id = 0
         self._trust_progress = False
+        self._progress_counts = False
         self._streaming = False
         self._heard = -math.inf
         self._failures = 0
@@ -262,15 +265,14 @@ class Reflector:
 
     async def _verify_store(self) -> None:
         """Is this still the store that was watched? Sets ``_suspicion`` if that is not sure."""
-        witness, done = self._witness, max(range_.resume.highest for range_ in self._ranges)
-        keys = KeyRange.of_key(witness.key if witness else self._keys.start)
-        newest = await self._etcd.range(keys, keys_only=True)
+        done = max(range_.resume.highest for range_ in self._ranges)
+        newest = await self._etcd.range(KeyRange.of_key(self._keys.start), keys_only=True)
         if self._cluster_id and newest.cluster_id != self._cluster_id:
             self._suspicion = "replaced"
         elif newest.revision < done:
             self._suspicion = "went_back"
-        elif witness is not None:
-            self._suspicion = await self._hear(witness, newest) or self._suspicion
+        else:
+            self._suspicion = await self._hear_witnesses() or self._suspicion
         self._cluster_id = newest.cluster_id
         try:
             version = EtcdVersion.parse((await self._etcd.status()).version)
@@ -280,18 +282,35 @@ class Reflector:
         else:
             self._trust_progress = has_reliable_progress(version)
 
-    async def _hear(self, witness: KeyValue, newest: RangeResult) -> str:
-        """What the witness says against the store; empty if nothing."""
+    async def _hear_witnesses(self) -> str:
+        """What the newest changes that were given out say against the store; empty if nothing."""
+        put, delete = self._last_put, self._last_delete
         try:
-            then = await self._etcd.range(
-                KeyRange.of_key(witness.key), revision=witness.mod_revision, keys_only=True
+            if delete is not None:
+                key, revision = KeyRange.of_key(delete.key), delete.mod_revision
+                after = await self._etcd.range(key, revision=revision, keys_only=True)
+                before = await self._etcd.range(key, revision=revision - 1, keys_only=True)
+                if after.kvs or not before.kvs:
+                    return "replaced"
+        except FutureRevision:
+            return "went_back"
+        except Compacted:
+            # Without its history a delete proves nothing: the put decides.
+            delete = None
+        if put is None:
+            return "" if delete is not None or self._last_delete is None else "unverifiable"
+        key = KeyRange.of_key(put.key)
+        try:
+            return (
+                ""
+                if (await self._etcd.range(key, revision=put.mod_revision)).kvs == [put]
+                else "replaced"
             )
         except FutureRevision:
             return "went_back"
         except Compacted:
             # Unchanged at the head it proves as much; changed since, only a list can tell.
-            return "" if _same(newest.kvs, witness) else "unverifiable"
-        return "" if _same(then.kvs, witness) else "replaced"
+            return "" if (await self._etcd.range(key)).kvs == [put] else "unverifiable"
 
     async def _relist(self) -> None:
         """List everything: the store may be another one."""
@@ -302,7 +321,7 @@ class Reflector:
         for range_ in self._ranges:
             whole.known.update(range_.known)
         self._ranges = [whole]
-        self._witness = None
+        self._last_put = self._last_delete = None
         await self._list(whole, 0, replaced=self._suspicion != "unverifiable")
         self._suspicion = ""
 
@@ -329,19 +348,22 @@ class Reflector:
                         missing.discard(kv.key)
                         if kv.mod_revision == seen and not replaced:
                             continue
-                        if kv.create_revision > seen > _EARLIER_LIFE:
+                        if kv.create_revision > abs(seen):
                             changes.append(_synthesised_delete(kv.key, kv.create_revision - 1))
                             seen = None
                     known[kv.key] = kv.mod_revision
                     kind = ChangeKind.ADDED if seen is None else ChangeKind.MODIFIED
                     changes.append(_listed(kv, kind))
                 self._give(changes)
-        self._give([_synthesised_delete(key, max(known.pop(key), revision)) for key in missing])
+        self._give(
+            [_synthesised_delete(key, max(abs(known.pop(key)), revision)) for key in missing]
+        )
         range_.resume.restart(revision)
         return revision
 
     async def _stream(self) -> None:
         """Watch all ranges on one stream, until it fails or has lived long enough."""
+        self._progress_counts = self._trust_progress
         self._repartition()
         self._by_watch_id.clear()
         for range_ in self._ranges:
@@ -408,7 +430,7 @@ class Reflector:
         elif response.events:
             if range_ is not None:
                 self._give_events(range_, response)
-        elif not response.created and self._trust_progress:
+        elif not response.created and self._progress_counts:
             # Progress of one watcher, or (id -1) of all of them.
             for each in [range_] if range_ is not None else self._by_watch_id.values():
                 each.resume.progress(response.revision)
@@ -443,14 +465,28 @@ class Reflector:
         if not changes:
             return
         self._events += len(changes)
-        newest = self._witness.mod_revision if self._witness else 0
-        for change in reversed(changes):
-            if change.version and change.mod_revision > newest:
-                self._witness = KeyValue(
-                    change.key, b"", change.create_revision, change.mod_revision, change.version
-                )
-                break
+        self._remember_witnesses(changes)
         self._sink.dispatch(changes)
+
+    def _remember_witnesses(self, changes: list[Change]) -> None:
+        """Keep the newest put and the newest delete, to tell a replaced store by."""
+        newest_put = self._last_put.mod_revision if self._last_put else 0
+        newest_delete = self._last_delete.mod_revision if self._last_delete else 0
+        for change in reversed(changes):
+            if change.version:
+                if change.mod_revision > newest_put:
+                    self._last_put = KeyValue(
+                        change.key,
+                        change.value or b"",
+                        change.create_revision,
+                        change.mod_revision,
+                        change.version,
+                        change.lease,
+                    )
+                return
+            if not change.synthesised and change.mod_revision > newest_delete:
+                self._last_delete = change
+                newest_delete = change.mod_revision
 
     async def _recover(self, stream: WatchStream, range_: _Range, compacted: int) -> None:
         """List a range whose history was compacted away, and watch it again.
@@ -460,6 +496,9 @@ class Reflector:
         """
         revision = max(compacted, range_.resume.highest, range_.listed_at)
         self._relists["compacted"] += 1
+        # Progress may have been asked for before the range is opened again, and then says
+        # nothing of it: until the next stream none is believed.
+        self._progress_counts = False
         keys = range_.resume.keys
         _log.warning("history_compacted", start=keys.start.decode(), listing_at=revision)
         compacted_again = False
@@ -476,7 +515,7 @@ class Reflector:
         dead_after = self._settings.dead_after
         while True:
             await trio.sleep(dead_after / 6)
-            if self._trust_progress:
+            if self._progress_counts:
                 stream.request_progress()
             silence = trio.current_time() - self._heard
             if silence < dead_after / 2:
@@ -503,12 +542,6 @@ def _listed(kv: KeyValue, kind: ChangeKind) -> Change:
 
 def _synthesised_delete(key: bytes, revision: int) -> Change:
     return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, listed=True, synthesised=True)
-
-
-def _same(found: Sequence[KeyValue], witness: KeyValue) -> bool:
-    return [(kv.create_revision, kv.mod_revision, kv.version) for kv in found] == [
-        (witness.create_revision, witness.mod_revision, witness.version)
-    ]
 
 
 def _first_of(group: BaseExceptionGroup[EtcdError]) -> EtcdError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -40,7 +40,7 @@ class Recording:
 
 @asynccontextmanager
 async def reflecting(
-    etcd: Etcd, prefix: bytes, *, known: Sequence[bytes] = (), **settings: object
+    etcd: Etcd, prefix: bytes, *, known: Mapping[bytes, int] | None = None, **settings: object
 ) -> AsyncIterator[tuple[Reflector, Recording, int]]:
     sink = Recording()
     reflector = Reflector(
@@ -124,8 +124,9 @@ async def test_previous_values_where_asked_for(etcd: Etcd, prefix: bytes) -> Non
 
 async def test_keys_of_an_earlier_life_get_their_delete(etcd: Etcd, prefix: bytes) -> None:
     """Those that are still there are given out as new."""
-    await etcd.put(prefix + b"a", b"")
-    async with reflecting(etcd, prefix, known=[prefix + b"a", prefix + b"b"]) as (
+    first = await etcd.put(prefix + b"a", b"")
+    earlier = {prefix + b"a": first.revision, prefix + b"b": first.revision}
+    async with reflecting(etcd, prefix, known=earlier) as (
         _,
         sink,
         revision,

@@ -1,0 +1,167 @@
+"""The run service hangs, refuses or fails strangely, for some actions or all."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from etcd_actions import ActionUpdate, Processor, open_etcd
+from etcd_actions.etcd.api import Etcd, KeyRange
+from tests.support import oracle
+from tests.support.etcd_server import EtcdServer
+from tests.support.load import Load, make_run, root_of, with_uid
+from tests.support.recording import RecordingRunService, eventually
+from tests.support.scene import PROCESSOR, judge_marks, processing, subscribed
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.mark.parametrize("way", ["hang", "refuse"])
+async def test_some_actions_are_not_accepted(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, way: str
+) -> None:
+    """Their marks wait; subscribers and other actions do not; then all come, in order."""
+    actions = make_run(prefix, "rr1", 6)
+    held = {action.key for action in actions[:2]}
+    run_service, load = RecordingRunService(etcd), Load(etcd)
+    setattr(run_service, way, lambda update: update.key in held)
+    keys = KeyRange.of_prefix(prefix)
+    with trio.fail_after(30):
+        async with (
+            open_etcd(shared_etcd.endpoint) as connection,
+            processing(connection, prefix, run_service) as processor,
+            subscribed(processor, [root_of("rr1")]) as updates,
+        ):
+            for action in actions:
+                for state in action.states:
+                    await load.write(action.key, state)
+            await eventually(lambda: processor.statistics().marks.get("marked") == 4)
+            history = await oracle.read_history(etcd, keys)
+            await eventually(
+                lambda: (
+                    not oracle.subscriber_problems(
+                        updates, history, [action.key for action in actions]
+                    )
+                )
+            )
+            assert oracle.mark_problems(history, run_service.told, whole=False) == []
+            assert not held & {one.key for one in run_service.told}
+            outbox = processor.statistics().outbox
+            assert outbox is not None
+            if way == "refuse":
+                assert {each.key for each in outbox.failing} <= held
+                assert outbox.failures > 2
+            held.clear()
+            run_service.bell.ring()
+            await judge_marks([processor], [run_service], etcd, prefix)
+            assert processor.statistics().marks["marked"] == 6
+
+
+async def test_more_actions_hang_than_calls_are_allowed(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes
+) -> None:
+    """All calls hang: subscribers still hear everything, and stopping takes its grace only."""
+    count = PROCESSOR.outbox_workers + 20
+    actions = make_run(prefix, "rr2", count)
+    run_service = RecordingRunService(etcd)
+    run_service.hang = lambda _: True
+    with trio.fail_after(20):
+        async with (
+            open_etcd(shared_etcd.endpoint) as connection,
+            processing(connection, prefix, run_service) as processor,
+            subscribed(processor, [root_of("rr2")]) as updates,
+        ):
+            for action in actions:
+                await etcd.put(action.key, action.ended)
+            await eventually(lambda: len({update.key for update in updates}) == count)
+            await eventually(lambda: run_service.calls == PROCESSOR.outbox_workers)
+            await processor.stop_watching(grace=0.1)
+            # It is all in etcd still: the next start does it.
+            run_service.hang = lambda _: False
+            await processor.start_watching()
+            await judge_marks([processor], [run_service], etcd, prefix)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        trio.EndOfChannel(),
+        trio.ClosedResourceError(),
+        trio.WouldBlock(),
+        StopAsyncIteration(),
+        TimeoutError(),
+        ExceptionGroup("several", [OSError(), ValueError()]),
+    ],
+    ids=lambda error: type(error).__name__ if isinstance(error, Exception) else None,
+)
+async def test_strange_failures_are_failures(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, strange: Exception
+) -> None:
+    """Whatever exception a run service raises, the action is told again."""
+    (action,) = make_run(prefix, "rr3", 1)
+
+    class Strange(RecordingRunService):
+        failed = False
+
+        async def update_action_status(self, update: ActionUpdate) -> None:
+            if not self.failed:
+                self.failed = True
+                raise strange
+            await super().update_action_status(update)
+
+    run_service = Strange(etcd)
+    await etcd.put(action.key, action.ended)
+    with trio.fail_after(5):
+        async with (
+            open_etcd(shared_etcd.endpoint) as connection,
+            processing(connection, prefix, run_service) as processor,
+        ):
+            await eventually(lambda: processor.statistics().marks == {"marked": 1})
+
+
+async def test_nothing_is_kept_of_what_is_gone(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes
+) -> None:
+    """Actions come, end, are marked and deleted: no memory of them stays."""
+    run_service, load = RecordingRunService(etcd), Load(etcd)
+    actions = make_run(prefix, "rr4", 10)
+    with trio.fail_after(10):
+        async with (
+            open_etcd(shared_etcd.endpoint) as connection,
+            processing(connection, prefix, run_service) as processor,
+        ):
+            for action in actions:
+                await load.write(action.key, action.ended)
+            await eventually(lambda: processor.statistics().marks == {"marked": 10})
+            await load.delete_all(action.key for action in actions)
+            await judge_marks([processor], [run_service], etcd, prefix)
+            await eventually(lambda: not _reflected(processor))
+            kept = {name: value for name, value in vars(processor).items() if value == {}}
+    assert {"_known", "_introduced", "_accepted"} <= kept.keys()
+
+
+def _reflected(processor: Processor) -> int:
+    reflector = processor.statistics().reflector
+    assert reflector is not None
+    return reflector.keys
+
+
+async def test_an_action_made_again_while_nothing_was_watched(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes
+) -> None:
+    """Between a stop and a start it was deleted and made again: its end is told first."""
+    (action,) = make_run(prefix, "rr5", 1)
+    run_service, load = RecordingRunService(etcd), Load(etcd)
+    await load.write(action.key, action.states[4])
+    with trio.fail_after(5):
+        async with (
+            open_etcd(shared_etcd.endpoint) as connection,
+            processing(connection, prefix, run_service) as processor,
+        ):
+            await run_service.bell.until(lambda: len(run_service.told) == 1)
+            await processor.stop_watching()
+            await load.delete_all([action.key])
+            await load.write(action.key, with_uid(action.ended, "uid-new"))
+            await processor.start_watching()
+            await judge_marks([processor], [run_service], etcd, prefix)
+    assert [one.is_deleted for one in run_service.told] == [False, True, False]
