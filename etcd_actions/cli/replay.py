@@ -1,0 +1,276 @@
+"""``etcd-actions replay``: write a recorded history into etcd, in order and exactly once."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+import trio
+
+from etcd_actions.backoff import Backoff
+from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.history import HistoryEvent, HistoryReader
+from etcd_actions.cli.options import Common
+from etcd_actions.cli.signals import Stop, open_stop
+from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
+from etcd_actions.etcd import Etcd, open_etcd
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Delete,
+    Get,
+    KeyRange,
+    KeyValue,
+    Put,
+    RangeResult,
+    Txn,
+)
+
+_BACKOFF = Backoff(initial=0.1, cap=2.0)
+# An outage that lasts longer, in seconds, ends the replay.
+_PATIENCE = 60.0
+_CHUNK = 256 * 1024
+
+_log = structlog.get_logger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+class Replayer:
+    """Makes changes one after another, each once, also when answers are lost.
+
+    Each write compares the key's ``mod_revision`` with the one seen last. So it can be sent
+    again without harm, and when somebody else writes the same keys, as ``run`` does, what
+    follows the state that was seen tells whether a lost write was done.
+
+    Attributes:
+        puts: Number of puts made.
+        deletes: Number of deletes made.
+        revision: Revision of the last change; before the first, the store's.
+    """
+
+    def __init__(self, etcd: Etcd, stop: Stop, *, patience: float = _PATIENCE) -> None:
+        self.puts = 0
+        self.deletes = 0
+        self.revision = 0
+        self._etcd = etcd
+        self._stop = stop
+        self._patience = patience
+        self._seen: dict[bytes, int] = {}
+
+    async def begin(self) -> None:
+        """Ask for the store's revision, so an etcd that is away is found before any write."""
+        found = await self._etcd.range(KeyRange.of_key(b"\0"), count_only=True)
+        self.revision = found.revision
+
+    async def write(self, event: HistoryEvent) -> None:
+        """Make one change.
+
+        Raises:
+            Unavailable: The outage lasts too long, or the end was asked for during it. The
+                change may have been made, or not.
+            EtcdError: etcd refuses it.
+        """
+        lost = False
+        failures = 0
+        give_up = trio.current_time() + self._patience
+        while True:
+            try:
+                if await self._try(event, lost):
+                    return
+                lost = False
+            except Unavailable as error:
+                lost = lost or isinstance(error, OutcomeUnknown)
+                failures += 1
+                if trio.current_time() > give_up:
+                    raise
+                delay = _BACKOFF.delay(failures)
+                _log.warning("etcd_away", error=str(error), retry_in=round(delay, 3))
+                with self._stop.interrupts():
+                    await trio.sleep(delay)
+                if self._stop.requested:
+                    raise
+
+    async def _try(self, event: HistoryEvent, lost: bool) -> bool:
+        """Make the change if the key is as it was seen last, else see how it is.
+
+        Args:
+            event: The change.
+            lost: Whether the answer to an earlier try was lost.
+        """
+        key, value = event.key, event.value
+        seen = self._seen.get(key, 0)
+        result = await self._etcd.txn(
+            Txn(
+                [Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen)],
+                [Delete(KeyRange.of_key(key)) if value is None else Put(key, value)],
+                [Get(KeyRange.of_key(key))],
+            )
+        )
+        if result.succeeded:
+            self._seen[key] = 0 if value is None else result.revision
+            self._count(event, result.revision)
+            return True
+        answer = result.responses[0]
+        current = answer.kvs[0] if isinstance(answer, RangeResult) and answer.kvs else None
+        done_at = await self._done_at(event, seen, current) if lost else 0
+        self._seen[key] = current.mod_revision if current is not None else 0
+        if done_at:
+            self._count(event, done_at)
+        return done_at > 0
+
+    async def _done_at(self, event: HistoryEvent, seen: int, current: KeyValue | None) -> int:
+        """The revision at which a change whose answer was lost was made, 0 if it was not.
+
+        Having compared, it can only be the first one after what was seen.
+        """
+        if event.value is None:
+            gone = current is None or current.create_revision > seen
+            return self.revision + 1 if gone else 0
+        before = seen or self.revision
+        first: KeyValue | None = None
+        state = current
+        while state is not None and state.mod_revision > before:
+            first = state
+            earlier = await self._etcd.range(
+                KeyRange.of_key(event.key), revision=state.mod_revision - 1
+            )
+            state = earlier.kvs[0] if earlier.kvs else None
+        if first is None or first.value != event.value or (first.version > 1) != (seen > 0):
+            return 0
+        return first.mod_revision
+
+    def _count(self, event: HistoryEvent, revision: int) -> None:
+        self.revision = revision
+        if event.value is None:
+            self.deletes += 1
+        else:
+            self.puts += 1
+
+
+async def replay_file(common: Common, file: str, rate: float | None) -> int:
+    """Write the file's history; after a first signal no further change is begun."""
+    with _opened(file) as descriptor:
+        async with open_stop() as stop, open_etcd(common.endpoints_to_use) as etcd:
+            replayer = Replayer(etcd, stop)
+            with stop.interrupts():
+                await replayer.begin()
+            name = "<stdin>" if file == "-" else file
+            reader = HistoryReader(name, common.prefix, common.namespace)
+            began = time.monotonic()
+            try:
+                with _progress(descriptor, stop) as progress:
+                    await _replay(descriptor, reader, replayer, stop, rate, progress)
+            finally:
+                print(_summary(replayer, time.monotonic() - began), flush=True)
+    return ExitCode.OK
+
+
+async def _replay(
+    descriptor: int,
+    reader: HistoryReader,
+    replayer: Replayer,
+    stop: Stop,
+    rate: float | None,
+    progress: Progress,
+) -> None:
+    done = 0
+    position = 0
+    rest = b""
+    due = trio.current_time()
+    while not stop.requested:
+        chunk: bytes | None = None
+        with stop.interrupts():
+            chunk = await _read(descriptor, reader)
+        if chunk is None:
+            return
+        lines = (rest + chunk).split(b"\n")
+        # What follows the last newline is a line only when the input ends there.
+        rest = lines.pop() if chunk else b""
+        for line in lines:
+            position += len(line) + 1
+            event = reader.read(line)
+            if event is None:
+                continue
+            if rate is not None:
+                with stop.interrupts():
+                    await trio.sleep_until(due)
+                due = max(due + 1 / rate, trio.current_time())
+            if stop.requested:
+                return
+            await replayer.write(event)
+            done += 1
+            progress(position, done)
+        if not chunk:
+            return
+
+
+async def _read(descriptor: int, reader: HistoryReader) -> bytes:
+    try:
+        # Standard input may keep us waiting for ever; the end does not wait for it.
+        return await trio.to_thread.run_sync(os.read, descriptor, _CHUNK, abandon_on_cancel=True)
+    except OSError as error:
+        raise InputError(f"{reader.source}: {os.strerror(error.errno or 0)}") from None
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[int]:
+    if file == "-":
+        yield sys.stdin.fileno()
+        return
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(
+            f"{file}: {os.strerror(error.errno or 0)}: give a file with one change a line, "
+            "or - for standard input"
+        ) from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _progress(descriptor: int, stop: Stop) -> Iterator[Progress]:
+    """A bar on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _position, _done: None
+        return
+    from rich.console import Console  # noqa: PLC0415 (slow to import)
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar  # noqa: PLC0415
+
+    status = os.fstat(descriptor)
+    total = status.st_size if stat.S_ISREG(status.st_mode) else None
+    columns = (
+        TextColumn("replaying"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[done]} events"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("replaying", total=total, done=0)
+        stop.at_once = bar.stop
+        yield lambda position, done: bar.update(task, completed=position, done=done)
+    stop.at_once = lambda: None
+
+
+def _summary(replayer: Replayer, seconds: float) -> str:
+    count = replayer.puts + replayer.deletes
+    return (
+        f"replayed {count} events ({replayer.puts} puts, {replayer.deletes} deletes) "
+        f"in {seconds:.2f} s, last revision {replayer.revision}"
+    )

@@ -1,0 +1,165 @@
+"""Bad input: one line that names it, and the exit code."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+import etcd_actions
+from etcd_actions import errors
+from etcd_actions.cli import main
+from etcd_actions.cli.commands import invoke
+from etcd_actions.cli.exits import ExitCode, report
+from tests.cli.command import finish
+from tests.data.captured import HERE
+from tests.support.etcd_server import EtcdServer, free_port
+
+HISTORY = HERE / "taskaction_history.jsonl"
+
+
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str, str]:
+    """The command inside this process, for what ends before it connects."""
+    monkeypatch.setattr(sys, "argv", ["etcd-actions", *arguments])
+    monkeypatch.setattr("etcd_actions.cli.commands.configure_logs", lambda: None)
+    monkeypatch.setattr("etcd_actions.cli.options.configure_logs", lambda *_: None)
+    code = invoke()
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_version() -> None:
+    done = finish("--version")
+    assert (done.code, done.out, done.err) == (0, f"etcd-actions {etcd_actions.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["watch"], ["replay"]])
+def test_help_tells_the_exit_codes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    code, out, _ = run_here(monkeypatch, capsys, *command, "--help")
+    assert code == 0
+    for each in ExitCode:
+        assert f"\n    {each} " in out
+
+
+def test_no_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run_here(monkeypatch, capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: etcd-actions ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["run", "--bogus"], "--bogus"),
+        (["fly"], "fly"),
+        (["replay"], "FILE"),
+        (["replay", "x", "--rate", "0"], "--rate"),
+        (["run", "--grace", "soon"], "--grace"),
+        (["run", "--embedded-port", "65536"], "--embedded-port"),
+        (["watch", "--output", "xml"], "--output"),
+        (["watch", "--log-level", "loud"], "--log-level"),
+        (["watch", "--prefix", "/"], "--prefix"),
+        (["watch", "--prefix", ""], "--prefix"),
+        (["watch", "--namespace", "a/b"], "--namespace"),
+        (["watch", "--endpoints", ""], "--endpoints"),
+        (["watch", "--endpoints", "a:b:c"], "--endpoints"),
+        (["run", "--endpoints", "a:1", "--data-dir", "d"], "--data-dir"),
+    ],
+)
+def test_bad_flag(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    named: str,
+) -> None:
+    monkeypatch.delenv("ETCDCTL_ENDPOINTS", raising=False)
+    code, out, err = run_here(monkeypatch, capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("etcd-actions: ")
+    assert named in err
+
+
+def test_bad_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ETCDCTL_ENDPOINTS", "https://a:1")
+    code, _, err = run_here(monkeypatch, capsys, "run")
+    assert code == 2
+    assert err.startswith("etcd-actions: ETCDCTL_ENDPOINTS: ")
+
+
+@pytest.mark.parametrize("module", ["click", "rich"])
+def test_missing_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "etcd_actions.cli.find_spec", lambda name: None if name == module else find_spec(name)
+    )
+    assert main() == 2
+    err = capsys.readouterr().err
+    assert module in err
+    assert "pip install 'etcd-actions[cli]'" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("x"), 2),
+        (errors.Unavailable("x"), 3),
+        (errors.OutcomeUnknown("x"), 3),
+        (errors.PermissionDenied("x"), 4),
+        (errors.Unauthenticated("x"), 4),
+        (errors.NoSpace("x"), 4),
+        (errors.DataDirectoryInUse("x"), 5),
+        (errors.EmbeddedEtcdError("x"), 5),
+        (errors.InputError("x"), 6),
+        (errors.EtcdActionsError("x"), 1),
+        (ExceptionGroup("", [ExceptionGroup("", [errors.PermissionDenied("x")])]), 4),
+    ],
+)
+def test_exit_code_of_an_error(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(error) == code
+    assert capsys.readouterr().err.startswith("etcd-actions: x")
+
+
+def test_a_bug_among_known_errors_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    group = ExceptionGroup("", [errors.Unavailable("x"), ZeroDivisionError("bug")])
+    assert report(group) == ExitCode.FAILURE
+    assert "ZeroDivisionError: bug" in capsys.readouterr().err
+
+
+def test_replay_needs_an_etcd() -> None:
+    endpoint = f"127.0.0.1:{free_port()}"
+    done = finish("replay", HISTORY, ETCDCTL_ENDPOINTS=endpoint)
+    assert done.code == 3
+    assert endpoint in done.complaint
+    assert done.out == ""
+
+
+def test_replay_of_no_file(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    done = finish("replay", missing)
+    assert done.code == 6
+    assert str(missing) in done.complaint
+
+
+def test_replay_stops_at_a_malformed_line(shared_etcd: EtcdServer, prefix: bytes) -> None:
+    lines = HISTORY.read_text().splitlines()[:3]
+    done = finish(
+        "replay",
+        "-",
+        "--prefix",
+        prefix.decode(),
+        stdin="\n".join([*lines[:2], '{"type":"PUT","key":"/a/b/c","value":3}', lines[2]]),
+        ETCDCTL_ENDPOINTS=shared_etcd.endpoint,
+    )
+    assert done.code == 6
+    assert "<stdin>:3: " in done.complaint
+    assert "`$.value`" in done.complaint
+    assert done.out.startswith("replayed 2 events (2 puts, 0 deletes) ")
