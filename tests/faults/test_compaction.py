@@ -120,16 +120,18 @@ class CompactingSink(RecordingSink):
         self.armed: list[bytes] = []
         self.compacted = 0
         self.compactions = 0
+        self._one_at_a_time = trio.Lock()
 
     async def wait_list_room(self) -> None:
         if self.armed:
             key = self.armed.pop()
             # The next page may fail, and end the wait for room, before this is done.
             with trio.CancelScope(shield=True):
-                await self._etcd.delete(KeyRange.of_key(key))
-                self.compacted = (await self._etcd.put(key, b"compacted")).revision
-                await self._etcd.compact(self.compacted, physical=True)
-                self.compactions += 1
+                async with self._one_at_a_time:
+                    await self._etcd.delete(KeyRange.of_key(key))
+                    self.compacted = (await self._etcd.put(key, b"compacted")).revision
+                    await self._etcd.compact(self.compacted, physical=True)
+                    self.compactions += 1
 
 
 @pytest.mark.parametrize("times", [1, 3])
