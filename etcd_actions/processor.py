@@ -399,6 +399,8 @@ class Processor:
 
     async def _watch(self, *, task_status: trio.TaskStatus[None]) -> None:
         """One start, to its end."""
+        # The list finds what is still undecodable.
+        self._undecodable.clear()
         reread = self._store.reread
         router = Router(self.handle_watch_event, reread, self._settings.router)
         outbox = Router(self.notify_run_service, reread, self._settings.router)

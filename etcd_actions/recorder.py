@@ -74,8 +74,9 @@ class Recorder:
         """Mark the object ``seen`` as recorded, if it still ends as ``accepted``.
 
         Whoever changed the object meanwhile keeps the change: on a conflict it is
-        looked at again. When an answer is lost the object is read, and the same write is
-        tried again if it did not happen: it compares the revision, so only one can land.
+        looked at again. When an answer is lost the object is read: it may be marked. If not,
+        the error is raised, and the same write may be tried again: it compares the revision,
+        so only one can land.
 
         Raises:
             EtcdError: etcd did not do it, such as
@@ -93,6 +94,8 @@ class Recorder:
                 applied, current = await self._store.compare_and_put(seen, value)
             except (OutcomeUnknown, LeaseNotFound):
                 applied, current = False, await self._store.get(seen.key)
+                if current is not None and current.mod_revision == seen.mod_revision:
+                    raise
             if applied:
                 return MarkResult.MARKED
             if current is None:

@@ -333,11 +333,12 @@ class Router:
                 if channel.failures:
                     channel.failures = 0
                     del self._failing[channel.key]
-                if self._room is not None and counts.bytes <= self._settings.soft_bytes:
-                    self._room.set()
-                    self._room = None
+                if self._room is not None:
+                    self._tell_room()
             else:
                 self._end(channel.key)
+            # Changes that nobody needed any more have made room, too.
+            self._tell_room()
 
     async def retry_failed(self) -> None:
         """Make failed keys ready again when their delay is over, until cancelled."""
@@ -380,6 +381,11 @@ class Router:
         if self._idle is not None and not self._channels:
             self._idle.set()
             self._idle = None
+
+    def _tell_room(self) -> None:
+        if self._room is not None and self._counts.bytes <= self._settings.soft_bytes:
+            self._room.set()
+            self._room = None
 
     async def _wait_room(self) -> None:
         if self._room is None:
