@@ -146,9 +146,11 @@ async def open_processor(
             run_service=run_service or NullRunService(),
             settings=settings or ProcessorSettings(),
         )
-        yield processor
-        await processor.stop_watching()
-        processor.close_subscriptions()
+        try:
+            yield processor
+            await processor.stop_watching()
+        finally:
+            processor.close_subscriptions()
         nursery.cancel_scope.cancel("the processor is closed")
 
 
@@ -178,6 +180,7 @@ class Processor:
         self._subscriptions = Subscriptions()
         self._watching: _Watching | None = None
         self._starting = trio.Lock()
+        self._start: trio.CancelScope | None = None
         self._grace = settings.grace
         self._last: _Watching | None = None
         self._known: dict[bytes, bytes] = {}
@@ -214,7 +217,8 @@ class Processor:
     async def start_watching(self) -> None:
         """List and watch; returns once the first list was handed to the workers.
 
-        While etcd is away it waits, for ever. When etcd refuses, when it is cancelled or
+        While etcd is away it waits, for ever, or until it is stopped: then it returns, too.
+        When etcd refuses, when it is cancelled or
         fails in any way nothing is left running and it can be called again. While watching
         it does nothing.
 
@@ -222,9 +226,12 @@ class Processor:
             PermissionDenied, Unauthenticated, InvalidRequest: etcd refused the list.
         """
         async with self._starting:
-            if self._watching is not None:
-                return
-            await self._nursery.start(self._watch)
+            while (watching := self._watching) is not None:
+                if not watching.intake.cancel_called:
+                    return
+                await watching.ended.wait()
+            with trio.CancelScope() as self._start:
+                await self._nursery.start(self._watch)
 
     async def stop_watching(self, grace: float | None = None) -> None:
         """Stop taking in changes, finish what was taken in, then end.
@@ -235,6 +242,9 @@ class Processor:
         its caller.
         """
         watching = self._watching
+        if self._start is not None:
+            # One that waits for etcd; it does nothing to one that has returned.
+            self._start.cancel("stop_watching")
         if watching is not None:
             self._grace = self._settings.grace if grace is None else grace
             watching.intake.cancel("stop_watching")
@@ -259,12 +269,15 @@ class Processor:
         if change.is_delete:
             packed = self._known.get(key)
             previous = self._decode(key, change.prev_value, 0) if change.prev_value else None
+            told = False
             if packed is not None:
-                summary = unpack(packed)
-                self.handle_task_action_event(change, summary, previous)
+                told = self.handle_task_action_event(change, unpack(packed), previous)
             elif previous is not None:
-                self.handle_task_action_event(change, summarize(previous, revision), previous)
-            self._known.pop(key, None)
+                summary = summarize(previous, revision)
+                told = self.handle_task_action_event(change, summary, previous)
+            # Otherwise it is known, to the next start too, until the run service accepts.
+            if not told:
+                self._known.pop(key, None)
             self._undecodable.pop(key, None)
             return
         value = change.value or b""
@@ -282,8 +295,8 @@ class Processor:
 
     def handle_task_action_event(
         self, change: Change, summary: Summary, previous: TaskAction | None = None
-    ) -> None:
-        """Tell subscribers, then queue what the run service is to be told.
+    ) -> bool:
+        """Tell subscribers, then queue what the run service is to be told, if anything.
 
         Args:
             change: What happened.
@@ -298,12 +311,12 @@ class Processor:
         if deleted and not tell_run_service:
             self._introduced.pop(change.key, None)
         if not tell_run_service and not tell_subscribers:
-            return
+            return False
         source: TaskAction | Summary | None = previous or summary
         if not deleted:
             source = self._decode(change.key, change.value or b"", change.mod_revision)
         if source is None:
-            return
+            return False
         update = build_action_update(
             source,
             key=change.key,
@@ -316,6 +329,7 @@ class Processor:
         if tell_run_service and self._last is not None:
             told = update if deleted else None
             self._last.outbox.dispatch((_delivery(change, told),))
+        return tell_run_service
 
     def should_skip_task_action(self, summary: Summary) -> bool:
         """Whether the run service has accepted the ending already: the object is labelled.
@@ -356,6 +370,10 @@ class Processor:
             await self._run_service.update_action_status(update)
         if update.is_deleted:
             self._introduced.pop(key, None)
+            packed = self._known.get(key)
+            # The key may have been made again meanwhile.
+            if packed is not None and unpack(packed).revision < delivery.mod_revision:
+                del self._known[key]
         elif update.phase.is_terminal:
             self._accepted[key] = ending
             await self.mark_terminal_status_recorded(delivery, update)

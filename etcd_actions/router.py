@@ -242,7 +242,8 @@ class Router:
         self._failing: dict[bytes, FailingKey] = {}
         self._retries: list[tuple[float, int, KeyChannel]] = []
         self._retry_added = trio.Event()
-        self._room: trio.Event | None = None
+        self._list_room: trio.Event | None = None
+        self._stream_room: trio.Event | None = None
         self._idle: trio.Event | None = None
 
     def statistics(self) -> RouterStatistics:
@@ -276,6 +277,7 @@ class Router:
                 channel.put(_without_value(change))
             else:
                 channel.put(change)
+        self._tell_room()
         self._wake_one()
 
     async def wait_idle(self) -> None:
@@ -289,7 +291,9 @@ class Router:
     async def wait_list_room(self) -> None:
         """Return once the pending values are below the soft limit."""
         while self._counts.bytes > self._settings.soft_bytes:
-            await self._wait_room()
+            if self._list_room is None:
+                self._list_room = trio.Event()
+            await self._list_room.wait()
 
     async def wait_stream_room(self) -> None:
         """Return at once, unless more changes are pending than the hard limit allows.
@@ -301,7 +305,9 @@ class Router:
         self._counts.stalls += 1
         _log.error("handlers_too_slow", pending=self._counts.changes)
         while self._counts.changes >= self._settings.hard_changes:
-            await self._wait_room()
+            if self._stream_room is None:
+                self._stream_room = trio.Event()
+            await self._stream_room.wait()
 
     async def worker(self) -> None:
         """Handle the changes of one key after another, until cancelled."""
@@ -333,7 +339,7 @@ class Router:
                 if channel.failures:
                     channel.failures = 0
                     del self._failing[channel.key]
-                if self._room is not None:
+                if self._list_room is not None or self._stream_room is not None:
                     self._tell_room()
             else:
                 self._end(channel.key)
@@ -378,19 +384,20 @@ class Router:
 
     def _end(self, key: bytes) -> None:
         del self._channels[key]
+        if self._failing:
+            # What failed may have been skipped since: nobody needs it any more.
+            self._failing.pop(key, None)
         if self._idle is not None and not self._channels:
             self._idle.set()
             self._idle = None
 
     def _tell_room(self) -> None:
-        if self._room is not None and self._counts.bytes <= self._settings.soft_bytes:
-            self._room.set()
-            self._room = None
-
-    async def _wait_room(self) -> None:
-        if self._room is None:
-            self._room = trio.Event()
-        await self._room.wait()
+        if self._list_room is not None and self._counts.bytes <= self._settings.soft_bytes:
+            self._list_room.set()
+            self._list_room = None
+        if self._stream_room is not None and self._counts.changes < self._settings.hard_changes:
+            self._stream_room.set()
+            self._stream_room = None
 
     def _put_off(self, channel: KeyChannel, change: Change | None, error: Exception) -> None:
         """Have a failed key tried again later."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from etcd_actions.errors import Compacted
+from etcd_actions.errors import Compacted, FutureRevision
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -49,11 +49,11 @@ class Store:
 
         The value is read at the change's own revision: the newest one would run ahead of
         changes, a delete for instance, that are still to come. Where a compaction took that
-        revision it is good only if it is the newest still.
+        revision, or a restored store never had it, it is good only if it is the newest.
         """
         try:
             kv = await self.get(change.key, revision=change.mod_revision)
-        except Compacted:
+        except (Compacted, FutureRevision):
             kv = await self.get(change.key)
         if kv is None or kv.mod_revision != change.mod_revision:
             return None

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple, final
 
+import msgspec
 import trio
 
 from etcd_actions.model import ActionId, ActionUpdate, Summary
@@ -92,8 +93,14 @@ class Subscription(trio.abc.ReceiveChannel[ActionUpdate]):
         await trio.lowlevel.checkpoint()
 
     def _notify(self, update: ActionUpdate) -> None:
-        if update.key in self._pending:
+        pending = self._pending.get(update.key)
+        if pending is not None:
             self._conflated += 1
+            if update.partial and update.uid == pending.uid and update.phase == pending.phase:
+                # A deletion told from memory knows less than the ending it would replace.
+                update = msgspec.structs.replace(
+                    pending, revision=update.revision, is_deleted=update.is_deleted
+                )
         self._pending[update.key] = update
         self._wake()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
-from etcd_actions.model import ActionId, ActionUpdate, Phase, Summary
+from etcd_actions.model import ActionId, ActionUpdate, ErrorState, Phase, Summary
 from etcd_actions.subscriptions import Subscriptions
 
 
@@ -75,6 +76,23 @@ async def test_a_lagging_subscriber_gets_the_last_states() -> None:
         assert subscription.statistics() == (3, 997)
         got = [(await subscription.receive()).revision for _ in range(3)]
         assert sorted(got) == [998, 999, 1000]
+
+
+async def test_a_deletion_told_from_memory_keeps_the_details_of_the_ending() -> None:
+    """A subscriber that lags learns of the error, and that the object is gone."""
+    subscriptions = Subscriptions()
+    failed = msgspec.structs.replace(
+        update(action("c1"), phase=Phase.FAILED), error=ErrorState("Oops", "USER", "why")
+    )
+    gone = msgspec.structs.replace(failed, error=None, is_deleted=True, partial=True, revision=2)
+    async with subscriptions.subscribe(action("a0")) as subscription:
+        subscriptions.notify(failed)
+        subscriptions.notify(gone)
+        got = subscription.receive_nowait()
+        assert (got.error, got.is_deleted, got.revision) == (failed.error, True, 2)
+        subscriptions.notify(failed)
+        subscriptions.notify(msgspec.structs.replace(gone, uid="another"))
+        assert subscription.receive_nowait().error is None
 
 
 async def test_a_waiting_reader_is_woken() -> None:

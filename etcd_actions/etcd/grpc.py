@@ -7,8 +7,8 @@ of the event loop; no call has a thread of its own.
 A connection that stopped answering (a stopped process, a dropped network path) looks healthy
 to TCP for minutes. Three things find it: HTTP/2 pings with all of gRPC's time-outs set (any
 one left at its default makes the others useless), a deadline on each call, and the watcher's
-own probe. A call that runs into its deadline retires the connection it used, and the next
-one goes to the next endpoint.
+own probe. A read that runs into its deadline retires the connection it used, and the next
+call goes to the next endpoint.
 """
 
 from __future__ import annotations
@@ -268,7 +268,10 @@ class GrpcEtcd:
             code = future.code()
             if code is grpc.StatusCode.OK:
                 return cast(_Response, future.result())
-            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            # A slow disk delays writes, which says nothing of the connection; reads do.
+            if code is grpc.StatusCode.UNAVAILABLE or (
+                code is grpc.StatusCode.DEADLINE_EXCEEDED and not writes
+            ):
                 self._retire(connection)
             raise grpc_errors.from_status(
                 code,

@@ -12,6 +12,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import grpc
 import structlog
@@ -23,6 +24,7 @@ from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import WatchCreate, WatchResponse
 
 _BUFFERED_EVENTS = 4096
+_BUFFERED_BYTES = 16 * 1024 * 1024
 _CLOSE_TIMEOUT = 5.0
 
 _log = structlog.get_logger(__name__)
@@ -42,6 +44,7 @@ class GrpcWatchStream:
         self._requests: queue.SimpleQueue[pb.WatchRequest | None] = queue.SimpleQueue()
         self._buffer: deque[pb.WatchResponse] = deque()
         self._buffered_events = 0
+        self._buffered_bytes = 0
         self._drained = threading.Condition()
         self._closing = False
         self._prev_kv = False
@@ -51,7 +54,7 @@ class GrpcWatchStream:
         method = channel.stream_stream(
             "/etcdserverpb.Watch/Watch",
             request_serializer=pb.WatchRequest.SerializeToString,
-            response_deserializer=pb.WatchResponse.FromString,
+            response_deserializer=_sized_response,
         )
         self._call = method(self._iterate_requests(), metadata=metadata)
         self._thread = threading.Thread(target=self._read, name="etcd-watch", daemon=True)
@@ -84,7 +87,7 @@ class GrpcWatchStream:
         with self._drained:
             messages = list(self._buffer)
             self._buffer.clear()
-            self._buffered_events = 0
+            self._buffered_events = self._buffered_bytes = 0
             self._drained.notify()
         return [grpc_wire.watch_response(message, prev_kv=self._prev_kv) for message in messages]
 
@@ -118,28 +121,33 @@ class GrpcWatchStream:
             task, self._parked = self._parked, None
             trio.lowlevel.reschedule(task)
 
+    def _is_full(self) -> bool:
+        return self._buffered_events > _BUFFERED_EVENTS or self._buffered_bytes > _BUFFERED_BYTES
+
     def _read(self) -> None:
         """The thread: fill the buffer until the call ends, however it ends."""
         failure: EtcdError = Unavailable("watch: etcd ended the stream")
         try:
-            for message in self._call:
+            for size, message in self._call:
                 with self._drained:
-                    while self._buffered_events > _BUFFERED_EVENTS and not self._closing:
+                    while self._is_full() and not self._closing:
                         self._drained.wait()
                     self._buffer.append(message)
                     self._buffered_events += len(message.events)
-                self._token.run_sync_soon(self._ring, idempotent=True)
-        except trio.RunFinishedError:
-            # The reader is gone with its event loop: nobody is left to be told.
-            return
+                    self._buffered_bytes += size
+                with suppress(trio.RunFinishedError):
+                    self._token.run_sync_soon(self._ring, idempotent=True)
         except grpc.RpcError:
             failure = grpc_errors.from_status(
                 self._call.code(), self._call.details() or "", what="watch"
             )
-        self._failure = self._failure or failure
-        try:
-            self._token.run_sync_soon(self._ring, idempotent=True)
-            self._token.run_sync_soon(self._ended.set)
-        except trio.RunFinishedError:
-            # As above.
-            return
+        finally:
+            self._failure = self._failure or failure
+            # An event loop that has ended leaves nobody to be told.
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._ring, idempotent=True)
+                self._token.run_sync_soon(self._ended.set)
+
+
+def _sized_response(data: bytes) -> tuple[int, pb.WatchResponse]:
+    return len(data), pb.WatchResponse.FromString(data)

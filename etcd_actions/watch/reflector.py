@@ -271,13 +271,13 @@ class Reflector:
             self._suspicion = "replaced"
         elif newest.revision < done:
             self._suspicion = "went_back"
-        else:
+        elif self._suspicion in ("", "unverifiable"):
             self._suspicion = await self._hear_witnesses() or self._suspicion
         self._cluster_id = newest.cluster_id
         try:
             version = EtcdVersion.parse((await self._etcd.status()).version)
-        except (PermissionDenied, ValueError):
-            # Only a known version is known to be reliable.
+        except (PermissionDenied, InvalidRequest, ValueError):
+            # Only a known version is known to be reliable; proxies may not know the method.
             self._trust_progress = False
         else:
             self._trust_progress = has_reliable_progress(version)
@@ -315,7 +315,7 @@ class Reflector:
     async def _relist(self) -> None:
         """List everything: the store may be another one."""
         log = _log.warning if self._suspicion == "unverifiable" else _log.error
-        log("listing_again", reason=self._suspicion, prefix=self._keys.start.decode())
+        log("listing_again", reason=self._suspicion, prefix=_text(self._keys.start))
         self._relists[self._suspicion] += 1
         whole = _Range(Resume(self._keys, 0))
         for range_ in self._ranges:
@@ -483,8 +483,11 @@ class Reflector:
                         change.version,
                         change.lease,
                     )
-                return
-            if not change.synthesised and change.mod_revision > newest_delete:
+                    newest_put = change.mod_revision
+                # The stream is in order, so this was its newest; a list is not.
+                if not change.listed:
+                    return
+            elif not change.synthesised and change.mod_revision > newest_delete:
                 self._last_delete = change
                 newest_delete = change.mod_revision
 
@@ -500,7 +503,7 @@ class Reflector:
         # nothing of it: until the next stream none is believed.
         self._progress_counts = False
         keys = range_.resume.keys
-        _log.warning("history_compacted", start=keys.start.decode(), listing_at=revision)
+        _log.warning("history_compacted", start=_text(keys.start), listing_at=revision)
         compacted_again = False
         try:
             await self._list(range_, revision)
@@ -520,7 +523,8 @@ class Reflector:
             silence = trio.current_time() - self._heard
             if silence < dead_after / 2:
                 continue
-            with trio.move_on_after(dead_after - silence) as scope:
+            # Less than nothing is left when this process itself was stopped for a while.
+            with trio.move_on_after(max(dead_after - silence, dead_after / 6)) as scope:
                 await self._etcd.range(KeyRange.of_key(self._keys.start), keys_only=True)
             if scope.cancelled_caught:
                 raise Unavailable(f"watch: nothing heard for {dead_after:g} s")
@@ -542,6 +546,10 @@ def _listed(kv: KeyValue, kind: ChangeKind) -> Change:
 
 def _synthesised_delete(key: bytes, revision: int) -> Change:
     return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, listed=True, synthesised=True)
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
 
 
 def _first_of(group: BaseExceptionGroup[EtcdError]) -> EtcdError:
