@@ -14,6 +14,7 @@ from etcd_actions import (
     Phase,
     Processor,
     ProcessorSettings,
+    Subscription,
     TaskAction,
     open_etcd,
     open_processor,
@@ -25,7 +26,7 @@ from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED
 from etcd_actions.router import RouterSettings
 from tests.data.captured import PUTS
-from tests.support.etcd_server import EtcdServer
+from tests.support.etcd_server import EtcdServer, free_port
 from tests.support.waiting import eventually
 
 _FAST = ProcessorSettings(router=RouterSettings(backoff=Backoff(initial=0.01, cap=0.05)))
@@ -408,3 +409,76 @@ async def test_statistics_before_the_first_start(etcd: Etcd) -> None:
         statistics = processor.statistics()
         assert isinstance(processor, Processor)
         assert (statistics.watching, statistics.reflector, statistics.marks) == (False, None, {})
+
+
+async def test_a_deletion_that_was_not_accepted_is_told_after_a_restart(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    """It is in no list any more: what is remembered of the key is kept until then."""
+    key = prefix + b"flyte/rh7k2m9p4qv3-a1"
+    service = RecordingRunService()
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=_FAST
+    ) as processor:
+        await processor.start_watching()
+        await etcd.put(key, RUNNING)
+        await eventually(lambda: len(service.statuses) == 1)
+        service.refusals = 10**9
+        await etcd.delete(KeyRange.of_key(key))
+        await eventually(lambda: bool(processor.statistics().outbox.failing))  # type: ignore[union-attr]
+        await processor.stop_watching(grace=0.05)
+        service.refusals = 0
+        await processor.start_watching()
+        await eventually(lambda: len(service.statuses) == 2)
+    assert (service.statuses[1].phase, service.statuses[1].is_deleted) == (Phase.ABORTED, True)
+
+
+async def test_a_start_during_a_stop_waits_and_watches(etcd: Etcd, prefix: bytes) -> None:
+    """It must not take the watch that is about to end for its own."""
+    service = RecordingRunService()
+    service.hang = trio.Event()
+    await etcd.put(prefix + b"flyte/rh7k2m9p4qv3-a1", SUCCEEDED)
+    async with open_processor(etcd, prefix=prefix, run_service=service) as processor:
+        await processor.start_watching()
+        await eventually(lambda: service.attempts == 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(processor.stop_watching, 0.3)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await processor.start_watching()
+        assert processor.statistics().watching
+        service.hang.set()
+
+
+async def test_a_start_that_waits_for_etcd_can_be_stopped() -> None:
+    """And does not keep the processor's context from being left."""
+    with trio.fail_after(5):
+        async with (
+            open_etcd(f"127.0.0.1:{free_port()}", request_timeout=0.2) as etcd,
+            trio.open_nursery() as nursery,
+        ):
+            async with open_processor(etcd) as processor:
+                nursery.start_soon(processor.start_watching)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not processor.statistics().watching
+
+
+async def test_subscribers_hear_of_a_processor_that_ends_by_an_exception(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    """A reader in another nursery gets the end, not silence for ever."""
+    ended = trio.Event()
+
+    async def read(subscription: Subscription) -> None:
+        async for _ in subscription:
+            raise AssertionError("nothing happened")
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(ExceptionGroup):  # noqa: PT012 - the context is what must raise
+            async with open_processor(etcd, prefix=prefix) as processor:
+                await processor.start_watching()
+                nursery.start_soon(read, processor.subscribe(_ROOT))
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                raise LookupError("scripted")
+        with trio.fail_after(5):
+            await ended.wait()

@@ -372,3 +372,57 @@ async def test_cancelled_workers_leave_nothing_parked() -> None:
         await router.wait_idle()
         nursery.cancel_scope.cancel()
     assert len(handled) == 1
+
+
+async def test_the_stream_goes_on_while_a_failing_key_holds_bytes() -> None:
+    """The hard limit counts changes: what a failing key keeps above the soft one is no matter."""
+
+    async def handler(change: Change) -> None:
+        if change.key == b"bad":
+            raise ValueError("never")
+
+    backoff = Backoff(initial=0.01, cap=0.01)
+    async with running(
+        handler, workers=1, soft_bytes=10, hard_changes=3, backoff=backoff
+    ) as router:
+        router.dispatch([put(b"bad", 1, value=b"x" * 50), *(put(b"%d" % n, n) for n in (2, 3, 4))])
+        with trio.fail_after(5):
+            await router.wait_stream_room()
+        assert router.statistics().pending_bytes > 10
+
+
+async def test_room_made_by_dispatching_is_told() -> None:
+    """A newer state without a value replaces the large one that filled the budget."""
+
+    async def nobody(change: Change) -> None:
+        await trio.sleep_forever()
+
+    async with running(nobody, workers=0, soft_bytes=10) as router, trio.open_nursery() as nursery:
+        router.dispatch([put(b"a", 1, value=b"x" * 50)])
+        nursery.start_soon(router.wait_list_room)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            router.dispatch([put(b"a", 2, created=1, value=b"y" * 50)])
+            while nursery.child_tasks:
+                await trio.lowlevel.checkpoint()
+
+
+async def test_a_key_whose_failed_change_is_skipped_is_failing_no_more() -> None:
+    """Else it would degrade readiness for ever."""
+    outcomes = iter([Unavailable("away"), None])
+
+    async def handler(change: Change) -> None:
+        raise AssertionError("nothing is left to handle")
+
+    async def reread(change: Change) -> Change | None:
+        if (error := next(outcomes)) is not None:
+            raise error
+        return None
+
+    backoff = Backoff(initial=0.01, cap=0.01)
+    async with running(handler, reread=reread, backoff=backoff) as router:
+        router.dispatch([put(b"a", 1, value=None)])
+        with trio.fail_after(5):
+            await router.wait_idle()
+        assert router.statistics().failures == 1
+        assert router.statistics().failing == ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -49,6 +49,14 @@ async def agree(sink: RecordingSink, direct: Etcd, prefix: bytes) -> None:
             == stored
         )
     )
+
+
+async def put_again(etcd: Etcd, key: bytes, value: bytes) -> None:
+    """Write to a server that was just started again."""
+    while True:
+        with suppress(Unavailable):
+            await etcd.put(key, value)
+            return
 
 
 async def write_nothing(etcd: Etcd, prefix: bytes) -> None:
@@ -216,6 +224,35 @@ async def test_another_value_at_the_same_revision_is_noticed(
                 later = (await direct.put(prefix + b"flyte/r2", b"later")).revision
                 await sink.bell.until(lambda: sink.changes[-1].mod_revision == later)
     assert sink.last()[key].value == b"new"
+
+
+async def test_a_restored_backup_is_noticed_after_a_list_only(
+    own_etcd: EtcdServer, prefix: bytes
+) -> None:
+    """A list is in the order of keys: its newest put, not its last one, is the witness."""
+    sink = RecordingSink()
+    with trio.fail_after(20):
+        async with (
+            open_etcd(own_etcd.endpoint, request_timeout=1) as etcd,
+            open_etcd(own_etcd.endpoint, request_timeout=2) as direct,
+        ):
+            await direct.put(prefix + b"flyte/r2", b"saved")
+            own_etcd.stop()
+            own_etcd.save("backup")
+            own_etcd.start()
+            await put_again(direct, prefix + b"flyte/r1", b"lost")
+            async with reflecting(etcd, prefix, sink) as reflector:
+                await eventually(lambda: reflector.statistics().streaming)
+                own_etcd.stop()
+                own_etcd.restore("backup")
+                own_etcd.start()
+                for key, value in [
+                    (prefix + b"flyte/r1", b"restored"),
+                    *[(b"/elsewhere", b"")] * 4,
+                ]:
+                    await put_again(direct, key, value)
+                await agree(sink, direct, prefix)
+    assert sink.last()[prefix + b"flyte/r1"].value == b"restored"
 
 
 async def test_an_etcd_that_comes_late_is_waited_for(own_etcd: EtcdServer, prefix: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn
+from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn, WatchCreate
 from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings
 from tests.support.waiting import eventually
 
@@ -186,3 +187,36 @@ async def test_the_position_of_an_idle_range_moves_where_etcd_can_tell(
         last = await etcd.put(b"/elsewhere", b"")
         await eventually(lambda: reflector.statistics().revision >= last.revision)
         assert reflector.statistics().reconnects == {}
+
+
+async def test_being_stopped_for_longer_than_dead_after_is_no_crash(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    """A suspended process, or a starved machine: the silence is older than it may get."""
+    async with reflecting(etcd, prefix, dead_after=0.3) as (reflector, sink, _):
+        await eventually(lambda: reflector.statistics().streaming)
+        for _ in range(2):
+            time.sleep(0.5)  # noqa: ASYNC251 - the whole event loop is to stand still
+            await trio.sleep(0.15)
+        await etcd.put(prefix + b"a", b"")
+        await eventually(lambda: len(sink.changes) == 1)
+
+
+async def test_boundaries_need_not_be_text(etcd: Etcd, prefix: bytes) -> None:
+    """Keys are bytes, so the ends of ranges are; a recovery must live with that."""
+    puts = [Put(prefix + b"\xff%03d" % number, b"") for number in range(300)]
+    for start in range(0, len(puts), 100):
+        await etcd.txn(Txn([], puts[start : start + 100]))
+    async with reflecting(etcd, prefix, ranges=4) as (reflector, sink, revision):
+        await eventually(lambda: reflector.statistics().streaming)
+        range_ = reflector._ranges[-1]
+        with pytest.raises(UnicodeDecodeError):
+            range_.resume.keys.start.decode()
+        opened: list[WatchCreate] = []
+
+        class Stream:
+            create = staticmethod(opened.append)
+
+        await reflector._recover(Stream(), range_, revision)  # type: ignore[arg-type]
+        assert [request.keys for request in opened] == [range_.resume.keys]
+        assert len(sink.changes) == 300

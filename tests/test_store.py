@@ -1,0 +1,64 @@
+"""The store: values that were dropped, and compare-and-swap."""
+
+from __future__ import annotations
+
+from etcd_actions import open_etcd
+from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.store import Store
+from etcd_actions.watch import Change, ChangeKind
+from tests.support.etcd_server import EtcdServer
+
+
+def dropped(key: bytes, revision: int) -> Change:
+    return Change(ChangeKind.MODIFIED, key, None, revision, revision, 1)
+
+
+async def test_a_dropped_value_is_read_at_its_own_revision(etcd: Etcd, prefix: bytes) -> None:
+    """Though the key has moved on, or is gone: what is newer is still to come."""
+    store, key = Store(etcd), prefix + b"k"
+    first = await etcd.put(key, b"first")
+    await etcd.put(key, b"second")
+    found = await store.reread(dropped(key, first.revision))
+    assert found is not None
+    assert (found.value, found.mod_revision) == (b"first", first.revision)
+    await etcd.delete(KeyRange.of_key(key))
+    again = await store.reread(dropped(key, first.revision))
+    assert again is not None
+    assert again.value == b"first"
+
+
+async def test_a_compacted_value_counts_if_it_is_the_newest(own_etcd: EtcdServer) -> None:
+    """Else nobody needs it: the watch brings the newer one."""
+    async with open_etcd(own_etcd.endpoint) as etcd:
+        store = Store(etcd)
+        kept, old = await etcd.put(b"kept", b"v"), await etcd.put(b"moved", b"1")
+        new = await etcd.put(b"moved", b"2")
+        await etcd.compact(new.revision)
+        found = await store.reread(dropped(b"kept", kept.revision))
+        assert found is not None
+        assert found.value == b"v"
+        assert await store.reread(dropped(b"moved", old.revision)) is None
+
+
+async def test_a_value_of_a_store_that_went_back_is_skipped(etcd: Etcd, prefix: bytes) -> None:
+    """It never was there: waiting for its revision would block what was listed instead."""
+    await etcd.put(prefix + b"k", b"restored")
+    assert await Store(etcd).reread(dropped(prefix + b"k", 10**12)) is None
+
+
+async def test_compare_and_put(etcd: Etcd, prefix: bytes) -> None:
+    """Only over what was seen; the loser is told what is there, equal bytes are not written."""
+    store, key = Store(etcd), prefix + b"k"
+    await etcd.put(key, b"1")
+    seen = await store.get(key)
+    assert seen is not None
+    done = await store.compare_and_put(seen, b"2")
+    assert done.applied
+    assert done.current == await store.get(key)
+    late = await store.compare_and_put(seen, b"3")
+    assert late == (False, done.current)
+    assert done.current is not None
+    same = await store.compare_and_put(done.current, b"2")
+    assert same == (False, done.current)
+    await etcd.delete(KeyRange.of_key(key))
+    assert await store.compare_and_put(done.current, b"4") == (False, None)
