@@ -107,3 +107,9 @@ class Unauthenticated(EtcdError):
 
 class InvalidRequest(EtcdError):
     """etcd rejects the request as malformed, or does not know the method."""
+
+
+def first_error(group: BaseExceptionGroup[EtcdError]) -> EtcdError:
+    """One error of a group, to be told for all: nurseries raise groups, callers want causes."""
+    first = group.exceptions[0]
+    return first_error(first) if isinstance(first, BaseExceptionGroup) else first

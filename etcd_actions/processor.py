@@ -27,7 +27,7 @@ import structlog
 import trio
 
 from etcd_actions.codecs import codec_of
-from etcd_actions.errors import DecodeError, EtcdError
+from etcd_actions.errors import DecodeError, EtcdError, first_error
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
@@ -457,7 +457,7 @@ class Processor:
                     )
                 nursery.cancel_scope.cancel("the watch was stopped")
         except* EtcdError as group:
-            refusal = _first_of(group)
+            refusal = first_error(group)
         finally:
             self._watching = None
             watching.ended.set()
@@ -483,8 +483,3 @@ def _delivery(change: Change, update: ActionUpdate | None) -> _Delivery:
         change.lease,
         update=update,
     )
-
-
-def _first_of(group: BaseExceptionGroup[EtcdError]) -> EtcdError:
-    first = group.exceptions[0]
-    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first

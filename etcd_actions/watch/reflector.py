@@ -59,6 +59,7 @@ from etcd_actions.errors import (
     PermissionDenied,
     Unauthenticated,
     Unavailable,
+    first_error,
 )
 from etcd_actions.etcd.api import (
     Etcd,
@@ -241,7 +242,7 @@ class Reflector:
                     await self._relist()
                 await self._stream()
             except* EtcdError as group:
-                failure = _first_of(group)
+                failure = first_error(group)
             self._streaming = False
             if failure is None:
                 self._failures = 0
@@ -550,8 +551,3 @@ def _synthesised_delete(key: bytes, revision: int) -> Change:
 
 def _text(key: bytes) -> str:
     return key.decode(errors="backslashreplace")
-
-
-def _first_of(group: BaseExceptionGroup[EtcdError]) -> EtcdError:
-    first = group.exceptions[0]
-    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
