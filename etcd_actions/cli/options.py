@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import click
 from etcd_actions.cli.logs import FORMATS, LEVELS, configure_logs
 from etcd_actions.config import Config, Setting, load_config
 from etcd_actions.errors import ConfigError
+from etcd_actions.etcd import Etcd, open_etcd
 from etcd_actions.etcd.embedded import running_endpoint
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.model import DEFAULT_KEY_PREFIX
@@ -50,6 +52,10 @@ class Common:
     def endpoints_to_use(self) -> str:
         """The endpoints, else the running embedded etcd's, else etcd's own default."""
         return self.endpoints or running_endpoint(self.data_dir) or _DEFAULT_ENDPOINT
+
+    def open_etcd(self, endpoints: str | None = None) -> AbstractAsyncContextManager[Etcd]:
+        """Connect as the settings say, by default to :attr:`endpoints_to_use`."""
+        return open_etcd(endpoints or self.endpoints_to_use)
 
 
 def common_options(function: Callable[..., int]) -> Callable[..., int]:

@@ -18,7 +18,7 @@ from etcd_actions.cli.history import HistoryEvent, HistoryReader
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.signals import Stop, open_stop
 from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
-from etcd_actions.etcd import Etcd, open_etcd
+from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -157,7 +157,7 @@ class Replayer:
 async def replay_file(common: Common, file: str, rate: float | None) -> int:
     """Write the file's history; after a first signal no further change is begun."""
     with _opened(file) as descriptor:
-        async with open_stop() as stop, open_etcd(common.endpoints_to_use) as etcd:
+        async with open_stop() as stop, common.open_etcd() as etcd:
             replayer = Replayer(etcd, stop)
             with stop.interrupts():
                 await replayer.begin()

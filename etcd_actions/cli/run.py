@@ -14,7 +14,6 @@ from etcd_actions.cli.exits import ExitCode
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.signals import Stop, open_stop
 from etcd_actions.errors import EmbeddedEtcdError
-from etcd_actions.etcd import open_etcd
 from etcd_actions.etcd.embedded import EmbeddedEtcd, default_data_dir, open_embedded_etcd
 from etcd_actions.processor import Processor, ProcessorStatistics, open_processor
 from etcd_actions.recorder import MarkResult
@@ -67,7 +66,7 @@ async def _serve(
 ) -> None:
     """Run the processor until the end is asked for; leaves its last numbers in ``counts``."""
     async with (
-        open_etcd(endpoints) as etcd,
+        common.open_etcd(endpoints) as etcd,
         open_processor(etcd, prefix=common.prefix, namespace=common.namespace) as processor,
     ):
         _log.info(

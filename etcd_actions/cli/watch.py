@@ -19,7 +19,6 @@ from etcd_actions.cli.options import Common
 from etcd_actions.cli.rows import Row, RowMaker, SyncedRow
 from etcd_actions.cli.signals import Stop, open_stop
 from etcd_actions.errors import EtcdActionsError
-from etcd_actions.etcd import open_etcd
 from etcd_actions.processor import watched_keys
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
 
@@ -120,7 +119,11 @@ async def watch_until_signal(common: Common, output: str | None, prev_kv: bool) 
     feed = Feed()
     endpoints = common.endpoints_to_use
     _log.debug("watching", endpoints=endpoints, prefix=keys.start.decode())
-    async with open_stop() as stop, open_etcd(endpoints) as etcd, trio.open_nursery() as nursery:
+    async with (
+        open_stop() as stop,
+        common.open_etcd(endpoints) as etcd,
+        trio.open_nursery() as nursery,
+    ):
         written = trio.Event()
         nursery.start_soon(_write, feed, RowMaker(common.prefix), lines, descriptor, stop, written)
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):

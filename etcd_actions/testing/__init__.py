@@ -1,0 +1,1 @@
+"""What tests of programs that use etcd need: an etcd."""
