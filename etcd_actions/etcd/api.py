@@ -181,7 +181,12 @@ class Lease(NamedTuple):
 
 
 class Status(NamedTuple):
-    """One member's view of itself and its cluster."""
+    """One member's view of itself and its cluster.
+
+    Sizes are in bytes: ``db_size`` is the file's, ``db_size_in_use`` what a defragmentation
+    would leave of it. ``db_size_quota`` is 0 before etcd 3.6, which first tells it.
+    ``errors`` has its alarms and the lack of a leader, in words.
+    """
 
     version: str
     db_size: int
@@ -189,6 +194,54 @@ class Status(NamedTuple):
     revision: int
     cluster_id: int
     member_id: int
+    db_size_in_use: int = 0
+    db_size_quota: int = 0
+    is_learner: bool = False
+    errors: tuple[str, ...] = ()
+
+
+class AlarmType(enum.IntEnum):
+    """Why etcd refuses to work; the numbers are etcd's."""
+
+    NONE = 0
+    NOSPACE = 1
+    CORRUPT = 2
+
+
+class Alarm(NamedTuple):
+    """An alarm, and the member that raised it."""
+
+    member_id: int
+    type: AlarmType
+
+
+class Member(NamedTuple):
+    """A member of the cluster, and where it says that clients reach it."""
+
+    id: int
+    name: str
+    client_urls: tuple[str, ...]
+    is_learner: bool
+
+
+class PermissionType(enum.IntEnum):
+    """What a permission allows; the numbers are etcd's."""
+
+    READ = 0
+    WRITE = 1
+    READWRITE = 2
+
+
+class Permission(NamedTuple):
+    """What a role may do on the keys from ``start`` to ``end``, as etcd stores it.
+
+    An empty ``end`` means the one key ``start``; an ``end`` of one zero byte all keys from
+    ``start`` on.
+    """
+
+    type: PermissionType
+    start: bytes
+    end: bytes
 
 
 class WatchCreate(NamedTuple):
@@ -228,7 +281,9 @@ class WatchResponse(msgspec.Struct, frozen=True, gc=False):
 class WatchStream(Protocol):
     """Many watchers over one stream; entered and left by :meth:`Etcd.watch`.
 
-    Requests are queued and never wait. Answers arrive in the order in which etcd sent them.
+    Requests are queued and never wait. Answers to one watcher arrive in the order in which
+    etcd sent them; those to different ones too where the transport has one connection for
+    all of them.
     """
 
     def create(self, request: WatchCreate, /) -> None:
@@ -238,11 +293,16 @@ class WatchStream(Protocol):
         """End a watcher; the answer has ``canceled``."""
 
     def request_progress(self) -> None:
-        """Ask how far the stream is. Reliable from etcd 3.4.25 and 3.5.8 on."""
+        """Ask how far the stream is. Reliable from etcd 3.4.25 and 3.5.8 on.
+
+        A transport that cannot ask on an open stream asks once, when it opens one.
+        """
 
     async def receive(self) -> Sequence[WatchResponse]:
         """All messages that have arrived, at least one.
 
+        Raises ``trio.EndOfChannel`` when the stream has been silent for as long as its
+        transport can trust it: nothing is wrong, but another one must be opened.
         Raises :class:`~etcd_actions.errors.Unavailable` or another
         :class:`~etcd_actions.errors.EtcdError` once the stream has failed and all messages
         before the failure were given out. Cancellation loses nothing.

@@ -10,19 +10,25 @@ from etcd_actions.errors import ConfigError
 
 DEFAULT_PORT = 2379
 
+_ENCRYPTED = {"": None, "http": False, "https": True}
+
 
 class Endpoint(NamedTuple):
-    """One member's client address."""
+    """One member's client address.
+
+    ``encrypted`` is what its scheme says; None, without a scheme, leaves it to the settings.
+    """
 
     host: str
     port: int
+    encrypted: bool | None = None
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_endpoints(texts: str | Iterable[str]) -> tuple[Endpoint, ...]:
-    """Read ``host:port`` or ``http://host:port``, several separated by commas.
+    """Read ``host:port``, ``http://host:port`` or ``https://host:port``, several by commas.
 
     Raises :class:`~etcd_actions.errors.ConfigError` that names the endpoint at fault.
     """
@@ -35,16 +41,21 @@ def parse_endpoints(texts: str | Iterable[str]) -> tuple[Endpoint, ...]:
 
 
 def _parse_endpoint(text: str) -> Endpoint:
-    split = urlsplit(text if "://" in text else f"//{text}")
-    if split.scheme not in ("", "http"):
-        raise ConfigError(
-            f"endpoint {text!r}: scheme {split.scheme!r} is not supported, "
-            "use host:port or http://host:port"
-        )
     try:
+        split = urlsplit(text if "://" in text else f"//{text}")
         port = DEFAULT_PORT if split.port is None else split.port
     except ValueError as error:
         raise ConfigError(f"endpoint {text!r}: {error}") from None
-    if not split.hostname or port == 0 or split.path not in ("", "/") or split.username:
+    if split.username is not None or split.password is not None:
+        raise ConfigError(
+            "an endpoint has a user or password in it: give host:port, and the user with "
+            "--user or ETCDCTL_USER"
+        )
+    if split.scheme not in _ENCRYPTED:
+        raise ConfigError(
+            f"endpoint {text!r}: scheme {split.scheme!r} is not supported, "
+            "use host:port, http://host:port or https://host:port"
+        )
+    if not split.hostname or port == 0 or split.path not in ("", "/"):
         raise ConfigError(f"endpoint {text!r} is not of the form host:port")
-    return Endpoint(split.hostname, port)
+    return Endpoint(split.hostname, port, _ENCRYPTED[split.scheme])

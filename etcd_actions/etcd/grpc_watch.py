@@ -37,8 +37,10 @@ class GrpcWatchStream:
         self,
         channel: grpc.Channel,
         metadata: Sequence[tuple[str, str]],
+        what: str,
         on_unavailable: Callable[[], None],
     ) -> None:
+        self._what = what
         self._on_unavailable = on_unavailable
         self._token = trio.lowlevel.current_trio_token()
         self._requests: queue.SimpleQueue[pb.WatchRequest | None] = queue.SimpleQueue()
@@ -126,7 +128,7 @@ class GrpcWatchStream:
 
     def _read(self) -> None:
         """The thread: fill the buffer until the call ends, however it ends."""
-        failure: EtcdError = Unavailable("watch: etcd ended the stream")
+        failure: EtcdError = Unavailable(f"{self._what}: etcd ended the stream")
         try:
             for size, message in self._call:
                 with self._drained:
@@ -139,7 +141,7 @@ class GrpcWatchStream:
                     self._token.run_sync_soon(self._ring, idempotent=True)
         except grpc.RpcError:
             failure = grpc_errors.from_status(
-                self._call.code(), self._call.details() or "", what="watch"
+                self._call.code(), self._call.details() or "", what=self._what
             )
         finally:
             self._failure = self._failure or failure

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar, cast
 
+from google.protobuf.message import Message
+
+from etcd_actions.etcd import rpc
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import (
+    Alarm,
+    AlarmType,
     Compare,
     CompareResult,
     CompareTarget,
@@ -14,16 +20,22 @@ from etcd_actions.etcd.api import (
     Event,
     Get,
     KeyValue,
+    Lease,
+    Member,
     Operation,
     OperationResult,
+    Permission,
+    PermissionType,
     Put,
     PutResult,
     RangeResult,
+    Status,
     Txn,
     TxnResult,
     WatchCreate,
     WatchResponse,
 )
+from etcd_actions.etcd.rpc import Request, Result, Rpc
 
 _OPERAND = {
     CompareTarget.VERSION: "version",
@@ -34,6 +46,28 @@ _OPERAND = {
 }
 _TARGET = {target: pb.Compare.CompareTarget.Name(target) for target in CompareTarget}
 _RESULT = {result: pb.Compare.CompareResult.Name(result) for result in CompareResult}
+
+
+_Message = TypeVar("_Message", bound=Message)
+
+
+class Decode(Generic[_Message, Result]):
+    """How the answer to a method is read: its message, and what becomes of it."""
+
+    def __init__(self, message: type[_Message], result: Callable[[_Message], Result]) -> None:
+        self.message = message
+        self._result = result
+
+    def __call__(self, message: Message) -> Result:
+        """The result that an answer stands for."""
+        return self._result(cast(_Message, message))
+
+
+def messages(
+    method: Rpc[Request, Result],
+) -> tuple[Callable[[Request], Message], Decode[Message, Result]]:
+    """How the request of a method is written, and how its answer is read."""
+    return cast(tuple[Callable[[Request], Message], Decode[Message, Result]], _METHODS[method.name])
 
 
 def key_value(kv: pb.KeyValue) -> KeyValue:
@@ -101,6 +135,18 @@ def range_result(response: pb.RangeResponse) -> RangeResult:
     )
 
 
+def range_request(request: rpc.RangeRequest) -> pb.RangeRequest:
+    """A range read."""
+    return pb.RangeRequest(
+        key=request.keys.start,
+        range_end=request.keys.end,
+        revision=request.revision,
+        limit=request.limit,
+        keys_only=request.keys_only,
+        count_only=request.count_only,
+    )
+
+
 def txn_request(txn: Txn) -> pb.TxnRequest:
     """A transaction with all that it nests."""
     return pb.TxnRequest(
@@ -153,11 +199,109 @@ def _operation(operation: Operation) -> pb.RequestOp:
                     key=keys.start, range_end=keys.end, limit=limit, keys_only=keys_only
                 )
             )
-        case Put(key, value, lease):
-            return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
-        case Delete(keys):
-            return pb.RequestOp(
-                request_delete_range=pb.DeleteRangeRequest(key=keys.start, range_end=keys.end)
-            )
+        case Put():
+            return pb.RequestOp(request_put=_put_request(operation))
+        case Delete():
+            return pb.RequestOp(request_delete_range=_delete_request(operation))
         case Txn():
             return pb.RequestOp(request_txn=txn_request(operation))
+
+
+def _put_request(put: Put) -> pb.PutRequest:
+    return pb.PutRequest(key=put.key, value=put.value, lease=put.lease)
+
+
+def _delete_request(delete: Delete) -> pb.DeleteRangeRequest:
+    return pb.DeleteRangeRequest(key=delete.keys.start, range_end=delete.keys.end)
+
+
+def _status(response: pb.StatusResponse) -> Status:
+    return Status(
+        response.version,
+        response.dbSize,
+        response.leader,
+        response.header.revision,
+        response.header.cluster_id,
+        response.header.member_id,
+        response.dbSizeInUse,
+        response.dbSizeQuota,
+        response.isLearner,
+        tuple(response.errors),
+    )
+
+
+def _alarms(response: pb.AlarmResponse) -> tuple[Alarm, ...]:
+    return tuple(Alarm(alarm.memberID, AlarmType(alarm.alarm)) for alarm in response.alarms)
+
+
+def _members(response: pb.MemberListResponse) -> tuple[Member, ...]:
+    return tuple(
+        Member(member.ID, member.name, tuple(member.clientURLs), member.isLearner)
+        for member in response.members
+    )
+
+
+def _permissions(response: pb.AuthRoleGetResponse) -> tuple[Permission, ...]:
+    return tuple(
+        Permission(PermissionType(each.permType), each.key, each.range_end)
+        for each in response.perm
+    )
+
+
+def _nothing(_: Message) -> None:
+    """The answer says only that it was done."""
+
+
+_METHODS: dict[str, tuple[Callable[[Any], Message], Decode[Any, Any]]] = {
+    rpc.RANGE.name: (range_request, Decode(pb.RangeResponse, range_result)),
+    rpc.PUT.name: (
+        _put_request,
+        Decode(pb.PutResponse, lambda response: PutResult(response.header.revision)),
+    ),
+    rpc.DELETE.name: (
+        _delete_request,
+        Decode(
+            pb.DeleteRangeResponse,
+            lambda response: DeleteResult(response.deleted, response.header.revision),
+        ),
+    ),
+    rpc.TXN.name: (txn_request, Decode(pb.TxnResponse, txn_result)),
+    rpc.COMPACT.name: (
+        lambda request: pb.CompactionRequest(revision=request.revision, physical=request.physical),
+        Decode(pb.CompactionResponse, _nothing),
+    ),
+    rpc.LEASE_GRANT.name: (
+        lambda ttl: pb.LeaseGrantRequest(TTL=ttl),
+        Decode(pb.LeaseGrantResponse, lambda response: Lease(response.ID, response.TTL)),
+    ),
+    rpc.LEASE_KEEP_ALIVE.name: (
+        lambda lease: pb.LeaseKeepAliveRequest(ID=lease),
+        Decode(pb.LeaseKeepAliveResponse, lambda response: Lease(response.ID, response.TTL)),
+    ),
+    rpc.LEASE_REVOKE.name: (
+        lambda lease: pb.LeaseRevokeRequest(ID=lease),
+        Decode(pb.LeaseRevokeResponse, _nothing),
+    ),
+    rpc.STATUS.name: (lambda _: pb.StatusRequest(), Decode(pb.StatusResponse, _status)),
+    rpc.ALARMS.name: (lambda _: pb.AlarmRequest(), Decode(pb.AlarmResponse, _alarms)),
+    rpc.MEMBERS.name: (
+        lambda _: pb.MemberListRequest(),
+        Decode(pb.MemberListResponse, _members),
+    ),
+    rpc.AUTHENTICATE.name: (
+        lambda request: pb.AuthenticateRequest(name=request.name, password=request.password),
+        Decode(pb.AuthenticateResponse, lambda response: response.token),
+    ),
+    rpc.AUTH_STATUS.name: (
+        lambda _: pb.AuthStatusRequest(),
+        Decode(pb.AuthStatusResponse, lambda response: response.enabled),
+    ),
+    rpc.USER_ROLES.name: (
+        lambda name: pb.AuthUserGetRequest(name=name),
+        Decode(pb.AuthUserGetResponse, lambda response: tuple(response.roles)),
+    ),
+    rpc.ROLE_PERMISSIONS.name: (
+        lambda role: pb.AuthRoleGetRequest(role=role),
+        Decode(pb.AuthRoleGetResponse, _permissions),
+    ),
+}

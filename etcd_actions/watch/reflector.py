@@ -363,7 +363,7 @@ class Reflector:
         return revision
 
     async def _stream(self) -> None:
-        """Watch all ranges on one stream, until it fails or has lived long enough."""
+        """Watch all ranges on one stream, until it fails or another one is due."""
         self._progress_counts = self._trust_progress
         self._repartition()
         self._by_watch_id.clear()
@@ -379,10 +379,14 @@ class Reflector:
             with trio.move_on_after(self._settings.stream_life):
                 while True:
                     await self._sink.wait_stream_room()
-                    for response in await stream.receive():
+                    try:
+                        responses = await stream.receive()
+                    except trio.EndOfChannel:
+                        break
+                    for response in responses:
                         self._handle(response, stream, nursery)
                     self._heard = trio.current_time()
-            nursery.cancel_scope.cancel("the stream has lived long enough")
+            nursery.cancel_scope.cancel("the stream has lived long enough, or been silent")
 
     def _repartition(self) -> None:
         """Move the range boundaries to where the keys are, when that is worth it."""

@@ -12,7 +12,8 @@ from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
     ("text", "endpoints"),
     [
         ("127.0.0.1:2379", [Endpoint("127.0.0.1", 2379)]),
-        ("http://etcd:2379/", [Endpoint("etcd", 2379)]),
+        ("http://etcd:2379/", [Endpoint("etcd", 2379, encrypted=False)]),
+        ("https://etcd", [Endpoint("etcd", 2379, encrypted=True)]),
         ("etcd", [Endpoint("etcd", 2379)]),
         ("a:1, b:2,,a:1", [Endpoint("a", 1), Endpoint("b", 2)]),
         ("[::1]:2379", [Endpoint("::1", 2379)]),
@@ -32,11 +33,12 @@ def test_ipv6_is_bracketed_again() -> None:
     ("text", "complaint"),
     [
         ("", "no etcd endpoint"),
-        ("https://etcd:2379", "'https' is not supported"),
+        ("ftp://etcd:2379", "'ftp' is not supported"),
+        ("[::1:2379", "::1:2379"),
         ("etcd:0", "host:port"),
         ("etcd:99999", "out of range"),
         ("http://etcd/path", "host:port"),
-        ("user@etcd:2379", "host:port"),
+        ("user:hidden@etcd:2379", "^an endpoint has a user or password in it: .*--user"),
         ("etcd:port", "etcd:port"),
     ],
 )

@@ -1,0 +1,315 @@
+"""One client of a cluster, over any transport: failover, authentication, time-outs.
+
+It uses one member at a time. A connection that is found broken is *retired*: its streams
+fail, the next call goes to the next member, and the last call on the old one closes it.
+Within one call each member is tried at most once, and only while it is certain that nothing
+was written; how long to wait before the next round is its caller's business, who has a
+back-off of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+import trio
+
+from etcd_actions.errors import (
+    ConfigError,
+    LeaseNotFound,
+    OutcomeUnknown,
+    Unauthenticated,
+    Unavailable,
+)
+from etcd_actions.etcd import rpc
+from etcd_actions.etcd.api import (
+    Alarm,
+    Delete,
+    DeleteResult,
+    KeyRange,
+    Lease,
+    Member,
+    Permission,
+    Put,
+    PutResult,
+    RangeResult,
+    Status,
+    Txn,
+    TxnResult,
+    WatchCreate,
+    WatchResponse,
+)
+from etcd_actions.etcd.auth import Authenticator
+from etcd_actions.etcd.connection import ConnectionSettings
+from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.etcd.reasons import error_kind
+from etcd_actions.etcd.rpc import Request, Result, Rpc
+from etcd_actions.etcd.transport import Connection, TransportStream
+
+
+class _InUse:
+    """A connection, its streams, and the number of its users: the last one closes it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.streams: set[TransportStream] = set()
+        self.retired = False
+        self._users = 0
+
+    @contextmanager
+    def used(self) -> Iterator[Connection]:
+        """Keep it open meanwhile."""
+        self._users += 1
+        try:
+            yield self.connection
+        finally:
+            self._users -= 1
+            self._close_if_unused()
+
+    def retire(self) -> None:
+        """Fail its streams, and close it when nobody uses it any more."""
+        self.retired = True
+        for stream in self.streams:
+            stream.fail(
+                Unavailable(f"watch at {self.connection.endpoint}: the connection was given up")
+            )
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self.retired and self._users == 0:
+            self.connection.close()
+
+
+class EtcdClient:
+    """Implements :class:`~etcd_actions.etcd.api.Etcd`, and asks what operators ask.
+
+    Made by :func:`~etcd_actions.etcd.open_connection`.
+    """
+
+    def __init__(
+        self, settings: ConnectionSettings, connect: Callable[[Endpoint], Connection]
+    ) -> None:
+        self._settings = settings
+        self._connect = connect
+        self._next = 0
+        self._current: _InUse | None = None
+        self._authenticator = None if settings.user is None else Authenticator(settings.user)
+
+    @property
+    def settings(self) -> ConnectionSettings:
+        """How it connects."""
+        return self._settings
+
+    async def range(
+        self,
+        keys: KeyRange,
+        *,
+        revision: int = 0,
+        limit: int = 0,
+        keys_only: bool = False,
+        count_only: bool = False,
+    ) -> RangeResult:
+        """Read a range, linearizable."""
+        request = rpc.RangeRequest(keys, revision, limit, keys_only, count_only)
+        return await self._call(rpc.RANGE, request)
+
+    async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> PutResult:
+        """Write one key."""
+        return await self._call(rpc.PUT, Put(key, value, lease))
+
+    async def delete(self, keys: KeyRange) -> DeleteResult:
+        """Delete a range."""
+        return await self._call(rpc.DELETE, Delete(keys))
+
+    async def txn(self, txn: Txn) -> TxnResult:
+        """Do a transaction."""
+        return await self._call(rpc.TXN, txn)
+
+    async def compact(self, revision: int, *, physical: bool = False) -> None:
+        """Drop history below ``revision``."""
+        await self._call(rpc.COMPACT, rpc.CompactRequest(revision, physical))
+
+    async def lease_grant(self, ttl: int) -> Lease:
+        """Make a lease."""
+        return await self._call(rpc.LEASE_GRANT, ttl)
+
+    async def lease_keep_alive(self, lease_id: int) -> Lease:
+        """Renew a lease once."""
+        lease = await self._call(rpc.LEASE_KEEP_ALIVE, lease_id)
+        # etcd answers a renewal of an unknown lease with a TTL of 0 and no error.
+        if lease.ttl <= 0:
+            raise LeaseNotFound(f"lease {lease_id:x} has expired or never was")
+        return lease
+
+    async def lease_revoke(self, lease_id: int) -> None:
+        """End a lease."""
+        await self._call(rpc.LEASE_REVOKE, lease_id)
+
+    async def status(self) -> Status:
+        """Ask the member in use about itself."""
+        return await self._call(rpc.STATUS, None)
+
+    async def alarms(self) -> tuple[Alarm, ...]:
+        """The alarms of all members."""
+        return await self._call(rpc.ALARMS, None)
+
+    async def members(self) -> tuple[Member, ...]:
+        """The members of the cluster."""
+        return await self._call(rpc.MEMBERS, None)
+
+    async def auth_enabled(self) -> bool:
+        """Whether etcd wants users.
+
+        Raises:
+            InvalidRequest: It is older than 3.5 and does not tell.
+        """
+        return await self._call(rpc.AUTH_STATUS, None)
+
+    async def user_roles(self, name: str) -> tuple[str, ...]:
+        """The roles of a user; everybody may ask for their own."""
+        return await self._call(rpc.USER_ROLES, name)
+
+    async def role_permissions(self, role: str) -> tuple[Permission, ...]:
+        """What a role may do; everybody may ask for the roles they have."""
+        return await self._call(rpc.ROLE_PERMISSIONS, role)
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[_Watch]:
+        """Open a watch stream on the connection that the other calls use.
+
+        When one of those is not answered in time the stream fails too.
+        """
+        in_use = self._in_use()
+        with in_use.used() as connection:
+            try:
+                token = await self._token(connection, self._settings.request_timeout)
+            except Unavailable:
+                self._retire_if_broken(in_use)
+                raise
+            async with connection.watch(token=token) as stream:
+                in_use.streams.add(stream)
+                if in_use.retired:
+                    stream.fail(Unavailable(f"watch at {connection.endpoint}: given up"))
+                try:
+                    yield _Watch(
+                        stream,
+                        lambda: self._retire_if_broken(in_use),
+                        lambda: self._reject(token),
+                    )
+                finally:
+                    in_use.streams.discard(stream)
+
+    async def _call(self, method: Rpc[Request, Result], request: Request) -> Result:
+        give_up = trio.current_time() + self._settings.request_timeout
+        tried = 0
+        renewed = False
+        while True:
+            tried += 1
+            in_use = self._in_use()
+            with in_use.used() as connection:
+                try:
+                    left = max(0.001, give_up - trio.current_time())
+                    token = ""
+                    if method.authenticated:
+                        token = await self._token(connection, left)
+                        left = max(0.001, give_up - trio.current_time())
+                    try:
+                        return await connection.call(method, request, token=token, within=left)
+                    except Unauthenticated:
+                        self._reject(token)
+                        if renewed or self._authenticator is None:
+                            raise
+                        # Once a failure: refused before it was done, so it may be sent again.
+                        renewed = True
+                        tried -= 1
+                except OutcomeUnknown:
+                    self._retire_if_broken(in_use)
+                    raise
+                except Unavailable:
+                    self._retire_if_broken(in_use)
+                    if tried >= len(self._settings.endpoints) or trio.current_time() >= give_up:
+                        raise
+
+    async def _token(self, connection: Connection, within: float) -> str:
+        if self._authenticator is None:
+            return ""
+
+        async def authenticate(request: rpc.AuthenticateRequest) -> str:
+            return await connection.call(rpc.AUTHENTICATE, request, token="", within=within)
+
+        return await self._authenticator.token(authenticate)
+
+    def _reject(self, token: str) -> None:
+        if self._authenticator is not None:
+            self._authenticator.reject(token)
+
+    def _in_use(self) -> _InUse:
+        if self._current is None:
+            endpoints = self._settings.endpoints
+            endpoint = endpoints[self._next % len(endpoints)]
+            try:
+                self._current = _InUse(self._connect(endpoint))
+            except ConfigError as error:
+                # The files were good at the start; they are being replaced, perhaps.
+                raise Unavailable(f"connecting to {endpoint}: {error}") from None
+        return self._current
+
+    def _retire_if_broken(self, in_use: _InUse) -> None:
+        """Use the next member from the next call on."""
+        if in_use.connection.broken:
+            self._retire(in_use)
+
+    def _retire(self, in_use: _InUse) -> None:
+        if in_use.retired:
+            return
+        in_use.retire()
+        if self._current is in_use:
+            self._current = None
+            self._next += 1
+
+    def close(self) -> None:
+        """Free the connection in use, as soon as nobody uses it."""
+        if self._current is not None:
+            self._retire(self._current)
+
+
+class _Watch:
+    """A stream that tells the client what it learns about connection and token."""
+
+    def __init__(
+        self,
+        stream: TransportStream,
+        on_failure: Callable[[], None],
+        on_bad_token: Callable[[], None],
+    ) -> None:
+        self._stream = stream
+        self._on_failure = on_failure
+        self._on_bad_token = on_bad_token
+
+    def create(self, request: WatchCreate) -> None:
+        """Ask for a watcher."""
+        self._stream.create(request)
+
+    def cancel(self, watch_id: int) -> None:
+        """End a watcher."""
+        self._stream.cancel(watch_id)
+
+    def request_progress(self) -> None:
+        """Ask how far the stream is."""
+        self._stream.request_progress()
+
+    async def receive(self) -> Sequence[WatchResponse]:
+        """All messages that have arrived, at least one; see the protocol."""
+        try:
+            responses = await self._stream.receive()
+        except Unauthenticated:
+            self._on_bad_token()
+            raise
+        except Unavailable:
+            self._on_failure()
+            raise
+        for response in responses:
+            # etcd answers a bad token with `created` and `canceled` on a healthy stream.
+            if response.canceled and error_kind(response.cancel_reason) is Unauthenticated:
+                self._on_bad_token()
+        return responses

@@ -1,0 +1,121 @@
+"""How to reach an etcd: endpoints, encryption, user, time-outs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.endpoints import Endpoint
+
+TransportName: TypeAlias = Literal["grpc", "gateway"]
+
+DEFAULT_DIAL_TIMEOUT = 2.0
+DEFAULT_REQUEST_TIMEOUT = 5.0
+DEFAULT_KEEPALIVE_TIME = 10.0
+DEFAULT_KEEPALIVE_TIMEOUT = 3.0
+
+LEAST_KEEPALIVE_TIME = 10.0
+"""etcd answers pings that come more often than every 5 s, and many others, with GOAWAY."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """How connections are encrypted. The files, in PEM, are read at each new connection.
+
+    Attributes:
+        ca: Who may vouch for etcd's certificate; the system's authorities when None.
+        cert: The client's own certificate, for an etcd that asks for one.
+        key: The key of ``cert``.
+        server_name: The name that etcd's certificate must hold, where it is not the
+            endpoint's host.
+        skip_verify: Encrypt, but believe any certificate. For trying out only.
+
+    Raises:
+        ConfigError: Of ``cert`` and ``key`` one is missing.
+    """
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+    skip_verify: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            missing, there = ("key", "cert") if self.key is None else ("cert", "key")
+            raise ConfigError(f"tls: {there} is given without {missing}: give both or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class User:
+    """Who to be for an etcd with authentication.
+
+    Attributes:
+        name: The user's name.
+        password: The password; never shown.
+        password_file: Where the password is, instead; read whenever a token is asked for,
+            so a password can be changed while the process runs. One newline at the end is
+            left off.
+
+    Raises:
+        ConfigError: There is no name, or not exactly one of the two.
+    """
+
+    name: str
+    password: str | None = field(default=None, repr=False)
+    password_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("user: the name is empty")
+        if (self.password is None) == (self.password_file is None):
+            raise ConfigError(f"user {self.name}: give either a password or a file that has it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionSettings:
+    """All that a connection needs to know. Times are in seconds.
+
+    Attributes:
+        endpoints: The members; one is used at a time, and the next one after a failure.
+        transport: ``grpc``, or ``gateway`` for networks that only HTTP/1.1 passes.
+        tls: How to encrypt; None for plain connections, but to ``https://`` endpoints.
+        user: Who to be; None for nobody.
+        dial_timeout: How long connecting may take.
+        request_timeout: How long a call may take, tries at other endpoints included.
+        keepalive_time: After this silence the connection is asked for life; less than
+            10 s is raised to 10 s.
+        keepalive_timeout: How long the answer to that may take.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    transport: TransportName = "grpc"
+    tls: Tls | None = None
+    user: User | None = None
+    dial_timeout: float = DEFAULT_DIAL_TIMEOUT
+    request_timeout: float = DEFAULT_REQUEST_TIMEOUT
+    keepalive_time: float = DEFAULT_KEEPALIVE_TIME
+    keepalive_timeout: float = DEFAULT_KEEPALIVE_TIMEOUT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keepalive_time", max(self.keepalive_time, LEAST_KEEPALIVE_TIME))
+        for name in ("dial_timeout", "request_timeout", "keepalive_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    f"{name}: {getattr(self, name):g} is no time: give seconds above 0"
+                )
+        if self.tls is not None:
+            for endpoint in self.endpoints:
+                if endpoint.encrypted is False:
+                    raise ConfigError(
+                        f"endpoint http://{endpoint} is not encrypted, but TLS is asked for: "
+                        "write https:// or leave the scheme out"
+                    )
+
+    def tls_for(self, endpoint: Endpoint) -> Tls | None:
+        """How to encrypt the connection to ``endpoint``, None for not."""
+        if self.tls is None and endpoint.encrypted:
+            return Tls()
+        return self.tls

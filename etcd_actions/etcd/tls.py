@@ -1,0 +1,126 @@
+"""The files of a TLS connection, read and checked."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+from typing import NamedTuple
+
+from etcd_actions.errors import ConfigError, Unavailable
+from etcd_actions.etcd.connection import Tls
+from etcd_actions.etcd.endpoints import Endpoint
+
+
+class Pem(NamedTuple):
+    """What gRPC wants: the authorities, and the client's own certificate with its key."""
+
+    roots: bytes
+    cert: bytes | None
+    key: bytes | None
+
+
+def read_pem(tls: Tls) -> Pem:
+    """Read the files.
+
+    Raises:
+        ConfigError: One cannot be read or used; the message names it.
+    """
+    ssl_context(tls)
+    return Pem(
+        _system_roots() if tls.ca is None else _read("ca", tls.ca),
+        None if tls.cert is None else _read("cert", tls.cert),
+        None if tls.key is None else _read("key", tls.key),
+    )
+
+
+def ssl_context(tls: Tls) -> ssl.SSLContext:
+    """A context that verifies as ``tls`` says, but for the server's name.
+
+    Raises:
+        ConfigError: A file cannot be read or used; the message names it.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    if tls.skip_verify:
+        context.verify_mode = ssl.CERT_NONE
+    elif tls.ca is None:
+        context.load_default_certs()
+    if tls.ca is not None:
+        text = _read("ca", tls.ca)
+        try:
+            context.load_verify_locations(cadata=text.decode("ascii", "replace"))
+        except (ssl.SSLError, ValueError):
+            raise ConfigError(f"tls ca {tls.ca}: not a PEM file with certificates") from None
+    if tls.cert is not None and tls.key is not None:
+        _read("cert", tls.cert)
+        _read("key", tls.key)
+        try:
+            context.load_cert_chain(tls.cert, tls.key, password=_no_password)
+        except ssl.SSLError as error:
+            reason = (error.reason or "not a PEM file").replace("_", " ").lower()
+            raise ConfigError(f"tls cert {tls.cert}, key {tls.key}: {reason}") from None
+    return context
+
+
+def look_at_certificate(endpoint: Endpoint, tls: Tls, timeout: float) -> tuple[bytes, str]:
+    """The certificate that a server shows, in PEM and unverified, and a name in it.
+
+    gRPC in Python cannot leave out verification; it can be told to trust this very
+    certificate under this very name. Blocks; for a thread.
+
+    Raises:
+        Unavailable: It cannot be had.
+    """
+    address = (endpoint.host, endpoint.port)
+    context = ssl_context(tls)
+    try:
+        pem = _peer_certificate(context, address, timeout)
+        context.load_verify_locations(cadata=pem)
+        # What is in a certificate is told only of one that was verified.
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        with _connect(context, address, timeout) as connection:
+            shown = connection.getpeercert() or {}
+    except (OSError, ValueError) as error:
+        raise Unavailable(f"TLS at {endpoint}: {error}") from None
+    names = [entry[1] for entry in shown.get("subjectAltName", ())]
+    if not names or not isinstance(names[0], str):
+        raise Unavailable(f"TLS at {endpoint}: the certificate has no name")
+    return pem.encode(), names[0].replace("*", "any", 1)
+
+
+def _connect(context: ssl.SSLContext, address: tuple[str, int], timeout: float) -> ssl.SSLSocket:
+    plain = socket.create_connection(address, timeout)
+    try:
+        return context.wrap_socket(plain, server_hostname=address[0])
+    except BaseException:
+        plain.close()
+        raise
+
+
+def _peer_certificate(context: ssl.SSLContext, address: tuple[str, int], timeout: float) -> str:
+    with _connect(context, address, timeout) as connection:
+        der = connection.getpeercert(binary_form=True)
+    if der is None:
+        raise ValueError("the server shows no certificate")
+    return ssl.DER_cert_to_PEM_cert(der)
+
+
+def _read(what: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"tls {what} {path}: {error.strerror}") from None
+
+
+def _system_roots() -> bytes:
+    context = ssl.create_default_context()
+    roots = context.get_ca_certs(binary_form=True)
+    if not roots:
+        raise ConfigError("tls: this system has no certificate authorities: give a ca file")
+    return "".join(map(ssl.DER_cert_to_PEM_cert, roots)).encode()
+
+
+def _no_password() -> str:
+    raise ConfigError("tls key: it is encrypted with a passphrase, which is not supported")
