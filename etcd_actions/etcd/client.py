@@ -237,7 +237,10 @@ class EtcdClient:
         async def authenticate(request: rpc.AuthenticateRequest) -> str:
             return await connection.call(rpc.AUTHENTICATE, request, token="", within=within)
 
-        return await self._authenticator.token(authenticate)
+        # Others may be asking, one after the other, while etcd answers nobody.
+        with trio.move_on_after(within):
+            return await self._authenticator.token(authenticate)
+        raise Unavailable(f"{rpc.AUTHENTICATE.name} at {connection.endpoint}: no answer in time")
 
     def _reject(self, token: str) -> None:
         if self._authenticator is not None:
