@@ -9,8 +9,8 @@ back-off of its own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -56,15 +56,14 @@ class _InUse:
         self.retired = False
         self._users = 0
 
-    @contextmanager
-    def used(self) -> Iterator[Connection]:
+    def __enter__(self) -> Connection:
         """Keep it open meanwhile."""
         self._users += 1
-        try:
-            yield self.connection
-        finally:
-            self._users -= 1
-            self._close_if_unused()
+        return self.connection
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        self._close_if_unused()
 
     def retire(self) -> None:
         """Fail its streams, and close it when nobody uses it any more."""
@@ -180,7 +179,7 @@ class EtcdClient:
         When one of those is not answered in time the stream fails too.
         """
         in_use = self._in_use()
-        with in_use.used() as connection:
+        with in_use as connection:
             try:
                 token = await self._token(connection, self._settings.request_timeout)
             except Unavailable:
@@ -206,11 +205,11 @@ class EtcdClient:
         while True:
             tried += 1
             in_use = self._in_use()
-            with in_use.used() as connection:
+            with in_use as connection:
                 try:
                     left = max(0.001, give_up - trio.current_time())
                     token = ""
-                    if method.authenticated:
+                    if method.authenticated and self._authenticator is not None:
                         token = await self._token(connection, left)
                         left = max(0.001, give_up - trio.current_time())
                     try:

@@ -13,7 +13,7 @@ own probe.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol, cast
 
@@ -49,6 +49,14 @@ class _Future(Protocol):
     def result(self) -> Message: ...
 
 
+class _Stub(Protocol):
+    """What grpcio's untyped stubs offer."""
+
+    def future(
+        self, request: object, *, timeout: float, metadata: Sequence[tuple[str, str]]
+    ) -> _Future: ...
+
+
 class _Bell:
     """Runs functions in trio's thread, called from any other; bursts ring once."""
 
@@ -79,6 +87,7 @@ class GrpcConnection:
         self._broken = False
         self._looking = trio.Lock()
         self._channel: grpc.Channel | None = None
+        self._stubs: dict[str, _Stub] = {}
         options = _channel_options(settings)
         tls = settings.tls_for(endpoint)
         if tls is None:
@@ -101,21 +110,15 @@ class GrpcConnection:
     ) -> Result:
         """Do one call; see the protocol."""
         encode, decode = grpc_wire.messages(rpc)
-        channel = self._channel or await self._unverified_channel()
-        multi = channel.stream_unary if rpc.streams else channel.unary_unary
-        stub = multi(
-            f"/etcdserverpb.{rpc.name}",
-            request_serializer=_serialize,
-            response_deserializer=decode.message.FromString,
-        )
+        stub = self._stubs.get(rpc.name)
+        if stub is None:
+            channel = self._channel or await self._unverified_channel()
+            stub = self._stubs[rpc.name] = _stub(channel, rpc, decode.message)
         message = encode(request)
-        future = cast(
-            _Future,
-            stub.future(
-                iter((message,)) if rpc.streams else message,
-                timeout=within,
-                metadata=_metadata(token, leader=rpc.needs_leader),
-            ),
+        future = stub.future(
+            iter((message,)) if rpc.streams else message,
+            timeout=within,
+            metadata=_metadata(token, leader=rpc.needs_leader),
         )
         await self._finished(future)
         code = future.code()
@@ -203,12 +206,24 @@ class GrpcConnection:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
 
+def _stub(channel: grpc.Channel, rpc: Rpc[Request, Result], answer: type[Message]) -> _Stub:
+    multi = channel.stream_unary if rpc.streams else channel.unary_unary
+    stub = multi(
+        f"/etcdserverpb.{rpc.name}",
+        request_serializer=_serialize,
+        response_deserializer=answer.FromString,
+    )
+    return cast(_Stub, stub)
+
+
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
 def _metadata(token: str, *, leader: bool) -> tuple[tuple[str, str], ...]:
-    return ((_REQUIRE_LEADER,) if leader else ()) + ((("token", token),) if token else ())
+    if not token:
+        return (_REQUIRE_LEADER,) if leader else ()
+    return (_REQUIRE_LEADER, ("token", token)) if leader else (("token", token),)
 
 
 def _channel_options(settings: ConnectionSettings) -> tuple[tuple[str, int | str], ...]:
