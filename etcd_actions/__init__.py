@@ -1,15 +1,21 @@
 """Flyte TaskActions handled directly in etcd: list, watch, route, tell, mark."""
 
-from etcd_actions.etcd import open_etcd
-from etcd_actions.model import ActionId, ActionUpdate, Phase, TaskAction
-from etcd_actions.processor import (
-    Processor,
-    ProcessorSettings,
-    ProcessorStatistics,
-    open_processor,
-)
-from etcd_actions.run_service import NullRunService, RunService
-from etcd_actions.subscriptions import Subscription
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from etcd_actions.etcd import Tls, User, open_etcd
+    from etcd_actions.model import ActionId, ActionUpdate, Phase, TaskAction
+    from etcd_actions.processor import (
+        Processor,
+        ProcessorSettings,
+        ProcessorStatistics,
+        open_processor,
+    )
+    from etcd_actions.run_service import NullRunService, RunService
+    from etcd_actions.subscriptions import Subscription
 
 __version__ = "0.1.0"
 
@@ -24,7 +30,39 @@ __all__ = [
     "RunService",
     "Subscription",
     "TaskAction",
+    "Tls",
+    "User",
     "__version__",
     "open_etcd",
     "open_processor",
 ]
+
+# Imported when first used: the command line must get to work, and to its secrets, at once.
+_HOMES = {
+    "ActionId": "model",
+    "ActionUpdate": "model",
+    "NullRunService": "run_service",
+    "Phase": "model",
+    "Processor": "processor",
+    "ProcessorSettings": "processor",
+    "ProcessorStatistics": "processor",
+    "RunService": "run_service",
+    "Subscription": "subscriptions",
+    "TaskAction": "model",
+    "Tls": "etcd",
+    "User": "etcd",
+    "open_etcd": "etcd",
+    "open_processor": "processor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -23,16 +23,22 @@ class ExitCode(enum.IntEnum):
     REFUSED = 4
     EMBEDDED = 5
     INPUT = 6
+    NOT_FOUND = 7
+    WARNINGS = 8
+    ERRORS = 9
 
 
 MEANINGS: tuple[tuple[str, str], ...] = (
     ("0", "done, or ended by a first SIGTERM or Ctrl-C"),
     ("1", "unexpected failure; the log has the traceback"),
     ("2", "a flag, a variable or the installation is unusable"),
-    ("3", "etcd cannot be reached (replay; run and watch wait for it)"),
+    ("3", "etcd cannot be reached (run and watch wait for it)"),
     ("4", "etcd refuses: permission, authentication, quota"),
     ("5", "the embedded etcd: data directory in use, no start, ended"),
-    ("6", "the input file is unusable"),
+    ("6", "a file is unusable: it cannot be read or written, or holds something else"),
+    ("7", "no such action or run (get, tree)"),
+    ("8", "doctor found warnings, and nothing worse"),
+    ("9", "doctor found errors"),
     ("130, 143", "ended at once by a second Ctrl-C, or SIGTERM"),
 )
 """Each exit code and what it means, for ``--help``."""
@@ -46,15 +52,49 @@ _CODES: tuple[tuple[type[errors.EtcdActionsError], ExitCode], ...] = (
     (errors.EtcdError, ExitCode.REFUSED),
 )
 
-_ADVICE: tuple[tuple[type[errors.EtcdActionsError], str], ...] = (
-    (errors.Unavailable, "is etcd running, and is this its address? See --endpoints"),
+# For an error whose message has this part; the first that fits counts.
+_ADVICE: tuple[tuple[type[errors.EtcdActionsError], str, str], ...] = (
+    (
+        errors.Unavailable,
+        "it is for another name",
+        "name one of the certificate's with --tls-server-name, or in --endpoints",
+    ),
+    (
+        errors.Unavailable,
+        "certificate verification failed",
+        "give the authority that signed etcd's certificate with --cacert",
+    ),
+    (
+        errors.Unavailable,
+        "wants a client certificate",
+        "give one that etcd's authority signed, with --cert and --key",
+    ),
+    (
+        errors.Unavailable,
+        "does it use TLS?",
+        "for an etcd without TLS leave out https:// and what asks for it: see config show",
+    ),
+    (
+        errors.Unavailable,
+        "does it want TLS?",
+        "if this etcd uses TLS, write https:// before its address, or give --cacert",
+    ),
+    (errors.Unavailable, "", "is etcd running, and is this its address? See --endpoints"),
     (
         errors.PermissionDenied,
+        "",
         "grant the etcd user read and write on the prefix, or choose another with --prefix",
     ),
-    (errors.Unauthenticated, "this etcd wants a user: name one without authentication"),
-    (errors.NoSpace, "compact and defragment etcd, or raise its quota"),
-    (errors.RequestTooLarge, "raise etcd's --max-request-bytes"),
+    (
+        errors.Unauthenticated,
+        "user name is empty",
+        "this etcd wants a user: give --user and --password-file, or ETCDCTL_USER and "
+        "ETCDCTL_PASSWORD",
+    ),
+    (errors.Unauthenticated, "", "is this the user, and the password? See config show"),
+    (errors.Compacted, "", "etcd compacted its history meanwhile: try again"),
+    (errors.NoSpace, "", "compact and defragment etcd, or raise its quota"),
+    (errors.RequestTooLarge, "", "raise etcd's --max-request-bytes"),
 )
 
 
@@ -70,8 +110,11 @@ def report(error: BaseException) -> ExitCode:
             say(f"unexpected failure: {type(leaf).__name__}: {leaf}".rstrip(": "))
             return ExitCode.FAILURE
     known = next(_leaves(error))
-    advice = next((text for kind, text in _ADVICE if isinstance(known, kind)), "")
-    say(f"{known}; {advice}" if advice else str(known))
+    message = str(known)
+    advice = next(
+        (text for kind, part, text in _ADVICE if isinstance(known, kind) and part in message), ""
+    )
+    say(f"{message}; {advice}" if advice else message)
     return next((code for kind, code in _CODES if isinstance(known, kind)), ExitCode.FAILURE)
 
 

@@ -1,37 +1,46 @@
-"""Flags that every command has, and what they mean."""
+"""Flags that come from the table of settings, and what every command gets of them."""
 
 from __future__ import annotations
 
 import functools
+import getpass
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
+import structlog
 
-from etcd_actions.cli.logs import FORMATS, LEVELS, configure_logs
-from etcd_actions.config import Config, Setting, load_config
+from etcd_actions.cli.flags import setting_option
+from etcd_actions.cli.logs import configure_logs
+from etcd_actions.config import (
+    COMMON,
+    SETTINGS,
+    Config,
+    Environment,
+    Flags,
+    Resolution,
+    Setting,
+    resolve,
+    unknown_variables,
+)
+from etcd_actions.config.settings import LOG_FORMAT, LOG_LEVEL, PASSWORD, PASSWORD_FILE, SECRET
 from etcd_actions.errors import ConfigError
-from etcd_actions.etcd import Etcd, open_etcd
+from etcd_actions.etcd import EtcdClient, open_connection
 from etcd_actions.etcd.embedded import running_endpoint
-from etcd_actions.etcd.endpoints import parse_endpoints
-from etcd_actions.model import DEFAULT_KEY_PREFIX
 
 _DEFAULT_ENDPOINT = "127.0.0.1:2379"
 
+_log = structlog.get_logger(__name__)
 
-@dataclass(frozen=True, kw_only=True)
+
 class Common:
-    """The settings that every command has; see :class:`~etcd_actions.config.Config`.
+    """The settings that every command has; see :class:`~etcd_actions.config.Config`."""
 
-    ``endpoints`` are checked, and None where nobody named any.
-    """
-
-    config: Config
-    endpoints: str | None
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
     @property
     def prefix(self) -> bytes:
@@ -49,75 +58,96 @@ class Common:
         return self.config.data_dir
 
     @property
-    def endpoints_to_use(self) -> str:
-        """The endpoints, else the running embedded etcd's, else etcd's own default."""
-        return self.endpoints or running_endpoint(self.data_dir) or _DEFAULT_ENDPOINT
+    def endpoints(self) -> str | None:
+        """Where etcd is; None where nobody said."""
+        given = self.config.endpoints
+        return None if given is None else ",".join(map(str, given))
 
-    def open_etcd(self, endpoints: str | None = None) -> AbstractAsyncContextManager[Etcd]:
-        """Connect as the settings say, by default to :attr:`endpoints_to_use`."""
-        return open_etcd(endpoints or self.endpoints_to_use)
+    @property
+    def endpoints_to_use(self) -> str:
+        """The endpoints, else the running embedded etcd's, else etcd's own default.
+
+        The embedded etcd knows neither TLS nor users: where one is asked for it is not meant.
+        """
+        if self.endpoints is not None:
+            return self.endpoints
+        embedded = None if self.config.security else running_endpoint(self.data_dir)
+        return embedded or _DEFAULT_ENDPOINT
+
+    def open_etcd(
+        self, default_endpoints: str | None = None
+    ) -> AbstractAsyncContextManager[EtcdClient]:
+        """Connect as the settings say, without endpoints to those, or to the ones in use."""
+        return open_connection(self.config.connection(default_endpoints or self.endpoints_to_use))
 
 
 def common_options(function: Callable[..., int]) -> Callable[..., int]:
     """Give a command the common flags: it is called with a :class:`Common` first."""
+    return _with_config(function, COMMON)
 
-    @click.option(
-        "--endpoints",
-        metavar="HOST:PORT,...",
-        help="Where etcd listens. [env: ETCDCTL_ENDPOINTS]",
-    )
-    @click.option(
-        "--namespace", metavar="NAME", help="Only this namespace. [env: ETCD_ACTIONS_NAMESPACE]"
-    )
-    @click.option(
-        "--prefix",
-        metavar="KEY",
-        help="What the keys begin with, before the namespace. "
-        f"[env: ETCD_ACTIONS_PREFIX; default: {DEFAULT_KEY_PREFIX.decode()}]",
-    )
-    @click.option(
-        "--data-dir",
-        metavar="DIRECTORY",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="The embedded etcd's directory. [env: ETCD_ACTIONS_DATA_DIR]",
-    )
-    @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
-    @click.option(
-        "--log-format",
-        type=click.Choice(FORMATS),
-        default="auto",
-        show_default=True,
-        help="Logs go to stderr; auto is console on a terminal, else json.",
-    )
+
+def run_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a command all flags of the table, those of ``run`` too; see :func:`common_options`."""
+    return _with_config(function, SETTINGS)
+
+
+def all_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a command all flags of the table: it is called with the :class:`Resolution` first.
+
+    Nothing is raised for what is unusable, and nobody is asked for a password.
+    """
+    return _with_resolution(function, SETTINGS)
+
+
+def _with_config(
+    function: Callable[..., int], settings: Sequence[Setting[object]]
+) -> Callable[..., int]:
     @functools.wraps(function)
-    def command(
-        *,
-        endpoints: str | None,
-        namespace: str | None,
-        prefix: str | None,
-        data_dir: Path | None,
-        log_level: str,
-        log_format: str,
-        **rest: Any,
-    ) -> int:
-        config = load_config(
-            os.environ,
-            default_prefix=DEFAULT_KEY_PREFIX,
-            endpoints=endpoints,
-            namespace=namespace,
-            prefix=prefix,
-            data_dir=data_dir,
+    def command(values: Resolution, **rest: Any) -> int:
+        return function(Common(Config(values, _ask_password)), **rest)
+
+    return _with_resolution(command, settings)
+
+
+def _with_resolution(
+    function: Callable[..., int], settings: Sequence[Setting[object]]
+) -> Callable[..., int]:
+    @functools.wraps(function)
+    def command(**given: Any) -> int:
+        flags = {setting.name: _text(given.pop(setting.name)) for setting in settings}
+        values = resolve(settings, [Flags(flags), Environment(os.environ)])
+        level, form = values.get(LOG_LEVEL), values.get(LOG_FORMAT)
+        configure_logs(
+            LOG_LEVEL.default_value if level is None else level.value,
+            LOG_FORMAT.default_value if form is None else form.value,
         )
-        checked = None if config.endpoints is None else _check(config.endpoints)
-        configure_logs(log_level, log_format)
-        return function(Common(config=config, endpoints=checked), **rest)
+        for unknown in unknown_variables(os.environ):
+            _log.warning("unknown_variable", name=unknown.name, did_you_mean=unknown.meant)
+        for setting in SECRET:
+            # What is started from here on, such as an etcd, has no business with it.
+            os.environ.pop(setting.variable, None)
+        return function(values, **given)
 
-    return command
+    decorated: Callable[..., int] = command
+    for setting in reversed(settings):
+        decorated = setting_option(setting)(decorated)
+    return decorated
 
 
-def _check(endpoints: Setting) -> str:
-    try:
-        parse_endpoints(endpoints.text)
-    except ConfigError as error:
-        raise ConfigError(f"{endpoints.source}: {error}") from None
-    return endpoints.text
+def _text(given: str | tuple[str, ...] | None) -> str | None:
+    """What a flag says; one that may come several times gives a tuple."""
+    if isinstance(given, tuple):
+        return ",".join(given) if given else None
+    return given
+
+
+def _ask_password(name: str) -> str:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigError(
+            f"user {name} has no password, and there is no terminal to ask for it: give "
+            f"{PASSWORD_FILE.flag} or {PASSWORD.variable}"
+        )
+    password = getpass.getpass(f"Password of etcd user {name}: ", sys.stderr)
+    if not password:
+        raise ConfigError(f"user {name}: the password is empty")
+    return password

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 import trio
@@ -13,7 +12,8 @@ from etcd_actions import __version__
 from etcd_actions.cli.exits import ExitCode
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.signals import Stop, open_stop
-from etcd_actions.errors import EmbeddedEtcdError
+from etcd_actions.config.settings import EMBEDDED_PORT, ENDPOINTS, GRACE, STATS_INTERVAL
+from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd.embedded import EmbeddedEtcd, default_data_dir, open_embedded_etcd
 from etcd_actions.processor import Processor, ProcessorStatistics, open_processor
 from etcd_actions.recorder import MarkResult
@@ -24,32 +24,25 @@ _GRACE_WITHOUT_ETCD = 1.0
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """The flags of ``run``."""
-
-    embedded_port: int
-    grace: float
-    stats_interval: float
-
-
-async def run_until_signal(common: Common, settings: RunSettings) -> int:
+async def run_until_signal(common: Common) -> int:
     """Watch and mark until a signal; raises what made that impossible."""
+    if common.endpoints is None:
+        _check_for_embedded(common)
     counts: dict[str, int] = {}
     async with open_stop() as stop:
         with stop.interrupts() as let_finish:
             if common.endpoints is not None:
-                await _serve(common.endpoints, common, settings, stop, let_finish, counts)
+                await _serve(common.endpoints, common, stop, let_finish, counts)
             else:
                 async with (
                     open_embedded_etcd(
-                        common.data_dir, client_port=settings.embedded_port
+                        common.data_dir, client_port=common.config[EMBEDDED_PORT]
                     ) as embedded,
                     trio.open_nursery() as nursery,
                 ):
                     _tell_about(embedded)
                     nursery.start_soon(_end_with, embedded, stop)
-                    await _serve(embedded.endpoint, common, settings, stop, let_finish, counts)
+                    await _serve(embedded.endpoint, common, stop, let_finish, counts)
                     nursery.cancel_scope.cancel("stopped")
         _log.info("stopped", **counts)
         stop.raise_failure()
@@ -59,7 +52,6 @@ async def run_until_signal(common: Common, settings: RunSettings) -> int:
 async def _serve(
     endpoints: str,
     common: Common,
-    settings: RunSettings,
     stop: Stop,
     let_finish: Callable[[], None],
     counts: dict[str, int],
@@ -83,15 +75,23 @@ async def _serve(
         if reflector is not None:
             _log.info("synced", revision=reflector.revision, keys=reflector.keys)
         async with trio.open_nursery() as nursery:
-            if settings.stats_interval:
-                nursery.start_soon(_tell_often, processor, settings.stats_interval)
+            if interval := common.config[STATS_INTERVAL]:
+                nursery.start_soon(_tell_often, processor, interval)
             await stop.wait()
             nursery.cancel_scope.cancel("stopping")
         died = stop.failure is not None
-        await processor.stop_watching(
-            min(settings.grace, _GRACE_WITHOUT_ETCD) if died else settings.grace
-        )
+        grace = common.config[GRACE]
+        await processor.stop_watching(min(grace, _GRACE_WITHOUT_ETCD) if died else grace)
         counts.update(_counts(processor.statistics()))
+
+
+def _check_for_embedded(common: Common) -> None:
+    security = common.config.security
+    if security:
+        raise ConfigError(
+            f"{', '.join(security)}: the embedded etcd knows neither TLS nor users: say where "
+            f"the etcd is that does, with {ENDPOINTS.flag} or {ENDPOINTS.variable}"
+        )
 
 
 async def _end_with(embedded: EmbeddedEtcd, stop: Stop) -> None:

@@ -320,11 +320,11 @@ def _spawn(directory: Path, binary: _Binary, name: str, endpoint: str) -> subpro
 
 
 def _environment() -> dict[str, str]:
-    """The environment without etcd's own variables: it reads each as a flag."""
+    """The environment without etcd's own variables, which it reads as flags, and passwords."""
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("ETCD_") or name == "ETCD_UNSUPPORTED_ARCH"
+        if not name.startswith(("ETCD_", "ETCDCTL_")) or name == "ETCD_UNSUPPORTED_ARCH"
     }
 
 

@@ -1,41 +1,144 @@
+"""What flags and variables come to."""
+
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
+import structlog
 
-from etcd_actions.config import Config, Setting, load_config
+from etcd_actions.config import (
+    SETTINGS,
+    Config,
+    Environment,
+    Flags,
+    Resolution,
+    Setting,
+    resolve,
+    unknown_variables,
+)
+from etcd_actions.config.settings import (
+    EMBEDDED_PORT,
+    GRACE,
+    HIDDEN,
+    KEEPALIVE_TIME,
+    LOG_LEVEL,
+    STATS_INTERVAL,
+)
+from etcd_actions.config.sources import Given, UnknownVariable
 from etcd_actions.errors import ConfigError
+from etcd_actions.etcd import ConnectionSettings, Tls, User
+from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.model import DEFAULT_KEY_PREFIX
+from tests.support.cluster import Certificates, KeyPair
 
-DEFAULT = b"/default/"
+# Two usable texts for each setting.
+SAMPLES: dict[str, tuple[str, str]] = {
+    "endpoints": ("a:1", "b:2"),
+    "transport": ("gateway", "grpc"),
+    "prefix": ("/a/", "/b/"),
+    "namespace": ("a", "b"),
+    "codec": ("msgpack", "protobuf"),
+    "cacert": ("a", "b"),
+    "cert": ("a", "b"),
+    "key": ("a", "b"),
+    "tls_server_name": ("a", "b"),
+    "insecure_transport": ("false", "true"),
+    "insecure_skip_tls_verify": ("true", "false"),
+    "user": ("a", "b"),
+    "password": ("a", "b"),
+    "password_file": ("a", "b"),
+    "dial_timeout": ("1s", "2ms"),
+    "command_timeout": ("1s", "2ms"),
+    "keepalive_time": ("11s", "12s"),
+    "keepalive_timeout": ("1s", "2ms"),
+    "data_dir": ("a", "b"),
+    "embedded_port": ("1", "2"),
+    "grace": ("1s", "2"),
+    "stats_interval": ("1s", "2"),
+    "log_level": ("debug", "error"),
+    "log_format": ("json", "console"),
+}
+SECRET = "hunter2"
 
 
-def load(environ: dict[str, str] | None = None, **flags: Any) -> Config:
-    return load_config(environ or {}, default_prefix=DEFAULT, **flags)
+def values(environ: Mapping[str, str] | None = None, /, **flags: str) -> Resolution:
+    return resolve(SETTINGS, [Flags(flags), Environment(environ or {})])
+
+
+def nobody(_name: str) -> str:
+    raise AssertionError("nobody is to be asked")
+
+
+def load(environ: Mapping[str, str] | None = None, /, **flags: str) -> Config:
+    return Config(values(environ, **flags), nobody)
+
+
+def connect(environ: Mapping[str, str] | None = None, /, **flags: str) -> ConnectionSettings:
+    return load(environ, **flags).connection("127.0.0.1:2379")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def ca(certificates: Certificates) -> str:
+    return str(certificates.ca)
+
+
+@pytest.fixture(scope="module")
+def pair(certificates: Certificates) -> KeyPair:
+    return certificates.issue("client", "client.test")
+
+
+@pytest.fixture
+def password_file(tmp_path: Path) -> Path:
+    file = tmp_path / "password"
+    file.write_text(f"{SECRET}\n")
+    file.chmod(0o600)
+    return file
 
 
 def test_nothing_given() -> None:
-    assert load() == Config(endpoints=None, prefix=DEFAULT, namespace=None, data_dir=None)
+    config = load()
+    assert (config.endpoints, config.namespace, config.data_dir, config.user) == (None,) * 4
+    assert (config.prefix, config.codec, config.security) == (DEFAULT_KEY_PREFIX, "json", [])
+    # The defaults in the table are those of the library.
+    assert config.connection("a:1") == ConnectionSettings(endpoints=(Endpoint("a", 1),))
+    assert (config[GRACE], config[STATS_INTERVAL], config[EMBEDDED_PORT]) == (10, 60, 2379)
 
 
-def test_flag_wins_over_variable() -> None:
-    environ = {
-        "ETCDCTL_ENDPOINTS": "env:1",
-        "ETCD_ACTIONS_NAMESPACE": "env",
-        "ETCD_ACTIONS_PREFIX": "/env/",
-    }
-    from_environment = load(environ)
-    assert from_environment.endpoints == Setting("env:1", "ETCDCTL_ENDPOINTS")
-    assert (from_environment.namespace, from_environment.prefix) == ("env", b"/env/")
-    from_flags = load(environ, endpoints="flag:1", namespace="flag", prefix="/flag/")
-    assert from_flags.endpoints == Setting("flag:1", "--endpoints")
-    assert (from_flags.namespace, from_flags.prefix) == ("flag", b"/flag/")
-
-
-def test_empty_variable_is_unset() -> None:
-    environ = dict.fromkeys(
-        ("ETCDCTL_ENDPOINTS", "ETCD_ACTIONS_NAMESPACE", "ETCD_ACTIONS_PREFIX"), ""
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_flag_before_variable_before_default(setting: Setting[object]) -> None:
+    one, two = SAMPLES[setting.name]
+    default = values()[setting]
+    assert (default.value, default.source) == (setting.default_value, "default")
+    environ = {setting.variable: one}
+    from_environment = values(environ)[setting]
+    assert (from_environment.value, from_environment.source) == (
+        setting.parse(one),
+        setting.variable,
     )
-    assert load(environ) == load()
+    from_flag = values(environ, **{setting.name: two})[setting]
+    assert (from_flag.value, from_flag.source) == (setting.parse(two), setting.flag)
+    assert setting.parse(one) != setting.parse(two)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_empty_variable_is_unset_and_empty_flag_an_error(setting: Setting[object]) -> None:
+    assert values({setting.variable: ""})[setting].source == "default"
+    with pytest.raises(ConfigError, match=f"^{setting.flag}: it is empty"):
+        load(**{setting.name: ""})
+
+
+def test_names_are_unique() -> None:
+    for names in (
+        [setting.name for setting in SETTINGS],
+        [setting.variable for setting in SETTINGS],
+    ):
+        assert len(set(names)) == len(SETTINGS)
 
 
 @pytest.mark.parametrize("given", ["/a/b", "/a/b/", "/a/b//"])
@@ -44,30 +147,325 @@ def test_prefix_ends_in_one_slash(given: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "given"),
+    ("name", "given"),
     [
-        ("prefix", ""),
         ("prefix", "/"),
         ("prefix", "//"),
         ("prefix", "/\udcff/"),
-        ("namespace", ""),
         ("namespace", "a/b"),
         ("namespace", "\udcff"),
+        ("endpoints", "a:b:c"),
+        ("endpoints", "a:1,ftp://b:2"),
+        ("transport", "http"),
+        ("codec", "yaml"),
+        ("log_level", "loud"),
+        ("embedded_port", "65536"),
+        ("embedded_port", "-1"),
+        ("embedded_port", "\N{ARABIC-INDIC DIGIT THREE}"),
+        ("grace", "soon"),
+        ("grace", "-1"),
+        ("dial_timeout", "5"),
+        ("dial_timeout", "0"),
+        ("keepalive_timeout", "0s"),
+        ("command_timeout", "-5s"),
+        ("insecure_transport", "no"),
+        ("data_dir", __file__),
     ],
 )
-def test_unusable_flag_is_named(flag: str, given: str) -> None:
-    flags: dict[str, Any] = {flag: given}
-    with pytest.raises(ConfigError, match=f"^--{flag}: "):
-        load(**flags)
+def test_unusable_value_is_named(name: str, given: str) -> None:
+    setting = next(each for each in SETTINGS if each.name == name)
+    with pytest.raises(ConfigError, match=f"^{setting.flag}: "):
+        load(**{name: given})
+    with pytest.raises(ConfigError, match=f"^{setting.variable}: "):
+        load({setting.variable: given})
 
 
-def test_unusable_variable_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^ETCD_ACTIONS_PREFIX: "):
-        load({"ETCD_ACTIONS_PREFIX": "/"})
+def test_a_forgotten_unit_is_guessed() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 5s\?"):
+        load(dial_timeout="5")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0.0),
+        ("+0", 0.0),
+        ("5s", 5.0),
+        ("+5s", 5.0),
+        ("1m30s", 90.0),
+        ("500ms", 0.5),
+        ("1.5h", 5400.0),
+        (".5s", 0.5),
+        ("1.s", 1.0),
+        ("1h2m3s4ms", 3723.004),
+        ("3us", 3e-6),
+        ("3µs", 3e-6),
+        ("3μs", 3e-6),
+        ("1000000ns", 0.001),
+        ("2540400h", 9145440000.0),
+    ],
+)
+def test_durations_as_go_reads_them(text: str, seconds: float) -> None:
+    assert values(keepalive_time=text)[KEEPALIVE_TIME].value == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("5", "1.5", ".", ".s", "s", "5x", "5 s", " 5s", "5s ", "5S", "1d", "1m30", "-5s"),
+        *("\N{ARABIC-INDIC DIGIT FIVE}s", "2562048h", "1e3s", "inf", f"{'9' * 400}h"),
+    ],
+)
+def test_what_is_no_duration_for_go(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--keepalive-time: "):
+        load(keepalive_time=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10", 10.0), ("0", 0.0), ("0.1", 0.1), ("2m", 120.0)]
+)
+def test_seconds_need_no_unit_in_settings_of_our_own(text: str, seconds: float) -> None:
+    assert load(grace=text)[GRACE] == seconds
+
+
+@pytest.mark.parametrize("text", ["1", "t", "T", "TRUE", "true", "True"])
+def test_true_as_go_reads_it(text: str) -> None:
+    assert connect(insecure_transport=text).tls is None
+
+
+@pytest.mark.parametrize("text", ["0", "f", "F", "FALSE", "false", "False"])
+def test_false_as_go_reads_it(text: str) -> None:
+    assert connect(insecure_transport=text).tls == Tls()
+
+
+@pytest.mark.parametrize("text", ["yes", "tRUE", "on", " true", "2"])
+def test_neither_true_nor_false(text: str) -> None:
+    with pytest.raises(ConfigError, match="neither true nor false"):
+        load(insecure_transport=text)
+
+
+def test_first_error_is_raised_and_all_are_kept() -> None:
+    found = values(prefix="/", grace="soon")
+    assert [str(error).partition(":")[0] for error in found.errors] == ["--prefix", "--grace"]
+    assert found.get(GRACE) is None
+    assert found[LOG_LEVEL].value == "info"
+    with pytest.raises(ConfigError, match=r"^--prefix: "):
+        Config(found, nobody)
 
 
 def test_data_directory_and_endpoints_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match=r"--data-dir .* ETCDCTL_ENDPOINTS"):
-        load_config(
-            {"ETCDCTL_ENDPOINTS": "a:1"}, default_prefix=DEFAULT, data_dir=Path("somewhere")
+        load({"ETCDCTL_ENDPOINTS": "a:1"}, data_dir="somewhere")
+    # The variable may be there for other commands.
+    assert load({"ETCD_ACTIONS_DATA_DIR": "somewhere"}, endpoints="a:1").endpoints is not None
+
+
+def test_times_and_transport_reach_the_connection() -> None:
+    assert connect(
+        endpoints="a:1,b:2",
+        transport="gateway",
+        dial_timeout="1s",
+        command_timeout="1m",
+        keepalive_time="20s",
+        keepalive_timeout="500ms",
+    ) == ConnectionSettings(
+        endpoints=(Endpoint("a", 1), Endpoint("b", 2)),
+        transport="gateway",
+        dial_timeout=1.0,
+        request_timeout=60.0,
+        keepalive_time=20.0,
+        keepalive_timeout=0.5,
+    )
+
+
+def test_pings_too_frequent_for_etcd_become_rarer() -> None:
+    assert connect(keepalive_time="2s").keepalive_time == 10.0
+
+
+class TestTls:
+    """TLS is used where something asks for it."""
+
+    def test_nothing_asks(self) -> None:
+        assert connect(insecure_skip_tls_verify="true").tls is None
+        assert connect(endpoints="http://a:1,b:2").tls is None
+
+    def test_https_asks_for_its_endpoint(self) -> None:
+        settings = connect(endpoints="https://a:1,b:2")
+        assert [settings.tls_for(each) for each in settings.endpoints] == [Tls(), None]
+
+    def test_without_verification_where_it_is_used(self) -> None:
+        tls = Tls(skip_verify=True)
+        assert connect(endpoints="https://a:1", insecure_skip_tls_verify="true").tls == tls
+        assert connect(insecure_transport="false", insecure_skip_tls_verify="true").tls == tls
+
+    def test_authority_asks(self, ca: str) -> None:
+        # As for etcdctl, where --insecure-transport is true by default.
+        assert connect(cacert=ca, insecure_transport="true").tls == Tls(ca=Path(ca))
+
+    def test_server_name_asks(self) -> None:
+        assert connect(tls_server_name="etcd.test").tls == Tls(server_name="etcd.test")
+
+    def test_client_certificate_asks(self, pair: KeyPair) -> None:
+        config = load({"ETCDCTL_KEY": str(pair.key)}, cert=str(pair.cert))
+        assert config.connection("a:1").tls == Tls(cert=pair.cert, key=pair.key)
+        assert config.security == ["--cert", "ETCDCTL_KEY"]
+
+    def test_certificate_without_key(self, pair: KeyPair) -> None:
+        with pytest.raises(ConfigError, match=r"^--cert is given without --key \(ETCDCTL_KEY\)"):
+            load(cert=str(pair.cert))
+        with pytest.raises(ConfigError, match=r"^ETCDCTL_KEY is given without --cert "):
+            load({"ETCDCTL_KEY": str(pair.key)})
+
+    def test_plain_endpoint(self, ca: str) -> None:
+        with pytest.raises(ConfigError, match=r"^ETCDCTL_ENDPOINTS: http://b:2 .*--cacert"):
+            load({"ETCDCTL_ENDPOINTS": "a:1,http://b:2"}, cacert=ca)
+        with pytest.raises(ConfigError, match=r"^--endpoints: .*ETCDCTL_INSECURE_TRANSPORT"):
+            load({"ETCDCTL_INSECURE_TRANSPORT": "0"}, endpoints="http://b:2")
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        missing = str(tmp_path / "missing.pem")
+        with pytest.raises(ConfigError) as raised:
+            load({"ETCDCTL_CACERT": missing})
+        assert str(raised.value) == f"ETCDCTL_CACERT: {missing}: No such file or directory"
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_unreadable_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "ca.pem"
+        file.touch(mode=0)
+        with pytest.raises(ConfigError, match=r"^--cacert: .*ca\.pem: Permission denied"):
+            load(cacert=str(file))
+
+    def test_directory_in_place_of_a_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"^--cacert: .*: Is a directory"):
+            load(cacert=str(tmp_path))
+
+    def test_key_of_another_certificate(self, certificates: Certificates, pair: KeyPair) -> None:
+        other = certificates.issue("other", "other.test")
+        with pytest.raises(ConfigError, match=r"^--cert, --key: .*other\.key"):
+            load(cert=str(pair.cert), key=str(other.key))
+
+    def test_file_without_certificates(self, pair: KeyPair) -> None:
+        with pytest.raises(ConfigError, match=r"^--cacert: .*client\.key"):
+            load(cacert=str(pair.key))
+
+
+class TestUser:
+    """Whose password is taken from where."""
+
+    def test_password_after_the_colon(self) -> None:
+        for config in (load(user="a:b:c"), load({"ETCDCTL_USER": "a:b:c"})):
+            assert config.user == User(name="a", password="b:c")
+
+    def test_with_a_password_apart_all_is_the_name(self) -> None:
+        assert load(user="a:b", password="c").user == User(name="a:b", password="c")
+        config = load({"ETCDCTL_PASSWORD": "c"}, user="a:b")
+        assert config.user == User(name="a:b", password="c")
+        assert config.security == ["--user"]
+
+    def test_password_in_a_file(self, password_file: Path) -> None:
+        config = load({"ETCD_ACTIONS_PASSWORD_FILE": str(password_file)}, user="a")
+        assert config.user == User(name="a", password_file=password_file)
+
+    def test_password_in_a_pipe_is_read_once(self) -> None:
+        read, write = os.pipe()
+        os.write(write, f"{SECRET}\r\n".encode())
+        os.close(write)
+        user = load(user="a", password_file=f"/dev/fd/{read}").user
+        os.close(read)
+        assert user == User(name="a", password=SECRET)
+
+    def test_password_and_file(self, password_file: Path) -> None:
+        file = str(password_file)
+        with pytest.raises(ConfigError, match=r"^--password and --password-file: give one"):
+            load(user="a", password="b", password_file=file)
+        both = {"ETCDCTL_PASSWORD": "b", "ETCD_ACTIONS_PASSWORD_FILE": file}
+        with pytest.raises(ConfigError, match=r"^ETCDCTL_PASSWORD and ETCD_ACTIONS_PASSWORD_FILE:"):
+            load(both, user="a")
+        # A flag goes before a variable.
+        flag = load({"ETCDCTL_PASSWORD": "b"}, user="a", password_file=file)
+        assert flag.user == User(name="a", password_file=password_file)
+
+    @pytest.mark.parametrize("flags", [{"password": SECRET}, {"password_file": "nowhere"}])
+    def test_password_without_user(self, flags: dict[str, str]) -> None:
+        with pytest.raises(ConfigError, match=r"^--password\S* is given without a user: .*--user"):
+            load(**flags)
+
+    @pytest.mark.parametrize("given", [":b", "a:"])
+    def test_half_a_user(self, given: str) -> None:
+        with pytest.raises(ConfigError, match=r"^ETCDCTL_USER: the (name|password .*) is empty"):
+            load({"ETCDCTL_USER": given})
+
+    def test_asked_for(self) -> None:
+        found = values(user="a")
+        assert Config(found, lambda name: f"{name}-{SECRET}").user == User(
+            name="a", password=f"a-{SECRET}"
         )
+        assert Config(found, None).user is None
+
+    @pytest.mark.parametrize("content", [b"", b"\n", b"\xff"])
+    def test_file_without_a_password(self, tmp_path: Path, content: bytes) -> None:
+        file = tmp_path / "password"
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"^--password-file: .*password: "):
+            load(user="a", password_file=str(file))
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"^ETCD_ACTIONS_PASSWORD_FILE: .*missing: No such"):
+            load({"ETCD_ACTIONS_PASSWORD_FILE": str(tmp_path / "missing")}, user="a")
+
+    def test_file_that_everybody_may_read(self, password_file: Path) -> None:
+        with structlog.testing.capture_logs() as logs:
+            load(user="a", password_file=str(password_file))
+            assert not logs
+            password_file.chmod(0o644)
+            load(user="a", password_file=str(password_file))
+        assert [log["event"] for log in logs] == ["password_file_readable_by_others"]
+        assert logs[0]["file"] == str(password_file)
+
+
+def test_secrets_are_not_shown() -> None:
+    for flags in ({"user": f"a:{SECRET}"}, {"user": "a", "password": SECRET}):
+        found = values(**flags)
+        config = Config(found, nobody)
+        things: list[object] = [
+            found,
+            config,
+            config.user,
+            config.connection("a:1"),
+            Given(SECRET, "--x"),
+        ]
+        things += [found[setting] for setting in SETTINGS]
+        assert SECRET not in f"{things} {' '.join(map(str, things))}"
+        shown = [found[setting].shown for setting in SETTINGS]
+        assert HIDDEN in " ".join(text for text in shown if text)
+        assert SECRET not in " ".join(text for text in shown if text)
+
+
+@pytest.mark.parametrize(
+    "setting", [each for each in SETTINGS if each.name in ("user", "password")]
+)
+def test_secrets_are_in_no_error(setting: Setting[object]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(**{setting.name: f"a:{SECRET}\udcff"})
+    assert SECRET not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+def test_unknown_variables() -> None:
+    environ = dict.fromkeys(
+        [
+            "ETCDCTL_API",
+            "ETCDCTL_ENDPOINT",
+            "ETCDCTL_ENDPOINTS",
+            "ETCD_ACTIONS_BOGUS",
+            "ETCD_ACTIONS_PASWORD_FILE",
+            "ETCD_NAME",
+            "PATH",
+        ],
+        SECRET,
+    )
+    assert list(unknown_variables(environ)) == [
+        UnknownVariable("ETCDCTL_ENDPOINT", "ETCDCTL_ENDPOINTS"),
+        UnknownVariable("ETCD_ACTIONS_BOGUS", None),
+        UnknownVariable("ETCD_ACTIONS_PASWORD_FILE", "ETCD_ACTIONS_PASSWORD_FILE"),
+    ]

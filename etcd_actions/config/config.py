@@ -1,0 +1,119 @@
+"""The settings of a command, checked as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from etcd_actions.config.resolution import Resolution
+from etcd_actions.config.security import AskPassword, asking_for_tls, check_tls, make_tls, make_user
+from etcd_actions.config.settings import (
+    CODEC,
+    COMMAND_TIMEOUT,
+    DATA_DIR,
+    DIAL_TIMEOUT,
+    ENDPOINTS,
+    KEEPALIVE_TIME,
+    KEEPALIVE_TIMEOUT,
+    NAMESPACE,
+    PREFIX,
+    TRANSPORT,
+    USER,
+    CodecName,
+    Setting,
+)
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.connection import ConnectionSettings, User
+from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
+
+T = TypeVar("T")
+
+
+class Config:
+    """What the sources come to; ``config[GRACE]`` is the value of any setting.
+
+    Files that are named are looked into, so that a wrong one is found at the start.
+
+    Args:
+        values: What the sources say.
+        ask_password: Asks for the password of a user who has none. With None nobody is
+            asked, and the user is left out.
+
+    Raises:
+        ConfigError: Something is unusable; the message names its flags and variables.
+    """
+
+    def __init__(self, values: Resolution, ask_password: AskPassword | None) -> None:
+        if values.errors:
+            raise values.errors[0]
+        self._values = values
+        _check_data_dir(values)
+        check_tls(values)
+        self._user = make_user(values, ask_password)
+
+    def __getitem__(self, setting: Setting[T]) -> T:
+        return self._values[setting].value
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...] | None:
+        """Where etcd listens; None where nobody said."""
+        return self[ENDPOINTS]
+
+    @property
+    def prefix(self) -> bytes:
+        """What comes before ``<namespace>/<name>`` in the keys, with its last slash."""
+        return self[PREFIX]
+
+    @property
+    def namespace(self) -> str | None:
+        """The only namespace wanted; all when None."""
+        return self[NAMESPACE]
+
+    @property
+    def codec(self) -> CodecName:
+        """How objects that are created are stored."""
+        return self[CODEC]
+
+    @property
+    def data_dir(self) -> Path | None:
+        """The embedded etcd's directory; None for the default one."""
+        return self[DATA_DIR]
+
+    @property
+    def user(self) -> User | None:
+        """Who to be for etcd; None for nobody."""
+        return self._user
+
+    @property
+    def security(self) -> list[str]:
+        """The flags and variables that ask for TLS or name a user."""
+        user = self._values[USER]
+        return asking_for_tls(self._values) + ([] if user.given is None else [user.source])
+
+    def connection(self, default_endpoints: str) -> ConnectionSettings:
+        """How to connect to the endpoints, or to ``default_endpoints`` where there are none.
+
+        Raises:
+            ConfigError: ``default_endpoints`` cannot be read.
+        """
+        endpoints = self.endpoints or parse_endpoints(default_endpoints)
+        return ConnectionSettings(
+            endpoints=endpoints,
+            transport=self[TRANSPORT],
+            tls=make_tls(self._values, endpoints),
+            user=self._user,
+            dial_timeout=self[DIAL_TIMEOUT],
+            request_timeout=self[COMMAND_TIMEOUT],
+            keepalive_time=self[KEEPALIVE_TIME],
+            keepalive_timeout=self[KEEPALIVE_TIMEOUT],
+        )
+
+
+def _check_data_dir(values: Resolution) -> None:
+    where, directory = values[ENDPOINTS], values[DATA_DIR]
+    # The variable may be there for other commands.
+    if where.given is not None and directory.source == DATA_DIR.flag:
+        raise ConfigError(
+            f"{DATA_DIR.flag} is for the embedded etcd, but {where.source} names another one: "
+            "leave one of them out"
+        )

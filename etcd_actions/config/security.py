@@ -1,0 +1,171 @@
+"""Encryption and the user: several settings that must fit together, and their files."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import structlog
+
+from etcd_actions.config.resolution import Resolution, Value
+from etcd_actions.config.settings import (
+    CACERT,
+    CERT,
+    ENDPOINTS,
+    INSECURE_SKIP_TLS_VERIFY,
+    INSECURE_TRANSPORT,
+    KEY,
+    PASSWORD,
+    PASSWORD_FILE,
+    TLS_SERVER_NAME,
+    USER,
+    Setting,
+)
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.connection import Tls, User
+from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.etcd.tls import ssl_context
+
+AskPassword: TypeAlias = Callable[[str], str]
+"""Asks the user for the password of a name; :class:`ConfigError` where nobody can be asked."""
+
+# Each of them asks for TLS by being given.
+_ASKING: tuple[Setting[object], ...] = (CACERT, CERT, KEY, TLS_SERVER_NAME)
+
+_log = structlog.get_logger(__name__)
+
+
+def asking_for_tls(values: Resolution) -> list[str]:
+    """The flags and variables that ask for TLS."""
+    sources = [values[each].source for each in _ASKING if values[each].given is not None]
+    plain = values[INSECURE_TRANSPORT]
+    return sources if plain.value else [*sources, plain.source]
+
+
+def make_tls(values: Resolution, endpoints: Sequence[Endpoint]) -> Tls | None:
+    """How to encrypt; None where nothing asks for it, or an ``https://`` endpoint alone."""
+    skip_verify = values[INSECURE_SKIP_TLS_VERIFY].value
+    unverified = skip_verify and any(endpoint.encrypted for endpoint in endpoints)
+    if not asking_for_tls(values) and not unverified:
+        return None
+    return Tls(
+        ca=values[CACERT].value,
+        cert=values[CERT].value,
+        key=values[KEY].value,
+        server_name=values[TLS_SERVER_NAME].value,
+        skip_verify=skip_verify,
+    )
+
+
+def check_tls(values: Resolution) -> None:
+    """See that the settings fit together, and that the files are what they should be.
+
+    Raises:
+        ConfigError: The message names flags or variables, and the file.
+    """
+    for one, other in ((CERT, KEY), (KEY, CERT)):
+        if values[one].given is not None and values[other].given is None:
+            raise ConfigError(
+                f"{values[one].source} is given without {other.flag} ({other.variable}): "
+                "give both or none"
+            )
+    asking = asking_for_tls(values)
+    where = values[ENDPOINTS]
+    for endpoint in where.value or () if asking else ():
+        if endpoint.encrypted is False:
+            raise ConfigError(
+                f"{where.source}: http://{endpoint} is not encrypted, but {asking[0]} asks for "
+                "TLS: write https://, or leave one of them out"
+            )
+    files = [values[each] for each in (CACERT, CERT, KEY)]
+    given = [each for each in files if each.given is not None]
+    for each in given:
+        _read(Path(str(each.value)), each.source)
+    tls = make_tls(values, where.value or ())
+    if tls is not None:
+        try:
+            ssl_context(tls)
+        except ConfigError as error:
+            raise ConfigError(f"{', '.join(each.source for each in given)}: {error}") from None
+
+
+def make_user(values: Resolution, ask: AskPassword | None) -> User | None:
+    """Who to be; None for nobody, and where somebody would have to be asked and ``ask`` is None.
+
+    Raises:
+        ConfigError: The settings do not fit together, or there is no usable password.
+    """
+    user, apart = values[USER], _password_apart(values)
+    if user.value is None:
+        if apart is not None:
+            raise ConfigError(
+                f"{apart.source} is given without a user: give {USER.flag} ({USER.variable}) too"
+            )
+        return None
+    # With a password given apart all of the text is the name, as for etcdctl.
+    name, colon, password = user.value.partition(":") if apart is None else (user.value, "", "")
+    if not name:
+        raise ConfigError(f"{user.source}: the name is empty: give NAME or NAME:PASSWORD")
+    if colon:
+        if not password:
+            raise ConfigError(f"{user.source}: the password after the colon is empty")
+        return User(name=name, password=password)
+    if apart is None:
+        return None if ask is None else User(name=name, password=ask(name))
+    if isinstance(apart.value, Path):
+        return _user_with_file(name, apart.value, apart.source)
+    return User(name=name, password=str(apart.value))
+
+
+def unused_password(values: Resolution) -> Value[object] | None:
+    """The password, or the file with it, that another source overrules."""
+    given = _passwords(values)
+    return given[1] if len(given) > 1 and given[0].rank < given[1].rank else None
+
+
+def needs_password(values: Resolution) -> bool:
+    """Whether there is a user without a password, for whom somebody must be asked."""
+    user = values[USER].value
+    return user is not None and ":" not in user and not _passwords(values)
+
+
+def _password_apart(values: Resolution) -> Value[object] | None:
+    given = _passwords(values)
+    if len(given) > 1 and given[0].rank == given[1].rank:
+        raise ConfigError(f"{given[0].source} and {given[1].source}: give one of them")
+    return given[0] if given else None
+
+
+def _passwords(values: Resolution) -> list[Value[object]]:
+    both: list[Value[object] | None] = [values.get(PASSWORD), values.get(PASSWORD_FILE)]
+    given = [each for each in both if each is not None and each.given is not None]
+    return sorted(given, key=lambda each: each.rank)
+
+
+def _user_with_file(name: str, file: Path, source: str) -> User:
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise ConfigError(f"{source}: {file}: {error.strerror}") from None
+    text = _read(file, source)
+    try:
+        password = text.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: {file}: not UTF-8") from None
+    if not password:
+        raise ConfigError(f"{source}: {file}: it is empty, put the password into it")
+    if not stat.S_ISREG(status.st_mode):
+        # A pipe, such as a shell's <(command), gives what it has once.
+        return User(name=name, password=password)
+    if status.st_mode & stat.S_IROTH:
+        _log.warning("password_file_readable_by_others", file=str(file), advice=f"chmod o= {file}")
+    return User(name=name, password_file=file)
+
+
+def _read(file: Path, source: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{source}: {file}: {error.strerror}") from None

@@ -1,0 +1,353 @@
+"""Every setting: its flag, its variable, its default, and what it means.
+
+Flags, the reading of the environment, ``config show`` and the table in
+``docs/configuration.md`` all follow from here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeAlias, TypeVar, cast
+
+from etcd_actions.config import values
+from etcd_actions.etcd.connection import TransportName
+from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.model import DEFAULT_KEY_PREFIX
+
+T_co = TypeVar("T_co", covariant=True)
+
+CodecName: TypeAlias = Literal["json", "protobuf", "msgpack"]
+
+HIDDEN = "(hidden)"
+"""What is shown in place of a secret."""
+
+
+class Group(enum.Enum):
+    """What settings are about; the value is a heading."""
+
+    ENDPOINTS = "Where etcd is"
+    KEYS = "Keys and values"
+    TLS = "Encryption"
+    USER = "User"
+    TIMES = "Times, such as 500ms, 5s or 1m30s"
+    EMBEDDED = "The embedded etcd"
+    RUN = "The process"
+    LOGS = "Logs, on standard error"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setting(Generic[T_co]):
+    """One setting.
+
+    Attributes:
+        name: Its name in Python; the flag has dashes.
+        group: What it is about.
+        variable: The environment variable.
+        metavar: What a value looks like, in help.
+        parse: Makes a value of a text; raises :class:`ValueError`.
+        default: The text that counts where nobody gives one; None for none.
+        otherwise: What happens without a value, where there is no default.
+        help: What it means, a sentence without its full stop.
+        show: Makes the text that may be shown, of the one that was given.
+        is_list: Whether the flag may come several times; the texts are joined by commas.
+        for_run: Whether only ``run`` has it.
+    """
+
+    name: str
+    group: Group
+    variable: str
+    metavar: str
+    parse: Callable[[str], T_co]
+    help: str
+    default: str | None = None
+    otherwise: str = "none"
+    show: Callable[[str], str] = str
+    is_list: bool = False
+    for_run: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The flag on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether the flag alone means true."""
+        return self.metavar == "BOOL"
+
+    @property
+    def default_value(self) -> T_co:
+        """The value of the default."""
+        return cast(T_co, None) if self.default is None else self.parse(self.default)
+
+
+def without_password(text: str) -> str:
+    """``name:password`` with the password hidden."""
+    name, _, password = text.partition(":")
+    return f"{name}:{HIDDEN}" if password else text
+
+
+ENDPOINTS: Setting[tuple[Endpoint, ...] | None] = Setting(
+    name="endpoints",
+    group=Group.ENDPOINTS,
+    variable="ETCDCTL_ENDPOINTS",
+    metavar="HOST:PORT,...",
+    parse=values.endpoints,
+    otherwise="the embedded etcd",
+    is_list=True,
+    help="Where etcd's members listen; https:// before a host asks for TLS",
+)
+_transport: Callable[[str], TransportName] = values.one_of("grpc", "gateway")
+TRANSPORT: Setting[TransportName] = Setting(
+    name="transport",
+    group=Group.ENDPOINTS,
+    variable="ETCD_ACTIONS_TRANSPORT",
+    metavar="grpc|gateway",
+    parse=_transport,
+    default="grpc",
+    help="gateway is for networks that only HTTP/1.1 passes",
+)
+PREFIX: Setting[bytes] = Setting(
+    name="prefix",
+    group=Group.KEYS,
+    variable="ETCD_ACTIONS_PREFIX",
+    metavar="KEY",
+    parse=values.prefix,
+    show=lambda text: values.prefix(text).decode(),
+    default=DEFAULT_KEY_PREFIX.decode(),
+    help="What the keys begin with, before the namespace",
+)
+NAMESPACE: Setting[str | None] = Setting(
+    name="namespace",
+    group=Group.KEYS,
+    variable="ETCD_ACTIONS_NAMESPACE",
+    metavar="NAME",
+    parse=values.namespace,
+    otherwise="all namespaces",
+    help="Only this namespace",
+)
+_codec: Callable[[str], CodecName] = values.one_of("json", "protobuf", "msgpack")
+CODEC: Setting[CodecName] = Setting(
+    name="codec",
+    group=Group.KEYS,
+    variable="ETCD_ACTIONS_CODEC",
+    metavar="json|protobuf|msgpack",
+    parse=_codec,
+    default="json",
+    help="How objects that are created are stored; Kubernetes reads json only",
+)
+
+CACERT: Setting[Path | None] = Setting(
+    name="cacert",
+    group=Group.TLS,
+    variable="ETCDCTL_CACERT",
+    metavar="FILE",
+    parse=Path,
+    otherwise="the system's",
+    help="The authorities, in PEM, that may vouch for etcd's certificate; asks for TLS",
+)
+CERT: Setting[Path | None] = Setting(
+    name="cert",
+    group=Group.TLS,
+    variable="ETCDCTL_CERT",
+    metavar="FILE",
+    parse=Path,
+    help="The client's own certificate, in PEM; asks for TLS",
+)
+KEY: Setting[Path | None] = Setting(
+    name="key",
+    group=Group.TLS,
+    variable="ETCDCTL_KEY",
+    metavar="FILE",
+    parse=Path,
+    help="The key of that certificate, in PEM, without a passphrase",
+)
+TLS_SERVER_NAME: Setting[str | None] = Setting(
+    name="tls_server_name",
+    group=Group.TLS,
+    variable="ETCD_ACTIONS_TLS_SERVER_NAME",
+    metavar="NAME",
+    parse=values.utf8,
+    otherwise="the endpoint's host",
+    help="The name that etcd's certificate must hold; asks for TLS",
+)
+INSECURE_TRANSPORT: Setting[bool] = Setting(
+    name="insecure_transport",
+    group=Group.TLS,
+    variable="ETCDCTL_INSECURE_TRANSPORT",
+    metavar="BOOL",
+    parse=values.boolean,
+    default="true",
+    help="false asks for TLS; true asks for nothing, other settings may",
+)
+INSECURE_SKIP_TLS_VERIFY: Setting[bool] = Setting(
+    name="insecure_skip_tls_verify",
+    group=Group.TLS,
+    variable="ETCDCTL_INSECURE_SKIP_TLS_VERIFY",
+    metavar="BOOL",
+    parse=values.boolean,
+    default="false",
+    help="Where TLS is asked for, believe any certificate; for trying out only",
+)
+
+USER: Setting[str | None] = Setting(
+    name="user",
+    group=Group.USER,
+    variable="ETCDCTL_USER",
+    metavar="NAME[:PASSWORD]",
+    parse=values.utf8,
+    show=without_password,
+    help="Who to be for etcd; the whole is the name where a password is given apart",
+)
+PASSWORD: Setting[str | None] = Setting(
+    name="password",
+    group=Group.USER,
+    variable="ETCDCTL_PASSWORD",
+    metavar="PASSWORD",
+    parse=values.utf8,
+    show=lambda _: HIDDEN,
+    otherwise="a user without one is asked",
+    help="The user's password; a file or the variable keeps it from other people's eyes",
+)
+PASSWORD_FILE: Setting[Path | None] = Setting(
+    name="password_file",
+    group=Group.USER,
+    variable="ETCD_ACTIONS_PASSWORD_FILE",
+    metavar="FILE",
+    parse=Path,
+    help="Where the password is, read whenever etcd wants it",
+)
+
+DIAL_TIMEOUT: Setting[float] = Setting(
+    name="dial_timeout",
+    group=Group.TIMES,
+    variable="ETCDCTL_DIAL_TIMEOUT",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="2s",
+    help="How long connecting may take",
+)
+COMMAND_TIMEOUT: Setting[float] = Setting(
+    name="command_timeout",
+    group=Group.TIMES,
+    variable="ETCDCTL_COMMAND_TIMEOUT",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="5s",
+    help="How long one request to etcd may take",
+)
+KEEPALIVE_TIME: Setting[float] = Setting(
+    name="keepalive_time",
+    group=Group.TIMES,
+    variable="ETCDCTL_KEEPALIVE_TIME",
+    metavar="DURATION",
+    parse=values.duration,
+    default="10s",
+    help="After this silence a connection is asked for life; less than 10s is raised to 10s",
+)
+KEEPALIVE_TIMEOUT: Setting[float] = Setting(
+    name="keepalive_timeout",
+    group=Group.TIMES,
+    variable="ETCDCTL_KEEPALIVE_TIMEOUT",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="3s",
+    help="How long the answer to that may take",
+)
+
+DATA_DIR: Setting[Path | None] = Setting(
+    name="data_dir",
+    group=Group.EMBEDDED,
+    variable="ETCD_ACTIONS_DATA_DIR",
+    metavar="DIRECTORY",
+    parse=values.directory,
+    otherwise="etcd-actions/default in the user's data directory",
+    help="The embedded etcd's directory",
+)
+EMBEDDED_PORT: Setting[int] = Setting(
+    name="embedded_port",
+    group=Group.EMBEDDED,
+    variable="ETCD_ACTIONS_EMBEDDED_PORT",
+    metavar="PORT",
+    parse=values.port,
+    default="2379",
+    help="Where the embedded etcd listens; another port when this one is taken",
+    for_run=True,
+)
+
+GRACE: Setting[float] = Setting(
+    name="grace",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_GRACE",
+    metavar="DURATION",
+    parse=values.seconds,
+    default="10s",
+    help="How long stopping may take to finish the work at hand; a bare number is seconds",
+    for_run=True,
+)
+STATS_INTERVAL: Setting[float] = Setting(
+    name="stats_interval",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_STATS_INTERVAL",
+    metavar="DURATION",
+    parse=values.seconds,
+    default="1m",
+    help="How often statistics are logged, 0 for never; a bare number is seconds",
+    for_run=True,
+)
+
+LOG_LEVEL: Setting[str] = Setting(
+    name="log_level",
+    group=Group.LOGS,
+    variable="ETCD_ACTIONS_LOG_LEVEL",
+    metavar="debug|info|warning|error",
+    parse=values.one_of("debug", "info", "warning", "error"),
+    default="info",
+    help="The least important that is logged",
+)
+LOG_FORMAT: Setting[str] = Setting(
+    name="log_format",
+    group=Group.LOGS,
+    variable="ETCD_ACTIONS_LOG_FORMAT",
+    metavar="auto|console|json",
+    parse=values.one_of("auto", "console", "json"),
+    default="auto",
+    help="auto is console on a terminal, else json",
+)
+
+SETTINGS: tuple[Setting[object], ...] = (
+    ENDPOINTS,
+    TRANSPORT,
+    PREFIX,
+    NAMESPACE,
+    CODEC,
+    CACERT,
+    CERT,
+    KEY,
+    TLS_SERVER_NAME,
+    INSECURE_TRANSPORT,
+    INSECURE_SKIP_TLS_VERIFY,
+    USER,
+    PASSWORD,
+    PASSWORD_FILE,
+    DIAL_TIMEOUT,
+    COMMAND_TIMEOUT,
+    KEEPALIVE_TIME,
+    KEEPALIVE_TIMEOUT,
+    DATA_DIR,
+    EMBEDDED_PORT,
+    GRACE,
+    STATS_INTERVAL,
+    LOG_LEVEL,
+    LOG_FORMAT,
+)
+"""All of them, in the order in which they are shown."""
+
+COMMON: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if not each.for_run)
+"""Those that every command has."""
+
+SECRET: tuple[Setting[object], ...] = (USER, PASSWORD)
+"""Those whose text may hold a password."""

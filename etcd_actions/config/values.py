@@ -1,0 +1,136 @@
+"""How the texts that people give become values.
+
+Durations and truth values are read as etcdctl reads them, since they have its names. Each
+function raises :class:`ValueError` with the end of a sentence that names the flag or the
+variable; texts that may be secret are never part of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
+
+Name = TypeVar("Name", bound=str)
+
+_UNITS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "\N{MICRO SIGN}s": 1e-6,
+    "\N{GREEK SMALL LETTER MU}s": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_PART = re.compile(rf"([0-9]+\.?[0-9]*|\.[0-9]+)({'|'.join(sorted(_UNITS, reverse=True))})")
+# Go counts nanoseconds in 63 bits.
+_LONGEST = 2**63 / 1e9
+
+_BOOLS = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
+    ("0", "f", "F", "FALSE", "false", "False"), False
+)
+
+
+def duration(text: str) -> float:
+    """A Go duration, such as ``5s``, ``1m30s`` or ``500ms``, in seconds. 0 needs no unit."""
+    digits = text.removeprefix("+")
+    if digits == "0":
+        return 0.0
+    parts = list(_PART.finditer(digits))
+    if not parts or "".join(part[0] for part in parts) != digits:
+        hint = f": did you mean {text}s?" if re.fullmatch(r"[0-9]*\.?[0-9]+", text) else ""
+        raise ValueError(f"{text!r} is no duration such as 5s, 1m30s or 500ms{hint}")
+    seconds = sum(float(part[1]) * _UNITS[part[2]] for part in parts)
+    if seconds >= _LONGEST:
+        raise ValueError(f"{text!r} is too long a duration")
+    return seconds
+
+
+def positive_duration(text: str) -> float:
+    """A Go duration above 0, in seconds."""
+    seconds = duration(text)
+    if not seconds > 0:
+        raise ValueError(f"{text!r} leaves no time: give a duration above 0")
+    return seconds
+
+
+def seconds(text: str) -> float:
+    """A Go duration, or a bare number of seconds."""
+    return duration(f"{text}s" if re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", text) else text)
+
+
+def boolean(text: str) -> bool:
+    """A truth value as Go reads it."""
+    try:
+        return _BOOLS[text]
+    except KeyError:
+        raise ValueError(f"{text!r} is neither true nor false") from None
+
+
+def port(text: str) -> int:
+    """A TCP port, or 0 for any."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
+        raise ValueError(f"{text!r} is no port: give a number from 0 to 65535")
+    return int(text)
+
+
+def one_of(*names: Name) -> Callable[[str], Name]:
+    """A parser that takes these words only."""
+
+    def parse(text: str) -> Name:
+        for name in names:
+            if name == text:
+                return name
+        raise ValueError(f"{text!r} is none of {', '.join(names)}")
+
+    return parse
+
+
+def utf8(text: str) -> str:
+    """Any text that etcd can be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not UTF-8") from None
+    return text
+
+
+def endpoints(text: str) -> tuple[Endpoint, ...]:
+    """Where etcd listens."""
+    try:
+        return parse_endpoints(utf8(text))
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+def prefix(text: str) -> bytes:
+    """What keys begin with; gets its last slash."""
+    if not text.strip("/"):
+        raise ValueError(
+            f"{text!r} would be every key of the store: "
+            "give a prefix such as /registry/flyte.org/taskactions/"
+        )
+    return utf8(text).encode().rstrip(b"/") + b"/"
+
+
+def namespace(text: str) -> str:
+    """A namespace, which is one part of a key."""
+    if "/" in text:
+        raise ValueError(
+            f"{text!r} is no namespace: give a name without a slash, "
+            "or leave it out for all namespaces"
+        )
+    return utf8(text)
+
+
+def directory(text: str) -> Path:
+    """A directory, which need not be there yet."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{text!r} is not a directory")
+    return path
