@@ -71,7 +71,12 @@ from etcd_actions.etcd.api import (
 )
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.etcd.reasons import error_kind
-from etcd_actions.etcd.versions import EtcdVersion, has_reliable_progress
+from etcd_actions.etcd.versions import (
+    EtcdVersion,
+    free_of_known_bugs,
+    has_reliable_progress,
+    known_bugs,
+)
 from etcd_actions.watch.change import Change, ChangeKind
 from etcd_actions.watch.ranges import split
 from etcd_actions.watch.resume import Resume, repartition
@@ -197,6 +202,7 @@ class Reflector:
         self._last_put: KeyValue | None = None
         self._last_delete: Change | None = None
         self._cluster_id = 0
+        self._versions: set[EtcdVersion] = set()
         self._trust_progress = False
         self._progress_counts = False
         self._streaming = False
@@ -282,6 +288,21 @@ class Reflector:
             self._trust_progress = False
         else:
             self._trust_progress = has_reliable_progress(version)
+            self._tell_known_bugs(version)
+
+    def _tell_known_bugs(self, version: EtcdVersion) -> None:
+        """Log what a version does wrong, once: it explains what nothing here can."""
+        if version in self._versions:
+            return
+        self._versions.add(version)
+        if bugs := known_bugs(version):
+            log = _log.info if all(bug.averted for bug in bugs) else _log.warning
+            log(
+                "etcd_has_known_bugs",
+                version=str(version),
+                bugs=[f"{bug.id}: {bug.consequence}" for bug in bugs],
+                fixed_in=str(free_of_known_bugs(version)),
+            )
 
     async def _hear_witnesses(self) -> str:
         """What the newest changes that were given out say against the store; empty if nothing."""

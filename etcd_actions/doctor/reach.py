@@ -1,0 +1,377 @@
+"""Whether an endpoint can be reached, and if not, why not."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+import msgspec
+import trio
+
+from etcd_actions.doctor import probe
+from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.subject import Subject
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.connection import Tls
+from etcd_actions.etcd.endpoints import Endpoint
+
+REACHABLE = Kind(id="reachable", severity=Severity.OK)
+NO_ADDRESS = Kind(
+    id="no-address",
+    severity=Severity.ERROR,
+    meaning="The host's name has no address.",
+    remedy="correct --endpoints, or the name's entry in DNS: getent hosts <host>",
+)
+REFUSED = Kind(
+    id="connection-refused",
+    severity=Severity.ERROR,
+    meaning="The machine answers, and nothing listens on the port.",
+    remedy="start etcd, or correct the port in --endpoints; etcd listens where its "
+    "--listen-client-urls says",
+)
+NO_CONNECTION = Kind(
+    id="no-connection",
+    severity=Severity.ERROR,
+    meaning="The machine cannot be reached.",
+    remedy="see whether it is up and a firewall lets port <port> through: nc -vz <host> <port>",
+)
+TLS_EXPECTED = Kind(
+    id="tls-expected",
+    severity=Severity.ERROR,
+    meaning="etcd wants encrypted connections, and the settings ask for plain ones.",
+    remedy="write https://<endpoint> in --endpoints, and name the authority with --cacert",
+)
+TLS_NOT_SPOKEN = Kind(
+    id="tls-not-spoken",
+    severity=Severity.ERROR,
+    meaning="The settings ask for encrypted connections, and etcd speaks plain ones.",
+    remedy="write http://<endpoint> in --endpoints and leave --cacert, --cert and --key out, or "
+    "give etcd --cert-file and --key-file and https:// in --listen-client-urls",
+)
+UNTRUSTED = Kind(
+    id="certificate-untrusted",
+    severity=Severity.ERROR,
+    meaning="etcd's certificate is not vouched for by the authorities in use.",
+    remedy="give the file of the authority that signed it as --cacert",
+)
+WRONG_NAME = Kind(
+    id="certificate-wrong-name",
+    severity=Severity.ERROR,
+    meaning="etcd's certificate is good, and is not for this host.",
+    remedy="use one of its names in --endpoints, give one as --tls-server-name, or make a "
+    "certificate that has <name> among its names",
+)
+EXPIRED = Kind(
+    id="certificate-expired",
+    severity=Severity.ERROR,
+    meaning="etcd's certificate is not valid at this time.",
+    remedy="renew it and put it in the place of etcd's --cert-file; where it is good, correct "
+    "this machine's clock",
+)
+EXPIRES_SOON = Kind(
+    id="certificate-expires-soon",
+    severity=Severity.WARNING,
+    meaning="No connection can be made any more when etcd's certificate has ended.",
+    remedy="renew it and put it in the place of etcd's --cert-file: etcd reads it anew",
+)
+NOT_VERIFIED = Kind(
+    id="certificate-not-verified",
+    severity=Severity.WARNING,
+    meaning="Whoever is between here and etcd can read and change everything.",
+    remedy="leave --insecure-skip-tls-verify out, and name the authority with --cacert",
+)
+CLIENT_CERTIFICATE_REQUIRED = Kind(
+    id="client-certificate-required",
+    severity=Severity.ERROR,
+    meaning="etcd wants to see a certificate of ours, and the settings have none.",
+    remedy="give --cert and --key, signed by the authority in etcd's --trusted-ca-file",
+)
+CLIENT_CERTIFICATE_REFUSED = Kind(
+    id="client-certificate-refused",
+    severity=Severity.ERROR,
+    meaning="etcd does not accept our certificate: it is expired, not for clients, or signed by "
+    "another authority than etcd trusts.",
+    remedy="openssl x509 -in <cert> -noout -dates -issuer -ext extendedKeyUsage; compare the "
+    "issuer with etcd's --trusted-ca-file",
+)
+TLS_FAILED = Kind(
+    id="tls-failed",
+    severity=Severity.ERROR,
+    meaning="The encryption could not be agreed upon.",
+    remedy="openssl s_client -connect <endpoint>",
+)
+FILE_UNUSABLE = Kind(
+    id="tls-file-unusable",
+    severity=Severity.ERROR,
+    meaning="A file that the settings name cannot be used.",
+    remedy="correct the file, or the setting that names it",
+)
+
+KINDS = (
+    REACHABLE,
+    NO_ADDRESS,
+    REFUSED,
+    NO_CONNECTION,
+    TLS_EXPECTED,
+    TLS_NOT_SPOKEN,
+    UNTRUSTED,
+    WRONG_NAME,
+    EXPIRED,
+    EXPIRES_SOON,
+    NOT_VERIFIED,
+    CLIENT_CERTIFICATE_REQUIRED,
+    CLIENT_CERTIFICATE_REFUSED,
+    TLS_FAILED,
+    FILE_UNUSABLE,
+)
+
+# X509_V_ERR_* of OpenSSL.
+_NOT_YET_VALID, _HAS_EXPIRED = 9, 10
+_HOST_MISMATCH, _ADDRESS_MISMATCH = 62, 64
+
+_ALERT_SECONDS = 1.0
+
+
+class Reached(NamedTuple):
+    """An endpoint that takes connections, and what its HTTP side told without being asked who.
+
+    ``skew`` is how far its clock is ahead of ours, in seconds, and ``version`` etcd's; None
+    where the endpoint has no HTTP side.
+    """
+
+    endpoint: Endpoint
+    version: str | None = None
+    skew: float | None = None
+
+
+async def check_reach(subject: Subject, endpoint: Endpoint) -> tuple[Reached | None, list[Finding]]:
+    """Connect to one endpoint, and ask for its version over HTTP.
+
+    Returns:
+        What it told, None where it cannot be used; and the findings.
+    """
+    tls = subject.settings.tls_for(endpoint)
+    try:
+        context = None if tls is None else probe.verifying_context(tls)
+    except ConfigError as error:
+        return None, [FILE_UNUSABLE.found(str(error), subject=endpoint)]
+    names = {"endpoint": endpoint, "host": endpoint.host, "port": endpoint.port}
+    reached = Reached(endpoint)
+    seen = ""
+    failure: Exception | None = None
+    findings: list[Finding] = []
+    began = trio.current_time()
+    with trio.move_on_after(subject.settings.dial_timeout):
+        try:
+            async with probe.open_stream(endpoint, context, _name(tls)) as stream:
+                seen = f"connected in {(trio.current_time() - began) * 1000:.0f} ms, "
+                seen += "plain"
+                if isinstance(stream, trio.SSLStream):
+                    seen = seen.removesuffix("plain") + f"encrypted by {stream.version()}"
+                    findings += _judge_certificate(subject, endpoint, stream)
+                reached = await _ask_version(subject, endpoint, stream)
+        except OSError as error:
+            return None, [_no_connection(endpoint, error, names)]
+        except (trio.BrokenResourceError, ValueError) as error:
+            failure = error
+    if reached.version is None:
+        # It may serve no HTTP here; whether it is etcd is found out by asking it over gRPC.
+        bad = await _why_silent(subject, endpoint, tls, connected=bool(seen), failure=failure)
+        if bad is not None:
+            return None, [bad]
+    return reached, [REACHABLE.found(seen, subject=endpoint), *findings]
+
+
+async def _why_silent(
+    subject: Subject,
+    endpoint: Endpoint,
+    tls: Tls | None,
+    *,
+    connected: bool,
+    failure: Exception | None,
+) -> Finding | None:
+    """What is wrong with an endpoint that did not tell its version; None if perhaps nothing."""
+    names = {"endpoint": endpoint, "host": endpoint.host, "port": endpoint.port}
+    if tls is None:
+        if await _speaks_tls(subject, endpoint):
+            seen = "a plain request is not answered, and a TLS handshake is"
+            return TLS_EXPECTED.found(seen, subject=endpoint, **names)
+    elif failure is not None and not connected:
+        return await _why_not_encrypted(subject, endpoint, tls, failure)
+    elif connected and (alert := await _hear_alert(subject, endpoint, tls, failure)) is not None:
+        return await _why_not_encrypted(subject, endpoint, tls, alert)
+    if connected:
+        return None
+    seen = f"no connection within {subject.settings.dial_timeout:g} s"
+    if tls is not None and await _speaks_plain(subject, endpoint):
+        return TLS_NOT_SPOKEN.found(
+            f"{seen}; a plain request is answered", subject=endpoint, **names
+        )
+    return NO_CONNECTION.found(seen, subject=endpoint, **names)
+
+
+async def _hear_alert(
+    subject: Subject, endpoint: Endpoint, tls: Tls, failure: Exception | None
+) -> Exception | None:
+    """What a server says behind the handshake, where TLS 1.3 lets it refuse a client.
+
+    What is sent to it meanwhile can reset the connection before that is heard.
+    """
+    if failure is not None and isinstance(failure.__cause__, ssl.SSLError):
+        return failure
+    with trio.move_on_after(_ALERT_SECONDS):
+        try:
+            context = probe.verifying_context(tls)
+            async with probe.open_stream(endpoint, context, tls.server_name) as stream:
+                await stream.receive_some(1)
+        except trio.BrokenResourceError as error:
+            return error if isinstance(error.__cause__, ssl.SSLError) else None
+        except OSError:
+            return None
+    return None
+
+
+async def _ask_version(subject: Subject, endpoint: Endpoint, stream: trio.abc.Stream) -> Reached:
+    before = subject.clock()
+    page = await probe.get(stream, endpoint, "/version")
+    after = subject.clock()
+    try:
+        told = msgspec.json.decode(page.body, type=dict[str, str]) if page.status == 200 else {}
+    except msgspec.MsgspecError:
+        told = {}
+    skew = None
+    if told and (date := page.headers.get("date")):
+        # Its fraction of a second is cut off; with half of one added the error is the least.
+        there = parsedate_to_datetime(date).timestamp() + 0.5
+        skew = there - (before + after) / 2
+    return Reached(endpoint, told.get("etcdserver"), skew)
+
+
+def _judge_certificate(
+    subject: Subject, endpoint: Endpoint, stream: trio.SSLStream[trio.SocketStream]
+) -> Iterator[Finding]:
+    shown = stream.getpeercert()
+    if not shown:
+        yield NOT_VERIFIED.found("any certificate is believed", subject=endpoint)
+        return
+    ends = ssl.cert_time_to_seconds(str(shown["notAfter"]))
+    left = ends - subject.clock()
+    if left < subject.limits.certificate_seconds:
+        yield EXPIRES_SOON.found(
+            f"it is valid until {_day(ends)}, {max(0, left) / 86_400:.1f} days from now",
+            subject=endpoint,
+        )
+
+
+def _no_connection(endpoint: Endpoint, error: OSError, names: dict[str, object]) -> Finding:
+    if isinstance(error, socket.gaierror):
+        return NO_ADDRESS.found(error.strerror or str(error), subject=endpoint, **names)
+    numbers = {cause.errno for cause in _causes(error)}
+    if errno.ECONNREFUSED in numbers:
+        return REFUSED.found(f"{endpoint} refuses connections", subject=endpoint, **names)
+    seen = "; ".join(sorted({cause.strerror or str(cause) for cause in _causes(error)}))
+    return NO_CONNECTION.found(seen, subject=endpoint, **names)
+
+
+def _causes(error: BaseException) -> Iterator[OSError]:
+    """The failures at each of the host's addresses."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _causes(each)
+    elif isinstance(error.__cause__, (OSError, BaseExceptionGroup)):
+        yield from _causes(error.__cause__)
+    elif isinstance(error, OSError):
+        yield error
+
+
+async def _why_not_encrypted(
+    subject: Subject, endpoint: Endpoint, tls: Tls, error: Exception
+) -> Finding:
+    """Tell the failures of a handshake apart."""
+    cause = error.__cause__ or error
+    names = {"endpoint": endpoint, "name": tls.server_name or endpoint.host, "cert": tls.cert}
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        if cause.verify_code in (_HAS_EXPIRED, _NOT_YET_VALID):
+            kind, look = EXPIRED, _validity
+        elif cause.verify_code in (_HOST_MISMATCH, _ADDRESS_MISMATCH):
+            kind, look = WRONG_NAME, _names
+        else:
+            return UNTRUSTED.found(cause.verify_message, subject=endpoint, **names)
+        shown = await _look_again(subject, endpoint, tls)
+        seen = f"{cause.verify_message}{look(shown) if shown else ''}"
+        return kind.found(seen, subject=endpoint, **names)
+    reason = (getattr(cause, "reason", None) or str(cause)).replace("_", " ").lower()
+    if "certificate" in reason or "unknown ca" in reason:
+        kind = CLIENT_CERTIFICATE_REQUIRED if tls.cert is None else CLIENT_CERTIFICATE_REFUSED
+        return kind.found(f"etcd ends the handshake: {reason}", subject=endpoint, **names)
+    if await _speaks_plain(subject, endpoint):
+        return TLS_NOT_SPOKEN.found(
+            f"a TLS handshake fails ({reason}); a plain request is answered",
+            subject=endpoint,
+            **names,
+        )
+    return TLS_FAILED.found(reason, subject=endpoint, **names)
+
+
+async def _look_again(subject: Subject, endpoint: Endpoint, tls: Tls) -> dict[str, object]:
+    """What is in a certificate that is trusted, but for its time and name; empty if unknown."""
+    context = probe.verifying_context(tls)
+    context.check_hostname = False
+    context.verify_flags |= probe.NO_CHECK_TIME
+    with trio.move_on_after(subject.settings.dial_timeout):
+        try:
+            async with probe.open_stream(endpoint, context, tls.server_name) as stream:
+                if isinstance(stream, trio.SSLStream):
+                    return dict(stream.getpeercert() or {})
+        except (OSError, trio.BrokenResourceError):
+            # The finding is made without these details.
+            return {}
+    return {}
+
+
+def _validity(shown: dict[str, object]) -> str:
+    first, last = (
+        _day(ssl.cert_time_to_seconds(str(shown[name]))) for name in ("notBefore", "notAfter")
+    )
+    return f": it is valid from {first} to {last}"
+
+
+def _names(shown: dict[str, object]) -> str:
+    names = shown.get("subjectAltName", ())
+    assert isinstance(names, tuple)
+    return f": its names are {', '.join(name for _, name in names) or 'none'}"
+
+
+def _name(tls: Tls | None) -> str | None:
+    return None if tls is None else tls.server_name
+
+
+async def _speaks_tls(subject: Subject, endpoint: Endpoint) -> bool:
+    context = probe.verifying_context(Tls(skip_verify=True))
+    with trio.move_on_after(subject.settings.dial_timeout):
+        try:
+            async with probe.open_stream(endpoint, context):
+                return True
+        except (OSError, trio.BrokenResourceError) as error:
+            # An alert about our certificate is TLS, too.
+            return "ALERT" in str(getattr(error.__cause__, "reason", ""))
+    return False
+
+
+async def _speaks_plain(subject: Subject, endpoint: Endpoint) -> bool:
+    with trio.move_on_after(subject.settings.dial_timeout):
+        try:
+            async with probe.open_stream(endpoint, None) as stream:
+                return (await probe.get(stream, endpoint, "/version")).status == 200
+        except (OSError, trio.BrokenResourceError, ValueError):
+            return False
+    return False
+
+
+def _day(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

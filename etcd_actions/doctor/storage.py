@@ -1,0 +1,116 @@
+"""How full a member's database is."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import trio
+
+from etcd_actions.doctor import probe
+from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.members import MemberSeen
+from etcd_actions.doctor.subject import Subject, size_text
+from etcd_actions.errors import ConfigError
+
+QUOTA = Kind(id="quota", severity=Severity.OK)
+QUOTA_HIGH = Kind(
+    id="quota-high",
+    severity=Severity.WARNING,
+    meaning="When the quota is used up, etcd refuses every write: no mark can be made.",
+    remedy="etcdctl compact <revision> && etcdctl --endpoints <endpoint> defrag, or raise "
+    "--quota-backend-bytes",
+)
+QUOTA_FULL = Kind(
+    id="quota-nearly-full",
+    severity=Severity.ERROR,
+    meaning="etcd is about to refuse every write: no mark can be made then.",
+    remedy="etcdctl compact <revision> && etcdctl --endpoints <endpoint> defrag, or raise "
+    "--quota-backend-bytes",
+)
+QUOTA_UNKNOWN = Kind(
+    id="quota-unknown",
+    severity=Severity.NOTE,
+    meaning="How near the member is to refusing writes cannot be told: its page /metrics, which "
+    "has the quota, is not served here.",
+    remedy="compare the size with etcd's --quota-backend-bytes (2 GiB unless told otherwise)",
+)
+FRAGMENTED = Kind(
+    id="defragment",
+    severity=Severity.NOTE,
+    meaning="Free space in the file counts against the quota until it is given back.",
+    remedy="etcdctl --endpoints <endpoint> defrag, one member at a time: it stops meanwhile",
+)
+
+KINDS = (QUOTA, QUOTA_HIGH, QUOTA_FULL, QUOTA_UNKNOWN, FRAGMENTED)
+
+_METRICS = re.compile(
+    rb"^(etcd_server_quota_backend_bytes|etcd_mvcc_db_total_size_in_bytes"
+    rb"|etcd_mvcc_db_total_size_in_use_in_bytes) ([-+.0-9eE]+)\s*$",
+    re.MULTILINE,
+)
+
+
+class Sizes(NamedTuple):
+    """The file, what is in use of it, and the quota; 0 where unknown."""
+
+    file: int
+    in_use: int
+    quota: int
+
+
+async def check_storage(subject: Subject, member: MemberSeen) -> list[Finding]:
+    """Compare a member's database with its quota."""
+    endpoint, status = member.endpoint, member.status
+    sizes = await _read_metrics(subject, member)
+    if status is not None:
+        # etcd 3.6.0 to 3.6.5 tell a wrong quota here, hence the metrics first.
+        sizes = Sizes(status.db_size, status.db_size_in_use, sizes.quota or status.db_size_quota)
+    revision = 0 if status is None else status.revision
+    names = {"endpoint": endpoint, "revision": revision or "<revision>"}
+    if not sizes.file:
+        return [QUOTA_UNKNOWN.found("neither status nor metrics are to be had", subject=endpoint)]
+    seen = f"the database file has {size_text(sizes.file)}"
+    findings = []
+    if not sizes.quota:
+        findings.append(QUOTA_UNKNOWN.found(seen, subject=endpoint))
+    else:
+        used = sizes.file / sizes.quota
+        seen += f", {used:.0%} of the quota of {size_text(sizes.quota)}"
+        limits = subject.limits
+        kind = QUOTA
+        if used >= limits.quota_error:
+            kind = QUOTA_FULL
+        elif used >= limits.quota_warning:
+            kind = QUOTA_HIGH
+        findings.append(kind.found(seen, subject=endpoint, **names))
+    wasted = sizes.file - sizes.in_use
+    if sizes.in_use and wasted >= max(subject.limits.wasted, sizes.file // 2):
+        seen = f"{size_text(wasted)} of the file's {size_text(sizes.file)} are free"
+        findings.append(FRAGMENTED.found(seen, subject=endpoint, **names))
+    return findings
+
+
+async def _read_metrics(subject: Subject, member: MemberSeen) -> Sizes:
+    """The sizes that ``/metrics`` tells; zeros where it is not served."""
+    endpoint = member.endpoint
+    if member.reached.version is None:
+        # No page is served here.
+        return Sizes(0, 0, 0)
+    tls = subject.settings.tls_for(endpoint)
+    found: dict[bytes, int] = {}
+    with trio.move_on_after(subject.settings.request_timeout):
+        try:
+            context = None if tls is None else probe.verifying_context(tls)
+            async with probe.open_stream(
+                endpoint, context, None if tls is None else tls.server_name
+            ) as stream:
+                page = await probe.get(stream, endpoint, "/metrics")
+        except (ConfigError, OSError, trio.BrokenResourceError, ValueError):
+            return Sizes(0, 0, 0)
+        found = {name: int(float(text)) for name, text in _METRICS.findall(page.body)}
+    return Sizes(
+        found.get(b"etcd_mvcc_db_total_size_in_bytes", 0),
+        found.get(b"etcd_mvcc_db_total_size_in_use_in_bytes", 0),
+        max(0, found.get(b"etcd_server_quota_backend_bytes", 0)),
+    )

@@ -1,0 +1,92 @@
+"""Values and keys that are no actions, or wait for something."""
+
+from __future__ import annotations
+
+import pytest
+
+from etcd_actions.cli.exits import ExitCode
+from etcd_actions.codecs import json as json_codec
+from etcd_actions.codecs import msgpack
+from etcd_actions.doctor import Limits
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.testing import EtcdServer
+from tests.doctor.illness import diagnose, taskaction
+
+
+@pytest.fixture
+def endpoint(shared_etcd: EtcdServer) -> str:
+    return shared_etcd.endpoint
+
+
+async def test_what_is_well(etcd: Etcd, endpoint: str, prefix: bytes) -> None:
+    await etcd.put(prefix + b"flyte/r-a0", taskaction("r", "a0"))
+    await etcd.put(prefix + b"flyte/r-b", taskaction("r", "b", phase="Succeeded", recorded=True))
+    diagnosis = await diagnose(endpoint, prefix=prefix)
+    assert diagnosis.ill == set()
+    seen = diagnosis.one("actions").seen
+    assert "2 keys" in seen
+    assert "1 actions are over, and 1 of them recorded" in seen
+
+
+async def test_undecodable_values(etcd: Etcd, endpoint: str, prefix: bytes) -> None:
+    await etcd.put(prefix + b"flyte/r-a0", taskaction("r", "a0"))
+    broken = await etcd.put(prefix + b"flyte/r-b", b'{"kind":')
+    await etcd.put(prefix + b"flyte/r-c", b"k8s:enc:aescbc:v1:key1:\x01\x02")
+    for number in range(4):
+        await etcd.put(prefix + f"flyte/r-{number}".encode(), b"")
+    diagnosis = await diagnose(endpoint, prefix=prefix, limits=Limits(examples=6))
+    assert diagnosis.ill == {"undecodable"}
+    finding = diagnosis.one("undecodable")
+    assert finding.seen.startswith("6: ")
+    assert f"flyte/r-b (revision {broken.revision}: " in finding.seen
+    assert "encrypted at rest by a Kubernetes API server" in finding.seen
+    assert diagnosis.code is ExitCode.ERRORS
+    few = (await diagnose(endpoint, prefix=prefix, limits=Limits(examples=1))).one("undecodable")
+    assert few.seen.endswith("; and 5 more")
+    assert f"etcdctl get '{prefix.decode()}flyte/r-0'" in few.remedy
+
+
+async def test_another_codec_beside_json(etcd: Etcd, endpoint: str, prefix: bytes) -> None:
+    stored = taskaction("r", "a0")
+    await etcd.put(prefix + b"flyte/r-a0", stored)
+    other = msgpack.encode_tree(json_codec.decode_tree(stored))
+    await etcd.put(prefix + b"flyte/r-b", other)
+    diagnosis = await diagnose(endpoint, prefix=prefix)
+    assert diagnosis.ill == {"mixed-codecs"}
+    finding = diagnosis.one("mixed-codecs")
+    assert finding.seen == "1 in json, 1 in msgpack"
+    assert "--codec json" in finding.remedy
+    assert diagnosis.code is ExitCode.WARNINGS
+
+
+async def test_endings_that_wait(etcd: Etcd, endpoint: str, prefix: bytes) -> None:
+    await etcd.put(prefix + b"flyte/r-a0", taskaction("r", "a0", phase="Failed"))
+    diagnosis = await diagnose(endpoint, prefix=prefix)
+    assert diagnosis.ill == {"unrecorded-endings"}
+    finding = diagnosis.one("unrecorded-endings")
+    assert "FAILED since revision" in finding.seen
+    assert "etcd-actions list --unrecorded" in finding.remedy
+
+
+async def test_large_values(etcd: Etcd, endpoint: str, prefix: bytes) -> None:
+    await etcd.put(prefix + b"flyte/r-a0", taskaction("r", "a0", message="x" * 1_200_000))
+    diagnosis = await diagnose(endpoint, prefix=prefix)
+    assert diagnosis.ill == {"large-values"}
+    assert "1.1 MiB" in diagnosis.one("large-values").seen
+    assert f"'{prefix.decode()}flyte/r-a0'" in diagnosis.one("large-values").remedy
+    assert diagnosis.code is ExitCode.WARNINGS
+
+
+@pytest.mark.parametrize("key", [b"alone", b"a/b/c", b"flyte/", b"flyte/\xff"])
+async def test_odd_keys(etcd: Etcd, endpoint: str, prefix: bytes, key: bytes) -> None:
+    await etcd.put(prefix + key, taskaction("r", "a0"))
+    diagnosis = await diagnose(endpoint, prefix=prefix)
+    assert diagnosis.ill == {"odd-keys"}
+    assert "etcdctl del" in diagnosis.one("odd-keys").remedy
+    assert diagnosis.code is ExitCode.WARNINGS
+
+
+async def test_time_is_up(etcd: Etcd, endpoint: str, prefix: bytes) -> None:
+    await etcd.put(prefix + b"flyte/r-a0", taskaction("r", "a0"))
+    diagnosis = await diagnose(endpoint, prefix=prefix, limits=Limits(scan_seconds=0.0))
+    assert diagnosis.ill == {"values-not-all-read"}
