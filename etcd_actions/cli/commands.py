@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 import trio
 
 from etcd_actions import __version__
+from etcd_actions.cli.completion import SHELLS, completion_script
 from etcd_actions.cli.exits import MEANINGS, ExitCode, report, say, was_interrupted
+from etcd_actions.cli.flags import CommandGroup
 from etcd_actions.cli.logs import configure_logs
-from etcd_actions.cli.options import Common, common_options
+from etcd_actions.cli.options import Common, all_options, common_options, run_options
+from etcd_actions.cli.output import output_option
+from etcd_actions.config import Resolution
+from etcd_actions.model import Phase
 
+_PROGRAM = "etcd-actions"
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<9} {text}" for code, text in MEANINGS)
 
 
@@ -17,13 +25,13 @@ def invoke() -> int:
     """Run the command that ``sys.argv`` asks for, and return the exit code."""
     configure_logs()
     try:
-        code = commands.main(prog_name="etcd-actions", standalone_mode=False)
+        code = commands.main(prog_name=_PROGRAM, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return ExitCode.USAGE
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
-        path = context.command_path if context else "etcd-actions"
+        path = context.command_path if context else _PROGRAM
         message = error.format_message()
         say(f"{message}{'' if message.endswith(('.', '?')) else '.'} See {path} --help")
         return ExitCode.USAGE
@@ -38,55 +46,31 @@ def invoke() -> int:
     return code if isinstance(code, int) else ExitCode.OK
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandGroup,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, message="etcd-actions %(version)s")
 def commands() -> None:
     """Handle Flyte's TaskActions directly in etcd."""
 
 
 @commands.command(epilog=_EPILOG)
-@click.option(
-    "--embedded-port",
-    type=click.IntRange(0, 65535),
-    default=2379,
-    show_default=True,
-    help="Where the embedded etcd listens; another port when this one is taken.",
-)
-@click.option(
-    "--grace",
-    type=click.FloatRange(0),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long stopping may take to finish the work at hand.",
-)
-@click.option(
-    "--stats-interval",
-    type=click.FloatRange(0),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How often statistics are logged; 0 for never.",
-)
-@common_options
-def run(common: Common, *, embedded_port: int, grace: float, stats_interval: float) -> int:
+@run_options
+def run(common: Common) -> int:
     """Watch actions and mark each ending, until a signal.
 
     Without --endpoints or ETCDCTL_ENDPOINTS it starts an etcd of its own on this machine.
     An etcd that cannot be reached is waited for.
     """
-    from etcd_actions.cli.run import RunSettings, run_until_signal  # noqa: PLC0415
+    from etcd_actions.cli.run import run_until_signal  # noqa: PLC0415
 
-    settings = RunSettings(embedded_port=embedded_port, grace=grace, stats_interval=stats_interval)
-    return trio.run(run_until_signal, common, settings)
+    return trio.run(run_until_signal, common)
 
 
 @commands.command(epilog=_EPILOG)
-@click.option(
-    "--output",
-    type=click.Choice(["table", "jsonl"]),
-    help="[default: table on a terminal, else jsonl]",
-)
+@output_option("table", "jsonl", elsewhere="jsonl")
 @click.option("--prev-kv", is_flag=True, help="Ask etcd for what a deleted key held.")
 @common_options
 def watch(common: Common, *, output: str | None, prev_kv: bool) -> int:
@@ -94,15 +78,142 @@ def watch(common: Common, *, output: str | None, prev_kv: bool) -> int:
 
     First what is there, then SYNCED, then what changes, until a signal. Without --endpoints or
     ETCDCTL_ENDPOINTS it looks at the running embedded etcd, else at 127.0.0.1:2379. An etcd
-    that cannot be reached is waited for.
+    that cannot be reached is waited for. jsonl has one object a line; what has no end is no one
+    document, so there is no json.
     """
     from etcd_actions.cli.watch import watch_until_signal  # noqa: PLC0415
 
     return trio.run(watch_until_signal, common, output, prev_kv)
 
 
+@commands.command("list", epilog=_EPILOG)
+@click.option("--run", metavar="RUN", help="Only the actions of this run.")
+@click.option("--project", metavar="NAME", help="Only this project.")
+@click.option("--domain", metavar="NAME", help="Only this domain.")
+@click.option(
+    "--phase",
+    "phases",
+    multiple=True,
+    type=click.Choice([phase.name for phase in Phase], case_sensitive=False),
+    help="Only actions in this phase; may be given several times.",
+)
+@click.option("--parent", metavar="ACTION", help="Only children of this action.")
+@click.option("--unrecorded", is_flag=True, help="Only what is not recorded.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many.")
+@output_option("table", "jsonl", "json", elsewhere="jsonl")
+@common_options
+def list_(
+    common: Common,
+    *,
+    run: str | None,
+    project: str | None,
+    domain: str | None,
+    phases: tuple[str, ...],
+    parent: str | None,
+    unrecorded: bool,
+    limit: int | None,
+    output: str | None,
+) -> int:
+    """Show the actions that there are.
+
+    All at one revision, in the order of their keys, as they are read. With several flags
+    those that fit all of them. jsonl has one object a line; json is one document, with the
+    revision and the actions. A value that is no TaskAction is shown as such, or left out where
+    there is a filter; stderr tells how many there are.
+    """
+    from etcd_actions.cli.listing import Filter, list_actions  # noqa: PLC0415
+
+    wanted = Filter(
+        run=run,
+        project=project,
+        domain=domain,
+        phases=frozenset(phases),
+        parent=parent,
+        unrecorded=unrecorded,
+    )
+    return trio.run(partial(list_actions, common, wanted, output=output, limit=limit))
+
+
 @commands.command(epilog=_EPILOG)
-@click.argument("file", metavar="FILE")
+@click.argument("actions", metavar="ACTION...", nargs=-1, required=True)
+@output_option("table", "jsonl", "json", elsewhere="json")
+@common_options
+def get(common: Common, *, actions: tuple[str, ...], output: str | None) -> int:
+    """Show actions in full.
+
+    An ACTION is <namespace>/<name>, the object's name alone (<run>-a0), or
+    <project>/<domain>/<run>/<action>. json is an object with the key, etcd's revisions and, in
+    the field object, all that is stored, to the letter; of several ACTIONs an array of these.
+    jsonl has one of them a line.
+    """
+    from etcd_actions.cli.get import get_actions  # noqa: PLC0415
+
+    return trio.run(get_actions, common, actions, output)
+
+
+@commands.command(epilog=_EPILOG)
+@click.argument("run", metavar="RUN")
+@output_option("table", "jsonl", "json", elsewhere="json")
+@common_options
+def tree(common: Common, *, run: str, output: str | None) -> int:
+    """Show the actions of a run as a tree.
+
+    RUN is its name, or <project>/<domain>/<run>; runs of one name in several projects are told
+    apart. TIME is how long an action took, or has been there. An action whose parent is gone
+    stands below a mark for it. json is flat, since not every reader of JSON can nest as deep
+    as actions can: the actions of a tree depth first, each with its depth. jsonl has one of
+    these a line.
+    """
+    from etcd_actions.cli.tree import show_tree  # noqa: PLC0415
+
+    return trio.run(show_tree, common, run, output)
+
+
+@commands.command(epilog=_EPILOG)
+@output_option("table", "jsonl", "json", elsewhere="jsonl")
+@common_options
+def doctor(common: Common, *, output: str | None) -> int:
+    """Examine etcd, and say what is wrong and what to do about it.
+
+    It looks at each endpoint and member by itself, at permissions, space, history, clocks and
+    the stored values, changes nothing, and ends in bounded time. A finding has a severity (ok,
+    note, warning, error), an id that stays the same, what was seen, what it means, and a
+    remedy. The worst one gives the exit code: 0 for nothing worse than a note.
+    """
+    from etcd_actions.cli.doctor import examine_etcd  # noqa: PLC0415
+
+    return trio.run(examine_etcd, common, output)
+
+
+@commands.command(epilog=_EPILOG)
+@click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
+@click.option(
+    "--history",
+    is_flag=True,
+    help="Begin with the oldest revision that etcd can still read, not with the newest.",
+)
+@click.option(
+    "--until-synced", is_flag=True, help="End once what there was at the start is recorded."
+)
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@common_options
+def record(common: Common, *, file: str, history: bool, until_synced: bool, force: bool) -> int:
+    """Record the actions' changes into a file.
+
+    First what is there, then SYNCED, then each change in the order of revisions, until a
+    signal. With --history it is what was there at the oldest revision, then all that happened
+    since; where etcd compacted its history nothing older is left to record, and the states
+    that it begins with are marked as listed. FILE is a stream of msgpack maps, which replay
+    writes back; - is standard output. An etcd that goes away is waited for.
+    """
+    from etcd_actions.cli.record import RecordSettings, record_file  # noqa: PLC0415
+
+    settings = RecordSettings(history=history, until_synced=until_synced, force=force)
+    return trio.run(record_file, common, file, settings)
+
+
+@commands.command(epilog=_EPILOG)
+@click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
@@ -113,11 +224,44 @@ def watch(common: Common, *, output: str | None, prev_kv: bool) -> int:
 def replay(common: Common, *, file: str, rate: float | None) -> int:
     """Write a recorded history into etcd.
 
-    Change by change, in order. FILE has one JSON object a line: type (PUT or DELETE), key,
-    and value in base64; - is standard input. The last two parts of a key, namespace and name,
-    go below --prefix; --namespace replaces the namespace. A first signal stops after the
-    change at hand.
+    Change by change, in order. FILE is what record wrote, or has one JSON object a line: type
+    (PUT or DELETE), key, and value in base64; - is standard input. Namespace and name of a key
+    go below --prefix; --namespace replaces the namespace. Leases are not written. A first
+    signal stops after the change at hand. A record whose end is missing is written as far as
+    it goes, with a warning.
     """
     from etcd_actions.cli.replay import replay_file  # noqa: PLC0415
 
     return trio.run(replay_file, common, file, rate)
+
+
+@commands.group(no_args_is_help=True)
+def config() -> None:
+    """Look at the settings."""
+
+
+@config.command(epilog=_EPILOG)
+@output_option("table", "jsonl", "json", elsewhere="jsonl")
+@all_options
+def show(values: Resolution, *, output: str | None) -> int:
+    """Show each setting, its value, and where that comes from.
+
+    Flags go before variables, and both before the defaults. Passwords are not shown. What is
+    unusable is told on stderr, and ends with exit code 2.
+    """
+    from etcd_actions.cli.config_show import show_config  # noqa: PLC0415
+
+    return show_config(values, output)
+
+
+@commands.command(epilog=_EPILOG)
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    r"""Print the script that completes this command in a shell.
+
+    \b
+    bash:  source <(etcd-actions completion bash)
+    zsh:   source <(etcd-actions completion zsh)
+    fish:  etcd-actions completion fish | source
+    """
+    click.echo(completion_script(commands, _PROGRAM, shell))

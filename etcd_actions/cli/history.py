@@ -1,11 +1,13 @@
-"""A recorded history: one change a line, as JSON. No I/O."""
+"""A recorded history: a change a line as JSON, or a record in msgpack. No I/O."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from etcd_actions.cli.record_format import FORMAT, VERSION, RecordDecoder, checksum
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError, InputError
 
@@ -17,6 +19,65 @@ class HistoryEvent(msgspec.Struct, frozen=True, gc=False):
     value: bytes | None
 
 
+class Step(NamedTuple):
+    """A change to make, and how far in the input it goes, in bytes."""
+
+    position: int
+    event: HistoryEvent
+
+
+class Destination(NamedTuple):
+    """Where the changes go.
+
+    Attributes:
+        prefix: What comes before ``<namespace>/<name>`` in the keys.
+        namespace: Replaces theirs, in the key and in the object; None leaves it.
+    """
+
+    prefix: bytes
+    namespace: str | None = None
+
+
+class HistoryReader(Protocol):
+    """Makes changes of an input that comes in pieces."""
+
+    def feed(self, data: bytes, /) -> Iterator[Step]:
+        """The changes that are whole with the next piece.
+
+        Raises:
+            InputError: It is malformed; the message says where.
+        """
+        ...
+
+    def finish(self) -> Iterator[Step]:
+        """The changes that are whole because nothing more comes.
+
+        Raises:
+            InputError: What is left over is malformed.
+        """
+        ...
+
+    @property
+    def warning(self) -> str:
+        """After the end: what is missing there, empty when nothing is."""
+        ...
+
+
+def reader_of(source: str, beginning: bytes, destination: Destination) -> HistoryReader:
+    """The reader for an input, told by its first byte.
+
+    Args:
+        source: What errors call the input.
+        beginning: Its first bytes.
+        destination: Where the changes go.
+    """
+    # A record begins with a map; of JSON, and of any text, the first byte is none of these.
+    first = beginning[:1]
+    if first and (0x80 <= first[0] <= 0x8F or first[0] in (0xDE, 0xDF)):
+        return RecordReader(source, destination)
+    return LineReader(source, destination)
+
+
 class _Line(msgspec.Struct, frozen=True, gc=False):
     """What a line must hold; other fields are passed over."""
 
@@ -25,31 +86,42 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
     value: bytes | None = None
 
 
-class HistoryReader:
-    """Makes events of lines, under another prefix and namespace if asked to.
+class LineReader:
+    """Reads a JSON object a line.
 
-    Args:
-        source: What errors call the input.
-        prefix: Where the keys go: their last two parts, namespace and name, follow it.
-        namespace: Replaces theirs, in the key and in the object; None leaves it.
+    The last two parts of a key, namespace and name, go below the destination's prefix.
     """
 
-    def __init__(self, source: str, prefix: bytes, namespace: str | None = None) -> None:
-        self.source = source
-        self._prefix = prefix
-        self._namespace = namespace
+    def __init__(self, source: str, destination: Destination) -> None:
+        self._source = source
+        self._destination = destination
         self._decoder = msgspec.json.Decoder(_Line)
-        self.lines = 0
+        self._lines = 0
+        self._position = 0
+        self._rest = b""
 
-    def read(self, line: bytes) -> HistoryEvent | None:
-        """The event of the next line, None of an empty one.
+    @property
+    def warning(self) -> str:
+        """Nothing: that a line is missing does not show."""
+        return ""
 
-        Raises:
-            InputError: It is malformed; the message has the line's number and the field.
-        """
-        self.lines += 1
+    def feed(self, data: bytes) -> Iterator[Step]:
+        """The changes of the whole lines; see `HistoryReader`."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._position += len(line) + 1
+            yield from self._read(line)
+
+    def finish(self) -> Iterator[Step]:
+        """What follows the last newline is a line once the input has ended."""
+        line, self._rest = self._rest, b""
+        self._position += len(line)
+        yield from self._read(line)
+
+    def _read(self, line: bytes) -> Iterator[Step]:
+        self._lines += 1
         if not line.strip():
-            return None
+            return
         try:
             decoded = self._decoder.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -65,15 +137,125 @@ class HistoryReader:
             value = None
         elif not value:
             raise self._malformed("a PUT needs a value - at `$.value`")
-        if self._namespace is not None and self._namespace != namespace:
-            namespace = self._namespace
-            value = None if value is None else _moved(value, namespace)
-        return HistoryEvent(self._prefix + f"{namespace}/{name}".encode(), value)
+        tail = f"{namespace}/{name}".encode()
+        yield Step(self._position, _event(self._destination, tail, value))
 
     def _malformed(self, reason: str) -> InputError:
         return InputError(
-            f"{self.source}:{self.lines}: {reason}; this line and those after it are not written"
+            f"{self._source}:{self._lines}: {reason}; this line and those after it are not written"
         )
+
+
+class RecordReader:
+    """Reads what ``record`` wrote.
+
+    What follows the recorded prefix goes below the destination's prefix. All puts and
+    deletes are changes to make, those that were listed or concluded too: they lead from the
+    states before to those after.
+    """
+
+    def __init__(self, source: str, destination: Destination) -> None:
+        self._source = source
+        self._destination = destination
+        self._decoder = RecordDecoder()
+        self._prefix: bytes | None = None
+        self._events = 0
+        self._ended = False
+        self._left_over = 0
+
+    @property
+    def warning(self) -> str:
+        """That the record was cut off, and how."""
+        if self._left_over:
+            return (
+                f"{self._source}: cut off in the entry at offset {self._decoder.position}, "
+                "which is not written: its recorder was ended or ran out of space"
+            )
+        if not self._ended:
+            return f"{self._source}: cut off, or not finished: it has no END"
+        return ""
+
+    def feed(self, data: bytes) -> Iterator[Step]:
+        """The changes of the whole entries; see `HistoryReader`."""
+        try:
+            for entry in self._decoder.feed(data):
+                event = self._read(entry)
+                if event is not None:
+                    self._events += 1
+                    yield Step(self._decoder.position, event)
+        except DecodeError as error:
+            raise self._malformed(error.reason) from None
+
+    def finish(self) -> Iterator[Step]:
+        """No changes: what is left over is no whole entry."""
+        try:
+            self._left_over = self._decoder.finish()
+        except DecodeError as error:
+            raise self._malformed(error.reason) from None
+        if self._prefix is None:
+            raise self._malformed("there is no header")
+        return iter(())
+
+    def _read(self, entry: dict[str, Any]) -> HistoryEvent | None:
+        if self._prefix is None:
+            self._prefix = _prefix(entry)
+            return None
+        kind = entry.get("type")
+        if self._ended:
+            raise DecodeError("there is something behind the END")
+        if kind == "SYNCED":
+            return None
+        if kind == "END":
+            if entry.get("events") != self._events:
+                raise DecodeError(
+                    f"END counts {entry.get('events')} events, but there are {self._events}"
+                )
+            self._ended = True
+            return None
+        if kind not in ("PUT", "DELETE"):
+            raise DecodeError(f"no entry that is known: its type is {kind!r}")
+        key, value = entry.get("key"), entry.get("value")
+        if not isinstance(key, bytes) or not key.startswith(self._prefix):
+            raise DecodeError(f"key: {key!r} is not below the header's prefix")
+        if kind == "DELETE":
+            value = None
+        elif not isinstance(value, bytes):
+            raise DecodeError("value: a PUT needs bytes")
+        if entry.get("crc32", checksum(key, value)) != checksum(key, value):
+            raise DecodeError("key and value are not those that were recorded (crc32)")
+        tail = key[len(self._prefix) :]
+        if self._destination.namespace is not None and b"/" not in tail:
+            raise DecodeError(f"key: {key!r} has no namespace to replace")
+        return _event(self._destination, tail, value)
+
+    def _malformed(self, reason: str) -> InputError:
+        return InputError(
+            f"{self._source}: offset {self._decoder.position}: {reason}; "
+            "this entry and those after it are not written"
+        )
+
+
+def _prefix(header: dict[str, Any]) -> bytes:
+    """The prefix that a header names, once it is one that can be read."""
+    if header.get("format") != FORMAT:
+        raise DecodeError(f"no record: its format is {header.get('format')!r}, not {FORMAT!r}")
+    version = header.get("version")
+    if version != VERSION:
+        raise DecodeError(f"a record of version {version!r}: this program reads {VERSION}")
+    prefix = header.get("prefix")
+    if not isinstance(prefix, bytes):
+        raise DecodeError("the header has no prefix")
+    return prefix
+
+
+def _event(destination: Destination, tail: bytes, value: bytes | None) -> HistoryEvent:
+    """The change of ``<namespace>/<name>`` at its destination."""
+    namespace, slash, name = tail.partition(b"/")
+    wanted = destination.namespace
+    if wanted is not None and wanted.encode() != namespace:
+        tail = wanted.encode() + slash + name
+        value = None if value is None else _moved(value, wanted)
+    return HistoryEvent(destination.prefix + tail, value)
 
 
 def _moved(value: bytes, namespace: str) -> bytes:

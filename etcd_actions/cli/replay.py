@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
-from etcd_actions.cli.exits import ExitCode
-from etcd_actions.cli.history import HistoryEvent, HistoryReader
+from etcd_actions.cli.exits import ExitCode, say
+from etcd_actions.cli.history import Destination, HistoryEvent, HistoryReader, reader_of
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.signals import Stop, open_stop
 from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
@@ -64,9 +65,12 @@ class Replayer:
         self._patience = patience
         self._seen: dict[bytes, int] = {}
 
-    async def begin(self) -> None:
-        """Ask for the store's revision, so an etcd that is away is found before any write."""
-        found = await self._etcd.range(KeyRange.of_key(b"\0"), count_only=True)
+    async def begin(self, prefix: bytes) -> None:
+        """Ask for the store's revision, so an etcd that is away is found before any write.
+
+        The user need not be allowed to read more than ``prefix``.
+        """
+        found = await self._etcd.range(KeyRange.of_key(prefix), count_only=True)
         self.revision = found.revision
 
     async def write(self, event: HistoryEvent) -> None:
@@ -160,44 +164,40 @@ async def replay_file(common: Common, file: str, rate: float | None) -> int:
         async with open_stop() as stop, common.open_etcd() as etcd:
             replayer = Replayer(etcd, stop)
             with stop.interrupts():
-                await replayer.begin()
-            name = "<stdin>" if file == "-" else file
-            reader = HistoryReader(name, common.prefix, common.namespace)
+                await replayer.begin(common.prefix)
+            source = _Source("<stdin>" if file == "-" else file, descriptor)
+            destination = Destination(common.prefix, common.namespace)
             began = time.monotonic()
             try:
                 with _progress(descriptor, stop) as progress:
-                    await _replay(descriptor, reader, replayer, stop, rate, progress)
+                    await _replay(source, destination, replayer, stop, rate, progress)
             finally:
                 print(_summary(replayer, time.monotonic() - began), flush=True)
     return ExitCode.OK
 
 
 async def _replay(
-    descriptor: int,
-    reader: HistoryReader,
+    source: _Source,
+    destination: Destination,
     replayer: Replayer,
     stop: Stop,
     rate: float | None,
     progress: Progress,
 ) -> None:
+    reader: HistoryReader | None = None
     done = 0
-    position = 0
-    rest = b""
     due = trio.current_time()
-    while not stop.requested:
+    ended = False
+    while not ended and not stop.requested:
         chunk: bytes | None = None
         with stop.interrupts():
-            chunk = await _read(descriptor, reader)
+            chunk = await source.read()
         if chunk is None:
             return
-        lines = (rest + chunk).split(b"\n")
-        # What follows the last newline is a line only when the input ends there.
-        rest = lines.pop() if chunk else b""
-        for line in lines:
-            position += len(line) + 1
-            event = reader.read(line)
-            if event is None:
-                continue
+        if reader is None:
+            reader = reader_of(source.name, chunk, destination)
+        ended = not chunk
+        for position, event in reader.finish() if ended else reader.feed(chunk):
             if rate is not None:
                 with stop.interrupts():
                     await trio.sleep_until(due)
@@ -207,16 +207,25 @@ async def _replay(
             await replayer.write(event)
             done += 1
             progress(position, done)
-        if not chunk:
-            return
+    if ended and reader is not None and reader.warning:
+        say(reader.warning)
 
 
-async def _read(descriptor: int, reader: HistoryReader) -> bytes:
-    try:
-        # Standard input may keep us waiting for ever; the end does not wait for it.
-        return await trio.to_thread.run_sync(os.read, descriptor, _CHUNK, abandon_on_cancel=True)
-    except OSError as error:
-        raise InputError(f"{reader.source}: {os.strerror(error.errno or 0)}") from None
+class _Source(NamedTuple):
+    """The input; ``name`` is what errors call it."""
+
+    name: str
+    descriptor: int
+
+    async def read(self) -> bytes:
+        """The next piece, empty at the end."""
+        try:
+            # Standard input may keep us waiting for ever; the end does not wait for it.
+            return await trio.to_thread.run_sync(
+                os.read, self.descriptor, _CHUNK, abandon_on_cancel=True
+            )
+        except OSError as error:
+            raise InputError(f"{self.name}: {os.strerror(error.errno or 0)}") from None
 
 
 @contextmanager
@@ -228,8 +237,8 @@ def _opened(file: str) -> Iterator[int]:
         descriptor = os.open(file, os.O_RDONLY)
     except OSError as error:
         raise InputError(
-            f"{file}: {os.strerror(error.errno or 0)}: give a file with one change a line, "
-            "or - for standard input"
+            f"{file}: {os.strerror(error.errno or 0)}: give a record, a file with one change "
+            "a line, or - for standard input"
         ) from None
     try:
         yield descriptor

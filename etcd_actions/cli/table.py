@@ -1,23 +1,40 @@
-"""The table that ``watch`` shows people: lines of fixed columns that keep coming."""
+"""Tables for people: lines of fixed columns, so that rows can keep coming."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import IO, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from etcd_actions.cli.rows import ActionRow, Row, SyncedRow
+from etcd_actions.cli.forest import Place
+from etcd_actions.cli.rows import ActionRow, Row, SyncedRow, UndecodableRow
+from etcd_actions.errors import DecodeError
+from etcd_actions.model.taskaction import parse_time
 
 # Where the output is no terminal there is no width to ask for.
 _WIDTH_ELSEWHERE = 160
 _LEAST_WIDTH = 60
+_GAP = "  "
 
 
-class _Column(NamedTuple):
+class Cell(NamedTuple):
+    """A text that need not fit, and a style of rich's."""
+
+    text: str
+    style: str = ""
+
+
+Line = list[Cell]
+"""Cells that stand one behind the other as they are."""
+
+
+class Column(NamedTuple):
     """``share`` is the part of the spare width that it gets."""
 
     title: str
@@ -26,16 +43,34 @@ class _Column(NamedTuple):
     right: bool = False
 
 
-_COLUMNS = (
-    _Column("REVISION", 8, right=True),
-    _Column("CHANGE", 8),
-    _Column("RUN", 12, 3),
-    _Column("ACTION", 8, 3),
-    _Column("PARENT", 6, 2),
-    _Column("PHASE", 12, 1),
-    _Column("TRY", 3, right=True),
-    _Column("REC", 3),
-    _Column("DETAIL", 0, 9),
+_CHANGE_COLUMNS = (
+    Column("REVISION", 8, right=True),
+    Column("CHANGE", 8),
+    Column("RUN", 12, 3),
+    Column("ACTION", 8, 3),
+    Column("PARENT", 6, 2),
+    Column("PHASE", 12, 1),
+    Column("TRY", 3, right=True),
+    Column("REC", 3),
+    Column("DETAIL", 0, 9),
+)
+_ACTION_COLUMNS = (
+    Column("RUN", 12, 3),
+    Column("ACTION", 8, 3),
+    Column("PARENT", 6, 2),
+    Column("PHASE", 12, 1),
+    Column("TRY", 3, right=True),
+    Column("REC", 3),
+    Column("AGE", 6, right=True),
+    Column("DETAIL", 0, 9),
+)
+_TREE_COLUMNS = (
+    Column("ACTION", 12),
+    Column("PHASE", 12),
+    Column("TRY", 3, right=True),
+    Column("REC", 3),
+    Column("TIME", 6, right=True),
+    Column("DETAIL", 0),
 )
 
 _PHASES = {
@@ -51,85 +86,258 @@ _PHASES = {
 _CHANGES = {"ADDED": "green", "MODIFIED": "", "DELETED": "red"}
 
 
-class Table:
-    """Formats rows for ``file``, as wide as its terminal is at that moment.
+class Terminal:
+    """Lines for ``file``, as wide as its terminal is at that moment.
 
-    The header comes first, and again when the width has changed. Colours follow the
-    terminal and ``NO_COLOR``.
+    Styles are shown on a terminal only, and not with ``NO_COLOR``.
     """
 
     def __init__(self, file: IO[str]) -> None:
         elsewhere = None if file.isatty() or "COLUMNS" in os.environ else _WIDTH_ELSEWHERE
         self._console = Console(file=file, width=elsewhere, highlight=False, markup=False)
+        self._styled = self._console.color_system is not None and not self._console.no_color
+
+    @property
+    def width(self) -> int:
+        """Number of cells of a line."""
+        return self._console.width
+
+    def render(self, lines: Sequence[Line], *, wrap: bool = False) -> bytes:
+        """The bytes of lines; what is too wide is cut, or with ``wrap`` left to the terminal."""
+        if not self._styled:
+            plain = ("".join(cell.text for cell in line) for line in lines)
+            cut = plain if wrap else (cut_text(line, self.width) for line in plain)
+            return "".join(f"{line}\n" for line in cut).encode()
+        texts = [Text.assemble(*line) for line in lines]
+        with self._console.capture() as captured:
+            self._console.print(
+                Text("\n").join(texts),
+                no_wrap=True,
+                overflow="ignore" if wrap else "ellipsis",
+                crop=not wrap,
+                soft_wrap=wrap,
+            )
+        return captured.get().encode()
+
+
+class Table(ABC):
+    """Formats rows; the header comes first, and again when the width has changed."""
+
+    def __init__(self, file: IO[str], columns: Sequence[Column]) -> None:
+        self._terminal = Terminal(file)
+        self._columns = columns
         self._width = 0
         self._widths: list[int] = []
 
     def format(self, rows: Sequence[Row], /) -> bytes:
         """The bytes of whole lines."""
-        lines = []
-        width = max(self._console.width, _LEAST_WIDTH)
-        if width != self._width:
-            self._width = width
-            self._widths = _widths(width)
-            lines.append(self._line([(column.title, "bold") for column in _COLUMNS]))
+        lines = self._header()
         lines += map(self._format_row, rows)
-        with self._console.capture() as captured:
-            # The lines fit, except on a terminal too narrow for any table.
-            self._console.print(Text("\n").join(lines), no_wrap=True, overflow="ellipsis")
-        return captured.get().encode()
+        return self._terminal.render(lines)
 
-    def _format_row(self, row: Row) -> Text:
+    @abstractmethod
+    def cells(self, row: ActionRow) -> Sequence[Cell]:
+        """One for each column."""
+
+    def widths(self, width: int) -> list[int]:
+        """How to share a line's width."""
+        return _shared(self._columns, width)
+
+    def _header(self) -> list[Line]:
+        """The header where it is due."""
+        width = max(self._terminal.width, _LEAST_WIDTH)
+        if width == self._width:
+            return []
+        self._width = width
+        self._widths = self.widths(width)
+        return [self._line([Cell(column.title, "bold") for column in self._columns])]
+
+    def _format_row(self, row: Row) -> Line:
         if isinstance(row, SyncedRow):
-            return Text(_cut(f"-- synced at revision {row.revision} --", self._width), "dim")
-        if not isinstance(row, ActionRow):
+            return [Cell(f"-- synced at revision {row.revision} --", "dim")]
+        if isinstance(row, UndecodableRow):
             text = f"{row.revision:>8}  UNDECODABLE {row.key}: {row.reason}"
-            return Text(_cut(_printable(text), self._width), "red")
-        phase = row.phase or "unknown"
-        return self._line(
-            [
-                (str(row.revision), "dim"),
-                (row.type, _CHANGES.get(row.type, "")),
-                (row.run or row.name, ""),
-                (row.action or "", "bold"),
-                (row.parent or "", "dim"),
-                (phase, _PHASES.get(phase, "blue")),
-                ("" if row.attempts is None else str(row.attempts), ""),
-                ("yes" if row.recorded else "", "green"),
-                (_detail(row), "red" if row.error else "dim"),
-            ]
-        )
+            return [Cell(cut_text(printable(text), self._width), "red")]
+        return self._line(self.cells(row))
 
-    def _line(self, cells: Sequence[tuple[str, str]]) -> Text:
-        line = Text()
-        last = len(_COLUMNS) - 1
-        for index, ((text, style), column) in enumerate(zip(cells, _COLUMNS, strict=True)):
-            shown = _cut(_printable(text), self._widths[index])
-            padding = " " * (self._widths[index] - cell_len(shown))
+    def _line(self, cells: Sequence[Cell]) -> Line:
+        line = []
+        last = len(cells) - 1
+        for index, (cell, column, width) in enumerate(
+            zip(cells, self._columns, self._widths, strict=True)
+        ):
+            shown = cut_text(printable(cell.text), width)
+            padding = " " * (width - _cells(shown))
             if column.right:
                 shown = padding + shown
             elif index != last:
                 shown += padding
-            line.append(shown, style)
+            line.append(Cell(shown, cell.style))
             if index != last:
-                line.append("  ")
+                line.append(Cell(_GAP))
         return line
 
 
-def _widths(width: int) -> list[int]:
+class ChangeTable(Table):
+    """The table of ``watch``."""
+
+    def __init__(self, file: IO[str]) -> None:
+        super().__init__(file, _CHANGE_COLUMNS)
+
+    def cells(self, row: ActionRow) -> Sequence[Cell]:
+        """One for each column."""
+        return (
+            Cell(str(row.revision), "dim"),
+            Cell(row.type, _CHANGES.get(row.type, "")),
+            Cell(row.run or row.name),
+            Cell(row.action or "", "bold"),
+            Cell(row.parent or "", "dim"),
+            phase_cell(row),
+            Cell("" if row.attempts is None else str(row.attempts)),
+            Cell("yes" if row.recorded else "", "green"),
+            _detail(row),
+        )
+
+
+class ActionTable(Table):
+    """The table of ``list``; ages are those at ``now``."""
+
+    def __init__(self, file: IO[str], now: datetime | None = None) -> None:
+        super().__init__(file, _ACTION_COLUMNS)
+        self._now = now or datetime.now(UTC)
+
+    def cells(self, row: ActionRow) -> Sequence[Cell]:
+        """One for each column."""
+        return (
+            Cell(row.run or row.name),
+            Cell(row.action or "", "bold"),
+            Cell(row.parent or "", "dim"),
+            phase_cell(row),
+            Cell("" if row.attempts is None else str(row.attempts)),
+            Cell("yes" if row.recorded else "", "green"),
+            Cell(age(row.created_at, self._now), "dim"),
+            _detail(row),
+        )
+
+
+class TreeTable(Table):
+    """The table of ``tree``: an action's place in the tree is its name's indentation.
+
+    Args:
+        file: Where it goes.
+        title: What stands above it.
+        places: Its lines.
+        now: When what is not over is looked at.
+    """
+
+    def __init__(
+        self, file: IO[str], title: str, places: Sequence[Place], now: datetime | None = None
+    ) -> None:
+        super().__init__(file, _TREE_COLUMNS)
+        self._title = title
+        self._places = places
+        self._labels = {place.row.key: place.label for place in places if place.row is not None}
+        self._widest = max((cell_len(place.label) for place in places), default=0)
+        self._now = now or datetime.now(UTC)
+
+    def format_tree(self) -> bytes:
+        """The bytes of all of it."""
+        lines: list[Line] = [[Cell(printable(self._title), "bold")], *self._header()]
+        for place in self._places:
+            if place.row is None:
+                lines.append([Cell(_cut_left(printable(place.label), self._width), "red")])
+            else:
+                lines.append(self._format_row(place.row))
+        return self._terminal.render(lines)
+
+    def widths(self, width: int) -> list[int]:
+        """The names get what they need, as long as a third is left to the rest."""
+        widths = _shared(self._columns, width)
+        room = max(widths[0], width * 2 // 3 - sum(widths[1:-1]))
+        wanted = min(max(widths[0], self._widest), room)
+        widths[-1] = max(0, widths[-1] + widths[0] - wanted)
+        widths[0] = wanted
+        return widths
+
+    def cells(self, row: ActionRow) -> Sequence[Cell]:
+        """One for each column."""
+        return (
+            Cell(_cut_left(printable(self._labels[row.key]), self._widths[0]), "bold"),
+            phase_cell(row),
+            Cell("" if row.attempts is None else str(row.attempts)),
+            Cell("yes" if row.recorded else "", "green"),
+            Cell(age(row.created_at, self._now, row.ended_at)),
+            Cell(row.short_name, "dim") if row.error is None else _detail(row),
+        )
+
+
+def phase_cell(row: ActionRow) -> Cell:
+    """The phase in its colour."""
+    phase = row.phase or "unknown"
+    return Cell(phase, _PHASES.get(phase, "blue"))
+
+
+def age(since: str, now: datetime, until: str = "") -> str:
+    """The time from one stored time to another, else to now; empty where one is unreadable."""
+    try:
+        began, ended = parse_time(since, ""), parse_time(until, "")
+    except DecodeError:
+        return ""
+    if began is None:
+        return ""
+    seconds = max(0, int(((ended or now) - began).total_seconds()))
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours}h" if days < 100 else f"{days}d"
+    if hours:
+        return f"{hours}h{minutes}m"
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+
+
+def printable(text: str) -> str:
+    """The text without what would move the cursor or colour the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def cut_text(text: str, width: int) -> str:
+    """The text, its end left out where it has more cells than ``width``."""
+    if _cells(text) <= width:
+        return text
+    return set_cell_size(text, width - 1) + "…" if width > 0 else ""
+
+
+def _cut_left(text: str, width: int) -> str:
+    """The text, its beginning left out where it has more cells than ``width``."""
+    if _cells(text) <= width:
+        return text
+    start = max(0, len(text) - width + 1)
+    while _cells(text[start:]) >= width > 0:
+        start += 1
+    return "…" + text[start:]
+
+
+def _cells(text: str) -> int:
+    return len(text) if text.isascii() else cell_len(text)
+
+
+def _shared(columns: Sequence[Column], width: int) -> list[int]:
     """Share what the least widths leave over; what is not shared out is the last column's."""
-    spare = max(0, width - sum(column.width for column in _COLUMNS) - 2 * (len(_COLUMNS) - 1))
-    shares = sum(column.share for column in _COLUMNS)
+    gaps = len(_GAP) * (len(columns) - 1)
+    spare = max(0, width - sum(column.width for column in columns) - gaps)
+    shares = sum(column.share for column in columns) or 1
     # Names have an end: more width than this is better used for the detail.
     widths = [
-        min(column.width + spare * column.share // shares, 3 * column.width) for column in _COLUMNS
+        min(column.width + spare * column.share // shares, 3 * column.width) for column in columns
     ]
-    widths[-1] = max(0, width - sum(widths[:-1]) - 2 * (len(_COLUMNS) - 1))
+    widths[-1] = max(0, width - sum(widths[:-1]) - gaps)
     return widths
 
 
-def _detail(row: ActionRow) -> str:
+def _detail(row: ActionRow) -> Cell:
     if row.error is not None:
-        return f"{row.error.code}: {row.error.message}".strip(": ")
+        return Cell(f"{row.error.code}: {row.error.message}".strip(": "), "red")
     notes = [
         note
         for note, holds in (
@@ -139,15 +347,5 @@ def _detail(row: ActionRow) -> str:
         if holds
     ]
     place = "/".join(filter(None, (row.namespace, row.project, row.domain)))
-    return " ".join(filter(None, (row.short_name, f"({', '.join(notes)})" if notes else "", place)))
-
-
-def _printable(text: str) -> str:
-    """The text without what would move the cursor or colour the terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _cut(text: str, width: int) -> str:
-    if cell_len(text) <= width:
-        return text
-    return set_cell_size(text, width - 1) + "…" if width > 0 else ""
+    text = filter(None, (row.short_name, f"({', '.join(notes)})" if notes else "", place))
+    return Cell(" ".join(text), "dim")

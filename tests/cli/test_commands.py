@@ -35,7 +35,9 @@ def test_version() -> None:
     assert (done.code, done.out, done.err) == (0, f"etcd-actions {etcd_actions.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["watch"], ["replay"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["watch"], ["list"], ["get"], ["tree"], ["record"], ["replay"]]
+)
 def test_help_tells_the_exit_codes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
@@ -61,6 +63,17 @@ def test_no_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         (["run", "--grace", "soon"], "--grace"),
         (["run", "--embedded-port", "65536"], "--embedded-port"),
         (["watch", "--output", "xml"], "--output"),
+        # It has no end, so it is no one document.
+        (["watch", "--output", "json"], "--output"),
+        (["list", "--phase", "DONE"], "--phase"),
+        (["list", "--limit", "0"], "--limit"),
+        (["list", "--run", "a/b"], "'a/b' is no name of a run"),
+        (["get"], "ACTION"),
+        (["get", "a/b/c"], "'a/b/c'"),
+        (["tree"], "RUN"),
+        (["tree", "a/b"], "'a/b'"),
+        (["record"], "FILE"),
+        (["completion", "tcsh"], "tcsh"),
         (["watch", "--log-level", "loud"], "--log-level"),
         (["watch", "--prefix", "/"], "--prefix"),
         (["watch", "--prefix", ""], "--prefix"),
@@ -85,13 +98,13 @@ def test_bad_flag(
 
 
 def test_bad_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("ETCDCTL_ENDPOINTS", "https://a:1")
+    monkeypatch.setenv("ETCDCTL_ENDPOINTS", "ftp://a:1")
     code, _, err = run_here(monkeypatch, capsys, "run")
     assert code == 2
     assert err.startswith("etcd-actions: ETCDCTL_ENDPOINTS: ")
 
 
-@pytest.mark.parametrize("module", ["click", "rich"])
+@pytest.mark.parametrize("module", ["click", "msgpack", "rich"])
 def test_missing_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str
 ) -> None:
@@ -134,9 +147,10 @@ def test_a_bug_among_known_errors_is_told(capsys: pytest.CaptureFixture[str]) ->
     assert "ZeroDivisionError: bug" in capsys.readouterr().err
 
 
-def test_replay_needs_an_etcd() -> None:
+@pytest.mark.parametrize("command", [["replay", HISTORY], ["list"], ["get", "a"], ["tree", "a"]])
+def test_an_etcd_is_needed(command: list[str | Path]) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
-    done = finish("replay", HISTORY, ETCDCTL_ENDPOINTS=endpoint)
+    done = finish(*command, ETCDCTL_ENDPOINTS=endpoint)
     assert done.code == 3
     assert endpoint in done.complaint
     assert done.out == ""

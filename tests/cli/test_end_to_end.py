@@ -253,7 +253,8 @@ async def test_refusal_of_etcd(own_etcd: EtcdServer, tmp_path: Path) -> None:
             env={"ETCDCTL_API": "3"},
         )
     common = ("--endpoints", own_etcd.endpoint, "--log-level", "error")
-    for command in (["run"], ["watch"], ["replay", str(HISTORY)]):
+    commands = (["run"], ["watch"], ["list"], ["record", "-"], ["replay", str(HISTORY)])
+    for command in commands:
         done = await trio.to_thread.run_sync(partial(finish, *command, *common))
         assert done.code == 4, done.err
         assert "user" in done.complaint

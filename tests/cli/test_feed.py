@@ -1,8 +1,9 @@
+import structlog
 import trio
 import trio.testing
 
+from etcd_actions.cli.feed import Feed
 from etcd_actions.cli.rows import SyncedRow
-from etcd_actions.cli.watch import Feed
 from etcd_actions.watch import Change, ChangeKind
 
 
@@ -60,3 +61,25 @@ async def test_bytes_of_pending_changes_are_bounded() -> None:
     feed = Feed()
     feed.dispatch([change(1, 1 << 20)] * 65)
     await check_bound(feed)
+
+
+async def test_a_slow_output_is_told_now_and_then(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    feed = Feed()
+
+    async def fill_and_empty() -> None:
+        feed.dispatch([change(1)] * 20_001)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(feed.wait_stream_room)
+            await trio.testing.wait_all_tasks_blocked()
+            while feed._pending:
+                await feed.take()
+
+    with structlog.testing.capture_logs() as logs:
+        await fill_and_empty()
+        await fill_and_empty()
+        assert [log["event"] for log in logs] == ["output_too_slow"]
+        await trio.sleep(61)
+        await fill_and_empty()
+        assert len(logs) == 2

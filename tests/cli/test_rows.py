@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from etcd_actions.cli.rows import RowMaker, SyncedRow
+from etcd_actions.cli.rows import RowMaker, SyncedRow, stored_row
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import DEFAULT_KEY_PREFIX
 from etcd_actions.watch import Change, ChangeKind
 from tests.cli.expected import expected
@@ -100,6 +101,16 @@ def test_key_that_is_no_object_has_a_row(tail: bytes) -> None:
         RowMaker(DEFAULT_KEY_PREFIX).row(put(PUTS[0].value, key=DEFAULT_KEY_PREFIX + tail))
     )
     assert row["type"] == "UNDECODABLE"
+
+
+def test_a_stored_value_has_the_same_row() -> None:
+    for event in PUTS:
+        kv = KeyValue(event.key, event.value, event.create_revision, event.mod_revision, 1)
+        row = as_json(stored_row(DEFAULT_KEY_PREFIX, kv))
+        changed = as_json(RowMaker(DEFAULT_KEY_PREFIX).row(as_change(event)))
+        assert row == changed | {"type": "ACTION"}
+        assert row["created_at"] == event.rest["object"]["metadata"]["creationTimestamp"]
+        assert ("ended_at" in row) == row["terminal"]
 
 
 def test_memory_of_a_key_ends_with_it() -> None:

@@ -1,11 +1,13 @@
 import io
+import re
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
 from rich.cells import cell_len
 
 from etcd_actions.cli.rows import ActionRow, SyncedRow, UndecodableRow
-from etcd_actions.cli.table import Table
+from etcd_actions.cli.table import ActionTable, ChangeTable, age
 from etcd_actions.model import ErrorState
 
 ROW = ActionRow(
@@ -24,7 +26,7 @@ ROW = ActionRow(
 )
 
 
-class Terminal(io.StringIO):
+class Tty(io.StringIO):
     def isatty(self) -> bool:
         return True
 
@@ -36,14 +38,14 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
 
 
-def lines(table: Table, *rows: ActionRow | SyncedRow | UndecodableRow) -> list[str]:
+def lines(table: ChangeTable, *rows: ActionRow | SyncedRow | UndecodableRow) -> list[str]:
     formatted = table.format(rows).decode()
     assert formatted.endswith("\n")
     return formatted.splitlines()
 
 
 def test_header_once_then_rows_below_it() -> None:
-    table = Table(io.StringIO())
+    table = ChangeTable(io.StringIO())
     header, row = lines(table, ROW)
     for title, cell in {"RUN": "r1", "PHASE": "SUCCEEDED", "PARENT": "a0", "REC": "yes"}.items():
         assert header.index(title) == row.index(cell)
@@ -59,33 +61,78 @@ def test_no_line_is_wider_than_the_terminal(width: int, monkeypatch: pytest.Monk
         action="x" * 300,
         error=ErrorState("E", "USER", "line\nand \x1b[2J" * 90),
     )
-    made = lines(Table(io.StringIO()), long, UndecodableRow("k" * 400, 3, "bad\nbad"), SyncedRow(9))
+    made = lines(
+        ChangeTable(io.StringIO()), long, UndecodableRow("k" * 400, 3, "bad\nbad"), SyncedRow(9)
+    )
     assert len(made) == 4
     assert max(map(cell_len, made)) <= width
 
 
 def test_new_width_brings_a_new_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS")
-    table = Table(io.StringIO())
+    table = ChangeTable(io.StringIO())
     lines(table, ROW)
-    table._console.width = 70
+    table._terminal._console.width = 70
     assert len(lines(table, ROW)) == 2
 
 
 def test_colours_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert b"\x1b[" not in Table(io.StringIO()).format([ROW])
-    assert b"\x1b[32mSUCCEEDED" in Table(Terminal()).format([ROW])
+    assert b"\x1b[" not in ChangeTable(io.StringIO()).format([ROW])
+    assert b"\x1b[32mSUCCEEDED" in ChangeTable(Tty()).format([ROW])
     monkeypatch.setenv("NO_COLOR", "1")
-    assert b"\x1b[32m" not in Table(Terminal()).format([ROW])
+    assert b"\x1b[32m" not in ChangeTable(Tty()).format([ROW])
+
+
+def test_a_list_is_as_plain_as_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = msgspec.structs.replace(ROW, type="ACTION", created_at="2026-01-01T00:00:00Z")
+    now = datetime(2026, 1, 1, 3, 4, tzinfo=UTC)
+    plain = ActionTable(io.StringIO(), now).format([row]).decode()
+    styled = ActionTable(Tty(), now).format([row]).decode()
+    assert "\x1b" not in plain
+    assert "\x1b[32mSUCCEEDED" in styled
+    assert re.sub(r"\x1b\[[\d;]*m", "", styled) == plain
+    assert plain.splitlines()[1].split() == [
+        "r1",
+        "a1",
+        "a0",
+        "SUCCEEDED",
+        "2",
+        "yes",
+        "3h4m",
+        "flyte",
+    ]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert ActionTable(Tty(), now).format([row]).decode() == plain
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in ActionTable(Tty(), now).format([row]).decode()
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "shown"),
+    [
+        ("", "", ""),
+        ("not a time", "", ""),
+        ("2026-01-01T00:00:00Z", "not a time", ""),
+        ("2026-01-01T00:00:00Z", "", "1m1s"),
+        ("2026-01-01T00:00:00.5+00:00", "2026-01-01T00:00:59Z", "58s"),
+        # A clock that is ahead of ours.
+        ("2026-01-01T09:00:00Z", "", "0s"),
+        ("2025-12-30T22:00:00Z", "", "1d2h"),
+        ("2025-01-01T00:00:00Z", "", "365d"),
+    ],
+)
+def test_age(since: str, until: str, shown: str) -> None:
+    assert age(since, datetime(2026, 1, 1, 0, 1, 1, tzinfo=UTC), until) == shown
 
 
 def test_text_from_etcd_cannot_drive_the_terminal() -> None:
     evil = msgspec.structs.replace(ROW, run="\x1b[2J[red]x", short_name="a\rb")
-    assert lines(Table(io.StringIO()), evil)[1].count("?") == 2
+    assert lines(ChangeTable(io.StringIO()), evil)[1].count("?") == 2
 
 
 def test_unknown_end() -> None:
     row = msgspec.structs.replace(
         ROW, run=None, action=None, phase=None, attempts=None, recorded=None, partial=True
     )
-    assert "unknown" in lines(Table(io.StringIO()), row)[1]
+    assert "unknown" in lines(ChangeTable(io.StringIO()), row)[1]

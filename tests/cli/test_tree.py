@@ -1,0 +1,226 @@
+"""Trees of actions, sound and broken."""
+
+import json
+from datetime import UTC, datetime
+from io import StringIO
+
+import msgspec
+import pytest
+from rich.cells import cell_len
+
+from etcd_actions.cli.forest import grow
+from etcd_actions.cli.rows import ActionRow
+from etcd_actions.cli.table import TreeTable
+from etcd_actions.cli.tree import show_tree
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.api import Etcd
+from tests.cli.here import here, taskaction
+
+ROW = ActionRow(
+    type="ACTION",
+    key="",
+    namespace="flyte",
+    name="",
+    revision=7,
+    run="r",
+    action="",
+    parent=None,
+    phase="RUNNING",
+    attempts=1,
+    terminal=False,
+    recorded=False,
+    created_at="2026-01-01T00:00:00Z",
+)
+
+
+def rows(text: str) -> list[ActionRow]:
+    """``a1<a0`` is action a1 with parent a0."""
+    made = []
+    for word in text.split():
+        name, _, parent = word.partition("<")
+        made.append(
+            msgspec.structs.replace(ROW, key=f"/{name}", action=name, parent=parent or None)
+        )
+    return made
+
+
+def drawn(text: str, run: str = "r") -> list[str]:
+    return [place.label for place in grow(rows(text), run)]
+
+
+def test_depth_first_in_the_order_given() -> None:
+    assert drawn("c<a0 b<c a0 a<a0 d<c e<b") == [
+        "a0",
+        "├─ c",
+        "│  ├─ b",
+        "│  │  └─ e",
+        "│  └─ d",
+        "└─ a",
+    ]
+
+
+def test_depths() -> None:
+    places = grow(rows("a0 a<a0 b<a"), "r")
+    assert [place.row.depth for place in places if place.row] == [0, 1, 2]
+    assert not any(place.row.missing_parent or place.row.cycle for place in places if place.row)
+
+
+@pytest.mark.parametrize("text", ["r a<r", "r a<a0", "a0 a<r"])
+def test_the_root_may_be_called_like_its_run(text: str) -> None:
+    assert drawn(text) == [text.split(maxsplit=1)[0], "└─ a"]
+
+
+def test_the_root_comes_before_others_without_a_parent() -> None:
+    assert drawn("x a0 y<x z<a0") == ["a0", "└─ z", "x", "└─ y"]
+
+
+def test_orphans() -> None:
+    places = grow(rows("a0 c<lost b<c e<lost d<gone"), "r")
+    assert [place.label for place in places] == [
+        "a0",
+        "gone (missing)",
+        "└─ d",
+        "lost (missing)",
+        "├─ c",
+        "│  └─ b",
+        "└─ e",
+    ]
+    orphans = {place.row.action: place.row.missing_parent for place in places if place.row}
+    assert orphans == {"a0": False, "d": True, "c": True, "b": False, "e": True}
+    assert all(place.row.depth == (place.row.action == "b") for place in places if place.row)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("a<a", ["a (its own ancestor)"]),
+        ("a<b b<a", ["a (its own ancestor)", "└─ b"]),
+        # c is not in the circle, only below it.
+        ("c<b a<b b<a", ["b (its own ancestor)", "├─ c", "└─ a"]),
+        ("a0 x<a0 a<b b<a", ["a0", "└─ x", "a (its own ancestor)", "└─ b"]),
+    ],
+)
+def test_cycles_are_cut(text: str, labels: list[str]) -> None:
+    assert drawn(text) == labels
+
+
+def test_no_actions() -> None:
+    assert drawn("") == []
+
+
+def test_every_action_has_its_place_however_deep() -> None:
+    depth = 20_000
+    chain = rows("a0 " + " ".join(f"n{i}<{f'n{i - 1}' if i else 'a0'}" for i in range(depth)))
+    places = grow(chain, "r")
+    assert [place.row.action for place in places if place.row] == [row.action for row in chain]
+    assert places[-1].row is not None
+    assert places[-1].row.depth == depth
+    assert max(len(place.label) for place in places) < 200
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_no_line_is_wider_than_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    chain = rows("a0 " + " ".join(f"名{i}<{f'名{i - 1}' if i else 'a0'}" for i in range(99)))
+    places = grow([*chain, *rows("x<lost" + "名" * 200)], "r")
+    lines = TreeTable(StringIO(), "t", places).format_tree().decode().splitlines()
+    assert len(lines) == 2 + len(places)
+    assert max(map(cell_len, lines)) <= width
+    # Whatever is cut off, the name is not.
+    assert "名98 " in lines[-3]
+
+
+def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    ended = {
+        "a": "2026-01-01T00:00:59Z",
+        "b": "2026-01-01T01:02:03.5Z",
+        "c": "2026-02-01T03:00:00Z",
+        "d": "never",
+    }
+    made = [
+        msgspec.structs.replace(row, ended_at=ended.get(row.action or "", ""))
+        for row in rows("a0 a<a0 b<a0 c<a0 d<a0")
+    ]
+    now = datetime(2026, 1, 1, 0, 2, tzinfo=UTC)
+    table = TreeTable(StringIO(), "t", grow(made, "r"), now)
+    lines = table.format_tree().decode().splitlines()[2:]
+    at = {line.split("RUNNING")[0].split()[-1]: line.split()[-1] for line in lines}
+    assert at == {"a0": "2m0s", "a": "59s", "b": "1h2m", "c": "31d3h", "d": "1"}
+
+
+async def put_runs(etcd: Etcd, prefix: bytes) -> None:
+    await etcd.put(prefix + b"flyte/r1-a0", taskaction("r1", "a0", None))
+    # In the order in which they came to be, not of their names.
+    await etcd.put(prefix + b"flyte/r1-b", taskaction("r1", "b", phase="Succeeded", recorded=True))
+    await etcd.put(prefix + b"flyte/r1-a", taskaction("r1", "a"))
+    await etcd.put(prefix + b"flyte/r1-c", taskaction("r1", "c", "a"))
+    await etcd.put(prefix + b"flyte/r1-x-a0", taskaction("r1-x", "a0", None))
+    await etcd.put(prefix + b"other/r1-a0", taskaction("r1", "a0", None, project="q"))
+    await etcd.put(prefix + b"other/r1-lost", taskaction("r1", "lost", "gone", project="q"))
+    await etcd.put(prefix + b"other/r1-bad", b"rubbish")
+    await etcd.put(prefix + b"flyte/r1-a", taskaction("r1", "a", phase="Failed"))
+
+
+async def test_projects_are_told_apart(
+    capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: bytes
+) -> None:
+    await put_runs(etcd, prefix)
+    assert await show_tree(here(etcd, prefix), "r1", "json") == 0
+    out, err = capfd.readouterr()
+    document = json.loads(out)
+    assert document["run"] == "r1"
+    assert document["revision"] > 0
+    told = [
+        (tree["namespace"], tree["project"], tree["domain"], row["action"], row["depth"])
+        for tree in document["trees"]
+        for row in tree["actions"]
+    ]
+    assert told == [
+        ("flyte", "p", "d", "a0", 0),
+        ("flyte", "p", "d", "b", 1),
+        ("flyte", "p", "d", "a", 1),
+        ("flyte", "p", "d", "c", 2),
+        ("other", "q", "d", "a0", 0),
+        ("other", "q", "d", "lost", 0),
+    ]
+    assert document["trees"][1]["actions"][1]["missing_parent"] is True
+    assert err.startswith("etcd-actions: 1 value is no TaskAction and left out")
+
+    assert await show_tree(here(etcd, prefix), "q/d/r1", "jsonl") == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert lines == document["trees"][1]["actions"]
+
+
+async def test_table(
+    capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    await put_runs(etcd, prefix)
+    assert await show_tree(here(etcd, prefix), "r1", "table") == 0
+    first, second = capfd.readouterr().out.split("\n\n")
+    title, header, *lines = first.splitlines()
+    assert title == ("p/d/r1 in namespace flyte: 4 actions (2 RUNNING, 1 SUCCEEDED, 1 FAILED)")
+    assert header.split() == ["ACTION", "PHASE", "TRY", "REC", "TIME", "DETAIL"]
+    assert lines[1].split() == ["├─", "b", "SUCCEEDED", "1", "yes", "1m30s", "do_b"]
+    assert [line[: header.index("PHASE")].rstrip() for line in lines] == [
+        "a0",
+        "├─ b",
+        "└─ a",
+        "   └─ c",
+    ]
+    assert "gone (missing)" in second
+    assert "└─ lost" in second
+
+
+async def test_no_such_run(capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: bytes) -> None:
+    await put_runs(etcd, prefix)
+    for run in ("r", "r1-", "p/e/r1"):
+        for output in ("table", "json", "jsonl"):
+            assert await show_tree(here(etcd, prefix), run, output) == 7
+            out, err = capfd.readouterr()
+            assert out == ""
+            assert f"etcd-actions: {run}: no such run below " in err
+    for run in ("", "a/b", "a//b"):
+        with pytest.raises(ConfigError, match="is no run"):
+            await show_tree(here(etcd, prefix), run)
