@@ -151,12 +151,14 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         effect=Effect.WATCH,
         consequence="a watch that resumes at a compacted deletion is not told of it",
         affected=_until("3.4.34", "3.5.16"),
+        averted=True,
     ),
     KnownBug(
         number=19179,
         effect=Effect.WATCH,
         consequence="the same, where a member was restarted after the compaction",
         affected=_until("3.4.36", "3.5.18"),
+        averted=True,
     ),
     KnownBug(
         number=20221,
