@@ -6,13 +6,15 @@ first bytes; a change is written in the codec that the value had.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import functools
+from typing import Any, Final, Protocol
 
-from etcd_actions.codecs import json
+from etcd_actions.codecs import json, magic, msgpack
+from etcd_actions.errors import ConfigError
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import TaskAction
 
-__all__ = ["Codec", "codec_of", "json"]
+__all__ = ["CODEC_NAMES", "Codec", "codec_named", "codec_of", "json", "msgpack"]
 
 
 class Codec(Protocol):
@@ -73,10 +75,44 @@ class Codec(Protocol):
         ...
 
 
+CODEC_NAMES: Final = ("json", "protobuf", "msgpack")
+"""The choices of a setting; the first is Kubernetes' own."""
+
+
 def codec_of(value: bytes) -> Codec:
     """Tell the codec of a stored value by its first bytes.
 
-    What no codec claims is left to ``json``, whose `decode` says what is wrong with it.
+    What no codec claims is left to ``json``, whose `decode` says what is wrong with it. A
+    value of another version of a form is left to that form's codec, which says so.
     """
-    # Another codec's values begin with a magic of four bytes; JSON's begin with a brace.
-    return json
+    head = value[:3]
+    if head == _PROTOBUF:
+        return _protobuf()
+    return msgpack if head == _MSGPACK else json
+
+
+def codec_named(name: str) -> Codec:
+    """Give the codec that new objects are to be written with.
+
+    Raises:
+        ConfigError: There is none of that name; the message has the choices.
+    """
+    if name == "protobuf":
+        return _protobuf()
+    if name == "msgpack":
+        return msgpack
+    if name == "json":
+        return json
+    raise ConfigError(f"{name!r} is no codec: choose one of {', '.join(CODEC_NAMES)}")
+
+
+_PROTOBUF: Final = magic.PROTOBUF[:3]
+_MSGPACK: Final = magic.MSGPACK[:3]
+
+
+@functools.cache
+def _protobuf() -> Codec:
+    """Loaded on first use: who has JSON only does without protobuf's messages."""
+    from etcd_actions.codecs import protobuf  # noqa: PLC0415
+
+    return protobuf

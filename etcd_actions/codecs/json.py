@@ -10,35 +10,33 @@ as the API server's own writes do.
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any, Final, NoReturn
 
 import msgspec
 
+from etcd_actions.codecs import magic
+from etcd_actions.codecs import tree as trees
+from etcd_actions.codecs.tree import Number
+from etcd_actions.codecs.views import drop_nulls
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.facts import Facts
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.summary import summarize as model_summarize
 from etcd_actions.model.taskaction import TaskAction
 
+__all__ = [
+    "Number",
+    "add_label",
+    "decode",
+    "decode_tree",
+    "encode",
+    "encode_tree",
+    "name",
+    "summarize",
+]
+
 name: Final = "json"
 """The codec's name in settings and records."""
-
-
-class Number(float):
-    """A number with a fraction or an exponent, which keeps the text that it was read from."""
-
-    __slots__ = ("text",)
-    text: str
-
-    def __new__(cls, text: str) -> Number:
-        """Read a JSON number."""
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]
-        return (self.text,)
 
 
 def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
@@ -55,6 +53,7 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
         DecodeError: It is no such JSON, another kind, lacks a field or has one of another
             type; the reason has the field's path.
     """
+    magic.check_size(value, key, revision)
     try:
         action = _decode_action(value)
         # Strings of fields that the view lacks are passed over unread.
@@ -75,6 +74,7 @@ def summarize(
     Raises:
         DecodeError: As for `decode`, of the fields that are looked at.
     """
+    magic.check_size(value, key, revision)
     try:
         return _decode_facts(value).summary(revision, create_revision)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -91,8 +91,9 @@ def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[st
     Raises:
         DecodeError: It is not a JSON object.
     """
+    magic.check_size(value, key, revision)
     try:
-        return _decode_tree(value)
+        return trees.from_json(value)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         _refuse(value, error, key, revision)
 
@@ -102,21 +103,20 @@ def encode_tree(tree: dict[str, Any]) -> bytes:
 
     Raises:
         TypeError: Something in it is no JSON value.
-        ValueError: A number is not finite, a string is not Unicode, or it is nested too
-            deeply.
+        ValueError: A number is not finite, a string is not Unicode, it is nested too deeply,
+            or too large to be read again.
     """
-    floats = _has_floats(tree)
+    if trees.check(tree):
+        tree = trees.with_numbers(tree)
     try:
-        if floats:
-            tree = _with_numbers(tree)
-        return _as_kubernetes(_encode(tree))
+        return magic.written(_as_kubernetes(trees.to_json(tree)))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 def encode(action: TaskAction) -> bytes:
     """Encode a new object. For one that is stored already use the tree: it loses nothing."""
-    return _as_kubernetes(_encode(action))
+    return magic.written(_as_kubernetes(trees.to_json(action)))
 
 
 def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
@@ -126,23 +126,15 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
         The new bytes; `value` itself where it has that label already.
 
     Raises:
-        DecodeError: The value is not a JSON object with metadata.
+        DecodeError: The value is not a JSON object with metadata, or gets too large.
     """
     spliced = _splice_label(value, label, text)
     if spliced is not None:
+        magic.check_size(spliced, key, revision)
         return spliced
     tree = decode_tree(value, key=key, revision=revision)
-    metadata = tree.get("metadata")
-    if not isinstance(metadata, dict):
-        raise DecodeError("metadata: not an object", key=key, revision=revision)
-    labels = metadata.get("labels")
-    if labels is None:
-        labels = metadata["labels"] = {}
-    elif not isinstance(labels, dict):
-        raise DecodeError("metadata.labels: not an object", key=key, revision=revision)
-    if labels.get(label) == text:
+    if not trees.set_label(tree, label, text, key=key, revision=revision):
         return value
-    labels[label] = text
     try:
         return encode_tree(tree)
     except ValueError as error:
@@ -153,13 +145,12 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
 
 _decode_action = msgspec.json.Decoder(TaskAction).decode
 _decode_facts = msgspec.json.Decoder(Facts).decode
-_decode_tree = msgspec.json.Decoder(dict[str, Any], float_hook=Number).decode
 
 
 def _decode_with_nulls(value: bytes, error: Exception, key: bytes, revision: int) -> TaskAction:
     """Decode what the strict decoder refused, in case only nulls were in its way."""
     tree = decode_tree(value, key=key, revision=revision)
-    if not _drop_nulls(tree):
+    if not drop_nulls(tree):
         _refuse(value, error, key, revision)
     try:
         return msgspec.convert(tree, TaskAction)
@@ -167,33 +158,9 @@ def _decode_with_nulls(value: bytes, error: Exception, key: bytes, revision: int
         _refuse(value, second, key, revision)
 
 
-def _drop_nulls(tree: dict[str, Any]) -> bool:
-    found = False
-    waiting: list[Any] = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict):
-            for field in [field for field, item in node.items() if item is None]:
-                del node[field]
-                found = True
-            waiting.extend(node.values())
-        elif isinstance(node, list):
-            waiting.extend(node)
-    return found
-
-
-_FOREIGN: Final = (
-    (b"k8s:enc:", "encrypted at rest by a Kubernetes API server"),
-    (b"k8s\0", "Kubernetes' protobuf, which custom resources are not stored in"),
-    (b"\xd9\xd9\xf7", "CBOR, which a Kubernetes API server was told to store"),
-)
-
-
 def _refuse(value: bytes, error: Exception, key: bytes, revision: int) -> NoReturn:
-    if not value:
-        reason = "the value is empty"
-    elif foreign := next((what for magic, what in _FOREIGN if value.startswith(magic)), None):
-        reason = f"the value is not JSON but {foreign}"
+    if (foreign := magic.why_not(name, value)) is not None:
+        reason = foreign
     elif isinstance(error, RecursionError):
         reason = "nested too deeply"
     elif isinstance(error, UnicodeDecodeError):
@@ -205,14 +172,6 @@ def _refuse(value: bytes, error: Exception, key: bytes, revision: int) -> NoRetu
 
 # --- encoding -------------------------------------------------------------------------
 
-
-def _raw_number(value: object) -> msgspec.Raw:
-    if type(value) is Number:
-        return msgspec.Raw(value.text)
-    raise TypeError(f"{type(value).__name__} is no JSON value")
-
-
-_encode = msgspec.json.Encoder(order="sorted", enc_hook=_raw_number).encode
 
 # All of these occur in strings only, so they can be replaced in the encoded text.
 _ASCII_ESCAPES: Final = ((b"<", rb"\u003c"), (b">", rb"\u003e"), (b"&", rb"\u0026"))
@@ -227,47 +186,6 @@ def _as_kubernetes(encoded: bytes) -> bytes:
         for char, escape in _OTHER_ESCAPES:
             encoded = encoded.replace(char, escape)
     return encoded + b"\n"
-
-
-_SCALARS: Final = frozenset({str, int, bool, type(None), Number})
-
-
-def _has_floats(tree: dict[str, Any]) -> bool:
-    """Look for floats, and refuse what the encoder would write as something else."""
-    found = False
-    if type(tree) is not dict:
-        raise TypeError(f"{type(tree).__name__} is no JSON object")
-    waiting: list[Any] = [tree]
-    while waiting:
-        node = waiting.pop()
-        for item in node.values() if type(node) is dict else node:
-            kind = type(item)
-            if kind is dict or kind is list:
-                if item:
-                    waiting.append(item)
-            elif kind is float:
-                found = True
-            elif kind not in _SCALARS:
-                raise TypeError(f"{kind.__name__} is no JSON value")
-    return found
-
-
-def _with_numbers(node: Any) -> Any:
-    if type(node) is dict:
-        return {name: _with_numbers(item) for name, item in node.items()}
-    if type(node) is list:
-        return [_with_numbers(item) for item in node]
-    return Number(_go_float(node)) if type(node) is float else node
-
-
-def _go_float(number: float) -> str:
-    """Format a number as Go's ``encoding/json``: the shortest text that reads back."""
-    if number - number != 0:
-        raise ValueError(f"{number} is no JSON number")
-    text = repr(number)
-    if number == 0 or 1e-6 <= abs(number) < 1e21:
-        return format(Decimal(text), "f").removesuffix(".0")
-    return text.replace("e-0", "e-")
 
 
 # --- the label, spliced in --------------------------------------------------------------
@@ -308,7 +226,7 @@ def _splice_label(value: bytes, label: str, text: str) -> bytes | None:
         if following >= "labels":
             break
         at += len(following) + len(memoryview(raw)) + len('"":,')
-    written = _as_kubernetes(_encode(labels))[:-1]
+    written = _as_kubernetes(trees.to_json(labels))[:-1]
     if old is not None:
         start = at + len('"labels":')
         end = start + len(memoryview(old))

@@ -31,6 +31,14 @@ GARBAGE = [
     b"[" * 100_000,
     b'{"apiVersion":"flyte.org/v1","kind":"TaskAction"}',
     b'{"apiVersion":"flyte.org/v1","kind":"TaskAction","metadata":{"name":7},"spec":{}}',
+    b"k8s:enc:aescbc:v1:key1:\x8b",
+    b"\xd9\xd9\xf7\xa4",
+    b"\xffPB\x01",
+    b"\xffPB\x01\x02\x0a\x00",
+    b"\xffPB\x02\x00",
+    b"\xffMP\x01\x80",
+    b"\xffMP\x01" + b"\x91" * 100_000,
+    b"\xffMP\x02\x80",
 ]
 
 

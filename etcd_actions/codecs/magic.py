@@ -1,0 +1,102 @@
+"""What the first bytes of a stored value tell: whose it is, and why it cannot be read."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from etcd_actions.errors import DecodeError
+
+# Three bytes and the form's version. 0xff begins neither UTF-8 text nor anything below.
+PROTOBUF: Final = b"\xffPB\x01"
+MSGPACK: Final = b"\xffMP\x01"
+
+MAX_SIZE: Final = 8 << 20
+"""Bytes; a larger value is refused. An etcd takes requests of 1.5 MiB unless told otherwise."""
+
+_OURS: Final = {PROTOBUF[:3]: "protobuf", MSGPACK[:3]: "msgpack"}
+
+_FOREIGN: Final = (
+    (
+        b"k8s:enc:",
+        "encrypted at rest by a Kubernetes API server: take taskactions.flyte.org out of its "
+        "encryption configuration and have the objects written again",
+    ),
+    (
+        b"k8s\0",
+        "Kubernetes' protobuf, which custom resources are not stored in: is the prefix that of "
+        "TaskActions?",
+    ),
+    (
+        b"\xd9\xd9\xf7",
+        "CBOR, which a Kubernetes API server was told to store: switch its feature gate "
+        "CBORServingAndStorage off and have the objects written again",
+    ),
+    (b"\x1f\x8b", "compressed by gzip: store it as it was before"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd: store it as it was before"),
+    (b"\xef\xbb\xbf", "text with a byte order mark: store it without these three bytes"),
+)
+
+
+def why_not(form: str, value: bytes) -> str | None:
+    """Say why a value is not of a form.
+
+    Args:
+        form: The name of the codec that was to read it.
+        value: What it was given.
+
+    Returns:
+        The reason for a `DecodeError`; None where the first bytes tell nothing.
+    """
+    if not value:
+        return "the value is empty"
+    name = "JSON" if form == "json" else form
+    ours = _OURS.get(value[:3])
+    if ours == form:
+        return _why_not_this_version(form, value)
+    if ours is not None:
+        return f"the value is not {name} but {ours}, another stored form of etcd-actions"
+    for magic, what in _FOREIGN:
+        if value.startswith(magic):
+            return f"the value is not {name} but {what}"
+    if form == "json":
+        return None
+    if value.lstrip(b" \t\r\n").startswith(b"{"):
+        return f"the value is not {name} but JSON"
+    return f"the value is not {name}: it begins with {value[:4].hex(' ')}"
+
+
+def _why_not_this_version(form: str, value: bytes) -> str | None:
+    magic = PROTOBUF if form == "protobuf" else MSGPACK
+    if value.startswith(magic):
+        return None
+    if len(value) < len(magic):
+        return f"{form} is malformed: truncated behind {len(value)} bytes"
+    return (
+        f"the value is {form} of version {value[3]}, and this etcd-actions reads version "
+        f"{magic[3]}: update it"
+    )
+
+
+def check_size(value: bytes, key: bytes, revision: int) -> None:
+    """Refuse a value that is too large to be looked at.
+
+    Raises:
+        DecodeError: It has more than `MAX_SIZE` bytes.
+    """
+    if len(value) > MAX_SIZE:
+        raise DecodeError(_too_large(value), key=key, revision=revision)
+
+
+def written(value: bytes) -> bytes:
+    """Give back an encoded value, unless it is too large to be read again.
+
+    Raises:
+        ValueError: It has more than `MAX_SIZE` bytes.
+    """
+    if len(value) > MAX_SIZE:
+        raise ValueError(_too_large(value))
+    return value
+
+
+def _too_large(value: bytes) -> str:
+    return f"{len(value)} bytes: a TaskAction may have {MAX_SIZE} at most"

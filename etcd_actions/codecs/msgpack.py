@@ -1,0 +1,219 @@
+"""MessagePack: the tree of the JSON form in standard msgpack, behind a magic of four bytes.
+
+``ff 4d 50 01`` ("MP" and the form's version), then one map, which any msgpack library reads:
+
+- Keys are sorted, so that equal objects have equal bytes.
+- The four fields that are base64 in JSON (templates, specs, states, signals) are binary, where
+  that gives back the same text, else text. No other field may be binary.
+- A number with a fraction or an exponent is a float64 where Go would write that float with
+  the same text; any other (``1.0``, ``1E400``) is an extension of type 1 with its text.
+- An integer beyond 64 bits is an extension of type 1 with its digits.
+
+Other extensions, timestamps among them, mean nothing in JSON and are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from etcd_actions.codecs import magic
+from etcd_actions.codecs import tree as trees
+from etcd_actions.codecs.binary_view import BinaryTaskAction, tree_with_base64, tree_with_binary
+from etcd_actions.codecs.magic import MSGPACK as MAGIC
+from etcd_actions.codecs.tree import Number
+from etcd_actions.codecs.views import summary_of_tree, view_of_tree
+from etcd_actions.errors import DecodeError
+from etcd_actions.model.facts import Facts
+from etcd_actions.model.summary import Summary
+from etcd_actions.model.taskaction import TaskAction
+
+__all__ = ["add_label", "decode", "decode_tree", "encode", "encode_tree", "name", "summarize"]
+
+name: Final = "msgpack"
+"""The codec's name in settings and records."""
+
+NUMBER: Final = 1
+"""The extension type of a number's text."""
+
+
+def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
+    """Decode the typed view of a stored TaskAction.
+
+    A null counts as an absent field, as in JSON. What is wrong inside of fields that the view
+    lacks goes unnoticed, as long as it is clear where they end; `add_label` copies them.
+
+    Raises:
+        DecodeError: It is not of this form, another kind, lacks a field or has one of another
+            type; the reason has the field's path.
+    """
+    stored = _behind_magic(value, key, revision)
+    try:
+        # Keys that are not UTF-8 are passed over by the one, and in the way of a label.
+        _decode_outline(_decode_outline(stored)["metadata"])
+        return _decode_action(stored).view()
+    except _MALFORMED:
+        tree = decode_tree(value, key=key, revision=revision)
+        return view_of_tree(tree, key=key, revision=revision)
+
+
+def summarize(
+    value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
+) -> Summary:
+    """Decode only what decides who is to be told of a stored TaskAction.
+
+    Raises:
+        DecodeError: As for `decode`, of the fields that are looked at.
+    """
+    stored = _behind_magic(value, key, revision)
+    try:
+        return _decode_facts(stored).summary(revision, create_revision)
+    except _MALFORMED:
+        tree = decode_tree(value, key=key, revision=revision)
+        return summary_of_tree(tree, key=key, revision=revision, create_revision=create_revision)
+
+
+def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[str, Any]:
+    """Decode everything that a value holds, to change it without a loss.
+
+    Raises:
+        DecodeError: It is not of this form, or holds what JSON has no form for.
+    """
+    stored = _behind_magic(value, key, revision)
+    try:
+        tree = _decode_tree(stored)
+        tree_with_base64(tree)
+        return trees.with_numbers(tree) if trees.check(tree) else tree
+    except (*_MALFORMED, TypeError) as error:
+        _refuse(error, key, revision)
+
+
+def encode_tree(tree: dict[str, Any]) -> bytes:
+    """Encode an object.
+
+    Raises:
+        TypeError: Something in it is no JSON value.
+        ValueError: A number is not finite, a string is not Unicode, it is nested too deeply,
+            or too large to be read again.
+    """
+    if trees.check(tree):
+        tree = trees.with_numbers(tree)
+    tree = tree_with_binary(tree)
+    try:
+        try:
+            encoded = _encode(tree)
+        except OverflowError:
+            encoded = _encode(trees.mapped(tree, _narrow))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return magic.written(MAGIC + encoded)
+
+
+def encode(action: TaskAction) -> bytes:
+    """Encode a new object. For one that is stored already use the tree: it loses nothing."""
+    try:
+        return magic.written(MAGIC + _encode(BinaryTaskAction.of(action)))
+    except OverflowError:
+        return encode_tree(trees.from_json(trees.to_json(action)))
+
+
+def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
+    """Set a label in ``metadata.labels`` and change nothing else.
+
+    Only the maps on the way to the labels are written anew; the bytes of all other fields
+    are copied as they are, and what they hold is not looked at.
+
+    Returns:
+        The new bytes; `value` itself where it has that label already.
+
+    Raises:
+        DecodeError: The value is not a map of this form with metadata, or gets too large.
+    """
+    stored = _behind_magic(value, key, revision)
+    place = ""
+    try:
+        fields = _decode_outline(stored)
+        place = "metadata: "
+        metadata = _decode_outline(fields.get("metadata", _NIL))
+        place = "metadata.labels: "
+        labels = _decode_labels(metadata.get("labels", _NIL)) or {}
+        old = labels.get(label)
+        if old is not None and _decode_any(old) == text:
+            return value
+        labels[label] = msgspec.Raw(_encode(text))
+        metadata["labels"] = msgspec.Raw(_encode(labels))
+        fields["metadata"] = msgspec.Raw(_encode(metadata))
+        return magic.written(MAGIC + _encode(fields))
+    except msgspec.ValidationError as error:
+        reason = f"{place}not an object" if place else str(error)
+        raise DecodeError(reason, key=key, revision=revision) from None
+    except _MALFORMED as error:
+        _refuse(error, key, revision)
+
+
+# --- decoding -------------------------------------------------------------------------
+
+_MALFORMED: Final = (msgspec.MsgspecError, LookupError, ValueError, RecursionError)
+
+
+def _number(code: int, data: memoryview) -> int | Number:
+    """Read an extension."""
+    if code != NUMBER:
+        raise ValueError(f"an extension of type {code}, which means nothing here")
+    text = bytes(data)
+    number = _decode_number(text)
+    if isinstance(number, int | Number) and not isinstance(number, bool) and text == text.strip():
+        return number
+    raise ValueError(f"an extension of type {NUMBER} that is no JSON number")
+
+
+_decode_number = msgspec.json.Decoder(float_hook=Number).decode
+_decode_tree = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_number).decode
+_decode_action = msgspec.msgpack.Decoder(BinaryTaskAction, ext_hook=_number).decode
+_decode_facts = msgspec.msgpack.Decoder(Facts, ext_hook=_number).decode
+_decode_outline = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_decode_labels = msgspec.msgpack.Decoder(dict[str, msgspec.Raw] | None).decode
+_decode_any = msgspec.msgpack.Decoder(ext_hook=_number).decode
+_NIL: Final = msgspec.Raw(b"\xc0")
+
+
+def _behind_magic(value: bytes, key: bytes, revision: int) -> bytes:
+    if not value.startswith(MAGIC):
+        reason = magic.why_not(name, value) or ""
+        raise DecodeError(reason, key=key, revision=revision)
+    magic.check_size(value, key, revision)
+    return value[len(MAGIC) :]
+
+
+def _refuse(error: Exception, key: bytes, revision: int) -> NoReturn:
+    if isinstance(error, RecursionError):
+        reason = "nested too deeply"
+    elif isinstance(error, UnicodeDecodeError):
+        reason = f"not UTF-8: {error}"
+    else:
+        reason = str(error)
+    raise DecodeError(f"msgpack: {reason}", key=key, revision=revision) from None
+
+
+# --- encoding -------------------------------------------------------------------------
+
+
+def _as_extension(value: object) -> float | msgspec.msgpack.Ext:
+    """Encode a `Number`: as a float if that gives the text back."""
+    if type(value) is not Number:
+        raise TypeError(f"{type(value).__name__} is no JSON value")
+    number = float(value)
+    if number - number == 0 and trees.go_float(number) == value.text:
+        return number
+    return msgspec.msgpack.Ext(NUMBER, value.text.encode())
+
+
+_encode = msgspec.msgpack.Encoder(order="sorted", enc_hook=_as_extension).encode
+
+
+def _narrow(item: Any) -> Any:
+    """Put an extension for an integer that msgpack cannot hold."""
+    if type(item) is int and not -(2**63) <= item < 2**64:
+        return msgspec.msgpack.Ext(NUMBER, str(item).encode())
+    return item

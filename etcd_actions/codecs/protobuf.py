@@ -1,0 +1,192 @@
+"""Protobuf: the message of ``schemas/etcd_actions_taskaction.proto`` behind a magic.
+
+``ff 50 42 01`` ("PB" and the form's version), then the message with its length before it.
+The schema says what is in it and why nothing is lost.
+
+Fields of later versions: reading passes over them, `add_label` keeps them, `decode_tree`
+refuses them, since the tree has no place for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from etcd_actions.codecs import magic, messages
+from etcd_actions.codecs import tree as trees
+from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
+from etcd_actions.codecs.magic import PROTOBUF as MAGIC
+from etcd_actions.codecs.views import summary_of_tree, view_of_tree
+from etcd_actions.errors import DecodeError
+from etcd_actions.model.summary import Summary
+from etcd_actions.model.taskaction import TaskAction
+
+__all__ = ["add_label", "decode", "decode_tree", "encode", "encode_tree", "name", "summarize"]
+
+name: Final = "protobuf"
+"""The codec's name in settings and records."""
+
+
+def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
+    """Decode the typed view of a stored TaskAction.
+
+    A null counts as an absent field, as in JSON.
+
+    Raises:
+        DecodeError: It is not of this form, another kind, lacks a field or has one of another
+            type; the reason has the field's path.
+    """
+    message = _parse(value, key, revision)
+    action = messages.view_of(message)
+    if action is None:
+        tree = _known_tree(message, key, revision)
+        return view_of_tree(tree, key=key, revision=revision)
+    return action
+
+
+def summarize(
+    value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
+) -> Summary:
+    """Decode only what decides who is to be told of a stored TaskAction.
+
+    Raises:
+        DecodeError: As for `decode`, of the fields that are looked at.
+    """
+    message = _parse(value, key, revision)
+    summary = messages.summary_of(message, revision, create_revision)
+    if summary is None:
+        tree = _known_tree(message, key, revision)
+        return summary_of_tree(tree, key=key, revision=revision, create_revision=create_revision)
+    return summary
+
+
+def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[str, Any]:
+    """Decode everything that a value holds, to change it without a loss.
+
+    Raises:
+        DecodeError: It is not of this form, or has fields of a later version.
+    """
+    return _tree(_parse(value, key, revision), key, revision)
+
+
+def encode_tree(tree: dict[str, Any]) -> bytes:
+    """Encode an object.
+
+    Raises:
+        TypeError: Something in it is no JSON value.
+        ValueError: A number is not finite, a string is not Unicode, it is nested too deeply,
+            or too large to be read again.
+    """
+    if trees.check(tree):
+        tree = trees.with_numbers(tree)
+    try:
+        return _pack(messages.message_of(tree))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def encode(action: TaskAction) -> bytes:
+    """Encode a new object. For one that is stored already use the tree: it loses nothing."""
+    return _pack(messages.message_of(trees.from_json(trees.to_json(action))))
+
+
+def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
+    """Set a label in ``metadata.labels`` and change nothing else.
+
+    Fields of later versions stay where they are.
+
+    Returns:
+        The new bytes; `value` itself where it has that label already.
+
+    Raises:
+        DecodeError: The value is not of this form, has no metadata, or gets too large.
+    """
+    message = _parse(value, key, revision)
+    metadata = message.metadata
+    try:
+        others = trees.from_json(metadata.other_fields or b"{}")
+        if message.HasField("metadata") and "labels" not in others:
+            labels = metadata.labels
+            if labels.get(label) == text:
+                return value
+            labels[label] = text
+            return _pack(message)
+        # Labels that are null, empty or no map of texts.
+        tree = _tree(message, key, revision)
+        if not trees.set_label(tree, label, text, key=key, revision=revision):
+            return value
+        return encode_tree(tree)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        _refuse(error, key, revision)
+
+
+# --- the message and what is around it --------------------------------------------------
+
+
+def _parse(value: bytes, key: bytes, revision: int) -> pb.TaskAction:
+    if not value.startswith(MAGIC):
+        raise DecodeError(magic.why_not(name, value) or "", key=key, revision=revision)
+    magic.check_size(value, key, revision)
+    try:
+        return messages.parse(_behind_length(value))
+    except ValueError as error:
+        _refuse(error, key, revision)
+
+
+def _behind_length(value: bytes) -> bytes:
+    """The message. Alone it could be cut off, or have others behind it, without a sign."""
+    length = shift = 0
+    at = len(MAGIC)
+    while True:
+        if at == len(value):
+            raise ValueError("truncated")
+        byte = value[at]
+        at += 1
+        length |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+        shift += 7
+        if shift > 28:
+            raise ValueError("malformed length")
+    behind = len(value) - at - length
+    if behind < 0:
+        raise ValueError(f"truncated: {-behind} of {length} bytes are missing")
+    if behind > 0:
+        raise ValueError(f"{behind} bytes behind the message's end")
+    return value[at:]
+
+
+def _pack(message: pb.TaskAction) -> bytes:
+    encoded = message.SerializeToString(deterministic=True)
+    length = len(encoded)
+    head = bytearray(MAGIC)
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return magic.written(bytes(head) + encoded)
+
+
+def _tree(message: pb.TaskAction, key: bytes, revision: int) -> dict[str, Any]:
+    """The whole object, for a change of it."""
+    if later := messages.fields_of_later_versions(message):
+        raise DecodeError(
+            f"protobuf: a later version of etcd-actions wrote fields ({later}) that a change "
+            "would lose: update this one",
+            key=key,
+            revision=revision,
+        )
+    return _known_tree(message, key, revision)
+
+
+def _known_tree(message: pb.TaskAction, key: bytes, revision: int) -> dict[str, Any]:
+    try:
+        return messages.tree_of(message)
+    except (ValueError, RecursionError) as error:
+        _refuse(error, key, revision)
+
+
+def _refuse(error: Exception, key: bytes, revision: int) -> NoReturn:
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    raise DecodeError(f"protobuf: {reason}", key=key, revision=revision) from None

@@ -1,0 +1,168 @@
+"""A decoded object as a tree of Python values, which every codec can give and take.
+
+Dicts with text keys, lists, texts, integers of any size, booleans, None, and `Number` for
+what is no integer: all that JSON can say, and nothing that it cannot. All codecs hold the
+same trees, so a value can go from one form to any other and back without a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from typing import Any, Final
+
+import msgspec
+
+from etcd_actions.errors import DecodeError
+
+
+class Number(float):
+    """A number with a fraction or an exponent, which keeps the text that it was read from."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> Number:
+        """Read a JSON number."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]
+        return (self.text,)
+
+
+def go_float(number: float) -> str:
+    """Format a number as Go's ``encoding/json``: the shortest text that reads back.
+
+    Raises:
+        ValueError: It is not finite.
+    """
+    if number - number != 0:
+        raise ValueError(f"{number} is no JSON number")
+    text = repr(number)
+    if number == 0 or 1e-6 <= abs(number) < 1e21:
+        return format(Decimal(text), "f").removesuffix(".0")
+    return text.replace("e-0", "e-")
+
+
+_SCALARS: Final = frozenset({str, int, bool, type(None), Number})
+_TEXT: Final = frozenset({str})
+
+
+def check(tree: dict[str, Any]) -> bool:
+    """Refuse what an encoder would write as something else, or another codec could not hold.
+
+    Returns:
+        Whether there are floats that are no `Number`.
+
+    Raises:
+        TypeError: The tree is no dict, or holds something that JSON has no form for.
+    """
+    floats = False
+    if type(tree) is not dict:
+        raise TypeError(f"{type(tree).__name__} is no JSON object")
+    waiting: list[Any] = [tree]
+    while waiting:
+        node = waiting.pop()
+        items: Iterable[Any] = node
+        if type(node) is dict:
+            items = node.values()
+            if not _TEXT.issuperset(map(type, node)):
+                raise TypeError("a key of an object is no text")
+        for item in items:
+            kind = type(item)
+            if kind is dict or kind is list:
+                if item:
+                    waiting.append(item)
+            elif kind is float:
+                floats = True
+            elif kind not in _SCALARS:
+                raise TypeError(f"{kind.__name__} is no JSON value")
+    return floats
+
+
+def with_numbers(tree: dict[str, Any]) -> dict[str, Any]:
+    """Copy a tree, with a `Number` for each float, written as Go would.
+
+    Raises:
+        ValueError: A float is not finite.
+    """
+    return mapped(tree, lambda item: Number(go_float(item)) if type(item) is float else item)
+
+
+def mapped(tree: dict[str, Any], replace: Callable[[Any], Any]) -> dict[str, Any]:
+    """Copy a tree with its leaves replaced. Not recursive: a tree may be deep."""
+    root: dict[str, Any] = {}
+    waiting: list[tuple[Any, Any]] = [(tree, root)]
+    while waiting:
+        source, target = waiting.pop()
+        for at, item in source.items() if type(source) is dict else enumerate(source):
+            copy: Any
+            if type(item) is dict:
+                copy = {}
+                waiting.append((item, copy))
+            elif type(item) is list:
+                copy = [None] * len(item)
+                waiting.append((item, copy))
+            else:
+                copy = replace(item)
+            target[at] = copy
+    return root
+
+
+def set_label(
+    tree: dict[str, Any], label: str, text: str, *, key: bytes = b"", revision: int = 0
+) -> bool:
+    """Set a label in ``metadata.labels``, in place.
+
+    Returns:
+        False where the label is set already, and nothing was changed.
+
+    Raises:
+        DecodeError: There is no place for labels.
+    """
+    metadata = tree.get("metadata")
+    if not isinstance(metadata, dict):
+        raise DecodeError("metadata: not an object", key=key, revision=revision)
+    labels = metadata.get("labels")
+    if labels is None:
+        labels = metadata["labels"] = {}
+    elif not isinstance(labels, dict):
+        raise DecodeError("metadata.labels: not an object", key=key, revision=revision)
+    if labels.get(label) == text:
+        return False
+    labels[label] = text
+    return True
+
+
+# --- parts that forms share -------------------------------------------------------------
+
+
+def _raw_number(value: object) -> msgspec.Raw:
+    if type(value) is Number:
+        return msgspec.Raw(value.text)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+to_json = msgspec.json.Encoder(order="sorted", enc_hook=_raw_number).encode
+"""Compact JSON with sorted keys, of a tree that was checked and has no plain floats."""
+
+from_json = msgspec.json.Decoder(dict[str, Any], float_hook=Number).decode
+"""The tree of a JSON object."""
+
+
+def base64_bytes(text: str) -> bytes | None:
+    """The bytes that a text is the base64 of; None where they would give another text."""
+    try:
+        data = msgspec.convert(text, bytes)
+    except msgspec.ValidationError:
+        return None
+    return data if base64_text(data) == text else None
+
+
+def base64_text(data: bytes) -> str:
+    """Base64 as Go writes ``[]byte``."""
+    # msgspec is several times as fast as binascii.
+    text: str = msgspec.to_builtins(data)
+    return text

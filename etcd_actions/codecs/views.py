@@ -1,0 +1,57 @@
+"""The typed view and the summary of a tree, for values that a fast decoder did not take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from etcd_actions.errors import DecodeError
+from etcd_actions.model.facts import Facts
+from etcd_actions.model.summary import Summary, summarize
+from etcd_actions.model.taskaction import TaskAction
+
+
+def view_of_tree(tree: dict[str, Any], *, key: bytes = b"", revision: int = 0) -> TaskAction:
+    """Give the typed view. A null counts as an absent field, as in Go, and is taken out.
+
+    Raises:
+        DecodeError: It is another kind, lacks a field or has one of another type; the reason
+            has the field's path.
+    """
+    drop_nulls(tree)
+    try:
+        return msgspec.convert(tree, TaskAction)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise DecodeError(str(error), key=key, revision=revision) from None
+
+
+def summary_of_tree(
+    tree: dict[str, Any], *, key: bytes = b"", revision: int = 0, create_revision: int = 0
+) -> Summary:
+    """Give what decides who is to be told.
+
+    Raises:
+        DecodeError: As for `view_of_tree`, of the fields that are looked at.
+    """
+    try:
+        return msgspec.convert(tree, Facts).summary(revision, create_revision)
+    except (msgspec.MsgspecError, RecursionError):
+        action = view_of_tree(tree, key=key, revision=revision)
+        return summarize(action, revision, create_revision)
+
+
+def drop_nulls(tree: dict[str, Any]) -> bool:
+    """Take the nulls out of all objects in a tree; whether there were any."""
+    found = False
+    waiting: list[Any] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            for field in [field for field, item in node.items() if item is None]:
+                del node[field]
+                found = True
+            waiting.extend(node.values())
+        elif isinstance(node, list):
+            waiting.extend(node)
+    return found
