@@ -1,10 +1,13 @@
-"""Fixtures of all tests: an etcd for the session, and a connection with a prefix of one's own."""
+"""Fixtures of all tests: an etcd for the session, and a connection with a prefix of one's own.
+
+Where a test's etcd runs is up to ``--etcd``, as in every suite with ``etcd_actions.testing``.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
+from typing import cast
 
 import hypothesis
 import pytest
@@ -12,12 +15,17 @@ import structlog
 
 from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd
-from tests.support.etcd_server import EtcdServer
+from etcd_actions.etcd.connection import TransportName
+from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
+from etcd_actions.testing.plugin import PULLS_UNASKED
+from tests.support.conformance import ConformanceTable
+
+pytest_plugins = ["etcd_actions.testing", "pytester"]
 
 _numbers = itertools.count()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Keep logs out of the tests' output; those who look at them use capture_logs."""
 
     def drop(*_: object) -> structlog.typing.EventDict:
@@ -27,32 +35,47 @@ def pytest_configure() -> None:
     # Shared machines stall: a slow example is no finding.
     hypothesis.settings.register_profile("tests", deadline=None)
     hypothesis.settings.load_profile("tests")
+    config.addinivalue_line(
+        "markers", "conformance: what every transport promises, on every etcd at hand"
+    )
+    config.pluginmanager.register(ConformanceTable(), "conformance-table")
+    config.stash[PULLS_UNASKED] = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Note in reports which etcd a test ran on."""
+    if call.when == "call" and isinstance(item, pytest.Function):
+        etcds = [each for each in item.funcargs.values() if isinstance(each, EtcdServer | OwnEtcd)]
+        item.user_properties += [("etcd", where) for where in {etcd.where for etcd in etcds}]
+        versions = {str(etcd.version) for etcd in etcds if isinstance(etcd, EtcdServer)}
+        item.user_properties += [("etcd-version", version) for version in versions]
 
 
 @pytest.fixture(scope="session")
-def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+def shared_etcd(etcd_server: EtcdServer) -> EtcdServer:
     """An etcd for all tests that neither stop it nor compact it."""
-    server = EtcdServer(tmp_path_factory.mktemp("etcd"))
-    server.start()
-    yield server
-    server.stop()
+    return etcd_server
 
 
 @pytest.fixture
-def own_etcd(tmp_path: Path) -> Iterator[EtcdServer]:
+def own_etcd(etcd_factory: EtcdFactory) -> OwnEtcd:
     """An etcd of the test's own."""
-    server = EtcdServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
+    return etcd_factory()
 
 
 @pytest.fixture
-def killable_etcd(own_etcd: EtcdServer) -> EtcdServer:
+def killable_etcd(own_etcd: OwnEtcd) -> OwnEtcd:
     """An etcd of the test's own whose version survives being killed."""
     if not own_etcd.may_be_killed:
         pytest.skip(f"etcd {own_etcd.version} loses acknowledged writes when it is killed")
     return own_etcd
+
+
+@pytest.fixture(params=["grpc", "gateway"])
+def transport(request: pytest.FixtureRequest) -> TransportName:
+    """Each way to talk to etcd: whoever asks for it runs once with each."""
+    return cast(TransportName, request.param)
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ etcd's tokens end by themselves (five minutes unused), with the member that gave
 where they are signed, whenever anybody's permissions change. So none is renewed by the
 clock; one that etcd refuses is dropped, and the next call asks for another. A refused
 password is not offered again before a delay that grows: each check is made costly on
-purpose, and would keep etcd busy.
+purpose, and would keep etcd busy. Another password is offered at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 import trio
 
@@ -21,6 +22,9 @@ from etcd_actions.etcd.rpc import AuthenticateRequest
 _BACKOFF = Backoff(initial=1.0, cap=60.0)
 _NOT_ENABLED = "authentication is not enabled"
 
+Authenticate: TypeAlias = Callable[[AuthenticateRequest, float], Awaitable[str]]
+"""Asks etcd for a token, in at most so many seconds."""
+
 
 class Authenticator:
     """Keeps the token of one user."""
@@ -30,53 +34,68 @@ class Authenticator:
         self._backoff = backoff
         self._token: str | None = None
         self._asking = trio.Lock()
-        self._refusal: EtcdError | None = None
+        self._refused: AuthenticateRequest | None = None
+        self._refusal = ""
         self._refusals = 0
         self._not_before = 0.0
 
-    async def token(self, authenticate: Callable[[AuthenticateRequest], Awaitable[str]]) -> str:
+    async def token(self, authenticate: Authenticate, within: float) -> str:
         """The token to use; empty where etcd's authentication is off.
 
         Args:
             authenticate: Asks etcd for one.
+            within: Seconds, for waiting while others ask, and for asking.
 
         Raises:
             Unauthenticated: etcd refuses the user or the password, or has refused it a
-                short while ago; or the file with the password cannot be read.
-            Unavailable: etcd could not be asked.
+                short while ago.
+            Unavailable: etcd could not be asked, or the file with the password not be read.
         """
         if self._token is not None:
             return self._token
-        async with self._asking:
+        give_up = trio.current_time() + within
+        # The wait for others only: a call of one's own that is cut off finds no broken
+        # connection, one that times out does.
+        with trio.move_on_after(within) as waiting:
+            await self._asking.acquire()
+        if waiting.cancelled_caught:
+            raise Unavailable("asking for a token: others did before, without an answer in time")
+        try:
             if self._token is None:
-                self._token = await self._ask(authenticate)
+                left = max(0.001, give_up - trio.current_time())
+                self._token = await self._ask(authenticate, left)
             return self._token
+        finally:
+            self._asking.release()
 
     def reject(self, token: str) -> None:
         """Drop a token that etcd refuses, unless there is a newer one already."""
         if self._token == token:
             self._token = None
 
-    async def _ask(self, authenticate: Callable[[AuthenticateRequest], Awaitable[str]]) -> str:
-        if self._refusal is not None and trio.current_time() < self._not_before:
-            raise Unauthenticated(str(self._refusal)) from None
+    async def _ask(self, authenticate: Authenticate, within: float) -> str:
         try:
             request = AuthenticateRequest(self._user.name, read_password(self._user))
         except ConfigError as error:
             # It was good at the start; it is being replaced, perhaps.
-            raise Unauthenticated(str(error)) from None
+            raise Unavailable(str(error)) from None
+        if request != self._refused:
+            self._refusals = 0
+        elif trio.current_time() < self._not_before:
+            raise Unauthenticated(self._refusal)
         try:
-            token = await authenticate(request)
+            token = await authenticate(request, within)
         except Unavailable:
             raise
         except EtcdError as error:
             if isinstance(error, InvalidRequest) and _NOT_ENABLED in str(error):
                 return ""
+            self._refused = request
+            self._refusal = f"{error} (user {self._user.name!r})"
             self._refusals += 1
-            self._refusal = error
             self._not_before = trio.current_time() + self._backoff.delay(self._refusals)
-            raise Unauthenticated(f"{error} (user {self._user.name!r})") from None
-        self._refusal, self._refusals = None, 0
+            raise Unauthenticated(self._refusal) from None
+        self._refused, self._refusals = None, 0
         return token
 
 

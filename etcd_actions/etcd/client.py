@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
 import trio
 
 from etcd_actions.errors import (
     ConfigError,
     LeaseNotFound,
     OutcomeUnknown,
+    PermissionDenied,
     Unauthenticated,
     Unavailable,
 )
-from etcd_actions.etcd import rpc
+from etcd_actions.etcd import permissions, rpc
 from etcd_actions.etcd.api import (
     Alarm,
     Delete,
@@ -192,6 +194,7 @@ class EtcdClient:
                 try:
                     yield _Watch(
                         stream,
+                        self._who,
                         lambda: self._retire_if_broken(in_use),
                         lambda: self._reject(token),
                     )
@@ -221,6 +224,9 @@ class EtcdClient:
                         # Once a failure: refused before it was done, so it may be sent again.
                         renewed = True
                         tried -= 1
+                except PermissionDenied as error:
+                    needs = permissions.needed_for(method, request)
+                    raise PermissionDenied(f"{error}: {self._who} needs {needs}") from None
                 except OutcomeUnknown:
                     self._retire_if_broken(in_use)
                     raise
@@ -233,13 +239,17 @@ class EtcdClient:
         if self._authenticator is None:
             return ""
 
-        async def authenticate(request: rpc.AuthenticateRequest) -> str:
+        async def authenticate(request: rpc.AuthenticateRequest, within: float) -> str:
             return await connection.call(rpc.AUTHENTICATE, request, token="", within=within)
 
-        # Others may be asking, one after the other, while etcd answers nobody.
-        with trio.move_on_after(within):
-            return await self._authenticator.token(authenticate)
-        raise Unavailable(f"{rpc.AUTHENTICATE.name} at {connection.endpoint}: no answer in time")
+        return await self._authenticator.token(authenticate, within)
+
+    @property
+    def _who(self) -> str:
+        """Whom etcd takes this client for."""
+        if self._settings.user is None:
+            return "the user of the client's certificate"
+        return f"user {self._settings.user.name!r}"
 
     def _reject(self, token: str) -> None:
         if self._authenticator is not None:
@@ -251,8 +261,9 @@ class EtcdClient:
             endpoint = endpoints[self._next % len(endpoints)]
             try:
                 self._current = _InUse(self._connect(endpoint))
-            except ConfigError as error:
-                # The files were good at the start; they are being replaced, perhaps.
+            except (ConfigError, OSError) as error:
+                # The files were good at the start; they are being replaced, perhaps, or
+                # this process may open no more.
                 raise Unavailable(f"connecting to {endpoint}: {error}") from None
         return self._current
 
@@ -281,15 +292,19 @@ class _Watch:
     def __init__(
         self,
         stream: TransportStream,
+        who: str,
         on_failure: Callable[[], None],
         on_bad_token: Callable[[], None],
     ) -> None:
         self._stream = stream
+        self._who = who
+        self._ranges: dict[int, KeyRange] = {}
         self._on_failure = on_failure
         self._on_bad_token = on_bad_token
 
     def create(self, request: WatchCreate) -> None:
         """Ask for a watcher."""
+        self._ranges[request.watch_id] = request.keys
         self._stream.create(request)
 
     def cancel(self, watch_id: int) -> None:
@@ -310,8 +325,20 @@ class _Watch:
         except Unavailable:
             self._on_failure()
             raise
-        for response in responses:
-            # etcd answers a bad token with `created` and `canceled` on a healthy stream.
-            if response.canceled and error_kind(response.cancel_reason) is Unauthenticated:
-                self._on_bad_token()
-        return responses
+        # etcd answers a bad token with `created` and `canceled` on a healthy stream.
+        return [self._refused(each) if each.canceled else each for each in responses]
+
+    def _refused(self, response: WatchResponse) -> WatchResponse:
+        """Learn from a cancellation, and say more of it than etcd does."""
+        kind = error_kind(response.cancel_reason)
+        if kind is Unauthenticated:
+            self._on_bad_token()
+        if kind is not PermissionDenied:
+            return response
+        # Most versions refuse without the id.
+        refused = self._ranges.get(response.watch_id)
+        ranges = self._ranges.values() if refused is None else [refused]
+        needs = permissions.needed_to_watch(ranges)
+        return msgspec.structs.replace(
+            response, cancel_reason=f"{response.cancel_reason}: {self._who} needs {needs}"
+        )

@@ -21,7 +21,7 @@ import grpc
 import trio
 from google.protobuf.message import Message
 
-from etcd_actions.errors import Unavailable
+from etcd_actions.errors import ConfigError, Unavailable
 from etcd_actions.etcd import grpc_errors, grpc_wire
 from etcd_actions.etcd.connection import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
@@ -179,10 +179,13 @@ class GrpcConnection:
                         self._settings.dial_timeout,
                         abandon_on_cancel=True,
                     )
+                    self._channel = self._secure_channel(pem, tls.server_name or name)
                 except Unavailable:
                     self._broken = True
                     raise
-                self._channel = self._secure_channel(pem, tls.server_name or name)
+                except ConfigError as error:
+                    # The files were good at the start; they are being replaced, perhaps.
+                    raise Unavailable(f"connecting to {self._endpoint}: {error}") from None
         return self._channel
 
     async def _finished(self, future: _Future) -> None:

@@ -6,8 +6,14 @@ import grpc
 
 from etcd_actions import errors
 from etcd_actions.etcd.reasons import error_kind
+from etcd_actions.etcd.tls import explained
 
-_UNSENT = ("failed to connect to all addresses", "etcdserver: no leader", "DNS resolution failed")
+_UNSENT = (
+    "failed to connect to all addresses",
+    "DNS resolution failed",
+    "errors resolving",
+    "etcdserver: no leader",
+)
 
 _BY_CODE: dict[grpc.StatusCode, type[errors.EtcdError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
@@ -28,7 +34,7 @@ def from_status(
     A write is known not to have happened only where etcd refused it, or where it never
     left this machine; any other failure is an :class:`~etcd_actions.errors.OutcomeUnknown`.
     """
-    message = f"{what}: {details or code.name}"
+    message = f"{what}: {explained(details) or code.name}"
     kind = error_kind(details) or _BY_CODE.get(code)
     if kind is not None:
         return kind(message)

@@ -1,15 +1,29 @@
-"""The files of a TLS connection, read and checked."""
+"""The files of a TLS connection, read and checked, and what failed handshakes mean."""
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from etcd_actions.errors import ConfigError, Unavailable
 from etcd_actions.etcd.connection import Tls
 from etcd_actions.etcd.endpoints import Endpoint
+
+_VERIFICATION = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED\]?(?: certificate verify failed)?(?:: (?P<why>[^:(\n]*[^:(\s]))?"
+)
+_OTHER_NAME = re.compile(r"Hostname Verification Check failed|is not in peer certificate")
+_OWN_CERTIFICATE = re.compile(
+    r"TSI_DATA_CORRUPTED|alert.(?:bad.certificate|certificate.required|unknown.ca)", re.IGNORECASE
+)
+_NO_TLS = re.compile(
+    r"Handshake read failed|WRONG_VERSION_NUMBER|UNEXPECTED_EOF_WHILE_READING|record layer failure"
+)
+_CLOSED = re.compile(r"failed to connect to all addresses.*: Socket closed")
 
 
 class Pem(NamedTuple):
@@ -49,18 +63,34 @@ def ssl_context(tls: Tls) -> ssl.SSLContext:
     if tls.ca is not None:
         text = _read("ca", tls.ca)
         try:
-            context.load_verify_locations(cadata=text.decode("ascii", "replace"))
+            # Only comments have other letters.
+            context.load_verify_locations(cadata=text.decode("ascii", "ignore"))
         except (ssl.SSLError, ValueError):
             raise ConfigError(f"tls ca {tls.ca}: not a PEM file with certificates") from None
     if tls.cert is not None and tls.key is not None:
         _read("cert", tls.cert)
         _read("key", tls.key)
         try:
-            context.load_cert_chain(tls.cert, tls.key, password=_no_password)
+            context.load_cert_chain(tls.cert, tls.key, password=partial(_no_password, tls.key))
         except ssl.SSLError as error:
             reason = (error.reason or "not a PEM file").replace("_", " ").lower()
             raise ConfigError(f"tls cert {tls.cert}, key {tls.key}: {reason}") from None
     return context
+
+
+def explained(problem: str) -> str:
+    """What gRPC or Python says of a connection that failed, in words where TLS is the cause."""
+    if found := _VERIFICATION.search(problem):
+        return f"certificate verification failed: {found['why'] or 'see the ca'}"
+    if _OTHER_NAME.search(problem):
+        return "certificate verification failed: it is for another name; see server_name"
+    if _OWN_CERTIFICATE.search(problem):
+        return f"the server wants a client certificate, or another one ({problem})"
+    if _NO_TLS.search(problem):
+        return f"the server ended the TLS handshake; does it use TLS? ({problem})"
+    if _CLOSED.search(problem):
+        return f"the server closed the connection at once; does it want TLS? ({problem})"
+    return problem
 
 
 def look_at_certificate(endpoint: Endpoint, tls: Tls, timeout: float) -> tuple[bytes, str]:
@@ -82,8 +112,10 @@ def look_at_certificate(endpoint: Endpoint, tls: Tls, timeout: float) -> tuple[b
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         with _connect(context, address, timeout) as connection:
             shown = connection.getpeercert() or {}
+    except ConnectionResetError:
+        raise Unavailable(f"TLS at {endpoint}: reset in the handshake; does it use TLS?") from None
     except (OSError, ValueError) as error:
-        raise Unavailable(f"TLS at {endpoint}: {error}") from None
+        raise Unavailable(f"TLS at {endpoint}: {explained(str(error))}") from None
     names = [entry[1] for entry in shown.get("subjectAltName", ())]
     if not names or not isinstance(names[0], str):
         raise Unavailable(f"TLS at {endpoint}: the certificate has no name")
@@ -116,11 +148,19 @@ def _read(what: str, path: Path) -> bytes:
 
 def _system_roots() -> bytes:
     context = ssl.create_default_context()
-    roots = context.get_ca_certs(binary_form=True)
+    roots = "".join(map(ssl.DER_cert_to_PEM_cert, context.get_ca_certs(binary_form=True))).encode()
+    # A system that has them as files in a directory shows none before one was needed.
+    roots = roots or _roots_in_directory(ssl.get_default_verify_paths().capath)
     if not roots:
         raise ConfigError("tls: this system has no certificate authorities: give a ca file")
-    return "".join(map(ssl.DER_cert_to_PEM_cert, roots)).encode()
+    return roots
 
 
-def _no_password() -> str:
-    raise ConfigError("tls key: it is encrypted with a passphrase, which is not supported")
+def _roots_in_directory(directory: str | None) -> bytes:
+    files = [] if directory is None else Path(directory).iterdir()
+    texts = {path.read_bytes() for path in files if path.is_file()}
+    return b"\n".join(sorted(text for text in texts if b"BEGIN CERTIFICATE" in text))
+
+
+def _no_password(key: Path) -> str:
+    raise ConfigError(f"tls key {key}: it is encrypted with a passphrase, which is not supported")

@@ -1,1 +1,36 @@
-"""What tests of programs that use etcd need: an etcd."""
+"""Tests of programs that use etcd get a real one: as a pytest fixture, or to break.
+
+A test suite loads the fixtures with one line in its ``conftest.py``::
+
+    pytest_plugins = ["etcd_actions.testing"]
+
+and its tests take ``etcd`` (an :class:`EtcdServer` that all tests share), ``etcd_prefix``
+(keys of the test's own on it) and ``etcd_factory`` (an :class:`OwnEtcd` of the test's own,
+to stop, kill, suspend, wipe and restore). ``--etcd`` says which etcd that is.
+
+The plugin is loaded on demand only. An entry point would load it into every test run of
+whoever has this package installed, with a fixture and an option of quite common names.
+
+There are no assertions for pytest to explain, and a ``conftest.py`` may import a class from
+here before pytest loads the plugin, about which it would warn: PYTEST_DONT_REWRITE.
+"""
+
+from __future__ import annotations
+
+from etcd_actions.testing.container import DEFAULT_IMAGE, EtcdContainer
+from etcd_actions.testing.process import EtcdBinary, EtcdProcess
+from etcd_actions.testing.server import EtcdFactory, EtcdServer, OwnEtcd, free_port
+
+pytest_plugins = ("etcd_actions.testing.plugin",)
+
+__all__ = [
+    "DEFAULT_IMAGE",
+    "EtcdBinary",
+    "EtcdContainer",
+    "EtcdFactory",
+    "EtcdProcess",
+    "EtcdServer",
+    "OwnEtcd",
+    "free_port",
+    "pytest_plugins",
+]

@@ -33,7 +33,7 @@ async def test_version_that_loses_writes(tmp_path: Path) -> None:
     assert f"etcd {binary.version}: " in finding.seen
     assert "etcd#13766, fixed in 3.5.3" in finding.seen
     assert finding.remedy == "update etcd to 3.5.28 or later"
-    assert "etcd#18089" in diagnosis.one("version-has-bugs").seen
+    assert "etcd#17529" in diagnosis.one("version-has-bugs").seen
     assert "etcd#15220" in diagnosis.one("version-has-averted-bugs").seen
     assert diagnosis.ill == set()
     assert diagnosis.code is ExitCode.ERRORS

@@ -1,15 +1,15 @@
-"""What every transport promises, on a real etcd."""
+"""What every transport promises, on every version of etcd at hand."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 import trio
 import trio.testing
 
-from etcd_actions import open_etcd
 from etcd_actions.errors import (
     Compacted,
     FutureRevision,
@@ -19,13 +19,13 @@ from etcd_actions.errors import (
     RequestTooLarge,
     Unavailable,
 )
+from etcd_actions.etcd import ConnectionSettings, EtcdClient, TransportName, open_connection
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
     CompareTarget,
     Delete,
     DeleteResult,
-    Etcd,
     Event,
     Get,
     KeyRange,
@@ -38,9 +38,37 @@ from etcd_actions.etcd.api import (
     WatchResponse,
     WatchStream,
 )
+from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.etcd.paging import open_pages
-from tests.support.etcd_server import EtcdServer, free_port
+from etcd_actions.store import Store
+from etcd_actions.testing import EtcdServer, OwnEtcd
+from etcd_actions.testing.server import free_port
+from tests.support.recording import RecordingSink
+from tests.support.scene import judge_delivery, reflecting
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.conformance
+
+
+@pytest.fixture
+async def etcd(
+    conformance_server: EtcdServer, transport: TransportName
+) -> AsyncIterator[EtcdClient]:
+    """A connection, by each transport, to each etcd."""
+    async with connect(conformance_server.endpoint, transport) as connection:
+        yield connection
+
+
+def connect(
+    endpoints: str, transport: TransportName, *, request_timeout: float = 5.0
+) -> AbstractAsyncContextManager[EtcdClient]:
+    return open_connection(
+        ConnectionSettings(
+            endpoints=parse_endpoints(endpoints),
+            transport=transport,
+            request_timeout=request_timeout,
+        )
+    )
 
 
 def whole(prefix: bytes) -> KeyRange:
@@ -60,7 +88,7 @@ async def next_response(stream: WatchStream) -> Sequence[WatchResponse]:
         return await stream.receive()
 
 
-async def test_put_range_delete(etcd: Etcd, prefix: bytes) -> None:
+async def test_put_range_delete(etcd: EtcdClient, prefix: bytes) -> None:
     """Revisions, versions and counts are etcd's."""
     first = await etcd.put(prefix + b"a", b"1")
     second = await etcd.put(prefix + b"a", b"2")
@@ -81,7 +109,9 @@ async def test_put_range_delete(etcd: Etcd, prefix: bytes) -> None:
     assert (await etcd.range(whole(prefix))).kvs == []
 
 
-async def test_transaction_takes_one_branch_at_one_revision(etcd: Etcd, prefix: bytes) -> None:
+async def test_transaction_takes_one_branch_at_one_revision(
+    etcd: EtcdClient, prefix: bytes
+) -> None:
     """Compare, both branches, all operations, and nested transactions with results of their own."""
     key = prefix + b"k"
     absent = Compare(key, CompareTarget.VERSION, CompareResult.EQUAL, 0)
@@ -122,7 +152,7 @@ async def test_transaction_takes_one_branch_at_one_revision(etcd: Etcd, prefix: 
     ],
 )
 async def test_compare_targets(
-    etcd: Etcd, prefix: bytes, target: CompareTarget, operand: int | bytes
+    etcd: EtcdClient, prefix: bytes, target: CompareTarget, operand: int | bytes
 ) -> None:
     """Each target compares what it says."""
     key = prefix + b"k"
@@ -132,7 +162,7 @@ async def test_compare_targets(
         assert (await etcd.txn(txn)).succeeded is holds
 
 
-async def test_compare_over_a_range(etcd: Etcd, prefix: bytes) -> None:
+async def test_compare_over_a_range(etcd: EtcdClient, prefix: bytes) -> None:
     """A range compare holds when every key in it does."""
     first = await etcd.put(prefix + b"a", b"")
     keys = whole(prefix)
@@ -146,7 +176,7 @@ async def test_compare_over_a_range(etcd: Etcd, prefix: bytes) -> None:
     assert not (await etcd.txn(none_newer(first.revision))).succeeded
 
 
-async def test_several_ranges_on_one_stream(etcd: Etcd, prefix: bytes) -> None:
+async def test_several_ranges_on_one_stream(etcd: EtcdClient, prefix: bytes) -> None:
     """Each watcher gets its own range, from its own revision, in order."""
     first = await etcd.put(prefix + b"a1", b"x")
     await etcd.put(prefix + b"b1", b"y")
@@ -168,7 +198,7 @@ async def test_several_ranges_on_one_stream(etcd: Etcd, prefix: bytes) -> None:
         assert by_id == {1: [(b"a1", b"x", False), (b"a1", b"", True)], 2: [(b"b1", b"y", False)]}
 
 
-async def test_previous_values_on_demand(etcd: Etcd, prefix: bytes) -> None:
+async def test_previous_values_on_demand(etcd: EtcdClient, prefix: bytes) -> None:
     """With prev_kv a delete tells what was there; without, it does not."""
     start = await etcd.put(prefix + b"k", b"before")
     await etcd.delete(whole(prefix))
@@ -181,7 +211,7 @@ async def test_previous_values_on_demand(etcd: Etcd, prefix: bytes) -> None:
             assert event.prev_kv is None or event.prev_kv.value == b"before"
 
 
-async def test_a_large_revision_comes_in_fragments(etcd: Etcd, prefix: bytes) -> None:
+async def test_a_large_revision_comes_in_fragments(etcd: EtcdClient, prefix: bytes) -> None:
     """More than etcd sends in one message: the parts are marked, all but the last."""
     puts = [Put(prefix + b"%03d" % number, b"x" * 14_000) for number in range(100)]
     results = [await etcd.txn(Txn([], puts)) for _ in range(3)]
@@ -200,7 +230,7 @@ async def test_a_large_revision_comes_in_fragments(etcd: Etcd, prefix: bytes) ->
     assert count == 300
 
 
-async def test_cancelling_a_watcher_ends_its_events(etcd: Etcd, prefix: bytes) -> None:
+async def test_cancelling_a_watcher_ends_its_events(etcd: EtcdClient, prefix: bytes) -> None:
     """The other watcher of the stream goes on."""
     now = await etcd.put(prefix + b"k", b"")
     async with etcd.watch() as stream:
@@ -220,9 +250,14 @@ async def test_cancelling_a_watcher_ends_its_events(etcd: Etcd, prefix: bytes) -
         assert ids == [2]
 
 
-async def test_a_watch_below_the_compaction_is_cancelled(own_etcd: EtcdServer) -> None:
+async def test_a_watch_below_the_compaction_is_cancelled(
+    own_conformance_server: OwnEtcd, transport: TransportName
+) -> None:
     """With the revision that is still readable, and no header revision to resume from."""
-    async with open_etcd(own_etcd.endpoint) as etcd, etcd.watch() as stream:
+    async with (
+        connect(own_conformance_server.endpoint, transport) as etcd,
+        etcd.watch() as stream,
+    ):
         revision = 0
         for _ in range(5):
             revision = (await etcd.put(b"k", b"")).revision
@@ -238,7 +273,7 @@ async def test_a_watch_below_the_compaction_is_cancelled(own_etcd: EtcdServer) -
         assert (last.watch_id, last.compact_revision, last.revision) == (7, revision - 1, 0)
 
 
-async def test_leases(etcd: Etcd, prefix: bytes) -> None:
+async def test_leases(etcd: EtcdClient, prefix: bytes) -> None:
     """Grant, renew, revoke: the keys of a lease go with it."""
     lease = await etcd.lease_grant(60)
     await etcd.put(prefix + b"k", b"", lease=lease.id)
@@ -254,7 +289,7 @@ async def test_leases(etcd: Etcd, prefix: bytes) -> None:
         await etcd.put(prefix + b"k", b"", lease=lease.id)
 
 
-async def test_refusals_are_told_apart(etcd: Etcd, prefix: bytes) -> None:
+async def test_refusals_are_told_apart(etcd: EtcdClient, prefix: bytes) -> None:
     """Each has an error of its own, and none is taken for an outage."""
     with pytest.raises(RequestTooLarge):
         await etcd.put(prefix + b"big", b"x" * 2_000_000)
@@ -266,42 +301,41 @@ async def test_refusals_are_told_apart(etcd: Etcd, prefix: bytes) -> None:
         await etcd.txn(Txn([], [Put(prefix + b"%d" % n, b"") for n in range(129)]))
 
 
-async def test_status(etcd: Etcd, shared_etcd: EtcdServer) -> None:
+async def test_status(etcd: EtcdClient, conformance_server: EtcdServer) -> None:
     """The member tells its version."""
     status = await etcd.status()
-    assert status.version == str(shared_etcd.version)
+    assert status.version == str(conformance_server.version)
     assert status.leader != 0
     assert status.db_size > 0
 
 
-async def test_nobody_listening_is_unavailable_and_nothing_was_written() -> None:
-    """Not OutcomeUnknown: the write never left this machine."""
-    async with open_etcd(f"127.0.0.1:{free_port()}") as etcd:
-        with pytest.raises(Unavailable) as caught:
-            await etcd.put(b"k", b"")
-        assert not isinstance(caught.value, OutcomeUnknown)
-        async with etcd.watch() as stream:
-            stream.create(WatchCreate(1, KeyRange.of_key(b"k"), 1))
-            with pytest.raises(Unavailable):
-                await next_response(stream)
-
-
-async def test_the_next_endpoint_is_used_after_a_failure(shared_etcd: EtcdServer) -> None:
+async def test_the_next_endpoint_is_used_after_a_failure(
+    conformance_server: EtcdServer, transport: TransportName
+) -> None:
     """The call itself tries each member once."""
     nobody = f"127.0.0.1:{free_port()}"
-    async with open_etcd([nobody, shared_etcd.endpoint]) as etcd:
-        assert (await etcd.status()).version == str(shared_etcd.version)
-    async with open_etcd([nobody, f"127.0.0.1:{free_port()}"]) as etcd:
+    async with connect(f"{nobody},{conformance_server.endpoint}", transport) as etcd:
+        assert (await etcd.status()).version == str(conformance_server.version)
+    async with connect(f"{nobody},127.0.0.1:{free_port()}", transport) as etcd:
         with pytest.raises(Unavailable):
             await etcd.status()
 
 
-async def test_a_stopped_server_is_a_timeout(own_etcd: EtcdServer) -> None:
+async def test_a_stopped_server_is_a_timeout(
+    own_conformance_server: OwnEtcd, transport: TransportName
+) -> None:
     """A read is Unavailable, a write has an unknown outcome, and the stream fails with them."""
-    async with open_etcd(own_etcd.endpoint, request_timeout=0.5) as etcd, etcd.watch() as stream:
+    server = own_conformance_server
+    async with (
+        connect(server.endpoint, transport, request_timeout=0.5) as etcd,
+        etcd.watch() as stream,
+    ):
         stream.create(WatchCreate(1, KeyRange.of_key(b"k"), 1))
         await next_response(stream)
-        own_etcd.suspend()
+        # A connection is there, so the write leaves this machine.
+        await etcd.put(b"k", b"")
+        await next_response(stream)
+        server.suspend()
         with pytest.raises(OutcomeUnknown):
             await etcd.put(b"k", b"")
         with trio.move_on_after(0.1) as waiting:
@@ -313,7 +347,7 @@ async def test_a_stopped_server_is_a_timeout(own_etcd: EtcdServer) -> None:
         assert not isinstance(caught.value, OutcomeUnknown)
         with pytest.raises(Unavailable):
             await next_response(stream)
-        own_etcd.resume()
+        server.resume()
         with trio.fail_after(20):
             while True:
                 try:
@@ -323,7 +357,7 @@ async def test_a_stopped_server_is_a_timeout(own_etcd: EtcdServer) -> None:
                     continue
 
 
-async def test_cancellation_frees_everything(etcd: Etcd, prefix: bytes) -> None:
+async def test_cancellation_frees_everything(etcd: EtcdClient, prefix: bytes) -> None:
     """Cancelled calls and streams leave no thread, and the connection goes on working."""
     await etcd.put(prefix + b"k", b"")
     before = threading.active_count()
@@ -340,7 +374,7 @@ async def test_cancellation_frees_everything(etcd: Etcd, prefix: bytes) -> None:
 
 
 async def test_pages_are_of_one_revision(
-    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+    etcd: EtcdClient, prefix: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys that are written between two pages are not seen; sizes are bounded by bytes."""
     monkeypatch.setattr("etcd_actions.etcd.paging._FIRST_LIMIT", 5)
@@ -361,9 +395,119 @@ async def test_pages_are_of_one_revision(
     assert 0 < revision < (await etcd.range(whole(prefix))).revision
 
 
-async def test_a_page_reader_may_stop_early(etcd: Etcd, prefix: bytes) -> None:
+async def test_a_page_reader_may_stop_early(etcd: EtcdClient, prefix: bytes) -> None:
     """Leaving the context ends the fetching."""
     for number in range(3):
         await etcd.put(prefix + b"%d" % number, b"")
     async with open_pages(etcd, whole(prefix)) as pages:
         assert (await pages.receive()).total == 3
+
+
+async def test_an_answer_of_many_megabytes(etcd: EtcdClient, prefix: bytes) -> None:
+    """Larger than what gRPC takes unless it is told to; keys and values are any bytes."""
+    for number in range(6):
+        await etcd.put(prefix + bytes((number, 0, 255)), bytes((number,)) * 1_000_000)
+    found = await etcd.range(whole(prefix))
+    assert [(kv.key, len(kv.value), kv.value[:1]) for kv in found.kvs] == [
+        (prefix + bytes((number, 0, 255)), 1_000_000, bytes((number,))) for number in range(6)
+    ]
+
+
+async def test_a_watch_from_the_past_brings_history(etcd: EtcdClient, prefix: bytes) -> None:
+    """Every change since, in order, though etcd sends them in several messages."""
+    first = (await etcd.put(prefix + b"k", b"0")).revision
+    for batch in range(25):
+        puts = [Put(prefix + b"%d-%d" % (batch, number), b"v") for number in range(100)]
+        await etcd.txn(Txn([], puts))
+    for number in range(1, 40):
+        await etcd.put(prefix + b"k", b"%d" % number)
+    async with etcd.watch() as stream:
+        stream.create(WatchCreate(1, whole(prefix), first))
+        events = await events_of(stream, 2540)
+    assert [e.value for e in events if e.key == prefix + b"k"] == [b"%d" % n for n in range(40)]
+    revisions = [event.mod_revision for event in events]
+    assert revisions == sorted(revisions)
+    assert len({event.key for event in events}) == 2501
+
+
+async def test_a_later_range_on_an_open_stream(etcd: EtcdClient, prefix: bytes) -> None:
+    """A watcher may be added, and one that ended asked for again under another id."""
+    now = await etcd.put(prefix + b"a", b"")
+    async with etcd.watch() as stream:
+        stream.create(WatchCreate(1, KeyRange(prefix + b"a", prefix + b"b"), now.revision + 1))
+        await next_response(stream)
+        stream.create(WatchCreate(2, KeyRange(prefix + b"b", prefix + b"c"), now.revision + 1))
+        await etcd.put(prefix + b"a", b"1")
+        await etcd.put(prefix + b"b", b"2")
+        by_id: dict[int, bytes] = {}
+        with trio.fail_after(10):
+            while len(by_id) < 2:
+                for response in await stream.receive():
+                    for event in response.events:
+                        by_id[response.watch_id] = event.value
+        assert by_id == {1: b"1", 2: b"2"}
+
+
+async def test_what_operators_ask(etcd: EtcdClient, conformance_server: EtcdServer) -> None:
+    """Members and alarms; and whether users are wanted, from 3.5 on."""
+    (member,) = await etcd.members()
+    assert member.id == (await etcd.status()).member_id
+    assert not member.is_learner
+    assert all(url.startswith("http://") for url in member.client_urls)
+    assert await etcd.alarms() == ()
+    if conformance_server.version < (3, 5, 0):
+        with pytest.raises(InvalidRequest):
+            await etcd.auth_enabled()
+    else:
+        assert await etcd.auth_enabled() is False
+    with pytest.raises(InvalidRequest, match="user name not found"):
+        await etcd.user_roles("nobody")
+    with pytest.raises(InvalidRequest, match="role name not found"):
+        await etcd.role_permissions("nothing")
+
+
+async def test_a_write_that_is_cancelled_is_done_or_not(etcd: EtcdClient, prefix: bytes) -> None:
+    """Never half, and the connection goes on."""
+    for number in range(20):
+        with trio.move_on_after(number / 10_000):
+            await etcd.txn(Txn([], [Put(prefix + b"%d-%d" % (number, n), b"") for n in range(3)]))
+
+    async def whole_writes() -> bool:
+        keys = [kv.key.split(b"-")[-2] for kv in (await etcd.range(whole(prefix))).kvs]
+        return all(keys.count(key) == 3 for key in keys)
+
+    assert await whole_writes()
+
+
+async def test_the_reflector_follows(etcd: EtcdClient, prefix: bytes) -> None:
+    """What is there, then what changes, over whatever carries it."""
+    sink = RecordingSink()
+    await etcd.put(prefix + b"flyte/r-a0", b"1")
+    async with reflecting(etcd, prefix, sink):
+        await etcd.put(prefix + b"flyte/r-a0", b"2")
+        await etcd.txn(Txn([], [Put(prefix + b"flyte/r-%d" % n, b"v") for n in range(100)]))
+        await etcd.delete(KeyRange.of_key(prefix + b"flyte/r-a0"))
+        await judge_delivery(sink, etcd, prefix)
+
+
+async def test_compare_and_swap_under_contention(etcd: EtcdClient, prefix: bytes) -> None:
+    """Of any number of writers at once one wins each round, and no increment is lost."""
+    store = Store(etcd)
+    key = prefix + b"counter"
+    await etcd.put(key, b"0")
+
+    async def increment() -> None:
+        for _ in range(5):
+            applied = False
+            while not applied:
+                seen = await store.get(key)
+                assert seen is not None
+                applied = (await store.compare_and_put(seen, b"%d" % (int(seen.value) + 1))).applied
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(increment)
+    final = await store.get(key)
+    assert final is not None
+    assert (final.value, final.version) == (b"40", 41)

@@ -2,7 +2,8 @@
 
 ``python -m tests.support.crashing ENDPOINT PREFIX WHEN`` with WHEN one of ``before`` (the run
 service gets the first ending, and has not accepted it), ``between`` (it has accepted, the
-mark is not written) and ``never`` (ends by itself once all is marked).
+mark is not written) and ``never`` (ends by itself once all is marked). How to connect to
+ENDPOINT, encrypted or as whom, is told by the command's variables.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import sys
 
 import trio
 
-from etcd_actions import ActionUpdate, open_etcd
+from etcd_actions import ActionUpdate
+from etcd_actions.config import SETTINGS, Config, Environment, resolve
+from etcd_actions.etcd import open_connection
 from etcd_actions.etcd.api import Etcd, KeyRange
 from tests.support.recording import RecordingRunService, until_stored
 from tests.support.scene import all_marked, processing
@@ -38,10 +41,12 @@ class CrashingRunService(RecordingRunService):
 
 async def main(endpoint: str, prefix: bytes, when: str) -> None:
     """Work until everything that is over is marked."""
+    variables = Environment({**os.environ, "ETCDCTL_ENDPOINTS": endpoint})
+    connection = Config(resolve(SETTINGS, [variables]), None).connection(endpoint)
     with trio.fail_after(20):
         async with (
-            open_etcd(endpoint) as etcd,
-            open_etcd(endpoint) as direct,
+            open_connection(connection) as etcd,
+            open_connection(connection) as direct,
             processing(etcd, prefix, CrashingRunService(direct, when)),
         ):
             await until_stored(direct, KeyRange.of_prefix(prefix), all_marked)

