@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 from etcd_actions.config.settings import SETTINGS, Setting
 from etcd_actions.errors import ConfigError
 
+_TESTS = "ETCD_ACTIONS_TEST_"
+
 # etcdctl's own, which mean nothing here.
 _OTHERS = frozenset(
     "ETCDCTL_" + name
@@ -87,7 +89,8 @@ def unknown_variables(variables: Mapping[str, str]) -> Iterator[UnknownVariable]
     """The variables that would be ignored without a word, as a typing error is."""
     known = [setting.variable for setting in SETTINGS]
     for name in sorted(variables):
-        ours = name.startswith(("ETCD_ACTIONS_", "ETCDCTL_"))
+        # Those of etcd_actions.testing are for test runs, which start commands too.
+        ours = name.startswith(("ETCD_ACTIONS_", "ETCDCTL_")) and not name.startswith(_TESTS)
         if ours and name not in known and name not in _OTHERS:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             yield UnknownVariable(name, near[0] if near else None)

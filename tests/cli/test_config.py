@@ -459,6 +459,7 @@ def test_unknown_variables() -> None:
             "ETCDCTL_ENDPOINTS",
             "ETCD_ACTIONS_BOGUS",
             "ETCD_ACTIONS_PASWORD_FILE",
+            "ETCD_ACTIONS_TEST_IMAGE",
             "ETCD_NAME",
             "PATH",
         ],
