@@ -109,6 +109,63 @@ class InvalidRequest(EtcdError):
     """etcd rejects the request as malformed, or does not know the method."""
 
 
+class ActionError(EtcdActionsError):
+    """What was asked of an action cannot be done: the caller's doing, or the action's state."""
+
+
+class NotFound(ActionError):
+    """There is no such action."""
+
+
+class AlreadyExists(ActionError):
+    """Another action has that name; the message says which."""
+
+
+class InvalidArgument(ActionError):
+    """A field of a request has an unusable value.
+
+    Attributes:
+        field: The field, by its path in the request.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+class FailedPrecondition(ActionError):
+    """The state of the action forbids it; the message says which state."""
+
+
+class Aborted(ActionError):
+    """The parent is gone, or it or what is above it is being aborted."""
+
+
+class RunServiceError(EtcdActionsError):
+    """Flyte's run service did not accept what it was told."""
+
+
+class RunServiceUnavailable(RunServiceError):
+    """It was not reached, or asks to be told again; it may have accepted."""
+
+
+class RunServiceRejected(RunServiceError):
+    """It will never accept this.
+
+    Attributes:
+        code: A number of ``google.rpc.Code``.
+    """
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def first_error(group: BaseExceptionGroup[EtcdError]) -> EtcdError:
     """One error of a group, to be told for all: nurseries raise groups, callers want causes."""
     first = group.exceptions[0]

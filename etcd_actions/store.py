@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
 
-from etcd_actions.errors import Compacted, FutureRevision
+from etcd_actions.errors import Compacted, EtcdError, FutureRevision, first_error
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -18,8 +19,12 @@ from etcd_actions.etcd.api import (
     Put,
     RangeResult,
     Txn,
+    TxnResult,
 )
+from etcd_actions.etcd.paging import open_pages
 from etcd_actions.watch import Change
+
+Commit = Callable[[Txn], Awaitable[TxnResult]]
 
 
 class CasResult(NamedTuple):
@@ -34,15 +39,38 @@ class Store:
 
     Every method raises :class:`~etcd_actions.errors.EtcdError` when etcd does not do it. A
     cancelled write may have been applied.
+
+    Args:
+        etcd: The connection.
+        commit: Does the transactions, as a rule by group commit; etcd itself by default.
     """
 
-    def __init__(self, etcd: Etcd) -> None:
+    def __init__(self, etcd: Etcd, commit: Commit | None = None) -> None:
         self._etcd = etcd
+        self._commit = commit or etcd.txn
+
+    async def txn(self, txn: Txn) -> TxnResult:
+        """Do a transaction, maybe in one with others, each by itself."""
+        return await self._commit(txn)
 
     async def get(self, key: bytes, *, revision: int = 0) -> KeyValue | None:
         """The key as it is, or was at ``revision``; None if it does, or did, not exist."""
         result = await self._etcd.range(KeyRange.of_key(key), revision=revision)
         return result.kvs[0] if result.kvs else None
+
+    async def read(self, keys: KeyRange, *, revision: int = 0) -> tuple[list[KeyValue], int]:
+        """All of a range and the revision that it was read at, which is one for all pages."""
+        found: list[KeyValue] = []
+        try:
+            async with open_pages(self._etcd, keys, revision=revision) as pages:
+                async for page in pages:
+                    found += page.kvs
+                    revision = page.revision
+        except* EtcdError as group:
+            error = first_error(group)
+        else:
+            return found, revision
+        raise error
 
     async def reread(self, change: Change) -> Change | None:
         """Restore the value of a change, None where nobody needs it any more.
@@ -74,7 +102,7 @@ class Store:
         unchanged = Compare(
             seen.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen.mod_revision
         )
-        result = await self._etcd.txn(
+        result = await self.txn(
             Txn(
                 [unchanged],
                 [Put(seen.key, value, seen.lease)],

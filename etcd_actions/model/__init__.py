@@ -4,10 +4,17 @@ Conversions to Flyte's protobuf messages are in `etcd_actions.model.flyte`, whic
 imported here.
 """
 
+from etcd_actions.model.keyspace import Keyspace
 from etcd_actions.model.names import (
+    ACTION_TYPE_CONDITION,
+    ACTION_TYPE_TASK,
+    ACTION_TYPE_TRACE,
     ANNOTATION_ABORT_REASON,
     ANNOTATION_ABORTED_BY,
+    ANNOTATION_DIGEST,
     ANNOTATION_ORG,
+    ANNOTATION_RUN_START_TIME,
+    ANNOTATION_SUBJECT,
     API_VERSION,
     DEFAULT_KEY_PREFIX,
     FINALIZER_FOREGROUND,
@@ -46,9 +53,15 @@ from etcd_actions.model.taskaction import (
 from etcd_actions.model.update import ActionUpdate, build_action_update
 
 __all__ = [
+    "ACTION_TYPE_CONDITION",
+    "ACTION_TYPE_TASK",
+    "ACTION_TYPE_TRACE",
     "ANNOTATION_ABORTED_BY",
     "ANNOTATION_ABORT_REASON",
+    "ANNOTATION_DIGEST",
     "ANNOTATION_ORG",
+    "ANNOTATION_RUN_START_TIME",
+    "ANNOTATION_SUBJECT",
     "API_VERSION",
     "DEFAULT_KEY_PREFIX",
     "FINALIZER_FOREGROUND",
@@ -70,6 +83,7 @@ __all__ = [
     "ActionUpdate",
     "Condition",
     "ErrorState",
+    "Keyspace",
     "ObjectMeta",
     "OwnerReference",
     "Phase",

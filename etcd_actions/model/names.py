@@ -37,6 +37,18 @@ ANNOTATION_ORG: Final = OWN_DOMAIN + "/org"
 ANNOTATION_ABORT_REASON: Final = OWN_DOMAIN + "/abort-reason"
 ANNOTATION_ABORTED_BY: Final = OWN_DOMAIN + "/aborted-by"
 
+ANNOTATION_DIGEST: Final = OWN_DOMAIN + "/request-digest"
+"""A digest of the request that created the action: the same request again is no conflict."""
+ANNOTATION_SUBJECT: Final = OWN_DOMAIN + "/subject"
+"""Who asked for the action, for which Flyte's object has no field."""
+ANNOTATION_RUN_START_TIME: Final = OWN_DOMAIN + "/run-start-time"
+"""RFC 3339, whole seconds, UTC: what ``{{.runStartTime}}`` stands for in the whole run."""
+
+ACTION_TYPE_TASK: Final = "task"
+ACTION_TYPE_CONDITION: Final = "condition"
+ACTION_TYPE_TRACE: Final = "trace"
+"""Ours: Flyte's schema has no traces, so they never stand where an API server reads."""
+
 ROOT_ACTION: Final = "a0"
 
 DEFAULT_KEY_PREFIX: Final = b"/registry/flyte.org/taskactions/"

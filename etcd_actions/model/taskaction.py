@@ -78,7 +78,7 @@ class TaskActionSpec(msgspec.Struct, rename="camel", frozen=True, gc=False, omit
     parent_action_name: str = ""
     """Empty for the root of a run."""
     action_type: str = ""
-    """``condition``; a task has it empty, or ``task``."""
+    """``condition``, or ours, ``trace``; a task has it empty, or ``task``."""
     input_uri: str = ""
     run_output_base: str = ""
     cache_key: str = ""
@@ -91,6 +91,13 @@ class TaskActionSpec(msgspec.Struct, rename="camel", frozen=True, gc=False, omit
     """Base64 of a ``flyteidl2.workflow.ConditionAction``."""
     env_vars: dict[str, str] = {}
     interruptible: bool | None = None
+    trace_spec: str = ""
+    """Ours, base64 of a ``flyteidl2.workflow.TraceAction``: only traces have it."""
+
+    @property
+    def kind(self) -> str:
+        """``task``, ``condition`` or ``trace``."""
+        return self.action_type or names.ACTION_TYPE_TASK
 
     @property
     def is_condition(self) -> bool:
@@ -115,6 +122,15 @@ class TaskActionSpec(msgspec.Struct, rename="camel", frozen=True, gc=False, omit
         """
         return parse_base64(self.condition_spec, "spec.conditionSpec")
 
+    @property
+    def trace_spec_bytes(self) -> bytes:
+        """The serialized trace, empty where the action is none.
+
+        Raises:
+            DecodeError: The field is not base64.
+        """
+        return parse_base64(self.trace_spec, "spec.traceSpec")
+
 
 class PhaseTransition(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
     """One entry of ``status.phaseHistory``."""
@@ -132,6 +148,8 @@ class ErrorState(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
     kind: str = ""
     """``USER``, ``SYSTEM``, or something that counts as unknown."""
     message: str = ""
+    recoverable: bool | None = None
+    """Ours, of traces only: whether running it again may help."""
 
 
 class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
@@ -154,6 +172,8 @@ class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, om
     """Base64 of a ``flyteidl2.core.Literal``."""
     signalled_by: str = ""
     signalled_at: str = ""
+    output_uri: str = ""
+    """Ours, of traces only: where the outputs are, which other actions compute."""
 
     @property
     def plugin_state_bytes(self) -> bytes:
@@ -223,6 +243,16 @@ class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
         return self.metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) == "true"
 
     @property
+    def end_time(self) -> str:
+        """When the condition that ended it was set (RFC 3339), empty while it goes on."""
+        if not self.is_terminal:
+            return ""
+        for condition in self.status.conditions:
+            if condition.status == "True" and condition.type in ("Succeeded", "Failed"):
+                return condition.last_transition_time
+        return ""
+
+    @property
     def is_deleting(self) -> bool:
         """Whether its deletion was asked for and waits for finalizers."""
         return bool(self.metadata.deletion_timestamp)
@@ -265,7 +295,12 @@ class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
 
     @property
     def output_uri(self) -> str:
-        """The directory of the current attempt's outputs, see `output_uri`."""
+        """The directory of the current attempt's outputs, see `output_uri`.
+
+        A trace has one attempt, and says itself where its outputs are.
+        """
+        if self.spec.action_type == names.ACTION_TYPE_TRACE:
+            return self.status.output_uri
         return output_uri(
             self.metadata.namespace,
             self.metadata.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from etcd_actions.model.names import ActionId
+from etcd_actions.model.names import ANNOTATION_ABORT_REASON, ANNOTATION_ABORTED_BY, ActionId
 from etcd_actions.model.output import output_uri
 from etcd_actions.model.phase import Phase
 from etcd_actions.model.summary import Summary
@@ -44,7 +44,13 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     short_name: str = ""
     """``spec.shortName`` only: `TaskAction.short_name` looks into the template, too."""
     task_type: str = ""
+    action_type: str = ""
+    """``task``, ``condition`` or ``trace``."""
     creation_timestamp: str = ""
+    end_time: str = ""
+    """RFC 3339, empty while the action goes on."""
+    abort_reason: str = ""
+    aborted_by: str = ""
 
     @property
     def signal_value(self) -> bytes | None:
@@ -93,13 +99,7 @@ def build_action_update(
         phase=_final(source.phase, deleted),
         attempts=status.attempts,
         cache_status=status.cache_status,
-        output_uri=output_uri(
-            metadata.namespace,
-            metadata.name,
-            spec.run_output_base,
-            spec.action_name,
-            status.attempts,
-        ),
+        output_uri=source.output_uri,
         uid=metadata.uid,
         create_revision=create_revision,
         revision=revision,
@@ -110,7 +110,11 @@ def build_action_update(
         signalled_by=status.signalled_by,
         short_name=spec.short_name,
         task_type=spec.task_type,
+        action_type=spec.kind,
         creation_timestamp=metadata.creation_timestamp,
+        end_time=source.end_time,
+        abort_reason=metadata.annotations.get(ANNOTATION_ABORT_REASON, ""),
+        aborted_by=metadata.annotations.get(ANNOTATION_ABORTED_BY, ""),
     )
 
 

@@ -89,6 +89,10 @@ def test_an_update_of_an_object() -> None:
         "short_name": "f",
         "task_type": "python",
         "creation_timestamp": "2026-11-23T16:14:03Z",
+        "action_type": "task",
+        "end_time": "",
+        "abort_reason": "",
+        "aborted_by": "",
     }
     assert update.output_uri.endswith("/o/a1/2")
     assert update.signal_value == b"\0\xff"
@@ -144,7 +148,11 @@ def test_summary_tells_what_the_object_told(event: Event) -> None:
         signalled_by="",
         short_name="",
         task_type="",
+        action_type="",
         creation_timestamp="",
+        end_time="",
+        abort_reason="",
+        aborted_by="",
     )
     assert partial == kept
 

@@ -105,7 +105,7 @@ class ManagedFieldsEntry(_message.Message):
     def __init__(self, manager: _Optional[str] = ..., operation: _Optional[str] = ..., api_version: _Optional[str] = ..., time: _Optional[str] = ..., fields_type: _Optional[str] = ..., fields_v1: _Optional[bytes] = ..., subresource: _Optional[str] = ..., other_fields: _Optional[bytes] = ...) -> None: ...
 
 class TaskActionSpec(_message.Message):
-    __slots__ = ("project", "domain", "run_name", "action_name", "parent_action_name", "action_type", "input_uri", "run_output_base", "cache_key", "task_type", "short_name", "group", "task_template", "condition_spec", "other_fields", "env_vars", "interruptible")
+    __slots__ = ("project", "domain", "run_name", "action_name", "parent_action_name", "action_type", "input_uri", "run_output_base", "cache_key", "task_type", "short_name", "group", "task_template", "condition_spec", "other_fields", "env_vars", "interruptible", "trace_spec")
     class EnvVarsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +130,7 @@ class TaskActionSpec(_message.Message):
     OTHER_FIELDS_FIELD_NUMBER: _ClassVar[int]
     ENV_VARS_FIELD_NUMBER: _ClassVar[int]
     INTERRUPTIBLE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_SPEC_FIELD_NUMBER: _ClassVar[int]
     project: str
     domain: str
     run_name: str
@@ -147,10 +148,11 @@ class TaskActionSpec(_message.Message):
     other_fields: bytes
     env_vars: _containers.ScalarMap[str, str]
     interruptible: bool
-    def __init__(self, project: _Optional[str] = ..., domain: _Optional[str] = ..., run_name: _Optional[str] = ..., action_name: _Optional[str] = ..., parent_action_name: _Optional[str] = ..., action_type: _Optional[str] = ..., input_uri: _Optional[str] = ..., run_output_base: _Optional[str] = ..., cache_key: _Optional[str] = ..., task_type: _Optional[str] = ..., short_name: _Optional[str] = ..., group: _Optional[str] = ..., task_template: _Optional[bytes] = ..., condition_spec: _Optional[bytes] = ..., other_fields: _Optional[bytes] = ..., env_vars: _Optional[_Mapping[str, str]] = ..., interruptible: _Optional[bool] = ...) -> None: ...
+    trace_spec: bytes
+    def __init__(self, project: _Optional[str] = ..., domain: _Optional[str] = ..., run_name: _Optional[str] = ..., action_name: _Optional[str] = ..., parent_action_name: _Optional[str] = ..., action_type: _Optional[str] = ..., input_uri: _Optional[str] = ..., run_output_base: _Optional[str] = ..., cache_key: _Optional[str] = ..., task_type: _Optional[str] = ..., short_name: _Optional[str] = ..., group: _Optional[str] = ..., task_template: _Optional[bytes] = ..., condition_spec: _Optional[bytes] = ..., other_fields: _Optional[bytes] = ..., env_vars: _Optional[_Mapping[str, str]] = ..., interruptible: _Optional[bool] = ..., trace_spec: _Optional[bytes] = ...) -> None: ...
 
 class TaskActionStatus(_message.Message):
-    __slots__ = ("state_json", "plugin_state", "plugin_state_version", "plugin_phase", "plugin_phase_version", "attempts", "system_failures", "cache_status", "conditions", "phase_history", "error_state", "signal_value", "signalled_by", "signalled_at", "other_fields")
+    __slots__ = ("state_json", "plugin_state", "plugin_state_version", "plugin_phase", "plugin_phase_version", "attempts", "system_failures", "cache_status", "conditions", "phase_history", "error_state", "signal_value", "signalled_by", "signalled_at", "other_fields", "output_uri")
     STATE_JSON_FIELD_NUMBER: _ClassVar[int]
     PLUGIN_STATE_FIELD_NUMBER: _ClassVar[int]
     PLUGIN_STATE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +168,7 @@ class TaskActionStatus(_message.Message):
     SIGNALLED_BY_FIELD_NUMBER: _ClassVar[int]
     SIGNALLED_AT_FIELD_NUMBER: _ClassVar[int]
     OTHER_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_URI_FIELD_NUMBER: _ClassVar[int]
     state_json: str
     plugin_state: bytes
     plugin_state_version: int
@@ -181,7 +184,8 @@ class TaskActionStatus(_message.Message):
     signalled_by: str
     signalled_at: str
     other_fields: bytes
-    def __init__(self, state_json: _Optional[str] = ..., plugin_state: _Optional[bytes] = ..., plugin_state_version: _Optional[int] = ..., plugin_phase: _Optional[str] = ..., plugin_phase_version: _Optional[int] = ..., attempts: _Optional[int] = ..., system_failures: _Optional[int] = ..., cache_status: _Optional[int] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., phase_history: _Optional[_Iterable[_Union[PhaseTransition, _Mapping]]] = ..., error_state: _Optional[_Union[ErrorState, _Mapping]] = ..., signal_value: _Optional[bytes] = ..., signalled_by: _Optional[str] = ..., signalled_at: _Optional[str] = ..., other_fields: _Optional[bytes] = ...) -> None: ...
+    output_uri: str
+    def __init__(self, state_json: _Optional[str] = ..., plugin_state: _Optional[bytes] = ..., plugin_state_version: _Optional[int] = ..., plugin_phase: _Optional[str] = ..., plugin_phase_version: _Optional[int] = ..., attempts: _Optional[int] = ..., system_failures: _Optional[int] = ..., cache_status: _Optional[int] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., phase_history: _Optional[_Iterable[_Union[PhaseTransition, _Mapping]]] = ..., error_state: _Optional[_Union[ErrorState, _Mapping]] = ..., signal_value: _Optional[bytes] = ..., signalled_by: _Optional[str] = ..., signalled_at: _Optional[str] = ..., other_fields: _Optional[bytes] = ..., output_uri: _Optional[str] = ...) -> None: ...
 
 class Condition(_message.Message):
     __slots__ = ("type", "status", "reason", "message", "last_transition_time", "observed_generation", "other_fields")
@@ -202,25 +206,29 @@ class Condition(_message.Message):
     def __init__(self, type: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., last_transition_time: _Optional[str] = ..., observed_generation: _Optional[int] = ..., other_fields: _Optional[bytes] = ...) -> None: ...
 
 class PhaseTransition(_message.Message):
-    __slots__ = ("phase", "occurred_at", "message", "other_fields")
+    __slots__ = ("phase", "occurred_at", "message", "recoverable", "other_fields")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     OCCURRED_AT_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RECOVERABLE_FIELD_NUMBER: _ClassVar[int]
     OTHER_FIELDS_FIELD_NUMBER: _ClassVar[int]
     phase: str
     occurred_at: str
     message: str
+    recoverable: bool
     other_fields: bytes
-    def __init__(self, phase: _Optional[str] = ..., occurred_at: _Optional[str] = ..., message: _Optional[str] = ..., other_fields: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, phase: _Optional[str] = ..., occurred_at: _Optional[str] = ..., message: _Optional[str] = ..., recoverable: _Optional[bool] = ..., other_fields: _Optional[bytes] = ...) -> None: ...
 
 class ErrorState(_message.Message):
-    __slots__ = ("code", "kind", "message", "other_fields")
+    __slots__ = ("code", "kind", "message", "recoverable", "other_fields")
     CODE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RECOVERABLE_FIELD_NUMBER: _ClassVar[int]
     OTHER_FIELDS_FIELD_NUMBER: _ClassVar[int]
     code: str
     kind: str
     message: str
+    recoverable: bool
     other_fields: bytes
-    def __init__(self, code: _Optional[str] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., other_fields: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, code: _Optional[str] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., recoverable: _Optional[bool] = ..., other_fields: _Optional[bytes] = ...) -> None: ...

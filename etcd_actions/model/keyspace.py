@@ -1,0 +1,57 @@
+"""Where everything is kept in etcd: Flyte's objects, and this package's own keys beside them."""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from etcd_actions.model.names import DEFAULT_KEY_PREFIX, ActionId, object_key
+
+OWN_PREFIX: Final = b"/etcd-actions/"
+"""What this package's own keys begin with: an API server never reads there."""
+
+
+@final
+class Keyspace:
+    """The keys of one namespace under one prefix.
+
+    Attributes:
+        prefix: What comes before ``<namespace>/<name>`` in the keys of Flyte's objects.
+        namespace: The Kubernetes namespace that new objects are in.
+        side: What the keys begin with that this package keeps for itself: traces, the marks
+            of aborts, the position, the election. One ``prefix`` has one.
+        traces: What the keys of traces begin with; like ``prefix``, before the namespace.
+        aborts: The same of the markers of aborts.
+    """
+
+    def __init__(self, prefix: bytes = DEFAULT_KEY_PREFIX, namespace: str = "flyte") -> None:
+        self.prefix = prefix
+        self.namespace = namespace
+        self.side = OWN_PREFIX + prefix.lstrip(b"/")
+        self.traces = self.side + b"traces/"
+        self.aborts = self.side + b"aborts/"
+        self.position = self.side + b"position"
+        self.election = self.side + b"election"
+
+    def task_action(self, action_id: ActionId) -> bytes:
+        """The key of a task's or condition's object."""
+        return object_key(self.prefix, self.namespace, action_id.object_name)
+
+    def trace(self, action_id: ActionId) -> bytes:
+        """The key of a trace."""
+        return object_key(self.traces, self.namespace, action_id.object_name)
+
+    def abort(self, action_id: ActionId) -> bytes:
+        """The key that exists while an abort of this action counts."""
+        return object_key(self.aborts, self.namespace, action_id.object_name)
+
+    def run_prefixes(self, run: str) -> tuple[bytes, bytes, bytes]:
+        """What the keys of a run begin with: of objects, traces and abort markers.
+
+        So do those of runs whose name begins with ``<run>-``.
+        """
+        name = f"{run}-"
+        return (
+            object_key(self.prefix, self.namespace, name),
+            object_key(self.traces, self.namespace, name),
+            object_key(self.aborts, self.namespace, name),
+        )
