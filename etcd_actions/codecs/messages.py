@@ -90,6 +90,8 @@ def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> S
         spec.run_output_base,
         create_revision,
         revision,
+        bool(metadata.deletion_timestamp),
+        names.FINALIZER_RECORD in metadata.finalizers,
     )
 
 

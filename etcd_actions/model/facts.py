@@ -24,8 +24,10 @@ class _Annotations(msgspec.Struct, frozen=True, gc=False):
     org: str = msgspec.field(default="", name=names.ANNOTATION_ORG)
 
 
-class _Metadata(msgspec.Struct, frozen=True, gc=False):
+class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
     uid: str = ""
+    deletion_timestamp: str = ""
+    finalizers: tuple[str, ...] = ()
     labels: _Labels = _Labels()
     annotations: _Annotations = _Annotations()
 
@@ -78,4 +80,6 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
             spec.run_output_base,
             create_revision,
             revision,
+            bool(metadata.deletion_timestamp),
+            names.FINALIZER_RECORD in metadata.finalizers,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from etcd_actions.errors import DecodeError
-from etcd_actions.model.names import ActionId
+from etcd_actions.model.names import FINALIZER_RECORD, ActionId
 from etcd_actions.model.phase import Phase
 from etcd_actions.model.taskaction import TaskAction
 
@@ -33,6 +33,10 @@ class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """0 where the writer of the summary did not know it."""
     revision: int
     """``mod_revision`` of the value that it was made from."""
+    deleting: bool = False
+    """Whether its deletion was asked for and waits for finalizers."""
+    held: bool = False
+    """Whether our finalizer is on it."""
 
     @property
     def action_id(self) -> ActionId:
@@ -69,6 +73,8 @@ def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Su
         spec.run_output_base,
         create_revision,
         revision,
+        action.is_deleting,
+        FINALIZER_RECORD in action.metadata.finalizers,
     )
 
 

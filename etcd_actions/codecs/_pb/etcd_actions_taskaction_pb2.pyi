@@ -206,18 +206,16 @@ class Condition(_message.Message):
     def __init__(self, type: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., last_transition_time: _Optional[str] = ..., observed_generation: _Optional[int] = ..., other_fields: _Optional[bytes] = ...) -> None: ...
 
 class PhaseTransition(_message.Message):
-    __slots__ = ("phase", "occurred_at", "message", "recoverable", "other_fields")
+    __slots__ = ("phase", "occurred_at", "message", "other_fields")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     OCCURRED_AT_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    RECOVERABLE_FIELD_NUMBER: _ClassVar[int]
     OTHER_FIELDS_FIELD_NUMBER: _ClassVar[int]
     phase: str
     occurred_at: str
     message: str
-    recoverable: bool
     other_fields: bytes
-    def __init__(self, phase: _Optional[str] = ..., occurred_at: _Optional[str] = ..., message: _Optional[str] = ..., recoverable: _Optional[bool] = ..., other_fields: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, phase: _Optional[str] = ..., occurred_at: _Optional[str] = ..., message: _Optional[str] = ..., other_fields: _Optional[bytes] = ...) -> None: ...
 
 class ErrorState(_message.Message):
     __slots__ = ("code", "kind", "message", "recoverable", "other_fields")
