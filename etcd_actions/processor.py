@@ -203,7 +203,7 @@ class Processor:
             marks=self._recorder.statistics(),
         )
 
-    def subscribe(self, parent: ActionId) -> Subscription:
+    def subscribe(self, parent: ActionId) -> Subscription[ActionUpdate]:
         """Subscribe to an action and its children; close the subscription after use.
 
         It gets what is handled from now on: subscribe before reading the present state.

@@ -3,18 +3,32 @@
 A subscription conflates: of each action it holds the newest state that was not received yet.
 So it never loses a last state, its memory is bounded by the number of its actions, and a
 subscriber that stops reading harms nobody.
+
+A subscription may begin with a snapshot: the states at one revision, a marker, and then what
+is newer. States that arrive while the snapshot is read wait for it; those that it holds, or
+has newer, are dropped.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
-from typing import NamedTuple, final
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast, final, overload
 
 import msgspec
 import trio
 
-from etcd_actions.model import ActionId, ActionUpdate, Summary
+from etcd_actions.errors import InvalidArgument
+from etcd_actions.model import ActionId, ActionUpdate, Summary, canonical_name
+
+
+class SnapshotEnd(NamedTuple):
+    """Stands behind the last state of a snapshot, which was read at ``revision``."""
+
+    revision: int
+
+
+Item_co = TypeVar("Item_co", covariant=True, bound="ActionUpdate | SnapshotEnd")
 
 
 class SubscriptionStatistics(NamedTuple):
@@ -25,7 +39,10 @@ class SubscriptionStatistics(NamedTuple):
 
 
 class _Topic(NamedTuple):
-    """What updates are matched by. The organisation is not part of the stored object."""
+    """What updates are matched by. The organisation is not part of the stored object.
+
+    A subscriber of a bare name has the other parts empty.
+    """
 
     project: str
     domain: str
@@ -34,18 +51,27 @@ class _Topic(NamedTuple):
 
 
 @final
-class Subscription(trio.abc.ReceiveChannel[ActionUpdate]):
+class Subscription(trio.abc.ReceiveChannel[Item_co]):
     """The updates of one action and its children, from the time it was opened on.
 
     Iterate over it inside ``async with``. One task may receive at a time. It ends
-    (:class:`trio.EndOfChannel`) when the processor is closed; closing it while another task
-    receives raises :class:`trio.ClosedResourceError` there.
+    (:class:`trio.EndOfChannel`) when it is unsubscribed or the processor is closed; closing
+    it while another task receives raises :class:`trio.ClosedResourceError` there.
     """
 
-    def __init__(self, parent: ActionId, on_close: Callable[[Subscription], None]) -> None:
+    def __init__(
+        self,
+        parent: ActionId | str,
+        on_close: Callable[[Subscription[Any]], None],
+        *,
+        snapshot: bool,
+    ) -> None:
         self.parent = parent
         self._on_close = on_close
-        self._pending: dict[bytes, ActionUpdate] = {}
+        self._snapshot: deque[Any] = deque()
+        self._awaits_snapshot = snapshot
+        self._newer_than = 0
+        self._pending: dict[bytes, Any] = {}
         self._conflated = 0
         self._closed = False
         self._ended = False
@@ -53,9 +79,9 @@ class Subscription(trio.abc.ReceiveChannel[ActionUpdate]):
 
     def statistics(self) -> SubscriptionStatistics:
         """How far behind the subscriber is."""
-        return SubscriptionStatistics(len(self._pending), self._conflated)
+        return SubscriptionStatistics(len(self._snapshot) + len(self._pending), self._conflated)
 
-    def receive_nowait(self) -> ActionUpdate:
+    def receive_nowait(self) -> Item_co:
         """The next update.
 
         Raises:
@@ -65,13 +91,15 @@ class Subscription(trio.abc.ReceiveChannel[ActionUpdate]):
         """
         if self._closed:
             raise trio.ClosedResourceError
-        if self._pending:
-            return self._pending.pop(next(iter(self._pending)))
+        if self._snapshot:
+            return cast(Item_co, self._snapshot.popleft())
+        if self._pending and not self._awaits_snapshot:
+            return cast(Item_co, self._pending.pop(next(iter(self._pending))))
         if self._ended:
             raise trio.EndOfChannel
         raise trio.WouldBlock
 
-    async def receive(self) -> ActionUpdate:
+    async def receive(self) -> Item_co:
         """The next update, when there is one. Cancellation loses nothing."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
@@ -88,11 +116,33 @@ class Subscription(trio.abc.ReceiveChannel[ActionUpdate]):
         if not self._closed:
             self._closed = True
             self._pending.clear()
+            self._snapshot.clear()
             self._on_close(self)
             self._wake()
         await trio.lowlevel.checkpoint()
 
+    def begin_with(self, states: Iterable[ActionUpdate], revision: int) -> None:
+        """Give the snapshot that was read at ``revision``; nothing older is told from now on."""
+        self._snapshot.extend(states)
+        self._snapshot.append(SnapshotEnd(revision))
+        self._awaits_snapshot = False
+        self.skip_to(revision)
+        self._wake()
+
+    def skip_to(self, revision: int) -> None:
+        """Tell only what is newer than ``revision``."""
+        self._newer_than = revision
+        self._pending = {
+            key: update for key, update in self._pending.items() if update.revision > revision
+        }
+
+    def _forget_revisions(self) -> None:
+        """The store was replaced: its revisions say nothing about those seen before."""
+        self._newer_than = 0
+
     def _notify(self, update: ActionUpdate) -> None:
+        if update.revision <= self._newer_than:
+            return
         pending = self._pending.get(update.key)
         if pending is not None:
             self._conflated += 1
@@ -125,36 +175,78 @@ class Subscription(trio.abc.ReceiveChannel[ActionUpdate]):
             trio.lowlevel.reschedule(task)
 
 
+AnySubscription: TypeAlias = Subscription[Any]
+
+
 class Subscriptions:
     """All open subscriptions, by what they are subscribed to."""
 
     def __init__(self) -> None:
-        self._by_topic: defaultdict[_Topic, set[Subscription]] = defaultdict(set)
+        self._by_topic: defaultdict[_Topic, set[AnySubscription]] = defaultdict(set)
+        self._bare = 0
 
     def __len__(self) -> int:
         return sum(len(subscriptions) for subscriptions in self._by_topic.values())
 
-    def subscribe(self, parent: ActionId) -> Subscription:
+    @overload
+    def subscribe(
+        self, parent: ActionId | str, *, snapshot: Literal[False] = False
+    ) -> Subscription[ActionUpdate]: ...
+    @overload
+    def subscribe(
+        self, parent: ActionId | str, *, snapshot: bool
+    ) -> Subscription[ActionUpdate | SnapshotEnd]: ...
+    def subscribe(self, parent: ActionId | str, *, snapshot: bool = False) -> AnySubscription:
         """Open a subscription for an action and its children.
 
-        An empty ``org`` stands for any: it is not part of the stored object.
+        Args:
+            parent: The action. An empty ``org`` stands for any: it is not part of the stored
+                object. The root of a run may be called ``a0`` or like its run. A bare name
+                stands for the actions of that name in every run of every project.
+            snapshot: Nothing is told until `Subscription.begin_with` was called.
         """
-        subscription = Subscription(parent, self._forget)
-        self._by_topic[_topic(parent, parent.name)].add(subscription)
+        subscription: AnySubscription = Subscription(parent, self._forget, snapshot=snapshot)
+        self._by_topic[_topic_of(parent)].add(subscription)
+        self._bare += isinstance(parent, str)
         return subscription
+
+    def unsubscribe(self, subscription: AnySubscription) -> None:
+        """Let its reader have what is pending, and then the end. Twice is harmless.
+
+        Raises:
+            InvalidArgument: It is the subscription of somebody else.
+        """
+        if subscription._on_close != self._forget:
+            raise InvalidArgument("subscription", "it was opened by another client")
+        self._forget(subscription)
+        subscription._end()
 
     def wants(self, summary: Summary) -> bool:
         """Whether anybody subscribed to this action or to its parent."""
         if not self._by_topic:
             return False
         run = (summary.project, summary.domain, summary.run)
-        return (*run, summary.action) in self._by_topic or (*run, summary.parent) in self._by_topic
+        name, parent = _names(summary.run, summary.action, summary.parent)
+        if (*run, name) in self._by_topic or (*run, parent) in self._by_topic:
+            return True
+        if not self._bare:
+            return False
+        return ("", "", "", name) in self._by_topic or ("", "", "", parent) in self._by_topic
 
     def notify(self, update: ActionUpdate) -> None:
         """Hand an update to its subscribers. Never waits, never fails."""
-        self._notify(_topic(update.action_id, update.action_id.name), update)
-        if update.parent:
-            self._notify(_topic(update.action_id, update.parent), update)
+        action_id = update.action_id
+        run = (action_id.project, action_id.domain, action_id.run)
+        for name in _names(action_id.run, action_id.name, update.parent):
+            self._notify(_Topic(*run, name), update)
+            if self._bare:
+                self._notify(_Topic("", "", "", name), update)
+
+    def forget_revisions(self) -> None:
+        """The store was replaced by another: what is told from now on may have any revision."""
+        for subscriptions in self._by_topic.values():
+            for subscription in subscriptions:
+                subscription._forget_revisions()
 
     def end(self) -> None:
         """No more updates will come: readers get what is pending, then the end."""
@@ -164,16 +256,30 @@ class Subscriptions:
 
     def _notify(self, topic: _Topic, update: ActionUpdate) -> None:
         for subscription in self._by_topic.get(topic, ()):
-            wanted, org = subscription.parent.org, update.action_id.org
-            if not wanted or not org or wanted == org:
-                subscription._notify(update)
+            if not isinstance(subscription.parent, str):
+                wanted, org = subscription.parent.org, update.action_id.org
+                if wanted and org and wanted != org:
+                    continue
+            subscription._notify(update)
 
-    def _forget(self, subscription: Subscription) -> None:
-        topic = _topic(subscription.parent, subscription.parent.name)
-        self._by_topic[topic].discard(subscription)
-        if not self._by_topic[topic]:
+    def _forget(self, subscription: AnySubscription) -> None:
+        topic = _topic_of(subscription.parent)
+        subscriptions = self._by_topic.get(topic)
+        if subscriptions is None or subscription not in subscriptions:
+            return
+        subscriptions.remove(subscription)
+        self._bare -= isinstance(subscription.parent, str)
+        if not subscriptions:
             del self._by_topic[topic]
 
 
-def _topic(action_id: ActionId, name: str) -> _Topic:
-    return _Topic(action_id.project, action_id.domain, action_id.run, name)
+def _names(run: str, action: str, parent: str) -> tuple[str, str]:
+    """What an action and its parent are called by subscribers."""
+    return canonical_name(run, action), canonical_name(run, parent)
+
+
+def _topic_of(parent: ActionId | str) -> _Topic:
+    if isinstance(parent, str):
+        return _Topic("", "", "", parent)
+    name = canonical_name(parent.run, parent.name)
+    return _Topic(parent.project, parent.domain, parent.run, name)

@@ -73,6 +73,11 @@ class ActionId(msgspec.Struct, frozen=True, gc=False, order=True):
         return task_action_name(self.run, self.name)
 
 
+def canonical_name(run: str, action: str) -> str:
+    """Name an action in its run: the root, which may be called like its run, is ``a0``."""
+    return ROOT_ACTION if action == run else action
+
+
 def task_action_name(run: str, action: str) -> str:
     """Name the object of an action, as Flyte's ``buildTaskActionName`` does.
 
@@ -80,7 +85,7 @@ def task_action_name(run: str, action: str) -> str:
     actions can share a name: neither project nor domain is in it, and run ``a-b`` with
     action ``c`` gives what run ``a`` with action ``b-c`` gives.
     """
-    return f"{run}-{ROOT_ACTION if action == run else action}"
+    return f"{run}-{canonical_name(run, action)}"
 
 
 def object_key(prefix: bytes, namespace: str, name: str) -> bytes:

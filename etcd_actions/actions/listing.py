@@ -1,0 +1,186 @@
+"""Reads actions: one, those of a run, those below a parent.
+
+A run's objects are one range of keys, which holds the objects of runs like ``<run>-x``, too,
+and of runs of the same name in other projects: what is read is filtered by what it says it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import structlog
+
+from etcd_actions.codecs import codec_of
+from etcd_actions.errors import Compacted, DecodeError, NotFound
+from etcd_actions.etcd.api import KeyRange, KeyValue
+from etcd_actions.model import ActionId, Keyspace, TaskAction, canonical_name
+from etcd_actions.store import Store
+
+_log = structlog.get_logger(__name__)
+
+
+class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, rename="camel"):
+    """A TaskAction and where it stands in etcd."""
+
+    key: bytes = b""
+    create_revision: int = 0
+    revision: int = 0
+    """``mod_revision`` of the value."""
+
+    @property
+    def resource_version(self) -> str:
+        """What Kubernetes shows as ``metadata.resourceVersion``, which is never stored."""
+        return str(self.revision)
+
+
+class Listing(NamedTuple):
+    """Actions in the order of their keys, all as they were at ``revision``."""
+
+    actions: list[StoredTaskAction]
+    revision: int
+
+
+class Lister:
+    """Reads the actions of one keyspace."""
+
+    def __init__(self, store: Store, keys: Keyspace) -> None:
+        self._store = store
+        self._keys = keys
+
+    async def get_task_action(self, action_id: ActionId) -> StoredTaskAction:
+        """One action as it is now; a trace is found by its name, too.
+
+        Raises:
+            NotFound: There is none, or the object of its name is another action's.
+            DecodeError: Its value cannot be read.
+            EtcdError: etcd could not be asked.
+        """
+        for key in (self._keys.task_action(action_id), self._keys.trace(action_id)):
+            kv = await self._store.get(key)
+            if kv is not None and _is(found := _decode(kv), action_id):
+                return found
+            if kv is not None:
+                other = found.action_id
+                raise NotFound(
+                    f"there is no action {action_id.name} in run {action_id.project}/"
+                    f"{action_id.domain}/{action_id.run}: {action_id.object_name} is action "
+                    f"{other.name} of run {other.project}/{other.domain}/{other.run}"
+                )
+        raise NotFound(
+            f"there is no action {action_id.name} in run "
+            f"{action_id.project}/{action_id.domain}/{action_id.run}"
+        )
+
+    async def list_run_actions(self, run: ActionId, *, traces: bool = False) -> Listing:
+        """All tasks and conditions of a run, with its traces if asked for.
+
+        What cannot be decoded is logged and left out.
+
+        Args:
+            run: Project, domain and run count; an organisation where both sides know it.
+            traces: Whether to read the traces, too, at the same revision.
+
+        Raises:
+            EtcdError: etcd could not be asked.
+        """
+        objects, trace_prefix, _ = self._keys.run_prefixes(run.run)
+        prefixes = (objects, trace_prefix) if traces else (objects,)
+        listing = await self._list(prefixes)
+        mine = [action for action in listing.actions if _same_run(action.action_id, run)]
+        return Listing(mine, listing.revision)
+
+    async def list_child_actions(self, parent: ActionId, *, traces: bool = False) -> Listing:
+        """An action itself and its direct children, as Flyte's service gives them.
+
+        Raises:
+            EtcdError: etcd could not be asked.
+        """
+        listing = await self.list_run_actions(parent, traces=traces)
+        return Listing(
+            [each for each in listing.actions if _is_below(each, parent)], listing.revision
+        )
+
+    async def list_named(self, parent: str) -> Listing:
+        """The actions of that name, and their children with traces, in all runs there are.
+
+        It reads everything under the prefix.
+        """
+        listing = await self._list((self._keys.prefix, self._keys.traces))
+        return Listing(
+            [action for action in listing.actions if parent in _names(action)],
+            listing.revision,
+        )
+
+    async def revision(self) -> int:
+        """The newest revision of the store."""
+        return (await self._store.read(KeyRange.of_key(self._keys.position)))[1]
+
+    async def _list(self, prefixes: Iterable[bytes]) -> Listing:
+        """All below some prefixes, at one revision."""
+        while True:
+            revision = 0
+            actions: list[StoredTaskAction] = []
+            try:
+                for prefix in prefixes:
+                    kvs, revision = await self._store.read(
+                        KeyRange.of_prefix(prefix), revision=revision
+                    )
+                    actions += _readable(kvs)
+            except Compacted:
+                # A compaction between two pages: the newest state is as good.
+                continue
+            return Listing(actions, revision)
+
+
+def _readable(kvs: Iterable[KeyValue]) -> list[StoredTaskAction]:
+    actions = []
+    for kv in kvs:
+        try:
+            actions.append(_decode(kv))
+        except DecodeError as error:
+            _log.error(
+                "value_undecodable",
+                key=kv.key.decode(errors="backslashreplace"),
+                revision=kv.mod_revision,
+                reason=error.reason,
+            )
+    return actions
+
+
+def _decode(kv: KeyValue) -> StoredTaskAction:
+    action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
+    return StoredTaskAction(
+        action.api_version,
+        action.kind,
+        action.metadata,
+        action.spec,
+        action.status,
+        key=kv.key,
+        create_revision=kv.create_revision,
+        revision=kv.mod_revision,
+    )
+
+
+def _same_run(one: ActionId, other: ActionId) -> bool:
+    if one.org and other.org and one.org != other.org:
+        return False
+    return (one.project, one.domain, one.run) == (other.project, other.domain, other.run)
+
+
+def _is(action: TaskAction, wanted: ActionId) -> bool:
+    found = action.action_id
+    return _same_run(found, wanted) and found.object_name == wanted.object_name
+
+
+def _is_below(action: TaskAction, parent: ActionId) -> bool:
+    return canonical_name(parent.run, parent.name) in _names(action)
+
+
+def _names(action: TaskAction) -> tuple[str, str]:
+    """Of an action and of its parent, empty for a root."""
+    spec = action.spec
+    return (
+        canonical_name(spec.run_name, spec.action_name),
+        canonical_name(spec.run_name, spec.parent_action_name),
+    )
