@@ -121,7 +121,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
     after that opens a new channel. At most one task may read it.
     """
 
-    __slots__ = ("_counts", "_on_end", "_reread", "failures", "key", "pending", "since")
+    __slots__ = ("_counts", "_on_end", "_reread", "failures", "handling", "key", "pending", "since")
 
     def __init__(
         self, key: bytes, counts: _Counts, reread: Reread, on_end: Callable[[bytes], None]
@@ -130,6 +130,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
         self.failures = 0
         self.since = 0.0
         self.pending: list[Change] = []
+        self.handling: Change | None = None
         self._counts = counts
         self._reread = reread
         self._on_end = on_end
@@ -280,6 +281,19 @@ class Router:
         self._tell_room()
         self._wake_one()
 
+    def oldest_delete(self) -> int | None:
+        """The lowest revision of a delete that is not handled yet, None without one.
+
+        It looks at every key that has work: ask now and then, not for each change.
+        """
+        deletes = [
+            change.mod_revision
+            for channel in self._channels.values()
+            for change in (channel.handling, *channel.pending)
+            if change is not None and change.is_delete
+        ]
+        return min(deletes, default=None)
+
     async def wait_idle(self) -> None:
         """Return once no key has work."""
         while self._channels:
@@ -330,11 +344,14 @@ class Router:
                 except Exception as error:
                     self._put_off(channel, None, error)
                     break
+                channel.handling = change
                 try:
                     await handler(change)
                 except Exception as error:
                     self._put_off(channel, change, error)
                     break
+                finally:
+                    channel.handling = None
                 counts.handled += 1
                 if channel.failures:
                     channel.failures = 0

@@ -85,7 +85,9 @@ class Store:
             kv = await self.get(change.key)
         if kv is None or kv.mod_revision != change.mod_revision:
             return None
-        return msgspec.structs.replace(change, value=kv.value)
+        return msgspec.structs.replace(
+            change, value=kv.value, version=kv.version, lease=kv.lease
+        )
 
     async def compare_and_put(self, seen: KeyValue, value: bytes) -> CasResult:
         """Replace ``seen`` by ``value`` if it has not changed; its lease stays.

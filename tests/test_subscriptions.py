@@ -7,8 +7,9 @@ import pytest
 import trio
 import trio.testing
 
+from etcd_actions.errors import InvalidArgument
 from etcd_actions.model import ActionId, ActionUpdate, ErrorState, Phase, Summary
-from etcd_actions.subscriptions import Subscriptions
+from etcd_actions.subscriptions import SnapshotEnd, Subscription, Subscriptions
 
 
 def action(name: str, *, run: str = "r1", project: str = "p", org: str = "") -> ActionId:
@@ -183,3 +184,99 @@ def test_wants_looks_at_the_action_and_its_parent() -> None:
     assert not subscriptions.wants(summary)
     subscriptions.subscribe(action("a0"))
     assert subscriptions.wants(summary)
+
+
+def names(subscription: Subscription[ActionUpdate]) -> list[str]:
+    got = []
+    while subscription.statistics().pending:
+        got.append(subscription.receive_nowait().action_id.name)
+    return got
+
+
+def test_the_root_may_be_called_like_its_run() -> None:
+    """By the subscriber, in the object and as the parent of others."""
+    subscriptions = Subscriptions()
+    for name in ("a0", "r1"):
+        subscription = subscriptions.subscribe(action(name))
+        for each in (update(action("a0"), parent=""), update(action("r1"), parent="")):
+            subscriptions.notify(each)
+        subscriptions.notify(update(action("c1"), parent="a0"))
+        subscriptions.notify(update(action("c2"), parent="r1"))
+        assert names(subscription) == ["a0", "r1", "c1", "c2"]
+
+
+def test_what_is_above_the_root() -> None:
+    """Flyte's own interface subscribes to the root of a run by an empty parent."""
+    subscriptions = Subscriptions()
+    subscription = subscriptions.subscribe(action(""))
+    subscriptions.notify(update(action("a0"), parent=""))
+    subscriptions.notify(update(action("c1")))
+    assert names(subscription) == ["a0"]
+
+
+def test_a_bare_name_is_of_any_run() -> None:
+    """So it gets what the subscriber of one run does not."""
+    subscriptions = Subscriptions()
+    bare = subscriptions.subscribe("a0")
+    summary = Summary("q", "d", "r2", "c1", "", "a0", "u", Phase.RUNNING, 1, 0, False, "", 1, 1)
+    assert subscriptions.wants(summary)
+    subscriptions.notify(update(action("c1")))
+    subscriptions.notify(update(action("c1", run="r2", project="q")))
+    subscriptions.notify(update(action("g1"), parent="c1"))
+    assert names(bare) == ["c1", "c1"]
+    subscriptions.unsubscribe(bare)
+    assert not subscriptions.wants(summary)
+
+
+async def test_a_snapshot_then_what_is_newer() -> None:
+    """Nothing older than the snapshot comes behind it, nothing newer is missing."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0"), snapshot=True) as subscription:
+        for name, revision in (("c1", 5), ("c2", 12), ("c3", 9)):
+            subscriptions.notify(update(action(name), revision=revision))
+        with pytest.raises(trio.WouldBlock):
+            subscription.receive_nowait()
+        subscription.begin_with([update(action("c1"), revision=7)], 10)
+        subscriptions.notify(update(action("c1"), revision=8))
+        subscriptions.notify(update(action("c4"), revision=11))
+        got = [subscription.receive_nowait() for _ in range(4)]
+        assert got[1] == SnapshotEnd(10)
+        told = [(e.action_id.name, e.revision) for e in got if isinstance(e, ActionUpdate)]
+        assert told == [("c1", 7), ("c2", 12), ("c4", 11)]
+        with pytest.raises(trio.WouldBlock):
+            subscription.receive_nowait()
+
+
+def test_another_store_has_other_revisions() -> None:
+    """What it says is told, though a snapshot of the old one was newer by its number."""
+    subscriptions = Subscriptions()
+    subscription = subscriptions.subscribe(action("a0"), snapshot=True)
+    subscription.begin_with([], 100)
+    subscriptions.forget_revisions()
+    subscriptions.notify(update(action("c1"), revision=3))
+    assert subscription.receive_nowait() == SnapshotEnd(100)
+    assert subscription.statistics().pending == 1
+
+
+async def test_unsubscribing_ends_the_reader_cleanly() -> None:
+    """Behind what is pending; twice is harmless, somebody else's is an error."""
+    subscriptions = Subscriptions()
+    subscription = subscriptions.subscribe(action("a0"))
+    received = []
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            async for each in subscription:
+                received.append(each.revision)
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        subscriptions.notify(update(action("c1"), revision=1))
+        subscriptions.unsubscribe(subscription)
+        subscriptions.notify(update(action("c1"), revision=2))
+    assert received == [1]
+    subscriptions.unsubscribe(subscription)
+    await subscription.aclose()
+    subscriptions.unsubscribe(subscription)
+    with pytest.raises(InvalidArgument, match="another client"):
+        Subscriptions().unsubscribe(subscription)

@@ -114,7 +114,7 @@ class Lister:
 
     async def revision(self) -> int:
         """The newest revision of the store."""
-        return (await self._store.read(KeyRange.of_key(self._keys.position)))[1]
+        return (await self._store.read(KeyRange.of_key(self._keys.prefix)))[1]
 
     async def _list(self, prefixes: Iterable[bytes]) -> Listing:
         """All below some prefixes, at one revision."""

@@ -29,8 +29,6 @@ class Keyspace:
         self.side = OWN_PREFIX + prefix.lstrip(b"/")
         self.traces = self.side + b"traces/"
         self.aborts = self.side + b"aborts/"
-        self.position = self.side + b"position"
-        self.election = self.side + b"election"
 
     def task_action(self, action_id: ActionId) -> bytes:
         """The key of a task's or condition's object."""
@@ -43,6 +41,14 @@ class Keyspace:
     def abort(self, action_id: ActionId) -> bytes:
         """The key that exists while an abort of this action counts."""
         return object_key(self.aborts, self.namespace, action_id.object_name)
+
+    def position(self, watched: str | None) -> bytes:
+        """Where the position is kept of those who watch a namespace, or, with None, all."""
+        return self.side + b"position/" + (watched or "*").encode()
+
+    def election(self, watched: str | None) -> bytes:
+        """Where they elect the one who records."""
+        return self.side + b"election/" + (watched or "*").encode()
 
     def run_prefixes(self, run: str) -> tuple[bytes, bytes, bytes]:
         """What the keys of a run begin with: of objects, traces and abort markers.

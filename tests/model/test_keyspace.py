@@ -16,7 +16,9 @@ def test_keys() -> None:
     side = b"/etcd-actions/registry/flyte.org/taskactions/"
     assert keys.trace(ROOT) == side + b"traces/flyte/r1-a0"
     assert keys.abort(ROOT) == side + b"aborts/flyte/r1-a0"
-    assert (keys.position, keys.election) == (side + b"position", side + b"election")
+    assert keys.position(None) == side + b"position/*"
+    assert keys.position("flyte") == side + b"position/flyte"
+    assert keys.election("flyte") == side + b"election/flyte"
     assert not side.startswith(keys.prefix)
 
 
