@@ -11,27 +11,18 @@ from typing import NamedTuple
 
 import structlog
 
-from etcd_actions.codecs import codec_of
+from etcd_actions.actions.stored import (
+    StoredTaskAction,
+    check_identity,
+    describe,
+    same_run,
+)
 from etcd_actions.errors import Compacted, DecodeError, NotFound
 from etcd_actions.etcd.api import KeyRange, KeyValue
 from etcd_actions.model import ActionId, Keyspace, TaskAction, canonical_name
 from etcd_actions.store import Store
 
 _log = structlog.get_logger(__name__)
-
-
-class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, rename="camel"):
-    """A TaskAction and where it stands in etcd."""
-
-    key: bytes = b""
-    create_revision: int = 0
-    revision: int = 0
-    """``mod_revision`` of the value."""
-
-    @property
-    def resource_version(self) -> str:
-        """What Kubernetes shows as ``metadata.resourceVersion``, which is never stored."""
-        return str(self.revision)
 
 
 class Listing(NamedTuple):
@@ -58,19 +49,11 @@ class Lister:
         """
         for key in (self._keys.task_action(action_id), self._keys.trace(action_id)):
             kv = await self._store.get(key)
-            if kv is not None and _is(found := _decode(kv), action_id):
-                return found
             if kv is not None:
-                other = found.action_id
-                raise NotFound(
-                    f"there is no action {action_id.name} in run {action_id.project}/"
-                    f"{action_id.domain}/{action_id.run}: {action_id.object_name} is action "
-                    f"{other.name} of run {other.project}/{other.domain}/{other.run}"
-                )
-        raise NotFound(
-            f"there is no action {action_id.name} in run "
-            f"{action_id.project}/{action_id.domain}/{action_id.run}"
-        )
+                found = StoredTaskAction.of(kv)
+                check_identity(found, action_id)
+                return found
+        raise NotFound(f"there is no action {describe(action_id)}")
 
     async def list_run_actions(self, run: ActionId, *, traces: bool = False) -> Listing:
         """All tasks and conditions of a run, with its traces if asked for.
@@ -87,7 +70,7 @@ class Lister:
         objects, trace_prefix, _ = self._keys.run_prefixes(run.run)
         prefixes = (objects, trace_prefix) if traces else (objects,)
         listing = await self._list(prefixes)
-        mine = [action for action in listing.actions if _same_run(action.action_id, run)]
+        mine = [action for action in listing.actions if same_run(action.action_id, run)]
         return Listing(mine, listing.revision)
 
     async def list_child_actions(self, parent: ActionId, *, traces: bool = False) -> Listing:
@@ -137,7 +120,7 @@ def _readable(kvs: Iterable[KeyValue]) -> list[StoredTaskAction]:
     actions = []
     for kv in kvs:
         try:
-            actions.append(_decode(kv))
+            actions.append(StoredTaskAction.of(kv))
         except DecodeError as error:
             _log.error(
                 "value_undecodable",
@@ -146,31 +129,6 @@ def _readable(kvs: Iterable[KeyValue]) -> list[StoredTaskAction]:
                 reason=error.reason,
             )
     return actions
-
-
-def _decode(kv: KeyValue) -> StoredTaskAction:
-    action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
-    return StoredTaskAction(
-        action.api_version,
-        action.kind,
-        action.metadata,
-        action.spec,
-        action.status,
-        key=kv.key,
-        create_revision=kv.create_revision,
-        revision=kv.mod_revision,
-    )
-
-
-def _same_run(one: ActionId, other: ActionId) -> bool:
-    if one.org and other.org and one.org != other.org:
-        return False
-    return (one.project, one.domain, one.run) == (other.project, other.domain, other.run)
-
-
-def _is(action: TaskAction, wanted: ActionId) -> bool:
-    found = action.action_id
-    return _same_run(found, wanted) and found.object_name == wanted.object_name
 
 
 def _is_below(action: TaskAction, parent: ActionId) -> bool:

@@ -14,6 +14,7 @@ _BY_TEXT: tuple[tuple[str, type[errors.EtcdError]], ...] = (
     ("database space exceeded", errors.NoSpace),
     ("request is too large", errors.RequestTooLarge),
     ("trying to send message larger than max", errors.RequestTooLarge),
+    ("received message larger than max", errors.RequestTooLarge),
     ("requested lease not found", errors.LeaseNotFound),
     ("permission denied", errors.PermissionDenied),
     ("invalid auth token", errors.Unauthenticated),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
+
+from etcd_actions.model.names import OWN_DOMAIN
 
 
 class Phase(enum.IntEnum):
@@ -49,7 +51,13 @@ class Condition(msgspec.Struct, rename="camel", frozen=True, gc=False):
     observed_generation: int | msgspec.UnsetType = msgspec.UNSET
 
 
-# Flyte has no condition for WAITING_FOR_RESOURCES: its executor says Queued instead.
+CONDITION_WAITING: Final = OWN_DOMAIN + "/WaitingForResources"
+"""Ours: with it, what is queued waits for resources.
+
+Flyte has no condition for this phase, its executor says ``Queued``; so do we, with this one
+before it, which Flyte's own readers pass over.
+"""
+
 _PROGRESSING = {
     "Queued": Phase.QUEUED,
     "Initializing": Phase.INITIALIZING,
@@ -57,6 +65,7 @@ _PROGRESSING = {
     "Paused": Phase.PAUSED,
 }
 
+_SUCCEEDED = {"Recovered": Phase.RECOVERED}
 _FAILED = {"TimedOut": Phase.TIMED_OUT, "Aborted": Phase.ABORTED}
 
 
@@ -86,22 +95,29 @@ def phase_of(conditions: Iterable[ConditionLike]) -> Phase:
     that is not ``True``, and progress for a reason without a phase (``RetryableFailure``),
     says nothing.
 
-    In one thing it differs from Flyte: a failure for the reason ``Aborted`` is ABORTED
-    here, and FAILED there, where an abort is only told by the deletion that follows it.
+    It tells more than Flyte in three things: a failure for the reason ``Aborted`` is ABORTED
+    here, and FAILED there, where an abort is only told by the deletion that follows it; a
+    success for the reason ``Recovered`` is RECOVERED here, and SUCCEEDED there; and what is
+    queued with `CONDITION_WAITING` before it is WAITING_FOR_RESOURCES.
 
     Returns:
         The phase; UNSPECIFIED where no condition tells it.
     """
+    waiting = False
     for condition in conditions:
         if condition.status != "True":
             continue
         kind = condition.type
         if kind == "Progressing":
             phase = _PROGRESSING.get(condition.reason)
+            if phase is Phase.QUEUED and waiting:
+                return Phase.WAITING_FOR_RESOURCES
             if phase is not None:
                 return phase
         elif kind == "Succeeded":
-            return Phase.SUCCEEDED
+            return _SUCCEEDED.get(condition.reason, Phase.SUCCEEDED)
         elif kind == "Failed":
             return _FAILED.get(condition.reason, Phase.FAILED)
+        elif kind == CONDITION_WAITING:
+            waiting = True
     return Phase.UNSPECIFIED

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import structlog
 
-from etcd_actions.actions.listing import Lister, StoredTaskAction
+from etcd_actions.actions.listing import Lister
+from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.codecs import CODEC_NAMES, codec_named
 from etcd_actions.errors import DecodeError, NotFound
 from etcd_actions.etcd.api import Etcd
@@ -123,7 +124,7 @@ async def test_what_is_not_there_is_not_found(etcd: Etcd, prefix: bytes) -> None
     """An object of that name that is another action's is named."""
     keys = Keyspace(prefix)
     lister = Lister(Store(etcd), keys)
-    with pytest.raises(NotFound, match="no action a0 in run p/d/r1"):
+    with pytest.raises(NotFound, match="no action a0 of run p/d/r1"):
         await lister.get_task_action(ROOT)
     await put(etcd, keys, stored("a0", "", of=ActionId("q", "d", "r1", "")))
     with pytest.raises(NotFound, match="r1-a0 is action a0 of run q/d/r1"):

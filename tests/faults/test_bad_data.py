@@ -52,7 +52,7 @@ async def test_garbage_is_set_aside_and_healed(
     # Half of it is there at the start, the other half comes while it is watched.
     for action, value in list(zip(bad, GARBAGE, strict=True))[::2]:
         await etcd.put(action.key, value)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with (
             open_etcd(shared_etcd.endpoint) as connection,
             processing(connection, prefix, run_service) as processor,
@@ -87,7 +87,7 @@ async def test_a_key_that_is_nobodys_harms_nobody(
     (action,) = make_run(prefix, "rb3", 1)
     run_service = RecordingRunService(etcd)
     stored = action.states[4] if value == "good" else b"garbage"
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with (
             open_etcd(shared_etcd.endpoint) as connection,
             processing(connection, prefix, run_service) as processor,
@@ -140,7 +140,7 @@ async def test_marks_wait_while_etcd_is_full(small_etcd: EtcdServer, prefix: byt
     actions = make_run(prefix, "rf1", 3)
     doomed = make_run(prefix, "rf2", 1)[0]
     keys = KeyRange.of_prefix(prefix)
-    with trio.fail_after(30):
+    with trio.fail_after(90):
         async with (
             open_etcd(small_etcd.endpoint) as etcd,
             open_etcd(small_etcd.endpoint) as direct,

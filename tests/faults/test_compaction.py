@@ -15,6 +15,7 @@ from tests.support.oracle import Entry, Skipped
 from tests.support.proxy import open_proxy
 from tests.support.recording import RecordingRunService, RecordingSink, eventually
 from tests.support.scene import (
+    UNHURRIED,
     is_settled,
     judge_delivery,
     processing,
@@ -38,13 +39,13 @@ async def test_what_was_compacted_is_listed(own_etcd: EtcdServer, prefix: bytes)
     keys = keys_of(prefix, 12)
     async with (
         open_proxy(own_etcd.port) as proxy,
-        open_etcd(proxy.endpoint, request_timeout=1) as etcd,
+        open_etcd(proxy.endpoint) as etcd,
         open_etcd(own_etcd.endpoint) as direct,
     ):
         for key in keys:
             await direct.put(key, b"0")
-        with trio.fail_after(20):
-            async with reflecting(etcd, prefix, sink) as reflector:
+        with trio.fail_after(60):
+            async with reflecting(etcd, prefix, sink, settings=UNHURRIED) as reflector:
                 await direct.put(keys[0], b"1")
                 await sink.bell.until(lambda: sink.last()[keys[0]].value == b"1")
                 before = await oracle.read_history(direct, KeyRange.of_prefix(prefix))
@@ -90,14 +91,14 @@ async def test_a_compaction_at_the_resume_point_costs_nothing(
     keys = keys_of(prefix, 4)
     async with (
         open_proxy(own_etcd.port) as proxy,
-        open_etcd(proxy.endpoint, request_timeout=1) as etcd,
+        open_etcd(proxy.endpoint) as etcd,
         open_etcd(own_etcd.endpoint) as direct,
     ):
         for key in keys:
             await direct.put(key, b"0")
         done = (await direct.delete(KeyRange.of_key(keys[3]))).revision
-        with trio.fail_after(20):
-            async with reflecting(etcd, prefix, sink) as reflector:
+        with trio.fail_after(60):
+            async with reflecting(etcd, prefix, sink, settings=UNHURRIED) as reflector:
                 await proxy.go_down()
                 earlier = await oracle.read_history(direct, KeyRange.of_prefix(prefix))
                 await direct.delete(KeyRange.of_key(keys[0]))
@@ -157,14 +158,17 @@ async def test_a_compaction_between_the_pages_of_a_list(
     keys = keys_of(prefix, 20)
     async with (
         open_proxy(own_etcd.port) as proxy,
-        open_etcd(proxy.endpoint, request_timeout=1) as etcd,
+        open_etcd(proxy.endpoint) as etcd,
         open_etcd(own_etcd.endpoint) as direct,
     ):
         sink = CompactingSink(direct)
         for key in keys:
             await direct.put(key, b"0")
-        with trio.fail_after(20):
-            async with reflecting(etcd, prefix, sink) as reflector, trio.open_nursery() as nursery:
+        with trio.fail_after(60):
+            async with (
+                reflecting(etcd, prefix, sink, settings=UNHURRIED) as reflector,
+                trio.open_nursery() as nursery,
+            ):
                 start = (await direct.put(keys[0], b"1")).revision
                 await sink.bell.until(lambda: sink.last()[keys[0]].mod_revision == start)
                 await proxy.go_down()
@@ -211,13 +215,13 @@ async def test_a_processor_tells_of_what_vanished(own_etcd: EtcdServer, prefix: 
     gone, again, stays = actions
     async with (
         open_proxy(own_etcd.port) as proxy,
-        open_etcd(proxy.endpoint, request_timeout=1) as etcd,
+        open_etcd(proxy.endpoint) as etcd,
         open_etcd(own_etcd.endpoint) as direct,
     ):
         run_service, load = RecordingRunService(direct), Load(direct)
         for action in actions:
             await load.write(action.key, action.states[4])
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with (
                 processing(etcd, prefix, run_service) as processor,
                 subscribed(processor, [root_of("rc1")]) as updates,

@@ -59,7 +59,7 @@ async def test_a_crash_around_the_acceptance(
     keys = KeyRange.of_prefix(prefix)
     for action in actions:
         await etcd.put(action.key, action.ended)
-    with trio.fail_after(30):
+    with trio.fail_after(90):
         assert await run_processor(shared_etcd, prefix, when) == -signal.SIGKILL
         first = {action.key: await accepted_at(etcd, action.key) for action in actions}
         assert any(first.values()) == (when == "between")
@@ -104,7 +104,7 @@ async def test_several_processors_and_an_editor_on_the_same_objects(
                 )
                 applied = (await etcd.txn(Txn([unchanged], [Put(key, value)]))).succeeded
 
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         async with (
             open_etcd(shared_etcd.endpoint) as one,
             open_etcd(shared_etcd.endpoint) as two,

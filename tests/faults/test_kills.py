@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 
@@ -24,12 +26,9 @@ RUNS = ["rk1", "rk2", "rk3"]
 KILLS = (30, 90, 150)
 
 
-async def kill_repeatedly(server: EtcdServer, load: Load) -> None:
-    for writes in KILLS:
-        await load.reached(writes)
-        assert not load.done
-        server.kill()
-        await trio.to_thread.run_sync(server.start)
+async def kill(server: EtcdServer) -> None:
+    server.kill()
+    await trio.to_thread.run_sync(server.start)
 
 
 async def test_a_reflector_loses_and_doubles_nothing(
@@ -37,16 +36,18 @@ async def test_a_reflector_loses_and_doubles_nothing(
 ) -> None:
     """Three kills under load: exactly etcd's history is given out, and no list is needed."""
     sink = RecordingSink()
-    with trio.fail_after(40):
+    with trio.fail_after(120):
         async with (
             open_etcd(killable_etcd.endpoint, request_timeout=2) as etcd,
             open_etcd(killable_etcd.endpoint, request_timeout=2) as direct,
             reflecting(etcd, prefix, sink) as reflector,
-            trio.open_nursery() as nursery,
         ):
-            load = Load(direct)
-            nursery.start_soon(kill_repeatedly, killable_etcd, load)
-            await load.play([make_run(prefix, run, 4) for run in RUNS], rounds=3)
+            await Load(direct).play(
+                [make_run(prefix, run, 4) for run in RUNS],
+                rounds=3,
+                strikes=KILLS,
+                strike=partial(kill, killable_etcd),
+            )
             history = await judge_delivery(sink, direct, prefix)
             assert len(history) > 200
             statistics = reflector.statistics()
@@ -58,7 +59,7 @@ async def test_a_processor_tells_and_marks_everything(
     killable_etcd: EtcdServer, prefix: bytes
 ) -> None:
     """Three kills under load: each ending is accepted, then marked once; subscribers agree."""
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         async with (
             open_etcd(killable_etcd.endpoint, request_timeout=2) as etcd,
             open_etcd(killable_etcd.endpoint, request_timeout=2) as direct,
@@ -67,12 +68,11 @@ async def test_a_processor_tells_and_marks_everything(
             async with (
                 processing(etcd, prefix, run_service) as processor,
                 subscribed(processor, [root_of(run) for run in RUNS]) as updates,
-                trio.open_nursery() as nursery,
             ):
-                load = Load(direct, seed=1)
-                nursery.start_soon(kill_repeatedly, killable_etcd, load)
                 runs = [make_run(prefix, run, 4) for run in RUNS]
-                await load.play(runs, rounds=3)
+                await Load(direct, seed=1).play(
+                    runs, rounds=3, strikes=KILLS, strike=partial(kill, killable_etcd)
+                )
                 history = await judge_marks([processor], [run_service], direct, prefix)
                 keys = [action.key for run in runs for action in run]
                 await eventually(lambda: not oracle.subscriber_problems(updates, history, keys))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -14,9 +14,10 @@ from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.watch import Reflector, ReflectorStatistics
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import Load, make_action, make_run, with_uid
+from tests.support.patient import patiently
 from tests.support.proxy import Proxy, open_proxy
 from tests.support.recording import RecordingRunService, RecordingSink, eventually
-from tests.support.scene import judge_delivery, judge_marks, processing, reflecting
+from tests.support.scene import UNHURRIED, judge_delivery, judge_marks, processing, reflecting
 
 pytestmark = pytest.mark.faults
 
@@ -28,20 +29,20 @@ async def cut_off(
     """A reflector that knows some keys and was then cut off."""
     async with (
         open_proxy(server.port) as proxy,
-        open_etcd(proxy.endpoint, request_timeout=1) as etcd,
+        open_etcd(proxy.endpoint) as etcd,
         open_etcd(server.endpoint, request_timeout=2) as direct,
     ):
         for n in range(keys):
-            await direct.put(prefix + b"flyte/r%d" % n, b"old")
-        async with reflecting(etcd, prefix, sink) as reflector:
-            await direct.put(prefix + b"flyte/r0", b"older")
+            await patiently(direct.put, prefix + b"flyte/r%d" % n, b"old")
+        async with reflecting(etcd, prefix, sink, settings=UNHURRIED) as reflector:
+            await patiently(direct.put, prefix + b"flyte/r0", b"older")
             await sink.bell.until(lambda: len(sink.changes) == keys + 1)
             yield proxy, reflector, direct
 
 
 async def agree(sink: RecordingSink, direct: Etcd, prefix: bytes) -> None:
     """Wait until what was given out last is what is stored."""
-    found = await direct.range(KeyRange.of_prefix(prefix))
+    found = await patiently(direct.range, KeyRange.of_prefix(prefix))
     stored = {kv.key: (kv.mod_revision, kv.value) for kv in found.kvs}
     await sink.bell.until(
         lambda: (
@@ -51,27 +52,19 @@ async def agree(sink: RecordingSink, direct: Etcd, prefix: bytes) -> None:
     )
 
 
-async def put_again(etcd: Etcd, key: bytes, value: bytes) -> None:
-    """Write to a server that was just started again."""
-    while True:
-        with suppress(Unavailable):
-            await etcd.put(key, value)
-            return
-
-
 async def write_nothing(etcd: Etcd, prefix: bytes) -> None:
     """The new store stays empty."""
 
 
 async def write_little(etcd: Etcd, prefix: bytes) -> None:
     """The new store has less than the old one."""
-    await etcd.put(prefix + b"flyte/r1", b"new")
+    await patiently(etcd.put, prefix + b"flyte/r1", b"new")
 
 
 async def write_more(etcd: Etcd, prefix: bytes) -> None:
     """The new store's revision is beyond the old one's."""
     for n in range(12):
-        await etcd.put(prefix + b"flyte/r%d" % (n % 3), b"new%d" % n)
+        await patiently(etcd.put, prefix + b"flyte/r%d" % (n % 3), b"new%d" % n)
 
 
 @pytest.mark.parametrize("write", [write_nothing, write_little, write_more])
@@ -80,7 +73,7 @@ async def test_a_wiped_store_is_noticed(
 ) -> None:
     """The data directory is emptied: everything is listed again, what is gone gets its end."""
     sink = RecordingSink()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with cut_off(own_etcd, prefix, sink, 5) as (proxy, reflector, direct):
             await proxy.go_down()
             own_etcd.stop()
@@ -89,7 +82,7 @@ async def test_a_wiped_store_is_noticed(
             await write(direct, prefix)
             await proxy.come_up()
             await agree(sink, direct, prefix)
-            await direct.put(prefix + b"flyte/r9", b"later")
+            await patiently(direct.put, prefix + b"flyte/r9", b"later")
             await agree(sink, direct, prefix)
             assert reflector.statistics().relists.keys() <= {"went_back", "replaced"}
             assert sum(reflector.statistics().relists.values()) == 1
@@ -103,7 +96,7 @@ async def restored(
     unseen: Callable[[Etcd], Awaitable[None]],
 ) -> ReflectorStatistics:
     """Save the data, let ``seen`` happen, restore, let ``unseen`` happen, reconnect."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with cut_off(own_etcd, prefix, sink, 5) as (proxy, reflector, direct):
             await proxy.go_down()
             own_etcd.stop()
@@ -111,7 +104,7 @@ async def restored(
             own_etcd.start()
             await proxy.come_up()
             await seen(direct)
-            newest = (await direct.range(KeyRange.of_prefix(prefix))).revision
+            newest = (await patiently(direct.range, KeyRange.of_prefix(prefix))).revision
             await eventually(lambda: sink.changes[-1].mod_revision == newest)
             await proxy.go_down()
             own_etcd.stop()
@@ -120,11 +113,11 @@ async def restored(
             await unseen(direct)
             await proxy.come_up()
             await eventually(lambda: reflector.statistics().streaming)
-            await direct.put(prefix + b"flyte/r9", b"later")
-            with trio.move_on_after(3):
+            await patiently(direct.put, prefix + b"flyte/r9", b"later")
+            with trio.move_on_after(20):
                 await agree(sink, direct, prefix)
                 return reflector.statistics()
-            found = await direct.range(KeyRange.of_prefix(prefix))
+            found = await patiently(direct.range, KeyRange.of_prefix(prefix))
             pytest.fail(f"{sink.last()} is not {found.kvs}")
 
 
@@ -134,9 +127,9 @@ async def test_a_restored_backup_is_noticed_by_its_revision(
     """An older copy of the data comes back: the revision is lower than what was handled."""
 
     async def seen(direct: Etcd) -> None:
-        await direct.put(prefix + b"flyte/r1", b"lost")
-        await direct.put(prefix + b"flyte/r7", b"lost")
-        await direct.delete(KeyRange.of_key(prefix + b"flyte/r2"))
+        await patiently(direct.put, prefix + b"flyte/r1", b"lost")
+        await patiently(direct.put, prefix + b"flyte/r7", b"lost")
+        await patiently(direct.delete, KeyRange.of_key(prefix + b"flyte/r2"))
 
     async def unseen(direct: Etcd) -> None:
         pass
@@ -151,11 +144,11 @@ async def test_a_restored_backup_is_noticed_by_its_witness(
     """The restored store is beyond what was handled, but has another state there."""
 
     async def seen(direct: Etcd) -> None:
-        await direct.put(prefix + b"flyte/r1", b"lost")
+        await patiently(direct.put, prefix + b"flyte/r1", b"lost")
 
     async def unseen(direct: Etcd) -> None:
         for n in range(5):
-            await direct.put(prefix + b"flyte/r2", b"%d" % n)
+            await patiently(direct.put, prefix + b"flyte/r2", b"%d" % n)
 
     statistics = await restored(own_etcd, prefix, RecordingSink(), seen, unseen)
     assert statistics.relists == {"replaced": 1}
@@ -167,12 +160,12 @@ async def test_a_restored_backup_is_noticed_after_deletes_only(
     """All that was handled since the backup were deletes: they are no less a witness."""
 
     async def seen(direct: Etcd) -> None:
-        await direct.delete(KeyRange.of_key(prefix + b"flyte/r1"))
-        await direct.delete(KeyRange.of_key(prefix + b"flyte/r2"))
+        await patiently(direct.delete, KeyRange.of_key(prefix + b"flyte/r1"))
+        await patiently(direct.delete, KeyRange.of_key(prefix + b"flyte/r2"))
 
     async def unseen(direct: Etcd) -> None:
         for n in range(5):
-            await direct.put(prefix + b"flyte/r3", b"%d" % n)
+            await patiently(direct.put, prefix + b"flyte/r3", b"%d" % n)
 
     statistics = await restored(own_etcd, prefix, RecordingSink(), seen, unseen)
     assert statistics.relists == {"replaced": 1}
@@ -183,7 +176,7 @@ async def test_the_same_key_and_revision_in_another_store_is_introduced(
 ) -> None:
     """After a wipe an action is made again, at the same revision: it is recorded anew."""
     action = make_action(prefix, "rw1", "a1")
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with (
             open_etcd(own_etcd.endpoint, request_timeout=1) as etcd,
             open_etcd(own_etcd.endpoint, request_timeout=2) as direct,
@@ -208,20 +201,20 @@ async def test_another_value_at_the_same_revision_is_noticed(
     """A wiped store got the same writes again, with other values: only they tell it apart."""
     sink = RecordingSink()
     key = prefix + b"flyte/r1"
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with (
             open_etcd(own_etcd.endpoint, request_timeout=1) as etcd,
             open_etcd(own_etcd.endpoint, request_timeout=2) as direct,
         ):
-            await direct.put(key, b"old")
+            await patiently(direct.put, key, b"old")
             async with reflecting(etcd, prefix, sink) as reflector:
                 await eventually(lambda: reflector.statistics().streaming)
                 own_etcd.stop()
                 own_etcd.wipe()
                 own_etcd.start()
-                await direct.put(key, b"new")
+                await patiently(direct.put, key, b"new")
                 await eventually(lambda: reflector.statistics().streaming)
-                later = (await direct.put(prefix + b"flyte/r2", b"later")).revision
+                later = (await patiently(direct.put, prefix + b"flyte/r2", b"later")).revision
                 await sink.bell.until(lambda: sink.changes[-1].mod_revision == later)
     assert sink.last()[key].value == b"new"
 
@@ -231,16 +224,16 @@ async def test_a_restored_backup_is_noticed_after_a_list_only(
 ) -> None:
     """A list is in the order of keys: its newest put, not its last one, is the witness."""
     sink = RecordingSink()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with (
             open_etcd(own_etcd.endpoint, request_timeout=1) as etcd,
             open_etcd(own_etcd.endpoint, request_timeout=2) as direct,
         ):
-            await direct.put(prefix + b"flyte/r2", b"saved")
+            await patiently(direct.put, prefix + b"flyte/r2", b"saved")
             own_etcd.stop()
             own_etcd.save("backup")
             own_etcd.start()
-            await put_again(direct, prefix + b"flyte/r1", b"lost")
+            await patiently(direct.put, prefix + b"flyte/r1", b"lost")
             async with reflecting(etcd, prefix, sink) as reflector:
                 await eventually(lambda: reflector.statistics().streaming)
                 own_etcd.stop()
@@ -250,7 +243,7 @@ async def test_a_restored_backup_is_noticed_after_a_list_only(
                     (prefix + b"flyte/r1", b"restored"),
                     *[(b"/elsewhere", b"")] * 4,
                 ]:
-                    await put_again(direct, key, value)
+                    await patiently(direct.put, key, value)
                 await agree(sink, direct, prefix)
     assert sink.last()[prefix + b"flyte/r1"].value == b"restored"
 
@@ -259,7 +252,7 @@ async def test_an_etcd_that_comes_late_is_waited_for(own_etcd: EtcdServer, prefi
     """Started while etcd is away, a processor waits, and then does all its work."""
     own_etcd.stop()
     runs = [make_run(prefix, "rlate", 3)]
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with (
             open_etcd(own_etcd.endpoint, request_timeout=0.5) as etcd,
             open_etcd(own_etcd.endpoint, request_timeout=2) as direct,
@@ -284,9 +277,9 @@ async def start_late(server: EtcdServer, etcd: Etcd) -> None:
 async def test_a_reflector_lists_when_etcd_comes(own_etcd: EtcdServer, prefix: bytes) -> None:
     """Started while etcd is away, a reflector lists what there is once it can."""
     sink = RecordingSink()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with open_etcd(own_etcd.endpoint, request_timeout=1) as direct:
-            await direct.put(prefix + b"flyte/r1", b"1")
+            await patiently(direct.put, prefix + b"flyte/r1", b"1")
             own_etcd.stop()
             async with open_etcd(own_etcd.endpoint, request_timeout=0.5) as etcd:
                 reflector = Reflector(etcd, KeyRange.of_prefix(prefix), sink)

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 from etcd_actions.etcd.api import (
     Event,
@@ -72,7 +73,9 @@ class ScriptedEtcd:
         yield stream
 
 
-async def test_progress_from_before_a_range_was_opened_again_does_not_count() -> None:
+async def test_progress_from_before_a_range_was_opened_again_does_not_count(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """A range is listed at the compaction and watched from there; late progress skips nothing.
 
     The answer says that all up to its revision was sent, of the watchers that etcd had when

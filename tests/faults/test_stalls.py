@@ -20,7 +20,8 @@ from tests.support.scene import DEAD_AFTER, judge_delivery, judge_marks, process
 
 pytestmark = pytest.mark.faults
 
-_SLACK = 1.0
+# For machines that are slow, or do something else.
+_SLACK = 5.0
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def suspended(server: EtcdServer) -> Iterator[None]:
 async def test_a_stopped_etcd_is_found(own_etcd: EtcdServer, prefix: bytes) -> None:
     """The dead stream is given up within ``dead_after``; after SIGCONT nothing is missing."""
     sink = RecordingSink()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with (
             open_etcd(own_etcd.endpoint, request_timeout=1) as etcd,
             open_etcd(own_etcd.endpoint, request_timeout=1) as direct,
@@ -60,7 +61,7 @@ async def test_a_stopped_etcd_is_found_with_the_usual_settings(
 ) -> None:
     """By default a silence of 15 s is found, and not much later."""
     sink, settings = RecordingSink(), ReflectorSettings()
-    with trio.fail_after(40):
+    with trio.fail_after(120):
         async with (
             open_etcd(own_etcd.endpoint) as etcd,
             open_etcd(own_etcd.endpoint) as direct,
@@ -79,14 +80,14 @@ async def test_a_quiet_etcd_is_not_taken_for_dead(
 ) -> None:
     """Nothing changes for longer than ``dead_after``: the stream stays."""
     sink = RecordingSink()
-    settings = ReflectorSettings(dead_after=0.5)
-    with trio.fail_after(10):
+    settings = ReflectorSettings(dead_after=2.0)
+    with trio.fail_after(60):
         async with (
             open_etcd(shared_etcd.endpoint) as quiet,
             reflecting(quiet, prefix, sink, settings=settings) as reflector,
         ):
             began = trio.current_time()
-            await eventually(lambda: trio.current_time() > began + 3 * settings.dead_after)
+            await eventually(lambda: trio.current_time() > began + 2 * settings.dead_after)
             assert reflector.statistics().reconnects == {}
             await etcd.put(prefix + b"flyte/r1", b"1")
             await judge_delivery(sink, etcd, prefix)
@@ -98,7 +99,7 @@ async def test_a_stall_one_way_is_found(
 ) -> None:
     """Bytes go one way only, under load: found within ``dead_after``, nothing is missing."""
     sink = RecordingSink()
-    with trio.fail_after(30):
+    with trio.fail_after(90):
         async with (
             open_proxy(shared_etcd.port) as proxy,
             open_etcd(proxy.endpoint, request_timeout=1) as proxied,
@@ -123,7 +124,7 @@ async def test_a_stall_one_way_is_found(
 
 async def test_marks_survive_a_stop(own_etcd: EtcdServer, prefix: bytes) -> None:
     """etcd is stopped twice while endings are marked: each gets its mark, exactly once."""
-    with trio.fail_after(40):
+    with trio.fail_after(120):
         async with (
             open_etcd(own_etcd.endpoint, request_timeout=0.5) as etcd,
             open_etcd(own_etcd.endpoint, request_timeout=2) as direct,

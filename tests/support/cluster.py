@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import http.client
 import random
 import re
 import signal
@@ -23,7 +24,11 @@ from etcd_actions.testing.process import packaged_binary, sound_binary_on_path
 ROOT = User(name="root", password="root-pw-5f1c")
 WORKER = User(name="worker", password="worker-pw-9b27")
 
-_START_TIMEOUT = 30.0
+_START_TIMEOUT = 60.0
+_TRIES = 20
+_PAUSE = 0.1
+_HEALTH_TIMEOUT = 2.0
+_METRICS_TIMEOUT = 10.0
 _HEALTHY = b'"health":"true"'
 
 
@@ -135,7 +140,7 @@ class Member:
         if self._process is not None and self._process.poll() is not None:
             raise RuntimeError((self.directory / "etcd.log").read_text()[-2000:])
         try:
-            return _HEALTHY in self._ask("health").encode()
+            return _HEALTHY in self._ask("health", _HEALTH_TIMEOUT).encode()
         except OSError:
             return False
 
@@ -155,10 +160,13 @@ class Member:
             raise RuntimeError(f"{self.name} does not tell its id")
         return found[1]
 
-    def _ask(self, path: str) -> str:
+    def _ask(self, path: str, timeout: float = _METRICS_TIMEOUT) -> str:
         address = f"http://127.0.0.1:{self.metrics_port}/{path}"
-        with urllib.request.urlopen(address, timeout=2) as answer:
-            text: bytes = answer.read()
+        try:
+            with urllib.request.urlopen(address, timeout=timeout) as answer:
+                text: bytes = answer.read()
+        except http.client.HTTPException as error:
+            raise OSError(f"{self.name} broke off its answer: {error!r}") from error
         return text.decode()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -283,8 +291,16 @@ class EtcdCluster:
             (member for member in others if member.name > leader.name),
             others[0],
         )
-        self.etcdctl("move-leader", following.id(), endpoints=[leader.endpoint])
+        give_up = time.monotonic() + _START_TIMEOUT
+        complaint = ""
         while self.leader() is leader:
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"the leader does not move: {complaint}")
+            try:
+                self.etcdctl("move-leader", following.id(), endpoints=[leader.endpoint])
+            except (OSError, RuntimeError) as error:
+                # The next one is not ready yet, or the leader went by itself.
+                complaint = str(error)
             time.sleep(0.01)
 
     def authentications(self) -> int:
@@ -317,29 +333,46 @@ class EtcdCluster:
             raise RuntimeError(f"etcdctl {arguments[0]}: {done.stderr}")
         return done.stdout
 
+    def settle(self, *arguments: str, done: str = "", stdin: str = "") -> None:
+        """Do what may be done twice, again if its answer is lost with a leader.
+
+        ``done`` is what etcd says of what an earlier try did.
+        """
+        for tried in range(1, _TRIES + 1):
+            try:
+                self.etcdctl(*arguments, stdin=stdin)
+            except RuntimeError as error:
+                if tried > 1 and done and done in str(error):
+                    return
+                if tried == _TRIES:
+                    raise
+                time.sleep(_PAUSE)
+            else:
+                return
+
     def add_user(self, user: User, *roles: str) -> None:
         """Make a user with some roles."""
-        self.etcdctl("user", "add", f"{user.name}:{user.password}")
+        self.settle("user", "add", f"{user.name}:{user.password}", done="already exists")
         for role in roles:
-            self.etcdctl("user", "grant-role", user.name, role)
+            self.settle("user", "grant-role", user.name, role)
 
     def set_password(self, user: User) -> None:
         """Give a user this password; its tokens end."""
         change = ["user", "passwd", user.name, "--interactive=false"]
-        self.etcdctl(*change, stdin=f"{user.password}\n")
+        self.settle(*change, stdin=f"{user.password}\n")
 
     def enable_auth(self) -> None:
         """Make root, and :data:`WORKER` with the role ``everything``; then want users."""
         self.add_user(ROOT, "root")
-        self.etcdctl("role", "add", "everything")
-        self.etcdctl("role", "grant-permission", "everything", "readwrite", "--from-key", "")
+        self.settle("role", "add", "everything", done="already exists")
+        self.settle("role", "grant-permission", "everything", "readwrite", "--from-key", "")
         self.add_user(WORKER, "everything")
-        self.etcdctl("auth", "enable")
+        self.settle("auth", "enable", done="user name is empty")
         self.root = ROOT
 
     def disable_auth(self) -> None:
         """Want no users any more; they stay."""
-        self.etcdctl("auth", "disable")
+        self.settle("auth", "disable", done="authentication is not enabled")
         self.root = None
 
     def _command(self, member: Member) -> list[str | Path]:

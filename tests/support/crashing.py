@@ -43,7 +43,7 @@ async def main(endpoint: str, prefix: bytes, when: str) -> None:
     """Work until everything that is over is marked."""
     variables = Environment({**os.environ, "ETCDCTL_ENDPOINTS": endpoint})
     connection = Config(resolve(SETTINGS, [variables]), None).connection(endpoint)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with (
             open_connection(connection) as etcd,
             open_connection(connection) as direct,

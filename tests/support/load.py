@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -121,18 +122,31 @@ class Load:
         self.writes = 0
         self.outages = 0
         self.done = False
+        self._strikes: list[int] = []
 
     async def reached(self, writes: int) -> None:
         """Wait until so many writes were made, or all."""
         await self._bell.until(lambda: self.done or self.writes >= writes)
 
-    async def play(self, runs: Iterable[Sequence[Action]], *, rounds: int = 1) -> None:
+    async def play(
+        self,
+        runs: Iterable[Sequence[Action]],
+        *,
+        rounds: int = 1,
+        strikes: Iterable[int] = (),
+        strike: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    ) -> None:
         """Play all runs side by side.
 
         Between rounds all actions of a run are deleted at once and made again. At the end
         every third run loses half of its actions, and another third has one made again.
+
+        Each time so many writes were made, ``strike`` is called, in the middle of the load:
+        rounds are added for as long as that takes.
         """
+        self._strikes = sorted(strikes)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._strike, strike)
             for number, actions in enumerate(runs):
                 nursery.start_soon(self._play_run, actions, rounds, number)
         self.done = True
@@ -175,8 +189,14 @@ class Load:
 
         await self._persist(attempt)
 
+    async def _strike(self, strike: Callable[[], Awaitable[None]]) -> None:
+        while self._strikes:
+            await self.reached(self._strikes[0])
+            await strike()
+            del self._strikes[0]
+
     async def _play_run(self, actions: Sequence[Action], rounds: int, number: int) -> None:
-        for round_ in range(rounds):
+        for round_ in itertools.count(1):
             lives = [
                 deque(with_uid(state, f"uid-{number}-{round_}-{n}") for state in action.states)
                 for n, action in enumerate(actions)
@@ -188,8 +208,9 @@ class Load:
             self._random.shuffle(turns)
             for n in turns:
                 await self.write(actions[n].key, lives[n].popleft())
-            if round_ < rounds - 1:
-                await self.delete_all(action.key for action in actions)
+            if round_ >= rounds and not self._strikes:
+                break
+            await self.delete_all(action.key for action in actions)
         if number % 3 == 1:
             await self.delete_all(action.key for action in actions[::2])
         elif number % 3 == 2:

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from etcd_actions import ActionUpdate
 from etcd_actions.codecs import codec_of
-from etcd_actions.errors import DecodeError
+from etcd_actions.errors import DecodeError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate, WatchResponse
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, build_action_update
 from etcd_actions.recorder import Ending
 from etcd_actions.watch import Change
+from tests.support.patient import patiently
 from tests.support.recording import Told
 
 _FENCE = b"/oracle-fence"
@@ -51,17 +52,23 @@ class Skipped(NamedTuple):
 async def read_history(etcd: Etcd, keys: KeyRange, *, since: int = 1) -> list[Entry]:
     """All changes of ``keys`` from revision ``since`` up to now, in order.
 
-    One watcher over all keys, which etcd serves in order, up to a fence written now. The
-    connection must be one that nothing breaks, and the history must not be compacted.
+    One watcher over all keys, which etcd serves in order, up to a fence written now. It
+    begins again when a member or a leader goes; the history must not be compacted.
     """
+    return await patiently(_read_history, etcd, keys, since)
+
+
+async def _read_history(etcd: Etcd, keys: KeyRange, since: int) -> list[Entry]:
     fence = (await etcd.put(_FENCE, b"")).revision
     found: list[Entry] = []
     async with etcd.watch() as stream:
         stream.create(watch_all(since))
         while not found or found[-1].mod_revision < fence:
             for response in await stream.receive():
-                if response.canceled:
+                if response.compact_revision:
                     raise AssertionError(f"the history is gone: {response}")
+                if response.canceled:
+                    raise Unavailable(response.cancel_reason)
                 found += entries_of(response, _ALL)
     # Some versions of etcd send events twice.
     unique = {(entry.mod_revision, entry.key): entry for entry in found}

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import trio
 
 from etcd_actions import ActionUpdate, Phase, TaskAction
-from etcd_actions.errors import EtcdError
+from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, WatchCreate
 from etcd_actions.recorder import Ending
 from etcd_actions.watch import Change
+from tests.support.patient import patiently
 
 ACCEPTED = b"/accepted/"
 
@@ -120,13 +121,21 @@ class RecordingRunService:
 async def until_stored(
     etcd: Etcd, keys: KeyRange, condition: Callable[[dict[bytes, KeyValue]], bool]
 ) -> dict[bytes, KeyValue]:
-    """Wait until what is stored satisfies ``condition``; needs an etcd that stays up."""
+    """Wait until what is stored satisfies ``condition``, also while members and leaders go."""
+    return await patiently(_until_stored, etcd, keys, condition)
+
+
+async def _until_stored(
+    etcd: Etcd, keys: KeyRange, condition: Callable[[dict[bytes, KeyValue]], bool]
+) -> dict[bytes, KeyValue]:
     found = await etcd.range(keys)
     stored = {kv.key: kv for kv in found.kvs}
     async with etcd.watch() as stream:
         stream.create(WatchCreate(1, keys, found.revision + 1))
         while not condition(stored):
             for response in await stream.receive():
+                if response.canceled:
+                    raise Unavailable(response.cancel_reason)
                 for event in response.events:
                     if event.is_delete:
                         stored.pop(event.key, None)

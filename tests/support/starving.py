@@ -14,14 +14,15 @@ import sys
 import trio
 
 from etcd_actions import open_etcd
-from etcd_actions.errors import EtcdError, Unavailable
+from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.connection import TransportName
+from tests.support.patient import patiently
 
 
 async def main(endpoint: str, transport: TransportName) -> None:
     """See above; ends with an exception where anything but an EtcdError comes up."""
     async with open_etcd(endpoint, transport=transport, request_timeout=1) as etcd:
-        await etcd.put(b"/starving", b"")
+        await patiently(etcd.put, b"/starving", b"")
         print("ready", flush=True)
         await trio.to_thread.run_sync(sys.stdin.readline)
         usual = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -35,14 +36,8 @@ async def main(endpoint: str, transport: TransportName) -> None:
             except EtcdError as error:
                 print(type(error).__name__, flush=True)
         resource.setrlimit(resource.RLIMIT_NOFILE, usual)
-        with trio.fail_after(10):
-            while True:
-                try:
-                    await etcd.put(b"/starving", b"")
-                except Unavailable:
-                    await trio.sleep(0.05)
-                else:
-                    break
+        with trio.fail_after(30):
+            await patiently(etcd.put, b"/starving", b"")
         print("recovered", flush=True)
 
 

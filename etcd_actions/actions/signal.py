@@ -1,0 +1,151 @@
+"""Signals a condition: the value that it waits for, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from etcd_actions.actions.rewrite import rewrite, utc_now
+from etcd_actions.actions.stored import StoredTaskAction, describe
+from etcd_actions.errors import DecodeError, FailedPrecondition, InvalidArgument
+from etcd_actions.model import ActionId, Keyspace, Phase, flyte
+from etcd_actions.model.conditions import rfc3339, write_phase
+from etcd_actions.store import Store
+
+if TYPE_CHECKING:
+    from flyteidl2.common.identity_pb2 import EnrichedIdentity
+    from flyteidl2.core.literals_pb2 import Literal
+
+_TYPES: Final = {
+    "integer": (1, "INTEGER"),
+    "float_value": (2, "FLOAT"),
+    "string_value": (3, "STRING"),
+    "boolean": (4, "BOOLEAN"),
+}
+"""A primitive's field, and the number and name of its ``flyteidl2.core.SimpleType``."""
+
+_SIGNALED: Final = "Signaled"
+
+
+async def signal(
+    store: Store,
+    keys: Keyspace,
+    action_id: ActionId,
+    value: Literal,
+    signalled_by: str | EnrichedIdentity = "",
+    *,
+    clock: Callable[[], datetime] = utc_now,
+) -> StoredTaskAction:
+    """Give a condition the value that it waits for, which ends it.
+
+    Value, sender, time and the end, as Flyte's executor writes it a moment later, are one
+    write: here there need not be an executor, and one that is there finds its work done. The
+    same value again changes nothing, also after the end; only a condition that somebody else
+    signalled and nobody ended is ended then.
+
+    It is one compare-and-swap, tried until nobody else was faster: changes of others stay,
+    and cancelled it was done completely or not at all.
+
+    Args:
+        store: Where the condition is.
+        keys: Under which key.
+        action_id: Which condition.
+        value: A scalar primitive: boolean, integer, float or string.
+        signalled_by: The subject who signals, empty if nobody is known. Of an identity it is
+            that of its user, or else of its application.
+        clock: The time.
+
+    Returns:
+        The condition as it is now, with its revision. Reads that begin after this see it, or
+        a newer one.
+
+    Raises:
+        InvalidArgument: The value is nothing of these, or not what the condition declares.
+        NotFound: There is no such action.
+        FailedPrecondition: It is no condition, has another value already, or ended without
+            one.
+        DecodeError: What is stored cannot be read.
+        ConfigError: ``flyteidl2`` is not installed.
+        OutcomeUnknown: The answer was lost; the same signal again is safe.
+        EtcdError: etcd did not do it; nothing was changed.
+    """
+    number, kind = _type_of(value)
+    subject = signalled_by if isinstance(signalled_by, str) else _subject(signalled_by)
+    data = value.SerializeToString(deterministic=True)
+
+    def change(action: StoredTaskAction, tree: dict[str, Any]) -> bool:
+        who = describe(action.action_id)
+        if not action.spec.is_condition:
+            raise FailedPrecondition(
+                f"{who} is a {action.spec.kind}: only conditions are signalled"
+            )
+        present = _present(action)
+        if present is not None:
+            if present != value and present.SerializeToString(deterministic=True) != data:
+                raise FailedPrecondition(
+                    f"{who} was signalled with another value"
+                    + (f" by {action.status.signalled_by}" if action.status.signalled_by else "")
+                )
+            return not action.is_terminal and write_phase(
+                tree, Phase.SUCCEEDED, now=clock(), reason=_SIGNALED
+            )
+        if action.is_terminal:
+            raise FailedPrecondition(f"{who} is over: it ended as {action.phase.name}")
+        _check_type(action, number, kind)
+        now = clock()
+        status = tree["status"] = tree.get("status") or {}
+        status["signalValue"] = msgspec.to_builtins(data)
+        status["signalledAt"] = rfc3339(now)
+        if subject:
+            status["signalledBy"] = subject
+        else:
+            status.pop("signalledBy", None)
+        write_phase(tree, Phase.SUCCEEDED, now=now, reason=_SIGNALED)
+        return True
+
+    return await rewrite(store, keys, action_id, change, field="value")
+
+
+def _subject(identity: EnrichedIdentity) -> str:
+    subject: str = identity.user.id.subject or identity.application.id.subject
+    return subject
+
+
+def _type_of(value: Literal) -> tuple[int, str]:
+    field = None
+    if value.WhichOneof("value") == "scalar" and value.scalar.WhichOneof("value") == "primitive":
+        field = value.scalar.primitive.WhichOneof("value")
+    if field not in _TYPES:
+        what = f"a {field}" if field else "no scalar primitive"
+        raise InvalidArgument("value", f"{what}: give a boolean, an integer, a float or a string")
+    return _TYPES[field]
+
+
+def _present(action: StoredTaskAction) -> Literal | None:
+    """The value that is there; one that nobody can read counts as none, as in Flyte."""
+    try:
+        return flyte.signal_value(action)
+    except DecodeError:
+        return None
+
+
+def _check_type(action: StoredTaskAction, number: int, kind: str) -> None:
+    try:
+        spec = flyte.condition_action(action)
+    except DecodeError as error:
+        raise DecodeError(error.reason, key=action.key, revision=action.revision) from None
+    declared = spec.type if spec is not None else None
+    if declared is not None and declared.WhichOneof("type") == "simple":
+        if declared.simple == number:
+            return
+        wanted = next((name for known, name in _TYPES.values() if known == declared.simple), None)
+    else:
+        wanted = None
+    raise InvalidArgument(
+        "value",
+        f"of type {kind}, but {describe(action.action_id)} waits for "
+        + (f"type {wanted}" if wanted else "no type that can be signalled"),
+    )

@@ -1,0 +1,69 @@
+"""An action as it is stored, and whether it is the one that was meant."""
+
+from __future__ import annotations
+
+from etcd_actions.codecs import codec_of
+from etcd_actions.errors import NotFound
+from etcd_actions.etcd.api import KeyValue
+from etcd_actions.model import ActionId, TaskAction
+
+
+class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, rename="camel"):
+    """A TaskAction and where it stands in etcd."""
+
+    key: bytes = b""
+    create_revision: int = 0
+    revision: int = 0
+    """``mod_revision`` of the value."""
+
+    @classmethod
+    def of(cls, kv: KeyValue) -> StoredTaskAction:
+        """Decode a key's value.
+
+        Raises:
+            DecodeError: It is no TaskAction.
+        """
+        action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
+        return cls(
+            action.api_version,
+            action.kind,
+            action.metadata,
+            action.spec,
+            action.status,
+            key=kv.key,
+            create_revision=kv.create_revision,
+            revision=kv.mod_revision,
+        )
+
+    @property
+    def resource_version(self) -> str:
+        """What Kubernetes shows as ``metadata.resourceVersion``, which is never stored."""
+        return str(self.revision)
+
+
+def describe(action_id: ActionId) -> str:
+    """Name an action to a person."""
+    return f"{action_id.name} of run {action_id.project}/{action_id.domain}/{action_id.run}"
+
+
+def same_run(one: ActionId, other: ActionId) -> bool:
+    """Whether two actions are of one run; the organisation counts where both know it."""
+    if one.org and other.org and one.org != other.org:
+        return False
+    return (one.project, one.domain, one.run) == (other.project, other.domain, other.run)
+
+
+def check_identity(found: TaskAction, wanted: ActionId) -> None:
+    """Two actions can have one key: neither project nor domain is in it.
+
+    Raises:
+        NotFound: The object is another action's.
+    """
+    is_ = found.action_id
+    if same_run(is_, wanted) and is_.object_name == wanted.object_name:
+        return
+    other_org = is_.org and wanted.org and is_.org != wanted.org
+    raise NotFound(
+        f"there is no action {describe(wanted)}: {wanted.object_name} is action {describe(is_)}"
+        + (f" in organisation {is_.org}, not {wanted.org}" if other_org else "")
+    )
