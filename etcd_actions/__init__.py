@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from etcd_actions.client import ActionsClient, open_actions_client
     from etcd_actions.etcd import Tls, User, open_etcd
     from etcd_actions.model import ActionId, ActionUpdate, Phase, TaskAction
     from etcd_actions.processor import (
@@ -15,24 +16,27 @@ if TYPE_CHECKING:
         open_processor,
     )
     from etcd_actions.run_service import NullRunService, RunService
-    from etcd_actions.subscriptions import Subscription
+    from etcd_actions.subscriptions import SnapshotEnd, Subscription
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ActionId",
     "ActionUpdate",
+    "ActionsClient",
     "NullRunService",
     "Phase",
     "Processor",
     "ProcessorSettings",
     "ProcessorStatistics",
     "RunService",
+    "SnapshotEnd",
     "Subscription",
     "TaskAction",
     "Tls",
     "User",
     "__version__",
+    "open_actions_client",
     "open_etcd",
     "open_processor",
 ]
@@ -41,16 +45,19 @@ __all__ = [
 _HOMES = {
     "ActionId": "model",
     "ActionUpdate": "model",
+    "ActionsClient": "client",
     "NullRunService": "run_service",
     "Phase": "model",
     "Processor": "processor",
     "ProcessorSettings": "processor",
     "ProcessorStatistics": "processor",
     "RunService": "run_service",
+    "SnapshotEnd": "subscriptions",
     "Subscription": "subscriptions",
     "TaskAction": "model",
     "Tls": "etcd",
     "User": "etcd",
+    "open_actions_client": "client",
     "open_etcd": "etcd",
     "open_processor": "processor",
 }

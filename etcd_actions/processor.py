@@ -1,4 +1,4 @@
-"""From a change in etcd to the mark: wires reflector, router, subscriptions and recorder.
+"""From a change in etcd to the mark: wires reflector, router, subscriptions and outbox.
 
 ::
 
@@ -6,34 +6,50 @@
                                                                │ decode, remember
                                                   handle_task_action_event
                                                      │                 │
-                                     notify_subscribers        outbox (a router of its own)
+                                     notify_subscribers        outbox (of the elected one)
                                                                        │ worker
                                                               notify_run_service
                                                                        │ accepted and over
                                                     mark_terminal_status_recorded
 
 The methods have the names of Flyte's ``ActionsClient``, so that someone who knows the Go
-code finds each. The run service has its own router behind the handlers, so one that hangs
-or refuses slows no subscriber: its keys conflate, and are tried again, apart.
+code finds each; those of the last two steps are the outbox's.
+
+Any number of processes watch the same keys and serve subscribers. One of them, elected by an
+etcd lease, has its outbox at work: it tells the run service, marks, finishes aborts, collects
+what was orphaned, and keeps the position. Whoever takes over begins with what it knows to be
+unmarked, and with the deletions that it saw since the position.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, overload
 
 import structlog
 import trio
 
+from etcd_actions.actions.abort import Aborter
+from etcd_actions.actions.orphans import OrphanCollector
+from etcd_actions.backoff import Backoff
 from etcd_actions.codecs import codec_of
-from etcd_actions.errors import DecodeError, EtcdError, first_error
-from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
+from etcd_actions.election import Election, open_election
+from etcd_actions.errors import (
+    DecodeError,
+    EtcdError,
+    Unavailable,
+    first_error,
+)
+from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.group_commit import open_group_commit
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
     ActionId,
     ActionUpdate,
-    Phase,
+    Keyspace,
     Summary,
     TaskAction,
     build_action_update,
@@ -41,34 +57,54 @@ from etcd_actions.model import (
     summarize,
     unpack,
 )
-from etcd_actions.recorder import Ending, MarkResult, Recorder
+from etcd_actions.outbox import DeadLetter, Outbox
+from etcd_actions.position import Position
+from etcd_actions.recorder import Recorder
+from etcd_actions.retention import Retention
 from etcd_actions.router import Router, RouterSettings, RouterStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.store import Store
-from etcd_actions.subscriptions import Subscription, Subscriptions
-from etcd_actions.watch import Change, Reflector, ReflectorSettings, ReflectorStatistics
+from etcd_actions.subscriptions import AnySubscription, SnapshotEnd, Subscription, Subscriptions
+from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings, ReflectorStatistics
 
 _LIKELY_NAMESPACE = "flyte"
 _LIKELY_RUN = b"r"
+_BACKOFF = Backoff(initial=0.1, cap=5.0)
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessorSettings:
-    """How a processor works.
+    """How a processor works. Times are in seconds.
 
     Attributes:
+        record: Whether to tell the run service, and to mark, at all; without it a processor
+            serves subscribers only, and writes nothing.
+        elect: Whether to do that only while elected, as one of all processes on this prefix.
+            Without it this one always does, and keeps no position.
+        collect_orphans: Whether to end and delete what lost its parent, as Kubernetes'
+            garbage collector does where there is one.
+        election_ttl: For how long the elected one may be silent before another takes over.
+        save_every: How often the elected one saves the position.
         workers: How many keys are handled side by side. Handlers wait for nothing but
             dropped values, so a few are enough.
         outbox_workers: How many calls to the run service, and marks, are under way at once.
-        grace: Seconds that stopping may take to finish the work at hand.
+        retain_terminal: For how long recorded actions are kept before they expire; None
+            for ever, where something else collects them.
+        grace: How long stopping may take to finish the work at hand.
         reflector: How the prefix is watched.
         router: Limits of the router of the handlers, and of the outbox.
     """
 
+    record: bool = True
+    elect: bool = True
+    collect_orphans: bool = True
+    election_ttl: int = 10
+    save_every: float = 5.0
     workers: int = 32
     outbox_workers: int = 128
+    retain_terminal: float | None = None
     grace: float = 10.0
     reflector: ReflectorSettings = field(default_factory=ReflectorSettings)
     router: RouterSettings = field(default_factory=RouterSettings)
@@ -82,27 +118,31 @@ class ProcessorStatistics:
         watching: Whether it is started.
         reflector: The watch; None before the first start.
         router: The handlers' queue; None before the first start.
-        outbox: The run service's queue; None before the first start.
+        outbox: The run service's queue; None before this process was first to have one.
+        told: Number of calls that the run service accepted, by ``record`` and ``status``.
+        rejected: Number of calls that it will never accept, likewise.
+        dead_letters: The newest of these, by action and call; accepted later, one goes.
+        marks: Number of marks by result, see :class:`~etcd_actions.recorder.MarkResult`.
+        elected: Whether this process is the one that records and marks.
+        position: Every deletion up to this revision is done with, as last saved or read.
         subscriptions: Number of open subscriptions.
         decode_errors: Number of values that could not be decoded.
         undecodable: The keys that hold such a value now, and why it cannot be decoded.
-        marks: Number of marks by result, see :class:`~etcd_actions.recorder.MarkResult`.
     """
 
     watching: bool
     reflector: ReflectorStatistics | None
     router: RouterStatistics | None
     outbox: RouterStatistics | None
+    told: dict[str, int]
+    rejected: dict[str, int]
+    dead_letters: tuple[DeadLetter, ...]
+    marks: dict[str, int]
+    elected: bool
+    position: int
     subscriptions: int
     decode_errors: int
     undecodable: dict[bytes, str]
-    marks: dict[str, int]
-
-
-class _Delivery(Change, frozen=True, gc=False):
-    """A change on its way to the run service; a deletion carries what is to be told."""
-
-    update: ActionUpdate | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +151,6 @@ class _Watching:
 
     reflector: Reflector
     router: Router
-    outbox: Router
     intake: trio.CancelScope
     ended: trio.Event
 
@@ -124,6 +163,8 @@ async def open_processor(
     namespace: str | None = None,
     run_service: RunService | None = None,
     settings: ProcessorSettings | None = None,
+    store: Store | None = None,
+    runs: str | None = None,
 ) -> AsyncIterator[Processor]:
     """Make a processor, which owns tasks from :meth:`Processor.start_watching` on.
 
@@ -136,15 +177,27 @@ async def open_processor(
         namespace: Watch this namespace only; all when None.
         run_service: Who is told; by default nobody, and endings are marked at once.
         settings: See :class:`ProcessorSettings`.
+        store: Where to write; by default a group commit of its own over ``etcd``.
+        runs: Watch only the objects and traces of runs whose name is this, or begins with
+            this and a dash; needs ``namespace``.
     """
-    async with trio.open_nursery() as nursery:
+    settings = settings or ProcessorSettings()
+    async with AsyncExitStack() as stack:
+        if store is None:
+            store = Store(etcd, (await stack.enter_async_context(open_group_commit(etcd))).txn)
+        keep = settings.retain_terminal if settings.record else None
+        leases = None if keep is None else Retention(etcd, keep)
+        nursery = await stack.enter_async_context(trio.open_nursery())
         processor = Processor(
             nursery,
             etcd,
+            store,
+            Recorder(store, leases),
             prefix=prefix,
             namespace=namespace,
+            runs=runs,
             run_service=run_service or NullRunService(),
-            settings=settings or ProcessorSettings(),
+            settings=settings,
         )
         try:
             yield processor
@@ -164,51 +217,103 @@ class Processor:
         self,
         nursery: trio.Nursery,
         etcd: Etcd,
+        store: Store,
+        recorder: Recorder,
         *,
         prefix: bytes,
         namespace: str | None,
+        runs: str | None,
         run_service: RunService,
         settings: ProcessorSettings,
     ) -> None:
         self._nursery = nursery
         self._etcd = etcd
-        self._run_service = run_service
+        self._store = store
+        self._recorder = recorder
         self._settings = settings
-        self._keys, self._likely_prefix = watched_keys(prefix, namespace)
-        self._store = Store(etcd)
-        self._recorder = Recorder(self._store)
+        self._keyspace = Keyspace(prefix, namespace or _LIKELY_NAMESPACE)
+        keys, self._likely_prefix = watched_keys(prefix, namespace)
+        traces, _ = watched_keys(self._keyspace.traces, namespace)
+        if runs is not None:
+            keys, traces = map(KeyRange.of_prefix, self._keyspace.run_prefixes(runs)[:2])
+            self._likely_prefix = keys.start
+        self._keys = (keys, traces)
         self._subscriptions = Subscriptions()
+        self._aborter = Aborter(store, self._keyspace)
+        self._orphans = OrphanCollector(store, self._keyspace)
+        self._election_key = self._keyspace.election(namespace)
+        self._position = Position(etcd, self._keyspace.position(namespace))
+        self._outbox = Outbox(
+            run_service=run_service,
+            recorder=recorder,
+            aborter=self._aborter,
+            orphans=self._orphans if settings.collect_orphans else None,
+            known=self._summary_of,
+            reread=store.reread,
+            prefix=prefix,
+            traces=self._keyspace.traces,
+            on_deletion_told=self._forget_deletion,
+            workers=settings.outbox_workers,
+            settings=settings.router,
+        )
         self._watching: _Watching | None = None
         self._starting = trio.Lock()
         self._start: trio.CancelScope | None = None
         self._grace = settings.grace
         self._last: _Watching | None = None
+        self._election: Election | None = None
         self._known: dict[bytes, bytes] = {}
+        self._deletions: dict[tuple[bytes, int], ActionUpdate] = {}
         self._undecodable: dict[bytes, str] = {}
         self._decode_errors = 0
-        self._introduced: dict[bytes, tuple[int, str]] = {}
-        self._accepted: dict[bytes, Ending] = {}
 
     def statistics(self) -> ProcessorStatistics:
         """See :class:`ProcessorStatistics`."""
-        last = self._last
+        last, outbox = self._last, self._outbox.statistics()
         return ProcessorStatistics(
             watching=self._watching is not None,
             reflector=last.reflector.statistics() if last else None,
             router=last.router.statistics() if last else None,
-            outbox=last.outbox.statistics() if last else None,
+            outbox=outbox.router,
+            told=outbox.told,
+            rejected=outbox.rejected,
+            dead_letters=outbox.dead_letters,
+            marks=self._recorder.statistics(),
+            elected=self._election is not None and self._election.is_leader,
+            position=self._position.saved,
             subscriptions=len(self._subscriptions),
             decode_errors=self._decode_errors,
             undecodable=dict(self._undecodable),
-            marks=self._recorder.statistics(),
         )
 
-    def subscribe(self, parent: ActionId) -> Subscription[ActionUpdate]:
+    @property
+    def watching(self) -> bool:
+        """Whether it is started, and not told to stop."""
+        return self._watching is not None and not self._watching.intake.cancel_called
+
+    @overload
+    def subscribe(
+        self, parent: ActionId | str, *, snapshot: Literal[False] = False
+    ) -> Subscription[ActionUpdate]: ...
+    @overload
+    def subscribe(
+        self, parent: ActionId | str, *, snapshot: bool
+    ) -> Subscription[ActionUpdate | SnapshotEnd]: ...
+    def subscribe(self, parent: ActionId | str, *, snapshot: bool = False) -> AnySubscription:
         """Subscribe to an action and its children; close the subscription after use.
 
-        It gets what is handled from now on: subscribe before reading the present state.
+        It gets what is handled from now on: subscribe before reading the present state. See
+        :meth:`etcd_actions.subscriptions.Subscriptions.subscribe`.
         """
-        return self._subscriptions.subscribe(parent)
+        return self._subscriptions.subscribe(parent, snapshot=snapshot)
+
+    def unsubscribe(self, subscription: AnySubscription) -> None:
+        """Let the reader of a subscription have what is pending, and then the end.
+
+        Raises:
+            InvalidArgument: It was opened by another processor.
+        """
+        self._subscriptions.unsubscribe(subscription)
 
     def close_subscriptions(self) -> None:
         """Let every subscriber have what is pending, and then the end."""
@@ -267,18 +372,13 @@ class Processor:
         """
         key, revision = change.key, change.mod_revision
         if change.is_delete:
-            packed = self._known.get(key)
-            previous = self._decode(key, change.prev_value, 0) if change.prev_value else None
-            told = False
-            if packed is not None:
-                told = self.handle_task_action_event(change, unpack(packed), previous)
-            elif previous is not None:
-                summary = summarize(previous, revision)
-                told = self.handle_task_action_event(change, summary, previous)
-            # Otherwise it is known, to the next start too, until the run service accepts.
-            if not told:
-                self._known.pop(key, None)
+            packed = self._known.pop(key, None)
             self._undecodable.pop(key, None)
+            previous = self._decode(key, change.prev_value, 0) if change.prev_value else None
+            if packed is not None:
+                self.handle_task_action_event(change, unpack(packed), previous)
+            elif previous is not None:
+                self.handle_task_action_event(change, summarize(previous, revision), previous)
             return
         value = change.value or b""
         try:
@@ -295,7 +395,7 @@ class Processor:
 
     def handle_task_action_event(
         self, change: Change, summary: Summary, previous: TaskAction | None = None
-    ) -> bool:
+    ) -> None:
         """Tell subscribers, then queue what the run service is to be told, if anything.
 
         Args:
@@ -304,35 +404,39 @@ class Processor:
             previous: For a deletion the last object, where etcd sent it.
         """
         deleted = change.is_delete
-        skip = self.should_skip_task_action(summary)
-        phase = Phase.ABORTED if deleted and not summary.is_terminal else summary.phase
-        tell_run_service = not skip and self._run_service.wants(phase, deleted)
         tell_subscribers = self._subscriptions.wants(summary)
-        if deleted and not tell_run_service:
-            self._introduced.pop(change.key, None)
-        if not tell_run_service and not tell_subscribers:
-            return False
+        queue = (deleted and self._settings.record) or self._outbox.wants(change, summary)
+        if not queue and not tell_subscribers:
+            return
         source: TaskAction | Summary | None = previous or summary
         if not deleted:
-            source = self._decode(change.key, change.value or b"", change.mod_revision)
-        if source is None:
-            return False
-        update = build_action_update(
-            source,
-            key=change.key,
-            revision=change.mod_revision,
-            create_revision=summary.create_revision,
-            deleted=deleted,
-        )
-        if tell_subscribers:
+            # The outbox decodes for itself, when its turn comes.
+            source = None
+            if tell_subscribers:
+                source = self._decode(change.key, change.value or b"", change.mod_revision)
+                if source is None:
+                    return
+        update = None
+        if source is not None:
+            update = build_action_update(
+                source,
+                key=change.key,
+                revision=change.mod_revision,
+                create_revision=summary.create_revision,
+                deleted=deleted,
+            )
+        if tell_subscribers and update is not None:
             self.notify_subscribers(update)
-        if tell_run_service and self._last is not None:
-            told = update if deleted else None
-            self._last.outbox.dispatch((_delivery(change, told),))
-        return tell_run_service
+        if not queue:
+            return
+        if deleted and update is not None:
+            # Whoever is elected has to know it until it is done with.
+            self._deletions[change.key, change.mod_revision] = update
+        if self._outbox.working:
+            self._outbox.deliver(change, update if deleted else None)
 
     def should_skip_task_action(self, summary: Summary) -> bool:
-        """Whether the run service has accepted the ending already: the object is labelled.
+        """Whether the run service has been told already: the object is labelled.
 
         Unlike in Flyte's service such objects do reach subscribers: a process that did not
         write the mark itself may see nothing but the marked state.
@@ -343,59 +447,12 @@ class Processor:
         """Hand an update to the subscriptions. Never waits."""
         self._subscriptions.notify(update)
 
-    async def notify_run_service(self, delivery: Change) -> None:
-        """Tell the run service until it accepts, then mark an ending.
+    def _summary_of(self, key: bytes) -> Summary | None:
+        packed = self._known.get(key)
+        return None if packed is None else unpack(packed)
 
-        The action is recorded once per incarnation, before its first status. After an
-        acceptance only the mark is tried again.
-        """
-        key = delivery.key
-        action: TaskAction | None = None
-        update = delivery.update if isinstance(delivery, _Delivery) else None
-        if update is None:
-            value = delivery.value or b""
-            action = codec_of(value).decode(value, key=key, revision=delivery.mod_revision)
-            update = build_action_update(
-                action,
-                key=key,
-                revision=delivery.mod_revision,
-                create_revision=delivery.create_revision,
-            )
-        ending = Ending.of(update)
-        if self._accepted.get(key) != ending:
-            incarnation = (update.create_revision, update.uid)
-            if self._introduced.get(key) != incarnation:
-                await self._run_service.record_action(update, action)
-                self._introduced[key] = incarnation
-            await self._run_service.update_action_status(update)
-        if update.is_deleted:
-            self._introduced.pop(key, None)
-            packed = self._known.get(key)
-            # The key may have been made again meanwhile.
-            if packed is not None and unpack(packed).revision < delivery.mod_revision:
-                del self._known[key]
-        elif update.phase.is_terminal:
-            self._accepted[key] = ending
-            await self.mark_terminal_status_recorded(delivery, update)
-        self._accepted.pop(key, None)
-
-    async def mark_terminal_status_recorded(
-        self, change: Change, update: ActionUpdate
-    ) -> MarkResult:
-        """Label an ending that the run service accepted, by compare-and-swap.
-
-        Raises:
-            EtcdError: etcd did not do it now; the outbox tries again.
-        """
-        seen = KeyValue(
-            change.key,
-            change.value or b"",
-            change.create_revision,
-            change.mod_revision,
-            change.version,
-            change.lease,
-        )
-        return await self._recorder.mark(seen, Ending.of(update))
+    def _forget_deletion(self, key: bytes, revision: int) -> None:
+        self._deletions.pop((key, revision), None)
 
     def _decode(self, key: bytes, value: bytes, revision: int) -> TaskAction | None:
         """Decode the whole of a value; one that cannot be is set aside."""
@@ -419,50 +476,173 @@ class Processor:
         """One start, to its end."""
         # The list finds what is still undecodable.
         self._undecodable.clear()
-        reread = self._store.reread
-        router = Router(self.handle_watch_event, reread, self._settings.router)
-        outbox = Router(self.notify_run_service, reread, self._settings.router)
-        reflector = Reflector(
-            self._etcd,
-            self._keys,
-            router,
-            known={key: unpack(packed).revision for key, packed in self._known.items()},
-            likely_prefix=self._likely_prefix,
-            settings=self._settings.reflector,
-        )
-        watching = _Watching(reflector, router, outbox, trio.CancelScope(), trio.Event())
-        self._last = watching
+        intake, ended = trio.CancelScope(), trio.Event()
         refusal: EtcdError | None = None
         try:
-            async with trio.open_nursery() as nursery:
+            start_revision = await self._start_revision()
+            router = Router(self.handle_watch_event, self._store.reread, self._settings.router)
+            reflector = Reflector(
+                self._etcd,
+                self._keys,
+                router,
+                known={key: unpack(packed).revision for key, packed in self._known.items()},
+                start_revision=start_revision,
+                on_replaced=self._subscriptions.forget_revisions,
+                likely_prefix=self._likely_prefix,
+                settings=self._settings.reflector,
+            )
+            watching = self._last = _Watching(reflector, router, intake, ended)
+            async with self._lead(watching), trio.open_nursery() as nursery:
                 for _ in range(self._settings.workers):
                     nursery.start_soon(self.worker, router)
-                for _ in range(self._settings.outbox_workers):
-                    nursery.start_soon(self.worker, outbox)
                 nursery.start_soon(router.retry_failed)
-                nursery.start_soon(outbox.retry_failed)
-                with watching.intake:
-                    async with trio.open_nursery() as intake:
-                        await intake.start(reflector.run)
+                with intake:
+                    async with trio.open_nursery() as taking_in:
+                        await taking_in.start(reflector.run)
                         self._watching = watching
                         task_status.started()
                 with trio.move_on_after(self._grace) as scope:
                     await router.wait_idle()
-                    await outbox.wait_idle()
+                    await self._outbox.wait_idle()
                 if scope.cancelled_caught:
+                    outbox = self._outbox.statistics().router
                     _log.warning(
                         "stopped_with_unfinished_work",
                         handlers=router.statistics().keys,
-                        outbox=outbox.statistics().keys,
+                        outbox=outbox.keys if outbox else 0,
                     )
                 nursery.cancel_scope.cancel("the watch was stopped")
         except* EtcdError as group:
             refusal = first_error(group)
         finally:
             self._watching = None
-            watching.ended.set()
+            ended.set()
         if refusal is not None:
             raise refusal
+
+    async def _start_revision(self) -> int:
+        """Where the first list is made: deletions since are seen then."""
+        if not (self._settings.record and self._settings.elect) or self._known:
+            return 0
+        failures = 0
+        while True:
+            try:
+                return await self._position.load()
+            except Unavailable as error:
+                failures += 1
+                delay = _BACKOFF.delay(failures)
+                if failures == 1:
+                    _log.warning("position_unreadable", error=str(error), retry_in=round(delay, 3))
+                await trio.sleep(delay)
+
+    @asynccontextmanager
+    async def _lead(self, watching: _Watching) -> AsyncIterator[None]:
+        """Have the outbox at work while this process is the one to do it."""
+        settings = self._settings
+        if not settings.record:
+            yield
+        elif not settings.elect:
+            async with self._outbox.at_work(), trio.open_nursery() as nursery:
+                self._deliver_backlog()
+                nursery.start_soon(self._clean_up)
+                yield
+                nursery.cancel_scope.cancel("the watch was stopped")
+        else:
+            async with (
+                open_election(
+                    self._etcd, self._election_key, ttl=settings.election_ttl
+                ) as self._election,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(self._serve_terms, self._election, watching)
+                yield
+                await self._save_position(watching, self._election)
+                nursery.cancel_scope.cancel("the watch was stopped")
+
+    async def _serve_terms(self, election: Election, watching: _Watching) -> None:
+        """Work while elected, for ever; meanwhile follow the position of whoever is."""
+        while True:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow_position)
+                await election.wait_leader()
+                nursery.cancel_scope.cancel("elected")
+            _log.info("elected")
+            async with self._outbox.at_work(), trio.open_nursery() as nursery:
+                self._deliver_backlog()
+                nursery.start_soon(self._clean_up)
+                nursery.start_soon(
+                    partial(
+                        self._position.keep,
+                        lambda: self._done_up_to(watching),
+                        election.fence,
+                        every=self._settings.save_every,
+                    )
+                )
+                await election.wait_lost()
+                nursery.cancel_scope.cancel("no longer elected")
+            _log.warning("no_longer_elected")
+
+    def _deliver_backlog(self) -> None:
+        """Have everything done that is known to be undone; in the order of each key."""
+        for (key, revision), update in self._deletions.items():
+            self._outbox.deliver(Change(ChangeKind.DELETED, key, b"", 0, revision, 0), update)
+        for key, packed in self._known.items():
+            summary = unpack(packed)
+            # Without its value, which is read again; what its lease is shows then.
+            change = Change(
+                ChangeKind.MODIFIED, key, None, summary.create_revision, summary.revision, 1
+            )
+            if self._outbox.wants(change, summary):
+                self._outbox.deliver(change, None)
+
+    async def _clean_up(self) -> None:
+        """Finish what was left half-way: aborts, and what lost its parent unseen."""
+        failures = 0
+        while True:
+            try:
+                await self._aborter.resume()
+                if self._settings.collect_orphans:
+                    await self._orphans.sweep()
+            except EtcdError as error:
+                failures += 1
+                delay = _BACKOFF.delay(failures)
+                _log.warning("clean_up_failed", error=str(error), retry_in=round(delay, 3))
+                await trio.sleep(delay)
+            else:
+                return
+
+    async def _follow_position(self) -> None:
+        """Forget the deletions that the elected process is done with."""
+        while True:
+            try:
+                position = await self._position.load()
+            except EtcdError as error:
+                _log.debug("position_unreadable", error=str(error))
+            else:
+                done = [each for each in self._deletions if each[1] <= position]
+                for each in done:
+                    del self._deletions[each]
+            await trio.sleep(self._settings.save_every)
+
+    async def _save_position(self, watching: _Watching, election: Election) -> None:
+        """Save it once more at the end; what is not saved is only looked at again."""
+        if not election.is_leader:
+            return
+        with trio.move_on_after(1):
+            try:
+                await self._position.save(self._done_up_to(watching), election.fence)
+            except EtcdError as error:
+                _log.info("position_not_saved", error=str(error))
+
+    def _done_up_to(self, watching: _Watching) -> int:
+        """Every deletion up to this revision is done with.
+
+        Puts do not count: what they made is in the list that a successor begins with.
+        """
+        oldest = [revision for _, revision in self._deletions]
+        if (waiting := watching.router.oldest_delete()) is not None:
+            oldest.append(waiting)
+        return min([watching.reflector.revision, *(revision - 1 for revision in oldest)])
 
 
 def watched_keys(prefix: bytes, namespace: str | None) -> tuple[KeyRange, bytes]:
@@ -470,16 +650,3 @@ def watched_keys(prefix: bytes, namespace: str | None) -> tuple[KeyRange, bytes]
     whole = prefix if namespace is None else prefix + namespace.encode() + b"/"
     likely = prefix + f"{namespace or _LIKELY_NAMESPACE}/".encode() + _LIKELY_RUN
     return KeyRange.of_prefix(whole), likely
-
-
-def _delivery(change: Change, update: ActionUpdate | None) -> _Delivery:
-    return _Delivery(
-        change.kind,
-        change.key,
-        change.value,
-        change.create_revision,
-        change.mod_revision,
-        change.version,
-        change.lease,
-        update=update,
-    )

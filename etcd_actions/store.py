@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
@@ -12,6 +12,7 @@ from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
     CompareTarget,
+    Delete,
     Etcd,
     Get,
     KeyRange,
@@ -23,6 +24,8 @@ from etcd_actions.etcd.api import (
 )
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.watch import Change
+
+_PAGE = 1000
 
 Commit = Callable[[Txn], Awaitable[TxnResult]]
 
@@ -72,6 +75,18 @@ class Store:
             return found, revision
         raise error
 
+    async def each(self, keys: KeyRange) -> AsyncIterator[KeyValue]:
+        """All of a range, page by page, at one revision."""
+        after, revision = keys.start, 0
+        while True:
+            page = await self._etcd.range(KeyRange(after, keys.end), revision=revision, limit=_PAGE)
+            revision = revision or page.revision
+            for kv in page.kvs:
+                yield kv
+            if not page.more:
+                return
+            after = page.kvs[-1].key + b"\0"
+
     async def reread(self, change: Change) -> Change | None:
         """Restore the value of a change, None where nobody needs it any more.
 
@@ -85,37 +100,54 @@ class Store:
             kv = await self.get(change.key)
         if kv is None or kv.mod_revision != change.mod_revision:
             return None
-        return msgspec.structs.replace(
-            change, value=kv.value, version=kv.version, lease=kv.lease
-        )
+        return msgspec.structs.replace(change, value=kv.value, version=kv.version, lease=kv.lease)
 
-    async def compare_and_put(self, seen: KeyValue, value: bytes) -> CasResult:
-        """Replace ``seen`` by ``value`` if it has not changed; its lease stays.
+    async def compare_and_put(
+        self, seen: KeyValue, value: bytes, *, lease: int | None = None
+    ) -> CasResult:
+        """Replace ``seen`` by ``value`` if it has not changed.
 
-        Equal bytes are not written, as a Kubernetes API server does.
+        Equal bytes are not written, as a Kubernetes API server does, unless for the lease.
+
+        Args:
+            seen: What is replaced.
+            value: What it becomes.
+            lease: What it is attached to from then on; by default to what it is now.
 
         Raises:
             OutcomeUnknown: It may have been applied. Trying the same again is safe: it
                 compares the revision.
-            LeaseNotFound: The lease is about to take the key with it.
+            LeaseNotFound: There is no such lease; one that was there is about to take the
+                key with it.
         """
-        if value == seen.value:
+        if lease is None:
+            lease = seen.lease
+        if value == seen.value and lease == seen.lease:
             return CasResult(applied=False, current=seen)
-        unchanged = Compare(
-            seen.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen.mod_revision
-        )
-        result = await self.txn(
-            Txn(
-                [unchanged],
-                [Put(seen.key, value, seen.lease)],
-                [Get(KeyRange.of_key(seen.key))],
-            )
-        )
+        applied, current = await self._if_unchanged(seen, Put(seen.key, value, lease))
+        if applied is None:
+            return CasResult(applied=False, current=current)
+        written = KeyValue(seen.key, value, seen.create_revision, applied, seen.version + 1, lease)
+        return CasResult(applied=True, current=written)
+
+    async def compare_and_delete(self, seen: KeyValue) -> CasResult:
+        """Delete ``seen`` if it has not changed.
+
+        Raises:
+            OutcomeUnknown: It may have been applied. Trying the same again is safe.
+        """
+        applied, current = await self._if_unchanged(seen, Delete(KeyRange.of_key(seen.key)))
+        return CasResult(applied is not None, current)
+
+    async def _if_unchanged(
+        self, seen: KeyValue, change: Put | Delete
+    ) -> tuple[int | None, KeyValue | None]:
+        """The revision of the change; None where it was not made, and what is there."""
+        key = seen.key
+        unchanged = Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen.mod_revision)
+        result = await self._commit(Txn((unchanged,), (change,), (Get(KeyRange.of_key(key)),)))
         if result.succeeded:
-            written = msgspec.structs.replace(
-                seen, value=value, mod_revision=result.revision, version=seen.version + 1
-            )
-            return CasResult(applied=True, current=written)
+            return result.revision, None
         found = result.responses[0]
         assert isinstance(found, RangeResult)
-        return CasResult(applied=False, current=found.kvs[0] if found.kvs else None)
+        return None, found.kvs[0] if found.kvs else None

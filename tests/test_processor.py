@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import trio
@@ -29,7 +30,9 @@ from tests.data.captured import PUTS
 from tests.support.etcd_server import EtcdServer, free_port
 from tests.support.waiting import eventually
 
-_FAST = ProcessorSettings(router=RouterSettings(backoff=Backoff(initial=0.01, cap=0.05)))
+# The captured actions are stored one by one, without their parents.
+_ALONE = ProcessorSettings(elect=False, collect_orphans=False)
+_FAST = replace(_ALONE, router=RouterSettings(backoff=Backoff(initial=0.01, cap=0.05)))
 _ROOT = ActionId("flytesnacks", "development", "rh7k2m9p4qv3", "a0")
 
 
@@ -83,7 +86,7 @@ class RecordingRunService:
 async def test_an_ending_is_told_and_marked_once(etcd: Etcd, prefix: bytes) -> None:
     """Subscribers see the change, then the mark; the bytes differ in the label only."""
     key = prefix + b"flyte/rh7k2m9p4qv3-a1"
-    async with open_processor(etcd, prefix=prefix) as processor:
+    async with open_processor(etcd, prefix=prefix, settings=_ALONE) as processor:
         await processor.start_watching()
         async with processor.subscribe(_ROOT) as updates:
             with trio.fail_after(10):
@@ -104,7 +107,7 @@ async def test_what_was_there_before_the_start_is_handled_too(etcd: Etcd, prefix
     left, done = prefix + b"flyte/rh7k2m9p4qv3-a1", prefix + b"flyte/rh7k2m9p4qv3-a2"
     await etcd.put(left, SUCCEEDED)
     await etcd.put(done, captured("rh7k2m9p4qv3-a2", Phase.SUCCEEDED, recorded=True))
-    async with open_processor(etcd, prefix=prefix) as processor:
+    async with open_processor(etcd, prefix=prefix, settings=_ALONE) as processor:
         async with processor.subscribe(_ROOT) as updates:
             await processor.start_watching()
             with trio.fail_after(10):
@@ -120,7 +123,7 @@ async def test_the_lease_of_a_marked_key_stays(etcd: Etcd, prefix: bytes) -> Non
     lease = await etcd.lease_grant(60)
     key = prefix + b"flyte/rh7k2m9p4qv3-a1"
     await etcd.put(key, SUCCEEDED, lease=lease.id)
-    async with open_processor(etcd, prefix=prefix) as processor:
+    async with open_processor(etcd, prefix=prefix, settings=_ALONE) as processor:
         await processor.start_watching()
         await eventually(lambda: processor.statistics().marks == {"marked": 1})
     assert (await etcd.range(KeyRange.of_key(key))).kvs[0].lease == lease.id
@@ -161,7 +164,9 @@ async def test_a_hung_run_service_slows_no_subscriber(etcd: Etcd, prefix: bytes)
     key = prefix + b"flyte/rh7k2m9p4qv3-a1"
     service = RecordingRunService()
     service.hang = trio.Event()
-    async with open_processor(etcd, prefix=prefix, run_service=service) as processor:
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=_ALONE
+    ) as processor:
         await processor.start_watching()
         async with processor.subscribe(_ROOT) as updates:
             await etcd.put(key, RUNNING)
@@ -182,7 +187,9 @@ async def test_a_deletion_before_the_end_aborts(etcd: Etcd, prefix: bytes) -> No
     """From what was remembered: etcd sends no value with a delete."""
     key = prefix + b"flyte/rh7k2m9p4qv3-a1"
     service = RecordingRunService()
-    async with open_processor(etcd, prefix=prefix, run_service=service) as processor:
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=_ALONE
+    ) as processor:
         await processor.start_watching()
         async with processor.subscribe(_ROOT) as updates:
             await etcd.put(key, RUNNING)
@@ -202,7 +209,9 @@ async def test_a_recreated_action_is_recorded_again(etcd: Etcd, prefix: bytes) -
     """Another incarnation under the same name is another action to the run service."""
     key = prefix + b"flyte/rh7k2m9p4qv3-a1"
     service = RecordingRunService()
-    async with open_processor(etcd, prefix=prefix, run_service=service) as processor:
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=_ALONE
+    ) as processor:
         await processor.start_watching()
         for count in (1, 2):
             await etcd.put(key, RUNNING)
@@ -215,7 +224,7 @@ async def test_a_recreated_action_is_recorded_again(etcd: Etcd, prefix: bytes) -
 async def test_bad_data_hurts_only_itself(etcd: Etcd, prefix: bytes, value: bytes) -> None:
     """It is counted and set aside; other keys flow; the next good write heals it."""
     bad, good = prefix + b"flyte/rh7k2m9p4qv3-a1", prefix + b"flyte/rh7k2m9p4qv3-a2"
-    async with open_processor(etcd, prefix=prefix) as processor:
+    async with open_processor(etcd, prefix=prefix, settings=_ALONE) as processor:
         await processor.start_watching()
         await etcd.put(bad, value)
         await etcd.put(good, SUCCEEDED)
@@ -233,7 +242,9 @@ async def test_a_change_by_another_writer_is_never_overwritten(etcd: Etcd, prefi
     edited = json.add_label(SUCCEEDED, "team", "blue")
     service = RecordingRunService()
     service.hang = trio.Event()
-    async with open_processor(etcd, prefix=prefix, run_service=service) as processor:
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=_ALONE
+    ) as processor:
         await processor.start_watching()
         await etcd.put(key, SUCCEEDED)
         await eventually(lambda: service.attempts == 1)
@@ -251,7 +262,9 @@ async def test_another_ending_is_told_before_it_is_marked(etcd: Etcd, prefix: by
     tree["status"]["attempts"] = 2
     service = RecordingRunService()
     service.hang = trio.Event()
-    async with open_processor(etcd, prefix=prefix, run_service=service) as processor:
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=_ALONE
+    ) as processor:
         await processor.start_watching()
         await etcd.put(key, SUCCEEDED)
         await eventually(lambda: service.attempts == 1)
@@ -264,7 +277,7 @@ async def test_another_ending_is_told_before_it_is_marked(etcd: Etcd, prefix: by
 
 async def test_starting_twice_is_harmless(etcd: Etcd, prefix: bytes) -> None:
     """Side by side, too: one watch, one mark."""
-    async with open_processor(etcd, prefix=prefix) as processor:
+    async with open_processor(etcd, prefix=prefix, settings=_ALONE) as processor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(processor.start_watching)
             nursery.start_soon(processor.start_watching)
@@ -279,7 +292,7 @@ async def test_starting_twice_is_harmless(etcd: Etcd, prefix: bytes) -> None:
 async def test_stopping_drains_and_starting_again_goes_on(etcd: Etcd, prefix: bytes) -> None:
     """Work at hand is finished; what happened meanwhile, a deletion too, is told at the start."""
     kept, gone = prefix + b"flyte/rh7k2m9p4qv3-a1", prefix + b"flyte/rh7k2m9p4qv3-a2"
-    async with open_processor(etcd, prefix=prefix) as processor:
+    async with open_processor(etcd, prefix=prefix, settings=_ALONE) as processor:
         await processor.stop_watching()
         await processor.start_watching()
         await etcd.put(gone, captured("rh7k2m9p4qv3-a2", Phase.RUNNING))
@@ -303,7 +316,9 @@ async def test_a_grace_period_bounds_the_drain(etcd: Etcd, prefix: bytes) -> Non
     """A run service that hangs cannot hold the process."""
     service = RecordingRunService()
     service.hang = trio.Event()
-    async with open_processor(etcd, prefix=prefix, run_service=service) as processor:
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=_ALONE
+    ) as processor:
         await processor.start_watching()
         await etcd.put(prefix + b"flyte/rh7k2m9p4qv3-a1", SUCCEEDED)
         await eventually(lambda: service.attempts == 1)
@@ -354,7 +369,7 @@ async def test_a_start_waits_for_etcd(tmp_path_factory: pytest.TempPathFactory) 
     server = EtcdServer(tmp_path_factory.mktemp("late"))
     async with (
         open_etcd(server.endpoint) as etcd,
-        open_processor(etcd) as processor,
+        open_processor(etcd, settings=_ALONE) as processor,
         trio.open_nursery() as nursery,
     ):
         with trio.move_on_after(0.2) as scope:
@@ -380,7 +395,7 @@ async def test_cancelling_everything_leaves_no_thread(
         with trio.CancelScope() as scope:
             async with (
                 open_etcd(shared_etcd.endpoint) as etcd,
-                open_processor(etcd, prefix=prefix) as processor,
+                open_processor(etcd, prefix=prefix, settings=_ALONE) as processor,
             ):
                 await processor.start_watching()
                 await etcd.put(prefix + b"flyte/rh7k2m9p4qv3-a1", SUCCEEDED)
@@ -405,7 +420,7 @@ async def test_values_dropped_above_the_limit_are_read_again(etcd: Etcd, prefix:
 
 async def test_statistics_before_the_first_start(etcd: Etcd) -> None:
     """Nothing to tell is no error."""
-    async with open_processor(etcd) as processor:
+    async with open_processor(etcd, settings=_ALONE) as processor:
         statistics = processor.statistics()
         assert isinstance(processor, Processor)
         assert (statistics.watching, statistics.reflector, statistics.marks) == (False, None, {})
@@ -438,7 +453,9 @@ async def test_a_start_during_a_stop_waits_and_watches(etcd: Etcd, prefix: bytes
     service = RecordingRunService()
     service.hang = trio.Event()
     await etcd.put(prefix + b"flyte/rh7k2m9p4qv3-a1", SUCCEEDED)
-    async with open_processor(etcd, prefix=prefix, run_service=service) as processor:
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=_ALONE
+    ) as processor:
         await processor.start_watching()
         await eventually(lambda: service.attempts == 1)
         async with trio.open_nursery() as nursery:
@@ -456,7 +473,7 @@ async def test_a_start_that_waits_for_etcd_can_be_stopped() -> None:
             open_etcd(f"127.0.0.1:{free_port()}", request_timeout=0.2) as etcd,
             trio.open_nursery() as nursery,
         ):
-            async with open_processor(etcd) as processor:
+            async with open_processor(etcd, settings=_ALONE) as processor:
                 nursery.start_soon(processor.start_watching)
                 await trio.testing.wait_all_tasks_blocked(0.01)
             assert not processor.statistics().watching
@@ -468,14 +485,14 @@ async def test_subscribers_hear_of_a_processor_that_ends_by_an_exception(
     """A reader in another nursery gets the end, not silence for ever."""
     ended = trio.Event()
 
-    async def read(subscription: Subscription) -> None:
+    async def read(subscription: Subscription[ActionUpdate]) -> None:
         async for _ in subscription:
             raise AssertionError("nothing happened")
         ended.set()
 
     async with trio.open_nursery() as nursery:
         with pytest.raises(ExceptionGroup):  # noqa: PT012 - the context is what must raise
-            async with open_processor(etcd, prefix=prefix) as processor:
+            async with open_processor(etcd, prefix=prefix, settings=_ALONE) as processor:
                 await processor.start_watching()
                 nursery.start_soon(read, processor.subscribe(_ROOT))
                 await trio.testing.wait_all_tasks_blocked(0.01)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import structlog
 import trio
@@ -24,18 +24,10 @@ from etcd_actions.cli.output import stop_when_unread, write_all
 from etcd_actions.cli.record_format import Header, RecordWriter
 from etcd_actions.cli.rows import SyncedRow
 from etcd_actions.cli.signals import Stop, open_stop
-from etcd_actions.errors import (
-    Compacted,
-    ConfigError,
-    FutureRevision,
-    InputError,
-    InvalidRequest,
-    PermissionDenied,
-    Unavailable,
-)
+from etcd_actions.errors import ConfigError, InputError, InvalidRequest, PermissionDenied
 from etcd_actions.etcd import Etcd
-from etcd_actions.etcd.api import KeyRange, RangeResult, WatchCreate
-from etcd_actions.etcd.reasons import error_kind
+from etcd_actions.etcd.api import KeyRange
+from etcd_actions.etcd.history import find_oldest_revision
 from etcd_actions.etcd.versions import EtcdVersion, has_reliable_progress
 from etcd_actions.processor import watched_keys
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
@@ -190,12 +182,12 @@ class _Recording:
         # Without history the reflector itself says when the list is done.
         self._present = not settings.history
         self._approach = Approach(start.newest, start.state)
-        self._past = _Past(etcd, start.revision)
         # One range: its changes come in the order of their revisions.
         self._reflector = Reflector(
-            cast(Etcd, self._past) if settings.history else etcd,
+            etcd,
             keys,
             self,
+            start_revision=start.revision if settings.history else 0,
             settings=ReflectorSettings(ranges=1),
         )
         self._writer = RecordWriter()
@@ -220,8 +212,9 @@ class _Recording:
             if settings.history:
                 nursery.start_soon(self._watch_approach)
             with self._stop.interrupts():
+                # A history is synced later than its first list.
                 await self._reflector.run(
-                    task_status=self._past if settings.history else self._feed
+                    task_status=trio.TASK_STATUS_IGNORED if settings.history else self._feed
                 )
             self._feed.close()
             with trio.move_on_after(math.inf if target.is_regular else _DRAIN) as scope:
@@ -295,58 +288,6 @@ class _Recording:
             quiet = trio.current_time() - quiet_since > _QUIET
             if quiet and self._approach.complete and not self._start.tells_progress:
                 self._mark_present(told=False)
-
-
-class _Past:
-    """The same etcd, but the first list is of an old revision.
-
-    A reflector lists the newest state. Its lists are the only reads without a revision that
-    have a limit, and it says when the first one is done.
-    """
-
-    def __init__(self, etcd: Etcd, revision: int) -> None:
-        self._etcd = etcd
-        self._revision = revision
-        self._listed = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._etcd, name)
-
-    def started(self, _value: object = None) -> None:
-        """The first list is done."""
-        self._listed = True
-
-    async def range(
-        self, keys: KeyRange, *, revision: int = 0, limit: int = 0, **options: Any
-    ) -> RangeResult:
-        """Read keys; the newest ones at the old revision, while that is wanted."""
-        if self._listed or revision or not limit:
-            return await self._etcd.range(keys, revision=revision, limit=limit, **options)
-        while True:
-            try:
-                page = await self._etcd.range(keys, revision=self._revision, limit=limit, **options)
-            except (Compacted, FutureRevision):
-                self._revision = await find_oldest_revision(self._etcd, keys)
-                _log.warning("history_compacted", listing_at=self._revision)
-            else:
-                return page._replace(revision=self._revision)
-
-
-async def find_oldest_revision(etcd: Etcd, keys: KeyRange) -> int:
-    """The oldest revision that etcd can still read; 1 where nothing was ever compacted."""
-    try:
-        await etcd.range(KeyRange.of_key(keys.start), revision=1, count_only=True)
-    except Compacted:
-        async with etcd.watch() as stream:
-            stream.create(WatchCreate(1, keys, 1))
-            while True:
-                for response in await stream.receive():
-                    if response.compact_revision:
-                        return response.compact_revision
-                    if response.canceled:
-                        reason = response.cancel_reason or "etcd cancelled the watch"
-                        raise (error_kind(reason) or Unavailable)(f"watch: {reason}") from None
-    return 1
 
 
 async def _find_start(etcd: Etcd, keys: KeyRange, *, history: bool) -> _Start:

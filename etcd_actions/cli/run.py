@@ -12,10 +12,22 @@ from etcd_actions import __version__
 from etcd_actions.cli.exits import ExitCode
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.signals import Stop, open_stop
-from etcd_actions.config.settings import EMBEDDED_PORT, ENDPOINTS, GRACE, STATS_INTERVAL
+from etcd_actions.config.settings import (
+    COLLECT_ORPHANS,
+    EMBEDDED_PORT,
+    ENDPOINTS,
+    GRACE,
+    RETAIN_TERMINAL,
+    STATS_INTERVAL,
+)
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd.embedded import EmbeddedEtcd, default_data_dir, open_embedded_etcd
-from etcd_actions.processor import Processor, ProcessorStatistics, open_processor
+from etcd_actions.processor import (
+    Processor,
+    ProcessorSettings,
+    ProcessorStatistics,
+    open_processor,
+)
 from etcd_actions.recorder import MarkResult
 
 # Nothing can be marked in an etcd that has ended: only what needs none is finished.
@@ -57,9 +69,15 @@ async def _serve(
     counts: dict[str, int],
 ) -> None:
     """Run the processor until the end is asked for; leaves its last numbers in ``counts``."""
+    settings = ProcessorSettings(
+        collect_orphans=common.config[COLLECT_ORPHANS],
+        retain_terminal=common.config[RETAIN_TERMINAL],
+    )
     async with (
         common.open_etcd(endpoints) as etcd,
-        open_processor(etcd, prefix=common.prefix, namespace=common.namespace) as processor,
+        open_processor(
+            etcd, prefix=common.prefix, namespace=common.namespace, settings=settings
+        ) as processor,
     ):
         _log.info(
             "started",
@@ -106,15 +124,18 @@ async def _tell_often(processor: Processor, interval: float) -> None:
         await trio.sleep(interval)
         statistics = processor.statistics()
         reflector, router, outbox = statistics.reflector, statistics.router, statistics.outbox
-        if reflector is None or router is None or outbox is None:
+        if reflector is None or router is None:
             continue
         _log.info(
             "statistics",
             streaming=reflector.streaming,
             revision=reflector.revision,
             keys=reflector.keys,
-            pending=router.pending_changes + outbox.pending_changes,
-            failing=len(router.failing) + len(outbox.failing),
+            elected=statistics.elected,
+            position=statistics.position,
+            pending=router.pending_changes + (outbox.pending_changes if outbox else 0),
+            failing=len(router.failing) + (len(outbox.failing) if outbox else 0),
+            dead_letters=len(statistics.dead_letters),
             undecodable=len(statistics.undecodable),
             reconnects=sum(reflector.reconnects.values()),
             **_counts(statistics),

@@ -10,11 +10,12 @@ import functools
 from typing import Any, Final, Protocol
 
 from etcd_actions.codecs import json, magic, msgpack
+from etcd_actions.codecs.holding import Released
 from etcd_actions.errors import ConfigError
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import TaskAction
 
-__all__ = ["CODEC_NAMES", "Codec", "codec_named", "codec_of", "json", "msgpack"]
+__all__ = ["CODEC_NAMES", "Codec", "Released", "codec_named", "codec_of", "json", "msgpack"]
 
 
 class Codec(Protocol):
@@ -68,6 +69,25 @@ class Codec(Protocol):
         self, value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0
     ) -> bytes:
         """Set a label and change nothing else; `value` itself where it is set already.
+
+        Raises:
+            DecodeError: The value cannot be decoded.
+        """
+        ...
+
+    def release(
+        self,
+        value: bytes,
+        label: str,
+        text: str,
+        finalizer: str,
+        *,
+        key: bytes = b"",
+        revision: int = 0,
+    ) -> Released:
+        """Set a label, take a finalizer away, and change nothing else.
+
+        A list of finalizers that gets empty is left out, as an API server does.
 
         Raises:
             DecodeError: The value cannot be decoded.

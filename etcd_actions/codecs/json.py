@@ -16,6 +16,7 @@ import msgspec
 
 from etcd_actions.codecs import magic
 from etcd_actions.codecs import tree as trees
+from etcd_actions.codecs.holding import Released, drop_finalizer, released
 from etcd_actions.codecs.tree import Number
 from etcd_actions.codecs.views import drop_nulls
 from etcd_actions.errors import DecodeError
@@ -32,6 +33,7 @@ __all__ = [
     "encode",
     "encode_tree",
     "name",
+    "release",
     "summarize",
 ]
 
@@ -128,17 +130,18 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     Raises:
         DecodeError: The value is not a JSON object with metadata, or gets too large.
     """
-    spliced = _splice_label(value, label, text)
-    if spliced is not None:
-        magic.check_size(spliced, key, revision)
-        return spliced
-    tree = decode_tree(value, key=key, revision=revision)
-    if not trees.set_label(tree, label, text, key=key, revision=revision):
-        return value
-    try:
-        return encode_tree(tree)
-    except ValueError as error:
-        raise DecodeError(str(error), key=key, revision=revision) from None
+    return _change(value, label, text, None, key, revision).value
+
+
+def release(
+    value: bytes, label: str, text: str, finalizer: str, *, key: bytes = b"", revision: int = 0
+) -> Released:
+    """Set a label, take a finalizer away, and change nothing else.
+
+    Raises:
+        DecodeError: The value is not a JSON object with metadata, or gets too large.
+    """
+    return _change(value, label, text, finalizer, key, revision)
 
 
 # --- decoding -------------------------------------------------------------------------
@@ -188,7 +191,7 @@ def _as_kubernetes(encoded: bytes) -> bytes:
     return encoded + b"\n"
 
 
-# --- the label, spliced in --------------------------------------------------------------
+# --- changes of the metadata, spliced in ------------------------------------------------
 
 
 class _Outline(msgspec.Struct, gc=False):
@@ -197,48 +200,107 @@ class _Outline(msgspec.Struct, gc=False):
 
 _decode_outline = msgspec.json.Decoder(_Outline).decode
 _decode_labels = msgspec.json.Decoder(dict[str, str] | None).decode
+_decode_finalizers = msgspec.json.Decoder(list[str] | None).decode
+_decode_time = msgspec.json.Decoder(str | None).decode
 _HEAD: Final = b'{"apiVersion":"flyte.org/v1","kind":"TaskAction","metadata":{'
+_ODD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+_Fields = dict[str, msgspec.Raw]
 
 
-def _splice_label(value: bytes, label: str, text: str) -> bytes | None:
-    """Set the label in the bytes, None where that is not certain to be right.
+def _change(
+    value: bytes, label: str, text: str, finalizer: str | None, key: bytes, revision: int
+) -> Released:
+    spliced = _spliced(value, label, text, finalizer)
+    if spliced is not None:
+        magic.check_size(spliced.value, key, revision)
+        return spliced
+    tree = decode_tree(value, key=key, revision=revision)
+    changed = trees.set_label(tree, label, text, key=key, revision=revision)
+    if finalizer is not None:
+        changed |= drop_finalizer(tree, finalizer, key=key, revision=revision)
+    try:
+        return released(encode_tree(tree) if changed else value, tree)
+    except ValueError as error:
+        raise DecodeError(str(error), key=key, revision=revision) from None
+
+
+def _spliced(value: bytes, label: str, text: str, finalizer: str | None) -> Released | None:
+    """Make the change in the bytes, None where that is not certain to be right.
 
     In Kubernetes' form ``metadata`` begins behind a known head, and its fields stand one
-    behind the other without spaces, so their lengths tell where ``labels`` is or belongs.
-    A value in another form could mislead that (spaces, escapes or a key twice), so the
-    result is decoded again: what a reader takes for the labels has to be the ones written,
-    and nothing outside of them was touched.
+    behind the other without spaces, so their lengths tell where each is, or where ``labels``
+    belongs. A value in another form could mislead that (spaces, escapes or a key twice), so
+    the result is decoded again: what a reader takes for the fields has to be what was
+    written, and nothing outside of them was touched.
     """
     if not value.startswith(_HEAD):
         return None
     try:
         fields = _decode_outline(value).metadata
-        old = fields.get("labels")
-        labels = (_decode_labels(old) if old is not None else None) or {}
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    if labels.get(label) == text:
-        return value
-    labels[label] = text
-    at = len(_HEAD)
-    following = ""
-    for following, raw in fields.items():
-        if following >= "labels":
-            break
-        at += len(following) + len(memoryview(raw)) + len('"":,')
-    written = _as_kubernetes(trees.to_json(labels))[:-1]
-    if old is not None:
-        start = at + len('"labels":')
-        end = start + len(memoryview(old))
-        if value[at:start] != b'"labels":' or value[start:end] != bytes(old):
+        changes, held, deleting = _changes(fields, label, text, finalizer)
+        if not changes:
+            return Released(value, held, deleting)
+        result = _splice(value, fields, changes)
+        if result is None:
             return None
-        result = b"".join((value[:start], written, value[end:]))
-    else:
-        if not value.startswith(f'"{following}":'.encode(), at):
-            return None
-        result = b"".join((value[:at], b'"labels":', written, b",", value[at:]))
-    try:
-        seen = _decode_outline(result).metadata.get("labels")
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        seen = _decode_outline(result).metadata
+    except _ODD:
         return None
-    return result if seen is not None and bytes(seen) == written else None
+    for name, wanted in changes.items():
+        found = seen.get(name)
+        if (None if found is None else bytes(found)) != wanted:
+            return None
+    return Released(result, held, deleting)
+
+
+def _changes(
+    fields: _Fields, label: str, text: str, finalizer: str | None
+) -> tuple[dict[str, bytes | None], bool, bool]:
+    """What fields of ``metadata`` become, None for what goes; and `held` and `deleting`."""
+    changes: dict[str, bytes | None] = {}
+    old = fields.get("labels")
+    labels = (_decode_labels(old) if old is not None else None) or {}
+    if labels.get(label) != text:
+        labels[label] = text
+        changes["labels"] = _as_kubernetes(trees.to_json(labels))[:-1]
+    old = fields.get("finalizers")
+    finalizers = (_decode_finalizers(old) if old is not None else None) or []
+    if finalizer in finalizers:
+        finalizers = [each for each in finalizers if each != finalizer]
+        kept = _as_kubernetes(trees.to_json(finalizers))[:-1] if finalizers else None
+        changes["finalizers"] = kept
+    asked = fields.get("deletionTimestamp")
+    return changes, bool(finalizers), asked is not None and bool(_decode_time(asked))
+
+
+def _splice(value: bytes, fields: _Fields, changes: dict[str, bytes | None]) -> bytes | None:
+    """Put the changed fields where the lengths of the others say that they are."""
+    parts: list[bytes] = []
+    missing = None if "labels" in fields else changes.get("labels")
+    left = len(changes)
+    done, at = 0, len(_HEAD)
+    for name, raw in fields.items():
+        if missing is not None and name > "labels":
+            if not value.startswith(f'"{name}":'.encode(), at):
+                return None
+            parts += (value[done:at], b'"labels":', missing, b",")
+            missing, done, left = None, at, left - 1
+        end = at + len(name) + len(memoryview(raw)) + len('"":')
+        if name in changes:
+            head, changed = f'"{name}":'.encode(), changes[name]
+            if value[at:end] != head + bytes(raw):
+                return None
+            parts.append(value[done:at])
+            done, left = end, left - 1
+            if changed is not None:
+                parts += (head, changed)
+            elif value[end : end + 1] == b",":
+                done += 1
+            else:
+                return None
+        if not left:
+            parts.append(value[done:])
+            return b"".join(parts)
+        at = end + 1
+    return None

@@ -21,6 +21,7 @@ import msgspec
 from etcd_actions.codecs import magic
 from etcd_actions.codecs import tree as trees
 from etcd_actions.codecs.binary_view import BinaryTaskAction, tree_with_base64, tree_with_binary
+from etcd_actions.codecs.holding import Released
 from etcd_actions.codecs.magic import MSGPACK as MAGIC
 from etcd_actions.codecs.tree import Number
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
@@ -29,7 +30,16 @@ from etcd_actions.model.facts import Facts
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import TaskAction
 
-__all__ = ["add_label", "decode", "decode_tree", "encode", "encode_tree", "name", "summarize"]
+__all__ = [
+    "add_label",
+    "decode",
+    "decode_tree",
+    "encode",
+    "encode_tree",
+    "name",
+    "release",
+    "summarize",
+]
 
 name: Final = "msgpack"
 """The codec's name in settings and records."""
@@ -130,26 +140,68 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     Raises:
         DecodeError: The value is not a map of this form with metadata, or gets too large.
     """
+    return _change(value, label, text, None, key, revision).value
+
+
+def release(
+    value: bytes, label: str, text: str, finalizer: str, *, key: bytes = b"", revision: int = 0
+) -> Released:
+    """Set a label, take a finalizer away, and change nothing else, as `add_label`.
+
+    Raises:
+        DecodeError: The value is not a map of this form with metadata, or gets too large.
+    """
+    return _change(value, label, text, finalizer, key, revision)
+
+
+# --- changes of the metadata ------------------------------------------------------------
+
+
+def _change(
+    value: bytes, label: str, text: str, finalizer: str | None, key: bytes, revision: int
+) -> Released:
     stored = _behind_magic(value, key, revision)
-    place = ""
+    place = what = ""
     try:
         fields = _decode_outline(stored)
-        place = "metadata: "
+        place, what = "metadata: ", "an object"
         metadata = _decode_outline(fields.get("metadata", _NIL))
         place = "metadata.labels: "
         labels = _decode_labels(metadata.get("labels", _NIL)) or {}
         old = labels.get(label)
-        if old is not None and _decode_any(old) == text:
-            return value
-        labels[label] = msgspec.Raw(_encode(text))
-        metadata["labels"] = msgspec.Raw(_encode(labels))
+        changed = old is None or _decode_any(old) != text
+        if changed:
+            labels[label] = msgspec.Raw(_encode(text))
+            metadata["labels"] = msgspec.Raw(_encode(labels))
+        held = deleting = False
+        if finalizer is not None:
+            place, what = "metadata.finalizers: ", "a list"
+            changed |= _drop_finalizer(metadata, finalizer)
+            held = bool(_decode_any(metadata.get("finalizers", _NIL)))
+            deleting = bool(_decode_any(metadata.get("deletionTimestamp", _NIL)))
+        place = ""
+        if not changed:
+            return Released(value, held, deleting)
         fields["metadata"] = msgspec.Raw(_encode(metadata))
-        return magic.written(MAGIC + _encode(fields))
+        return Released(magic.written(MAGIC + _encode(fields)), held, deleting)
     except msgspec.ValidationError as error:
-        reason = f"{place}not an object" if place else str(error)
+        reason = f"{place}not {what}" if place else str(error)
         raise DecodeError(reason, key=key, revision=revision) from None
     except _MALFORMED as error:
         _refuse(error, key, revision)
+
+
+def _drop_finalizer(metadata: dict[str, msgspec.Raw], finalizer: str) -> bool:
+    """Take a finalizer out, if it is there; an empty list goes, too."""
+    finalizers = _decode_list(metadata.get("finalizers", _NIL)) or []
+    kept = [each for each in finalizers if _decode_any(each) != finalizer]
+    if len(kept) == len(finalizers):
+        return False
+    if kept:
+        metadata["finalizers"] = msgspec.Raw(_encode(kept))
+    else:
+        del metadata["finalizers"]
+    return True
 
 
 # --- decoding -------------------------------------------------------------------------
@@ -174,6 +226,7 @@ _decode_action = msgspec.msgpack.Decoder(BinaryTaskAction, ext_hook=_number).dec
 _decode_facts = msgspec.msgpack.Decoder(Facts, ext_hook=_number).decode
 _decode_outline = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _decode_labels = msgspec.msgpack.Decoder(dict[str, msgspec.Raw] | None).decode
+_decode_list = msgspec.msgpack.Decoder(list[msgspec.Raw] | None).decode
 _decode_any = msgspec.msgpack.Decoder(ext_hook=_number).decode
 _NIL: Final = msgspec.Raw(b"\xc0")
 

@@ -3,8 +3,8 @@
 ``ff 50 42 01`` ("PB" and the form's version), then the message with its length before it.
 The schema says what is in it and why nothing is lost.
 
-Fields of later versions: reading passes over them, `add_label` keeps them, `decode_tree`
-refuses them, since the tree has no place for them.
+Fields of later versions: reading passes over them, `add_label` and `release` keep them,
+`decode_tree` refuses them, since the tree has no place for them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,23 @@ import msgspec
 from etcd_actions.codecs import magic, messages
 from etcd_actions.codecs import tree as trees
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
+from etcd_actions.codecs.holding import Released, drop_finalizer, released
 from etcd_actions.codecs.magic import PROTOBUF as MAGIC
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import TaskAction
 
-__all__ = ["add_label", "decode", "decode_tree", "encode", "encode_tree", "name", "summarize"]
+__all__ = [
+    "add_label",
+    "decode",
+    "decode_tree",
+    "encode",
+    "encode_tree",
+    "name",
+    "release",
+    "summarize",
+]
 
 name: Final = "protobuf"
 """The codec's name in settings and records."""
@@ -102,21 +112,53 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     Raises:
         DecodeError: The value is not of this form, has no metadata, or gets too large.
     """
+    return _change(value, label, text, None, key, revision).value
+
+
+def release(
+    value: bytes, label: str, text: str, finalizer: str, *, key: bytes = b"", revision: int = 0
+) -> Released:
+    """Set a label, take a finalizer away, and change nothing else.
+
+    Fields of later versions stay where they are.
+
+    Raises:
+        DecodeError: The value is not of this form, has no metadata, or gets too large.
+    """
+    return _change(value, label, text, finalizer, key, revision)
+
+
+# --- changes of the metadata --------------------------------------------------------------
+
+_CHANGED: Final = frozenset({"labels", "finalizers", "deletionTimestamp"})
+
+
+def _change(
+    value: bytes, label: str, text: str, finalizer: str | None, key: bytes, revision: int
+) -> Released:
     message = _parse(value, key, revision)
     metadata = message.metadata
     try:
         others = trees.from_json(metadata.other_fields or b"{}")
-        if message.HasField("metadata") and "labels" not in others:
-            labels = metadata.labels
-            if labels.get(label) == text:
-                return value
+        if not message.HasField("metadata") or not _CHANGED.isdisjoint(others):
+            # Labels, say, that are null, empty or no map of texts.
+            tree = _tree(message, key, revision)
+            changed = trees.set_label(tree, label, text, key=key, revision=revision)
+            if finalizer is not None:
+                changed |= drop_finalizer(tree, finalizer, key=key, revision=revision)
+            return released(encode_tree(tree) if changed else value, tree)
+        labels, finalizers = metadata.labels, metadata.finalizers
+        changed = labels.get(label) != text or finalizer in finalizers
+        if changed:
             labels[label] = text
-            return _pack(message)
-        # Labels that are null, empty or no map of texts.
-        tree = _tree(message, key, revision)
-        if not trees.set_label(tree, label, text, key=key, revision=revision):
-            return value
-        return encode_tree(tree)
+            kept = [each for each in finalizers if each != finalizer]
+            del finalizers[:]
+            finalizers.extend(kept)
+        return Released(
+            _pack(message) if changed else value,
+            held=bool(finalizers),
+            deleting=bool(metadata.deletion_timestamp),
+        )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         _refuse(error, key, revision)
 

@@ -278,6 +278,36 @@ EMBEDDED_PORT: Setting[int] = Setting(
     for_run=True,
 )
 
+RUN_SERVICE: Setting[Endpoint | None] = Setting(
+    name="run_service",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_RUN_SERVICE",
+    metavar="HOST:PORT",
+    parse=values.service,
+    otherwise="nobody is told, endings are marked at once",
+    help="Flyte's run service, over gRPC; https:// before the host asks for TLS",
+    for_run=True,
+)
+RETAIN_TERMINAL: Setting[float | None] = Setting(
+    name="retain_terminal",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_RETAIN_TERMINAL",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    otherwise="kept until somebody else deletes them",
+    help="How long recorded actions are kept before they expire",
+    for_run=True,
+)
+COLLECT_ORPHANS: Setting[bool] = Setting(
+    name="collect_orphans",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_COLLECT_ORPHANS",
+    metavar="BOOL",
+    parse=values.boolean,
+    default="true",
+    help="Whether to end and delete what lost its parent; Kubernetes has a collector of its own",
+    for_run=True,
+)
 GRACE: Setting[float] = Setting(
     name="grace",
     group=Group.RUN,
@@ -339,6 +369,9 @@ SETTINGS: tuple[Setting[object], ...] = (
     KEEPALIVE_TIMEOUT,
     DATA_DIR,
     EMBEDDED_PORT,
+    RUN_SERVICE,
+    RETAIN_TERMINAL,
+    COLLECT_ORPHANS,
     GRACE,
     STATS_INTERVAL,
     LOG_LEVEL,

@@ -108,6 +108,14 @@ def endpoints(text: str) -> tuple[Endpoint, ...]:
         raise ValueError(str(error)) from None
 
 
+def service(text: str) -> Endpoint:
+    """Where one server listens that is no etcd, so no port goes without saying."""
+    (endpoint, *more) = endpoints(text)
+    if more or not text.rstrip("/").endswith(f":{endpoint.port}"):
+        raise ValueError(f"{text!r} is no server: give one host:port, such as 127.0.0.1:8090")
+    return endpoint
+
+
 def prefix(text: str) -> bytes:
     """What keys begin with; gets its last slash."""
     if not text.strip("/"):

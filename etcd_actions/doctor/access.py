@@ -73,12 +73,21 @@ NO_WRITE = Kind(
     "no action can be created.",
     remedy=_GRANT,
 )
+NO_OWN_KEYS = Kind(
+    id="own-keys-denied",
+    severity=Severity.ERROR,
+    meaning="The process can elect nobody who records, keep no position, and store no trace.",
+    remedy="etcdctl role grant-permission --prefix=true <role> readwrite '<side>'",
+)
 TOO_WIDE = Kind(
     id="permissions-too-wide",
     severity=Severity.NOTE,
-    meaning="Who takes over this process can change everything in etcd; it needs the prefix only.",
-    remedy="make a user that may read and write '<prefix>' only: etcdctl role add etcd-actions && "
-    "etcdctl role grant-permission --prefix=true etcd-actions readwrite '<prefix>'",
+    meaning="Who takes over this process can change everything in etcd; "
+    "it needs two prefixes only.",
+    remedy="make a user that may read and write '<prefix>' and '<side>' only: "
+    "etcdctl role add etcd-actions && "
+    "etcdctl role grant-permission --prefix=true etcd-actions readwrite '<prefix>' && "
+    "etcdctl role grant-permission --prefix=true etcd-actions readwrite '<side>'",
 )
 NOT_ANSWERED = Kind(
     id="reads-fail",
@@ -96,6 +105,7 @@ KINDS = (
     WRONG_PASSWORD,
     NO_READ,
     NO_WRITE,
+    NO_OWN_KEYS,
     TOO_WIDE,
     NOT_ANSWERED,
 )
@@ -160,7 +170,11 @@ async def _try(subject: Subject, etcd: EtcdClient, *, guarded: bool) -> Access:
     if guarded and subject.user is not None:
         roles, permissions = await _permissions(etcd, subject.user)
     role = roles[0] if roles else "<role>"
-    names = {"role": role, "prefix": as_text(subject.watched_prefix)}
+    names = {
+        "role": role,
+        "prefix": as_text(subject.watched_prefix),
+        "side": as_text(subject.own_prefix),
+    }
     try:
         # The permission is checked for the range as a whole.
         read = await etcd.range(subject.keys, limit=1, keys_only=True)
@@ -169,7 +183,7 @@ async def _try(subject: Subject, etcd: EtcdClient, *, guarded: bool) -> Access:
         seen = _denied(subject, permissions, PermissionType.READ, str(error))
         denied.append(NO_READ.found(seen, **names))
     try:
-        await _ask_to_write(subject, etcd)
+        await _ask_to_write(etcd, subject.probe)
     except PermissionDenied as error:
         seen = _denied(subject, permissions, PermissionType.WRITE, str(error))
         denied.append(NO_WRITE.found(seen, **names))
@@ -183,6 +197,11 @@ async def _try(subject: Subject, etcd: EtcdClient, *, guarded: bool) -> Access:
         if lacking:
             seen = f"user {subject.user} may not write {_ranges(lacking)}"
             denied.append(NO_WRITE.found(seen, **names))
+    try:
+        await etcd.range(KeyRange.of_prefix(subject.own_prefix), limit=1, keys_only=True)
+        await _ask_to_write(etcd, subject.own_prefix + b"doctor")
+    except PermissionDenied as error:
+        denied.append(NO_OWN_KEYS.found(str(error), **names))
     access.findings += denied
     if not guarded:
         access.findings += _judge_open(subject)
@@ -194,7 +213,7 @@ async def _try(subject: Subject, etcd: EtcdClient, *, guarded: bool) -> Access:
         if wide:
             access.findings.append(TOO_WIDE.found(seen, **names))
         if not denied:
-            access.findings.append(PERMITTED.found(f"{seen}, and may read and write the prefix"))
+            access.findings.append(PERMITTED.found(f"{seen}, and may read and write the prefixes"))
     return access
 
 
@@ -209,16 +228,16 @@ def _judge_open(subject: Subject) -> Iterator[Finding]:
         yield OPEN_TO_ALL.found("authentication is off")
 
 
-async def _ask_to_write(subject: Subject, etcd: EtcdClient) -> None:
+async def _ask_to_write(etcd: EtcdClient, key: bytes) -> None:
     """Ask for a write that never happens.
 
     Raises:
         PermissionDenied: We may not.
     """
-    never = Compare(subject.probe, CompareTarget.VERSION, CompareResult.LESS, 0)
+    never = Compare(key, CompareTarget.VERSION, CompareResult.LESS, 0)
     # Without space etcd does not even look at permissions; its alarm is told elsewhere.
     with suppress(NoSpace):
-        await etcd.txn(Txn([never], [Put(subject.probe, b"")]))
+        await etcd.txn(Txn([never], [Put(key, b"")]))
 
 
 async def _permissions(

@@ -11,6 +11,7 @@ from etcd_actions.etcd import EtcdClient, open_connection
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.etcd.connection import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.model import Keyspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,11 @@ class Subject:
     def keys(self) -> KeyRange:
         """The keys of interest."""
         return KeyRange.of_prefix(self.watched_prefix)
+
+    @property
+    def own_prefix(self) -> bytes:
+        """What the keys begin with that this package keeps for itself."""
+        return Keyspace(self.prefix).side
 
     @property
     def probe(self) -> bytes:

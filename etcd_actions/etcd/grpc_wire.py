@@ -7,22 +7,17 @@ from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from etcd_actions.etcd import rpc
+from etcd_actions.etcd import rpc, txn_bytes
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import (
     Alarm,
     AlarmType,
-    Compare,
-    CompareResult,
-    CompareTarget,
     Delete,
     DeleteResult,
     Event,
-    Get,
     KeyValue,
     Lease,
     Member,
-    Operation,
     OperationResult,
     Permission,
     PermissionType,
@@ -36,17 +31,6 @@ from etcd_actions.etcd.api import (
     WatchResponse,
 )
 from etcd_actions.etcd.rpc import Request, Result, Rpc
-
-_OPERAND = {
-    CompareTarget.VERSION: "version",
-    CompareTarget.CREATE_REVISION: "create_revision",
-    CompareTarget.MOD_REVISION: "mod_revision",
-    CompareTarget.VALUE: "value",
-    CompareTarget.LEASE: "lease",
-}
-_TARGET = {target: pb.Compare.CompareTarget.Name(target) for target in CompareTarget}
-_RESULT = {result: pb.Compare.CompareResult.Name(result) for result in CompareResult}
-
 
 _Message = TypeVar("_Message", bound=Message)
 
@@ -147,13 +131,15 @@ def range_request(request: rpc.RangeRequest) -> pb.RangeRequest:
     )
 
 
-def txn_request(txn: Txn) -> pb.TxnRequest:
-    """A transaction with all that it nests."""
-    return pb.TxnRequest(
-        compare=[_compare(compare) for compare in txn.compare],
-        success=[_operation(operation) for operation in txn.success],
-        failure=[_operation(operation) for operation in txn.failure],
-    )
+class _TxnRequest:
+    """Stands for the message, with its bytes built already."""
+
+    def __init__(self, txn: Txn) -> None:
+        self._encoded = txn_bytes.encode(txn)
+
+    def SerializeToString(self) -> bytes:
+        """What a message gives."""
+        return self._encoded
 
 
 def txn_result(response: pb.TxnResponse) -> TxnResult:
@@ -178,33 +164,6 @@ def _operation_result(response: pb.ResponseOp, revision: int) -> OperationResult
     if kind == "response_delete_range":
         return DeleteResult(response.response_delete_range.deleted, revision)
     return _txn_result(response.response_txn, revision)
-
-
-def _compare(compare: Compare) -> pb.Compare:
-    message = pb.Compare(
-        key=compare.key,
-        range_end=compare.range_end,
-        target=_TARGET[compare.target],
-        result=_RESULT[compare.result],
-    )
-    setattr(message, _OPERAND[compare.target], compare.operand)
-    return message
-
-
-def _operation(operation: Operation) -> pb.RequestOp:
-    match operation:
-        case Get(keys, limit, keys_only):
-            return pb.RequestOp(
-                request_range=pb.RangeRequest(
-                    key=keys.start, range_end=keys.end, limit=limit, keys_only=keys_only
-                )
-            )
-        case Put():
-            return pb.RequestOp(request_put=_put_request(operation))
-        case Delete():
-            return pb.RequestOp(request_delete_range=_delete_request(operation))
-        case Txn():
-            return pb.RequestOp(request_txn=txn_request(operation))
 
 
 def _put_request(put: Put) -> pb.PutRequest:
@@ -252,7 +211,7 @@ def _nothing(_: Message) -> None:
     """The answer says only that it was done."""
 
 
-_METHODS: dict[str, tuple[Callable[[Any], Message], Decode[Any, Any]]] = {
+_METHODS: dict[str, tuple[Callable[[Any], Message | _TxnRequest], Decode[Any, Any]]] = {
     rpc.RANGE.name: (range_request, Decode(pb.RangeResponse, range_result)),
     rpc.PUT.name: (
         _put_request,
@@ -265,7 +224,7 @@ _METHODS: dict[str, tuple[Callable[[Any], Message], Decode[Any, Any]]] = {
             lambda response: DeleteResult(response.deleted, response.header.revision),
         ),
     ),
-    rpc.TXN.name: (txn_request, Decode(pb.TxnResponse, txn_result)),
+    rpc.TXN.name: (_TxnRequest, Decode(pb.TxnResponse, txn_result)),
     rpc.COMPACT.name: (
         lambda request: pb.CompactionRequest(revision=request.revision, physical=request.physical),
         Decode(pb.CompactionResponse, _nothing),

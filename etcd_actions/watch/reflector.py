@@ -19,6 +19,10 @@ and nothing is given out twice.
 Changes of different keys have no promised order, since the prefix is watched as several key
 ranges side by side. What one transaction changed can arrive in parts for the same reason.
 
+Whoever kept :attr:`Reflector.revision` can have the first list made there, while etcd's
+history reaches back to it: then every change since is given out, deletes too, as if the
+reflector had never been away.
+
 The sink is called from the task that reads the stream: it is a plain function, so the
 reader never waits for handlers. It waits for room before each page of a list, which costs
 nothing, and at the sink's hard limit before it reads on from the stream, which costs
@@ -43,8 +47,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import structlog
@@ -69,6 +74,7 @@ from etcd_actions.etcd.api import (
     WatchResponse,
     WatchStream,
 )
+from etcd_actions.etcd.history import find_oldest_revision
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.versions import (
@@ -86,6 +92,8 @@ _log = structlog.get_logger(__name__)
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
 _FEW_KEYS = 256
 _MANY_FAILURES = 8
+_MOST_COMPARED = 1000
+"""Keys of a range up to which it is cheap to read whether it is idle."""
 _REFUSALS = (PermissionDenied, Unauthenticated, InvalidRequest)
 
 
@@ -156,12 +164,22 @@ class ReflectorStatistics:
 class _Range:
     """One watched range, with the last revision of each of its keys.
 
-    ``listed_at`` is the revision of the last list of it, finished or not.
+    ``listed_at`` is the revision of the last list of it, finished or not; ``idle_until`` one
+    up to which it was read to be as it is known, ``compared_at`` the newest such read and
+    ``compared_done`` what was done then.
     """
 
     resume: Resume
     known: dict[bytes, int] = field(default_factory=dict)
     listed_at: int = 0
+    idle_until: int = 0
+    compared_at: int = 0
+    compared_done: int = 0
+
+    @property
+    def given_out(self) -> int:
+        """Every change up to it has been given out."""
+        return max(self.resume.done, self.idle_until)
 
 
 class Reflector:
@@ -169,32 +187,48 @@ class Reflector:
 
     Args:
         etcd: The connection.
-        keys: The range to watch, as a rule a prefix.
+        keys: The range to watch, as a rule a prefix; or several that do not overlap. The
+            first one, which is taken to have most of the keys, is cut into ranges that are
+            watched side by side; each other one is watched as it is.
         sink: Who gets the changes.
         known: Keys given out in an earlier life, with the revision of their last change. They
             are given out again, after their delete if they were deleted meanwhile.
+        start_revision: Where to make the first list, so that deletions since then are seen;
+            0 for the newest. It is never made below a revision of ``known``. Where history
+            does not reach back to it the oldest state that can be read is listed; a store
+            that is not there yet is another one, and is listed as it is. Both are logged,
+            and counted as relists for ``position_compacted`` and ``position_ahead``.
+        on_replaced: Called when the store turns out to be another one, before its states
+            are given out.
         likely_prefix: What most keys begin with; see :func:`~etcd_actions.watch.ranges.split`.
         settings: See :class:`ReflectorSettings`.
+
+    Raises:
+        ValueError: There are no ``keys``, or some overlap.
     """
 
     def __init__(
         self,
         etcd: Etcd,
-        keys: KeyRange,
+        keys: KeyRange | Sequence[KeyRange],
         sink: Sink,
         *,
         known: Mapping[bytes, int] | None = None,
+        start_revision: int = 0,
+        on_replaced: Callable[[], None] | None = None,
         likely_prefix: bytes = b"",
         settings: ReflectorSettings | None = None,
     ) -> None:
         self._etcd = etcd
-        self._keys = keys
+        self._keys, *self._more_keys = _disjoint([keys] if isinstance(keys, KeyRange) else keys)
         self._sink = sink
-        self._likely_prefix = likely_prefix or keys.start
+        self._start_revision = start_revision and max(start_revision, *(known or {}).values(), 0)
+        self._list_at = self._start_revision
+        self._on_replaced = on_replaced
+        self._likely_prefix = likely_prefix or self._keys.start
         self._settings = settings or ReflectorSettings()
         # Negative: known, but to be given out again.
-        earlier = {key: -revision for key, revision in (known or {}).items()}
-        self._ranges = [_Range(Resume(keys, 0), earlier)]
+        self._ranges = self._unsplit({key: -revision for key, revision in (known or {}).items()})
         self._by_watch_id: dict[int, _Range] = {}
         self._last_watch_id = 0
         self._synced = False
@@ -217,7 +251,7 @@ class Reflector:
         return ReflectorStatistics(
             synced=self._synced,
             streaming=self._streaming,
-            revision=min(range_.resume.done for range_ in self._ranges),
+            revision=self.revision,
             ranges=len(self._ranges),
             keys=sum(len(range_.known) for range_ in self._ranges),
             events=self._events,
@@ -225,6 +259,20 @@ class Reflector:
             relists=dict(self._relists),
             silence=trio.current_time() - self._heard,
         )
+
+    @property
+    def revision(self) -> int:
+        """Every change up to it has been given out: what may be kept as a position.
+
+        Each range has it from its own changes, and while it is idle from etcd's word, where
+        that can be trusted (see :func:`~etcd_actions.etcd.versions.has_reliable_progress`).
+        Where it cannot, or is not to be had, an idle range of few keys is read every
+        ``dead_after`` seconds: what twice in a row was found to be just as it is known, with
+        no change in between, counts as given out up to the first of the two reads. So a key
+        that was made and deleted in between could be passed over, by a stream that lags by
+        more than that time; it is given out late, but a start from here would not see it.
+        """
+        return min(range_.given_out for range_ in self._ranges)
 
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """List, then watch until cancelled.
@@ -240,9 +288,9 @@ class Reflector:
             failure: EtcdError | None = None
             try:
                 if not self._synced:
-                    revision = await self._list(self._ranges[0], 0)
+                    await self._list_first()
                     self._synced = True
-                    task_status.started(revision)
+                    task_status.started(self.revision)
                 await self._verify_store()
                 if self._suspicion:
                     await self._relist()
@@ -339,13 +387,59 @@ class Reflector:
         log = _log.warning if self._suspicion == "unverifiable" else _log.error
         log("listing_again", reason=self._suspicion, prefix=_text(self._keys.start))
         self._relists[self._suspicion] += 1
-        whole = _Range(Resume(self._keys, 0))
+        known: dict[bytes, int] = {}
         for range_ in self._ranges:
-            whole.known.update(range_.known)
-        self._ranges = [whole]
+            known.update(range_.known)
+        self._ranges = self._unsplit(known)
         self._last_put = self._last_delete = None
-        await self._list(whole, 0, replaced=self._suspicion != "unverifiable")
+        replaced = self._suspicion != "unverifiable"
+        if replaced and self._on_replaced is not None:
+            self._on_replaced()
+        for range_ in self._ranges:
+            await self._list(range_, 0, replaced=replaced)
         self._suspicion = ""
+
+    def _unsplit(self, known: Mapping[bytes, int]) -> list[_Range]:
+        """The ranges as they were asked for, the first one whole, to be listed."""
+        ranges = [_Range(Resume(keys, 0)) for keys in (self._keys, *self._more_keys)]
+        for key, revision in known.items():
+            for range_ in ranges:
+                if key in range_.resume.keys:
+                    range_.known[key] = revision
+        return ranges
+
+    async def _list_first(self) -> None:
+        """List what was not listed yet, all at one revision if etcd can still read it."""
+        for range_ in self._ranges:
+            while not range_.resume.done:
+                await self._list_from_start(range_)
+
+    async def _list_from_start(self, range_: _Range) -> None:
+        """List a range, unless that must be done at another revision: then choose that."""
+        failure: EtcdError | None = None
+        try:
+            self._list_at = await self._list(range_, self._list_at)
+        except* (Compacted, FutureRevision) as group:
+            failure = first_error(group)
+        if failure is None:
+            return
+        wanted, self._list_at = self._list_at, 0
+        if not self._start_revision:
+            raise failure
+        if isinstance(failure, FutureRevision):
+            reason = "position_ahead"
+            first_key = KeyRange.of_key(range_.resume.keys.start)
+            self._list_at = (await self._etcd.range(first_key, keys_only=True)).revision
+            # Whatever was given out so far is of another store.
+            range_.known = {key: -abs(revision) for key, revision in range_.known.items()}
+            if self._on_replaced is not None:
+                self._on_replaced()
+        else:
+            reason = "position_compacted"
+            self._list_at = await find_oldest_revision(self._etcd, range_.resume.keys)
+        self._relists[reason] += 1
+        start = _text(range_.resume.keys.start)
+        _log.warning(reason, start=start, position=wanted, listing_at=self._list_at)
 
     async def _list(self, range_: _Range, revision: int, *, replaced: bool = False) -> int:
         """List a range and give out what differs from what was given out before.
@@ -397,6 +491,7 @@ class Reflector:
             if self._failures:
                 _log.info("watch_restored", failures=self._failures)
             nursery.start_soon(self._probe, stream)
+            nursery.start_soon(self._compare_idle)
             with trio.move_on_after(self._settings.stream_life):
                 while True:
                     await self._sink.wait_stream_room()
@@ -411,21 +506,24 @@ class Reflector:
 
     def _repartition(self) -> None:
         """Move the range boundaries to where the keys are, when that is worth it."""
-        total = sum(len(range_.known) for range_ in self._ranges)
+        more = len(self._more_keys)
+        old, others = self._ranges[: len(self._ranges) - more], self._ranges[-more:] if more else []
+        total = sum(len(range_.known) for range_ in old)
         count = self._settings.ranges
-        largest = max(len(range_.known) for range_ in self._ranges)
-        if len(self._ranges) == count and largest <= max(_FEW_KEYS, 2 * total // count):
+        largest = max(len(range_.known) for range_ in old)
+        if len(old) == count and largest <= max(_FEW_KEYS, 2 * total // count):
             return
-        known = [key for range_ in self._ranges for key in range_.known]
+        known = [key for range_ in old for key in range_.known]
         bounds = split(self._keys, count, known, likely_prefix=self._likely_prefix)
-        moved = repartition([range_.resume for range_ in self._ranges], bounds)
-        listed_at = max(range_.listed_at for range_ in self._ranges)
-        ranges = [_Range(resume, listed_at=listed_at) for resume in moved]
+        moved = repartition([range_.resume for range_ in old], bounds)
+        listed_at = max(range_.listed_at for range_ in old)
+        idle_until = min(range_.given_out for range_ in old)
+        ranges = [_Range(resume, listed_at=listed_at, idle_until=idle_until) for resume in moved]
         starts = [resume.keys.start for resume in moved]
-        for range_ in self._ranges:
+        for range_ in old:
             for key, revision in range_.known.items():
                 ranges[bisect_right(starts, key) - 1].known[key] = revision
-        self._ranges = ranges
+        self._ranges = [*ranges, *others]
 
     def _open(self, stream: WatchStream, range_: _Range) -> None:
         """Watch ``range_`` under an id that this stream has not seen."""
@@ -438,6 +536,7 @@ class Reflector:
                 resume.keys,
                 resume.start_revision,
                 prev_kv=self._settings.prev_kv,
+                progress_notify=True,
             )
         )
 
@@ -456,9 +555,13 @@ class Reflector:
         elif response.events:
             if range_ is not None:
                 self._give_events(range_, response)
-        elif not response.created and self._progress_counts:
-            # Progress of one watcher, or (id -1) of all of them.
-            for each in [range_] if range_ is not None else self._by_watch_id.values():
+        elif response.created:
+            return
+        elif range_ is not None:
+            # It comes behind the watcher's events, in every version.
+            range_.resume.progress(response.revision)
+        elif self._progress_counts:
+            for each in self._by_watch_id.values():
                 each.resume.progress(response.revision)
 
     def _give_events(self, range_: _Range, response: WatchResponse) -> None:
@@ -539,6 +642,33 @@ class Reflector:
             await self._list(range_, 0)
         self._open(stream, range_)
 
+    async def _compare_idle(self) -> None:
+        """Move on the revision of idle ranges, where etcd cannot be asked for progress."""
+        while True:
+            await trio.sleep(self._settings.dead_after)
+            if self._trust_progress:
+                continue
+            for range_ in tuple(self._by_watch_id.values()):
+                if len(range_.known) > _MOST_COMPARED:
+                    continue
+                try:
+                    await self._compare(range_)
+                except EtcdError as error:
+                    # The probe sees to a cluster that does not answer.
+                    _log.debug("idle_range_unread", error=str(error))
+
+    async def _compare(self, range_: _Range) -> None:
+        """Read whether a range is as it is known; see :attr:`revision`."""
+        done = range_.resume.done
+        keys, limit = range_.resume.keys, len(range_.known) + 1
+        found = await self._etcd.range(keys, limit=limit, keys_only=True)
+        idle = range_.resume.done == done and range_.known == {
+            kv.key: kv.mod_revision for kv in found.kvs
+        }
+        if idle and range_.compared_at and range_.compared_done == done:
+            range_.idle_until = max(range_.idle_until, range_.compared_at)
+        range_.compared_at, range_.compared_done = (found.revision, done) if idle else (0, 0)
+
     async def _probe(self, stream: WatchStream) -> None:
         """Raise Unavailable when the cluster has gone silent."""
         dead_after = self._settings.dead_after
@@ -555,6 +685,17 @@ class Reflector:
             if scope.cancelled_caught:
                 raise Unavailable(f"watch: nothing heard for {dead_after:g} s")
             self._heard = trio.current_time()
+
+
+def _disjoint(keys: Sequence[KeyRange]) -> Sequence[KeyRange]:
+    """The same ranges, if no key is in two of them."""
+    if not keys:
+        raise ValueError("keys: there is nothing to watch: give at least one range")
+    in_order = sorted(keys)
+    for before, after in pairwise(in_order):
+        if after.start < before.end:
+            raise ValueError(f"keys: {before} and {after} overlap: give each key once")
+    return keys
 
 
 def _listed(kv: KeyValue, kind: ChangeKind) -> Change:

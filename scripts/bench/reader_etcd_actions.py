@@ -54,15 +54,13 @@ def _count_handled(processor: Processor, task: Task, recorder: Recorder) -> None
     """Count what the processor has handled: decoded, remembered, and told to subscribers."""
     handle = processor.handle_task_action_event
 
-    def listed(change: Change, summary: Summary, previous: TaskAction | None = None) -> bool:
-        told = handle(change, summary, previous)
+    def listed(change: Change, summary: Summary, previous: TaskAction | None = None) -> None:
+        handle(change, summary, previous)
         recorder.listed()
-        return told
 
-    def watched(change: Change, summary: Summary, previous: TaskAction | None = None) -> bool:
-        told = handle(change, summary, previous)
+    def watched(change: Change, summary: Summary, previous: TaskAction | None = None) -> None:
+        handle(change, summary, previous)
         recorder.event(change.key, change.mod_revision, change.value or b"")
-        return told
 
     counted = listed if task.mode == "list" else watched
     processor.handle_task_action_event = counted  # type: ignore[method-assign]

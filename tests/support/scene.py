@@ -24,7 +24,9 @@ _SOON = Backoff(0.02, 0.2)
 REFLECTOR = ReflectorSettings(dead_after=DEAD_AFTER, backoff=_SOON)
 # Where nothing falls silent, and a machine that is slow must not be taken for it.
 UNHURRIED = ReflectorSettings(backoff=_SOON)
-PROCESSOR = ProcessorSettings(reflector=REFLECTOR, router=RouterSettings(backoff=_SOON))
+PROCESSOR = ProcessorSettings(
+    elect=False, collect_orphans=False, reflector=REFLECTOR, router=RouterSettings(backoff=_SOON)
+)
 
 
 @asynccontextmanager

@@ -1,0 +1,370 @@
+"""Aborts an action and all below it: a state first, before anything is deleted.
+
+An abort begins with one transaction, which writes the end of the action and creates a marker.
+While the marker is there nothing can be enqueued below the action, at any depth: each enqueue
+compares that. So the list of what is below can be made in peace, and an abort that was cut off
+is finished by whoever finds the marker. It stays until the object of the action is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import structlog
+import trio
+
+from etcd_actions.actions.rewrite import utc_now
+from etcd_actions.actions.stored import StoredTaskAction, check_identity, describe, same_run
+from etcd_actions.codecs import codec_of
+from etcd_actions.errors import DecodeError, EtcdError, InvalidArgument, NotFound, first_error
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Delete,
+    Get,
+    KeyRange,
+    KeyValue,
+    Operation,
+    Put,
+    RangeResult,
+    Txn,
+)
+from etcd_actions.model import (
+    ANNOTATION_ABORT_REASON,
+    ANNOTATION_ABORTED_BY,
+    FINALIZER_RECORD,
+    ActionId,
+    Keyspace,
+    Phase,
+    canonical_name,
+)
+from etcd_actions.model.conditions import MAX_MESSAGE, rfc3339, write_phase
+from etcd_actions.store import Store
+
+if TYPE_CHECKING:
+    from flyteidl2.common.identity_pb2 import EnrichedIdentity
+
+_MOST_ABORTED_BY = 4096
+_SIDE_BY_SIDE = 64
+
+_log = structlog.get_logger(__name__)
+
+
+class AbortResult(NamedTuple):
+    """What an abort did.
+
+    Attributes:
+        aborted: The names of the actions that it ended, the action itself among them.
+        ended: The phase in which the action was over before; None where it was not.
+        recorded: Whether that was recorded already: then nothing at all was done.
+    """
+
+    aborted: tuple[str, ...]
+    ended: Phase | None = None
+    recorded: bool = False
+
+
+class Marker(msgspec.Struct, frozen=True, rename="camel"):
+    """What the key of an abort holds: enough to finish it."""
+
+    uid: str
+    project: str
+    domain: str
+    run: str
+    name: str
+    org: str
+    reason: str
+    aborted_by: str
+    at: str
+
+    @property
+    def action_id(self) -> ActionId:
+        """Which action is aborted."""
+        return ActionId(self.project, self.domain, self.run, self.name, self.org)
+
+
+class Aborter:
+    """Aborts the actions of one keyspace."""
+
+    def __init__(
+        self, store: Store, keys: Keyspace, *, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._clock = clock
+
+    async def abort_action(
+        self, action_id: ActionId, reason: str = "", aborted_by: str | EnrichedIdentity = ""
+    ) -> AbortResult:
+        """End an action and all below it as ABORTED.
+
+        What is over keeps its own ending. Cancelled, it may have been done in part: run
+        again, or found by the next elected process, it is finished.
+
+        Raises:
+            NotFound: There is no such action, and no abort of it to be finished.
+            InvalidArgument: The reason or the actor is too long.
+            DecodeError: The action's object cannot be read.
+            EtcdError: etcd did not do it all.
+        """
+        by = aborted_by if isinstance(aborted_by, str) else subject_of(aborted_by)
+        _check_length("reason", reason, MAX_MESSAGE)
+        _check_length("aborted_by", by, _MOST_ABORTED_BY)
+        key, marker_key = self._keys.task_action(action_id), self._keys.abort(action_id)
+        while True:
+            target, marked = await self._read(key, marker_key)
+            marker = None if marked is None else _marker(marked)
+            if target is None:
+                if marker is None:
+                    raise NotFound(f"there is no action {describe(action_id)}")
+                aborted = await self._cascade(marker)
+                await self._forget(marker)
+                return AbortResult(aborted)
+            action = StoredTaskAction.of(target)
+            check_identity(action, action_id)
+            if marker is not None and marker.uid == action.metadata.uid:
+                ended = action.phase if action.is_terminal else None
+                return AbortResult(await self._cascade(marker), ended)
+            if action.is_terminal and action.is_recorded:
+                return AbortResult((), action.phase, recorded=True)
+            found = action.action_id
+            marker = Marker(
+                action.metadata.uid,
+                found.project,
+                found.domain,
+                found.run,
+                found.name,
+                found.org or action_id.org,
+                reason,
+                by,
+                rfc3339(self._clock()),
+            )
+            writes: list[Operation] = [Put(marker_key, msgspec.json.encode(marker))]
+            if not action.is_terminal:
+                writes.append(Put(key, self._aborted(target, reason, by), target.lease))
+            compares = [_unchanged(target), _as_seen(marker_key, marked)]
+            if not (await self._store.txn(Txn(compares, writes))).succeeded:
+                continue
+            below = await self._cascade(marker)
+            if action.is_terminal:
+                return AbortResult(below, action.phase)
+            return AbortResult((found.name, *below))
+
+    async def resume(self) -> None:
+        """Finish the aborts that were cut off, and forget those whose action is gone.
+
+        Raises:
+            EtcdError: etcd did not do it all.
+        """
+        kvs, _ = await self._store.read(KeyRange.of_prefix(self._keys.aborts))
+        for kv in kvs:
+            marker = _marker(kv)
+            if marker is None:
+                continue
+            aborter = self._within(kv.key, self._keys.aborts)
+            if aborted := await aborter._cascade(marker):
+                _log.info("abort_finished", action=describe(marker.action_id), aborted=len(aborted))
+            await aborter._forget(marker)
+
+    async def deletion_asked(self, kv: KeyValue) -> bool:
+        """End an action that is to be deleted and that nobody but this package holds.
+
+        Whoever deletes through an API server sets ``deletionTimestamp`` and leaves the rest
+        to the finalizers. When ours is the last one, nobody else will end the action.
+
+        Returns:
+            Whether it was, or was about to be, ended; False where somebody else holds it.
+
+        Raises:
+            EtcdError: etcd did not do it.
+        """
+        action = StoredTaskAction.of(kv)
+        if any(each != FINALIZER_RECORD for each in action.metadata.finalizers):
+            return False
+        # Changed meanwhile it comes again, by the watch.
+        await self._store.compare_and_put(kv, self._aborted(kv, "deleted", ""))
+        return True
+
+    async def action_gone(self, action_id: ActionId, namespace: str) -> None:
+        """Forget the abort of an action whose object was deleted.
+
+        Raises:
+            EtcdError: etcd did not do it.
+        """
+        keys = Keyspace(self._keys.prefix, namespace)
+        aborter = Aborter(self._store, keys, clock=self._clock)
+        marked = await self._store.get(keys.abort(action_id))
+        marker = None if marked is None else _marker(marked)
+        if marker is not None:
+            await aborter._cascade(marker)
+            await aborter._forget(marker)
+
+    async def _read(self, *keys: bytes) -> list[KeyValue | None]:
+        """Several keys at one revision."""
+        result = await self._store.txn(Txn([], [Get(KeyRange.of_key(key)) for key in keys]))
+        found: list[KeyValue | None] = []
+        for response in result.responses:
+            assert isinstance(response, RangeResult)
+            found.append(response.kvs[0] if response.kvs else None)
+        return found
+
+    async def _cascade(self, marker: Marker) -> tuple[str, ...]:
+        """End all below an action, and the action itself where somebody revived it."""
+        aborted: set[str] = set()
+        prefix, *_ = self._keys.run_prefixes(marker.run)
+        while True:
+            kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
+            going_on = _going_on(kvs, marker)
+            if not going_on:
+                return tuple(sorted(aborted))
+            limit = trio.CapacityLimiter(_SIDE_BY_SIDE)
+
+            async def end(kv: KeyValue, name: str, limit: trio.CapacityLimiter = limit) -> None:
+                async with limit:
+                    value = self._aborted(kv, marker.reason, marker.aborted_by)
+                    if (await self._store.compare_and_put(kv, value)).applied:
+                        aborted.add(name)
+
+            failure: EtcdError | None = None
+            try:
+                async with trio.open_nursery() as nursery:
+                    for kv, name in going_on:
+                        nursery.start_soon(end, kv, name)
+            except* EtcdError as group:
+                failure = first_error(group)
+            if failure is not None:
+                raise failure
+
+    async def _forget(self, marker: Marker) -> None:
+        """Delete a marker, if the action's object is gone."""
+        action_id = marker.action_id
+        absent = Compare(
+            self._keys.task_action(action_id), CompareTarget.VERSION, CompareResult.EQUAL, 0
+        )
+        delete = Delete(KeyRange.of_key(self._keys.abort(action_id)))
+        await self._store.txn(Txn([absent], [delete]))
+
+    def _within(self, key: bytes, prefix: bytes) -> Aborter:
+        """An aborter for the namespace of a key."""
+        namespace = key[len(prefix) :].partition(b"/")[0].decode()
+        return Aborter(self._store, Keyspace(self._keys.prefix, namespace), clock=self._clock)
+
+    def _aborted(self, kv: KeyValue, reason: str, by: str) -> bytes:
+        return aborted_value(kv, reason, by, now=self._clock())
+
+
+def aborted_value(
+    kv: KeyValue, reason: str, by: str, *, now: datetime, delete: bool = False
+) -> bytes:
+    """The value of an object, with the action ended as ABORTED.
+
+    Where somebody else holds the object its deletion is asked for, as an API server does, so
+    that he acts.
+
+    Args:
+        kv: The object as it is.
+        reason: Why.
+        by: Who wanted it.
+        now: The time.
+        delete: Ask for its deletion in any case.
+
+    Raises:
+        DecodeError: The value cannot be read.
+    """
+    codec = codec_of(kv.value)
+    tree = codec.decode_tree(kv.value, key=kv.key, revision=kv.mod_revision)
+    write_phase(tree, Phase.ABORTED, now=now, message=reason)
+    annotations = tree["metadata"].setdefault("annotations", {})
+    if reason:
+        annotations[ANNOTATION_ABORT_REASON] = reason
+    if by:
+        annotations[ANNOTATION_ABORTED_BY] = by
+    if not annotations:
+        del tree["metadata"]["annotations"]
+    finalizers = tree["metadata"].get("finalizers") or []
+    if delete or any(each != FINALIZER_RECORD for each in finalizers):
+        ask_for_deletion(tree, now)
+    return codec.encode_tree(tree)
+
+
+def ask_for_deletion(tree: dict[str, Any], now: datetime) -> bool:
+    """Say in an object's tree that it is to be deleted; held by us until it is recorded."""
+    metadata = tree["metadata"]
+    if metadata.get("deletionTimestamp"):
+        return False
+    finalizers = metadata.get("finalizers") or []
+    if FINALIZER_RECORD not in finalizers:
+        metadata["finalizers"] = [*finalizers, FINALIZER_RECORD]
+    metadata["deletionTimestamp"] = rfc3339(now)
+    metadata["deletionGracePeriodSeconds"] = 0
+    metadata["generation"] = metadata.get("generation", 0) + 1
+    return True
+
+
+def subject_of(identity: EnrichedIdentity) -> str:
+    """Who it is: the user, else the application."""
+    subject: str = identity.user.id.subject or identity.application.id.subject
+    return subject
+
+
+def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[tuple[KeyValue, str]]:
+    """What of a run is the aborted action or below it, and not over."""
+    children: dict[str, list[str]] = {}
+    found: dict[str, tuple[KeyValue, bool]] = {}
+    for kv in kvs:
+        try:
+            action = StoredTaskAction.of(kv)
+        except DecodeError as error:
+            _log.error("value_undecodable", key=str(error.key), reason=error.reason)
+            continue
+        action_id = action.action_id
+        if not same_run(action_id, marker.action_id):
+            continue
+        name = canonical_name(action_id.run, action_id.name)
+        if name == canonical_name(marker.run, marker.name) and action.metadata.uid != marker.uid:
+            # Made again since: that one was not meant.
+            continue
+        found[name] = kv, action.is_terminal
+        if action.parent:
+            children.setdefault(canonical_name(action_id.run, action.parent), []).append(name)
+    waiting, seen = [canonical_name(marker.run, marker.name)], set[str]()
+    going_on = []
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        waiting += children.get(name, ())
+        if name in found and not found[name][1]:
+            going_on.append((found[name][0], name))
+    return going_on
+
+
+def _marker(kv: KeyValue) -> Marker | None:
+    try:
+        return msgspec.json.decode(kv.value, type=Marker)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        _log.error(
+            "abort_marker_undecodable",
+            key=kv.key.decode(errors="backslashreplace"),
+            reason=str(error),
+        )
+        return None
+
+
+def _unchanged(kv: KeyValue) -> Compare:
+    return Compare(kv.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, kv.mod_revision)
+
+
+def _as_seen(key: bytes, kv: KeyValue | None) -> Compare:
+    revision = 0 if kv is None else kv.mod_revision
+    return Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
+
+
+def _check_length(field: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise InvalidArgument(field, f"it has {len(text)} characters: give at most {most}")

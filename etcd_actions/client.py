@@ -1,0 +1,403 @@
+"""The public ActionsClient: every method of Flyte's, on bare etcd."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, overload
+from weakref import WeakKeyDictionary
+
+import trio
+
+from etcd_actions.actions.abort import Aborter, AbortResult
+from etcd_actions.actions.enqueue import Enqueued, Enqueuer
+from etcd_actions.actions.listing import Lister, Listing
+from etcd_actions.actions.signal import signal
+from etcd_actions.actions.status import Status, put_status
+from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.codecs import codec_named
+from etcd_actions.errors import InvalidArgument
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.group_commit import GroupCommit, open_group_commit
+from etcd_actions.model import (
+    DEFAULT_KEY_PREFIX,
+    ActionId,
+    ActionUpdate,
+    ErrorState,
+    Keyspace,
+    build_action_update,
+)
+from etcd_actions.processor import (
+    Processor,
+    ProcessorSettings,
+    ProcessorStatistics,
+    open_processor,
+)
+from etcd_actions.recorder import Recorder
+from etcd_actions.run_service import NullRunService, RunService
+from etcd_actions.store import Store
+from etcd_actions.subscriptions import AnySubscription, SnapshotEnd, Subscription
+
+if TYPE_CHECKING:
+    from flyteidl2.actions.actions_service_pb2 import Action
+    from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier
+    from flyteidl2.common.identity_pb2 import EnrichedIdentity
+    from flyteidl2.core.literals_pb2 import Literal as LiteralValue
+    from flyteidl2.task.run_pb2 import RunSpec
+
+
+@asynccontextmanager
+async def open_actions_client(
+    etcd: Etcd,
+    *,
+    prefix: bytes = DEFAULT_KEY_PREFIX,
+    namespace: str = "flyte",
+    run_service: RunService | None = None,
+    codec: str = "json",
+    settings: ProcessorSettings | None = None,
+) -> AsyncIterator[ActionsClient]:
+    """Make a client; leaving the context stops watching and ends all subscriptions.
+
+    Args:
+        etcd: The connection; it must live longer.
+        prefix: What comes before ``<namespace>/<name>`` in the keys.
+        namespace: The Kubernetes namespace of all actions.
+        run_service: Who is told of each action, and before an ending is marked; nobody by
+            default.
+        codec: How new objects are stored: ``json``, which a Kubernetes API server reads,
+            too, ``protobuf`` or ``msgpack``.
+        settings: How it watches, see :class:`~etcd_actions.processor.ProcessorSettings`.
+
+    Raises:
+        ConfigError: There is no such codec.
+    """
+    settings = settings or ProcessorSettings()
+    form = codec_named(codec)
+    async with open_group_commit(etcd) as commit:
+        store = Store(etcd, commit.txn)
+        keys = Keyspace(prefix, namespace)
+        async with (
+            open_processor(
+                etcd,
+                prefix=prefix,
+                namespace=namespace,
+                run_service=run_service,
+                settings=settings,
+                store=store,
+            ) as processor,
+            trio.open_nursery() as nursery,
+        ):
+            yield ActionsClient(
+                nursery,
+                etcd,
+                commit,
+                store,
+                keys,
+                processor,
+                Enqueuer(store, keys, form),
+                settings,
+            )
+            nursery.cancel_scope.cancel("the client is closed")
+
+
+class ActionsClient:
+    """Enqueues, aborts and reads actions, tells what becomes of them, and marks their ends.
+
+    Each method works by itself; :meth:`start_watching` makes this process one of those that
+    record and mark. Actions are named by an :class:`~etcd_actions.model.ActionId` or by
+    Flyte's ``ActionIdentifier``. All methods raise
+    :class:`~etcd_actions.errors.ActionError` for what the caller or the action's state is
+    the cause of, and :class:`~etcd_actions.errors.EtcdError` when etcd did not do it. A
+    cancelled write may have been done: asking for the same again is safe.
+
+    Made by :func:`open_actions_client`.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        etcd: Etcd,
+        commit: GroupCommit,
+        store: Store,
+        keys: Keyspace,
+        processor: Processor,
+        enqueuer: Enqueuer,
+        settings: ProcessorSettings,
+    ) -> None:
+        self._nursery = nursery
+        self._etcd = etcd
+        self._commit = commit
+        self._store = store
+        self._keys = keys
+        self._processor = processor
+        self._enqueuer = enqueuer
+        self._settings = settings
+        self._aborter = Aborter(store, keys)
+        self._lister = Lister(store, keys)
+        self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
+
+    def statistics(self) -> ProcessorStatistics:
+        """What the watching does and has done."""
+        return self._processor.statistics()
+
+    async def enqueue(
+        self,
+        action: Action,
+        run_spec: RunSpec | None = None,
+        *,
+        trace_error: ErrorState | None = None,
+    ) -> Enqueued:
+        """Create an action: a task, a condition or a trace. Asking for the same again is safe.
+
+        A child needs its parent, and takes over from it what Flyte's service takes over. A
+        trace that was recorded before is recorded anew.
+
+        Args:
+            action: Flyte's message.
+            run_spec: What holds for the whole run; of a child only the start time counts.
+            trace_error: Why a failed trace failed, which Flyte's message has no field for.
+
+        Raises:
+            InvalidArgument: A field is missing, or has a value that Flyte's schema forbids.
+            AlreadyExists: Another action has that name.
+            Aborted: The parent is gone, or it or what is above it is being aborted.
+            ConfigError: ``flyteidl2`` is not installed.
+        """
+        return await self._enqueuer.enqueue(action, run_spec, trace_error=trace_error)
+
+    async def abort_action(
+        self,
+        action_id: ActionId | ActionIdentifier,
+        reason: str = "",
+        aborted_by: str | EnrichedIdentity = "",
+    ) -> AbortResult:
+        """End an action and all below it as ABORTED; nothing can be enqueued there any more.
+
+        What is over keeps its own ending. Safe to run again, also after it was cut off.
+
+        Raises:
+            NotFound: There is no such action.
+        """
+        return await self._aborter.abort_action(action_id_of(action_id), reason, aborted_by)
+
+    async def put_status(
+        self,
+        action_id: ActionId | ActionIdentifier,
+        attempt: int,
+        status: Status,
+        *,
+        error: ErrorState | None = None,
+        message: str = "",
+    ) -> StoredTaskAction:
+        """Report how far an action is: phase, attempts, cache status, and why it failed.
+
+        See docs/status.md for what is written and which changes are allowed. The same
+        again writes nothing. Reads that begin afterwards see what was written.
+
+        Raises:
+            NotFound: There is no such action.
+            FailedPrecondition: The attempt is an older one, or the action is over.
+            InvalidArgument: The status cannot be stored.
+        """
+        return await put_status(
+            self._store,
+            self._keys,
+            action_id_of(action_id),
+            attempt,
+            status,
+            error=error,
+            message=message,
+        )
+
+    async def signal(
+        self,
+        action_id: ActionId | ActionIdentifier,
+        value: LiteralValue,
+        signalled_by: str | EnrichedIdentity = "",
+    ) -> StoredTaskAction:
+        """Give a condition the value that it waits for, which ends it. Twice the same is fine.
+
+        Raises:
+            InvalidArgument: The value is no boolean, integer, float or string, or of
+                another type than the condition declares.
+            NotFound: There is no such action.
+            FailedPrecondition: It is no condition, has another value, or is over.
+        """
+        return await signal(self._store, self._keys, action_id_of(action_id), value, signalled_by)
+
+    async def list_run_actions(
+        self, run: ActionId | RunIdentifier, *, traces: bool = False
+    ) -> Listing:
+        """All tasks and conditions of a run, at one revision, and its traces if asked for."""
+        return await self._lister.list_run_actions(_run_of(run), traces=traces)
+
+    async def list_child_actions(
+        self, parent: ActionId | ActionIdentifier, *, traces: bool = False
+    ) -> Listing:
+        """An action and its direct children, at one revision, and their traces if asked for."""
+        return await self._lister.list_child_actions(action_id_of(parent), traces=traces)
+
+    async def get_task_action(self, action_id: ActionId | ActionIdentifier) -> StoredTaskAction:
+        """One action as it is now.
+
+        Raises:
+            NotFound: There is no such action.
+            DecodeError: What is stored cannot be read.
+        """
+        return await self._lister.get_task_action(action_id_of(action_id))
+
+    @overload
+    def subscribe(
+        self, parent: ActionId | ActionIdentifier | str, *, snapshot: Literal[False] = False
+    ) -> AbstractAsyncContextManager[Subscription[ActionUpdate]]: ...
+    @overload
+    def subscribe(
+        self, parent: ActionId | ActionIdentifier | str, *, snapshot: bool
+    ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]: ...
+    def subscribe(
+        self, parent: ActionId | ActionIdentifier | str, *, snapshot: bool = False
+    ) -> AbstractAsyncContextManager[AnySubscription]:
+        """Get the updates of an action and of its children, traces among them.
+
+        Each action's updates come in order. Of one whose updates are not read in time the
+        older ones are left out, never the last; ``statistics()`` of the subscription counts
+        them. A client that does not watch watches the action's run for the subscription.
+
+        Args:
+            parent: The action; its organisation counts where both sides know it. An empty
+                name stands for what is above the root, as in Flyte's own interface. A bare
+                name stands for the actions of that name in all runs of all projects: two
+                runs have an ``a0`` each, so it is hardly ever what is wanted.
+            snapshot: Begin with the states at one revision, and a
+                :class:`~etcd_actions.subscriptions.SnapshotEnd`. Nothing older follows, and
+                nothing newer is missing.
+
+        Raises:
+            EtcdError: On entering, when etcd cannot be read.
+        """
+        if not isinstance(parent, str):
+            parent = _parent_of(parent)
+        return self._subscribe(parent, snapshot)
+
+    async def unsubscribe(self, subscription: AnySubscription) -> None:
+        """End a subscription: its reader gets what is pending, then the end. Twice is fine.
+
+        Raises:
+            InvalidArgument: It is another client's.
+        """
+        processor = self._subscribed.get(subscription)
+        if processor is None:
+            raise InvalidArgument("subscription", "it was opened by another client")
+        processor.unsubscribe(subscription)
+        await trio.lowlevel.checkpoint()
+
+    async def start_watching(self) -> None:
+        """Watch, tell subscribers, and, as the elected process, record and mark.
+
+        Returns once the present states were handed out; while etcd is away it waits. While
+        watching it does nothing. See
+        :meth:`etcd_actions.processor.Processor.start_watching`.
+        """
+        await self._processor.start_watching()
+
+    async def stop_watching(self, grace: float | None = None) -> None:
+        """Finish what was taken in, within ``grace`` seconds, and stop; subscriptions stay.
+
+        See :meth:`etcd_actions.processor.Processor.stop_watching`.
+        """
+        await self._processor.stop_watching(grace)
+
+    @asynccontextmanager
+    async def _subscribe(
+        self, parent: ActionId | str, snapshot: bool
+    ) -> AsyncIterator[AnySubscription]:
+        watching = self._processor.watching
+        processor = self._processor if watching else self._watcher(parent)
+        subscription = processor.subscribe(parent, snapshot=snapshot)
+        self._subscribed[subscription] = processor
+        try:
+            async with subscription:
+                if not watching:
+                    if not snapshot:
+                        subscription.skip_to(await self._lister.revision())
+                    await processor.start_watching()
+                if snapshot:
+                    listing = await self._states_of(parent)
+                    subscription.begin_with(
+                        [_update(action) for action in listing.actions], listing.revision
+                    )
+                yield subscription
+        finally:
+            if not watching:
+                await processor.stop_watching(0)
+
+    def _watcher(self, parent: ActionId | str) -> Processor:
+        """One that watches for a single subscription, and writes nothing."""
+        return Processor(
+            self._nursery,
+            self._etcd,
+            self._store,
+            Recorder(self._store),
+            prefix=self._keys.prefix,
+            namespace=self._keys.namespace,
+            runs=None if isinstance(parent, str) else parent.run,
+            run_service=NullRunService(),
+            settings=replace(self._settings, record=False),
+        )
+
+    async def _states_of(self, parent: ActionId | str) -> Listing:
+        if isinstance(parent, str):
+            return await self._lister.list_named(parent)
+        return await self._lister.list_child_actions(parent, traces=True)
+
+
+def action_id_of(identifier: ActionId | ActionIdentifier) -> ActionId:
+    """Take Flyte's identifier of an action, too.
+
+    Raises:
+        InvalidArgument: A part of it is missing; ``org`` may be.
+    """
+    identifier = _parent_of(identifier)
+    _check(identifier, "name")
+    return identifier
+
+
+def _parent_of(identifier: ActionId | ActionIdentifier) -> ActionId:
+    """The same of an action that may be none: the parent of a root has no name."""
+    if not isinstance(identifier, ActionId):
+        run = identifier.run
+        identifier = ActionId(run.project, run.domain, run.name, identifier.name, run.org)
+    _check(identifier)
+    return identifier
+
+
+def _run_of(run: ActionId | RunIdentifier) -> ActionId:
+    if not isinstance(run, ActionId):
+        run = ActionId(run.project, run.domain, run.name, "", run.org)
+    _check(run)
+    return run
+
+
+def _check(action_id: ActionId, *more: str) -> None:
+    for part in ("project", "domain", "run", *more):
+        text = getattr(action_id, part)
+        if not text or "/" in text:
+            raise InvalidArgument(_FIELDS[part], f"{text!r} is no name: give one, without a slash")
+
+
+_FIELDS = {
+    "project": "action_id.run.project",
+    "domain": "action_id.run.domain",
+    "run": "action_id.run.name",
+    "name": "action_id.name",
+}
+
+
+def _update(action: StoredTaskAction) -> ActionUpdate:
+    return build_action_update(
+        action,
+        key=action.key,
+        revision=action.revision,
+        create_revision=action.create_revision,
+    )

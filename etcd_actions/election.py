@@ -1,0 +1,347 @@
+"""Elects one of several processes, by a key that hangs on a lease.
+
+Whoever finds the key absent creates it, under a lease of its own, and renews that. The key
+goes when its process resigns, or with the lease of one that fell silent; the others have a
+watch on it, and hold no lease meanwhile.
+
+Two never lead at once: a leader that could not renew its lease gives up before etcd can let
+it expire. It goes by its own monotonic clock, and counts from when it asked, so it knows even
+when the process itself was stopped: :attr:`Election.is_leader` is false from the first look
+on. What was sent before that may still arrive after another one was elected. Writes that must
+not happen then carry :attr:`Leadership.fence`.
+
+Only somebody who deletes the key, or revokes the lease, of a leader that is well can make two
+believe that they lead, until the first one's watch tells it, which takes milliseconds. The
+fence holds in that case, too.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from etcd_actions.backoff import Backoff
+from etcd_actions.errors import ConfigError, EtcdError, LeaseNotFound, Unavailable, first_error
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Etcd,
+    KeyRange,
+    Lease,
+    Put,
+    Txn,
+    WatchCreate,
+)
+from etcd_actions.etcd.reasons import error_kind
+
+LEAST_TTL = 2
+"""Seconds; etcd with its usual timing grants no less."""
+
+_BACKOFF = Backoff(initial=0.05, cap=2.0)
+_RENEWALS = 3
+_LEAST_MARGIN = 0.5
+_RESIGN_TIMEOUT = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Leadership(NamedTuple):
+    """One term of a leader: the key, and the revision at which it was created for that."""
+
+    key: bytes
+    create_revision: int
+
+    @property
+    def fence(self) -> Compare:
+        """Holds in etcd while this term lasts, and never again."""
+        return Compare(
+            self.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, self.create_revision
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElectionStatistics:
+    """How an election stands, and went so far.
+
+    Attributes:
+        is_leader: Whether this process leads.
+        leader: The name of whoever leads, as far as is known; empty for nobody.
+        terms: How often this process was elected.
+        losses: How often it was deposed, by reason: ``not_renewed`` in time,
+            ``lease_expired``, or the key was ``deleted``.
+        failures: Number of requests that etcd did not answer, or refused.
+    """
+
+    is_leader: bool
+    leader: str
+    terms: int
+    losses: dict[str, int]
+    failures: int
+
+
+@asynccontextmanager
+async def open_election(
+    etcd: Etcd, key: bytes, *, name: str | None = None, ttl: int = 10
+) -> AsyncIterator[Election]:
+    """Stand for election for as long as the context lasts; leaving it resigns.
+
+    While etcd is away, or refuses, it tries again, for ever. Resigning takes a bounded time,
+    also when the context is cancelled; if etcd does not answer by then the lease expires.
+
+    Args:
+        etcd: The connection; its request time-out should be at most half of ``ttl``.
+        key: What is fought for: whoever creates it leads.
+        name: What the key's value says; by default host and process.
+        ttl: Seconds after which a leader that fell silent is replaced; at least 2.
+
+    Raises:
+        ConfigError: ``ttl`` is too short.
+    """
+    if ttl < LEAST_TTL:
+        raise ConfigError(f"ttl: {ttl} s is too short for a lease: give at least {LEAST_TTL}")
+    election = Election(etcd, key, name=name or f"{socket.gethostname()}/{os.getpid()}", ttl=ttl)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(election._run)
+            yield election
+            nursery.cancel_scope.cancel("the election is left")
+    finally:
+        await election._resign()
+
+
+class _Term:
+    """A time in which this process leads: until ``deadline``, unless it is renewed."""
+
+    def __init__(self, leadership: Leadership, deadline: float) -> None:
+        self.leadership = leadership
+        self.deadline = deadline
+        self.over = trio.Event()
+
+    @property
+    def lasts(self) -> bool:
+        return not self.over.is_set() and trio.current_time() < self.deadline
+
+
+class Election:
+    """Whether this process leads; made by :func:`open_election`."""
+
+    def __init__(self, etcd: Etcd, key: bytes, *, name: str, ttl: int) -> None:
+        self._etcd = etcd
+        self._key = key
+        self._name = name
+        self._ttl = ttl
+        # Granted, and not known to be gone.
+        self._lease = 0
+        self._term: _Term | None = None
+        self._elected = trio.Event()
+        self._leader = ""
+        self._terms = 0
+        self._losses: Counter[str] = Counter()
+        self._failures = 0
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process leads, by its clock of this very moment."""
+        return self._term is not None and self._term.lasts
+
+    @property
+    def leadership(self) -> Leadership | None:
+        """The present term; None while another process leads, or none."""
+        return self._term.leadership if self._term is not None and self._term.lasts else None
+
+    @property
+    def fence(self) -> Compare:
+        """That of the present or the last term; before the first one it never holds."""
+        term = self._term
+        return (term.leadership if term is not None else Leadership(self._key, -1)).fence
+
+    def statistics(self) -> ElectionStatistics:
+        """See :class:`ElectionStatistics`."""
+        return ElectionStatistics(
+            is_leader=self.is_leader,
+            leader=self._leader,
+            terms=self._terms,
+            losses=dict(self._losses),
+            failures=self._failures,
+        )
+
+    async def wait_leader(self) -> Leadership:
+        """Return once this process leads, with its term."""
+        while True:
+            await self._elected.wait()
+            if (leadership := self.leadership) is not None:
+                return leadership
+            # The deadline has passed; the task that follows it has yet to run.
+            await self.wait_lost()
+
+    async def wait_lost(self) -> None:
+        """Return once the term that lasts now is over; at once when none does."""
+        if self._term is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._term.over.wait()
+
+    async def _run(self) -> None:
+        """Stand again and again."""
+        failures = 0
+        while True:
+            failure: EtcdError | None = None
+            try:
+                await self._stand()
+            except* EtcdError as group:
+                failure = first_error(group)
+            if failure is None:
+                failures = 0
+                continue
+            failures += 1
+            delay = _BACKOFF.delay(failures)
+            self._tell_failure("election_failed", failure, failures, delay)
+            await trio.sleep(delay)
+
+    async def _stand(self) -> None:
+        """Wait until nobody leads, then try to, and lead while that lasts."""
+        await self._revoke()
+        found = await self._etcd.range(KeyRange.of_key(self._key))
+        if found.kvs:
+            self._leader = found.kvs[0].value.decode(errors="replace")
+            await self._wait_deleted(found.revision)
+            return
+        self._leader = ""
+        asked = trio.current_time()
+        lease = await self._etcd.lease_grant(self._ttl)
+        self._lease = lease.id
+        absent = Compare(self._key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
+        create = Put(self._key, self._name.encode(), lease.id)
+        created = await self._etcd.txn(Txn([absent], [create]))
+        if created.succeeded:
+            term = _Term(Leadership(self._key, created.revision), _deadline(asked, lease))
+            await self._lead(term, lease)
+
+    async def _wait_deleted(self, revision: int) -> None:
+        """Return once the key was deleted after ``revision``, or some time has passed."""
+        with trio.move_on_after(self._ttl):
+            async with self._etcd.watch() as stream:
+                stream.create(WatchCreate(1, KeyRange.of_key(self._key), revision + 1))
+                while True:
+                    try:
+                        responses = await stream.receive()
+                    except trio.EndOfChannel:
+                        return
+                    for response in responses:
+                        if response.canceled and not response.compact_revision:
+                            reason = response.cancel_reason or "etcd cancelled the watch"
+                            raise (error_kind(reason) or Unavailable)(f"watch: {reason}")
+                        if response.canceled or any(event.is_delete for event in response.events):
+                            return
+
+    async def _lead(self, term: _Term, lease: Lease) -> None:
+        """Lead until the term is over, whatever ends it."""
+        key, revision = self._key.decode(errors="backslashreplace"), term.leadership.create_revision
+        reason = "not_renewed"
+        self._term = term
+        self._terms += 1
+        self._leader = self._name
+        self._elected.set()
+        _log.info("elected", key=key, revision=revision, ttl=lease.ttl)
+        try:
+            with trio.CancelScope(deadline=term.deadline) as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._renew, term, lease, scope)
+                    reason = await self._wait_ended(term)
+                    nursery.cancel_scope.cancel(reason)
+        except* LeaseNotFound:
+            reason = "lease_expired"
+            self._lease = 0
+        finally:
+            # For a cancelled one it is no loss.
+            self._end_term()
+        self._losses[reason] += 1
+        _log.warning("deposed", key=key, revision=revision, reason=reason)
+
+    async def _renew(self, term: _Term, lease: Lease, scope: trio.CancelScope) -> None:
+        """Move the end of the term on, for as long as etcd grants it."""
+        failures = 0
+        while True:
+            pause = _BACKOFF.delay(failures) if failures else lease.ttl / _RENEWALS
+            await trio.sleep(pause)
+            asked = trio.current_time()
+            try:
+                renewed = await self._etcd.lease_keep_alive(lease.id)
+            except LeaseNotFound:
+                raise
+            except EtcdError as error:
+                failures += 1
+                self._tell_failure("election_not_renewed", error, failures, pause)
+                continue
+            if not term.lasts:
+                # Somebody may have looked already, and seen that it is over.
+                scope.cancel("not renewed in time")
+                continue
+            failures = 0
+            term.deadline = scope.deadline = _deadline(asked, renewed)
+
+    async def _wait_ended(self, term: _Term) -> str:
+        """Return once the key is gone, which only somebody else can have done."""
+        failures = 0
+        while True:
+            failure: EtcdError | None = None
+            try:
+                found = await self._etcd.range(KeyRange.of_key(self._key), keys_only=True)
+                if [kv.create_revision for kv in found.kvs] != [term.leadership.create_revision]:
+                    return "deleted"
+                await self._wait_deleted(found.revision)
+            except* EtcdError as group:
+                failure = first_error(group)
+            failures = failures + 1 if failure is not None else 0
+            if failure is not None:
+                delay = _BACKOFF.delay(failures)
+                self._tell_failure("election_not_watched", failure, failures, delay)
+                await trio.sleep(delay)
+
+    async def _revoke(self) -> None:
+        """End the lease of the last try, if it has one: nobody need wait for it to expire."""
+        if not self._lease:
+            return
+        try:
+            await self._etcd.lease_revoke(self._lease)
+        except LeaseNotFound:
+            _log.debug("election_lease_expired")
+        self._lease = 0
+
+    async def _resign(self) -> None:
+        """Let another one lead at once, if etcd answers soon."""
+        self._end_term()
+        with trio.move_on_after(_RESIGN_TIMEOUT, shield=True) as scope:
+            try:
+                await self._revoke()
+            except EtcdError as error:
+                _log.warning("not_resigned", error=str(error))
+        if scope.cancelled_caught:
+            _log.warning("not_resigned", error=f"no answer within {_RESIGN_TIMEOUT:g} s")
+
+    def _end_term(self) -> None:
+        if self._elected.is_set():
+            self._elected = trio.Event()
+        if self._term is not None:
+            self._term.over.set()
+
+    def _tell_failure(self, event: str, failure: EtcdError, failures: int, delay: float) -> None:
+        """Count it, and log the first, the second, the fourth ... in a row."""
+        self._failures += 1
+        if failures & (failures - 1) == 0:
+            retry_in = round(delay, 3)
+            _log.warning(event, error=str(failure), failures=failures, retry_in=retry_in)
+
+
+def _deadline(asked: float, lease: Lease) -> float:
+    """When to count as deposed: with time left to stop work before etcd lets it expire."""
+    return asked + lease.ttl - max(_LEAST_MARGIN, lease.ttl / 10)

@@ -1,0 +1,35 @@
+"""How far back etcd's history reaches."""
+
+from __future__ import annotations
+
+from etcd_actions.errors import Compacted, Unavailable
+from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
+from etcd_actions.etcd.reasons import error_kind
+
+
+async def find_oldest_revision(etcd: Etcd, keys: KeyRange) -> int:
+    """The oldest revision that etcd can still read; 1 where nothing was ever compacted.
+
+    etcd names it only to a watch that begins below it. Where there was no compaction such a
+    watch would make etcd read its whole history, so a read asks first whether there was.
+
+    Args:
+        etcd: The connection.
+        keys: What may be watched; the answer is the same for all keys.
+
+    Raises:
+        EtcdError: etcd could not be asked, or does not let these keys be watched.
+    """
+    try:
+        await etcd.range(KeyRange.of_key(keys.start), revision=1, count_only=True)
+    except Compacted:
+        async with etcd.watch() as stream:
+            stream.create(WatchCreate(1, keys, 1))
+            while True:
+                for response in await stream.receive():
+                    if response.compact_revision:
+                        return response.compact_revision
+                    if response.canceled:
+                        reason = response.cancel_reason or "etcd cancelled the watch"
+                        raise (error_kind(reason) or Unavailable)(f"watch: {reason}") from None
+    return 1

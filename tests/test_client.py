@@ -1,0 +1,215 @@
+"""The ActionsClient as a whole, on a real etcd: what its methods do together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from etcd_actions import (
+    ActionId,
+    ActionsClient,
+    ActionUpdate,
+    Phase,
+    SnapshotEnd,
+    Subscription,
+    open_actions_client,
+    open_etcd,
+)
+from etcd_actions.codecs import CODEC_NAMES
+from etcd_actions.errors import ConfigError, InvalidArgument
+from etcd_actions.etcd import TransportName
+from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.model import Keyspace
+from tests.support import flyte
+from tests.support.etcd_server import EtcdServer
+from tests.support.waiting import eventually
+
+ROOT = ActionId("p", "d", "r1", "a0")
+CHILD = ActionId("p", "d", "r1", "c1")
+
+
+@pytest.fixture
+async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        yield client
+
+
+@asynccontextmanager
+async def watching(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        await client.start_watching()
+        yield client
+
+
+async def until(
+    updates: Subscription[ActionUpdate], name: str, phase: Phase, *, recorded: bool = False
+) -> list[ActionUpdate]:
+    """Receive up to an update of an action in a phase."""
+    got = []
+    with trio.fail_after(20):
+        async for update in updates:
+            got.append(update)
+            reached = (update.action_id.name, update.phase) == (name, phase)
+            if reached and (update.recorded or not recorded):
+                break
+    return got
+
+
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+async def test_a_run_from_its_start_to_its_mark(
+    shared_etcd: EtcdServer, prefix: bytes, transport: TransportName, codec: str
+) -> None:
+    """Over each transport, in each stored form."""
+    async with (
+        open_etcd(shared_etcd.endpoint, transport=transport) as etcd,
+        open_actions_client(etcd, prefix=prefix, codec=codec) as client,
+    ):
+        await client.start_watching()
+        async with client.subscribe(ROOT) as updates:
+            assert (await client.enqueue(flyte.task(ROOT))).created
+            assert (await client.enqueue(flyte.task(CHILD, "a0"))).created
+            await client.put_status(CHILD, 1, flyte.status(Phase.RUNNING))
+            await until(updates, "c1", Phase.RUNNING)
+            await client.put_status(CHILD, 1, flyte.status(Phase.SUCCEEDED))
+            await client.put_status(ROOT, 1, flyte.status(Phase.SUCCEEDED))
+            await until(updates, "a0", Phase.SUCCEEDED, recorded=True)
+
+        def marked() -> bool:
+            return client.statistics().marks.get("marked", 0) == 2
+
+        await eventually(marked)
+        listing = await client.list_run_actions(ROOT)
+        assert [each.is_recorded for each in listing.actions] == [True, True]
+        # Our finalizer went with the mark.
+        assert [each.metadata.finalizers for each in listing.actions] == [(), ()]
+
+
+async def test_without_watching_a_subscriber_is_told(client: ActionsClient) -> None:
+    """It watches the run for itself, and writes nothing."""
+    await client.enqueue(flyte.task(ROOT))
+    async with client.subscribe(ROOT) as updates:
+        await client.put_status(ROOT, 1, flyte.status(Phase.SUCCEEDED))
+        (update,) = await until(updates, "a0", Phase.SUCCEEDED)
+        assert not update.recorded
+    assert not (await client.get_task_action(ROOT)).is_recorded
+    assert not client.statistics().watching
+
+
+@pytest.mark.parametrize("watches", [True, False], ids=["watching", "not-watching"])
+async def test_a_snapshot_and_what_follows(etcd: Etcd, prefix: bytes, watches: bool) -> None:
+    """Parent, children and traces at one revision, a marker, then only what is newer."""
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        if watches:
+            await client.start_watching()
+        await client.enqueue(flyte.task(ROOT))
+        await client.enqueue(flyte.task(CHILD, "a0"))
+        await client.enqueue(flyte.trace(ActionId("p", "d", "r1", "t1"), "a0"))
+        other = ActionId("p", "d", "r1-c1", "a0")
+        await client.enqueue(flyte.task(other))
+        async with client.subscribe(ROOT, snapshot=True) as updates:
+            snapshot = [await updates.receive() for _ in range(4)]
+            *states, marker = snapshot
+            assert isinstance(marker, SnapshotEnd)
+            told = {
+                (each.action_id.name, each.phase): each.revision
+                for each in states
+                if isinstance(each, ActionUpdate)
+            }
+            assert set(told) == {
+                ("a0", Phase.UNSPECIFIED),
+                ("c1", Phase.UNSPECIFIED),
+                ("t1", Phase.SUCCEEDED),
+            }
+            assert max(told.values()) <= marker.revision
+            written = await client.put_status(CHILD, 1, flyte.status(Phase.RUNNING))
+            with trio.fail_after(20):
+                update = await updates.receive()
+            assert isinstance(update, ActionUpdate)
+            assert (update.action_id, update.revision) == (CHILD, written.revision)
+            assert update.revision > marker.revision
+
+
+async def test_unsubscribe(client: ActionsClient, etcd: Etcd, prefix: bytes) -> None:
+    """It ends the reader; a handle of another client is an error."""
+    await client.start_watching()
+    async with client.subscribe(ROOT) as updates, trio.open_nursery() as nursery:
+        received = []
+
+        async def read() -> None:
+            async for each in updates:
+                received.append(each.phase)
+
+        nursery.start_soon(read)
+        await client.enqueue(flyte.task(ROOT))
+        await eventually(lambda: bool(received))
+        await client.unsubscribe(updates)
+        await client.unsubscribe(updates)
+        async with open_actions_client(etcd, prefix=prefix) as other:
+            with pytest.raises(InvalidArgument, match="another client"):
+                await other.unsubscribe(updates)
+    await client.unsubscribe(updates)
+
+
+async def test_identifiers_of_flyte(client: ActionsClient) -> None:
+    """Each method takes them, too; what makes no key is refused by the field's name."""
+    await client.enqueue(flyte.task(ROOT))
+    identifier = flyte.identifier(ROOT)
+    assert (await client.get_task_action(identifier)).action_id == ROOT
+    assert len((await client.list_run_actions(identifier.run)).actions) == 1
+    assert len((await client.list_child_actions(identifier)).actions) == 1
+    for field, bad in (
+        ("action_id.name", ActionId("p", "d", "r1", "")),
+        ("action_id.name", ActionId("p", "d", "r1", "a/b")),
+        ("action_id.run.project", ActionId("", "d", "r1", "a0")),
+        ("action_id.run.name", ActionId("p", "d", "", "a0")),
+    ):
+        with pytest.raises(InvalidArgument) as raised:
+            await client.get_task_action(bad)
+        assert raised.value.field == field
+
+
+async def test_an_unknown_codec(etcd: Etcd) -> None:
+    """It is refused at once."""
+    with pytest.raises(ConfigError, match="yaml"):
+        async with open_actions_client(etcd, codec="yaml"):
+            raise AssertionError("it was opened")
+
+
+async def test_a_second_process_takes_over(etcd: Etcd, prefix: bytes) -> None:
+    """One records; when it goes the other does, beginning with what is unmarked."""
+    async with watching(etcd, prefix) as second:
+        async with watching(etcd, prefix) as first:
+            both = (first, second)
+            await eventually(lambda: sum(each.statistics().elected for each in both) == 1)
+            await first.enqueue(flyte.task(ROOT))
+            await first.put_status(ROOT, 1, flyte.status(Phase.SUCCEEDED))
+            await eventually(
+                lambda: sum(each.statistics().marks.get("marked", 0) for each in both) == 1
+            )
+        await eventually(lambda: second.statistics().elected)
+        await second.enqueue(flyte.task(CHILD, "a0"))
+        await second.put_status(CHILD, 1, flyte.status(Phase.FAILED))
+        async with second.subscribe(CHILD, snapshot=True) as updates:
+            with trio.fail_after(20):
+                async for update in updates:
+                    if isinstance(update, ActionUpdate) and update.recorded:
+                        break
+
+
+async def test_a_delete_while_nobody_watched_is_reported(etcd: Etcd, prefix: bytes) -> None:
+    """The position tells where to begin: the deletion is in the history since."""
+    async with watching(etcd, prefix) as client:
+        await client.enqueue(flyte.task(ROOT))
+        await client.put_status(ROOT, 1, flyte.status(Phase.RUNNING))
+        await eventually(lambda: client.statistics().elected)
+    assert client.statistics().position
+    await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))
+    async with open_actions_client(etcd, prefix=prefix) as later:
+        async with later.subscribe(ROOT, snapshot=True) as updates:
+            assert isinstance(await updates.receive(), SnapshotEnd)
+        await later.start_watching()
+        await eventually(lambda: later.statistics().elected)
+        await eventually(lambda: later.statistics().position > client.statistics().position)
