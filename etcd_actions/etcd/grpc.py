@@ -1,8 +1,7 @@
 """Connections over grpcio, bridged to trio: the default transport.
 
-Unary calls are grpcio futures. Their completions come in on gRPC's threads and are handed
-to trio through one deque and one idempotent bell, so a burst of answers costs one wake-up
-of the event loop; no call has a thread of its own.
+Unary calls are grpcio futures, whose completions :mod:`etcd_actions.grpc_bridge` hands to
+trio; no call has a thread of its own.
 
 A connection that stopped answering (a stopped process, a dropped network path) looks healthy
 to TCP for minutes. Three things find it: HTTP/2 pings with all of gRPC's time-outs set (any
@@ -12,7 +11,6 @@ own probe.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol, cast
@@ -29,24 +27,15 @@ from etcd_actions.etcd.grpc_watch import GrpcWatchStream
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.tls import look_at_certificate, read_pem
 from etcd_actions.etcd.transport import Connection
+from etcd_actions.grpc_bridge import Bell, Future, finished
 
 _REQUIRE_LEADER = ("hasleader", "true")
 
 
 def grpc_connections(settings: ConnectionSettings) -> Callable[[Endpoint], Connection]:
     """What makes connections over gRPC. They share the way back from gRPC's threads."""
-    bell = _Bell()
+    bell = Bell()
     return lambda endpoint: GrpcConnection(endpoint, settings, bell)
-
-
-class _Future(Protocol):
-    """What grpcio's untyped call objects offer."""
-
-    def add_done_callback(self, callback: Callable[[object], None]) -> None: ...
-    def cancel(self) -> bool: ...
-    def code(self) -> grpc.StatusCode: ...
-    def details(self) -> str | None: ...
-    def result(self) -> Message: ...
 
 
 class _Stub(Protocol):
@@ -54,33 +43,13 @@ class _Stub(Protocol):
 
     def future(
         self, request: object, *, timeout: float, metadata: Sequence[tuple[str, str]]
-    ) -> _Future: ...
-
-
-class _Bell:
-    """Runs functions in trio's thread, called from any other; bursts ring once."""
-
-    def __init__(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
-        self._waiting: deque[Callable[[], None]] = deque()
-
-    def call_soon(self, function: Callable[[], None]) -> None:
-        self._waiting.append(function)
-        try:
-            self._token.run_sync_soon(self._run, idempotent=True)
-        except trio.RunFinishedError:
-            # Nobody is left to be told.
-            self._waiting.clear()
-
-    def _run(self) -> None:
-        while self._waiting:
-            self._waiting.popleft()()
+    ) -> Future: ...
 
 
 class GrpcConnection:
     """Implements :class:`~etcd_actions.etcd.transport.Connection`."""
 
-    def __init__(self, endpoint: Endpoint, settings: ConnectionSettings, bell: _Bell) -> None:
+    def __init__(self, endpoint: Endpoint, settings: ConnectionSettings, bell: Bell) -> None:
         self._endpoint = endpoint
         self._settings = settings
         self._bell = bell
@@ -120,7 +89,7 @@ class GrpcConnection:
             timeout=within,
             metadata=_metadata(token, leader=rpc.needs_leader),
         )
-        await self._finished(future)
+        await finished(future, self._bell)
         code = future.code()
         if code is grpc.StatusCode.OK:
             return decode(future.result())
@@ -187,26 +156,6 @@ class GrpcConnection:
                     # The files were good at the start; they are being replaced, perhaps.
                     raise Unavailable(f"connecting to {self._endpoint}: {error}") from None
         return self._channel
-
-    async def _finished(self, future: _Future) -> None:
-        """Wait for a call; on cancellation cancel it too."""
-        task = trio.lowlevel.current_task()
-        waiting = True
-
-        def wake() -> None:
-            nonlocal waiting
-            if waiting:
-                waiting = False
-                trio.lowlevel.reschedule(task)
-
-        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            nonlocal waiting
-            waiting = False
-            future.cancel()
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        future.add_done_callback(lambda _: self._bell.call_soon(wake))
-        await trio.lowlevel.wait_task_rescheduled(abort)
 
 
 def _stub(channel: grpc.Channel, rpc: Rpc[Request, Result], answer: type[Message]) -> _Stub:

@@ -1,0 +1,80 @@
+"""What the codes mean that Flyte's run service answers with.
+
+It answers in-band: the call succeeds, and the response has a ``google.rpc.Status``. An update
+that is given up is a run that hangs for ever, so in doubt a code is taken for a passing one:
+being told again, after a back-off, harms nobody.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from etcd_actions.errors import RunServiceError, RunServiceRejected, RunServiceUnavailable
+
+
+class Code(enum.IntEnum):
+    """The numbers of ``google.rpc.Code``."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class Meaning(enum.Enum):
+    """What becomes of what was told."""
+
+    ACCEPTED = "accepted"
+    TRANSIENT = "transient"
+    PERMANENT = "permanent"
+
+
+ACCEPTED: Final = frozenset({Code.OK, Code.ALREADY_EXISTS})
+"""ALREADY_EXISTS: it was told before, and the answer was lost."""
+
+PERMANENT: Final = frozenset({Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.UNIMPLEMENTED})
+"""The same bytes would be refused again, by this version of the server and by the next."""
+
+
+def meaning(code: int) -> Meaning:
+    """What a code in a response means; one that is not known passes."""
+    if code in ACCEPTED:
+        return Meaning.ACCEPTED
+    return Meaning.PERMANENT if code in PERMANENT else Meaning.TRANSIENT
+
+
+def meaning_of_call(code: int) -> Meaning:
+    """What a code means that the call itself ended with.
+
+    It may come from a proxy, or from another server than meant: only what says that the
+    message is malformed is for ever.
+    """
+    if code == Code.OK:
+        return Meaning.ACCEPTED
+    return Meaning.PERMANENT if code == Code.INVALID_ARGUMENT else Meaning.TRANSIENT
+
+
+def error(meant: Meaning, code: int, message: str) -> RunServiceError:
+    """The error for a code that is not accepted."""
+    try:
+        name = Code(code).name
+    except ValueError:
+        name = f"code {code}"
+    text = f"{name}: {message}" if message else name
+    if meant is Meaning.PERMANENT:
+        return RunServiceRejected(text, code=code)
+    return RunServiceUnavailable(text)
