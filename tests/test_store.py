@@ -62,3 +62,39 @@ async def test_compare_and_put(etcd: Etcd, prefix: bytes) -> None:
     assert same == (False, done.current)
     await etcd.delete(KeyRange.of_key(key))
     assert await store.compare_and_put(done.current, b"4") == (False, None)
+
+
+async def test_compare_and_put_with_a_lease(etcd: Etcd, prefix: bytes) -> None:
+    """It stays unless another is named; for another one equal bytes are written, too."""
+    store, key = Store(etcd), prefix + b"k"
+    one, other = await etcd.lease_grant(60), await etcd.lease_grant(60)
+    await etcd.put(key, b"1", lease=one.id)
+    seen = await store.get(key)
+    assert seen is not None
+    stays = (await store.compare_and_put(seen, b"2")).current
+    assert stays is not None
+    assert (stays.value, stays.lease) == (b"2", one.id)
+    moved = (await store.compare_and_put(stays, b"2", lease=other.id)).current
+    assert moved is not None
+    assert (moved.lease, moved.version) == (other.id, 3)
+    assert await store.compare_and_put(moved, b"2", lease=other.id) == (False, moved)
+    await etcd.lease_revoke(one.id)
+    assert await store.get(key) == moved
+    freed = (await store.compare_and_put(moved, b"2", lease=0)).current
+    await etcd.lease_revoke(other.id)
+    assert await store.get(key) == freed
+    assert freed is not None
+
+
+async def test_compare_and_delete(etcd: Etcd, prefix: bytes) -> None:
+    """Only what was seen; the loser is told what is there."""
+    store, key = Store(etcd), prefix + b"k"
+    await etcd.put(key, b"1")
+    seen = await store.get(key)
+    assert seen is not None
+    newer = (await store.compare_and_put(seen, b"2")).current
+    assert await store.compare_and_delete(seen) == (False, newer)
+    assert newer is not None
+    assert await store.compare_and_delete(newer) == (True, None)
+    assert await store.get(key) is None
+    assert await store.compare_and_delete(newer) == (False, None)

@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 import trio
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ async def changes_since(etcd: Etcd, keys: KeyRange, revision: int) -> list[Event
     newest = (await etcd.range(keys, count_only=True)).revision
     events: list[Event] = []
     last = revision
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with etcd.watch() as stream:
             stream.create(WatchCreate(1, KeyRange(b"\0", b"\xff"), revision + 1, prev_kv=True))
             while last < newest:

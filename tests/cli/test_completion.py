@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from etcd_actions.cli.commands import invoke
-from tests.cli.command import environment
+from tests.cli.command import DEADLINE, environment
 
 
 def completed(
@@ -71,7 +71,12 @@ def test_script(
     binary = shutil.which(shell)
     if binary is not None:
         checked = subprocess.run(
-            [binary, "-n"], input=script, capture_output=True, text=True, check=False, timeout=20
+            [binary, "-n"],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DEADLINE,
         )
         assert (checked.returncode, checked.stderr) == (0, "")
 
@@ -91,7 +96,7 @@ def test_bash_completes(tmp_path: Path) -> None:
         ["bash", "-c", script],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=DEADLINE,
         check=False,
         env=environment(PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}"),
     )

@@ -51,7 +51,7 @@ async def check_bound(feed: Feed) -> None:
 async def test_number_of_pending_changes_is_bounded() -> None:
     feed = Feed()
     feed.dispatch([change(1)] * 20_000)
-    with trio.fail_after(1):
+    with trio.fail_after(60):
         await feed.wait_stream_room()
     feed.dispatch([change(1)])
     await check_bound(feed)

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from etcd_actions.cli.history import HistoryEvent
-from etcd_actions.cli.replay import Replayer
+from etcd_actions.cli.replay import _PATIENCE, Replayer
 from etcd_actions.cli.signals import Stop
 from etcd_actions.errors import OutcomeUnknown, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult, Txn, TxnResult
@@ -150,6 +150,6 @@ async def test_end_is_not_put_off_by_an_outage(world: World) -> None:
         raise Unavailable("away")
 
     faulty = Faulty(world.etcd, [away])
-    with trio.fail_after(1), pytest.raises(Unavailable):
+    with trio.fail_after(_PATIENCE / 2), pytest.raises(Unavailable):
         await Replayer(faulty, stop).write(HistoryEvent(world.key, b"1"))  # type: ignore[arg-type]
     assert faulty.calls == 1

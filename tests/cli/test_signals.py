@@ -11,11 +11,13 @@ import pytest
 import trio
 
 from etcd_actions.etcd.api import Etcd
-from tests.cli.command import finish, running, until
+from tests.cli.command import DEADLINE, finish, running, until
 from tests.data.captured import EVENTS, HERE, PUTS
 from tests.support.etcd_server import EtcdServer, find_etcd
 
 HISTORY = HERE / "taskaction_history.jsonl"
+# So often that its replay outlives what happens beside it.
+MANY_TIMES = 20
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's prctl")
 
 
@@ -39,20 +41,23 @@ async def put_unmarkable(etcd: Etcd, prefix: bytes) -> None:
 async def test_first_signal_drains_while_events_flow(
     common: tuple[str, ...], tmp_path: Path, number: signal.Signals
 ) -> None:
+    history = tmp_path / "history.jsonl"
+    history.write_text(HISTORY.read_text() * MANY_TIMES)
     with (
         running(tmp_path, "run", *common) as run,
         running(tmp_path, "watch", *common) as watch,
     ):
         await run.logged("synced")
         await watch.row("SYNCED")
-        with running(tmp_path, "replay", HISTORY, "--rate", "20", *common) as replay:
+        with running(tmp_path, "replay", history, "--rate", "20", *common) as replay:
             await watch.until(lambda: any(row.get("terminal") for row in watch.rows()))
             run.signal(number)
             watch.signal(number)
             assert await run.wait() == 0
             assert await watch.wait() == 0
             stopped = run.logs("stopped")[0]
-            assert 0 < stopped["handled"] + stopped["conflated"] < len(EVENTS) + stopped["marked"]
+            seen = stopped["handled"] + stopped["conflated"]
+            assert 0 < seen < MANY_TIMES * len(EVENTS) + stopped["marked"]
             assert run.logs("stopping")[0]["signal"] == number.name
             assert not run.logs("stopped_with_unfinished_work")
             assert replay.process.poll() is None
@@ -184,7 +189,7 @@ def test_head(common: tuple[str, ...], shared_etcd: EtcdServer) -> None:
         ["bash", "-c", command, "_", sys.executable, "-m", "etcd_actions", "watch", *common],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=DEADLINE,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

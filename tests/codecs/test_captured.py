@@ -138,7 +138,7 @@ def test_label_is_what_the_tree_route_gives(event: Event) -> None:
 @each_put
 def test_label_on_captured_values_is_spliced(event: Event) -> None:
     """Verify that the fast path takes all that an API server writes."""
-    assert codec._splice_label(event.value, *LABEL) is not None
+    assert codec._spliced(event.value, *LABEL, None) is not None
 
 
 def marks() -> list[tuple[Event, Event]]:

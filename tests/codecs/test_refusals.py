@@ -27,6 +27,7 @@ def decoders(codec: Codec) -> list[Callable[[bytes], object]]:
         lambda value: codec.summarize(value, **where),
         lambda value: codec.decode_tree(value, **where),
         lambda value: codec.add_label(value, "l", "v", **where),
+        lambda value: codec.release(value, "l", "v", "f", **where),
     ]
 
 
@@ -75,8 +76,8 @@ def test_damaged_values_do_not_crash(codec: Codec, at: int, damage: bytes, cut: 
     value = form(codec, SMALL)
     at = len(magic.MSGPACK) + at % (len(value) - len(magic.MSGPACK))
     value = value[:at] + damage + value[at + cut :]
-    decode, _, _, add_label = outcomes = [refused(each, value) for each in decoders(codec)]
-    assert decode or not add_label, outcomes
+    decode, *_, add_label, release = outcomes = [refused(each, value) for each in decoders(codec)]
+    assert decode or not (add_label or release), outcomes
 
 
 @given(st.binary(max_size=60).flatmap(lambda data: st.just(bytes([len(data)]) + data)))

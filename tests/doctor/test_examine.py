@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from etcd_actions import open_etcd
 from etcd_actions.cli.exits import ExitCode
-from etcd_actions.doctor import Finding, Limits, Severity
+from etcd_actions.doctor import Finding, Severity
 from etcd_actions.errors import Unavailable
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.testing import EtcdServer, OwnEtcd
-from tests.doctor.illness import VERSION_IDS, diagnose
+from tests.doctor.illness import UNHURRIED, VERSION_IDS, diagnose
 
 
 async def test_a_healthy_etcd_is_left_as_it_was(own_etcd: OwnEtcd) -> None:
@@ -35,15 +37,15 @@ async def test_a_healthy_etcd_is_left_as_it_was(own_etcd: OwnEtcd) -> None:
 
 
 async def test_slow_answers(shared_etcd: EtcdServer) -> None:
-    noted = await diagnose(shared_etcd.endpoint, limits=Limits(slow_note=0.0, slow_warning=9.0))
+    noted = await diagnose(shared_etcd.endpoint, limits=replace(UNHURRIED, slow_note=0.0))
     assert noted.ill == {"latency-noticeable"}
-    warned = await diagnose(shared_etcd.endpoint, limits=Limits(slow_warning=0.0))
+    warned = await diagnose(shared_etcd.endpoint, limits=replace(UNHURRIED, slow_warning=0.0))
     assert warned.ill == {"latency-high"}
     assert "etcd_disk_wal_fsync_duration_seconds" in warned.one("latency-high").remedy
 
 
 async def test_checks_are_bounded(shared_etcd: EtcdServer) -> None:
-    diagnosis = await diagnose(shared_etcd.endpoint, limits=Limits(check_seconds=0.0))
+    diagnosis = await diagnose(shared_etcd.endpoint, limits=replace(UNHURRIED, check_seconds=0.0))
     assert diagnosis.ill == {"check-timed-out"}
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from etcd_actions.cli.exits import ExitCode
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.codecs import msgpack
-from etcd_actions.doctor import Limits
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.testing import EtcdServer
-from tests.doctor.illness import diagnose, taskaction
+from tests.doctor.illness import UNHURRIED, diagnose, taskaction
 
 
 @pytest.fixture
@@ -34,14 +35,16 @@ async def test_undecodable_values(etcd: Etcd, endpoint: str, prefix: bytes) -> N
     await etcd.put(prefix + b"flyte/r-c", b"k8s:enc:aescbc:v1:key1:\x01\x02")
     for number in range(4):
         await etcd.put(prefix + f"flyte/r-{number}".encode(), b"")
-    diagnosis = await diagnose(endpoint, prefix=prefix, limits=Limits(examples=6))
+    diagnosis = await diagnose(endpoint, prefix=prefix, limits=replace(UNHURRIED, examples=6))
     assert diagnosis.ill == {"undecodable"}
     finding = diagnosis.one("undecodable")
     assert finding.seen.startswith("6: ")
     assert f"flyte/r-b (revision {broken.revision}: " in finding.seen
     assert "encrypted at rest by a Kubernetes API server" in finding.seen
     assert diagnosis.code is ExitCode.ERRORS
-    few = (await diagnose(endpoint, prefix=prefix, limits=Limits(examples=1))).one("undecodable")
+    few = (await diagnose(endpoint, prefix=prefix, limits=replace(UNHURRIED, examples=1))).one(
+        "undecodable"
+    )
     assert few.seen.endswith("; and 5 more")
     assert f"etcdctl get '{prefix.decode()}flyte/r-0'" in few.remedy
 
@@ -88,5 +91,5 @@ async def test_odd_keys(etcd: Etcd, endpoint: str, prefix: bytes, key: bytes) ->
 
 async def test_time_is_up(etcd: Etcd, endpoint: str, prefix: bytes) -> None:
     await etcd.put(prefix + b"flyte/r-a0", taskaction("r", "a0"))
-    diagnosis = await diagnose(endpoint, prefix=prefix, limits=Limits(scan_seconds=0.0))
+    diagnosis = await diagnose(endpoint, prefix=prefix, limits=replace(UNHURRIED, scan_seconds=0.0))
     assert diagnosis.ill == {"values-not-all-read"}

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import trio
 
 from etcd_actions import open_etcd
 from etcd_actions.cli.exits import ExitCode
-from etcd_actions.doctor import Limits
 from etcd_actions.errors import NoSpace
 from etcd_actions.etcd.api import Etcd, PutResult, Status
 from etcd_actions.testing import EtcdFactory, OwnEtcd
-from tests.doctor.illness import diagnose
+from tests.doctor.illness import UNHURRIED, diagnose
 
 
 async def until(etcd: Etcd, holds: Callable[[Status], bool]) -> None:
     """Wait for a commit; space is free only from the one behind the next write on."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not holds(await etcd.status()):
             await etcd.put(b"/tick", b"")
 
@@ -39,7 +39,7 @@ async def test_alarm_of_a_full_etcd(etcd_factory: EtcdFactory) -> None:
         with pytest.raises(NoSpace):
             await write(etcd, 100, 300_000)
     # How full the file is by then depends on when etcd commits.
-    limits = Limits(quota_warning=math.inf, quota_error=math.inf)
+    limits = replace(UNHURRIED, quota_warning=math.inf, quota_error=math.inf)
     diagnosis = await diagnose(full.endpoint, limits=limits)
     assert diagnosis.ill == {"alarm-nospace"}
     finding = diagnosis.one("alarm-nospace")
@@ -53,13 +53,15 @@ async def test_quota_that_is_almost_used_up(etcd_factory: EtcdFactory) -> None:
     etcd = etcd_factory(flags=["--quota-backend-bytes=1000000"])
     async with open_etcd(etcd.endpoint) as connection:
         await write(connection, 1, 400_000)
-    warned = await diagnose(etcd.endpoint, limits=Limits(quota_warning=0.4, quota_error=2.0))
+    warned = await diagnose(
+        etcd.endpoint, limits=replace(UNHURRIED, quota_warning=0.4, quota_error=2.0)
+    )
     assert warned.ill == {"quota-high"}
     finding = warned.one("quota-high")
     assert "of the quota of 976.6 KiB" in finding.seen
     assert "--quota-backend-bytes" in finding.remedy
     assert warned.code is ExitCode.WARNINGS
-    failed = await diagnose(etcd.endpoint, limits=Limits(quota_error=0.4))
+    failed = await diagnose(etcd.endpoint, limits=replace(UNHURRIED, quota_error=0.4))
     assert failed.ill == {"quota-nearly-full"}
     assert failed.code is ExitCode.ERRORS
 
@@ -69,14 +71,14 @@ async def test_free_space_in_the_file(own_etcd: OwnEtcd) -> None:
         newest = await write(etcd, 10, 500_000)
         await etcd.compact(newest.revision, physical=True)
         await until(etcd, lambda status: status.db_size_in_use < 2_000_000)
-    limits = Limits(wasted=1_000_000, short_history=1)
+    limits = replace(UNHURRIED, wasted=1_000_000, short_history=1)
     diagnosis = await diagnose(own_etcd.endpoint, limits=limits)
     assert diagnosis.ill == {"defragment"}
     assert f"--endpoints {own_etcd.endpoint} defrag" in diagnosis.one("defragment").remedy
 
 
 async def test_history(own_etcd: OwnEtcd) -> None:
-    limits = Limits(long_history=20, short_history=10)
+    limits = replace(UNHURRIED, long_history=20, short_history=10)
     async with open_etcd(own_etcd.endpoint) as etcd:
         newest = (await write(etcd, 30)).revision
         never = await diagnose(own_etcd.endpoint, limits=limits)

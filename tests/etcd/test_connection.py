@@ -15,15 +15,19 @@ import trio
 
 from etcd_actions import open_etcd
 from etcd_actions.errors import ConfigError, OutcomeUnknown, Unavailable
-from etcd_actions.etcd import Etcd, Tls, TransportName
+from etcd_actions.etcd import Etcd, EtcdClient, Tls, TransportName
 from etcd_actions.etcd.api import KeyRange, WatchCreate
 from etcd_actions.testing import free_port
 from tests.support.cluster import Certificates, EtcdCluster, KeyPair, ServerTls, openssl
 from tests.support.recording import RecordingSink
 from tests.support.scene import judge_delivery, reflecting
 
-DIAL_TIMEOUT = 0.4
-_SLACK = 2.0
+# Enough for a handshake with a member that is there, also on a slow machine.
+DIAL_TIMEOUT = 1.0
+# For members that are not.
+_SHORT_DIAL_TIMEOUT = 0.4
+_SLACK = 5.0
+_PATIENCE = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,7 @@ async def test_encrypted(
 ) -> None:
     """Calls and streams work over TLS."""
     cluster, tls = case(servers)
-    with trio.fail_after(10):
+    with trio.fail_after(_PATIENCE):
         async with open_etcd(cluster.endpoints, tls=tls, transport=transport) as etcd:
             for use in USES:
                 await use(etcd, prefix)
@@ -180,7 +184,7 @@ async def test_not_let_in(
     A write is known not to have been made.
     """
     cluster, tls = case(servers)
-    with trio.fail_after(10):
+    with trio.fail_after(_PATIENCE):
         async with open_etcd(cluster.endpoints, tls=tls, transport=transport) as etcd:
             with pytest.raises(Unavailable, match=complaint) as caught:
                 await use(etcd, prefix)
@@ -402,7 +406,7 @@ async def test_another_authority_takes_over(
 ) -> None:
     """etcd comes back with other certificates; once the client's are there too, all goes on."""
     sink = RecordingSink()
-    with trio.fail_after(20):
+    with trio.fail_after(_PATIENCE):
         async with (
             open_etcd(live_etcd.endpoints, tls=live.tls, transport=transport) as etcd,
             reflecting(etcd, prefix, sink) as reflector,
@@ -429,7 +433,7 @@ async def test_files_may_be_away_for_a_while(
     """While files are being replaced, connecting is Unavailable and says why; then all goes on."""
     sink = RecordingSink()
     tls = replace(live.tls, skip_verify=unverified)
-    with trio.fail_after(20):
+    with trio.fail_after(_PATIENCE):
         async with (
             open_etcd(live_etcd.endpoints, tls=tls, transport=transport) as etcd,
             reflecting(etcd, prefix, sink) as reflector,
@@ -500,6 +504,7 @@ async def test_the_first_member_is_away(
             tls=cluster.tls,
             transport=transport,
             dial_timeout=DIAL_TIMEOUT,
+            request_timeout=_PATIENCE,
         ) as etcd:
             with trio.fail_after(DIAL_TIMEOUT + _SLACK):
                 if use is watch:
@@ -507,9 +512,13 @@ async def test_the_first_member_is_away(
                         await use(etcd, prefix)
                     await write(etcd, prefix)
                 await use(etcd, prefix)
+            assert isinstance(etcd, EtcdClient)
+            used = etcd._current
+            assert used is not None
+            assert str(used.connection.endpoint) == cluster.endpoints[0]
+            await read(etcd, prefix)
             # It stays there.
-            with trio.fail_after(DIAL_TIMEOUT / 2):
-                await read(etcd, prefix)
+            assert etcd._current is used
 
 
 @pytest.mark.parametrize("away", [refusing, silent, black_hole])
@@ -518,9 +527,14 @@ async def test_no_member_is_there(
 ) -> None:
     """Each was tried once: Unavailable, with nothing written."""
     with away() as one, away() as two:
-        async with open_etcd([one, two], transport=transport, dial_timeout=DIAL_TIMEOUT) as etcd:
+        async with open_etcd(
+            [one, two],
+            transport=transport,
+            dial_timeout=_SHORT_DIAL_TIMEOUT,
+            request_timeout=_PATIENCE,
+        ) as etcd:
             for use in (write, read):
-                with trio.fail_after(2 * DIAL_TIMEOUT + _SLACK):
+                with trio.fail_after(2 * _SHORT_DIAL_TIMEOUT + _SLACK):
                     with pytest.raises(Unavailable) as caught:
                         await use(etcd, prefix)
                 assert not isinstance(caught.value, OutcomeUnknown)
@@ -531,17 +545,18 @@ async def test_the_time_for_a_call_includes_all_members(
 ) -> None:
     """A short request time-out ends a call before every silent member was tried."""
     with ExitStack() as stack:
-        members = [stack.enter_context(silent()) for _ in range(4)]
+        members = [stack.enter_context(silent()) for _ in range(10)]
         async with open_etcd(
             [*members, *servers.plain.endpoints],
             transport=transport,
-            dial_timeout=DIAL_TIMEOUT,
-            request_timeout=2 * DIAL_TIMEOUT,
+            dial_timeout=_SHORT_DIAL_TIMEOUT,
+            request_timeout=2 * _SHORT_DIAL_TIMEOUT,
         ) as etcd:
-            began = trio.current_time()
-            with trio.fail_after(2 * DIAL_TIMEOUT + _SLACK), pytest.raises(Unavailable):
+            with (
+                trio.fail_after(len(members) * _SHORT_DIAL_TIMEOUT),
+                pytest.raises(Unavailable),
+            ):
                 await read(etcd, prefix)
-            assert trio.current_time() - began < 4 * DIAL_TIMEOUT
             # Round by round it comes to the one that is there.
-            with trio.fail_after(4 * DIAL_TIMEOUT + _SLACK):
+            with trio.fail_after(_PATIENCE):
                 await until_it_works(etcd, prefix)

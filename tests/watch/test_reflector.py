@@ -52,7 +52,7 @@ async def reflecting(
         settings=ReflectorSettings(**settings),  # type: ignore[arg-type]
     )
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             revision = await nursery.start(reflector.run)
         yield reflector, sink, revision
         nursery.cancel_scope.cancel()
@@ -183,7 +183,7 @@ async def test_the_position_of_an_idle_range_moves_where_etcd_can_tell(
 ) -> None:
     """By progress, on versions where that is reliable: so a compaction costs no list."""
     monkeypatch.setattr("etcd_actions.watch.reflector.has_reliable_progress", lambda _: True)
-    async with reflecting(etcd, prefix, dead_after=0.6) as (reflector, _, _):
+    async with reflecting(etcd, prefix, dead_after=6) as (reflector, _, _):
         last = await etcd.put(b"/elsewhere", b"")
         await eventually(lambda: reflector.statistics().revision >= last.revision)
         assert reflector.statistics().reconnects == {}
