@@ -46,7 +46,7 @@ operations: st.SearchStrategy[Operation] = st.deferred(
     )
 )
 branches = st.lists(operations, max_size=3)
-txns = st.builds(Txn, st.lists(compares, max_size=3), branches, branches)
+txns: st.SearchStrategy[Txn] = st.builds(Txn, st.lists(compares, max_size=3), branches, branches)
 
 
 @given(txns)

@@ -1,11 +1,26 @@
 """Flyte's run service, as a real gRPC server that does what a test tells it to.
 
-As a process of its own, for benchmarks: ``python -m tests.support.run_service_server`` prints
-its port and serves until its standard input ends.
+In a test::
+
+    with RunServiceServer() as server:
+        server.script("status", Fault(code=14), Fault(hold=event), name="c1")
+        async with open_run_service(server.endpoint) as service:
+            ...
+    assert server.told_phases("c1") == [...]
+    assert server.revived == []
+
+As a process of its own, for benchmarks::
+
+    python -m tests.support.run_service_server [--no-stream] [--delay SECONDS] [--threads N]
+
+It prints its port, serves until its standard input ends, and then prints what it counted, as
+JSON: ``record``, ``status``, ``streams``, ``revived``, ``cpu_seconds``.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 import threading
 import time
@@ -21,7 +36,9 @@ from flyteidl2.workflow import internal_run_service_pb2 as pb
 from etcd_actions.etcd.endpoints import Endpoint
 
 SERVICE = "flyteidl2.workflow.InternalRunService"
-_FAILED, _TIMED_OUT, _PAUSED = 6, 8, 9
+_ACCEPTING = (0, 6)
+_SUCCEEDED, _FAILED, _ABORTED, _TIMED_OUT, _PAUSED, _RECOVERED = 5, 6, 7, 8, 9, 10
+_TERMINAL = (_SUCCEEDED, _FAILED, _ABORTED, _TIMED_OUT, _RECOVERED)
 
 
 @dataclass(frozen=True)
@@ -31,19 +48,27 @@ class Fault:
     Attributes:
         code: The in-band code of the answer.
         rpc: The code that the call ends with instead of an answer; it ends a whole stream.
-        applied: Whether it is applied nevertheless, where there is no accepting answer.
-        hold: Answered only when this is set; applied then, if the client is still there or not.
+        details: The words with ``rpc``.
+        applied: Whether it is applied nevertheless, where there is no accepting answer: the
+            answer is lost.
+        delay: Seconds before it is applied and answered.
+        hold: Applied and answered only when this is set, even if the client has gone: a late
+            write. The end of the server sets it.
+        polite: With ``delay`` or ``hold``: not applied when the client has gone meanwhile.
     """
 
     code: int = 0
     rpc: grpc.StatusCode | None = None
+    details: str = "scripted"
     applied: bool = False
+    delay: float = 0.0
     hold: threading.Event | None = None
+    polite: bool = False
 
 
 @dataclass
 class Told:
-    """One request that was applied."""
+    """One request that was applied; ``at`` is in ``time.monotonic``'s seconds."""
 
     what: str
     name: str
@@ -52,22 +77,107 @@ class Told:
 
 
 class RunServiceServer:
-    """Serves while its context is open.
+    """Serves while its context is open; :meth:`stop` and :meth:`start` make outages.
+
+    ``what`` is ``record`` or ``status`` everywhere; a status that came over the stream counts
+    as any other.
+
+    Args:
+        has_stream: Whether it knows ``UpdateActionStatusStream``.
+        threads: How many requests are handled at once, an open stream being one of them.
+        delay: Seconds that each request takes, as a database would.
+        credentials: For TLS.
 
     Attributes:
         told: What was applied, in order.
         phases: By action, what Flyte's database would hold: its guard lets an ending go back.
+        revived: Actions that went from FAILED or TIMED_OUT to something else, in order.
+        unrecorded: Actions that were told of before they were recorded, in order: Flyte's
+            database would have changed no row, and said nothing.
         calls: Number of requests by ``record`` and ``status``, refused ones too.
+        most_at_once: The most requests that were handled at once.
+        streams: Number of streams that were opened.
+        nonces_lie: Answer on streams with nonces that nobody sent.
     """
 
-    def __init__(self, *, has_stream: bool = True, threads: int = 16) -> None:
+    def __init__(
+        self,
+        *,
+        has_stream: bool = True,
+        threads: int = 16,
+        delay: float = 0.0,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self.told: list[Told] = []
         self.phases: dict[str, int] = {}
+        self.revived: list[str] = []
+        self.unrecorded: list[str] = []
         self.calls: dict[str, int] = defaultdict(int)
+        self.most_at_once = 0
         self.streams = 0
+        self.nonces_lie = False
+        self._has_stream = has_stream
+        self._threads = threads
+        self._delay = delay
+        self._credentials = credentials
+        self._at_once = 0
+        self._recorded: set[str] = set()
         self._faults: dict[tuple[str, str], deque[Fault]] = defaultdict(deque)
+        self._holds: list[threading.Event] = []
+        self._open_streams: set[grpc.ServicerContext] = set()
         self._lock = threading.Lock()
-        self._server = grpc.server(ThreadPoolExecutor(threads))
+        self.port = 0
+        self._server = self._bind()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it listens."""
+        return Endpoint("127.0.0.1", self.port)
+
+    def __enter__(self) -> RunServiceServer:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Go away; all that is under way ends, and what is held is let go."""
+        stopped = self._server.stop(0)
+        for hold in self._holds:
+            hold.set()
+        stopped.wait()
+
+    def start(self) -> None:
+        """Come back on the same port after :meth:`stop`."""
+        self._server = self._bind()
+        self._server.start()
+
+    def script(self, what: str, *faults: Fault, name: str = "") -> None:
+        """Have the next requests, of one action or of any, meet faults."""
+        with self._lock:
+            self._faults[what, name].extend(faults)
+            self._holds += [fault.hold for fault in faults if fault.hold is not None]
+
+    def cut_streams(self) -> None:
+        """End the open streams without a word; requests in them get no answer."""
+        with self._lock:
+            contexts = list(self._open_streams)
+        for context in contexts:
+            context.cancel()
+
+    def names(self, what: str) -> list[str]:
+        """The actions whose requests were applied, in order."""
+        return [told.name for told in self.told if told.what == what]
+
+    def told_phases(self, name: str) -> list[int]:
+        """The phases of an action that were applied, in order."""
+        return [t.request.status.phase for t in self.told if (t.what, t.name) == ("status", name)]
+
+    def _bind(self) -> grpc.Server:
+        # Several servers on one port would share its connections.
+        options = (("grpc.so_reuseport", 0),)
+        server = grpc.server(ThreadPoolExecutor(self._threads), options=options)
         handlers = {
             "RecordAction": grpc.unary_unary_rpc_method_handler(
                 self._record,
@@ -80,40 +190,19 @@ class RunServiceServer:
                 response_serializer=pb.UpdateActionStatusResponse.SerializeToString,
             ),
         }
-        if has_stream:
+        if self._has_stream:
             handlers["UpdateActionStatusStream"] = grpc.stream_stream_rpc_method_handler(
                 self._stream,
                 request_deserializer=pb.UpdateActionStatusStreamRequest.FromString,
                 response_serializer=pb.UpdateActionStatusStreamResponse.SerializeToString,
             )
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, handlers),)
-        )
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where it listens."""
-        return Endpoint("127.0.0.1", self.port)
-
-    def __enter__(self) -> RunServiceServer:
-        self._server.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop(0).wait()
-
-    def script(self, what: str, *faults: Fault, name: str = "") -> None:
-        """Have the next requests, of one action or of any, meet faults."""
-        self._faults[what, name].extend(faults)
-
-    def names(self, what: str) -> list[str]:
-        """The actions whose requests were applied, in order."""
-        return [told.name for told in self.told if told.what == what]
-
-    def told_phases(self, name: str) -> list[int]:
-        """The phases of an action that were applied, in order."""
-        return [t.request.status.phase for t in self.told if (t.what, t.name) == ("status", name)]
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        address = f"127.0.0.1:{self.port}"
+        if self._credentials is None:
+            self.port = server.add_insecure_port(address)
+        else:
+            self.port = server.add_secure_port(address, self._credentials)
+        return server
 
     def _fault(self, what: str, name: str) -> Fault:
         with self._lock:
@@ -126,23 +215,41 @@ class RunServiceServer:
     def _apply(self, what: str, name: str, request: Any) -> None:
         with self._lock:
             self.told.append(Told(what, name, request))
-            if what == "status":
-                new, old = request.status.phase, self.phases.get(name, 0)
-                guard = old <= new or old in (_FAILED, _TIMED_OUT) or (old == _PAUSED and new > 4)
-                if guard:
-                    self.phases[name] = new
+            if what == "record":
+                self._recorded.add(name)
+                return
+            if name not in self._recorded:
+                self.unrecorded.append(name)
+            new, old = request.status.phase, self.phases.get(name, 0)
+            ends_pause = old == _PAUSED and new in _TERMINAL
+            if old <= new or old in (_FAILED, _TIMED_OUT) or ends_pause:
+                self.phases[name] = new
+                if old in (_FAILED, _TIMED_OUT) and new != old:
+                    self.revived.append(name)
 
     def _serve(self, what: str, request: Any, context: grpc.ServicerContext) -> int:
         """Apply a request as scripted; the in-band code."""
+        with self._lock:
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            return self._serve_scripted(what, request, context)
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+    def _serve_scripted(self, what: str, request: Any, context: grpc.ServicerContext) -> int:
         name = request.action_id.name
         fault = self._fault(what, name)
+        if delay := fault.delay or self._delay:
+            time.sleep(delay)
         if fault.hold is not None:
             fault.hold.wait()
-        accepted = fault.code in (0, 6) and fault.rpc is None
-        if accepted or fault.applied:
+        accepted = fault.code in _ACCEPTING and fault.rpc is None
+        if (accepted or fault.applied) and (context.is_active() or not fault.polite):
             self._apply(what, name, request)
         if fault.rpc is not None:
-            context.abort(fault.rpc, "scripted")
+            context.abort(fault.rpc, fault.details)
         return fault.code
 
     def _record(
@@ -168,16 +275,36 @@ class RunServiceServer:
     ) -> Iterator[pb.UpdateActionStatusStreamResponse]:
         with self._lock:
             self.streams += 1
-        for each in requests:
-            yield pb.UpdateActionStatusStreamResponse(
-                response=self._update(each.request, context), nonce=each.nonce
-            )
+            self._open_streams.add(context)
+        try:
+            for each in requests:
+                response = self._update(each.request, context)
+                nonce = each.nonce + 1_000_000 if self.nonces_lie else each.nonce
+                yield pb.UpdateActionStatusStreamResponse(response=response, nonce=nonce)
+        finally:
+            with self._lock:
+                self._open_streams.discard(context)
 
 
 def main() -> None:
-    with RunServiceServer() as server:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--no-stream", action="store_true")
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--threads", type=int, default=16)
+    arguments = parser.parse_args()
+    with RunServiceServer(
+        has_stream=not arguments.no_stream, threads=arguments.threads, delay=arguments.delay
+    ) as server:
         print(server.port, flush=True)
         sys.stdin.read()
+    counts = {
+        "record": server.calls["record"],
+        "status": server.calls["status"],
+        "streams": server.streams,
+        "revived": len(server.revived),
+        "cpu_seconds": round(time.process_time(), 3),
+    }
+    print(json.dumps(counts), flush=True)
 
 
 if __name__ == "__main__":
