@@ -22,7 +22,7 @@ import trio
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.codecs import codec_of
-from etcd_actions.errors import RunServiceRejected
+from etcd_actions.errors import DecodeError, RunServiceRejected
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
@@ -31,6 +31,7 @@ from etcd_actions.model import (
     Summary,
     TaskAction,
     build_action_update,
+    parse_key,
     task_action_name,
 )
 from etcd_actions.recorder import Ending, MarkResult, Recorder
@@ -317,7 +318,7 @@ class Outbox:
         if not self._run_service.wants(Phase.RUNNING, False):
             return
         name = task_action_name(child.action_id.run, child.parent)
-        parent = self._prefix + f"{child.namespace}/{name}".encode()
+        parent = self._prefix + f"{child.namespace}/{name}".encode(errors="replace")
         known = self._known(parent)
         if known is None or known.phase not in _BEFORE_RUNNING or parent in self._has_children:
             return
@@ -342,12 +343,20 @@ class Outbox:
         wanted = not is_trace and not update.recorded
         if wanted and self._run_service.wants(update.phase, True):
             await self._tell(update, None)
-        if not is_trace:
+        if not is_trace and self._is_proper(update):
             if self._orphans is not None:
                 await self._orphans.owner_gone(update)
             await self._aborter.action_gone(update.action_id, update.namespace)
         self.forget(update.key)
         self._on_deletion_told(update.key, update.revision)
+
+    def _is_proper(self, update: ActionUpdate) -> bool:
+        """Whether it was under its own key: one that was not has left nothing behind."""
+        try:
+            _, name = parse_key(self._prefix, update.key)
+        except DecodeError:
+            return False
+        return name == update.action_id.object_name
 
 
 def _delivery(change: Change, update: ActionUpdate | None) -> _Delivery:

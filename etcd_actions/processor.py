@@ -527,12 +527,14 @@ class Processor:
         failures = 0
         while True:
             try:
+                # Whether the actions may be read at all is the first to be told.
+                await self._etcd.range(self._keys[0], limit=1, keys_only=True)
                 return await self._position.load()
             except Unavailable as error:
                 failures += 1
                 delay = _BACKOFF.delay(failures)
-                if failures == 1:
-                    _log.warning("position_unreadable", error=str(error), retry_in=round(delay, 3))
+                if failures & (failures - 1) == 0:
+                    _log.warning("watch_lost", error=str(error), retry_in=round(delay, 3))
                 await trio.sleep(delay)
 
     @asynccontextmanager

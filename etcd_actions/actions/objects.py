@@ -9,12 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from google.protobuf.message import DecodeError as BadMessage
 from google.protobuf.message import Message
 
-from etcd_actions.errors import InvalidArgument
+from etcd_actions.actions import validation
+from etcd_actions.actions.stored import same_run
+from etcd_actions.codecs import json
+from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TASK,
@@ -41,28 +45,52 @@ from etcd_actions.model import (
     TaskAction,
     TaskActionSpec,
     TaskActionStatus,
+    canonical_name,
 )
-from etcd_actions.model.conditions import rfc3339
+from etcd_actions.model.conditions import rfc3339, write_phase
 
 if TYPE_CHECKING:
     from flyteidl2.actions.actions_service_pb2 import Action
     from flyteidl2.core.tasks_pb2 import TaskTemplate
     from flyteidl2.task.run_pb2 import RunSpec
+    from google.protobuf.timestamp_pb2 import Timestamp
 
 _START_TIME: Final = "{{.runStartTime}}"
 _SYSTEM_DOMAIN: Final = "flyte.org/"
-_RUN_ANNOTATIONS: Final = (ANNOTATION_RUN_START_TIME,)
+_MOST_OF_A_SHORT_NAME: Final = 63
 _SIMPLE_TYPES: Final = {1: "INTEGER", 2: "FLOAT", 3: "STRING", 4: "BOOLEAN"}
+_FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
+
+
+class Trace(NamedTuple):
+    """How a trace went. Times are None where it does not say them."""
+
+    phase: Phase
+    began: datetime | None
+    ended: datetime | None
+    error: ErrorState | None
 
 
 class Request(NamedTuple):
-    """A checked request."""
+    """A checked request.
+
+    Attributes:
+        action: Flyte's message.
+        run_spec: What holds for the run.
+        action_id: Which action.
+        kind: ``task``, ``condition`` or ``trace``.
+        digest: Tells one request from another.
+        run_start_time: When the run began, where the request says it; RFC 3339, else empty.
+        trace: What a trace tells of itself; None for the others.
+    """
 
     action: Action
     run_spec: RunSpec | None
     action_id: ActionId
     kind: str
     digest: str
+    run_start_time: str
+    trace: Trace | None
 
     @property
     def is_root(self) -> bool:
@@ -76,11 +104,13 @@ class Request(NamedTuple):
         return ActionId(run.project, run.domain, run.run, self.action.parent_action_name, run.org)
 
 
-def read_request(action: Action, run_spec: RunSpec | None) -> Request:
-    """Check what is there at all.
+def read_request(
+    action: Action, run_spec: RunSpec | None, trace_error: ErrorState | None = None
+) -> Request:
+    """Check what needs no parent to be checked.
 
     Raises:
-        InvalidArgument: A part is missing, or a condition's type is none that can be signalled.
+        InvalidArgument: A part is missing or unusable; it names the field.
     """
     if not action.HasField("action_id"):
         raise InvalidArgument("action_id", "it is not set: name the action")
@@ -98,16 +128,10 @@ def read_request(action: Action, run_spec: RunSpec | None) -> Request:
             )
     run = action.action_id.run
     action_id = ActionId(run.project, run.domain, run.name, action.action_id.name, run.org)
-    for field, text in (
-        ("action_id.run.project", run.project),
-        ("action_id.run.domain", run.domain),
-        ("action_id.run.name", run.name),
-        ("action_id.name", action.action_id.name),
-    ):
-        if not text or "/" in text:
-            raise InvalidArgument(field, f"{text!r} is no name: give one, without a slash")
-    if "/" in action.parent_action_name:
-        raise InvalidArgument("parent_action_name", "a name has no slash")
+    validation.check_names(action_id, action.parent_action_name)
+    is_root_task = kind == ACTION_TYPE_TASK and not action.parent_action_name
+    if run_spec is not None and is_root_task:
+        validation.check_run_spec(run_spec.labels.values, run_spec.annotations.values)
     if (
         action.parent_action_name
         and action_id.object_name
@@ -116,7 +140,44 @@ def read_request(action: Action, run_spec: RunSpec | None) -> Request:
         raise InvalidArgument("parent_action_name", "an action is not its own parent")
     if kind == ACTION_TYPE_TRACE and not action.parent_action_name:
         raise InvalidArgument("parent_action_name", "a trace has a parent: name it")
-    return Request(action, run_spec, action_id, kind, _digest(action, run_spec))
+    started = None
+    if run_spec is not None and run_spec.HasField("run_start_time"):
+        started = _time(run_spec.run_start_time, "run_spec.run_start_time")
+    return Request(
+        action,
+        run_spec,
+        action_id,
+        kind,
+        _digest(action, run_spec, is_root_task=is_root_task),
+        "" if started is None else rfc3339(started),
+        _trace(action, trace_error),
+    )
+
+
+def _trace(action: Action, error: ErrorState | None) -> Trace | None:
+    if action.WhichOneof("spec") != ACTION_TYPE_TRACE:
+        if error is not None:
+            raise InvalidArgument("trace_error", "the action is no trace: leave it out")
+        return None
+    trace = action.trace
+    if trace.phase not in list(Phase):
+        raise InvalidArgument("trace.phase", f"{trace.phase} is no phase")
+    phase = Phase(trace.phase)
+    if error is not None and phase not in _FAILURES:
+        raise InvalidArgument("trace_error", f"the trace is {phase.name}: leave it out")
+    return Trace(
+        phase,
+        _time(trace.start_time, "trace.start_time") if trace.HasField("start_time") else None,
+        _time(trace.end_time, "trace.end_time") if trace.HasField("end_time") else None,
+        error,
+    )
+
+
+def _time(timestamp: Timestamp, field: str) -> datetime:
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except ValueError as error:
+        raise InvalidArgument(field, str(error)) from None
 
 
 def build(
@@ -159,24 +220,20 @@ def build(
                 for annotation, text in inherited.annotations.items()
                 if not annotation.startswith((_SYSTEM_DOMAIN, OWN_DOMAIN + "/"))
             }
-        for annotation in _RUN_ANNOTATIONS:
-            if annotation in inherited.annotations:
-                annotations[annotation] = inherited.annotations[annotation]
+        if run_start_time := request.run_start_time or _run_start_time(parent):
+            annotations[ANNOTATION_RUN_START_TIME] = run_start_time
     elif run_spec is not None and kind == ACTION_TYPE_TASK:
         env_vars = {each.key: each.value for each in run_spec.envs.values}
         if run_spec.HasField("interruptible"):
             interruptible = run_spec.interruptible.value
         labels = {**dict(run_spec.labels.values), **labels}
         annotations = dict(run_spec.annotations.values)
-    if run_spec is not None and run_spec.HasField("run_start_time"):
-        start = run_spec.run_start_time.ToDatetime(tzinfo=now.tzinfo)
-        annotations[ANNOTATION_RUN_START_TIME] = rfc3339(start)
-    elif parent is None and kind == ACTION_TYPE_TASK:
-        annotations.setdefault(ANNOTATION_RUN_START_TIME, rfc3339(now))
+    if parent is None and (request.run_start_time or kind == ACTION_TYPE_TASK):
+        annotations[ANNOTATION_RUN_START_TIME] = request.run_start_time or rfc3339(now)
     _annotate(annotations, request)
-    template = action.task.spec.task_template if kind == ACTION_TYPE_TASK else None
-    has_template = kind == ACTION_TYPE_TASK and action.task.spec.HasField("task_template")
-    task = action.task
+    task = action.task if kind == ACTION_TYPE_TASK else None
+    spec = task.spec if task is not None and task.spec.HasField("task_template") else None
+    start_time = annotations.get(ANNOTATION_RUN_START_TIME, "")
     return TaskAction.new(
         ObjectMeta(
             request.action_id.object_name,
@@ -198,14 +255,12 @@ def build(
             action_type=kind if kind == ACTION_TYPE_CONDITION else "",
             input_uri=action.input_uri,
             run_output_base=action.run_output_base,
-            cache_key=task.cache_key.value if kind == ACTION_TYPE_TASK else "",
-            task_type=template.type if has_template and template is not None else "",
-            short_name=task.spec.short_name if has_template else "",
+            cache_key=task.cache_key.value if task is not None else "",
+            task_type=spec.task_template.type if spec is not None else "",
+            short_name=spec.short_name if spec is not None else "",
             group=action.group,
             task_template=(
-                _base64(with_start_time(template, annotations.get(ANNOTATION_RUN_START_TIME, "")))
-                if has_template and template is not None
-                else ""
+                _base64(with_start_time(spec.task_template, start_time)) if spec is not None else ""
             ),
             condition_spec=_base64(action.condition) if kind == ACTION_TYPE_CONDITION else "",
             env_vars=env_vars,
@@ -216,9 +271,9 @@ def build(
 
 def build_trace(
     request: Request,
+    trace: Trace,
     parent: TaskAction,
     before: TaskAction | None,
-    error: ErrorState | None,
     *,
     namespace: str,
     now: datetime,
@@ -227,22 +282,25 @@ def build_trace(
     """Build the object of a trace, which is over as a rule.
 
     Recorded again it stays the incarnation that it was: who follows it sees a change.
-    """
-    from etcd_actions.codecs import json  # noqa: PLC0415
-    from etcd_actions.model.conditions import write_phase  # noqa: PLC0415
 
+    Args:
+        request: What is asked for.
+        trace: What the trace tells of itself.
+        parent: The parent's object.
+        before: The same trace as it was recorded before.
+        namespace: The object's namespace.
+        now: The time, for what the trace does not say.
+        new_uid: Makes a UUID.
+    """
     action = request.action
-    trace = action.trace
-    metadata = before.metadata if before is not None else None
-    began = trace.start_time.ToDatetime(tzinfo=now.tzinfo) if trace.HasField("start_time") else now
-    ended = trace.end_time.ToDatetime(tzinfo=now.tzinfo) if trace.HasField("end_time") else now
+    began, ended = trace.began or now, trace.ended or now
     annotations: dict[str, str] = {}
     _annotate(annotations, request)
     built = TaskAction.new(
         ObjectMeta(
             request.action_id.object_name,
             namespace,
-            metadata.uid if metadata is not None else new_uid(),
+            before.metadata.uid if before is not None else new_uid(),
             1,
             rfc3339(began),
             labels=_own_labels(request),
@@ -259,16 +317,16 @@ def build_trace(
             action_type=ACTION_TYPE_TRACE,
             input_uri=action.input_uri,
             run_output_base=action.run_output_base,
-            short_name=trace.name[:63],
+            short_name=action.trace.name[:_MOST_OF_A_SHORT_NAME],
             task_type=ACTION_TYPE_TRACE,
             group=action.group,
-            trace_spec=_base64(trace),
+            trace_spec=_base64(action.trace),
         ),
-        TaskActionStatus(output_uri=trace.outputs.output_uri),
+        TaskActionStatus(output_uri=action.trace.outputs.output_uri),
     )
     tree = json.decode_tree(json.encode(built))
-    phase = Phase(trace.phase)
-    write_phase(tree, phase, now=ended if phase.is_terminal else began, attempts=1, error=error)
+    when = ended if trace.phase.is_terminal else began
+    write_phase(tree, trace.phase, now=when, attempts=1, error=trace.error)
     return json.decode(json.encode_tree(tree))
 
 
@@ -284,28 +342,37 @@ def with_start_time(template: TaskTemplate, start_time: str) -> TaskTemplate:
     return copy
 
 
-def same_action(present: TaskAction, built: TaskAction) -> bool:
-    """Whether an object that has no digest is what was asked for."""
-    one, other = present.spec, built.spec
-    return (
-        one.project,
-        one.domain,
-        one.run_name,
-        present.action_id.object_name,
-        one.parent_action_name,
-        one.kind,
-        one.task_template,
-        one.condition_spec,
-    ) == (
-        other.project,
-        other.domain,
-        other.run_name,
-        built.action_id.object_name,
-        other.parent_action_name,
-        other.kind,
-        other.task_template,
-        other.condition_spec,
-    )
+def same_action(present: TaskAction, request: Request) -> bool:
+    """Whether an object that has no digest is what is asked for: by identity and content."""
+    action, spec, action_id = request.action, present.spec, request.action_id
+    run = action_id.run
+    if not same_run(present.action_id, action_id) or spec.kind != request.kind:
+        return False
+    for there, wanted in (
+        (spec.action_name, action_id.name),
+        (present.parent, action.parent_action_name),
+    ):
+        if canonical_name(run, there) != canonical_name(run, wanted):
+            return False
+    try:
+        if request.kind == ACTION_TYPE_CONDITION:
+            return _equal(action.condition, spec.condition_spec_bytes)
+        template = action.task.spec.task_template
+        return _equal(with_start_time(template, request.run_start_time), spec.task_template_bytes)
+    except (DecodeError, BadMessage):
+        return False
+
+
+def _equal(message: Message, stored: bytes) -> bool:
+    """By meaning: Go writes the entries of a map in any order."""
+    return message == type(message).FromString(stored)
+
+
+def _run_start_time(parent: TaskAction) -> str:
+    """When the run began, as far as the parent tells."""
+    noted = parent.metadata.annotations.get(ANNOTATION_RUN_START_TIME, "")
+    # Flyte's service notes it nowhere, and its roots are created when the run begins.
+    return noted or ("" if parent.parent else parent.metadata.creation_timestamp)
 
 
 def _own_labels(request: Request) -> dict[str, str]:
@@ -341,9 +408,22 @@ def _base64(message: Message) -> str:
     return base64.b64encode(message.SerializeToString(deterministic=True)).decode()
 
 
-def _digest(action: Action, run_spec: RunSpec | None) -> str:
-    """Tells one request from another; maps have no order of their own."""
+def _digest(action: Action, run_spec: RunSpec | None, *, is_root_task: bool) -> str:
+    """Tells one request from another; maps have no order of their own.
+
+    The names of the root are one, and of a run specification only that counts which is used.
+    """
+    run = action.action_id.run.name
+    if run in (action.action_id.name, action.parent_action_name):
+        copy = type(action)()
+        copy.CopyFrom(action)
+        copy.action_id.name = canonical_name(run, action.action_id.name)
+        if action.parent_action_name:
+            copy.parent_action_name = canonical_name(run, action.parent_action_name)
+        action = copy
     digest = hashlib.sha256(action.SerializeToString(deterministic=True))
     if run_spec is not None:
-        digest.update(b"\0" + run_spec.SerializeToString(deterministic=True))
+        used: Message = run_spec if is_root_task else run_spec.run_start_time
+        if told := used.SerializeToString(deterministic=True):
+            digest.update(b"\0" + told)
     return "sha256:" + digest.hexdigest()

@@ -8,10 +8,22 @@ Kubernetes' own validation.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.model import TaskAction
+from etcd_actions.model import (
+    LABEL_ACTION,
+    LABEL_COMPLETED_TIME,
+    LABEL_DOMAIN,
+    LABEL_PROJECT,
+    LABEL_RUN,
+    LABEL_TERMINAL_STATUS_RECORDED,
+    LABEL_TERMINATION_STATUS,
+    OWN_DOMAIN,
+    ActionId,
+    TaskAction,
+)
 
 MOST_BYTES: Final = 1_400_000
 """Of a value: etcd takes 1.5 MiB a request by default, and a mark adds to it."""
@@ -21,41 +33,86 @@ _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[
 _LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
 _PART: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
+_MOST_OF_A_NAME: Final = 30
 _LENGTHS: Final = (
-    ("run_name", "action_id.run.name", 1, 30),
-    ("project", "action_id.run.project", 1, 63),
-    ("domain", "action_id.run.domain", 1, 63),
-    ("action_name", "action_id.name", 1, 30),
-    ("parent_action_name", "parent_action_name", 0, 30),
-    ("cache_key", "task.cache_key", 0, 256),
-    ("task_type", "task.spec.task_template.type", 0, 63),
-    ("short_name", "task.spec.short_name", 0, 63),
-    ("group", "group", 0, 256),
+    ("cache_key", "task.cache_key", 256),
+    ("task_type", "task.spec.task_template.type", 63),
+    ("short_name", "task.spec.short_name", 63),
+    ("group", "group", 256),
 )
-"""Field of the object, field of the request, least and most characters."""
+"""Field of the object, field of the request, most characters."""
+
+_END_LABELS: Final = (
+    LABEL_TERMINAL_STATUS_RECORDED,
+    LABEL_TERMINATION_STATUS,
+    LABEL_COMPLETED_TIME,
+)
+
+
+def check_names(action_id: ActionId, parent: str) -> None:
+    """Refuse names that make no key or no object.
+
+    Args:
+        action_id: The action.
+        parent: The parent's name, empty for a root.
+
+    Raises:
+        InvalidArgument: It names the field of the request.
+    """
+    for field, text, most in (
+        ("action_id.run.project", action_id.project, 63),
+        ("action_id.run.domain", action_id.domain, 63),
+        ("action_id.run.name", action_id.run, _MOST_OF_A_NAME),
+        ("action_id.name", action_id.name, _MOST_OF_A_NAME),
+    ):
+        if not text or "/" in text:
+            raise InvalidArgument(field, f"{text[:80]!r} is no name: give one, without a slash")
+        _check_length(field, text, most)
+    if "/" in parent:
+        raise InvalidArgument("parent_action_name", "a name has no slash")
+    _check_length("parent_action_name", parent, _MOST_OF_A_NAME)
+    # At most 61 characters: Kubernetes takes 253.
+    if not _NAME.fullmatch(action_id.object_name):
+        raise InvalidArgument(
+            "action_id",
+            f"{action_id.object_name!r} is no name of an object: give run and action lower-case "
+            "letters, digits, dashes and dots, with a letter or digit at both ends",
+        )
+
+
+def check_run_spec(labels: Iterable[str], annotations: Iterable[str]) -> None:
+    """Refuse names of labels and annotations that are not a caller's to set.
+
+    With a label that says how an action ended nobody would be told of it, or it would be
+    deleted while it runs; with an annotation of ours it could be taken for another one.
+
+    Raises:
+        InvalidArgument: It names the label or annotation.
+    """
+    for label in labels:
+        if label in _END_LABELS or label.startswith(OWN_DOMAIN + "/"):
+            raise InvalidArgument(f"run_spec.labels[{label[:80]}]", "it is reserved: leave it out")
+    for annotation in annotations:
+        if annotation.startswith(OWN_DOMAIN + "/"):
+            raise InvalidArgument(
+                f"run_spec.annotations[{annotation[:80]}]", "it is reserved: leave it out"
+            )
 
 
 def check(action: TaskAction) -> None:
     """Refuse an object that could not be created through an API server.
 
+    Its names have passed `check_names`.
+
     Raises:
         InvalidArgument: It names the field of the request.
     """
-    for field, path, least, most in _LENGTHS:
-        text = getattr(action.spec, field)
-        if not least <= len(text) <= most:
-            wanted = f"{least} to {most}" if least else f"at most {most}"
-            raise InvalidArgument(path, f"it has {len(text)} characters: give {wanted}")
+    for field, path, most in _LENGTHS:
+        _check_length(path, getattr(action.spec, field), most)
     metadata = action.metadata
-    if not _NAME.fullmatch(metadata.name) or len(metadata.name) > 253:
-        raise InvalidArgument(
-            "action_id",
-            f"{metadata.name!r} is no name of an object: give run and action lower-case letters, "
-            "digits and dashes only, and a letter or digit at both ends",
-        )
     for label, text in metadata.labels.items():
-        path = _LABEL_SOURCES.get(label, f"run_spec.labels[{label}]")
-        _check_qualified(label, "run_spec.labels")
+        path = _LABEL_SOURCES.get(label, f"run_spec.labels[{label[:80]}]")
+        _check_qualified(label, label, "run_spec.labels")
         if len(text) > 63 or not _LABEL_VALUE.fullmatch(text):
             raise InvalidArgument(
                 path,
@@ -64,7 +121,8 @@ def check(action: TaskAction) -> None:
             )
     size = 0
     for annotation, text in metadata.annotations.items():
-        _check_qualified(annotation, "run_spec.annotations")
+        # An API server takes capitals in the domain of these.
+        _check_qualified(annotation.lower(), annotation, "run_spec.annotations")
         size += len(annotation.encode()) + len(text.encode())
     if size > _MOST_ANNOTATIONS:
         raise InvalidArgument(
@@ -88,16 +146,21 @@ def check_size(value: bytes, field: str) -> None:
 
 
 _LABEL_SOURCES: Final = {
-    "flyte.org/project": "action_id.run.project",
-    "flyte.org/domain": "action_id.run.domain",
-    "flyte.org/run": "action_id.run.name",
-    "flyte.org/action": "action_id.name",
+    LABEL_PROJECT: "action_id.run.project",
+    LABEL_DOMAIN: "action_id.run.domain",
+    LABEL_RUN: "action_id.run.name",
+    LABEL_ACTION: "action_id.name",
 }
 
 
-def _check_qualified(name: str, path: str) -> None:
+def _check_length(field: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise InvalidArgument(field, f"it has {len(text)} characters: give at most {most}")
+
+
+def _check_qualified(checked: str, name: str, path: str) -> None:
     """Kubernetes' form of the names of labels and annotations: ``[domain/]name``."""
-    domain, slash, rest = name.rpartition("/")
+    domain, slash, rest = checked.rpartition("/")
     good = len(rest) <= 63 and _PART.fullmatch(rest)
     if slash:
         good = good and len(domain) <= 253 and _NAME.fullmatch(domain)

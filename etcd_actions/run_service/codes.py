@@ -2,7 +2,7 @@
 
 It answers in-band: the call succeeds, and the response has a ``google.rpc.Status``. An update
 that is given up is a run that hangs for ever, so in doubt a code is taken for a passing one:
-being told again, after a back-off, harms nobody.
+being told again, after a back-off, harms nobody. ``docs/run-service.md`` has a reason for each.
 """
 
 from __future__ import annotations
@@ -47,7 +47,15 @@ ACCEPTED: Final = frozenset({Code.OK, Code.ALREADY_EXISTS})
 """ALREADY_EXISTS: it was told before, and the answer was lost."""
 
 PERMANENT: Final = frozenset({Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.UNIMPLEMENTED})
-"""The same bytes would be refused again, by this version of the server and by the next."""
+"""The same bytes would be refused again, however often they are sent to this server."""
+
+_TOO_LARGE: Final = ("larger than max", "larger than configured max")
+
+_UNSENT: Final = (
+    "failed to connect to all addresses",
+    "DNS resolution failed",
+    "errors resolving",
+)
 
 
 def meaning(code: int) -> Meaning:
@@ -57,15 +65,16 @@ def meaning(code: int) -> Meaning:
     return Meaning.PERMANENT if code in PERMANENT else Meaning.TRANSIENT
 
 
-def meaning_of_call(code: int) -> Meaning:
+def meaning_of_call(code: int, details: str = "") -> Meaning:
     """What a code means that the call itself ended with.
 
     It may come from a proxy, or from another server than meant: only what says that the
-    message is malformed is for ever.
+    message is malformed, or larger than any that the server takes, is for ever.
     """
-    if code == Code.OK:
+    if code in ACCEPTED:
         return Meaning.ACCEPTED
-    return Meaning.PERMANENT if code == Code.INVALID_ARGUMENT else Meaning.TRANSIENT
+    too_large = code == Code.RESOURCE_EXHAUSTED and any(text in details for text in _TOO_LARGE)
+    return Meaning.PERMANENT if too_large or code == Code.INVALID_ARGUMENT else Meaning.TRANSIENT
 
 
 def error(meant: Meaning, code: int, message: str) -> RunServiceError:
@@ -78,3 +87,28 @@ def error(meant: Meaning, code: int, message: str) -> RunServiceError:
     if meant is Meaning.PERMANENT:
         return RunServiceRejected(text, code=code)
     return RunServiceUnavailable(text)
+
+
+class CallFailed(Exception):
+    """A call, or the stream that it went over, ended without an answer.
+
+    Attributes:
+        method: Which call.
+        code: What gRPC says of it.
+        details: The same in words, perhaps empty.
+    """
+
+    def __init__(self, method: str, code: Code, details: str) -> None:
+        super().__init__(method, code, details)
+        self.method = method
+        self.code = code
+        self.details = details
+
+    @property
+    def unsent(self) -> bool:
+        """Whether it surely never left this machine. Any other may still be applied."""
+        return any(text in self.details for text in _UNSENT)
+
+    def error(self, meant: Meaning) -> RunServiceError:
+        """What callers are told."""
+        return error(meant, self.code, f"{self.method}: {self.details}")

@@ -2,53 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-import structlog
 import trio
 
-from etcd_actions.errors import ConfigError, DecodeError, RunServiceUnavailable
+from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection import Tls
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.tls import read_pem
+from etcd_actions.etcd.tls import explained, read_pem
 from etcd_actions.grpc_bridge import Bell, finished
 from etcd_actions.model import ActionUpdate, Phase, TaskAction
 from etcd_actions.run_service import codes
-from etcd_actions.run_service.codes import Code, Meaning
-from etcd_actions.run_service.status_stream import StatusStream, StreamBroken
+from etcd_actions.run_service.codes import CallFailed, Code, Meaning
+from etcd_actions.run_service.status_stream import METHOD as STREAM
+from etcd_actions.run_service.status_stream import StatusStreams
+from etcd_actions.run_service.target import parse_target
+from etcd_actions.run_service.unsettled import Unsettled
 
 _SERVICE = "/flyteidl2.workflow.InternalRunService/"
 _MARGIN = 0.5
-"""Seconds after its deadline in which a call may still be applied."""
-
-_log = structlog.get_logger(__name__)
+"""Seconds after its deadline in which a call may still be applied: the server counts from
+when it got it."""
 
 
 @asynccontextmanager
 async def open_run_service(
-    endpoint: Endpoint,
+    target: str | Endpoint,
     *,
     tls: Tls | None = None,
     deadline: float = 10.0,
     concurrency: int = 128,
+    stream_window: int = 32,
     keepalive_time: float = 10.0,
     keepalive_timeout: float = 3.0,
 ) -> AsyncIterator[GrpcRunService]:
     """Connect to Flyte's ``InternalRunService``. It need not be there yet.
 
+    Leaving the context ends the calls that are under way.
+
     Args:
-        endpoint: Where it listens.
-        tls: Files for TLS, which an ``https`` endpoint uses in any case.
+        target: Where it listens: ``host:port``, ``http://host:port`` or ``https://host:port``.
+        tls: Files for TLS, which an ``https`` target uses in any case. They are read once.
         deadline: Seconds that one call may take.
         concurrency: How many calls may be under way at once.
-        keepalive_time: Seconds of silence after which the connection is asked for life.
+        stream_window: How many of them may be on the stream of status updates; 0 for no
+            stream at all.
+        keepalive_time: Seconds of silence after which the connection is asked for life; less
+            than 10 is raised to 10.
         keepalive_timeout: Seconds that the answer to that may take.
 
     Raises:
-        ConfigError: ``flyteidl2`` is not installed, or a file of ``tls`` cannot be used.
+        ConfigError: ``flyteidl2`` is not installed, the target or a number is unusable, or a
+            file of ``tls`` is.
     """
     try:
         from etcd_actions.run_service import messages  # noqa: PLC0415
@@ -56,6 +64,14 @@ async def open_run_service(
         raise ConfigError(
             f"Flyte's messages are not installed ({error}): pip install etcd-actions[flyte]"
         ) from error
+    for name, number, least in (
+        ("deadline", deadline, 0.001),
+        ("concurrency", concurrency, 1),
+        ("stream_window", stream_window, 0),
+        ("keepalive_timeout", keepalive_timeout, 0.001),
+    ):
+        if not number >= least:
+            raise ConfigError(f"{name}: {number:g} is too small: give {least:g} or more")
     options: tuple[tuple[str, int | str], ...] = (
         ("grpc.keepalive_time_ms", round(max(10.0, keepalive_time) * 1000)),
         ("grpc.keepalive_timeout_ms", round(keepalive_timeout * 1000)),
@@ -69,32 +85,36 @@ async def open_run_service(
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
     )
-    if tls is None and not endpoint.encrypted:
-        channel = grpc.insecure_channel(str(endpoint), options=options)
-    else:
-        pem = read_pem(tls or Tls())
-        credentials = grpc.ssl_channel_credentials(pem.roots, pem.key, pem.cert)
-        if tls is not None and tls.server_name:
-            options += (("grpc.ssl_target_name_override", tls.server_name),)
-        channel = grpc.secure_channel(str(endpoint), credentials, options=options)
-    service = GrpcRunService(channel, messages, deadline=deadline, concurrency=concurrency)
+    channel = _channel(parse_target(target) if isinstance(target, str) else target, tls, options)
+    service = GrpcRunService(
+        channel,
+        messages,
+        deadline=deadline,
+        concurrency=concurrency,
+        stream_window=stream_window,
+    )
     try:
         yield service
     finally:
-        service._close()
+        await service._close()
         channel.close()
 
 
 class GrpcRunService:
-    """Implements :class:`~etcd_actions.run_service.RunService`.
+    """Implements :class:`~etcd_actions.run_service.RunService`; see :func:`open_run_service`.
 
-    Status updates go over one stream where the server has it, else by a call each. All calls
-    raise :class:`~etcd_actions.errors.RunServiceUnavailable` for what may pass, and
-    :class:`~etcd_actions.errors.RunServiceRejected` for what will not.
+    Status updates go over one stream where the server has it and as far as it carries them,
+    else by a call each.
     """
 
     def __init__(
-        self, channel: grpc.Channel, messages: Any, *, deadline: float, concurrency: int
+        self,
+        channel: grpc.Channel,
+        messages: Any,
+        *,
+        deadline: float,
+        concurrency: int,
+        stream_window: int,
     ) -> None:
         self._channel = channel
         self._messages = messages
@@ -102,106 +122,121 @@ class GrpcRunService:
         self._limit = trio.CapacityLimiter(concurrency)
         self._bell = Bell()
         self._stubs: dict[str, Any] = {}
-        self._stream: StatusStream | None = None
-        self._has_stream = True
-        self._may_land_until: dict[bytes, float] = {}
+        self._streams = (
+            StatusStreams(channel, self._bell, window=stream_window, deadline=deadline)
+            if stream_window
+            else None
+        )
+        self._unsettled = Unsettled()
 
     def wants(self, phase: Phase, deleted: bool) -> bool:
         """Every state, and every deletion."""
         return True
 
     async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
-        """Make the action known. Cancelled, it may have been."""
-        try:
-            request = self._messages.record_action(update, action)
-        except DecodeError as error:
-            # What can be read of it is told: its status must not wait for it.
-            _log.error("action_not_described", action=update.name, reason=str(error))
-            request = self._messages.record_action(update, None)
+        """Make the action known. Cancelled, it may have been, or may still be.
+
+        Raises:
+            RunServiceUnavailable: It may be accepted when told again.
+            RunServiceRejected: It never will.
+        """
+        request = self._messages.record_action(update, action)
+        what = f"RecordAction of {update.name}"
         async with self._limit:
-            response = await self._call("RecordAction", request)
-        _check(response.status, f"RecordAction of {update.name}")
+            try:
+                response = await self._call("RecordAction", request)
+            except CallFailed as failure:
+                _check_failure(failure)
+                return
+        _check(response.status, what)
 
     async def update_action_status(self, update: ActionUpdate) -> None:
-        """Tell a state of the action. Cancelled, it may have been told.
+        """Tell a state of the action. Cancelled, it may have been told, or may still be.
 
         An earlier call of unknown outcome could land behind an ending, and revive the action:
-        the run service lets FAILED go back. So until that can no longer be, an ending is told
-        once more.
+        the run service lets FAILED go back. So an ending is told once more when that can no
+        longer be; until then this does not return.
+
+        Raises:
+            RunServiceUnavailable: It may be accepted when told again.
+            RunServiceRejected: It never will.
         """
         request = self._messages.update_action_status(update)
         while True:
-            began = trio.current_time()
-            until = self._may_land_until.get(update.key, began)
             async with self._limit:
+                began = trio.current_time()
                 await self._update(update, request)
-            if began >= until:
-                self._may_land_until.pop(update.key, None)
-                return
-            if not update.phase.is_terminal:
+            until = self._unsettled.until(update.key)
+            if began >= until or not update.phase.is_terminal:
                 return
             await trio.sleep_until(until)
 
     async def _update(self, update: ActionUpdate, request: Any) -> None:
         began = trio.current_time()
-        landed = False
+        # An ending that lands late says nothing new.
+        settled = update.phase.is_terminal
         try:
             response = await self._ask(request)
-            landed = True
+            settled = True
+        except CallFailed as failure:
+            settled = settled or failure.unsent
+            _check_failure(failure)
+            return
         finally:
-            if not landed:
-                # Cancelled or cut off: the server may apply it up to its deadline.
-                self._may_land_until[update.key] = began + self._deadline + _MARGIN
+            if not settled:
+                self._unsettled.note(
+                    update.key, began + self._deadline + _MARGIN, now=trio.current_time()
+                )
         _check(response.status, f"UpdateActionStatus of {update.name}")
 
     async def _ask(self, request: Any) -> Any:
-        if self._has_stream:
+        stream = self._streams.current() if self._streams is not None else None
+        if stream is not None:
             try:
-                return await self._ask_on_stream(request)
-            except StreamBroken as broken:
-                if broken.code is not grpc.StatusCode.UNIMPLEMENTED:
-                    raise RunServiceUnavailable(
-                        f"UpdateActionStatusStream: {broken.code.name}: {broken.details}"
-                    ) from None
-                if self._has_stream:
-                    self._has_stream = False
-                    _log.info("run_service_has_no_stream")
+                return await stream.ask(request, self._deadline)
+            except CallFailed:
+                if not stream.unsupported:
+                    raise
         return await self._call("UpdateActionStatus", request)
-
-    async def _ask_on_stream(self, request: Any) -> Any:
-        if self._stream is None or self._stream.broken:
-            self._stream = StatusStream(self._channel, self._bell)
-        stream = self._stream
-        with trio.move_on_after(self._deadline):
-            return await stream.ask(request)
-        # Answers come in order: those behind it would wait as long.
-        stream.close()
-        raise RunServiceUnavailable(f"UpdateActionStatusStream: no answer in {self._deadline:g} s")
 
     async def _call(self, method: str, request: Any) -> Any:
         stub = self._stubs.get(method)
         if stub is None:
-            from flyteidl2.workflow import internal_run_service_pb2 as pb  # noqa: PLC0415
-
-            answer: Callable[[bytes], Any] = getattr(pb, f"{method}Response").FromString
             stub = self._stubs[method] = self._channel.unary_unary(
                 _SERVICE + method,
                 request_serializer=_serialize,
-                response_deserializer=answer,
+                response_deserializer=self._messages.answer(method).FromString,
             )
         future = stub.future(request, timeout=self._deadline)
         await finished(future, self._bell)
         code = future.code()
         if code is grpc.StatusCode.OK:
             return future.result()
-        number = Code[code.name]
-        raise codes.error(
-            codes.meaning_of_call(number), number, f"{method}: {future.details() or ''}"
-        )
+        raise CallFailed(method, Code[code.name], explained(future.details() or ""))
 
-    def _close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
+    async def _close(self) -> None:
+        if self._streams is not None:
+            await self._streams.aclose()
+
+
+def _channel(
+    target: Endpoint, tls: Tls | None, options: tuple[tuple[str, int | str], ...]
+) -> grpc.Channel:
+    if tls is None and not target.encrypted:
+        return grpc.insecure_channel(str(target), options=options)
+    if target.encrypted is False:
+        raise ConfigError(
+            f"run service http://{target} is not encrypted, but TLS is asked for: "
+            "write https:// or leave the scheme out"
+        )
+    tls = tls or Tls()
+    if tls.skip_verify:
+        raise ConfigError("tls: skip_verify is not for the run service: give its certificate as ca")
+    pem = read_pem(tls)
+    credentials = grpc.ssl_channel_credentials(pem.roots, pem.key, pem.cert)
+    if tls.server_name:
+        options += (("grpc.ssl_target_name_override", tls.server_name),)
+    return grpc.secure_channel(str(target), credentials, options=options)
 
 
 def _serialize(message: Any) -> bytes:
@@ -214,3 +249,13 @@ def _check(status: Any, what: str) -> None:
     meant = codes.meaning(status.code)
     if meant is not Meaning.ACCEPTED:
         raise codes.error(meant, status.code, f"{what}: {status.message}")
+
+
+def _check_failure(failure: CallFailed) -> None:
+    """Raise for a call that ended without an answer, unless its code accepts."""
+    if failure.method == STREAM:
+        # It ended for all: that says nothing of any one of them.
+        raise failure.error(Meaning.TRANSIENT) from None
+    meant = codes.meaning_of_call(failure.code, failure.details)
+    if meant is not Meaning.ACCEPTED:
+        raise failure.error(meant) from None

@@ -1,17 +1,21 @@
-"""What is told to Flyte's run service, in its own messages."""
+"""What is told to Flyte's run service, in its own messages.
+
+An action whose object cannot be read in full is told nevertheless, without what cannot be
+read: its record is what its status lands on, and its end must not wait for a bad field.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import structlog
 from flyteidl2.common.identity_pb2 import EnrichedIdentity
+from flyteidl2.common.phase_pb2 import ActionPhase
 from flyteidl2.core.catalog_pb2 import CatalogCacheStatus
 from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
-from flyteidl2.workflow.internal_run_service_pb2 import (
-    RecordActionRequest,
-    UpdateActionStatusRequest,
-)
-from flyteidl2.workflow.run_definition_pb2 import ActionStatus, TraceAction
+from flyteidl2.workflow import internal_run_service_pb2 as pb
+from flyteidl2.workflow.run_definition_pb2 import ActionStatus, ConditionAction, TraceAction
 from flyteidl2.workflow.run_definition_pb2 import TaskAction as FlyteTaskAction
 from google.protobuf.message import DecodeError as BadMessage
 
@@ -29,14 +33,23 @@ from etcd_actions.model import flyte as conversions
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
+_T = TypeVar("_T")
 
-def record_action(update: ActionUpdate, action: TaskAction | None) -> RecordActionRequest:
+_log = structlog.get_logger(__name__)
+
+
+def answer(method: str) -> Any:
+    """The class of a method's answers."""
+    return getattr(pb, f"{method}Response")
+
+
+def record_action(update: ActionUpdate, action: TaskAction | None) -> pb.RecordActionRequest:
     """The request that makes an action known.
 
-    Without the object, of what was deleted unseen, the run service gets its name only. What
-    of it cannot be read is left out, as Flyte's service does: its status must not wait for it.
+    Without the object, of what was deleted unseen, it has the name only, and no ``spec``: one
+    that is made up could take the place of the real one, recorded by another process.
     """
-    request = RecordActionRequest(
+    request = pb.RecordActionRequest(
         action_id=conversions.action_identifier(update.action_id), parent=update.parent
     )
     if action is None:
@@ -45,62 +58,73 @@ def record_action(update: ActionUpdate, action: TaskAction | None) -> RecordActi
     request.input_uri = spec.input_uri
     request.group = spec.group
     request.subject = action.metadata.annotations.get(ANNOTATION_SUBJECT, "")
-    try:
-        _describe(request, action)
-    except (DecodeError, BadMessage) as error:
-        raise DecodeError(f"{update.name}: {error}") from None
+    if spec.kind == ACTION_TYPE_CONDITION:
+        condition = _readable(update, lambda: conversions.condition_action(action))
+        request.condition.CopyFrom(condition or ConditionAction(name=spec.action_name))
+    elif spec.kind == ACTION_TYPE_TRACE:
+        trace = _readable(update, lambda: _trace(action))
+        request.trace.CopyFrom(
+            trace
+            or TraceAction(name=spec.short_name, phase=ActionPhase.ValueType(update.phase.value))
+        )
+    else:
+        request.task.CopyFrom(_task(update, action))
     return request
 
 
-def _describe(request: RecordActionRequest, action: TaskAction) -> None:
-    kind = action.spec.kind
-    if kind == ACTION_TYPE_CONDITION:
-        condition = conversions.condition_action(action)
-        if condition is not None:
-            request.condition.CopyFrom(condition)
-    elif kind == ACTION_TYPE_TRACE:
-        request.trace.CopyFrom(TraceAction.FromString(action.spec.trace_spec_bytes))
-    elif action.spec.task_type:
-        template = conversions.task_template(action)
-        task = FlyteTaskAction(spec=TaskSpec(short_name=action.spec.short_name))
-        if template is not None:
-            task.id.CopyFrom(
-                TaskIdentifier(
-                    org=action.action_id.org,
-                    project=template.id.project,
-                    domain=template.id.domain,
-                    name=template.id.name,
-                    version=template.id.version,
-                )
-            )
-            task.spec.task_template.CopyFrom(template)
-        request.task.CopyFrom(task)
-
-
-def update_action_status(update: ActionUpdate) -> UpdateActionStatusRequest:
+def update_action_status(update: ActionUpdate) -> pb.UpdateActionStatusRequest:
     """The request that tells a state of an action."""
     status = ActionStatus(
-        phase=update.phase.value,
-        attempts=update.attempts or 1,
+        phase=ActionPhase.ValueType(update.phase.value),
+        # Flyte demands one at least; none has begun before the executor says so.
+        attempts=max(1, update.attempts),
         cache_status=CatalogCacheStatus.ValueType(update.cache_status),
     )
-    _set_time(status.start_time, update.creation_timestamp)
-    if update.end_time:
-        _set_time(status.end_time, update.end_time)
-    request = UpdateActionStatusRequest(
+    _set_time(update, status.start_time, update.creation_timestamp, "metadata.creationTimestamp")
+    _set_time(update, status.end_time, update.end_time, "status.conditions")
+    request = pb.UpdateActionStatusRequest(
         action_id=conversions.action_identifier(update.action_id), status=status
     )
-    value = update.signal_value if update.phase is Phase.SUCCEEDED else None
-    if value is not None:
-        request.output.CopyFrom(conversions.literal(value))
-        if update.signalled_by:
-            request.principal.CopyFrom(_identity(update.signalled_by))
-    if update.phase is Phase.ABORTED:
+    subject = ""
+    if update.phase is Phase.SUCCEEDED and update.signal_base64:
+        subject = update.signalled_by
+        value = _readable(update, lambda: conversions.literal(update.signal_value or b""))
+        if value is not None:
+            request.output.CopyFrom(value)
+    elif update.phase is Phase.ABORTED:
+        subject = update.aborted_by
         if update.abort_reason:
             request.abort_reason = update.abort_reason
-        if update.aborted_by:
-            request.principal.CopyFrom(_identity(update.aborted_by))
+    if subject:
+        request.principal.CopyFrom(_identity(subject))
     return request
+
+
+def _task(update: ActionUpdate, action: TaskAction) -> FlyteTaskAction:
+    spec = action.spec
+    task = FlyteTaskAction(spec=TaskSpec(short_name=spec.short_name))
+    if spec.cache_key:
+        task.cache_key.value = spec.cache_key
+    template = _readable(update, lambda: conversions.task_template(action))
+    if template is not None:
+        task.id.CopyFrom(
+            TaskIdentifier(
+                org=template.id.org or action.action_id.org,
+                project=template.id.project,
+                domain=template.id.domain,
+                name=template.id.name,
+                version=template.id.version,
+            )
+        )
+        task.spec.task_template.CopyFrom(template)
+    return task
+
+
+def _trace(action: TaskAction) -> TraceAction:
+    try:
+        return TraceAction.FromString(action.spec.trace_spec_bytes)
+    except BadMessage as error:
+        raise DecodeError(f"spec.traceSpec: not a TraceAction: {error}") from None
 
 
 def _identity(subject: str) -> EnrichedIdentity:
@@ -109,9 +133,29 @@ def _identity(subject: str) -> EnrichedIdentity:
     return identity
 
 
-def _set_time(field: Timestamp, text: str) -> None:
-    if text:
-        try:
-            field.FromJsonString(text)
-        except ValueError as error:
-            raise DecodeError(f"no RFC 3339 time: {text!r}: {error}") from None
+def _set_time(update: ActionUpdate, field: Timestamp, text: str, name: str) -> None:
+    if not text:
+        return
+    try:
+        field.FromJsonString(text)
+    except ValueError:
+        field.Clear()
+        _unreadable(update, f"{name}: not an RFC 3339 time: {text!r}")
+
+
+def _readable(update: ActionUpdate, read: Callable[[], _T]) -> _T | None:
+    """What ``read`` reads, None where the stored bytes are no such thing."""
+    try:
+        return read()
+    except DecodeError as error:
+        _unreadable(update, error.reason)
+        return None
+
+
+def _unreadable(update: ActionUpdate, reason: str) -> None:
+    _log.error(
+        "told_without_field",
+        key=update.key.decode(errors="backslashreplace"),
+        revision=update.revision,
+        reason=reason,
+    )

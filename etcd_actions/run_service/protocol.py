@@ -1,4 +1,4 @@
-"""Flyte's run service, as far as the processor needs it."""
+"""Flyte's run service, as far as the outbox needs it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ class RunService(Protocol):
     """Who keeps the record of runs that people look at.
 
     Each call either returns, and then the run service has accepted what it was told, or
-    raises, and then it is called again, after a back-off, for ever. The calls for one
-    action come one after another, in order; a call may be repeated after it was accepted.
+    raises, and then it is called again, after a back-off, for ever; but
+    :class:`~etcd_actions.errors.RunServiceRejected` says that it never will accept, and makes
+    a dead letter. The calls for one action come one after another, in order; a call may be
+    repeated after it was accepted, and after it was cancelled.
     """
 
     def wants(self, phase: Phase, deleted: bool) -> bool:
@@ -23,10 +25,21 @@ class RunService(Protocol):
         """Make the action known, before its first status.
 
         ``action`` is the stored object, None where it was deleted before it could be read.
+
+        Raises:
+            RunServiceUnavailable: It may be accepted when told again.
+            RunServiceRejected: It never will.
         """
 
     async def update_action_status(self, update: ActionUpdate) -> None:
-        """Tell a state of the action."""
+        """Tell a state of the action.
+
+        Returns after an ending only when no earlier state can be applied behind it.
+
+        Raises:
+            RunServiceUnavailable: It may be accepted when told again.
+            RunServiceRejected: It never will.
+        """
 
 
 class NullRunService:

@@ -1,19 +1,25 @@
-"""One stream of status updates: many callers, answers told apart by their nonces.
+"""Streams of status updates: many callers, answers told apart by their nonces.
 
-The server answers one after another, in order. When one answer is late all behind it are, so
-a caller that gives up ends the stream, and the others are told that it broke.
+The server handles one update after another and answers in order. So a stream costs less than
+a call each, but is no faster than one of the server's threads, and one late answer holds up
+all behind it. It is therefore given no more than it can carry, and who finds it full, broken
+or not proven yet makes a call of its own instead.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import grpc
+import structlog
 import trio
 
+from etcd_actions.backoff import Backoff
 from etcd_actions.grpc_bridge import Bell
+from etcd_actions.run_service.codes import CallFailed, Code
 
 if TYPE_CHECKING:
     from flyteidl2.workflow.internal_run_service_pb2 import (
@@ -23,42 +29,58 @@ if TYPE_CHECKING:
         UpdateActionStatusStreamResponse,
     )
 
-METHOD = "/flyteidl2.workflow.InternalRunService/UpdateActionStatusStream"
+METHOD = "UpdateActionStatusStream"
+_PATH = f"/flyteidl2.workflow.InternalRunService/{METHOD}"
+_REOPENING = Backoff(initial=0.2, cap=10.0)
+_CLOSE_TIMEOUT = 5.0
 
-
-class StreamBroken(Exception):
-    """The stream ended without an answer; ``code`` is gRPC's."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(code, details)
-        self.code = code
-        self.details = details
+_log = structlog.get_logger(__name__)
 
 
 class _Waiter:
-    """One caller, and its answer."""
+    """One request on its way, and its answer."""
 
-    def __init__(self) -> None:
+    __slots__ = ("done", "response", "sent")
+
+    def __init__(self, sent: float) -> None:
+        self.sent = sent
         self.done = trio.Event()
         self.response: UpdateActionStatusResponse | None = None
 
 
 class StatusStream:
-    """A stream that is open until it breaks; :meth:`close` ends it."""
+    """A stream that is open until it breaks; :meth:`close` ends it.
 
-    def __init__(self, channel: grpc.Channel, bell: Bell) -> None:
+    Attributes:
+        answered: Whether any answer has come.
+        failure: How it ended, None while it is open.
+        thread_ended: Set when nothing of it is left.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        bell: Bell,
+        *,
+        window: int,
+        on_end: Callable[[StatusStream], None],
+    ) -> None:
         from flyteidl2.workflow import internal_run_service_pb2 as pb  # noqa: PLC0415
 
         self._message = pb.UpdateActionStatusStreamRequest
         self._bell = bell
+        self._window = window
+        self._on_end = on_end
         self._waiting: dict[int, _Waiter] = {}
         self._nonce = 0
-        self._failure: StreamBroken | None = None
+        self.answered = False
+        self.failure: tuple[Code, str] | None = None
+        self.thread_ended = trio.Event()
         self._requests: queue.SimpleQueue[UpdateActionStatusStreamRequest | None] = (
             queue.SimpleQueue()
         )
         method = channel.stream_stream(
-            METHOD,
+            _PATH,
             request_serializer=pb.UpdateActionStatusStreamRequest.SerializeToString,
             response_deserializer=pb.UpdateActionStatusStreamResponse.FromString,
         )
@@ -66,59 +88,151 @@ class StatusStream:
         threading.Thread(target=self._read, name="run-service", daemon=True).start()
 
     @property
-    def broken(self) -> bool:
-        """Whether another stream is needed."""
-        return self._failure is not None
+    def unsupported(self) -> bool:
+        """Whether it ended because the server does not know the method."""
+        return (
+            not self.answered and self.failure is not None and self.failure[0] is Code.UNIMPLEMENTED
+        )
 
-    async def ask(self, request: UpdateActionStatusRequest) -> UpdateActionStatusResponse:
-        """Send a request and wait for its answer.
+    def has_room(self) -> bool:
+        """Whether one more may be sent. Before its first answer it is trusted with one only."""
+        return len(self._waiting) < (self._window if self.answered else 1)
 
-        Cancelled, the server may have applied it; who gives up closes the stream.
+    def is_overdue(self, deadline: float) -> bool:
+        """Whether an answer is late, and nobody may be waiting for it any more."""
+        oldest = next(iter(self._waiting.values()), None)
+        return oldest is not None and oldest.sent + deadline < trio.current_time()
+
+    async def ask(
+        self, request: UpdateActionStatusRequest, deadline: float
+    ) -> UpdateActionStatusResponse:
+        """Send a request and wait for its answer; one that is late ends the stream.
+
+        Cancelled, the server may have applied it, or may still.
 
         Raises:
-            StreamBroken: It ended without the answer.
+            CallFailed: The stream ended without the answer.
         """
-        if self._failure is not None:
-            raise self._failure
         self._nonce += 1
-        nonce, waiter = self._nonce, _Waiter()
-        self._waiting[nonce] = waiter
-        self._requests.put(self._message(request=request, nonce=nonce))
-        try:
+        waiter = self._waiting[self._nonce] = _Waiter(trio.current_time())
+        self._requests.put(self._message(request=request, nonce=self._nonce))
+        with trio.move_on_after(deadline):
             await waiter.done.wait()
-        finally:
-            self._waiting.pop(nonce, None)
-        if waiter.response is None:
-            assert self._failure is not None
-            raise self._failure
-        return waiter.response
+        if waiter.response is not None:
+            return waiter.response
+        self.close(Code.DEADLINE_EXCEEDED, f"no answer in {deadline:g} s")
+        assert self.failure is not None
+        raise CallFailed(METHOD, *self.failure)
 
-    def close(self) -> None:
-        """End the stream; who waits is told that it broke."""
+    def close(self, code: Code, details: str) -> None:
+        """End the stream; who waits is told that it broke. Twice is harmless."""
+        if self.failure is not None:
+            return
+        self.failure = (code, details)
         self._call.cancel()
         # The thread that grpcio reads requests with waits until it is told to end.
         self._requests.put(None)
-        self._break(StreamBroken(grpc.StatusCode.CANCELLED, "closed"))
+        for waiter in self._waiting.values():
+            waiter.done.set()
+        self._waiting.clear()
+        self._on_end(self)
 
     def _read(self) -> None:
         """The thread: hand over answers until the stream ends, however it ends."""
-        broken = StreamBroken(grpc.StatusCode.UNAVAILABLE, "the server ended the stream")
+        code, details = Code.UNAVAILABLE, "the server ended the stream"
         try:
             for answer in self._call:
-                self._bell.call_soon(lambda answer=answer: self._answer(answer))  # type: ignore[misc]
+                self._bell.call_soon(_deliverer(self, answer))
         except grpc.RpcError:
-            broken = StreamBroken(self._call.code(), self._call.details() or "")
+            code, details = Code[self._call.code().name], self._call.details() or ""
         finally:
-            self._requests.put(None)
-            self._bell.call_soon(lambda: self._break(broken))
+            self._bell.call_soon(lambda: self.close(code, details))
+            self._bell.call_soon(self.thread_ended.set)
 
-    def _answer(self, answer: UpdateActionStatusStreamResponse) -> None:
-        waiter = self._waiting.get(answer.nonce)
-        if waiter is not None:
+    def deliver(self, answer: UpdateActionStatusStreamResponse) -> None:
+        """Hand an answer to who waits for it, if it is one."""
+        self.answered = True
+        waiter = self._waiting.pop(answer.nonce, None)
+        # An answer without a response accepts nothing: it is as good as none.
+        if waiter is not None and answer.HasField("response"):
             waiter.response = answer.response
             waiter.done.set()
 
-    def _break(self, broken: StreamBroken) -> None:
-        self._failure = self._failure or broken
-        for waiter in self._waiting.values():
-            waiter.done.set()
+
+def _deliverer(
+    stream: StatusStream, answer: UpdateActionStatusStreamResponse
+) -> Callable[[], None]:
+    return lambda: stream.deliver(answer)
+
+
+class StatusStreams:
+    """The stream of the moment, where one is to be used.
+
+    A stream that broke is opened anew after a back-off, which only an answer makes short
+    again; a server that does not know the method is not asked for one any more.
+
+    Args:
+        channel: The connection.
+        bell: The way back from gRPC's threads.
+        window: How many updates may be on their way at once.
+        deadline: Seconds after which an answer is late.
+    """
+
+    def __init__(self, channel: grpc.Channel, bell: Bell, *, window: int, deadline: float) -> None:
+        self._channel = channel
+        self._bell = bell
+        self._window = window
+        self._deadline = deadline
+        self._stream: StatusStream | None = None
+        self._ending: set[StatusStream] = set()
+        self._supported = True
+        self._closed = False
+        self._failures = 0
+        self._reopen_at = float("-inf")
+
+    def current(self) -> StatusStream | None:
+        """A stream that takes one more update; None where a call is to be made instead."""
+        if not self._supported:
+            return None
+        if self._stream is not None and self._stream.is_overdue(self._deadline):
+            self._stream.close(Code.DEADLINE_EXCEEDED, f"no answer in {self._deadline:g} s")
+        if self._stream is None:
+            if trio.current_time() < self._reopen_at:
+                return None
+            self._stream = StatusStream(
+                self._channel, self._bell, window=self._window, on_end=self._ended
+            )
+        return self._stream if self._stream.has_room() else None
+
+    async def aclose(self) -> None:
+        """End the stream and its thread. Not interrupted by cancellation, but bounded."""
+        self._closed = True
+        if self._stream is not None:
+            self._stream.close(Code.CANCELLED, "closed")
+        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True) as scope:
+            for stream in list(self._ending):
+                await stream.thread_ended.wait()
+        if scope.cancelled_caught:
+            _log.warning("run_service_thread_did_not_end", seconds=_CLOSE_TIMEOUT)
+
+    def _ended(self, stream: StatusStream) -> None:
+        self._stream = None
+        self._ending = {each for each in self._ending if not each.thread_ended.is_set()}
+        self._ending.add(stream)
+        if self._closed:
+            return
+        if stream.unsupported:
+            self._supported = False
+            _log.info("run_service_has_no_stream")
+            return
+        assert stream.failure is not None
+        self._failures = 1 if stream.answered else self._failures + 1
+        delay = _REOPENING.delay(self._failures)
+        self._reopen_at = trio.current_time() + delay
+        code, details = stream.failure
+        _log.warning(
+            "run_service_stream_broken",
+            code=code.name,
+            details=details,
+            reopened_in=round(delay, 3),
+        )

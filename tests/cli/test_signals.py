@@ -173,7 +173,9 @@ async def test_embedded_etcd(tmp_path: Path) -> None:
         await until(lambda: is_gone(pid))
 
     with running(tmp_path, "run", *flags, "--embedded-port", "0", PATH=path) as run:
-        assert (await run.logged("synced"))["keys"] == 10
+        await run.logged("synced")
+        listed = await trio.to_thread.run_sync(finish, "list", "--output", "jsonl", *flags)
+        assert len(listed.out.splitlines()) == 10
         os.kill(etcd_pid(), signal.SIGKILL)
         assert await run.wait() == 5
         complaint = run.err[run.err.index("\netcd-actions: ") + 1 :]

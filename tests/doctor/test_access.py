@@ -9,10 +9,13 @@ from etcd_actions.cli.exits import ExitCode
 from etcd_actions.doctor.access import missing
 from etcd_actions.etcd.api import KeyRange, Permission, PermissionType
 from etcd_actions.etcd.connection import User
+from etcd_actions.model import Keyspace
 from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
 from tests.doctor.illness import PREFIX, diagnose
 
 READ, WRITE, BOTH = PermissionType.READ, PermissionType.WRITE, PermissionType.READWRITE
+
+OWN = Keyspace(PREFIX).side.decode()
 
 
 @pytest.fixture
@@ -34,10 +37,12 @@ def guarded_etcd(etcd_factory: EtcdFactory) -> OwnEtcd:
             etcd.etcdctl(
                 "role", "grant-permission", "--prefix=true", name, permission, PREFIX.decode()
             )
+            etcd.etcdctl("role", "grant-permission", "--prefix=true", name, "readwrite", OWN)
     etcd.etcdctl("user", "add", "half:half")
     etcd.etcdctl("role", "add", "half")
     etcd.etcdctl("user", "grant-role", "half", "half")
     etcd.etcdctl("role", "grant-permission", "--prefix=true", "half", "read", PREFIX.decode())
+    etcd.etcdctl("role", "grant-permission", "--prefix=true", "half", "readwrite", OWN)
     half = f"{PREFIX.decode()}etcd-actions/"
     etcd.etcdctl("role", "grant-permission", "--prefix=true", "half", "readwrite", half)
     etcd.etcdctl("auth", "enable")
@@ -72,7 +77,8 @@ async def test_users(guarded_etcd: OwnEtcd) -> None:
     assert "user writer may not read" in writer.one("read-denied").seen
 
     nobody = await diagnose(endpoint, user=user("nobody"))
-    assert nobody.ill == {"read-denied", "write-denied"}
+    assert nobody.ill == {"read-denied", "write-denied", "own-keys-denied"}
+    assert nobody.one("own-keys-denied").remedy.endswith(f"readwrite '{OWN}'")
     assert nobody.code is ExitCode.ERRORS
 
     half = await diagnose(endpoint, user=user("half"))

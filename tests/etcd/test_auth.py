@@ -48,7 +48,7 @@ from etcd_actions.etcd.auth import Authenticator
 from etcd_actions.etcd.permissions import needed_for
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.rpc import AuthenticateRequest
-from etcd_actions.model import DEFAULT_KEY_PREFIX
+from etcd_actions.model import DEFAULT_KEY_PREFIX, Keyspace
 from etcd_actions.testing.process import packaged_binary, sound_binary_on_path
 from etcd_actions.watch import Reflector
 from tests.cli.command import ROOT as ROOT_DIRECTORY
@@ -731,6 +731,12 @@ async def test_the_role_of_the_document_is_enough(
     ("grant", "command", "missing"),
     [
         pytest.param(None, ["run"], f"read on all keys that begin with {PREFIX}", id="run"),
+        pytest.param(
+            ("readwrite", "--prefix=true", PREFIX),
+            ["run"],
+            f"read on the key /etcd-actions{PREFIX}position/",
+            id="run-own-keys",
+        ),
         pytest.param(None, ["watch"], f"read on all keys that begin with {PREFIX}", id="watch"),
         pytest.param(None, ["replay", HISTORY], f"read on the key {PREFIX}", id="replay"),
         pytest.param(
@@ -781,7 +787,12 @@ async def test_marks_without_write_are_tried_until_it_is_granted(
     """It says which key it may not write; then the mark is made."""
     (action,) = make_run(prefix, "rw1", 1)
     with (
-        limited(shared, transport, ("read", "--prefix=true", prefix.decode())) as env,
+        limited(
+            shared,
+            transport,
+            ("read", "--prefix=true", prefix.decode()),
+            ("readwrite", "--prefix=true", Keyspace(prefix).side.decode()),
+        ) as env,
         trio.fail_after(_PATIENCE),
     ):
         async with connected(shared, "grpc", user=ROOT) as direct:
