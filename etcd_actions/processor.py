@@ -103,7 +103,7 @@ class ProcessorSettings:
     election_ttl: int = 10
     save_every: float = 5.0
     workers: int = 32
-    outbox_workers: int = 128
+    outbox_workers: int = 256
     retain_terminal: float | None = None
     grace: float = 10.0
     reflector: ReflectorSettings = field(default_factory=ReflectorSettings)
@@ -568,7 +568,6 @@ class Processor:
                 nursery.start_soon(self._follow_position)
                 await election.wait_leader()
                 nursery.cancel_scope.cancel("elected")
-            _log.info("elected")
             async with self._outbox.at_work(), trio.open_nursery() as nursery:
                 self._deliver_backlog()
                 nursery.start_soon(self._clean_up)
@@ -582,7 +581,6 @@ class Processor:
                 )
                 await election.wait_lost()
                 nursery.cancel_scope.cancel("no longer elected")
-            _log.warning("no_longer_elected")
 
     def _deliver_backlog(self) -> None:
         """Have everything done that is known to be undone; in the order of each key."""

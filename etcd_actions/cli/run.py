@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import structlog
 import trio
@@ -18,10 +19,12 @@ from etcd_actions.config.settings import (
     ENDPOINTS,
     GRACE,
     RETAIN_TERMINAL,
+    RUN_SERVICE,
     STATS_INTERVAL,
 )
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd.embedded import EmbeddedEtcd, default_data_dir, open_embedded_etcd
+from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.processor import (
     Processor,
     ProcessorSettings,
@@ -29,6 +32,7 @@ from etcd_actions.processor import (
     open_processor,
 )
 from etcd_actions.recorder import MarkResult
+from etcd_actions.run_service import NullRunService, RunService
 
 # Nothing can be marked in an etcd that has ended: only what needs none is finished.
 _GRACE_WITHOUT_ETCD = 1.0
@@ -75,8 +79,13 @@ async def _serve(
     )
     async with (
         common.open_etcd(endpoints) as etcd,
+        _open_run_service(common.config[RUN_SERVICE]) as run_service,
         open_processor(
-            etcd, prefix=common.prefix, namespace=common.namespace, settings=settings
+            etcd,
+            prefix=common.prefix,
+            namespace=common.namespace,
+            run_service=run_service,
+            settings=settings,
         ) as processor,
     ):
         _log.info(
@@ -85,6 +94,7 @@ async def _serve(
             endpoints=endpoints,
             prefix=common.prefix.decode(),
             namespace=common.namespace or "all",
+            run_service=str(common.config[RUN_SERVICE] or "none"),
         )
         await processor.start_watching()
         # From here on a signal does not cancel: what was taken in is finished.
@@ -101,6 +111,18 @@ async def _serve(
         grace = common.config[GRACE]
         await processor.stop_watching(min(grace, _GRACE_WITHOUT_ETCD) if died else grace)
         counts.update(_counts(processor.statistics()))
+
+
+@asynccontextmanager
+async def _open_run_service(endpoint: Endpoint | None) -> AsyncIterator[RunService]:
+    if endpoint is None:
+        yield NullRunService()
+        return
+    # Loaded on demand: it needs Flyte's messages.
+    from etcd_actions.run_service.grpc import open_run_service  # noqa: PLC0415
+
+    async with open_run_service(endpoint) as run_service:
+        yield run_service
 
 
 def _check_for_embedded(common: Common) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import trio
+
 from etcd_actions.errors import Compacted, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.etcd.reasons import error_kind
 
 
-async def find_oldest_revision(etcd: Etcd, keys: KeyRange) -> int:
+async def find_oldest_revision(etcd: Etcd, keys: KeyRange, *, within: float = 10.0) -> int:
     """The oldest revision that etcd can still read; 1 where nothing was ever compacted.
 
     etcd names it only to a watch that begins below it. Where there was no compaction such a
@@ -16,6 +18,7 @@ async def find_oldest_revision(etcd: Etcd, keys: KeyRange) -> int:
     Args:
         etcd: The connection.
         keys: What may be watched; the answer is the same for all keys.
+        within: Seconds that the watch may take.
 
     Raises:
         EtcdError: etcd could not be asked, or does not let these keys be watched.
@@ -23,13 +26,15 @@ async def find_oldest_revision(etcd: Etcd, keys: KeyRange) -> int:
     try:
         await etcd.range(KeyRange.of_key(keys.start), revision=1, count_only=True)
     except Compacted:
-        async with etcd.watch() as stream:
-            stream.create(WatchCreate(1, keys, 1))
-            while True:
-                for response in await stream.receive():
-                    if response.compact_revision:
-                        return response.compact_revision
-                    if response.canceled:
-                        reason = response.cancel_reason or "etcd cancelled the watch"
-                        raise (error_kind(reason) or Unavailable)(f"watch: {reason}") from None
+        with trio.move_on_after(within):
+            async with etcd.watch() as stream:
+                stream.create(WatchCreate(1, keys, 1))
+                while True:
+                    for response in await stream.receive():
+                        if response.compact_revision:
+                            return response.compact_revision
+                        if response.canceled:
+                            reason = response.cancel_reason or "etcd cancelled the watch"
+                            raise (error_kind(reason) or Unavailable)(f"watch: {reason}") from None
+        raise Unavailable("a watch below the compaction revision is not cancelled") from None
     return 1
