@@ -2,7 +2,7 @@
 
 The gateway reads the requests of a watch from the body of one POST and only answers when
 the body has ended; nothing can be added to it later. So watchers that are asked for in one
-turn share one POST, a *leg* of the stream, and later ones get a leg of their own. Each leg
+turn share a POST, a *leg* of the stream, and later ones get a leg of their own. Each leg
 has a thread that reads it; all append to one buffer, which is bounded: past its limit the
 threads wait until trio has emptied it, and TCP holds etcd back.
 
@@ -33,6 +33,10 @@ from etcd_actions.etcd.gateway_wire import Refusal
 _BUFFERED_EVENTS = 4096
 _BUFFERED_BYTES = 16 * 1024 * 1024
 _CLOSE_TIMEOUT = 5.0
+
+_MOST_WATCHERS = 3
+"""Of a leg. Of four and more in one body etcd sometimes forgets all but the first three, when
+the body ends right behind them: they are never created."""
 
 _LONGEST_SILENCE = 15.0
 """Seconds; less where the settings' keep-alive times say so."""
@@ -105,7 +109,7 @@ class GatewayWatchStream:
     def create(self, request: WatchCreate) -> None:
         """Ask for a watcher, together with the others of this turn."""
         self._pending[request.watch_id] = request
-        self._token.run_sync_soon(self._open_leg, idempotent=True)
+        self._token.run_sync_soon(self._open_legs, idempotent=True)
 
     def cancel(self, watch_id: int) -> None:
         """End a watcher; the last one of a leg ends the leg."""
@@ -176,19 +180,20 @@ class GatewayWatchStream:
         if scope.cancelled_caught:
             _log.warning("watch_stream_thread_did_not_end", seconds=_CLOSE_TIMEOUT)
 
-    def _open_leg(self) -> None:
+    def _open_legs(self) -> None:
         """Send what was asked for in this turn."""
-        if not self._pending or self._over:
-            return
-        requests = tuple(self._pending.values())
-        leg = _Leg(set(self._pending), self._first_answer)
-        self._pending.clear()
+        while self._pending and not self._over:
+            ids = tuple(self._pending)[:_MOST_WATCHERS]
+            self._open_leg({watch_id: self._pending.pop(watch_id) for watch_id in ids})
+        self._wants_progress = False
+
+    def _open_leg(self, requests: Mapping[int, WatchCreate]) -> None:
+        leg = _Leg(set(requests), self._first_answer)
         self._legs.add(leg)
-        creates = b"".join(gateway_wire.watch_create(request) for request in requests)
+        creates = b"".join(gateway_wire.watch_create(request) for request in requests.values())
         body: bytes | Body = creates
         if self._wants_progress:
             body = Body(creates, gateway_wire.PROGRESS_REQUEST, _SYNC_TIME, leg.exchange)
-            self._wants_progress = False
         threading.Thread(
             target=self._read, args=(leg, body), name="etcd-watch", daemon=True
         ).start()
