@@ -33,9 +33,9 @@ async def open_run_service(
     target: str | Endpoint,
     *,
     tls: Tls | None = None,
-    deadline: float = 10.0,
+    deadline: float = 5.0,
     concurrency: int = 128,
-    stream_window: int = 32,
+    streaming: bool = True,
     keepalive_time: float = 10.0,
     keepalive_timeout: float = 3.0,
 ) -> AsyncIterator[GrpcRunService]:
@@ -48,8 +48,7 @@ async def open_run_service(
         tls: Files for TLS, which an ``https`` target uses in any case. They are read once.
         deadline: Seconds that one call may take.
         concurrency: How many calls may be under way at once.
-        stream_window: How many of them may be on the stream of status updates; 0 for no
-            stream at all.
+        streaming: Use a stream for status updates where the server has one.
         keepalive_time: Seconds of silence after which the connection is asked for life; less
             than 10 is raised to 10.
         keepalive_timeout: Seconds that the answer to that may take.
@@ -67,7 +66,6 @@ async def open_run_service(
     for name, number, least in (
         ("deadline", deadline, 0.001),
         ("concurrency", concurrency, 1),
-        ("stream_window", stream_window, 0),
         ("keepalive_timeout", keepalive_timeout, 0.001),
     ):
         if not number >= least:
@@ -91,7 +89,7 @@ async def open_run_service(
         messages,
         deadline=deadline,
         concurrency=concurrency,
-        stream_window=stream_window,
+        streaming=streaming,
     )
     try:
         yield service
@@ -114,7 +112,7 @@ class GrpcRunService:
         *,
         deadline: float,
         concurrency: int,
-        stream_window: int,
+        streaming: bool,
     ) -> None:
         self._channel = channel
         self._messages = messages
@@ -122,11 +120,7 @@ class GrpcRunService:
         self._limit = trio.CapacityLimiter(concurrency)
         self._bell = Bell()
         self._stubs: dict[str, Any] = {}
-        self._streams = (
-            StatusStreams(channel, self._bell, window=stream_window, deadline=deadline)
-            if stream_window
-            else None
-        )
+        self._streams = StatusStreams(channel, self._bell, deadline=deadline) if streaming else None
         self._unsettled = Unsettled()
 
     def wants(self, phase: Phase, deleted: bool) -> bool:

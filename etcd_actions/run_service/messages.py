@@ -6,6 +6,7 @@ read: its record is what its status lands on, and its end must not wait for a ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,7 @@ from etcd_actions.model import (
     TaskAction,
 )
 from etcd_actions.model import flyte as conversions
+from etcd_actions.model.taskaction import parse_time
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -134,13 +136,10 @@ def _identity(subject: str) -> EnrichedIdentity:
 
 
 def _set_time(update: ActionUpdate, field: Timestamp, text: str, name: str) -> None:
-    if not text:
-        return
-    try:
-        field.FromJsonString(text)
-    except ValueError:
-        field.Clear()
-        _unreadable(update, f"{name}: not an RFC 3339 time: {text!r}")
+    time = _readable(update, lambda: parse_time(text, name))
+    if time is not None:
+        field.seconds = math.floor(time.timestamp())
+        field.nanos = time.microsecond * 1000
 
 
 def _readable(update: ActionUpdate, read: Callable[[], _T]) -> _T | None:
@@ -148,14 +147,10 @@ def _readable(update: ActionUpdate, read: Callable[[], _T]) -> _T | None:
     try:
         return read()
     except DecodeError as error:
-        _unreadable(update, error.reason)
+        _log.error(
+            "told_without_field",
+            key=update.key.decode(errors="backslashreplace"),
+            revision=update.revision,
+            reason=error.reason,
+        )
         return None
-
-
-def _unreadable(update: ActionUpdate, reason: str) -> None:
-    _log.error(
-        "told_without_field",
-        key=update.key.decode(errors="backslashreplace"),
-        revision=update.revision,
-        reason=reason,
-    )

@@ -2,8 +2,8 @@
 
 The server handles one update after another and answers in order. So a stream costs less than
 a call each, but is no faster than one of the server's threads, and one late answer holds up
-all behind it. It is therefore given no more than it can carry, and who finds it full, broken
-or not proven yet makes a call of its own instead.
+all behind it. It is therefore given no more than it answers in a moment, and who finds it
+full, broken or not proven yet makes a call of its own instead.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ METHOD = "UpdateActionStatusStream"
 _PATH = f"/flyteidl2.workflow.InternalRunService/{METHOD}"
 _REOPENING = Backoff(initial=0.2, cap=10.0)
 _CLOSE_TIMEOUT = 5.0
+_MOMENT = 0.1
+"""Seconds that a request may wait for those before it."""
+_WEIGHT = 0.05
+"""What the newest answer counts for in the mean time between answers."""
 
 _log = structlog.get_logger(__name__)
 
@@ -62,17 +66,17 @@ class StatusStream:
         channel: grpc.Channel,
         bell: Bell,
         *,
-        window: int,
         on_end: Callable[[StatusStream], None],
     ) -> None:
         from flyteidl2.workflow import internal_run_service_pb2 as pb  # noqa: PLC0415
 
         self._message = pb.UpdateActionStatusStreamRequest
         self._bell = bell
-        self._window = window
         self._on_end = on_end
         self._waiting: dict[int, _Waiter] = {}
         self._nonce = 0
+        self._last_answer = float("-inf")
+        self._pace = 0.0
         self.answered = False
         self.failure: tuple[Code, str] | None = None
         self.thread_ended = trio.Event()
@@ -96,7 +100,8 @@ class StatusStream:
 
     def has_room(self) -> bool:
         """Whether one more may be sent. Before its first answer it is trusted with one only."""
-        return len(self._waiting) < (self._window if self.answered else 1)
+        waiting = len(self._waiting)
+        return not waiting or (self.answered and waiting * self._pace < _MOMENT)
 
     def is_overdue(self, deadline: float) -> bool:
         """Whether an answer is late, and nobody may be waiting for it any more."""
@@ -151,12 +156,21 @@ class StatusStream:
 
     def deliver(self, answer: UpdateActionStatusStreamResponse) -> None:
         """Hand an answer to who waits for it, if it is one."""
-        self.answered = True
         waiter = self._waiting.pop(answer.nonce, None)
+        if waiter is not None:
+            self._keep_pace(waiter.sent)
         # An answer without a response accepts nothing: it is as good as none.
         if waiter is not None and answer.HasField("response"):
             waiter.response = answer.response
             waiter.done.set()
+
+    def _keep_pace(self, sent: float) -> None:
+        """Reckon how long the server takes for one, once it has answered the one before."""
+        now = trio.current_time()
+        taken = now - max(sent, self._last_answer)
+        self._pace = taken if not self.answered else self._pace + _WEIGHT * (taken - self._pace)
+        self._last_answer = now
+        self.answered = True
 
 
 def _deliverer(
@@ -174,14 +188,12 @@ class StatusStreams:
     Args:
         channel: The connection.
         bell: The way back from gRPC's threads.
-        window: How many updates may be on their way at once.
         deadline: Seconds after which an answer is late.
     """
 
-    def __init__(self, channel: grpc.Channel, bell: Bell, *, window: int, deadline: float) -> None:
+    def __init__(self, channel: grpc.Channel, bell: Bell, *, deadline: float) -> None:
         self._channel = channel
         self._bell = bell
-        self._window = window
         self._deadline = deadline
         self._stream: StatusStream | None = None
         self._ending: set[StatusStream] = set()
@@ -199,9 +211,7 @@ class StatusStreams:
         if self._stream is None:
             if trio.current_time() < self._reopen_at:
                 return None
-            self._stream = StatusStream(
-                self._channel, self._bell, window=self._window, on_end=self._ended
-            )
+            self._stream = StatusStream(self._channel, self._bell, on_end=self._ended)
         return self._stream if self._stream.has_room() else None
 
     async def aclose(self) -> None:

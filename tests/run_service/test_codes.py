@@ -1,0 +1,94 @@
+"""What each code means, in a response and as the end of a call. The reasons are in the docs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import grpc
+import pytest
+
+from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
+from etcd_actions.run_service import codes
+from etcd_actions.run_service.codes import CallFailed, Code, Meaning
+
+DOCS = Path(__file__).parents[2] / "docs" / "run-service.md"
+
+A, T, P = Meaning.ACCEPTED, Meaning.TRANSIENT, Meaning.PERMANENT
+
+TABLE = {
+    Code.OK: (A, A),
+    Code.CANCELLED: (T, T),
+    Code.UNKNOWN: (T, T),
+    Code.INVALID_ARGUMENT: (P, P),
+    Code.DEADLINE_EXCEEDED: (T, T),
+    Code.NOT_FOUND: (T, T),
+    Code.ALREADY_EXISTS: (A, A),
+    Code.PERMISSION_DENIED: (T, T),
+    Code.RESOURCE_EXHAUSTED: (T, T),
+    Code.FAILED_PRECONDITION: (T, T),
+    Code.ABORTED: (T, T),
+    Code.OUT_OF_RANGE: (P, T),
+    Code.UNIMPLEMENTED: (P, T),
+    Code.INTERNAL: (T, T),
+    Code.UNAVAILABLE: (T, T),
+    Code.DATA_LOSS: (T, T),
+    Code.UNAUTHENTICATED: (T, T),
+}
+
+
+@pytest.mark.parametrize("code", Code)
+def test_each_code(code: Code) -> None:
+    assert (codes.meaning(code), codes.meaning_of_call(code)) == TABLE[code]
+
+
+def test_the_codes_are_those_of_grpc() -> None:
+    assert {code.name: code.value for code in grpc.StatusCode} == {
+        code.name: (code.value, grpc.StatusCode[code.name].value[1]) for code in Code
+    }
+
+
+@pytest.mark.parametrize("code", [17, 99, -1])
+def test_a_code_of_the_future_passes(code: int) -> None:
+    assert codes.meaning(code) is codes.meaning_of_call(code) is Meaning.TRANSIENT
+    assert str(codes.error(T, code, "why")) == f"code {code}: why"
+
+
+def test_the_docs_have_the_same_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (\w+) \|", DOCS.read_text(), re.MULTILINE)
+    assert {Code[name]: (Meaning(one), Meaning(other)) for name, one, other in rows} == TABLE
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        "Received message larger than max (5000012 vs. 4194304)",
+        "message size 5000012 is larger than configured max 4194304",
+    ],
+)
+def test_a_message_above_the_limit_stays_so(details: str) -> None:
+    """The server would refuse it for ever, and its status must not wait for that."""
+    assert codes.meaning_of_call(Code.RESOURCE_EXHAUSTED, details) is Meaning.PERMANENT
+    assert codes.meaning_of_call(Code.RESOURCE_EXHAUSTED, "too many requests") is T
+
+
+def test_the_errors() -> None:
+    rejected = codes.error(P, Code.INVALID_ARGUMENT, "no spec")
+    assert isinstance(rejected, RunServiceRejected)
+    assert (rejected.code, str(rejected)) == (3, "INVALID_ARGUMENT: no spec")
+    passing = codes.error(T, Code.ABORTED, "")
+    assert isinstance(passing, RunServiceUnavailable)
+    assert str(passing) == "ABORTED"
+
+
+@pytest.mark.parametrize(
+    ("details", "unsent"),
+    [
+        ("failed to connect to all addresses; last error: UNAVAILABLE: ipv4:1", True),
+        ("DNS resolution failed for nowhere:1", True),
+        ("Socket closed", False),
+        ("", False),
+    ],
+)
+def test_what_was_surely_not_sent(details: str, unsent: bool) -> None:
+    assert CallFailed("RecordAction", Code.UNAVAILABLE, details).unsent is unsent
