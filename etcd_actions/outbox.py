@@ -259,8 +259,12 @@ class Outbox:
     async def _tell(self, update: ActionUpdate, action: TaskAction | None) -> bool:
         """Tell a state; whether it was accepted, and not refused for ever."""
         if update.action_type == ACTION_TYPE_TRACE:
-            # All of a trace is in its record. Recorded again it may say something else.
-            return await self._offer("record", update, action)
+            # Recorded again it may say something else. Flyte's run service takes any trace that
+            # is recorded for one that succeeded.
+            accepted = await self._offer("record", update, action)
+            if accepted and update.phase is not Phase.SUCCEEDED:
+                accepted = await self._offer("status", update, action)
+            return accepted
         incarnation = (update.create_revision, update.uid)
         first = self._introduced.get(update.key) != incarnation
         if first:

@@ -8,11 +8,14 @@ parent's state, which changes all the time.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from etcd_actions.actions import objects, validation
+from etcd_actions.actions.abort import Aborter, Marker
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored import StoredTaskAction, describe, same_run
 from etcd_actions.codecs import Codec, codec_of
@@ -20,6 +23,7 @@ from etcd_actions.errors import (
     Aborted,
     AlreadyExists,
     DecodeError,
+    EtcdError,
     InvalidArgument,
     OutcomeUnknown,
     RequestTooLarge,
@@ -31,6 +35,7 @@ from etcd_actions.etcd.api import (
     Get,
     KeyRange,
     KeyValue,
+    OperationResult,
     Put,
     RangeResult,
     Txn,
@@ -64,11 +69,17 @@ class Enqueued(NamedTuple):
 
 
 class _Scene(NamedTuple):
-    """What was read at one revision: the action's own key, its parent's, the run's aborts."""
+    """What was read at one revision.
+
+    Attributes:
+        present: The action's own key.
+        markers: The aborts of the run, of a root only its own.
+        parent: The parent's key.
+    """
 
     present: KeyValue | None
+    markers: Sequence[KeyValue]
     parent: KeyValue | None
-    markers: tuple[KeyValue, ...]
 
 
 class Enqueuer:
@@ -96,6 +107,7 @@ class Enqueuer:
         self._codec = codec
         self._clock = clock
         self._new_uid = new_uid
+        self._aborter = Aborter(store, keys, clock=clock)
 
     async def enqueue(
         self,
@@ -115,38 +127,55 @@ class Enqueuer:
             OutcomeUnknown: It may have been created, and could not be read back.
             EtcdError: etcd did not do it.
         """
-        request = objects.read_request(action, run_spec)
+        request = objects.read_request(action, run_spec, trace_error)
         scene = await self._look(request)
         uid = self._new_uid()
         while True:
-            built = self._build(request, scene, trace_error, uid)
+            built = self._build(request, scene, uid)
             if isinstance(built, StoredTaskAction):
-                return Enqueued(built, created=False)
+                return Enqueued(built, created=built.metadata.uid == uid)
             await self._check_ancestors(request, scene)
             value = self._codec.encode(built)
             validation.check_size(value, request.kind)
-            compares, key = self._guards(request, scene), self._key(request)
-            lookups = self._lookups(request)
+            if self._was_aborted(request, scene):
+                await self._aborter.action_gone(request.action_id, self._keys.namespace)
+                scene = await self._look(request)
+                continue
+            key = self._key(request)
+            txn = Txn(
+                self._guards(request, scene),
+                [Put(key, value), Get(KeyRange.of_key(key))],
+                self._lookups(request),
+            )
             try:
-                result = await self._store.txn(
-                    Txn(compares, [Put(key, value), Get(KeyRange.of_key(key))], lookups)
-                )
+                result = await self._store.txn(txn)
             except RequestTooLarge:
                 raise InvalidArgument(
                     request.kind,
                     f"the object has {len(value)} bytes, more than this etcd takes "
                     "(--max-request-bytes): make it smaller",
                 ) from None
-            except OutcomeUnknown:
-                # If it was written it is found as such: by its digest, or again with its uid.
-                scene = await self._look(request)
-                if scene.present is None or _uid(scene.present) != uid:
+            except OutcomeUnknown as lost:
+                kv = await self._reread(key, lost)
+                # A trace that was recorded again has the identity that it had before.
+                anew = kv.value == value and kv.mod_revision > _revision(scene.present)
+                if not anew and _uid(kv) != uid:
                     raise
-                return Enqueued(StoredTaskAction.of(scene.present), created=True)
+                return Enqueued(StoredTaskAction.of(kv), created=True)
             if result.succeeded:
                 (written,) = _range(result.responses[1]).kvs
                 return Enqueued(StoredTaskAction.of(written), created=True)
             scene = _scene(result.responses)
+
+    async def _reread(self, key: bytes, lost: OutcomeUnknown) -> KeyValue:
+        """The key whose write went unanswered; that error where there is nothing to see."""
+        try:
+            kv = await self._store.get(key)
+        except EtcdError:
+            raise lost from None
+        if kv is None:
+            raise lost
+        return kv
 
     async def _look(self, request: objects.Request) -> _Scene:
         try:
@@ -161,24 +190,28 @@ class Enqueuer:
         return self._keys.task_action(request.action_id)
 
     def _lookups(self, request: objects.Request) -> list[Get]:
-        lookups = [Get(KeyRange.of_key(self._key(request)))]
+        lookups = [Get(KeyRange.of_key(self._key(request))), Get(self._aborts(request))]
         if not request.is_root:
-            *_, aborts = self._keys.run_prefixes(request.action_id.run)
             lookups.append(Get(KeyRange.of_key(self._keys.task_action(request.parent_id))))
-            lookups.append(Get(KeyRange.of_prefix(aborts)))
         return lookups
+
+    def _aborts(self, request: objects.Request) -> KeyRange:
+        """Where the aborts are that count."""
+        if request.is_root:
+            return KeyRange.of_key(self._keys.abort(request.action_id))
+        *_, aborts = self._keys.run_prefixes(request.action_id.run)
+        return KeyRange.of_prefix(aborts)
 
     def _guards(self, request: objects.Request, scene: _Scene) -> list[Compare]:
         """What has to be as it was read."""
-        revision = 0
-        if request.kind == ACTION_TYPE_TRACE and scene.present is not None:
-            revision = scene.present.mod_revision
+        key, (aborts, end) = self._key(request), self._aborts(request)
+        # A marker may go, but none may come: over no key at all this is true.
+        newest = max((marker.mod_revision for marker in scene.markers), default=0)
         guards = [
-            Compare(self._key(request), CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
+            Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, _revision(scene.present)),
+            Compare(aborts, CompareTarget.MOD_REVISION, CompareResult.LESS, newest + 1, end),
         ]
         if scene.parent is not None:
-            *_, aborts = self._keys.run_prefixes(request.action_id.run)
-            newest = max((marker.mod_revision for marker in scene.markers), default=0)
             guards.append(
                 Compare(
                     scene.parent.key,
@@ -187,70 +220,57 @@ class Enqueuer:
                     scene.parent.create_revision,
                 )
             )
-            markers = KeyRange.of_prefix(aborts)
-            guards.append(
-                Compare(
-                    markers.start,
-                    CompareTarget.MOD_REVISION,
-                    CompareResult.LESS,
-                    newest + 1,
-                    markers.end,
-                )
-            )
         return guards
 
     def _build(
-        self,
-        request: objects.Request,
-        scene: _Scene,
-        trace_error: ErrorState | None,
-        uid: str,
+        self, request: objects.Request, scene: _Scene, uid: str
     ) -> TaskAction | StoredTaskAction:
         """The object to be written; or the stored one, where it is there already."""
-        is_trace = request.kind == ACTION_TYPE_TRACE
-        present = None if scene.present is None else _decoded(scene.present, request)
-        if present is not None and not is_trace:
-            digest = present.metadata.annotations.get(ANNOTATION_DIGEST)
-            if digest == request.digest and present.action_id == request.action_id:
-                return present
-            if digest is not None:
-                raise AlreadyExists(_what_is_there(present, request))
-        parent = self._parent(request, scene) if present is None or is_trace else None
-        namespace, now = self._keys.namespace, self._clock()
-        if is_trace:
-            assert parent is not None
+        present = None
+        if scene.present is not None:
+            try:
+                present = StoredTaskAction.of(scene.present)
+            except DecodeError as error:
+                raise AlreadyExists(f"there is what cannot be read: {error}") from None
+        if request.trace is not None:
             if present is not None and not _is_trace_of(present, request):
                 raise AlreadyExists(_what_is_there(present, request))
             built = objects.build_trace(
                 request,
-                parent,
+                request.trace,
+                self._parent(request, scene),
                 present,
-                trace_error,
-                namespace=namespace,
-                now=now,
+                namespace=self._keys.namespace,
+                now=self._clock(),
                 new_uid=lambda: uid,
             )
-        else:
-            built = objects.build(
-                request, parent, namespace=namespace, now=now, new_uid=lambda: uid
-            )
-        if present is not None and not is_trace:
-            # Written by Flyte: it says nothing of the request, so the object has to tell.
-            if objects.same_action(present, built) and same_run(
-                present.action_id, request.action_id
+        elif present is not None:
+            digest = present.metadata.annotations.get(ANNOTATION_DIGEST)
+            # Flyte's service leaves none.
+            if digest == request.digest or (
+                digest is None and objects.same_action(present, request)
             ):
                 return present
             raise AlreadyExists(_what_is_there(present, request))
+        else:
+            built = objects.build(
+                request,
+                None if request.is_root else self._parent(request, scene),
+                namespace=self._keys.namespace,
+                now=self._clock(),
+                new_uid=lambda: uid,
+            )
         validation.check(built)
         return built
 
-    def _parent(self, request: objects.Request, scene: _Scene) -> TaskAction | None:
-        if request.is_root:
-            return None
+    def _parent(self, request: objects.Request, scene: _Scene) -> TaskAction:
         wanted = request.parent_id
         if scene.parent is None:
             raise Aborted(f"the parent is gone: there is no action {describe(wanted)}")
-        parent = _decoded(scene.parent, request)
+        try:
+            parent = StoredTaskAction.of(scene.parent)
+        except DecodeError as error:
+            raise Aborted(f"the parent cannot be read: {error}") from None
         if not same_run(parent.action_id, wanted):
             raise Aborted(
                 f"the parent is gone: {wanted.object_name} is action {describe(parent.action_id)}"
@@ -261,18 +281,31 @@ class Enqueuer:
             raise Aborted(f"the parent, action {describe(wanted)}, is aborted")
         return parent
 
+    def _was_aborted(self, request: objects.Request, scene: _Scene) -> bool:
+        """Whether an abort of the action that had the name before is still to be finished.
+
+        Left there it would count for the new one.
+        """
+        if request.trace is not None:
+            return False
+        own = self._keys.abort(request.action_id)
+        found = next((marker for marker in scene.markers if marker.key == own), None)
+        if found is not None and _marker(found) is None:
+            raise Aborted(f"the mark of an abort cannot be read: delete {own!r}")
+        return found is not None
+
     async def _check_ancestors(self, request: objects.Request, scene: _Scene) -> None:
         """Refuse what is below an action that is being aborted."""
-        if not scene.markers:
+        if request.is_root or not scene.markers:
             return
-        aborted = {marker.key for marker in scene.markers}
-        at, seen = request.parent_id, set[str]()
+        markers = {marker.key: marker for marker in scene.markers}
+        at, kv, seen = request.parent_id, scene.parent, set[str]()
         while at.object_name not in seen:
             seen.add(at.object_name)
-            if self._keys.abort(at) in aborted:
+            marker = markers.get(self._keys.abort(at))
+            if marker is not None and _counts(marker, at, kv):
                 above = "the parent" if len(seen) == 1 else "an action above it"
                 raise Aborted(f"{above} is aborted: {describe(at)}")
-            kv = await self._store.get(self._keys.task_action(at))
             if kv is None:
                 return
             try:
@@ -282,29 +315,36 @@ class Enqueuer:
             if not parent:
                 return
             at = ActionId(at.project, at.domain, at.run, parent, at.org)
+            kv = await self._store.get(self._keys.task_action(at))
 
 
-def _scene(responses: object) -> _Scene:
-    assert isinstance(responses, list)
-    kvs = [_range(response).kvs for response in responses]
-    first = [each[0] if each else None for each in kvs[:2]]
-    return _Scene(
-        first[0], first[1] if len(first) > 1 else None, tuple(kvs[2]) if len(kvs) > 2 else ()
-    )
+def _scene(responses: Sequence[OperationResult]) -> _Scene:
+    present, markers, parent = [*(_range(each).kvs for each in responses), []][:3]
+    return _Scene(present[0] if present else None, markers, parent[0] if parent else None)
 
 
-def _range(response: object) -> RangeResult:
+def _range(response: OperationResult) -> RangeResult:
     assert isinstance(response, RangeResult)
     return response
 
 
-def _decoded(kv: KeyValue, request: objects.Request) -> StoredTaskAction:
+def _revision(kv: KeyValue | None) -> int:
+    return 0 if kv is None else kv.mod_revision
+
+
+def _marker(kv: KeyValue) -> Marker | None:
     try:
-        return StoredTaskAction.of(kv)
-    except DecodeError as error:
-        if kv.key.endswith(b"/" + request.action_id.object_name.encode()):
-            raise AlreadyExists(f"there is something that cannot be read: {error}") from None
-        raise Aborted(f"the parent cannot be read: {error}") from None
+        return msgspec.json.decode(kv.value, type=Marker)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _counts(marked: KeyValue, action_id: ActionId, kv: KeyValue | None) -> bool:
+    """Whether a marker is of this action, and of the incarnation that is there, if one is."""
+    marker = _marker(marked)
+    if marker is None:
+        return True
+    return same_run(marker.action_id, action_id) and (kv is None or _uid(kv) in (marker.uid, ""))
 
 
 def _uid(kv: KeyValue) -> str:

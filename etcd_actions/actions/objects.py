@@ -132,13 +132,10 @@ def read_request(
     is_root_task = kind == ACTION_TYPE_TASK and not action.parent_action_name
     if run_spec is not None and is_root_task:
         validation.check_run_spec(run_spec.labels.values, run_spec.annotations.values)
-    if (
-        action.parent_action_name
-        and action_id.object_name
-        == ActionId(run.project, run.domain, run.name, action.parent_action_name).object_name
-    ):
+    parent = action.parent_action_name
+    if parent and canonical_name(run.name, parent) == canonical_name(run.name, action_id.name):
         raise InvalidArgument("parent_action_name", "an action is not its own parent")
-    if kind == ACTION_TYPE_TRACE and not action.parent_action_name:
+    if kind == ACTION_TYPE_TRACE and not parent:
         raise InvalidArgument("parent_action_name", "a trace has a parent: name it")
     started = None
     if run_spec is not None and run_spec.HasField("run_start_time"):
@@ -357,8 +354,9 @@ def same_action(present: TaskAction, request: Request) -> bool:
     try:
         if request.kind == ACTION_TYPE_CONDITION:
             return _equal(action.condition, spec.condition_spec_bytes)
-        template = action.task.spec.task_template
-        return _equal(with_start_time(template, request.run_start_time), spec.task_template_bytes)
+        noted = present.metadata.annotations.get(ANNOTATION_RUN_START_TIME)
+        template = with_start_time(action.task.spec.task_template, noted or request.run_start_time)
+        return _equal(template, spec.task_template_bytes)
     except (DecodeError, BadMessage):
         return False
 

@@ -1,10 +1,11 @@
 """A watch stream over the JSON gateway: requests in one body, one line a message.
 
 The gateway reads the requests of a watch from the body of one POST and only answers when
-the body has ended; nothing can be added to it later. So watchers that are asked for in one
-turn share a POST, a *leg* of the stream, and later ones get a leg of their own. Each leg
-has a thread that reads it; all append to one buffer, which is bounded: past its limit the
-threads wait until trio has emptied it, and TCP holds etcd back.
+the body has ended; nothing can be added to it later. Nor may there be two watchers in one: at
+the first answer Go's HTTP server throws away what it has not read of the body, and a second
+watcher may never be created. So each has a POST of its own, a *leg* of the stream, with a
+thread that reads it; all append to one buffer, which is bounded: past its limit the threads
+wait until trio has emptied it, and TCP holds etcd back.
 
 There are no pings, and etcd says nothing for ten minutes when nothing changes. A leg that
 has been silent for some seconds ends the stream, for its reader to open another.
@@ -34,10 +35,6 @@ _BUFFERED_EVENTS = 4096
 _BUFFERED_BYTES = 16 * 1024 * 1024
 _CLOSE_TIMEOUT = 5.0
 
-_MOST_WATCHERS = 3
-"""Of a leg. Of four and more in one body etcd sometimes forgets all but the first three, when
-the body ends right behind them: they are never created."""
-
 _LONGEST_SILENCE = 15.0
 """Seconds; less where the settings' keep-alive times say so."""
 
@@ -56,7 +53,7 @@ _log = structlog.get_logger(__name__)
 
 
 class _Leg:
-    """One POST with its watchers.
+    """One POST with its watcher.
 
     Attributes:
         exchange: What can be cut.
@@ -107,7 +104,7 @@ class GatewayWatchStream:
         self._parked: trio.lowlevel.Task | None = None
 
     def create(self, request: WatchCreate) -> None:
-        """Ask for a watcher, together with the others of this turn."""
+        """Ask for a watcher."""
         self._pending[request.watch_id] = request
         self._token.run_sync_soon(self._open_legs, idempotent=True)
 
@@ -183,17 +180,16 @@ class GatewayWatchStream:
     def _open_legs(self) -> None:
         """Send what was asked for in this turn."""
         while self._pending and not self._over:
-            ids = tuple(self._pending)[:_MOST_WATCHERS]
-            self._open_leg({watch_id: self._pending.pop(watch_id) for watch_id in ids})
+            self._open_leg(self._pending.pop(next(iter(self._pending))))
         self._wants_progress = False
 
-    def _open_leg(self, requests: Mapping[int, WatchCreate]) -> None:
-        leg = _Leg(set(requests), self._first_answer)
+    def _open_leg(self, request: WatchCreate) -> None:
+        leg = _Leg({request.watch_id}, self._first_answer)
         self._legs.add(leg)
-        creates = b"".join(gateway_wire.watch_create(request) for request in requests.values())
-        body: bytes | Body = creates
+        create = gateway_wire.watch_create(request)
+        body: bytes | Body = create
         if self._wants_progress:
-            body = Body(creates, gateway_wire.PROGRESS_REQUEST, _SYNC_TIME, leg.exchange)
+            body = Body(create, gateway_wire.PROGRESS_REQUEST, _SYNC_TIME, leg.exchange)
         threading.Thread(
             target=self._read, args=(leg, body), name="etcd-watch", daemon=True
         ).start()

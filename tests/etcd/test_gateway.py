@@ -363,7 +363,7 @@ def test_grpc_does_without_it() -> None:
 
 
 async def test_many_watchers_at_once_are_all_created(etcd_server: EtcdServer) -> None:
-    """Of more than three in one body etcd forgets some, now and then."""
+    """Of several in one body etcd would forget some, now and then."""
     async with open_etcd(etcd_server.endpoint, transport="gateway") as etcd:
         for _ in range(20):
             async with etcd.watch() as stream:
