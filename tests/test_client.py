@@ -13,6 +13,7 @@ from etcd_actions import (
     ActionsClient,
     ActionUpdate,
     Phase,
+    ProcessorSettings,
     SnapshotEnd,
     Subscription,
     open_actions_client,
@@ -23,6 +24,7 @@ from etcd_actions.errors import ConfigError, InvalidArgument
 from etcd_actions.etcd import TransportName
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
+from etcd_actions.watch import ReflectorSettings
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually
@@ -37,9 +39,13 @@ async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
         yield client
 
 
+# An old etcd does not tell that nothing has changed: it is looked after so long.
+SOON = ProcessorSettings(save_every=0.05, reflector=ReflectorSettings(dead_after=0.6))
+
+
 @asynccontextmanager
 async def watching(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
-    async with open_actions_client(etcd, prefix=prefix) as client:
+    async with open_actions_client(etcd, prefix=prefix, settings=SOON) as client:
         await client.start_watching()
         yield client
 
@@ -207,7 +213,7 @@ async def test_a_delete_while_nobody_watched_is_reported(etcd: Etcd, prefix: byt
         await eventually(lambda: client.statistics().elected)
     assert client.statistics().position
     await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))
-    async with open_actions_client(etcd, prefix=prefix) as later:
+    async with open_actions_client(etcd, prefix=prefix, settings=SOON) as later:
         async with later.subscribe(ROOT, snapshot=True) as updates:
             assert isinstance(await updates.receive(), SnapshotEnd)
         await later.start_watching()

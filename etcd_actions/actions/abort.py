@@ -311,10 +311,20 @@ def subject_of(identity: EnrichedIdentity) -> str:
     return subject
 
 
+class _Below(NamedTuple):
+    """An object of a run, and what it is below."""
+
+    kv: KeyValue
+    uid: str
+    is_over: bool
+    parent: str
+    parent_uid: str
+
+
 def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[tuple[KeyValue, str]]:
     """What of a run is the aborted action or below it, and not over."""
+    found: dict[str, _Below] = {}
     children: dict[str, list[str]] = {}
-    found: dict[str, tuple[KeyValue, bool]] = {}
     for kv in kvs:
         try:
             action = StoredTaskAction.of(kv)
@@ -325,22 +335,30 @@ def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[tuple[KeyValue, s
         if not same_run(action_id, marker.action_id):
             continue
         name = canonical_name(action_id.run, action_id.name)
-        if name == canonical_name(marker.run, marker.name) and action.metadata.uid != marker.uid:
-            # Made again since: that one was not meant.
-            continue
-        found[name] = kv, action.is_terminal
-        if action.parent:
-            children.setdefault(canonical_name(action_id.run, action.parent), []).append(name)
-    waiting, seen = [canonical_name(marker.run, marker.name)], set[str]()
+        parent = canonical_name(action_id.run, action.parent)
+        owners = action.metadata.owner_references
+        found[name] = _Below(
+            kv, action.metadata.uid, action.is_terminal, parent, owners[0].uid if owners else ""
+        )
+        if parent:
+            children.setdefault(parent, []).append(name)
+    top = canonical_name(marker.run, marker.name)
+    waiting = [(top, marker.uid)]
+    seen: set[str] = set()
     going_on = []
     while waiting:
-        name = waiting.pop()
-        if name in seen:
+        name, uid = waiting.pop()
+        one = found.get(name)
+        if name in seen or (name != top and one is None):
             continue
         seen.add(name)
-        waiting += children.get(name, ())
-        if name in found and not found[name][1]:
-            going_on.append((found[name][0], name))
+        # Made again since, an action is another one, and so is what is below it.
+        if one is not None and one.uid == uid and not one.is_over:
+            going_on.append((one.kv, name))
+        for child in children.get(name, ()):
+            below = found[child]
+            if below.parent_uid in ("", uid):
+                waiting.append((child, below.uid))
     return going_on
 
 

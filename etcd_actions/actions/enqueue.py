@@ -245,7 +245,7 @@ class Enqueuer:
                 new_uid=lambda: uid,
             )
         elif present is not None:
-            digest = present.metadata.annotations.get(ANNOTATION_DIGEST)
+            digest = _digest(present)
             # Flyte's service leaves none.
             if digest == request.digest or (
                 digest is None and objects.same_action(present, request)
@@ -345,6 +345,10 @@ def _counts(marked: KeyValue, action_id: ActionId, kv: KeyValue | None) -> bool:
     if marker is None:
         return True
     return same_run(marker.action_id, action_id) and (kv is None or _uid(kv) in (marker.uid, ""))
+
+
+def _digest(action: TaskAction) -> str | None:
+    return action.metadata.annotations.get(ANNOTATION_DIGEST)
 
 
 def _uid(kv: KeyValue) -> str:

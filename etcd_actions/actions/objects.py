@@ -227,7 +227,7 @@ def build(
         annotations = dict(run_spec.annotations.values)
     if parent is None and (request.run_start_time or kind == ACTION_TYPE_TASK):
         annotations[ANNOTATION_RUN_START_TIME] = request.run_start_time or rfc3339(now)
-    _annotate(annotations, request)
+    _annotate(annotations, request, parent)
     task = action.task if kind == ACTION_TYPE_TASK else None
     spec = task.spec if task is not None and task.spec.HasField("task_template") else None
     start_time = annotations.get(ANNOTATION_RUN_START_TIME, "")
@@ -292,7 +292,7 @@ def build_trace(
     action = request.action
     began, ended = trace.began or now, trace.ended or now
     annotations: dict[str, str] = {}
-    _annotate(annotations, request)
+    _annotate(annotations, request, parent)
     built = TaskAction.new(
         ObjectMeta(
             request.action_id.object_name,
@@ -385,10 +385,11 @@ def _own_labels(request: Request) -> dict[str, str]:
     }
 
 
-def _annotate(annotations: dict[str, str], request: Request) -> None:
+def _annotate(annotations: dict[str, str], request: Request, parent: TaskAction | None) -> None:
     annotations[ANNOTATION_DIGEST] = request.digest
-    if request.action_id.org:
-        annotations[ANNOTATION_ORG] = request.action_id.org
+    # All of a run is of one organisation.
+    if org := request.action_id.org or (parent.action_id.org if parent is not None else ""):
+        annotations[ANNOTATION_ORG] = org
     if request.action.subject:
         annotations[ANNOTATION_SUBJECT] = request.action.subject
 

@@ -68,6 +68,7 @@ def check_names(action_id: ActionId, parent: str) -> None:
         if not text or "/" in text:
             raise InvalidArgument(field, f"{text[:80]!r} is no name: give one, without a slash")
         _check_length(field, text, most)
+    _check_length("action_id.run.org", action_id.org, 63)
     if "/" in parent:
         raise InvalidArgument("parent_action_name", "a name has no slash")
     _check_length("parent_action_name", parent, _MOST_OF_A_NAME)
