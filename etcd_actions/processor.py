@@ -263,6 +263,7 @@ class Processor:
         self._last: _Watching | None = None
         self._election: Election | None = None
         self._known: dict[bytes, bytes] = {}
+        self._earlier: dict[bytes, bytes] = {}
         self._deletions: dict[tuple[bytes, int], ActionUpdate] = {}
         self._undecodable: dict[bytes, str] = {}
         self._decode_errors = 0
@@ -476,6 +477,7 @@ class Processor:
         """One start, to its end."""
         # The list finds what is still undecodable.
         self._undecodable.clear()
+        self._earlier = dict(self._known)
         intake, ended = trio.CancelScope(), trio.Event()
         refusal: EtcdError | None = None
         try:
@@ -499,6 +501,7 @@ class Processor:
                 with intake:
                     async with trio.open_nursery() as taking_in:
                         await taking_in.start(reflector.run)
+                        self._earlier.clear()
                         self._watching = watching
                         task_status.started()
                 with trio.move_on_after(self._grace) as scope:
@@ -587,6 +590,9 @@ class Processor:
         for (key, revision), update in self._deletions.items():
             self._outbox.deliver(Change(ChangeKind.DELETED, key, b"", 0, revision, 0), update)
         for key, packed in self._known.items():
+            if self._earlier.get(key) is packed:
+                # This start has not come to it yet: it is going to be given out again.
+                continue
             summary = unpack(packed)
             # Without its value, which is read again; what its lease is shows then.
             change = Change(
