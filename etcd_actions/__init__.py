@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from etcd_actions.actions.status import ActionStatus
+    from etcd_actions.actions.stored import StoredTaskAction
     from etcd_actions.client import ActionsClient, open_actions_client
     from etcd_actions.etcd import Tls, User, open_etcd
     from etcd_actions.model import ActionId, ActionUpdate, Phase, TaskAction
@@ -15,13 +17,14 @@ if TYPE_CHECKING:
         ProcessorStatistics,
         open_processor,
     )
-    from etcd_actions.run_service import NullRunService, RunService
+    from etcd_actions.run_service import NullRunService, RunService, open_run_service
     from etcd_actions.subscriptions import SnapshotEnd, Subscription
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ActionId",
+    "ActionStatus",
     "ActionUpdate",
     "ActionsClient",
     "NullRunService",
@@ -31,6 +34,7 @@ __all__ = [
     "ProcessorStatistics",
     "RunService",
     "SnapshotEnd",
+    "StoredTaskAction",
     "Subscription",
     "TaskAction",
     "Tls",
@@ -39,11 +43,13 @@ __all__ = [
     "open_actions_client",
     "open_etcd",
     "open_processor",
+    "open_run_service",
 ]
 
 # Imported when first used: the command line must get to work, and to its secrets, at once.
 _HOMES = {
     "ActionId": "model",
+    "ActionStatus": "actions.status",
     "ActionUpdate": "model",
     "ActionsClient": "client",
     "NullRunService": "run_service",
@@ -53,6 +59,7 @@ _HOMES = {
     "ProcessorStatistics": "processor",
     "RunService": "run_service",
     "SnapshotEnd": "subscriptions",
+    "StoredTaskAction": "actions.stored",
     "Subscription": "subscriptions",
     "TaskAction": "model",
     "Tls": "etcd",
@@ -60,6 +67,7 @@ _HOMES = {
     "open_actions_client": "client",
     "open_etcd": "etcd",
     "open_processor": "processor",
+    "open_run_service": "run_service",
 }
 
 
