@@ -147,6 +147,8 @@ class Outbox:
         self._introduced: dict[bytes, tuple[int, str]] = {}
         self._accepted: dict[bytes, Ending] = {}
         self._has_children: set[bytes] = set()
+        # Deleted by their mark, which nobody saw: all of them is told.
+        self._done_with: set[tuple[bytes, str]] = set()
         self._told: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
         self._dead_letters: dict[tuple[bytes, str], DeadLetter] = {}
@@ -245,7 +247,8 @@ class Outbox:
         accepted = self._accepted.get(key) == ending or await self._tell(update, action)
         if accepted and update.phase.is_terminal:
             self._accepted[key] = ending
-            await self.mark_terminal_status_recorded(seen, ending)
+            if await self.mark_terminal_status_recorded(seen, ending) is MarkResult.DELETED:
+                self._done_with.add((key, update.uid))
         self._accepted.pop(key, None)
 
     async def mark_terminal_status_recorded(self, seen: KeyValue, ending: Ending) -> MarkResult:
@@ -344,13 +347,15 @@ class Outbox:
     async def _end_deleted(self, update: ActionUpdate) -> None:
         """Tell a deletion, if anybody wants to know, and see to what it leaves behind."""
         is_trace = update.key.startswith(self._traces)
-        wanted = not is_trace and not update.recorded
+        was_told = update.recorded or (update.key, update.uid) in self._done_with
+        wanted = not is_trace and not was_told
         if wanted and self._run_service.wants(update.phase, True):
             await self._tell(update, None)
         if not is_trace and self._is_proper(update):
             if self._orphans is not None:
                 await self._orphans.owner_gone(update)
             await self._aborter.action_gone(update.action_id, update.namespace)
+        self._done_with.discard((update.key, update.uid))
         self.forget(update.key)
         self._on_deletion_told(update.key, update.revision)
 
