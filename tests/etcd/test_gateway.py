@@ -174,7 +174,7 @@ async def test_an_answer_that_trickles_does_not_outlast_the_call() -> None:
             await trio.sleep(0.01)
 
     async with connected(trickle) as (_, connection):
-        with trio.fail_after(3), pytest.raises(OutcomeUnknown):
+        with trio.fail_after(30), pytest.raises(OutcomeUnknown):
             await write(connection, within=0.2)
 
 
@@ -277,7 +277,7 @@ async def test_a_cancelled_call_frees_its_thread() -> None:
                 nursery.start_soon(write, connection)
             await eventually(lambda: len(server.posts) == 2)
             nursery.cancel_scope.cancel()
-        await eventually(lambda: limiter.borrowed_tokens == 0, within=2)
+        await eventually(lambda: limiter.borrowed_tokens == 0, within=30)
         connection.close()
 
 
@@ -371,6 +371,6 @@ async def test_many_watchers_at_once_are_all_created(etcd_server: EtcdServer) ->
                     keys = KeyRange.of_prefix(b"/nobody/%d/" % number)
                     stream.create(WatchCreate(number, keys, 0))
                 created: set[int] = set()
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     while len(created) < 8:
                         created |= {one.watch_id for one in await stream.receive() if one.created}

@@ -28,7 +28,7 @@ async def test_the_buffer_of_a_stream_is_bounded_by_bytes(
         await eventually(lambda: stream._buffered_bytes > 10_000_000)
         assert stream._buffered_bytes < 20_000_000
         events = 0
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while events < 40:
                 events += sum(len(response.events) for response in await stream.receive())
     assert events == 40
