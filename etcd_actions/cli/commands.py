@@ -14,6 +14,7 @@ from etcd_actions.cli.flags import CommandGroup
 from etcd_actions.cli.logs import configure_logs
 from etcd_actions.cli.options import Common, all_options, common_options, run_options
 from etcd_actions.cli.output import output_option
+from etcd_actions.cli.signals import ending_at_once
 from etcd_actions.config import Resolution
 from etcd_actions.model import Phase
 
@@ -131,7 +132,8 @@ def list_(
         parent=parent,
         unrecorded=unrecorded,
     )
-    return trio.run(partial(list_actions, common, wanted, output=output, limit=limit))
+    with ending_at_once():
+        return trio.run(partial(list_actions, common, wanted, output=output, limit=limit))
 
 
 @commands.command(epilog=_EPILOG)
@@ -148,7 +150,8 @@ def get(common: Common, *, actions: tuple[str, ...], output: str | None) -> int:
     """
     from etcd_actions.cli.get import get_actions  # noqa: PLC0415
 
-    return trio.run(get_actions, common, actions, output)
+    with ending_at_once():
+        return trio.run(get_actions, common, actions, output)
 
 
 @commands.command(epilog=_EPILOG)
@@ -166,7 +169,8 @@ def tree(common: Common, *, run: str, output: str | None) -> int:
     """
     from etcd_actions.cli.tree import show_tree  # noqa: PLC0415
 
-    return trio.run(show_tree, common, run, output)
+    with ending_at_once():
+        return trio.run(show_tree, common, run, output)
 
 
 @commands.command(epilog=_EPILOG)

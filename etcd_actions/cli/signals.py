@@ -84,3 +84,17 @@ async def open_stop() -> AsyncIterator[Stop]:
             nursery.start_soon(listen)
             yield stop
             nursery.cancel_scope.cancel("the command is done")
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let a Ctrl-C end the process wherever it is, also in a write that nobody reads.
+
+    For commands that only read. As an exception it would wait for trio's next checkpoint when
+    it comes within trio's own code, and a write to a full pipe may never end.
+    """
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -119,6 +120,8 @@ class EtcdProcess(OwnEtcd):
 
     def suspend(self) -> None:
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        _wait_stopped(self._process.pid)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
@@ -193,6 +196,24 @@ class EtcdProcess(OwnEtcd):
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+
+def _wait_stopped(pid: int) -> None:
+    """Return when no thread of a process runs any more, where the system shows that."""
+    give_up = time.monotonic() + _STOP_TIMEOUT
+    while not all(map(_is_stopped, Path("/proc").glob(f"{pid}/task/*/stat"))):
+        if time.monotonic() > give_up:
+            raise RuntimeError(f"process {pid} does not stop")
+        time.sleep(0.001)
+
+
+def _is_stopped(stat: Path) -> bool:
+    try:
+        # The name before it may hold anything.
+        state = stat.read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in ("T", "t", "Z", "X")
 
 
 def sound_binary_on_path() -> EtcdBinary | None:
