@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions import open_etcd
+from etcd_actions import open_etcd, open_processor
 from etcd_actions.errors import OutcomeUnknown
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED
@@ -19,11 +19,11 @@ from tests.support.load import Load, make_action, make_run
 from tests.support.proxy import open_proxy, pieces_of
 from tests.support.recording import RecordingRunService, RecordingSink, eventually, until_stored
 from tests.support.scene import (
+    PROCESSOR,
     REFLECTOR,
     all_marked,
     judge_delivery,
     judge_marks,
-    processing,
     reflecting,
 )
 
@@ -205,7 +205,14 @@ async def test_a_mark_whose_answer_is_lost_is_made_once(
         ):
             run_service = RecordingRunService(etcd)
             held = proxy.hold_answers_after(LABEL_TERMINAL_STATUS_RECORDED.encode())
-            async with processing(proxied, prefix, run_service) as processor:
+            async with (
+                open_processor(
+                    proxied, prefix=prefix, run_service=run_service, settings=PROCESSOR
+                ) as processor,
+                trio.open_nursery() as nursery,
+            ):
+                # The mark may be made, and answers held, before the last range is listed.
+                nursery.start_soon(processor.start_watching)
                 await held.wait()
                 await until_stored(etcd, keys, all_marked)
                 if edited:
