@@ -1279,7 +1279,8 @@ async def test_subscribers_are_told_of_traces(etcd: Etcd, prefix: bytes, watches
                 with trio.fail_after(20):
                     while update is None or update.revision < written.revision:
                         update = await updates.receive()
-                assert (update.action_id, update.revision) == (CHILD, written.revision)
+                # The mark may have come in between: it has a newer revision.
+                assert update.action_id == CHILD
                 revisions.append(update.revision)
                 assert (update.action_type, update.phase, update.uid) == (
                     "trace",
