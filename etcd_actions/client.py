@@ -22,6 +22,7 @@ from etcd_actions.etcd.api import Etcd
 from etcd_actions.group_commit import GroupCommit, open_group_commit
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
+    DEFAULT_NAMESPACE,
     ActionId,
     ActionUpdate,
     ErrorState,
@@ -52,7 +53,8 @@ async def open_actions_client(
     etcd: Etcd,
     *,
     prefix: bytes = DEFAULT_KEY_PREFIX,
-    namespace: str = "flyte",
+    namespace: str = DEFAULT_NAMESPACE,
+    all_namespaces: bool = False,
     run_service: RunService | None = None,
     codec: str = "json",
     settings: ProcessorSettings | None = None,
@@ -63,6 +65,7 @@ async def open_actions_client(
         etcd: The connection; it must live longer.
         prefix: What comes before ``<namespace>/<name>`` in the keys.
         namespace: The Kubernetes namespace of all actions.
+        all_namespaces: Watch, record and mark in all others, too.
         run_service: Who is told of each action, and before an ending is marked; nobody by
             default.
         codec: How new objects are stored: ``json``, which a Kubernetes API server reads,
@@ -81,7 +84,7 @@ async def open_actions_client(
             open_processor(
                 etcd,
                 prefix=prefix,
-                namespace=namespace,
+                namespace=None if all_namespaces else namespace,
                 run_service=run_service,
                 settings=settings,
                 store=store,

@@ -47,6 +47,7 @@ from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.group_commit import open_group_commit
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
+    DEFAULT_NAMESPACE,
     ActionId,
     ActionUpdate,
     Keyspace,
@@ -67,7 +68,6 @@ from etcd_actions.store import Store
 from etcd_actions.subscriptions import AnySubscription, SnapshotEnd, Subscription, Subscriptions
 from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings, ReflectorStatistics
 
-_LIKELY_NAMESPACE = "flyte"
 _LIKELY_RUN = b"r"
 _BACKOFF = Backoff(initial=0.1, cap=5.0)
 
@@ -231,7 +231,7 @@ class Processor:
         self._store = store
         self._recorder = recorder
         self._settings = settings
-        self._keyspace = Keyspace(prefix, namespace or _LIKELY_NAMESPACE)
+        self._keyspace = Keyspace(prefix, namespace or DEFAULT_NAMESPACE)
         keys, self._likely_prefix = watched_keys(prefix, namespace)
         traces, _ = watched_keys(self._keyspace.traces, namespace)
         if runs is not None:
@@ -654,5 +654,5 @@ class Processor:
 def watched_keys(prefix: bytes, namespace: str | None) -> tuple[KeyRange, bytes]:
     """The range of keys to watch, and what most of them begin with."""
     whole = prefix if namespace is None else prefix + namespace.encode() + b"/"
-    likely = prefix + f"{namespace or _LIKELY_NAMESPACE}/".encode() + _LIKELY_RUN
+    likely = prefix + f"{namespace or DEFAULT_NAMESPACE}/".encode() + _LIKELY_RUN
     return KeyRange.of_prefix(whole), likely

@@ -1,10 +1,10 @@
-"""``etcd-actions run``: the processor, beside an etcd or with one of its own."""
+"""``etcd-actions run``: the whole process, beside an etcd or with one of its own."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 import trio
@@ -12,7 +12,9 @@ import trio
 from etcd_actions import __version__
 from etcd_actions.cli.exits import ExitCode
 from etcd_actions.cli.options import Common
+from etcd_actions.cli.serving import server_settings
 from etcd_actions.cli.signals import Stop, open_stop
+from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config.settings import (
     COLLECT_ORPHANS,
     EMBEDDED_PORT,
@@ -25,14 +27,11 @@ from etcd_actions.config.settings import (
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd.embedded import EmbeddedEtcd, default_data_dir, open_embedded_etcd
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.processor import (
-    Processor,
-    ProcessorSettings,
-    ProcessorStatistics,
-    open_processor,
-)
+from etcd_actions.model import DEFAULT_NAMESPACE
+from etcd_actions.processor import ProcessorSettings, ProcessorStatistics
 from etcd_actions.recorder import MarkResult
 from etcd_actions.run_service import NullRunService, RunService
+from etcd_actions.server import open_actions_server
 
 # Nothing can be marked in an etcd that has ended: only what needs none is finished.
 _GRACE_WITHOUT_ETCD = 1.0
@@ -72,45 +71,54 @@ async def _serve(
     let_finish: Callable[[], None],
     counts: dict[str, int],
 ) -> None:
-    """Run the processor until the end is asked for; leaves its last numbers in ``counts``."""
+    """Run all parts until the end is asked for; leaves the last numbers in ``counts``."""
+    config = common.config
     settings = ProcessorSettings(
-        collect_orphans=common.config[COLLECT_ORPHANS],
-        retain_terminal=common.config[RETAIN_TERMINAL],
+        collect_orphans=config[COLLECT_ORPHANS],
+        retain_terminal=config[RETAIN_TERMINAL],
     )
-    async with (
-        common.open_etcd(endpoints) as etcd,
-        _open_run_service(common.config[RUN_SERVICE]) as run_service,
-        open_processor(
-            etcd,
-            prefix=common.prefix,
-            namespace=common.namespace,
-            run_service=run_service,
-            settings=settings,
-        ) as processor,
-    ):
+    served = server_settings(config)
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        etcd = await enter(common.open_etcd(endpoints))
+        run_service = await enter(_open_run_service(config[RUN_SERVICE]))
+        client = await enter(
+            open_actions_client(
+                etcd,
+                prefix=common.prefix,
+                namespace=common.namespace or DEFAULT_NAMESPACE,
+                all_namespaces=common.namespace is None,
+                run_service=run_service,
+                codec=config.codec,
+                settings=settings,
+            )
+        )
         _log.info(
             "started",
             version=__version__,
             endpoints=endpoints,
             prefix=common.prefix.decode(),
             namespace=common.namespace or "all",
-            run_service=str(common.config[RUN_SERVICE] or "none"),
+            run_service=str(config[RUN_SERVICE] or "none"),
         )
-        await processor.start_watching()
+        await client.start_watching()
         # From here on a signal does not cancel: what was taken in is finished.
         let_finish()
-        reflector = processor.statistics().reflector
+        reflector = client.statistics().reflector
         if reflector is not None:
             _log.info("synced", revision=reflector.revision, keys=reflector.keys)
-        async with trio.open_nursery() as nursery:
-            if interval := common.config[STATS_INTERVAL]:
-                nursery.start_soon(_tell_often, processor, interval)
-            await stop.wait()
-            nursery.cancel_scope.cancel("stopping")
+        async with AsyncExitStack() as serving:
+            if served is not None:
+                await serving.enter_async_context(open_actions_server(client, served))
+            async with trio.open_nursery() as nursery:
+                if interval := config[STATS_INTERVAL]:
+                    nursery.start_soon(_tell_often, client, interval)
+                await stop.wait()
+                nursery.cancel_scope.cancel("stopping")
         died = stop.failure is not None
-        grace = common.config[GRACE]
-        await processor.stop_watching(min(grace, _GRACE_WITHOUT_ETCD) if died else grace)
-        counts.update(_counts(processor.statistics()))
+        grace = config[GRACE]
+        await client.stop_watching(min(grace, _GRACE_WITHOUT_ETCD) if died else grace)
+        counts.update(_counts(client.statistics()))
 
 
 @asynccontextmanager
@@ -141,10 +149,10 @@ async def _end_with(embedded: EmbeddedEtcd, stop: Stop) -> None:
     stop.request(EmbeddedEtcdError(f"the embedded etcd is gone: {how}"))
 
 
-async def _tell_often(processor: Processor, interval: float) -> None:
+async def _tell_often(client: ActionsClient, interval: float) -> None:
     while True:
         await trio.sleep(interval)
-        statistics = processor.statistics()
+        statistics = client.statistics()
         reflector, router, outbox = statistics.reflector, statistics.router, statistics.outbox
         if reflector is None or router is None:
             continue

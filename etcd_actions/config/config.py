@@ -54,6 +54,10 @@ class Config:
     def __getitem__(self, setting: Setting[T]) -> T:
         return self._values[setting].value
 
+    def is_given(self, setting: Setting[object]) -> bool:
+        """Whether somebody gave a value, so that the default does not count."""
+        return self._values[setting].given is not None
+
     @property
     def endpoints(self) -> tuple[Endpoint, ...] | None:
         """Where etcd listens; None where nobody said."""

@@ -16,6 +16,7 @@ from etcd_actions.config import values
 from etcd_actions.etcd.connection import TransportName
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_KEY_PREFIX
+from etcd_actions.serving import Bind
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -35,6 +36,7 @@ class Group(enum.Enum):
     TIMES = "Times, such as 500ms, 5s or 1m30s"
     EMBEDDED = "The embedded etcd"
     RUN = "The process"
+    SERVICE = "The service for Flyte's SDK"
     LOGS = "Logs, on standard error"
 
 
@@ -329,6 +331,115 @@ STATS_INTERVAL: Setting[float] = Setting(
     for_run=True,
 )
 
+LISTEN: Setting[Bind | None] = Setting(
+    name="listen",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_LISTEN",
+    metavar="HOST:PORT|none",
+    parse=values.bind,
+    default="127.0.0.1:8091",
+    help="Where Flyte's ActionsService is served: Connect, gRPC and gRPC-Web on one port",
+    for_run=True,
+)
+LISTEN_CERT: Setting[Path | None] = Setting(
+    name="listen_cert",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_LISTEN_CERT",
+    metavar="FILE",
+    parse=Path,
+    help="The service's own certificate, in PEM; asks for TLS",
+    for_run=True,
+)
+LISTEN_KEY: Setting[Path | None] = Setting(
+    name="listen_key",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_LISTEN_KEY",
+    metavar="FILE",
+    parse=Path,
+    help="The key of that certificate, in PEM, without a passphrase",
+    for_run=True,
+)
+LISTEN_CLIENT_CA: Setting[Path | None] = Setting(
+    name="listen_client_ca",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_LISTEN_CLIENT_CA",
+    metavar="FILE",
+    parse=Path,
+    otherwise="clients need no certificate",
+    help="The authorities, in PEM, one of which must vouch for a client's certificate",
+    for_run=True,
+)
+TOKEN_FILE: Setting[Path | None] = Setting(
+    name="token_file",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_TOKEN_FILE",
+    metavar="FILE",
+    parse=Path,
+    otherwise="clients need no token",
+    help="Tokens, one a line; a client must show one of them. Read again when it changes",
+    for_run=True,
+)
+MAX_REQUEST_BYTES: Setting[int] = Setting(
+    name="max_request_bytes",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_MAX_REQUEST_BYTES",
+    metavar="SIZE",
+    parse=values.size,
+    default="4MiB",
+    help="The size of a request, at most",
+    for_run=True,
+)
+MAX_HEADER_BYTES: Setting[int] = Setting(
+    name="max_header_bytes",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_MAX_HEADER_BYTES",
+    metavar="SIZE",
+    parse=values.size,
+    default="64KiB",
+    help="The size of a request's headers, at most",
+    for_run=True,
+)
+MAX_STREAMS: Setting[int] = Setting(
+    name="max_streams",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_MAX_STREAMS",
+    metavar="N",
+    parse=values.count,
+    default="10000",
+    help="Open streams of updates, at most",
+    for_run=True,
+)
+RATE_LIMIT: Setting[float] = Setting(
+    name="rate_limit",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_RATE_LIMIT",
+    metavar="N",
+    parse=values.rate,
+    default="1000",
+    help="Requests a second of one client, at most, twice as many in a burst; 0 for no limit",
+    for_run=True,
+)
+REQUEST_TIMEOUT: Setting[float] = Setting(
+    name="request_timeout",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_REQUEST_TIMEOUT",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="30s",
+    help="How long a request may take that is no stream",
+    for_run=True,
+)
+STREAM_KEEPALIVE: Setting[float] = Setting(
+    name="stream_keepalive",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_STREAM_KEEPALIVE",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="30s",
+    help="After this silence a stream gets a sign of life",
+    for_run=True,
+)
+
 LOG_LEVEL: Setting[str] = Setting(
     name="log_level",
     group=Group.LOGS,
@@ -374,6 +485,17 @@ SETTINGS: tuple[Setting[object], ...] = (
     COLLECT_ORPHANS,
     GRACE,
     STATS_INTERVAL,
+    LISTEN,
+    LISTEN_CERT,
+    LISTEN_KEY,
+    LISTEN_CLIENT_CA,
+    TOKEN_FILE,
+    MAX_REQUEST_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_STREAMS,
+    RATE_LIMIT,
+    REQUEST_TIMEOUT,
+    STREAM_KEEPALIVE,
     LOG_LEVEL,
     LOG_FORMAT,
 )

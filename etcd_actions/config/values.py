@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
+from etcd_actions.serving import Bind
 
 Name = TypeVar("Name", bound=str)
 
@@ -114,6 +115,41 @@ def service(text: str) -> Endpoint:
     if more or not text.rstrip("/").endswith(f":{endpoint.port}"):
         raise ValueError(f"{text!r} is no server: give one host:port, such as 127.0.0.1:8090")
     return endpoint
+
+
+def bind(text: str) -> Bind | None:
+    """Where to listen: ``host:port``, with port 0 for any, or ``none``."""
+    if text == "none":
+        return None
+    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})", utf8(text))
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(f"{text!r} is no place to listen: give host:port, or none")
+    return Bind(match[1] or match[2], int(match[3]))
+
+
+_SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def size(text: str) -> int:
+    """A number of bytes, such as ``4MiB``."""
+    match = re.fullmatch(r"([1-9][0-9]{0,9})(|KiB|MiB|GiB)", text)
+    if match is None:
+        raise ValueError(f"{text!r} is no size: give a number of bytes, KiB, MiB or GiB")
+    return int(match[1]) * _SIZES[match[2]]
+
+
+def count(text: str) -> int:
+    """A number from 1 on."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise ValueError(f"{text!r} is no number: give 1 or more")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    """So many a second; 0 for no limit."""
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
+        raise ValueError(f"{text!r} is no rate: give a number a second, or 0 for no limit")
+    return float(text)
 
 
 def prefix(text: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, final
 
-from etcd_actions.model.names import DEFAULT_KEY_PREFIX, ActionId, object_key
+from etcd_actions.model.names import DEFAULT_KEY_PREFIX, DEFAULT_NAMESPACE, ActionId, object_key
 
 OWN_PREFIX: Final = b"/etcd-actions/"
 """What this package's own keys begin with: an API server never reads there."""
@@ -23,7 +23,9 @@ class Keyspace:
         aborts: The same of the markers of aborts.
     """
 
-    def __init__(self, prefix: bytes = DEFAULT_KEY_PREFIX, namespace: str = "flyte") -> None:
+    def __init__(
+        self, prefix: bytes = DEFAULT_KEY_PREFIX, namespace: str = DEFAULT_NAMESPACE
+    ) -> None:
         self.prefix = prefix
         self.namespace = namespace
         self.side = OWN_PREFIX + prefix.lstrip(b"/")

@@ -52,6 +52,7 @@ ACTION_TYPE_TRACE: Final = "trace"
 ROOT_ACTION: Final = "a0"
 
 DEFAULT_KEY_PREFIX: Final = b"/registry/flyte.org/taskactions/"
+DEFAULT_NAMESPACE: Final = "flyte"
 """Where a Kubernetes API server with the default ``--etcd-prefix`` keeps TaskActions."""
 
 

@@ -27,7 +27,12 @@ def environment(**extra: str) -> dict[str, str]:
         if not name.startswith(("ETCDCTL_", "ETCD_ACTIONS_"))
         and name not in ("NO_COLOR", "COLUMNS")
     }
-    return env | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"} | extra
+    ours = {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error",
+        "ETCD_ACTIONS_LISTEN": "127.0.0.1:0",
+    }
+    return env | ours | extra
 
 
 class Finished:

@@ -1,0 +1,72 @@
+"""How the settings say that the service is served."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import structlog
+
+from etcd_actions.config import Config
+from etcd_actions.config.settings import (
+    GRACE,
+    LISTEN,
+    LISTEN_CERT,
+    LISTEN_CLIENT_CA,
+    LISTEN_KEY,
+    MAX_HEADER_BYTES,
+    MAX_REQUEST_BYTES,
+    MAX_STREAMS,
+    RATE_LIMIT,
+    REQUEST_TIMEOUT,
+    STREAM_KEEPALIVE,
+    TOKEN_FILE,
+)
+from etcd_actions.errors import ConfigError
+from etcd_actions.server import ServerSettings
+from etcd_actions.serving import HttpLimits, ServerTls
+
+_NEEDED = ("connectrpc", "flyteidl2", "grpc_health", "grpc_reflection", "hypercorn")
+# Requests are short; what takes longer is told to try again.
+_MOST_GRACE = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+def server_settings(config: Config) -> ServerSettings | None:
+    """The settings of the service; None where it is not to be served.
+
+    Where nobody asked for it and it is not installed, that is only told.
+
+    Raises:
+        ConfigError: They contradict each other.
+    """
+    bind = config[LISTEN]
+    if bind is None:
+        return None
+    if not config.is_given(LISTEN) and any(find_spec(name) is None for name in _NEEDED):
+        _log.warning("not_serving", remedy="pip install etcd-actions[server]")
+        return None
+    return ServerSettings(
+        bind=bind,
+        tls=_tls(config),
+        token_file=config[TOKEN_FILE],
+        message_bytes=config[MAX_REQUEST_BYTES],
+        max_streams=config[MAX_STREAMS],
+        rate=config[RATE_LIMIT],
+        request_timeout=config[REQUEST_TIMEOUT],
+        keepalive=config[STREAM_KEEPALIVE],
+        grace=min(_MOST_GRACE, config[GRACE]),
+        http=HttpLimits(header_bytes=config[MAX_HEADER_BYTES]),
+    )
+
+
+def _tls(config: Config) -> ServerTls | None:
+    cert, key, client_ca = config[LISTEN_CERT], config[LISTEN_KEY], config[LISTEN_CLIENT_CA]
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigError(
+            f"{LISTEN_CERT.flag} and {LISTEN_KEY.flag} belong together, and "
+            f"{LISTEN_CLIENT_CA.flag} needs them: give both"
+        )
+    return ServerTls(cert=cert, key=key, client_ca=client_ca)

@@ -1,0 +1,73 @@
+"""Which code a client gets for which error.
+
+Flyte's SDK reacts to codes, so they decide whether a run goes on: UNAVAILABLE is tried again,
+INVALID_ARGUMENT and NOT_FOUND fail the action at once, ABORTED fails it as a part of an aborted
+run, ALREADY_EXISTS counts as done, and RESOURCE_EXHAUSTED is tried for ever. After CANCELED on a
+stream it waits for ever, so nobody is ever told that.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
+
+from etcd_actions.errors import (
+    Aborted,
+    ActionError,
+    AlreadyExists,
+    ConfigError,
+    DecodeError,
+    EtcdActionsError,
+    EtcdError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    RequestTooLarge,
+)
+
+CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
+    (InvalidArgument, Code.INVALID_ARGUMENT),
+    (AlreadyExists, Code.ALREADY_EXISTS),
+    (NotFound, Code.NOT_FOUND),
+    (FailedPrecondition, Code.FAILED_PRECONDITION),
+    (Aborted, Code.ABORTED),
+    (ActionError, Code.FAILED_PRECONDITION),
+    # Sending it again cannot help, and RESOURCE_EXHAUSTED would be sent again for ever.
+    (RequestTooLarge, Code.INVALID_ARGUMENT),
+    # Whatever else etcd refuses is no client's doing, and somebody may mend it meanwhile.
+    (EtcdError, Code.UNAVAILABLE),
+    (DecodeError, Code.DATA_LOSS),
+    (ConfigError, Code.UNAVAILABLE),
+)
+"""The first class that an error is of counts."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Refusal(ConnectError):
+    """What the service itself refuses, with the code that is meant."""
+
+
+def told(error: Exception, method: str) -> ConnectError:
+    """What a client is told of an error."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, ConnectError):
+        return _of_the_library(error)
+    for kind, code in CODES:
+        if isinstance(error, kind):
+            return Refusal(code, str(error))
+    _log.error("request_failed", method=method, exc_info=error)
+    return Refusal(Code.INTERNAL, "unexpected failure: the service's log has it")
+
+
+def _of_the_library(error: ConnectError) -> ConnectError:
+    if error.code is Code.CANCELED:
+        return Refusal(Code.UNAVAILABLE, "the request was cut off")
+    if error.code is Code.RESOURCE_EXHAUSTED:
+        # It says so of a message that is too large.
+        return Refusal(Code.INVALID_ARGUMENT, error.message)
+    return error

@@ -1,0 +1,55 @@
+"""The service ``grpc.health.v1.Health``, which load balancers and grpcurl users ask."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+from connectrpc.code import Code
+from grpc_health.v1 import health_pb2 as pb
+
+from etcd_actions.server.codes import Refusal
+from etcd_actions.server.streams import Streams
+
+_LOOK_EVERY = 5.0
+
+
+class Health:
+    """Says whether the service is fit.
+
+    Args:
+        services: The full names of what is served.
+        is_serving: Whether it can be used.
+        streams: The open streams; a watch is one.
+    """
+
+    def __init__(
+        self, services: frozenset[str], is_serving: Callable[[], bool], streams: Streams
+    ) -> None:
+        self._services = services
+        self._is_serving = is_serving
+        self._streams = streams
+
+    async def check(self, request: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
+        """Say how it is."""
+        if request.service and request.service not in self._services:
+            raise Refusal(Code.NOT_FOUND, f"service {request.service!r} is not served here")
+        return pb.HealthCheckResponse(status=self._status())
+
+    async def watch(self, request: pb.HealthCheckRequest) -> AsyncIterator[pb.HealthCheckResponse]:
+        """Say how it is, and again when that changes."""
+        with self._streams.open() as stream:
+            if request.service and request.service not in self._services:
+                yield pb.HealthCheckResponse(status=pb.HealthCheckResponse.SERVICE_UNKNOWN)
+                await stream.wait(float("inf"))
+                return
+            told = None
+            while not stream.is_over:
+                if (status := self._status()) != told:
+                    told = status
+                    yield pb.HealthCheckResponse(status=status)
+                await stream.wait(_LOOK_EVERY)
+
+    def _status(self) -> pb.HealthCheckResponse.ServingStatus.ValueType:
+        if self._is_serving() and not self._streams.draining:
+            return pb.HealthCheckResponse.SERVING
+        return pb.HealthCheckResponse.NOT_SERVING

@@ -1,0 +1,89 @@
+"""What subscribers are told, as Flyte's messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from flyteidl2.actions.actions_service_pb2 import WatchForUpdatesResponse
+from flyteidl2.core.execution_pb2 import ContainerError, ExecutionError
+from flyteidl2.workflow import state_service_pb2 as pb
+
+from etcd_actions.errors import DecodeError
+from etcd_actions.model import ACTION_TYPE_CONDITION, ActionUpdate, ErrorState, Phase
+from etcd_actions.model import flyte as conversions
+
+if TYPE_CHECKING:
+    from flyteidl2.core.literals_pb2 import Literal
+
+_KINDS: Final = {"USER": ExecutionError.USER, "SYSTEM": ExecutionError.SYSTEM}
+
+_log = structlog.get_logger(__name__)
+
+
+def sentinel() -> WatchForUpdatesResponse:
+    """The mark behind a snapshot; once more it is a sign of life."""
+    return WatchForUpdatesResponse(control_message=pb.ControlMessage(sentinel=True))
+
+
+def is_told(update: ActionUpdate) -> bool:
+    """Whether a stream is told this state at all.
+
+    Of a condition only its end: a parent that starts anew and finds an open one in its
+    snapshot takes the missing value for the answer.
+    """
+    return update.phase.is_terminal or update.action_type != ACTION_TYPE_CONDITION
+
+
+def response(update: ActionUpdate, org: str) -> WatchForUpdatesResponse:
+    """The message that tells a state.
+
+    Args:
+        update: The state.
+        org: The organisation that the client named, for objects that do not know theirs.
+    """
+    message = pb.ActionUpdate(
+        action_id=conversions.action_identifier(update.action_id),
+        phase=update.phase.value,
+        output_uri=update.output_uri,
+    )
+    if not update.action_id.org:
+        message.action_id.run.org = org
+    if (error := execution_error(update)) is not None:
+        message.error.CopyFrom(error)
+    value = _value(update)
+    if value is not None:
+        message.value.CopyFrom(value)
+    return WatchForUpdatesResponse(action_update=message)
+
+
+def execution_error(update: ActionUpdate) -> ExecutionError | None:
+    """Why an action failed, timed out or was aborted; None where nobody said."""
+    error = update.error
+    if update.phase is Phase.ABORTED and error is None and update.abort_reason:
+        error = ErrorState(code="Aborted", kind="USER", message=update.abort_reason)
+    if error is None or update.phase not in (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED):
+        return None
+    message = ExecutionError(
+        code=error.code,
+        message=error.message,
+        kind=_KINDS.get(error.kind, ExecutionError.UNKNOWN),
+    )
+    if error.recoverable:
+        message.recoverability = ContainerError.RECOVERABLE
+    return message
+
+
+def _value(update: ActionUpdate) -> Literal | None:
+    if not update.signal_base64:
+        return None
+    try:
+        return conversions.literal(update.signal_value or b"")
+    except DecodeError as error:
+        _log.error(
+            "told_without_field",
+            key=update.key.decode(errors="backslashreplace"),
+            revision=update.revision,
+            reason=error.reason,
+        )
+        return None

@@ -1,0 +1,85 @@
+"""gRPC server reflection: what grpcurl asks to learn the services and their messages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
+from grpc_reflection.v1alpha import reflection_pb2 as pb
+
+_NOT_FOUND = 5
+_UNIMPLEMENTED = 12
+
+
+class Reflection:
+    """Answers in both versions of the protocol: their messages are the same on the wire.
+
+    Args:
+        services: The full names of what is served.
+    """
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self._services = services
+        self._pool = descriptor_pool.Default()
+
+    async def server_reflection_info(
+        self, requests: AsyncIterator[pb.ServerReflectionRequest]
+    ) -> AsyncIterator[pb.ServerReflectionResponse]:
+        """Answer one request after the other."""
+        async for request in requests:
+            answer = self._answer(request)
+            answer.valid_host = request.host
+            answer.original_request.CopyFrom(request)
+            yield answer
+
+    def _answer(self, request: pb.ServerReflectionRequest) -> pb.ServerReflectionResponse:
+        try:
+            match request.WhichOneof("message_request"):
+                case "list_services":
+                    return self._list()
+                case "file_by_filename":
+                    return _files(self._pool.FindFileByName(request.file_by_filename))
+                case "file_containing_symbol":
+                    symbol = request.file_containing_symbol
+                    return _files(self._pool.FindFileContainingSymbol(symbol))
+                case other:
+                    return _error(_UNIMPLEMENTED, f"{other} is not supported")
+        except KeyError:
+            return _error(_NOT_FOUND, "there is no such file or symbol")
+
+    def _list(self) -> pb.ServerReflectionResponse:
+        services = [pb.ServiceResponse(name=name) for name in self._services]
+        return pb.ServerReflectionResponse(
+            list_services_response=pb.ListServiceResponse(service=services)
+        )
+
+
+def _files(file: FileDescriptor) -> pb.ServerReflectionResponse:
+    """A file and all that it imports, each before what needs it."""
+    found: dict[str, bytes] = {}
+
+    def add(each: FileDescriptor) -> None:
+        if each.name in found:
+            return
+        found[each.name] = b""
+        for imported in each.dependencies:
+            add(imported)
+        proto = descriptor_pb2.FileDescriptorProto()
+        each.CopyToProto(proto)
+        found[each.name] = proto.SerializeToString()
+
+    add(file)
+    # The one that was asked for comes first.
+    names = [file.name, *(name for name in found if name != file.name)]
+    return pb.ServerReflectionResponse(
+        file_descriptor_response=pb.FileDescriptorResponse(
+            file_descriptor_proto=[found[name] for name in names]
+        )
+    )
+
+
+def _error(code: int, message: str) -> pb.ServerReflectionResponse:
+    return pb.ServerReflectionResponse(
+        error_response=pb.ErrorResponse(error_code=code, error_message=message)
+    )

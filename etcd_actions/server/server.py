@@ -1,0 +1,171 @@
+"""Serves Flyte's ActionsService for as long as a context lasts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from etcd_actions.client import ActionsClient
+from etcd_actions.errors import ConfigError
+from etcd_actions.server.settings import ServerSettings
+from etcd_actions.serving import Bind, Listener, open_listener
+
+if TYPE_CHECKING:
+    from etcd_actions.server.application import Calls
+    from etcd_actions.server.streams import Streams
+
+_FLAG = "--listen"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStatistics:
+    """What a server has done.
+
+    Attributes:
+        calls: Number of calls that ended, by method and code; ``ok`` for no error.
+        seconds: What they took in all, by method; of streams, how long they were open.
+        open_streams: Number of open streams.
+        updates: Number of updates given out.
+        conflated: Number of states that a newer one replaced before they were given out, of
+            streams that are closed.
+        protocol_errors: How often a client left in the middle, or sent what is no HTTP.
+    """
+
+    calls: dict[tuple[str, str], int]
+    seconds: dict[str, float]
+    open_streams: int
+    updates: int
+    conflated: int
+    protocol_errors: int
+
+
+@asynccontextmanager
+async def open_actions_server(
+    client: ActionsClient,
+    settings: ServerSettings,
+    *,
+    is_serving: Callable[[], bool] = lambda: True,
+) -> AsyncIterator[ActionsServer]:
+    """Serve what a client can do, over Connect, gRPC and gRPC-Web.
+
+    However the context is left, by an exception or a cancellation, too, the streams are ended
+    first, without an error, and calls have ``settings.grace`` to finish; what is left then is
+    told to try again. The client should watch: then all streams share its watch.
+
+    Args:
+        client: Who does it; it must live longer.
+        settings: See :class:`ServerSettings`.
+        is_serving: What the health service says.
+
+    Raises:
+        ConfigError: The address, a file or the installation is unusable.
+    """
+    try:
+        from etcd_actions.server.admission import RateLimit, Tokens  # noqa: PLC0415
+        from etcd_actions.server.application import (  # noqa: PLC0415
+            SERVICES,
+            Application,
+            Calls,
+        )
+        from etcd_actions.server.health import Health  # noqa: PLC0415
+        from etcd_actions.server.service import ActionsService  # noqa: PLC0415
+        from etcd_actions.server.streams import Streams  # noqa: PLC0415
+        from etcd_actions.server.trace_errors import read_trace_error  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{_FLAG}: nothing can be served ({error}): pip install etcd-actions[server]"
+        ) from error
+    tokens = None if settings.token_file is None else Tokens(settings.token_file)
+    calls = Calls(tokens, RateLimit(settings.rate))
+    streams = Streams(settings.max_streams)
+    application = Application(
+        ActionsService(client, streams, settings.keepalive, read_trace_error),
+        Health(frozenset(SERVICES), is_serving, streams),
+        calls,
+        message_bytes=settings.message_bytes,
+        request_timeout=settings.request_timeout,
+    )
+    async with trio.open_nursery() as nursery:
+        # What ends a call at the end of the grace must outlast a cancellation from outside.
+        ending_calls = trio.CancelScope(shield=True)
+        leaving = trio.Event()
+
+        async def cut_off_in_time() -> None:
+            with ending_calls:
+                await leaving.wait()
+                await trio.sleep(settings.grace * 0.9)
+                application.cut_off()
+
+        def leave() -> None:
+            streams.drain()
+            leaving.set()
+
+        nursery.start_soon(cut_off_in_time)
+        try:
+            async with open_listener(
+                application,
+                settings.bind,
+                flag=_FLAG,
+                tls=settings.tls,
+                limits=settings.http,
+                grace=settings.grace,
+                on_leave=leave,
+            ) as listener:
+                _tell(settings, listener)
+                yield ActionsServer(listener, calls, streams)
+        finally:
+            ending_calls.cancel("all calls are done")
+
+
+class ActionsServer:
+    """A server that runs; made by :func:`open_actions_server`."""
+
+    def __init__(self, listener: Listener, calls: Calls, streams: Streams) -> None:
+        self._listener = listener
+        self._calls = calls
+        self._streams = streams
+
+    @property
+    def address(self) -> Bind:
+        """Where it listens, with the port that the system chose."""
+        return self._listener.address
+
+    def statistics(self) -> ServerStatistics:
+        """See :class:`ServerStatistics`."""
+        return ServerStatistics(
+            calls=dict(self._calls.ended),
+            seconds=dict(self._calls.seconds),
+            open_streams=len(self._streams),
+            updates=self._streams.sent,
+            conflated=self._streams.conflated,
+            protocol_errors=self._listener.protocol_errors,
+        )
+
+    def drain(self) -> None:
+        """End the streams, and open no more; calls are answered on."""
+        self._streams.drain()
+
+
+def _tell(settings: ServerSettings, listener: Listener) -> None:
+    authenticated = settings.token_file is not None or (
+        settings.tls is not None and settings.tls.client_ca is not None
+    )
+    _log.info(
+        "serving",
+        listen=str(listener.address),
+        tls=settings.tls is not None,
+        authentication=authenticated,
+    )
+    if not authenticated and not settings.bind.is_loopback:
+        _log.warning(
+            "anybody_may_enqueue",
+            listen=str(listener.address),
+            remedy="--token-file, or --listen-client-ca",
+        )

@@ -1,0 +1,40 @@
+"""What the service takes from its clients, and how it proves who is who."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from etcd_actions.serving import Bind, HttpLimits, ServerTls
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How the service is served. Times are in seconds.
+
+    Attributes:
+        bind: Where it listens. Whoever can connect may enqueue, unless tokens are demanded.
+        tls: How it encrypts; None for not at all.
+        token_file: The tokens one of which a client must show, one a line; None asks for
+            none. The file is read again when it changes.
+        message_bytes: The size of a request, at most; etcd takes 1.5 MiB by default.
+        max_streams: Open WatchForUpdates streams of all clients, at most.
+        rate: Requests a second of one client, at most; bursts may be twice as large. A client
+            is whoever has one token, else one address. 0 for no limit.
+        request_timeout: How long a request may take that is no stream.
+        keepalive: After so long without an update a stream is given a sentinel once more, so
+            that both sides notice a dead connection.
+        grace: How long requests may go on when the service ends.
+        http: Limits of the connections.
+    """
+
+    bind: Bind
+    tls: ServerTls | None = None
+    token_file: Path | None = None
+    message_bytes: int = 4 * 1024 * 1024
+    max_streams: int = 10_000
+    rate: float = 1000.0
+    request_timeout: float = 30.0
+    keepalive: float = 30.0
+    grace: float = 5.0
+    http: HttpLimits = field(default_factory=HttpLimits)
