@@ -16,6 +16,7 @@ from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.claims import Claim, Claims, open_claims
 from etcd_actions.codecs import codec_named
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.etcd.api import Etcd
@@ -192,14 +193,17 @@ class ActionsClient:
         *,
         error: ErrorState | None = None,
         message: str = "",
+        claim: Claim | None = None,
     ) -> StoredTaskAction:
         """Report how far an action is: phase, attempts, cache status, and why it failed.
 
         See docs/status.md for what is written and which changes are allowed. The same
-        again writes nothing. Reads that begin afterwards see what was written.
+        again writes nothing. Reads that begin afterwards see what was written. With a
+        ``claim`` the report counts only while that holds.
 
         Raises:
             NotFound: There is no such action.
+            ClaimLost: The claim does not hold any more.
             FailedPrecondition: The attempt is an older one, or the action is over.
             InvalidArgument: The status cannot be stored.
         """
@@ -211,6 +215,7 @@ class ActionsClient:
             status,
             error=error,
             message=message,
+            fence=None if claim is None else claim.fence,
         )
 
     async def signal(
@@ -283,6 +288,26 @@ class ActionsClient:
             parent = _parent_of(parent)
         return self._subscribe(parent, snapshot)
 
+    def subscribe_all(
+        self,
+    ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]:
+        """Get the updates of all actions of the namespace, beginning with a snapshot.
+
+        For those who run actions, or show them: see :meth:`subscribe`.
+
+        Raises:
+            EtcdError: On entering, when etcd cannot be read.
+        """
+        return self._subscribe(None, True)
+
+    def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
+        """Say of actions that this process runs them; see :class:`~etcd_actions.claims.Claims`.
+
+        Args:
+            ttl: Seconds after which the claims of a process that fell silent are free again.
+        """
+        return open_claims(self._etcd, self._store, self._keys, ttl=ttl)
+
     async def unsubscribe(self, subscription: AnySubscription) -> None:
         """End a subscription: its reader gets what is pending, then the end. Twice is fine.
 
@@ -313,7 +338,7 @@ class ActionsClient:
 
     @asynccontextmanager
     async def _subscribe(
-        self, parent: ActionId | str, snapshot: bool
+        self, parent: ActionId | str | None, snapshot: bool
     ) -> AsyncIterator[AnySubscription]:
         watching = self._processor.watching
         processor = self._processor if watching else self._watcher(parent)
@@ -335,7 +360,7 @@ class ActionsClient:
             if not watching:
                 await processor.stop_watching(0)
 
-    def _watcher(self, parent: ActionId | str) -> Processor:
+    def _watcher(self, parent: ActionId | str | None) -> Processor:
         """One that watches for a single subscription, and writes nothing."""
         return Processor(
             self._nursery,
@@ -344,12 +369,14 @@ class ActionsClient:
             Recorder(self._store),
             prefix=self._keys.prefix,
             namespace=self._keys.namespace,
-            runs=None if isinstance(parent, str) else parent.run,
+            runs=parent.run if isinstance(parent, ActionId) else None,
             run_service=NullRunService(),
             settings=replace(self._settings, record=False),
         )
 
-    async def _states_of(self, parent: ActionId | str) -> Listing:
+    async def _states_of(self, parent: ActionId | str | None) -> Listing:
+        if parent is None:
+            return await self._lister.list_all()
         if isinstance(parent, str):
             return await self._lister.list_named(parent)
         return await self._lister.list_child_actions(parent, traces=True)

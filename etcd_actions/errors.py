@@ -142,6 +142,10 @@ class FailedPrecondition(ActionError):
     """The state of the action forbids it; the message says which state."""
 
 
+class ClaimLost(FailedPrecondition):
+    """Somebody else runs the action by now, or may: a report about it does not count."""
+
+
 class Aborted(ActionError):
     """The parent is gone, or it or what is above it is being aborted."""
 

@@ -294,13 +294,15 @@ class Processor:
 
     @overload
     def subscribe(
-        self, parent: ActionId | str, *, snapshot: Literal[False] = False
+        self, parent: ActionId | str | None, *, snapshot: Literal[False] = False
     ) -> Subscription[ActionUpdate]: ...
     @overload
     def subscribe(
-        self, parent: ActionId | str, *, snapshot: bool
+        self, parent: ActionId | str | None, *, snapshot: bool
     ) -> Subscription[ActionUpdate | SnapshotEnd]: ...
-    def subscribe(self, parent: ActionId | str, *, snapshot: bool = False) -> AnySubscription:
+    def subscribe(
+        self, parent: ActionId | str | None, *, snapshot: bool = False
+    ) -> AnySubscription:
         """Subscribe to an action and its children; close the subscription after use.
 
         It gets what is handled from now on: subscribe before reading the present state. See
@@ -509,11 +511,9 @@ class Processor:
                     await self._outbox.wait_idle()
                 if scope.cancelled_caught:
                     outbox = self._outbox.statistics().router
-                    _log.warning(
-                        "stopped_with_unfinished_work",
-                        handlers=router.statistics().keys,
-                        outbox=outbox.keys if outbox else 0,
-                    )
+                    handlers, told = router.statistics().keys, outbox.keys if outbox else 0
+                    if handlers or told:
+                        _log.warning("stopped_with_unfinished_work", handlers=handlers, outbox=told)
                 nursery.cancel_scope.cancel("the watch was stopped")
         except* EtcdError as group:
             refusal = first_error(group)

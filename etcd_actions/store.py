@@ -103,7 +103,12 @@ class Store:
         return msgspec.structs.replace(change, value=kv.value, version=kv.version, lease=kv.lease)
 
     async def compare_and_put(
-        self, seen: KeyValue, value: bytes, *, lease: int | None = None
+        self,
+        seen: KeyValue,
+        value: bytes,
+        *,
+        lease: int | None = None,
+        fence: Compare | None = None,
     ) -> CasResult:
         """Replace ``seen`` by ``value`` if it has not changed.
 
@@ -113,6 +118,7 @@ class Store:
             seen: What is replaced.
             value: What it becomes.
             lease: What it is attached to from then on; by default to what it is now.
+            fence: What must hold, too. Where it does not, the key is unchanged.
 
         Raises:
             OutcomeUnknown: It may have been applied. Trying the same again is safe: it
@@ -124,7 +130,7 @@ class Store:
             lease = seen.lease
         if value == seen.value and lease == seen.lease:
             return CasResult(applied=False, current=seen)
-        applied, current = await self._if_unchanged(seen, Put(seen.key, value, lease))
+        applied, current = await self._if_unchanged(seen, Put(seen.key, value, lease), fence)
         if applied is None:
             return CasResult(applied=False, current=current)
         written = KeyValue(seen.key, value, seen.create_revision, applied, seen.version + 1, lease)
@@ -140,12 +146,13 @@ class Store:
         return CasResult(applied is not None, current)
 
     async def _if_unchanged(
-        self, seen: KeyValue, change: Put | Delete
+        self, seen: KeyValue, change: Put | Delete, fence: Compare | None = None
     ) -> tuple[int | None, KeyValue | None]:
         """The revision of the change; None where it was not made, and what is there."""
         key = seen.key
         unchanged = Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen.mod_revision)
-        result = await self._commit(Txn((unchanged,), (change,), (Get(KeyRange.of_key(key)),)))
+        compares = (unchanged,) if fence is None else (unchanged, fence)
+        result = await self._commit(Txn(compares, (change,), (Get(KeyRange.of_key(key)),)))
         if result.succeeded:
             return result.revision, None
         found = result.responses[0]

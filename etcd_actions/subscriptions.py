@@ -50,6 +50,10 @@ class _Topic(NamedTuple):
     name: str
 
 
+# No project is called like this: a slash is in none.
+_ALL = _Topic("/", "", "", "")
+
+
 @final
 class Subscription(trio.abc.ReceiveChannel[Item_co]):
     """The updates of one action and its children, from the time it was opened on.
@@ -61,7 +65,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
 
     def __init__(
         self,
-        parent: ActionId | str,
+        parent: ActionId | str | None,
         on_close: Callable[[Subscription[Any]], None],
         *,
         snapshot: bool,
@@ -184,30 +188,35 @@ class Subscriptions:
     def __init__(self) -> None:
         self._by_topic: defaultdict[_Topic, set[AnySubscription]] = defaultdict(set)
         self._bare = 0
+        self._of_all = 0
 
     def __len__(self) -> int:
         return sum(len(subscriptions) for subscriptions in self._by_topic.values())
 
     @overload
     def subscribe(
-        self, parent: ActionId | str, *, snapshot: Literal[False] = False
+        self, parent: ActionId | str | None, *, snapshot: Literal[False] = False
     ) -> Subscription[ActionUpdate]: ...
     @overload
     def subscribe(
-        self, parent: ActionId | str, *, snapshot: bool
+        self, parent: ActionId | str | None, *, snapshot: bool
     ) -> Subscription[ActionUpdate | SnapshotEnd]: ...
-    def subscribe(self, parent: ActionId | str, *, snapshot: bool = False) -> AnySubscription:
+    def subscribe(
+        self, parent: ActionId | str | None, *, snapshot: bool = False
+    ) -> AnySubscription:
         """Open a subscription for an action and its children.
 
         Args:
             parent: The action. An empty ``org`` stands for any: it is not part of the stored
                 object. The root of a run may be called ``a0`` or like its run. A bare name
-                stands for the actions of that name in every run of every project.
+                stands for the actions of that name in every run of every project, None
+                for all actions.
             snapshot: Nothing is told until `Subscription.begin_with` was called.
         """
         subscription: AnySubscription = Subscription(parent, self._forget, snapshot=snapshot)
         self._by_topic[_topic_of(parent)].add(subscription)
         self._bare += isinstance(parent, str)
+        self._of_all += parent is None
         return subscription
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
@@ -225,6 +234,8 @@ class Subscriptions:
         """Whether anybody subscribed to this action or to its parent."""
         if not self._by_topic:
             return False
+        if self._of_all:
+            return True
         run = (summary.project, summary.domain, summary.run)
         name, parent = _names(summary.run, summary.action, summary.parent)
         if (*run, name) in self._by_topic or (*run, parent) in self._by_topic:
@@ -241,6 +252,8 @@ class Subscriptions:
             self._notify(_Topic(*run, name), update)
             if self._bare:
                 self._notify(_Topic("", "", "", name), update)
+        if self._of_all:
+            self._notify(_ALL, update)
 
     def forget_revisions(self) -> None:
         """The store was replaced by another: what is told from now on may have any revision."""
@@ -256,7 +269,7 @@ class Subscriptions:
 
     def _notify(self, topic: _Topic, update: ActionUpdate) -> None:
         for subscription in self._by_topic.get(topic, ()):
-            if not isinstance(subscription.parent, str):
+            if isinstance(subscription.parent, ActionId):
                 wanted, org = subscription.parent.org, update.action_id.org
                 if wanted and org and wanted != org:
                     continue
@@ -269,6 +282,7 @@ class Subscriptions:
             return
         subscriptions.remove(subscription)
         self._bare -= isinstance(subscription.parent, str)
+        self._of_all -= subscription.parent is None
         if not subscriptions:
             del self._by_topic[topic]
 
@@ -278,7 +292,9 @@ def _names(run: str, action: str, parent: str) -> tuple[str, str]:
     return canonical_name(run, action), canonical_name(run, parent)
 
 
-def _topic_of(parent: ActionId | str) -> _Topic:
+def _topic_of(parent: ActionId | str | None) -> _Topic:
+    if parent is None:
+        return _ALL
     if isinstance(parent, str):
         return _Topic("", "", "", parent)
     name = canonical_name(parent.run, parent.name)

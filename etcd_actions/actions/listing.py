@@ -95,6 +95,11 @@ class Lister:
             listing.revision,
         )
 
+    async def list_all(self) -> Listing:
+        """All actions of the namespace, with their traces."""
+        namespace = self._keys.namespace.encode() + b"/"
+        return await self._list((self._keys.prefix + namespace, self._keys.traces + namespace))
+
     async def revision(self) -> int:
         """The newest revision of the store."""
         return (await self._store.read(KeyRange.of_key(self._keys.prefix)))[1]

@@ -9,6 +9,7 @@ from typing import Any
 from etcd_actions.actions.stored import StoredTaskAction, check_identity, describe
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import (
+    ClaimLost,
     EtcdError,
     InvalidArgument,
     LeaseNotFound,
@@ -16,7 +17,7 @@ from etcd_actions.errors import (
     OutcomeUnknown,
     RequestTooLarge,
 )
-from etcd_actions.etcd.api import KeyValue
+from etcd_actions.etcd.api import Compare, KeyValue
 from etcd_actions.model import ActionId, Keyspace
 from etcd_actions.store import CasResult, Store
 
@@ -29,7 +30,13 @@ answer maybe with what it has written itself; an error of its own ends the attem
 
 
 async def rewrite(
-    store: Store, keys: Keyspace, action_id: ActionId, change: Change, *, field: str
+    store: Store,
+    keys: Keyspace,
+    action_id: ActionId,
+    change: Change,
+    *,
+    field: str,
+    fence: Compare | None = None,
 ) -> StoredTaskAction:
     """Change a task's or condition's object, however often others change it meanwhile.
 
@@ -41,6 +48,7 @@ async def rewrite(
         action_id: Which action; the organisation counts where both sides know it.
         change: What to do.
         field: What is named as the cause when the object becomes one that cannot be stored.
+        fence: What must hold for the write to count, in the same transaction.
 
     Returns:
         The object as it is now, written or found so, with its revision. Reads that begin
@@ -48,6 +56,7 @@ async def rewrite(
 
     Raises:
         NotFound: There is no such action, or the object of its name is another action's.
+        ClaimLost: The fence does not hold.
         InvalidArgument: The identity makes no key, or the object would be too large.
         DecodeError: What is stored cannot be read.
         OutcomeUnknown: The answer was lost and the object was not changed when it was read
@@ -73,16 +82,21 @@ async def rewrite(
             value = codec.encode_tree(tree)
         except ValueError as error:
             raise InvalidArgument(field, f"the object cannot be stored: {error}") from None
-        applied, current = await _write(store, seen, value, field)
+        applied, current = await _write(store, seen, value, field, fence)
         if applied:
             assert current is not None
             return StoredTaskAction.of(current)
+        unchanged = current is not None and current.mod_revision == seen.mod_revision
+        if fence is not None and unchanged and value != seen.value:
+            raise ClaimLost(f"{describe(action_id)} is claimed by somebody else, or by nobody")
         seen = current
 
 
-async def _write(store: Store, seen: KeyValue, value: bytes, field: str) -> CasResult:
+async def _write(
+    store: Store, seen: KeyValue, value: bytes, field: str, fence: Compare | None
+) -> CasResult:
     try:
-        return await store.compare_and_put(seen, value)
+        return await store.compare_and_put(seen, value, fence=fence)
     except RequestTooLarge:
         raise InvalidArgument(
             field,

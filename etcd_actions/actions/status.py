@@ -11,6 +11,7 @@ import msgspec
 from etcd_actions.actions.rewrite import rewrite, utc_now
 from etcd_actions.actions.stored import StoredTaskAction, describe
 from etcd_actions.errors import FailedPrecondition, InvalidArgument
+from etcd_actions.etcd.api import Compare
 from etcd_actions.model import ActionId, ErrorState, Keyspace, Phase
 from etcd_actions.model.conditions import FOLLOWERS, write_phase
 from etcd_actions.store import Store
@@ -64,6 +65,7 @@ async def put_status(
     *,
     error: ErrorState | None = None,
     message: str = "",
+    fence: Compare | None = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> StoredTaskAction:
     """Report the status of an action.
@@ -85,6 +87,7 @@ async def put_status(
         status: The report.
         error: Why it failed, with the phases FAILED, TIMED_OUT and ABORTED.
         message: A line for people, kept in condition and history; empty: the executor's own.
+        fence: What must hold for the report to count: a claim, as a rule.
         clock: The time.
 
     Returns:
@@ -96,6 +99,7 @@ async def put_status(
         InvalidArgument: The report contradicts itself, or names what does not exist.
         FailedPrecondition: It is about an earlier attempt, or its phase cannot follow the
             present one; the message says both.
+        ClaimLost: The fence does not hold.
         DecodeError: What is stored cannot be read.
         OutcomeUnknown: The answer was lost; the same report again is safe.
         EtcdError: etcd did not do it; nothing was changed.
@@ -120,7 +124,7 @@ async def put_status(
             )
         return changed
 
-    return await rewrite(store, keys, action_id, change, field="status")
+    return await rewrite(store, keys, action_id, change, field="status", fence=fence)
 
 
 class _Report(NamedTuple):

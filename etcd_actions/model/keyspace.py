@@ -21,6 +21,7 @@ class Keyspace:
             of aborts, the position, the election. One ``prefix`` has one.
         traces: What the keys of traces begin with; like ``prefix``, before the namespace.
         aborts: The same of the markers of aborts.
+        claims: The same of the claims of those who run actions.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Keyspace:
         self.side = OWN_PREFIX + prefix.lstrip(b"/")
         self.traces = self.side + b"traces/"
         self.aborts = self.side + b"aborts/"
+        self.claims = self.side + b"claims/"
 
     def task_action(self, action_id: ActionId) -> bytes:
         """The key of a task's or condition's object."""
@@ -43,6 +45,10 @@ class Keyspace:
     def abort(self, action_id: ActionId) -> bytes:
         """The key that exists while an abort of this action counts."""
         return object_key(self.aborts, self.namespace, action_id.object_name)
+
+    def claim(self, action_id: ActionId) -> bytes:
+        """The key that exists while somebody runs this action."""
+        return object_key(self.claims, self.namespace, action_id.object_name)
 
     def position(self, watched: str | None) -> bytes:
         """Where the position is kept of those who watch a namespace, or, with None, all."""

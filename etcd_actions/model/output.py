@@ -38,8 +38,11 @@ def output_uri(
 
     ``<scheme>://<bucket>/<shard>/<path of the base>/<action>/<attempt>``; a query and a
     fragment of the base stay at the end. The base is read as Go's ``url.Parse`` reads it:
-    a plain path, absolute or not, gives ``/<shard>/...`` at the root, ``file:///base``
-    gives ``file:///<shard>/base/...``, and the path is percent-encoded anew.
+    the path is percent-encoded anew, and one that is not absolute begins at the root.
+
+    A path on a machine, ``/base`` or ``file:///base``, is the one exception: there is nothing
+    to spread, and Flyte's own rule would write at the root of the file system. It gives
+    ``<base>/<action>/<attempt>``, with nothing encoded.
 
     Args:
         namespace: The object's namespace.
@@ -51,6 +54,8 @@ def output_uri(
     Returns:
         The URI; empty where the base is empty or Go could not parse it.
     """
+    if _LOCAL.fullmatch(run_output_base):
+        return f"{run_output_base.rstrip('/')}/{action_name}/{attempt or 1}"
     base = _parse(run_output_base)
     if base is None:
         return ""
@@ -75,6 +80,7 @@ class _Base(NamedTuple):
 # What follows is net/url of Go: parse, setFragment, parseAuthority, String, shouldEscape.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_LOCAL = re.compile(r"(?:file://)?/(?!/)[^?#\x00-\x1f\x7f]+")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _USERINFO = re.compile(r"[A-Za-z0-9\-._:~!$&'()*+,;=%@]*")
 _HOST = re.compile(r"(?:[A-Za-z0-9\-_.~!$&'()*+,;=<>\"\u0080-\U0010ffff]|%[89A-Fa-f][0-9A-Fa-f])*")

@@ -1,0 +1,198 @@
+"""Says of actions that one process runs them, by keys that hang on its lease.
+
+A claim is a key beside the action's own. It is made only while nobody else has one and the
+action is the incarnation that is meant. What its owner reports compares it in the same
+transaction, so somebody who lost his claims, because etcd heard nothing of him for too long,
+can write nothing any more. The claims of a process that ends, or falls silent, are free.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import msgspec
+import structlog
+import trio
+
+from etcd_actions.backoff import Backoff
+from etcd_actions.errors import EtcdError, LeaseNotFound, OutcomeUnknown
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Delete,
+    Etcd,
+    Get,
+    KeyRange,
+    Put,
+    RangeResult,
+    Txn,
+)
+from etcd_actions.model import ActionId, Keyspace
+from etcd_actions.store import Store
+
+_BACKOFF = Backoff(initial=0.05, cap=2.0)
+_RENEWALS = 3
+_LEAVE_TIMEOUT = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Claim(NamedTuple):
+    """The right to run an action, and to report on it.
+
+    Attributes:
+        key: Where it is kept.
+        create_revision: When it was made: a later one under the same key is another one.
+    """
+
+    key: bytes
+    create_revision: int
+
+    @property
+    def fence(self) -> Compare:
+        """Holds in etcd while this claim lasts, and never again."""
+        return Compare(
+            self.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, self.create_revision
+        )
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """The value of a claim's key."""
+
+    uid: str
+    owner: str
+
+
+@asynccontextmanager
+async def open_claims(
+    etcd: Etcd, store: Store, keys: Keyspace, *, ttl: int
+) -> AsyncIterator[Claims]:
+    """Make claims for as long as the context lasts; leaving it lets all of them go.
+
+    Args:
+        etcd: The connection.
+        store: Where they are written.
+        keys: Under which keys.
+        ttl: Seconds after which the claims of a process that fell silent are free again.
+
+    Raises:
+        EtcdError: etcd gave no lease.
+    """
+    claims = Claims(etcd, store, keys, ttl)
+    await claims._begin()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(claims._renew)
+            yield claims
+            nursery.cancel_scope.cancel("the claims are left")
+    finally:
+        await claims._leave()
+
+
+class Claims:
+    """The claims of one process; made by :func:`open_claims`."""
+
+    def __init__(self, etcd: Etcd, store: Store, keys: Keyspace, ttl: int) -> None:
+        self._etcd = etcd
+        self._store = store
+        self._keys = keys
+        self._ttl = ttl
+        self._owner = f"{socket.gethostname()}/{os.getpid()}"
+        self._lease = 0
+        self._lost = trio.Event()
+
+    @property
+    def lost(self) -> trio.Event:
+        """Set when all claims that were made before are lost; later ones have another event."""
+        return self._lost
+
+    async def claim(self, action_id: ActionId, uid: str, create_revision: int) -> Claim | None:
+        """Claim an action; None where somebody else has it, or it is another one by now.
+
+        Asked again for what it has already, it gives that. Cancelled, the claim may have been
+        made: it is found so, or goes with the process.
+
+        Raises:
+            EtcdError: etcd did not do it, or maybe did.
+        """
+        key, object_key = self._keys.claim(action_id), self._keys.task_action(action_id)
+        value = msgspec.json.encode(_Stored(uid, self._owner))
+        while True:
+            lease = self._lease
+            free = Compare(key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
+            same = Compare(
+                object_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, create_revision
+            )
+            txn = Txn([free, same], [Put(key, value, lease)], [Get(KeyRange.of_key(key))])
+            try:
+                result = await self._store.txn(txn)
+            except LeaseNotFound:
+                if lease == self._lease:
+                    await self._begin()
+                continue
+            except OutcomeUnknown:
+                found = await self._store.get(key)
+                if found is None or found.lease != lease:
+                    raise
+                return Claim(key, found.create_revision)
+            if result.succeeded:
+                return Claim(key, result.revision)
+            response = result.responses[0]
+            assert isinstance(response, RangeResult)
+            if not response.kvs or response.kvs[0].lease != lease:
+                return None
+            return Claim(key, response.kvs[0].create_revision)
+
+    async def release(self, claim: Claim) -> None:
+        """Let a claim go; one that is lost already is left alone.
+
+        Raises:
+            EtcdError: etcd did not do it, or maybe did: it goes with the process.
+        """
+        await self._store.txn(Txn([claim.fence], [Delete(KeyRange.of_key(claim.key))]))
+
+    async def taken(self) -> set[str]:
+        """The names of the objects that are claimed, by whomever.
+
+        Raises:
+            EtcdError: etcd could not be asked.
+        """
+        prefix = self._keys.claims + self._keys.namespace.encode() + b"/"
+        kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
+        return {kv.key[len(prefix) :].decode(errors="replace") for kv in kvs}
+
+    async def _begin(self) -> None:
+        """Get a lease; all that hung on the one before is lost."""
+        self._lease = (await self._etcd.lease_grant(self._ttl)).id
+        lost, self._lost = self._lost, trio.Event()
+        lost.set()
+
+    async def _renew(self) -> None:
+        failures = 0
+        while True:
+            await trio.sleep(_BACKOFF.delay(failures) if failures else self._ttl / _RENEWALS)
+            try:
+                try:
+                    await self._etcd.lease_keep_alive(self._lease)
+                except LeaseNotFound:
+                    _log.warning("claims_lost", owner=self._owner)
+                    await self._begin()
+            except EtcdError as error:
+                failures += 1
+                if failures & (failures - 1) == 0:
+                    _log.warning("claims_not_renewed", error=str(error), failures=failures)
+            else:
+                failures = 0
+
+    async def _leave(self) -> None:
+        """Let all claims go at once, if etcd answers soon."""
+        with trio.move_on_after(_LEAVE_TIMEOUT, shield=True):
+            try:
+                await self._etcd.lease_revoke(self._lease)
+            except EtcdError as error:
+                _log.debug("claims_not_released", error=str(error))
