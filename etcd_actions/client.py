@@ -141,6 +141,11 @@ class ActionsClient:
         self._lister = Lister(store, keys)
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
 
+    @property
+    def namespace(self) -> str:
+        """The namespace of its actions."""
+        return self._keys.namespace
+
     def statistics(self) -> ProcessorStatistics:
         """What the watching does and has done."""
         return self._processor.statistics()

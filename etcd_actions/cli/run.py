@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from etcd_actions import __version__
+from etcd_actions.cli.executing import check_executor, open_local_executor
 from etcd_actions.cli.exits import ExitCode
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.serving import server_settings
@@ -78,6 +79,7 @@ async def _serve(
         retain_terminal=config[RETAIN_TERMINAL],
     )
     served = server_settings(config)
+    executing = check_executor(config, served)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         etcd = await enter(common.open_etcd(endpoints))
@@ -109,7 +111,11 @@ async def _serve(
             _log.info("synced", revision=reflector.revision, keys=reflector.keys)
         async with AsyncExitStack() as serving:
             if served is not None:
-                await serving.enter_async_context(open_actions_server(client, served))
+                server = await serving.enter_async_context(open_actions_server(client, served))
+                if executing:
+                    await serving.enter_async_context(
+                        open_local_executor(client, config, served, server.address)
+                    )
             async with trio.open_nursery() as nursery:
                 if interval := config[STATS_INTERVAL]:
                     nursery.start_soon(_tell_often, client, interval)

@@ -37,6 +37,7 @@ class Group(enum.Enum):
     EMBEDDED = "The embedded etcd"
     RUN = "The process"
     SERVICE = "The service for Flyte's SDK"
+    EXECUTOR = "The local executor"
     LOGS = "Logs, on standard error"
 
 
@@ -440,6 +441,68 @@ STREAM_KEEPALIVE: Setting[float] = Setting(
     for_run=True,
 )
 
+_executor: Callable[[str], Literal["none", "local"]] = values.one_of("none", "local")
+EXECUTOR: Setting[Literal["none", "local"]] = Setting(
+    name="executor",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_EXECUTOR",
+    metavar="none|local",
+    parse=_executor,
+    default="none",
+    help="local runs actions on this machine: whoever may enqueue can run commands here then",
+    for_run=True,
+)
+PYTHON: Setting[Path | None] = Setting(
+    name="python",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_PYTHON",
+    metavar="FILE",
+    parse=Path,
+    otherwise="the interpreter that runs this",
+    help="The interpreter that has Flyte's SDK",
+    for_run=True,
+)
+EXECUTOR_SLOTS: Setting[int] = Setting(
+    name="executor_slots",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_EXECUTOR_SLOTS",
+    metavar="N",
+    parse=values.count,
+    default="4",
+    help="How many actions run at once; those that wait for their children do not count",
+    for_run=True,
+)
+EXECUTOR_MEMORY: Setting[int | None] = Setting(
+    name="executor_memory",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_EXECUTOR_MEMORY",
+    metavar="SIZE",
+    parse=values.size,
+    otherwise="no limit",
+    help="How much memory actions may use together before no more are started",
+    for_run=True,
+)
+EXECUTOR_STATE_DIR: Setting[Path | None] = Setting(
+    name="executor_state_dir",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_EXECUTOR_STATE_DIR",
+    metavar="DIRECTORY",
+    parse=values.directory,
+    otherwise="etcd-actions/executor in the user's data directory",
+    help="Where locks and logs of actions are; executors that take over share it",
+    for_run=True,
+)
+EXECUTOR_CLAIM_TTL: Setting[int] = Setting(
+    name="executor_claim_ttl",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_EXECUTOR_CLAIM_TTL",
+    metavar="N",
+    parse=values.count,
+    default="15",
+    help="Seconds without a sign of life after which another executor takes over",
+    for_run=True,
+)
+
 LOG_LEVEL: Setting[str] = Setting(
     name="log_level",
     group=Group.LOGS,
@@ -496,6 +559,12 @@ SETTINGS: tuple[Setting[object], ...] = (
     RATE_LIMIT,
     REQUEST_TIMEOUT,
     STREAM_KEEPALIVE,
+    EXECUTOR,
+    PYTHON,
+    EXECUTOR_SLOTS,
+    EXECUTOR_MEMORY,
+    EXECUTOR_STATE_DIR,
+    EXECUTOR_CLAIM_TTL,
     LOG_LEVEL,
     LOG_FORMAT,
 )

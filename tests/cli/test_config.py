@@ -70,6 +70,12 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "rate_limit": ("0", "2.5"),
     "request_timeout": ("1s", "2ms"),
     "stream_keepalive": ("1s", "2ms"),
+    "executor": ("local", "none"),
+    "python": ("a", "b"),
+    "executor_slots": ("1", "2"),
+    "executor_memory": ("1GiB", "2GiB"),
+    "executor_state_dir": ("a", "b"),
+    "executor_claim_ttl": ("5", "20"),
     "log_level": ("debug", "error"),
     "log_format": ("json", "console"),
 }

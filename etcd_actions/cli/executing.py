@@ -1,0 +1,112 @@
+"""How the settings say that actions are run on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from etcd_actions.client import ActionsClient
+from etcd_actions.config import Config
+from etcd_actions.config.settings import (
+    EXECUTOR,
+    EXECUTOR_CLAIM_TTL,
+    EXECUTOR_MEMORY,
+    EXECUTOR_SLOTS,
+    EXECUTOR_STATE_DIR,
+    LISTEN,
+    LISTEN_CLIENT_CA,
+    PYTHON,
+    TOKEN_FILE,
+)
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.embedded import default_data_dir
+from etcd_actions.executor import Executor, ExecutorSettings, open_executor
+from etcd_actions.server import ServerSettings, open_actions_server
+from etcd_actions.serving import Bind
+
+_LEAST_TTL = 5
+
+
+def check_executor(config: Config, served: ServerSettings | None) -> bool:
+    """Whether actions are to be run here.
+
+    Raises:
+        ConfigError: That would let anybody run commands here, or cannot work.
+    """
+    if config[EXECUTOR] == "none":
+        return False
+    if served is None:
+        raise ConfigError(f"{EXECUTOR.flag} local needs the service: give {LISTEN.flag} a place")
+    authenticated = served.token_file is not None or (
+        served.tls is not None and served.tls.client_ca is not None
+    )
+    if not served.bind.is_loopback and not authenticated:
+        raise ConfigError(
+            f"{LISTEN.flag} {served.bind}: with {EXECUTOR.flag} local whoever can connect can run "
+            f"commands here: give {TOKEN_FILE.flag} or {LISTEN_CLIENT_CA.flag}, or listen on "
+            "127.0.0.1"
+        )
+    if config[EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
+        raise ConfigError(f"{EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
+    sdk_python(config)
+    return True
+
+
+def sdk_python(config: Config) -> Path:
+    """The interpreter that has Flyte's SDK.
+
+    Raises:
+        ConfigError: There is no such program.
+    """
+    given = config[PYTHON]
+    python = Path(sys.executable) if given is None else given.absolute()
+    if not os.access(python, os.X_OK) or python.is_dir():
+        raise ConfigError(
+            f"{PYTHON.flag}: {python} is no program: give the python that has Flyte's SDK"
+        )
+    return python
+
+
+@asynccontextmanager
+async def open_local_executor(
+    client: ActionsClient, config: Config, served: ServerSettings, address: Bind
+) -> AsyncIterator[Executor]:
+    """Run actions here.
+
+    Tasks speak to the service without TLS and tokens: where it wants those, they get a place
+    of their own on this machine.
+    """
+    if served.tls is None and served.token_file is None:
+        host = address.host if address.is_loopback else "127.0.0.1"
+        async with open_executor(client, _settings(config, Bind(host, address.port))) as executor:
+            yield executor
+        return
+    own = ServerSettings(
+        bind=Bind("127.0.0.1", 0),
+        message_bytes=served.message_bytes,
+        max_streams=served.max_streams,
+        rate=0,
+        request_timeout=served.request_timeout,
+        keepalive=served.keepalive,
+        grace=served.grace,
+    )
+    async with (
+        open_actions_server(client, own) as server,
+        open_executor(client, _settings(config, server.address)) as executor,
+    ):
+        yield executor
+
+
+def _settings(config: Config, service: Bind) -> ExecutorSettings:
+    state_dir = config[EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")
+    return ExecutorSettings(
+        python=sdk_python(config),
+        service=str(service),
+        state_dir=state_dir.expanduser().absolute(),
+        slots=config[EXECUTOR_SLOTS],
+        memory=config[EXECUTOR_MEMORY],
+        claim_ttl=config[EXECUTOR_CLAIM_TTL],
+    )

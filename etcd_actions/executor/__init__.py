@@ -1,0 +1,6 @@
+"""Runs actions on this machine, without Kubernetes."""
+
+from etcd_actions.executor.executor import Executor, ExecutorStatistics, open_executor
+from etcd_actions.executor.settings import ExecutorSettings
+
+__all__ = ["Executor", "ExecutorSettings", "ExecutorStatistics", "open_executor"]
