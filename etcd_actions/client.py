@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, overload
 from weakref import WeakKeyDictionary
 
+import msgspec
 import trio
 
 from etcd_actions.actions.abort import Aborter, AbortResult
@@ -39,7 +40,12 @@ from etcd_actions.processor import (
 from etcd_actions.recorder import Recorder
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.store import Store
-from etcd_actions.subscriptions import AnySubscription, SnapshotEnd, Subscription
+from etcd_actions.subscriptions import (
+    WHOLE_RUN,
+    AnySubscription,
+    SnapshotEnd,
+    Subscription,
+)
 
 if TYPE_CHECKING:
     from flyteidl2.actions.actions_service_pb2 import Action
@@ -305,6 +311,16 @@ class ActionsClient:
         """
         return self._subscribe(None, True)
 
+    def subscribe_run(
+        self, run: ActionId | RunIdentifier
+    ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]:
+        """Get the updates of all actions of a run, beginning with a snapshot.
+
+        Raises:
+            EtcdError: On entering, when etcd cannot be read.
+        """
+        return self._subscribe(msgspec.structs.replace(_run_of(run), name=WHOLE_RUN), True)
+
     def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
         """Say of actions that this process runs them; see :class:`~etcd_actions.claims.Claims`.
 
@@ -384,6 +400,8 @@ class ActionsClient:
             return await self._lister.list_all()
         if isinstance(parent, str):
             return await self._lister.list_named(parent)
+        if parent.name == WHOLE_RUN:
+            return await self._lister.list_run_actions(parent, traces=True)
         return await self._lister.list_child_actions(parent, traces=True)
 
 

@@ -170,6 +170,18 @@ class RunServiceRejected(RunServiceError):
         self.code = code
 
 
+class ServiceError(EtcdActionsError):
+    """The service that was asked instead of etcd did not do it."""
+
+
+class ServiceUnavailable(ServiceError):
+    """It was not reached, or asks for another try; what was asked may have been done."""
+
+
+class ServiceRefused(ServiceError):
+    """It does not let this caller in, or has no such method."""
+
+
 def first_error(group: BaseExceptionGroup[EtcdError]) -> EtcdError:
     """One error of a group, to be told for all: nurseries raise groups, callers want causes."""
     first = group.exceptions[0]

@@ -50,8 +50,10 @@ class _Topic(NamedTuple):
     name: str
 
 
-# No project is called like this: a slash is in none.
+# Nothing is called like this: a slash is in no name.
 _ALL = _Topic("/", "", "", "")
+WHOLE_RUN = "/"
+"""The name of the parent, in a subscription to all actions of a run."""
 
 
 @final
@@ -189,6 +191,7 @@ class Subscriptions:
         self._by_topic: defaultdict[_Topic, set[AnySubscription]] = defaultdict(set)
         self._bare = 0
         self._of_all = 0
+        self._of_runs = 0
 
     def __len__(self) -> int:
         return sum(len(subscriptions) for subscriptions in self._by_topic.values())
@@ -210,13 +213,14 @@ class Subscriptions:
             parent: The action. An empty ``org`` stands for any: it is not part of the stored
                 object. The root of a run may be called ``a0`` or like its run. A bare name
                 stands for the actions of that name in every run of every project, None
-                for all actions.
+                for all actions, and the name `WHOLE_RUN` for all of a run.
             snapshot: Nothing is told until `Subscription.begin_with` was called.
         """
         subscription: AnySubscription = Subscription(parent, self._forget, snapshot=snapshot)
         self._by_topic[_topic_of(parent)].add(subscription)
         self._bare += isinstance(parent, str)
         self._of_all += parent is None
+        self._of_runs += _is_run(parent)
         return subscription
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
@@ -240,6 +244,8 @@ class Subscriptions:
         name, parent = _names(summary.run, summary.action, summary.parent)
         if (*run, name) in self._by_topic or (*run, parent) in self._by_topic:
             return True
+        if self._of_runs and (*run, WHOLE_RUN) in self._by_topic:
+            return True
         if not self._bare:
             return False
         return ("", "", "", name) in self._by_topic or ("", "", "", parent) in self._by_topic
@@ -252,6 +258,8 @@ class Subscriptions:
             self._notify(_Topic(*run, name), update)
             if self._bare:
                 self._notify(_Topic("", "", "", name), update)
+        if self._of_runs:
+            self._notify(_Topic(*run, WHOLE_RUN), update)
         if self._of_all:
             self._notify(_ALL, update)
 
@@ -283,8 +291,13 @@ class Subscriptions:
         subscriptions.remove(subscription)
         self._bare -= isinstance(subscription.parent, str)
         self._of_all -= subscription.parent is None
+        self._of_runs -= _is_run(subscription.parent)
         if not subscriptions:
             del self._by_topic[topic]
+
+
+def _is_run(parent: ActionId | str | None) -> bool:
+    return isinstance(parent, ActionId) and parent.name == WHOLE_RUN
 
 
 def _names(run: str, action: str, parent: str) -> tuple[str, str]:

@@ -12,7 +12,14 @@ from etcd_actions.cli.completion import SHELLS, completion_script
 from etcd_actions.cli.exits import MEANINGS, ExitCode, report, say, was_interrupted
 from etcd_actions.cli.flags import CommandGroup
 from etcd_actions.cli.logs import configure_logs
-from etcd_actions.cli.options import Common, all_options, common_options, run_options
+from etcd_actions.cli.options import (
+    Common,
+    all_options,
+    asking_options,
+    common_options,
+    run_options,
+    submitting_options,
+)
 from etcd_actions.cli.output import output_option
 from etcd_actions.cli.signals import ending_at_once
 from etcd_actions.config import Resolution
@@ -237,6 +244,156 @@ def replay(common: Common, *, file: str, rate: float | None) -> int:
     from etcd_actions.cli.replay import replay_file  # noqa: PLC0415
 
     return trio.run(replay_file, common, file, rate)
+
+
+@commands.command(epilog=_EPILOG)
+@click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
+@asking_options
+def enqueue(common: Common, *, file: str) -> int:
+    """Create the action that FILE describes.
+
+    FILE is a flyteidl2.actions.EnqueueRequest, or its Action alone, as protobuf's JSON; or the
+    request in binary; - is standard input. The same again is no error. With --service the
+    service is asked, else etcd.
+    """
+    from etcd_actions.cli.changing import enqueue_file  # noqa: PLC0415
+
+    return trio.run(enqueue_file, common, file)
+
+
+@commands.command(epilog=_EPILOG)
+@click.argument("action", metavar="ACTION")
+@click.option("--reason", metavar="TEXT", default="", help="Why.")
+@click.option("--by", metavar="NAME", default="", help="Who wants it.")
+@asking_options
+def abort(common: Common, *, action: str, reason: str, by: str) -> int:
+    """End an action and all below it as ABORTED.
+
+    ACTION is <project>/<domain>/<run>/<action>; the root of a run is called a0. What is over
+    keeps its own ending. Safe to run again.
+    """
+    from etcd_actions.cli.changing import abort_action  # noqa: PLC0415
+
+    return trio.run(abort_action, common, action, reason, by)
+
+
+@commands.command(epilog=_EPILOG)
+@click.argument("action", metavar="ACTION")
+@click.argument("value", metavar="VALUE")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["auto", "bool", "int", "float", "str"]),
+    default="auto",
+    help="Of which type VALUE is. [default: what it looks like]",
+)
+@click.option("--by", metavar="NAME", default="", help="Who gives it.")
+@asking_options
+def signal(common: Common, *, action: str, value: str, kind: str, by: str) -> int:
+    """Give a condition the VALUE that it waits for.
+
+    ACTION is <project>/<domain>/<run>/<action>. The same value again is no error.
+    """
+    from etcd_actions.cli.changing import signal_condition  # noqa: PLC0415
+
+    return trio.run(signal_condition, common, action, value, kind, by)
+
+
+@commands.command(epilog=_EPILOG)
+@click.argument("action", metavar="ACTION")
+@click.argument("phase", type=click.Choice([phase.name for phase in Phase], case_sensitive=False))
+@click.option("--attempt", type=click.IntRange(1), metavar="N", default=1, show_default=True)
+@click.option("--message", metavar="TEXT", default="", help="A line for people.")
+@click.option("--error-code", metavar="CODE", default="", help="Why it failed, in a word.")
+@click.option("--error-message", metavar="TEXT", default="", help="Why it failed.")
+@click.option(
+    "--error-kind", type=click.Choice(["USER", "SYSTEM"]), default="USER", show_default=True
+)
+@asking_options
+def status(
+    common: Common,
+    *,
+    action: str,
+    phase: str,
+    attempt: int,
+    message: str,
+    error_code: str,
+    error_message: str,
+    error_kind: str,
+) -> int:
+    """Report that an action is in PHASE, as an executor does.
+
+    ACTION is <project>/<domain>/<run>/<action>. The same again writes nothing; an earlier
+    attempt, and a way out of an end, are refused.
+    """
+    from etcd_actions.cli.changing import report_status  # noqa: PLC0415
+    from etcd_actions.model import ErrorState  # noqa: PLC0415
+
+    error = None
+    if error_code or error_message:
+        error = ErrorState(code=error_code, kind=error_kind, message=error_message)
+    return trio.run(report_status, common, action, phase.upper(), attempt, message, error)
+
+
+@commands.command(epilog=_EPILOG)
+@click.argument("target", metavar="FILE.py:TASK")
+@click.option(
+    "--input", "inputs", metavar="NAME=VALUE", multiple=True, help="An input of the task."
+)
+@click.option("--project", metavar="NAME", default="flytesnacks", show_default=True)
+@click.option("--domain", metavar="NAME", default="development", show_default=True)
+@click.option("--org", metavar="NAME", default="local", show_default=True)
+@click.option("--run", metavar="NAME", help="What the run is called. [default: a new name]")
+@click.option(
+    "--root-dir",
+    metavar="DIRECTORY",
+    type=click.Path(exists=True, file_okay=False),
+    help="Where the program's modules are found. [default: where FILE.py is]",
+)
+@click.option(
+    "--output-base",
+    metavar="DIRECTORY",
+    type=click.Path(file_okay=False),
+    help="Where inputs and outputs are kept. [default: in the user's data directory]",
+)
+@click.option("--detach", is_flag=True, help="Do not wait for the result.")
+@output_option("table", "jsonl", elsewhere="jsonl")
+@submitting_options
+def submit(
+    common: Common,
+    *,
+    target: str,
+    inputs: tuple[str, ...],
+    project: str,
+    domain: str,
+    org: str,
+    run: str | None,
+    root_dir: str | None,
+    output_base: str | None,
+    detach: bool,
+    output: str | None,
+) -> int:
+    """Run a task of a program that is written with Flyte's SDK.
+
+    The SDK, in the interpreter that --python names, makes the root action of a run; an
+    executor, such as that of run --executor local, runs it. Each change of a phase is shown,
+    and the result at the end. VALUE is JSON, or a text where the task takes one. A first
+    Ctrl-C leaves the run alone: abort ends it.
+    """
+    from etcd_actions.cli.submit import Submission, submit_program  # noqa: PLC0415
+
+    submission = Submission(
+        target=target,
+        inputs=inputs,
+        project=project,
+        domain=domain,
+        org=org,
+        run=run,
+        root_dir=root_dir,
+        output_base=output_base,
+        detach=detach,
+    )
+    return trio.run(submit_program, common, submission, output)
 
 
 @commands.group(no_args_is_help=True)

@@ -26,19 +26,23 @@ class ExitCode(enum.IntEnum):
     NOT_FOUND = 7
     WARNINGS = 8
     ERRORS = 9
+    ACTION = 10
+    RUN_FAILED = 11
 
 
 MEANINGS: tuple[tuple[str, str], ...] = (
     ("0", "done, or ended by a first SIGTERM or Ctrl-C"),
     ("1", "unexpected failure; the log has the traceback"),
     ("2", "a flag, a variable or the installation is unusable"),
-    ("3", "etcd cannot be reached (run and watch wait for it)"),
-    ("4", "etcd refuses: permission, authentication, quota"),
+    ("3", "etcd, or the service, cannot be reached (run and watch wait for etcd)"),
+    ("4", "etcd, or the service, refuses: permission, authentication, quota"),
     ("5", "the embedded etcd: data directory in use, no start, ended"),
     ("6", "a file is unusable: it cannot be read or written, or holds something else"),
-    ("7", "no such action or run (get, tree)"),
+    ("7", "no such action or run"),
     ("8", "doctor found warnings, and nothing worse"),
     ("9", "doctor found errors"),
+    ("10", "what was asked of an action cannot be done; the message says why"),
+    ("11", "the run that was submitted did not succeed"),
     ("130, 143", "ended at once by a second Ctrl-C, or SIGTERM"),
 )
 """Each exit code and what it means, for ``--help``."""
@@ -48,6 +52,10 @@ _CODES: tuple[tuple[type[errors.EtcdActionsError], ExitCode], ...] = (
     (errors.ConfigError, ExitCode.USAGE),
     (errors.InputError, ExitCode.INPUT),
     (errors.EmbeddedEtcdError, ExitCode.EMBEDDED),
+    (errors.NotFound, ExitCode.NOT_FOUND),
+    (errors.ActionError, ExitCode.ACTION),
+    (errors.ServiceUnavailable, ExitCode.UNAVAILABLE),
+    (errors.ServiceError, ExitCode.REFUSED),
     (errors.Unavailable, ExitCode.UNAVAILABLE),
     (errors.EtcdError, ExitCode.REFUSED),
 )

@@ -26,7 +26,15 @@ from etcd_actions.config import (
     resolve,
     unknown_variables,
 )
-from etcd_actions.config.settings import LOG_FORMAT, LOG_LEVEL, PASSWORD, PASSWORD_FILE, SECRET
+from etcd_actions.config.settings import (
+    ASKING,
+    LOG_FORMAT,
+    LOG_LEVEL,
+    PASSWORD,
+    PASSWORD_FILE,
+    SECRET,
+    SUBMITTING,
+)
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd import EtcdClient, open_connection
 from etcd_actions.etcd.embedded import running_endpoint
@@ -88,7 +96,18 @@ def common_options(function: Callable[..., int]) -> Callable[..., int]:
 
 def run_options(function: Callable[..., int]) -> Callable[..., int]:
     """Give a command all flags of the table, those of ``run`` too; see :func:`common_options`."""
-    return _with_config(function, SETTINGS)
+    running = [setting for setting in SETTINGS if not setting.for_asking]
+    return _with_config(function, running)
+
+
+def asking_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the common flags, and those for asking the service."""
+    return _with_config(function, ASKING)
+
+
+def submitting_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a command what :func:`asking_options` does, and where Flyte's SDK is."""
+    return _with_config(function, SUBMITTING)
 
 
 def all_options(function: Callable[..., int]) -> Callable[..., int]:

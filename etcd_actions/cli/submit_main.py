@@ -179,7 +179,7 @@ def native(name: str, text: str, kind: Any) -> Any:
             return float(value)
         if hasattr(kind, "model_validate"):
             return kind.model_validate(value)
-        if dataclasses.is_dataclass(kind):
+        if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
             return kind(**value)
     except (KeyError, TypeError, ValueError) as error:
         raise Unusable(f"--input {name}={text}: no {_called(kind)}: {error}") from error

@@ -38,6 +38,7 @@ class Group(enum.Enum):
     RUN = "The process"
     SERVICE = "The service for Flyte's SDK"
     EXECUTOR = "The local executor"
+    ASKING = "Asking the service instead of etcd"
     LOGS = "Logs, on standard error"
 
 
@@ -57,6 +58,7 @@ class Setting(Generic[T_co]):
         show: Makes the text that may be shown, of the one that was given.
         is_list: Whether the flag may come several times; the texts are joined by commas.
         for_run: Whether only ``run`` has it.
+        for_asking: Whether only those commands have it that may ask the service.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Setting(Generic[T_co]):
     show: Callable[[str], str] = str
     is_list: bool = False
     for_run: bool = False
+    for_asking: bool = False
 
     @property
     def flag(self) -> str:
@@ -503,6 +506,36 @@ EXECUTOR_CLAIM_TTL: Setting[int] = Setting(
     for_run=True,
 )
 
+ASKED_SERVICE: Setting[Endpoint | None] = Setting(
+    name="service",
+    group=Group.ASKING,
+    variable="ETCD_ACTIONS_SERVICE",
+    metavar="HOST:PORT",
+    parse=values.service,
+    otherwise="etcd is asked",
+    help="Flyte's ActionsService, over gRPC; https:// before the host asks for TLS",
+    for_asking=True,
+)
+SERVICE_CACERT: Setting[Path | None] = Setting(
+    name="service_cacert",
+    group=Group.ASKING,
+    variable="ETCD_ACTIONS_SERVICE_CACERT",
+    metavar="FILE",
+    parse=Path,
+    otherwise="the system's",
+    help="The authorities, in PEM, that may vouch for the service's certificate; asks for TLS",
+    for_asking=True,
+)
+SERVICE_TOKEN_FILE: Setting[Path | None] = Setting(
+    name="service_token_file",
+    group=Group.ASKING,
+    variable="ETCD_ACTIONS_SERVICE_TOKEN_FILE",
+    metavar="FILE",
+    parse=Path,
+    help="Where the token is that the service wants",
+    for_asking=True,
+)
+
 LOG_LEVEL: Setting[str] = Setting(
     name="log_level",
     group=Group.LOGS,
@@ -565,13 +598,24 @@ SETTINGS: tuple[Setting[object], ...] = (
     EXECUTOR_MEMORY,
     EXECUTOR_STATE_DIR,
     EXECUTOR_CLAIM_TTL,
+    ASKED_SERVICE,
+    SERVICE_CACERT,
+    SERVICE_TOKEN_FILE,
     LOG_LEVEL,
     LOG_FORMAT,
 )
 """All of them, in the order in which they are shown."""
 
-COMMON: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if not each.for_run)
+COMMON: tuple[Setting[object], ...] = tuple(
+    each for each in SETTINGS if not (each.for_run or each.for_asking)
+)
 """Those that every command has."""
+
+ASKING: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if not each.for_run)
+"""Those of the commands that may ask the service instead of etcd."""
+
+SUBMITTING: tuple[Setting[object], ...] = (*ASKING, PYTHON)
+"""Those of the command that needs Flyte's SDK, too."""
 
 SECRET: tuple[Setting[object], ...] = (USER, PASSWORD)
 """Those whose text may hold a password."""

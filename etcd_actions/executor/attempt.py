@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -19,14 +20,15 @@ _LOOK_EVERY = 0.5
 # The end of a process is seen before whoever reaped it has written it down.
 _EXIT_IN = 2.0
 
-# Marks the start, and the end, as the fork server does. Descriptor 3 and others are kept.
+# Marks the start, and the end, as the fork server does. In the background, so that it is no
+# child of ours and outlives us; $$ is the number of its group, which signals go to.
 _LAUNCHER: Final = """
 directory=$1; shift
-echo $$ >"$directory/started.new" && mv "$directory/started.new" "$directory/started"
-"$@"
-code=$?
-echo $code >"$directory/exit.new" && mv "$directory/exit.new" "$directory/exit"
-exit $code
+{
+    echo $$ >"$directory/started.new" && mv "$directory/started.new" "$directory/started"
+    "$@"
+    echo $? >"$directory/exit.new" && mv "$directory/exit.new" "$directory/exit"
+} &
 """
 
 _log = structlog.get_logger(__name__)
@@ -37,7 +39,7 @@ class Attempts:
 
     Args:
         fork_server: What starts the SDK's commands.
-        nursery: Where processes that it does not start are waited for.
+        nursery: Where the ends of processes that it does not start are waited for.
         kill_grace: Seconds between asking a process to end and killing it.
     """
 
@@ -45,6 +47,7 @@ class Attempts:
         self._fork_server = fork_server
         self._nursery = nursery
         self._kill_grace = kill_grace
+        self._closed: dict[Path, trio.Event] = {}
         self.started = 0
         self.adopted = 0
 
@@ -70,32 +73,41 @@ class Attempts:
                 os.close(lock)
                 os.close(log)
 
-    async def wait_ended(self, place: AttemptPlace) -> None:
-        """Return once no process of the attempt lives. Cancelled, it lives on."""
-        event = self._fork_server.ended(place)
-        try:
-            while True:
-                with trio.move_on_after(_LOOK_EVERY):
-                    await event.wait()
-                if not place.is_alive:
-                    break
-                if event.is_set():
-                    # The fork server is gone, or the process left others behind.
-                    event = trio.Event()
-            with trio.move_on_after(_EXIT_IN):
-                while place.exit_code is None and not event.is_set():  # noqa: ASYNC110
-                    await trio.sleep(0.05)
-        finally:
-            self._fork_server.forget(place)
+    async def wait_ended(self, place: AttemptPlace, *, exit_within: float = _EXIT_IN) -> None:
+        """Return once no process of the attempt lives. Cancelled, it lives on.
+
+        Args:
+            place: Which attempt.
+            exit_within: How long to wait for it to be written down how it ended.
+        """
+        event = self._closed.get(place.path)
+        if event is None:
+            event = self._fork_server.ended(place)
+        while True:
+            with trio.move_on_after(_LOOK_EVERY):
+                await event.wait()
+            if not place.is_alive:
+                break
+            if event.is_set():
+                # The fork server is gone, or the process left others behind.
+                event = trio.Event()
+        with trio.move_on_after(exit_within):
+            while place.exit_code is None:  # noqa: ASYNC110 - a file rings no bell
+                await trio.sleep(0.02)
+
+    def forget(self, place: AttemptPlace) -> None:
+        """Nobody asks for an attempt any more."""
+        self._fork_server.forget(place)
+        self._closed.pop(place.path, None)
 
     async def end(self, place: AttemptPlace) -> None:
         """Ask an attempt to end, and kill it when it does not; returns once it has ended."""
         place.kill(signal.SIGTERM)
         with trio.move_on_after(self._kill_grace) as scope:
-            await self.wait_ended(place)
+            await self.wait_ended(place, exit_within=0)
         if scope.cancelled_caught:
             place.kill(signal.SIGKILL)
-            await self.wait_ended(place)
+            await self.wait_ended(place, exit_within=0)
 
     async def _start(self, place: AttemptPlace, command: Command, lock: int, log: int) -> bool:
         directory = command.directory
@@ -112,19 +124,32 @@ class Attempts:
                 }
             )
             return await self._fork_server.start(place, request, lock, log)
-        process = await trio.lowlevel.open_process(
-            ["/bin/sh", "-c", _LAUNCHER, "sh", str(place.path), *command.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(lock,),
-            start_new_session=True,
-            env=command.environment,
-            cwd=directory,
-        )
-        self._nursery.start_soon(_reap, process)
+        alive, held = os.pipe()
+        try:
+            await trio.run_process(
+                ["/bin/sh", "-c", _LAUNCHER, "sh", str(place.path), *command.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(lock, held),
+                start_new_session=True,
+                env=command.environment,
+                cwd=directory,
+            )
+        except BaseException:
+            os.close(alive)
+            raise
+        finally:
+            os.close(held)
+        closed = self._closed[place.path] = trio.Event()
+        self._nursery.start_soon(_wait_closed, alive, closed)
         return True
 
 
-async def _reap(process: trio.Process) -> None:
-    await process.wait()
+async def _wait_closed(descriptor: int, closed: trio.Event) -> None:
+    """Wait until nobody has the other end of a pipe any more."""
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+        closed.set()
+    finally:
+        os.close(descriptor)

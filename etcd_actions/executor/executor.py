@@ -7,6 +7,7 @@ runs since before this process was started. So a restart needs nothing but to lo
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -281,7 +282,8 @@ class Executor:
             return True
         if trio.current_time() - self._measured > _MEASURE_EVERY:
             pids = [work.place.pid for work in self._work.values() if work.place is not None]
-            self._used = await trio.to_thread.run_sync(_memory_of, [pid for pid in pids if pid])
+            groups = {pid for pid in pids if pid is not None}
+            self._used = await trio.to_thread.run_sync(_memory_of, groups)
             self._measured = trio.current_time()
             if self._used >= most:
                 self._nursery.start_soon(self._ring_later)
@@ -399,7 +401,10 @@ class Executor:
                 return await self._report(action, attempt, Phase.TIMED_OUT, claim, late)
             action = await self._report(action, attempt, Phase.RUNNING, claim)
         _log.info("attempt", action=action.metadata.name, attempt=attempt)
-        outcome = await self._follow_process(action, place, command, limits, work)
+        try:
+            outcome = await self._follow_process(action, place, command, limits, work)
+        finally:
+            self._attempts.forget(place)
         place.shorten_log(self._settings.log_bytes)
         if outcome is None:
             # Ended by somebody else: the process is gone, and the object says the rest.
@@ -618,15 +623,14 @@ def _too_long(code: str, message: str) -> ErrorState:
     return ErrorState(code=code, kind="USER", message=message)
 
 
-def _memory_of(pids: list[int]) -> int:
-    """The bytes that processes and all below them have in memory."""
+def _memory_of(groups: set[int]) -> int:
+    """The bytes that groups of processes have in memory."""
     used = 0
-    for pid in pids:
+    for process in psutil.process_iter():
         try:
-            process = psutil.Process(pid)
-            for each in (process, *process.children(recursive=True)):
-                used += each.memory_info().rss
-        except psutil.Error:
+            if os.getpgid(process.pid) in groups:
+                used += process.memory_info().rss
+        except (psutil.Error, ProcessLookupError):
             # It has ended meanwhile.
             continue
     return used

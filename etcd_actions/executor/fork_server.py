@@ -107,7 +107,8 @@ class ForkServer:
                     for name, value in os.environ.items()
                     if not name.startswith(("ETCD", "PYTHON"))
                 }
-                process = await trio.lowlevel.open_process(
+                # It returns when the server has gone into the background.
+                await trio.run_process(
                     [str(self._python), str(_PROGRAM), str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -116,6 +117,7 @@ class ForkServer:
                     # A Ctrl-C at the terminal is for us.
                     start_new_session=True,
                     env=environment | {"FSSPEC_FILE_AUTO_MKDIR": "true"},
+                    check=False,
                 )
             try:
                 await self._listen(ours)
@@ -126,7 +128,6 @@ class ForkServer:
                 for event in self._ends.values():
                     # Somebody has to look at the locks.
                     event.set()
-            await process.wait()
 
     async def _listen(self, sock: socket.socket) -> None:
         while True:

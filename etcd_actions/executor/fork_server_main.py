@@ -57,6 +57,9 @@ def main(descriptor: int) -> None:
         print(f"fork server: there are threads, which may harm a fork: {names}", file=sys.stderr)
     gc.collect()
     gc.freeze()
+    # No child of whoever started us: it may end before we do.
+    if os.fork():
+        os._exit(0)
     sock = socket.socket(fileno=descriptor)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_read, False)

@@ -76,6 +76,9 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "executor_memory": ("1GiB", "2GiB"),
     "executor_state_dir": ("a", "b"),
     "executor_claim_ttl": ("5", "20"),
+    "service": ("a:1", "b:2"),
+    "service_cacert": ("a", "b"),
+    "service_token_file": ("a", "b"),
     "log_level": ("debug", "error"),
     "log_format": ("json", "console"),
 }

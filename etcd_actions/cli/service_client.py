@@ -1,0 +1,154 @@
+"""Asks Flyte's ActionsService, over gRPC."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import trio
+from flyteidl2.actions import actions_service_pb2 as pb
+from google.protobuf.message import Message
+
+from etcd_actions import errors
+from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.grpc_bridge import Bell, finished
+
+_PREFIX: Final = "/flyteidl2.actions.ActionsService/"
+_DEADLINE = 35.0
+
+_ERRORS: Final[dict[grpc.StatusCode, type[errors.EtcdActionsError]]] = {
+    grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
+    grpc.StatusCode.ABORTED: errors.Aborted,
+    grpc.StatusCode.UNAVAILABLE: errors.ServiceUnavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.ServiceUnavailable,
+    grpc.StatusCode.CANCELLED: errors.ServiceUnavailable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ServiceUnavailable,
+}
+
+
+@asynccontextmanager
+async def open_service_client(
+    target: Endpoint, *, cacert: Path | None = None, token_file: Path | None = None
+) -> AsyncIterator[ServiceClient]:
+    """Connect to a service; it is reached when it is asked.
+
+    Args:
+        target: Where it listens.
+        cacert: The authorities that may vouch for its certificate; asks for TLS.
+        token_file: Where the token is that it wants.
+
+    Raises:
+        ConfigError: A file cannot be read.
+    """
+    metadata: tuple[tuple[str, str], ...] = ()
+    if token_file is not None:
+        lines = _read(token_file).decode(errors="replace").split()
+        if not lines:
+            raise errors.ConfigError(f"--service-token-file: {token_file} is empty")
+        metadata = (("authorization", f"Bearer {lines[0]}"),)
+    if target.encrypted or cacert is not None:
+        authorities = None if cacert is None else _read(cacert)
+        channel = grpc.secure_channel(str(target), grpc.ssl_channel_credentials(authorities))
+    else:
+        channel = grpc.insecure_channel(str(target))
+    try:
+        yield ServiceClient(channel, metadata)
+    finally:
+        channel.close()
+
+
+class ServiceClient:
+    """Made by :func:`open_service_client`."""
+
+    def __init__(self, channel: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._channel = channel
+        self._metadata = metadata
+        self._bell = Bell()
+
+    async def enqueue(self, request: pb.EnqueueRequest) -> None:
+        """See :meth:`etcd_actions.client.ActionsClient.enqueue`."""
+        await self._call("Enqueue", request, pb.EnqueueResponse)
+
+    async def abort(self, request: pb.AbortRequest) -> None:
+        """See :meth:`etcd_actions.client.ActionsClient.abort_action`."""
+        await self._call("Abort", request, pb.AbortResponse)
+
+    async def signal(self, request: pb.SignalRequest) -> None:
+        """See :meth:`etcd_actions.client.ActionsClient.signal`."""
+        await self._call("Signal", request, pb.SignalResponse)
+
+    async def update(self, request: pb.UpdateRequest) -> None:
+        """See :meth:`etcd_actions.client.ActionsClient.put_status`."""
+        await self._call("Update", request, pb.UpdateResponse)
+
+    @asynccontextmanager
+    async def watch(
+        self, request: pb.WatchForUpdatesRequest
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[pb.WatchForUpdatesResponse]]:
+        """What becomes of an action and its children; the channel ends when the stream does.
+
+        Raises:
+            ServiceError: In the body, when the stream ended with an error.
+        """
+        method = self._channel.unary_stream(
+            f"{_PREFIX}WatchForUpdates",
+            request_serializer=pb.WatchForUpdatesRequest.SerializeToString,
+            response_deserializer=pb.WatchForUpdatesResponse.FromString,
+        )
+        call = method(request, metadata=self._metadata)
+        send, receive = trio.open_memory_channel[pb.WatchForUpdatesResponse](math.inf)
+        failure: list[Exception] = []
+
+        def read() -> None:
+            try:
+                for message in call:
+                    trio.from_thread.run_sync(send.send_nowait, message)
+            except grpc.RpcError as error:
+                failure.append(_translated(error.code(), error.details()))
+            except trio.RunFinishedError:
+                return
+
+        async def run() -> None:
+            with send:
+                await trio.to_thread.run_sync(read, limiter=trio.CapacityLimiter(1))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            try:
+                yield receive
+                if failure:
+                    raise failure[0]
+            finally:
+                call.cancel()
+
+    async def _call(self, method: str, request: Message, response: type[Message]) -> None:
+        stub = self._channel.unary_unary(
+            _PREFIX + method,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        future = stub.future(request, timeout=_DEADLINE, metadata=self._metadata)
+        await finished(future, self._bell)
+        if future.code() is not grpc.StatusCode.OK:
+            raise _translated(future.code(), future.details())
+
+
+def _translated(code: grpc.StatusCode, details: str | None) -> errors.EtcdActionsError:
+    message = details or code.name
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        field, _, reason = message.partition(": ")
+        return errors.InvalidArgument(field, reason) if reason else errors.ActionError(message)
+    return _ERRORS.get(code, errors.ServiceRefused)(f"the service: {message}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise errors.ConfigError(f"{path} cannot be read: {error.strerror}") from None

@@ -1,0 +1,298 @@
+"""``etcd-actions submit``: puts a program's root in, follows the run, prints the result."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+from flyteidl2.actions import actions_service_pb2 as pb
+
+from etcd_actions import errors
+from etcd_actions.backoff import Backoff
+from etcd_actions.cli.asking import Directly, open_asked
+from etcd_actions.cli.executing import sdk_python
+from etcd_actions.cli.exits import ExitCode, say
+from etcd_actions.cli.options import Common
+from etcd_actions.cli.output import Write, chosen_format, standard_output
+from etcd_actions.cli.service_client import ServiceClient
+from etcd_actions.cli.signals import Stop, open_stop
+from etcd_actions.errors import ConfigError, InputError
+from etcd_actions.etcd.embedded import default_data_dir
+from etcd_actions.executor.command import WORKDIR
+from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase
+from etcd_actions.server.messages import execution_error
+
+_PROGRAM = Path(__file__).with_name("submit_main.py")
+_VERSION = "local"
+_BACKOFF = Backoff(initial=0.1, cap=2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What the command was asked for; see its help."""
+
+    target: str
+    inputs: tuple[str, ...]
+    project: str
+    domain: str
+    org: str
+    run: str | None
+    root_dir: str | None
+    output_base: str | None
+    detach: bool
+
+
+class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A state of an action, as it is shown."""
+
+    seconds: float
+    action: str
+    phase: str
+    name: str = ""
+    attempt: int = 0
+    error: str = ""
+
+
+async def submit_program(common: Common, submission: Submission, output: str | None) -> int:
+    """Do it; gives the exit code."""
+    form = chosen_format(output, elsewhere="jsonl")
+    python = sdk_python(common.config)
+    run = submission.run or f"r{secrets.token_hex(8)}"
+    root = ActionId(submission.project, submission.domain, run, ROOT_ACTION, submission.org)
+    question = _question(submission, run)
+    answer = await _ask_sdk(python, question | {"do": "prepare"})
+    request = pb.EnqueueRequest.FromString(base64.b64decode(answer["request"]))
+    async with open_stop() as stop, open_asked(common) as asked:
+        await asked.enqueue(request)
+        name = f"{root.project}/{root.domain}/{root.run}"
+        say(f"run {name}")
+        if submission.detach:
+            return ExitCode.OK
+        with standard_output() as write:
+            show = _Show(write, form)
+            ended = await _until_ended(asked, root, show, stop)
+            if ended is None:
+                say(f"it goes on: etcd-actions tree {name} shows it, abort {name}/a0 ends it")
+                return ExitCode.OK
+            if ended.phase is not Phase.SUCCEEDED:
+                say(f"run {name} ended as {ended.phase.name}: {ended.error or 'no reason given'}")
+                return ExitCode.RUN_FAILED
+            outputs = str(Path(question["base"]) / ROOT_ACTION / str(ended.attempts))
+            result = await _ask_sdk(python, question | {"do": "result", "outputs": outputs})
+            show.result(result["result"])
+    return ExitCode.OK
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How the root ended."""
+
+    phase: Phase
+    attempts: int
+    error: str
+
+
+@dataclass(frozen=True)
+class _State:
+    """What either kind of update says."""
+
+    action_id: ActionId
+    phase: Phase
+    attempts: int
+    error: str
+    short_name: str = ""
+
+
+class _Show:
+    """Prints each state once."""
+
+    def __init__(self, write: Write, form: str) -> None:
+        self._write = write
+        self._form = form
+        self._began = time.monotonic()
+        self._seen: dict[str, tuple[Phase, int]] = {}
+
+    def state(self, state: _State) -> None:
+        name = state.action_id.name
+        if state.phase is Phase.UNSPECIFIED or self._seen.get(name) == (
+            state.phase,
+            state.attempts,
+        ):
+            return
+        self._seen[name] = (state.phase, state.attempts)
+        seen = Seen(
+            seconds=round(time.monotonic() - self._began, 3),
+            action=name,
+            phase=state.phase.name,
+            name=state.short_name,
+            attempt=state.attempts,
+            error=state.error,
+        )
+        if self._form == "jsonl":
+            self._write(msgspec.json.encode(seen) + b"\n")
+            return
+        error = f"  {seen.error.splitlines()[0]}" if seen.error else ""
+        attempt = f" (attempt {seen.attempt})" if seen.attempt > 1 else ""
+        line = f"{seen.seconds:8.3f}  {name:<26}{seen.name:<16} {seen.phase}{attempt}{error}\n"
+        self._write(line.encode())
+
+    def result(self, value: Any) -> None:
+        if self._form == "jsonl":
+            self._write(msgspec.json.encode({"result": value}) + b"\n")
+        else:
+            self._write(f"result: {json.dumps(value, indent=2)}\n".encode())
+
+
+async def _until_ended(asked: object, root: ActionId, show: _Show, stop: Stop) -> _Ended | None:
+    """Show the run until its root is over; None when that is not waited for any more."""
+    ended: list[_Ended] = []
+    with stop.interrupts():
+        async with trio.open_nursery() as nursery:
+
+            def note(state: _State) -> None:
+                show.state(state)
+                if state.action_id.name == ROOT_ACTION and state.phase.is_terminal:
+                    ended.append(_Ended(state.phase, state.attempts, state.error))
+                    nursery.cancel_scope.cancel("the run is over")
+
+            if isinstance(asked, Directly):
+                await _follow_in_etcd(asked, root, note)
+            else:
+                assert isinstance(asked, ServiceClient)
+                await _Tree(asked, nursery, note).follow(root)
+    return ended[0] if ended else None
+
+
+async def _follow_in_etcd(asked: Directly, root: ActionId, note: Callable[[_State], None]) -> None:
+    async with asked.client.subscribe_run(root) as updates:
+        async for update in updates:
+            if isinstance(update, ActionUpdate):
+                error = execution_error(update)
+                note(
+                    _State(
+                        update.action_id,
+                        update.phase,
+                        max(update.attempts, 1),
+                        f"{error.code}: {error.message}" if error else "",
+                        update.short_name,
+                    )
+                )
+
+
+class _Tree:
+    """Follows a run by the service, which tells of an action and its children only."""
+
+    def __init__(
+        self, service: ServiceClient, nursery: trio.Nursery, note: Callable[[_State], None]
+    ) -> None:
+        self._service = service
+        self._nursery = nursery
+        self._note = note
+        self._followed: set[str] = set()
+
+    async def follow(self, action_id: ActionId) -> None:
+        """Follow an action, and what is below it; a stream that ends is opened again."""
+        self._followed.add(action_id.name)
+        request = pb.WatchForUpdatesRequest()
+        request.parent_action_id.name = action_id.name
+        request.parent_action_id.run.org = action_id.org
+        request.parent_action_id.run.project = action_id.project
+        request.parent_action_id.run.domain = action_id.domain
+        request.parent_action_id.run.name = action_id.run
+        failures = 0
+        while True:
+            try:
+                async with self._service.watch(request) as messages:
+                    async for message in messages:
+                        failures = 0
+                        if message.HasField("action_update"):
+                            self._take(message.action_update, action_id)
+            except* errors.ServiceUnavailable:
+                failures += 1
+            await trio.sleep(_BACKOFF.delay(max(failures, 1)))
+
+    def _take(self, update: Any, parent: ActionId) -> None:
+        state = _State(
+            ActionId(parent.project, parent.domain, parent.run, update.action_id.name, parent.org),
+            Phase(update.phase),
+            _attempt(update.output_uri),
+            f"{update.error.code}: {update.error.message}" if update.HasField("error") else "",
+        )
+        self._note(state)
+        if state.action_id.name not in self._followed and not state.phase.is_terminal:
+            self._followed.add(state.action_id.name)
+            self._nursery.start_soon(self.follow, state.action_id)
+
+
+def _attempt(output_uri: str) -> int:
+    """The attempt, which the directory of the outputs is named after."""
+    last = output_uri.rpartition("/")[2]
+    return int(last) if last.isdigit() else 1
+
+
+def _question(submission: Submission, run: str) -> dict[str, Any]:
+    """What the SDK is asked for."""
+    file, colon, task = submission.target.rpartition(":")
+    path = Path(file).absolute()
+    if not colon or not task.isidentifier():
+        raise ConfigError(f"{submission.target!r} is no task: give FILE.py:TASK")
+    if not path.is_file():
+        raise InputError(f"{file}: there is no such file")
+    root_dir = Path(submission.root_dir).absolute() if submission.root_dir else path.parent
+    if not path.is_relative_to(root_dir):
+        raise ConfigError(f"--root-dir {root_dir}: {path} is not below it")
+    if submission.output_base:
+        base = Path(submission.output_base).absolute()
+    else:
+        base = default_data_dir().with_name("runs").expanduser().absolute() / run
+    inputs = {}
+    for text in submission.inputs:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--input {text!r}: give NAME=VALUE")
+        inputs[name] = value
+    return {
+        "file": str(path),
+        "root_dir": str(root_dir),
+        "task": task,
+        "inputs": inputs,
+        "version": _VERSION,
+        "org": submission.org,
+        "project": submission.project,
+        "domain": submission.domain,
+        "run": run,
+        "base": str(base),
+        "environment": {WORKDIR: str(root_dir)},
+    }
+
+
+async def _ask_sdk(python: Path, question: dict[str, Any]) -> dict[str, Any]:
+    """Let the SDK answer; what the program prints goes to standard error."""
+    run: Callable[[], Awaitable[subprocess.CompletedProcess[bytes]]] = partial(
+        trio.run_process,
+        [str(python), str(_PROGRAM)],
+        stdin=json.dumps(question).encode(),
+        capture_stdout=True,
+        stderr=sys.stderr.fileno(),
+        check=False,
+    )
+    process = await run()
+    if process.returncode or not process.stdout:
+        raise InputError(
+            f"{question['file']}: the SDK ended with {process.returncode}; see above for why"
+        )
+    answer: dict[str, Any] = json.loads(process.stdout)
+    if "error" in answer:
+        raise InputError(f"{question['file']}: {answer['error']}")
+    return answer

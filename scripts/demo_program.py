@@ -1,0 +1,56 @@
+"""A program written with Flyte's SDK, with a bit of everything that can happen to a run."""
+
+import asyncio
+import os
+
+import flyte
+import flyte.errors
+
+env = flyte.TaskEnvironment(name="demo")
+
+
+@flyte.trace
+async def half(number: int) -> int:
+    """A step that is remembered, so that a restarted parent does not do it again."""
+    return number // 2
+
+
+@env.task
+async def square(number: int) -> int:
+    return number * number
+
+
+@env.task
+async def sum_of_squares(numbers: list[int]) -> int:
+    """Fans out: each square is an action of its own."""
+    return sum(await asyncio.gather(*(square(number) for number in numbers)))
+
+
+@env.task(retries=2)
+async def flaky() -> int:
+    """Fails at first, and is tried again."""
+    attempt = int(os.environ["FLYTE_ATTEMPT_NUMBER"])
+    if attempt == 0:
+        raise flyte.errors.RuntimeSystemError("Weather", "it rained")
+    return attempt
+
+
+@env.task
+async def broken() -> int:
+    raise ValueError("this one never works")
+
+
+@env.task
+async def main(count: int = 4) -> str:
+    total = await sum_of_squares(list(range(1, count + 1)))
+    tries = await flaky()
+    try:
+        await broken()
+    except flyte.errors.RuntimeUserError as error:
+        caught = error.code
+    else:
+        caught = "nothing"
+    middle = await half(total)
+    approval = await flyte.new_condition.aio("approve", data_type=bool)
+    approved = await approval.wait.aio()
+    return f"squares {total}, half {middle}, retries {tries}, caught {caught}, approved {approved}"
