@@ -1,0 +1,21 @@
+"""The interpreter with Flyte's SDK, made when the first test wants it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import ROOT
+
+
+@pytest.fixture(scope="session")
+def sdk_python() -> Path:
+    """The python of a virtual environment with the unmodified SDK."""
+    made = subprocess.run(
+        [ROOT / "scripts" / "_sdk-venv"], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"the SDK's environment cannot be made: {made.stderr[-500:]}")
+    return Path(made.stdout.strip())

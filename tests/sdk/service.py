@@ -1,0 +1,105 @@
+"""``etcd-actions run`` with the local executor, as a process that can be killed."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections import Counter
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+import psutil
+import trio
+
+from tests.cli.command import Running, finish, running
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Site:
+    """What the services of a test have in common.
+
+    Attributes:
+        directory: The test's own.
+        state_dir: The executors' state.
+    """
+
+    def __init__(self, directory: Path, endpoint: str, prefix: bytes, python: Path) -> None:
+        self.directory = directory
+        self.state_dir = directory / "executor"
+        self.notes = directory / "notes"
+        self.notes.mkdir()
+        self._common = ("--endpoints", endpoint, "--prefix", prefix.decode())
+        self._python = ("--python", str(python))
+
+    def service(self, port: int, *flags: str) -> AbstractContextManager[Running]:
+        """A service on a port, for as long as the context lasts; then it is killed."""
+        return running(
+            self.directory,
+            "run",
+            *self._common,
+            *self._python,
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--executor",
+            "local",
+            "--executor-state-dir",
+            self.state_dir,
+            "--executor-claim-ttl",
+            "5",
+            *flags,
+        )
+
+    async def submit(self, program: str, task: str, *inputs: str, run: str) -> None:
+        """Put a program's root in, and do not wait for it."""
+        flags = [flag for each in inputs for flag in ("--input", each)]
+        finished = await trio.to_thread.run_sync(
+            lambda: finish(
+                "submit",
+                f"{PROGRAMS / program}:{task}",
+                *flags,
+                *self._common,
+                *self._python,
+                "--run",
+                run,
+                "--output-base",
+                self.directory / "runs" / run,
+                "--detach",
+            )
+        )
+        assert finished.code == 0, finished.err
+
+    def starts(self) -> Counter[str]:
+        """How often each action was started, by name and attempt."""
+        try:
+            return Counter((self.notes / "starts").read_text().splitlines())
+        except FileNotFoundError:
+            return Counter()
+
+    def end_all(self) -> None:
+        """End what lives on without its service: fork servers, and what they have started.
+
+        All of them write into this test's directory.
+        """
+        for process in psutil.process_iter():
+            if self._writes_here(process.pid):
+                with suppress(psutil.Error):
+                    process.kill()
+
+    def _writes_here(self, pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/fd/2").readlink().is_relative_to(self.state_dir)
+        except OSError:
+            return False
+
+
+def kill(service: Running) -> None:
+    service.process.send_signal(signal.SIGKILL)
+    service.process.wait()
