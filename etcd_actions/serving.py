@@ -141,6 +141,7 @@ async def open_listener(
     limits: HttpLimits | None = None,
     grace: float = 5.0,
     on_leave: Callable[[], None] = lambda: None,
+    on_late: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Listener]:
     """Serve an application for as long as the context lasts.
 
@@ -152,6 +153,7 @@ async def open_listener(
         limits: See :class:`HttpLimits`.
         grace: For how many seconds requests may go on after the context was left.
         on_leave: Called first when the context is left; must not wait.
+        on_late: Called when most of the grace is over and requests still go on; likewise.
 
     Raises:
         ConfigError: The address or a file of TLS cannot be used, or hypercorn is missing.
@@ -164,11 +166,13 @@ async def open_listener(
             f"{flag}: nothing can be served ({error}): pip install etcd-actions[server]"
         ) from error
     errors: Counter[str] = Counter()
+    context = None if tls is None else tls.context()
     listening = _listening_socket(bind, flag, limits)
-    config = _config(listening, tls, limits, grace, errors)
+    config = _config(listening, context, limits, grace, errors)
     stopping = trio.Event()
     # The requests' own: a cancellation from outside stops at it.
     scope = trio.CancelScope(shield=True)
+    lateness = trio.CancelScope(shield=True)
 
     async def run(*, task_status: trio.TaskStatus[list[str]]) -> None:
         with scope:
@@ -179,6 +183,12 @@ async def open_listener(
                 task_status=task_status,
                 mode="asgi",
             )
+        lateness.cancel("all requests are done")
+
+    async def tell_when_late() -> None:
+        with lateness:
+            await trio.sleep(grace * 0.9)
+            on_late()
 
     with listening:
         host, port = listening.getsockname()[:2]
@@ -190,6 +200,7 @@ async def open_listener(
                 on_leave()
                 stopping.set()
                 scope.deadline = trio.current_time() + grace + 1
+                nursery.start_soon(tell_when_late)
 
 
 def _listening_socket(bind: Bind, flag: str, limits: HttpLimits) -> socket.socket:
@@ -221,14 +232,12 @@ def _listening_socket(bind: Bind, flag: str, limits: HttpLimits) -> socket.socke
 
 def _config(
     listening: socket.socket,
-    tls: ServerTls | None,
+    context: ssl.SSLContext | None,
     limits: HttpLimits,
     grace: float,
     errors: Counter[str],
 ) -> Config:
     from hypercorn.config import Config, Sockets  # noqa: PLC0415
-
-    context = None if tls is None else tls.context()
 
     class Given(Config):
         """What cannot be said by hypercorn's settings."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
-import trio
 
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
@@ -92,36 +91,18 @@ async def open_actions_server(
         message_bytes=settings.message_bytes,
         request_timeout=settings.request_timeout,
     )
-    async with trio.open_nursery() as nursery:
-        # What ends a call at the end of the grace must outlast a cancellation from outside.
-        ending_calls = trio.CancelScope(shield=True)
-        leaving = trio.Event()
-
-        async def cut_off_in_time() -> None:
-            with ending_calls:
-                await leaving.wait()
-                await trio.sleep(settings.grace * 0.9)
-                application.cut_off()
-
-        def leave() -> None:
-            streams.drain()
-            leaving.set()
-
-        nursery.start_soon(cut_off_in_time)
-        try:
-            async with open_listener(
-                application,
-                settings.bind,
-                flag=_FLAG,
-                tls=settings.tls,
-                limits=settings.http,
-                grace=settings.grace,
-                on_leave=leave,
-            ) as listener:
-                _tell(settings, listener)
-                yield ActionsServer(listener, calls, streams)
-        finally:
-            ending_calls.cancel("all calls are done")
+    async with open_listener(
+        application,
+        settings.bind,
+        flag=_FLAG,
+        tls=settings.tls,
+        limits=settings.http,
+        grace=settings.grace,
+        on_leave=streams.drain,
+        on_late=application.cut_off,
+    ) as listener:
+        _tell(settings, listener)
+        yield ActionsServer(listener, calls, streams)
 
 
 class ActionsServer:

@@ -36,16 +36,16 @@ class Site:
         self.state_dir = directory / "executor"
         self.notes = directory / "notes"
         self.notes.mkdir()
-        self._common = ("--endpoints", endpoint, "--prefix", prefix.decode())
-        self._python = ("--python", str(python))
+        self.common = ("--endpoints", endpoint, "--prefix", prefix.decode())
+        self.python = ("--python", str(python))
 
     def service(self, port: int, *flags: str) -> AbstractContextManager[Running]:
         """A service on a port, for as long as the context lasts; then it is killed."""
         return running(
             self.directory,
             "run",
-            *self._common,
-            *self._python,
+            *self.common,
+            *self.python,
             "--listen",
             f"127.0.0.1:{port}",
             "--executor",
@@ -65,8 +65,8 @@ class Site:
                 "submit",
                 f"{PROGRAMS / program}:{task}",
                 *flags,
-                *self._common,
-                *self._python,
+                *self.common,
+                *self.python,
                 "--run",
                 run,
                 "--output-base",

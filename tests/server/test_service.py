@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -10,11 +10,9 @@ import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 from google.protobuf.message import Message
 
-from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase, open_actions_client
-from etcd_actions.etcd.api import Etcd
+from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.model import ErrorState
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.serving import Bind
 from tests.server.clients import (
     SENTINEL,
     Client,
@@ -25,26 +23,13 @@ from tests.server.clients import (
     State,
     short,
 )
+from tests.server.conftest import LOOPBACK
 from tests.support import flyte
 from tests.support.waiting import eventually
 
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 CHILD = ActionId("p", "d", "r1", "c1", "o")
 OTHER = ActionId("p", "d", "r1", "c2", "o")
-LOOPBACK = Bind("127.0.0.1", 0)
-
-
-@pytest.fixture
-async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
-    async with open_actions_client(etcd, prefix=prefix) as client:
-        await client.start_watching()
-        yield client
-
-
-@pytest.fixture
-async def server(client: ActionsClient) -> AsyncIterator[ActionsServer]:
-    async with open_actions_server(client, ServerSettings(bind=LOOPBACK)) as server:
-        yield server
 
 
 MakeClient = Callable[[str], "GrpcClient | ConnectClient"]
@@ -311,3 +296,61 @@ async def test_a_silent_stream_gets_signs_of_life(client: ActionsClient) -> None
             assert [short(await reading.next()) for _ in range(4)] == [SENTINEL] * 4
             reading.close()
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", ["grpc", "connect"])
+async def test_a_call_that_outlasts_the_grace_is_told_to_try_again(
+    client: ActionsClient, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = trio.Event()
+
+    async def hang(*_: object, **__: object) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(client, "abort_action", hang)
+    request = pb.AbortRequest(action_id=flyte.identifier(ROOT))
+    caught: list[Failed] = []
+    async with trio.open_nursery() as nursery:
+
+        async def call(asker: Client) -> None:
+            try:
+                await ask(asker, "Abort", request)
+            except Failed as error:
+                caught.append(error)
+
+        settings = ServerSettings(bind=LOOPBACK, grace=0.2)
+        async with open_actions_server(client, settings) as server:
+            nursery.start_soon(call, CLIENTS[kind](str(server.address)))
+            await begun.wait()
+    assert [error.code for error in caught] == ["unavailable"]
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_a_call_that_takes_too_long_is_told_so(
+    client: ActionsClient, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object, **__: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(client, "abort_action", hang)
+    settings = ServerSettings(bind=LOOPBACK, request_timeout=0.1)
+    async with open_actions_server(client, settings) as server:
+        asker = CLIENTS[kind](str(server.address))
+        with pytest.raises(Failed) as caught:
+            await ask(asker, "Abort", pb.AbortRequest(action_id=flyte.identifier(ROOT)))
+        asker.close()
+    assert caught.value.code == "unavailable"
+
+
+async def test_a_failure_of_ours_is_internal_and_says_nothing(
+    asker: Client, client: ActionsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(client, "abort_action", fail)
+    with pytest.raises(Failed) as caught:
+        await ask(asker, "Abort", pb.AbortRequest(action_id=flyte.identifier(ROOT)))
+    assert caught.value.code == "internal"
+    assert "secret" not in caught.value.message
