@@ -21,7 +21,11 @@ from etcd_actions.claims import Claim, Claims, open_claims
 from etcd_actions.codecs import codec_named
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.group_commit import GroupCommit, open_group_commit
+from etcd_actions.group_commit import (
+    GroupCommit,
+    GroupCommitStatistics,
+    open_group_commit,
+)
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
     DEFAULT_NAMESPACE,
@@ -155,6 +159,10 @@ class ActionsClient:
     def statistics(self) -> ProcessorStatistics:
         """What the watching does and has done."""
         return self._processor.statistics()
+
+    def group_commit_statistics(self) -> GroupCommitStatistics:
+        """How its writes went to etcd."""
+        return self._commit.statistics()
 
     async def enqueue(
         self,

@@ -126,6 +126,7 @@ class ProcessorStatistics:
         elected: Whether this process is the one that records and marks.
         position: Every deletion up to this revision is done with, as last saved or read.
         subscriptions: Number of open subscriptions.
+        undelivered: Number of updates that their readers have yet to receive.
         decode_errors: Number of values that could not be decoded.
         undecodable: The keys that hold such a value now, and why it cannot be decoded.
     """
@@ -141,6 +142,7 @@ class ProcessorStatistics:
     elected: bool
     position: int
     subscriptions: int
+    undelivered: int
     decode_errors: int
     undecodable: dict[bytes, str]
 
@@ -283,6 +285,7 @@ class Processor:
             elected=self._election is not None and self._election.is_leader,
             position=self._position.saved,
             subscriptions=len(self._subscriptions),
+            undelivered=self._subscriptions.pending(),
             decode_errors=self._decode_errors,
             undecodable=dict(self._undecodable),
         )

@@ -26,6 +26,7 @@ import heapq
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import final
 
 import msgspec
@@ -84,6 +85,9 @@ class RouterStatistics:
         dropped_values: Number of values dropped above the soft limit.
         stalls: How often the hard limit made the stream wait.
         failures: Number of failed handler calls.
+        handler_seconds: Time spent in handlers, of all workers together.
+        turns: How often a worker took a key with work.
+        wait_seconds: How long keys with work waited for that, all together.
         failing: The keys that wait to be tried again.
     """
 
@@ -96,6 +100,9 @@ class RouterStatistics:
     dropped_values: int
     stalls: int
     failures: int
+    handler_seconds: float
+    turns: int
+    wait_seconds: float
     failing: tuple[FailingKey, ...]
 
 
@@ -111,6 +118,9 @@ class _Counts:
     dropped_values: int = 0
     stalls: int = 0
     failures: int = 0
+    handler_seconds: float = 0.0
+    turns: int = 0
+    wait_seconds: float = 0.0
 
 
 @final
@@ -121,7 +131,17 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
     after that opens a new channel. At most one task may read it.
     """
 
-    __slots__ = ("_counts", "_on_end", "_reread", "failures", "handling", "key", "pending", "since")
+    __slots__ = (
+        "_counts",
+        "_on_end",
+        "_reread",
+        "failures",
+        "handling",
+        "key",
+        "pending",
+        "ready_at",
+        "since",
+    )
 
     def __init__(
         self, key: bytes, counts: _Counts, reread: Reread, on_end: Callable[[bytes], None]
@@ -129,6 +149,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
         self.key = key
         self.failures = 0
         self.since = 0.0
+        self.ready_at = perf_counter()
         self.pending: list[Change] = []
         self.handling: Change | None = None
         self._counts = counts
@@ -260,6 +281,9 @@ class Router:
             dropped_values=counts.dropped_values,
             stalls=counts.stalls,
             failures=counts.failures,
+            handler_seconds=counts.handler_seconds,
+            turns=counts.turns,
+            wait_seconds=counts.wait_seconds,
             failing=tuple(self._failing.values()),
         )
 
@@ -345,6 +369,7 @@ class Router:
                     self._put_off(channel, None, error)
                     break
                 channel.handling = change
+                began = perf_counter()
                 try:
                     await handler(change)
                 except Exception as error:
@@ -352,6 +377,7 @@ class Router:
                     break
                 finally:
                     channel.handling = None
+                    counts.handler_seconds += perf_counter() - began
                 counts.handled += 1
                 if channel.failures:
                     channel.failures = 0
@@ -372,6 +398,7 @@ class Router:
                 await self._retry_added.wait()
             while self._retries and self._retries[0][0] <= trio.current_time():
                 channel = heapq.heappop(self._retries)[2]
+                channel.ready_at = perf_counter()
                 self._ready.append(channel)
             self._wake_one()
 
@@ -381,6 +408,8 @@ class Router:
             await self._park()
             self._waking = False
         channel = self._ready.popleft()
+        self._counts.turns += 1
+        self._counts.wait_seconds += perf_counter() - channel.ready_at
         self._wake_one()
         return channel
 

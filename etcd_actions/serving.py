@@ -177,7 +177,7 @@ async def open_listener(
     async def run(*, task_status: trio.TaskStatus[list[str]]) -> None:
         with scope:
             await serve(
-                application,  # type: ignore[arg-type]
+                _with_lifespan(application),  # type: ignore[arg-type]
                 config,
                 shutdown_trigger=stopping.wait,
                 task_status=task_status,
@@ -201,6 +201,22 @@ async def open_listener(
                 stopping.set()
                 scope.deadline = trio.current_time() + grace + 1
                 nursery.start_soon(tell_when_late)
+
+
+def _with_lifespan(application: Application) -> Application:
+    """Answer what the server asks of an application's life; only requests get through."""
+
+    async def answer(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await application(scope, receive, send)
+            return
+        while True:
+            kind = (await receive())["type"]
+            await send({"type": f"{kind}.complete"})
+            if kind == "lifespan.shutdown":
+                return
+
+    return answer
 
 
 def _listening_socket(bind: Bind, flag: str, limits: HttpLimits) -> socket.socket:

@@ -196,6 +196,14 @@ class Subscriptions:
     def __len__(self) -> int:
         return sum(len(subscriptions) for subscriptions in self._by_topic.values())
 
+    def pending(self) -> int:
+        """Number of updates that wait to be received, of all together."""
+        return sum(
+            each.statistics().pending
+            for subscriptions in self._by_topic.values()
+            for each in subscriptions
+        )
+
     @overload
     def subscribe(
         self, parent: ActionId | str | None, *, snapshot: Literal[False] = False

@@ -13,22 +13,27 @@ from etcd_actions import __version__
 from etcd_actions.cli.executing import check_executor, open_local_executor
 from etcd_actions.cli.exits import ExitCode
 from etcd_actions.cli.options import Common
-from etcd_actions.cli.serving import server_settings
+from etcd_actions.cli.serving import is_installed, server_settings
 from etcd_actions.cli.signals import Stop, open_stop
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config.settings import (
     COLLECT_ORPHANS,
+    DRAIN_DELAY,
     EMBEDDED_PORT,
     ENDPOINTS,
     GRACE,
+    MONITORING_LISTEN,
+    READY_WITHIN,
     RETAIN_TERMINAL,
     RUN_SERVICE,
     STATS_INTERVAL,
 )
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
+from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.embedded import EmbeddedEtcd, default_data_dir, open_embedded_etcd
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_NAMESPACE
+from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.processor import ProcessorSettings, ProcessorStatistics
 from etcd_actions.recorder import MarkResult
 from etcd_actions.run_service import NullRunService, RunService
@@ -103,6 +108,7 @@ async def _serve(
             namespace=common.namespace or "all",
             run_service=str(config[RUN_SERVICE] or "none"),
         )
+        monitoring = await _monitor(stack, client, etcd, common)
         await client.start_watching()
         # From here on a signal does not cancel: what was taken in is finished.
         let_finish()
@@ -111,20 +117,48 @@ async def _serve(
             _log.info("synced", revision=reflector.revision, keys=reflector.keys)
         async with AsyncExitStack() as serving:
             if served is not None:
-                server = await serving.enter_async_context(open_actions_server(client, served))
+                server = await serving.enter_async_context(
+                    open_actions_server(
+                        client,
+                        served,
+                        is_serving=lambda: monitoring is None or monitoring.health.is_serving,
+                    )
+                )
+                if monitoring is not None:
+                    monitoring.metrics.server = server.statistics
                 if executing:
-                    await serving.enter_async_context(
+                    executor = await serving.enter_async_context(
                         open_local_executor(client, config, served, server.address)
                     )
+                    if monitoring is not None:
+                        monitoring.metrics.executor = executor.statistics
             async with trio.open_nursery() as nursery:
                 if interval := config[STATS_INTERVAL]:
                     nursery.start_soon(_tell_often, client, interval)
                 await stop.wait()
+                if monitoring is not None:
+                    monitoring.health.draining = True
+                if stop.failure is None:
+                    # Who balances load has to notice first.
+                    await trio.sleep(config[DRAIN_DELAY])
                 nursery.cancel_scope.cancel("stopping")
         died = stop.failure is not None
         grace = config[GRACE]
         await client.stop_watching(min(grace, _GRACE_WITHOUT_ETCD) if died else grace)
         counts.update(_counts(client.statistics()))
+
+
+async def _monitor(
+    stack: AsyncExitStack, client: ActionsClient, etcd: Etcd, common: Common
+) -> Monitoring | None:
+    """Serve health and metrics, unless that is not wanted, or not installed and not asked for."""
+    config = common.config
+    bind = config[MONITORING_LISTEN]
+    if bind is None or not is_installed(config, MONITORING_LISTEN):
+        return None
+    return await stack.enter_async_context(
+        open_monitoring(client, etcd, bind, prefix=common.prefix, heard_within=config[READY_WITHIN])
+    )
 
 
 @asynccontextmanager

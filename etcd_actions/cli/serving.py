@@ -20,12 +20,20 @@ from etcd_actions.config.settings import (
     REQUEST_TIMEOUT,
     STREAM_KEEPALIVE,
     TOKEN_FILE,
+    Setting,
 )
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings
 from etcd_actions.serving import HttpLimits, ServerTls
 
-_NEEDED = ("connectrpc", "flyteidl2", "grpc_health", "grpc_reflection", "hypercorn")
+_NEEDED = (
+    "connectrpc",
+    "flyteidl2",
+    "grpc_health",
+    "grpc_reflection",
+    "hypercorn",
+    "prometheus_client",
+)
 # Requests are short; what takes longer is told to try again.
 _MOST_GRACE = 5.0
 
@@ -43,8 +51,7 @@ def server_settings(config: Config) -> ServerSettings | None:
     bind = config[LISTEN]
     if bind is None:
         return None
-    if not config.is_given(LISTEN) and any(find_spec(name) is None for name in _NEEDED):
-        _log.warning("not_serving", remedy="pip install etcd-actions[server]")
+    if not is_installed(config, LISTEN):
         return None
     return ServerSettings(
         bind=bind,
@@ -58,6 +65,14 @@ def server_settings(config: Config) -> ServerSettings | None:
         grace=min(_MOST_GRACE, config[GRACE]),
         http=HttpLimits(header_bytes=config[MAX_HEADER_BYTES]),
     )
+
+
+def is_installed(config: Config, setting: Setting[object]) -> bool:
+    """Whether what serves is installed; where somebody asked for it, that is not the question."""
+    if config.is_given(setting) or all(find_spec(name) is not None for name in _NEEDED):
+        return True
+    _log.warning("not_serving", what=setting.flag, remedy="pip install etcd-actions[server]")
+    return False
 
 
 def _tls(config: Config) -> ServerTls | None:

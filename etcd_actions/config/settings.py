@@ -37,6 +37,7 @@ class Group(enum.Enum):
     EMBEDDED = "The embedded etcd"
     RUN = "The process"
     SERVICE = "The service for Flyte's SDK"
+    MONITORING = "Health and metrics"
     EXECUTOR = "The local executor"
     ASKING = "Asking the service instead of etcd"
     LOGS = "Logs, on standard error"
@@ -444,6 +445,37 @@ STREAM_KEEPALIVE: Setting[float] = Setting(
     for_run=True,
 )
 
+MONITORING_LISTEN: Setting[Bind | None] = Setting(
+    name="monitoring_listen",
+    group=Group.MONITORING,
+    variable="ETCD_ACTIONS_MONITORING_LISTEN",
+    metavar="HOST:PORT|none",
+    parse=values.bind,
+    default="127.0.0.1:8092",
+    help="Where /healthz, /readyz and /metrics are served, without TLS and tokens",
+    for_run=True,
+)
+READY_WITHIN: Setting[float] = Setting(
+    name="ready_within",
+    group=Group.MONITORING,
+    variable="ETCD_ACTIONS_READY_WITHIN",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="30s",
+    help="How long etcd may have been silent before the process counts as not ready",
+    for_run=True,
+)
+DRAIN_DELAY: Setting[float] = Setting(
+    name="drain_delay",
+    group=Group.MONITORING,
+    variable="ETCD_ACTIONS_DRAIN_DELAY",
+    metavar="DURATION",
+    parse=values.seconds,
+    default="0s",
+    help="How long to go on serving as not ready before the process stops, for load balancers",
+    for_run=True,
+)
+
 _executor: Callable[[str], Literal["none", "local"]] = values.one_of("none", "local")
 EXECUTOR: Setting[Literal["none", "local"]] = Setting(
     name="executor",
@@ -592,6 +624,9 @@ SETTINGS: tuple[Setting[object], ...] = (
     RATE_LIMIT,
     REQUEST_TIMEOUT,
     STREAM_KEEPALIVE,
+    MONITORING_LISTEN,
+    READY_WITHIN,
+    DRAIN_DELAY,
     EXECUTOR,
     PYTHON,
     EXECUTOR_SLOTS,

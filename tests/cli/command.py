@@ -31,6 +31,7 @@ def environment(**extra: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "error",
         "ETCD_ACTIONS_LISTEN": "127.0.0.1:0",
+        "ETCD_ACTIONS_MONITORING_LISTEN": "127.0.0.1:0",
     }
     return env | ours | extra
 

@@ -1,0 +1,288 @@
+"""The metrics of a process, made of its statistics when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from etcd_actions import __version__
+from etcd_actions.client import ActionsClient
+from etcd_actions.monitoring.health import Health
+from etcd_actions.processor import ProcessorStatistics
+from etcd_actions.router import RouterStatistics
+
+
+class ServerNumbers(Protocol):
+    """What a server tells of itself, see ``etcd_actions.server``."""
+
+    @property
+    def calls(self) -> Mapping[tuple[str, str], int]:
+        """Number of calls by method and code."""
+        ...
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """What they took in all, by method."""
+        ...
+
+    @property
+    def open_streams(self) -> int:
+        """Number of open streams."""
+        ...
+
+    @property
+    def updates(self) -> int:
+        """Number of updates given out."""
+        ...
+
+    @property
+    def conflated(self) -> int:
+        """Number of states that were not given out, since a newer one was."""
+        ...
+
+    @property
+    def protocol_errors(self) -> int:
+        """How often a client left in the middle."""
+        ...
+
+
+class ExecutorNumbers(Protocol):
+    """What an executor tells of itself, see ``etcd_actions.executor``."""
+
+    @property
+    def running(self) -> int:
+        """Number of attempts under way."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """How many of them wait for children."""
+        ...
+
+    @property
+    def open_actions(self) -> int:
+        """Number of actions that are not over."""
+        ...
+
+    @property
+    def started(self) -> int:
+        """Number of attempts started."""
+        ...
+
+    @property
+    def adopted(self) -> int:
+        """Number of attempts found running."""
+        ...
+
+    @property
+    def ended(self) -> Mapping[str, int]:
+        """Number of actions ended, by phase."""
+        ...
+
+    @property
+    def retries(self) -> int:
+        """Number of attempts followed by another."""
+        ...
+
+
+class Metrics(Collector):
+    """All metrics of a process.
+
+    Args:
+        client: Whose.
+        health: How it is.
+        server: The statistics of its server; None without one.
+        executor: Those of its executor; None without one.
+    """
+
+    def __init__(
+        self,
+        client: ActionsClient,
+        health: Health,
+        *,
+        server: Callable[[], ServerNumbers] | None = None,
+        executor: Callable[[], ExecutorNumbers] | None = None,
+    ) -> None:
+        self._client = client
+        self._health = health
+        self.server = server
+        self.executor = executor
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """See :class:`prometheus_client.registry.Collector`."""
+        statistics = self._client.statistics()
+        info = GaugeMetricFamily("etcd_actions_build_info", "The version.", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
+        yield from self._of_watch(statistics)
+        yield from _of_queues(statistics)
+        yield from _of_recording(statistics)
+        yield from self._of_writes()
+        if self.server is not None:
+            yield from _of_server(self.server())
+        if self.executor is not None:
+            yield from _of_executor(self.executor())
+
+    def _of_watch(self, statistics: ProcessorStatistics) -> Iterator[Metric]:
+        reflector = statistics.reflector
+        yield _gauge("etcd_watch_ready", "Whether it may be used.", self._health.is_serving)
+        if reflector is None:
+            return
+        yield _gauge("etcd_watch_synced", "Whether the first list was given out.", reflector.synced)
+        yield _gauge("etcd_watch_streaming", "Whether a stream is open.", reflector.streaming)
+        yield _gauge("etcd_watch_revision", "All up to it was given out.", reflector.revision)
+        yield _gauge(
+            "etcd_watch_lag_revisions",
+            "How far behind the store's newest revision that is, as last read by /readyz.",
+            max(0, self._health.head - reflector.revision) if self._health.head else 0,
+        )
+        yield _gauge("etcd_watch_silence_seconds", "Since etcd was last heard.", reflector.silence)
+        yield _gauge("etcd_watch_keys", "Number of keys that exist.", reflector.keys)
+        yield _counter("etcd_watch_events", "Changes given out.", reflector.events)
+        yield _counters(
+            "etcd_watch_reconnects", "Streams lost, by error.", "cause", reflector.reconnects
+        )
+        yield _counters(
+            "etcd_watch_relists", "Lists after the first, by reason.", "reason", reflector.relists
+        )
+        yield _counter(
+            "storage_decode_errors",
+            "Values that could not be decoded.",
+            statistics.decode_errors,
+        )
+        yield _gauge(
+            "storage_undecodable_keys",
+            "Keys that hold such a value now.",
+            len(statistics.undecodable),
+        )
+
+    def _of_writes(self) -> Iterator[Metric]:
+        writes = self._client.group_commit_statistics()
+        yield _counter("etcd_group_commit_members", "Transactions answered.", writes.members)
+        yield _counter("etcd_group_commit_groups", "Requests that they went in.", writes.groups)
+        yield _counter("etcd_group_commit_halved", "Groups that were refused.", writes.halved)
+        yield _gauge("etcd_group_commit_largest", "Most in one request.", writes.largest)
+        yield _gauge("etcd_group_commit_waiting", "Transactions that wait.", writes.waiting)
+
+
+def _of_queues(statistics: ProcessorStatistics) -> Iterator[Metric]:
+    queues = [("handlers", statistics.router), ("outbox", statistics.outbox)]
+    present = [(name, router) for name, router in queues if router is not None]
+
+    def gauge(name: str, text: str, value: Callable[[RouterStatistics], float]) -> Metric:
+        family = GaugeMetricFamily(f"workqueue_{name}", text, labels=["name"])
+        for queue, router in present:
+            family.add_metric([queue], value(router))
+        return family
+
+    def counter(name: str, text: str, value: Callable[[RouterStatistics], float]) -> Metric:
+        family = CounterMetricFamily(f"workqueue_{name}", text, labels=["name"])
+        for queue, router in present:
+            family.add_metric([queue], value(router))
+        return family
+
+    yield gauge("depth", "Keys with work.", lambda each: each.keys)
+    yield gauge("pending_changes", "Changes not taken yet.", lambda each: each.pending_changes)
+    yield gauge("pending_bytes", "Bytes of their values.", lambda each: each.pending_bytes)
+    yield gauge("failing_keys", "Keys to be tried again.", lambda each: len(each.failing))
+    yield counter("adds", "Changes that came in.", lambda each: each.dispatched)
+    yield counter("handled", "Changes handled.", lambda each: each.handled)
+    yield counter("conflated", "Changes that a newer one replaced.", lambda each: each.conflated)
+    yield counter("dropped_values", "Values to be read again.", lambda each: each.dropped_values)
+    yield counter("retries", "Handlers that failed.", lambda each: each.failures)
+    yield counter("stalls", "Times the stream had to wait.", lambda each: each.stalls)
+    yield counter(
+        "work_duration_seconds", "Time spent in handlers.", lambda each: each.handler_seconds
+    )
+    yield counter("turns", "Keys taken by a worker.", lambda each: each.turns)
+    yield counter(
+        "queue_duration_seconds", "Time that keys waited for that.", lambda each: each.wait_seconds
+    )
+
+
+def _of_recording(statistics: ProcessorStatistics) -> Iterator[Metric]:
+    yield _gauge("etcd_actions_elected", "Whether it records and marks.", statistics.elected)
+    yield _gauge("etcd_actions_position", "The durable position.", statistics.position)
+    yield _gauge("etcd_actions_subscriptions", "Open subscriptions.", statistics.subscriptions)
+    yield _gauge(
+        "etcd_actions_subscriber_lag_updates",
+        "Updates that subscribers have yet to receive.",
+        statistics.undelivered,
+    )
+    calls = CounterMetricFamily(
+        "etcd_actions_run_service_calls",
+        "Calls to the run service that came to an end.",
+        labels=["call", "result"],
+    )
+    for result, counts in (("accepted", statistics.told), ("rejected", statistics.rejected)):
+        for call, count in counts.items():
+            calls.add_metric([call, result], count)
+    yield calls
+    yield _gauge(
+        "etcd_actions_dead_letters",
+        "What the run service will never accept.",
+        len(statistics.dead_letters),
+    )
+    yield _counters("etcd_actions_marks", "Marks, by result.", "result", statistics.marks)
+
+
+def _of_server(server: ServerNumbers) -> Iterator[Metric]:
+    calls = CounterMetricFamily(
+        "etcd_actions_server_handled", "Calls, by method and code.", labels=["method", "code"]
+    )
+    for (method, code), count in server.calls.items():
+        calls.add_metric([method, code], count)
+    yield calls
+    yield _counters(
+        "etcd_actions_server_handling_seconds",
+        "Time that calls took; of streams, how long they were open.",
+        "method",
+        server.seconds,
+    )
+    yield _gauge("etcd_actions_server_open_streams", "Open streams.", server.open_streams)
+    yield _counter("etcd_actions_server_updates", "Updates given out.", server.updates)
+    yield _counter(
+        "etcd_actions_server_conflated", "States that a newer one replaced.", server.conflated
+    )
+    yield _counter(
+        "etcd_actions_server_protocol_errors",
+        "Clients that left in the middle.",
+        server.protocol_errors,
+    )
+
+
+def _of_executor(executor: ExecutorNumbers) -> Iterator[Metric]:
+    yield _gauge("etcd_actions_executor_running", "Attempts under way.", executor.running)
+    yield _gauge(
+        "etcd_actions_executor_waiting", "Of these, waiting for children.", executor.waiting
+    )
+    yield _gauge("etcd_actions_executor_open_actions", "Not over yet.", executor.open_actions)
+    yield _counter("etcd_actions_executor_started", "Attempts started.", executor.started)
+    yield _counter("etcd_actions_executor_adopted", "Attempts found running.", executor.adopted)
+    yield _counter("etcd_actions_executor_retries", "Attempts tried again.", executor.retries)
+    yield _counters("etcd_actions_executor_ended", "Actions ended.", "phase", executor.ended)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for each, value in values.items():
+        family.add_metric([each], value)
+    return family

@@ -1,0 +1,92 @@
+"""Serves ``/healthz``, ``/readyz`` and ``/metrics``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from etcd_actions.client import ActionsClient
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.monitoring.health import Health
+from etcd_actions.serving import Application, Bind, Message, Receive, Send, open_listener
+
+if TYPE_CHECKING:
+    from etcd_actions.monitoring.metrics import Metrics
+
+_FLAG = "--monitoring-listen"
+_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def open_monitoring(
+    client: ActionsClient, etcd: Etcd, bind: Bind, *, prefix: bytes, heard_within: float
+) -> AsyncIterator[Monitoring]:
+    """Serve health and metrics of a client for as long as the context lasts.
+
+    Args:
+        client: Whose.
+        etcd: Its connection.
+        bind: Where to listen; whoever can connect may read.
+        prefix: A key below which the client may read.
+        heard_within: How many seconds etcd may have been silent.
+
+    Raises:
+        ConfigError: The address cannot be used, or the extra is not installed.
+    """
+    try:
+        from etcd_actions.monitoring.metrics import Metrics  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{_FLAG}: nothing can be served ({error}): pip install etcd-actions[server]"
+        ) from error
+    health = Health(client, etcd, prefix, heard_within=heard_within)
+    metrics = Metrics(client, health)
+    async with open_listener(_application(health, metrics), bind, flag=_FLAG, grace=1) as listener:
+        _log.info("monitoring", listen=str(listener.address))
+        yield Monitoring(listener.address, health, metrics)
+
+
+class Monitoring:
+    """What is served; made by :func:`open_monitoring`.
+
+    Attributes:
+        address: Where, with the port that the system chose.
+        health: How the process is; set ``draining`` before it ends.
+        metrics: What is measured; give it ``server`` and ``executor`` once they are there.
+    """
+
+    def __init__(self, address: Bind, health: Health, metrics: Metrics) -> None:
+        self.address = address
+        self.health = health
+        self.metrics = metrics
+
+
+def _application(health: Health, metrics: Metrics) -> Application:
+    async def answer(scope: Message, _receive: Receive, send: Send) -> None:
+        status, kind, body = 404, "text/plain", b"there are /healthz, /readyz and /metrics\n"
+        if scope["method"] not in ("GET", "HEAD"):
+            status, body = 405, b"GET only\n"
+        elif scope["path"] == "/healthz":
+            status, body = 200, b"ok\n"
+        elif scope["path"] == "/readyz":
+            checks = await health.ready()
+            status = 200 if all(check.ok for check in checks) else 503
+            kind = "application/json"
+            told = {check.name: check.reason or "ok" for check in checks}
+            body = json.dumps({"ready": status == 200, "checks": told}).encode() + b"\n"
+        elif scope["path"] == "/metrics":
+            status, kind, body = 200, _TEXT, metrics.text()
+        headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if scope["method"] == "HEAD":
+            body = b""
+        await send({"type": "http.response.body", "body": body})
+
+    return answer

@@ -1,0 +1,204 @@
+"""Health and metrics of a client on a real etcd, over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from etcd_actions import (
+    ActionId,
+    ActionsClient,
+    ActionStatus,
+    Phase,
+    ProcessorSettings,
+    open_actions_client,
+    open_etcd,
+)
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.executor import ExecutorStatistics
+from etcd_actions.monitoring import Monitoring, open_monitoring
+from etcd_actions.server import ServerStatistics
+from etcd_actions.serving import Bind
+from etcd_actions.testing import OwnEtcd
+from tests.support import flyte
+from tests.support.waiting import eventually
+
+ROOT = ActionId("p", "d", "r1", "a0", "o")
+LOOPBACK = Bind("127.0.0.1", 0)
+
+
+async def get(monitoring: Monitoring, path: str, method: str = "GET") -> tuple[int, str]:
+    def ask() -> tuple[int, str]:
+        connection = http.client.HTTPConnection(str(monitoring.address), timeout=20)
+        connection.request(method, path)
+        response = connection.getresponse()
+        body = response.read().decode()
+        connection.close()
+        return response.status, body
+
+    return await trio.to_thread.run_sync(ask)
+
+
+async def ready(monitoring: Monitoring) -> tuple[int, dict[str, str]]:
+    status, body = await get(monitoring, "/readyz")
+    told = json.loads(body)
+    assert told["ready"] == (status == 200)
+    checks: dict[str, str] = told["checks"]
+    return status, checks
+
+
+async def samples(monitoring: Monitoring) -> dict[tuple[str, ...], float]:
+    """The values, by name and labels."""
+    status, body = await get(monitoring, "/metrics")
+    assert status == 200
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        yield client
+
+
+@pytest.fixture
+async def monitoring(client: ActionsClient, etcd: Etcd, prefix: bytes) -> AsyncIterator[Monitoring]:
+    async with open_monitoring(
+        client, etcd, LOOPBACK, prefix=prefix, heard_within=30
+    ) as monitoring:
+        yield monitoring
+
+
+async def test_it_is_ready_once_all_is_listed(
+    client: ActionsClient, monitoring: Monitoring
+) -> None:
+    assert await get(monitoring, "/healthz") == (200, "ok\n")
+    status, checks = await ready(monitoring)
+    assert (status, checks["listed"]) == (503, "the first list is not finished")
+    assert not monitoring.health.is_serving
+    await client.start_watching()
+    assert await ready(monitoring) == (
+        200,
+        dict.fromkeys(("draining", "listed", "stream", "handlers", "etcd"), "ok"),
+    )
+    assert monitoring.health.is_serving
+    monitoring.health.draining = True
+    status, checks = await ready(monitoring)
+    assert (status, checks["draining"]) == (503, "it is about to end")
+
+
+async def test_other_requests_are_refused(monitoring: Monitoring) -> None:
+    assert (await get(monitoring, "/"))[0] == 404
+    assert (await get(monitoring, "/metrics", "POST"))[0] == 405
+    assert await get(monitoring, "/healthz", "HEAD") == (200, "")
+
+
+async def test_an_etcd_that_is_away_is_told(own_etcd: OwnEtcd, prefix: bytes) -> None:
+    async with (
+        open_etcd(own_etcd.endpoint) as etcd,
+        open_actions_client(etcd, prefix=prefix) as client,
+        open_monitoring(client, etcd, LOOPBACK, prefix=prefix, heard_within=0.5) as monitoring,
+    ):
+        await client.start_watching()
+        assert (await ready(monitoring))[0] == 200
+        own_etcd.suspend()
+        told: dict[str, str] = {}
+        with trio.fail_after(60):
+            while told.get("etcd", "ok") == "ok" or told["stream"] == "ok":
+                _, told = await ready(monitoring)
+        own_etcd.resume()
+        with trio.fail_after(60):
+            while (await ready(monitoring))[0] != 200:
+                await trio.lowlevel.checkpoint()
+
+
+async def test_a_handler_that_keeps_failing_degrades_it(
+    client: ActionsClient, etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def wants(self, phase: Phase, deleted: bool) -> bool:
+            return True
+
+        async def record_action(self, *_: object) -> None:
+            raise RuntimeError("it refuses")
+
+        async def update_action_status(self, *_: object) -> None:
+            raise RuntimeError("it refuses")
+
+    settings = ProcessorSettings(elect=False)
+    async with (
+        open_actions_client(
+            etcd, prefix=prefix, run_service=Refusing(), settings=settings
+        ) as failing,
+        open_monitoring(failing, etcd, LOOPBACK, prefix=prefix, heard_within=30) as monitoring,
+    ):
+        await failing.start_watching()
+        monkeypatch.setattr(monitoring.health, "_failing_for", 0.0)
+        await failing.enqueue(flyte.task(ROOT))
+
+        def fails() -> bool:
+            outbox = failing.statistics().outbox
+            return outbox is not None and bool(outbox.failing)
+
+        await eventually(fails)
+        status, checks = await ready(monitoring)
+        assert status == 503
+        assert "r1-a0" in checks["handlers"]
+        assert "it refuses" in checks["handlers"]
+        found = await samples(monitoring)
+        assert found["workqueue_failing_keys", "outbox"] == 1
+        assert found["workqueue_retries_total", "outbox"] >= 1
+
+
+async def test_metrics_follow_what_happens(client: ActionsClient, monitoring: Monitoring) -> None:
+    await client.start_watching()
+    await client.enqueue(flyte.task(ROOT))
+    await client.put_status(ROOT, 1, ActionStatus(Phase.SUCCEEDED))
+    await eventually(lambda: client.statistics().marks.get("marked") == 1)
+    await get(monitoring, "/readyz")
+    async with client.subscribe(ROOT, snapshot=True):
+        found = await samples(monitoring)
+    assert found["etcd_watch_synced",] == found["etcd_watch_streaming",] == 1
+    assert found["etcd_watch_events_total",] >= 2
+    assert found["etcd_watch_keys",] == 1
+    assert found["etcd_actions_marks_total", "marked"] == 1
+    assert found["etcd_actions_elected",] == 1
+    assert found["etcd_actions_subscriptions",] == 1
+    assert found["etcd_actions_subscriber_lag_updates",] == 2
+    assert found["etcd_group_commit_members_total",] >= 2
+    assert found["workqueue_adds_total", "handlers"] >= 2
+    assert found["workqueue_work_duration_seconds_total", "handlers"] > 0
+    assert found["workqueue_queue_duration_seconds_total", "handlers"] > 0
+    assert found["storage_decode_errors_total",] == 0
+
+
+async def test_server_and_executor_are_measured_where_they_are(
+    client: ActionsClient, monitoring: Monitoring
+) -> None:
+    await client.start_watching()
+    assert not [name for name in await samples(monitoring) if "executor" in name[0]]
+    monitoring.metrics.server = lambda: ServerStatistics(
+        calls={("Enqueue", "ok"): 3},
+        seconds={"Enqueue": 0.5},
+        open_streams=2,
+        updates=5,
+        conflated=1,
+        protocol_errors=0,
+    )
+    monitoring.metrics.executor = lambda: ExecutorStatistics(
+        running=3, waiting=1, open_actions=4, started=7, adopted=1, ended={"FAILED": 2}, retries=1
+    )
+    found = await samples(monitoring)
+    assert found["etcd_actions_server_handled_total", "ok", "Enqueue"] == 3
+    assert found["etcd_actions_server_handling_seconds_total", "Enqueue"] == 0.5
+    assert found["etcd_actions_server_open_streams",] == 2
+    assert found["etcd_actions_executor_running",] == 3
+    assert found["etcd_actions_executor_ended_total", "FAILED"] == 2
