@@ -11,7 +11,7 @@ import pytest
 from etcd_actions.cli.commands import commands, invoke
 from etcd_actions.cli.flags import SettingOption
 from etcd_actions.config import COMMON, SETTINGS, Setting
-from etcd_actions.config.settings import SECRET
+from etcd_actions.config.settings import ASKING, SECRET
 from tests.cli.command import ROOT, finish
 from tests.cli.test_config import SAMPLES
 
@@ -249,9 +249,11 @@ def settings_of(name: str) -> list[str]:
 
 
 def test_run_has_every_setting_and_the_other_commands_the_common_ones() -> None:
-    assert settings_of("run") == [setting.flag for setting in SETTINGS]
+    assert settings_of("run") == [each.flag for each in SETTINGS if not each.for_asking]
     for name in ("watch", "replay"):
         assert settings_of(name) == [setting.flag for setting in COMMON]
+    for name in ("enqueue", "abort", "signal", "status"):
+        assert settings_of(name) == [setting.flag for setting in ASKING]
 
 
 def test_help_tells_every_setting_and_no_value(
@@ -259,9 +261,11 @@ def test_help_tells_every_setting_and_no_value(
 ) -> None:
     for setting in SECRET:
         monkeypatch.setenv(setting.variable, PASSWORD)
-    monkeypatch.setattr(sys, "argv", ["etcd-actions", "run", "--help"])
-    assert invoke() == 0
-    told = " ".join(capfd.readouterr().out.split())
+    told = ""
+    for command in ("run", "submit"):
+        monkeypatch.setattr(sys, "argv", ["etcd-actions", command, "--help"])
+        assert invoke() == 0
+        told += " ".join(capfd.readouterr().out.split())
     for setting in SETTINGS:
         assert f"{setting.flag} " in told
         assert f"{setting.help}. [env: {setting.variable}; default: " in told
