@@ -111,13 +111,26 @@ def read_request(file: str) -> pb.EnqueueRequest:
             is_request = "action" in tree
             Parse(data, request if is_request else request.action)
         except (ValueError, ParseError) as error:
-            raise InputError(f"{file}: no EnqueueRequest, and no Action: {error}") from None
+            why = " ".join(str(error).split())
+            raise InputError(f"{file}: no EnqueueRequest, and no Action: {why}") from None
         return request
-    try:
-        request.ParseFromString(data)
-    except BadMessage as error:
-        raise InputError(f"{file}: neither JSON nor an EnqueueRequest: {error}") from None
-    return request
+    read = _binary(data)
+    if read is None:
+        raise InputError(f"{file}: no EnqueueRequest, and no Action, in JSON or in binary")
+    return read
+
+
+def _binary(data: bytes) -> pb.EnqueueRequest | None:
+    """The request; nothing says which of the two it is, but only one of them has a spec then."""
+    for of_action in (False, True):
+        request = pb.EnqueueRequest()
+        try:
+            (request.action if of_action else request).ParseFromString(data)
+        except BadMessage:
+            continue
+        if request.action.WhichOneof("spec") is not None:
+            return request
+    return None
 
 
 def literal_of(text: str, kind: str) -> Literal:

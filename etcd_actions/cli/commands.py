@@ -252,8 +252,8 @@ def replay(common: Common, *, file: str, rate: float | None) -> int:
 def enqueue(common: Common, *, file: str) -> int:
     """Create the action that FILE describes.
 
-    FILE is a flyteidl2.actions.EnqueueRequest, or its Action alone, as protobuf's JSON; or the
-    request in binary; - is standard input. The same again is no error. With --service the
+    FILE is a flyteidl2.actions.EnqueueRequest, or its Action alone, as protobuf's JSON or in
+    binary; - is standard input. The same again is no error. With --service the
     service is asked, else etcd.
     """
     from etcd_actions.cli.changing import enqueue_file  # noqa: PLC0415

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from statistics import quantiles
+
 import pytest
 import trio
 
-from etcd_actions import ActionUpdate, Processor, open_etcd
+from etcd_actions import ActionUpdate, Processor, RunService, open_etcd
 from etcd_actions.etcd.api import Etcd, KeyRange
 from tests.support import oracle
 from tests.support.etcd_server import EtcdServer
-from tests.support.load import Load, make_run, root_of, with_uid
+from tests.support.load import Load, make_run, root_of, with_annotation, with_uid
 from tests.support.recording import RecordingRunService, eventually
 from tests.support.scene import PROCESSOR, judge_marks, processing, subscribed
 
@@ -172,3 +174,77 @@ async def test_an_action_made_again_while_nothing_was_watched(
             await processor.start_watching()
             await judge_marks([processor], [run_service], etcd, prefix)
     assert [one.is_deleted for one in run_service.told] == [False, True, False]
+
+
+async def test_subscribers_hear_as_soon_while_it_hangs(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes
+) -> None:
+    """10,000 changes: the slowest hundredth is no slower than with nobody to be told.
+
+    Both are measured in turns. What slows subscribers does so each time; what else the machine
+    does, does not.
+    """
+    measured = []
+    with trio.fail_after(300):
+        for turn in range(4):
+            run_service = RecordingRunService(etcd)
+            run_service.hang = lambda _: True
+            quiet = await _latency(shared_etcd.endpoint, prefix + b"%d/q/" % turn, None)
+            hung = await _latency(shared_etcd.endpoint, prefix + b"%d/h/" % turn, run_service)
+            assert run_service.told == []
+            measured.append((hung, quiet))
+            if hung <= 1.5 * quiet + 0.002:
+                return
+    pytest.fail(f"seconds with it hung, and quiet: {measured}")
+
+
+async def _latency(endpoint: str, prefix: bytes, run_service: RunService | None) -> float:
+    """From put to subscriber, in seconds: what one change in a hundred takes longer than."""
+    actions = make_run(prefix, "rr9", 1_000)
+    sent: dict[int, float] = {}
+    seen: dict[int, float] = {}
+    async with (
+        open_etcd(endpoint) as watching,
+        open_etcd(endpoint) as writing,
+        processing(watching, prefix, run_service) as processor,
+        processor.subscribe(root_of("rr9")) as updates,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def read() -> None:
+            async for update in updates:
+                seen[update.revision] = trio.current_time()
+
+        async def write(first: int) -> None:
+            due = start + first * _PACE / _WRITERS
+            for change in range(_CHANGES):
+                for action in actions[first::_WRITERS]:
+                    await trio.sleep_until(due)
+                    due += _PACE
+                    value = with_annotation(action.states[0], "change", str(change))
+                    now = trio.current_time()
+                    sent[(await writing.put(action.key, value)).revision] = now
+
+        nursery.start_soon(read)
+        start = trio.current_time()
+        async with trio.open_nursery() as writers:
+            for first in range(_WRITERS):
+                writers.start_soon(write, first)
+        newest = max(sent)
+        await eventually(lambda: newest in seen)
+        if run_service is not None:
+            outbox = processor.statistics().outbox
+            assert outbox is not None
+            assert outbox.keys == len(actions)
+        nursery.cancel_scope.cancel("all was seen")
+    assert len(sent) == len(actions) * _CHANGES
+    heard = [seen[revision] - at for revision, at in sent.items() if revision in seen]
+    assert len(heard) > len(sent) * 0.9
+    print("LAT", run_service is not None, quantiles(heard, n=100)[98], len(heard))
+    return quantiles(heard, n=100)[98]
+
+
+_WRITERS = 16
+_CHANGES = 10
+# Seconds between two changes of one writer: all together make 1,000 a second.
+_PACE = _WRITERS / 1_000
