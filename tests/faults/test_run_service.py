@@ -7,7 +7,7 @@ from statistics import quantiles
 import pytest
 import trio
 
-from etcd_actions import ActionUpdate, Processor, RunService, open_etcd
+from etcd_actions import ActionUpdate, NullRunService, Processor, RunService, open_etcd
 from etcd_actions.etcd.api import Etcd, KeyRange
 from tests.support import oracle
 from tests.support.etcd_server import EtcdServer
@@ -206,7 +206,7 @@ async def _latency(endpoint: str, prefix: bytes, run_service: RunService | None)
     async with (
         open_etcd(endpoint) as watching,
         open_etcd(endpoint) as writing,
-        processing(watching, prefix, run_service) as processor,
+        processing(watching, prefix, run_service or NullRunService()) as processor,
         processor.subscribe(root_of("rr9")) as updates,
         trio.open_nursery() as nursery,
     ):
