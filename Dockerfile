@@ -1,0 +1,29 @@
+# The service, small and without root: docker build -t etcd-actions .
+#
+# Where nothing can be reached while it is built, wheels come from the context:
+#   pip wheel --wheel-dir build/wheels --constraint constraints.txt '.[cli,gateway,server,telemetry]'
+#   docker build --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/src/build/wheels .
+ARG PYTHON=python:3.13-slim
+
+FROM ${PYTHON} AS build
+ARG PIP_NO_INDEX=
+ARG PIP_FIND_LINKS=
+COPY . /src
+RUN python3 -m venv /opt/etcd-actions \
+    && /opt/etcd-actions/bin/pip install --no-cache-dir --disable-pip-version-check \
+        --constraint /src/constraints.txt '/src[cli,gateway,server,telemetry]' \
+    && /opt/etcd-actions/bin/pip uninstall --yes pip
+
+FROM ${PYTHON}
+COPY --from=build /opt/etcd-actions /opt/etcd-actions
+ENV PATH=/opt/etcd-actions/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    ETCD_ACTIONS_LISTEN=0.0.0.0:8091 \
+    ETCD_ACTIONS_MONITORING_LISTEN=0.0.0.0:8092
+USER 65532:65532
+EXPOSE 8091 8092
+HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8092/readyz', timeout=3)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["etcd-actions"]
+CMD ["run"]
