@@ -13,6 +13,7 @@ from etcd_actions.config import Config
 from etcd_actions.config.settings import (
     EXECUTOR,
     EXECUTOR_CLAIM_TTL,
+    EXECUTOR_FORK_SERVER,
     EXECUTOR_MEMORY,
     EXECUTOR_SLOTS,
     EXECUTOR_STATE_DIR,
@@ -106,6 +107,7 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
         python=sdk_python(config),
         service=str(service),
         state_dir=state_dir.expanduser().absolute(),
+        fork_server=config[EXECUTOR_FORK_SERVER],
         slots=config[EXECUTOR_SLOTS],
         memory=config[EXECUTOR_MEMORY],
         claim_ttl=config[EXECUTOR_CLAIM_TTL],

@@ -506,6 +506,16 @@ PYTHON: Setting[Path | None] = Setting(
     help="The interpreter that has Flyte's SDK",
     for_run=True,
 )
+EXECUTOR_FORK_SERVER: Setting[bool] = Setting(
+    name="executor_fork_server",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_EXECUTOR_FORK_SERVER",
+    metavar="BOOL",
+    parse=values.boolean,
+    default="true",
+    help="Whether tasks are started by a process that has imported the SDK; false is slower",
+    for_run=True,
+)
 EXECUTOR_SLOTS: Setting[int] = Setting(
     name="executor_slots",
     group=Group.EXECUTOR,
@@ -639,6 +649,7 @@ SETTINGS: tuple[Setting[object], ...] = (
     DRAIN_DELAY,
     EXECUTOR,
     PYTHON,
+    EXECUTOR_FORK_SERVER,
     EXECUTOR_SLOTS,
     EXECUTOR_MEMORY,
     EXECUTOR_STATE_DIR,

@@ -38,12 +38,14 @@ class Attempts:
     """Starts and follows attempts.
 
     Args:
-        fork_server: What starts the SDK's commands.
+        fork_server: What starts the SDK's commands; None to execute them like others.
         nursery: Where the ends of processes that it does not start are waited for.
         kill_grace: Seconds between asking a process to end and killing it.
     """
 
-    def __init__(self, fork_server: ForkServer, nursery: trio.Nursery, kill_grace: float) -> None:
+    def __init__(
+        self, fork_server: ForkServer | None, nursery: trio.Nursery, kill_grace: float
+    ) -> None:
         self._fork_server = fork_server
         self._nursery = nursery
         self._kill_grace = kill_grace
@@ -82,7 +84,8 @@ class Attempts:
         """
         event = self._closed.get(place.path)
         if event is None:
-            event = self._fork_server.ended(place)
+            fork_server = self._fork_server
+            event = trio.Event() if fork_server is None else fork_server.ended(place)
         while True:
             with trio.move_on_after(_LOOK_EVERY):
                 await event.wait()
@@ -97,7 +100,8 @@ class Attempts:
 
     def forget(self, place: AttemptPlace) -> None:
         """Nobody asks for an attempt any more."""
-        self._fork_server.forget(place)
+        if self._fork_server is not None:
+            self._fork_server.forget(place)
         self._closed.pop(place.path, None)
 
     async def end(self, place: AttemptPlace) -> None:
@@ -115,7 +119,7 @@ class Attempts:
             directory = place.path / "work"
             directory.mkdir(exist_ok=True)
         clear(command.outputs)
-        if command.is_sdk:
+        if command.is_sdk and self._fork_server is not None:
             request = place.write_request(
                 {
                     "arguments": command.arguments,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -93,11 +93,14 @@ async def open_executor(
         EtcdError: etcd cannot be asked.
     """
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    async with (
-        client.open_claims(ttl=settings.claim_ttl) as claims,
-        open_fork_server(settings.python, settings.state_dir) as fork_server,
-        trio.open_nursery() as nursery,
-    ):
+    async with AsyncExitStack() as stack:
+        claims = await stack.enter_async_context(client.open_claims(ttl=settings.claim_ttl))
+        fork_server = None
+        if settings.fork_server:
+            fork_server = await stack.enter_async_context(
+                open_fork_server(settings.python, settings.state_dir)
+            )
+        nursery = await stack.enter_async_context(trio.open_nursery())
         attempts = Attempts(fork_server, nursery, settings.kill_grace)
         executor = Executor(client, claims, attempts, settings, nursery)
         nursery.start_soon(executor.follow)

@@ -15,6 +15,7 @@ class ExecutorSettings:
         service: Where the tasks find Flyte's ActionsService, ``host:port``.
         state_dir: Where locks, logs and what is known of attempts are kept. Executors of one
             machine that may take over from each other have the same.
+        fork_server: Whether the SDK's commands are started by a process that has imported it.
         slots: How many actions run at once. One that waits for its children does not count.
         memory: How many bytes the actions may use together before no more are started; None
             for no limit. One is always let run.
@@ -26,6 +27,7 @@ class ExecutorSettings:
     python: Path
     service: str
     state_dir: Path
+    fork_server: bool = True
     slots: int = 4
     memory: int | None = None
     claim_ttl: int = 15

@@ -82,6 +82,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "drain_delay": ("1s", "2"),
     "executor": ("local", "none"),
     "python": ("a", "b"),
+    "executor_fork_server": ("true", "false"),
     "executor_slots": ("1", "2"),
     "executor_memory": ("1GiB", "2GiB"),
     "executor_state_dir": ("a", "b"),
