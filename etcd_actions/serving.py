@@ -207,6 +207,9 @@ def _with_lifespan(application: Application) -> Application:
     """Answer what the server asks of an application's life; only requests get through."""
 
     async def answer(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "lifespan":
             await application(scope, receive, send)
             return

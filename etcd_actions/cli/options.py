@@ -20,14 +20,17 @@ from etcd_actions.config import (
     SETTINGS,
     Config,
     Environment,
+    File,
     Flags,
     Resolution,
     Setting,
+    Source,
     resolve,
     unknown_variables,
 )
 from etcd_actions.config.settings import (
     ASKING,
+    CONFIG,
     LOG_FORMAT,
     LOG_LEVEL,
     PASSWORD,
@@ -134,7 +137,15 @@ def _with_resolution(
     @functools.wraps(function)
     def command(**given: Any) -> int:
         flags = {setting.name: _text(given.pop(setting.name)) for setting in settings}
-        values = resolve(settings, [Flags(flags), Environment(os.environ)])
+        sources: list[Source] = [Flags(flags), Environment(os.environ)]
+        file = resolve([CONFIG], sources).get(CONFIG)
+        unusable: list[ConfigError] = []
+        if file is not None and file.value is not None:
+            try:
+                sources.append(File(file.value))
+            except ConfigError as error:
+                unusable.append(error)
+        values = resolve(settings, sources, unusable)
         level, form = values.get(LOG_LEVEL), values.get(LOG_FORMAT)
         configure_logs(
             LOG_LEVEL.default_value if level is None else level.value,

@@ -58,10 +58,20 @@ class Resolution:
         return cast("Value[T] | None", self._values.get(setting))
 
 
-def resolve(settings: Iterable[Setting[object]], sources: Sequence[Source]) -> Resolution:
-    """Ask the sources, in order, for each setting; the first that has one counts."""
+def resolve(
+    settings: Iterable[Setting[object]],
+    sources: Sequence[Source],
+    unusable: Iterable[ConfigError] = (),
+) -> Resolution:
+    """Ask the sources, in order, for each setting; the first that has one counts.
+
+    Args:
+        settings: Which ones.
+        sources: Where they may be given.
+        unusable: What is known to be wrong already.
+    """
     values: dict[Setting[object], Value[object]] = {}
-    errors: list[ConfigError] = []
+    errors: list[ConfigError] = list(unusable)
     for setting in settings:
         try:
             values[setting] = _resolve(setting, sources)

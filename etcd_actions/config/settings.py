@@ -29,6 +29,7 @@ HIDDEN = "(hidden)"
 class Group(enum.Enum):
     """What settings are about; the value is a heading."""
 
+    FILE = "A file with settings"
     ENDPOINTS = "Where etcd is"
     KEYS = "Keys and values"
     TLS = "Encryption"
@@ -97,6 +98,14 @@ def without_password(text: str) -> str:
     return f"{name}:{HIDDEN}" if password else text
 
 
+CONFIG: Setting[Path | None] = Setting(
+    name="config",
+    group=Group.FILE,
+    variable="ETCD_ACTIONS_CONFIG",
+    metavar="FILE",
+    parse=Path,
+    help="A TOML file that has settings by their names, such as endpoints or token_file",
+)
 ENDPOINTS: Setting[tuple[Endpoint, ...] | None] = Setting(
     name="endpoints",
     group=Group.ENDPOINTS,
@@ -588,6 +597,7 @@ LOG_FORMAT: Setting[str] = Setting(
 )
 
 SETTINGS: tuple[Setting[object], ...] = (
+    CONFIG,
     ENDPOINTS,
     TRANSPORT,
     PREFIX,

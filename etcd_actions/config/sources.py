@@ -1,16 +1,19 @@
-"""Where settings are given: flags, then the environment; the first that has one counts."""
+"""Where settings are given: flags, the environment, a file; the first that has one counts."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from etcd_actions.config.settings import SETTINGS, Setting
 from etcd_actions.errors import ConfigError
 
 _TESTS = "ETCD_ACTIONS_TEST_"
+_NOT_IN_FILES = ("config", "password")
 
 # etcdctl's own, which mean nothing here.
 _OTHERS = frozenset(
@@ -78,6 +81,65 @@ class Environment:
         return Given(text, setting.variable) if text else None
 
 
+class File:
+    """A TOML file: settings by their names, without tables.
+
+    A list is what a flag has with commas. Passwords have files of their own.
+
+    Raises:
+        ConfigError: It cannot be read, or has a key that is no setting, or a value that is
+            none; the message names both.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with path.open("rb") as file:
+                self._values = tomllib.load(file)
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: no TOML: {error}") from None
+        known = [setting.name for setting in SETTINGS if setting.name not in _NOT_IN_FILES]
+        for key in self._values:
+            if key not in known:
+                raise ConfigError(f"{path}: {key}: {_what_instead(key, known)}")
+
+    def find(self, setting: Setting[object], /) -> Given | None:
+        """What the file says; an empty text is an error."""
+        value = self._values.get(setting.name)
+        if value is None:
+            return None
+        source = f"{self._path}: {setting.name}"
+        text = _as_text(value)
+        if text is None:
+            raise ConfigError(f"{source}: {value!r} is neither a text, a number, true nor false")
+        if not text:
+            raise ConfigError(f"{source}: it is empty: give a value, or leave it out")
+        if setting.name == "user" and ":" in text:
+            raise ConfigError(f"{source}: a password does not belong here: use password_file")
+        return Given(text, source)
+
+
+def _what_instead(key: str, known: Sequence[str]) -> str:
+    if key == "password":
+        return "a password does not belong here: use password_file"
+    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.6)
+    return f"there is no such setting{f': did you mean {near[0]}?' if near else ''}"
+
+
+def _as_text(value: object) -> str | None:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return f"{value}"
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ",".join(value)
+    return None
+
+
 class UnknownVariable(NamedTuple):
     """A variable that looks like one of ours, and the one that was meant, perhaps."""
 
@@ -88,9 +150,15 @@ class UnknownVariable(NamedTuple):
 def unknown_variables(variables: Mapping[str, str]) -> Iterator[UnknownVariable]:
     """The variables that would be ignored without a word, as a typing error is."""
     known = [setting.variable for setting in SETTINGS]
+    bare = {_bare(name): name for name in known}
     for name in sorted(variables):
         # Those of etcd_actions.testing are for test runs, which start commands too.
         ours = name.startswith(("ETCD_ACTIONS_", "ETCDCTL_")) and not name.startswith(_TESTS)
         if ours and name not in known and name not in _OTHERS:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            yield UnknownVariable(name, near[0] if near else None)
+            near = difflib.get_close_matches(_bare(name), bare, n=1, cutoff=0.8)
+            yield UnknownVariable(name, bare[near[0]] if near else None)
+
+
+def _bare(name: str) -> str:
+    """A variable without what all of them begin with."""
+    return name.removeprefix("ETCD_ACTIONS_").removeprefix("ETCDCTL_")

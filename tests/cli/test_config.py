@@ -1,5 +1,6 @@
 """What flags and variables come to."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from etcd_actions.config import (
     SETTINGS,
     Config,
     Environment,
+    File,
     Flags,
     Resolution,
     Setting,
@@ -18,11 +20,14 @@ from etcd_actions.config import (
     unknown_variables,
 )
 from etcd_actions.config.settings import (
+    CODEC,
+    COLLECT_ORPHANS,
     EMBEDDED_PORT,
     GRACE,
     HIDDEN,
     KEEPALIVE_TIME,
     LOG_LEVEL,
+    MAX_STREAMS,
     STATS_INTERVAL,
 )
 from etcd_actions.config.sources import Given, UnknownVariable
@@ -30,10 +35,12 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.etcd import ConnectionSettings, Tls, User
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_KEY_PREFIX
+from tests.cli.command import finish
 from tests.support.cluster import Certificates, KeyPair
 
 # Two usable texts for each setting.
 SAMPLES: dict[str, tuple[str, str]] = {
+    "config": ("a", "b"),
     "endpoints": ("a:1", "b:2"),
     "transport": ("gateway", "grpc"),
     "prefix": ("/a/", "/b/"),
@@ -496,3 +503,77 @@ def test_unknown_variables() -> None:
         UnknownVariable("ETCD_ACTIONS_BOGUS", None),
         UnknownVariable("ETCD_ACTIONS_PASWORD_FILE", "ETCD_ACTIONS_PASSWORD_FILE"),
     ]
+
+
+def file(tmp_path: Path, text: str) -> File:
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    return File(path)
+
+
+def test_a_file_counts_behind_flag_and_variable(tmp_path: Path) -> None:
+    source = file(
+        tmp_path,
+        """
+        endpoints = ["a:1", "b:2"]
+        codec = "msgpack"
+        collect_orphans = false
+        max_streams = 7
+        grace = 2
+        """,
+    )
+    found = resolve(SETTINGS, [Flags({}), Environment({"ETCD_ACTIONS_CODEC": "json"}), source])
+    assert not found.errors
+    config = Config(found, nobody)
+    assert [str(each) for each in config.endpoints or ()] == ["a:1", "b:2"]
+    assert (config.codec, found[CODEC].source) == ("json", "ETCD_ACTIONS_CODEC")
+    assert (config[COLLECT_ORPHANS], config[MAX_STREAMS], config[GRACE]) == (False, 7, 2)
+    assert found[MAX_STREAMS].source == f"{tmp_path / 'settings.toml'}: max_streams"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("endpoint = 'a:1'", "endpoint: there is no such setting: did you mean endpoints?"),
+        ("max-streams = 1", "max-streams: there is no such setting: did you mean max_streams?"),
+        ("nonsense = 1", "nonsense: there is no such setting"),
+        ("config = 'x'", "config: there is no such setting"),
+        ("password = 'x'", "password: a password does not belong here: use password_file"),
+        ("user = 'a:b'", "user: a password does not belong here: use password_file"),
+        ("codec = ''", "codec: it is empty"),
+        ("codec = 1979-05-27", "codec: .* is neither a text"),
+        ("codec = ['a', 1]", "codec: .* is neither a text"),
+        ("[server]\nlisten = 'a:1'", "server: there is no such setting"),
+        ("codec = ", "no TOML"),
+    ],
+)
+def test_what_a_file_may_not_hold(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"settings.toml: {words}"):  # noqa: PT012
+        found = resolve(SETTINGS, [file(tmp_path, text)])
+        raise found.errors[0]
+
+
+def test_a_value_that_is_none_names_the_file(tmp_path: Path) -> None:
+    found = resolve(SETTINGS, [file(tmp_path, "max_streams = 0")])
+    (error,) = found.errors
+    assert str(error).startswith(f"{tmp_path / 'settings.toml'}: max_streams: '0' is no number")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing: No such file"):
+        File(tmp_path / "nothing")
+
+
+def test_config_show_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("max_streams = 7")
+    shown = finish("config", "show", "--config", path)
+    rows = {row["name"]: row for row in map(json.loads, shown.out.splitlines())}
+    assert (rows["max_streams"]["value"], rows["max_streams"]["source"]) == (
+        "7",
+        f"{path}: max_streams",
+    )
+    path.write_text("max_stream = 7")
+    wrong = finish("config", "show", "--config", path)
+    assert wrong.code == 2
+    assert "did you mean max_streams?" in wrong.complaint

@@ -11,7 +11,7 @@ import pytest
 from etcd_actions.cli.commands import commands, invoke
 from etcd_actions.cli.flags import SettingOption
 from etcd_actions.config import COMMON, SETTINGS, Setting
-from etcd_actions.config.settings import ASKING, SECRET
+from etcd_actions.config.settings import ASKING, SECRET, SUBMITTING
 from tests.cli.command import ROOT, finish
 from tests.cli.test_config import SAMPLES
 
@@ -248,8 +248,10 @@ def settings_of(name: str) -> list[str]:
     return [each.opts[0] for each in command.params if isinstance(each, SettingOption)]
 
 
-def test_run_has_every_setting_and_the_other_commands_the_common_ones() -> None:
-    assert settings_of("run") == [each.flag for each in SETTINGS if not each.for_asking]
+def test_run_has_its_settings_and_the_other_commands_the_common_ones() -> None:
+    of_run = [setting.flag for setting in SETTINGS if not setting.for_asking]
+    assert settings_of("run") == of_run
+    assert set(settings_of("submit")) == {setting.flag for setting in SUBMITTING}
     for name in ("watch", "replay"):
         assert settings_of(name) == [setting.flag for setting in COMMON]
     for name in ("enqueue", "abort", "signal", "status"):
