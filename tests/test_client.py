@@ -28,6 +28,7 @@ from etcd_actions.watch import ReflectorSettings
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually
+from tests.test_outbox import Scripted
 
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
@@ -198,11 +199,15 @@ async def test_a_second_process_takes_over(etcd: Etcd, prefix: bytes) -> None:
         await eventually(lambda: second.statistics().elected)
         await second.enqueue(flyte.task(CHILD, "a0"))
         await second.put_status(CHILD, 1, flyte.status(Phase.FAILED))
-        async with second.subscribe(CHILD, snapshot=True) as updates:
+        # What bears the mark already is in a snapshot, and what becomes of it is told.
+        recorded: dict[str, Phase] = {}
+        async with second.subscribe(ROOT, snapshot=True) as updates:
             with trio.fail_after(20):
-                async for update in updates:
+                while len(recorded) < 2:
+                    update = await updates.receive()
                     if isinstance(update, ActionUpdate) and update.recorded:
-                        break
+                        recorded[update.action_id.name] = update.phase
+        assert recorded == {"a0": Phase.SUCCEEDED, "c1": Phase.FAILED}
 
 
 async def test_a_delete_while_nobody_watched_is_reported(etcd: Etcd, prefix: bytes) -> None:
@@ -213,9 +218,13 @@ async def test_a_delete_while_nobody_watched_is_reported(etcd: Etcd, prefix: byt
         await eventually(lambda: client.statistics().elected)
     assert client.statistics().position
     await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))
-    async with open_actions_client(etcd, prefix=prefix, settings=SOON) as later:
+    service = Scripted()
+    async with open_actions_client(
+        etcd, prefix=prefix, run_service=service, settings=SOON
+    ) as later:
         async with later.subscribe(ROOT, snapshot=True) as updates:
             assert isinstance(await updates.receive(), SnapshotEnd)
         await later.start_watching()
         await eventually(lambda: later.statistics().elected)
         await eventually(lambda: later.statistics().position > client.statistics().position)
+        await eventually(lambda: service.of("a0")[-1:] == [Phase.ABORTED])

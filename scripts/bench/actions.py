@@ -21,7 +21,7 @@ import trio
 from etcd_actions.etcd import open_etcd
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.testing import EtcdProcess
-from scripts.bench import marks
+from scripts.bench import changes, marks
 
 _QUOTA_BYTES = 8 << 30
 
@@ -40,7 +40,11 @@ class Part(NamedTuple):
     sides: Mapping[str, Callable[[Etcd, bytes, int], Awaitable[tuple[float, float]]]]
 
 
-PARTS = {"marks": Part("mark", marks.SIDES)}
+PARTS = {
+    "enqueues": Part("enqueue", changes.ENQUEUES),
+    "reports": Part("status report", changes.REPORTS),
+    "marks": Part("mark", marks.SIDES),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -88,6 +88,24 @@ async def test_what_is_over_is_recorded_first(etcd: Etcd, prefix: bytes) -> None
     assert service.of("c1")[-1] is Phase.SUCCEEDED
 
 
+@pytest.mark.slow
+async def test_a_parent_that_expires(etcd: Etcd, prefix: bytes) -> None:
+    """With the time that recorded actions are kept its traces and children are over, too."""
+    settings = replace(SETTINGS, retain_terminal=1.0)
+    service = Scripted()
+    async with open_actions_client(
+        etcd, prefix=prefix, run_service=service, settings=settings
+    ) as client:
+        await client.start_watching()
+        await client.enqueue(flyte.task(ROOT))
+        await client.enqueue(flyte.task(named("c1"), "a0"))
+        await client.enqueue(flyte.trace(named("t1"), "a0"))
+        await client.put_status(ROOT, 1, flyte.status(Phase.SUCCEEDED))
+        await until_left(etcd, prefix)
+    assert service.of("a0")[-1] is Phase.SUCCEEDED
+    assert service.of("c1")[-1] is Phase.ABORTED
+
+
 async def test_orphaned_while_nobody_watched(etcd: Etcd, prefix: bytes) -> None:
     """Whoever is elected next looks everything through."""
     async with open_actions_client(etcd, prefix=prefix) as client:
