@@ -37,6 +37,7 @@ from etcd_actions.model import (
 from etcd_actions.recorder import Ending, MarkResult, Recorder
 from etcd_actions.router import Reread, Router, RouterSettings, RouterStatistics
 from etcd_actions.run_service import RunService
+from etcd_actions.tracing import span
 from etcd_actions.watch import Change, ChangeKind
 
 _MOST_DEAD_LETTERS = 10_000
@@ -257,7 +258,8 @@ class Outbox:
         Raises:
             EtcdError: etcd did not do it now; it is tried again.
         """
-        return await self._recorder.mark(seen, ending)
+        with span("mark", {"uid": ending.uid, "phase": ending.phase.name}):
+            return await self._recorder.mark(seen, ending)
 
     async def _tell(self, update: ActionUpdate, action: TaskAction | None) -> bool:
         """Tell a state; whether it was accepted, and not refused for ever."""
@@ -288,10 +290,11 @@ class Outbox:
     async def _offer(self, what: str, update: ActionUpdate, action: TaskAction | None) -> bool:
         letter = (update.key, what)
         try:
-            if what == "record":
-                await self._run_service.record_action(update, action)
-            else:
-                await self._run_service.update_action_status(update)
+            with span(f"run_service.{what}", {"action": update.name, "phase": update.phase.name}):
+                if what == "record":
+                    await self._run_service.record_action(update, action)
+                else:
+                    await self._run_service.update_action_status(update)
         except RunServiceRejected as error:
             self._rejected[what] += 1
             self._dead_letters.pop(letter, None)

@@ -15,6 +15,7 @@ from etcd_actions.cli.exits import ExitCode
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.serving import is_installed, server_settings
 from etcd_actions.cli.signals import Stop, open_stop
+from etcd_actions.cli.telemetry import open_telemetry
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config.settings import (
     COLLECT_ORPHANS,
@@ -23,6 +24,7 @@ from etcd_actions.config.settings import (
     ENDPOINTS,
     GRACE,
     MONITORING_LISTEN,
+    OTLP_ENDPOINT,
     READY_WITHIN,
     RETAIN_TERMINAL,
     RUN_SERVICE,
@@ -87,6 +89,7 @@ async def _serve(
     executing = check_executor(config, served)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        await enter(open_telemetry(config[OTLP_ENDPOINT]))
         etcd = await enter(common.open_etcd(endpoints))
         run_service = await enter(_open_run_service(config[RUN_SERVICE]))
         client = await enter(

@@ -474,6 +474,16 @@ READY_WITHIN: Setting[float] = Setting(
     help="How long etcd may have been silent before the process counts as not ready",
     for_run=True,
 )
+OTLP_ENDPOINT: Setting[str | None] = Setting(
+    name="otlp_endpoint",
+    group=Group.MONITORING,
+    variable="ETCD_ACTIONS_OTLP_ENDPOINT",
+    metavar="URL",
+    parse=values.url,
+    otherwise="no traces",
+    help="Where OpenTelemetry's traces go, over HTTP, such as http://127.0.0.1:4318",
+    for_run=True,
+)
 DRAIN_DELAY: Setting[float] = Setting(
     name="drain_delay",
     group=Group.MONITORING,
@@ -646,6 +656,7 @@ SETTINGS: tuple[Setting[object], ...] = (
     STREAM_KEEPALIVE,
     MONITORING_LISTEN,
     READY_WITHIN,
+    OTLP_ENDPOINT,
     DRAIN_DELAY,
     EXECUTOR,
     PYTHON,

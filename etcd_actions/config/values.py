@@ -117,6 +117,13 @@ def service(text: str) -> Endpoint:
     return endpoint
 
 
+def url(text: str) -> str:
+    """An address of a server that speaks HTTP."""
+    if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", utf8(text)):
+        raise ValueError(f"{text!r} is no URL: give http://host:port, without a user")
+    return text.rstrip("/")
+
+
 def bind(text: str) -> Bind | None:
     """Where to listen: ``host:port``, with port 0 for any, or ``none``."""
     if text == "none":

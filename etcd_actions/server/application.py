@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import trio
 from connectrpc.code import Code
@@ -24,6 +24,7 @@ from etcd_actions.server.reflection import Reflection
 from etcd_actions.server.service import ActionsService
 from etcd_actions.server.streams import CONNECTION, Connection
 from etcd_actions.serving import Message, Receive, Send
+from etcd_actions.tracing import CallSpan
 
 ACTIONS: Final = "flyteidl2.actions.ActionsService"
 HEALTH: Final = "grpc.health.v1.Health"
@@ -36,6 +37,13 @@ SERVICES: Final = (ACTIONS, HEALTH, *REFLECTION)
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+
+
+class _Begun(NamedTuple):
+    """A call that goes on."""
+
+    at: float
+    span: CallSpan
 
 
 class Calls:
@@ -52,7 +60,7 @@ class Calls:
         self.ended: Counter[tuple[str, str]] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
-    async def on_start(self, ctx: RequestContext[Any, Any]) -> float:
+    async def on_start(self, ctx: RequestContext[Any, Any]) -> _Begun:
         """Let a call in.
 
         Raises:
@@ -63,19 +71,31 @@ class Calls:
             client = f"token {self._tokens.number_of(ctx.request_headers.get('authorization'))}"
         self._rate.take(client)
         await trio.lowlevel.checkpoint()
-        return trio.current_time()
+        method = ctx.method
+        span = CallSpan(
+            f"{method.service_name}/{method.name}",
+            ctx.request_headers,
+            {
+                "rpc.system": "connect_rpc",
+                "rpc.service": method.service_name,
+                "rpc.method": method.name,
+            },
+        )
+        return _Begun(trio.current_time(), span)
 
     async def on_end(
-        self, token: float, ctx: RequestContext[Any, Any], error: Exception | None
+        self, token: _Begun, ctx: RequestContext[Any, Any], error: Exception | None
     ) -> None:
         """Note how it ended, and give an error the code that its client understands."""
         method = ctx.method.name
-        self.seconds[method] += trio.current_time() - token
+        self.seconds[method] += trio.current_time() - token.at
         if error is None:
             self.ended[method, "ok"] += 1
+            token.span.end("ok")
             return
         meant = told(error, method)
         self.ended[method, meant.code.value] += 1
+        token.span.end(meant.code.value)
         if meant is not error:
             raise meant from error
 
@@ -100,7 +120,7 @@ class Application(ConnectASGIApplication[ActionsService]):
         message_bytes: int,
         request_timeout: float,
     ) -> None:
-        interceptors: Iterable[MetadataInterceptor[float]] = (calls,)
+        interceptors: Iterable[MetadataInterceptor[_Begun]] = (calls,)
         self._unary = Unary(request_timeout)
         reflection = Reflection(SERVICES)
         super().__init__(

@@ -14,6 +14,7 @@ from etcd_actions.model import ErrorState
 from etcd_actions.server.messages import is_told, response, sentinel
 from etcd_actions.server.streams import Streams
 from etcd_actions.subscriptions import SnapshotEnd
+from etcd_actions.tracing import span
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -47,7 +48,8 @@ class ActionsService:
         trace_error = None
         if request.action.WhichOneof("spec") == "trace":
             trace_error = await trio.to_thread.run_sync(self._trace_error, request.action)
-        await self._client.enqueue(request.action, run_spec, trace_error=trace_error)
+        with span("enqueue", {"action": request.action.action_id.name}):
+            await self._client.enqueue(request.action, run_spec, trace_error=trace_error)
         return pb.EnqueueResponse()
 
     async def update(self, request: pb.UpdateRequest) -> pb.UpdateResponse:

@@ -79,6 +79,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "stream_keepalive": ("1s", "2ms"),
     "monitoring_listen": ("127.0.0.1:1", "none"),
     "ready_within": ("1s", "2ms"),
+    "otlp_endpoint": ("http://a:1", "https://b:2/c"),
     "drain_delay": ("1s", "2"),
     "executor": ("local", "none"),
     "python": ("a", "b"),

@@ -1,0 +1,60 @@
+"""Sends OpenTelemetry's traces of a process, where that is wanted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+
+from etcd_actions import __version__
+from etcd_actions.config.settings import OTLP_ENDPOINT
+from etcd_actions.errors import ConfigError
+
+_FLUSH_WITHIN = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
+    """Send traces for as long as the context lasts; what is left is sent at its end.
+
+    A collector that is away is logged by OpenTelemetry, and harms nothing else.
+
+    Args:
+        endpoint: Where they go; None for nowhere.
+
+    Raises:
+        ConfigError: OpenTelemetry is not installed.
+    """
+    if endpoint is None:
+        yield
+        return
+    try:
+        from opentelemetry import trace  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
+            OTLPSpanExporter,
+        )
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{OTLP_ENDPOINT.flag}: no traces can be sent ({error}): "
+            "pip install etcd-actions[telemetry]"
+        ) from error
+    logging.getLogger("opentelemetry").setLevel(logging.ERROR)
+    resource = Resource.create({"service.name": "etcd-actions", "service.version": __version__})
+    provider = TracerProvider(resource=resource)
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces", timeout=_FLUSH_WITHIN)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    _log.info("tracing", endpoint=endpoint)
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(provider.shutdown)
