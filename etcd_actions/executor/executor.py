@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 _BACKOFF = Backoff(initial=0.2, cap=5.0)
 _MEASURE_EVERY = 0.5
+_NOT_BEGUN = (Phase.UNSPECIFIED, Phase.QUEUED)
 
 _log = structlog.get_logger(__name__)
 
@@ -248,7 +249,7 @@ class Executor:
             elif name not in self._work and name not in self._elsewhere:
                 ready.append(name)
         ready.sort(key=self._board.order)
-        now = datetime.now(UTC)
+        now, room = datetime.now(UTC), True
         for name in ready:
             known = self._board.get(name)
             if known is None or name in self._work:
@@ -257,11 +258,11 @@ class Executor:
             place = self._place(update.uid, max(update.attempts, 1))
             expires = self._queued.get(name)
             # What was started already has its process, and what is too late needs none.
-            if (
-                place.was_started
-                or (expires is not None and expires <= now)
-                or await self._has_room()
-            ):
+            begun = update.phase not in _NOT_BEGUN and place.was_started
+            late = expires is not None and expires <= now
+            if not begun and not late and room:
+                room = await self._has_room()
+            if begun or late or room:
                 work = self._work[name] = _Work()
                 self._nursery.start_soon(self._do, name, work)
             elif name not in self._queued and name not in self._queueing:

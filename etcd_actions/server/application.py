@@ -66,10 +66,12 @@ class Calls:
         Raises:
             Refusal: Its client may not ask, or not so often.
         """
-        client = (ctx.client_address or "").rpartition(":")[0]
-        if self._tokens is not None and ctx.method.service_name != HEALTH:
-            client = f"token {self._tokens.number_of(ctx.request_headers.get('authorization'))}"
-        self._rate.take(client)
+        try:
+            self._admit(ctx)
+        except Refusal as refusal:
+            # Its end is told to nobody who was not told of its beginning.
+            self.ended[ctx.method.name, refusal.code.value] += 1
+            raise
         await trio.lowlevel.checkpoint()
         method = ctx.method
         span = CallSpan(
@@ -82,6 +84,12 @@ class Calls:
             },
         )
         return _Begun(trio.current_time(), span)
+
+    def _admit(self, ctx: RequestContext[Any, Any]) -> None:
+        client = (ctx.client_address or "").rpartition(":")[0]
+        if self._tokens is not None and ctx.method.service_name != HEALTH:
+            client = f"token {self._tokens.number_of(ctx.request_headers.get('authorization'))}"
+        self._rate.take(client)
 
     async def on_end(
         self, token: _Begun, ctx: RequestContext[Any, Any], error: Exception | None

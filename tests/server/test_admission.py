@@ -102,7 +102,8 @@ async def test_too_many_requests_are_told_to_slow_down(client: ActionsClient) ->
                 await enqueue(kind(str(server.address)))
             except Failed as error:
                 codes.append(error.code)
-    assert set(codes) == {"resource_exhausted"}
+        assert set(codes) == {"resource_exhausted"}
+        assert server.statistics().calls["Enqueue", "resource_exhausted"] == len(codes)
 
 
 # connectrpc leaves a generator to the collector there.
