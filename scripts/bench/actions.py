@@ -21,7 +21,7 @@ import trio
 from etcd_actions.etcd import open_etcd
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.testing import EtcdProcess
-from scripts.bench import changes, marks
+from scripts.bench import changes, marks, told
 
 _QUOTA_BYTES = 8 << 30
 
@@ -44,6 +44,7 @@ PARTS = {
     "enqueues": Part("enqueue", changes.ENQUEUES),
     "reports": Part("status report", changes.REPORTS),
     "marks": Part("mark", marks.SIDES),
+    "told": Part("mark with a run service", told.SIDES),
 }
 
 
