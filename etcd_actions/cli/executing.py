@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config
@@ -24,9 +25,11 @@ from etcd_actions.config.settings import (
 )
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.embedded import default_data_dir
-from etcd_actions.executor import Executor, ExecutorSettings, open_executor
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.serving import Bind
+
+if TYPE_CHECKING:
+    from etcd_actions.executor import Executor, ExecutorSettings
 
 _LEAST_TTL = 5
 
@@ -80,6 +83,8 @@ async def open_local_executor(
     Tasks speak to the service without TLS and tokens: where it wants those, they get a place
     of their own on this machine.
     """
+    from etcd_actions.executor import open_executor  # noqa: PLC0415
+
     if served.tls is None and served.token_file is None:
         host = address.host if address.is_loopback else "127.0.0.1"
         async with open_executor(client, _settings(config, Bind(host, address.port))) as executor:
@@ -102,6 +107,8 @@ async def open_local_executor(
 
 
 def _settings(config: Config, service: Bind) -> ExecutorSettings:
+    from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
+
     state_dir = config[EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")
     return ExecutorSettings(
         python=sdk_python(config),

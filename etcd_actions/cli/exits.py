@@ -106,6 +106,24 @@ _ADVICE: tuple[tuple[type[errors.EtcdActionsError], str, str], ...] = (
 )
 
 
+_EXTRAS = {
+    "connectrpc": "server",
+    "etcd3": "gateway",
+    "flyteidl2": "flyte",
+    "grpc_health": "server",
+    "grpc_reflection": "server",
+    "hypercorn": "server",
+    "opentelemetry": "telemetry",
+    "prometheus_client": "server",
+    "psutil": "executor",
+}
+
+
+def _extra_of(error: ModuleNotFoundError) -> str | None:
+    """What has to be installed for a module that is missing."""
+    return _EXTRAS.get((error.name or "").partition(".")[0])
+
+
 def report(error: BaseException) -> ExitCode:
     """Say on stderr why the command ends, and with which code.
 
@@ -113,6 +131,9 @@ def report(error: BaseException) -> ExitCode:
     that is no error of this package is a bug: its traceback goes to the log.
     """
     for leaf in _leaves(error):
+        if isinstance(leaf, ModuleNotFoundError) and (extra := _extra_of(leaf)):
+            say(f"{leaf}: pip install 'etcd-actions[{extra}]'")
+            return ExitCode.USAGE
         if not isinstance(leaf, errors.EtcdActionsError):
             _log.error("unexpected_failure", exc_info=error)
             say(f"unexpected failure: {type(leaf).__name__}: {leaf}".rstrip(": "))
