@@ -24,6 +24,11 @@ from typing import Any
 
 # What a task needs, but not the task itself.
 _MODULES = (
+    "anyio",
+    "certifi",
+    "faulthandler",
+    "httpcore",
+    "httpx",
     "flyte",
     "flyte._bin.runtime",
     "flyte._initialize",
@@ -35,7 +40,12 @@ _MODULES = (
     "flyte._internal.runtime.entrypoints",
     "flyte._internal.runtime.io",
     "flyte._internal.runtime.taskrunner",
+    "flyte._utils.asyncify",
+    "flyte.git",
     "flyte.io",
+    "flyte.remote._client.auth._interceptors.default_metadata",
+    "flyte.remote._client.auth._interceptors.retry",
+    "flyte.remote._client.controlplane",
     "flyte.report",
     "flyte.storage",
     "fsspec.implementations.local",
