@@ -170,6 +170,8 @@ class Executor:
         self._synced = False
         self._bell = trio.Event()
         self._used = 0
+        self._groups: set[int] = set()
+        self._rings_later = False
         self._measured = -1.0
         self._ended: dict[str, int] = {}
         self._retries = 0
@@ -284,17 +286,29 @@ class Executor:
         most = self._settings.memory
         if most is None or not self._work:
             return True
-        if trio.current_time() - self._measured > _MEASURE_EVERY:
-            pids = [work.place.pid for work in self._work.values() if work.place is not None]
-            groups = {pid for pid in pids if pid is not None}
+        pids = [None if work.place is None else work.place.pid for work in self._work.values()]
+        groups = {pid for pid in pids if pid is not None}
+        if len(groups) < len(pids):
+            # What begins now is not in any measurement yet.
+            self._ring_later()
+            return False
+        if groups != self._groups or trio.current_time() - self._measured > _MEASURE_EVERY:
+            self._groups = groups
             self._used = await trio.to_thread.run_sync(_memory_of, groups)
             self._measured = trio.current_time()
             if self._used >= most:
-                self._nursery.start_soon(self._ring_later)
+                self._ring_later()
         return self._used < most
 
-    async def _ring_later(self) -> None:
+    def _ring_later(self) -> None:
+        """Look again in a while: memory that becomes free rings no bell."""
+        if not self._rings_later:
+            self._rings_later = True
+            self._nursery.start_soon(self._ring_after_a_while)
+
+    async def _ring_after_a_while(self) -> None:
         await trio.sleep(_MEASURE_EVERY)
+        self._rings_later = False
         self._ring()
 
     async def _queue(self, name: str) -> None:

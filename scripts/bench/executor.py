@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from etcd_actions.executor.places import AttemptPlace
 from etcd_actions.testing import EtcdProcess
 from scripts.bench.service import free_port
 
@@ -94,6 +96,9 @@ def measure(etcd: str, python: Path, directory: Path, task: str, count: int, for
         service.terminate()
         service.wait()
         log.close()
+        for attempt in directory.glob("state-*/attempts/*/*"):
+            place = AttemptPlace(attempt.parents[2], attempt.parent.name, int(attempt.name))
+            place.kill(signal.SIGKILL)
 
 
 def _of_children(directory: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from flyteidl2.actions.actions_service_pb2 import Action
 
 from etcd_actions import ActionId, ActionsClient, Phase, StoredTaskAction
 from etcd_actions.executor import Executor, ExecutorSettings, open_executor
+from etcd_actions.executor.places import AttemptPlace
 from tests.support import flyte
 
 ROOT = ActionId("p", "d", "r1", "a0", "o")
@@ -35,6 +37,13 @@ class Machine:
         self.state_dir = directory / "state"
         self.base.mkdir()
         self.runs.mkdir()
+
+    def end_all(self) -> None:
+        """End what lives on without its executor."""
+        for directory in self.state_dir.glob("attempts/*/*"):
+            AttemptPlace(self.state_dir, directory.parent.name, int(directory.name)).kill(
+                signal.SIGKILL
+            )
 
     def task(
         self,
