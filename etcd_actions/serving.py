@@ -313,5 +313,11 @@ def _is_protocol_error(error: BaseException) -> bool:
         return all(_is_protocol_error(each) for each in error.exceptions)
     module = type(error).__module__.partition(".")[0]
     return module in ("h11", "h2", "wsproto") or isinstance(
-        error, (ConnectionError, trio.BrokenResourceError, trio.ClosedResourceError)
+        error,
+        (
+            ConnectionError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            trio.TooSlowError,
+        ),
     )

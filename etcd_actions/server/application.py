@@ -117,6 +117,7 @@ class Application(ConnectASGIApplication[ActionsService]):
         calls: What all calls go through.
         message_bytes: The size of a request, at most.
         request_timeout: Seconds that a call may take that is no stream.
+        stall_timeout: Seconds after which a client is given up that takes nothing.
     """
 
     def __init__(
@@ -127,9 +128,11 @@ class Application(ConnectASGIApplication[ActionsService]):
         *,
         message_bytes: int,
         request_timeout: float,
+        stall_timeout: float,
     ) -> None:
         interceptors: Iterable[MetadataInterceptor[_Begun]] = (calls,)
         self._unary = Unary(request_timeout)
+        self._stall_timeout = stall_timeout
         reflection = Reflection(SERVICES)
         super().__init__(
             service=service,
@@ -162,7 +165,11 @@ class Application(ConnectASGIApplication[ActionsService]):
                 connection.lost()
             return message
 
-        await super().__call__(scope, receive_and_notice, send)
+        async def send_in_time(message: Message) -> None:
+            with trio.fail_after(self._stall_timeout):
+                await send(message)
+
+        await super().__call__(scope, receive_and_notice, send_in_time)
 
 
 class Unary:

@@ -90,6 +90,7 @@ async def open_actions_server(
         calls,
         message_bytes=settings.message_bytes,
         request_timeout=settings.request_timeout,
+        stall_timeout=settings.http.stall_timeout,
     )
     async with open_listener(
         application,

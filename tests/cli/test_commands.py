@@ -177,3 +177,11 @@ def test_replay_stops_at_a_malformed_line(shared_etcd: EtcdServer, prefix: bytes
     assert "<stdin>:3: " in done.complaint
     assert "`$.value`" in done.complaint
     assert done.out.startswith("replayed 2 events (2 puts, 0 deletes) ")
+
+
+def test_an_extra_that_is_missing_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    error = ModuleNotFoundError("No module named 'flyteidl2'", name="flyteidl2.actions")
+    assert report(error) == 2
+    assert capfd.readouterr().err == (
+        "etcd-actions: No module named 'flyteidl2': pip install 'etcd-actions[flyte]'\n"
+    )

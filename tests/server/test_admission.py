@@ -12,8 +12,9 @@ import trio
 import trustme
 from flyteidl2.actions import actions_service_pb2 as pb
 
-from etcd_actions import ActionId, ActionsClient
+from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.errors import ConfigError
+from etcd_actions.model import ErrorState
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.admission import RateLimit, Tokens
 from etcd_actions.server.codes import Refusal
@@ -27,6 +28,7 @@ from tests.server.clients import (
 )
 from tests.server.conftest import LOOPBACK
 from tests.support import flyte
+from tests.support.waiting import eventually
 
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 KINDS = (GrpcClient, ConnectClient)
@@ -212,3 +214,22 @@ async def test_calls_are_counted(client: ActionsClient, server: ActionsServer) -
     statistics = server.statistics()
     assert statistics.calls == {("Enqueue", "ok"): 1, ("Abort", "invalid_argument"): 1}
     assert set(statistics.seconds) == {"Enqueue", "Abort"}
+
+
+async def test_a_client_that_takes_nothing_is_given_up(client: ActionsClient) -> None:
+    """Over HTTP/1.1, where the system's buffers are all there is between the two."""
+    await client.enqueue(flyte.task(ROOT))
+    message = "x" * 30_000
+    for number in range(150):
+        child = ActionId("p", "d", "r1", f"c{number}", "o")
+        await client.enqueue(flyte.task(child, "a0"))
+        error = ErrorState(code="E", kind="USER", message=message)
+        await client.put_status(child, 1, ActionStatus(Phase.FAILED), error=error)
+    settings = ServerSettings(bind=LOOPBACK, http=HttpLimits(stall_timeout=0.5))
+    async with open_actions_server(client, settings) as server:
+        stream = ConnectClient(str(server.address)).stream(WATCH)
+        await eventually(lambda: server.statistics().updates > 0)
+        assert server.statistics().open_streams == 1
+        await eventually(lambda: server.statistics().open_streams == 0)
+        assert server.statistics().updates < 151
+        stream.close()
