@@ -398,7 +398,8 @@ class Executor:
                     await self._claims.release(claim)
                 except EtcdError as error:
                     _log.debug("claim_not_released", action=name, error=str(error))
-        await self._abort_children(action)
+        if action.phase is not Phase.SUCCEEDED:
+            await self._abort_children(action)
 
     async def _run_attempt(
         self, action: StoredTaskAction, claim: Claim, work: _Work
@@ -522,7 +523,7 @@ class Executor:
         return reported
 
     async def _abort_children(self, action: StoredTaskAction) -> None:
-        """What an action leaves unfinished below it has nobody any more who waits for it."""
+        """End what is below an action that failed: nobody waits for it any more."""
         for child in self._board.children(action.metadata.name):
             known = self._board.get(child)
             if known is None:

@@ -382,3 +382,18 @@ async def test_what_somebody_else_ends_is_left_alone(
         with trio.fail_after(10):
             assert (await client.get_task_action(ROOT)).phase is Phase.SUCCEEDED
         assert executor.statistics().ended == {}
+
+
+async def test_children_outlive_a_parent_that_succeeded(
+    client: ActionsClient, machine: Machine
+) -> None:
+    parent, child = machine.runs / "parent", machine.runs / "child"
+    wait = "until test -e {}; do sleep 0.02; done"
+    async with machine.executor(client):
+        await client.enqueue(machine.task(ROOT, wait.format(parent)))
+        await client.enqueue(machine.task(named("c1"), wait.format(child), "a0"))
+        await until(client, named("c1"), Phase.RUNNING)
+        parent.touch()
+        assert (await until(client, ROOT)).phase is Phase.SUCCEEDED
+        child.touch()
+        assert (await until(client, named("c1"))).phase is Phase.SUCCEEDED
