@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.cli.command import ROOT, environment, finish, running
@@ -53,6 +54,7 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
         server.server_close()
 
 
+@pytest.mark.slow
 async def test_a_process_sends_its_traces(
     shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
 ) -> None:

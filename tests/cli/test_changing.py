@@ -23,6 +23,9 @@ from tests.cli.command import Finished, finish
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer, free_port
 
+# Each starts processes.
+pytestmark = pytest.mark.slow
+
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 GATE = ActionId("p", "d", "r1", "gate")

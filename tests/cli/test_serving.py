@@ -18,6 +18,9 @@ from tests.server.clients import SENTINEL, ConnectClient, GrpcClient, Reading
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 
+# Each starts processes.
+pytestmark = pytest.mark.slow
+
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 
 

@@ -101,6 +101,7 @@ async def test_other_requests_are_refused(monitoring: Monitoring) -> None:
     assert await get(monitoring, "/healthz", "HEAD") == (200, "")
 
 
+@pytest.mark.faults
 async def test_an_etcd_that_is_away_is_told(own_etcd: OwnEtcd, prefix: bytes) -> None:
     async with (
         open_etcd(own_etcd.endpoint) as etcd,
