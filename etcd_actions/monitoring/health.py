@@ -69,6 +69,11 @@ class Health:
         """Whether calls make sense: what can be said without asking etcd."""
         return not self.draining and all(check.ok for check in self._checks_here())
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether all checks pass; of etcd, what it answered when it was last asked."""
+        return self.is_serving and self._answer.ok
+
     async def ready(self) -> list[Check]:
         """All checks; etcd is asked once a second, at most."""
         return [*self._checks_here(), await self._check_etcd()]

@@ -114,8 +114,9 @@ class Metrics(Collector):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
-    def text(self) -> bytes:
-        """All of them, in Prometheus' text format."""
+    async def text(self) -> bytes:
+        """All of them, in Prometheus' text format; etcd is asked, as for /readyz."""
+        await self._health.ready()
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -135,7 +136,7 @@ class Metrics(Collector):
 
     def _of_watch(self, statistics: ProcessorStatistics) -> Iterator[Metric]:
         reflector = statistics.reflector
-        yield _gauge("etcd_watch_ready", "Whether it may be used.", self._health.is_serving)
+        yield _gauge("etcd_watch_ready", "Whether /readyz says so.", self._health.is_ready)
         if reflector is None:
             return
         yield _gauge("etcd_watch_synced", "Whether the first list was given out.", reflector.synced)
@@ -143,7 +144,7 @@ class Metrics(Collector):
         yield _gauge("etcd_watch_revision", "All up to it was given out.", reflector.revision)
         yield _gauge(
             "etcd_watch_lag_revisions",
-            "How far behind the store's newest revision that is, as last read by /readyz.",
+            "How far behind the store's newest revision that is, as it was last read.",
             max(0, self._health.head - reflector.revision) if self._health.head else 0,
         )
         yield _gauge("etcd_watch_silence_seconds", "Since etcd was last heard.", reflector.silence)

@@ -82,7 +82,7 @@ def _application(health: Health, metrics: Metrics) -> Application:
             told = {check.name: check.reason or "ok" for check in checks}
             body = json.dumps({"ready": status == 200, "checks": told}).encode() + b"\n"
         elif scope["path"] == "/metrics":
-            status, kind, body = 200, _TEXT, metrics.text()
+            status, kind, body = 200, _TEXT, await metrics.text()
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         if scope["method"] == "HEAD":

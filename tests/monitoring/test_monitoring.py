@@ -102,6 +102,30 @@ async def test_other_requests_are_refused(monitoring: Monitoring) -> None:
 
 
 @pytest.mark.faults
+async def test_metrics_tell_that_etcd_does_not_answer_before_the_stream_is_silent(
+    own_etcd: OwnEtcd, prefix: bytes
+) -> None:
+    """Nobody has to ask for /readyz."""
+    async with (
+        open_etcd(own_etcd.endpoint) as etcd,
+        open_actions_client(etcd, prefix=prefix) as client,
+        open_monitoring(client, etcd, LOOPBACK, prefix=prefix, heard_within=600) as monitoring,
+    ):
+        await client.start_watching()
+        assert (await samples(monitoring))["etcd_watch_ready",] == 1
+        assert monitoring.health.head > 0
+        own_etcd.suspend()
+        with trio.fail_after(60):
+            while (await samples(monitoring))["etcd_watch_ready",] == 1:
+                await trio.lowlevel.checkpoint()
+        assert monitoring.health.is_serving
+        own_etcd.resume()
+        with trio.fail_after(60):
+            while (await samples(monitoring))["etcd_watch_ready",] == 0:
+                await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.faults
 async def test_an_etcd_that_is_away_is_told(own_etcd: OwnEtcd, prefix: bytes) -> None:
     async with (
         open_etcd(own_etcd.endpoint) as etcd,
@@ -115,6 +139,7 @@ async def test_an_etcd_that_is_away_is_told(own_etcd: OwnEtcd, prefix: bytes) ->
         with trio.fail_after(60):
             while told.get("etcd", "ok") == "ok" or told["stream"] == "ok":
                 _, told = await ready(monitoring)
+        assert (await samples(monitoring))["etcd_watch_ready",] == 0
         own_etcd.resume()
         with trio.fail_after(60):
             while (await ready(monitoring))[0] != 200:
