@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import http.server
 import json
 import subprocess
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.cli.command import ROOT, environment, finish, running
@@ -54,6 +56,24 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
         server.server_close()
 
 
+def signal_below_a_span(listen: str) -> str:
+    """Signal over Connect, as a caller with a span of its own does; gives the code."""
+    run = {"org": "o", "project": "p", "domain": "d", "name": "r1"}
+    value = {"scalar": {"primitive": {"integer": "1"}}}
+    asked = {"actionId": {"run": run, "name": "a0"}, "value": value}
+    connection = http.client.HTTPConnection(listen, timeout=20)
+    connection.request(
+        "POST",
+        "/flyteidl2.actions.ActionsService/Signal",
+        json.dumps(asked),
+        {"content-type": "application/json", "traceparent": PARENT},
+    )
+    response = connection.getresponse()
+    code: str = json.loads(response.read()).get("code", "ok")
+    connection.close()
+    return code
+
+
 @pytest.mark.slow
 async def test_a_process_sends_its_traces(
     shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
@@ -81,6 +101,9 @@ async def test_a_process_sends_its_traces(
         listen = (await service.logged("serving"))["listen"]
         assert finish("enqueue", root, "--service", listen).code == 0
         assert finish("status", "p/d/r1/a0", "SUCCEEDED", "--service", listen).code == 0
+        assert finish("abort", "p/d/r1/a0", "--service", listen).code == 0
+        # It is no condition.
+        assert await trio.to_thread.run_sync(signal_below_a_span, listen) == "failed_precondition"
         await service.until(lambda: "mark" in _names(bodies) or None)
         # What came late is sent at the end.
         service.process.terminate()
@@ -93,9 +116,17 @@ async def test_a_process_sends_its_traces(
             for span in scope.spans
         ]
     by_name = {span.name: span for span in spans}
-    call = by_name["flyteidl2.actions.ActionsService/Enqueue"]
-    assert by_name["enqueue"].parent_span_id == call.span_id
-    assert by_name["enqueue"].trace_id == call.trace_id
+    for method, inner in (
+        ("Enqueue", "enqueue"),
+        ("Update", "status"),
+        ("Abort", "abort"),
+        ("Signal", "signal"),
+    ):
+        call = by_name[f"flyteidl2.actions.ActionsService/{method}"]
+        assert by_name[inner].parent_span_id == call.span_id
+        assert by_name[inner].trace_id == call.trace_id
+    called = by_name["flyteidl2.actions.ActionsService/Signal"]
+    assert f"00-{called.trace_id.hex()}-{called.parent_span_id.hex()}-01" == PARENT
     assert "mark" in by_name
 
 

@@ -55,19 +55,22 @@ class ActionsService:
     async def update(self, request: pb.UpdateRequest) -> pb.UpdateResponse:
         """Report how far an action is."""
         _need(request, "action_id", "status")
-        await self._client.put_status(request.action_id, request.attempt, request.status)
+        with span("status", {"action": request.action_id.name}):
+            await self._client.put_status(request.action_id, request.attempt, request.status)
         return pb.UpdateResponse()
 
     async def abort(self, request: pb.AbortRequest) -> pb.AbortResponse:
         """End an action and all below it."""
         _need(request, "action_id")
-        await self._client.abort_action(request.action_id, request.reason, request.aborted_by)
+        with span("abort", {"action": request.action_id.name}):
+            await self._client.abort_action(request.action_id, request.reason, request.aborted_by)
         return pb.AbortResponse()
 
     async def signal(self, request: pb.SignalRequest) -> pb.SignalResponse:
         """Give a condition its value."""
         _need(request, "action_id", "value")
-        await self._client.signal(request.action_id, request.value, request.signalled_by)
+        with span("signal", {"action": request.action_id.name}):
+            await self._client.signal(request.action_id, request.value, request.signalled_by)
         return pb.SignalResponse()
 
     async def watch_for_updates(
