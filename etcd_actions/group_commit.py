@@ -49,6 +49,7 @@ class GroupCommitStatistics:
     Attributes:
         members: Number of transactions that etcd answered.
         groups: Number of requests that they went in.
+        sizes: How many of these had 1 transaction, 2, 3 to 4, 5 to 8 and so on, by powers of two.
         largest: The most transactions in one request.
         halved: How often a group was refused and halved.
         waiting: Number of transactions that wait to be sent.
@@ -56,6 +57,7 @@ class GroupCommitStatistics:
 
     members: int
     groups: int
+    sizes: tuple[int, ...]
     largest: int
     halved: int
     waiting: int
@@ -92,6 +94,7 @@ class GroupCommit:
         self._closed = False
         self._members = 0
         self._groups = 0
+        self._sizes = [0] * ((_MOST_MEMBERS - 1).bit_length() + 1)
         self._largest = 0
         self._halved = 0
 
@@ -100,6 +103,7 @@ class GroupCommit:
         return GroupCommitStatistics(
             members=self._members,
             groups=self._groups,
+            sizes=tuple(self._sizes),
             largest=self._largest,
             halved=self._halved,
             waiting=sum(member.task is not None for member in self._waiting),
@@ -202,6 +206,7 @@ class GroupCommit:
         else:
             self._members += len(group)
             self._groups += 1
+            self._sizes[(len(group) - 1).bit_length()] += 1
             self._largest = max(self._largest, len(group))
             for member, result in zip(group, results, strict=True):
                 member.succeed(result)

@@ -78,12 +78,14 @@ class OutboxStatistics:
         router: The queue; None before the first time it worked.
         told: Number of calls that the run service accepted, by ``record`` and ``status``.
         rejected: Number of calls that it will never accept, likewise.
+        failed: Number of calls that failed and are made again, likewise.
         dead_letters: The newest of these, by action and call; accepted later, one goes.
     """
 
     router: RouterStatistics | None
     told: dict[str, int]
     rejected: dict[str, int]
+    failed: dict[str, int]
     dead_letters: tuple[DeadLetter, ...]
 
 
@@ -152,6 +154,7 @@ class Outbox:
         self._done_with: set[tuple[bytes, str]] = set()
         self._told: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
         self._dead_letters: dict[tuple[bytes, str], DeadLetter] = {}
 
     @property
@@ -165,6 +168,7 @@ class Outbox:
             router=self._router.statistics() if self._router else None,
             told=dict(self._told),
             rejected=dict(self._rejected),
+            failed=dict(self._failed),
             dead_letters=tuple(self._dead_letters.values()),
         )
 
@@ -316,6 +320,9 @@ class Outbox:
                 error=str(error),
             )
             return False
+        except Exception:
+            self._failed[what] += 1
+            raise
         self._told[what] += 1
         self._dead_letters.pop(letter, None)
         return True

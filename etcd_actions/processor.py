@@ -121,6 +121,7 @@ class ProcessorStatistics:
         outbox: The run service's queue; None before this process was first to have one.
         told: Number of calls that the run service accepted, by ``record`` and ``status``.
         rejected: Number of calls that it will never accept, likewise.
+        failed: Number of calls that failed and are made again, likewise.
         dead_letters: The newest of these, by action and call; accepted later, one goes.
         marks: Number of marks by result, see :class:`~etcd_actions.recorder.MarkResult`.
         elected: Whether this process is the one that records and marks.
@@ -137,6 +138,7 @@ class ProcessorStatistics:
     outbox: RouterStatistics | None
     told: dict[str, int]
     rejected: dict[str, int]
+    failed: dict[str, int]
     dead_letters: tuple[DeadLetter, ...]
     marks: dict[str, int]
     elected: bool
@@ -280,6 +282,7 @@ class Processor:
             outbox=outbox.router,
             told=outbox.told,
             rejected=outbox.rejected,
+            failed=outbox.failed,
             dead_letters=outbox.dead_letters,
             marks=self._recorder.statistics(),
             elected=self._election is not None and self._election.is_leader,

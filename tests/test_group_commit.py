@@ -384,6 +384,7 @@ async def test_statistics(etcd: Etcd, prefix: bytes) -> None:
         gate.open()
     after = group_commit.statistics()
     assert (after.members, after.groups, after.largest) == (7, 3, 5)
+    assert after.sizes == (2, 0, 0, 1, 0, 0, 0, 0)
     assert (after.halved, after.waiting) == (0, 0)
 
 

@@ -9,6 +9,7 @@ import trio
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.monitoring.lag import Heads, Lag
 
 _ASK_ETCD_EVERY = 1.0
 _ETCD_ANSWERS_WITHIN = 2.0
@@ -60,9 +61,8 @@ class Health:
         self._asking = trio.Lock()
         self._asked_at = float("-inf")
         self._answer = Check("etcd", "it was not asked yet")
+        self._heads = Heads()
         self.draining = False
-        self.head = 0
-        """The newest revision of the store, as it was last read; 0 before."""
 
     @property
     def is_serving(self) -> bool:
@@ -73,6 +73,10 @@ class Health:
     def is_ready(self) -> bool:
         """Whether all checks pass; of etcd, what it answered when it was last asked."""
         return self.is_serving and self._answer.ok
+
+    def lag(self, revision: int) -> Lag:
+        """How far a watch that gave out a revision is behind what :meth:`ready` found."""
+        return self._heads.lag(revision, trio.current_time())
 
     async def ready(self) -> list[Check]:
         """All checks; etcd is asked once a second, at most."""
@@ -123,7 +127,7 @@ class Health:
             except EtcdError as error:
                 self._answer = Check("etcd", str(error))
             else:
-                self.head = found.revision
+                self._heads.saw(found.revision, trio.current_time())
                 self._answer = Check("etcd")
             self._asked_at = trio.current_time()
             return self._answer

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from etcd_actions import __version__
@@ -142,11 +148,13 @@ class Metrics(Collector):
         yield _gauge("etcd_watch_synced", "Whether the first list was given out.", reflector.synced)
         yield _gauge("etcd_watch_streaming", "Whether a stream is open.", reflector.streaming)
         yield _gauge("etcd_watch_revision", "All up to it was given out.", reflector.revision)
+        lag = self._health.lag(reflector.revision)
         yield _gauge(
             "etcd_watch_lag_revisions",
-            "How far behind the store's newest revision that is, as it was last read.",
-            max(0, self._health.head - reflector.revision) if self._health.head else 0,
+            "How far behind the store's newest revision that is; what others write counts.",
+            lag.revisions,
         )
+        yield _gauge("etcd_watch_lag_seconds", "For how long it has been behind.", lag.seconds)
         yield _gauge("etcd_watch_silence_seconds", "Since etcd was last heard.", reflector.silence)
         yield _gauge("etcd_watch_keys", "Number of keys that exist.", reflector.keys)
         yield _counter("etcd_watch_events", "Changes given out.", reflector.events)
@@ -172,6 +180,12 @@ class Metrics(Collector):
         yield _counter("etcd_group_commit_members", "Transactions answered.", writes.members)
         yield _counter("etcd_group_commit_groups", "Requests that they went in.", writes.groups)
         yield _counter("etcd_group_commit_halved", "Groups that were refused.", writes.halved)
+        yield HistogramMetricFamily(
+            "etcd_group_commit_size",
+            "Transactions in one request.",
+            buckets=_buckets(writes.sizes),
+            sum_value=writes.members,
+        )
         yield _gauge("etcd_group_commit_largest", "Most in one request.", writes.largest)
         yield _gauge("etcd_group_commit_waiting", "Transactions that wait.", writes.waiting)
 
@@ -222,10 +236,14 @@ def _of_recording(statistics: ProcessorStatistics) -> Iterator[Metric]:
     )
     calls = CounterMetricFamily(
         "etcd_actions_run_service_calls",
-        "Calls to the run service that came to an end.",
+        "Calls to the run service; those that failed are made again.",
         labels=["call", "result"],
     )
-    for result, counts in (("accepted", statistics.told), ("rejected", statistics.rejected)):
+    for result, counts in (
+        ("accepted", statistics.told),
+        ("rejected", statistics.rejected),
+        ("failed", statistics.failed),
+    ):
         for call, count in counts.items():
             calls.add_metric([call, result], count)
     yield calls
@@ -287,3 +305,10 @@ def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> 
     for each, value in values.items():
         family.add_metric([each], value)
     return family
+
+
+def _buckets(sizes: Sequence[int]) -> list[tuple[str, float]]:
+    """Of a histogram over powers of two: how many are as large as each, or smaller."""
+    totals = list(accumulate(sizes))
+    bounds = [*(f"{2**power}.0" for power in range(len(sizes))), "+Inf"]
+    return list(zip(bounds, [*totals, totals[-1]], strict=True))

@@ -25,7 +25,7 @@ from tests.support import flyte
 from tests.support.waiting import eventually
 
 DEPLOY = ROOT / "docs" / "deploy"
-FUNCTIONS = {"by", "max", "rate", "sum", "up"}
+FUNCTIONS = {"by", "histogram_quantile", "max", "rate", "sum", "up"}
 SDK_ROOT = ActionId("p", "d", "r1", "a0", "o")
 
 
@@ -88,7 +88,8 @@ async def test_every_metric_and_label_is_there(exposed: dict[str, set[str]]) -> 
         bare = re.sub(r'"[^"]*"', "", expression)
         for names in re.findall(r"by \(([^)]*)\)", bare):
             labels = {name.strip() for name in names.split(",")} - {"instance"}
-            (metric, *_) = re.findall(r"[a-z_]+_[a-z_]+", bare)
+            found = re.findall(r"[a-z_]+_[a-z_]+", bare)
+            metric = next(each for each in found if each not in FUNCTIONS)
             assert labels <= exposed[metric], where
         bare = re.sub(r"by \([^)]*\)|\[[^\]]*\]", "", bare)
         for metric, matchers in re.findall(r"([a-z][a-z_]*[a-z])\s*(?:\{([^}]*)\})?", bare):
