@@ -19,6 +19,7 @@ from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.claims import Claim, Claims, open_claims
 from etcd_actions.codecs import codec_named
+from etcd_actions.containment import Containment
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.group_commit import (
@@ -69,6 +70,7 @@ async def open_actions_client(
     run_service: RunService | None = None,
     codec: str = "json",
     settings: ProcessorSettings | None = None,
+    containment: Containment | None = None,
 ) -> AsyncIterator[ActionsClient]:
     """Make a client; leaving the context stops watching and ends all subscriptions.
 
@@ -82,11 +84,13 @@ async def open_actions_client(
         codec: How new objects are stored: ``json``, which a Kubernetes API server reads,
             too, ``protobuf`` or ``msgpack``.
         settings: How it watches, see :class:`~etcd_actions.processor.ProcessorSettings`.
+        containment: The boundaries of the process; by default the client has its own.
 
     Raises:
         ConfigError: There is no such codec.
     """
     settings = settings or ProcessorSettings()
+    containment = containment or Containment()
     form = codec_named(codec)
     async with open_group_commit(etcd) as commit:
         store = Store(etcd, commit.txn)
@@ -99,6 +103,7 @@ async def open_actions_client(
                 run_service=run_service,
                 settings=settings,
                 store=store,
+                containment=containment,
             ) as processor,
             trio.open_nursery() as nursery,
         ):
@@ -111,6 +116,7 @@ async def open_actions_client(
                 processor,
                 Enqueuer(store, keys, form),
                 settings,
+                containment,
             )
             nursery.cancel_scope.cancel("the client is closed")
 
@@ -126,6 +132,9 @@ class ActionsClient:
     cancelled write may have been done: asking for the same again is safe.
 
     Made by :func:`open_actions_client`.
+
+    Attributes:
+        containment: The boundaries of what it does, and of what is built on it.
     """
 
     def __init__(
@@ -138,7 +147,9 @@ class ActionsClient:
         processor: Processor,
         enqueuer: Enqueuer,
         settings: ProcessorSettings,
+        containment: Containment,
     ) -> None:
+        self.containment = containment
         self._nursery = nursery
         self._etcd = etcd
         self._commit = commit
@@ -401,6 +412,7 @@ class ActionsClient:
             runs=parent.run if isinstance(parent, ActionId) else None,
             run_service=NullRunService(),
             settings=replace(self._settings, record=False),
+            containment=self.containment,
         )
 
     async def _states_of(self, parent: ActionId | str | None) -> Listing:

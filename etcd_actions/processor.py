@@ -36,6 +36,7 @@ from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.backoff import Backoff
 from etcd_actions.codecs import codec_of
+from etcd_actions.containment import Containment
 from etcd_actions.election import Election, open_election
 from etcd_actions.errors import (
     DecodeError,
@@ -169,6 +170,7 @@ async def open_processor(
     settings: ProcessorSettings | None = None,
     store: Store | None = None,
     runs: str | None = None,
+    containment: Containment | None = None,
 ) -> AsyncIterator[Processor]:
     """Make a processor, which owns tasks from :meth:`Processor.start_watching` on.
 
@@ -184,6 +186,7 @@ async def open_processor(
         store: Where to write; by default a group commit of its own over ``etcd``.
         runs: Watch only the objects and traces of runs whose name is this, or begins with
             this and a dash; needs ``namespace``.
+        containment: The boundaries of the process; by default the processor has its own.
     """
     settings = settings or ProcessorSettings()
     async with AsyncExitStack() as stack:
@@ -202,6 +205,7 @@ async def open_processor(
             runs=runs,
             run_service=run_service or NullRunService(),
             settings=settings,
+            containment=containment or Containment(),
         )
         try:
             yield processor
@@ -229,7 +233,9 @@ class Processor:
         runs: str | None,
         run_service: RunService,
         settings: ProcessorSettings,
+        containment: Containment,
     ) -> None:
+        self._containment = containment
         self._nursery = nursery
         self._etcd = etcd
         self._store = store

@@ -112,7 +112,18 @@ class Health:
                 f"{first.key.decode(errors='backslashreplace')}: {first.error}",
             )
         draining = Check("draining", "it is about to end" if self.draining else "")
-        return [draining, listed, stream, handlers]
+        return [draining, listed, stream, handlers, self._check_contained()]
+
+    def _check_contained(self) -> Check:
+        parked = self._client.containment.parked
+        if not parked:
+            return Check("contained")
+        first = parked[0]
+        return Check(
+            "contained",
+            f"{len(parked)} units failed unexpectedly and wait for another try, such as "
+            f"{first.kind} {first.identity}: {first.error}",
+        )
 
     async def _check_etcd(self) -> Check:
         """A linearizable read, which needs a quorum: more than a status tells."""

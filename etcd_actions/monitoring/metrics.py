@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Protocol
@@ -17,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from etcd_actions import __version__
 from etcd_actions.client import ActionsClient
+from etcd_actions.containment import Containment
 from etcd_actions.monitoring.health import Health
 from etcd_actions.processor import ProcessorStatistics
 from etcd_actions.router import RouterStatistics
@@ -135,6 +137,7 @@ class Metrics(Collector):
         yield from _of_queues(statistics)
         yield from _of_recording(statistics)
         yield from self._of_writes()
+        yield from _of_containment(self._client.containment)
         if self.server is not None:
             yield from _of_server(self.server())
         if self.executor is not None:
@@ -253,6 +256,21 @@ def _of_recording(statistics: ProcessorStatistics) -> Iterator[Metric]:
         len(statistics.dead_letters),
     )
     yield _counters("etcd_actions_marks", "Marks, by result.", "result", statistics.marks)
+
+
+def _of_containment(containment: Containment) -> Iterator[Metric]:
+    yield _counters(
+        "etcd_actions_contained_failures",
+        "Units of work that failed unexpectedly, by kind.",
+        "unit",
+        containment.failures,
+    )
+    parked = GaugeMetricFamily(
+        "etcd_actions_parked_units", "Of these, what waits for another try.", labels=["unit"]
+    )
+    for kind, count in Counter(unit.kind for unit in containment.parked).items():
+        parked.add_metric([kind], count)
+    yield parked
 
 
 def _of_server(server: ServerNumbers) -> Iterator[Metric]:

@@ -87,7 +87,7 @@ async def test_it_is_ready_once_all_is_listed(
     await client.start_watching()
     assert await ready(monitoring) == (
         200,
-        dict.fromkeys(("draining", "listed", "stream", "handlers", "etcd"), "ok"),
+        dict.fromkeys(("draining", "listed", "stream", "handlers", "contained", "etcd"), "ok"),
     )
     assert monitoring.health.is_serving
     monitoring.health.draining = True
