@@ -16,7 +16,12 @@ _MOST_LIMIT = 20_000
 
 @asynccontextmanager
 async def open_pages(
-    etcd: Etcd, keys: KeyRange, *, revision: int = 0, page_bytes: int = 12 * 1024 * 1024
+    etcd: Etcd,
+    keys: KeyRange,
+    *,
+    revision: int = 0,
+    page_bytes: int = 12 * 1024 * 1024,
+    keys_only: bool = False,
 ) -> AsyncIterator[trio.MemoryReceiveChannel[RangeResult]]:
     """Read ``keys`` in pages; the next is fetched while one is used.
 
@@ -28,6 +33,7 @@ async def open_pages(
         keys: The range.
         revision: Where to read; 0 takes the newest at the first page and stays there.
         page_bytes: About how large a page may get.
+        keys_only: Leave out the values.
 
     Each page's ``revision`` is the one that was read at. Errors, such as
     :class:`~etcd_actions.errors.Compacted` when a compaction passed the revision, come in
@@ -35,7 +41,7 @@ async def open_pages(
     """
     send, receive = trio.open_memory_channel[RangeResult](0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_fetch, etcd, keys, revision, page_bytes, send)
+        nursery.start_soon(_fetch, etcd, keys, revision, page_bytes, keys_only, send)
         async with receive:
             yield receive
         nursery.cancel_scope.cancel("the reader of the pages is done")
@@ -46,12 +52,13 @@ async def _fetch(
     keys: KeyRange,
     revision: int,
     page_bytes: int,
+    keys_only: bool,
     send: trio.MemorySendChannel[RangeResult],
 ) -> None:
     limit = _FIRST_LIMIT
     async with send:
         while True:
-            page = await etcd.range(keys, revision=revision, limit=limit)
+            page = await etcd.range(keys, revision=revision, limit=limit, keys_only=keys_only)
             # A read at an old revision is answered with the store's newest in its header.
             revision = revision or page.revision
             await send.send(page._replace(revision=revision))

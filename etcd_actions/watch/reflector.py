@@ -92,6 +92,7 @@ _log = structlog.get_logger(__name__)
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
 _FEW_KEYS = 256
 _MANY_FAILURES = 8
+_LISTS_BEHIND_COMPACTIONS = 5
 _MOST_COMPARED = 1000
 """Keys of a range up to which it is cheap to read whether it is idle."""
 _REFUSALS = (PermissionDenied, Unauthenticated, InvalidRequest)
@@ -384,9 +385,11 @@ class Reflector:
 
     async def _relist(self) -> None:
         """List everything: the store may be another one."""
-        log = _log.warning if self._suspicion == "unverifiable" else _log.error
-        log("listing_again", reason=self._suspicion, prefix=_text(self._keys.start))
-        self._relists[self._suspicion] += 1
+        if self._suspicion == "unverifiable" and not await self._list_oldest():
+            self._suspicion = "replaced"
+        if not self._suspicion:
+            return
+        self._tell_relist(self._suspicion)
         known: dict[bytes, int] = {}
         for range_ in self._ranges:
             known.update(range_.known)
@@ -398,6 +401,51 @@ class Reflector:
         for range_ in self._ranges:
             await self._list(range_, 0, replaced=replaced)
         self._suspicion = ""
+
+    def _tell_relist(self, reason: str, revision: int = 0) -> None:
+        log = _log.warning if reason == "unverifiable" else _log.error
+        log("listing_again", reason=reason, prefix=_text(self._keys.start), listing_at=revision)
+        self._relists[reason] += 1
+
+    async def _list_oldest(self) -> bool:
+        """List at the oldest revision that can be read; whether that shows the same store.
+
+        A state that only the compaction revision still has, the ending of an object that was
+        deleted after it, is seen there and nowhere else. What contradicts what was delivered is
+        of another store. Clears ``_suspicion`` when it is done. While compactions are faster
+        than the list, the newest states are all that can be had, and it stays as it is.
+        """
+        for _ in range(_LISTS_BEHIND_COMPACTIONS):
+            oldest = await find_oldest_revision(self._etcd, self._keys)
+            delivered = max(range_.resume.highest for range_ in self._ranges)
+            revision = max(oldest, delivered, *(range_.listed_at for range_ in self._ranges))
+            try:
+                for range_ in self._ranges:
+                    if not await self._agrees(range_, revision):
+                        return False
+                self._tell_relist("unverifiable", revision)
+                self._last_put = self._last_delete = None
+                for range_ in self._ranges:
+                    await self._list(range_, revision)
+            except* Compacted:
+                _log.warning("history_compacted", listing_at=revision)
+            else:
+                self._suspicion = ""
+                return True
+        return True
+
+    async def _agrees(self, range_: _Range, revision: int) -> bool:
+        """Whether what was delivered of a range can have led to its state at a revision."""
+        known, done = range_.known, range_.resume.done
+        async with open_pages(
+            self._etcd, range_.resume.keys, revision=revision, keys_only=True
+        ) as pages:
+            async for page in pages:
+                for kv in page.kvs:
+                    seen = abs(known.get(kv.key, 0))
+                    if kv.mod_revision < seen or seen < kv.mod_revision <= done:
+                        return False
+        return True
 
     def _unsplit(self, known: Mapping[bytes, int]) -> list[_Range]:
         """The ranges as they were asked for, the first one whole, to be listed."""
@@ -633,12 +681,15 @@ class Reflector:
         self._progress_counts = False
         keys = range_.resume.keys
         _log.warning("history_compacted", start=_text(keys.start), listing_at=revision)
-        compacted_again = False
-        try:
-            await self._list(range_, revision)
-        except* Compacted:
-            compacted_again = True
-        if compacted_again:
+        for _ in range(_LISTS_BEHIND_COMPACTIONS):
+            try:
+                await self._list(range_, revision)
+            except* Compacted:
+                # What the next compaction left is readable, too.
+                revision = max(await find_oldest_revision(self._etcd, keys), revision)
+            else:
+                break
+        else:
             await self._list(range_, 0)
         self._open(stream, range_)
 
