@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from connectrpc.errors import ConnectError
 
@@ -14,6 +14,13 @@ from etcd_actions.serving import ClientGone
 
 _Result = TypeVar("_Result")
 _Response = TypeVar("_Response")
+
+
+class _End:
+    """What a stream gives at its end."""
+
+
+_END: Final = _End()
 
 
 async def guarded(containment: Containment, method: str, work: Awaitable[_Result]) -> _Result:
@@ -39,8 +46,9 @@ async def guarded_stream(
     """The same for a stream: each of its steps has the boundary."""
     try:
         while True:
-            response = await guarded(containment, method, anext(responses, None))
-            if response is None:
+            step: Awaitable[_Response | _End] = anext(responses, _END)
+            response = await guarded(containment, method, step)
+            if isinstance(response, _End):
                 return
             yield response
     finally:

@@ -261,19 +261,22 @@ class Connection:
             await self._handle(RawData(b""))
             return
         if self._requests.leave_those_begun():
-            while self._is_busy and not await self._is_reset():
+            while not await self._is_left():
                 with trio.move_on_after(_LOOK_EVERY):
                     await self._answered.wait()
         elif not isinstance(self._protocol, Http2):
             # A body that ends too early gets its answer.
             await self._handle(RawData(b""))
 
-    async def _is_reset(self) -> bool:
-        """Whether a client that sends no more takes no more, either."""
+    async def _is_left(self) -> bool:
+        """Whether all is answered, or a client that sends no more takes no more, either."""
+        if not self._is_busy:
+            return True
         try:
-            return bool(await self._socket.recv(1, socket.MSG_PEEK)) or self._is_closed
+            await self._socket.recv(1, socket.MSG_PEEK)
         except OSError:
             return True
+        return self._is_closed
 
     def _note_what_has_begun(self) -> None:
         if self._is_busy or self._is_ending:
