@@ -36,7 +36,8 @@ from etcd_actions.executor.attempt import Attempts
 from etcd_actions.executor.board import Board
 from etcd_actions.executor.command import Command, build_command
 from etcd_actions.executor.fork_server import open_fork_server
-from etcd_actions.executor.outcome import Outcome, outcome_of
+from etcd_actions.executor.not_started import NotStarted
+from etcd_actions.executor.outcome import Outcome, find_outcome
 from etcd_actions.executor.places import AttemptPlace
 from etcd_actions.executor.settings import ExecutorSettings
 from etcd_actions.model import ActionUpdate, ErrorState, Phase, build_action_update
@@ -99,10 +100,10 @@ async def open_executor(
         fork_server = None
         if settings.fork_server:
             fork_server = await stack.enter_async_context(
-                open_fork_server(settings.python, settings.state_dir)
+                open_fork_server(settings.python, settings.state_dir, client.containment)
             )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        attempts = Attempts(fork_server, nursery, settings.kill_grace)
+        attempts = Attempts(fork_server, nursery, settings.kill_grace, settings.log_bytes)
         executor = Executor(client, claims, attempts, settings, nursery)
         nursery.start_soon(executor.follow)
         nursery.start_soon(executor.schedule)
@@ -421,7 +422,7 @@ class Executor:
             action = await self._report(action, attempt, Phase.RUNNING, claim)
         _log.info("attempt", action=action.metadata.name, attempt=attempt)
         try:
-            outcome = await self._follow_process(action, place, command, limits, work)
+            outcome = await self._follow_process(action, template, place, command, limits, work)
         finally:
             self._attempts.forget(place)
         place.shorten_log(self._settings.log_bytes)
@@ -441,6 +442,7 @@ class Executor:
     async def _follow_process(
         self,
         action: StoredTaskAction,
+        template: TaskTemplate,
         place: AttemptPlace,
         command: Command,
         limits: _Limits,
@@ -449,12 +451,8 @@ class Executor:
         """Start it, or find it, and wait; None where somebody else has ended the action."""
         try:
             await self._attempts.begin(place, command)
-        except OSError as error:
-            return Outcome(
-                ErrorState(
-                    code="NotStarted", kind="USER", message=f"{command.arguments[0]}: {error}"
-                )
-            )
+        except NotStarted as error:
+            return Outcome(error.error, error.by_machine)
         ended = trio.Event()
         too_long: ErrorState | None = None
         async with trio.open_nursery() as nursery:
@@ -486,7 +484,11 @@ class Executor:
             if too_long is None:
                 return None
             return Outcome(too_long, too_long.code == "MAX_RUNTIME_EXCEEDED")
-        return await trio.to_thread.run_sync(outcome_of, place, command.outputs)
+        return await find_outcome(
+            place,
+            command.outputs,
+            declares_outputs=bool(template.interface.outputs.variables),
+        )
 
     async def _report(
         self,
