@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psutil
@@ -40,6 +41,7 @@ from etcd_actions.executor.not_started import NotStarted
 from etcd_actions.executor.outcome import Outcome, find_outcome
 from etcd_actions.executor.places import AttemptPlace
 from etcd_actions.executor.settings import ExecutorSettings
+from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
 from etcd_actions.model import ActionUpdate, ErrorState, Phase, build_action_update
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.taskaction import parse_time
@@ -92,9 +94,10 @@ async def open_executor(
         settings: See :class:`ExecutorSettings`.
 
     Raises:
+        ConfigError: The state directory cannot be used.
         EtcdError: etcd cannot be asked.
     """
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    await trio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
     async with AsyncExitStack() as stack:
         claims = await stack.enter_async_context(client.open_claims(ttl=settings.claim_ttl))
         fork_server = None
@@ -108,6 +111,12 @@ async def open_executor(
         nursery.start_soon(executor.follow)
         nursery.start_soon(executor.schedule)
         nursery.start_soon(executor.look_again)
+        clean = partial(
+            keep_clean, settings.state_dir, settings.keep, executor.open_uids, client.containment
+        )
+        nursery.start_soon(
+            client.containment.keep, "state_directory", str(settings.state_dir), clean
+        )
         yield executor
         nursery.cancel_scope.cancel("the executor is left")
 
@@ -188,6 +197,13 @@ class Executor:
             ended=dict(self._ended),
             retries=self._retries,
         )
+
+    def open_uids(self) -> set[str] | None:
+        """The uids of the actions that are not over; None before all are known."""
+        if not self._synced:
+            return None
+        known = (self._board.get(name) for name in self._board.names())
+        return {each.update.uid for each in known if each is not None}
 
     async def follow(self) -> None:
         """Take in all that happens to actions."""

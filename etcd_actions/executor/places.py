@@ -25,7 +25,7 @@ from etcd_actions.untrusted_files import (
     read_regular,
 )
 
-__all__ = ["EXIT", "LOCK", "LOG", "MARK", "STARTED", "AttemptPlace", "local_path"]
+__all__ = ["EXIT", "LOCK", "LOG", "MARK", "STARTED", "AttemptPlace", "directory_name", "local_path"]
 
 STARTED: Final = supervisor.STARTED
 """Written before the main process of an attempt begins: its number."""
@@ -39,6 +39,14 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # struct flock of 64-bit systems, and where the number of the process is in it.
 _FLOCK: Final = ("hhqqi0q", 4) if sys.platform.startswith("linux") else ("qqihh0q", 2)
+
+
+def directory_name(uid: str) -> str:
+    """The name of the directory of an action's attempts."""
+    if _NAME.fullmatch(uid):
+        return uid
+    # It comes from etcd, and may name another directory.
+    return "." + hashlib.sha256(uid.encode(errors="surrogatepass")).hexdigest()
 
 
 class AttemptPlace:
@@ -56,11 +64,15 @@ class AttemptPlace:
     """
 
     def __init__(self, state_dir: Path, uid: str, attempt: int) -> None:
-        if not _NAME.fullmatch(uid):
-            # It comes from etcd, and may name another directory.
-            uid = "." + hashlib.sha256(uid.encode(errors="surrogatepass")).hexdigest()
-        self.path = state_dir / "attempts" / uid / str(attempt)
+        self.path = state_dir / "attempts" / directory_name(uid) / str(attempt)
         self.reported_exit: int | None = None
+
+    @classmethod
+    def at(cls, path: Path) -> AttemptPlace:
+        """The attempt that has a directory."""
+        place = cls(path.parents[2], "-", 0)
+        place.path = path
+        return place
 
     @property
     def mark(self) -> str:
