@@ -71,6 +71,8 @@ def supervise(
         for each in (directory, lock, report, request):
             os.set_inheritable(each, False)
         _Supervisor(directory, report, request, run).work(lock)
+        # Before the report ends: who sees that finds the lock free.
+        os.close(lock)
     except BaseException as error:
         _say(report, _failure(error, "supervisor"))
         os._exit(1)
