@@ -72,6 +72,8 @@ def check_command(arguments: list[str], environment: dict[str, str], command: Co
     Raises:
         NotStarted: It is the action's fault; the message names what to change.
     """
+    if not arguments or not arguments[0]:
+        raise of_action("the program's name is empty")
     total = 0
     for number, argument in enumerate(arguments):
         total += _check_text(f"argument {number}", argument)

@@ -67,15 +67,18 @@ def supervise(
         request: A descriptor of a file that says what is to be run.
         run: What the main process does, in place of executing a program; gives its exit code.
     """
+    failure: dict[str, Any] | None = None
     try:
         for each in (directory, lock, report, request):
             os.set_inheritable(each, False)
-        _Supervisor(directory, report, request, run).work(lock)
-        # Before the report ends: who sees that finds the lock free.
-        os.close(lock)
+        failure = _Supervisor(directory, report, request, run).work(lock)
     except BaseException as error:
-        _say(report, _failure(error, "supervisor"))
-        os._exit(1)
+        failure = _failure(error, "supervisor")
+    # Before it is told: the lock is free for the next try then.
+    with contextlib.suppress(OSError):
+        os.close(lock)
+    if failure is not None:
+        _say(report, failure)
     os._exit(0)
 
 
@@ -95,7 +98,8 @@ class _Supervisor:
             self._request: dict[str, Any] = json.loads(file.read())
         self._signalled: set[int] = set()
 
-    def work(self, lock: int) -> None:
+    def work(self, lock: int) -> dict[str, Any] | None:
+        """Do all; gives why it could not be started."""
         os.setsid()
         become_subreaper()
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -127,13 +131,13 @@ class _Supervisor:
             os.waitpid(number, 0)
             with contextlib.suppress(OSError):
                 os.unlink(STARTED, dir_fd=self._directory)
-            _say(self._report, failure)
-            return
+            return failure
         _say(self._report, {"started": number})
         try:
             self._follow(number, output, wake[0], log)
         finally:
             log.finish()
+        return None
 
     def _catch_signals(self) -> tuple[int, int]:
         wake = os.pipe()
@@ -573,6 +577,8 @@ def _failure(error: BaseException, where: str) -> dict[str, Any]:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.errno:
         text = os.strerror(error.errno)
+        if where in ("state", "supervisor") and error.filename is not None:
+            text = f"{error.filename}: {text}"
     return {"failed": text[:1000], "errno": number, "where": where}
 
 
