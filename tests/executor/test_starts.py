@@ -105,6 +105,7 @@ async def test_a_program_that_is_none_is_the_actions_fault(tmp_path: Path) -> No
             assert words in error.error.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["log", "lock", "exit", "supervisor", "work", "started.new"])
