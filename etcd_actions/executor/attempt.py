@@ -56,6 +56,7 @@ class Attempts:
         nursery: Where the ends of supervisors are waited for.
         kill_grace: Seconds between asking a process to end and killing it.
         log_bytes: How much of an attempt's log is kept, while it grows and afterwards.
+        launcher: What starts other commands, faster than executing a supervisor for each.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Attempts:
         nursery: trio.Nursery,
         kill_grace: float,
         log_bytes: int = 10 * 1024 * 1024,
+        launcher: ForkServer | None = None,
     ) -> None:
         self._fork_server = fork_server
+        self._launcher = launcher
         self._nursery = nursery
         self._kill_grace = kill_grace
         self._log_bytes = log_bytes
@@ -213,6 +216,8 @@ class Attempts:
             if await server.start(descriptors):
                 return ""
             hint = server.trouble
+        if self._launcher is not None and await self._launcher.start(descriptors):
+            return hint
         launch = partial(
             trio.run_process,
             [sys.executable, "-I", "-S", "-c", _PROGRAM, _DIRECTORY, *map(str, descriptors)],

@@ -8,11 +8,13 @@ runs since before this process was started. So a restart needs nothing but to lo
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -100,13 +102,18 @@ async def open_executor(
     await trio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
     async with AsyncExitStack() as stack:
         claims = await stack.enter_async_context(client.open_claims(ttl=settings.claim_ttl))
+        launcher = await stack.enter_async_context(
+            open_fork_server(
+                Path(sys.executable), settings.state_dir, client.containment, plain=True
+            )
+        )
         fork_server = None
         if settings.fork_server:
             fork_server = await stack.enter_async_context(
                 open_fork_server(settings.python, settings.state_dir, client.containment)
             )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        attempts = Attempts(fork_server, nursery, settings.kill_grace, settings.log_bytes)
+        attempts = Attempts(fork_server, nursery, settings.kill_grace, settings.log_bytes, launcher)
         executor = Executor(client, claims, attempts, settings, nursery)
         nursery.start_soon(executor.follow)
         nursery.start_soon(executor.schedule)

@@ -25,7 +25,6 @@ UNIT: Final = "fork_server"
 """The kind of unit that it is for :class:`~etcd_actions.containment.Containment`."""
 
 _PROGRAM = Path(__file__).with_name("fork_server_main.py")
-_LOG = "fork-server.log"
 _MOST_LOG = 1 << 20
 _BACKOFF = Backoff(initial=0.2, cap=30.0)
 _READY_WITHIN = 60.0
@@ -42,7 +41,7 @@ class ForkServerEnded(Exception):
 
 @asynccontextmanager
 async def open_fork_server(
-    python: Path, state_dir: Path, containment: Containment | None = None
+    python: Path, state_dir: Path, containment: Containment | None = None, *, plain: bool = False
 ) -> AsyncIterator[ForkServer]:
     """Keep a fork server running for as long as the context lasts.
 
@@ -52,8 +51,9 @@ async def open_fork_server(
         python: The interpreter that has Flyte's SDK.
         state_dir: Where its log is.
         containment: Where it is parked while it does not run.
+        plain: Whether it has no SDK, and executes what it starts.
     """
-    server = ForkServer(python, state_dir, containment or Containment())
+    server = ForkServer(python, state_dir, containment or Containment(), plain=plain)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server._keep)
         yield server
@@ -63,9 +63,14 @@ async def open_fork_server(
 class ForkServer:
     """Made by :func:`open_fork_server`."""
 
-    def __init__(self, python: Path, state_dir: Path, containment: Containment) -> None:
+    def __init__(
+        self, python: Path, state_dir: Path, containment: Containment, *, plain: bool = False
+    ) -> None:
         self._python = python
-        self._state_dir = state_dir
+        self._options = ["-I", "-S"] if plain else []
+        self._mode = ["plain"] if plain else []
+        self._log = state_dir / ("launcher.log" if plain else "fork-server.log")
+        self._identity = f"{python}{' (plain)' if plain else ''}"
         self._containment = containment
         self._socket: socket.socket | None = None
         # Set when it is known whether it can be used.
@@ -118,7 +123,7 @@ class ForkServer:
     async def _keep(self) -> None:
         while True:
             self._ready_since = float("inf")
-            with self._containment.unit(UNIT, str(self._python), parks=True) as unit:
+            with self._containment.unit(UNIT, self._identity, parks=True) as unit:
                 await self._serve()
             if trio.current_time() - self._ready_since > _LASTING:
                 self._failures = 0
@@ -139,7 +144,13 @@ class ForkServer:
                 with theirs, os.fdopen(self._open_log(), "ab") as log:
                     # It returns when the server has gone into the background.
                     finished: subprocess.CompletedProcess[bytes] = await trio.run_process(
-                        [str(self._python), str(_PROGRAM), str(theirs.fileno())],
+                        [
+                            str(self._python),
+                            *self._options,
+                            str(_PROGRAM),
+                            str(theirs.fileno()),
+                            *self._mode,
+                        ],
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
@@ -184,15 +195,14 @@ class ForkServer:
         _log.debug("fork_server_ready", pid=message["ready"])
         self._socket = sock
         self._ready_since = trio.current_time()
-        self._containment.forget(UNIT, str(self._python))
+        self._containment.forget(UNIT, self._identity)
         self._decided.set()
         return True
 
     def _open_log(self) -> int:
-        path = self._state_dir / _LOG
         with suppress(FileExistsError):
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND)
+            os.close(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        descriptor = open_regular(self._log, os.O_WRONLY | os.O_APPEND)
         if os.fstat(descriptor).st_size > _MOST_LOG:
             os.ftruncate(descriptor, 0)
         return descriptor
@@ -206,5 +216,5 @@ class ForkServer:
     def _last_lines(self) -> str:
         end = b""
         with suppress(OSError, UnusableFile):
-            end = read_end(self._state_dir / _LOG, 4096)
+            end = read_end(self._log, 4096)
         return "\n".join(end.decode(errors="replace").splitlines()[-20:])

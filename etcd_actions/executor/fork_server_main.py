@@ -1,7 +1,8 @@
 """The fork server: forks a supervisor for each attempt, which has imported Flyte's SDK already.
 
 It is run as a file, by the interpreter that has the SDK, so it imports nothing of
-etcd_actions. Its only argument is the descriptor of a socket. Each message on it is a start,
+etcd_actions. Its first argument is the descriptor of a socket; with a second one, ``plain``, it
+imports no SDK, and what it starts is executed. Each message on it is a start,
 with the four descriptors that a supervisor takes; any other is passed over. It says when it is
 ready. When the socket is closed it waits for the supervisors, and ends.
 """
@@ -62,13 +63,13 @@ class Unusable(Exception):
     """With this SDK nothing can be forked; the message says why."""
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, *, plain: bool = False) -> None:
     """Serve until the socket is closed and all supervisors have ended."""
     supervisor = _sibling("supervisor")
     # What is beside this file is not for tasks.
     del sys.path[0]
     try:
-        run = _prepare()
+        run = None if plain else _prepare()
     except Unusable as error:
         print(f"fork server: {error}", file=sys.stderr)
         sys.exit(3)
@@ -112,7 +113,7 @@ def _prepare() -> Callable[[dict[str, Any]], int]:
 
 class _Server:
     def __init__(
-        self, sock: socket.socket, supervisor: Any, run: Callable[[dict[str, Any]], int]
+        self, sock: socket.socket, supervisor: Any, run: Callable[[dict[str, Any]], int] | None
     ) -> None:
         self._socket = sock
         self._supervisor = supervisor
@@ -261,4 +262,4 @@ def _sibling(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), plain=sys.argv[2:] == ["plain"])

@@ -352,9 +352,10 @@ class BoundedLog:
 
     def write(self, data: bytes) -> None:
         """Append, as far as there is room on the disk."""
-        if len(data) > self._half:
-            self._left_out += len(data) - self._half
-            data = data[-self._half :]
+        for begin in range(0, len(data), self._half):
+            self._write_part(data[begin : begin + self._half])
+
+    def _write_part(self, data: bytes) -> None:
         if self._size + len(data) > self._half:
             self._rotate()
         written = 0

@@ -17,8 +17,8 @@ from etcd_actions.executor.command import Command
 from etcd_actions.executor.fork_server import ForkServer, open_fork_server
 from etcd_actions.executor.places import AttemptPlace
 
-Way = Literal["exec", "fork"]
-WAYS: tuple[Way, ...] = ("exec", "fork")
+Way = Literal["exec", "launch", "fork"]
+WAYS: tuple[Way, ...] = ("exec", "launch", "fork")
 
 # Its a0 runs the Python code that it is given.
 WORKING_SDK = """
@@ -129,8 +129,13 @@ async def open_bench(
             server = await stack.enter_async_context(
                 open_fork_server(python, directory / "state", containment)
             )
+        launcher = None
+        if way == "launch":
+            launcher = await stack.enter_async_context(
+                open_fork_server(Path(sys.executable), directory / "state", containment, plain=True)
+            )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        attempts = Attempts(server, nursery, kill_grace, log_bytes)
+        attempts = Attempts(server, nursery, kill_grace, log_bytes, launcher)
         yield Bench(directory, attempts, server, containment)
         nursery.cancel_scope.cancel("the test is over")
 
