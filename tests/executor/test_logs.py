@@ -15,7 +15,6 @@ from tests.executor.attempts import WAYS, Way, open_bench
 from tests.support.odd_files import KINDS
 from tests.support.waiting import eventually
 
-
 STREAM = b"".join(b"%03d" % number for number in range(1000))
 
 
