@@ -121,14 +121,15 @@ def read_outputs(path: Path) -> bytes | None:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise Unusable(f"{path} is not a regular file")
         with os.fdopen(os.open(path, flags), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise Unusable(f"{path} is not a regular file")
-            data = file.read(MOST_OUTPUTS + 1)
+            data = b"" if found.st_size > MOST_OUTPUTS else file.read(MOST_OUTPUTS + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Unusable(f"{path}: {error.strerror}") from error
-    if len(data) > MOST_OUTPUTS:
+    if max(len(data), found.st_size) > MOST_OUTPUTS:
         raise Unusable(f"{path} is larger than {MOST_OUTPUTS} bytes")
     return data
 
