@@ -17,6 +17,7 @@ from typing import Any, Final
 import structlog
 import trio
 
+from etcd_actions.containment import Containment
 from etcd_actions.executor import supervisor
 from etcd_actions.executor.command import Command
 from etcd_actions.executor.environment import helper_environment
@@ -57,6 +58,7 @@ class Attempts:
         kill_grace: Seconds between asking a process to end and killing it.
         log_bytes: How much of an attempt's log is kept, while it grows and afterwards.
         launcher: What starts other commands, faster than executing a supervisor for each.
+        containment: The boundaries of what it does.
     """
 
     def __init__(
@@ -66,9 +68,11 @@ class Attempts:
         kill_grace: float,
         log_bytes: int = 10 * 1024 * 1024,
         launcher: ForkServer | None = None,
+        containment: Containment | None = None,
     ) -> None:
         self._fork_server = fork_server
         self._launcher = launcher
+        self._containment = containment or Containment()
         self._nursery = nursery
         self._kill_grace = kill_grace
         self._log_bytes = log_bytes
@@ -112,7 +116,7 @@ class Attempts:
         if report is not None:
             await report.closed.wait()
             place.reported_exit = report.code
-        else:
+        if report is None or report.code is None:
             while place.is_alive:  # noqa: ASYNC110 - another executor's process rings no bell
                 await trio.sleep(_LOOK_EVERY)
         if place.exit_code is None:
@@ -184,7 +188,7 @@ class Attempts:
             with place.open_directory() as directory, _file_of(request, place) as file:
                 said, speaks = os.pipe()
                 # It closes its end.
-                self._nursery.start_soon(report.listen, said)
+                self._nursery.start_soon(self._listen, report, said, place)
                 try:
                     descriptors = [directory, lock, speaks, file]
                     how = await self._hand_over(command, descriptors)
@@ -234,6 +238,10 @@ class Attempts:
         if launched.returncode:
             hint = launched.stderr.decode(errors="replace")[-1000:] or f"exit {launched.returncode}"
         return hint
+
+    async def _listen(self, report: _Report, descriptor: int, place: AttemptPlace) -> None:
+        with self._containment.unit("attempt", str(place.path)):
+            await report.listen(descriptor)
 
     def _failed(
         self, failure: dict[str, Any], request: dict[str, Any], place: AttemptPlace, hint: str
@@ -290,9 +298,10 @@ class _Report:
                 if len(data) > _MOST_REPORT:
                     data = b""
         finally:
+            # Where it was not heard to its end, the lock says when that is.
             os.close(descriptor)
-        self.told.set()
-        self.closed.set()
+            self.told.set()
+            self.closed.set()
 
     def _note(self, line: bytes) -> None:
         # A task runs as the same user, and can write there, too.

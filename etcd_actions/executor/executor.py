@@ -113,7 +113,14 @@ async def open_executor(
                 open_fork_server(settings.python, settings.state_dir, client.containment)
             )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        attempts = Attempts(fork_server, nursery, settings.kill_grace, settings.log_bytes, launcher)
+        attempts = Attempts(
+            fork_server,
+            nursery,
+            settings.kill_grace,
+            settings.log_bytes,
+            launcher,
+            client.containment,
+        )
         executor = Executor(client, claims, attempts, settings, nursery)
         nursery.start_soon(executor.follow)
         nursery.start_soon(executor.schedule)

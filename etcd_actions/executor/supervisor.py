@@ -194,7 +194,7 @@ class _Supervisor:
                     _say(self._report, {"ended": code})
             asked = self._signalled & {signal.SIGTERM, signal.SIGQUIT}
             if ending is None and (asked or not living):
-                if not living and not _has_children():
+                if not living and not _has_children(main):
                     break
                 ending = _Ending(main, self._request["kill_grace"])
             if ending is not None:
@@ -291,7 +291,7 @@ class _Ending:
 
     def go_on(self) -> bool:
         """Signal what lives; False when nothing is left, or nothing more can be done."""
-        if not _has_children():
+        if not _has_children(self._main):
             return False
         now = time.monotonic()
         if now > self._kill_from + _LEAVE_AFTER:
@@ -491,10 +491,14 @@ def look_at(name: str) -> tuple[int, str] | None:
     return int(fields[1]), fields[19].decode()
 
 
-def _has_children() -> bool:
+def _has_children(main: int) -> bool:
+    """Whether something is left; without a subreaper only the group of the main process is."""
     try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
+        if sys.platform.startswith("linux"):
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        else:
+            os.killpg(main, 0)
+    except OSError:
         return False
     return True
 

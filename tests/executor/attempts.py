@@ -135,7 +135,7 @@ async def open_bench(
                 open_fork_server(Path(sys.executable), directory / "state", containment, plain=True)
             )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        attempts = Attempts(server, nursery, kill_grace, log_bytes, launcher)
+        attempts = Attempts(server, nursery, kill_grace, log_bytes, launcher, containment)
         yield Bench(directory, attempts, server, containment)
         nursery.cancel_scope.cancel("the test is over")
 

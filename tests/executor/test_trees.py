@@ -348,3 +348,25 @@ async def test_two_that_begin_one_attempt_start_it_once(tmp_path: Path) -> None:
             await bench.attempts.end(bench.place())
         assert (bench.attempts.started, bench.attempts.adopted) == (1, 3)
         assert isinstance(bench, Bench)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, RecursionError, MemoryError])
+async def test_what_goes_wrong_while_a_supervisor_is_heard_harms_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Its lock still says when it ends."""
+    from etcd_actions.executor.attempt import _Report  # noqa: PLC0415
+
+    note = _Report._note
+
+    def fail(report: _Report, line: bytes) -> None:
+        note(report, line)
+        raise error("it is unexpected")
+
+    async with open_bench(tmp_path, "launch") as bench:
+        with monkeypatch.context() as patch:
+            patch.setattr(_Report, "_note", fail)
+            code = TREE + "start(daemon)\ntime.sleep(0.2)\nsys.exit(7)"
+            assert await bench.run(code) == 7
+        assert bench.containment.failures == {"attempt": 1}
+        assert await bench.run("raise SystemExit(4)", "other") == 4
