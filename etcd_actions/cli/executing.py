@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, MutableMapping
@@ -16,6 +17,7 @@ from etcd_actions.config.settings import (
     EXECUTOR,
     EXECUTOR_CLAIM_TTL,
     EXECUTOR_FORK_SERVER,
+    EXECUTOR_KEEP,
     EXECUTOR_MEMORY,
     EXECUTOR_SLOTS,
     EXECUTOR_STATE_DIR,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _LEAST_TTL = 5
 _MOST_CONNECTIONS = 1_000
+_PR_SET_DUMPABLE = 4
 
 
 def check_executor(config: Config, served: ServerSettings | None) -> bool:
@@ -59,6 +62,18 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
         raise ConfigError(f"{EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
     sdk_python(config)
     return True
+
+
+def forbid_reading() -> None:
+    """Keep this process's environment, memory and descriptors from others of the same user.
+
+    Tasks run as this user, and etcd's password may be in the environment. Where it is root's
+    the kernel keeps nothing from it. No core dump is written afterwards, and only root can
+    attach a debugger.
+    """
+    if sys.platform.startswith("linux"):
+        arguments = [ctypes.c_ulong(each) for each in (0, 0, 0, 0)]
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, *arguments)
 
 
 def sdk_python(config: Config) -> Path:
@@ -140,5 +155,6 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
         fork_server=config[EXECUTOR_FORK_SERVER],
         slots=config[EXECUTOR_SLOTS],
         memory=config[EXECUTOR_MEMORY],
+        keep=config[EXECUTOR_KEEP],
         claim_ttl=config[EXECUTOR_CLAIM_TTL],
     )

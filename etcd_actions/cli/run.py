@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from etcd_actions import __version__
-from etcd_actions.cli.executing import check_executor, open_local_executor
+from etcd_actions.cli.executing import check_executor, forbid_reading, open_local_executor
 from etcd_actions.cli.exits import ExitCode
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.serving import is_installed, server_settings
@@ -23,6 +23,7 @@ from etcd_actions.config.settings import (
     DRAIN_DELAY,
     EMBEDDED_PORT,
     ENDPOINTS,
+    EXECUTOR,
     GRACE,
     MONITORING_LISTEN,
     OTLP_ENDPOINT,
@@ -52,6 +53,8 @@ _log = structlog.get_logger(__name__)
 async def run_until_signal(common: Common) -> int:
     """Watch and mark until a signal; raises what made that impossible."""
     raise_limit()
+    if common.config[EXECUTOR] != "none":
+        forbid_reading()
     if common.endpoints is None:
         _check_for_embedded(common)
     counts: dict[str, int] = {}

@@ -16,11 +16,14 @@ import importlib.util
 import inspect
 import json
 import os
+import stat
 import sys
 import typing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+MOST_OUTPUTS = 1 << 30
 
 
 class Unusable(Exception):
@@ -97,14 +100,38 @@ async def prepare(request: dict[str, Any]) -> dict[str, Any]:
 async def result(request: dict[str, Any]) -> dict[str, Any]:
     """Read what a task gave back."""
     task = load_task(request)
-    from flyte._internal.runtime import convert, io  # noqa: PLC0415
+    from flyte._internal.runtime import convert  # noqa: PLC0415
+    from flyteidl2.task.common_pb2 import Outputs  # noqa: PLC0415
 
-    path = Path(request["outputs"]) / "outputs.pb"
-    if not path.exists():
+    data = read_outputs(Path(request["outputs"]) / "outputs.pb")
+    if data is None:
         return {"result": None}
-    outputs = await io.load_outputs(str(path))
+    outputs = convert.Outputs(proto_outputs=Outputs.FromString(data))
     value = await convert.convert_outputs_to_native(task.native_interface, outputs)
     return {"result": readable(value)}
+
+
+def read_outputs(path: Path) -> bytes | None:
+    """What a task left, which may be anything; None for nothing.
+
+    A FIFO or a device would block: only a regular file is opened, and no link is followed.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise Unusable(f"{path} is not a regular file")
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise Unusable(f"{path} is not a regular file")
+            data = b"" if found.st_size > MOST_OUTPUTS else file.read(MOST_OUTPUTS + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unusable(f"{path}: {error.strerror}") from error
+    if max(len(data), found.st_size) > MOST_OUTPUTS:
+        raise Unusable(f"{path} is larger than {MOST_OUTPUTS} bytes")
+    return data
 
 
 def load_task(request: dict[str, Any]) -> Any:

@@ -610,6 +610,16 @@ EXECUTOR_STATE_DIR: Setting[Path | None] = Setting(
     help="Where locks and logs of actions are; executors that take over share it",
     for_run=True,
 )
+EXECUTOR_KEEP: Setting[float] = Setting(
+    name="executor_keep",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_EXECUTOR_KEEP",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="168h",
+    help="How long logs and the like of an attempt are kept once it has ended",
+    for_run=True,
+)
 EXECUTOR_CLAIM_TTL: Setting[int] = Setting(
     name="executor_claim_ttl",
     group=Group.EXECUTOR,
@@ -723,6 +733,7 @@ SETTINGS: tuple[Setting[object], ...] = (
     EXECUTOR_SLOTS,
     EXECUTOR_MEMORY,
     EXECUTOR_STATE_DIR,
+    EXECUTOR_KEEP,
     EXECUTOR_CLAIM_TTL,
     ASKED_SERVICE,
     SERVICE_CACERT,

@@ -8,10 +8,13 @@ runs since before this process was started. So a restart needs nothing but to lo
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -36,9 +39,11 @@ from etcd_actions.executor.attempt import Attempts
 from etcd_actions.executor.board import Board
 from etcd_actions.executor.command import Command, build_command
 from etcd_actions.executor.fork_server import open_fork_server
-from etcd_actions.executor.outcome import Outcome, outcome_of
+from etcd_actions.executor.not_started import NotStarted
+from etcd_actions.executor.outcome import Outcome, find_outcome
 from etcd_actions.executor.places import AttemptPlace
 from etcd_actions.executor.settings import ExecutorSettings
+from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
 from etcd_actions.model import ActionUpdate, ErrorState, Phase, build_action_update
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.taskaction import parse_time
@@ -91,22 +96,41 @@ async def open_executor(
         settings: See :class:`ExecutorSettings`.
 
     Raises:
+        ConfigError: The state directory cannot be used.
         EtcdError: etcd cannot be asked.
     """
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    await trio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
     async with AsyncExitStack() as stack:
         claims = await stack.enter_async_context(client.open_claims(ttl=settings.claim_ttl))
+        launcher = await stack.enter_async_context(
+            open_fork_server(
+                Path(sys.executable), settings.state_dir, client.containment, plain=True
+            )
+        )
         fork_server = None
         if settings.fork_server:
             fork_server = await stack.enter_async_context(
-                open_fork_server(settings.python, settings.state_dir)
+                open_fork_server(settings.python, settings.state_dir, client.containment)
             )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        attempts = Attempts(fork_server, nursery, settings.kill_grace)
+        attempts = Attempts(
+            fork_server,
+            nursery,
+            settings.kill_grace,
+            settings.log_bytes,
+            launcher,
+            client.containment,
+        )
         executor = Executor(client, claims, attempts, settings, nursery)
         nursery.start_soon(executor.follow)
         nursery.start_soon(executor.schedule)
         nursery.start_soon(executor.look_again)
+        clean = partial(
+            keep_clean, settings.state_dir, settings.keep, executor.open_uids, client.containment
+        )
+        nursery.start_soon(
+            client.containment.keep, "state_directory", str(settings.state_dir), clean
+        )
         yield executor
         nursery.cancel_scope.cancel("the executor is left")
 
@@ -187,6 +211,13 @@ class Executor:
             ended=dict(self._ended),
             retries=self._retries,
         )
+
+    def open_uids(self) -> set[str] | None:
+        """The uids of the actions that are not over; None before all are known."""
+        if not self._synced:
+            return None
+        known = (self._board.get(name) for name in self._board.names())
+        return {each.update.uid for each in known if each is not None}
 
     async def follow(self) -> None:
         """Take in all that happens to actions."""
@@ -421,7 +452,7 @@ class Executor:
             action = await self._report(action, attempt, Phase.RUNNING, claim)
         _log.info("attempt", action=action.metadata.name, attempt=attempt)
         try:
-            outcome = await self._follow_process(action, place, command, limits, work)
+            outcome = await self._follow_process(action, template, place, command, limits, work)
         finally:
             self._attempts.forget(place)
         place.shorten_log(self._settings.log_bytes)
@@ -441,6 +472,7 @@ class Executor:
     async def _follow_process(
         self,
         action: StoredTaskAction,
+        template: TaskTemplate,
         place: AttemptPlace,
         command: Command,
         limits: _Limits,
@@ -449,12 +481,8 @@ class Executor:
         """Start it, or find it, and wait; None where somebody else has ended the action."""
         try:
             await self._attempts.begin(place, command)
-        except OSError as error:
-            return Outcome(
-                ErrorState(
-                    code="NotStarted", kind="USER", message=f"{command.arguments[0]}: {error}"
-                )
-            )
+        except NotStarted as error:
+            return Outcome(error.error, error.by_machine)
         ended = trio.Event()
         too_long: ErrorState | None = None
         async with trio.open_nursery() as nursery:
@@ -486,7 +514,11 @@ class Executor:
             if too_long is None:
                 return None
             return Outcome(too_long, too_long.code == "MAX_RUNTIME_EXCEEDED")
-        return await trio.to_thread.run_sync(outcome_of, place, command.outputs)
+        return await find_outcome(
+            place,
+            command.outputs,
+            declares_outputs=bool(template.interface.outputs.variables),
+        )
 
     async def _report(
         self,

@@ -7,23 +7,42 @@ import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.containment import Containment
+from etcd_actions.executor.environment import helper_environment
+from etcd_actions.untrusted_files import UnusableFile, open_regular, read_end
+
+START: Final = b"start"
+"""The message that goes with the descriptors of an attempt."""
+UNIT: Final = "fork_server"
+"""The kind of unit that it is for :class:`~etcd_actions.containment.Containment`."""
 
 _PROGRAM = Path(__file__).with_name("fork_server_main.py")
-_BACKOFF = Backoff(initial=0.2, cap=10.0)
+_MOST_LOG = 1 << 20
+_BACKOFF = Backoff(initial=0.2, cap=30.0)
+_READY_WITHIN = 60.0
+# After so many ends in a row attempts are started without it.
+_TRIES = 3
+_LASTING = 60.0
 
 _log = structlog.get_logger(__name__)
 
 
+class ForkServerEnded(Exception):
+    """It ended, or never became ready; the message has the end of its log."""
+
+
 @asynccontextmanager
-async def open_fork_server(python: Path, state_dir: Path) -> AsyncIterator[ForkServer]:
+async def open_fork_server(
+    python: Path, state_dir: Path, containment: Containment | None = None, *, plain: bool = False
+) -> AsyncIterator[ForkServer]:
     """Keep a fork server running for as long as the context lasts.
 
     What it has started lives on afterwards, and so does it, until that has ended.
@@ -31,8 +50,10 @@ async def open_fork_server(python: Path, state_dir: Path) -> AsyncIterator[ForkS
     Args:
         python: The interpreter that has Flyte's SDK.
         state_dir: Where its log is.
+        containment: Where it is parked while it does not run.
+        plain: Whether it has no SDK, and executes what it starts.
     """
-    server = ForkServer(python, state_dir)
+    server = ForkServer(python, state_dir, containment or Containment(), plain=plain)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server._keep)
         yield server
@@ -42,108 +63,158 @@ async def open_fork_server(python: Path, state_dir: Path) -> AsyncIterator[ForkS
 class ForkServer:
     """Made by :func:`open_fork_server`."""
 
-    def __init__(self, python: Path, state_dir: Path) -> None:
+    def __init__(
+        self, python: Path, state_dir: Path, containment: Containment, *, plain: bool = False
+    ) -> None:
         self._python = python
-        self._state_dir = state_dir
+        self._options = ["-I", "-S"] if plain else []
+        self._mode = ["plain"] if plain else []
+        self._log = state_dir / ("launcher.log" if plain else "fork-server.log")
+        self._identity = f"{python}{' (plain)' if plain else ''}"
+        self._containment = containment
         self._socket: socket.socket | None = None
-        self._ready = trio.Event()
+        # Set when it is known whether it can be used.
+        self._decided = trio.Event()
         self._sending = trio.Lock()
-        self._ends: dict[str, trio.Event] = {}
+        self._failures = 0
+        self._failure = ""
+        self._ready_since = float("inf")
 
-    async def start(self, place: AttemptPlace, request: Path, lock: int, log: int) -> bool:
-        """Have an attempt started; False where the server went away: nothing was started then.
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it runs, or did so until now: attempts wait for it then."""
+        return self._socket is not None or self._failures < _TRIES
 
-        Either way the descriptors may be closed afterwards. Cancelled, it may have been
-        started: its lock tells.
+    @property
+    def trouble(self) -> str:
+        """Why it does not run; empty while it does."""
+        return "" if self._socket is not None else self._failure
+
+    async def start(self, descriptors: list[int]) -> bool:
+        """Hand it what a supervisor takes; False where it is not healthy: nothing was sent then.
+
+        The descriptors may be closed afterwards. That it was handed over says not that it was
+        started: the supervisor says so.
         """
-        await self._ready.wait()
-        self._ends[str(place.path)] = trio.Event()
-        async with self._sending:
-            sock = self._socket
-            while sock is not None and sock is self._socket:
+        while True:
+            await self._decided.wait()
+            async with self._sending:
+                sock = self._socket
+                if sock is None:
+                    if not self.is_healthy:
+                        return False
+                    continue
                 try:
-                    socket.send_fds(sock, [str(request).encode()], [lock, log])
+                    socket.send_fds(sock, [START], descriptors)
                 except BlockingIOError:
-                    await trio.lowlevel.wait_writable(sock)
+                    with trio.move_on_after(1):
+                        await trio.lowlevel.wait_writable(sock)
                 except OSError as error:
                     _log.warning("fork_server_gone", error=str(error))
-                    break
+                    self._lost(sock)
                 else:
                     return True
-        del self._ends[str(place.path)]
-        return False
 
-    def ended(self, place: AttemptPlace) -> trio.Event:
-        """Set when the end of an attempt was seen; of one that was started before, never."""
-        event = self._ends.get(str(place.path))
-        return trio.Event() if event is None else event
-
-    def forget(self, place: AttemptPlace) -> None:
-        """Nobody waits for an attempt any more."""
-        self._ends.pop(str(place.path), None)
+    def _lost(self, sock: socket.socket) -> None:
+        if self._socket is sock:
+            self._socket = None
+            self._decided = trio.Event()
 
     async def _keep(self) -> None:
-        failures = 0
         while True:
-            began = trio.current_time()
-            await self._serve()
-            failures = 1 if trio.current_time() - began > 60 else failures + 1
-            delay = _BACKOFF.delay(failures)
-            _log.warning(
-                "fork_server_ended",
-                retry_in=round(delay, 3),
-                log=str(self._state_dir / "fork-server.log"),
-            )
-            await trio.sleep(delay)
+            self._ready_since = float("inf")
+            with self._containment.unit(UNIT, self._identity, parks=True) as unit:
+                await self._serve()
+            if trio.current_time() - self._ready_since > _LASTING:
+                self._failures = 0
+            self._failures += 1
+            self._failure = str(unit.error)
+            if not self.is_healthy:
+                self._decided.set()
+            elif self._decided.is_set():
+                self._decided = trio.Event()
+            await trio.sleep(_BACKOFF.delay(self._failures))
 
     async def _serve(self) -> None:
         """Run one server, until it ends."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             ours.setblocking(False)
-            with theirs, (self._state_dir / "fork-server.log").open("ab") as log:
-                environment = {
-                    name: value
-                    for name, value in os.environ.items()
-                    if not name.startswith(("ETCD", "PYTHON"))
-                }
-                # It returns when the server has gone into the background.
-                await trio.run_process(
-                    [str(self._python), str(_PROGRAM), str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(theirs.fileno(),),
-                    # A Ctrl-C at the terminal is for us.
-                    start_new_session=True,
-                    env=environment | {"FSSPEC_FILE_AUTO_MKDIR": "true"},
-                    check=False,
-                )
+            with trio.move_on_after(_READY_WITHIN):
+                with theirs, os.fdopen(self._open_log(), "ab") as log:
+                    # It returns when the server has gone into the background.
+                    finished: subprocess.CompletedProcess[bytes] = await trio.run_process(
+                        [
+                            str(self._python),
+                            *self._options,
+                            str(_PROGRAM),
+                            str(theirs.fileno()),
+                            *self._mode,
+                        ],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        pass_fds=(theirs.fileno(),),
+                        # A Ctrl-C at the terminal is for us.
+                        start_new_session=True,
+                        env=helper_environment() | {"FSSPEC_FILE_AUTO_MKDIR": "true"},
+                        check=False,
+                    )
+                if finished.returncode:
+                    raise self._ended(f"ended with {finished.returncode}")
+                while not await self._is_ready(ours):
+                    continue
+            if self._socket is not ours:
+                # An import that hangs would hang again: attempts do not wait for it.
+                self._failures = _TRIES
+                raise self._ended(f"was not ready within {_READY_WITHIN:g} s")
             try:
-                await self._listen(ours)
+                while True:
+                    await self._is_ready(ours)
             finally:
-                self._socket = None
-                if self._ready.is_set():
-                    self._ready = trio.Event()
-                for event in self._ends.values():
-                    # Somebody has to look at the locks.
-                    event.set()
+                self._lost(ours)
 
-    async def _listen(self, sock: socket.socket) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(sock)
-            try:
-                data = sock.recv(65536)
-            except BlockingIOError:
-                continue
-            except OSError:
-                return
-            if not data:
-                return
+    async def _is_ready(self, sock: socket.socket) -> bool:
+        """Whether its next message says that it is ready."""
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            data = sock.recv(65536)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise self._ended(f"was lost: {error}") from error
+        if not data:
+            raise self._ended("ended")
+        try:
             message = json.loads(data)
-            if "ready" in message:
-                _log.debug("fork_server_ready", pid=message["ready"])
-                self._socket = sock
-                self._ready.set()
-            elif (event := self._ends.get(message["ended"])) is not None:
-                event.set()
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict) or "ready" not in message:
+            _log.warning("fork_server_message_unknown", message=repr(data[:100]))
+            return False
+        _log.debug("fork_server_ready", pid=message["ready"])
+        self._socket = sock
+        self._ready_since = trio.current_time()
+        self._containment.forget(UNIT, self._identity)
+        self._decided.set()
+        return True
+
+    def _open_log(self) -> int:
+        with suppress(FileExistsError):
+            os.close(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        descriptor = open_regular(self._log, os.O_WRONLY | os.O_APPEND)
+        if os.fstat(descriptor).st_size > _MOST_LOG:
+            os.ftruncate(descriptor, 0)
+        return descriptor
+
+    def _ended(self, how: str) -> ForkServerEnded:
+        message = f"the fork server ({self._python}) {how}"
+        if lines := self._last_lines():
+            message = f"{message}; its log ends with:\n{lines}"
+        return ForkServerEnded(message)
+
+    def _last_lines(self) -> str:
+        end = b""
+        with suppress(OSError, UnusableFile):
+            end = read_end(self._log, 4096)
+        return "\n".join(end.decode(errors="replace").splitlines()[-20:])

@@ -1,16 +1,19 @@
-"""The fork server: forks a process for each attempt, which has imported Flyte's SDK already.
+"""The fork server: forks a supervisor for each attempt, which has imported Flyte's SDK already.
 
 It is run as a file, by the interpreter that has the SDK, so it imports nothing of
-etcd_actions. Its only argument is the descriptor of a socket. A message on it is the path of
-a request, with two descriptors: a lock, which the child holds for as long as it lives, and its
-log. When the socket is closed it waits for its children, so that their ends are seen, and ends.
+etcd_actions. Its first argument is the descriptor of a socket; with a second one, ``plain``, it
+imports no SDK, and what it starts is executed. Each message on it is a start,
+with the four descriptors that a supervisor takes; any other is passed over. It says when it is
+ready. When the socket is closed it waits for the supervisors, and ends.
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import select
@@ -19,8 +22,12 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+START = b"start"
+_DESCRIPTORS = 4
 
 # What a task needs, but not the task itself.
 _MODULES = (
@@ -52,114 +59,162 @@ _MODULES = (
 )
 
 
-def main(descriptor: int) -> None:
-    """Serve until the socket is closed and all children have ended."""
-    for name in _MODULES:
-        # The SDK's inside may change: what is missing is imported by the task.
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    loop = _background_loop()
-    if loop is not None:
-        # A thread would not be there in the child, and what it holds would be held for ever.
-        loop.stop()
-    if threading.active_count() > 1:
-        names = ", ".join(thread.name for thread in threading.enumerate())
-        print(f"fork server: there are threads, which may harm a fork: {names}", file=sys.stderr)
+class Unusable(Exception):
+    """With this SDK nothing can be forked; the message says why."""
+
+
+def main(descriptor: int, *, plain: bool = False) -> None:
+    """Serve until the socket is closed and all supervisors have ended."""
+    supervisor = _sibling("supervisor")
+    # What is beside this file is not for tasks.
+    del sys.path[0]
+    try:
+        run = None if plain else _prepare()
+    except Unusable as error:
+        print(f"fork server: {error}", file=sys.stderr)
+        sys.exit(3)
     gc.collect()
     gc.freeze()
     # No child of whoever started us: it may end before we do.
     if os.fork():
         os._exit(0)
+    # The descriptors of a supervisor are told from ours by not being there yet.
     sock = socket.socket(fileno=descriptor)
-    wake_read, wake_write = os.pipe()
-    os.set_blocking(wake_read, False)
-    os.set_blocking(wake_write, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    # Who started us decides when to end, by closing the socket.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    children: dict[int, str] = {}
-    _tell(sock, {"ready": os.getpid()})
-    open_ = True
-    while open_ or children:
-        waiting: list[Any] = [sock, wake_read] if open_ else [wake_read]
-        readable, _, _ = select.select(waiting, [], [])
-        if wake_read in readable:
-            with contextlib.suppress(BlockingIOError):
-                os.read(wake_read, 4096)
-        _reap(children, sock if open_ else None)
-        if open_ and sock in readable:
-            data, descriptors, _, _ = socket.recv_fds(sock, 65536, 2)
-            if not data:
-                open_ = False
-                continue
-            path = data.decode()
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                sock.close()
-                os.close(wake_read)
-                os.close(wake_write)
-                _child(path, descriptors, loop)
-            for each in descriptors:
-                os.close(each)
-            children[pid] = str(Path(path).parent)
+    sock.set_inheritable(False)
+    _Server(sock, supervisor, run).serve()
 
 
-def _reap(children: dict[int, str], sock: socket.socket | None) -> None:
-    """Note how children ended, in their directories and on the socket."""
-    while children:
+def _prepare() -> Callable[[dict[str, Any]], int]:
+    """Import the SDK; gives what runs its command in a child."""
+    try:
+        importlib.import_module("flyte._bin.runtime").main  # noqa: B018 - it is there
+    except BaseException as error:
+        traceback.print_exc()
+        raise Unusable("the SDK cannot be imported") from error
+    for name in _MODULES:
+        # The SDK's inside may change: what is missing is imported by the task.
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(f"fork server: {name} is not imported: {error!r}", file=sys.stderr)
+    loop = _background_loop()
+    if loop is not None:
+        # A thread would not be there in the child, and what it holds would be held for ever.
+        try:
+            loop.stop()
+            loop._run  # noqa: B018 - it is there
+        except Exception as error:
+            raise Unusable(f"the SDK's thread cannot be stopped: {error!r}") from error
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate())
+        raise Unusable(f"there are threads, which would be missing after a fork: {names}")
+    return lambda request: _run(request, loop)
+
+
+class _Server:
+    def __init__(
+        self, sock: socket.socket, supervisor: Any, run: Callable[[dict[str, Any]], int] | None
+    ) -> None:
+        self._socket = sock
+        self._supervisor = supervisor
+        self._run = run
+        self._children: set[int] = set()
+        self._wake = os.pipe()
+        for each in self._wake:
+            os.set_blocking(each, False)
+
+    def serve(self) -> None:
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
+        # Who started us decides when to end, by closing the socket.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # What a supervisor leaves behind when it is killed comes here.
+        self._supervisor.become_subreaper()
+        with contextlib.suppress(OSError):
+            self._socket.sendall(json.dumps({"ready": os.getpid()}).encode())
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._wake[0], select.POLLIN)
+        open_ = True
+        while open_ or self._children:
+            ready = [each for each, _ in poll.poll()]
+            if self._wake[0] in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake[0], 4096)
+                self._reap()
+            if self._socket.fileno() in ready and not self._receive():
+                poll.unregister(self._socket)
+                open_ = False
+
+    def _receive(self) -> bool:
+        """Take a message; False where there will be no more."""
+        descriptors = array.array("i")
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                1024, socket.CMSG_SPACE(16 * descriptors.itemsize)
+            )
+        except OSError as error:
+            print(f"fork server: a message is not received: {error}", file=sys.stderr)
+            return False
+        for level, kind, found in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(found[: len(found) - len(found) % descriptors.itemsize])
+        if not data and not descriptors:
+            return False
+        try:
+            if data == START and len(descriptors) == _DESCRIPTORS:
+                self._start(list(descriptors))
+            else:
+                print(
+                    f"fork server: passed over: {data[:60]!r}, {len(descriptors)} descriptors"
+                    f"{', truncated' if flags & socket.MSG_CTRUNC else ''}",
+                    file=sys.stderr,
+                )
+        finally:
+            for each in descriptors:
+                with contextlib.suppress(OSError):
+                    os.close(each)
+        return True
+
+    def _start(self, descriptors: list[int]) -> None:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._supervisor.say_failed(descriptors[2], error, "process")
             return
         if pid == 0:
-            return
-        directory = children.pop(pid, None)
-        if directory is None:
-            continue
-        code = os.waitstatus_to_exitcode(status)
-        with contextlib.suppress(OSError):
-            new = Path(directory) / "exit.new"
-            new.write_text(str(code))
-            new.rename(Path(directory) / "exit")
-        if sock is not None:
-            _tell(sock, {"ended": directory, "code": code})
+            signal.set_wakeup_fd(-1)
+            self._socket.close()
+            for each in self._wake:
+                os.close(each)
+            self._supervisor.supervise(*descriptors, self._run)
+        self._children.add(pid)
+
+    def _reap(self) -> None:
+        killed = False
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid in self._children:
+                self._children.discard(pid)
+                killed = killed or os.WIFSIGNALED(status)
+        if killed:
+            self._supervisor.end_orphans(self._children)
 
 
-def _tell(sock: socket.socket, message: dict[str, object]) -> None:
-    # Nobody listens any more: the files say it, too.
-    with contextlib.suppress(OSError):
-        sock.sendall(json.dumps(message).encode())
-
-
-def _child(path: str, descriptors: list[int], loop: Any) -> None:
-    """Become the process of an attempt; does not return."""
+def _run(request: dict[str, Any], loop: Any) -> int:
+    """Be the SDK's command; does not return."""
     code = 1
     try:
-        os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _lock, log = descriptors
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(null)
-        os.close(log)
-        directory = Path(path).parent
-        new = directory / "started.new"
-        new.write_text(str(os.getpid()))
-        new.rename(directory / "started")
-        with Path(path).open() as file:
-            request = json.load(file)
         os.environ.clear()
         os.environ.update(request["environment"])
-        os.chdir(request["directory"])
         sys.argv = request["arguments"]
-        sys.path[0] = request["directory"]
+        sys.path.insert(0, request["directory"])
         if loop is not None:
             _start_again(loop)
         from flyte._bin.runtime import main as a0  # noqa: PLC0415
@@ -176,14 +231,12 @@ def _child(path: str, descriptors: list[int], loop: Any) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         # The interpreter's own end would wait for threads of the SDK, and takes longer.
-        os._exit(code)
+        os._exit(code & 0xFF)
 
 
 def _background_loop() -> Any:
     """The loop that the SDK runs in a thread, from its import on."""
-    with contextlib.suppress(ImportError, AttributeError):
-        return sys.modules["flyte.syncify"].syncify._bg_loop
-    return None
+    return getattr(getattr(sys.modules.get("flyte.syncify"), "syncify", None), "_bg_loop", None)
 
 
 def _start_again(loop: Any) -> None:
@@ -195,5 +248,18 @@ def _start_again(loop: Any) -> None:
     loop.thread.start()
 
 
+def _sibling(name: str) -> Any:
+    """A module beside this file, which is no package here."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"_etcd_actions_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its classes look for it there.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), plain=sys.argv[2:] == ["plain"])

@@ -6,17 +6,31 @@ The SDK's command exits with 0 when its task fails, and may be killed after all 
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 from google.protobuf.message import DecodeError as BadMessage
 
 from etcd_actions.executor.places import AttemptPlace
 from etcd_actions.model import ErrorState
+from etcd_actions.untrusted_files import (
+    UnusableFile,
+    clear_away,
+    in_thread,
+    is_regular,
+    read_regular,
+)
 
 ERROR_FILE = "error.pb"
 OUTPUTS_FILE = "outputs.pb"
+
+_MOST_ERROR_FILE: Final = 4 * 1024 * 1024
+# It goes to etcd, which takes 1.5 MiB in all, and on to whoever follows the action.
+_MOST_MESSAGE: Final = 64 * 1024
+_MOST_CODE: Final = 256
+_FILES_WITHIN: Final = 60.0
 
 _KINDS = {ExecutionError.USER: "USER", ExecutionError.SYSTEM: "SYSTEM"}
 
@@ -28,50 +42,99 @@ class Outcome(NamedTuple):
     recoverable: bool = False
 
 
-def outcome_of(place: AttemptPlace, outputs: Path) -> Outcome:
-    """Look at what an attempt left behind."""
+async def find_outcome(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) -> Outcome:
+    """Look at what an attempt left behind, in a thread that cancelling leaves alone.
+
+    A file system that does not answer is an error of the attempt, after a minute.
+    """
+    look = partial(outcome_of, place, outputs, declares_outputs=declares_outputs)
+    try:
+        return await in_thread(_FILES_WITHIN, outputs, look)
+    except UnusableFile as error:
+        return _unreadable("OutputsUnreadable", error, recoverable=True)
+
+
+def outcome_of(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) -> Outcome:
+    """Look at what an attempt left behind.
+
+    Args:
+        place: The attempt.
+        outputs: The directory of its outputs.
+        declares_outputs: Whether its task has outputs: exit code 0 without them is a failure
+            then.
+    """
     failure = _read_error(outputs / ERROR_FILE)
     if failure is not None:
         return failure
+    try:
+        if is_regular(outputs / OUTPUTS_FILE):
+            return Outcome(None)
+    except (OSError, UnusableFile) as error:
+        return _unreadable("OutputsUnreadable", error)
     code = place.exit_code
-    if (outputs / OUTPUTS_FILE).exists() or code == 0:
+    if code == 0 and not declares_outputs:
         return Outcome(None)
     lines = place.last_lines()
-    message = _how(code) + (f"; its log ends with:\n{lines}" if lines else "")
+    end = f"; its log ends with:\n{lines}" if lines else ""
+    if code == 0:
+        message = f"the process exited with 0, and left no {outputs / OUTPUTS_FILE}{end}"
+        return Outcome(ErrorState(code="OutputsNotFound", kind="USER", message=message), True)
     # As Flyte's executor does with a container that just went away.
-    return Outcome(ErrorState(code="ProcessEnded", kind="SYSTEM", message=message), True)
+    return Outcome(ErrorState(code="ProcessEnded", kind="SYSTEM", message=_how(code) + end), True)
 
 
 def clear(outputs: Path) -> None:
-    """Take away what would be mistaken for the outcome of an attempt that is to begin."""
+    """Take away what would be mistaken for the outcome of an attempt that is to begin.
+
+    A directory gets another name, since what is in it is not ours to remove.
+
+    Raises:
+        OSError: It cannot be taken away.
+    """
     for name in (ERROR_FILE, OUTPUTS_FILE):
-        (outputs / name).unlink(missing_ok=True)
+        clear_away(outputs / name)
 
 
 def _read_error(path: Path) -> Outcome | None:
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+        data = read_regular(path, limit=_MOST_ERROR_FILE)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        return Outcome(ErrorState(code="ErrorUnreadable", kind="SYSTEM", message=str(error)))
+    except (OSError, UnusableFile) as error:
+        return _unreadable("ErrorUnreadable", error)
     try:
         found = ErrorDocument.FromString(data).error
     except BadMessage as error:
-        message = f"{path} is no ErrorDocument: {error}"
-        return Outcome(ErrorState(code="ErrorUnreadable", kind="SYSTEM", message=message))
+        return _unreadable("ErrorUnreadable", f"{path} is no ErrorDocument: {error}")
     state = ErrorState(
-        code=found.code,
+        code=found.code[:_MOST_CODE],
         # What the SDK does not say is the task's own doing.
         kind=_KINDS.get(found.origin, "USER"),
-        message=found.message,
+        message=_shortened(found.message),
     )
     return Outcome(state, found.kind == ContainerError.RECOVERABLE)
+
+
+def _unreadable(code: str, error: object, *, recoverable: bool = False) -> Outcome:
+    return Outcome(ErrorState(code=code, kind="USER", message=str(error)), recoverable)
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= _MOST_MESSAGE:
+        return message
+    half = _MOST_MESSAGE // 2
+    left_out = len(message) - 2 * half
+    return f"{message[:half]}\n({left_out} characters are left out)\n{message[-half:]}"
 
 
 def _how(code: int | None) -> str:
     if code is None:
         return "the process ended unseen, and left neither outputs nor an error"
     if code < 0:
-        return f"the process was ended by {signal.Signals(-code).name}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            # A real-time signal, or what a task wrote.
+            name = f"signal {-code}"
+        return f"the process was ended by {name}"
     return f"the process exited with {code}"

@@ -3,51 +3,115 @@
 from __future__ import annotations
 
 import fcntl
-import json
+import hashlib
 import os
+import re
 import signal
-from contextlib import suppress
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from typing import Final
 
-STARTED: Final = "started"
-"""Written by the process of an attempt, as the first thing that it does."""
-EXIT: Final = "exit"
-"""Written by whoever reaped that process: how it ended."""
-REQUEST: Final = "request"
+from etcd_actions.executor import supervisor
+from etcd_actions.executor.supervisor import Process
+from etcd_actions.untrusted_files import (
+    UnusableFile,
+    is_regular,
+    local_path,
+    open_regular,
+    read_end,
+    read_regular,
+)
+
+__all__ = ["EXIT", "LOCK", "LOG", "MARK", "STARTED", "AttemptPlace", "directory_name", "local_path"]
+
+STARTED: Final = supervisor.STARTED
+"""Written before the main process of an attempt begins: its number."""
+EXIT: Final = supervisor.EXIT
+"""Written when the main process has ended: its exit code, negative for a signal."""
+LOG: Final = supervisor.LOG
 LOCK: Final = "lock"
-LOG: Final = "log"
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# struct flock of 64-bit systems, and where the number of the process is in it.
+_FLOCK: Final = ("hhqqi0q", 4) if sys.platform.startswith("linux") else ("qqihh0q", 2)
 
 
-def local_path(uri: str) -> Path | None:
-    """The path of a URI on this machine; None where it is elsewhere."""
-    if uri.startswith("/"):
-        return Path(uri)
-    split = urlsplit(uri)
-    if split.scheme == "file" and split.netloc in ("", "localhost") and split.path:
-        return Path(unquote(split.path))
-    return None
+def directory_name(uid: str) -> str:
+    """The name of the directory of an action's attempts."""
+    if _NAME.fullmatch(uid):
+        return uid
+    # It comes from etcd, and may name another directory.
+    return "." + hashlib.sha256(uid.encode(errors="surrogatepass")).hexdigest()
 
 
 class AttemptPlace:
     """The directory of one attempt of one incarnation of an action.
 
-    Its process holds a lock on a file in it for as long as it lives, through a descriptor
+    Its supervisor holds a lock on a file in it for as long as it lives, through a descriptor
     that it inherited: so whoever comes later learns whether it lives, also when the executor
-    that started it was killed, and even when its number is another process's by now.
+    that started it was killed. A task runs as the same user, so nothing in the directory is
+    trusted to be what it was: it is opened without following links, and only when regular.
+
+    Attributes:
+        path: The directory.
+        reported_exit: How the main process ended, where its supervisor told us; the file is
+            not asked then.
     """
 
     def __init__(self, state_dir: Path, uid: str, attempt: int) -> None:
-        self.path = state_dir / "attempts" / uid / str(attempt)
+        self.path = state_dir / "attempts" / directory_name(uid) / str(attempt)
+        self.reported_exit: int | None = None
+
+    @classmethod
+    def at(cls, path: Path) -> AttemptPlace:
+        """The attempt that has a directory."""
+        place = cls(path.parents[2], "-", 0)
+        place.path = path
+        return place
+
+    @property
+    def mark(self) -> str:
+        """A text in the environment of its processes, by which they are found."""
+        return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:32]
 
     def make(self) -> None:
         """Create the directory, for this user only."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    @contextmanager
+    def open_directory(self) -> Iterator[int]:
+        """A descriptor of the directory, for as long as the context lasts.
+
+        Raises:
+            OSError: There is none, or something else has its name.
+        """
+        names = self.path.parts[-3:]
+        opened = os.open(self.path.parents[2], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in names:
+                below = os.open(name, _DIRECTORY, dir_fd=opened)
+                os.close(opened)
+                opened = below
+            yield opened
+        finally:
+            os.close(opened)
+
     def try_lock(self) -> int | None:
-        """Lock it: a descriptor, to be closed; None while a process of the attempt lives."""
-        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Lock it: a descriptor, to be closed; None while its supervisor lives.
+
+        Raises:
+            UnusableFile: The lock is no regular file.
+            OSError: It cannot be opened.
+        """
+        with self.open_directory() as directory:
+            with suppress(FileExistsError):
+                os.close(os.open(LOCK, os.O_RDWR | os.O_EXCL | _CREATE, 0o600, dir_fd=directory))
+            descriptor = open_regular(LOCK, os.O_RDWR, dir_fd=directory)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -58,12 +122,27 @@ class AttemptPlace:
             raise
         return descriptor
 
+    def check_files(self) -> None:
+        """See to it that nothing else has the names of its files.
+
+        Raises:
+            UnusableFile: Something has; the message says what.
+            OSError: It cannot be looked at.
+        """
+        with self.open_directory() as directory:
+            for name in (LOG, EXIT, supervisor.SUPERVISOR):
+                try:
+                    is_regular(name, dir_fd=directory)
+                except UnusableFile as error:
+                    raise UnusableFile(f"{self.path}/{error}") from None
+
     @property
     def is_alive(self) -> bool:
-        """Whether a process of the attempt lives."""
-        if not self.path.exists():
+        """Whether its supervisor lives, as far as the lock tells."""
+        try:
+            descriptor = self.try_lock()
+        except (OSError, UnusableFile):
             return False
-        descriptor = self.try_lock()
         if descriptor is None:
             return True
         os.close(descriptor)
@@ -71,60 +150,133 @@ class AttemptPlace:
 
     @property
     def pid(self) -> int | None:
-        """The number of its process; None before it began."""
-        with suppress(OSError, ValueError):
-            return int((self.path / STARTED).read_text())
-        return None
+        """The number of its main process; None before it began. Not to be signalled by."""
+        return self._number(STARTED)
 
     @property
     def was_started(self) -> bool:
-        """Whether its process began to run."""
-        return (self.path / STARTED).exists()
+        """Whether its main process began to run."""
+        return self._is_there(STARTED)
 
     @property
     def exit_code(self) -> int | None:
         """How it ended, negative for a signal; None where nobody saw it."""
-        with suppress(OSError, ValueError):
-            return int((self.path / EXIT).read_text())
-        return None
-
-    def write_request(self, request: dict[str, Any]) -> Path:
-        """Leave what is to be run; it holds the environment, so nobody else may read it."""
-        path = self.path / REQUEST
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(request, file)
-        return path
-
-    def open_log(self) -> int:
-        """The descriptor of its log, to append to."""
-        return os.open(
-            self.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
+        if self.reported_exit is not None:
+            return self.reported_exit
+        return self._number(EXIT)
 
     def shorten_log(self, most: int) -> None:
         """Keep the end of a log that is too long."""
-        path = self.path / LOG
-        with suppress(FileNotFoundError):
-            size = path.stat().st_size
-            if size > most:
-                with path.open("rb+") as file:
+        with suppress(OSError, UnusableFile), self.open_directory() as directory:
+            descriptor = open_regular(LOG, os.O_RDWR, dir_fd=directory)
+            with os.fdopen(descriptor, "rb+") as file:
+                size = os.fstat(descriptor).st_size
+                if size > most:
                     file.seek(size - most)
-                    end = file.read()
+                    end = file.read(most)
                     file.seek(0)
                     file.write(end)
                     file.truncate()
 
     def last_lines(self, most: int = 20) -> str:
         """The end of its log, for an error that says nothing else."""
-        with suppress(OSError), (self.path / LOG).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-most:])
-        return ""
+        end = b""
+        for name in (LOG, supervisor.LOG_BEFORE):
+            if len(end) < 4096:
+                end = self._tail(name, 4096 - len(end)) + end
+        return "\n".join(end.decode(errors="replace").splitlines()[-most:])
+
+    def supervisor(self) -> int | None:
+        """The number of the process that the kernel says is the supervisor; None without one."""
+        try:
+            with self.open_directory() as directory:
+                descriptor = open_regular(supervisor.SUPERVISOR, os.O_RDWR, dir_fd=directory)
+        except (OSError, UnusableFile):
+            return None
+        layout, index = _FLOCK
+        asked: list[int] = [0, 0, 0, 0, 0]
+        asked[0 if index == 4 else 3] = fcntl.F_WRLCK
+        try:
+            found = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *asked))
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        fields = struct.unpack(layout, found)
+        kind = fields[0 if index == 4 else 3]
+        pid: int = fields[index]
+        return pid if kind != fcntl.F_UNLCK and pid > 0 else None
 
     def kill(self, number: signal.Signals) -> None:
-        """Send a signal to the process and all that it started."""
-        pid = self.pid
-        if pid is not None and self.is_alive:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, number)
+        """Have the attempt end: SIGTERM asks its whole tree to end, SIGKILL kills all of it."""
+        pid = self.supervisor()
+        seen = None if pid is None else supervisor.look_at(str(pid))
+        # A number that was used anew between these two is no supervisor's.
+        if pid is None or pid != self.supervisor():
+            return
+        asked = signal.SIGQUIT if number is signal.SIGKILL else number
+        for each in (asked, signal.SIGCONT):
+            if seen is None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, each)
+            else:
+                supervisor.send(Process(pid, seen[1]), each)
+
+    def kill_left_behind(self) -> int:
+        """Kill its supervisor, and what is left of a tree whose supervisor is gone.
+
+        Such processes are found by their environment, so one that emptied it is not. Returns
+        how many were found.
+        """
+        pid = self.supervisor()
+        seen = None if pid is None else supervisor.look_at(str(pid))
+        if pid is not None and seen is not None and pid == self.supervisor():
+            supervisor.send(Process(pid, seen[1]), signal.SIGKILL)
+        count = 0
+        for _ in range(20):
+            found = list(_marked(self.mark))
+            if not found:
+                break
+            count = max(count, len(found))
+            for process in found:
+                supervisor.send(process, signal.SIGKILL)
+        return count
+
+    def _tail(self, name: str, most: int) -> bytes:
+        with suppress(OSError, UnusableFile), self.open_directory() as directory:
+            return read_end(name, most, dir_fd=directory)
+        return b""
+
+    def _number(self, name: str) -> int | None:
+        with suppress(OSError, UnusableFile, ValueError), self.open_directory() as directory:
+            return int(read_regular(name, limit=64, dir_fd=directory))
+        return None
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            with self.open_directory() as directory:
+                return is_regular(name, dir_fd=directory)
+        except UnusableFile:
+            # Somebody put something else in its place.
+            return True
+        except OSError:
+            return False
+
+
+def _marked(mark: str) -> Iterator[Process]:
+    """The processes whose environment has a mark."""
+    wanted = f"{MARK}={mark}".encode()
+    for name in supervisor.numbers():
+        if int(name) == os.getpid():
+            continue
+        seen = supervisor.look_at(name)
+        try:
+            environment = Path(f"/proc/{name}/environ").read_bytes()
+        except OSError:
+            continue
+        if seen is not None and wanted in environment.split(b"\0"):
+            yield Process(int(name), seen[1])
+
+
+MARK: Final = "_ATTEMPT_MARK"
+"""In the environment of an attempt's processes: see :attr:`AttemptPlace.mark`."""

@@ -21,7 +21,8 @@ class ExecutorSettings:
             for no limit. One is always let run.
         claim_ttl: After so long without a sign of life another executor takes over.
         kill_grace: How long an aborted action may take to end before it is killed.
-        log_bytes: How much of an attempt's log is kept, at most, once it has ended.
+        log_bytes: How much of an attempt's log is kept, at most, while it grows and afterwards.
+        keep: For how long what is known of an attempt is kept once it has ended.
     """
 
     python: Path
@@ -33,3 +34,4 @@ class ExecutorSettings:
     claim_ttl: int = 15
     kill_grace: float = 5.0
     log_bytes: int = 10 * 1024 * 1024
+    keep: float = 7 * 24 * 3600.0

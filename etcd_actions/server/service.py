@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,7 +19,7 @@ from etcd_actions.tracing import span
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-TraceError = Callable[["pb.Action"], ErrorState | None]
+TraceError = Callable[["pb.Action"], Awaitable[ErrorState | None]]
 """Finds out why a trace failed, which its message has no field for."""
 
 
@@ -47,7 +47,7 @@ class ActionsService:
         run_spec = request.run_spec if request.HasField("run_spec") else None
         trace_error = None
         if request.action.WhichOneof("spec") == "trace":
-            trace_error = await trio.to_thread.run_sync(self._trace_error, request.action)
+            trace_error = await self._trace_error(request.action)
         with span("enqueue", {"action": request.action.action_id.name}):
             await self._client.enqueue(request.action, run_spec, trace_error=trace_error)
         return pb.EnqueueResponse()

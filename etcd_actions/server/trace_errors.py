@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import structlog
 from flyteidl2.actions.actions_service_pb2 import Action
@@ -12,43 +11,49 @@ from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, Executio
 from google.protobuf.message import DecodeError as BadMessage
 
 from etcd_actions.model import ErrorState
+from etcd_actions.untrusted_files import UnusableFile, in_thread, local_path, read_regular
 
 _MOST_BYTES = 1024 * 1024
+# It is stored in etcd, and goes to whoever follows the action.
+_MOST_MESSAGE = 64 * 1024
+_MOST_CODE = 256
+_WITHIN = 10.0
 _KINDS = {ExecutionError.USER: "USER", ExecutionError.SYSTEM: "SYSTEM"}
 
 _log = structlog.get_logger(__name__)
 
 
-def read_trace_error(action: Action) -> ErrorState | None:
+async def read_trace_error(action: Action) -> ErrorState | None:
     """Read the error of a failed trace, where its file is on this machine.
 
     It is below the run's base, by the name of the trace. One elsewhere, in object storage for
     instance, is not read: the trace is stored without its error then, which Flyte's SDK takes
-    for a reason to run it again.
+    for a reason to run it again. What is there and is no regular file, or too large a one, is
+    the error. The path comes over the wire: cancelled, a thread that hangs there is left alone.
     """
     if action.trace.phase != ACTION_PHASE_FAILED:
         return None
-    base = _local_path(action.run_output_base)
+    base = local_path(action.run_output_base)
     if base is None:
         return None
     path = base / action.action_id.name / "error.pb"
     try:
-        with path.open("rb") as file:
-            document = ErrorDocument.FromString(file.read(_MOST_BYTES))
-    except (OSError, BadMessage) as error:
+        document = await in_thread(_WITHIN, path, _read, path)
+    except UnusableFile as error:
+        _log.warning("trace_error_unreadable", path=str(path), error=str(error))
+        return ErrorState(code="ErrorUnreadable", kind="USER", message=str(error))
+    except (OSError, ValueError, BadMessage) as error:
+        # A path that has a NUL is a ValueError.
         _log.warning("trace_error_unreadable", path=str(path), error=str(error))
         return None
     found = document.error
     return ErrorState(
-        code=found.code,
+        code=found.code[:_MOST_CODE],
         kind=_KINDS.get(found.origin, ""),
-        message=found.message,
+        message=found.message[:_MOST_MESSAGE],
         recoverable=found.kind == ContainerError.RECOVERABLE,
     )
 
 
-def _local_path(uri: str) -> Path | None:
-    split = urlsplit(uri)
-    if split.scheme == "file" and split.netloc in ("", "localhost"):
-        return Path(unquote(split.path))
-    return Path(uri) if uri.startswith("/") else None
+def _read(path: Path) -> ErrorDocument:
+    return ErrorDocument.FromString(read_regular(path, limit=_MOST_BYTES))

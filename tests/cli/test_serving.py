@@ -97,6 +97,10 @@ LOCAL = ("--executor", "local")
         ((*LOCAL, "--listen", "0.0.0.0:0"), ("--listen 0.0.0.0:0", "--token-file")),
         ((*LOCAL, "--listen", "none"), ("--executor local", "--listen")),
         ((*LOCAL, "--python", "/nowhere/python"), ("--python", "/nowhere/python")),
+        (
+            (*LOCAL, "--executor-state-dir", "/proc/x"),
+            ("--executor-state-dir", "cannot be written"),
+        ),
         ((*LOCAL, "--executor-claim-ttl", "2"), ("--executor-claim-ttl", "5 seconds")),
         (("--listen-cert", "a.pem"), ("--listen-cert", "--listen-key")),
         (("--listen-cert", "/no.pem", "--listen-key", "/no.pem"), ("/no.pem",)),

@@ -169,7 +169,7 @@ async def test_what_cannot_run_here_fails_with_the_fields_name(
         for name, change, word in (
             ("c1", elsewhere, "spec.runOutputBase"),
             ("c2", nothing, "spec.taskTemplate.container"),
-            ("c3", unknown, "the process exited with 127"),
+            ("c3", unknown, "/nowhere/program: No such file"),
         ):
             await client.enqueue(machine.task(named(name), "exit 0", "a0", change=change))
             action = await until(client, named(name))

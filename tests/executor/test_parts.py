@@ -10,7 +10,7 @@ import pytest
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 
 from etcd_actions.executor.outcome import clear, outcome_of
-from etcd_actions.executor.places import EXIT, LOG, STARTED, AttemptPlace, local_path
+from etcd_actions.executor.places import EXIT, LOCK, LOG, STARTED, AttemptPlace, local_path
 from etcd_actions.executor.templates import substitute
 
 
@@ -77,11 +77,11 @@ def test_a_place_is_alive_while_somebody_has_its_lock(place: AttemptPlace) -> No
 
 
 def test_what_is_kept_is_for_its_user_only(place: AttemptPlace) -> None:
-    request = place.write_request({"environment": {"PASSWORD": "x"}})
-    os.close(place.open_log())
-    for path in (request, place.path / LOG):
+    lock = place.try_lock()
+    assert lock is not None
+    os.close(lock)
+    for path in (place.path / LOCK, place.path):
         assert path.stat().st_mode & 0o077 == 0
-    assert place.path.stat().st_mode & 0o077 == 0
 
 
 def test_a_log_is_shortened_to_its_end(place: AttemptPlace) -> None:
@@ -108,7 +108,7 @@ def test_the_error_file_goes_before_all(
     (tmp_path / "outputs.pb").touch()
     if code is not None:
         (place.path / EXIT).write_text(str(code))
-    outcome = outcome_of(place, tmp_path)
+    outcome = outcome_of(place, tmp_path, declares_outputs=False)
     assert outcome.error is not None
     assert (outcome.error.code, outcome.error.kind, outcome.error.message) == ("E", "USER", "no")
     assert outcome.recoverable == recoverable
@@ -121,7 +121,7 @@ def test_outputs_are_a_success_whatever_the_exit_code(
     (tmp_path / "outputs.pb").touch()
     if code is not None:
         (place.path / EXIT).write_text(str(code))
-    assert outcome_of(place, tmp_path).error is None
+    assert outcome_of(place, tmp_path, declares_outputs=False).error is None
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_nothing_left_is_a_failure_that_may_be_tried_again(
 ) -> None:
     if code is not None:
         (place.path / EXIT).write_text(code)
-    outcome = outcome_of(place, tmp_path)
+    outcome = outcome_of(place, tmp_path, declares_outputs=False)
     assert outcome.error is not None
     assert outcome.error.message.startswith(message)
     assert (outcome.error.kind, outcome.recoverable) == ("SYSTEM", True)
@@ -146,7 +146,7 @@ def test_nothing_left_is_a_failure_that_may_be_tried_again(
 
 def test_an_error_file_that_is_none_is_told(place: AttemptPlace, tmp_path: Path) -> None:
     (tmp_path / "error.pb").write_bytes(b"\xff\xff")
-    outcome = outcome_of(place, tmp_path)
+    outcome = outcome_of(place, tmp_path, declares_outputs=False)
     assert outcome.error is not None
     assert outcome.error.code == "ErrorUnreadable"
 
