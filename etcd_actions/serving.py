@@ -78,6 +78,15 @@ class ServerTls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2", "http/1.1"])
+        self.load_into(context)
+        return context
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Load the files into a context, which uses them for each new connection.
+
+        Raises:
+            ConfigError: One of them is unusable.
+        """
         try:
             context.load_cert_chain(self.cert, self.key, password=lambda: "")
         except (OSError, ValueError) as error:
@@ -92,7 +101,6 @@ class ServerTls:
                     f"TLS of the listener: {self.client_ca} cannot be used: {error}"
                 ) from None
             context.verify_mode = ssl.CERT_REQUIRED
-        return context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +129,20 @@ class Listener:
         address: Where it listens, with the port that the system chose.
     """
 
-    def __init__(self, address: Bind, errors: Counter[str]) -> None:
+    def __init__(
+        self, address: Bind, errors: Counter[str], reload: Callable[[], None] = lambda: None
+    ) -> None:
         self.address = address
         self._errors = errors
+        self._reload = reload
+
+    def reload(self) -> None:
+        """Read the files of TLS anew, for the connections that come.
+
+        Raises:
+            ConfigError: They are unusable; those that were read before go on to count.
+        """
+        self._reload()
 
     @property
     def protocol_errors(self) -> int:
@@ -167,6 +186,13 @@ async def open_listener(
         ) from error
     errors: Counter[str] = Counter()
     context = None if tls is None else tls.context()
+
+    def reload() -> None:
+        if tls is not None and context is not None:
+            # First into another one: half of a new pair is worse than the old one.
+            tls.context()
+            tls.load_into(context)
+
     listening = _listening_socket(bind, flag, limits)
     config = _config(listening, context, limits, grace, errors)
     stopping = trio.Event()
@@ -194,8 +220,11 @@ async def open_listener(
         host, port = listening.getsockname()[:2]
         async with trio.open_nursery() as nursery:
             try:
-                await nursery.start(run)
-                yield Listener(Bind(host, port), errors)
+                # A cancellation would wait for ever: what starts is shielded, and is told to
+                # stop only below. It waits for nobody, so this does not last.
+                with trio.CancelScope(shield=True):
+                    await nursery.start(run)
+                yield Listener(Bind(host, port), errors, reload)
             finally:
                 on_leave()
                 stopping.set()

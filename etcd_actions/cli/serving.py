@@ -36,6 +36,8 @@ _NEEDED = (
 )
 # Requests are short; what takes longer is told to try again.
 _MOST_GRACE = 5.0
+# The rest is for what was taken in.
+_PART_OF_GRACE = 0.4
 
 _log = structlog.get_logger(__name__)
 
@@ -62,7 +64,7 @@ def server_settings(config: Config) -> ServerSettings | None:
         rate=config[RATE_LIMIT],
         request_timeout=config[REQUEST_TIMEOUT],
         keepalive=config[STREAM_KEEPALIVE],
-        grace=min(_MOST_GRACE, config[GRACE]),
+        grace=min(_MOST_GRACE, config[GRACE] * _PART_OF_GRACE),
         http=HttpLimits(header_bytes=config[MAX_HEADER_BYTES]),
     )
 

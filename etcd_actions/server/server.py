@@ -130,6 +130,14 @@ class ActionsServer:
             protocol_errors=self._listener.protocol_errors,
         )
 
+    def reload(self) -> None:
+        """Read the files of TLS anew, for the connections that come. Tokens need none of it.
+
+        Raises:
+            ConfigError: They are unusable; those that were read before go on to count.
+        """
+        self._listener.reload()
+
     def drain(self) -> None:
         """End the streams, and open no more; calls are answered on."""
         self._streams.drain()
