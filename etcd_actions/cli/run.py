@@ -78,12 +78,12 @@ async def run_until_signal(common: Common) -> int:
                     ) as embedded,
                     trio.open_nursery() as nursery,
                 ):
-                    with stop.when_forced(embedded.end_now):
-                        _tell_about(embedded)
-                        nursery.start_soon(_end_with, embedded, stop)
-                        await _serve(embedded.endpoint, running, let_finish, counts)
-                        stop.doing = "the embedded etcd"
-                        nursery.cancel_scope.cancel("stopped")
+                    stop.when_forced(embedded.end_now)
+                    _tell_about(embedded)
+                    nursery.start_soon(_end_with, embedded, stop)
+                    await _serve(embedded.endpoint, running, let_finish, counts)
+                    stop.doing = "the embedded etcd"
+                    nursery.cancel_scope.cancel("stopped")
         _log.info("stopped", **counts)
         stop.raise_failure()
     return ExitCode.OK

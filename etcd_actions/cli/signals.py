@@ -96,14 +96,9 @@ class Stop:
             finally:
                 self._interruptible.discard(scope)
 
-    @contextmanager
-    def when_forced(self, function: Callable[[], None]) -> Iterator[None]:
-        """Call a function, in another thread, where the end has to be forced during the body."""
+    def when_forced(self, function: Callable[[], None]) -> None:
+        """Call a function, in another thread, before the process is ended by force."""
         self._forced.append(function)
-        try:
-            yield
-        finally:
-            self._forced.remove(function)
 
     def before_leaving(self, stack: AsyncExitStack, doing: str) -> None:
         """Say what the end waits for while the context that was entered last is left."""
