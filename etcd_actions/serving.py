@@ -271,9 +271,11 @@ def _listening_socket(bind: Bind, flag: str, limits: HttpLimits) -> socket.socke
         except BaseException:
             listening.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError, OverflowError) as error:
+        # A name that no name can be, such as one with an empty part, is a UnicodeError.
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{flag}: cannot listen on {bind}: {error.strerror or error}: give another address"
+            f"{flag}: cannot listen on {bind}: {reason}: give another address"
         ) from None
     return listening
 

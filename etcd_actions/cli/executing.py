@@ -70,7 +70,13 @@ def sdk_python(config: Config) -> Path:
         ConfigError: There is no such program.
     """
     given = config[PYTHON]
-    python = Path(sys.executable) if given is None else given.absolute()
+    try:
+        python = Path(sys.executable) if given is None else given.absolute()
+    except OSError as error:
+        raise ConfigError(
+            f"{PYTHON.flag}: {given} cannot be found from this directory: "
+            f"{error.strerror}: give the whole path"
+        ) from None
     if not os.access(python, os.X_OK) or python.is_dir():
         raise ConfigError(
             f"{PYTHON.flag}: {python} is no program: give the python that has Flyte's SDK"

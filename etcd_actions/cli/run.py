@@ -13,7 +13,7 @@ from etcd_actions import __version__
 from etcd_actions.backoff import Backoff
 from etcd_actions.cli.executing import check_executor, open_local_executor
 from etcd_actions.cli.exits import ExitCode
-from etcd_actions.cli.logs import count_failed_lines
+from etcd_actions.cli.logs import count_failed_lines, lines_dropped
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.process import has_terminal
 from etcd_actions.cli.serving import is_installed, server_settings
@@ -249,9 +249,11 @@ async def _monitor(
     bind = config[MONITORING_LISTEN]
     if bind is None or not is_installed(config, MONITORING_LISTEN):
         return None
-    return await stack.enter_async_context(
+    monitoring = await stack.enter_async_context(
         open_monitoring(client, etcd, bind, prefix=common.prefix, heard_within=config[READY_WITHIN])
     )
+    monitoring.metrics.lines_dropped = lines_dropped
+    return monitoring
 
 
 @asynccontextmanager

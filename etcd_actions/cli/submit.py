@@ -275,7 +275,12 @@ def _attempt(output_uri: str) -> int:
 def _question(submission: Submission, run: str) -> dict[str, Any]:
     """What the SDK is asked for."""
     file, colon, task = submission.target.rpartition(":")
-    path = Path(file).absolute()
+    try:
+        path = Path(file).absolute()
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be found from this directory: {error.strerror}: give whole paths"
+        ) from None
     if not colon or not task.isidentifier():
         raise ConfigError(f"{submission.target!r} is no task: give FILE.py:TASK")
     if not path.is_file():
