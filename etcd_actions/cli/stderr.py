@@ -37,6 +37,7 @@ class LineWriter(io.RawIOBase):
         self._lock = threading.Lock()
         self._rest = b""
         self._torn = False
+        self._failures = 0
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
         try:
@@ -60,23 +61,22 @@ class LineWriter(io.RawIOBase):
         """Write, or drop; either way all of it counts as written."""
         line = bytes(data)
         with self._lock:
-            if not self._finish() or not self._put(line):
+            self._rest = self._push(self._rest)
+            if self._rest:
                 self.dropped += 1
+                return len(line)
+            begun = b"\n" + line if self._torn and not line.startswith(b"\n") else line
+            failures = self._failures
+            rest = self._push(begun)
+            if self._failures > failures or (line and len(rest) == len(begun)):
+                self.dropped += 1
+            else:
+                self._rest = rest
         return len(line)
 
-    def _finish(self) -> bool:
-        """Write the rest of the line before."""
-        if self._rest:
-            rest, self._rest = self._rest, b""
-            self._put(rest)
-        return not self._rest
-
-    def _put(self, line: bytes) -> bool:
-        """Write a line, or keep the rest of one whose first part was written."""
-        view = memoryview(line)
-        if self._torn and not line.startswith(b"\n"):
-            view = memoryview(b"\n" + line)
-        whole = len(view)
+    def _push(self, data: bytes) -> bytes:
+        """Write as much as is taken without waiting; gives the rest."""
+        view = memoryview(data)
         while view:
             try:
                 if self._waits and not self._has_room():
@@ -86,15 +86,13 @@ class LineWriter(io.RawIOBase):
                 # It was made non-blocking by somebody who has it, too.
                 break
             except OSError:
+                self._failures += 1
                 # A full disk may have taken a part of it.
-                self._torn = self._torn or len(view) < whole
-                return False
+                self._torn = self._torn or len(view) < len(data)
+                return b""
             self._torn = False
             view = view[written:]
-        if len(view) == whole:
-            return not view
-        self._rest = bytes(view)
-        return True
+        return bytes(view)
 
     def _has_room(self) -> bool:
         return any(event & select.POLLOUT for _, event in self._poll.poll(0))
