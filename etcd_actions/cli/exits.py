@@ -109,6 +109,9 @@ _ADVICE: tuple[tuple[type[errors.EtcdActionsError], str, str], ...] = (
 )
 
 
+# How a write to standard output fails.
+_OF_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+
 _EXTRAS = {
     "connectrpc": "server",
     "etcd3": "gateway",
@@ -161,12 +164,14 @@ def unwritable(error: OSError) -> errors.InputError:
 def _of_standard_output(error: OSError) -> ExitCode | None:
     """The exit code where standard output is the cause, else None.
 
-    What it could not take is still in Python's buffer, so it fails again.
+    What it could not take fails again: what is left in Python's buffer, or, where there is no
+    buffer, the end of a line.
     """
-    if error.filename is not None:
+    if error.filename is not None or error.errno not in _OF_OUTPUT:
         return None
     try:
         sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")
     except OSError:
         # What is left of it can be written nowhere.
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
