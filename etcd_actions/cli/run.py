@@ -51,6 +51,8 @@ _GRACE_WITHOUT_ETCD = 1.0
 # Of the grace, and at most so many seconds of it, for letting go of what is held in etcd.
 _PART_FOR_LEAVING = 0.3
 _MOST_FOR_LEAVING = 2.0
+# Seconds after the server's grace in which it cuts off what is left.
+_CUT_OFF = 1.2
 _BACKOFF = Backoff(initial=0.5, cap=30.0)
 
 _log = structlog.get_logger(__name__)
@@ -173,20 +175,14 @@ async def _serve(
         reflector = client.statistics().reflector
         if reflector is not None:
             _log.info("synced", revision=reflector.revision, keys=reflector.keys)
-        async with AsyncExitStack() as serving:
+        async with trio.open_nursery() as serving:
+            leaving, left = trio.Event(), trio.Event()
             server: ActionsServer | None = None
             if served is not None:
-                server = await serving.enter_async_context(
-                    open_actions_server(
-                        client,
-                        served,
-                        is_serving=lambda: monitoring is None or monitoring.health.is_serving,
-                    )
+                server = await serving.start(
+                    _serve_clients, client, served, monitoring, leaving, left
                 )
-                stop.before_leaving(serving, "clients of the service")
                 running.reload.append(server.reload)
-                if monitoring is not None:
-                    monitoring.metrics.server = server.statistics
             async with trio.open_nursery() as nursery:
                 if executing and served is not None and server is not None:
                     nursery.start_soon(
@@ -202,9 +198,40 @@ async def _serve(
                     await trio.sleep(config[DRAIN_DELAY])
                 stop.doing = "the executor"
                 nursery.cancel_scope.cancel("stopping")
-        stop.doing = "the work at hand"
-        await client.stop_watching(running.time_to_finish)
+            leaving.set()
+            if served is not None:
+                stop.doing = "clients of the service"
+                # A client that reads nothing must not keep what is held in etcd.
+                with trio.move_on_after(served.grace + _CUT_OFF):
+                    await left.wait()
+            stop.doing = "the work at hand"
+            await client.stop_watching(running.time_to_finish)
+            stop.doing = "clients of the service"
         counts.update(_counts(client.statistics()))
+
+
+async def _serve_clients(
+    client: ActionsClient,
+    settings: ServerSettings,
+    monitoring: Monitoring | None,
+    leaving: trio.Event,
+    left: trio.Event,
+    *,
+    task_status: trio.TaskStatus[ActionsServer],
+) -> None:
+    """Serve until ``leaving`` is set; ``left`` is set when the last client is done with."""
+    try:
+        async with open_actions_server(
+            client,
+            settings,
+            is_serving=lambda: monitoring is None or monitoring.health.is_serving,
+        ) as server:
+            if monitoring is not None:
+                monitoring.metrics.server = server.statistics
+            task_status.started(server)
+            await leaving.wait()
+    finally:
+        left.set()
 
 
 async def _execute(
