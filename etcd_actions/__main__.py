@@ -1,8 +1,6 @@
 """``python -m etcd_actions``."""
 
-import sys
-
-from etcd_actions.cli import main
+from etcd_actions.cli import process_main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process_main()

@@ -110,6 +110,15 @@ class Containment:
             if parks:
                 self.forget(kind, identity)
 
+    def count(self, kind: str) -> None:
+        """Count the failure of a unit that cannot be logged, such as a log line."""
+        self._failures[kind] += 1
+
+    def park(self, kind: str, identity: str, error: BaseException) -> None:
+        """Count and list the failure of a unit that whoever calls logs."""
+        self._failures[kind] += 1
+        self._park(kind, identity, error)
+
     def forget(self, kind: str, identity: str) -> None:
         """A parked unit is over, or has healed."""
         self._parked.pop((kind, identity), None)

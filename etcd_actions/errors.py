@@ -6,6 +6,8 @@ translate what lies below it: no grpc, protobuf or msgspec exception crosses a b
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 
 class EtcdActionsError(Exception):
     """Base of all errors of this package."""
@@ -182,7 +184,10 @@ class ServiceRefused(ServiceError):
     """It does not let this caller in, or has no such method."""
 
 
-def first_error(group: BaseExceptionGroup[EtcdError]) -> EtcdError:
+_Error = TypeVar("_Error", bound=EtcdActionsError)
+
+
+def first_error(group: BaseExceptionGroup[_Error]) -> _Error:
     """One error of a group, to be told for all: nurseries raise groups, callers want causes."""
     first = group.exceptions[0]
     return first_error(first) if isinstance(first, BaseExceptionGroup) else first

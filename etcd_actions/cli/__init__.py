@@ -5,10 +5,35 @@ from __future__ import annotations
 import os
 import sys
 from importlib.util import find_spec
+from typing import NoReturn
 
+from etcd_actions.cli.first_signal import handle_signals
+from etcd_actions.cli.process import keep_descriptors, leave, reap_as_init
 from etcd_actions.cli.secret_arguments import hide_secret_arguments
 
 _NEEDED = ("click", "msgpack", "rich")
+_UNEXPECTED = 1
+
+
+def process_main() -> NoReturn:
+    """Be the process: run the command line, and end with its exit code.
+
+    Signals count from the first line on.
+    """
+    command = next((text for text in sys.argv[1:] if not text.startswith("-")), "")
+    with handle_signals(command, owns_process=True) as signals:
+        keep_descriptors()
+        reap_as_init()
+        code = _UNEXPECTED
+        try:
+            code = main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else _UNEXPECTED
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            signals.done()
+            leave(code)
 
 
 def main() -> int:

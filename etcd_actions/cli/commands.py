@@ -10,6 +10,7 @@ import trio
 from etcd_actions import __version__
 from etcd_actions.cli.completion import SHELLS, completion_script
 from etcd_actions.cli.exits import MEANINGS, ExitCode, report, say, was_interrupted
+from etcd_actions.cli.first_signal import interrupted_code
 from etcd_actions.cli.flags import CommandGroup
 from etcd_actions.cli.logs import configure_logs
 from etcd_actions.cli.options import (
@@ -21,7 +22,6 @@ from etcd_actions.cli.options import (
     submitting_options,
 )
 from etcd_actions.cli.output import output_option
-from etcd_actions.cli.signals import ending_at_once
 from etcd_actions.config import Resolution
 from etcd_actions.model import Phase
 
@@ -44,10 +44,10 @@ def invoke() -> int:
         say(f"{message}{'' if message.endswith(('.', '?')) else '.'} See {path} --help")
         return ExitCode.USAGE
     except click.Abort:
-        return 130
+        return interrupted_code()
     except BaseException as error:
         if was_interrupted(error):
-            return 130
+            return interrupted_code()
         if not isinstance(error, (Exception, ExceptionGroup)):
             raise
         return report(error)
@@ -139,8 +139,7 @@ def list_(
         parent=parent,
         unrecorded=unrecorded,
     )
-    with ending_at_once():
-        return trio.run(partial(list_actions, common, wanted, output=output, limit=limit))
+    return trio.run(partial(list_actions, common, wanted, output=output, limit=limit))
 
 
 @commands.command(epilog=_EPILOG)
@@ -157,8 +156,7 @@ def get(common: Common, *, actions: tuple[str, ...], output: str | None) -> int:
     """
     from etcd_actions.cli.get import get_actions  # noqa: PLC0415
 
-    with ending_at_once():
-        return trio.run(get_actions, common, actions, output)
+    return trio.run(get_actions, common, actions, output)
 
 
 @commands.command(epilog=_EPILOG)
@@ -176,8 +174,7 @@ def tree(common: Common, *, run: str, output: str | None) -> int:
     """
     from etcd_actions.cli.tree import show_tree  # noqa: PLC0415
 
-    with ending_at_once():
-        return trio.run(show_tree, common, run, output)
+    return trio.run(show_tree, common, run, output)
 
 
 @commands.command(epilog=_EPILOG)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exits import ExitCode, say
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.output import chosen_format, standard_output
+from etcd_actions.cli.signals import open_stop
 from etcd_actions.cli.table import Cell, Line, Terminal, printable
 from etcd_actions.doctor import Finding, Severity, Subject, examine, worst
 
@@ -40,13 +41,23 @@ async def examine_etcd(common: Common, output: str | None) -> int:
         The exit code, by the worst finding.
     """
     form = chosen_format(output, elsewhere="jsonl")
-    findings = await examine(
-        Subject(
-            settings=common.config.connection(common.endpoints_to_use),
-            prefix=common.prefix,
-            namespace=common.namespace,
-        )
-    )
+    findings: list[Finding] | None = None
+    async with open_stop() as stop:
+        with stop.interrupts():
+            findings = await examine(
+                Subject(
+                    settings=common.config.connection(common.endpoints_to_use),
+                    prefix=common.prefix,
+                    namespace=common.namespace,
+                )
+            )
+        if findings is None:
+            say("stopped before all was examined: this says nothing about etcd")
+            return ExitCode.OK
+        return _print(findings, form)
+
+
+def _print(findings: list[Finding], form: str) -> ExitCode:
     with standard_output() as write:
         match form:
             case "table":

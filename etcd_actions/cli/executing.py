@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,9 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
     if config[EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
         raise ConfigError(f"{EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
     sdk_python(config)
+    _check_state_dir(_state_dir(config))
+    # Names the extra that is missing before anything is started.
+    import_module("etcd_actions.executor")
     return True
 
 
@@ -83,7 +87,13 @@ def sdk_python(config: Config) -> Path:
         ConfigError: There is no such program.
     """
     given = config[PYTHON]
-    python = Path(sys.executable) if given is None else given.absolute()
+    try:
+        python = Path(sys.executable) if given is None else given.absolute()
+    except OSError as error:
+        raise ConfigError(
+            f"{PYTHON.flag}: {given} cannot be found from this directory: "
+            f"{error.strerror}: give the whole path"
+        ) from None
     if not os.access(python, os.X_OK) or python.is_dir():
         raise ConfigError(
             f"{PYTHON.flag}: {python} is no program: give the python that has Flyte's SDK"
@@ -147,14 +157,43 @@ def _connections() -> int:
 def _settings(config: Config, service: Bind) -> ExecutorSettings:
     from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
 
-    state_dir = config[EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")
     return ExecutorSettings(
         python=sdk_python(config),
         service=str(service),
-        state_dir=state_dir.expanduser().absolute(),
+        state_dir=_state_dir(config),
         fork_server=config[EXECUTOR_FORK_SERVER],
         slots=config[EXECUTOR_SLOTS],
         memory=config[EXECUTOR_MEMORY],
         keep=config[EXECUTOR_KEEP],
         claim_ttl=config[EXECUTOR_CLAIM_TTL],
     )
+
+
+def _state_dir(config: Config) -> Path:
+    """Where the executor keeps what it knows of its tasks, absolute."""
+    try:
+        given = config[EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")
+        return given.expanduser().absolute()
+    except ConfigError:
+        raise ConfigError(
+            "this user has no home directory, so the executor has no state directory: give one "
+            f"with {EXECUTOR_STATE_DIR.flag} or {EXECUTOR_STATE_DIR.variable}, or set HOME"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"{EXECUTOR_STATE_DIR.flag}: the directory cannot be found: {error}: give another"
+        ) from None
+
+
+def _check_state_dir(directory: Path) -> None:
+    """Make the directory, and a file in it."""
+    trial = directory / f".trial-{os.getpid()}"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        trial.touch(mode=0o600)
+        trial.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{EXECUTOR_STATE_DIR.flag}: the state directory {directory} cannot be used: "
+            f"{error.strerror or error}: give one that can be written"
+        ) from None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import enum
+import errno
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import structlog
 
@@ -106,6 +109,9 @@ _ADVICE: tuple[tuple[type[errors.EtcdActionsError], str, str], ...] = (
 )
 
 
+# How a write to standard output fails.
+_OF_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+
 _EXTRAS = {
     "connectrpc": "server",
     "etcd3": "gateway",
@@ -134,6 +140,8 @@ def report(error: BaseException) -> ExitCode:
         if isinstance(leaf, ModuleNotFoundError) and (extra := _extra_of(leaf)):
             say(f"{leaf}: pip install 'etcd-actions[{extra}]'")
             return ExitCode.USAGE
+        if isinstance(leaf, OSError) and (code := _of_standard_output(leaf)) is not None:
+            return code
         if not isinstance(leaf, errors.EtcdActionsError):
             _log.error("unexpected_failure", exc_info=error)
             say(f"unexpected failure: {type(leaf).__name__}: {leaf}".rstrip(": "))
@@ -145,6 +153,34 @@ def report(error: BaseException) -> ExitCode:
     )
     say(f"{message}; {advice}" if advice else message)
     return next((code for kind, code in _CODES if isinstance(known, kind)), ExitCode.FAILURE)
+
+
+def unwritable(error: OSError) -> errors.InputError:
+    """The error for a standard output that cannot be written."""
+    reason = os.strerror(error.errno or errno.EIO)
+    return errors.InputError(f"standard output cannot be written: {reason}")
+
+
+def _of_standard_output(error: OSError) -> ExitCode | None:
+    """The exit code where standard output is the cause, else None.
+
+    What it could not take fails again: what is left in Python's buffer, or, where there is no
+    buffer, the end of a line.
+    """
+    if error.filename is not None or error.errno not in _OF_OUTPUT:
+        return None
+    try:
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError:
+        # What is left of it can be written nowhere.
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        if isinstance(error, BrokenPipeError):
+            # Nobody reads on, which is no error.
+            return ExitCode.OK
+        say(str(unwritable(error)))
+        return ExitCode.INPUT
+    return None
 
 
 def was_interrupted(error: BaseException) -> bool:

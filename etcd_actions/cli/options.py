@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from etcd_actions.cli.first_signal import raising
 from etcd_actions.cli.flags import setting_option
 from etcd_actions.cli.logs import configure_logs
 from etcd_actions.config import (
@@ -177,7 +178,8 @@ def _ask_password(name: str) -> str:
             f"user {name} has no password, and there is no terminal to ask for it: give "
             f"{PASSWORD_FILE.flag} or {PASSWORD.variable}"
         )
-    password = getpass.getpass(f"Password of etcd user {name}: ", sys.stderr)
+    with raising():
+        password = getpass.getpass(f"Password of etcd user {name}: ", sys.stderr)
     if not password:
         raise ConfigError(f"user {name}: the password is empty")
     return password

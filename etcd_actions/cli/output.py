@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
@@ -15,9 +14,9 @@ import msgspec
 import structlog
 import trio
 
+from etcd_actions.cli.exits import unwritable
 from etcd_actions.cli.rows import Row
 from etcd_actions.cli.signals import Stop
-from etcd_actions.errors import EtcdActionsError
 
 Write = Callable[[bytes], None]
 
@@ -70,7 +69,7 @@ def standard_output() -> Iterator[Write]:
     A reader that reads no further, such as ``head``, ends the body early and is no error.
 
     Raises:
-        EtcdActionsError: It cannot be written.
+        InputError: It cannot be written.
     """
 
     def write(data: bytes) -> None:
@@ -79,9 +78,7 @@ def standard_output() -> Iterator[Write]:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise EtcdActionsError(
-                f"standard output cannot be written: {os.strerror(error.errno or errno.EIO)}"
-            ) from error
+            raise unwritable(error) from error
 
     try:
         yield write

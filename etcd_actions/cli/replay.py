@@ -17,7 +17,7 @@ from etcd_actions.backoff import Backoff
 from etcd_actions.cli.exits import ExitCode, say
 from etcd_actions.cli.history import Destination, HistoryEvent, HistoryReader, reader_of
 from etcd_actions.cli.options import Common
-from etcd_actions.cli.signals import Stop, open_stop
+from etcd_actions.cli.signals import Stop, at_once, open_stop
 from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
 from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import (
@@ -169,7 +169,7 @@ async def replay_file(common: Common, file: str, rate: float | None) -> int:
             destination = Destination(common.prefix, common.namespace)
             began = time.monotonic()
             try:
-                with _progress(descriptor, stop) as progress:
+                with _progress(descriptor) as progress:
                     await _replay(source, destination, replayer, stop, rate, progress)
             finally:
                 print(_summary(replayer, time.monotonic() - began), flush=True)
@@ -247,7 +247,7 @@ def _opened(file: str) -> Iterator[int]:
 
 
 @contextmanager
-def _progress(descriptor: int, stop: Stop) -> Iterator[Progress]:
+def _progress(descriptor: int) -> Iterator[Progress]:
     """A bar on stderr where that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _position, _done: None
@@ -272,9 +272,8 @@ def _progress(descriptor: int, stop: Stop) -> Iterator[Progress]:
     )
     with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("replaying", total=total, done=0)
-        stop.at_once = bar.stop
-        yield lambda position, done: bar.update(task, completed=position, done=done)
-    stop.at_once = lambda: None
+        with at_once(bar.stop):
+            yield lambda position, done: bar.update(task, completed=position, done=done)
 
 
 def _summary(replayer: Replayer, seconds: float) -> str:

@@ -10,11 +10,14 @@ import structlog
 import trio
 
 from etcd_actions import __version__
+from etcd_actions.backoff import Backoff
 from etcd_actions.cli.executing import check_executor, forbid_reading, open_local_executor
 from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.logs import count_failed_lines, lines_dropped
 from etcd_actions.cli.options import Common
+from etcd_actions.cli.process import has_terminal
 from etcd_actions.cli.serving import is_installed, server_settings
-from etcd_actions.cli.signals import Stop, open_stop
+from etcd_actions.cli.signals import LEAST_GRACE, Stop, open_stop
 from etcd_actions.cli.telemetry import open_telemetry
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config.settings import (
@@ -32,60 +35,108 @@ from etcd_actions.config.settings import (
     RUN_SERVICE,
     STATS_INTERVAL,
 )
-from etcd_actions.errors import ConfigError, EmbeddedEtcdError
+from etcd_actions.containment import Containment
+from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError, first_error
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.etcd.embedded import EmbeddedEtcd, default_data_dir, open_embedded_etcd
+from etcd_actions.etcd.embedded import EmbeddedEtcd, is_default_data_dir, open_embedded_etcd
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_NAMESPACE
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.processor import ProcessorSettings, ProcessorStatistics
 from etcd_actions.recorder import MarkResult
 from etcd_actions.run_service import NullRunService, RunService
-from etcd_actions.server import open_actions_server
+from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
+from etcd_actions.serving import Bind
 from etcd_actions.serving.descriptors import raise_limit
 
 # Nothing can be marked in an etcd that has ended: only what needs none is finished.
 _GRACE_WITHOUT_ETCD = 1.0
+# Of the grace, and at most so many seconds of it, for letting go of what is held in etcd.
+_PART_FOR_LEAVING = 0.3
+_MOST_FOR_LEAVING = 2.0
+# Seconds after the server's grace in which it cuts off what is left.
+_CUT_OFF = 1.2
+_BACKOFF = Backoff(initial=0.5, cap=30.0)
 
 _log = structlog.get_logger(__name__)
 
 
 async def run_until_signal(common: Common) -> int:
-    """Watch and mark until a signal; raises what made that impossible."""
+    """Watch and mark until a signal; raises what made that impossible.
+
+    The end takes ``--drain-delay`` and ``--grace`` at most, counted from the signal.
+    """
     raise_limit()
-    if common.config[EXECUTOR] != "none":
+    config = common.config
+    if config[EXECUTOR] != "none":
         forbid_reading()
     if common.endpoints is None:
         _check_for_embedded(common)
     counts: dict[str, int] = {}
-    async with open_stop() as stop:
+    async with open_stop(config[DRAIN_DELAY] + max(config[GRACE], LEAST_GRACE)) as stop:
+        running = _Running(common, stop)
+        stop.on_hangup = running.hung_up
         with stop.interrupts() as let_finish:
             if common.endpoints is not None:
-                await _serve(common.endpoints, common, stop, let_finish, counts)
+                await _serve(common.endpoints, running, let_finish, counts)
             else:
                 async with (
                     open_embedded_etcd(
-                        common.data_dir, client_port=common.config[EMBEDDED_PORT]
+                        common.data_dir, client_port=config[EMBEDDED_PORT]
                     ) as embedded,
                     trio.open_nursery() as nursery,
                 ):
+                    stop.when_forced(embedded.end_now)
                     _tell_about(embedded)
                     nursery.start_soon(_end_with, embedded, stop)
-                    await _serve(embedded.endpoint, common, stop, let_finish, counts)
+                    await _serve(embedded.endpoint, running, let_finish, counts)
+                    stop.doing = "the embedded etcd"
                     nursery.cancel_scope.cancel("stopped")
         _log.info("stopped", **counts)
         stop.raise_failure()
     return ExitCode.OK
 
 
+class _Running:
+    """What the parts of one ``run`` share."""
+
+    def __init__(self, common: Common, stop: Stop) -> None:
+        self.common = common
+        self.stop = stop
+        self.containment = Containment()
+        self.reload: list[Callable[[], None]] = []
+        self._terminal = has_terminal()
+        count_failed_lines(self.containment)
+
+    def hung_up(self) -> None:
+        """A SIGHUP: read files anew, or end where the terminal has gone."""
+        if self._terminal and not has_terminal():
+            _log.info("stopping", signal="SIGHUP")
+            self.stop.request()
+            return
+        _log.info("reloading", signal="SIGHUP")
+        for each in self.reload:
+            try:
+                each()
+            except ConfigError as error:
+                # What was read before goes on to count.
+                _log.warning("not_reloaded", error=str(error))
+
+    @property
+    def time_to_finish(self) -> float:
+        """Seconds for what was taken in; the rest of the grace is for leaving etcd in order."""
+        grace = self.common.config[GRACE]
+        if self.stop.failure is not None:
+            grace = min(grace, _GRACE_WITHOUT_ETCD)
+        kept = min(_MOST_FOR_LEAVING, max(grace, LEAST_GRACE) * _PART_FOR_LEAVING)
+        return max(0.0, min(grace, self.stop.remaining - kept))
+
+
 async def _serve(
-    endpoints: str,
-    common: Common,
-    stop: Stop,
-    let_finish: Callable[[], None],
-    counts: dict[str, int],
+    endpoints: str, running: _Running, let_finish: Callable[[], None], counts: dict[str, int]
 ) -> None:
     """Run all parts until the end is asked for; leaves the last numbers in ``counts``."""
+    common, stop, containment = running.common, running.stop, running.containment
     config = common.config
     settings = ProcessorSettings(
         collect_orphans=config[COLLECT_ORPHANS],
@@ -96,8 +147,11 @@ async def _serve(
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         await enter(open_telemetry(config[OTLP_ENDPOINT]))
+        stop.before_leaving(stack, "the collector of traces")
         etcd = await enter(common.open_etcd(endpoints))
+        stop.before_leaving(stack, "the connection to etcd")
         run_service = await enter(_open_run_service(config[RUN_SERVICE]))
+        stop.before_leaving(stack, "the connection to the run service")
         client = await enter(
             open_actions_client(
                 etcd,
@@ -107,8 +161,10 @@ async def _serve(
                 run_service=run_service,
                 codec=config.codec,
                 settings=settings,
+                containment=containment,
             )
         )
+        stop.before_leaving(stack, "writes to etcd")
         _log.info(
             "started",
             version=__version__,
@@ -118,37 +174,26 @@ async def _serve(
             run_service=str(config[RUN_SERVICE] or "none"),
         )
         monitoring = await _monitor(stack, client, etcd, common)
+        stop.before_leaving(stack, "clients of the monitoring port")
         await client.start_watching()
         # From here on a signal does not cancel: what was taken in is finished.
         let_finish()
         reflector = client.statistics().reflector
         if reflector is not None:
             _log.info("synced", revision=reflector.revision, keys=reflector.keys)
-        async with AsyncExitStack() as serving:
+        async with trio.open_nursery() as serving:
+            leaving, left = trio.Event(), trio.Event()
+            server: ActionsServer | None = None
             if served is not None:
-                server = await serving.enter_async_context(
-                    open_actions_server(
-                        client,
-                        served,
-                        is_serving=lambda: monitoring is None or monitoring.health.is_serving,
-                    )
+                server = await serving.start(
+                    _serve_clients, client, served, monitoring, leaving, left
                 )
-                if monitoring is not None:
-                    monitoring.metrics.server = server.statistics
-                    monitoring.metrics.listeners["service"] = server.connections
-                if executing:
-                    executor = await serving.enter_async_context(
-                        open_local_executor(
-                            client,
-                            config,
-                            served,
-                            server.address,
-                            listeners=None if monitoring is None else monitoring.metrics.listeners,
-                        )
-                    )
-                    if monitoring is not None:
-                        monitoring.metrics.executor = executor.statistics
+                running.reload.append(server.reload)
             async with trio.open_nursery() as nursery:
+                if executing and served is not None and server is not None:
+                    nursery.start_soon(
+                        _execute, client, running, served, server.address, monitoring
+                    )
                 if interval := config[STATS_INTERVAL]:
                     nursery.start_soon(_tell_often, client, interval)
                 await stop.wait()
@@ -157,11 +202,89 @@ async def _serve(
                 if stop.failure is None:
                     # Who balances load has to notice first.
                     await trio.sleep(config[DRAIN_DELAY])
+                stop.doing = "the executor"
                 nursery.cancel_scope.cancel("stopping")
-        died = stop.failure is not None
-        grace = config[GRACE]
-        await client.stop_watching(min(grace, _GRACE_WITHOUT_ETCD) if died else grace)
+            leaving.set()
+            if served is not None:
+                stop.doing = "clients of the service"
+                # A client that reads nothing must not keep what is held in etcd.
+                with trio.move_on_after(served.grace + _CUT_OFF):
+                    await left.wait()
+            stop.doing = "the work at hand"
+            await client.stop_watching(running.time_to_finish)
+            stop.doing = "clients of the service"
         counts.update(_counts(client.statistics()))
+
+
+async def _serve_clients(
+    client: ActionsClient,
+    settings: ServerSettings,
+    monitoring: Monitoring | None,
+    leaving: trio.Event,
+    left: trio.Event,
+    *,
+    task_status: trio.TaskStatus[ActionsServer],
+) -> None:
+    """Serve until ``leaving`` is set; ``left`` is set when the last client is done with."""
+    try:
+        async with open_actions_server(
+            client,
+            settings,
+            is_serving=lambda: monitoring is None or monitoring.health.is_serving,
+        ) as server:
+            if monitoring is not None:
+                monitoring.metrics.server = server.statistics
+                monitoring.metrics.listeners["service"] = server.connections
+            task_status.started(server)
+            await leaving.wait()
+    finally:
+        left.set()
+
+
+async def _execute(
+    client: ActionsClient,
+    running: _Running,
+    served: ServerSettings,
+    address: Bind,
+    monitoring: Monitoring | None,
+) -> None:
+    """Run actions here, for ever. While etcd refuses, only this waits."""
+    config, containment = running.common.config, running.containment
+
+    async def execute() -> None:
+        failures = 0
+        while True:
+            refusal: EtcdError | None = None
+            unusable: ConfigError | None = None
+            try:
+                async with open_local_executor(
+                    client,
+                    config,
+                    served,
+                    address,
+                    listeners=None if monitoring is None else monitoring.metrics.listeners,
+                ) as executor:
+                    failures = 0
+                    containment.forget("executor", "local")
+                    if monitoring is not None:
+                        monitoring.metrics.executor = executor.statistics
+                    await trio.sleep_forever()
+            except* EtcdError as group:
+                refusal = first_error(group)
+            except* ConfigError as group:
+                unusable = first_error(group)
+            if unusable is not None:
+                running.stop.request(unusable)
+                return
+            assert refusal is not None
+            failures += 1
+            delay = _BACKOFF.delay(failures)
+            containment.park("executor", "local", refusal)
+            if failures & (failures - 1) == 0:
+                _log.warning("executor_waits", error=str(refusal), retry_in=round(delay, 3))
+            await trio.sleep(delay)
+
+    await containment.keep("executor", "local", execute)
 
 
 async def _monitor(
@@ -172,7 +295,7 @@ async def _monitor(
     bind = config[MONITORING_LISTEN]
     if bind is None or not is_installed(config, MONITORING_LISTEN):
         return None
-    return await stack.enter_async_context(
+    monitoring = await stack.enter_async_context(
         open_monitoring(
             client,
             etcd,
@@ -182,6 +305,8 @@ async def _monitor(
             allowed_hosts=config[ALLOWED_HOSTS],
         )
     )
+    monitoring.metrics.lines_dropped = lines_dropped
+    return monitoring
 
 
 @asynccontextmanager
@@ -237,7 +362,7 @@ async def _tell_often(client: ActionsClient, interval: float) -> None:
 
 def _tell_about(embedded: EmbeddedEtcd) -> None:
     look = "etcd-actions watch"
-    if embedded.data_dir != default_data_dir().expanduser().resolve():
+    if not is_default_data_dir(embedded.data_dir):
         look += f" --data-dir {shlex.quote(str(embedded.data_dir))}"
     _log.info(
         "embedded_etcd",

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
+
+from etcd_actions.cli.first_signal import ENDING
 
 _VARIABLE = "ETCD_ACTIONS_HIDDEN_ARGUMENTS"
 _HIDDEN = "(hidden)"
@@ -31,6 +34,8 @@ def hide_secret_arguments() -> None:
     before = len(sys.orig_argv) - len(arguments)
     if visible == arguments or sys.orig_argv[before:] != arguments:
         return
+    # Handlers are lost in between: a signal waits until the new ones are there.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, signal.SIGHUP))
     try:
         os.execve(
             sys.executable,
@@ -38,6 +43,7 @@ def hide_secret_arguments() -> None:
             {**os.environ, _VARIABLE: json.dumps(arguments)},
         )
     except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         print(
             f"etcd-actions: the password stays visible in the process list: {error.strerror}",
             file=sys.stderr,

@@ -45,6 +45,8 @@ _NEEDED = (
 _ROOT = 0
 # Requests are short; what takes longer is told to try again.
 _MOST_GRACE = 5.0
+# The rest is for what was taken in.
+_PART_OF_GRACE = 0.4
 
 _log = structlog.get_logger(__name__)
 
@@ -79,7 +81,7 @@ def server_settings(config: Config) -> ServerSettings | None:
         rate=config[RATE_LIMIT],
         request_timeout=config[REQUEST_TIMEOUT],
         keepalive=config[STREAM_KEEPALIVE],
-        grace=min(_MOST_GRACE, config[GRACE]),
+        grace=min(_MOST_GRACE, config[GRACE] * _PART_OF_GRACE),
         http=http,
         allowed_hosts=config[ALLOWED_HOSTS],
         users=_users(config, bind),

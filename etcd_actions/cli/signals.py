@@ -1,16 +1,34 @@
-"""Ctrl-C and SIGTERM: the first asks for an orderly end, the second ends at once."""
+"""Ctrl-C and SIGTERM: the first asks for an orderly end in bounded time, the second ends at once.
+
+The time is bounded whatever hangs: a thread of its own ends the process when it is over, also
+while the event loop is blocked or too busy to look at a clock.
+"""
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Final
 
 import structlog
 import trio
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from etcd_actions.cli.exits import report
+from etcd_actions.cli.first_signal import current_signals
+
+GRACE: Final = 10.0
+"""Seconds in which a command ends that has no setting for it."""
+LEAST_GRACE: Final = 1.0
+"""Seconds that an orderly end has at least: what is held in etcd is let go of in that time."""
+
+# Of the grace, what is kept for an end that has to be forced, and its upper limit in seconds.
+_FORCED_PART: Final = 0.1
+_FORCED_MOST: Final = 0.5
+_OK: Final = 0
 
 _log = structlog.get_logger(__name__)
 
@@ -18,25 +36,43 @@ _log = structlog.get_logger(__name__)
 class Stop:
     """The wish to end; made by :func:`open_stop`.
 
+    Args:
+        grace: See :func:`open_stop`.
+        forces: Whether the process is ended when the grace is over.
+
     Attributes:
         failure: Why the command cannot go on, None where somebody just asked it to end.
-        at_once: Called before a second signal ends the process, to restore the terminal.
+        doing: What the end is waiting for, in words.
+        on_hangup: Called for a SIGHUP; None where that asks for the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float = GRACE, *, forces: bool = False) -> None:
         self.failure: Exception | None = None
-        self.at_once: Callable[[], None] = lambda: None
+        self.doing = "the work at hand"
+        self.on_hangup: Callable[[], None] | None = None
+        self._grace = max(grace, LEAST_GRACE)
+        self._forces = forces
         self._event = trio.Event()
         self._interruptible: set[trio.CancelScope] = set()
+        self._forced: list[Callable[[], None]] = []
+        self._deadline: float | None = None
 
     @property
     def requested(self) -> bool:
         """Whether to end."""
         return self._event.is_set()
 
+    @property
+    def remaining(self) -> float:
+        """Seconds until the process is ended, counted from the wish; never negative."""
+        if self._deadline is None:
+            return self._grace
+        return max(0.0, self._deadline - time.monotonic())
+
     def request(self, failure: Exception | None = None) -> None:
         """Ask for an orderly end; the first failure is kept."""
         self.failure = self.failure or failure
+        self._bound()
         self._event.set()
         for scope in self._interruptible:
             scope.cancel("asked to end")
@@ -60,41 +96,95 @@ class Stop:
             finally:
                 self._interruptible.discard(scope)
 
+    def when_forced(self, function: Callable[[], None]) -> None:
+        """Call a function, in another thread, before the process is ended by force."""
+        self._forced.append(function)
+
+    def before_leaving(self, stack: AsyncExitStack, doing: str) -> None:
+        """Say what the end waits for while the context that was entered last is left."""
+
+        def say() -> None:
+            self.doing = doing
+
+        stack.callback(say)
+
     def raise_failure(self) -> None:
         """Raise the failure, if there is one."""
         if self.failure is not None:
             raise self.failure
 
+    def _bound(self) -> None:
+        """Count from now on; callable in a signal handler, for which threading is too much."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._grace
+            if self._forces:
+                _thread.start_new_thread(self._force, ())
+
+    def _force(self) -> None:
+        """End the process when the time is over."""
+        assert self._deadline is not None
+        early = min(_FORCED_MOST, self._grace * _FORCED_PART)
+        time.sleep(max(0.0, self._deadline - early - time.monotonic()))
+        _log.warning("stopped_late", grace=self._grace, waiting_for=self.doing)
+        for function in self._forced:
+            function()
+        os._exit(_OK if self.failure is None else report(self.failure))
+
+
+class _Listener:
+    """Hands signals on to the event loop; its methods are called in a signal handler."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._token = trio.lowlevel.current_trio_token()
+
+    def asked_to_end(self, number: int) -> None:
+        self._stop._bound()
+        self._soon(lambda: self._end(number))
+
+    def hung_up(self, number: int) -> None:
+        if self._stop.on_hangup is None:
+            self.asked_to_end(number)
+        else:
+            self._soon(self._hang_up)
+
+    def _soon(self, function: Callable[[], None]) -> None:
+        try:
+            self._token.run_sync_soon(function)
+        except trio.RunFinishedError:
+            # The command is done: there is nobody left to be told.
+            return
+
+    def _end(self, number: int) -> None:
+        if not self._stop.requested:
+            _log.info("stopping", signal=signal.Signals(number).name)
+            self._stop.request()
+
+    def _hang_up(self) -> None:
+        if self._stop.on_hangup is not None:
+            self._stop.on_hangup()
+
 
 @asynccontextmanager
-async def open_stop() -> AsyncIterator[Stop]:
-    """Listen to the signals for as long as the context lasts."""
-    stop = Stop()
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
-        async with trio.open_nursery() as nursery:
+async def open_stop(grace: float = GRACE) -> AsyncIterator[Stop]:
+    """Listen to the signals for as long as the context lasts.
 
-            async def listen() -> None:
-                async for number in signals:
-                    if stop.requested:
-                        stop.at_once()
-                        os._exit(128 + number)
-                    _log.info("stopping", signal=signal.Signals(number).name)
-                    stop.request()
-
-            nursery.start_soon(listen)
+    Args:
+        grace: Seconds after the first signal, or the first :meth:`Stop.request`, at which the
+            process is ended, whatever it is waiting for; less than 1 counts as 1.
+    """
+    with current_signals() as signals:
+        stop = Stop(grace, forces=signals.owns_process)
+        with signals.listening(_Listener(stop)):
             yield stop
-            nursery.cancel_scope.cancel("the command is done")
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Let a Ctrl-C end the process wherever it is, also in a write that nobody reads.
-
-    For commands that only read. As an exception it would wait for trio's next checkpoint when
-    it comes within trio's own code, and a write to a full pipe may never end.
-    """
-    before = signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def at_once(function: Callable[[], None]) -> Iterator[None]:
+    """Call a function before a second signal ends the process during the body."""
+    with current_signals() as signals:
+        before, signals.at_once = signals.at_once, function
+        try:
+            yield
+        finally:
+            signals.at_once = before

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +39,8 @@ from etcd_actions.server.messages import execution_error
 _PROGRAM = Path(__file__).with_name("submit_main.py")
 _VERSION = "local"
 _BACKOFF = Backoff(initial=0.1, cap=2.0)
+# Seconds for the SDK to end when it is asked to.
+_END_SDK = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +76,50 @@ async def submit_program(common: Common, submission: Submission, output: str | N
     run = submission.run or f"r{secrets.token_hex(8)}"
     root = ActionId(submission.project, submission.domain, run, ROOT_ACTION, submission.org)
     question = _question(submission, run)
-    answer = await _ask_sdk(python, question | {"do": "prepare"})
-    request = pb.EnqueueRequest.FromString(base64.b64decode(answer["request"]))
-    async with open_stop() as stop, open_asked(common) as asked:
-        await asked.enqueue(request)
-        name = f"{root.project}/{root.domain}/{root.run}"
-        say(f"run {name}")
-        if submission.detach:
+    name = f"{root.project}/{root.domain}/{root.run}"
+    async with open_stop() as stop:
+        began = enqueued = False
+        # Until it is enqueued a signal leaves nothing behind; after that the run goes on.
+        with stop.interrupts() as let_finish:
+            answer = await _ask_sdk(python, question | {"do": "prepare"})
+            request = pb.EnqueueRequest.FromString(base64.b64decode(answer["request"]))
+            async with open_asked(common) as asked:
+                began = True
+                await asked.enqueue(request)
+                enqueued = True
+                let_finish()
+                say(f"run {name}")
+                if submission.detach:
+                    return ExitCode.OK
+                return await _follow(asked, root, form, stop, python, question)
+        if not began:
+            say("stopped: nothing was enqueued")
+        elif not enqueued:
+            say(f"stopped: run {name} may have been enqueued: etcd-actions tree {name} tells")
+    return ExitCode.OK
+
+
+async def _follow(
+    asked: object,
+    root: ActionId,
+    form: str,
+    stop: Stop,
+    python: Path,
+    question: dict[str, Any],
+) -> int:
+    """Show a run until it is over, and its result; gives the exit code."""
+    name = f"{root.project}/{root.domain}/{root.run}"
+    with standard_output() as write:
+        show = _Show(write, form)
+        ended = await _until_ended(asked, root, show, stop)
+        if ended is None:
+            say(f"it goes on: etcd-actions tree {name} shows it, abort {name}/a0 ends it")
             return ExitCode.OK
-        with standard_output() as write:
-            show = _Show(write, form)
-            ended = await _until_ended(asked, root, show, stop)
-            if ended is None:
-                say(f"it goes on: etcd-actions tree {name} shows it, abort {name}/a0 ends it")
-                return ExitCode.OK
-            if ended.phase is not Phase.SUCCEEDED:
-                say(f"run {name} ended as {ended.phase.name}: {ended.error or 'no reason given'}")
-                return ExitCode.RUN_FAILED
-            outputs = str(Path(question["base"]) / ROOT_ACTION / str(ended.attempts))
+        if ended.phase is not Phase.SUCCEEDED:
+            say(f"run {name} ended as {ended.phase.name}: {ended.error or 'no reason given'}")
+            return ExitCode.RUN_FAILED
+        outputs = str(Path(question["base"]) / ROOT_ACTION / str(ended.attempts))
+        with stop.interrupts():
             result = await _ask_sdk(python, question | {"do": "result", "outputs": outputs})
             show.result(result["result"])
     return ExitCode.OK
@@ -244,7 +275,12 @@ def _attempt(output_uri: str) -> int:
 def _question(submission: Submission, run: str) -> dict[str, Any]:
     """What the SDK is asked for."""
     file, colon, task = submission.target.rpartition(":")
-    path = Path(file).absolute()
+    try:
+        path = Path(file).absolute()
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be found from this directory: {error.strerror}: give whole paths"
+        ) from None
     if not colon or not task.isidentifier():
         raise ConfigError(f"{submission.target!r} is no task: give FILE.py:TASK")
     if not path.is_file():
@@ -252,10 +288,7 @@ def _question(submission: Submission, run: str) -> dict[str, Any]:
     root_dir = Path(submission.root_dir).absolute() if submission.root_dir else path.parent
     if not path.is_relative_to(root_dir):
         raise ConfigError(f"--root-dir {root_dir}: {path} is not below it")
-    if submission.output_base:
-        base = Path(submission.output_base).absolute()
-    else:
-        base = default_data_dir().with_name("runs").expanduser().absolute() / run
+    base = _output_base(submission.output_base, run)
     inputs = {}
     for text in submission.inputs:
         name, equals, value = text.partition("=")
@@ -277,6 +310,27 @@ def _question(submission: Submission, run: str) -> dict[str, Any]:
     }
 
 
+def _output_base(given: str | None, run: str) -> Path:
+    """Where the run's files go."""
+    if given:
+        return Path(given).absolute()
+    try:
+        return default_data_dir().with_name("runs").expanduser().absolute() / run
+    except (ConfigError, RuntimeError):
+        raise ConfigError(
+            "this user has no home directory, so there is no default place for the run's "
+            "files: give one with --output-base, or set HOME"
+        ) from None
+
+
+async def _end_sdk(process: trio.Process) -> None:
+    """End the SDK and what it has started; a program that does not listen is killed."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        await trio.sleep(_END_SDK)
+
+
 async def _ask_sdk(python: Path, question: dict[str, Any]) -> dict[str, Any]:
     """Let the SDK answer; what the program prints goes to standard error."""
     run: Callable[[], Awaitable[subprocess.CompletedProcess[bytes]]] = partial(
@@ -285,6 +339,9 @@ async def _ask_sdk(python: Path, question: dict[str, Any]) -> dict[str, Any]:
         stdin=json.dumps(question).encode(),
         capture_stdout=True,
         stderr=sys.stderr.fileno(),
+        # A Ctrl-C at the terminal is for us, who end it.
+        start_new_session=True,
+        deliver_cancel=_end_sdk,
         check=False,
     )
     process = await run()

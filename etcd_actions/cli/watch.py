@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 
 import structlog
 import trio
 
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exits import ExitCode, unwritable
 from etcd_actions.cli.feed import Feed
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.output import (
@@ -21,7 +19,6 @@ from etcd_actions.cli.output import (
 )
 from etcd_actions.cli.rows import RowMaker, SyncedRow
 from etcd_actions.cli.signals import Stop, open_stop
-from etcd_actions.errors import EtcdActionsError
 from etcd_actions.processor import watched_keys
 from etcd_actions.watch import Reflector, ReflectorSettings
 
@@ -85,8 +82,6 @@ async def _write(
         except BrokenPipeError:
             break
         except OSError as error:
-            raise EtcdActionsError(
-                f"standard output cannot be written: {os.strerror(error.errno or errno.EIO)}"
-            ) from error
+            raise unwritable(error) from error
     written.set()
     stop.request()

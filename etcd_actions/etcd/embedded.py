@@ -31,7 +31,7 @@ import msgspec
 import structlog
 import trio
 
-from etcd_actions.errors import DataDirectoryInUse, EmbeddedEtcdError
+from etcd_actions.errors import ConfigError, DataDirectoryInUse, EmbeddedEtcdError
 from etcd_actions.etcd.versions import EtcdVersion, loses_writes_when_killed
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ DEFAULT_CLIENT_PORT = 2379
 _HOST = "127.0.0.1"
 _START_TIMEOUT = 15.0
 _STOP_TIMEOUT = 5.0
+_END_NOW = 0.25
 _POLL = 0.02
 # How often another process is let take the port between our look and etcd's bind.
 _PORT_ATTEMPTS = 3
@@ -134,18 +135,48 @@ class EmbeddedEtcd:
         """
         return _how_it_ended(await _wait(self._process), self.log_file)
 
+    def end_now(self) -> None:
+        """End etcd and reap it, within half a second; callable from any thread.
+
+        For an owner that has no time left to leave the context.
+        """
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._process.send_signal(number)
+            try:
+                self._process.wait(_END_NOW)
+            except subprocess.TimeoutExpired:
+                continue
+            return
+
 
 def default_data_dir() -> Path:
     """``$ETCD_ACTIONS_DATA_DIR``, else ``etcd-actions/default`` in the user's data directory.
 
     That is ``$XDG_DATA_HOME`` where it is absolute, else ``~/.local/share``.
+
+    Raises:
+        ConfigError: None of them is set, and the user has no home directory.
     """
     if chosen := os.environ.get("ETCD_ACTIONS_DATA_DIR"):
         return Path(chosen)
     data_home = Path(os.environ.get("XDG_DATA_HOME", ""))
     if not data_home.is_absolute():
-        data_home = Path.home() / ".local" / "share"
+        try:
+            data_home = Path.home() / ".local" / "share"
+        except RuntimeError:
+            raise ConfigError(
+                "this user has no home directory, so there is no default data directory: give "
+                "one with --data-dir or ETCD_ACTIONS_DATA_DIR, or set HOME"
+            ) from None
     return data_home / "etcd-actions" / "default"
+
+
+def is_default_data_dir(directory: Path) -> bool:
+    """Whether an absolute directory is the one that is used where none is given."""
+    try:
+        return directory == _absolute(None)
+    except ConfigError:
+        return False
 
 
 def running_endpoint(data_dir: Path | None = None) -> str | None:
@@ -153,7 +184,13 @@ def running_endpoint(data_dir: Path | None = None) -> str | None:
 
     Reads small files and never waits. The answer may be outdated when it is used.
     """
-    directory = _absolute(data_dir)
+    try:
+        directory = _absolute(data_dir)
+    except ConfigError:
+        if data_dir is not None:
+            raise
+        # There is no default one, so no etcd runs on it.
+        return None
     state = _read_state(directory)
     if state is None or not state.endpoint:
         return None
@@ -161,6 +198,8 @@ def running_endpoint(data_dir: Path | None = None) -> str | None:
         descriptor = os.open(directory / "lock", os.O_RDONLY)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unusable(directory, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -230,10 +269,7 @@ async def _owned(directory: Path) -> AsyncIterator[None]:
         (directory / "etcd").mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise EmbeddedEtcdError(
-            f"the data directory {directory} cannot be used: {error}; "
-            "choose another with --data-dir"
-        ) from error
+        raise _unusable(directory, error) from error
     try:
         for _ in range(_LOCK_ATTEMPTS):
             try:
@@ -560,6 +596,8 @@ def _read_state(directory: Path) -> _State | None:
         return msgspec.json.decode(file.read_bytes(), type=_State)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise _unusable(directory, error) from error
     except msgspec.MsgspecError as error:
         _log.warning("unreadable state of embedded etcd", file=str(file), error=str(error))
         return None
@@ -575,7 +613,20 @@ def _write_state(directory: Path, state: _State) -> None:
 
 
 def _absolute(data_dir: Path | None) -> Path:
-    return (default_data_dir() if data_dir is None else data_dir).expanduser().resolve()
+    given = default_data_dir() if data_dir is None else data_dir
+    try:
+        return given.expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        # No such user, a loop of links, or a relative path in a directory that was deleted.
+        raise ConfigError(
+            f"the data directory {given} cannot be found: {error}: give another with --data-dir"
+        ) from None
+
+
+def _unusable(directory: Path, error: OSError) -> EmbeddedEtcdError:
+    return EmbeddedEtcdError(
+        f"the data directory {directory} cannot be used: {error}; choose another with --data-dir"
+    )
 
 
 def _how_it_ended(code: int, log_file: Path) -> str:

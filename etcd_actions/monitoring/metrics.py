@@ -106,6 +106,7 @@ class Metrics(Collector):
         health: How it is.
         server: The statistics of its server; None without one.
         executor: Those of its executor; None without one.
+        lines_dropped: How many lines of the log could not be written; None where nobody counts.
     """
 
     def __init__(
@@ -115,12 +116,14 @@ class Metrics(Collector):
         *,
         server: Callable[[], ServerNumbers] | None = None,
         executor: Callable[[], ExecutorNumbers] | None = None,
+        lines_dropped: Callable[[], int] | None = None,
     ) -> None:
         self._client = client
         self._health = health
         self.server = server
         self.executor = executor
         self.listeners: dict[str, Callable[[], ListenerStatistics]] = {}
+        self.lines_dropped = lines_dropped
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -145,6 +148,12 @@ class Metrics(Collector):
             yield from _of_server(self.server())
         if self.executor is not None:
             yield from _of_executor(self.executor())
+        if self.lines_dropped is not None:
+            yield _counter(
+                "etcd_actions_log_lines_dropped",
+                "Writes to standard error that it did not take.",
+                self.lines_dropped(),
+            )
 
     def _of_watch(self, statistics: ProcessorStatistics) -> Iterator[Metric]:
         reflector = statistics.reflector

@@ -136,6 +136,14 @@ class ActionsServer:
         """What became of connections: see :class:`~etcd_actions.serving.ListenerStatistics`."""
         return self._listener.statistics()
 
+    def reload(self) -> None:
+        """Read the files of TLS anew, for the connections that come. Tokens need none of it.
+
+        Raises:
+            ConfigError: They are unusable; those that were read before go on to count.
+        """
+        self._listener.reload()
+
     def drain(self) -> None:
         """End the streams, and open no more; calls are answered on."""
         self._streams.drain()

@@ -68,10 +68,25 @@ class Listener:
         address: Where it listens, with the port that the system chose.
     """
 
-    def __init__(self, address: Bind, counts: Counts, connections: Connections) -> None:
+    def __init__(
+        self,
+        address: Bind,
+        counts: Counts,
+        connections: Connections,
+        reload: Callable[[], None],
+    ) -> None:
         self.address = address
         self._counts = counts
         self._connections = connections
+        self._reload = reload
+
+    def reload(self) -> None:
+        """Read the files of TLS anew, for the connections that come.
+
+        Raises:
+            ConfigError: They are unusable; the files that were read before stay in use.
+        """
+        self._reload()
 
     def statistics(self) -> ListenerStatistics:
         """See :class:`ListenerStatistics`."""
@@ -140,6 +155,13 @@ async def open_listener(
     counts = Counts()
     with ExitStack() as stack:
         context = None if tls is None else tls.context()
+
+        def reload() -> None:
+            if tls is not None and context is not None:
+                # First into another one: half of a new pair is worse than the old one.
+                tls.context()
+                tls.load_into(context)
+
         admission = None
         if users is not None:
             admission = Admission(stack.enter_context(open_peers(flag)), frozenset(users))
@@ -161,7 +183,7 @@ async def open_listener(
             lateness = trio.CancelScope(shield=True)
             nursery.start_soon(_run, door, scope, lateness)
             try:
-                yield Listener(Bind(host, port), counts, connections)
+                yield Listener(Bind(host, port), counts, connections, reload)
             finally:
                 on_leave()
                 scope.deadline = trio.current_time() + grace
@@ -215,8 +237,10 @@ def _listening_socket(bind: Bind, flag: str, limits: HttpLimits) -> socket.socke
         except BaseException:
             listening.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError, OverflowError) as error:
+        # A name that no name can be, such as one with an empty part, is a UnicodeError.
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{flag}: cannot listen on {bind}: {error.strerror or error}: give another address"
+            f"{flag}: cannot listen on {bind}: {reason}: give another address"
         ) from None
     return listening

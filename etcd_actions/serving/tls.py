@@ -33,6 +33,15 @@ class ServerTls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2", "http/1.1"])
+        self.load_into(context)
+        return context
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Load the files into a context, which uses them for each new connection.
+
+        Raises:
+            ConfigError: One of them is unusable.
+        """
         try:
             context.load_cert_chain(self.cert, self.key, password=lambda: "")
         except (OSError, ValueError) as error:
@@ -47,4 +56,3 @@ class ServerTls:
                     f"TLS of the listener: {self.client_ca} cannot be used: {error}"
                 ) from None
             context.verify_mode = ssl.CERT_REQUIRED
-        return context

@@ -117,6 +117,20 @@ class Running:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    async def handles(self, number: int) -> None:
+        """Return once the command handles a signal: its code has begun to run."""
+        mask = 1 << (number - 1)
+
+        def looks() -> bool:
+            try:
+                status = Path(f"/proc/{self.pid}/status").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                return True
+            caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+            return bool(int(caught.split()[1], 16) & mask)
+
+        await until(looks)
+
     async def wait(self) -> int:
         """Wait for its end and return the code."""
         return await trio.to_thread.run_sync(self.process.wait, DEADLINE)

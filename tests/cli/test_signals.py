@@ -103,6 +103,22 @@ async def test_signal_while_etcd_is_waited_for(tmp_path: Path) -> None:
             assert await each.wait() == 0
 
 
+@needs_linux
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("run",), 0), (("watch",), 0), (("list",), 143), (("enqueue", "nothing"), 143)],
+    ids=lambda each: each[0] if isinstance(each, tuple) else None,
+)
+async def test_a_signal_at_the_first_line(
+    tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    with running(tmp_path, *arguments, "--endpoints", "127.0.0.1:1") as command:
+        await command.handles(signal.SIGTERM)
+        command.signal(signal.SIGTERM)
+        assert await command.wait() == code
+        assert "Traceback" not in command.err
+
+
 async def test_replay_waiting_for_its_input_is_stopped(
     common: tuple[str, ...], tmp_path: Path
 ) -> None:

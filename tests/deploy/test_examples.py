@@ -168,3 +168,14 @@ def test_the_image_uses_settings_that_there_are() -> None:
     text = (ROOT / "Dockerfile").read_text()
     settings_in(dict(re.findall(r"(ETCD_ACTIONS_[A-Z_]+)=(\S+)", text)))
     assert "USER 65532" in text
+
+
+def test_the_examples_have_an_init_and_a_reload() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    ours = [each for each in services.values() if each.get("image") == "etcd-actions:latest"]
+    assert len(ours) == 2
+    assert all(each["init"] is True for each in ours)
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(DEPLOY / "etcd-actions.service")
+    assert "-HUP $MAINPID" in unit["Service"]["ExecReload"]

@@ -180,6 +180,34 @@ async def test_tls_and_client_certificates(client: ActionsClient, tmp_path: Path
         await trio.to_thread.run_sync(over_grpc)
 
 
+async def test_certificates_are_read_anew_when_asked(client: ActionsClient, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    before, after = trustme.CA(), trustme.CA()
+
+    def issue(authority: trustme.CA) -> ssl.SSLContext:
+        issued = authority.issue_cert("127.0.0.1")
+        issued.cert_chain_pems[0].write_to_path(cert)
+        issued.private_key_pem.write_to_path(key)
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        return context
+
+    trusts_before = issue(before)
+    settings = ServerSettings(bind=LOOPBACK, tls=ServerTls(cert=cert, key=key))
+    async with open_actions_server(client, settings) as server:
+        address = str(server.address)
+        await enqueue(ConnectClient(address, tls=trusts_before))
+        trusts_after = issue(after)
+        server.reload()
+        await enqueue(ConnectClient(address, tls=trusts_after))
+        with pytest.raises((ssl.SSLError, OSError)):
+            await enqueue(ConnectClient(address, tls=trusts_before))
+        key.write_text("no key")
+        with pytest.raises(ConfigError, match="cert"):
+            server.reload()
+        await enqueue(ConnectClient(address, tls=trusts_after))
+
+
 async def test_what_cannot_be_served_is_told(
     client: ActionsClient, server: ActionsServer, tmp_path: Path
 ) -> None:
