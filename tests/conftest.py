@@ -6,6 +6,7 @@ Where a test's etcd runs is up to ``--etcd``, as in every suite with ``etcd_acti
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -23,6 +24,8 @@ from tests.support.conformance import ConformanceTable
 pytest_plugins = ["etcd_actions.testing", "pytester"]
 
 _numbers = itertools.count()
+# Of pytest-xdist's processes each has a name of its own.
+_SESSION = os.environ.get("PYTEST_XDIST_WORKER", "")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -87,5 +90,5 @@ async def etcd(shared_etcd: EtcdServer) -> AsyncIterator[Etcd]:
 
 @pytest.fixture
 def prefix() -> bytes:
-    """A key prefix that no other test uses."""
-    return f"/test-{next(_numbers)}/taskactions/".encode()
+    """A key prefix that no other test uses, also where they share an etcd with --etcd."""
+    return f"/test-{_SESSION}{next(_numbers)}/taskactions/".encode()

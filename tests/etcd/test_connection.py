@@ -26,7 +26,7 @@ from tests.support.scene import judge_delivery, reflecting
 # Enough for a handshake with a member that is there, also on a slow machine.
 DIAL_TIMEOUT = 1.0
 # For members that are not.
-_SHORT_DIAL_TIMEOUT = 0.4
+_SHORT_DIAL_TIMEOUT = 0.2
 _SLACK = 5.0
 _PATIENCE = 60.0
 
