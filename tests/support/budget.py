@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections import Counter
+from collections import defaultdict
 
 import pytest
 
@@ -30,7 +30,7 @@ class Budget:
     def __init__(self, test_seconds: float = TEST_SECONDS) -> None:
         self._test_seconds = test_seconds
         self._began = time.monotonic()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add a phase to its test."""
@@ -45,7 +45,8 @@ class Budget:
             f"processor time {_spent():.0f} s in {time.monotonic() - self._began:.0f} s; "
             f"the everyday suite may take {CPU_SECONDS} s"
         )
-        for test, seconds in self._seconds.most_common():
+        longest_first = sorted(self._seconds.items(), key=lambda item: item[1], reverse=True)
+        for test, seconds in longest_first:
             if seconds <= self._test_seconds:
                 break
             terminalreporter.write_line(
