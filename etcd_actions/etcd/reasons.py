@@ -1,7 +1,8 @@
 """What etcd means by its error texts.
 
 Status codes are coarse, and a watch that is cancelled has only a text. The texts are those
-of ``api/v3rpc/rpctypes/error.go`` in etcd's source, unchanged since 3.0.
+of ``api/v3rpc/rpctypes/error.go`` in etcd's source, unchanged since 3.0. 3.5.1 sends one
+error as the server's own text instead: that a token is older than a change of users.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _BY_TEXT: tuple[tuple[str, type[errors.EtcdError]], ...] = (
     ("user name is empty", errors.Unauthenticated),
     ("authentication failed", errors.Unauthenticated),
     ("revision of auth store is old", errors.Unauthenticated),
+    ("auth: revision in header is old", errors.Unauthenticated),
     ("too many requests", errors.Unavailable),
 )
 

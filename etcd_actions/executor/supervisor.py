@@ -42,6 +42,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LEAVE_AFTER = 10.0
 _CREATE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PIPE_BYTES = 65536
+# Room for the line that says what is left out of a log.
+_HEADER = 64
 
 
 class Process(NamedTuple):
@@ -324,7 +326,7 @@ class BoundedLog:
 
     def __init__(self, directory: int, most: int) -> None:
         self._directory = directory
-        self._half = max(most // 2, 1)
+        self._half = max((most - _HEADER) // 2, 1)
         self._rotated = False
         self._left_out = 0
         self._open(os.O_APPEND)
@@ -535,6 +537,9 @@ def _write_file(directory: int, name: str, data: bytes, *, truncate: bool = True
 def _parts(name: str, directory: int, most: int) -> Iterator[bytes]:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
+        # Opening a device may do something.
+        if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            return
         descriptor = os.open(name, flags, dir_fd=directory)
     except FileNotFoundError:
         return

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,8 @@ PULLS_UNASKED = pytest.StashKey[bool]()
 """Set to False in a ``pytest_configure``: without ``--etcd=container`` no image is pulled."""
 
 _SOURCE = pytest.StashKey[EtcdSource]()
-_SHARED = pytest.StashKey[EtcdServer]()
+_USED = pytest.StashKey[dict[str, None]]()
+_USED_OUTPUT = "etcd_actions.testing"
 _SESSION = secrets.token_hex(4)
 _numbers = itertools.count()
 
@@ -59,9 +61,23 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Tell which etcd it was."""
-    shared = config.stash.get(_SHARED, None)
-    if shared is not None and terminalreporter.verbosity >= 0:
-        terminalreporter.write_line(f"etcd {shared.version}: {shared.where}")
+    if terminalreporter.verbosity >= 0:
+        for line in config.stash.get(_USED, None) or ():
+            terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a process of pytest-xdist: tell the one that prints."""
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output[_USED_OUTPUT] = list(session.config.stash.get(_USED, None) or ())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Learn which etcd a process of pytest-xdist used; each has its own."""
+    used = getattr(node, "workeroutput", {}).get(_USED_OUTPUT, [])
+    node.config.stash.setdefault(_USED, {}).update(dict.fromkeys(used))
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +93,8 @@ def etcd_server(
             else:
                 own = source_of(pytestconfig).make(tmp_path_factory.mktemp("etcd"))
                 server = stack.enter_context(own).shared()
-        pytestconfig.stash[_SHARED] = server
+        used = f"etcd {server.version}: {server.where}"
+        pytestconfig.stash.setdefault(_USED, {})[used] = None
         yield server
 
 

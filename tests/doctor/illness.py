@@ -38,7 +38,8 @@ class Diagnosis:
 
     @property
     def code(self) -> ExitCode:
-        return exit_code(self.findings)
+        """The exit code, versions apart."""
+        return exit_code([each for each in self.findings if each.id not in VERSION_IDS])
 
     @property
     def ill(self) -> set[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from etcd_actions.cli.doctor import exit_code
 from etcd_actions.cli.exits import ExitCode
 from etcd_actions.doctor.members import MemberSeen, check_agreement
 from etcd_actions.doctor.reach import Reached
@@ -37,7 +38,7 @@ async def test_version_that_loses_writes(tmp_path: Path) -> None:
     assert "etcd#17529" in diagnosis.one("version-has-bugs").seen
     assert "etcd#15220" in diagnosis.one("version-has-averted-bugs").seen
     assert diagnosis.ill == set()
-    assert diagnosis.code is ExitCode.ERRORS
+    assert exit_code(diagnosis.findings) is ExitCode.ERRORS
 
 
 async def test_endpoints_of_two_clusters(

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+
+from etcd_actions.etcd.embedded import open_embedded_etcd
 
 # It imports all first: another user may not reach the interpreter.
 PROGRAM = """
@@ -79,3 +82,18 @@ def test_a_process_that_forbids_it_is_not_read_by_its_own_user(tmp_path: Path) -
     assert after == []
     assert own == [path.read_text(), True]
     assert measured
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc")
+async def test_the_embedded_etcd_has_none_of_our_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ETCDCTL_PASSWORD", "ETCD_ROOT_PASSWORD", "AWS_SECRET_ACCESS_KEY", "ANYTHING"):
+        monkeypatch.setenv(name, "hunter2")
+    before = set(psutil.Process().children())
+    async with open_embedded_etcd(tmp_path / "etcd", client_port=0):
+        (etcd,) = set(psutil.Process().children()) - before
+        environment = Path(f"/proc/{etcd.pid}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert b"hunter2" not in environment

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,19 +113,6 @@ def small_etcd(tmp_path: Path) -> Iterator[EtcdServer]:
     server.stop()
 
 
-def etcdctl(server: EtcdServer, *arguments: str) -> None:
-    """Do what has no call in the library."""
-    binary = server.binary.with_name("etcdctl")
-    if not binary.exists():
-        pytest.skip(f"there is no {binary}, which clears the alarm")
-    subprocess.run(
-        [binary, "--endpoints", server.endpoint, *arguments],
-        check=True,
-        capture_output=True,
-        env={"ETCDCTL_API": "3"},
-    )
-
-
 async def fill(etcd: Etcd) -> None:
     """Write until etcd refuses; it looks at its size every 100 ms or so."""
     for n in range(100):
@@ -135,8 +121,6 @@ async def fill(etcd: Etcd) -> None:
 
 async def test_marks_wait_while_etcd_is_full(small_etcd: EtcdServer, prefix: bytes) -> None:
     """NOSPACE: marks are parked, the watch goes on; after the alarm is off they are made."""
-    if not small_etcd.binary.with_name("etcdctl").exists():
-        pytest.skip("there is no etcdctl beside etcd, which clears the alarm")
     actions = make_run(prefix, "rf1", 3)
     doomed = make_run(prefix, "rf2", 1)[0]
     keys = KeyRange.of_prefix(prefix)
@@ -166,8 +150,8 @@ async def test_marks_wait_while_etcd_is_full(small_etcd: EtcdServer, prefix: byt
                 await direct.delete(KeyRange.of_prefix(b"/filler/"))
                 revision = (await direct.range(keys)).revision
                 await direct.compact(revision, physical=True)
-                await trio.to_thread.run_sync(etcdctl, small_etcd, "defrag")
-                await trio.to_thread.run_sync(etcdctl, small_etcd, "alarm", "disarm")
+                await trio.to_thread.run_sync(small_etcd.etcdctl, "defrag")
+                await trio.to_thread.run_sync(small_etcd.etcdctl, "alarm", "disarm")
                 stored = await until_stored(direct, keys, _recorded)
                 assert stored.keys() == {action.key for action in actions}
                 await eventually(lambda: processor.statistics().marks["marked"] == 3)

@@ -158,7 +158,7 @@ async def test_a_handler_that_keeps_failing_degrades_it(
         async def update_action_status(self, *_: object) -> None:
             raise RuntimeError("it refuses")
 
-    settings = ProcessorSettings(elect=False)
+    settings = ProcessorSettings(elect=False, grace=0)
     async with (
         open_actions_client(
             etcd, prefix=prefix, run_service=Refusing(), settings=settings

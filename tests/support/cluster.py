@@ -19,7 +19,8 @@ import trustme
 
 from etcd_actions.etcd import Tls, User
 from etcd_actions.testing import EtcdBinary
-from etcd_actions.testing.process import packaged_binary, sound_binary_on_path
+from etcd_actions.testing.process import etcdctl_for, packaged_binary, sound_binary_on_path
+from tests.support.pem import write_key_pair
 
 ROOT = User(name="root", password="root-pw-5f1c")
 WORKER = User(name="worker", password="worker-pw-9b27")
@@ -312,7 +313,7 @@ class EtcdCluster:
         self, *arguments: str, endpoints: Sequence[str] | None = None, stdin: str = ""
     ) -> str:
         """Do what operators do, as root once there is one; returns what it prints."""
-        command = [str(self.binary.path.with_name("etcdctl"))]
+        command = [str(etcdctl_for(self.binary.path))]
         command += ["--endpoints", ",".join(endpoints or self.endpoints)]
         tls = self.tls
         if tls is not None:
@@ -421,12 +422,5 @@ def _lasting_port() -> int:
 def signed_tokens(directory: Path) -> str:
     """The flag for tokens that hold the revision of the permissions, signed by a new key."""
     private, public = directory / "token.key", directory / "token.pub"
-    private.write_bytes(openssl("genpkey", "-algorithm", "RSA"))
-    public.write_bytes(openssl("pkey", "-in", private, "-pubout"))
+    write_key_pair(private, public)
     return f"--auth-token=jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m"
-
-
-def openssl(*arguments: str | Path) -> bytes:
-    """Let OpenSSL do something; returns its output."""
-    done = subprocess.run(["openssl", *arguments], check=True, capture_output=True)
-    return done.stdout

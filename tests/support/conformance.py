@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,10 @@ def _more_binaries() -> list[EtcdBinary]:
     return found
 
 
+# Its key in what a process of pytest-xdist leaves behind.
+_COLLECTED = "conformance"
+
+
 @dataclass
 class _Cell:
     text: str = ""
@@ -85,6 +90,7 @@ class ConformanceTable:
         self._results: dict[str, _Cell] = {}
         self._where: dict[str, str] = {}
         self._versions: dict[str, str] = {}
+        self._deselected: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: Sequence[pytest.Item]) -> None:
@@ -95,17 +101,28 @@ class ConformanceTable:
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         """Note what was not meant to run."""
-        for item in items:
-            self._results[item.nodeid] = _Cell("-", "deselected")
+        self._deselected += [item.nodeid for item in items]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """In a process of pytest-xdist: tell the one that prints what was collected."""
+        output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            cells = [(node, row, *column) for node, (row, column) in self._cells.items()]
+            output[_COLLECTED] = (cells, self._where, self._deselected)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Learn what a process of pytest-xdist collected: each collects everything."""
+        collected = getattr(node, "workeroutput", {}).get(_COLLECTED)
+        if collected is not None:
+            cells, self._where, self._deselected = collected
+            self._cells = {each: (row, (transport, label)) for each, row, transport, label in cells}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note a result: the worst of a case's phases counts."""
-        if report.nodeid not in self._cells:
-            return
         for name, version in report.user_properties:
             if name == "etcd-version":
-                _, (_, label) = self._cells[report.nodeid]
-                self._versions[label] = str(version)
+                self._versions[report.nodeid] = str(version)
         cell = self._results.setdefault(report.nodeid, _Cell())
         if report.failed:
             cell.text = "FAIL" if report.when == "call" else "ERROR"
@@ -116,7 +133,7 @@ class ConformanceTable:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the table, if any of it was run."""
-        if any(cell.text != "-" for node, cell in self._results.items() if node in self._cells):
+        if self._results.keys() & self._cells.keys():
             terminalreporter.section("conformance")
             for line in self._lines():
                 terminalreporter.write_line(line)
@@ -136,8 +153,12 @@ class ConformanceTable:
 
     def _lines(self) -> list[str]:
         by_place: dict[tuple[str, tuple[str, str]], _Cell] = {}
+        results = dict.fromkeys(self._deselected, _Cell("-", "deselected")) | self._results
+        versions: dict[str, str] = {}
         for node, place in self._cells.items():
-            by_place[place] = self._results.get(node, _Cell("?", "not run: the session ended"))
+            by_place[place] = results.get(node, _Cell("?", "not run: the session ended"))
+            if node in self._versions:
+                versions[place[1][1]] = self._versions[node]
         rows = list(dict.fromkeys(row for row, _ in by_place))
         columns = list(dict.fromkeys(column for _, column in by_place))
         transports = list(dict.fromkeys(transport for transport, _ in columns))
@@ -163,7 +184,7 @@ class ConformanceTable:
         ]
         lines.append("")
         for label, where in self._where.items():
-            lines.append(f"{label}: {where}, {self._versions.get(label, 'not started')}")
+            lines.append(f"{label}: {where}, {versions.get(label, 'not started')}")
         lines += [f"{mark}: {reason}" for reason, mark in reasons.items()]
         counts = [cell.text for cell in by_place.values()]
         holes = len(rows) * len(columns) - len(by_place)
