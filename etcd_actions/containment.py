@@ -26,6 +26,8 @@ from etcd_actions.backoff import Backoff
 _LINES: Final = 20.0
 _LINES_PER_SECOND: Final = 1.0
 _MOST_PARKED: Final = 10_000
+_LONGEST: Final = 1_000
+"""Characters of an identity or an error that are kept and logged; they may come from outside."""
 _BACKOFF: Final = Backoff(initial=0.2, cap=30.0)
 
 _log = structlog.get_logger(__name__)
@@ -71,7 +73,7 @@ class Containment:
     def __init__(self) -> None:
         self._failures: Counter[str] = Counter()
         self._parked: dict[tuple[str, str], Parked] = {}
-        self._lines: dict[str, _Lines] = {}
+        self._lines: dict[str, LineLimit] = {}
 
     @property
     def failures(self) -> dict[str, int]:
@@ -99,16 +101,34 @@ class Containment:
         try:
             yield unit
         except BaseException as error:
-            passing, contained = _split(error)
-            if contained is None:
+            passing, unit.error = split(error)
+            if unit.error is None:
                 raise
-            unit.error = contained
-            self._failed(kind, identity, contained, parks)
+            self._failed(kind, identity, unit.error, parks)
             if passing is not None:
                 raise passing from None
         else:
             if parks:
                 self.forget(kind, identity)
+
+    def caught(
+        self, kind: str, identity: str, error: BaseException, *, parks: bool = False
+    ) -> BaseException:
+        """The same as :meth:`unit` for an exception that was caught: for hot paths.
+
+        Call it in the ``except`` clause. What passes is raised again; where that is only a
+        part of a group, the rest is contained first.
+
+        Returns:
+            What was contained.
+        """
+        passing, contained = split(error)
+        if contained is not None:
+            self._failed(kind, identity, contained, parks)
+        if passing is not None:
+            raise passing
+        assert contained is not None
+        return contained
 
     def forget(self, kind: str, identity: str) -> None:
         """A parked unit is over, or has healed."""
@@ -151,11 +171,23 @@ class Containment:
         self._failures[kind] += 1
         if parks:
             self._park(kind, identity, error)
-        lines = self._lines.setdefault(kind, _Lines())
-        if (left_out := lines.take()) is not None:
+        lines = self._lines.setdefault(kind, LineLimit())
+        if (left_out := lines.take()) is None:
+            return
+        try:
             _log.error(
-                "unit_failed", unit=kind, identity=identity, left_out=left_out, exc_info=error
+                "unit_failed",
+                unit=kind,
+                identity=identity[:_LONGEST],
+                left_out=left_out,
+                exc_info=error,
             )
+        except BaseException as unlogged:
+            # A log that cannot be written must not carry the failure out of the boundary.
+            self._failures["log line"] += 1
+            passing, _ = split(unlogged)
+            if passing is not None:
+                raise passing from None
 
     def _park(self, kind: str, identity: str, error: BaseException) -> None:
         before = self._parked.get((kind, identity))
@@ -163,11 +195,21 @@ class Containment:
             return
         since = trio.current_time() if before is None else before.since
         failures = 1 if before is None else before.failures + 1
-        text = f"{type(error).__name__}: {error}"
-        self._parked[kind, identity] = Parked(kind, identity, text, since, failures)
+        text = describe(error)
+        self._parked[kind, identity] = Parked(kind, identity[:_LONGEST], text, since, failures)
 
 
-def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+def describe(error: BaseException) -> str:
+    """An exception in one line of bounded length, whatever its own ``__str__`` does."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception as unreadable:
+        text = f"its text cannot be read ({type(unreadable).__name__})"
+    return f"{name}: {text}"[:_LONGEST]
+
+
+def split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
     """What passes through a boundary, and what it contains."""
     passes = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
     if isinstance(error, BaseExceptionGroup):
@@ -176,7 +218,7 @@ def _split(error: BaseException) -> tuple[BaseException | None, BaseException | 
     return (error, None) if isinstance(error, passes) else (None, error)
 
 
-class _Lines:
+class LineLimit:
     """How many lines may still be logged: a flood is told once, and then now and then."""
 
     def __init__(self) -> None:
