@@ -12,7 +12,7 @@ KeyboardInterrupt, which is the operator's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -132,7 +132,13 @@ class Containment:
 
     def forget(self, kind: str, identity: str) -> None:
         """A parked unit is over, or has healed."""
-        self._parked.pop((kind, identity), None)
+        self._parked.pop((kind, identity[:_LONGEST]), None)
+
+    def retain(self, kind: str, identities: Container[str]) -> None:
+        """Forget the parked units of a kind that are not among these: the others are gone."""
+        for unit in self.parked:
+            if unit.kind == kind and unit.identity not in identities:
+                self.forget(kind, unit.identity)
 
     async def keep(
         self,
@@ -152,7 +158,7 @@ class Containment:
         while True:
             began = trio.current_time()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._heal_later, kind, identity, heals_after)
+                nursery.start_soon(self.heal_later, kind, identity, heals_after)
                 with self.unit(kind, identity) as unit:
                     await function()
                 nursery.cancel_scope.cancel("the run is over")
@@ -163,7 +169,8 @@ class Containment:
             failures = 1 if trio.current_time() - began > heals_after else failures + 1
             await trio.sleep(backoff.delay(failures))
 
-    async def _heal_later(self, kind: str, identity: str, seconds: float) -> None:
+    async def heal_later(self, kind: str, identity: str, seconds: float = 60.0) -> None:
+        """Forget a parked unit after a while, unless cancelled because it failed again."""
         await trio.sleep(seconds)
         self.forget(kind, identity)
 
@@ -190,13 +197,14 @@ class Containment:
                 raise passing from None
 
     def _park(self, kind: str, identity: str, error: BaseException) -> None:
+        identity = identity[:_LONGEST]
         before = self._parked.get((kind, identity))
         if before is None and len(self._parked) >= _MOST_PARKED:
             return
         since = trio.current_time() if before is None else before.since
         failures = 1 if before is None else before.failures + 1
         text = describe(error)
-        self._parked[kind, identity] = Parked(kind, identity[:_LONGEST], text, since, failures)
+        self._parked[kind, identity] = Parked(kind, identity, text, since, failures)
 
 
 def describe(error: BaseException) -> str:

@@ -6,7 +6,6 @@ translate what lies below it: no grpc, protobuf or msgspec exception crosses a b
 
 from __future__ import annotations
 
-
 _LONGEST_REASON = 1_000
 """Characters; a reason may quote a value from outside."""
 

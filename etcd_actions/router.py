@@ -403,8 +403,7 @@ class Router:
                         self._failing.pop(channel.key, None)
                     if self._list_room is not None or self._stream_room is not None:
                         self._tell_room()
-                else:
-                    self._end(channel.key)
+                self._end(channel.key)
             except BaseException as error:
                 self._failed(channel, change, error)
             # Changes that nobody needed any more have made room, too.
@@ -466,9 +465,7 @@ class Router:
             self._stream_room.set()
             self._stream_room = None
 
-    def _failed(
-        self, channel: KeyChannel, change: Change | None, error: BaseException
-    ) -> None:
+    def _failed(self, channel: KeyChannel, change: Change | None, error: BaseException) -> None:
         """Put off what failed; raise what is not the handler's failure but a cancellation."""
         if change is None and self._channels.get(channel.key) is not channel:
             # The channel has ended: what was read again was not needed any more.
