@@ -3,7 +3,8 @@
 A claim is a key beside the action's own. It is made only while nobody else has one and the
 action is the incarnation that is meant. What its owner reports compares it in the same
 transaction, so somebody who lost his claims, because etcd heard nothing of him for too long,
-can write nothing any more. The claims of a process that ends, or falls silent, are free.
+can write nothing any more. The claims of a process that ends, or falls silent, are free. So is
+a claim that hangs on no lease, since nobody holds it: somebody wrote over it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
+from etcd_actions.containment import Containment
 from etcd_actions.errors import EtcdError, LeaseNotFound, OutcomeUnknown
 from etcd_actions.etcd.api import (
     Compare,
@@ -28,6 +30,7 @@ from etcd_actions.etcd.api import (
     Etcd,
     Get,
     KeyRange,
+    KeyValue,
     Put,
     RangeResult,
     Txn,
@@ -70,7 +73,12 @@ class _Stored(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def open_claims(
-    etcd: Etcd, store: Store, keys: Keyspace, *, ttl: int
+    etcd: Etcd,
+    store: Store,
+    keys: Keyspace,
+    *,
+    ttl: int,
+    containment: Containment | None = None,
 ) -> AsyncIterator[Claims]:
     """Make claims for as long as the context lasts; leaving it lets all of them go.
 
@@ -79,15 +87,17 @@ async def open_claims(
         store: Where they are written.
         keys: Under which keys.
         ttl: Seconds after which the claims of a process that fell silent are free again.
+        containment: Where unexpected failures are counted; by default one of its own.
 
     Raises:
         EtcdError: etcd gave no lease.
     """
+    containment = containment or Containment()
     claims = Claims(etcd, store, keys, ttl)
     await claims._begin()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(claims._renew)
+            nursery.start_soon(containment.keep, "task", "renewing the claims", claims._renew)
             yield claims
             nursery.cancel_scope.cancel("the claims are left")
     finally:
@@ -144,9 +154,13 @@ class Claims:
                 return Claim(key, result.revision)
             response = result.responses[0]
             assert isinstance(response, RangeResult)
-            if not response.kvs or response.kvs[0].lease != lease:
+            found = response.kvs[0] if response.kvs else None
+            if found is not None and not found.lease:
+                await self._delete(found)
+                continue
+            if found is None or found.lease != lease:
                 return None
-            return Claim(key, response.kvs[0].create_revision)
+            return Claim(key, found.create_revision)
 
     async def release(self, claim: Claim) -> None:
         """Let a claim go; one that is lost already is left alone.
@@ -164,7 +178,20 @@ class Claims:
         """
         prefix = self._keys.claims + self._keys.namespace.encode() + b"/"
         kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
-        return {kv.key[len(prefix) :].decode(errors="replace") for kv in kvs}
+        return {kv.key[len(prefix) :].decode(errors="replace") for kv in kvs if kv.lease}
+
+    async def _delete(self, found: KeyValue) -> None:
+        """Delete a claim that would never expire, if it still is what was found.
+
+        It is not replaced in place: the fence of whoever made it would go on holding.
+        """
+        unchanged = Compare(
+            found.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
+        )
+        delete = Delete(KeyRange.of_key(found.key))
+        result = await self._store.txn(Txn([unchanged], [delete]))
+        key = found.key.decode(errors="backslashreplace")
+        _log.warning("claim_without_lease", key=key, deleted=result.succeeded)
 
     async def _begin(self) -> None:
         """Get a lease; all that hung on the one before is lost."""

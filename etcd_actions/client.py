@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, overload
+from functools import wraps
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -19,8 +20,8 @@ from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.claims import Claim, Claims, open_claims
 from etcd_actions.codecs import codec_named
-from etcd_actions.containment import Containment
-from etcd_actions.errors import InvalidArgument
+from etcd_actions.containment import Containment, describe
+from etcd_actions.errors import EtcdActionsError, InvalidArgument, UnexpectedFailure
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.group_commit import (
     GroupCommit,
@@ -92,7 +93,7 @@ async def open_actions_client(
     settings = settings or ProcessorSettings()
     containment = containment or Containment()
     form = codec_named(codec)
-    async with open_group_commit(etcd) as commit:
+    async with open_group_commit(etcd, containment) as commit:
         store = Store(etcd, commit.txn)
         keys = Keyspace(prefix, namespace)
         async with (
@@ -121,6 +122,25 @@ async def open_actions_client(
             nursery.cancel_scope.cancel("the client is closed")
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Awaitable[object]])
+
+
+def _request(method: _Method) -> _Method:
+    """Make a method the boundary of a request: what it raises is an error of this package."""
+
+    @wraps(method)
+    async def contained(client: ActionsClient, *args: object, **kwargs: object) -> object:
+        try:
+            return await method(client, *args, **kwargs)
+        except (EtcdActionsError, trio.ClosedResourceError):
+            raise
+        except BaseException as error:
+            failure = client.containment.caught("request", method.__name__, error)
+            raise UnexpectedFailure(f"{method.__name__}: {describe(failure)}") from failure
+
+    return cast(_Method, contained)
+
+
 class ActionsClient:
     """Enqueues, aborts and reads actions, tells what becomes of them, and marks their ends.
 
@@ -128,8 +148,9 @@ class ActionsClient:
     record and mark. Actions are named by an :class:`~etcd_actions.model.ActionId` or by
     Flyte's ``ActionIdentifier``. All methods raise
     :class:`~etcd_actions.errors.ActionError` for what the caller or the action's state is
-    the cause of, and :class:`~etcd_actions.errors.EtcdError` when etcd did not do it. A
-    cancelled write may have been done: asking for the same again is safe.
+    the cause of, :class:`~etcd_actions.errors.UnexpectedFailure`, which is one of these, for
+    what is not foreseen, and :class:`~etcd_actions.errors.EtcdError` when etcd did not do it.
+    A cancelled write may have been done: asking for the same again is safe.
 
     Made by :func:`open_actions_client`.
 
@@ -175,6 +196,7 @@ class ActionsClient:
         """How its writes went to etcd."""
         return self._commit.statistics()
 
+    @_request
     async def enqueue(
         self,
         action: Action,
@@ -200,6 +222,7 @@ class ActionsClient:
         """
         return await self._enqueuer.enqueue(action, run_spec, trace_error=trace_error)
 
+    @_request
     async def abort_action(
         self,
         action_id: ActionId | ActionIdentifier,
@@ -215,6 +238,7 @@ class ActionsClient:
         """
         return await self._aborter.abort_action(action_id_of(action_id), reason, aborted_by)
 
+    @_request
     async def put_status(
         self,
         action_id: ActionId | ActionIdentifier,
@@ -248,6 +272,7 @@ class ActionsClient:
             fence=None if claim is None else claim.fence,
         )
 
+    @_request
     async def signal(
         self,
         action_id: ActionId | ActionIdentifier,
@@ -264,18 +289,21 @@ class ActionsClient:
         """
         return await signal(self._store, self._keys, action_id_of(action_id), value, signalled_by)
 
+    @_request
     async def list_run_actions(
         self, run: ActionId | RunIdentifier, *, traces: bool = False
     ) -> Listing:
         """All tasks and conditions of a run, at one revision, and its traces if asked for."""
         return await self._lister.list_run_actions(_run_of(run), traces=traces)
 
+    @_request
     async def list_child_actions(
         self, parent: ActionId | ActionIdentifier, *, traces: bool = False
     ) -> Listing:
         """An action and its direct children, at one revision, and their traces if asked for."""
         return await self._lister.list_child_actions(action_id_of(parent), traces=traces)
 
+    @_request
     async def get_task_action(self, action_id: ActionId | ActionIdentifier) -> StoredTaskAction:
         """One action as it is now.
 
@@ -346,7 +374,9 @@ class ActionsClient:
         Args:
             ttl: Seconds after which the claims of a process that fell silent are free again.
         """
-        return open_claims(self._etcd, self._store, self._keys, ttl=ttl)
+        return open_claims(
+            self._etcd, self._store, self._keys, ttl=ttl, containment=self.containment
+        )
 
     async def unsubscribe(self, subscription: AnySubscription) -> None:
         """End a subscription: its reader gets what is pending, then the end. Twice is fine.

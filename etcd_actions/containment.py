@@ -12,7 +12,7 @@ KeyboardInterrupt, which is the operator's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -26,6 +26,8 @@ from etcd_actions.backoff import Backoff
 _LINES: Final = 20.0
 _LINES_PER_SECOND: Final = 1.0
 _MOST_PARKED: Final = 10_000
+_LONGEST: Final = 1_000
+"""Characters of an identity or an error that are kept and logged; they may come from outside."""
 _BACKOFF: Final = Backoff(initial=0.2, cap=30.0)
 
 _log = structlog.get_logger(__name__)
@@ -71,7 +73,7 @@ class Containment:
     def __init__(self) -> None:
         self._failures: Counter[str] = Counter()
         self._parked: dict[tuple[str, str], Parked] = {}
-        self._lines: dict[str, _Lines] = {}
+        self._lines: dict[str, LineLimit] = {}
 
     @property
     def failures(self) -> dict[str, int]:
@@ -99,11 +101,10 @@ class Containment:
         try:
             yield unit
         except BaseException as error:
-            passing, contained = _split(error)
-            if contained is None:
+            passing, unit.error = split(error)
+            if unit.error is None:
                 raise
-            unit.error = contained
-            self._failed(kind, identity, contained, parks)
+            self._failed(kind, identity, unit.error, parks)
             if passing is not None:
                 raise passing from None
         else:
@@ -119,9 +120,34 @@ class Containment:
         self._failures[kind] += 1
         self._park(kind, identity, error)
 
+    def caught(
+        self, kind: str, identity: str, error: BaseException, *, parks: bool = False
+    ) -> BaseException:
+        """The same as :meth:`unit` for an exception that was caught: for hot paths.
+
+        Call it in the ``except`` clause. What passes is raised again; where that is only a
+        part of a group, the rest is contained first.
+
+        Returns:
+            What was contained.
+        """
+        passing, contained = split(error)
+        if contained is not None:
+            self._failed(kind, identity, contained, parks)
+        if passing is not None:
+            raise passing
+        assert contained is not None
+        return contained
+
     def forget(self, kind: str, identity: str) -> None:
         """A parked unit is over, or has healed."""
-        self._parked.pop((kind, identity), None)
+        self._parked.pop((kind, identity[:_LONGEST]), None)
+
+    def retain(self, kind: str, identities: Container[str]) -> None:
+        """Forget the parked units of a kind that are not among these: the others are gone."""
+        for unit in self.parked:
+            if unit.kind == kind and unit.identity not in identities:
+                self.forget(kind, unit.identity)
 
     async def keep(
         self,
@@ -141,7 +167,7 @@ class Containment:
         while True:
             began = trio.current_time()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._heal_later, kind, identity, heals_after)
+                nursery.start_soon(self.heal_later, kind, identity, heals_after)
                 with self.unit(kind, identity) as unit:
                     await function()
                 nursery.cancel_scope.cancel("the run is over")
@@ -152,7 +178,8 @@ class Containment:
             failures = 1 if trio.current_time() - began > heals_after else failures + 1
             await trio.sleep(backoff.delay(failures))
 
-    async def _heal_later(self, kind: str, identity: str, seconds: float) -> None:
+    async def heal_later(self, kind: str, identity: str, seconds: float = 60.0) -> None:
+        """Forget a parked unit after a while, unless cancelled because it failed again."""
         await trio.sleep(seconds)
         self.forget(kind, identity)
 
@@ -160,23 +187,46 @@ class Containment:
         self._failures[kind] += 1
         if parks:
             self._park(kind, identity, error)
-        lines = self._lines.setdefault(kind, _Lines())
-        if (left_out := lines.take()) is not None:
+        lines = self._lines.setdefault(kind, LineLimit())
+        if (left_out := lines.take()) is None:
+            return
+        try:
             _log.error(
-                "unit_failed", unit=kind, identity=identity, left_out=left_out, exc_info=error
+                "unit_failed",
+                unit=kind,
+                identity=identity[:_LONGEST],
+                left_out=left_out,
+                exc_info=error,
             )
+        except BaseException as unlogged:
+            # A log that cannot be written must not carry the failure out of the boundary.
+            self._failures["log line"] += 1
+            passing, _ = split(unlogged)
+            if passing is not None:
+                raise passing from None
 
     def _park(self, kind: str, identity: str, error: BaseException) -> None:
+        identity = identity[:_LONGEST]
         before = self._parked.get((kind, identity))
         if before is None and len(self._parked) >= _MOST_PARKED:
             return
         since = trio.current_time() if before is None else before.since
         failures = 1 if before is None else before.failures + 1
-        text = f"{type(error).__name__}: {error}"
+        text = describe(error)
         self._parked[kind, identity] = Parked(kind, identity, text, since, failures)
 
 
-def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+def describe(error: BaseException) -> str:
+    """An exception in one line of bounded length, whatever its own ``__str__`` does."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception as unreadable:
+        text = f"its text cannot be read ({type(unreadable).__name__})"
+    return f"{name}: {text}"[:_LONGEST]
+
+
+def split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
     """What passes through a boundary, and what it contains."""
     passes = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
     if isinstance(error, BaseExceptionGroup):
@@ -185,7 +235,7 @@ def _split(error: BaseException) -> tuple[BaseException | None, BaseException | 
     return (error, None) if isinstance(error, passes) else (None, error)
 
 
-class _Lines:
+class LineLimit:
     """How many lines may still be logged: a flood is told once, and then now and then."""
 
     def __init__(self) -> None:

@@ -10,6 +10,11 @@ when the process itself was stopped: :attr:`Election.is_leader` is false from th
 on. What was sent before that may still arrive after another one was elected. Writes that must
 not happen then carry :attr:`Leadership.fence`.
 
+The key is defended against whoever writes to it: a leader that finds its key changed, and so
+perhaps detached from the lease, writes it again. A key without a lease, which would never go,
+is deleted by a candidate that has seen it unchanged for longer than the lease would last. An
+unexpected failure ends a term, and then the process stands again; it never ends the election.
+
 Only somebody who deletes the key, or revokes the lease, of a leader that is well can make two
 believe that they lead, until the first one's watch tells it, which takes milliseconds. The
 fence holds in that case, too.
@@ -29,13 +34,16 @@ import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
+from etcd_actions.containment import Containment, describe
 from etcd_actions.errors import ConfigError, EtcdError, LeaseNotFound, Unavailable, first_error
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
     CompareTarget,
+    Delete,
     Etcd,
     KeyRange,
+    KeyValue,
     Lease,
     Put,
     Txn,
@@ -50,6 +58,9 @@ _BACKOFF = Backoff(initial=0.05, cap=2.0)
 _RENEWALS = 3
 _LEAST_MARGIN = 0.5
 _RESIGN_TIMEOUT = 2.0
+_AFTER_GIVING_UP = 1.0
+"""Seconds that others have for themselves to be elected."""
+_LONGEST_NAME = 200
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +88,7 @@ class ElectionStatistics:
         leader: The name of whoever leads, as far as is known; empty for nobody.
         terms: How often this process was elected.
         losses: How often it was deposed, by reason: ``not_renewed`` in time,
-            ``lease_expired``, or the key was ``deleted``.
+            ``lease_expired``, the key was ``deleted``, or the work ``failed`` and was given up.
         failures: Number of requests that etcd did not answer, or refused.
     """
 
@@ -90,7 +101,12 @@ class ElectionStatistics:
 
 @asynccontextmanager
 async def open_election(
-    etcd: Etcd, key: bytes, *, name: str | None = None, ttl: int = 10
+    etcd: Etcd,
+    key: bytes,
+    *,
+    name: str | None = None,
+    ttl: int = 10,
+    containment: Containment | None = None,
 ) -> AsyncIterator[Election]:
     """Stand for election for as long as the context lasts; leaving it resigns.
 
@@ -102,13 +118,20 @@ async def open_election(
         key: What is fought for: whoever creates it leads.
         name: What the key's value says; by default host and process.
         ttl: Seconds after which a leader that fell silent is replaced; at least 2.
+        containment: Where unexpected failures are counted; by default one of its own.
 
     Raises:
         ConfigError: ``ttl`` is too short.
     """
     if ttl < LEAST_TTL:
         raise ConfigError(f"ttl: {ttl} s is too short for a lease: give at least {LEAST_TTL}")
-    election = Election(etcd, key, name=name or f"{socket.gethostname()}/{os.getpid()}", ttl=ttl)
+    election = Election(
+        etcd,
+        key,
+        name=name or f"{socket.gethostname()}/{os.getpid()}",
+        ttl=ttl,
+        containment=containment or Containment(),
+    )
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(election._run)
@@ -125,6 +148,7 @@ class _Term:
         self.leadership = leadership
         self.deadline = deadline
         self.over = trio.Event()
+        self.given_up = trio.Event()
 
     @property
     def lasts(self) -> bool:
@@ -134,7 +158,13 @@ class _Term:
 class Election:
     """Whether this process leads; made by :func:`open_election`."""
 
-    def __init__(self, etcd: Etcd, key: bytes, *, name: str, ttl: int) -> None:
+    def __init__(
+        self, etcd: Etcd, key: bytes, *, name: str, ttl: int, containment: Containment
+    ) -> None:
+        self._containment = containment
+        self._identity = key.decode(errors="backslashreplace")
+        # The key as it was when it was first seen without a lease, and when that was.
+        self._orphan: tuple[KeyValue, float] | None = None
         self._etcd = etcd
         self._key = key
         self._name = name
@@ -190,32 +220,57 @@ class Election:
         else:
             await self._term.over.wait()
 
+    def give_up(self) -> None:
+        """End the term that lasts, if one does; stand again when others had the time to."""
+        if self._term is not None and not self._term.over.is_set():
+            self._term.given_up.set()
+            self._end_term()
+
     async def _run(self) -> None:
         """Stand again and again."""
         failures = 0
         while True:
             failure: EtcdError | None = None
+            began = trio.current_time()
             try:
-                await self._stand()
-            except* EtcdError as group:
-                failure = first_error(group)
+                failure = await self._try()
+            except BaseException as error:
+                self._end_term()
+                contained = self._containment.caught("election", self._identity, error, parks=True)
+                failure = Unavailable(describe(contained))
+            else:
+                self._containment.forget("election", self._identity)
             if failure is None:
                 failures = 0
                 continue
-            failures += 1
+            failures = 1 if trio.current_time() - began > self._ttl else failures + 1
             delay = _BACKOFF.delay(failures)
             self._tell_failure("election_failed", failure, failures, delay)
             await trio.sleep(delay)
 
+    async def _try(self) -> EtcdError | None:
+        try:
+            await self._stand()
+        except* EtcdError as group:
+            failure = first_error(group)
+        else:
+            return None
+        return failure
+
     async def _stand(self) -> None:
         """Wait until nobody leads, then try to, and lead while that lasts."""
         await self._revoke()
+        if self._term is not None and self._term.given_up.is_set():
+            self._term = None
+            await trio.sleep(_AFTER_GIVING_UP)
         found = await self._etcd.range(KeyRange.of_key(self._key))
         if found.kvs:
-            self._leader = found.kvs[0].value.decode(errors="replace")
-            await self._wait_deleted(found.revision)
+            self._leader = found.kvs[0].value[:_LONGEST_NAME].decode(errors="replace")
+            if not await self._delete_orphan(found.kvs[0]):
+                await self._wait_deleted(found.revision)
             return
         self._leader = ""
+        self._orphan = None
         asked = trio.current_time()
         lease = await self._etcd.lease_grant(self._ttl)
         self._lease = lease.id
@@ -226,8 +281,35 @@ class Election:
             term = _Term(Leadership(self._key, created.revision), _deadline(asked, lease))
             await self._lead(term, lease)
 
-    async def _wait_deleted(self, revision: int) -> None:
-        """Return once the key was deleted after ``revision``, or some time has passed."""
+    async def _delete_orphan(self, found: KeyValue) -> bool:
+        """Delete a key that hangs on no lease, when it has been like that for long enough.
+
+        A leader that lives writes its key again within moments; one that is cut off has
+        stopped to lead by then.
+        """
+        if found.lease:
+            self._orphan = None
+            return False
+        now = trio.current_time()
+        if self._orphan is None or self._orphan[0] != found:
+            self._orphan = (found, now)
+            return False
+        if now - self._orphan[1] < self._ttl:
+            return False
+        unchanged = Compare(
+            self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
+        )
+        delete = Delete(KeyRange.of_key(self._key))
+        result = await self._etcd.txn(Txn([unchanged], [delete]))
+        _log.warning("election_key_without_lease", key=self._identity, deleted=result.succeeded)
+        self._orphan = None
+        return True
+
+    async def _wait_deleted(self, revision: int, *, or_put: bool = False) -> None:
+        """Return once the key was deleted after ``revision``, or some time has passed.
+
+        With ``or_put`` it returns after a put, too.
+        """
         with trio.move_on_after(self._ttl):
             async with self._etcd.watch() as stream:
                 stream.create(WatchCreate(1, KeyRange.of_key(self._key), revision + 1))
@@ -240,12 +322,14 @@ class Election:
                         if response.canceled and not response.compact_revision:
                             reason = response.cancel_reason or "etcd cancelled the watch"
                             raise (error_kind(reason) or Unavailable)(f"watch: {reason}")
-                        if response.canceled or any(event.is_delete for event in response.events):
+                        if response.canceled or any(
+                            or_put or event.is_delete for event in response.events
+                        ):
                             return
 
     async def _lead(self, term: _Term, lease: Lease) -> None:
         """Lead until the term is over, whatever ends it."""
-        key, revision = self._key.decode(errors="backslashreplace"), term.leadership.create_revision
+        key, revision = self._identity, term.leadership.create_revision
         reason = "not_renewed"
         self._term = term
         self._terms += 1
@@ -256,7 +340,10 @@ class Election:
             with trio.CancelScope(deadline=term.deadline) as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._renew, term, lease, scope)
-                    reason = await self._wait_ended(term)
+                    nursery.start_soon(self._wait_given_up, term, scope)
+                    heal = self._containment.heal_later
+                    nursery.start_soon(heal, "election", self._identity, self._ttl)
+                    reason = await self._wait_ended(term, lease)
                     nursery.cancel_scope.cancel(reason)
         except* LeaseNotFound:
             reason = "lease_expired"
@@ -264,6 +351,8 @@ class Election:
         finally:
             # For a cancelled one it is no loss.
             self._end_term()
+        if term.given_up.is_set():
+            reason = "failed"
         self._losses[reason] += 1
         _log.warning("deposed", key=key, revision=revision, reason=reason)
 
@@ -289,16 +378,23 @@ class Election:
             failures = 0
             term.deadline = scope.deadline = _deadline(asked, renewed)
 
-    async def _wait_ended(self, term: _Term) -> str:
+    async def _wait_given_up(self, term: _Term, scope: trio.CancelScope) -> None:
+        await term.given_up.wait()
+        scope.cancel("given up")
+
+    async def _wait_ended(self, term: _Term, lease: Lease) -> str:
         """Return once the key is gone, which only somebody else can have done."""
         failures = 0
         while True:
             failure: EtcdError | None = None
             try:
-                found = await self._etcd.range(KeyRange.of_key(self._key), keys_only=True)
+                found = await self._etcd.range(KeyRange.of_key(self._key))
                 if [kv.create_revision for kv in found.kvs] != [term.leadership.create_revision]:
                     return "deleted"
-                await self._wait_deleted(found.revision)
+                if not self._is_mine(found.kvs[0], lease):
+                    await self._write_again(found.kvs[0], lease)
+                    continue
+                await self._wait_deleted(found.revision, or_put=True)
             except* EtcdError as group:
                 failure = first_error(group)
             failures = failures + 1 if failure is not None else 0
@@ -306,6 +402,18 @@ class Election:
                 delay = _BACKOFF.delay(failures)
                 self._tell_failure("election_not_watched", failure, failures, delay)
                 await trio.sleep(delay)
+
+    def _is_mine(self, found: KeyValue, lease: Lease) -> bool:
+        return found.lease == lease.id and found.value == self._name.encode()
+
+    async def _write_again(self, found: KeyValue, lease: Lease) -> None:
+        """Undo what somebody wrote to the key of this term; the term goes on."""
+        unchanged = Compare(
+            self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
+        )
+        mine = Put(self._key, self._name.encode(), lease.id)
+        result = await self._etcd.txn(Txn([unchanged], [mine]))
+        _log.warning("election_key_overwritten", key=self._identity, written_again=result.succeeded)
 
     async def _revoke(self) -> None:
         """End the lease of the last try, if it has one: nobody need wait for it to expire."""
@@ -321,10 +429,11 @@ class Election:
         """Let another one lead at once, if etcd answers soon."""
         self._end_term()
         with trio.move_on_after(_RESIGN_TIMEOUT, shield=True) as scope:
-            try:
-                await self._revoke()
-            except EtcdError as error:
-                _log.warning("not_resigned", error=str(error))
+            with self._containment.unit("election", self._identity):
+                try:
+                    await self._revoke()
+                except EtcdError as error:
+                    _log.warning("not_resigned", error=str(error))
         if scope.cancelled_caught:
             _log.warning("not_resigned", error=f"no answer within {_RESIGN_TIMEOUT:g} s")
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+_LONGEST_REASON = 1_000
+"""Characters; a reason may quote a value from outside."""
+
 
 class EtcdActionsError(Exception):
     """Base of all errors of this package."""
@@ -30,11 +33,18 @@ class DecodeError(EtcdActionsError):
     Attributes:
         key: The etcd key, empty where the bytes did not come from etcd.
         revision: ``mod_revision`` of the value, 0 where it is not known.
-        reason: What is wrong, with the path of the field.
+        reason: What is wrong, with the path of the field; cut where it quotes much of the value.
+        doubtful: Whether the value may be good: the decoder failed for another reason, such as
+            a lack of memory. Decoding it later may succeed.
     """
 
-    def __init__(self, reason: str, *, key: bytes = b"", revision: int = 0) -> None:
+    def __init__(
+        self, reason: str, *, key: bytes = b"", revision: int = 0, doubtful: bool = False
+    ) -> None:
+        if len(reason) > _LONGEST_REASON:
+            reason = reason[:_LONGEST_REASON] + " ..."
         super().__init__(reason, key, revision)
+        self.doubtful = doubtful
         self.reason = reason
         self.key = key
         self.revision = revision
@@ -146,6 +156,10 @@ class FailedPrecondition(ActionError):
 
 class ClaimLost(FailedPrecondition):
     """Somebody else runs the action by now, or may: a report about it does not count."""
+
+
+class UnexpectedFailure(ActionError):
+    """The request met an error that is not foreseen; the log has it. It may have been done."""
 
 
 class Aborted(ActionError):

@@ -13,6 +13,10 @@ sync of the disk. A group is formed when there is room for one in flight; there 
 - **One error, one member.** What is true of all (etcd is away, or full) is told to all. Any
   other error may be one member's doing (a lease that is gone, a forbidden key): nothing was
   written, so the group is halved until the culprit is alone.
+- **A failure stays inside.** What is raised unexpectedly while a group is formed, sent or
+  answered fails the members of that group, as of unknown outcome where it may have been sent,
+  and nothing else. One of them may be the cause, and it is not known which: each is sent alone
+  when it is tried again, so it fails alone from then on.
 - **The quota counts.** etcd does not count what nested transactions put, and would write
   beyond its quota. So a group that puts has a put in the branch that is never taken, which is
   counted. When there is no space those that only delete are sent without the others.
@@ -21,7 +25,7 @@ sync of the disk. A group is formed when there is room for one in flight; there 
 from __future__ import annotations
 
 import copy
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +33,7 @@ from typing import Final
 
 import trio
 
+from etcd_actions.containment import Containment, describe
 from etcd_actions.errors import EtcdError, NoSpace, OutcomeUnknown, Unavailable
 from etcd_actions.etcd.api import Compare, Delete, Etcd, Get, KeyRange, Put, Txn, TxnResult
 
@@ -40,6 +45,7 @@ _MOST_BYTES: Final = 1024 * 1024
 _MOST_SET_ASIDE: Final = 100
 """How many that meet others are passed over in search of more for a group."""
 _IN_FLIGHT: Final = 2
+_MOST_SUSPECTS: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +70,20 @@ class GroupCommitStatistics:
 
 
 @asynccontextmanager
-async def open_group_commit(etcd: Etcd) -> AsyncIterator[GroupCommit]:
+async def open_group_commit(
+    etcd: Etcd, containment: Containment | None = None
+) -> AsyncIterator[GroupCommit]:
     """Write small transactions together; see the module's text.
 
     Leaving the context finishes what waits. An exception or a cancellation gives it up: what
     was sent may have been applied, what waits is not done, and whoever still waits is told
     so.
+
+    Args:
+        etcd: The connection.
+        containment: Where unexpected failures are counted; by default one of its own.
     """
-    group_commit = GroupCommit(etcd)
+    group_commit = GroupCommit(etcd, containment or Containment())
     try:
         async with trio.open_nursery() as nursery:
             for _ in range(_IN_FLIGHT):
@@ -87,8 +99,11 @@ async def open_group_commit(etcd: Etcd) -> AsyncIterator[GroupCommit]:
 class GroupCommit:
     """Made by :func:`open_group_commit`."""
 
-    def __init__(self, etcd: Etcd) -> None:
+    def __init__(self, etcd: Etcd, containment: Containment) -> None:
         self._etcd = etcd
+        self._containment = containment
+        # What was in a group that failed unexpectedly, by a key of it: it is sent alone.
+        self._suspects: OrderedDict[bytes, None] = OrderedDict()
         self._waiting: deque[_Member] = deque()
         self._idle = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -124,6 +139,10 @@ class GroupCommit:
         member = _Member(txn)
         if member.size > _MOST_BYTES or member.operations > _MOST_OPERATIONS:
             return await self._etcd.txn(txn)
+        if self._suspects and member.name in self._suspects:
+            result = await self._etcd.txn(txn)
+            self._suspects.pop(member.name, None)
+            return result
         self._waiting.append(member)
         self._idle.unpark()
         await trio.lowlevel.wait_task_rescheduled(member.abandon)
@@ -135,18 +154,19 @@ class GroupCommit:
     async def write(self) -> None:
         """Send groups, until closed and nothing waits. Run by :func:`open_group_commit`."""
         while True:
-            group = self._next_group()
-            if group:
-                try:
-                    await self._commit(group)
-                except BaseException:
-                    for member in group:
-                        member.fail(OutcomeUnknown("the group commit was given up"))
-                    raise
-            elif self._closed and not self._waiting:
-                return
-            else:
-                await self._idle.park()
+            group: list[_Member] = []
+            try:
+                if not self._next_group(group):
+                    if self._closed and not self._waiting:
+                        return
+                    await self._idle.park()
+                    continue
+                await self._commit(group)
+            except BaseException as error:
+                failure = OutcomeUnknown(f"a group of transactions failed: {describe(error)}")
+                self._suspect(group)
+                _fail_all(group, failure)
+                self._containment.caught("group of transactions", f"of {len(group)}", error)
 
     def close(self) -> None:
         """Take no more transactions."""
@@ -158,10 +178,29 @@ class GroupCommit:
         while self._waiting:
             self._waiting.popleft().fail(Unavailable("the group commit was given up"))
 
-    def _next_group(self) -> list[_Member]:
-        """Take from those that wait, oldest first, what goes together."""
-        group: list[_Member] = []
+    def _suspect(self, group: Iterable[_Member]) -> None:
+        """Send the members of a group alone when they are tried again."""
+        for member in group:
+            self._suspects[member.name] = None
+        while len(self._suspects) > _MOST_SUSPECTS:
+            self._suspects.popitem(last=False)
+
+    def _next_group(self, group: list[_Member]) -> bool:
+        """Take from those that wait, oldest first, what goes together; whether there is any.
+
+        Each goes into ``group`` before it is looked at, so that it is told if that fails.
+        """
         aside: list[_Member] = []
+        try:
+            self._fill(group, aside)
+        finally:
+            if aside:
+                self._waiting.extendleft(reversed(aside))
+            if self._waiting:
+                self._idle.unpark()
+        return bool(group)
+
+    def _fill(self, group: list[_Member], aside: list[_Member]) -> None:
         keys = _Keys()
         size = 0
         waiting = self._waiting
@@ -169,16 +208,11 @@ class GroupCommit:
             member = waiting.popleft()
             if member.task is None:
                 continue
-            if (group and size + member.size > _MOST_BYTES) or not keys.add(member):
-                aside.append(member)
-                continue
             group.append(member)
+            if (size and size + member.size > _MOST_BYTES) or not keys.add(member):
+                aside.append(group.pop())
+                continue
             size += member.size
-        if aside:
-            waiting.extendleft(reversed(aside))
-        if waiting:
-            self._idle.unpark()
-        return group
 
     async def _commit(self, group: Sequence[_Member]) -> None:
         """Write a group, and tell its members."""
@@ -188,6 +222,10 @@ class GroupCommit:
             else:
                 answer = await self._etcd.txn(_grouped(group))
                 results = [each for each in answer.responses if isinstance(each, TxnResult)]
+                if len(results) != len(group):
+                    raise OutcomeUnknown(
+                        f"etcd answered {len(results)} of {len(group)} transactions of a group"
+                    )
         except NoSpace as error:
             put = [member for member in group if member.puts]
             _fail_all(put or group, error)
@@ -195,7 +233,7 @@ class GroupCommit:
                 await self._commit([member for member in group if not member.puts])
         except Unavailable as error:
             _fail_all(group, error)
-        except Exception as error:
+        except EtcdError as error:
             if len(group) == 1:
                 group[0].fail(error)
                 return
@@ -218,7 +256,17 @@ class _Member:
     Most are a compare-and-swap of one key: that ``key`` is all they write and look at.
     """
 
-    __slots__ = ("error", "key", "keys", "operations", "puts", "result", "size", "task", "txn")
+    __slots__ = (
+        "error",
+        "key",
+        "keys",
+        "operations",
+        "puts",
+        "result",
+        "size",
+        "task",
+        "txn",
+    )
 
     def __init__(self, txn: Txn) -> None:
         self.txn = txn
@@ -240,6 +288,14 @@ class _Member:
             self.puts = keys.a_put is not None
             self.operations = _operations(txn)
             self.size = keys.size
+
+    @property
+    def name(self) -> bytes:
+        """A key that it is known by, when it is tried again."""
+        if self.keys is None:
+            return self.key
+        keys = self.keys
+        return min(keys.written or keys.read, default=b"")
 
     def succeed(self, result: TxnResult) -> None:
         """Wake who waits."""
@@ -346,7 +402,15 @@ class _Keys:
 def _fail_all(members: Iterable[_Member], error: EtcdError) -> None:
     for member in members:
         # Raised in several tasks, each copy gets the traceback of its own.
-        member.fail(copy.copy(error))
+        member.fail(_copy(error))
+
+
+def _copy(error: EtcdError) -> EtcdError:
+    try:
+        return copy.copy(error)
+    except Exception:
+        # An error whose constructor does not take its own arguments: it has to do for all.
+        return error
 
 
 def _only_key(txn: Txn) -> bytes:

@@ -10,7 +10,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import structlog
 import trio
+
+_log = structlog.get_logger(__name__)
 
 
 class Future(Protocol):
@@ -37,7 +40,11 @@ class Future(Protocol):
 
 
 class Bell:
-    """Runs functions in trio's thread, called from any other; bursts ring once."""
+    """Runs functions in trio's thread, called from any other; bursts ring once.
+
+    One that raises is logged, and the others are run: raised further it would end the process,
+    and the others would wait for ever.
+    """
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -54,7 +61,12 @@ class Bell:
 
     def _run(self) -> None:
         while self._waiting:
-            self._waiting.popleft()()
+            try:
+                self._waiting.popleft()()
+            except (Exception, SystemExit) as error:
+                _log.error("callback_failed", exc_info=error)
+            except BaseExceptionGroup as error:
+                _log.error("callback_failed", exc_info=error)
 
 
 async def finished(future: Future, bell: Bell) -> None:

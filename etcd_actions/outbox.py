@@ -2,7 +2,8 @@
 
 A router of its own: a run service that hangs or refuses slows no subscriber. Each action has
 its turn in order, its states conflate, and what fails is tried again after a back-off, for
-ever; only what the run service will never accept is set aside as a dead letter, unmarked.
+ever; only what the run service will never accept is set aside as a dead letter, unmarked, and
+what cannot be decoded until the next good write.
 
 One process at a time has an outbox at work, see :mod:`etcd_actions.election`.
 """
@@ -22,6 +23,7 @@ import trio
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.codecs import codec_of
+from etcd_actions.containment import Containment
 from etcd_actions.errors import DecodeError, RunServiceRejected
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
@@ -115,8 +117,10 @@ class Outbox:
         traces: What the keys of traces begin with.
         prefix: What the keys of the other actions begin with.
         on_deletion_told: Called with the key and revision of a deletion that is done.
+        on_undecodable: Called with a change whose value cannot be decoded, and why.
         workers: How many actions have their turn side by side.
         settings: Limits of the queue.
+        containment: Where unexpected failures are counted.
     """
 
     def __init__(
@@ -131,9 +135,13 @@ class Outbox:
         prefix: bytes,
         traces: bytes,
         on_deletion_told: Callable[[bytes, int], None],
+        on_undecodable: Callable[[Change, DecodeError], None],
         workers: int,
         settings: RouterSettings,
+        containment: Containment,
     ) -> None:
+        self._containment = containment
+        self._on_undecodable = on_undecodable
         self._run_service = run_service
         self._recorder = recorder
         self._aborter = aborter
@@ -178,11 +186,18 @@ class Outbox:
 
         It is in etcd still, unmarked, and found again.
         """
-        router = self._router = Router(self.notify_run_service, self._reread, self._settings)
+        router = self._router = Router(
+            self.notify_run_service,
+            self._reread,
+            self._settings,
+            containment=self._containment,
+            unit="delivery",
+        )
+        keep = self._containment.keep
         async with trio.open_nursery() as nursery:
             for _ in range(self._workers):
-                nursery.start_soon(router.worker)
-            nursery.start_soon(router.retry_failed)
+                nursery.start_soon(keep, "task", "a worker of the outbox", router.worker)
+            nursery.start_soon(keep, "task", "retries of the outbox", router.retry_failed)
             self._working = True
             try:
                 yield
@@ -208,7 +223,15 @@ class Outbox:
         if summary.recorded:
             return summary.held or self._recorder.wants_lease(change.lease)
         phase = summary.phase
-        return (summary.deleting and not phase.is_terminal) or self._run_service.wants(phase, False)
+        return (summary.deleting and not phase.is_terminal) or self._is_wanted(phase, False)
+
+    def _is_wanted(self, phase: Phase, deleted: bool) -> bool:
+        """Whether the run service wants a state; where it cannot say it is told."""
+        try:
+            return self._run_service.wants(phase, deleted)
+        except BaseException as error:
+            self._containment.caught("run service", "wants", error)
+            return True
 
     def deliver(self, change: Change, update: ActionUpdate | None) -> None:
         """Queue a state, or a deletion with what is to be told of it. Never waits."""
@@ -232,7 +255,15 @@ class Outbox:
         if update is not None:
             await self._end_deleted(update)
             return
-        value = delivery.value or b""
+        try:
+            await self._handle(delivery)
+        except DecodeError as error:
+            # Trying again would cure nothing; another value comes by the watch.
+            self._on_undecodable(delivery, error)
+            self._accepted.pop(key, None)
+
+    async def _handle(self, delivery: Change) -> None:
+        key, value = delivery.key, delivery.value or b""
         action = codec_of(value).decode(value, key=key, revision=delivery.mod_revision)
         update = build_action_update(
             action,
@@ -320,7 +351,9 @@ class Outbox:
                 error=str(error),
             )
             return False
-        except Exception:
+        except trio.Cancelled:
+            raise
+        except BaseException:
             self._failed[what] += 1
             raise
         self._told[what] += 1
@@ -332,7 +365,7 @@ class Outbox:
 
         So it can never come behind the parent's ending, and has the parent's own attempts.
         """
-        if not self._run_service.wants(Phase.RUNNING, False):
+        if not self._is_wanted(Phase.RUNNING, False):
             return
         name = task_action_name(child.action_id.run, child.parent)
         parent = self._prefix + f"{child.namespace}/{name}".encode(errors="replace")
@@ -359,7 +392,7 @@ class Outbox:
         is_trace = update.key.startswith(self._traces)
         was_told = update.recorded or (update.key, update.uid) in self._done_with
         wanted = not is_trace and not was_told
-        if wanted and self._run_service.wants(update.phase, True):
+        if wanted and self._is_wanted(update.phase, True):
             await self._tell(update, None)
         if not is_trace and self._is_proper(update):
             if self._orphans is not None:

@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
+from etcd_actions.containment import describe
 from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import (
     Compare,
@@ -137,8 +138,9 @@ class Position:
         reason = ""
         try:
             stored = msgspec.json.decode(kv.value, type=_Stored)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            reason = str(error)
+        except Exception as error:
+            # The key may hold anything: a value nested too deeply, say.
+            reason = describe(error)
         else:
             if stored.cluster_id != self._cluster_id:
                 reason = f"it is of cluster {stored.cluster_id}, and this is {self._cluster_id}"

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, overload
 
@@ -36,7 +36,7 @@ from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.backoff import Backoff
 from etcd_actions.codecs import codec_of
-from etcd_actions.containment import Containment
+from etcd_actions.containment import Containment, describe
 from etcd_actions.election import Election, open_election
 from etcd_actions.errors import (
     DecodeError,
@@ -71,6 +71,12 @@ from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings,
 
 _LIKELY_RUN = b"r"
 _BACKOFF = Backoff(initial=0.1, cap=5.0)
+_RESTARTS = Backoff(initial=0.2, cap=30.0)
+_CLEANING = Backoff(initial=0.5, cap=60.0)
+_WATCH = "the watch"
+_TERM = "the leader's work"
+_LOOK_AGAIN = 60.0
+"""Seconds between two tries to decode what could not be for lack of memory or the like."""
 
 _log = structlog.get_logger(__name__)
 
@@ -189,9 +195,11 @@ async def open_processor(
         containment: The boundaries of the process; by default the processor has its own.
     """
     settings = settings or ProcessorSettings()
+    containment = containment or Containment()
     async with AsyncExitStack() as stack:
         if store is None:
-            store = Store(etcd, (await stack.enter_async_context(open_group_commit(etcd))).txn)
+            commit = await stack.enter_async_context(open_group_commit(etcd, containment))
+            store = Store(etcd, commit.txn)
         keep = settings.retain_terminal if settings.record else None
         leases = None if keep is None else Retention(etcd, keep)
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -205,7 +213,7 @@ async def open_processor(
             runs=runs,
             run_service=run_service or NullRunService(),
             settings=settings,
-            containment=containment or Containment(),
+            containment=containment,
         )
         try:
             yield processor
@@ -248,9 +256,9 @@ class Processor:
             keys, traces = map(KeyRange.of_prefix, self._keyspace.run_prefixes(runs)[:2])
             self._likely_prefix = keys.start
         self._keys = (keys, traces)
-        self._subscriptions = Subscriptions()
-        self._aborter = Aborter(store, self._keyspace)
-        self._orphans = OrphanCollector(store, self._keyspace)
+        self._subscriptions = Subscriptions(containment)
+        self._aborter = Aborter(store, self._keyspace, containment=containment)
+        self._orphans = OrphanCollector(store, self._keyspace, containment=containment)
         self._election_key = self._keyspace.election(namespace)
         self._position = Position(etcd, self._keyspace.position(namespace))
         self._outbox = Outbox(
@@ -263,8 +271,10 @@ class Processor:
             prefix=prefix,
             traces=self._keyspace.traces,
             on_deletion_told=self._forget_deletion,
+            on_undecodable=self._set_aside_delivery,
             workers=settings.outbox_workers,
             settings=settings.router,
+            containment=containment,
         )
         self._watching: _Watching | None = None
         self._starting = trio.Lock()
@@ -276,6 +286,7 @@ class Processor:
         self._earlier: dict[bytes, bytes] = {}
         self._deletions: dict[tuple[bytes, int], ActionUpdate] = {}
         self._undecodable: dict[bytes, str] = {}
+        self._doubtful: dict[bytes, Change] = {}
         self._decode_errors = 0
 
     def statistics(self) -> ProcessorStatistics:
@@ -383,29 +394,32 @@ class Processor:
         """Decode a change, remember what its deletion will need, and act on it.
 
         A value that cannot be decoded is counted, logged and set aside until the next good
-        write of its key: it is nothing that trying again would cure.
+        write of its key: it is nothing that trying again would cure. Where the decoder failed
+        for another reason it is looked at again, seldom.
         """
         key, revision = change.key, change.mod_revision
         if change.is_delete:
-            packed = self._known.pop(key, None)
-            self._undecodable.pop(key, None)
-            previous = self._decode(key, change.prev_value, 0) if change.prev_value else None
+            packed = self._known.get(key)
+            self._forget_undecodable(key)
+            previous = self._decode(change, change.prev_value) if change.prev_value else None
             if packed is not None:
                 self.handle_task_action_event(change, unpack(packed), previous)
             elif previous is not None:
                 self.handle_task_action_event(change, summarize(previous, revision), previous)
+            # Not before: a handler that fails is called again, and needs it then.
+            self._known.pop(key, None)
             return
         value = change.value or b""
         try:
             summary = codec_of(value).summarize(
                 value, key=key, revision=revision, create_revision=change.create_revision
             )
-        except DecodeError as error:
-            self._set_aside(key, error)
+        except BaseException as error:
+            self._set_aside(change, error)
             return
         self._known[key] = pack(summary)
         if self._undecodable:
-            self._undecodable.pop(key, None)
+            self._forget_undecodable(key)
         self.handle_task_action_event(change, summary)
 
     def handle_task_action_event(
@@ -428,18 +442,24 @@ class Processor:
             # The outbox decodes for itself, when its turn comes.
             source = None
             if tell_subscribers:
-                source = self._decode(change.key, change.value or b"", change.mod_revision)
+                source = self._decode(change, change.value or b"")
                 if source is None:
                     return
         update = None
         if source is not None:
-            update = build_action_update(
-                source,
-                key=change.key,
-                revision=change.mod_revision,
-                create_revision=summary.create_revision,
-                deleted=deleted,
-            )
+            try:
+                update = build_action_update(
+                    source,
+                    key=change.key,
+                    revision=change.mod_revision,
+                    create_revision=summary.create_revision,
+                    deleted=deleted,
+                )
+            except BaseException as error:
+                if deleted:
+                    raise
+                self._set_aside(change, error)
+                return
         if tell_subscribers and update is not None:
             self.notify_subscribers(update)
         if not queue:
@@ -469,34 +489,116 @@ class Processor:
     def _forget_deletion(self, key: bytes, revision: int) -> None:
         self._deletions.pop((key, revision), None)
 
-    def _decode(self, key: bytes, value: bytes, revision: int) -> TaskAction | None:
+    def _decode(self, change: Change, value: bytes) -> TaskAction | None:
         """Decode the whole of a value; one that cannot be is set aside."""
+        key, revision = change.key, 0 if change.is_delete else change.mod_revision
         try:
             return codec_of(value).decode(value, key=key, revision=revision)
-        except DecodeError as error:
-            self._set_aside(key, error)
+        except BaseException as error:
+            self._set_aside(change, error)
             return None
 
-    def _set_aside(self, key: bytes, error: DecodeError) -> None:
+    def _set_aside(self, change: Change, error: BaseException) -> None:
+        """Count, log and list a value that cannot be decoded."""
+        key = change.key
+        doubtful = not isinstance(error, DecodeError) or error.doubtful
+        if not isinstance(error, DecodeError):
+            text = key.decode(errors="backslashreplace")
+            reason = describe(self._containment.caught("value", text, error))
+        else:
+            reason = error.reason
         self._decode_errors += 1
-        self._undecodable[key] = error.reason
-        _log.error(
-            "value_undecodable",
-            key=key.decode(errors="backslashreplace"),
-            revision=error.revision,
-            reason=error.reason,
-        )
+        if change.is_delete:
+            # What it was: nothing is there any more that could heal.
+            doubtful = False
+        else:
+            self._undecodable[key] = reason
+        if doubtful:
+            self._doubtful[key] = Change(
+                ChangeKind.MODIFIED,
+                key,
+                None,
+                change.create_revision,
+                change.mod_revision,
+                change.version,
+                change.lease,
+            )
+        else:
+            self._doubtful.pop(key, None)
+        with self._containment.unit("log line", "value_undecodable"):
+            _log.error(
+                "value_undecodable",
+                key=key.decode(errors="backslashreplace"),
+                revision=change.mod_revision,
+                reason=reason,
+            )
+
+    def _set_aside_delivery(self, change: Change, error: DecodeError) -> None:
+        """The same of a value that was good enough for the handlers, but not to be told."""
+        packed = self._known.get(change.key)
+        if packed is not None and unpack(packed).revision == change.mod_revision:
+            self._set_aside(change, error)
+
+    def _forget_undecodable(self, key: bytes) -> None:
+        self._undecodable.pop(key, None)
+        self._doubtful.pop(key, None)
+
+    async def _look_again(self, router: Router) -> None:
+        """Now and then handle again what could not be decoded for want of something else."""
+        while True:
+            await trio.sleep(_LOOK_AGAIN)
+            for key, change in list(self._doubtful.items()):
+                # With newer work for the key it heals, or comes here again, by itself.
+                if router.dispatch_if_idle(change):
+                    self._doubtful.pop(key, None)
 
     async def _watch(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """One start, to its end."""
+        """One start, to its end; where it fails unexpectedly it begins anew after a delay."""
+        ended = trio.Event()
+        refusal: EtcdError | None = None
+        failures = 0
+        try:
+            while True:
+                began = trio.current_time()
+                with self._containment.unit("task", _WATCH, parks=True) as unit:
+                    refusal = await self._watch_once(ended, task_status)
+                stopping = self._watching is not None and self._watching.intake.cancel_called
+                if not unit.failed or stopping:
+                    break
+                lived = trio.current_time() - began > _RESTARTS.cap
+                failures = 1 if lived else failures + 1
+                with trio.CancelScope() as pause:
+                    if self._watching is not None:
+                        self._watching = replace(self._watching, intake=pause)
+                    await trio.sleep(_RESTARTS.delay(failures))
+                if pause.cancelled_caught:
+                    break
+        finally:
+            self._containment.forget("task", _WATCH)
+            self._watching = None
+            ended.set()
+        if refusal is not None:
+            raise refusal
+
+    async def _watch_once(
+        self, ended: trio.Event, task_status: trio.TaskStatus[None]
+    ) -> EtcdError | None:
+        """List and watch until it is stopped; returns why etcd refused the first list, if so."""
         # The list finds what is still undecodable.
         self._undecodable.clear()
+        self._doubtful.clear()
         self._earlier = dict(self._known)
-        intake, ended = trio.CancelScope(), trio.Event()
-        refusal: EtcdError | None = None
+        intake = trio.CancelScope()
+        started = self._watching is not None
+        keep = self._containment.keep
         try:
             start_revision = await self._start_revision()
-            router = Router(self.handle_watch_event, self._store.reread, self._settings.router)
+            router = Router(
+                self.handle_watch_event,
+                self._store.reread,
+                self._settings.router,
+                containment=self._containment,
+            )
             reflector = Reflector(
                 self._etcd,
                 self._keys,
@@ -506,18 +608,25 @@ class Processor:
                 on_replaced=self._subscriptions.forget_revisions,
                 likely_prefix=self._likely_prefix,
                 settings=self._settings.reflector,
+                containment=self._containment,
             )
             watching = self._last = _Watching(reflector, router, intake, ended)
             async with self._lead(watching), trio.open_nursery() as nursery:
                 for _ in range(self._settings.workers):
-                    nursery.start_soon(self.worker, router)
-                nursery.start_soon(router.retry_failed)
+                    work = partial(self.worker, router)
+                    nursery.start_soon(keep, "task", "a worker of the handlers", work)
+                nursery.start_soon(keep, "task", "retries of the handlers", router.retry_failed)
+                look_again = partial(self._look_again, router)
+                nursery.start_soon(keep, "task", "a second look", look_again)
+                nursery.start_soon(self._containment.heal_later, "task", _WATCH)
                 with intake:
                     async with trio.open_nursery() as taking_in:
                         await taking_in.start(reflector.run)
                         self._earlier.clear()
                         self._watching = watching
-                        task_status.started()
+                        if not started:
+                            started = True
+                            task_status.started()
                 with trio.move_on_after(self._grace) as scope:
                     await router.wait_idle()
                     await self._outbox.wait_idle()
@@ -529,11 +638,12 @@ class Processor:
                 nursery.cancel_scope.cancel("the watch was stopped")
         except* EtcdError as group:
             refusal = first_error(group)
-        finally:
-            self._watching = None
-            ended.set()
-        if refusal is not None:
+        else:
+            return None
+        if started:
+            # Only the first list can be refused.
             raise refusal
+        return refusal
 
     async def _start_revision(self) -> int:
         """Where the first list is made: deletions since are seen then."""
@@ -561,13 +671,16 @@ class Processor:
         elif not settings.elect:
             async with self._outbox.at_work(), trio.open_nursery() as nursery:
                 self._deliver_backlog()
-                nursery.start_soon(self._clean_up)
+                nursery.start_soon(self._containment.keep, "task", "cleaning up", self._clean_up)
                 yield
                 nursery.cancel_scope.cancel("the watch was stopped")
         else:
             async with (
                 open_election(
-                    self._etcd, self._election_key, ttl=settings.election_ttl
+                    self._etcd,
+                    self._election_key,
+                    ttl=settings.election_ttl,
+                    containment=self._containment,
                 ) as self._election,
                 trio.open_nursery() as nursery,
             ):
@@ -577,25 +690,42 @@ class Processor:
                 nursery.cancel_scope.cancel("the watch was stopped")
 
     async def _serve_terms(self, election: Election, watching: _Watching) -> None:
-        """Work while elected, for ever; meanwhile follow the position of whoever is."""
+        """Work while elected, for ever; meanwhile follow the position of whoever is.
+
+        When the work fails unexpectedly another process may lead: this one gives up, and
+        stands again after a while.
+        """
+        failures = 0
         while True:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._follow_position)
-                await election.wait_leader()
-                nursery.cancel_scope.cancel("elected")
-            async with self._outbox.at_work(), trio.open_nursery() as nursery:
-                self._deliver_backlog()
-                nursery.start_soon(self._clean_up)
-                nursery.start_soon(
-                    partial(
-                        self._position.keep,
-                        lambda: self._done_up_to(watching),
-                        election.fence,
-                        every=self._settings.save_every,
-                    )
-                )
-                await election.wait_lost()
-                nursery.cancel_scope.cancel("no longer elected")
+            began = trio.current_time()
+            with self._containment.unit("task", _TERM, parks=True) as term:
+                await self._serve_term(election, watching)
+            if term.failed:
+                election.give_up()
+                lived = trio.current_time() - began > _RESTARTS.cap
+                failures = 1 if lived else failures + 1
+                await trio.sleep(_RESTARTS.delay(failures))
+
+    async def _serve_term(self, election: Election, watching: _Watching) -> None:
+        """Wait to be elected, then work while that lasts."""
+        keep = self._containment.keep
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep, "task", "following the position", self._follow_position)
+            await election.wait_leader()
+            nursery.cancel_scope.cancel("elected")
+        async with self._outbox.at_work(), trio.open_nursery() as nursery:
+            self._deliver_backlog()
+            nursery.start_soon(keep, "task", "cleaning up", self._clean_up)
+            save = partial(
+                self._position.keep,
+                lambda: self._done_up_to(watching),
+                election.fence,
+                every=self._settings.save_every,
+            )
+            nursery.start_soon(keep, "task", "saving the position", save)
+            nursery.start_soon(self._containment.heal_later, "task", _TERM)
+            await election.wait_lost()
+            nursery.cancel_scope.cancel("no longer elected")
 
     def _deliver_backlog(self) -> None:
         """Have everything done that is known to be undone; in the order of each key."""
@@ -623,8 +753,15 @@ class Processor:
                     await self._orphans.sweep()
             except EtcdError as error:
                 failures += 1
-                delay = _BACKOFF.delay(failures)
-                _log.warning("clean_up_failed", error=str(error), retry_in=round(delay, 3))
+                away = isinstance(error, Unavailable)
+                delay = (_BACKOFF if away else _CLEANING).delay(failures)
+                if failures & (failures - 1) == 0:
+                    _log.warning(
+                        "clean_up_failed",
+                        error=str(error),
+                        failures=failures,
+                        retry_in=round(delay, 3),
+                    )
                 await trio.sleep(delay)
             else:
                 return
@@ -646,7 +783,7 @@ class Processor:
         """Save it once more at the end; what is not saved is only looked at again."""
         if not election.is_leader:
             return
-        with trio.move_on_after(1):
+        with trio.move_on_after(1), self._containment.unit("task", "saving the position"):
             try:
                 await self._position.save(self._done_up_to(watching), election.fence)
             except EtcdError as error:

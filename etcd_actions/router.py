@@ -16,6 +16,9 @@
 - **Patient.** A handler that fails is called again after a back-off, for ever, with the
   failed change or a newer state of the same incarnation; it does not hold a worker
   meanwhile. :meth:`Router.statistics` lists the failing keys.
+- **Contained.** A change is a unit of :mod:`etcd_actions.containment`: whatever its handler
+  raises, even ``SystemExit``, fails that key alone. What is no error of this package is
+  counted as an unexpected failure of a unit, too.
 
 A change that a cancelled worker was handling is not handled again by this router.
 """
@@ -34,6 +37,8 @@ import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
+from etcd_actions.containment import Containment, describe
+from etcd_actions.errors import EtcdActionsError
 from etcd_actions.watch import Change, ChangeKind
 
 _BACKOFF = Backoff(initial=0.1, cap=30.0)
@@ -245,14 +250,24 @@ class Router:
     :meth:`retry_failed` in one.
 
     Args:
-        handler: Called with each change; an ``Exception`` from it means: try again.
+        handler: Called with each change; an exception from it means: try again.
         reread: Reads a dropped value again: the change with its value, or None to skip it.
         settings: See :class:`RouterSettings`.
+        containment: Counts unexpected failures; by default the router has its own.
+        unit: What kind of unit a change is there.
     """
 
     def __init__(
-        self, handler: Handler, reread: Reread, settings: RouterSettings | None = None
+        self,
+        handler: Handler,
+        reread: Reread,
+        settings: RouterSettings | None = None,
+        *,
+        containment: Containment | None = None,
+        unit: str = "change",
     ) -> None:
+        self._containment = containment or Containment()
+        self._unit = unit
         self._handler = handler
         self._reread = reread
         self._settings = settings or RouterSettings()
@@ -347,45 +362,50 @@ class Router:
                 self._stream_room = trio.Event()
             await self._stream_room.wait()
 
+    def dispatch_if_idle(self, change: Change) -> bool:
+        """Queue a change, unless its key has work; whether it was queued.
+
+        For a change that was handled before: behind newer ones it would go back in time.
+        """
+        if change.key in self._channels:
+            return False
+        self.dispatch((change,))
+        return True
+
     async def worker(self) -> None:
         """Handle the changes of one key after another, until cancelled."""
         counts, handler = self._counts, self._handler
         turn = 0
         while True:
             channel = await self._next()
-            while channel.pending:
-                # Handlers that never wait must not keep the reader from its turn.
-                turn += 1
-                if turn % _TURN == 0:
-                    await trio.lowlevel.checkpoint()
-                try:
+            change: Change | None = None
+            try:
+                while channel.pending:
+                    # Handlers that never wait must not keep the reader from its turn.
+                    turn += 1
+                    if turn % _TURN == 0:
+                        await trio.lowlevel.checkpoint()
                     try:
                         change = channel.receive_nowait()
                     except trio.WouldBlock:
                         change = await channel.receive()
-                except trio.EndOfChannel:
-                    break
-                except Exception as error:
-                    self._put_off(channel, None, error)
-                    break
-                channel.handling = change
-                began = perf_counter()
-                try:
-                    await handler(change)
-                except Exception as error:
-                    self._put_off(channel, change, error)
-                    break
-                finally:
-                    channel.handling = None
-                    counts.handler_seconds += perf_counter() - began
-                counts.handled += 1
-                if channel.failures:
-                    channel.failures = 0
-                    del self._failing[channel.key]
-                if self._list_room is not None or self._stream_room is not None:
-                    self._tell_room()
-            else:
+                    channel.handling = change
+                    began = perf_counter()
+                    try:
+                        await handler(change)
+                    finally:
+                        channel.handling = None
+                        counts.handler_seconds += perf_counter() - began
+                    change = None
+                    counts.handled += 1
+                    if channel.failures:
+                        channel.failures = 0
+                        self._failing.pop(channel.key, None)
+                    if self._list_room is not None or self._stream_room is not None:
+                        self._tell_room()
                 self._end(channel.key)
+            except BaseException as error:
+                self._failed(channel, change, error)
             # Changes that nobody needed any more have made room, too.
             self._tell_room()
 
@@ -445,7 +465,19 @@ class Router:
             self._stream_room.set()
             self._stream_room = None
 
-    def _put_off(self, channel: KeyChannel, change: Change | None, error: Exception) -> None:
+    def _failed(self, channel: KeyChannel, change: Change | None, error: BaseException) -> None:
+        """Put off what failed; raise what is not the handler's failure but a cancellation."""
+        if change is None and self._channels.get(channel.key) is not channel:
+            # The channel has ended: what was read again was not needed any more.
+            if not isinstance(error, trio.EndOfChannel):
+                raise error
+            return
+        if not isinstance(error, EtcdActionsError):
+            key = channel.key.decode(errors="backslashreplace")
+            error = self._containment.caught(self._unit, key, error)
+        self._put_off(channel, change, error)
+
+    def _put_off(self, channel: KeyChannel, change: Change | None, error: BaseException) -> None:
         """Have a failed key tried again later."""
         if change is not None:
             channel.put_back(change)
@@ -455,21 +487,22 @@ class Router:
         if channel.failures == 1:
             channel.since = now
         delay = self._settings.backoff.delay(channel.failures)
-        reason = f"{type(error).__name__}: {error}"
+        reason = describe(error)
+        heapq.heappush(self._retries, (now + delay, self._counts.failures, channel))
         self._failing[channel.key] = FailingKey(
             key=channel.key, failures=channel.failures, since=channel.since, error=reason
         )
-        _log.warning(
-            "handler_failed",
-            key=channel.key.decode(errors="backslashreplace"),
-            error=reason,
-            failures=channel.failures,
-            retry_in=round(delay, 3),
-            # Once is enough: the same traceback for ever would bury everything else.
-            exc_info=error if channel.failures == 1 else None,
-        )
-        heapq.heappush(self._retries, (now + delay, self._counts.failures, channel))
         self._retry_added.set()
+        with self._containment.unit("log line", "handler_failed"):
+            _log.warning(
+                "handler_failed",
+                key=channel.key.decode(errors="backslashreplace"),
+                error=reason,
+                failures=channel.failures,
+                retry_in=round(delay, 3),
+                # Once is enough: the same traceback for ever would bury everything else.
+                exc_info=error if channel.failures == 1 else None,
+            )
 
 
 def _conflated(old: Change, new: Change) -> Change | None:

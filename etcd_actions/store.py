@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from etcd_actions.errors import Compacted, EtcdError, FutureRevision, first_error
+from etcd_actions.errors import Compacted, EtcdError, FutureRevision, Unavailable, first_error
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -85,6 +85,8 @@ class Store:
                 yield kv
             if not page.more:
                 return
+            if not page.kvs:
+                raise Unavailable("a page of a list is empty, and says that there is more")
             after = page.kvs[-1].key + b"\0"
 
     async def reread(self, change: Change) -> Change | None:

@@ -7,6 +7,9 @@ subscriber that stops reading harms nobody.
 A subscription may begin with a snapshot: the states at one revision, a marker, and then what
 is newer. States that arrive while the snapshot is read wait for it; those that it holds, or
 has newer, are dropped.
+
+A subscription is a unit of :mod:`etcd_actions.containment`: when an update cannot be handed to
+it, it ends alone. Its reader gets an error, and subscribes again, with a snapshot.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast, final, ov
 import msgspec
 import trio
 
-from etcd_actions.errors import InvalidArgument
+from etcd_actions.containment import Containment, describe
+from etcd_actions.errors import InvalidArgument, Unavailable
 from etcd_actions.model import ActionId, ActionUpdate, Summary, canonical_name
 
 
@@ -62,7 +66,8 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
 
     Iterate over it inside ``async with``. One task may receive at a time. It ends
     (:class:`trio.EndOfChannel`) when it is unsubscribed or the processor is closed; closing
-    it while another task receives raises :class:`trio.ClosedResourceError` there.
+    it while another task receives raises :class:`trio.ClosedResourceError` there. One that
+    failed raises :class:`~etcd_actions.errors.Unavailable`: subscribe again.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._conflated = 0
         self._closed = False
         self._ended = False
+        self._failure: str | None = None
         self._receiver: trio.lowlevel.Task | None = None
 
     def statistics(self) -> SubscriptionStatistics:
@@ -94,9 +100,12 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
             trio.WouldBlock: There is none.
             trio.ClosedResourceError: The subscription was closed.
             trio.EndOfChannel: No more will come.
+            Unavailable: The subscription failed, and updates may be missing.
         """
         if self._closed:
             raise trio.ClosedResourceError
+        if self._failure is not None:
+            raise Unavailable(f"the subscription failed, subscribe again: {self._failure}")
         if self._snapshot:
             return cast(Item_co, self._snapshot.popleft())
         if self._pending and not self._awaits_snapshot:
@@ -164,6 +173,12 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._ended = True
         self._wake()
 
+    def _fail(self, failure: str) -> None:
+        self._failure = failure
+        self._pending.clear()
+        self._snapshot.clear()
+        self._wake()
+
     async def _park(self) -> None:
         if self._receiver is not None:
             raise trio.BusyResourceError("another task receives from this subscription")
@@ -185,9 +200,14 @@ AnySubscription: TypeAlias = Subscription[Any]
 
 
 class Subscriptions:
-    """All open subscriptions, by what they are subscribed to."""
+    """All open subscriptions, by what they are subscribed to.
 
-    def __init__(self) -> None:
+    Args:
+        containment: Where those that fail are counted; by default one of its own.
+    """
+
+    def __init__(self, containment: Containment | None = None) -> None:
+        self._containment = containment or Containment()
         self._by_topic: defaultdict[_Topic, set[AnySubscription]] = defaultdict(set)
         self._bare = 0
         self._of_all = 0
@@ -284,12 +304,21 @@ class Subscriptions:
                 subscription._end()
 
     def _notify(self, topic: _Topic, update: ActionUpdate) -> None:
+        failed: list[tuple[AnySubscription, BaseException]] = []
         for subscription in self._by_topic.get(topic, ()):
-            if isinstance(subscription.parent, ActionId):
-                wanted, org = subscription.parent.org, update.action_id.org
-                if wanted and org and wanted != org:
-                    continue
-            subscription._notify(update)
+            try:
+                if isinstance(subscription.parent, ActionId):
+                    wanted, org = subscription.parent.org, update.action_id.org
+                    if wanted and org and wanted != org:
+                        continue
+                subscription._notify(update)
+            except BaseException as error:
+                failed.append((subscription, error))
+        for subscription, failure in failed:
+            self._forget(subscription)
+            subscription._fail(describe(failure))
+        for subscription, failure in failed:
+            self._containment.caught("subscription", str(subscription.parent), failure)
 
     def _forget(self, subscription: AnySubscription) -> None:
         topic = _topic_of(subscription.parent)

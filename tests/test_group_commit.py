@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etcd_actions import open_etcd
-from etcd_actions.errors import EtcdError, LeaseNotFound, NoSpace, OutcomeUnknown, Unavailable
+from etcd_actions.errors import (
+    EtcdError,
+    InvalidRequest,
+    LeaseNotFound,
+    NoSpace,
+    OutcomeUnknown,
+    Unavailable,
+)
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -405,7 +412,8 @@ async def test_an_error_of_one_is_told_to_it_alone(etcd: Etcd, prefix: bytes) ->
         gate.open()
     outcomes = [calls.outcomes[number + 2] for number in range(30)]
     assert isinstance(outcomes[gone], LeaseNotFound)
-    assert isinstance(outcomes[odd], TypeError)
+    assert isinstance(outcomes[odd], InvalidRequest)
+    assert "expected a bytes-like object" in str(outcomes[odd])
     assert sum(isinstance(each, TxnResult) and each.succeeded for each in outcomes) == 28
     assert len(await values(etcd, prefix + b"k")) == 28
     # Each halving leaves a half to be looked at.

@@ -19,7 +19,15 @@ import trio
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored import StoredTaskAction, check_identity, describe, same_run
 from etcd_actions.codecs import codec_of
-from etcd_actions.errors import DecodeError, EtcdError, InvalidArgument, NotFound, first_error
+from etcd_actions.containment import Containment
+from etcd_actions.containment import describe as failure_text
+from etcd_actions.errors import (
+    DecodeError,
+    EtcdActionsError,
+    EtcdError,
+    InvalidArgument,
+    NotFound,
+)
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -91,8 +99,14 @@ class Aborter:
     """Aborts the actions of one keyspace."""
 
     def __init__(
-        self, store: Store, keys: Keyspace, *, clock: Callable[[], datetime] = utc_now
+        self,
+        store: Store,
+        keys: Keyspace,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        containment: Containment | None = None,
     ) -> None:
+        self._containment = containment or Containment()
         self._store = store
         self._keys = keys
         self._clock = clock
@@ -157,18 +171,40 @@ class Aborter:
     async def resume(self) -> None:
         """Finish the aborts that were cut off, and forget those whose action is gone.
 
+        Each is a unit of its own: one that cannot be finished holds up no other. What fails
+        because of stored values that cannot be read is logged, and left to the next time.
+
         Raises:
             EtcdError: etcd did not do it all.
         """
         kvs, _ = await self._store.read(KeyRange.of_prefix(self._keys.aborts))
+        failure: EtcdError | None = None
+        seen: set[str] = set()
         for kv in kvs:
             marker = _marker(kv)
             if marker is None:
                 continue
-            aborter = self._within(kv.key, self._keys.aborts)
-            if aborted := await aborter._cascade(marker):
-                _log.info("abort_finished", action=describe(marker.action_id), aborted=len(aborted))
-            await aborter._forget(marker)
+            key = kv.key.decode(errors="backslashreplace")
+            seen.add(key)
+            with self._containment.unit("abort", key, parks=True) as unit:
+                try:
+                    await self._finish(kv.key, marker)
+                except DecodeError as error:
+                    _log.error("abort_not_finished", key=key, reason=str(error))
+                except EtcdError as error:
+                    _log.warning("abort_not_finished", key=key, reason=str(error))
+                    failure = error
+            if unit.failed:
+                failure = failure or EtcdError(f"the abort {key} failed unexpectedly")
+        self._containment.retain("abort", seen)
+        if failure is not None:
+            raise failure
+
+    async def _finish(self, key: bytes, marker: Marker) -> None:
+        aborter = self._within(key, self._keys.aborts)
+        if aborted := await aborter._cascade(marker):
+            _log.info("abort_finished", action=describe(marker.action_id), aborted=len(aborted))
+        await aborter._forget(marker)
 
     async def deletion_asked(self, kv: KeyValue) -> bool:
         """End an action that is to be deleted and that nobody but this package holds.
@@ -192,16 +228,25 @@ class Aborter:
     async def action_gone(self, action_id: ActionId, namespace: str) -> None:
         """Forget the abort of an action whose object was deleted.
 
+        An abort that cannot be finished, since stored values cannot be read, is logged and
+        left to :meth:`resume`.
+
         Raises:
             EtcdError: etcd did not do it.
         """
         keys = Keyspace(self._keys.prefix, namespace)
-        aborter = Aborter(self._store, keys, clock=self._clock)
+        aborter = Aborter(self._store, keys, clock=self._clock, containment=self._containment)
         marked = await self._store.get(keys.abort(action_id))
         marker = None if marked is None else _marker(marked)
-        if marker is not None:
+        if marker is None or marked is None:
+            return
+        try:
             await aborter._cascade(marker)
-            await aborter._forget(marker)
+        except DecodeError as error:
+            key = marked.key.decode(errors="backslashreplace")
+            _log.error("abort_not_finished", key=key, reason=str(error))
+            return
+        await aborter._forget(marker)
 
     async def _read(self, *keys: bytes) -> list[KeyValue | None]:
         """Several keys at one revision."""
@@ -222,22 +267,28 @@ class Aborter:
             if not going_on:
                 return tuple(sorted(aborted))
             limit = trio.CapacityLimiter(_SIDE_BY_SIDE)
+            failures: list[EtcdActionsError] = []
 
-            async def end(kv: KeyValue, name: str, limit: trio.CapacityLimiter = limit) -> None:
+            async def end(
+                kv: KeyValue,
+                name: str,
+                limit: trio.CapacityLimiter = limit,
+                failures: list[EtcdActionsError] = failures,
+            ) -> None:
                 async with limit:
-                    value = self._aborted(kv, marker.reason, marker.aborted_by)
-                    if (await self._store.compare_and_put(kv, value)).applied:
-                        aborted.add(name)
+                    try:
+                        value = self._aborted(kv, marker.reason, marker.aborted_by)
+                        if (await self._store.compare_and_put(kv, value)).applied:
+                            aborted.add(name)
+                    except EtcdActionsError as error:
+                        failures.append(error)
 
-            failure: EtcdError | None = None
-            try:
-                async with trio.open_nursery() as nursery:
-                    for kv, name in going_on:
-                        nursery.start_soon(end, kv, name)
-            except* EtcdError as group:
-                failure = first_error(group)
-            if failure is not None:
-                raise failure
+            async with trio.open_nursery() as nursery:
+                for kv, name in going_on:
+                    nursery.start_soon(end, kv, name)
+            if failures:
+                # The others are ended: one that cannot be must not keep them.
+                raise next((each for each in failures if isinstance(each, EtcdError)), failures[0])
 
     async def _forget(self, marker: Marker) -> None:
         """Delete a marker, if the action's object is gone."""
@@ -250,8 +301,9 @@ class Aborter:
 
     def _within(self, key: bytes, prefix: bytes) -> Aborter:
         """An aborter for the namespace of a key."""
-        namespace = key[len(prefix) :].partition(b"/")[0].decode()
-        return Aborter(self._store, Keyspace(self._keys.prefix, namespace), clock=self._clock)
+        namespace = key[len(prefix) :].partition(b"/")[0].decode(errors="replace")
+        keys = Keyspace(self._keys.prefix, namespace)
+        return Aborter(self._store, keys, clock=self._clock, containment=self._containment)
 
     def _aborted(self, kv: KeyValue, reason: str, by: str) -> bytes:
         return aborted_value(kv, reason, by, now=self._clock())
@@ -278,7 +330,8 @@ def aborted_value(
     codec = codec_of(kv.value)
     tree = codec.decode_tree(kv.value, key=kv.key, revision=kv.mod_revision)
     write_phase(tree, Phase.ABORTED, now=now, message=reason)
-    annotations = tree["metadata"].setdefault("annotations", {})
+    annotations = tree["metadata"].get("annotations") or {}
+    tree["metadata"]["annotations"] = annotations
     if reason:
         annotations[ANNOTATION_ABORT_REASON] = reason
     if by:
@@ -288,7 +341,20 @@ def aborted_value(
     finalizers = tree["metadata"].get("finalizers") or []
     if delete or any(each != FINALIZER_RECORD for each in finalizers):
         ask_for_deletion(tree, now)
-    return codec.encode_tree(tree)
+    return encoded(kv, tree)
+
+
+def encoded(kv: KeyValue, tree: dict[str, Any]) -> bytes:
+    """A changed tree in the form that the object has.
+
+    Raises:
+        DecodeError: The object cannot be written so: it would be too large, say.
+    """
+    try:
+        return codec_of(kv.value).encode_tree(tree)
+    except (TypeError, ValueError) as error:
+        reason = f"it cannot be changed: {error}"
+        raise DecodeError(reason, key=kv.key, revision=kv.mod_revision) from None
 
 
 def ask_for_deletion(tree: dict[str, Any], now: datetime) -> bool:
@@ -301,7 +367,7 @@ def ask_for_deletion(tree: dict[str, Any], now: datetime) -> bool:
         metadata["finalizers"] = [*finalizers, FINALIZER_RECORD]
     metadata["deletionTimestamp"] = rfc3339(now)
     metadata["deletionGracePeriodSeconds"] = 0
-    metadata["generation"] = metadata.get("generation", 0) + 1
+    metadata["generation"] = (metadata.get("generation") or 0) + 1
     return True
 
 
@@ -329,7 +395,8 @@ def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[tuple[KeyValue, s
         try:
             action = StoredTaskAction.of(kv)
         except DecodeError as error:
-            _log.error("value_undecodable", key=str(error.key), reason=error.reason)
+            key = kv.key.decode(errors="backslashreplace")
+            _log.error("value_undecodable", key=key, reason=error.reason)
             continue
         action_id = action.action_id
         if not same_run(action_id, marker.action_id):
@@ -363,15 +430,19 @@ def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[tuple[KeyValue, s
 
 
 def _marker(kv: KeyValue) -> Marker | None:
+    marker, reason = read_marker(kv.value)
+    if reason:
+        key = kv.key.decode(errors="backslashreplace")
+        _log.error("abort_marker_undecodable", key=key, reason=reason)
+    return marker
+
+
+def read_marker(value: bytes) -> tuple[Marker | None, str]:
+    """A stored marker; or why it is none, whatever somebody has stored there."""
     try:
-        return msgspec.json.decode(kv.value, type=Marker)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        _log.error(
-            "abort_marker_undecodable",
-            key=kv.key.decode(errors="backslashreplace"),
-            reason=str(error),
-        )
-        return None
+        return msgspec.json.decode(value, type=Marker), ""
+    except Exception as error:
+        return None, failure_text(error)
 
 
 def _unchanged(kv: KeyValue) -> Compare:

@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from etcd_actions.actions import objects, validation
-from etcd_actions.actions.abort import Aborter, Marker
+from etcd_actions.actions.abort import Aborter, Marker, read_marker
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored import StoredTaskAction, describe, same_run
 from etcd_actions.codecs import Codec, codec_of
@@ -135,7 +133,10 @@ class Enqueuer:
             if isinstance(built, StoredTaskAction):
                 return Enqueued(built, created=built.metadata.uid == uid)
             await self._check_ancestors(request, scene)
-            value = self._codec.encode(built)
+            try:
+                value = self._codec.encode(built)
+            except ValueError as error:
+                raise InvalidArgument(request.kind, f"it cannot be stored: {error}") from None
             validation.check_size(value, request.kind)
             if self._was_aborted(request, scene):
                 await self._aborter.action_gone(request.action_id, self._keys.namespace)
@@ -333,10 +334,7 @@ def _revision(kv: KeyValue | None) -> int:
 
 
 def _marker(kv: KeyValue) -> Marker | None:
-    try:
-        return msgspec.json.decode(kv.value, type=Marker)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+    return read_marker(kv.value)[0]
 
 
 def _counts(marked: KeyValue, action_id: ActionId, kv: KeyValue | None) -> bool:

@@ -173,7 +173,7 @@ def _trace(action: Action, error: ErrorState | None) -> Trace | None:
 def _time(timestamp: Timestamp, field: str) -> datetime:
     try:
         return timestamp.ToDatetime(tzinfo=UTC)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InvalidArgument(field, str(error)) from None
 
 

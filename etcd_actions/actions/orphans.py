@@ -9,17 +9,18 @@ looked at in turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import NamedTuple
 
 import structlog
 
-from etcd_actions.actions.abort import aborted_value, ask_for_deletion
+from etcd_actions.actions.abort import aborted_value, ask_for_deletion, encoded
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.codecs import codec_of
-from etcd_actions.errors import DecodeError
+from etcd_actions.containment import Containment
+from etcd_actions.errors import DecodeError, EtcdError
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -51,8 +52,14 @@ class OrphanCollector:
     """Collects the orphans of one prefix, in all its namespaces."""
 
     def __init__(
-        self, store: Store, keys: Keyspace, *, clock: Callable[[], datetime] = utc_now
+        self,
+        store: Store,
+        keys: Keyspace,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        containment: Containment | None = None,
     ) -> None:
+        self._containment = containment or Containment()
         self._store = store
         self._keys = keys
         self._clock = clock
@@ -64,12 +71,12 @@ class OrphanCollector:
             EtcdError: etcd did not do it all; it may be done again.
         """
         keys = Keyspace(self._keys.prefix, deleted.namespace)
+        orphans: list[_Owned] = []
         for prefix in keys.run_prefixes(deleted.action_id.run)[:2]:
             kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
-            for kv in kvs:
-                owned = self._owned(kv)
-                if owned is not None and owned.owner_uid == deleted.uid:
-                    await self._collect(owned)
+            owned = map(self._owned, kvs)
+            orphans += [one for one in owned if one is not None and one.owner_uid == deleted.uid]
+        await self._collect_all(orphans)
 
     async def sweep(self) -> None:
         """Collect all orphans that there are: what lost its parent while nobody watched.
@@ -84,9 +91,27 @@ class OrphanCollector:
                 one = self._owned(kv, uids)
                 if one is not None:
                     owned.append(one)
-        for one in owned:
-            if uids.get(one.owner_key) != one.owner_uid:
-                await self._collect(one)
+        orphans = [one for one in owned if uids.get(one.owner_key) != one.owner_uid]
+        self._containment.retain("orphan", {_text(one) for one in orphans})
+        await self._collect_all(orphans, parks=True)
+
+    async def _collect_all(self, orphans: Iterable[_Owned], *, parks: bool = False) -> None:
+        """Collect each by itself: one that cannot be changed holds up no other."""
+        failure: EtcdError | None = None
+        for one in orphans:
+            key = _text(one)
+            with self._containment.unit("orphan", key, parks=parks) as unit:
+                try:
+                    await self._collect(one)
+                except DecodeError as error:
+                    _log.error("orphan_not_collected", key=key, reason=str(error))
+                except EtcdError as error:
+                    _log.warning("orphan_not_collected", key=key, reason=str(error))
+                    failure = error
+            if unit.failed:
+                failure = failure or EtcdError(f"the orphan {key} failed unexpectedly")
+        if failure is not None:
+            raise failure
 
     def _owned(self, kv: KeyValue, uids: dict[bytes, str] | None = None) -> _Owned | None:
         try:
@@ -99,7 +124,7 @@ class OrphanCollector:
         for owner in action.metadata.owner_references:
             if owner.kind == KIND and owner.uid:
                 namespace = action.metadata.namespace or self._keys.namespace
-                key = f"{namespace}/{owner.name}".encode()
+                key = f"{namespace}/{owner.name}".encode(errors="replace")
                 return _Owned(kv.key, self._keys.prefix + key, owner.uid)
         return None
 
@@ -133,11 +158,14 @@ class OrphanCollector:
         foreign = any(each != FINALIZER_RECORD for each in action.metadata.finalizers)
         if action.is_recorded and not foreign:
             return Delete(KeyRange.of_key(kv.key))
-        codec = codec_of(kv.value)
-        tree = codec.decode_tree(kv.value, key=kv.key, revision=kv.mod_revision)
+        tree = codec_of(kv.value).decode_tree(kv.value, key=kv.key, revision=kv.mod_revision)
         if not ask_for_deletion(tree, self._clock()):
             return None
-        return Put(kv.key, codec.encode_tree(tree), kv.lease)
+        return Put(kv.key, encoded(kv, tree), kv.lease)
+
+
+def _text(owned: _Owned) -> str:
+    return owned.key.decode(errors="backslashreplace")
 
 
 def _uid(kv: KeyValue) -> str:

@@ -17,6 +17,7 @@ import msgspec
 from etcd_actions.codecs import magic
 from etcd_actions.codecs import tree as trees
 from etcd_actions.codecs.holding import Released, drop_finalizer, released
+from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.tree import Number
 from etcd_actions.codecs.views import drop_nulls
 from etcd_actions.errors import DecodeError
@@ -61,8 +62,8 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
         # Strings of fields that the view lacks are passed over unread.
         if not value.isascii():
             value.decode()
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        return _decode_with_nulls(value, error, key, revision)
+    except Exception as error:
+        return _decode_with_nulls(value, error, key=key, revision=revision)
     return action
 
 
@@ -79,11 +80,11 @@ def summarize(
     magic.check_size(value, key, revision)
     try:
         return _decode_facts(value).summary(revision, create_revision)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        action = decode(value, key=key, revision=revision)
-        return model_summarize(action, revision, create_revision)
+    except Exception:
+        return _summarize_all(value, key=key, revision=revision, create_revision=create_revision)
 
 
+@refusing("")
 def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[str, Any]:
     """Decode everything that a value holds, to change it without a loss.
 
@@ -96,7 +97,7 @@ def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[st
     magic.check_size(value, key, revision)
     try:
         return trees.from_json(value)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except Exception as error:
         _refuse(value, error, key, revision)
 
 
@@ -121,6 +122,7 @@ def encode(action: TaskAction) -> bytes:
     return magic.written(_as_kubernetes(trees.to_json(action)))
 
 
+@refusing("")
 def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
     """Set a label in ``metadata.labels`` and change nothing else.
 
@@ -133,6 +135,7 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     return _change(value, label, text, None, key, revision).value
 
 
+@refusing("")
 def release(
     value: bytes, label: str, text: str, finalizer: str, *, key: bytes = b"", revision: int = 0
 ) -> Released:
@@ -150,27 +153,28 @@ _decode_action = msgspec.json.Decoder(TaskAction).decode
 _decode_facts = msgspec.json.Decoder(Facts).decode
 
 
-def _decode_with_nulls(value: bytes, error: Exception, key: bytes, revision: int) -> TaskAction:
+@refusing("")
+def _summarize_all(value: bytes, *, key: bytes, revision: int, create_revision: int) -> Summary:
+    action = decode(value, key=key, revision=revision)
+    return model_summarize(action, revision, create_revision)
+
+
+@refusing("")
+def _decode_with_nulls(value: bytes, error: Exception, *, key: bytes, revision: int) -> TaskAction:
     """Decode what the strict decoder refused, in case only nulls were in its way."""
     tree = decode_tree(value, key=key, revision=revision)
     if not drop_nulls(tree):
         _refuse(value, error, key, revision)
     try:
         return msgspec.convert(tree, TaskAction)
-    except (msgspec.MsgspecError, RecursionError) as second:
+    except Exception as second:
         _refuse(value, second, key, revision)
 
 
 def _refuse(value: bytes, error: Exception, key: bytes, revision: int) -> NoReturn:
     if (foreign := magic.why_not(name, value)) is not None:
-        reason = foreign
-    elif isinstance(error, RecursionError):
-        reason = "nested too deeply"
-    elif isinstance(error, UnicodeDecodeError):
-        reason = f"not UTF-8: {error}"
-    else:
-        reason = str(error)
-    raise DecodeError(reason, key=key, revision=revision) from None
+        raise DecodeError(foreign, key=key, revision=revision) from None
+    raise refusal(error, "", key, revision) from None
 
 
 # --- encoding -------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from etcd_actions.codecs import tree as trees
 from etcd_actions.codecs.binary_view import BinaryTaskAction, tree_with_base64, tree_with_binary
 from etcd_actions.codecs.holding import Released
 from etcd_actions.codecs.magic import MSGPACK as MAGIC
+from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.tree import Number
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
 from etcd_actions.errors import DecodeError
@@ -63,9 +64,8 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
         # Keys that are not UTF-8 are passed over by the one, and in the way of a label.
         _decode_outline(_decode_outline(stored)["metadata"])
         return _decode_action(stored).view()
-    except _MALFORMED:
-        tree = decode_tree(value, key=key, revision=revision)
-        return view_of_tree(tree, key=key, revision=revision)
+    except Exception:
+        return _decode_by_tree(value, key=key, revision=revision)
 
 
 def summarize(
@@ -79,11 +79,13 @@ def summarize(
     stored = _behind_magic(value, key, revision)
     try:
         return _decode_facts(stored).summary(revision, create_revision)
-    except _MALFORMED:
-        tree = decode_tree(value, key=key, revision=revision)
-        return summary_of_tree(tree, key=key, revision=revision, create_revision=create_revision)
+    except Exception:
+        return _summarize_by_tree(
+            value, key=key, revision=revision, create_revision=create_revision
+        )
 
 
+@refusing("msgpack")
 def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[str, Any]:
     """Decode everything that a value holds, to change it without a loss.
 
@@ -128,6 +130,7 @@ def encode(action: TaskAction) -> bytes:
         return encode_tree(trees.from_json(trees.to_json(action)))
 
 
+@refusing("msgpack")
 def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
     """Set a label in ``metadata.labels`` and change nothing else.
 
@@ -143,6 +146,7 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     return _change(value, label, text, None, key, revision).value
 
 
+@refusing("msgpack")
 def release(
     value: bytes, label: str, text: str, finalizer: str, *, key: bytes = b"", revision: int = 0
 ) -> Released:
@@ -206,6 +210,19 @@ def _drop_finalizer(metadata: dict[str, msgspec.Raw], finalizer: str) -> bool:
 
 # --- decoding -------------------------------------------------------------------------
 
+
+@refusing("msgpack")
+def _decode_by_tree(value: bytes, *, key: bytes, revision: int) -> TaskAction:
+    tree = decode_tree(value, key=key, revision=revision)
+    return view_of_tree(tree, key=key, revision=revision)
+
+
+@refusing("msgpack")
+def _summarize_by_tree(value: bytes, *, key: bytes, revision: int, create_revision: int) -> Summary:
+    tree = decode_tree(value, key=key, revision=revision)
+    return summary_of_tree(tree, key=key, revision=revision, create_revision=create_revision)
+
+
 _MALFORMED: Final = (msgspec.MsgspecError, LookupError, ValueError, RecursionError)
 
 
@@ -240,13 +257,7 @@ def _behind_magic(value: bytes, key: bytes, revision: int) -> bytes:
 
 
 def _refuse(error: Exception, key: bytes, revision: int) -> NoReturn:
-    if isinstance(error, RecursionError):
-        reason = "nested too deeply"
-    elif isinstance(error, UnicodeDecodeError):
-        reason = f"not UTF-8: {error}"
-    else:
-        reason = str(error)
-    raise DecodeError(f"msgpack: {reason}", key=key, revision=revision) from None
+    raise refusal(error, "msgpack", key, revision) from None
 
 
 # --- encoding -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from etcd_actions.codecs import tree as trees
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
 from etcd_actions.codecs.holding import Released, drop_finalizer, released
 from etcd_actions.codecs.magic import PROTOBUF as MAGIC
+from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.summary import Summary
@@ -47,11 +48,14 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
         DecodeError: It is not of this form, another kind, lacks a field or has one of another
             type; the reason has the field's path.
     """
-    message = _parse(value, key, revision)
-    action = messages.view_of(message)
-    if action is None:
-        tree = _known_tree(message, key, revision)
-        return view_of_tree(tree, key=key, revision=revision)
+    try:
+        message = _parse(value, key, revision)
+        action = messages.view_of(message)
+        if action is None:
+            tree = _known_tree(message, key, revision)
+            return view_of_tree(tree, key=key, revision=revision)
+    except Exception as error:
+        _refuse(error, key, revision)
     return action
 
 
@@ -63,14 +67,20 @@ def summarize(
     Raises:
         DecodeError: As for `decode`, of the fields that are looked at.
     """
-    message = _parse(value, key, revision)
-    summary = messages.summary_of(message, revision, create_revision)
-    if summary is None:
-        tree = _known_tree(message, key, revision)
-        return summary_of_tree(tree, key=key, revision=revision, create_revision=create_revision)
+    try:
+        message = _parse(value, key, revision)
+        summary = messages.summary_of(message, revision, create_revision)
+        if summary is None:
+            tree = _known_tree(message, key, revision)
+            return summary_of_tree(
+                tree, key=key, revision=revision, create_revision=create_revision
+            )
+    except Exception as error:
+        _refuse(error, key, revision)
     return summary
 
 
+@refusing("protobuf")
 def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[str, Any]:
     """Decode everything that a value holds, to change it without a loss.
 
@@ -101,6 +111,7 @@ def encode(action: TaskAction) -> bytes:
     return _pack(messages.message_of(trees.from_json(trees.to_json(action))))
 
 
+@refusing("protobuf")
 def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
     """Set a label in ``metadata.labels`` and change nothing else.
 
@@ -115,6 +126,7 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     return _change(value, label, text, None, key, revision).value
 
 
+@refusing("protobuf")
 def release(
     value: bytes, label: str, text: str, finalizer: str, *, key: bytes = b"", revision: int = 0
 ) -> Released:
@@ -230,5 +242,4 @@ def _known_tree(message: pb.TaskAction, key: bytes, revision: int) -> dict[str, 
 
 
 def _refuse(error: Exception, key: bytes, revision: int) -> NoReturn:
-    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    raise DecodeError(f"protobuf: {reason}", key=key, revision=revision) from None
+    raise refusal(error, "protobuf", key, revision) from None

@@ -13,10 +13,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
+import structlog
 import trio
 
+from etcd_actions.containment import describe
 from etcd_actions.errors import (
     ConfigError,
+    EtcdActionsError,
     LeaseNotFound,
     OutcomeUnknown,
     PermissionDenied,
@@ -48,6 +51,8 @@ from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.transport import Connection, TransportStream
 
+_log = structlog.get_logger(__name__)
+
 
 class _InUse:
     """A connection, its streams, and the number of its users: the last one closes it."""
@@ -78,7 +83,11 @@ class _InUse:
 
     def _close_if_unused(self) -> None:
         if self.retired and self._users == 0:
-            self.connection.close()
+            try:
+                self.connection.close()
+            except Exception as error:
+                # It is not used any more; the call that was its last one has its answer.
+                _log.warning("connection_not_closed", exc_info=error)
 
 
 class EtcdClient:
@@ -227,13 +236,20 @@ class EtcdClient:
                 except PermissionDenied as error:
                     needs = permissions.needed_for(method, request)
                     raise PermissionDenied(f"{error}: {self._who} needs {needs}") from None
-                except OutcomeUnknown:
+                except EtcdActionsError as error:
+                    if not isinstance(error, Unavailable):
+                        raise
                     self._retire_if_broken(in_use)
-                    raise
-                except Unavailable:
-                    self._retire_if_broken(in_use)
+                    if isinstance(error, OutcomeUnknown):
+                        raise
                     if tried >= len(self._settings.endpoints) or trio.current_time() >= give_up:
                         raise
+                except Exception as error:
+                    # No exception of a library leaves this room.
+                    _log.error("etcd_call_failed", method=method.name, exc_info=error)
+                    kind = OutcomeUnknown if method.writes else Unavailable
+                    text = f"{method.name} at {connection.endpoint}: {describe(error)}"
+                    raise kind(text) from error
 
     async def _token(self, connection: Connection, within: float) -> str:
         if self._authenticator is None:

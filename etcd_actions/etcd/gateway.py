@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-import msgspec
 import trio
 
-from etcd_actions.errors import ConfigError
+from etcd_actions.containment import describe
+from etcd_actions.errors import ConfigError, InvalidRequest
 from etcd_actions.etcd import gateway_errors, gateway_wire
 from etcd_actions.etcd.connection import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
@@ -25,7 +25,7 @@ from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.transport import Connection
 
 try:
-    from etcd_actions.etcd.gateway_http import FAILURES, Exchange, HttpSession, call_headers
+    from etcd_actions.etcd.gateway_http import Exchange, HttpSession, call_headers
     from etcd_actions.etcd.gateway_watch import GatewayWatchStream
 except ModuleNotFoundError as missing:
     if (missing.name or "").startswith("etcd_actions"):
@@ -79,7 +79,11 @@ class GatewayConnection:
     ) -> Result:
         """Do one call; see the protocol."""
         asked = Asked(f"{rpc.name} at {self._endpoint}", rpc.writes)
-        body = gateway_wire.encode(rpc, request)
+        try:
+            body = gateway_wire.encode(rpc, request)
+        except Exception as error:
+            text = f"{asked.what}: the request cannot be written: {describe(error)}"
+            raise InvalidRequest(text) from error
         headers = call_headers(token, leader=rpc.needs_leader)
         exchange = Exchange(within + _SPARE_SECONDS)
 
@@ -97,6 +101,10 @@ class GatewayConnection:
             except trio.Cancelled:
                 exchange.cut()
                 raise
+            except Exception as error:
+                # There can be no more threads, or the call itself failed in its own.
+                reason = f"failed unexpectedly: {describe(error)}"
+                raise gateway_errors.lost(asked, reason, sent=exchange.sent) from error
             if isinstance(result, Failed):
                 self._broken = self._broken or result.broken
                 raise result.error
@@ -141,7 +149,7 @@ class GatewayConnection:
             response = self._session.post(exchange, rpc.path, body, headers=headers)
             # Read to its end, so that the connection can be used again.
             answer: bytes = response.raw.read(decode_content=True)
-        except FAILURES as error:
+        except Exception as error:
             return gateway_errors.from_exception(error, asked, sent=exchange.sent)
         if response.status_code != 200:
             refusal = gateway_wire.decode_refusal(answer)
@@ -150,8 +158,8 @@ class GatewayConnection:
             return gateway_errors.from_refusal(refusal, asked)
         try:
             result = gateway_wire.decode(rpc, answer)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return gateway_errors.from_nonsense(asked, str(error))
+        except Exception as error:
+            return gateway_errors.from_nonsense(asked, describe(error))
         if isinstance(result, Refusal):
             return gateway_errors.from_refusal(result, asked)
         return result

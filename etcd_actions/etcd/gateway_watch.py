@@ -23,6 +23,7 @@ import structlog
 import trio
 import urllib3
 
+from etcd_actions.containment import describe
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd import gateway_errors, gateway_wire
 from etcd_actions.etcd.api import WatchCreate, WatchResponse
@@ -190,9 +191,15 @@ class GatewayWatchStream:
         body: bytes | Body = create
         if self._wants_progress:
             body = Body(create, gateway_wire.PROGRESS_REQUEST, _SYNC_TIME, leg.exchange)
-        threading.Thread(
+        thread = threading.Thread(
             target=self._read, args=(leg, body), name="etcd-watch", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # Called by trio itself, which an exception would end.
+            self._legs.discard(leg)
+            self.fail(Unavailable(f"{self._asked.what}: no thread can be started: {error}"))
 
     def _unpark(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._parked = None
@@ -221,6 +228,9 @@ class GatewayWatchStream:
         failure: EtcdError | None = Unavailable(f"{self._asked.what}: its thread failed")
         try:
             failure = self._follow(leg, body)
+        except BaseException as error:
+            # A thread has no one who could catch it, and an answer may be anything.
+            failure = Unavailable(f"{self._asked.what}: {describe(error)}")
         finally:
             leg.exchange.finish()
             # Of a leg without watchers nobody needs to know how it ended.
@@ -259,8 +269,8 @@ class GatewayWatchStream:
             if answered and gateway_errors.is_silence(error):
                 return None
             return gateway_errors.from_exception(error, asked, sent=leg.exchange.sent).error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return gateway_errors.from_nonsense(asked, str(error)).error
+        except Exception as error:
+            return gateway_errors.from_nonsense(asked, describe(error)).error
         return Unavailable(f"{asked.what}: etcd ended the stream")
 
     def _take(self, leg: _Leg, message: WatchResponse, size: int) -> bool:

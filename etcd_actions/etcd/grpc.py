@@ -17,8 +17,8 @@ from typing import Protocol, cast
 
 import grpc
 import trio
-from google.protobuf.message import Message
 
+from etcd_actions.containment import describe
 from etcd_actions.errors import ConfigError, Unavailable
 from etcd_actions.etcd import grpc_errors, grpc_wire
 from etcd_actions.etcd.connection import ConnectionSettings
@@ -79,20 +79,32 @@ class GrpcConnection:
     ) -> Result:
         """Do one call; see the protocol."""
         encode, decode = grpc_wire.messages(rpc)
+        what = f"{rpc.name} at {self._endpoint}"
         stub = self._stubs.get(rpc.name)
         if stub is None:
             channel = self._channel or await self._unverified_channel()
-            stub = self._stubs[rpc.name] = _stub(channel, rpc, decode.message)
-        message = encode(request)
-        future = stub.future(
-            iter((message,)) if rpc.streams else message,
-            timeout=within,
-            metadata=_metadata(token, leader=rpc.needs_leader),
-        )
+            stub = self._stubs[rpc.name] = _stub(channel, rpc)
+        try:
+            message = encode(request).SerializeToString()
+        except Exception as error:
+            raise grpc_errors.unwritable(error, what=what) from error
+        try:
+            future = stub.future(
+                iter((message,)) if rpc.streams else message,
+                timeout=within,
+                metadata=_metadata(token, leader=rpc.needs_leader),
+            )
+        except Exception as error:
+            # The channel is closed, or there can be no thread for the request.
+            raise Unavailable(f"{what}: it cannot be sent: {describe(error)}") from error
         await finished(future, self._bell)
         code = future.code()
         if code is grpc.StatusCode.OK:
-            return decode(future.result())
+            try:
+                return decode(future.result())
+            except Exception as error:
+                self._broken = True
+                raise grpc_errors.unreadable(error, what=what, writes=rpc.writes) from error
         # A slow disk delays writes, which says nothing of the connection; reads do.
         if code is grpc.StatusCode.UNAVAILABLE or (
             code is grpc.StatusCode.DEADLINE_EXCEEDED and not rpc.writes
@@ -101,7 +113,7 @@ class GrpcConnection:
         raise grpc_errors.from_status(
             code,
             future.details() or "",
-            what=f"{rpc.name} at {self._endpoint}",
+            what=what,
             writes=rpc.writes,
         )
 
@@ -158,18 +170,10 @@ class GrpcConnection:
         return self._channel
 
 
-def _stub(channel: grpc.Channel, rpc: Rpc[Request, Result], answer: type[Message]) -> _Stub:
+def _stub(channel: grpc.Channel, rpc: Rpc[Request, Result]) -> _Stub:
+    """Sends and receives bytes: encoding and decoding are no affair of gRPC's threads."""
     multi = channel.stream_unary if rpc.streams else channel.unary_unary
-    stub = multi(
-        f"/etcdserverpb.{rpc.name}",
-        request_serializer=_serialize,
-        response_deserializer=answer.FromString,
-    )
-    return cast(_Stub, stub)
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+    return cast(_Stub, multi(f"/etcdserverpb.{rpc.name}"))
 
 
 def _metadata(token: str, *, leader: bool) -> tuple[tuple[str, str], ...]:

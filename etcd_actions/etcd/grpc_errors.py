@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 
 from etcd_actions import errors
+from etcd_actions.containment import describe
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.tls import explained
 
@@ -41,3 +42,14 @@ def from_status(
     if writes and not any(part in details for part in _UNSENT):
         return errors.OutcomeUnknown(message)
     return errors.Unavailable(message)
+
+
+def unwritable(error: Exception, *, what: str) -> errors.EtcdError:
+    """The error for a request that no message can be made of; nothing was sent."""
+    return errors.InvalidRequest(f"{what}: the request cannot be written: {describe(error)}")
+
+
+def unreadable(error: BaseException, *, what: str, writes: bool = False) -> errors.EtcdError:
+    """The error for an answer that cannot be read; what it answers was done."""
+    kind = errors.OutcomeUnknown if writes else errors.Unavailable
+    return kind(f"{what}: the answer cannot be read: {describe(error)}")

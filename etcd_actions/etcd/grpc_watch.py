@@ -18,6 +18,7 @@ import grpc
 import structlog
 import trio
 
+from etcd_actions.containment import describe
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd import grpc_errors, grpc_wire
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
@@ -56,11 +57,20 @@ class GrpcWatchStream:
         method = channel.stream_stream(
             "/etcdserverpb.Watch/Watch",
             request_serializer=pb.WatchRequest.SerializeToString,
-            response_deserializer=_sized_response,
         )
-        self._call = method(self._iterate_requests(), metadata=metadata)
+        try:
+            self._call = method(self._iterate_requests(), metadata=metadata)
+        except Exception as error:
+            # The channel is closed, or there can be no more threads.
+            self._requests.put(None)
+            raise Unavailable(f"{what}: it cannot be opened: {describe(error)}") from error
         self._thread = threading.Thread(target=self._read, name="etcd-watch", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._call.cancel()
+            self._requests.put(None)
+            raise Unavailable(f"{what}: no thread can be started: {error}") from error
 
     def create(self, request: WatchCreate) -> None:
         """Ask for a watcher."""
@@ -91,7 +101,16 @@ class GrpcWatchStream:
             self._buffer.clear()
             self._buffered_events = self._buffered_bytes = 0
             self._drained.notify()
-        return [grpc_wire.watch_response(message, prev_kv=self._prev_kv) for message in messages]
+        try:
+            return [
+                grpc_wire.watch_response(message, prev_kv=self._prev_kv) for message in messages
+            ]
+        except Exception as error:
+            # They are gone: another stream has to bring them again.
+            self.fail(grpc_errors.unreadable(error, what=self._what))
+            self._on_unavailable()
+            assert self._failure is not None
+            raise self._failure from error
 
     def fail(self, failure: EtcdError) -> None:
         """End the stream for its reader, from trio's side."""
@@ -130,26 +149,27 @@ class GrpcWatchStream:
         """The thread: fill the buffer until the call ends, however it ends."""
         failure: EtcdError = Unavailable(f"{self._what}: etcd ended the stream")
         try:
-            for size, message in self._call:
+            for data in self._call:
+                message = pb.WatchResponse.FromString(data)
                 with self._drained:
                     while self._is_full() and not self._closing:
                         self._drained.wait()
                     self._buffer.append(message)
                     self._buffered_events += len(message.events)
-                    self._buffered_bytes += size
+                    self._buffered_bytes += len(data)
                 with suppress(trio.RunFinishedError):
                     self._token.run_sync_soon(self._ring, idempotent=True)
         except grpc.RpcError:
             failure = grpc_errors.from_status(
                 self._call.code(), self._call.details() or "", what=self._what
             )
+        except BaseException as error:
+            # A thread has no one who could catch it, and an answer may be anything.
+            failure = grpc_errors.unreadable(error, what=self._what)
+            self._call.cancel()
         finally:
             self._failure = self._failure or failure
             # An event loop that has ended leaves nobody to be told.
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._ring, idempotent=True)
                 self._token.run_sync_soon(self._ended.set)
-
-
-def _sized_response(data: bytes) -> tuple[int, pb.WatchResponse]:
-    return len(data), pb.WatchResponse.FromString(data)

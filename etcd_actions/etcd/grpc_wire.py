@@ -42,9 +42,9 @@ class Decode(Generic[_Message, Result]):
         self.message = message
         self._result = result
 
-    def __call__(self, message: Message) -> Result:
+    def __call__(self, answer: bytes) -> Result:
         """The result that an answer stands for."""
-        return self._result(cast(_Message, message))
+        return self._result(self.message.FromString(answer))
 
 
 def messages(

@@ -30,7 +30,12 @@ async def find_oldest_revision(etcd: Etcd, keys: KeyRange, *, within: float = 10
             async with etcd.watch() as stream:
                 stream.create(WatchCreate(1, keys, 1))
                 while True:
-                    for response in await stream.receive():
+                    try:
+                        responses = await stream.receive()
+                    except trio.EndOfChannel:
+                        # Silent for as long as its transport trusts silence.
+                        break
+                    for response in responses:
                         if response.compact_revision:
                             return response.compact_revision
                         if response.canceled:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from etcd_actions.errors import Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 
 _FIRST_LIMIT = 500
@@ -64,6 +65,9 @@ async def _fetch(
             await send.send(page._replace(revision=revision))
             if not page.more:
                 return
+            if not page.kvs:
+                # Taken for the end it would be taken for a deletion of all that follows.
+                raise Unavailable("a page of a list is empty, and says that there is more")
             keys = KeyRange(page.kvs[-1].key + b"\0", keys.end)
             size = sum(len(kv.key) + len(kv.value) for kv in page.kvs)
             average = max(1, size // len(page.kvs))

@@ -22,7 +22,7 @@ _BY_TEXT: tuple[tuple[str, type[errors.EtcdError]], ...] = (
     ("user name is empty", errors.Unauthenticated),
     ("authentication failed", errors.Unauthenticated),
     ("revision of auth store is old", errors.Unauthenticated),
-    ("auth: revision in header is old", errors.Unauthenticated),
+    ("revision in header is old", errors.Unauthenticated),
     ("too many requests", errors.Unavailable),
 )
 

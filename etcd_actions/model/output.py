@@ -22,13 +22,24 @@ def fnv1a32(data: bytes) -> int:
     return state
 
 
-@functools.lru_cache(maxsize=1 << 16)
+_LONGEST_CACHED: Final = 512
+"""Characters of what is cached: a name or an address from outside may have a million."""
+
+
 def shard(namespace: str, name: str) -> str:
     """Give the two characters that spread an object's outputs over the key space.
 
     Cached: an action's events ask for it again and again, at 2 µs for the hash.
     """
-    return _SHARDS[fnv1a32(f"{namespace}/{name}".encode()) % len(_SHARDS)]
+    if len(namespace) + len(name) > _LONGEST_CACHED:
+        return _shard.__wrapped__(namespace, name)
+    return _shard(namespace, name)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _shard(namespace: str, name: str) -> str:
+    text = f"{namespace}/{name}".encode(errors="replace")
+    return _SHARDS[fnv1a32(text) % len(_SHARDS)]
 
 
 def output_uri(
@@ -56,13 +67,16 @@ def output_uri(
     """
     if _LOCAL.fullmatch(run_output_base):
         return f"{run_output_base.rstrip('/')}/{action_name}/{attempt or 1}"
-    base = _parse(run_output_base)
+    parse = _parse if len(run_output_base) <= _LONGEST_CACHED else _parse.__wrapped__
+    base = parse(run_output_base)
     if base is None:
         return ""
     if base.opaque:
         return base.head + base.tail
     action = (
-        action_name if action_name.isalnum() and action_name.isascii() else _escape(action_name)
+        action_name
+        if action_name.isalnum() and action_name.isascii()
+        else (_escape if len(action_name) <= _LONGEST_CACHED else _escape.__wrapped__)(action_name)
     )
     return f"{base.head}/{shard(namespace, name)}{base.path}/{action}/{attempt or 1}{base.tail}"
 

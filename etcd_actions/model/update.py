@@ -121,7 +121,8 @@ def build_action_update(
 def _from_summary(
     summary: Summary, key: bytes, revision: int, create_revision: int, deleted: bool
 ) -> ActionUpdate:
-    _, namespace, name = key.decode(errors="replace").rsplit("/", 2)
+    # A key that is nobody's may have fewer parts.
+    _, namespace, name = ["", "", *key.decode(errors="replace").rsplit("/", 2)][-3:]
     return ActionUpdate(
         key=key,
         namespace=namespace,

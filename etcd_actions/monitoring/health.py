@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
 from etcd_actions.client import ActionsClient
+from etcd_actions.containment import Parked, describe
 from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.monitoring.lag import Heads, Lag
 
 _ASK_ETCD_EVERY = 1.0
 _ETCD_ANSWERS_WITHIN = 2.0
+_PARKED_AGAIN = 10.0
+"""Seconds after which a parked unit counts that has failed more than once."""
+_PARKED_ONCE = 90.0
+"""Seconds after which one counts that has failed once, and not healed since."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ class Health:
         prefix: A key below which it may read.
         heard_within: How many seconds etcd's stream may have been silent.
         failing_for: How many seconds a handler may fail.
+
+    Each check is a unit of :mod:`etcd_actions.containment`: one that raises has failed, and says
+    so; the others are made.
     """
 
     def __init__(
@@ -83,18 +92,40 @@ class Health:
         return [*self._checks_here(), await self._check_etcd()]
 
     def _checks_here(self) -> list[Check]:
-        statistics = self._client.statistics()
-        reflector = statistics.reflector
+        return [
+            self._made("draining", self._draining),
+            self._made("listed", self._listed),
+            self._made("stream", self._stream),
+            self._made("handlers", self._handlers),
+            self._made("contained", self._contained),
+        ]
+
+    def _made(self, name: str, reason: Callable[[], str]) -> Check:
+        try:
+            return Check(name, reason())
+        except BaseException as error:
+            failure = self._client.containment.caught("check", name, error)
+            return Check(name, f"the check failed: {describe(failure)}")
+
+    def _draining(self) -> str:
+        return "it is about to end" if self.draining else ""
+
+    def _listed(self) -> str:
+        reflector = self._client.statistics().reflector
         if reflector is None or not reflector.synced:
-            listed = Check("listed", "the first list is not finished")
-        else:
-            listed = Check("listed")
+            return "the first list is not finished"
+        return ""
+
+    def _stream(self) -> str:
+        reflector = self._client.statistics().reflector
         if reflector is None:
-            stream = Check("stream", "nothing is watched")
-        elif reflector.silence > self._heard_within:
-            stream = Check("stream", f"etcd has been silent for {reflector.silence:.0f} s")
-        else:
-            stream = Check("stream")
+            return "nothing is watched"
+        if reflector.silence > self._heard_within:
+            return f"etcd has been silent for {reflector.silence:.0f} s"
+        return ""
+
+    def _handlers(self) -> str:
+        statistics = self._client.statistics()
         now = trio.current_time()
         failing = [
             key
@@ -103,26 +134,24 @@ class Health:
             for key in router.failing
             if now - key.since > self._failing_for
         ]
-        handlers = Check("handlers")
-        if failing:
-            first = failing[0]
-            handlers = Check(
-                "handlers",
-                f"{len(failing)} keys fail for more than {self._failing_for:.0f} s, such as "
-                f"{first.key.decode(errors='backslashreplace')}: {first.error}",
-            )
-        draining = Check("draining", "it is about to end" if self.draining else "")
-        return [draining, listed, stream, handlers, self._check_contained()]
+        if not failing:
+            return ""
+        first = failing[0]
+        return (
+            f"{len(failing)} keys fail for more than {self._failing_for:.0f} s, such as "
+            f"{first.key.decode(errors='backslashreplace')}: {first.error}"
+        )
 
-    def _check_contained(self) -> Check:
-        parked = self._client.containment.parked
+    def _contained(self) -> str:
+        """A single failure is no reason for anybody to act: it may be over with the next try."""
+        now = trio.current_time()
+        parked = [unit for unit in self._client.containment.parked if _matters(unit, now)]
         if not parked:
-            return Check("contained")
+            return ""
         first = parked[0]
-        return Check(
-            "contained",
+        return (
             f"{len(parked)} units failed unexpectedly and wait for another try, such as "
-            f"{first.kind} {first.identity}: {first.error}",
+            f"{first.kind} {first.identity}: {first.error}"
         )
 
     async def _check_etcd(self) -> Check:
@@ -137,8 +166,15 @@ class Health:
                 self._answer = Check("etcd", f"no answer within {_ETCD_ANSWERS_WITHIN:g} s")
             except EtcdError as error:
                 self._answer = Check("etcd", str(error))
+            except BaseException as error:
+                failure = self._client.containment.caught("check", "etcd", error)
+                self._answer = Check("etcd", f"the check failed: {describe(failure)}")
             else:
                 self._heads.saw(found.revision, trio.current_time())
                 self._answer = Check("etcd")
             self._asked_at = trio.current_time()
             return self._answer
+
+
+def _matters(unit: Parked, now: float) -> bool:
+    return now - unit.since > (_PARKED_AGAIN if unit.failures > 1 else _PARKED_ONCE)

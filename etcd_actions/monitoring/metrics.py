@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -124,36 +124,62 @@ class Metrics(Collector):
         self.executor = executor
         self.listeners: dict[str, Callable[[], ListenerStatistics]] = {}
         self.lines_dropped = lines_dropped
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
 
     async def text(self) -> bytes:
         """All of them, in Prometheus' text format; etcd is asked, as for /readyz."""
         await self._health.ready()
-        return generate_latest(self._registry)
+        # One by one: a metric that cannot be written hides no other.
+        return b"".join(self._written(metric) for metric in self.collect())
+
+    def _written(self, metric: Metric) -> bytes:
+        with self._client.containment.unit("metric", metric.name):
+            return generate_latest(_Alone(metric))
+        return b""
 
     def collect(self) -> Iterator[Metric]:
         """See :class:`prometheus_client.registry.Collector`."""
-        statistics = self._client.statistics()
+        for name, metrics in (
+            ("build", self._of_build),
+            ("watch", lambda: self._of_watch(self._client.statistics())),
+            ("queues", lambda: _of_queues(self._client.statistics())),
+            ("recording", lambda: _of_recording(self._client.statistics())),
+            ("writes", self._of_writes),
+            ("containment", lambda: _of_containment(self._client.containment)),
+            ("server", self._of_server),
+            ("executor", self._of_executor),
+            ("listeners", self._of_listeners),
+            ("log", self._of_log),
+        ):
+            yield from self._contained(name, metrics)
+
+    def _contained(self, name: str, metrics: Callable[[], Iterator[Metric]]) -> Iterator[Metric]:
+        """The metrics of one part; those before the one that failed, where one does."""
+        with self._client.containment.unit("metric", name):
+            yield from metrics()
+
+    def _of_build(self) -> Iterator[Metric]:
         info = GaugeMetricFamily("etcd_actions_build_info", "The version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
-        yield from self._of_watch(statistics)
-        yield from _of_queues(statistics)
-        yield from _of_recording(statistics)
-        yield from self._of_writes()
-        yield from _of_containment(self._client.containment)
+
+    def _of_listeners(self) -> Iterator[Metric]:
         yield from _of_listeners({name: read() for name, read in self.listeners.items()})
-        if self.server is not None:
-            yield from _of_server(self.server())
-        if self.executor is not None:
-            yield from _of_executor(self.executor())
+
+    def _of_log(self) -> Iterator[Metric]:
         if self.lines_dropped is not None:
             yield _counter(
                 "etcd_actions_log_lines_dropped",
                 "Writes to standard error that it did not take.",
                 self.lines_dropped(),
             )
+
+    def _of_server(self) -> Iterator[Metric]:
+        if self.server is not None:
+            yield from _of_server(self.server())
+
+    def _of_executor(self) -> Iterator[Metric]:
+        if self.executor is not None:
+            yield from _of_executor(self.executor())
 
     def _of_watch(self, statistics: ProcessorStatistics) -> Iterator[Metric]:
         reflector = statistics.reflector
@@ -203,6 +229,17 @@ class Metrics(Collector):
         )
         yield _gauge("etcd_group_commit_largest", "Most in one request.", writes.largest)
         yield _gauge("etcd_group_commit_waiting", "Transactions that wait.", writes.waiting)
+
+
+class _Alone(Collector):
+    """A registry of one metric."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        """See :class:`prometheus_client.registry.Collector`."""
+        yield self._metric
 
 
 def _of_queues(statistics: ProcessorStatistics) -> Iterator[Metric]:

@@ -51,6 +51,10 @@ PERMANENT: Final = frozenset({Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.UNI
 
 _TOO_LARGE: Final = ("larger than max", "larger than configured max")
 
+_ANSWER_TOO_LARGE: Final = "CLIENT: Received message"
+_LONGEST_MESSAGE: Final = 2_000
+"""Characters: what comes from outside is kept with each dead letter, and logged."""
+
 _UNSENT: Final = (
     "failed to connect to all addresses",
     "DNS resolution failed",
@@ -73,7 +77,12 @@ def meaning_of_call(code: int, details: str = "") -> Meaning:
     """
     if code in ACCEPTED:
         return Meaning.ACCEPTED
-    too_large = code == Code.RESOURCE_EXHAUSTED and any(text in details for text in _TOO_LARGE)
+    too_large = (
+        code == Code.RESOURCE_EXHAUSTED
+        and any(text in details for text in _TOO_LARGE)
+        # That is the answer, which this side did not take.
+        and not details.startswith(_ANSWER_TOO_LARGE)
+    )
     return Meaning.PERMANENT if too_large or code == Code.INVALID_ARGUMENT else Meaning.TRANSIENT
 
 
@@ -83,6 +92,8 @@ def error(meant: Meaning, code: int, message: str) -> RunServiceError:
         name = Code(code).name
     except ValueError:
         name = f"code {code}"
+    if len(message) > _LONGEST_MESSAGE:
+        message = message[:_LONGEST_MESSAGE] + " ..."
     text = f"{name}: {message}" if message else name
     if meant is Meaning.PERMANENT:
         return RunServiceRejected(text, code=code)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import trio
 
-from etcd_actions.errors import ConfigError
+from etcd_actions.containment import describe
+from etcd_actions.errors import ConfigError, RunServiceRejected
 from etcd_actions.etcd.connection import Tls
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.tls import explained, read_pem
@@ -23,6 +24,7 @@ from etcd_actions.run_service.target import parse_target
 from etcd_actions.run_service.unsettled import Unsettled
 
 _SERVICE = "/flyteidl2.workflow.InternalRunService/"
+_LARGEST_ANSWER = 16 * 1024 * 1024
 _MARGIN = 0.5
 """Seconds after its deadline in which a call may still be applied: the server counts from
 when it got it."""
@@ -78,7 +80,7 @@ async def open_run_service(
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
-        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_receive_message_length", _LARGEST_ANSWER),
         ("grpc.max_send_message_length", -1),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
@@ -134,15 +136,15 @@ class GrpcRunService:
             RunServiceUnavailable: It may be accepted when told again.
             RunServiceRejected: It never will.
         """
-        request = self._messages.record_action(update, action)
         what = f"RecordAction of {update.name}"
+        request = _written(what, lambda: self._messages.record_action(update, action))
         async with self._limit:
             try:
                 response = await self._call("RecordAction", request)
             except CallFailed as failure:
                 _check_failure(failure)
                 return
-        _check(response.status, what)
+        _check(response, request, what)
 
     async def update_action_status(self, update: ActionUpdate) -> None:
         """Tell a state of the action. Cancelled, it may have been told, or may still be.
@@ -155,7 +157,8 @@ class GrpcRunService:
             RunServiceUnavailable: It may be accepted when told again.
             RunServiceRejected: It never will.
         """
-        request = self._messages.update_action_status(update)
+        what = f"UpdateActionStatus of {update.name}"
+        request = _written(what, lambda: self._messages.update_action_status(update))
         while True:
             async with self._limit:
                 began = trio.current_time()
@@ -181,7 +184,7 @@ class GrpcRunService:
                 self._unsettled.note(
                     update.key, began + self._deadline + _MARGIN, now=trio.current_time()
                 )
-        _check(response.status, f"UpdateActionStatus of {update.name}")
+        _check(response, request, f"UpdateActionStatus of {update.name}")
 
     async def _ask(self, request: Any) -> Any:
         stream = self._streams.current() if self._streams is not None else None
@@ -196,17 +199,22 @@ class GrpcRunService:
     async def _call(self, method: str, request: Any) -> Any:
         stub = self._stubs.get(method)
         if stub is None:
-            stub = self._stubs[method] = self._channel.unary_unary(
-                _SERVICE + method,
-                request_serializer=_serialize,
-                response_deserializer=self._messages.answer(method).FromString,
-            )
-        future = stub.future(request, timeout=self._deadline)
+            stub = self._stubs[method] = self._channel.unary_unary(_SERVICE + method)
+        message = request.SerializeToString()
+        try:
+            future = stub.future(message, timeout=self._deadline)
+        except Exception as error:
+            raise CallFailed(method, Code.UNAVAILABLE, describe(error)) from error
         await finished(future, self._bell)
         code = future.code()
-        if code is grpc.StatusCode.OK:
-            return future.result()
-        raise CallFailed(method, Code[code.name], explained(future.details() or ""))
+        if code is not grpc.StatusCode.OK:
+            known = Code.__members__.get(code.name, Code.UNKNOWN)
+            raise CallFailed(method, known, explained(future.details() or ""))
+        try:
+            return self._messages.answer(method).FromString(future.result())
+        except Exception as error:
+            details = f"the answer cannot be read: {describe(error)}"
+            raise CallFailed(method, Code.INTERNAL, details) from error
 
     async def _close(self) -> None:
         if self._streams is not None:
@@ -233,13 +241,32 @@ def _channel(
     return grpc.secure_channel(str(target), credentials, options=options)
 
 
-def _serialize(message: Any) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
+def _written(what: str, write: Callable[[], Any]) -> Any:
+    """Make a message, and see that it can be sent.
+
+    Raises:
+        RunServiceRejected: It cannot, and another try would not help.
+    """
+    try:
+        message = write()
+        message.SerializeToString()
+    except MemoryError:
+        raise
+    except Exception as error:
+        text = f"{what}: it cannot be put into Flyte's message: {describe(error)}"
+        raise RunServiceRejected(text, code=Code.INVALID_ARGUMENT) from error
+    return message
 
 
-def _check(status: Any, what: str) -> None:
+def _check(response: Any, request: Any, what: str) -> None:
     """Raise for an answer that does not accept."""
+    if not response.ByteSize():
+        # Flyte's service names the action. Nothing at all may be anybody's answer.
+        raise codes.error(Meaning.TRANSIENT, Code.UNKNOWN, f"{what}: the answer is empty")
+    if response.HasField("action_id") and response.action_id.name != request.action_id.name:
+        other = response.action_id.name
+        raise codes.error(Meaning.TRANSIENT, Code.UNKNOWN, f"{what}: the answer is about {other!r}")
+    status = response.status
     meant = codes.meaning(status.code)
     if meant is not Meaning.ACCEPTED:
         raise codes.error(meant, status.code, f"{what}: {status.message}")

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
+from etcd_actions.containment import describe
 from etcd_actions.grpc_bridge import Bell
 from etcd_actions.run_service.codes import CallFailed, Code
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from flyteidl2.workflow.internal_run_service_pb2 import (
         UpdateActionStatusRequest,
         UpdateActionStatusResponse,
-        UpdateActionStatusStreamRequest,
         UpdateActionStatusStreamResponse,
     )
 
@@ -80,16 +80,17 @@ class StatusStream:
         self.answered = False
         self.failure: tuple[Code, str] | None = None
         self.thread_ended = trio.Event()
-        self._requests: queue.SimpleQueue[UpdateActionStatusStreamRequest | None] = (
-            queue.SimpleQueue()
-        )
-        method = channel.stream_stream(
-            _PATH,
-            request_serializer=pb.UpdateActionStatusStreamRequest.SerializeToString,
-            response_deserializer=pb.UpdateActionStatusStreamResponse.FromString,
-        )
-        self._call = method(iter(self._requests.get, None))
-        threading.Thread(target=self._read, name="run-service", daemon=True).start()
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._parse = pb.UpdateActionStatusStreamResponse.FromString
+        # Bytes go in and come out: what cannot be encoded or decoded is one action's trouble,
+        # and in gRPC's own threads it would be that of all on the stream.
+        self._call = channel.stream_stream(_PATH)(iter(self._requests.get, None))
+        try:
+            threading.Thread(target=self._read, name="run-service", daemon=True).start()
+        except RuntimeError:
+            self._call.cancel()
+            self._requests.put(None)
+            raise
 
     @property
     def unsupported(self) -> bool:
@@ -119,8 +120,10 @@ class StatusStream:
             CallFailed: The stream ended without the answer.
         """
         self._nonce += 1
+        # Before anything waits for it: it may be that it cannot be encoded.
+        message = self._message(request=request, nonce=self._nonce).SerializeToString()
         waiter = self._waiting[self._nonce] = _Waiter(trio.current_time())
-        self._requests.put(self._message(request=request, nonce=self._nonce))
+        self._requests.put(message)
         with trio.move_on_after(deadline):
             await waiter.done.wait()
         if waiter.response is not None:
@@ -146,10 +149,13 @@ class StatusStream:
         """The thread: hand over answers until the stream ends, however it ends."""
         code, details = Code.UNAVAILABLE, "the server ended the stream"
         try:
-            for answer in self._call:
-                self._bell.call_soon(_deliverer(self, answer))
+            for data in self._call:
+                self._bell.call_soon(_deliverer(self, self._parse(data)))
         except grpc.RpcError:
-            code, details = Code[self._call.code().name], self._call.details() or ""
+            code, details = _code_of(self._call.code()), self._call.details() or ""
+        except BaseException as error:
+            # A thread has no one who could catch it, and an answer may be anything.
+            code, details = Code.INTERNAL, f"an answer cannot be read: {describe(error)}"
         finally:
             self._bell.call_soon(lambda: self.close(code, details))
             self._bell.call_soon(self.thread_ended.set)
@@ -176,7 +182,17 @@ class StatusStream:
 def _deliverer(
     stream: StatusStream, answer: UpdateActionStatusStreamResponse
 ) -> Callable[[], None]:
-    return lambda: stream.deliver(answer)
+    def deliver() -> None:
+        try:
+            stream.deliver(answer)
+        except Exception as error:
+            stream.close(Code.INTERNAL, f"an answer cannot be read: {describe(error)}")
+
+    return deliver
+
+
+def _code_of(status: grpc.StatusCode) -> Code:
+    return Code.__members__.get(getattr(status, "name", ""), Code.UNKNOWN)
 
 
 class StatusStreams:
@@ -211,7 +227,20 @@ class StatusStreams:
         if self._stream is None:
             if trio.current_time() < self._reopen_at:
                 return None
-            self._stream = StatusStream(self._channel, self._bell, on_end=self._ended)
+            try:
+                self._stream = StatusStream(self._channel, self._bell, on_end=self._ended)
+            except Exception as error:
+                # There can be no more threads, say: calls of their own have to do.
+                self._failures += 1
+                delay = _REOPENING.delay(self._failures)
+                self._reopen_at = trio.current_time() + delay
+                _log.warning(
+                    "run_service_stream_broken",
+                    code=Code.UNAVAILABLE.name,
+                    details=describe(error),
+                    reopened_in=round(delay, 3),
+                )
+                return None
         return self._stream if self._stream.has_room() else None
 
     async def aclose(self) -> None:

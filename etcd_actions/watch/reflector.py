@@ -39,6 +39,12 @@ that were given out, read at their own revisions) are compared. When they disagr
 prefix is listed again, every present state is given out, new or not, and revisions may be
 lower than before: the one case in which the ``mod_revision`` of a key goes back.
 
+What is raised unexpectedly, by a response that cannot be used or by the sink, ends the stream
+and not the reflector. It is then not known which changes the sink has taken, so the present
+state is read from a list (reason ``failed``), compared with what was given out for sure, and
+the rest is given out, maybe for the second time. Until a stream has lived for a while after
+that, the reflector is parked in its :class:`~etcd_actions.containment.Containment`.
+
 Cancelling :meth:`Reflector.run` at any point leaves nothing behind.
 """
 
@@ -56,6 +62,7 @@ import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
+from etcd_actions.containment import Containment, describe
 from etcd_actions.errors import (
     Compacted,
     EtcdError,
@@ -68,6 +75,7 @@ from etcd_actions.errors import (
 )
 from etcd_actions.etcd.api import (
     Etcd,
+    Event,
     KeyRange,
     KeyValue,
     WatchCreate,
@@ -203,6 +211,7 @@ class Reflector:
             are given out.
         likely_prefix: What most keys begin with; see :func:`~etcd_actions.watch.ranges.split`.
         settings: See :class:`ReflectorSettings`.
+        containment: Where unexpected failures are counted; by default one of its own.
 
     Raises:
         ValueError: There are no ``keys``, or some overlap.
@@ -219,7 +228,12 @@ class Reflector:
         on_replaced: Callable[[], None] | None = None,
         likely_prefix: bytes = b"",
         settings: ReflectorSettings | None = None,
+        containment: Containment | None = None,
     ) -> None:
+        self._containment = containment or Containment()
+        self._failed = False
+        # What the sink was about to be given, and the keys known before or after that.
+        self._in_doubt: tuple[dict[bytes, int], Sequence[KeyValue]] | None = None
         self._etcd = etcd
         self._keys, *self._more_keys = _disjoint([keys] if isinstance(keys, KeyRange) else keys)
         self._sink = sink
@@ -288,16 +302,9 @@ class Reflector:
             began = trio.current_time()
             failure: EtcdError | None = None
             try:
-                if not self._synced:
-                    await self._list_first()
-                    self._synced = True
-                    task_status.started(self.revision)
-                await self._verify_store()
-                if self._suspicion:
-                    await self._relist()
-                await self._stream()
-            except* EtcdError as group:
-                failure = first_error(group)
+                failure = await self._follow(task_status)
+            except BaseException as error:
+                failure = self._contain(error)
             self._streaming = False
             if failure is None:
                 self._failures = 0
@@ -311,6 +318,40 @@ class Reflector:
             delay = self._settings.backoff.delay(self._failures)
             self._tell_failure(failure, delay)
             await trio.sleep(delay)
+
+    async def _follow(self, task_status: trio.TaskStatus[int]) -> EtcdError | None:
+        """List where that is needed, then watch one stream to its end; why it failed, if so."""
+        try:
+            if not self._synced:
+                await self._list_first()
+                self._synced = True
+                task_status.started(self.revision)
+            await self._verify_store()
+            if self._suspicion:
+                await self._relist()
+            await self._stream()
+        except* EtcdError as group:
+            failure = first_error(group)
+        else:
+            return None
+        return failure
+
+    def _contain(self, error: BaseException) -> EtcdError:
+        """Survive what nobody foresaw: list again, as if the last responses had not come."""
+        name = _text(self._keys.start)
+        contained = self._containment.caught("watch", name, error, parks=True)
+        self._failed = True
+        self._suspicion = self._suspicion or "failed"
+        if self._in_doubt is not None:
+            _doubt(*self._in_doubt)
+            self._in_doubt = None
+        return Unavailable(f"watch: {describe(contained)}")
+
+    def _heal(self) -> None:
+        """A stream has lived for a while: the failure is over."""
+        if self._failed:
+            self._failed = False
+            self._containment.forget("watch", _text(self._keys.start))
 
     def _tell_failure(self, failure: EtcdError, delay: float) -> None:
         """Log the first, the second, the fourth ... in a row: an outage may last for hours."""
@@ -327,7 +368,7 @@ class Reflector:
             self._suspicion = "replaced"
         elif newest.revision < done:
             self._suspicion = "went_back"
-        elif self._suspicion in ("", "unverifiable"):
+        elif self._suspicion in ("", "unverifiable", "failed"):
             self._suspicion = await self._hear_witnesses() or self._suspicion
         self._cluster_id = newest.cluster_id
         try:
@@ -385,17 +426,18 @@ class Reflector:
 
     async def _relist(self) -> None:
         """List everything: the store may be another one."""
-        if self._suspicion == "unverifiable" and not await self._list_oldest():
+        if self._suspicion in ("unverifiable", "failed") and not await self._list_history():
             self._suspicion = "replaced"
         if not self._suspicion:
             return
+        replaced = self._suspicion not in ("unverifiable", "failed")
         self._tell_relist(self._suspicion)
         known: dict[bytes, int] = {}
         for range_ in self._ranges:
             known.update(range_.known)
         self._ranges = self._unsplit(known)
-        self._last_put = self._last_delete = None
-        replaced = self._suspicion != "unverifiable"
+        if self._suspicion != "failed":
+            self._last_put = self._last_delete = None
         if replaced and self._on_replaced is not None:
             self._on_replaced()
         for range_ in self._ranges:
@@ -403,31 +445,37 @@ class Reflector:
         self._suspicion = ""
 
     def _tell_relist(self, reason: str, revision: int = 0) -> None:
-        log = _log.warning if reason == "unverifiable" else _log.error
+        log = _log.warning if reason in ("unverifiable", "failed") else _log.error
         log("listing_again", reason=reason, prefix=_text(self._keys.start), listing_at=revision)
         self._relists[reason] += 1
 
-    async def _list_oldest(self) -> bool:
-        """List at the oldest revision that can be read; whether that shows the same store.
+    async def _list_history(self) -> bool:
+        """List at the oldest revision that is of use; whether that shows the same store.
 
-        A state that only the compaction revision still has, the ending of an object that was
-        deleted after it, is seen there and nowhere else. What contradicts what was delivered is
-        of another store. Clears ``_suspicion`` when it is done. While compactions are faster
-        than the list, the newest states are all that can be had, and it stays as it is.
+        A state that only history still has, such as the ending of an object that was deleted
+        after it, is seen there and nowhere else. What contradicts what was delivered is of
+        another store. Clears ``_suspicion`` when it is done. While compactions are faster than
+        the list, the newest states are all that can be had, and it stays as it is.
         """
+        reason = self._suspicion
+        verify = reason == "unverifiable"
+        delivered = max(range_.resume.highest for range_ in self._ranges)
+        revision = max(delivered, *(range_.listed_at for range_ in self._ranges))
+        if verify:
+            revision = max(revision, await find_oldest_revision(self._etcd, self._keys))
         for _ in range(_LISTS_BEHIND_COMPACTIONS):
-            oldest = await find_oldest_revision(self._etcd, self._keys)
-            delivered = max(range_.resume.highest for range_ in self._ranges)
-            revision = max(oldest, delivered, *(range_.listed_at for range_ in self._ranges))
             try:
                 for range_ in self._ranges:
-                    if not await self._agrees(range_, revision):
+                    if verify and not await self._agrees(range_, revision):
                         return False
-                self._tell_relist("unverifiable", revision)
-                self._last_put = self._last_delete = None
+                self._tell_relist(reason, revision)
+                if verify:
+                    self._last_put = self._last_delete = None
                 for range_ in self._ranges:
                     await self._list(range_, revision)
             except* Compacted:
+                oldest = await find_oldest_revision(self._etcd, self._keys)
+                revision = max(revision, oldest)
                 _log.warning("history_compacted", listing_at=revision)
             else:
                 self._suspicion = ""
@@ -442,8 +490,9 @@ class Reflector:
         ) as pages:
             async for page in pages:
                 for kv in page.kvs:
-                    seen = abs(known.get(kv.key, 0))
-                    if kv.mod_revision < seen or seen < kv.mod_revision <= done:
+                    seen = known.get(kv.key, 0)
+                    # Of what is to be given out again it is not sure what was delivered.
+                    if seen >= 0 and not (kv.mod_revision == seen or kv.mod_revision > done):
                         return False
         return True
 
@@ -506,6 +555,7 @@ class Reflector:
                 self._heard = trio.current_time()
                 revision = range_.listed_at = page.revision
                 changes = []
+                taken: dict[bytes, int] = {}
                 for kv in page.kvs:
                     seen = known.get(kv.key)
                     if seen is not None:
@@ -515,13 +565,17 @@ class Reflector:
                         if kv.create_revision > abs(seen):
                             changes.append(_synthesised_delete(kv.key, kv.create_revision - 1))
                             seen = None
-                    known[kv.key] = kv.mod_revision
+                    taken[kv.key] = kv.mod_revision
                     kind = ChangeKind.ADDED if seen is None else ChangeKind.MODIFIED
                     changes.append(_listed(kv, kind))
+                self._in_doubt = (known, page.kvs)
                 self._give(changes)
-        self._give(
-            [_synthesised_delete(key, max(abs(known.pop(key)), revision)) for key in missing]
-        )
+                self._in_doubt = None
+                # Only now: what a failing sink did not take is given out by the next list.
+                known.update(taken)
+        self._give([_synthesised_delete(key, max(abs(known[key]), revision)) for key in missing])
+        for key in missing:
+            del known[key]
         range_.resume.restart(revision)
         return revision
 
@@ -615,6 +669,7 @@ class Reflector:
     def _give_events(self, range_: _Range, response: WatchResponse) -> None:
         events = range_.resume.accept(response.events, fragment=response.fragment)
         known = range_.known
+        self._in_doubt = (known, events)
         changes = []
         for event in events:
             key, version, revision = event.key, event.version, event.mod_revision
@@ -637,6 +692,7 @@ class Reflector:
                 )
             )
         self._give(changes)
+        self._in_doubt = None
 
     def _give(self, changes: list[Change]) -> None:
         if not changes:
@@ -725,6 +781,7 @@ class Reflector:
         dead_after = self._settings.dead_after
         while True:
             await trio.sleep(dead_after / 6)
+            self._heal()
             if self._progress_counts:
                 stream.request_progress()
             silence = trio.current_time() - self._heard
@@ -764,6 +821,24 @@ def _listed(kv: KeyValue, kind: ChangeKind) -> Change:
 
 def _synthesised_delete(key: bytes, revision: int) -> Change:
     return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, listed=True, synthesised=True)
+
+
+def _doubt(known: dict[bytes, int], taken: Sequence[KeyValue]) -> None:
+    """Note of changes that the sink may or may not have taken that they are to be given again.
+
+    A known revision is replaced by one just before the first of the changes, so that a list
+    finds all that happened since: a delete too, and another incarnation.
+    """
+    seen: set[bytes] = set()
+    for each in taken:
+        if each.key in seen:
+            continue
+        seen.add(each.key)
+        if isinstance(each, Event):
+            known[each.key] = -(each.mod_revision if each.version == 1 else each.mod_revision - 1)
+        else:
+            # From a list, whose keys become known after it was given out.
+            known.setdefault(each.key, -each.mod_revision)
 
 
 def _text(key: bytes) -> str:

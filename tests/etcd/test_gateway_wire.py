@@ -183,8 +183,8 @@ def test_answers(method: Rpc[Any, Any], message: Message, spaces: bool) -> None:
         body = b'{"result":%s}\n' % body
     _, from_message = grpc_wire.messages(method)
     result = gateway_wire.decode(method, body)
-    assert result == from_message(message)
-    assert repr(result) == repr(from_message(message))
+    assert result == from_message(message.SerializeToString())
+    assert repr(result) == repr(from_message(message.SerializeToString()))
 
 
 def test_watch_requests() -> None:
