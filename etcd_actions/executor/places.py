@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from etcd_actions.executor.attempt_clock import running_for
+
 STARTED: Final = "started"
 """Written by the process of an attempt, as the first thing that it does."""
 EXIT: Final = "exit"
@@ -87,6 +89,10 @@ class AttemptPlace:
         with suppress(OSError, ValueError):
             return int((self.path / EXIT).read_text())
         return None
+
+    def running_for(self) -> float | None:
+        """Seconds since the attempt began, across restarts of ours; None where it did not."""
+        return running_for(self.path, self.path / STARTED)
 
     def write_request(self, request: dict[str, Any]) -> Path:
         """Leave what is to be run; it holds the environment, so nobody else may read it."""
