@@ -11,22 +11,15 @@ with a back-off, for as long as it is not over.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 
 import structlog
 import trio
 
-from etcd_actions.actions.status import ActionStatus
 from etcd_actions.actions.stored import StoredTaskAction
-from etcd_actions.backoff import Backoff
 from etcd_actions.claims import Claims
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import (
-    ActionError,
     ClaimLost,
-    DecodeError,
     EtcdError,
     FailedPrecondition,
     InvalidArgument,
@@ -35,109 +28,34 @@ from etcd_actions.errors import (
 )
 from etcd_actions.executor.action_run import ActionRun, Callbacks, Work
 from etcd_actions.executor.ages import Ages
-from etcd_actions.executor.attempt import Attempts
 from etcd_actions.executor.attempts_port import AttemptsPort
 from etcd_actions.executor.board import Board
 from etcd_actions.executor.clock import Clock
 from etcd_actions.executor.command import check_uid
 from etcd_actions.executor.conditions import Conditions
-from etcd_actions.executor.fork_server import open_fork_server
+from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
+from etcd_actions.executor.intake import Intake, Taker
 from etcd_actions.executor.places import AttemptPlace
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.room import Room
 from etcd_actions.executor.schedule import Alarm, Due, Schedule
 from etcd_actions.executor.settings import ExecutorSettings
-from etcd_actions.executor.updates import gone, named_by_key, place_of, update_of
+from etcd_actions.executor.statistics import ExecutorStatistics
+from etcd_actions.executor.visits import Host, Visits
 from etcd_actions.model import ActionUpdate, Phase
 
-_BACKOFF = Backoff(initial=0.2, cap=5.0)
-_PARKED = Backoff(initial=0.2, cap=30.0)
 _NOT_BEGUN = (Phase.UNSPECIFIED, Phase.QUEUED)
-# How often it may be so, between two looks, that an action is not what it was.
-_PATIENCE = 3
-# So many objects are looked at, at once.
-_VISITORS = 16
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExecutorStatistics:
-    """What an executor does and has done.
+class Executor:
+    """Made by :func:`~etcd_actions.executor.open_executor`, which runs its loops under boundaries.
 
     Attributes:
-        running: Number of actions that it attends to.
-        waiting: How many of them wait for children, and hold no slot.
-        open_actions: Number of actions that are not over.
-        started: Number of attempts that it started.
-        adopted: Number of attempts that another executor had started.
-        ended: Number of actions that it ended, by phase.
-        retries: Number of attempts that were followed by another one.
+        intake: What takes in the states of actions.
+        visits: What looks at the objects of actions that wait.
     """
-
-    running: int
-    waiting: int
-    open_actions: int
-    started: int
-    adopted: int
-    ended: dict[str, int]
-    retries: int
-
-
-@asynccontextmanager
-async def open_executor(
-    client: ActionsClient, settings: ExecutorSettings
-) -> AsyncIterator[Executor]:
-    """Run actions for as long as the context lasts.
-
-    Leaving it lets the processes that run live on: whoever looks next finds them. The client
-    should watch.
-
-    Args:
-        client: How actions are followed and reported on; it must live longer. What goes wrong
-            with an action is contained by its ``containment``.
-        settings: See :class:`ExecutorSettings`.
-
-    Raises:
-        EtcdError: etcd cannot be asked.
-    """
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    async with AsyncExitStack() as stack:
-        fork_server = None
-        if settings.fork_server:
-            fork_server = await stack.enter_async_context(
-                open_fork_server(settings.python, settings.state_dir)
-            )
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        attempts = Attempts(fork_server, nursery, settings.kill_grace)
-        yield await stack.enter_async_context(
-            open_executor_with(client, settings, attempts, Clock())
-        )
-        nursery.cancel_scope.cancel("the executor is left")
-
-
-@asynccontextmanager
-async def open_executor_with(
-    client: ActionsClient, settings: ExecutorSettings, attempts: AttemptsPort, clock: Clock
-) -> AsyncIterator[Executor]:
-    """The same, with something else that starts processes, and another clock."""
-    async with (
-        client.open_claims(ttl=settings.claim_ttl) as claims,
-        trio.open_nursery() as nursery,
-    ):
-        executor = Executor(client, claims, attempts, settings, nursery, clock)
-        keep = client.containment.keep
-        nursery.start_soon(keep, "executor", "updates", executor.follow)
-        nursery.start_soon(keep, "executor", "schedule", executor.schedule)
-        nursery.start_soon(keep, "executor", "claims", executor.look_again)
-        for number in range(_VISITORS):
-            nursery.start_soon(keep, "executor", f"visitor {number}", executor.visit)
-        yield executor
-        nursery.cancel_scope.cancel("the executor is left")
-
-
-class Executor:
-    """Made by :func:`open_executor`."""
 
     def __init__(
         self,
@@ -158,8 +76,19 @@ class Executor:
         self._board = Board()
         self._ages = Ages(clock)
         self._schedule = Schedule()
-        self._reports = Reports(client, self._note_action)
-        self._conditions = Conditions(client, self._reports, self._note_action, clock, self._ages)
+        self._failures = Failures(clock)
+        self.intake = Intake(
+            client,
+            clock,
+            Taker(
+                take_in=self._take_in,
+                known=self._known,
+                synced=self._after_snapshot,
+                failed=self._not_taken,
+            ),
+        )
+        note = self.intake.note_action
+        self._reports = Reports(client, note)
         self._room = Room(
             self._board,
             settings.slots,
@@ -176,19 +105,29 @@ class Executor:
             clock,
             self._ages,
             Callbacks(
-                note=self._note_action,
+                note=note,
                 began=self._room.began,
                 healed=self._heal,
                 expires=lambda name, when: self._schedule.at(Due.EXPIRED, name, when),
             ),
         )
+        self.visits = Visits(
+            client,
+            self._board,
+            self._schedule,
+            self._failures,
+            Conditions(client, self._reports, note, clock, self._ages),
+            clock,
+            Host(
+                note=note,
+                limits=self._runs.limits,
+                is_attended=lambda name: name in self._work,
+                ring=self._ring,
+            ),
+        )
         self._work: dict[str, Work] = {}
-        # How often in a row something failed for an action.
-        self._failures: dict[str, int] = {}
         # Of what is parked while its process runs.
         self._left_running: dict[str, AttemptPlace] = {}
-        self._untaken: dict[str, ActionUpdate] = {}
-        self._to_visit, self._visits = trio.open_memory_channel[str](math.inf)
         self._synced = False
         self._bell = trio.Event()
         self._rings_at = math.inf
@@ -204,27 +143,6 @@ class Executor:
             ended=dict(self._reports.ended),
             retries=self._runs.retries,
         )
-
-    async def follow(self) -> None:
-        """Take in all that happens to actions; runs under a boundary that calls it again."""
-        seen: set[str] = set()
-        listing = True
-        async with self._client.subscribe_all() as updates:
-            async for item in updates:
-                if isinstance(item, ActionUpdate):
-                    if listing:
-                        seen.add(place_of(item)[1])
-                    self._note(item)
-                    continue
-                known = [self._board.get(name) for name in self._board.names()]
-                before = [each.update for each in known if each is not None]
-                for update in gone(before, seen, item.revision):
-                    self._note(update)
-                seen.clear()
-                listing = False
-                self._synced = True
-                self._ring()
-        raise UpdatesEnded("no more updates come, though the executor goes on")
 
     async def schedule(self) -> None:
         """Start what there is room for, whenever something changes."""
@@ -258,36 +176,17 @@ class Executor:
                 self._admit(name, examine=True)
             self._ring()
 
-    async def visit(self) -> None:
-        """Look at the objects of actions that wait, one after the other."""
-        async for name in self._visits:
-            known = self._board.get(name)
-            if known is None or name in self._work:
-                continue
-            with self._containment.unit("action", self._identity(name), parks=True) as unit:
-                if known.is_condition:
-                    await self._serve_condition(name, known.update)
-                else:
-                    await self._queue(name, known.update)
-            if unit.failed:
-                self._visit_later(name, _PARKED)
+    def _known(self) -> list[ActionUpdate]:
+        known = (self._board.get(name) for name in self._board.names())
+        return [each.update for each in known if each is not None]
 
-    def _note(self, update: ActionUpdate) -> None:
-        """Take in a state; one that cannot be taken in is tried again."""
-        namespace, name = place_of(update)
-        if namespace != self._client.namespace:
-            return
-        with self._containment.unit("update", self._identity(name), parks=True) as unit:
-            self._take_in(named_by_key(update))
-        self._untaken.pop(name, None)
-        if unit.failed and not isinstance(unit.error, InvalidArgument):
-            self._untaken[name] = update
-            again = self._clock.monotonic() + self._delay(name, _PARKED)
-            self._schedule.at(Due.NOTE, name, again)
-            self._ring()
+    def _after_snapshot(self) -> None:
+        self._synced = True
+        self._ring()
 
-    def _note_action(self, action: StoredTaskAction) -> None:
-        self._note(update_of(action))
+    def _not_taken(self, name: str, again: float) -> None:
+        self._schedule.at(Due.NOTE, name, again)
+        self._ring()
 
     def _take_in(self, update: ActionUpdate) -> None:
         name = update.name
@@ -309,7 +208,7 @@ class Executor:
         """Nothing is to be done for an action any more."""
         self._schedule.drop(name)
         self._ages.drop(name)
-        self._failures.pop(name, None)
+        self._failures.drop(name)
         self._containment.forget("action", self._identity(name))
         if (work := self._work.get(name)) is not None:
             work.ended_elsewhere.set()
@@ -330,7 +229,7 @@ class Executor:
         if known.is_condition:
             # Once: from then on alarms do, and news where it could not be dealt with.
             if first or name in self._failures:
-                self._to_visit.send_nowait(name)
+                self.visits.add(name)
         elif examine or (first and not self._synced) or known.update.phase not in _NOT_BEGUN:
             self._schedule.examine(name)
         elif self._schedule.is_ready(name):
@@ -345,18 +244,17 @@ class Executor:
             with self._containment.unit("action", self._identity(alarm.name)) as unit:
                 self._wake(alarm)
             if unit.failed:
-                self._schedule.at(alarm.due, alarm.name, now + self._delay(alarm.name, _PARKED))
+                self._schedule.at(alarm.due, alarm.name, self._failures.again(alarm.name, PARKED))
         while (name := self._schedule.first()) is not None and await self._room.has_room():
             if not self._schedule.is_ready(name):
                 continue
             with self._containment.unit("action", self._identity(name)) as unit:
                 self._begin(name)
             if unit.failed:
-                until = self._clock.monotonic() + self._delay(name, _PARKED)
-                self._schedule.delay(name, until, wakes=True)
+                self._schedule.delay(name, self._failures.again(name, PARKED), wakes=True)
         for name in self._schedule.take_unvisited():
             if name not in self._failures:
-                self._to_visit.send_nowait(name)
+                self.visits.add(name)
 
     async def _examine(self) -> None:
         """Attend at once to what was started already: it has its process."""
@@ -378,14 +276,13 @@ class Executor:
     def _wake(self, alarm: Alarm) -> None:
         name = alarm.name
         if alarm.due is Due.NOTE:
-            if (update := self._untaken.get(name)) is not None:
-                self._note(update)
+            self.intake.again(name)
             return
         known = self._board.get(name)
         if known is None or name in self._work:
             return
         if alarm.due is Due.VISIT:
-            self._to_visit.send_nowait(name)
+            self.visits.add(name)
         elif alarm.due is Due.AGAIN:
             self._admit(name)
         elif not self._schedule.is_elsewhere(name):
@@ -395,7 +292,7 @@ class Executor:
     def _begin(self, name: str) -> None:
         self._schedule.begin(name)
         self._left_running.pop(name, None)
-        work = self._work[name] = Work(name, self._failures.get(name, 0))
+        work = self._work[name] = Work(name, self._failures.count(name))
         self._room.enter(name)
         self._nursery.start_soon(self._do, work)
 
@@ -419,7 +316,7 @@ class Executor:
 
     def _put_back(self, work: Work, *, done: bool, failed: bool) -> None:
         """An action that was attended to and is not over goes on later."""
-        name, now = work.name, self._clock.monotonic()
+        name = work.name
         known = self._board.get(name)
         if failed and work.place is not None:
             if known is None:
@@ -427,17 +324,18 @@ class Executor:
             else:
                 self._left_running[name] = work.place
         if known is None:
-            self._failures.pop(name, None)
+            # It has ended meanwhile: nobody else will say that it is not parked.
+            self._heal(name)
         elif failed:
-            self._schedule.delay(name, now + self._delay(name, _PARKED), wakes=True)
+            self._schedule.delay(name, self._failures.again(name, PARKED), wakes=True)
         elif work.elsewhere:
             self._schedule.elsewhere(name)
         elif work.not_before is not None:
-            self._failures.pop(name, None)
+            self._failures.drop(name)
             self._schedule.delay(name, work.not_before, wakes=False)
         elif done:
             # It is not what was expected: its news is on its way.
-            self._schedule.delay(name, now + self._delay(name, _BACKOFF), wakes=True)
+            self._schedule.delay(name, self._failures.again(name, DELAYED), wakes=True)
         else:
             self._admit(name, examine=True)
 
@@ -457,7 +355,7 @@ class Executor:
                 failures += 1
                 if failures & (failures - 1) == 0:
                     _log.warning("action_delayed", action=work.name, error=str(error))
-                await trio.sleep(_BACKOFF.delay(failures))
+                await trio.sleep(DELAYED.delay(failures))
             except ClaimLost as error:
                 _log.info("action_left", action=work.name, reason=str(error))
                 work.elsewhere = True
@@ -467,7 +365,7 @@ class Executor:
                 # It was ended or deleted by somebody else, of which news is to come.
                 _log.info("action_left", action=work.name, reason=str(error))
                 await self._end_process(work)
-                if self._board.get(work.name) is not None and work.failures >= _PATIENCE:
+                if self._board.get(work.name) is not None and work.failures >= PATIENCE:
                     raise
                 return
             else:
@@ -504,65 +402,11 @@ class Executor:
                 else:
                     return
             failures += 1
-            await trio.sleep((_PARKED if unit.failed else _BACKOFF).delay(failures))
+            await trio.sleep((PARKED if unit.failed else DELAYED).delay(failures))
         self._containment.forget("abort", self._identity(name))
 
-    async def _queue(self, name: str, update: ActionUpdate) -> None:
-        """Say of an action that it waits for a slot, and learn for how long it may."""
-        try:
-            action = await self._client.get_task_action(update.action_id)
-            if action.phase is Phase.UNSPECIFIED:
-                action = await self._client.put_status(
-                    update.action_id, max(action.status.attempts, 1), ActionStatus(Phase.QUEUED)
-                )
-            self._note_action(action)
-            ends = self._runs.limits(action, name).waiting_ends()
-        except (InvalidArgument, DecodeError) as error:
-            # It needs no slot to be told so.
-            _log.debug("not_queued", action=name, reason=str(error))
-            ends = self._clock.monotonic()
-        except ActionError as error:
-            # It is over: whoever starts it says so.
-            _log.debug("not_queued", action=name, reason=str(error))
-            return
-        except EtcdError as error:
-            _log.debug("not_queued", action=name, reason=str(error))
-            self._visit_later(name, _BACKOFF)
-            return
-        if name not in self._work and self._board.get(name) is not None:
-            self._schedule.at(Due.EXPIRED, name, ends)
-            self._ring()
-
-    async def _serve_condition(self, name: str, update: ActionUpdate) -> None:
-        try:
-            again = await self._conditions.serve(name, update.action_id)
-        except (NotFound, FailedPrecondition) as error:
-            # It was signalled, aborted or deleted meanwhile: news of it is to come.
-            _log.debug("condition_left", action=name, reason=str(error))
-            if self._failures.get(name, 0) >= _PATIENCE:
-                raise
-            self._visit_later(name, _BACKOFF)
-        except EtcdError as error:
-            _log.debug("condition_delayed", action=name, error=str(error))
-            self._visit_later(name, _BACKOFF)
-        else:
-            self._failures.pop(name, None)
-            if self._board.get(name) is not None:
-                self._schedule.at(Due.VISIT, name, again)
-                self._ring()
-
-    def _visit_later(self, name: str, backoff: Backoff) -> None:
-        if self._board.get(name) is not None:
-            self._schedule.at(Due.VISIT, name, self._clock.monotonic() + self._delay(name, backoff))
-            self._ring()
-
-    def _delay(self, name: str, backoff: Backoff) -> float:
-        """How long to wait after one more failure of an action."""
-        failures = self._failures[name] = self._failures.get(name, 0) + 1
-        return backoff.delay(failures)
-
     def _heal(self, name: str) -> None:
-        self._failures.pop(name, None)
+        self._failures.drop(name)
         self._containment.forget("action", self._identity(name))
 
     def _ring(self) -> None:
@@ -586,10 +430,6 @@ class Executor:
 
     def _identity(self, name: str) -> str:
         return f"{self._client.namespace}/{name}"
-
-
-class UpdatesEnded(Exception):
-    """The subscription to all actions ended by itself."""
 
 
 def _started(places: dict[str, AttemptPlace | None]) -> set[str]:
