@@ -1,7 +1,8 @@
 """When actions and their attempts began to count, on the monotonic clock.
 
-The wall clock is asked once, when an action is seen for the first time: how old it is then. From
-then on its age grows with the monotonic clock, whatever the wall clock is set to.
+What is seen as it comes is new. Only of what was there before, when the executor began to look, the
+wall clock is asked once: how old it is. From then on its age grows with the monotonic clock,
+whatever the wall clock is set to.
 """
 
 from __future__ import annotations
@@ -33,14 +34,22 @@ class Ages:
         self._clock = clock
         self._ages: dict[str, _Age] = {}
 
-    def note(self, name: str, update: ActionUpdate) -> None:
-        """Take in a state of an action."""
+    def note(self, name: str, update: ActionUpdate, *, live: bool) -> None:
+        """Take in a state of an action.
+
+        Args:
+            name: Which action.
+            update: The state.
+            live: Whether it is told as it comes, so that an unknown action is a new one.
+        """
         now, attempt = self._clock.monotonic(), max(update.attempts, 1)
         age = self._ages.get(name)
         if age is None or age.uid != update.uid:
-            created = now - age_of(
-                update.creation_timestamp, "metadata.creationTimestamp", self._clock.wall()
-            )
+            created = now
+            if not live:
+                created -= age_of(
+                    update.creation_timestamp, "metadata.creationTimestamp", self._clock.wall()
+                )
             queued = created if attempt == 1 else None
             self._ages[name] = _Age(update.uid, created, attempt, queued)
         elif attempt > age.attempt:

@@ -188,7 +188,7 @@ class Executor:
         self._schedule.at(Due.NOTE, name, again)
         self._ring()
 
-    def _take_in(self, update: ActionUpdate) -> None:
+    def _take_in(self, update: ActionUpdate, live: bool) -> None:
         name = update.name
         before = self._board.get(name)
         uid = None if before is None else before.update.uid
@@ -200,7 +200,7 @@ class Executor:
         if known is None or uid not in (None, known.update.uid):
             self._over(name)
         if known is not None:
-            self._ages.note(name, update)
+            self._ages.note(name, update, live=live)
             self._admit(name, first=uid != known.update.uid)
         self._ring()
 

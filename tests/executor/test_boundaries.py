@@ -224,9 +224,9 @@ async def test_a_loop_that_fails_goes_on(
         else:
             place_of = executor.intake.note
 
-            def note(update: ActionUpdate) -> None:
+            def note(update: ActionUpdate, *, live: bool = False) -> None:
                 fail_once()
-                place_of(update)
+                place_of(update, live=live)
 
             monkeypatch.setattr(executor.intake, "note", note)
         await bench.enqueue(VICTIM)

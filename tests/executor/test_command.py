@@ -205,14 +205,15 @@ TEMPLATES: st.SearchStrategy[TaskTemplate] = st.builds(
 def test_any_spec_gives_a_command_or_the_field_that_is_wrong(
     spec: dict[str, object], given: TaskTemplate, attempt: int
 ) -> None:
-    field = ""
+    found: Command | InvalidArgument
     try:
-        command = build_command(action(**spec), given, attempt, SETTINGS)
+        found = build_command(action(**spec), given, attempt, SETTINGS)
     except InvalidArgument as error:
-        field = error.field
-    if field:
-        assert field.startswith(("spec.", "metadata."))
+        found = error
+    if isinstance(found, InvalidArgument):
+        assert found.field.startswith(("spec.", "metadata."))
         return
+    command = found
     # What the operating system takes.
     for text in (*command.arguments, *command.environment.values(), str(command.outputs)):
         assert b"\0" not in os.fsencode(text)

@@ -203,11 +203,11 @@ def stored(attempts: int, occurred_at: str) -> TaskAction:
 def test_ages_do_not_depend_on_the_wall_clock_once_seen(step: float) -> None:
     clock = Hands()
     ages = Ages(clock)
-    ages.note("r1-a0", update())
+    ages.note("r1-a0", update(), live=False)
     assert ages.created("r1-a0") == 40.0
     clock.walls += step
     clock.monotonics += 5
-    ages.note("r1-a0", update(attempts=2))
+    ages.note("r1-a0", update(attempts=2), live=True)
     assert ages.created("r1-a0") == 40.0
     assert ages.queued("r1-a0", stored(2, "1970-01-01T00:00:00Z")) == 55.0
     clock.monotonics += 5
@@ -217,9 +217,16 @@ def test_ages_do_not_depend_on_the_wall_clock_once_seen(step: float) -> None:
 def test_an_attempt_that_began_before_it_was_seen_has_the_age_that_its_history_says() -> None:
     clock = Hands()
     ages = Ages(clock)
-    ages.note("r1-a0", update(attempts=3))
+    ages.note("r1-a0", update(attempts=3), live=False)
     assert ages.queued("r1-a0", stored(3, "1970-01-12T13:46:35Z")) == 45.0
     clock.walls += 1e6
     assert ages.queued("r1-a0", stored(3, "1970-01-12T13:46:35Z")) == 45.0
-    ages.note("r1-a0", update(attempts=1, uid="another"))
+    ages.note("r1-a0", update(attempts=1, uid="another"), live=True)
     assert ages.queued("r1-a0", stored(1, "")) == ages.created("r1-a0")
+
+
+def test_what_is_seen_as_it_comes_is_new_whatever_its_creators_clock_says() -> None:
+    clock = Hands()
+    ages = Ages(clock)
+    ages.note("r1-a0", update(created="1970-01-01T00:00:00Z"), live=True)
+    assert ages.created("r1-a0") == clock.monotonics
