@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
+from etcd_actions.containment import Containment
 from etcd_actions.errors import EtcdError, LeaseNotFound, OutcomeUnknown
 from etcd_actions.etcd.api import (
     Compare,
@@ -70,7 +71,7 @@ class _Stored(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def open_claims(
-    etcd: Etcd, store: Store, keys: Keyspace, *, ttl: int
+    etcd: Etcd, store: Store, keys: Keyspace, *, ttl: int, containment: Containment
 ) -> AsyncIterator[Claims]:
     """Make claims for as long as the context lasts; leaving it lets all of them go.
 
@@ -79,6 +80,7 @@ async def open_claims(
         store: Where they are written.
         keys: Under which keys.
         ttl: Seconds after which the claims of a process that fell silent are free again.
+        containment: The boundary of the renewal.
 
     Raises:
         EtcdError: etcd gave no lease.
@@ -87,7 +89,7 @@ async def open_claims(
     await claims._begin()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(claims._renew)
+            nursery.start_soon(containment.keep, "claims", "renewal", claims._renew)
             yield claims
             nursery.cancel_scope.cancel("the claims are left")
     finally:

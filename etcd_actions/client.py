@@ -346,7 +346,9 @@ class ActionsClient:
         Args:
             ttl: Seconds after which the claims of a process that fell silent are free again.
         """
-        return open_claims(self._etcd, self._store, self._keys, ttl=ttl)
+        return open_claims(
+            self._etcd, self._store, self._keys, ttl=ttl, containment=self.containment
+        )
 
     async def unsubscribe(self, subscription: AnySubscription) -> None:
         """End a subscription: its reader gets what is pending, then the end. Twice is fine.

@@ -6,6 +6,7 @@ started, and of which start that was. Without it the wall clock decides.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import suppress
@@ -61,7 +62,7 @@ def _began(directory: Path) -> float | None:
         descriptor = os.open(directory / CLOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             began, _, boot = file.read(200).decode().partition(" ")
-        if boot.strip() == _boot_id():
+        if boot.strip() == _boot_id() and math.isfinite(float(began)):
             return min(float(began), boot_time())
     return None
 

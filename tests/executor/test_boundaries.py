@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from etcd_actions import ActionId, ActionUpdate, Phase
+from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor import action_run, command, outcome, room
 from etcd_actions.executor.board import Board
 from etcd_actions.executor.conditions import Conditions
@@ -280,3 +281,26 @@ async def test_a_measurement_that_fails_is_none(
         for name in ("one", "two"):
             await until(bench.client, ActionId("p", "d", name, "a0", "o"), Phase.RUNNING)
     assert bench.client.containment.failures["measurement"] >= 1
+
+
+@pytest.mark.parametrize("error", UNEXPECTED)
+async def test_a_renewal_of_the_claims_that_fails_is_done_again(
+    bench: Bench, etcd: Etcd, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewals: list[int] = []
+    keep_alive = etcd.lease_keep_alive
+
+    async def fail_once(lease: int) -> Any:
+        renewals.append(lease)
+        if len(renewals) == 1:
+            raise error
+        return await keep_alive(lease)
+
+    monkeypatch.setattr(etcd, "lease_keep_alive", fail_once)
+    async with bench.executor():
+        await bench.enqueue(VICTIM)
+        await until(bench.client, VICTIM, Phase.RUNNING)
+        await eventually(lambda: len(renewals) >= 2)
+        bench.attempts.finish("victim-a0")
+        assert (await until(bench.client, VICTIM)).phase is Phase.SUCCEEDED
+    assert bench.client.containment.failures == {"claims": 1}

@@ -126,6 +126,7 @@ MARK = {HOST_MARK: "true"}
         # A task of a plugin of the SDK, and an image: both as any Python task.
         (template(*SDK, kind="core-sleep"), True),
         (template(*SDK, kind="sandboxed-python"), True),
+        (template(*SDK, kind="actor"), True),
         (template("/usr/bin/a0", *SDK[1:], kind="spark"), True),
         (template("rm", "-rf", "/data", kind="raw-container"), False),
         (template(*SDK, kind="raw-container"), False),
