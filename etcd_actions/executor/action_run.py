@@ -15,7 +15,7 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
 from etcd_actions.executor.ages import Ages
 from etcd_actions.executor.attempt_clock import note_beginning
-from etcd_actions.executor.attempts_port import AttemptsPort, begin
+from etcd_actions.executor.attempts_port import AttemptsPort, begin, is_of_machine
 from etcd_actions.executor.clock import Clock
 from etcd_actions.executor.command import Command, build_command, check_uid
 from etcd_actions.executor.limits import DEADLINE, RUN_TOO_LONG, Limits
@@ -239,7 +239,10 @@ class ActionRun:
             action, outcome = await self._follow_process(action, attempt, claim, work)
         finally:
             self._attempts.forget(place)
-        place.shorten_log(self._settings.log_bytes)
+        try:
+            place.shorten_log(self._settings.log_bytes)
+        except OSError as error:
+            _log.warning("log_not_shortened", action=work.name, error=str(error))
         if outcome is None:
             # Ended by somebody else: the process is gone, and the object says the rest.
             return await self._client.get_task_action(action.action_id)
@@ -309,14 +312,24 @@ class ActionRun:
             running = await self._report(action, attempt.number, Phase.RUNNING, claim)
         if over and not ended.is_set():
             return running or action, Outcome(too_long, too_long.code == RUN_TOO_LONG)
-        outcome = await trio.to_thread.run_sync(
-            outcome_of,
-            place,
-            attempt.command.outputs,
-            limiter=self._threads,
-            abandon_on_cancel=True,
-        )
-        return running or action, outcome
+        return running or action, await self._outcome(attempt)
+
+    async def _outcome(self, attempt: _Attempt) -> Outcome:
+        """Look at what an attempt left; what nobody can make sense of is a failure, too."""
+        try:
+            return await trio.to_thread.run_sync(
+                outcome_of,
+                attempt.place,
+                attempt.command.outputs,
+                limiter=self._threads,
+                abandon_on_cancel=True,
+            )
+        except (OSError, ValueError, OverflowError) as error:
+            if isinstance(error, OSError) and is_of_machine(error):
+                raise
+            message = f"what the attempt left cannot be read: {error}"
+            state = ErrorState(code="OutcomeUnreadable", kind="SYSTEM", message=message)
+            return Outcome(state, True)
 
     async def _report(
         self,

@@ -49,7 +49,9 @@ def note_beginning(directory: Path, seconds: float) -> None:
     text = f"{boot_time() - seconds:.3f} {_boot_id()}\n"
     new = directory / f"{CLOCK}.new"
     try:
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        # Never through a link, and never waiting: its task can reach the directory.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(new, flags, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
         new.replace(directory / CLOCK)

@@ -54,6 +54,11 @@ _MACHINE: Final = frozenset(
 )
 
 
+def is_of_machine(error: OSError) -> bool:
+    """Whether the machine lacks something: whoever asked for it is not to blame."""
+    return error.errno in _MACHINE
+
+
 async def begin(attempts: AttemptsPort, place: AttemptPlace, command: Command) -> None:
     """Start an attempt unless it was started before.
 
@@ -63,7 +68,7 @@ async def begin(attempts: AttemptsPort, place: AttemptPlace, command: Command) -
     try:
         await attempts.begin(place, command)
     except OSError as error:
-        by_machine = error.errno in _MACHINE
+        by_machine = is_of_machine(error)
         state = ErrorState(
             code="NotStarted",
             kind="SYSTEM" if by_machine else "USER",

@@ -8,13 +8,16 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from flyteidl2.actions.actions_service_pb2 import Action
 
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.errors import RequestTooLarge
 from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.executor import action_run
 from etcd_actions.executor.attempt_clock import CLOCK, note_beginning
+from etcd_actions.executor.board import Board
 from etcd_actions.executor.not_started import NotStarted
 from etcd_actions.executor.places import STARTED, AttemptPlace
 from etcd_actions.model import ErrorState
@@ -104,6 +107,11 @@ def test_for_how_long_an_attempt_runs_is_known_without_its_clock(tmp_path: Any) 
     note_beginning(place.path, 5)
     (place.path / CLOCK).rmdir()
     os.mkfifo(place.path / CLOCK)
+    assert place.running_for() == 0
+    (place.path / f"{CLOCK}.new").unlink(missing_ok=True)
+    os.mkfifo(place.path / f"{CLOCK}.new")
+    note_beginning(place.path, 5)
+    (place.path / f"{CLOCK}.new").unlink()
     assert place.running_for() == 0
     note_beginning(place.path, 5)
     ran = place.running_for()
@@ -363,6 +371,40 @@ async def test_a_spec_that_cannot_be_run_fails(
     assert bench.parked() == []
 
 
+async def test_one_action_that_no_process_can_be_made_of_ends_alone(bench: Bench) -> None:
+    """As callers enqueue them, and again at a restart."""
+
+    def nul(action: Action) -> None:
+        action.task.spec.task_template.container.args.append("a\0b")
+
+    def equals(action: Action) -> None:
+        action.task.spec.task_template.container.env.add(key="a=b", value="c")
+
+    def container(action: Action) -> None:
+        action.task.spec.task_template.type = "raw-container"
+
+    def negative(action: Action) -> None:
+        action.task.spec.task_template.metadata.timeouts.deadline.seconds = -(2**63)
+
+    def endless(action: Action) -> None:
+        action.task.spec.task_template.metadata.retries.backoff.factor = float("nan")
+
+    changes = [nul, equals, container, negative, endless]
+    for number, change in enumerate(changes[:3]):
+        await bench.enqueue(ActionId("p", "d", f"run{number}", "a0", "o"), change=change)
+    async with bench.executor():
+        await bench.enqueue(OTHER)
+        for number, change in enumerate(changes[3:], start=3):
+            await bench.enqueue(ActionId("p", "d", f"run{number}", "a0", "o"), change=change)
+        for number in range(len(changes)):
+            action_id = ActionId("p", "d", f"run{number}", "a0", "o")
+            phase, error = await error_of(bench.client, action_id)
+            assert (phase, error.code, error.kind) == (Phase.FAILED, "InvalidSpec", "USER")
+            assert error.message.startswith("spec.taskTemplate.")
+        await until(bench.client, OTHER, Phase.RUNNING)
+    assert bench.client.containment.failures == {}
+
+
 async def test_a_time_that_overflows_is_no_limit(bench: Bench) -> None:
     """315576000000 s is what a Duration can hold."""
     most = 315_576_000_000
@@ -446,6 +488,30 @@ async def test_an_error_of_any_size_and_content_is_reported(bench: Bench) -> Non
     assert len(error.message) <= 32 * 1024
 
 
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("65 is not a valid Signals"), OSError(errno.ELOOP, "links"), OverflowError("much")],
+)
+async def test_an_outcome_that_nobody_can_read_is_a_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It does not stay RUNNING; the machine's trouble is another matter."""
+    troubles: list[Exception] = [OSError(errno.EMFILE, "descriptors"), error]
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise troubles.pop(0) if len(troubles) > 1 else troubles[0]
+
+    monkeypatch.setattr(action_run, "outcome_of", fail)
+    async with bench.executor():
+        await bench.enqueue(ROOT, change=limited(retries=1))
+        for attempt in (1, 2):
+            await eventually(lambda: bench.attempts.started == attempt)  # noqa: B023
+            bench.attempts.finish("r1-a0")
+        phase, state = await error_of(bench.client, ROOT)
+    assert (phase, state.code, state.kind) == (Phase.FAILED, "OutcomeUnreadable", "SYSTEM")
+    assert str(error) in state.message
+
+
 async def test_an_object_without_room_for_a_report_is_parked(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,3 +549,34 @@ async def test_another_incarnation_is_run_and_the_first_one_ended(
         await eventually(lambda: bench.attempts.started == 2)
         second = await until(bench.client, ROOT, Phase.RUNNING)
         assert second.metadata.uid != first.metadata.uid
+
+
+async def test_an_update_touches_its_own_entry_only(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many wait: with 10,000 in the queue as with one."""
+    asked: list[str] = []
+    order = Board.order
+
+    def count(board: Board, name: str) -> tuple[int, int]:
+        asked.append(name)
+        return order(board, name)
+
+    async with bench.executor(slots=0) as executor:
+        await bench.enqueue(ROOT)
+        await until(bench.client, ROOT, Phase.QUEUED)
+        known = executor._board.get("r1-a0")
+        assert known is not None
+        for number in range(10_000):
+            executor._board.note(
+                msgspec.structs.replace(known.update, name=f"r2-c{number}", uid=str(number))
+            )
+            executor._schedule.ready(f"r2-c{number}", (0, number))
+        await executor._start_what_fits()
+        monkeypatch.setattr(Board, "order", count)
+        executor.intake.note(
+            msgspec.structs.replace(known.update, revision=known.update.revision + 1)
+        )
+        await executor._start_what_fits()
+        assert set(asked) <= {"r1-a0"}
+        assert len(asked) <= 2
