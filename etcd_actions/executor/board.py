@@ -1,7 +1,8 @@
-"""What is known of the actions, and which of them is to run next.
+"""What is known of the actions: which are not over, how deep they are, and which hold a slot.
 
 A state machine without I/O: it is told of states, and asked. Actions are called by the names
-of their objects.
+of their objects. A state touches its action and the parent; only a parent that becomes known after
+its children moves what is below it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
@@ -16,6 +18,10 @@ from etcd_actions.model import (
     ActionUpdate,
     task_action_name,
 )
+
+MOST_DEPTH: Final = 256
+"""Deeper ones count as so deep: parents that form a circle, or a chain that comes from its end,
+cost no more than that."""
 
 
 @dataclass(slots=True)
@@ -47,9 +53,22 @@ class Board:
         self._waiting_children: defaultdict[str, set[str]] = defaultdict(set)
         # The newest revision of what is over, so that an older state does not revive it.
         self._over: dict[str, int] = {}
+        self._held: set[str] = set()
+        self._busy = 0
+        self._moved: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def busy(self) -> int:
+        """How many slots are taken: by those that hold one and wait for no child."""
+        return self._busy
+
+    @property
+    def waiting(self) -> int:
+        """How many hold a slot but for their children."""
+        return len(self._held) - self._busy
 
     def get(self, name: str) -> Known | None:
         """An action; None where it is over, or was never there."""
@@ -67,31 +86,37 @@ class Board:
         if update.revision <= seen:
             return False
         if update.is_deleted or update.phase.is_terminal:
-            self._over[name] = update.revision
-            if known is not None:
-                del self._open[name]
-                if known.children:
-                    self._waiting_children[name] = known.children
-                siblings = self._of_parent(known.update)
-                siblings.discard(name)
-                above = _parent(known.update)
-                if not siblings and above in self._waiting_children:
-                    del self._waiting_children[above]
-            if update.is_deleted:
-                # Nothing older comes after a deletion.
-                self._over.pop(name, None)
-            return known is not None
+            return self._end(name, known, update)
         if update.action_type not in (ACTION_TYPE_TASK, ACTION_TYPE_CONDITION):
             return False
-        self._over.pop(name, None)
         if known is not None:
-            known.update = update
-            return True
-        parent = self._open.get(_parent(update))
-        children = self._waiting_children.pop(name, set())
-        self._open[name] = Known(update, parent.depth + 1 if parent else 0, children)
-        self._of_parent(update).add(name)
+            now = known.update
+            if now.uid == update.uid and _parent(now) == _parent(update):
+                known.update = update
+                return True
+            # Another incarnation, whose predecessor's end was never told.
+            self._remove(name, known)
+        self._over.pop(name, None)
+        self._add(name, update)
         return True
+
+    def hold(self, name: str) -> None:
+        """Let an action have a slot, for as long as it waits for no child."""
+        if name not in self._held:
+            self._held.add(name)
+            self._busy += self._takes_slot(name)
+
+    def release(self, name: str) -> None:
+        """Take the slot back."""
+        if name in self._held:
+            self._busy -= self._takes_slot(name)
+            self._held.remove(name)
+
+    def moved(self) -> list[str]:
+        """Those whose order has changed since this was asked last."""
+        moved = [name for name in self._moved if name in self._open]
+        self._moved.clear()
+        return moved
 
     def is_waiting(self, name: str) -> bool:
         """Whether an action has children that are not over: then it does not need a slot."""
@@ -108,6 +133,53 @@ class Board:
         known = self._open[name]
         return (-known.depth, known.update.create_revision)
 
+    def _end(self, name: str, known: Known | None, update: ActionUpdate) -> bool:
+        self._over[name] = update.revision
+        if known is not None:
+            self._remove(name, known)
+        if update.is_deleted:
+            # Nothing older comes after a deletion.
+            self._over.pop(name, None)
+        return known is not None
+
+    def _add(self, name: str, update: ActionUpdate) -> None:
+        above = _parent(update)
+        before = self._takes_slot(name) + self._takes_slot(above)
+        parent = self._open.get(above)
+        depth = min(parent.depth + 1, MOST_DEPTH) if parent is not None else 0
+        known = self._open[name] = Known(update, depth, self._waiting_children.pop(name, set()))
+        self._of_parent(update).add(name)
+        self._busy += self._takes_slot(name) + self._takes_slot(above) - before
+        self._sink(known)
+
+    def _remove(self, name: str, known: Known) -> None:
+        above = _parent(known.update)
+        before = self._takes_slot(name) + self._takes_slot(above)
+        del self._open[name]
+        if known.children:
+            self._waiting_children[name] = known.children
+        siblings = self._of_parent(known.update)
+        siblings.discard(name)
+        if not siblings and above in self._waiting_children:
+            del self._waiting_children[above]
+        self._busy += self._takes_slot(name) + self._takes_slot(above) - before
+
+    def _sink(self, known: Known) -> None:
+        """Let what is below an action know how deep it is."""
+        waiting = [known]
+        while waiting:
+            above = waiting.pop()
+            depth = min(above.depth + 1, MOST_DEPTH)
+            for name in above.children:
+                child = self._open[name]
+                if child.depth != depth:
+                    child.depth = depth
+                    self._moved[name] = None
+                    waiting.append(child)
+
+    def _takes_slot(self, name: str) -> bool:
+        return name in self._held and not self.is_waiting(name)
+
     def _of_parent(self, update: ActionUpdate) -> set[str]:
         name = _parent(update)
         known = self._open.get(name)
@@ -115,4 +187,8 @@ class Board:
 
 
 def _parent(update: ActionUpdate) -> str:
-    return task_action_name(update.action_id.run, update.parent) if update.parent else ""
+    """The name of the parent's object; empty for none, and for who says that it is its own."""
+    if not update.parent:
+        return ""
+    name = task_action_name(update.action_id.run, update.parent)
+    return "" if name == update.name else name

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.executor.places import local_path
+from etcd_actions.executor.policy import check_runs_here, is_sdk_program
 from etcd_actions.executor.settings import ExecutorSettings
 from etcd_actions.executor.templates import substitute
 from etcd_actions.model import ANNOTATION_RUN_START_TIME, TaskAction, output_uri
@@ -22,7 +24,9 @@ WORKDIR: Final = "ETCD_ACTIONS_WORKDIR"
 _LOCAL_ORG = "local"
 # Of our own environment, what a task may see. Never where etcd is, nor passwords.
 _PASSED_ON = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
-_SDK_COMMAND = "a0"
+_TEMPLATE = "spec.taskTemplate"
+# What no file system takes in one component.
+_MOST_OF_A_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Command:
     @property
     def is_sdk(self) -> bool:
         """Whether it is the SDK's own command, which the fork server can run."""
-        return Path(self.arguments[0]).name == _SDK_COMMAND
+        return is_sdk_program(self.arguments[0])
 
 
 def build_command(
@@ -55,20 +59,10 @@ def build_command(
     Raises:
         InvalidArgument: The action cannot be run on this machine; the field is named.
     """
-    if not template.HasField("container") or not (
-        template.container.command or template.container.args
-    ):
-        raise InvalidArgument(
-            "spec.taskTemplate.container", "there is no command: only tasks with one run here"
-        )
+    check_runs_here(template)
+    _check_texts(action, template)
     spec = action.spec
-    prefix = _outputs(action, attempt)
-    outputs = local_path(prefix)
-    if outputs is None:
-        raise InvalidArgument(
-            "spec.runOutputBase",
-            f"{spec.run_output_base!r} is not on this machine: give a path, or file:///PATH",
-        )
+    prefix, outputs = _local_outputs(action, attempt)
     if not spec.input_uri:
         raise InvalidArgument("spec.inputUri", "it is empty")
     before = _outputs(action, attempt - 1) + "/_flytecheckpoints" if attempt > 1 else '""'
@@ -87,9 +81,103 @@ def build_command(
         variables["runStartTime"] = start
     container = template.container
     arguments = substitute([*container.command, *container.args], variables)
+    if not arguments[0]:
+        raise InvalidArgument(f"{_TEMPLATE}.container", "the first word of the command is empty")
     environment = _environment(action, template, attempt, settings)
+    return Command(arguments, environment, _directory(environment), outputs)
+
+
+def check_uid(uid: str) -> None:
+    """Refuse a uid that is no name of a directory: attempts are kept under it.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    _check_component("metadata.uid", uid)
+
+
+def _check_component(field: str, text: str) -> None:
+    _check_text(field, text)
+    if text in ("", ".", "..") or "/" in text or len(text.encode()) > _MOST_OF_A_NAME:
+        raise InvalidArgument(
+            field,
+            f"{text[:80]!r} is no name of a directory: give 1 to {_MOST_OF_A_NAME} bytes, without "
+            "a slash",
+        )
+
+
+def _check_text(field: str, text: str) -> None:
+    """Refuse what can be neither an argument, nor in an environment, nor in a path."""
+    if "\0" in text:
+        raise InvalidArgument(field, "it has a NUL, which no program can be given: leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(field, f"it is no text: {error.reason}") from None
+
+
+def _check_texts(action: TaskAction, template: TaskTemplate) -> None:
+    spec, metadata = action.spec, action.metadata
+    _check_component("spec.actionName", spec.action_name)
+    for field, text in (
+        ("metadata.namespace", metadata.namespace),
+        ("metadata.name", metadata.name),
+        ("metadata.annotations", action.action_id.org),
+        ("metadata.annotations", metadata.annotations.get(ANNOTATION_RUN_START_TIME, "")),
+        ("spec.project", spec.project),
+        ("spec.domain", spec.domain),
+        ("spec.runName", spec.run_name),
+        ("spec.inputUri", spec.input_uri),
+        ("spec.runOutputBase", spec.run_output_base),
+        (f"{_TEMPLATE}.id.project", template.id.project),
+        (f"{_TEMPLATE}.id.domain", template.id.domain),
+        (f"{_TEMPLATE}.id.name", template.id.name),
+        (f"{_TEMPLATE}.id.version", template.id.version),
+        *((f"{_TEMPLATE}.container.command", text) for text in template.container.command),
+        *((f"{_TEMPLATE}.container.args", text) for text in template.container.args),
+    ):
+        _check_text(field, text)
+    for each in template.container.env:
+        _check_variable(f"{_TEMPLATE}.container.env", each.key, each.value)
+    for key, value in spec.env_vars.items():
+        _check_variable("spec.envVars", key, value)
+
+
+def _check_variable(field: str, key: str, value: str) -> None:
+    if not key or "=" in key:
+        raise InvalidArgument(
+            field, f"{key[:80]!r} is no name of a variable: give one, without an equals sign"
+        )
+    _check_text(field, key)
+    _check_text(f"{field}[{key[:80]}]", value)
+
+
+def _local_outputs(action: TaskAction, attempt: int) -> tuple[str, Path]:
+    """Where an attempt leaves its outputs, as the task is told it and as a path."""
+    prefix = _outputs(action, attempt)
+    try:
+        outputs = local_path(prefix)
+    except ValueError:
+        outputs = None
+    if outputs is None or "\0" in str(outputs):
+        base = action.spec.run_output_base
+        raise InvalidArgument(
+            "spec.runOutputBase",
+            f"{base[:200]!r} is not on this machine: give a path, or file:///PATH",
+        )
+    return prefix, outputs
+
+
+def _directory(environment: Mapping[str, str]) -> Path | None:
+    """Where it runs; None for a directory of its own."""
     where = environment.get(WORKDIR)
-    return Command(arguments, environment, Path(where) if where else None, outputs)
+    if not where:
+        return None
+    if not where.startswith("/"):
+        raise InvalidArgument(
+            f"spec.envVars[{WORKDIR}]", f"{where[:200]!r} is no absolute path: give one"
+        )
+    return Path(where)
 
 
 def _outputs(action: TaskAction, attempt: int) -> str:

@@ -3,231 +3,152 @@
 It knows etcd only by the public client. What it does for an action is one task, which is
 begun for whatever is not over: a fresh action, one whose executor fell silent, or one that
 runs since before this process was started. So a restart needs nothing but to look again.
+
+Each action has a boundary. Whatever goes wrong inside it parks that action alone: it is tried again
+with a back-off, for as long as it is not over.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+import math
 
-import psutil
 import structlog
 import trio
 
-from etcd_actions.actions.status import ActionStatus
 from etcd_actions.actions.stored import StoredTaskAction
-from etcd_actions.backoff import Backoff
-from etcd_actions.claims import Claim, Claims
+from etcd_actions.claims import Claims
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import (
-    ActionError,
     ClaimLost,
-    DecodeError,
     EtcdError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    RequestTooLarge,
 )
-from etcd_actions.executor.attempt import Attempts
+from etcd_actions.executor.action_run import ActionRun, Callbacks, Work
+from etcd_actions.executor.ages import Ages
+from etcd_actions.executor.attempts_port import AttemptsPort
 from etcd_actions.executor.board import Board
-from etcd_actions.executor.command import Command, build_command
-from etcd_actions.executor.fork_server import open_fork_server
-from etcd_actions.executor.not_started import NotStarted
-from etcd_actions.executor.outcome import Outcome, find_outcome
+from etcd_actions.executor.clock import Clock
+from etcd_actions.executor.command import check_uid
+from etcd_actions.executor.conditions import Conditions
+from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
+from etcd_actions.executor.intake import Intake, Taker
 from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.reports import Reports
+from etcd_actions.executor.room import Room
+from etcd_actions.executor.schedule import Alarm, Due, Schedule
 from etcd_actions.executor.settings import ExecutorSettings
-from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
-from etcd_actions.model import ActionUpdate, ErrorState, Phase, build_action_update
-from etcd_actions.model import flyte as conversions
-from etcd_actions.model.taskaction import parse_time
+from etcd_actions.executor.statistics import ExecutorStatistics
+from etcd_actions.executor.visits import Host, Visits
+from etcd_actions.model import ActionUpdate, Phase
 
-if TYPE_CHECKING:
-    from flyteidl2.core.tasks_pb2 import TaskTemplate
-    from google.protobuf.duration_pb2 import Duration
-
-_BACKOFF = Backoff(initial=0.2, cap=5.0)
-_MEASURE_EVERY = 0.5
 _NOT_BEGUN = (Phase.UNSPECIFIED, Phase.QUEUED)
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExecutorStatistics:
-    """What an executor does and has done.
+class Executor:
+    """Made by :func:`~etcd_actions.executor.open_executor`, which runs its loops under boundaries.
 
     Attributes:
-        running: Number of attempts that it follows.
-        waiting: How many of them wait for children, and hold no slot.
-        open_actions: Number of actions that are not over.
-        started: Number of attempts that it started.
-        adopted: Number of attempts that another executor had started.
-        ended: Number of actions that it ended, by phase.
-        retries: Number of attempts that were followed by another one.
+        intake: What takes in the states of actions.
+        visits: What looks at the objects of actions that wait.
     """
-
-    running: int
-    waiting: int
-    open_actions: int
-    started: int
-    adopted: int
-    ended: dict[str, int]
-    retries: int
-
-
-@asynccontextmanager
-async def open_executor(
-    client: ActionsClient, settings: ExecutorSettings
-) -> AsyncIterator[Executor]:
-    """Run actions for as long as the context lasts.
-
-    Leaving it lets the processes that run live on: whoever looks next finds them. The client
-    should watch.
-
-    Args:
-        client: How actions are followed and reported on; it must live longer.
-        settings: See :class:`ExecutorSettings`.
-
-    Raises:
-        ConfigError: The state directory cannot be used.
-        EtcdError: etcd cannot be asked.
-    """
-    await trio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
-    async with AsyncExitStack() as stack:
-        claims = await stack.enter_async_context(client.open_claims(ttl=settings.claim_ttl))
-        launcher = await stack.enter_async_context(
-            open_fork_server(
-                Path(sys.executable), settings.state_dir, client.containment, plain=True
-            )
-        )
-        fork_server = None
-        if settings.fork_server:
-            fork_server = await stack.enter_async_context(
-                open_fork_server(settings.python, settings.state_dir, client.containment)
-            )
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        attempts = Attempts(
-            fork_server,
-            nursery,
-            settings.kill_grace,
-            settings.log_bytes,
-            launcher,
-            client.containment,
-        )
-        executor = Executor(client, claims, attempts, settings, nursery)
-        nursery.start_soon(executor.follow)
-        nursery.start_soon(executor.schedule)
-        nursery.start_soon(executor.look_again)
-        clean = partial(
-            keep_clean, settings.state_dir, settings.keep, executor.open_uids, client.containment
-        )
-        nursery.start_soon(
-            client.containment.keep, "state_directory", str(settings.state_dir), clean
-        )
-        yield executor
-        nursery.cancel_scope.cancel("the executor is left")
-
-
-class _Work:
-    """What is done for one action."""
-
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.ended_elsewhere = trio.Event()
-        self.place: AttemptPlace | None = None
-
-
-class _Limits:
-    """How long a task may take, of each its end; None for no limit."""
-
-    def __init__(self, action: StoredTaskAction, template: TaskTemplate, attempt: int) -> None:
-        created = parse_time(action.metadata.creation_timestamp, "metadata.creationTimestamp")
-        created = created or datetime.now(UTC)
-        metadata = template.metadata
-        self.run = _seconds(metadata.timeout)
-        self.deadline = _after(created, _seconds(metadata.timeouts.deadline))
-        queued = created
-        if attempt > 1:
-            history = action.status.phase_history
-            queued = (
-                parse_time(history[-1].occurred_at, "phaseHistory") or created
-                if history
-                else created
-            )
-        self.queued = _after(queued, _seconds(metadata.timeouts.queued_timeout))
-
-    def next_queued(self) -> datetime | None:
-        """When waiting for a slot ends."""
-        ends = [end for end in (self.queued, self.deadline) if end is not None]
-        return min(ends, default=None)
-
-
-class Executor:
-    """Made by :func:`open_executor`."""
 
     def __init__(
         self,
         client: ActionsClient,
         claims: Claims,
-        attempts: Attempts,
+        attempts: AttemptsPort,
         settings: ExecutorSettings,
         nursery: trio.Nursery,
+        clock: Clock,
     ) -> None:
         self._client = client
+        self._containment = client.containment
         self._claims = claims
         self._attempts = attempts
         self._settings = settings
         self._nursery = nursery
+        self._clock = clock
         self._board = Board()
-        self._work: dict[str, _Work] = {}
-        self._conditions: set[str] = set()
-        self._queued: dict[str, datetime | None] = {}
-        self._queueing: set[str] = set()
-        self._elsewhere: set[str] = set()
+        self._ages = Ages(clock)
+        self._schedule = Schedule()
+        self._failures = Failures(clock)
+        self.intake = Intake(
+            client,
+            clock,
+            Taker(
+                take_in=self._take_in,
+                known=self._known,
+                synced=self._after_snapshot,
+                failed=self._not_taken,
+            ),
+        )
+        note = self.intake.note_action
+        self._reports = Reports(client, note)
+        self._room = Room(
+            self._board,
+            settings.slots,
+            settings.memory,
+            client.containment,
+            self._ring_later,
+        )
+        self._runs = ActionRun(
+            client,
+            claims,
+            attempts,
+            self._reports,
+            settings,
+            clock,
+            self._ages,
+            Callbacks(
+                note=note,
+                began=self._room.began,
+                healed=self._heal,
+                expires=lambda name, when: self._schedule.at(Due.EXPIRED, name, when),
+            ),
+        )
+        self.visits = Visits(
+            client,
+            self._board,
+            self._schedule,
+            self._failures,
+            Conditions(client, self._reports, note, clock, self._ages),
+            clock,
+            Host(
+                note=note,
+                limits=self._runs.limits,
+                is_attended=lambda name: name in self._work,
+                ring=self._ring,
+            ),
+        )
+        self._work: dict[str, Work] = {}
+        # Of what is parked while its process runs.
+        self._left_running: dict[str, AttemptPlace] = {}
         self._synced = False
         self._bell = trio.Event()
-        self._used = 0
-        self._groups: set[int] = set()
-        self._rings_later = False
-        self._measured = -1.0
-        self._ended: dict[str, int] = {}
-        self._retries = 0
+        self._rings_at = math.inf
 
     def statistics(self) -> ExecutorStatistics:
         """See :class:`ExecutorStatistics`."""
         return ExecutorStatistics(
             running=len(self._work),
-            waiting=sum(self._board.is_waiting(name) for name in self._work),
+            waiting=self._board.waiting,
             open_actions=len(self._board),
             started=self._attempts.started,
             adopted=self._attempts.adopted,
-            ended=dict(self._ended),
-            retries=self._retries,
+            ended=dict(self._reports.ended),
+            retries=self._runs.retries,
         )
 
     def open_uids(self) -> set[str] | None:
         """The uids of the actions that are not over; None before all are known."""
         if not self._synced:
             return None
-        known = (self._board.get(name) for name in self._board.names())
-        return {each.update.uid for each in known if each is not None}
-
-    async def follow(self) -> None:
-        """Take in all that happens to actions."""
-        async with self._client.subscribe_all() as updates:
-            async for item in updates:
-                if isinstance(item, ActionUpdate):
-                    self._note(item)
-                else:
-                    self._synced = True
-                    self._ring()
+        return {update.uid for update in self._known()}
 
     async def schedule(self) -> None:
         """Start what there is room for, whenever something changes."""
@@ -235,7 +156,11 @@ class Executor:
             self._bell = trio.Event()
             if self._synced:
                 await self._start_what_fits()
-            with trio.move_on_at(self._next_expiry()):
+            left = self._schedule.next_alarm() - self._clock.monotonic()
+            # Never at once: what is due and cannot be done now must not keep us busy.
+            left = min(max(left, 0.01), self._clock.look_every, self._rings_at)
+            self._rings_at = math.inf
+            with trio.move_on_after(left):
                 await self._bell.wait()
 
     async def look_again(self) -> None:
@@ -253,435 +178,266 @@ class Executor:
             except EtcdError as error:
                 _log.debug("claims_unreadable", error=str(error))
                 continue
-            self._elsewhere &= taken
+            for name in self._schedule.keep_elsewhere(taken):
+                self._admit(name, examine=True)
             self._ring()
 
-    def _note(self, update: ActionUpdate) -> None:
-        if update.namespace != self._client.namespace or not self._board.note(update):
-            return
-        name = update.name
-        if update.is_deleted or update.phase.is_terminal:
-            self._queued.pop(name, None)
-            self._elsewhere.discard(name)
-            if (work := self._work.get(name)) is not None:
-                work.ended_elsewhere.set()
+    def _known(self) -> list[ActionUpdate]:
+        known = (self._board.get(name) for name in self._board.names())
+        return [each.update for each in known if each is not None]
+
+    def _after_snapshot(self) -> None:
+        self._synced = True
         self._ring()
+
+    def _not_taken(self, name: str, again: float) -> None:
+        self._schedule.at(Due.NOTE, name, again)
+        self._ring()
+
+    def _take_in(self, update: ActionUpdate, live: bool) -> None:
+        name = update.name
+        before = self._board.get(name)
+        uid = None if before is None else before.update.uid
+        if not self._board.note(update):
+            return
+        for moved in self._board.moved():
+            self._schedule.reorder(moved, self._board.order(moved))
+        known = self._board.get(name)
+        if known is None or uid not in (None, known.update.uid):
+            self._over(name)
+        if known is not None:
+            self._ages.note(name, update, live=live)
+            self._admit(name, first=uid != known.update.uid)
+        self._ring()
+
+    def _over(self, name: str) -> None:
+        """Nothing is to be done for an action any more."""
+        self._schedule.drop(name)
+        self._ages.drop(name)
+        self._failures.drop(name)
+        self._containment.forget("action", self._identity(name))
+        if (work := self._work.get(name)) is not None:
+            work.ended_elsewhere.set()
+        if (place := self._left_running.pop(name, None)) is not None:
+            self._nursery.start_soon(self._end_left, name, place)
+
+    def _admit(self, name: str, *, first: bool = False, examine: bool = False) -> None:
+        """Put an action that is not attended to where it belongs.
+
+        Args:
+            name: Which.
+            first: Whether it was not known before.
+            examine: Whether another executor may have started it.
+        """
+        known = self._board.get(name)
+        if known is None or name in self._work or self._schedule.keeps_waiting(name):
+            return
+        if known.is_condition:
+            # Once: from then on alarms do, and news where it could not be dealt with.
+            if first or name in self._failures:
+                self.visits.add(name)
+        elif examine or (first and not self._synced) or known.update.phase not in _NOT_BEGUN:
+            self._schedule.examine(name)
+        elif self._schedule.is_ready(name):
+            self._schedule.reorder(name, self._board.order(name))
+        else:
+            self._schedule.ready(name, self._board.order(name))
+
+    async def _start_what_fits(self) -> None:
+        await self._examine()
+        now = self._clock.monotonic()
+        while (alarm := self._schedule.take_due(now)) is not None:
+            with self._containment.unit("action", self._identity(alarm.name)) as unit:
+                self._wake(alarm)
+            if unit.failed:
+                self._schedule.at(alarm.due, alarm.name, self._failures.again(alarm.name, PARKED))
+        while (name := self._schedule.first()) is not None and await self._room.has_room():
+            if not self._schedule.is_ready(name):
+                continue
+            with self._containment.unit("action", self._identity(name)) as unit:
+                self._begin(name)
+            if unit.failed:
+                self._schedule.delay(name, self._failures.again(name, PARKED), wakes=True)
+        for name in self._schedule.take_unvisited():
+            if name not in self._failures:
+                self.visits.add(name)
+
+    async def _examine(self) -> None:
+        """Attend at once to what was started already: it has its process."""
+        names = self._schedule.unexamined()
+        if not names:
+            return
+        started: set[str] = set()
+        with self._containment.unit("executor", "examination"):
+            places = {name: self._place(name) for name in names}
+            started = await trio.to_thread.run_sync(_started, places, abandon_on_cancel=True)
+        for name in names:
+            if not self._schedule.is_unexamined(name):
+                continue
+            if name in started:
+                self._begin(name)
+            else:
+                self._schedule.ready(name, self._board.order(name))
+
+    def _wake(self, alarm: Alarm) -> None:
+        name = alarm.name
+        if alarm.due is Due.NOTE:
+            self.intake.again(name)
+            return
+        known = self._board.get(name)
+        if known is None or name in self._work:
+            return
+        if alarm.due is Due.VISIT:
+            self.visits.add(name)
+        elif alarm.due is Due.AGAIN:
+            self._admit(name)
+        elif not self._schedule.is_elsewhere(name):
+            # What is too late needs no process.
+            self._begin(name)
+
+    def _begin(self, name: str) -> None:
+        self._schedule.begin(name)
+        self._left_running.pop(name, None)
+        work = self._work[name] = Work(name, self._failures.count(name))
+        self._room.enter(name)
+        self._nursery.start_soon(self._do, work)
+
+    async def _do(self, work: Work) -> None:
+        """Do all that is to be done for one action."""
+        name = work.name
+        done = failed = False
+        try:
+            with (
+                work.scope,
+                self._containment.unit("action", self._identity(name), parks=True) as unit,
+            ):
+                await self._attend(work)
+                done = True
+            failed = unit.failed
+        finally:
+            del self._work[name]
+            self._room.leave(name)
+            self._put_back(work, done=done, failed=failed)
+            self._ring()
+
+    def _put_back(self, work: Work, *, done: bool, failed: bool) -> None:
+        """An action that was attended to and is not over goes on later."""
+        name = work.name
+        known = self._board.get(name)
+        if failed and work.place is not None:
+            if known is None:
+                self._nursery.start_soon(self._end_left, name, work.place)
+            else:
+                self._left_running[name] = work.place
+        if known is None:
+            # It has ended meanwhile: nobody else will say that it is not parked.
+            self._heal(name)
+        elif failed:
+            self._schedule.delay(name, self._failures.again(name, PARKED), wakes=True)
+        elif work.elsewhere:
+            self._schedule.elsewhere(name)
+        elif work.not_before is not None:
+            self._failures.drop(name)
+            self._schedule.delay(name, work.not_before, wakes=False)
+        elif done:
+            # It is not what was expected: its news is on its way.
+            self._schedule.delay(name, self._failures.again(name, DELAYED), wakes=True)
+        else:
+            self._admit(name, examine=True)
+
+    async def _attend(self, work: Work) -> None:
+        known = self._board.get(work.name)
+        if known is None:
+            return
+        action_id = known.update.action_id
+        failures = 0
+        while True:
+            try:
+                action = await self._client.get_task_action(action_id)
+                ended = await self._runs.run(action, work)
+            except RequestTooLarge:
+                raise
+            except EtcdError as error:
+                failures += 1
+                if failures & (failures - 1) == 0:
+                    _log.warning("action_delayed", action=work.name, error=str(error))
+                await trio.sleep(DELAYED.delay(failures))
+            except ClaimLost as error:
+                _log.info("action_left", action=work.name, reason=str(error))
+                work.elsewhere = True
+                await self._end_process(work)
+                return
+            except (NotFound, FailedPrecondition) as error:
+                # It was ended or deleted by somebody else, of which news is to come.
+                _log.info("action_left", action=work.name, reason=str(error))
+                await self._end_process(work)
+                if self._board.get(work.name) is not None and work.failures >= PATIENCE:
+                    raise
+                return
+            else:
+                if ended is not None and ended.phase is not Phase.SUCCEEDED:
+                    for child in self._board.children(work.name):
+                        self._nursery.start_soon(self._abort_child, ended, child)
+                return
+
+    async def _end_process(self, work: Work) -> None:
+        """End the process of an action that is over; one that somebody took over goes on."""
+        if work.place is None:
+            return
+        if self._board.get(work.name) is None:
+            await self._attempts.end(work.place)
+        elif not work.elsewhere:
+            self._left_running[work.name] = work.place
+
+    async def _end_left(self, name: str, place: AttemptPlace) -> None:
+        with self._containment.unit("attempt", self._identity(name)):
+            await self._attempts.end(place)
+
+    async def _abort_child(self, parent: StoredTaskAction, name: str) -> None:
+        """End what is below an action that failed: nobody waits for it any more."""
+        reason = f"its parent {parent.spec.action_name} is over: {parent.phase.name}"
+        failures = 0
+        while (known := self._board.get(name)) is not None:
+            with self._containment.unit("abort", self._identity(name), parks=True) as unit:
+                try:
+                    await self._client.abort_action(known.update.action_id, reason)
+                except NotFound:
+                    return
+                except EtcdError as error:
+                    _log.debug("child_not_aborted", action=name, error=str(error))
+                else:
+                    return
+            failures += 1
+            await trio.sleep((PARKED if unit.failed else DELAYED).delay(failures))
+        self._containment.forget("abort", self._identity(name))
+
+    def _heal(self, name: str) -> None:
+        self._failures.drop(name)
+        self._containment.forget("action", self._identity(name))
 
     def _ring(self) -> None:
         self._bell.set()
 
-    async def _start_what_fits(self) -> None:
-        ready = []
-        for name in self._board.names():
-            known = self._board.get(name)
-            assert known is not None
-            if known.is_condition:
-                if name not in self._conditions:
-                    self._conditions.add(name)
-                    self._nursery.start_soon(self._serve_condition, name)
-            elif name not in self._work and name not in self._elsewhere:
-                ready.append(name)
-        ready.sort(key=self._board.order)
-        now, room = datetime.now(UTC), True
-        for name in ready:
-            known = self._board.get(name)
-            if known is None or name in self._work:
-                continue
-            update = known.update
-            place = self._place(update.uid, max(update.attempts, 1))
-            expires = self._queued.get(name)
-            # What was started already has its process, and what is too late needs none.
-            begun = update.phase not in _NOT_BEGUN and place.was_started
-            late = expires is not None and expires <= now
-            if not begun and not late and room:
-                room = await self._has_room()
-            if begun or late or room:
-                work = self._work[name] = _Work()
-                self._nursery.start_soon(self._do, name, work)
-            elif name not in self._queued and name not in self._queueing:
-                self._queueing.add(name)
-                self._nursery.start_soon(self._queue, name)
-
-    def _next_expiry(self) -> float:
-        """When, on trio's clock, the next action has waited too long for a slot."""
-        ends = [end for end in self._queued.values() if end is not None]
-        if not ends:
-            return float("inf")
-        left = (min(ends) - datetime.now(UTC)).total_seconds()
-        return trio.current_time() + max(left, 0.05)
-
-    async def _has_room(self) -> bool:
-        busy = sum(not self._board.is_waiting(name) for name in self._work)
-        if busy >= self._settings.slots:
-            return False
-        most = self._settings.memory
-        if most is None or not self._work:
-            return True
-        pids = [None if work.place is None else work.place.pid for work in self._work.values()]
-        groups = {pid for pid in pids if pid is not None}
-        if len(groups) < len(pids):
-            # What begins now is not in any measurement yet.
-            self._ring_later()
-            return False
-        if groups != self._groups or trio.current_time() - self._measured > _MEASURE_EVERY:
-            self._groups = groups
-            self._used = await trio.to_thread.run_sync(_memory_of, groups)
-            self._measured = trio.current_time()
-            if self._used >= most:
-                self._ring_later()
-        return self._used < most
-
-    def _ring_later(self) -> None:
+    def _ring_later(self, seconds: float) -> None:
         """Look again in a while: memory that becomes free rings no bell."""
-        if not self._rings_later:
-            self._rings_later = True
-            self._nursery.start_soon(self._ring_after_a_while)
+        self._rings_at = min(self._rings_at, seconds)
 
-    async def _ring_after_a_while(self) -> None:
-        await trio.sleep(_MEASURE_EVERY)
-        self._rings_later = False
-        self._ring()
-
-    async def _queue(self, name: str) -> None:
-        """Say of an action that it waits for a slot, and learn for how long it may."""
-        try:
-            known = self._board.get(name)
-            if known is None:
-                return
-            action = await self._client.get_task_action(known.update.action_id)
-            attempt = max(action.status.attempts, 1)
-            if action.phase is Phase.UNSPECIFIED:
-                action = await self._client.put_status(
-                    known.update.action_id, attempt, ActionStatus(Phase.QUEUED)
-                )
-                self._note(_update(action))
-            template = conversions.task_template(action)
-            self._queued[name] = (
-                None if template is None else _Limits(action, template, attempt).next_queued()
-            )
-            if self._queued[name] is not None:
-                self._ring()
-        except (ActionError, DecodeError) as error:
-            # It is over, or cannot be read: whoever starts it says so.
-            _log.debug("not_queued", action=name, reason=str(error))
-            self._queued[name] = None
-        except EtcdError as error:
-            _log.debug("not_queued", action=name, reason=str(error))
-            await trio.sleep(_BACKOFF.delay(1))
-            self._ring()
-        finally:
-            self._queueing.discard(name)
-
-    async def _do(self, name: str, work: _Work) -> None:
-        """Do all that is to be done for one action."""
-        failures = 0
-        try:
-            with work.scope:
-                while True:
-                    try:
-                        await self._run(name, work)
-                    except EtcdError as error:
-                        failures += 1
-                        delay = _BACKOFF.delay(failures)
-                        if failures & (failures - 1) == 0:
-                            _log.warning("action_delayed", action=name, error=str(error))
-                        await trio.sleep(delay)
-                    else:
-                        return
-        except (NotFound, FailedPrecondition) as error:
-            # It was ended, deleted or taken over by somebody else.
-            _log.info("action_left", action=name, reason=str(error))
-            if isinstance(error, ClaimLost):
-                self._elsewhere.add(name)
-            await self._end_process(name, work)
-        finally:
-            del self._work[name]
-            self._queued.pop(name, None)
-            self._ring()
-
-    async def _end_process(self, name: str, work: _Work) -> None:
-        """End the process of an action that is over; one that somebody took over goes on."""
-        if work.place is not None and self._board.get(name) is None:
-            await self._attempts.end(work.place)
-
-    async def _run(self, name: str, work: _Work) -> None:
+    def _place(self, name: str) -> AttemptPlace | None:
+        """Where the present attempt of an action is; None where there cannot be one."""
         known = self._board.get(name)
         if known is None:
-            return
-        action_id = known.update.action_id
-        action = await self._client.get_task_action(action_id)
-        if action.is_terminal:
-            self._note(_update(action))
-            return
-        claim = await self._claims.claim(action_id, action.metadata.uid, action.create_revision)
-        if claim is None:
-            self._elsewhere.add(name)
-            return
-        # Somebody may have ended it, and let it go, between the two.
-        action = await self._client.get_task_action(action_id)
-        try:
-            while not action.is_terminal:
-                action = await self._run_attempt(action, claim, work)
-                self._note(_update(action))
-        finally:
-            with trio.move_on_after(2, shield=True):
-                try:
-                    await self._claims.release(claim)
-                except EtcdError as error:
-                    _log.debug("claim_not_released", action=name, error=str(error))
-        if action.phase is not Phase.SUCCEEDED:
-            await self._abort_children(action)
-
-    async def _run_attempt(
-        self, action: StoredTaskAction, claim: Claim, work: _Work
-    ) -> StoredTaskAction:
-        """Run one attempt to its end, and report that; gives the action as it is then."""
-        attempt = max(action.status.attempts, 1)
-        try:
-            template = _template(action)
-            command = build_command(action, template, attempt, self._settings)
-        except (DecodeError, InvalidArgument) as error:
-            failure = ErrorState(code="InvalidSpec", kind="USER", message=str(error))
-            return await self._report(action, attempt, Phase.FAILED, claim, failure)
-        limits = _Limits(action, template, attempt)
-        place = work.place = self._place(action.metadata.uid, attempt)
-        if not place.was_started and not place.is_alive:
-            late = _late(limits)
-            if late is not None:
-                return await self._report(action, attempt, Phase.TIMED_OUT, claim, late)
-            action = await self._report(action, attempt, Phase.RUNNING, claim)
-        _log.info("attempt", action=action.metadata.name, attempt=attempt)
-        try:
-            outcome = await self._follow_process(action, template, place, command, limits, work)
-        finally:
-            self._attempts.forget(place)
-        place.shorten_log(self._settings.log_bytes)
-        if outcome is None:
-            # Ended by somebody else: the process is gone, and the object says the rest.
-            return await self._client.get_task_action(action.action_id)
-        if outcome.error is None:
-            return await self._report(action, attempt, Phase.SUCCEEDED, claim)
-        most = template.metadata.retries.retries + 1
-        if outcome.recoverable and attempt < most:
-            self._retries += 1
-            return await self._report(action, attempt + 1, Phase.QUEUED, claim)
-        timed_out = outcome.error.code in ("MAX_RUNTIME_EXCEEDED", "DEADLINE_EXCEEDED")
-        phase = Phase.TIMED_OUT if timed_out else Phase.FAILED
-        return await self._report(action, attempt, phase, claim, outcome.error)
-
-    async def _follow_process(
-        self,
-        action: StoredTaskAction,
-        template: TaskTemplate,
-        place: AttemptPlace,
-        command: Command,
-        limits: _Limits,
-        work: _Work,
-    ) -> Outcome | None:
-        """Start it, or find it, and wait; None where somebody else has ended the action."""
-        try:
-            await self._attempts.begin(place, command)
-        except NotStarted as error:
-            return Outcome(error.error, error.by_machine)
-        ended = trio.Event()
-        too_long: ErrorState | None = None
-        async with trio.open_nursery() as nursery:
-
-            async def wait() -> None:
-                await self._attempts.wait_ended(place)
-                ended.set()
-                nursery.cancel_scope.cancel("the process has ended")
-
-            async def interrupt() -> None:
-                await work.ended_elsewhere.wait()
-                nursery.cancel_scope.cancel("the action is over")
-
-            async def limit() -> None:
-                nonlocal too_long
-                too_long = await _until_too_long(limits)
-                nursery.cancel_scope.cancel("it takes too long")
-
-            nursery.start_soon(wait)
-            nursery.start_soon(interrupt)
-            nursery.start_soon(limit)
-        if not ended.is_set():
-            _log.info(
-                "attempt_interrupted",
-                action=action.metadata.name,
-                reason="too long" if too_long else "the action is over",
-            )
-            await self._attempts.end(place)
-            if too_long is None:
-                return None
-            return Outcome(too_long, too_long.code == "MAX_RUNTIME_EXCEEDED")
-        return await find_outcome(
-            place,
-            command.outputs,
-            declares_outputs=bool(template.interface.outputs.variables),
-        )
-
-    async def _report(
-        self,
-        action: StoredTaskAction,
-        attempt: int,
-        phase: Phase,
-        claim: Claim,
-        error: ErrorState | None = None,
-    ) -> StoredTaskAction:
-        """Report until etcd has it; a report whose answer was lost may be made again."""
-        failures = 0
-        status = ActionStatus(phase, cache_status=action.status.cache_status)
-        reported: StoredTaskAction | None = None
-        while reported is None:
-            try:
-                reported = await self._client.put_status(
-                    action.action_id, attempt, status, error=error, claim=claim
-                )
-            except EtcdError as trouble:
-                failures += 1
-                if failures & (failures - 1) == 0:
-                    _log.warning("not_reported", action=action.metadata.name, error=str(trouble))
-                await trio.sleep(_BACKOFF.delay(failures))
-        self._note(_update(reported))
-        if phase.is_terminal:
-            self._ended[phase.name] = self._ended.get(phase.name, 0) + 1
-            _log.info(
-                "action_ended",
-                action=action.metadata.name,
-                attempt=attempt,
-                phase=phase.name,
-                error=error.code if error else None,
-            )
-        return reported
-
-    async def _abort_children(self, action: StoredTaskAction) -> None:
-        """End what is below an action that failed: nobody waits for it any more."""
-        for child in self._board.children(action.metadata.name):
-            known = self._board.get(child)
-            if known is None:
-                continue
-            reason = f"its parent {action.spec.action_name} is over: {action.phase.name}"
-            try:
-                await self._client.abort_action(known.update.action_id, reason)
-            except NotFound:
-                continue
-
-    async def _serve_condition(self, name: str) -> None:
-        """Say that a condition waits, and end it when it has waited too long."""
-        try:
-            known = self._board.get(name)
-            if known is None:
-                return
-            action_id = known.update.action_id
-            failures = 0
-            while self._board.get(name) is not None:
-                try:
-                    action = await self._client.get_task_action(action_id)
-                    ends = await self._pause(action)
-                    if ends is None:
-                        return
-                    left = (ends - datetime.now(UTC)).total_seconds()
-                    if left > 0:
-                        await trio.sleep(left)
-                        continue
-                    message = "nobody signalled it in time"
-                    timed_out = await self._client.put_status(
-                        action_id,
-                        max(action.status.attempts, 1),
-                        ActionStatus(Phase.TIMED_OUT),
-                        error=ErrorState(code="ConditionTimedOut", kind="USER", message=message),
-                    )
-                    self._note(_update(timed_out))
-                except EtcdError as error:
-                    failures += 1
-                    _log.debug("condition_delayed", action=name, error=str(error))
-                    await trio.sleep(_BACKOFF.delay(failures))
-        except (ActionError, DecodeError) as error:
-            # It was signalled, aborted or deleted meanwhile.
-            _log.debug("condition_left", action=name, reason=str(error))
-        finally:
-            if self._board.get(name) is None:
-                self._conditions.discard(name)
-
-    async def _pause(self, action: StoredTaskAction) -> datetime | None:
-        """Say that it waits; gives when it has waited too long, None for never."""
-        if action.is_terminal:
-            self._note(_update(action))
             return None
-        if action.phase is not Phase.PAUSED:
-            paused = await self._client.put_status(
-                action.action_id, max(action.status.attempts, 1), ActionStatus(Phase.PAUSED)
-            )
-            self._note(_update(paused))
-        condition = conversions.condition_action(action)
-        created = parse_time(action.metadata.creation_timestamp, "metadata.creationTimestamp")
-        if condition is None or created is None:
-            return None
-        return _after(created, _seconds(condition.timeout))
-
-    def _place(self, uid: str, attempt: int) -> AttemptPlace:
-        return AttemptPlace(self._settings.state_dir, uid, attempt)
-
-
-def _update(action: StoredTaskAction) -> ActionUpdate:
-    return build_action_update(
-        action,
-        key=action.key,
-        revision=action.revision,
-        create_revision=action.create_revision,
-    )
-
-
-def _template(action: StoredTaskAction) -> TaskTemplate:
-    template = conversions.task_template(action)
-    if template is None:
-        raise InvalidArgument("spec.taskTemplate", "it is empty")
-    return template
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.seconds + duration.nanos / 1e9
-
-
-def _after(start: datetime, seconds: float) -> datetime | None:
-    return start + timedelta(seconds=seconds) if seconds > 0 else None
-
-
-def _late(limits: _Limits) -> ErrorState | None:
-    """Why an attempt is not begun any more."""
-    now = datetime.now(UTC)
-    if limits.deadline is not None and now >= limits.deadline:
-        return _too_long("DEADLINE_EXCEEDED", "its deadline has passed")
-    if limits.queued is not None and now >= limits.queued:
-        return _too_long("QUEUED_TIMEOUT_EXCEEDED", "it waited too long for a slot")
-    return None
-
-
-async def _until_too_long(limits: _Limits) -> ErrorState:
-    """Return when an attempt has run too long, and why."""
-    run = trio.current_time() + limits.run if limits.run > 0 else float("inf")
-    deadline = float("inf")
-    if limits.deadline is not None:
-        left = (limits.deadline - datetime.now(UTC)).total_seconds()
-        deadline = trio.current_time() + left
-    await trio.sleep_until(min(run, deadline))
-    if deadline <= run:
-        return _too_long("DEADLINE_EXCEEDED", "its deadline has passed")
-    return _too_long("MAX_RUNTIME_EXCEEDED", f"it ran longer than {limits.run:g} s")
-
-
-def _too_long(code: str, message: str) -> ErrorState:
-    return ErrorState(code=code, kind="USER", message=message)
-
-
-def _memory_of(groups: set[int]) -> int:
-    """The bytes that groups of processes have in memory."""
-    used = 0
-    for process in psutil.process_iter():
         try:
-            if os.getpgid(process.pid) in groups:
-                used += process.memory_info().rss
-        except (psutil.Error, ProcessLookupError):
-            # It has ended meanwhile.
-            continue
-    return used
+            check_uid(known.update.uid)
+        except InvalidArgument:
+            return None
+        attempt = max(known.update.attempts, 1)
+        return AttemptPlace(self._settings.state_dir, known.update.uid, attempt)
+
+    def _identity(self, name: str) -> str:
+        return f"{self._client.namespace}/{name}"
+
+
+def _started(places: dict[str, AttemptPlace | None]) -> set[str]:
+    """Those whose process began to run."""
+    return {name for name, place in places.items() if place is not None and place.was_started}

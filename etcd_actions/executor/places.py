@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from etcd_actions.executor import supervisor
+from etcd_actions.executor.attempt_clock import running_for
 from etcd_actions.executor.supervisor import Process
 from etcd_actions.untrusted_files import (
     UnusableFile,
@@ -164,6 +165,10 @@ class AttemptPlace:
         if self.reported_exit is not None:
             return self.reported_exit
         return self._number(EXIT)
+
+    def running_for(self) -> float | None:
+        """Seconds since the attempt began, across restarts of ours; None where it did not."""
+        return running_for(self.path, self.path / STARTED)
 
     def shorten_log(self, most: int) -> None:
         """Keep the end of a log that is too long."""

@@ -1,0 +1,363 @@
+"""Runs one action: claims it, starts its attempts, reports how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import structlog
+import trio
+
+from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.claims import Claim, Claims
+from etcd_actions.client import ActionsClient
+from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
+from etcd_actions.executor.ages import Ages
+from etcd_actions.executor.attempt_clock import note_beginning
+from etcd_actions.executor.attempts_port import AttemptsPort, begin, is_of_machine
+from etcd_actions.executor.clock import Clock
+from etcd_actions.executor.command import Command, build_command, check_uid
+from etcd_actions.executor.limits import DEADLINE, RUN_TOO_LONG, Limits
+from etcd_actions.executor.not_started import NotStarted
+from etcd_actions.executor.outcome import Outcome, find_outcome
+from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.reports import Reports
+from etcd_actions.executor.settings import ExecutorSettings
+from etcd_actions.model import ErrorState, Phase
+from etcd_actions.model import flyte as conversions
+
+if TYPE_CHECKING:
+    from flyteidl2.core.tasks_pb2 import TaskTemplate
+
+INVALID_SPEC: Final = "InvalidSpec"
+_RELEASE_WITHIN = 2.0
+# An attempt that goes on for so long is no failure any more.
+_HEALS_AFTER = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Work:
+    """What is done for one action.
+
+    Attributes:
+        name: The name of the action's object.
+        scope: Cancelled when the claims are lost.
+        ended_elsewhere: Set when the action is over, whoever ended it.
+        place: Where its present attempt is; None before it began.
+        elsewhere: Set where another executor has it.
+        not_before: Where set, it is not tried before that time.
+        failures: How often in a row it could not be dealt with.
+    """
+
+    def __init__(self, name: str, failures: int) -> None:
+        self.name = name
+        self.scope = trio.CancelScope()
+        self.ended_elsewhere = trio.Event()
+        self.place: AttemptPlace | None = None
+        self.elsewhere = False
+        self.not_before: float | None = None
+        self.failures = failures
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Who is told what.
+
+    Attributes:
+        note: An action, as etcd has it now.
+        began: An attempt of an action was started, or found.
+        healed: What failed before goes on.
+        expires: Until when an action may wait; None for ever.
+    """
+
+    note: Callable[[StoredTaskAction], None]
+    began: Callable[[str, AttemptPlace], None]
+    healed: Callable[[str], None]
+    expires: Callable[[str, float | None], None]
+
+
+class _Attempt(NamedTuple):
+    number: int
+    command: Command
+    limits: Limits
+    place: AttemptPlace
+    declares_outputs: bool
+
+
+class ActionRun:
+    """Runs actions of one executor, one call for each.
+
+    Args:
+        client: How actions are read.
+        claims: What says that an action is ours.
+        attempts: What starts processes.
+        reports: What tells etcd.
+        settings: See :class:`ExecutorSettings`.
+        clock: What limits are counted on.
+        ages: When actions began to count.
+        callbacks: See :class:`Callbacks`.
+    """
+
+    def __init__(
+        self,
+        client: ActionsClient,
+        claims: Claims,
+        attempts: AttemptsPort,
+        reports: Reports,
+        settings: ExecutorSettings,
+        clock: Clock,
+        ages: Ages,
+        callbacks: Callbacks,
+    ) -> None:
+        self._client = client
+        self._claims = claims
+        self._attempts = attempts
+        self._reports = reports
+        self._settings = settings
+        self._clock = clock
+        self._ages = ages
+        self._callbacks = callbacks
+        self.retries = 0
+
+    async def run(self, action: StoredTaskAction, work: Work) -> StoredTaskAction | None:
+        """Run an action until it is over, or is not to be run now; the work says which.
+
+        Returns:
+            The action, where it was ended here; else None.
+
+        Raises:
+            ActionError: It was ended, deleted or taken over by somebody else.
+            NotStarted: The machine cannot start it now.
+            EtcdError: etcd cannot be asked.
+        """
+        if action.is_terminal:
+            self._callbacks.note(action)
+            return None
+        if self._put_off(action, work):
+            return None
+        claim = await self._claims.claim(
+            action.action_id, action.metadata.uid, action.create_revision
+        )
+        if claim is None:
+            work.elsewhere = True
+            return None
+        try:
+            # Somebody may have ended it, and let it go, between the two.
+            uid, action = action.metadata.uid, await self._client.get_task_action(action.action_id)
+            while not action.is_terminal and action.metadata.uid == uid:
+                action = await self._run_attempt(action, claim, work)
+                self._callbacks.note(action)
+                if self._put_off(action, work):
+                    break
+        finally:
+            with trio.move_on_after(_RELEASE_WITHIN, shield=True):
+                try:
+                    await self._claims.release(claim)
+                except EtcdError as error:
+                    _log.debug("claim_not_released", action=work.name, error=str(error))
+        return action if action.is_terminal else None
+
+    def limits(self, action: StoredTaskAction, name: str) -> Limits:
+        """The limits of the present attempt.
+
+        Raises:
+            InvalidArgument: They cannot be used.
+            DecodeError: There is no template that can be read.
+        """
+        return self._limits(action, name, template_of(action))
+
+    def _limits(self, action: StoredTaskAction, name: str, template: TaskTemplate) -> Limits:
+        return Limits.of(
+            template,
+            max(action.status.attempts, 1),
+            created=self._ages.created(name),
+            queued=self._ages.queued(name, action),
+        )
+
+    def _put_off(self, action: StoredTaskAction, work: Work) -> bool:
+        """Whether the back-off after the attempt before is not over: then nobody holds a slot."""
+        if action.phase is not Phase.QUEUED or action.status.attempts < 2:
+            return False
+        try:
+            attempt = self._prepare(action, work.name)
+        except (DecodeError, InvalidArgument):
+            # It ends with that as soon as it is claimed.
+            return False
+        limits, now = attempt.limits, self._clock.monotonic()
+        if attempt.place.was_started or limits.not_before <= now or limits.late(now) is not None:
+            return False
+        self._callbacks.expires(work.name, limits.waiting_ends())
+        work.not_before = limits.not_before
+        return True
+
+    def _prepare(self, action: StoredTaskAction, name: str) -> _Attempt:
+        """Say how an attempt is run.
+
+        Raises:
+            InvalidArgument: It cannot be; the field is named.
+            DecodeError: What is stored cannot be read.
+        """
+        number = max(action.status.attempts, 1)
+        check_uid(action.metadata.uid)
+        template = template_of(action)
+        command = build_command(action, template, number, self._settings)
+        limits = self._limits(action, name, template)
+        place = AttemptPlace(self._settings.state_dir, action.metadata.uid, number)
+        declares_outputs = bool(template.interface.outputs.variables)
+        return _Attempt(number, command, limits, place, declares_outputs)
+
+    async def _run_attempt(
+        self, action: StoredTaskAction, claim: Claim, work: Work
+    ) -> StoredTaskAction:
+        """Run one attempt to its end, and report that; gives the action as it is then."""
+        number = max(action.status.attempts, 1)
+        try:
+            attempt = self._prepare(action, work.name)
+        except (DecodeError, InvalidArgument) as error:
+            return await self._report(action, number, Phase.FAILED, claim, invalid_spec(error))
+        limits, place = attempt.limits, attempt.place
+        if not place.was_started and not place.is_alive:
+            late = limits.late(self._clock.monotonic())
+            if late is not None:
+                return await self._report(action, number, Phase.TIMED_OUT, claim, late)
+        work.place = place
+        try:
+            await begin(self._attempts, place, attempt.command)
+        except NotStarted as failure:
+            work.place = None
+            if not failure.by_machine:
+                return await self._report(action, number, Phase.FAILED, claim, failure.error)
+            if action.phase is Phase.UNSPECIFIED:
+                await self._report(action, number, Phase.QUEUED, claim)
+            self._callbacks.expires(work.name, limits.waiting_ends())
+            raise
+        self._callbacks.began(work.name, place)
+        _log.info("attempt", action=action.metadata.name, attempt=number)
+        try:
+            action, outcome = await self._follow_process(action, attempt, claim, work)
+        finally:
+            self._attempts.forget(place)
+        try:
+            place.shorten_log(self._settings.log_bytes)
+        except OSError as error:
+            _log.warning("log_not_shortened", action=work.name, error=str(error))
+        if outcome is None:
+            # Ended by somebody else: the process is gone, and the object says the rest.
+            return await self._client.get_task_action(action.action_id)
+        if outcome.error is None:
+            return await self._report(action, number, Phase.SUCCEEDED, claim)
+        if outcome.recoverable and number < limits.attempts:
+            self.retries += 1
+            return await self._report(action, number + 1, Phase.QUEUED, claim)
+        timed_out = outcome.error.code in (RUN_TOO_LONG, DEADLINE)
+        phase = Phase.TIMED_OUT if timed_out else Phase.FAILED
+        return await self._report(action, number, phase, claim, outcome.error)
+
+    async def _follow_process(
+        self, action: StoredTaskAction, attempt: _Attempt, claim: Claim, work: Work
+    ) -> tuple[StoredTaskAction, Outcome | None]:
+        """Say that it runs, and wait; no outcome where somebody else has ended the action."""
+        place, limits = attempt.place, attempt.limits
+        ran = place.running_for() or 0.0
+        note_beginning(place.path, ran)
+        ends, too_long = limits.running_ends(self._clock.monotonic() - ran)
+        ended, over = trio.Event(), False
+        running = action if action.phase is Phase.RUNNING else None
+        refused: ActionError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                await self._attempts.wait_ended(place)
+                ended.set()
+                nursery.cancel_scope.cancel("the process has ended")
+
+            async def interrupt() -> None:
+                await work.ended_elsewhere.wait()
+                nursery.cancel_scope.cancel("the action is over")
+
+            async def limit() -> None:
+                nonlocal over
+                await self._clock.sleep_until(ends)
+                over = True
+                nursery.cancel_scope.cancel("it takes too long")
+
+            async def tell() -> None:
+                nonlocal running, refused
+                try:
+                    if running is None:
+                        running = await self._report(action, attempt.number, Phase.RUNNING, claim)
+                except ActionError as error:
+                    refused = error
+                    nursery.cancel_scope.cancel("it is not ours to run")
+                    return
+                await trio.sleep(_HEALS_AFTER)
+                self._callbacks.healed(work.name)
+
+            for task in (wait, interrupt, limit, tell):
+                nursery.start_soon(task)
+        if refused is not None:
+            raise refused
+        if not ended.is_set():
+            _log.info(
+                "attempt_interrupted",
+                action=action.metadata.name,
+                reason="too long" if over else "the action is over",
+            )
+            await self._attempts.end(place)
+            if not over:
+                return action, None
+        if running is None and not work.ended_elsewhere.is_set():
+            running = await self._report(action, attempt.number, Phase.RUNNING, claim)
+        if over and not ended.is_set():
+            return running or action, Outcome(too_long, too_long.code == RUN_TOO_LONG)
+        return running or action, await self._outcome(attempt)
+
+    async def _outcome(self, attempt: _Attempt) -> Outcome:
+        """Look at what an attempt left; what nobody can make sense of is a failure, too."""
+        try:
+            return await find_outcome(
+                attempt.place,
+                attempt.command.outputs,
+                declares_outputs=attempt.declares_outputs,
+            )
+        except (OSError, ValueError, OverflowError) as error:
+            if isinstance(error, OSError) and is_of_machine(error):
+                raise
+            message = f"what the attempt left cannot be read: {error}"
+            state = ErrorState(code="OutcomeUnreadable", kind="SYSTEM", message=message)
+            return Outcome(state, True)
+
+    async def _report(
+        self,
+        action: StoredTaskAction,
+        attempt: int,
+        phase: Phase,
+        claim: Claim,
+        error: ErrorState | None = None,
+    ) -> StoredTaskAction:
+        return await self._reports.report(action, attempt, phase, claim, error)
+
+
+def template_of(action: StoredTaskAction) -> TaskTemplate:
+    """The task template of an action.
+
+    Raises:
+        InvalidArgument: There is none.
+        DecodeError: It cannot be read.
+    """
+    template = conversions.task_template(action)
+    if template is None:
+        raise InvalidArgument("spec.taskTemplate", "it is empty")
+    return template
+
+
+def invalid_spec(error: DecodeError | InvalidArgument) -> ErrorState:
+    """What an action ends with that cannot be run as it is.
+
+    What the store gives an object, such as its uid, is not its caller's to choose.
+    """
+    field = error.field if isinstance(error, InvalidArgument) else ""
+    kind = "SYSTEM" if field.startswith("metadata.") else "USER"
+    return ErrorState(code=INVALID_SPEC, kind=kind, message=str(error))

@@ -1,0 +1,70 @@
+"""How long things may take, as a spec says it: validated, and bounded."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from etcd_actions.errors import DecodeError, InvalidArgument
+from etcd_actions.model.taskaction import parse_time
+
+if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
+
+LONGEST: Final = 100 * 365 * 86400.0
+"""Seconds. A time beyond it is no limit."""
+
+_NANOS: Final = 1_000_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def limit_of(duration: Duration, field: str) -> float | None:
+    """The seconds that a limit has; None for no limit, which zero and an over-large one mean.
+
+    Raises:
+        InvalidArgument: It is negative, or its nanoseconds are out of range.
+    """
+    seconds = seconds_of(duration, field)
+    return seconds if 0 < seconds < LONGEST else None
+
+
+def seconds_of(duration: Duration, field: str) -> float:
+    """The seconds of a duration, at most `LONGEST`.
+
+    Raises:
+        InvalidArgument: It is negative, or its nanoseconds are out of range.
+    """
+    if duration.seconds < 0 or duration.nanos < 0:
+        raise InvalidArgument(field, "it is negative: give a time from 0 on")
+    if duration.nanos >= _NANOS:
+        raise InvalidArgument(
+            field, f"{duration.nanos} nanoseconds are a second or more: give less than {_NANOS}"
+        )
+    return min(duration.seconds + duration.nanos / _NANOS, LONGEST)
+
+
+def factor_of(factor: float, field: str) -> float:
+    """A factor of growth; 0, which is not set, means 1.
+
+    Raises:
+        InvalidArgument: It is no number from 1 on.
+    """
+    if factor == 0:
+        return 1.0
+    if not math.isfinite(factor) or factor < 1:
+        raise InvalidArgument(field, f"{factor} is no factor: give a number from 1 on")
+    return factor
+
+
+def age_of(timestamp: str, field: str, wall: float) -> float:
+    """How many seconds ago a stored time was, by the wall clock; 0 where that cannot be told.
+
+    A time that cannot be read, or that lies ahead, is no reason to end an action.
+    """
+    try:
+        time = parse_time(timestamp, field)
+        age = 0.0 if time is None else wall - (time - _EPOCH).total_seconds()
+    except (DecodeError, ValueError, OverflowError):
+        return 0.0
+    return min(max(age, 0.0), LONGEST)

@@ -1,0 +1,113 @@
+"""How long an attempt may wait and run, and how long the one after a failure is put off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from etcd_actions.executor.durations import LONGEST, factor_of, limit_of, seconds_of
+from etcd_actions.model import ErrorState
+
+if TYPE_CHECKING:
+    from flyteidl2.core.tasks_pb2 import TaskTemplate
+
+RUN_TOO_LONG: Final = "MAX_RUNTIME_EXCEEDED"
+DEADLINE: Final = "DEADLINE_EXCEEDED"
+QUEUED_TOO_LONG: Final = "QUEUED_TIMEOUT_EXCEEDED"
+
+MOST_ATTEMPTS: Final = 2**32 - 1
+"""What the field of the stored object can hold."""
+
+_METADATA = "spec.taskTemplate.metadata"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The limits of one attempt. Times are on the monotonic clock; None is no limit.
+
+    Attributes:
+        run: Seconds that it may run.
+        queued: Until when it may wait for a slot.
+        deadline: Until when the action may take, with all of its attempts.
+        not_before: When it may begin: the back-off of the attempt before ends.
+        attempts: How many attempts there may be.
+    """
+
+    run: float | None
+    queued: float | None
+    deadline: float | None
+    not_before: float
+    attempts: int
+
+    @classmethod
+    def of(cls, template: TaskTemplate, attempt: int, *, created: float, queued: float) -> Limits:
+        """Read them from a template.
+
+        Args:
+            template: The task's.
+            attempt: Which attempt, from 1 on.
+            created: When the action was created.
+            queued: When this attempt was queued.
+
+        Raises:
+            InvalidArgument: One cannot be used; the field is named.
+        """
+        metadata = template.metadata
+        not_before = queued + retry_delay(template, attempt)
+        waiting = limit_of(metadata.timeouts.queued_timeout, f"{_METADATA}.timeouts.queuedTimeout")
+        deadline = limit_of(metadata.timeouts.deadline, f"{_METADATA}.timeouts.deadline")
+        return cls(
+            run=limit_of(metadata.timeout, f"{_METADATA}.timeout"),
+            # The wait for a slot begins when the back-off has passed.
+            queued=None if waiting is None else not_before + waiting,
+            deadline=None if deadline is None else created + deadline,
+            not_before=not_before,
+            attempts=min(metadata.retries.retries + 1, MOST_ATTEMPTS),
+        )
+
+    def waiting_ends(self) -> float | None:
+        """When waiting for a slot makes no sense any more."""
+        return min((end for end in (self.queued, self.deadline) if end is not None), default=None)
+
+    def late(self, now: float) -> ErrorState | None:
+        """Why the attempt is not begun any more."""
+        if self.deadline is not None and now >= self.deadline:
+            return _too_long(DEADLINE, "its deadline has passed")
+        if self.queued is not None and now >= self.queued:
+            return _too_long(QUEUED_TOO_LONG, "it waited too long for a slot")
+        return None
+
+    def running_ends(self, began: float) -> tuple[float, ErrorState]:
+        """When an attempt that began at some time has run too long, and what it ends with."""
+        ran = LONGEST if self.run is None else self.run
+        end = float("inf") if self.run is None else began + self.run
+        if self.deadline is not None and self.deadline <= end:
+            return self.deadline, _too_long(DEADLINE, "its deadline has passed")
+        return end, _too_long(RUN_TOO_LONG, f"it ran longer than {ran:g} s")
+
+
+def retry_delay(template: TaskTemplate, attempt: int) -> float:
+    """How many seconds an attempt is put off after the one before failed.
+
+    It is ``base * factor ** n``, at most ``cap``, where the second attempt has ``n = 0``.
+
+    Raises:
+        InvalidArgument: The strategy cannot be used; the field is named.
+    """
+    if not template.metadata.retries.HasField("backoff"):
+        return 0.0
+    backoff, field = template.metadata.retries.backoff, f"{_METADATA}.retries.backoff"
+    base = seconds_of(backoff.base, f"{field}.base")
+    factor = factor_of(backoff.factor, f"{field}.factor")
+    cap = seconds_of(backoff.cap, f"{field}.cap") if backoff.HasField("cap") else LONGEST
+    if attempt < 2:
+        return 0.0
+    try:
+        delay = base * factor ** (attempt - 2)
+    except OverflowError:
+        return cap if base else 0.0
+    return min(delay, cap)
+
+
+def _too_long(code: str, message: str) -> ErrorState:
+    return ErrorState(code=code, kind="USER", message=message)

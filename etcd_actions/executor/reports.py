@@ -1,0 +1,110 @@
+"""Reports on actions: made until etcd has them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+
+from etcd_actions.actions.status import ActionStatus
+from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.backoff import Backoff
+from etcd_actions.claims import Claim
+from etcd_actions.client import ActionsClient
+from etcd_actions.errors import EtcdError, RequestTooLarge
+from etcd_actions.model import ErrorState, Phase
+
+_BACKOFF = Backoff(initial=0.2, cap=5.0)
+# Characters. An object has to stay below what etcd takes.
+_MOST_OF_A_MESSAGE: Final = 32 * 1024
+_MOST_OF_A_CODE: Final = 256
+_LEAST_OF_A_MESSAGE: Final = 200
+
+_log = structlog.get_logger(__name__)
+
+
+class Reports:
+    """Tells etcd what becomes of actions.
+
+    Args:
+        client: How it is told.
+        note: Called with each action as etcd has it.
+    """
+
+    def __init__(self, client: ActionsClient, note: Callable[[StoredTaskAction], None]) -> None:
+        self._client = client
+        self._note = note
+        self.ended: Counter[str] = Counter()
+
+    async def report(
+        self,
+        action: StoredTaskAction,
+        attempt: int,
+        phase: Phase,
+        claim: Claim | None,
+        error: ErrorState | None = None,
+    ) -> StoredTaskAction:
+        """Report until etcd has it; a report whose answer was lost may be made again.
+
+        Raises:
+            ActionError: The action is over, gone, or somebody else's.
+            RequestTooLarge: The object has no room for it.
+        """
+        failures = 0
+        status = ActionStatus(phase, cache_status=action.status.cache_status)
+        error = None if error is None else storable(error, _MOST_OF_A_MESSAGE)
+        reported: StoredTaskAction | None = None
+        while reported is None:
+            try:
+                reported = await self._client.put_status(
+                    action.action_id, attempt, status, error=error, claim=claim
+                )
+            except RequestTooLarge:
+                if error is None or len(error.message) <= _LEAST_OF_A_MESSAGE:
+                    raise
+                error = storable(error, _LEAST_OF_A_MESSAGE)
+            except EtcdError as trouble:
+                failures += 1
+                if failures & (failures - 1) == 0:
+                    _log.warning("not_reported", action=action.metadata.name, error=str(trouble))
+                await trio.sleep(_BACKOFF.delay(failures))
+        self._note(reported)
+        if phase.is_terminal:
+            self.ended[phase.name] += 1
+            _log.info(
+                "action_ended",
+                action=action.metadata.name,
+                attempt=attempt,
+                phase=phase.name,
+                error=error.code if error else None,
+            )
+        return reported
+
+
+def storable(error: ErrorState, most: int) -> ErrorState:
+    """An error that can be stored: of bounded length, and text.
+
+    Args:
+        error: What a task or the system said.
+        most: How many characters of its message are kept: the beginning, and the end.
+    """
+    return ErrorState(
+        code=_text(error.code)[:_MOST_OF_A_CODE],
+        kind=error.kind,
+        message=_shortened(_text(error.message), most),
+    )
+
+
+def _text(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    gap = " [...] "
+    kept = most - len(gap)
+    return text[: kept // 2] + gap + text[-(kept - kept // 2) :]
