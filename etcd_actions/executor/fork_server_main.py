@@ -13,7 +13,6 @@ import array
 import contextlib
 import gc
 import importlib
-import importlib.util
 import json
 import os
 import select
@@ -65,9 +64,7 @@ class Unusable(Exception):
 
 def main(descriptor: int, *, plain: bool = False) -> None:
     """Serve until the socket is closed and all supervisors have ended."""
-    supervisor = _sibling("supervisor")
-    # What is beside this file is not for tasks.
-    del sys.path[0]
+    supervisor = _beside("supervisor")
     try:
         run = None if plain else _prepare()
     except Unusable as error:
@@ -248,16 +245,17 @@ def _start_again(loop: Any) -> None:
     loop.thread.start()
 
 
-def _sibling(name: str) -> Any:
-    """A module beside this file, which is no package here."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"_etcd_actions_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Its classes look for it there.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+def _beside(name: str) -> Any:
+    """A module beside this file, and nothing that a task would find under its name."""
+    directory = str(Path(__file__).parent)
+    sys.path[:] = [directory, *(each for each in sys.path if each != directory)]
+    before = set(sys.modules)
+    module = importlib.import_module(name)
+    for each in set(sys.modules) - before:
+        found = getattr(sys.modules[each], "__file__", None) or ""
+        if str(Path(found).parent) == directory:
+            del sys.modules[each]
+    del sys.path[0]
     return module
 
 

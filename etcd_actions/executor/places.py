@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from etcd_actions.executor import supervisor
+from etcd_actions.executor import process_tree, supervisor
 from etcd_actions.executor.attempt_clock import running_for
-from etcd_actions.executor.supervisor import Process
+from etcd_actions.executor.bounded_log import LOG, LOG_BEFORE
+from etcd_actions.executor.process_tree import Process
 from etcd_actions.untrusted_files import (
     UnusableFile,
     is_regular,
@@ -32,7 +33,6 @@ STARTED: Final = supervisor.STARTED
 """Written before the main process of an attempt begins: its number."""
 EXIT: Final = supervisor.EXIT
 """Written when the main process has ended: its exit code, negative for a signal."""
-LOG: Final = supervisor.LOG
 LOCK: Final = "lock"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -186,7 +186,7 @@ class AttemptPlace:
     def last_lines(self, most: int = 20) -> str:
         """The end of its log, for an error that says nothing else."""
         end = b""
-        for name in (LOG, supervisor.LOG_BEFORE):
+        for name in (LOG, LOG_BEFORE):
             if len(end) < 4096:
                 end = self._tail(name, 4096 - len(end)) + end
         return "\n".join(end.decode(errors="replace").splitlines()[-most:])
@@ -215,7 +215,7 @@ class AttemptPlace:
     def kill(self, number: signal.Signals) -> None:
         """Have the attempt end: SIGTERM asks its whole tree to end, SIGKILL kills all of it."""
         pid = self.supervisor()
-        seen = None if pid is None else supervisor.look_at(str(pid))
+        seen = None if pid is None else process_tree.look_at(str(pid))
         # A number that was used anew between these two is no supervisor's.
         if pid is None or pid != self.supervisor():
             return
@@ -225,7 +225,7 @@ class AttemptPlace:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, each)
             else:
-                supervisor.send(Process(pid, seen[1]), each)
+                process_tree.send(Process(pid, seen[1]), each)
 
     def kill_left_behind(self) -> int:
         """Kill its supervisor, and what is left of a tree whose supervisor is gone.
@@ -234,9 +234,9 @@ class AttemptPlace:
         how many were found.
         """
         pid = self.supervisor()
-        seen = None if pid is None else supervisor.look_at(str(pid))
+        seen = None if pid is None else process_tree.look_at(str(pid))
         if pid is not None and seen is not None and pid == self.supervisor():
-            supervisor.send(Process(pid, seen[1]), signal.SIGKILL)
+            process_tree.send(Process(pid, seen[1]), signal.SIGKILL)
         count = 0
         for _ in range(20):
             found = list(_marked(self.mark))
@@ -244,7 +244,7 @@ class AttemptPlace:
                 break
             count = max(count, len(found))
             for process in found:
-                supervisor.send(process, signal.SIGKILL)
+                process_tree.send(process, signal.SIGKILL)
         return count
 
     def _tail(self, name: str, most: int) -> bytes:
@@ -271,10 +271,10 @@ class AttemptPlace:
 def _marked(mark: str) -> Iterator[Process]:
     """The processes whose environment has a mark."""
     wanted = f"{MARK}={mark}".encode()
-    for name in supervisor.numbers():
+    for name in process_tree.numbers():
         if int(name) == os.getpid():
             continue
-        seen = supervisor.look_at(name)
+        seen = process_tree.look_at(name)
         try:
             environment = Path(f"/proc/{name}/environ").read_bytes()
         except OSError:

@@ -6,8 +6,10 @@ is handed to it by the kernel (it is a child subreaper), whatever sessions, grou
 between. The attempt ends with its main process: the rest then gets SIGTERM, and SIGKILL after
 the grace.
 
-It is run as a file, by ``python -I -S``, or is called in a fork of the fork server. So it
-imports nothing of etcd_actions, and little else. It speaks on a pipe, a JSON object a line:
+It is run by ``python -I -S``, or in a fork of the fork server, by an interpreter that may have
+no etcd_actions. So it imports what is beside it, and little else.
+
+It speaks on a pipe, a JSON object a line:
 ``{"started": PID}`` or ``{"failed": MESSAGE, "errno": NUMBER, "where": PLACE}``, then
 ``{"ended": CODE}``.
 
@@ -23,16 +25,28 @@ import json
 import os
 import select
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
+
+if __package__:
+    from etcd_actions.executor.bounded_log import BoundedLog
+    from etcd_actions.executor.process_tree import Process, descendants, end_orphans, send
+else:
+    # What is beside it is no package then.
+    from bounded_log import BoundedLog  # type: ignore[import-not-found,no-redef]
+    from process_tree import (  # type: ignore[import-not-found,no-redef]
+        Process,
+        descendants,
+        end_orphans,
+        send,
+    )
+
+__all__ = ["become_subreaper", "end_orphans", "main", "say_failed", "supervise"]
 
 STARTED = "started"
 EXIT = "exit"
-LOG = "log"
-LOG_BEFORE = "log.before"
 SUPERVISOR = "supervisor"
 WORK = "work"
 
@@ -42,15 +56,6 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LEAVE_AFTER = 10.0
 _CREATE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PIPE_BYTES = 65536
-# Room for the line that says what is left out of a log.
-_HEADER = 64
-
-
-class Process(NamedTuple):
-    """A process as it was seen; ``began`` tells it from another with the same number."""
-
-    pid: int
-    began: str
 
 
 def supervise(
@@ -313,186 +318,6 @@ class _Ending:
         return True
 
 
-class BoundedLog:
-    """A log that never takes more than its limit: the older half of it goes when it is full.
-
-    While it grows there are two files; in the end they are one. What cannot be written is left
-    out, so that a full disk stops no task. It is descriptor 2 of this process.
-
-    Args:
-        directory: A descriptor of the directory that it is in.
-        most: Bytes.
-    """
-
-    def __init__(self, directory: int, most: int) -> None:
-        self._directory = directory
-        self._half = max((most - _HEADER) // 2, 1)
-        self._rotated = False
-        self._left_out = 0
-        self._open(os.O_APPEND)
-        self._size = os.fstat(2).st_size
-
-    def _open(self, flags: int) -> None:
-        flags |= os.O_WRONLY | os.O_APPEND | _CREATE
-        log = os.open(LOG, flags, 0o600, dir_fd=self._directory)
-        try:
-            if not stat.S_ISREG(os.fstat(log).st_mode):
-                raise OSError(0, "the log is not a regular file")
-            os.dup2(log, 2, inheritable=False)
-        finally:
-            if log != 2:
-                os.close(log)
-
-    def take(self, source: int) -> bool:
-        """Take in what a pipe has now; False where its other end is closed."""
-        try:
-            data = os.read(source, _PIPE_BYTES)
-        except BlockingIOError:
-            return True
-        self.write(data)
-        return bool(data)
-
-    def write(self, data: bytes) -> None:
-        """Append, as far as there is room on the disk."""
-        for begin in range(0, len(data), self._half):
-            self._write_part(data[begin : begin + self._half])
-
-    def _write_part(self, data: bytes) -> None:
-        if self._size + len(data) > self._half:
-            self._rotate()
-        written = 0
-        with contextlib.suppress(OSError):
-            written = os.write(2, data)
-        self._size += written
-        self._left_out += len(data) - written
-
-    def _rotate(self) -> None:
-        directory = self._directory
-        try:
-            if self._rotated:
-                self._left_out += os.stat(LOG_BEFORE, dir_fd=directory).st_size
-            os.rename(LOG, LOG_BEFORE, src_dir_fd=directory, dst_dir_fd=directory)
-            self._open(os.O_EXCL)
-            self._rotated = True
-        except OSError:
-            # Somebody has put other things there.
-            with contextlib.suppress(OSError):
-                self._left_out += self._size
-                os.ftruncate(2, 0)
-        self._size = 0
-
-    def let_go(self) -> None:
-        """Make room on the disk for something else."""
-        with contextlib.suppress(OSError):
-            self._left_out += self._size
-            os.ftruncate(2, 0)
-            self._size = 0
-            os.unlink(LOG_BEFORE, dir_fd=self._directory)
-
-    def finish(self) -> None:
-        """Make one file of it."""
-        if not self._rotated and not self._left_out:
-            return
-        directory = self._directory
-        name = LOG + ".new"
-        with contextlib.suppress(OSError):
-            os.unlink(name, dir_fd=directory)
-        try:
-            flags = os.O_WRONLY | os.O_EXCL | _CREATE
-            with os.fdopen(os.open(name, flags, 0o600, dir_fd=directory), "wb") as file:
-                if self._left_out:
-                    file.write(b"(%d bytes are left out here)\n" % self._left_out)
-                for part in (LOG_BEFORE, LOG):
-                    for data in _parts(part, directory, self._half):
-                        file.write(data)
-            os.rename(name, LOG, src_dir_fd=directory, dst_dir_fd=directory)
-            os.unlink(LOG_BEFORE, dir_fd=directory)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=directory)
-
-
-def descendants(pid: int) -> list[Process]:
-    """What is below a process and lives, parents before children."""
-    below = _children()
-    return _with_descendants(below.get(pid, []), below)
-
-
-def send(process: Process, number: int) -> None:
-    """Send a signal to a process, and not to another one that has its number by now."""
-    try:
-        try:
-            descriptor = os.pidfd_open(process.pid)
-        except (AttributeError, NotImplementedError):
-            os.kill(process.pid, number)
-            return
-        try:
-            found = look_at(str(process.pid))
-            if found is not None and found[1] == process.began:
-                signal.pidfd_send_signal(descriptor, number)
-        finally:
-            os.close(descriptor)
-    except OSError:
-        # It has ended, or may not be signalled.
-        return
-
-
-def end_orphans(known: set[int]) -> None:
-    """Kill the children of this process that it does not know, and what is below them.
-
-    They come from a supervisor that was killed. Returns when none is left.
-    """
-    until = time.monotonic() + _LEAVE_AFTER
-    while time.monotonic() < until:
-        below = _children()
-        lost = [each for each in below.get(os.getpid(), ()) if each.pid not in known]
-        if not lost:
-            return
-        for process in _with_descendants(lost, below):
-            send(process, signal.SIGKILL)
-        time.sleep(0.005)
-        for process in lost:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(process.pid, os.WNOHANG)
-
-
-def _children() -> dict[int, list[Process]]:
-    """All that live, by their parents."""
-    below: dict[int, list[Process]] = {}
-    for name in numbers():
-        found = look_at(name)
-        if found is not None:
-            below.setdefault(found[0], []).append(Process(int(name), found[1]))
-    return below
-
-
-def numbers() -> list[str]:
-    """The numbers of all processes; none where there is no /proc."""
-    with contextlib.suppress(OSError):
-        return [name for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
-    return []
-
-
-def _with_descendants(processes: list[Process], below: dict[int, list[Process]]) -> list[Process]:
-    result = list(processes)
-    for process in result:
-        result += below.get(process.pid, ())
-    return result
-
-
-def look_at(name: str) -> tuple[int, str] | None:
-    """The parent of a process and when it began; None where it has ended."""
-    try:
-        with open(f"/proc/{name}/stat", "rb", buffering=0) as file:  # noqa: PTH123
-            # The name in parentheses may hold anything.
-            fields = file.read(4096).rpartition(b")")[2].split()
-    except OSError:
-        return None
-    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
-        return None
-    return int(fields[1]), fields[19].decode()
-
-
 def _has_children(main: int) -> bool:
     """Whether something is left; without a subreaper only the group of the main process is."""
     try:
@@ -530,25 +355,6 @@ def _write_file(directory: int, name: str, data: bytes, *, truncate: bool = True
     descriptor = os.open(name, os.O_WRONLY | _CREATE, 0o600, dir_fd=directory)
     try:
         os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
-
-
-def _parts(name: str, directory: int, most: int) -> Iterator[bytes]:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        # Opening a device may do something.
-        if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-            return
-        descriptor = os.open(name, flags, dir_fd=directory)
-    except FileNotFoundError:
-        return
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return
-        while most > 0 and (data := os.read(descriptor, min(most, _PIPE_BYTES))):
-            yield data
-            most -= len(data)
     finally:
         os.close(descriptor)
 

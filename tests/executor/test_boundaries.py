@@ -304,4 +304,4 @@ async def test_a_renewal_of_the_claims_that_fails_is_done_again(
         await eventually(lambda: len(renewals) >= 2)
         bench.attempts.finish("victim-a0")
         assert (await until(bench.client, VICTIM)).phase is Phase.SUCCEEDED
-    assert bench.client.containment.failures == {"claims": 1}
+    assert bench.client.containment.failures == {"task": 1}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions.executor import supervisor
+from etcd_actions.executor.bounded_log import BoundedLog
 from tests.executor.attempts import WAYS, Way, open_bench
 from tests.support.odd_files import KINDS
 from tests.support.waiting import eventually
@@ -158,7 +158,7 @@ def test_a_log_takes_what_is_larger_than_itself(tmp_path: Path) -> None:
         code = 1
         try:
             directory = os.open(tmp_path, os.O_RDONLY)
-            log = supervisor.BoundedLog(directory, 164)
+            log = BoundedLog(directory, 164)
             for begin, end in ((0, 10), (10, 1000), (1000, 1010), (1010, 1070)):
                 log.write(STREAM[begin:end])
             log.finish()

@@ -14,6 +14,7 @@ import trio
 
 from etcd_actions.containment import Containment
 from etcd_actions.executor import fork_server as fork_server_module
+from etcd_actions.executor.attempt import _DIRECTORY, _PROGRAM
 from etcd_actions.executor.fork_server import UNIT, ForkServer
 from etcd_actions.executor.not_started import NotStarted
 from etcd_actions.executor.start_errors import not_started
@@ -411,9 +412,11 @@ async def test_a_request_that_is_none_is_told(tmp_path: Path, way: Way, request_
             if bench.fork_server is not None:
                 assert await bench.fork_server.start(descriptors)
             else:
-                program = Path(fork_server_module.__file__).with_name("supervisor.py")
                 subprocess.run(
-                    [sys.executable, "-I", "-S", str(program), *map(str, descriptors)],
+                    [
+                        *(sys.executable, "-I", "-S", "-c", _PROGRAM, _DIRECTORY),
+                        *map(str, descriptors),
+                    ],
                     pass_fds=descriptors,
                     check=True,
                 )

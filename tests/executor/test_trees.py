@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions.executor import supervisor
+from etcd_actions.executor import process_tree
 from tests.executor.attempts import WAYS, Bench, Way, lives, numbers_in, open_bench
 from tests.support.waiting import eventually
 
@@ -169,7 +169,7 @@ while time.monotonic() < end:
             await bench.attempts.end(place)
         mark = f"_ATTEMPT_MARK={place.mark}".encode()
         assert not [
-            pid for pid in supervisor.numbers() if lives(int(pid)) and mark in environment(pid)
+            pid for pid in process_tree.numbers() if lives(int(pid)) and mark in environment(pid)
         ]
 
 
