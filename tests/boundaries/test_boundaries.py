@@ -28,6 +28,7 @@ from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.backoff import Backoff
 from etcd_actions.claims import Claims
 from etcd_actions.codecs import json
+from etcd_actions.codecs import tree as trees
 from etcd_actions.containment import Containment
 from etcd_actions.election import Election
 from etcd_actions.errors import EtcdError, UnexpectedFailure
@@ -293,8 +294,8 @@ async def test_a_value_that_may_be_good_is_looked_at_again(
     also = fault.before(json._decode_action, is_bad)
     monkeypatch.setattr(json, "_decode_action", also)
     without_memory = Fault(MemoryError(), left=1)
-    tree = without_memory.before(json.trees.from_json, is_bad)
-    monkeypatch.setattr(json.trees, "from_json", tree)
+    tree = without_memory.before(trees.from_json, is_bad)
+    monkeypatch.setattr(trees, "from_json", tree)
     (bad, *_) = make_run(prefix, "bad", 1)
     async with playing(etcd, prefix) as scene:
         await scene.end(bad)
