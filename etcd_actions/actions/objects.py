@@ -404,7 +404,13 @@ def _owner(parent: TaskAction | None) -> tuple[OwnerReference, ...]:
 
 
 def _base64(message: Message) -> str:
-    return base64.b64encode(message.SerializeToString(deterministic=True)).decode()
+    data = message.SerializeToString(deterministic=True)
+    try:
+        # One that is nested too deeply can be written, and then never be read.
+        type(message).FromString(data)
+    except BadMessage as error:
+        raise InvalidArgument(message.DESCRIPTOR.name, f"it cannot be stored: {error}") from None
+    return base64.b64encode(data).decode()
 
 
 def _digest(action: Action, run_spec: RunSpec | None, *, is_root_task: bool) -> str:

@@ -81,7 +81,7 @@ def meaning_of_call(code: int, details: str = "") -> Meaning:
         code == Code.RESOURCE_EXHAUSTED
         and any(text in details for text in _TOO_LARGE)
         # That is the answer, which this side did not take.
-        and not details.startswith(_ANSWER_TOO_LARGE)
+        and _ANSWER_TOO_LARGE not in details
     )
     return Meaning.PERMANENT if too_large or code == Code.INVALID_ARGUMENT else Meaning.TRANSIENT
 
