@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.versions import EtcdVersion
-from etcd_actions.testing.server import COMMON_FLAGS, OwnEtcd, free_port, version_at
+from etcd_actions.testing.server import COMMON_FLAGS, OwnEtcd, lasting_port, version_at
 
 if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
@@ -103,7 +103,7 @@ class EtcdContainer(OwnEtcd):
     ) -> None:
         super().__init__(directory, flags)
         self.image = image or EtcdImage.default().name
-        self._published = free_port()
+        self._published = lasting_port()
         self._started_with: list[str] = []
         self._seed: Path | None = None
         self._version: EtcdVersion | None = None

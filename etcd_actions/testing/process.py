@@ -21,7 +21,7 @@ from typing import final
 from etcd_actions.errors import EmbeddedEtcdError
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.versions import EtcdVersion, loses_writes_when_killed
-from etcd_actions.testing.server import COMMON_FLAGS, OwnEtcd, free_port
+from etcd_actions.testing.server import COMMON_FLAGS, OwnEtcd, lasting_port
 
 _HOST = "127.0.0.1"
 _STOP_TIMEOUT = 10.0
@@ -92,8 +92,8 @@ class EtcdProcess(OwnEtcd):
         self._version = program.version
         self.log_file = directory / "etcd.log"
         self._data = directory / "data"
-        self._address = Endpoint(_HOST, free_port())
-        self._peer_port = free_port()
+        self._address = Endpoint(_HOST, lasting_port())
+        self._peer_port = lasting_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

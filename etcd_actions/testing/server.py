@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import secrets
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from etcd_actions.etcd.versions import EtcdVersion, loses_writes_when_killed
 _START_TIMEOUT = 20.0
 _ANSWER_TIMEOUT = 1.0
 _POLL = 0.02
+_LASTING_PORTS = range(15_000, 32_000)
 
 COMMON_FLAGS = (
     "--name=test",
@@ -242,6 +244,22 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
     return port
+
+
+def lasting_port() -> int:
+    """A port of the loopback interface that nobody listens on, and that stays free.
+
+    It is below those that the system gives to outgoing connections and to :func:`free_port`,
+    so what stops listening on it for a while finds it free again.
+    """
+    while True:
+        port = _LASTING_PORTS[secrets.randbelow(len(_LASTING_PORTS))]
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 def version_at(endpoint: Endpoint) -> EtcdVersion:

@@ -21,7 +21,7 @@ OWN = Keyspace(PREFIX).side.decode()
 @pytest.fixture
 def guarded_etcd(etcd_factory: EtcdFactory) -> OwnEtcd:
     """An etcd with users whose password is their name."""
-    etcd = etcd_factory()
+    etcd = etcd_factory(flags=["--bcrypt-cost=4"])
     roles = {
         "root": None,
         "reader": "read",

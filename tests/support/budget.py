@@ -49,10 +49,7 @@ class Budget:
         for test, seconds in longest_first:
             if seconds <= self._test_seconds:
                 break
-            terminalreporter.write_line(
-                f"{seconds:.1f} s: {test}: mark it slow, or make it faster, "
-                "unless the machine was busy"
-            )
+            terminalreporter.write_line(f"{seconds:.1f} s without a mark: {test}")
 
 
 def _spent() -> float:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime
 import http.client
-import random
 import re
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -20,6 +18,7 @@ import trustme
 from etcd_actions.etcd import Tls, User
 from etcd_actions.testing import EtcdBinary
 from etcd_actions.testing.process import etcdctl_for, packaged_binary, sound_binary_on_path
+from etcd_actions.testing.server import lasting_port
 from tests.support.pem import write_key_pair
 
 ROOT = User(name="root", password="root-pw-5f1c")
@@ -87,7 +86,7 @@ class Member:
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
         self.directory = directory
-        self.port, self.peer_port, self.metrics_port = (_lasting_port() for _ in range(3))
+        self.port, self.peer_port, self.metrics_port = (lasting_port() for _ in range(3))
         self.suspended = False
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True)
@@ -402,21 +401,6 @@ class EtcdCluster:
             if self._server_tls.client_certs:
                 command += ["--client-cert-auth", f"--trusted-ca-file={self._server_tls.ca}"]
         return [*command, *self.flags]
-
-
-def _lasting_port() -> int:
-    """A port that nobody listens on, and that the system gives to no outgoing connection.
-
-    A member that is down for a while must find it free when it comes back.
-    """
-    while True:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 def signed_tokens(directory: Path) -> str:

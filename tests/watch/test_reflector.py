@@ -172,8 +172,10 @@ async def test_streams_are_renewed_and_boundaries_follow_the_keys(
             await trio.sleep(0.02)
         await eventually(lambda: len(sink.changes) >= len(names))
         await eventually(lambda: reflector.statistics().ranges == 4)
-        largest = max(len(range_.known) for range_ in reflector._ranges)
-        assert largest < len(names)
+        # On a starved machine the streams after the last key are still to come.
+        await eventually(
+            lambda: max(len(range_.known) for range_ in reflector._ranges) < len(names)
+        )
     assert sorted(change.key for change in sink.changes) == [prefix + name for name in names]
     assert {change.kind for change in sink.changes} == {ChangeKind.ADDED}
 
