@@ -120,12 +120,12 @@ class Signals:
 def handle_signals(command: str, *, owns_process: bool = False) -> Iterator[Signals]:
     """Handle the signals of this process for as long as the context lasts.
 
-    A SIGINT or SIGHUP that the process was started to ignore, as by ``nohup``, stays ignored.
+    A SIGHUP that the process was started to ignore, as by ``nohup``, stays ignored.
     """
     signals = Signals(command, owns_process=owns_process)
     before: dict[int, Any] = {}
     for number in (*ENDING, signal.SIGHUP):
-        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, signals)
     # Blocked by whoever started this process, or by its former self before it was executed.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
