@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import structlog.testing
 import trio
@@ -31,7 +32,15 @@ from etcd_actions.errors import (
     Unauthenticated,
     Unavailable,
 )
-from etcd_actions.etcd import Etcd, EtcdClient, TransportName, User, rpc
+from etcd_actions.etcd import (
+    Etcd,
+    EtcdClient,
+    TransportName,
+    User,
+    gateway_errors,
+    grpc_errors,
+    rpc,
+)
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -45,6 +54,7 @@ from etcd_actions.etcd.api import (
     WatchStream,
 )
 from etcd_actions.etcd.auth import Authenticator
+from etcd_actions.etcd.gateway_wire import Refusal
 from etcd_actions.etcd.permissions import needed_for
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.rpc import AuthenticateRequest
@@ -196,6 +206,18 @@ def test_no_text_of_a_user_has_the_password() -> None:
     for text in (repr(WORKER), str(WORKER), repr(request), str(request), f"{request}"):
         assert "worker" in text
         assert _SECRETS[1] not in text
+
+
+@pytest.mark.parametrize(
+    "text", ["etcdserver: revision of auth store is old", "auth: revision in header is old"]
+)
+def test_a_token_from_before_a_change_of_users_is_known_by_its_text(text: str) -> None:
+    """As etcd says it, and as 3.5.1 does: the call was refused, and wants a new token."""
+    failed = grpc_errors.from_status(grpc.StatusCode.UNKNOWN, text, what="KV/Put", writes=True)
+    assert type(failed) is Unauthenticated
+    asked = gateway_errors.Asked("KV/Put", writes=True)
+    refused = gateway_errors.from_refusal(Refusal(2, text), asked)
+    assert type(refused.error) is Unauthenticated
 
 
 # On an etcd.
