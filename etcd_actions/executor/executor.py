@@ -251,6 +251,8 @@ class Executor:
                 self._wake(alarm)
             if unit.failed:
                 self._schedule.at(alarm.due, alarm.name, self._failures.again(alarm.name, PARKED))
+            # Thousands may be due at once, and others have to get on, too.
+            await trio.lowlevel.checkpoint()
         while (name := self._schedule.first()) is not None and await self._room.has_room():
             if not self._schedule.is_ready(name):
                 continue

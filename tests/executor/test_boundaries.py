@@ -85,10 +85,10 @@ async def test_whatever_is_raised_while_an_action_runs_parks_it_alone(
         monkeypatch.setattr(action_run, "build_command", build)
     elif where == "outcome":
 
-        def look(place: Any, outputs: Any, *, declares_outputs: bool) -> Any:
+        def look(place: Any, outputs: Any, **kwargs: Any) -> Any:
             if outputs.parent.parent.name == "victim":
                 fault("victim-a0")
-            return found(place, outputs, declares_outputs=declares_outputs)
+            return found(place, outputs, **kwargs)
 
         found = outcome.outcome_of
         monkeypatch.setattr(outcome, "outcome_of", look)

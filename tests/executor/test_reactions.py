@@ -15,7 +15,7 @@ from flyteidl2.actions.actions_service_pb2 import Action
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.errors import RequestTooLarge
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.executor import action_run
+from etcd_actions.executor import outcome
 from etcd_actions.executor.attempt_clock import CLOCK, note_beginning
 from etcd_actions.executor.board import Board
 from etcd_actions.executor.not_started import NotStarted
@@ -501,7 +501,7 @@ async def test_an_outcome_that_nobody_can_read_is_a_failure(
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise troubles.pop(0) if len(troubles) > 1 else troubles[0]
 
-    monkeypatch.setattr(action_run, "outcome_of", fail)
+    monkeypatch.setattr(outcome, "outcome_of", fail)
     async with bench.executor():
         await bench.enqueue(ROOT, change=limited(retries=1))
         for attempt in (1, 2):
