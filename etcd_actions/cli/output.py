@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 import click
 import msgspec
@@ -17,7 +18,7 @@ import trio
 
 from etcd_actions.cli.rows import Row
 from etcd_actions.cli.signals import Stop
-from etcd_actions.errors import EtcdActionsError
+from etcd_actions.errors import InputError
 
 Write = Callable[[bytes], None]
 
@@ -59,8 +60,58 @@ def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]
 
 
 def chosen_format(output: str | None, *, elsewhere: str) -> str:
-    """The format that was asked for, else table on a terminal and ``elsewhere`` elsewhere."""
+    """The format that was asked for, else table on a terminal and ``elsewhere`` elsewhere.
+
+    Raises:
+        InputError: Standard output is closed.
+    """
+    check_output_open()
     return output or ("table" if sys.stdout.isatty() else elsewhere)
+
+
+def check_output_open() -> None:
+    """See that there is a standard output.
+
+    Raises:
+        InputError: It is closed: what is opened next would be written in its place.
+    """
+    # Python's own streams are None then.
+    if cast("IO[str] | None", sys.stdout) is None:
+        raise InputError("standard output is closed: send it to a file, or to /dev/null")
+
+
+def check_input_open() -> None:
+    """See that there is a standard input.
+
+    Raises:
+        InputError: It is closed.
+    """
+    if cast("IO[str] | None", sys.stdin) is None:
+        raise InputError("standard input is closed: give a file")
+
+
+@contextmanager
+def output_by_print() -> Iterator[None]:
+    """Let the body print to standard output, which it may leave buffered.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        yield
+        if cast("IO[str] | None", sys.stdout) is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered would fail again as the process ends.
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (no path of anybody's)
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise _cannot_be_written(error) from error
+
+
+def _cannot_be_written(error: OSError) -> InputError:
+    reason = os.strerror(error.errno or errno.EIO)
+    return InputError(f"standard output cannot be written: {reason}")
 
 
 @contextmanager
@@ -70,8 +121,9 @@ def standard_output() -> Iterator[Write]:
     A reader that reads no further, such as ``head``, ends the body early and is no error.
 
     Raises:
-        EtcdActionsError: It cannot be written.
+        InputError: It cannot be written.
     """
+    check_output_open()
 
     def write(data: bytes) -> None:
         try:
@@ -79,9 +131,7 @@ def standard_output() -> Iterator[Write]:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise EtcdActionsError(
-                f"standard output cannot be written: {os.strerror(error.errno or errno.EIO)}"
-            ) from error
+            raise _cannot_be_written(error) from error
 
     try:
         yield write
@@ -94,7 +144,11 @@ def write_all(descriptor: int, data: bytes) -> None:
     """Write bytes, however many pieces it takes."""
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            # Another program that has the same terminal or pipe may have made it so.
+            select.select([], [descriptor], [])
 
 
 async def stop_when_unread(descriptor: int, stop: Stop) -> None:

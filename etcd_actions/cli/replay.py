@@ -17,6 +17,7 @@ from etcd_actions.backoff import Backoff
 from etcd_actions.cli.exits import ExitCode, say
 from etcd_actions.cli.history import Destination, HistoryEvent, HistoryReader, reader_of
 from etcd_actions.cli.options import Common
+from etcd_actions.cli.output import check_input_open, output_by_print
 from etcd_actions.cli.signals import Stop, open_stop
 from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
 from etcd_actions.etcd import Etcd
@@ -172,7 +173,8 @@ async def replay_file(common: Common, file: str, rate: float | None) -> int:
                 with _progress(descriptor, stop) as progress:
                     await _replay(source, destination, replayer, stop, rate, progress)
             finally:
-                print(_summary(replayer, time.monotonic() - began), flush=True)
+                with output_by_print():
+                    print(_summary(replayer, time.monotonic() - began))
     return ExitCode.OK
 
 
@@ -231,13 +233,15 @@ class _Source(NamedTuple):
 @contextmanager
 def _opened(file: str) -> Iterator[int]:
     if file == "-":
+        check_input_open()
         yield sys.stdin.fileno()
         return
     try:
         descriptor = os.open(file, os.O_RDONLY)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a NUL"
         raise InputError(
-            f"{file}: {os.strerror(error.errno or 0)}: give a record, a file with one change "
+            f"{file}: {reason}: give a record, a file with one change "
             "a line, or - for standard input"
         ) from None
     try:
@@ -261,6 +265,8 @@ def _progress(descriptor: int, stop: Stop) -> Iterator[Progress]:
     )
     from rich.progress import Progress as Bar  # noqa: PLC0415
 
+    from etcd_actions.cli.table import sane_environment  # noqa: PLC0415
+
     status = os.fstat(descriptor)
     total = status.st_size if stat.S_ISREG(status.st_mode) else None
     columns = (
@@ -270,7 +276,8 @@ def _progress(descriptor: int, stop: Stop) -> Iterator[Progress]:
         TextColumn("{task.fields[done]} events"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+    console = Console(stderr=True, _environ=sane_environment(os.environ))
+    with Bar(*columns, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("replaying", total=total, done=0)
         stop.at_once = bar.stop
         yield lambda position, done: bar.update(task, completed=position, done=done)

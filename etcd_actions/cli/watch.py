@@ -21,7 +21,7 @@ from etcd_actions.cli.output import (
 )
 from etcd_actions.cli.rows import RowMaker, SyncedRow
 from etcd_actions.cli.signals import Stop, open_stop
-from etcd_actions.errors import EtcdActionsError
+from etcd_actions.errors import InputError
 from etcd_actions.processor import watched_keys
 from etcd_actions.watch import Reflector, ReflectorSettings
 
@@ -33,8 +33,8 @@ _log = structlog.get_logger(__name__)
 
 async def watch_until_signal(common: Common, output: str | None, prev_kv: bool) -> int:
     """Write every change to standard output until a signal, or until nobody reads."""
-    descriptor = sys.stdout.fileno()
     lines = _format(chosen_format(output, elsewhere="jsonl"))
+    descriptor = sys.stdout.fileno()
     keys, likely_prefix = watched_keys(common.prefix, common.namespace)
     feed = Feed()
     endpoints = common.endpoints_to_use
@@ -85,7 +85,7 @@ async def _write(
         except BrokenPipeError:
             break
         except OSError as error:
-            raise EtcdActionsError(
+            raise InputError(
                 f"standard output cannot be written: {os.strerror(error.errno or errno.EIO)}"
             ) from error
     written.set()
