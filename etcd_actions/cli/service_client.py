@@ -7,11 +7,12 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
+from google.protobuf.message import DecodeError as BadMessage
 from google.protobuf.message import Message
 
 from etcd_actions import errors
@@ -102,7 +103,6 @@ class ServiceClient:
         method = self._channel.unary_stream(
             f"{_PREFIX}WatchForUpdates",
             request_serializer=pb.WatchForUpdatesRequest.SerializeToString,
-            response_deserializer=pb.WatchForUpdatesResponse.FromString,
         )
         call = method(request, metadata=self._metadata)
         send, receive = trio.open_memory_channel[pb.WatchForUpdatesResponse](math.inf)
@@ -110,10 +110,13 @@ class ServiceClient:
 
         def read() -> None:
             try:
-                for message in call:
+                for answer in call:
+                    message = _parsed(answer, pb.WatchForUpdatesResponse)
                     trio.from_thread.run_sync(send.send_nowait, message)
             except grpc.RpcError as error:
                 failure.append(_translated(error.code(), error.details()))
+            except errors.ServiceError as error:
+                failure.append(error)
             except trio.RunFinishedError:
                 return
 
@@ -134,12 +137,25 @@ class ServiceClient:
         stub = self._channel.unary_unary(
             _PREFIX + method,
             request_serializer=type(request).SerializeToString,
-            response_deserializer=response.FromString,
         )
         future = stub.future(request, timeout=_DEADLINE, metadata=self._metadata)
         await finished(future, self._bell)
         if future.code() is not grpc.StatusCode.OK:
             raise _translated(future.code(), future.details())
+        _parsed(future.result(), response)
+
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+def _parsed(answer: bytes, kind: type[MessageT]) -> MessageT:
+    """The message of an answer; gRPC itself would log what is none with a traceback."""
+    try:
+        return kind.FromString(answer)
+    except BadMessage:
+        raise errors.ServiceRefused(
+            f"the service: its answer is no {kind.DESCRIPTOR.name}: is it Flyte's ActionsService?"
+        ) from None
 
 
 def _translated(code: grpc.StatusCode, details: str | None) -> errors.EtcdActionsError:
