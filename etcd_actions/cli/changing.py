@@ -9,6 +9,7 @@ import re
 import sys
 from typing import Any
 
+import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 from flyteidl2.core.literals_pb2 import Literal, Primitive, Scalar
 from google.protobuf.json_format import Parse, ParseError
@@ -33,7 +34,8 @@ _FLOAT = r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0
 
 async def enqueue_file(common: Common, file: str) -> int:
     """Create the action that a file describes."""
-    request = read_request(file)
+    # A pipe or a terminal may keep us waiting; the end does not wait for it.
+    request = await trio.to_thread.run_sync(read_request, file, abandon_on_cancel=True)
     async with open_asked(common) as asked:
         await asked.enqueue(request)
     action_id = request.action.action_id

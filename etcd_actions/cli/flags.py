@@ -57,8 +57,11 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as etcdctl does: a truth value alone is true, and takes no next argument."""
         # Help and version are printed here.
+        rest: list[str] | None = None
         with output_by_print():
             rest = super().parse_args(ctx, list(self._completed(args)))
+        if rest is None:
+            raise click.exceptions.Exit(0)
         for param in self.params:
             if param.type is click.STRING and not isinstance(param, SettingOption):
                 _check_utf8(ctx, param, ctx.params.get(param.name or ""))
@@ -116,5 +119,9 @@ class CommandGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what comes before the command; help and version are printed here."""
+        rest: list[str] | None = None
         with output_by_print():
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
+        if rest is None:
+            raise click.exceptions.Exit(0)
+        return rest

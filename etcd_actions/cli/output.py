@@ -94,6 +94,8 @@ def check_input_open() -> None:
 def output_by_print() -> Iterator[None]:
     """Let the body print to standard output, which it may leave buffered.
 
+    A reader that reads no further ends the body early and is no error.
+
     Raises:
         InputError: It cannot be written.
     """

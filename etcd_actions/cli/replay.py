@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 import structlog
@@ -161,8 +162,10 @@ class Replayer:
 
 async def replay_file(common: Common, file: str, rate: float | None) -> int:
     """Write the file's history; after a first signal no further change is begun."""
-    with _opened(file) as descriptor:
-        async with open_stop() as stop, common.open_etcd() as etcd:
+    async with open_stop() as stop, _opened(file, stop) as descriptor:
+        if descriptor is None:
+            return ExitCode.OK
+        async with common.open_etcd() as etcd:
             replayer = Replayer(etcd, stop)
             with stop.interrupts():
                 await replayer.begin(common.prefix)
@@ -230,24 +233,41 @@ class _Source(NamedTuple):
             raise InputError(f"{self.name}: {os.strerror(error.errno or 0)}") from None
 
 
-@contextmanager
-def _opened(file: str) -> Iterator[int]:
+@asynccontextmanager
+async def _opened(file: str, stop: Stop) -> AsyncIterator[int | None]:
+    """Open the file; None where the end was asked for before it could be opened."""
     if file == "-":
         check_input_open()
         yield sys.stdin.fileno()
         return
+    descriptor = await _open(file, stop)
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+async def _open(file: str, stop: Stop) -> int | None:
+    try:
+        with stop.interrupts():
+            # A named pipe opens when somebody writes to it.
+            return await trio.to_thread.run_sync(_open_no_directory, file, abandon_on_cancel=True)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a NUL"
         raise InputError(
             f"{file}: {reason}: give a record, a file with one change "
             "a line, or - for standard input"
         ) from None
-    try:
-        yield descriptor
-    finally:
+    return None
+
+
+def _open_no_directory(file: str) -> int:
+    descriptor = os.open(file, os.O_RDONLY)
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return descriptor
 
 
 @contextmanager
