@@ -16,6 +16,7 @@ from etcd_actions.config.settings import ASKED_SERVICE, SERVICE_CACERT, SERVICE_
 from etcd_actions.errors import ConfigError
 from etcd_actions.model import DEFAULT_NAMESPACE, ActionId
 from etcd_actions.model import flyte as conversions
+from etcd_actions.quoting import quoted
 
 
 class Asked(Protocol):
@@ -97,7 +98,7 @@ def action_named(text: str) -> ActionId:
     parts = text.split("/")
     if not all(parts) or len(parts) not in (4, 5):
         raise ConfigError(
-            f"{text!r} is no action: give <project>/<domain>/<run>/<action>, with the "
+            f"{quoted(text)} is no action: give <project>/<domain>/<run>/<action>, with the "
             "organisation before that where it counts"
         )
     *org, project, domain, run, name = parts

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
+import re
 import sys
-from pathlib import Path
 from typing import Any
 
+import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 from flyteidl2.core.literals_pb2 import Literal, Primitive, Scalar
 from google.protobuf.json_format import Parse, ParseError
@@ -15,13 +18,24 @@ from google.protobuf.message import DecodeError as BadMessage
 from etcd_actions.cli.asking import Directly, action_named, identifier, open_asked
 from etcd_actions.cli.exits import ExitCode, say
 from etcd_actions.cli.options import Common
+from etcd_actions.cli.output import check_input_open
 from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.model import ErrorState, Phase
+from etcd_actions.named_files import read_named_file, size_text, text_of
+from etcd_actions.quoting import clipped, quoted
+
+# etcd takes requests of some megabytes, and the service no larger ones.
+_MOST_BYTES = 16 * 1024 * 1024
+# Text with a mark of its encoding before it: no binary request begins like this.
+_JSON_BEGINS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_INTEGER = "[+-]?[0-9]+"
+_FLOAT = r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,4})?"
 
 
 async def enqueue_file(common: Common, file: str) -> int:
     """Create the action that a file describes."""
-    request = read_request(file)
+    # A pipe or a terminal may keep us waiting; the end does not wait for it.
+    request = await trio.to_thread.run_sync(read_request, file, abandon_on_cancel=True)
     async with open_asked(common) as asked:
         await asked.enqueue(request)
     action_id = request.action.action_id
@@ -100,24 +114,54 @@ def read_request(file: str) -> pb.EnqueueRequest:
     Raises:
         InputError: It is neither.
     """
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from None
-    request = pb.EnqueueRequest()
-    if data.lstrip()[:1] == b"{":
+    name = "<stdin>" if file == "-" else file
+    data = _read(file, name)
+    if not data.strip():
+        raise InputError(f"{name}: it is empty: give an EnqueueRequest, or an Action")
+    if data.startswith(_JSON_BEGINS) or data.lstrip()[:1] == b"{":
         try:
-            tree: dict[str, Any] = json.loads(data)
-            is_request = "action" in tree
-            Parse(data, request if is_request else request.action)
-        except (ValueError, ParseError) as error:
-            why = " ".join(str(error).split())
-            raise InputError(f"{file}: no EnqueueRequest, and no Action: {why}") from None
-        return request
+            return _from_json(text_of(data))
+        except ValueError as error:
+            why = clipped(" ".join(str(error).split()), 500)
+            raise InputError(f"{name}: no EnqueueRequest, and no Action: {why}") from None
     read = _binary(data)
     if read is None:
-        raise InputError(f"{file}: no EnqueueRequest, and no Action, in JSON or in binary")
+        raise InputError(f"{name}: no EnqueueRequest, and no Action, in JSON or in binary")
     return read
+
+
+def _read(file: str, name: str) -> bytes:
+    try:
+        if file != "-":
+            return read_named_file(file, _MOST_BYTES, pipes=True)
+        check_input_open()
+        data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}") from None
+    if len(data) > _MOST_BYTES:
+        raise InputError(f"{name}: it has more than {size_text(_MOST_BYTES)}")
+    return data
+
+
+def _from_json(text: str) -> pb.EnqueueRequest:
+    """The request of protobuf's JSON.
+
+    Raises:
+        ValueError: It is none.
+    """
+    request = pb.EnqueueRequest()
+    try:
+        tree: dict[str, Any] = json.loads(text)
+        is_request = "action" in tree
+        Parse(text, request if is_request else request.action)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (ParseError, ValueError) as error:
+        raise ValueError(str(error)) from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        # protobuf's reader takes the shape of some fields for granted.
+        raise ValueError(f"a field has a value of another kind: {error}") from None
+    return request
 
 
 def _binary(data: bytes) -> pb.EnqueueRequest | None:
@@ -150,23 +194,36 @@ def literal_of(text: str, kind: str) -> Literal:
             case "bool":
                 primitive = Primitive(boolean={"true": True, "false": False}[text.lower()])
             case "int":
-                primitive = Primitive(integer=int(text))
+                primitive = Primitive(integer=int(_matching(_INTEGER, text)))
             case "float":
-                primitive = Primitive(float_value=float(text))
+                primitive = Primitive(float_value=_float(text))
             case _:
                 primitive = Primitive(string_value=text)
     except (KeyError, ValueError):
-        raise ConfigError(f"{text!r} is no {kind}: give another value, or another --type") from None
+        raise ConfigError(
+            f"{quoted(text)} is no {kind}: give another value, or another --type"
+        ) from None
     return Literal(scalar=Scalar(primitive=primitive))
 
 
 def _looks_like(text: str) -> str:
     if text.lower() in ("true", "false"):
         return "bool"
-    for name, parse in (("int", int), ("float", float)):
-        try:
-            parse(text)
-        except ValueError:
-            continue
-        return name
-    return "str"
+    if re.fullmatch(_INTEGER, text):
+        return "int"
+    return "float" if re.fullmatch(_FLOAT, text) else "str"
+
+
+def _float(text: str) -> float:
+    if text in ("nan", "inf", "-inf"):
+        return float(text)
+    number = float(_matching(_FLOAT, text))
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
+def _matching(pattern: str, text: str) -> str:
+    if not re.fullmatch(pattern, text):
+        raise ValueError(f"{text} is no number")
+    return text

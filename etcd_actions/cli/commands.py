@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import click
 import trio
 
 from etcd_actions import __version__
-from etcd_actions.cli.completion import SHELLS, completion_script
+from etcd_actions.cli.completion import SHELLS, check_completion_request, completion_script
 from etcd_actions.cli.exits import MEANINGS, ExitCode, report, say, was_interrupted
 from etcd_actions.cli.first_signal import interrupted_code
 from etcd_actions.cli.flags import CommandGroup
 from etcd_actions.cli.logs import configure_logs
+from etcd_actions.cli.numbers import Count, Rate
 from etcd_actions.cli.options import (
     Common,
     all_options,
@@ -21,7 +23,7 @@ from etcd_actions.cli.options import (
     run_options,
     submitting_options,
 )
-from etcd_actions.cli.output import output_option
+from etcd_actions.cli.output import output_by_print, output_option
 from etcd_actions.config import Resolution
 from etcd_actions.model import Phase
 
@@ -33,6 +35,7 @@ def invoke() -> int:
     """Run the command that ``sys.argv`` asks for, and return the exit code."""
     configure_logs()
     try:
+        check_completion_request(_PROGRAM, os.environ)
         code = commands.main(prog_name=_PROGRAM, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
@@ -107,7 +110,7 @@ def watch(common: Common, *, output: str | None, prev_kv: bool) -> int:
 )
 @click.option("--parent", metavar="ACTION", help="Only children of this action.")
 @click.option("--unrecorded", is_flag=True, help="Only what is not recorded.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many.")
+@click.option("--limit", type=Count(), metavar="N", help="At most so many.")
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
 @common_options
 def list_(
@@ -224,7 +227,7 @@ def record(common: Common, *, file: str, history: bool, until_synced: bool, forc
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option(
     "--rate",
-    type=click.FloatRange(0, min_open=True),
+    type=Rate(),
     metavar="N",
     help="Events a second. [default: as fast as etcd takes them]",
 )
@@ -299,7 +302,7 @@ def signal(common: Common, *, action: str, value: str, kind: str, by: str) -> in
 @commands.command(epilog=_EPILOG)
 @click.argument("action", metavar="ACTION")
 @click.argument("phase", type=click.Choice([phase.name for phase in Phase], case_sensitive=False))
-@click.option("--attempt", type=click.IntRange(1), metavar="N", default=1, show_default=True)
+@click.option("--attempt", type=Count(), metavar="N", default=1, show_default=True)
 @click.option("--message", metavar="TEXT", default="", help="A line for people.")
 @click.option("--error-code", metavar="CODE", default="", help="Why it failed, in a word.")
 @click.option("--error-message", metavar="TEXT", default="", help="Why it failed.")
@@ -422,4 +425,5 @@ def completion(shell: str) -> None:
     zsh:   source <(etcd-actions completion zsh)
     fish:  etcd-actions completion fish | source
     """
-    click.echo(completion_script(commands, _PROGRAM, shell))
+    with output_by_print():
+        click.echo(completion_script(commands, _PROGRAM, shell))

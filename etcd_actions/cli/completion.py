@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import click
 from click.shell_completion import get_completion_class
+
+from etcd_actions.errors import ConfigError
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -19,5 +24,26 @@ def completion_script(root: click.Command, program: str, shell: str) -> str:
     completion = get_completion_class(shell)
     if completion is None:
         raise ValueError(f"{shell} is none of {', '.join(SHELLS)}")
-    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
-    return completion(root, {}, program, variable).source()
+    return completion(root, {}, program, _variable(program)).source()
+
+
+def check_completion_request(program: str, variables: Mapping[str, str]) -> None:
+    """See that what a shell's completion says by variables is whole, where it says something.
+
+    Raises:
+        ConfigError: It is not; click would fail over it.
+    """
+    variable = _variable(program)
+    if not variables.get(variable, "").endswith("_complete"):
+        return
+    if "COMP_WORDS" not in variables or not re.fullmatch(
+        "[0-9]{1,6}", variables.get("COMP_CWORD", "0" if "fish" in variables[variable] else "")
+    ):
+        raise ConfigError(
+            f"{variable} is for a shell's completion, which gives COMP_WORDS and COMP_CWORD too: "
+            "unset it"
+        )
+
+
+def _variable(program: str) -> str:
+    return f"_{program.replace('-', '_').upper()}_COMPLETE"

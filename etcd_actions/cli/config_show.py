@@ -9,12 +9,12 @@ from rich.cells import cell_len
 
 from etcd_actions.cli.exits import ExitCode, say
 from etcd_actions.cli.output import chosen_format, standard_output
-from etcd_actions.cli.table import printable
 from etcd_actions.config import SETTINGS, Config, Resolution
 from etcd_actions.config.security import needs_password, unused_password
 from etcd_actions.config.settings import KEEPALIVE_TIME, USER, Setting
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection import LEAST_KEEPALIVE_TIME
+from etcd_actions.quoting import printable
 
 
 class ConfigRow(msgspec.Struct, kw_only=True):
@@ -65,7 +65,7 @@ def _row(setting: Setting[object], values: Resolution) -> ConfigRow:
     return ConfigRow(
         name=setting.name,
         value=value,
-        source="unusable" if found is None else found.source,
+        source="unusable" if found is None else printable(found.source),
         flag=setting.flag,
         variable=setting.variable,
         note=note,

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from typing import IO
 
 from etcd_actions.cli.rows import ActionRow, stored_row
-from etcd_actions.cli.table import Cell, Line, Terminal, age, phase_cell, printable
+from etcd_actions.cli.table import Cell, Line, Terminal, age, phase_cell
 from etcd_actions.codecs import codec_of
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import TaskAction
+from etcd_actions.quoting import printable
 
 _INDENT = 2
 _TITLE_WIDTH = 14

@@ -13,8 +13,9 @@ from etcd_actions.cli.exits import ExitCode, say
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.output import chosen_format, standard_output
 from etcd_actions.cli.signals import open_stop
-from etcd_actions.cli.table import Cell, Line, Terminal, printable
+from etcd_actions.cli.table import Cell, Line, Terminal
 from etcd_actions.doctor import Finding, Severity, Subject, examine, worst
+from etcd_actions.quoting import printable
 
 _STYLES = {
     Severity.OK: "green",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import structlog
 
 from etcd_actions import errors
+from etcd_actions.quoting import clipped, printable
+
+_MOST_CHARACTERS = 8_000
 
 _log = structlog.get_logger(__name__)
 
@@ -189,8 +193,9 @@ def was_interrupted(error: BaseException) -> bool:
 
 
 def say(message: str) -> None:
-    """Tell the user one thing on stderr."""
-    print(f"etcd-actions: {message}", file=sys.stderr, flush=True)
+    """Tell the user one thing on stderr, on one line that cannot drive a terminal."""
+    line = printable(re.sub(r"[\r\n\t]+ *", " ", message.strip()))
+    print(f"etcd-actions: {clipped(line, _MOST_CHARACTERS)}", file=sys.stderr, flush=True)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

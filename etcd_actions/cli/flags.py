@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from etcd_actions.cli.output import output_by_print
 from etcd_actions.config.settings import Group, Setting
+from etcd_actions.quoting import quoted
 
 
 class SettingOption(click.Option):
@@ -54,7 +56,16 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as etcdctl does: a truth value alone is true, and takes no next argument."""
-        return super().parse_args(ctx, list(self._completed(args)))
+        # Help and version are printed here.
+        rest: list[str] | None = None
+        with output_by_print():
+            rest = super().parse_args(ctx, list(self._completed(args)))
+        if rest is None:
+            raise click.exceptions.Exit(0)
+        for param in self.params:
+            if param.type is click.STRING and not isinstance(param, SettingOption):
+                _check_utf8(ctx, param, ctx.params.get(param.name or ""))
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options first, then the settings by what they are about."""
@@ -91,8 +102,26 @@ class Command(click.Command):
                     yield from (value for value in (next(rest, None),) if value is not None)
 
 
+def _check_utf8(ctx: click.Context, param: click.Parameter, given: object) -> None:
+    """See that texts can be sent: what the shell gives may be any bytes."""
+    for text in given if isinstance(given, tuple) else (given,):
+        try:
+            text.encode() if isinstance(text, str) else None
+        except UnicodeEncodeError:
+            raise click.BadParameter(f"{quoted(text)} is not UTF-8.", ctx, param) from None
+
+
 class CommandGroup(click.Group):
     """A group of such commands."""
 
     command_class = Command
     group_class = type
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what comes before the command; help and version are printed here."""
+        rest: list[str] | None = None
+        with output_by_print():
+            rest = super().parse_args(ctx, args)
+        if rest is None:
+            raise click.exceptions.Exit(0)
+        return rest

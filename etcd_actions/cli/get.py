@@ -19,6 +19,7 @@ from etcd_actions.errors import ConfigError, DecodeError
 from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import KeyRange, KeyValue
 from etcd_actions.model import ROOT_ACTION, ActionId, object_key, parse_key
+from etcd_actions.quoting import quoted
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,7 +61,7 @@ class Wanted:
         parts = text.split("/")
         if not all(parts) or len(parts) not in (1, 2, 4):
             raise ConfigError(
-                f"{text!r} is no action: give <namespace>/<name>, a name such as <run>-a0, "
+                f"{quoted(text)} is no action: give <namespace>/<name>, a name such as <run>-a0, "
                 "or <project>/<domain>/<run>/<action>"
             )
         self.name = parts[-1]
@@ -69,7 +70,7 @@ class Wanted:
             self.name = self.action.object_name
         elif len(parts) == 2:
             if only not in (None, parts[0]):
-                raise ConfigError(f"{text}: --namespace wants {only} only")
+                raise ConfigError(f"{quoted(text)}: --namespace wants {only} only")
             self.namespace = parts[0]
 
     def fits(self, kv: KeyValue) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -10,6 +11,11 @@ import msgspec
 from etcd_actions.cli.record_format import FORMAT, VERSION, RecordDecoder, checksum
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError, InputError
+from etcd_actions.named_files import size_text
+from etcd_actions.quoting import clipped, quoted
+
+# etcd takes no request of more than some megabytes; in base64, and with room to spare.
+_MOST_LINE_BYTES = 64 * 1024 * 1024
 
 
 class HistoryEvent(msgspec.Struct, frozen=True, gc=False):
@@ -70,8 +76,13 @@ def reader_of(source: str, beginning: bytes, destination: Destination) -> Histor
         source: What errors call the input.
         beginning: Its first bytes.
         destination: Where the changes go.
+
+    Raises:
+        InputError: It is neither of the two.
     """
     # A record begins with a map; of JSON, and of any text, the first byte is none of these.
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{source}:1: it is UTF-16: save it as UTF-8")
     first = beginning[:1]
     if first and (0x80 <= first[0] <= 0x8F or first[0] in (0xDE, 0xDF)):
         return RecordReader(source, destination)
@@ -98,7 +109,9 @@ class LineReader:
         self._decoder = msgspec.json.Decoder(_Line)
         self._lines = 0
         self._position = 0
-        self._rest = b""
+        # A line that is not whole yet, in pieces.
+        self._rest: list[bytes] = []
+        self._rest_bytes = 0
 
     @property
     def warning(self) -> str:
@@ -107,30 +120,46 @@ class LineReader:
 
     def feed(self, data: bytes) -> Iterator[Step]:
         """The changes of the whole lines; see `HistoryReader`."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, rest = data.split(b"\n")
         for line in lines:
-            self._position += len(line) + 1
-            yield from self._read(line)
+            whole = self._whole(line)
+            self._position += len(whole) + 1
+            yield from self._read(whole)
+        self._rest.append(rest)
+        self._rest_bytes += len(rest)
+        if self._rest_bytes > _MOST_LINE_BYTES:
+            self._lines += 1
+            raise self._malformed(f"the line has more than {size_text(_MOST_LINE_BYTES)}")
 
     def finish(self) -> Iterator[Step]:
         """What follows the last newline is a line once the input has ended."""
-        line, self._rest = self._rest, b""
+        line = self._whole(b"")
         self._position += len(line)
         yield from self._read(line)
 
+    def _whole(self, end: bytes) -> bytes:
+        """The line that has this end."""
+        line = b"".join((*self._rest, end))
+        self._rest, self._rest_bytes = [], 0
+        return line
+
     def _read(self, line: bytes) -> Iterator[Step]:
         self._lines += 1
+        if self._lines == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             return
         try:
             decoded = self._decoder.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except RecursionError:
+            raise self._malformed("it is nested too deeply") from None
+        except (msgspec.MsgspecError, ValueError) as error:
             raise self._malformed(str(error)) from None
         namespace, _, name = decoded.key.rpartition("/")
         namespace = namespace.rpartition("/")[2]
         if not namespace or not name:
             raise self._malformed(
-                f"{decoded.key!r} does not end in <namespace>/<name> - at `$.key`"
+                f"{quoted(decoded.key)} does not end in <namespace>/<name> - at `$.key`"
             )
         value = decoded.value
         if decoded.type == "DELETE":
@@ -138,11 +167,16 @@ class LineReader:
         elif not value:
             raise self._malformed("a PUT needs a value - at `$.value`")
         tail = f"{namespace}/{name}".encode()
-        yield Step(self._position, _event(self._destination, tail, value))
+        try:
+            event = _event(self._destination, tail, value)
+        except DecodeError as error:
+            raise self._malformed(f"{error.reason} - at `$.value`") from None
+        yield Step(self._position, event)
 
     def _malformed(self, reason: str) -> InputError:
         return InputError(
-            f"{self._source}:{self._lines}: {reason}; this line and those after it are not written"
+            f"{self._source}:{self._lines}: {clipped(reason, 300)}; "
+            "this line and those after it are not written"
         )
 
 
@@ -208,15 +242,15 @@ class RecordReader:
         if kind == "END":
             if entry.get("events") != self._events:
                 raise DecodeError(
-                    f"END counts {entry.get('events')} events, but there are {self._events}"
+                    f"END counts {quoted(entry.get('events'))} events, but there are {self._events}"
                 )
             self._ended = True
             return None
         if kind not in ("PUT", "DELETE"):
-            raise DecodeError(f"no entry that is known: its type is {kind!r}")
+            raise DecodeError(f"no entry that is known: its type is {quoted(kind)}")
         key, value = entry.get("key"), entry.get("value")
         if not isinstance(key, bytes) or not key.startswith(self._prefix):
-            raise DecodeError(f"key: {key!r} is not below the header's prefix")
+            raise DecodeError(f"key: {quoted(key)} is not below the header's prefix")
         if kind == "DELETE":
             value = None
         elif not isinstance(value, bytes):
@@ -225,12 +259,12 @@ class RecordReader:
             raise DecodeError("key and value are not those that were recorded (crc32)")
         tail = key[len(self._prefix) :]
         if self._destination.namespace is not None and b"/" not in tail:
-            raise DecodeError(f"key: {key!r} has no namespace to replace")
+            raise DecodeError(f"key: {quoted(key)} has no namespace to replace")
         return _event(self._destination, tail, value)
 
     def _malformed(self, reason: str) -> InputError:
         return InputError(
-            f"{self._source}: offset {self._decoder.position}: {reason}; "
+            f"{self._source}: offset {self._decoder.position}: {clipped(reason, 300)}; "
             "this entry and those after it are not written"
         )
 
@@ -238,10 +272,16 @@ class RecordReader:
 def _prefix(header: dict[str, Any]) -> bytes:
     """The prefix that a header names, once it is one that can be read."""
     if header.get("format") != FORMAT:
-        raise DecodeError(f"no record: its format is {header.get('format')!r}, not {FORMAT!r}")
+        raise DecodeError(
+            f"no record: its format is {quoted(header.get('format'))}, not {FORMAT!r}"
+        )
     version = header.get("version")
+    if type(version) is not int or version < 1:
+        raise DecodeError(f"no record: its version is {quoted(version)}, not {VERSION}")
     if version != VERSION:
-        raise DecodeError(f"a record of version {version!r}: this program reads {VERSION}")
+        raise DecodeError(
+            f"a record of version {version}: this program reads {VERSION}: use a later etcd-actions"
+        )
     prefix = header.get("prefix")
     if not isinstance(prefix, bytes):
         raise DecodeError("the header has no prefix")
@@ -259,7 +299,11 @@ def _event(destination: Destination, tail: bytes, value: bytes | None) -> Histor
 
 
 def _moved(value: bytes, namespace: str) -> bytes:
-    """The object in another namespace; what is no object stays as it is."""
+    """The object in another namespace; what is no object stays as it is.
+
+    Raises:
+        DecodeError: The object cannot be written with that namespace.
+    """
     codec = codec_of(value)
     try:
         tree = codec.decode_tree(value)
@@ -269,4 +313,7 @@ def _moved(value: bytes, namespace: str) -> bytes:
     if not isinstance(metadata, dict):
         return value
     metadata["namespace"] = namespace
-    return codec.encode_tree(tree)
+    try:
+        return codec.encode_tree(tree)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DecodeError(f"it cannot be put into namespace {namespace}: {error}") from None

@@ -9,6 +9,7 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.model import run_key_prefix
+from etcd_actions.quoting import quoted
 
 
 async def find_namespaces(etcd: Etcd, prefix: bytes, only: str | None) -> tuple[Sequence[str], int]:
@@ -54,7 +55,7 @@ async def find_run(
         ConfigError: No run can be called that.
     """
     if not run or "/" in run:
-        raise ConfigError(f"{run!r} is no name of a run: give one without a slash")
+        raise ConfigError(f"{quoted(run)} is no name of a run: give one without a slash")
     namespaces, revision = await find_namespaces(etcd, prefix, only)
     return [
         KeyRange.of_prefix(run_key_prefix(prefix, namespace, run)) for namespace in namespaces

@@ -173,7 +173,8 @@ def _text(given: str | tuple[str, ...] | None) -> str | None:
 
 
 def _ask_password(name: str) -> str:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    # A stream that was closed before the start is None.
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
         raise ConfigError(
             f"user {name} has no password, and there is no terminal to ask for it: give "
             f"{PASSWORD_FILE.flag} or {PASSWORD.variable}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 import click
 import msgspec
@@ -17,6 +18,7 @@ import trio
 from etcd_actions.cli.exits import unwritable
 from etcd_actions.cli.rows import Row
 from etcd_actions.cli.signals import Stop
+from etcd_actions.errors import InputError
 
 Write = Callable[[bytes], None]
 
@@ -58,8 +60,55 @@ def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]
 
 
 def chosen_format(output: str | None, *, elsewhere: str) -> str:
-    """The format that was asked for, else table on a terminal and ``elsewhere`` elsewhere."""
+    """The format that was asked for, else table on a terminal and ``elsewhere`` elsewhere.
+
+    Raises:
+        InputError: Standard output is closed.
+    """
+    check_output_open()
     return output or ("table" if sys.stdout.isatty() else elsewhere)
+
+
+def check_output_open() -> None:
+    """See that there is a standard output.
+
+    Raises:
+        InputError: It is closed: what is opened next would be written in its place.
+    """
+    # Python's own streams are None then.
+    if cast("IO[str] | None", sys.stdout) is None:
+        raise InputError("standard output is closed: send it to a file, or to /dev/null")
+
+
+def check_input_open() -> None:
+    """See that there is a standard input.
+
+    Raises:
+        InputError: It is closed.
+    """
+    if cast("IO[str] | None", sys.stdin) is None:
+        raise InputError("standard input is closed: give a file")
+
+
+@contextmanager
+def output_by_print() -> Iterator[None]:
+    """Let the body print to standard output, which it may leave buffered.
+
+    A reader that reads no further ends the body early and is no error.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        yield
+        if cast("IO[str] | None", sys.stdout) is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered would fail again as the process ends.
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (no path of anybody's)
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise unwritable(error) from error
 
 
 @contextmanager
@@ -71,6 +120,7 @@ def standard_output() -> Iterator[Write]:
     Raises:
         InputError: It cannot be written.
     """
+    check_output_open()
 
     def write(data: bytes) -> None:
         try:
@@ -91,7 +141,11 @@ def write_all(descriptor: int, data: bytes) -> None:
     """Write bytes, however many pieces it takes."""
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            # Another program that has the same terminal or pipe may have made it so.
+            select.select([], [descriptor], [])
 
 
 async def stop_when_unread(descriptor: int, stop: Stop) -> None:

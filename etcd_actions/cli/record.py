@@ -20,7 +20,7 @@ from etcd_actions import __version__
 from etcd_actions.cli.exits import ExitCode
 from etcd_actions.cli.feed import Feed
 from etcd_actions.cli.options import Common
-from etcd_actions.cli.output import stop_when_unread, write_all
+from etcd_actions.cli.output import check_output_open, stop_when_unread, write_all
 from etcd_actions.cli.record_format import Header, RecordWriter
 from etcd_actions.cli.rows import SyncedRow
 from etcd_actions.cli.signals import Stop, open_stop
@@ -70,6 +70,8 @@ async def record_file(common: Common, file: str, settings: RecordSettings) -> in
         InputError: The file exists, or cannot be written.
         Unavailable: etcd is away at the start; later it is waited for.
     """
+    if file == "-":
+        check_output_open()
     if file == "-" and sys.stdout.isatty():
         raise ConfigError("a record is binary: give a file, or send standard output to one")
     if not settings.force and _exists(file):

@@ -14,6 +14,7 @@ import msgpack
 
 from etcd_actions.cli.rows import SyncedRow
 from etcd_actions.errors import DecodeError
+from etcd_actions.quoting import clipped
 from etcd_actions.watch import Change
 
 FORMAT: Final = "etcd-actions-record"
@@ -22,6 +23,8 @@ VERSION: Final = 1
 # An entry that needs more is no entry: etcd refuses requests above some megabytes.
 _MOST_BYTES = 64 * 1024 * 1024
 _MOST_FIELDS = 1024
+# No entry has a list or an extension; what one declares to hold is reserved at once.
+_MOST_ITEMS = 1024
 # How every entry begins that this module writes, but for the number of its fields. It is no
 # UTF-8, so no value in JSON holds it.
 _ENTRY = re.compile(rb"\xa4type(?:\xa3PUT|\xa6DELETE|\xa6SYNCED|\xa3END)")
@@ -114,7 +117,11 @@ class RecordDecoder:
     def __init__(self) -> None:
         self.position = 0
         self._unpacker = msgpack.Unpacker(
-            raw=False, max_buffer_size=_MOST_BYTES, max_map_len=_MOST_FIELDS
+            raw=False,
+            max_buffer_size=_MOST_BYTES,
+            max_map_len=_MOST_FIELDS,
+            max_array_len=_MOST_ITEMS,
+            max_ext_len=_MOST_ITEMS,
         )
         self._rest = bytearray()
 
@@ -137,8 +144,10 @@ class RecordDecoder:
                     entry = self._unpacker.unpack()
                 except msgpack.OutOfData:
                     break
+                except (msgpack.StackError, RecursionError):
+                    raise DecodeError("no record: it is nested too deeply") from None
                 except (ValueError, msgpack.UnpackException) as error:
-                    raise DecodeError(f"no msgpack: {error}") from None
+                    raise DecodeError(f"no msgpack: {clipped(str(error), 200)}") from None
                 if not isinstance(entry, dict):
                     raise DecodeError(f"a map is wanted, not {type(entry).__name__}")
                 yield entry

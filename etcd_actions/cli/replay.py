@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 import structlog
@@ -17,6 +18,7 @@ from etcd_actions.backoff import Backoff
 from etcd_actions.cli.exits import ExitCode, say
 from etcd_actions.cli.history import Destination, HistoryEvent, HistoryReader, reader_of
 from etcd_actions.cli.options import Common
+from etcd_actions.cli.output import check_input_open, output_by_print
 from etcd_actions.cli.signals import Stop, at_once, open_stop
 from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
 from etcd_actions.etcd import Etcd
@@ -160,8 +162,10 @@ class Replayer:
 
 async def replay_file(common: Common, file: str, rate: float | None) -> int:
     """Write the file's history; after a first signal no further change is begun."""
-    with _opened(file) as descriptor:
-        async with open_stop() as stop, common.open_etcd() as etcd:
+    async with open_stop() as stop, _opened(file, stop) as descriptor:
+        if descriptor is None:
+            return ExitCode.OK
+        async with common.open_etcd() as etcd:
             replayer = Replayer(etcd, stop)
             with stop.interrupts():
                 await replayer.begin(common.prefix)
@@ -172,7 +176,8 @@ async def replay_file(common: Common, file: str, rate: float | None) -> int:
                 with _progress(descriptor) as progress:
                     await _replay(source, destination, replayer, stop, rate, progress)
             finally:
-                print(_summary(replayer, time.monotonic() - began), flush=True)
+                with output_by_print():
+                    print(_summary(replayer, time.monotonic() - began))
     return ExitCode.OK
 
 
@@ -228,22 +233,41 @@ class _Source(NamedTuple):
             raise InputError(f"{self.name}: {os.strerror(error.errno or 0)}") from None
 
 
-@contextmanager
-def _opened(file: str) -> Iterator[int]:
+@asynccontextmanager
+async def _opened(file: str, stop: Stop) -> AsyncIterator[int | None]:
+    """Open the file; None where the end was asked for before it could be opened."""
     if file == "-":
+        check_input_open()
         yield sys.stdin.fileno()
         return
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(
-            f"{file}: {os.strerror(error.errno or 0)}: give a record, a file with one change "
-            "a line, or - for standard input"
-        ) from None
+    descriptor = await _open(file, stop)
     try:
         yield descriptor
     finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+async def _open(file: str, stop: Stop) -> int | None:
+    try:
+        with stop.interrupts():
+            # A named pipe opens when somebody writes to it.
+            return await trio.to_thread.run_sync(_open_no_directory, file, abandon_on_cancel=True)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a NUL"
+        raise InputError(
+            f"{file}: {reason}: give a record, a file with one change "
+            "a line, or - for standard input"
+        ) from None
+    return None
+
+
+def _open_no_directory(file: str) -> int:
+    descriptor = os.open(file, os.O_RDONLY)
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return descriptor
 
 
 @contextmanager
@@ -261,6 +285,8 @@ def _progress(descriptor: int) -> Iterator[Progress]:
     )
     from rich.progress import Progress as Bar  # noqa: PLC0415
 
+    from etcd_actions.cli.table import sane_environment  # noqa: PLC0415
+
     status = os.fstat(descriptor)
     total = status.st_size if stat.S_ISREG(status.st_mode) else None
     columns = (
@@ -270,7 +296,8 @@ def _progress(descriptor: int) -> Iterator[Progress]:
         TextColumn("{task.fields[done]} events"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+    console = Console(stderr=True, _environ=sane_environment(os.environ))
+    with Bar(*columns, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("replaying", total=total, done=0)
         with at_once(bar.stop):
             yield lambda position, done: bar.update(task, completed=position, done=done)

@@ -27,7 +27,7 @@ def hide_secret_arguments() -> None:
     """
     handed_over = os.environ.pop(_VARIABLE, None)
     if handed_over is not None:
-        sys.argv[1:] = json.loads(handed_over)
+        sys.argv[1:] = _arguments(handed_over)
         return
     arguments = sys.argv[1:]
     visible = visible_arguments(arguments)
@@ -48,6 +48,22 @@ def hide_secret_arguments() -> None:
             f"etcd-actions: the password stays visible in the process list: {error.strerror}",
             file=sys.stderr,
         )
+
+
+def _arguments(handed_over: str) -> list[str]:
+    """The arguments that the variable holds; ends the process where it holds something else."""
+    try:
+        arguments = json.loads(handed_over)
+    except (ValueError, RecursionError):
+        arguments = None
+    if isinstance(arguments, list) and all(isinstance(each, str) for each in arguments):
+        return arguments
+    print(
+        f"etcd-actions: {_VARIABLE} is this program's own variable, and holds something else: "
+        "unset it",
+        file=sys.stderr,
+    )
+    raise SystemExit(2)
 
 
 def visible_arguments(arguments: Sequence[str]) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import structlog
 
 from etcd_actions.config import Config
+from etcd_actions.config.security import check_pem
 from etcd_actions.config.settings import (
     ALLOWED_HOSTS,
     EXECUTOR,
@@ -57,7 +59,7 @@ def server_settings(config: Config) -> ServerSettings | None:
     Where nobody asked for it and it is not installed, that is only told.
 
     Raises:
-        ConfigError: They contradict each other.
+        ConfigError: They contradict each other, or a file is unusable.
     """
     bind = config[LISTEN]
     if bind is None:
@@ -72,10 +74,13 @@ def server_settings(config: Config) -> ServerSettings | None:
         body_timeout=config[REQUEST_TIMEOUT],
     )
     most_connections(http, MAX_CONNECTIONS.flag)
+    tls = _tls(config)
+    if (tokens := config[TOKEN_FILE]) is not None:
+        _check_tokens(tokens)
     return ServerSettings(
         bind=bind,
-        tls=_tls(config),
-        token_file=config[TOKEN_FILE],
+        tls=tls,
+        token_file=tokens,
         message_bytes=config[MAX_REQUEST_BYTES],
         max_streams=config[MAX_STREAMS],
         rate=config[RATE_LIMIT],
@@ -133,4 +138,22 @@ def _tls(config: Config) -> ServerTls | None:
             f"{LISTEN_CERT.flag} and {LISTEN_KEY.flag} belong together, and "
             f"{LISTEN_CLIENT_CA.flag} needs them: give both"
         )
-    return ServerTls(cert=cert, key=key, client_ca=client_ca)
+    # What is no PEM is told before OpenSSL reads it, which never ends with some devices.
+    for setting in (LISTEN_CERT, LISTEN_KEY, LISTEN_CLIENT_CA):
+        if (path := config[setting]) is not None:
+            check_pem(path, setting.flag)
+    tls = ServerTls(cert=cert, key=key, client_ca=client_ca)
+    try:
+        tls.context()
+    except ConfigError as error:
+        raise ConfigError(f"{LISTEN_CERT.flag}, {LISTEN_KEY.flag}: {error}") from None
+    return tls
+
+
+def _check_tokens(path: Path) -> None:
+    from etcd_actions.server.admission import Tokens  # noqa: PLC0415 (needs what serves)
+
+    try:
+        Tokens(path)
+    except ConfigError as error:
+        raise ConfigError(f"{TOKEN_FILE.flag}: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 
@@ -34,6 +36,7 @@ from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.etcd.embedded import default_data_dir
 from etcd_actions.executor.command import WORKDIR
 from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase
+from etcd_actions.quoting import printable, quoted
 from etcd_actions.server.messages import execution_error
 
 _PROGRAM = Path(__file__).with_name("submit_main.py")
@@ -41,6 +44,8 @@ _VERSION = "local"
 _BACKOFF = Backoff(initial=0.1, cap=2.0)
 # Seconds for the SDK to end when it is asked to.
 _END_SDK = 2.0
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,18 +176,26 @@ class _Show:
             error=state.error,
         )
         if self._form == "jsonl":
-            self._write(msgspec.json.encode(seen) + b"\n")
+            self._write(_line(seen))
             return
         error = f"  {seen.error.splitlines()[0]}" if seen.error else ""
         attempt = f" (attempt {seen.attempt})" if seen.attempt > 1 else ""
-        line = f"{seen.seconds:8.3f}  {name:<26}{seen.name:<16} {seen.phase}{attempt}{error}\n"
-        self._write(line.encode())
+        line = f"{seen.seconds:8.3f}  {name:<26}{seen.name:<16} {seen.phase}{attempt}{error}"
+        self._write(f"{printable(line)}\n".encode())
 
     def result(self, value: Any) -> None:
         if self._form == "jsonl":
-            self._write(msgspec.json.encode({"result": value}) + b"\n")
+            self._write(_line({"result": value}))
         else:
             self._write(f"result: {json.dumps(value, indent=2)}\n".encode())
+
+
+def _line(row: object) -> bytes:
+    """A row as JSON; text that is no Unicode, as a task may give back, has escapes then."""
+    try:
+        return msgspec.json.encode(row) + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(row)).encode() + b"\n"
 
 
 async def _until_ended(asked: object, root: ActionId, show: _Show, stop: Stop) -> _Ended | None:
@@ -249,14 +262,17 @@ class _Tree:
                         failures = 0
                         if message.HasField("action_update"):
                             self._take(message.action_update, action_id)
-            except* errors.ServiceUnavailable:
+            except* errors.ServiceUnavailable as group:
                 failures += 1
+                if failures == 1:
+                    away = group.exceptions[0]
+                    _log.warning("service_away", action=action_id.name, error=str(away))
             await trio.sleep(_BACKOFF.delay(max(failures, 1)))
 
     def _take(self, update: Any, parent: ActionId) -> None:
         state = _State(
             ActionId(parent.project, parent.domain, parent.run, update.action_id.name, parent.org),
-            Phase(update.phase),
+            _phase(update.phase),
             _attempt(update.output_uri),
             f"{update.error.code}: {update.error.message}" if update.HasField("error") else "",
         )
@@ -269,7 +285,15 @@ class _Tree:
 def _attempt(output_uri: str) -> int:
     """The attempt, which the directory of the outputs is named after."""
     last = output_uri.rpartition("/")[2]
-    return int(last) if last.isdigit() else 1
+    return int(last) if re.fullmatch("[0-9]{1,9}", last) else 1
+
+
+def _phase(number: int) -> Phase:
+    """The phase that a service tells; one of a later version is none that is shown."""
+    try:
+        return Phase(number)
+    except ValueError:
+        return Phase.UNSPECIFIED
 
 
 def _question(submission: Submission, run: str) -> dict[str, Any]:
@@ -282,9 +306,10 @@ def _question(submission: Submission, run: str) -> dict[str, Any]:
             f"{file}: cannot be found from this directory: {error.strerror}: give whole paths"
         ) from None
     if not colon or not task.isidentifier():
-        raise ConfigError(f"{submission.target!r} is no task: give FILE.py:TASK")
-    if not path.is_file():
-        raise InputError(f"{file}: there is no such file")
+        raise ConfigError(f"{quoted(submission.target)} is no task: give FILE.py:TASK")
+    # Path.is_file raises for a name that is too long.
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise InputError(f"{quoted(file)}: there is no such file")
     root_dir = Path(submission.root_dir).absolute() if submission.root_dir else path.parent
     if not path.is_relative_to(root_dir):
         raise ConfigError(f"--root-dir {root_dir}: {path} is not below it")
@@ -293,7 +318,7 @@ def _question(submission: Submission, run: str) -> dict[str, Any]:
     for text in submission.inputs:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--input {text!r}: give NAME=VALUE")
+            raise ConfigError(f"--input {quoted(text)}: give NAME=VALUE")
         inputs[name] = value
     return {
         "file": str(path),
@@ -349,7 +374,13 @@ async def _ask_sdk(python: Path, question: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"{question['file']}: the SDK ended with {process.returncode}; see above for why"
         )
-    answer: dict[str, Any] = json.loads(process.stdout)
+    try:
+        answer: dict[str, Any] = json.loads(process.stdout)
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"{question['file']}: the SDK's answer cannot be read: is the result nested deeply, "
+            "or does the program write to the descriptors that it was given?"
+        ) from None
     if "error" in answer:
         raise InputError(f"{question['file']}: {answer['error']}")
     return answer

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import IO, NamedTuple
 
@@ -16,6 +17,7 @@ from etcd_actions.cli.forest import Place
 from etcd_actions.cli.rows import ActionRow, Row, SyncedRow, UndecodableRow
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.taskaction import parse_time
+from etcd_actions.quoting import printable
 
 # Where the output is no terminal there is no width to ask for.
 _WIDTH_ELSEWHERE = 160
@@ -93,8 +95,11 @@ class Terminal:
     """
 
     def __init__(self, file: IO[str]) -> None:
-        elsewhere = None if file.isatty() or "COLUMNS" in os.environ else _WIDTH_ELSEWHERE
-        self._console = Console(file=file, width=elsewhere, highlight=False, markup=False)
+        environment = sane_environment(os.environ)
+        elsewhere = None if file.isatty() or "COLUMNS" in environment else _WIDTH_ELSEWHERE
+        self._console = Console(
+            file=file, width=elsewhere, highlight=False, markup=False, _environ=environment
+        )
         self._styled = self._console.color_system is not None and not self._console.no_color
 
     @property
@@ -271,6 +276,15 @@ class TreeTable(Table):
         )
 
 
+def sane_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables, without a size of the terminal that is none: rich would fail over it."""
+    return {
+        name: text
+        for name, text in variables.items()
+        if name not in ("COLUMNS", "LINES") or re.fullmatch("[1-9][0-9]{0,3}", text)
+    }
+
+
 def phase_cell(row: ActionRow) -> Cell:
     """The phase in its colour."""
     phase = row.phase or "unknown"
@@ -294,11 +308,6 @@ def age(since: str, now: datetime, until: str = "") -> str:
     if hours:
         return f"{hours}h{minutes}m"
     return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
-
-
-def printable(text: str) -> str:
-    """The text without what would move the cursor or colour the terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def cut_text(text: str, width: int) -> str:

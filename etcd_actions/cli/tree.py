@@ -16,6 +16,7 @@ from etcd_actions.cli.output import chosen_format, standard_output
 from etcd_actions.cli.rows import ActionRow, as_text
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.paging import open_pages
+from etcd_actions.quoting import quoted
 
 
 class Tree(msgspec.Struct, frozen=True):
@@ -87,7 +88,7 @@ async def show_tree(common: Common, run: str, output: str | None = None) -> int:
 def _wanted(text: str) -> Filter:
     parts = text.split("/")
     if not all(parts) or len(parts) not in (1, 3):
-        raise ConfigError(f"{text!r} is no run: give its name, or <project>/<domain>/<run>")
+        raise ConfigError(f"{quoted(text)} is no run: give its name, or <project>/<domain>/<run>")
     if len(parts) == 1:
         return Filter(run=text)
     project, domain, run = parts

@@ -30,8 +30,8 @@ _log = structlog.get_logger(__name__)
 
 async def watch_until_signal(common: Common, output: str | None, prev_kv: bool) -> int:
     """Write every change to standard output until a signal, or until nobody reads."""
-    descriptor = sys.stdout.fileno()
     lines = _format(chosen_format(output, elsewhere="jsonl"))
+    descriptor = sys.stdout.fileno()
     keys, likely_prefix = watched_keys(common.prefix, common.namespace)
     feed = Feed()
     endpoints = common.endpoints_to_use

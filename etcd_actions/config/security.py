@@ -26,7 +26,8 @@ from etcd_actions.config.settings import (
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection import Tls, User
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.tls import ssl_context
+from etcd_actions.etcd.password_file import read_password_file
+from etcd_actions.etcd.tls import read_pem_file, ssl_context
 
 AskPassword: TypeAlias = Callable[[str], str]
 """Asks the user for the password of a name; :class:`ConfigError` where nobody can be asked."""
@@ -82,7 +83,7 @@ def check_tls(values: Resolution) -> None:
     files = [values[each] for each in (CACERT, CERT, KEY)]
     given = [each for each in files if each.given is not None]
     for each in given:
-        _read(Path(str(each.value)), each.source)
+        check_pem(Path(str(each.value)), each.source)
     tls = make_tls(values, where.value or ())
     if tls is not None:
         try:
@@ -149,13 +150,10 @@ def _user_with_file(name: str, file: Path, source: str) -> User:
         status = file.stat()
     except OSError as error:
         raise ConfigError(f"{source}: {file}: {error.strerror}") from None
-    text = _read(file, source)
     try:
-        password = text.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{source}: {file}: not UTF-8") from None
-    if not password:
-        raise ConfigError(f"{source}: {file}: it is empty, put the password into it")
+        password = read_password_file(file, pipes=True)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     if not stat.S_ISREG(status.st_mode):
         # A pipe, such as a shell's <(command), gives what it has once.
         return User(name=name, password=password)
@@ -164,8 +162,17 @@ def _user_with_file(name: str, file: Path, source: str) -> User:
     return User(name=name, password_file=file)
 
 
-def _read(file: Path, source: str) -> bytes:
+def check_pem(file: Path, source: str) -> None:
+    """See that a file can be read, and is in PEM.
+
+    Args:
+        file: The file; it is read again at each new connection, so it is no pipe.
+        source: The flag or the variable that names it.
+
+    Raises:
+        ConfigError: It cannot, or is not.
+    """
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{source}: {file}: {error.strerror}") from None
+        read_pem_file(file)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None

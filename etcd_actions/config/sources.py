@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, datetime, time
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from etcd_actions.config.settings import SETTINGS, Setting
 from etcd_actions.errors import ConfigError
+from etcd_actions.named_files import read_named_file, text_of
+from etcd_actions.quoting import clipped, quoted
 
 _TESTS = "ETCD_ACTIONS_TEST_"
 _NOT_IN_FILES = ("config", "password")
+_MOST_BYTES = 64 * 1024
+_MOST_DOTS = 2_000
+_KINDS: Mapping[type[object], str] = {
+    dict: "a table",
+    list: "a list of other things",
+    int: "a number of thousands of digits",
+    datetime: "a time",
+    date: "a date",
+    time: "a time",
+}
 
 # etcdctl's own, which mean nothing here.
 _OTHERS = frozenset(
@@ -94,16 +108,15 @@ class File:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            with path.open("rb") as file:
-                self._values = tomllib.load(file)
+            self._values = _toml(text_of(read_named_file(path, _MOST_BYTES, pipes=True)))
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: no TOML: {error}") from None
+        except ValueError as error:
+            raise ConfigError(f"{path}: no TOML: {clipped(str(error), 200)}") from None
         known = [setting.name for setting in SETTINGS if setting.name not in _NOT_IN_FILES]
         for key in self._values:
             if key not in known:
-                raise ConfigError(f"{path}: {key}: {_what_instead(key, known)}")
+                raise ConfigError(f"{path}: {_named(key)}: {_what_instead(key, known)}")
 
     def find(self, setting: Setting[object], /) -> Given | None:
         """What the file says; an empty text is an error."""
@@ -113,7 +126,10 @@ class File:
         source = f"{self._path}: {setting.name}"
         text = _as_text(value)
         if text is None:
-            raise ConfigError(f"{source}: {value!r} is neither a text, a number, true nor false")
+            raise ConfigError(
+                f"{source}: {_KINDS.get(type(value), 'this')} is neither a text, a number, true "
+                "nor false, and no list of texts"
+            )
         if not text:
             raise ConfigError(f"{source}: it is empty: give a value, or leave it out")
         if setting.name == "user" and ":" in text:
@@ -121,10 +137,42 @@ class File:
         return Given(text, source)
 
 
+def _toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        ValueError: It is none.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        # The parser looks at each part of a key once for each part before it.
+        if line.count(".") > _MOST_DOTS:
+            raise ValueError(f"line {number} has more than {_MOST_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"{_line_with('[{', text)} is nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        # Python reads no number of more than some thousand digits.
+        raise ValueError(f"{_line_with('0123456789', text)} has too long a number") from None
+
+
+def _line_with(letters: str, text: str) -> str:
+    """The line that has the most of some letters."""
+    lines = [sum(map(line.count, letters)) for line in text.splitlines()]
+    return f"line {lines.index(max(lines)) + 1}"
+
+
+def _named(key: str) -> str:
+    """A key, in quotes where TOML needs them, too."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key) else quoted(key)
+
+
 def _what_instead(key: str, known: Sequence[str]) -> str:
     if key == "password":
         return "a password does not belong here: use password_file"
-    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key[:80].replace("-", "_"), known, n=1, cutoff=0.6)
     return f"there is no such setting{f': did you mean {near[0]}?' if near else ''}"
 
 
@@ -134,7 +182,11 @@ def _as_text(value: object) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, int | float):
-        return f"{value}"
+        try:
+            return f"{value}"
+        except ValueError:
+            # In hexadecimal a number may have any number of digits.
+            return None
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return ",".join(value)
     return None
@@ -155,7 +207,7 @@ def unknown_variables(variables: Mapping[str, str]) -> Iterator[UnknownVariable]
         # Those of etcd_actions.testing are for test runs, which start commands too.
         ours = name.startswith(("ETCD_ACTIONS_", "ETCDCTL_")) and not name.startswith(_TESTS)
         if ours and name not in known and name not in _OTHERS:
-            near = difflib.get_close_matches(_bare(name), bare, n=1, cutoff=0.8)
+            near = difflib.get_close_matches(_bare(name)[:80], bare, n=1, cutoff=0.8)
             yield UnknownVariable(name, bare[near[0]] if near else None)
 
 

@@ -8,12 +8,15 @@ variable; texts that may be secret are never part of it.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar, cast
+from urllib.parse import urlsplit
 
 from etcd_actions.errors import ConfigError
-from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
+from etcd_actions.etcd.endpoints import Endpoint, check_host, parse_endpoints
+from etcd_actions.quoting import quoted
 from etcd_actions.serving import Bind
 
 Name = TypeVar("Name", bound=str)
@@ -28,7 +31,9 @@ _UNITS = {
     "m": 60.0,
     "h": 3600.0,
 }
-_PART = re.compile(rf"([0-9]+\.?[0-9]*|\.[0-9]+)({'|'.join(sorted(_UNITS, reverse=True))})")
+_NUMBER = r"(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})"
+_PART = rf"({_NUMBER})({'|'.join(sorted(_UNITS, reverse=True))})"
+_DURATION = re.compile(rf"(?:{_PART}){{1,16}}")
 # Go counts nanoseconds in 63 bits.
 _LONGEST = 2**63 / 1e9
 
@@ -42,13 +47,12 @@ def duration(text: str) -> float:
     digits = text.removeprefix("+")
     if digits == "0":
         return 0.0
-    parts = list(_PART.finditer(digits))
-    if not parts or "".join(part[0] for part in parts) != digits:
-        hint = f": did you mean {text}s?" if re.fullmatch(r"[0-9]*\.?[0-9]+", text) else ""
-        raise ValueError(f"{text!r} is no duration such as 5s, 1m30s or 500ms{hint}")
-    seconds = sum(float(part[1]) * _UNITS[part[2]] for part in parts)
+    if not _DURATION.fullmatch(digits):
+        hint = f": did you mean {text}s?" if re.fullmatch(_NUMBER, text) else ""
+        raise ValueError(f"{quoted(text)} is no duration such as 5s, 1m30s or 500ms{hint}")
+    seconds = sum(float(part[1]) * _UNITS[part[2]] for part in re.finditer(_PART, digits))
     if seconds >= _LONGEST:
-        raise ValueError(f"{text!r} is too long a duration")
+        raise ValueError(f"{quoted(text)} is too long a duration")
     return seconds
 
 
@@ -56,13 +60,13 @@ def positive_duration(text: str) -> float:
     """A Go duration above 0, in seconds."""
     seconds = duration(text)
     if not seconds > 0:
-        raise ValueError(f"{text!r} leaves no time: give a duration above 0")
+        raise ValueError(f"{quoted(text)} leaves no time: give a duration above 0")
     return seconds
 
 
 def seconds(text: str) -> float:
     """A Go duration, or a bare number of seconds."""
-    return duration(f"{text}s" if re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", text) else text)
+    return duration(f"{text}s" if re.fullmatch(_NUMBER, text) else text)
 
 
 def boolean(text: str) -> bool:
@@ -70,13 +74,13 @@ def boolean(text: str) -> bool:
     try:
         return _BOOLS[text]
     except KeyError:
-        raise ValueError(f"{text!r} is neither true nor false") from None
+        raise ValueError(f"{quoted(text)} is neither true nor false") from None
 
 
 def port(text: str) -> int:
     """A TCP port, or 0 for any."""
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
-        raise ValueError(f"{text!r} is no port: give a number from 0 to 65535")
+        raise ValueError(f"{quoted(text)} is no port: give a number from 0 to 65535")
     return int(text)
 
 
@@ -87,7 +91,7 @@ def one_of(*names: Name) -> Callable[[str], Name]:
         for name in names:
             if name == text:
                 return name
-        raise ValueError(f"{text!r} is none of {', '.join(names)}")
+        raise ValueError(f"{quoted(text)} is none of {', '.join(names)}")
 
     return parse
 
@@ -113,15 +117,26 @@ def service(text: str) -> Endpoint:
     """Where one server listens that is no etcd, so no port goes without saying."""
     (endpoint, *more) = endpoints(text)
     if more or not text.rstrip("/").endswith(f":{endpoint.port}"):
-        raise ValueError(f"{text!r} is no server: give one host:port, such as 127.0.0.1:8090")
+        raise ValueError(f"{quoted(text)} is no server: give one host:port, such as 127.0.0.1:8090")
     return endpoint
 
 
 def url(text: str) -> str:
     """An address of a server that speaks HTTP."""
-    if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", utf8(text)):
-        raise ValueError(f"{text!r} is no URL: give http://host:port, without a user")
+    if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", utf8(text)) or not _has_server(text):
+        raise ValueError(f"{quoted(text)} is no URL: give http://host:port, without a user")
     return text.rstrip("/")
+
+
+def _has_server(text: str) -> bool:
+    """Whether a URL names a host, and a port where it names one."""
+    try:
+        split = urlsplit(text)
+        check_host(split.hostname or "")
+        port = split.port
+    except ValueError:
+        return False
+    return port != 0
 
 
 def bind(text: str) -> Bind | None:
@@ -130,8 +145,10 @@ def bind(text: str) -> Bind | None:
         return None
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})", utf8(text))
     if match is None or int(match[3]) > 65535:
-        raise ValueError(f"{text!r} is no place to listen: give host:port, or none")
-    return Bind(match[1] or match[2], int(match[3]))
+        raise ValueError(f"{quoted(text)} is no place to listen: give host:port, or none")
+    host = match[1] or match[2]
+    check_host(host)
+    return Bind(host, int(match[3]))
 
 
 def hosts(text: str) -> frozenset[str]:
@@ -160,21 +177,21 @@ def size(text: str) -> int:
     """A number of bytes, such as ``4MiB``."""
     match = re.fullmatch(r"([1-9][0-9]{0,9})(|KiB|MiB|GiB)", text)
     if match is None:
-        raise ValueError(f"{text!r} is no size: give a number of bytes, KiB, MiB or GiB")
+        raise ValueError(f"{quoted(text)} is no size: give a number of bytes, KiB, MiB or GiB")
     return int(match[1]) * _SIZES[match[2]]
 
 
 def count(text: str) -> int:
     """A number from 1 on."""
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise ValueError(f"{text!r} is no number: give 1 or more")
+        raise ValueError(f"{quoted(text)} is no number: give 1 or more")
     return int(text)
 
 
 def rate(text: str) -> float:
     """So many a second; 0 for no limit."""
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
-        raise ValueError(f"{text!r} is no rate: give a number a second, or 0 for no limit")
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,64})?", text):
+        raise ValueError(f"{quoted(text)} is no rate: give a number a second, or 0 for no limit")
     return float(text)
 
 
@@ -182,7 +199,7 @@ def prefix(text: str) -> bytes:
     """What keys begin with; gets its last slash."""
     if not text.strip("/"):
         raise ValueError(
-            f"{text!r} would be every key of the store: "
+            f"{quoted(text)} would be every key of the store: "
             "give a prefix such as /registry/flyte.org/taskactions/"
         )
     return utf8(text).encode().rstrip(b"/") + b"/"
@@ -192,15 +209,28 @@ def namespace(text: str) -> str:
     """A namespace, which is one part of a key."""
     if "/" in text:
         raise ValueError(
-            f"{text!r} is no namespace: give a name without a slash, "
+            f"{quoted(text)} is no namespace: give a name without a slash, "
             "or leave it out for all namespaces"
         )
     return utf8(text)
 
 
+def file(text: str) -> Path:
+    """A file, which is looked into where it is used."""
+    if "\0" in text:
+        raise ValueError(f"{quoted(text)} is no path: it has a NUL character in it")
+    return Path(text)
+
+
 def directory(text: str) -> Path:
     """A directory, which need not be there yet."""
-    path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{text!r} is not a directory")
+    path = file(text)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return path
+    except OSError as error:
+        raise ValueError(f"{quoted(text)} cannot be looked into: {error.strerror}") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise ValueError(f"{quoted(text)} is not a directory")
     return path

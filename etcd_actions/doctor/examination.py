@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
+import structlog
 import trio
 
 from etcd_actions.doctor import (
@@ -62,6 +63,8 @@ KINDS: tuple[Kind, ...] = (
 """Every kind of finding that there is."""
 
 T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
 
 _Check = Callable[[], Awaitable[Sequence[Finding]]]
 
@@ -147,12 +150,17 @@ class _Examination:
 
     async def _bounded(self, name: str, check: Callable[[], Awaitable[T]], default: T) -> T:
         """Do a check; what it could not find out is a finding, too."""
-        failure: EtcdError | None = None
+        failure: Exception | None = None
         with trio.move_on_after(self._subject.limits.check_seconds) as scope:
             try:
                 return await check()
             except* EtcdError as group:
                 failure = first_error(group)
+            except* Exception as other:
+                # A check meets whatever is stored: what it cannot deal with ends it alone.
+                _log.error("check_failed", check=name, exc_info=other)
+                failure = other.exceptions[0]
+                name = f"{name}: unexpected {type(failure).__name__}"
         if scope.cancelled_caught:
             seen = f"{name}: not done after {self._subject.limits.check_seconds:g} s"
             self.findings.append(TOO_SLOW.found(seen))

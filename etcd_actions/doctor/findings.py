@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -67,11 +68,18 @@ class Kind:
         Args:
             seen: What was seen.
             subject: The endpoint that it is about.
-            **values: What the remedy's ``<name>`` stand for.
+            **values: What the remedy's ``<name>`` stand for; between ``'`` they are quoted as
+                a shell wants it, since remedies are copied.
         """
-        remedy = self.remedy
-        for name, value in values.items():
-            remedy = remedy.replace(f"<{name}>", str(value))
+
+        def filled(place: re.Match[str]) -> str:
+            if place["name"] not in values:
+                return place[0]
+            value = str(values[place["name"]])
+            return "'" + value.replace("'", r"'\''") + "'" if place["quote"] else value
+
+        # In one pass: what a value holds is no place.
+        remedy = re.sub(r"(?P<quote>')?<(?P<name>\w+)>(?(quote)')", filled, self.remedy)
         return Finding(
             severity=self.severity.label,
             id=self.id,

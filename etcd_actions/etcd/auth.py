@@ -17,6 +17,7 @@ import trio
 from etcd_actions.backoff import Backoff
 from etcd_actions.errors import ConfigError, EtcdError, InvalidRequest, Unauthenticated, Unavailable
 from etcd_actions.etcd.connection import User
+from etcd_actions.etcd.password_file import read_password_file
 from etcd_actions.etcd.rpc import AuthenticateRequest
 
 _BACKOFF = Backoff(initial=1.0, cap=60.0)
@@ -109,8 +110,6 @@ def read_password(user: User) -> str:
         return user.password
     assert user.password_file is not None
     try:
-        text = user.password_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"password file {user.password_file}: {reason}") from None
-    return text.removesuffix("\n").removesuffix("\r")
+        return read_password_file(user.password_file)
+    except ConfigError as error:
+        raise ConfigError(f"password file {error}") from None

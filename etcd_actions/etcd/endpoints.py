@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from ipaddress import IPv6Address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from etcd_actions.errors import ConfigError
+from etcd_actions.quoting import quoted
 
 DEFAULT_PORT = 2379
 
@@ -40,12 +43,43 @@ def parse_endpoints(texts: str | Iterable[str]) -> tuple[Endpoint, ...]:
     return endpoints
 
 
+def check_host(host: str) -> None:
+    """See that a text can be a host's name or address at all; it is not asked for.
+
+    Raises:
+        ValueError: It cannot; the message is the end of a sentence.
+    """
+    if ":" in host:
+        address, _, zone = host.partition("%")
+        try:
+            IPv6Address(address)
+        except ValueError:
+            raise ValueError(f"{quoted(host)} is no IPv6 address") from None
+        if not zone.isprintable() or " " in zone:
+            raise ValueError(f"{quoted(host)} is no IPv6 address")
+        return
+    try:
+        ascii_name = host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError(f"{quoted(host)} is no name of a host") from None
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", ascii_name):
+        raise ValueError(f"{quoted(host)} is no name of a host")
+
+
 def _parse_endpoint(text: str) -> Endpoint:
+    # What urlsplit leaves out without a word is no part of an endpoint.
+    if any(letter <= " " or letter == "\x7f" for letter in text):
+        raise ConfigError(f"endpoint {quoted(text)}: there is a space or a control character in it")
     try:
         split = urlsplit(text if "://" in text else f"//{text}")
-        port = DEFAULT_PORT if split.port is None else split.port
     except ValueError as error:
-        raise ConfigError(f"endpoint {text!r}: {error}") from None
+        raise ConfigError(f"endpoint {quoted(text)}: {error}") from None
+    try:
+        port = DEFAULT_PORT if split.port is None else split.port
+    except ValueError:
+        raise ConfigError(
+            f"endpoint {quoted(text)}: the port is no number from 1 to 65535"
+        ) from None
     if split.username is not None or split.password is not None:
         raise ConfigError(
             "an endpoint has a user or password in it: give host:port, and the user with "
@@ -53,9 +87,13 @@ def _parse_endpoint(text: str) -> Endpoint:
         )
     if split.scheme not in _ENCRYPTED:
         raise ConfigError(
-            f"endpoint {text!r}: scheme {split.scheme!r} is not supported, "
+            f"endpoint {quoted(text)}: scheme {quoted(split.scheme)} is not supported, "
             "use host:port, http://host:port or https://host:port"
         )
     if not split.hostname or port == 0 or split.path not in ("", "/"):
-        raise ConfigError(f"endpoint {text!r} is not of the form host:port")
+        raise ConfigError(f"endpoint {quoted(text)} is not of the form host:port")
+    try:
+        check_host(split.hostname)
+    except ValueError as error:
+        raise ConfigError(f"endpoint {quoted(text)}: {error}") from None
     return Endpoint(split.hostname, port, _ENCRYPTED[split.scheme])

@@ -12,6 +12,10 @@ from typing import NamedTuple
 from etcd_actions.errors import ConfigError, Unavailable
 from etcd_actions.etcd.connection import Tls
 from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.named_files import read_named_file
+
+# The certificates of all authorities of a system are some hundred KiB.
+_MOST_BYTES = 16 * 1024 * 1024
 
 _VERIFICATION = re.compile(
     r"CERTIFICATE_VERIFY_FAILED\]?(?: certificate verify failed)?(?:: (?P<why>[^:(\n]*[^:(\s]))?"
@@ -72,8 +76,8 @@ def ssl_context(tls: Tls) -> ssl.SSLContext:
         _read("key", tls.key)
         try:
             context.load_cert_chain(tls.cert, tls.key, password=partial(_no_password, tls.key))
-        except ssl.SSLError as error:
-            reason = (error.reason or "not a PEM file").replace("_", " ").lower()
+        except (OSError, ValueError) as error:
+            reason = (getattr(error, "reason", "") or "not a PEM file").replace("_", " ").lower()
             raise ConfigError(f"tls cert {tls.cert}, key {tls.key}: {reason}") from None
     return context
 
@@ -139,11 +143,30 @@ def _peer_certificate(context: ssl.SSLContext, address: tuple[str, int], timeout
     return ssl.DER_cert_to_PEM_cert(der)
 
 
+def read_pem_file(path: Path) -> bytes:
+    """Read a file that should be in PEM.
+
+    Raises:
+        ConfigError: It cannot be read, or is in another form; the message names it.
+    """
+    try:
+        text = read_named_file(path, _MOST_BYTES)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    # DER begins with a sequence, and its length of more than one byte.
+    if text[:2] in (b"\x30\x80", b"\x30\x81", b"\x30\x82", b"\x30\x83"):
+        raise ConfigError(
+            f"{path}: not a PEM file: it is in DER: openssl x509 -inform der, or openssl pkey "
+            "-inform der, writes it as PEM"
+        )
+    return text
+
+
 def _read(what: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"tls {what} {path}: {error.strerror}") from None
+        return read_pem_file(path)
+    except ConfigError as error:
+        raise ConfigError(f"tls {what} {error}") from None
 
 
 def _system_roots() -> bytes:

@@ -12,9 +12,11 @@ import structlog
 from connectrpc.code import Code
 
 from etcd_actions.errors import ConfigError
+from etcd_actions.named_files import read_named_file, text_of
 from etcd_actions.server.codes import Refusal
 
 _MOST_CLIENTS = 10_000
+_MOST_TOKEN_BYTES = 1024 * 1024
 
 _log = structlog.get_logger(__name__)
 
@@ -67,9 +69,12 @@ class Tokens:
             seen = (status.st_ino, status.st_size, status.st_mtime_ns)
             if seen == self._seen:
                 return
-            lines = self._path.read_bytes().splitlines()
+            text = text_of(read_named_file(self._path, _MOST_TOKEN_BYTES))
         except OSError as error:
             raise ConfigError(f"tokens: {self._path} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise ConfigError(f"tokens: {self._path}: {error}") from None
+        lines = text.encode().splitlines()
         tokens = [line.strip() for line in lines]
         tokens = [token for token in tokens if token and not token.startswith(b"#")]
         if not tokens:

@@ -161,7 +161,7 @@ async def test_details(capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: by
     assert fields["attempts"] == "1"
     assert fields["recorded"] == "yes"
     # Whole, however wide, and without what drives a terminal.
-    assert fields["error"] == "Boom (USER): it ?[2J?broke" + "!" * 300
+    assert fields["error"] == "Boom (USER): it \\x1b[2J\\nbroke" + "!" * 300
     assert fields["ended"] == "2026-01-01T00:01:30Z, after 1m30s"
     assert fields["output"].startswith("s3://data/")
     assert fields["labels"] == "flyte.org/terminal-status-recorded  true"

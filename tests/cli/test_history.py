@@ -249,7 +249,7 @@ def entry(**changes: Any) -> bytes:
         (lambda: b"\x05", "a map is wanted, not int"),
         (lambda: b"\xdf\xff\xff\xff\xff", "no msgpack"),
         (lambda: b"\x81\x90\x01", "no msgpack"),
-        (lambda: b"\x81" * 2000, "no msgpack"),
+        (lambda: b"\x81" * 2000, "nested too deeply"),
         (lambda: b"\x81\xa1\xff\x01", "no msgpack"),
         (lambda: msgpack.packb({"no": "type"}), "its type is None"),
         (lambda: entry(type="MOVE"), "its type is 'MOVE'"),

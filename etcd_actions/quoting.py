@@ -1,0 +1,44 @@
+"""What comes from outside, as a part of a message for people."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_MOST: Final = 80
+
+
+def quoted(value: object, most: int = _MOST) -> str:
+    """The ``repr`` of a value, cut where it is long: a message names it, it need not hold it."""
+    if isinstance(value, (str, bytes)) and len(value) > most:
+        return f"{value[:most]!r}... ({len(value)} {_UNITS[type(value) is str]})"
+    return clipped(_repr(value), most)
+
+
+def clipped(text: str, most: int) -> str:
+    """A text, its end left out where it has more characters than ``most``."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def printable(text: str) -> str:
+    """A text without what would move a terminal's cursor, colour it or turn its direction.
+
+    Such characters, line breaks among them, are written as escapes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
+_UNITS: Final = ("bytes", "characters")
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):
+        # It is nested deeply, or a number with thousands of digits.
+        return f"<{type(value).__name__}>"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
