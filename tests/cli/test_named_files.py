@@ -1,4 +1,4 @@
-"""Files that the operator names: read up to a limit, whatever kind they are, and refused clearly."""
+"""Files that the operator names: of any kind, read up to a limit, and refused clearly."""
 
 import os
 import socket
@@ -16,6 +16,16 @@ from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.etcd import User
 from etcd_actions.named_files import read_named_file, text_of
 from tests.support.cluster import Certificates, KeyPair
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def key_pair(certificates: Certificates) -> KeyPair:
+    return certificates.issue("server", "server.test")
 
 
 def of(**flags: str) -> Resolution:
@@ -48,7 +58,7 @@ KINDS = ["directory", "pipe", "socket", "zero", "loop"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_regular_file_is_wanted(tmp_path: Path, kind: str) -> None:
     path = special(tmp_path, kind)
-    with pytest.raises(OSError, match="directory|pipe|socket|device|levels of symbolic links"):
+    with pytest.raises(OSError, match=r"directory|pipe|socket|device|levels of symbolic links"):
         read_named_file(path, 100)
 
 
@@ -115,7 +125,7 @@ def test_a_pipe_gives_what_is_written_to_it(tmp_path: Path) -> None:
 
 def test_a_pipe_that_nobody_writes_to_is_left(tmp_path: Path) -> None:
     path = special(tmp_path, "pipe")
-    with pytest.raises(OSError, match="nothing was written to this pipe for 0.05 seconds"):
+    with pytest.raises(OSError, match=r"nothing was written to this pipe for 0\.05 seconds"):
         read_named_file(path, 100, pipes=True, patience=0.05)
 
 
