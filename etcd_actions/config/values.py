@@ -144,7 +144,7 @@ def bind(text: str) -> Bind | None:
     if text == "none":
         return None
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})", utf8(text))
-    if match is None or int(match[3]) > 65535:
+    if match is None or int(match[3]) > 65535 or (match[1] and ":" not in match[1]):
         raise ValueError(f"{quoted(text)} is no place to listen: give host:port, or none")
     host = match[1] or match[2]
     check_host(host)

@@ -13,6 +13,7 @@ from etcd_actions.quoting import quoted
 
 DEFAULT_PORT = 2379
 
+_HOST_PORT = re.compile(r"(?:\[[^\[\]]+\]|[^\[\]:]+)(?::[0-9]*)?")
 _ENCRYPTED = {"": None, "http": False, "https": True}
 
 
@@ -90,7 +91,8 @@ def _parse_endpoint(text: str) -> Endpoint:
             f"endpoint {quoted(text)}: scheme {quoted(split.scheme)} is not supported, "
             "use host:port, http://host:port or https://host:port"
         )
-    if not split.hostname or port == 0 or split.path not in ("", "/"):
+    whole = _HOST_PORT.fullmatch(split.netloc) and not (split.query or split.fragment)
+    if not split.hostname or not whole or port == 0 or split.path not in ("", "/"):
         raise ConfigError(f"endpoint {quoted(text)} is not of the form host:port")
     try:
         check_host(split.hostname)

@@ -1,4 +1,4 @@
-"""Files that the operator names: read up to a limit, of any kind, and refused clearly."""
+"""Files that the operator names: of any kind, read up to a limit, and refused clearly."""
 
 import os
 import socket
@@ -16,6 +16,16 @@ from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.etcd import User
 from etcd_actions.named_files import read_named_file, text_of
 from tests.support.cluster import Certificates, KeyPair
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def key_pair(certificates: Certificates) -> KeyPair:
+    return certificates.issue("server", "server.test")
 
 
 def of(**flags: str) -> Resolution:
@@ -115,7 +125,7 @@ def test_a_pipe_gives_what_is_written_to_it(tmp_path: Path) -> None:
 
 def test_a_pipe_that_nobody_writes_to_is_left(tmp_path: Path) -> None:
     path = special(tmp_path, "pipe")
-    with pytest.raises(OSError, match=r"nothing was written to this pipe for 0.05 seconds"):
+    with pytest.raises(OSError, match=r"nothing was written to this pipe for 0\.05 seconds"):
         read_named_file(path, 100, pipes=True, patience=0.05)
 
 
@@ -125,7 +135,7 @@ def test_a_pipe_that_is_held_open_in_silence_is_left(tmp_path: Path) -> None:
     writer = os.open(path, os.O_WRONLY)
     try:
         os.write(writer, b"some")
-        with pytest.raises(OSError, match=r"nothing was written"):
+        with pytest.raises(OSError, match="nothing was written"):
             read_named_file(path, 100, pipes=True, patience=0.05)
     finally:
         os.close(reader)
