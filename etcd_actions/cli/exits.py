@@ -50,7 +50,11 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     ("9", "doctor found errors"),
     ("10", "what was asked of an action cannot be done; the message says why"),
     ("11", "the run that was submitted did not succeed"),
-    ("130, 143", "ended at once by a second Ctrl-C, or SIGTERM"),
+    (
+        "130, 143",
+        "ended at once by a second Ctrl-C or SIGTERM, or by the first before a one-shot command "
+        "was done",
+    ),
 )
 """Each exit code and what it means, for ``--help``."""
 
