@@ -44,11 +44,13 @@ from etcd_actions.etcd.api import (
 from etcd_actions.model import (
     ANNOTATION_ABORT_REASON,
     ANNOTATION_ABORTED_BY,
+    DEFAULT_NAMESPACE,
     FINALIZER_RECORD,
     ActionId,
     Keyspace,
     Phase,
     canonical_name,
+    object_key,
 )
 from etcd_actions.model.conditions import MAX_MESSAGE, rfc3339, write_phase
 from etcd_actions.store import Store
@@ -440,9 +442,12 @@ def _marker(kv: KeyValue) -> Marker | None:
 def read_marker(value: bytes) -> tuple[Marker | None, str]:
     """A stored marker; or why it is none, whatever somebody has stored there."""
     try:
-        return msgspec.json.decode(value, type=Marker), ""
+        marker = msgspec.json.decode(value, type=Marker)
+        # Names that make no key are no action's.
+        object_key(b"", DEFAULT_NAMESPACE, marker.action_id.object_name)
     except Exception as error:
         return None, failure_text(error)
+    return marker, ""
 
 
 def _unchanged(kv: KeyValue) -> Compare:
