@@ -151,6 +151,11 @@ class Recorder:
                 return MarkResult.SUPERSEDED
             if action.is_recorded:
                 return MarkResult.ALREADY
+            if current.mod_revision == seen.mod_revision:
+                # The label is there for the one who writes it, and not for those who read.
+                raise DecodeError(
+                    "it cannot be marked", key=current.key, revision=current.mod_revision
+                )
             seen = current
 
     async def _write(self, seen: KeyValue, released: Released) -> CasResult:

@@ -44,11 +44,13 @@ from etcd_actions.etcd.api import (
 from etcd_actions.model import (
     ANNOTATION_ABORT_REASON,
     ANNOTATION_ABORTED_BY,
+    DEFAULT_NAMESPACE,
     FINALIZER_RECORD,
     ActionId,
     Keyspace,
     Phase,
     canonical_name,
+    object_key,
 )
 from etcd_actions.model.conditions import MAX_MESSAGE, rfc3339, write_phase
 from etcd_actions.store import Store
@@ -278,8 +280,14 @@ class Aborter:
                 async with limit:
                     try:
                         value = self._aborted(kv, marker.reason, marker.aborted_by)
-                        if (await self._store.compare_and_put(kv, value)).applied:
+                        applied, current = await self._store.compare_and_put(kv, value)
+                        if applied:
                             aborted.add(name)
+                        elif current is not None and current.mod_revision == kv.mod_revision:
+                            # It would be found going on again and again.
+                            raise DecodeError(
+                                "it cannot be ended", key=kv.key, revision=kv.mod_revision
+                            )
                     except EtcdActionsError as error:
                         failures.append(error)
 
@@ -430,19 +438,25 @@ def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[tuple[KeyValue, s
 
 
 def _marker(kv: KeyValue) -> Marker | None:
-    marker, reason = read_marker(kv.value)
+    marker, reason = read_marker(kv)
     if reason:
         key = kv.key.decode(errors="backslashreplace")
         _log.error("abort_marker_undecodable", key=key, reason=reason)
     return marker
 
 
-def read_marker(value: bytes) -> tuple[Marker | None, str]:
+def read_marker(kv: KeyValue) -> tuple[Marker | None, str]:
     """A stored marker; or why it is none, whatever somebody has stored there."""
     try:
-        return msgspec.json.decode(value, type=Marker), ""
+        marker = msgspec.json.decode(kv.value, type=Marker)
+        name = marker.action_id.object_name
+        # Names that make no key are no action's.
+        object_key(b"", DEFAULT_NAMESPACE, name)
     except Exception as error:
         return None, failure_text(error)
+    if kv.key.rpartition(b"/")[2] != name.encode():
+        return None, f"it is about another action: {name}"[:200]
+    return marker, ""
 
 
 def _unchanged(kv: KeyValue) -> Compare:

@@ -128,6 +128,7 @@ class Enqueuer:
         request = objects.read_request(action, run_spec, trace_error)
         scene = await self._look(request)
         uid = self._new_uid()
+        tried = 0
         while True:
             built = self._build(request, scene, uid)
             if isinstance(built, StoredTaskAction):
@@ -138,7 +139,11 @@ class Enqueuer:
             except ValueError as error:
                 raise InvalidArgument(request.kind, f"it cannot be stored: {error}") from None
             validation.check_size(value, request.kind)
-            if self._was_aborted(request, scene):
+            if left := self._was_aborted(request, scene):
+                if left == tried:
+                    name = describe(request.action_id)
+                    raise Aborted(f"an abort of {name} cannot be finished; the log has why")
+                tried = left
                 await self._aborter.action_gone(request.action_id, self._keys.namespace)
                 scene = await self._look(request)
                 continue
@@ -282,18 +287,18 @@ class Enqueuer:
             raise Aborted(f"the parent, action {describe(wanted)}, is aborted")
         return parent
 
-    def _was_aborted(self, request: objects.Request, scene: _Scene) -> bool:
-        """Whether an abort of the action that had the name before is still to be finished.
+    def _was_aborted(self, request: objects.Request, scene: _Scene) -> int:
+        """The revision of an abort of the action that had the name before, 0 without one.
 
-        Left there it would count for the new one.
+        It is still to be finished: left there it would count for the new one.
         """
         if request.trace is not None:
-            return False
+            return 0
         own = self._keys.abort(request.action_id)
         found = next((marker for marker in scene.markers if marker.key == own), None)
         if found is not None and _marker(found) is None:
             raise Aborted(f"the mark of an abort cannot be read: delete {own!r}")
-        return found is not None
+        return _revision(found)
 
     async def _check_ancestors(self, request: objects.Request, scene: _Scene) -> None:
         """Refuse what is below an action that is being aborted."""
@@ -334,7 +339,7 @@ def _revision(kv: KeyValue | None) -> int:
 
 
 def _marker(kv: KeyValue) -> Marker | None:
-    return read_marker(kv.value)[0]
+    return read_marker(kv)[0]
 
 
 def _counts(marked: KeyValue, action_id: ActionId, kv: KeyValue | None) -> bool:

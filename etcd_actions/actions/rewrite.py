@@ -82,6 +82,9 @@ async def rewrite(
             value = codec.encode_tree(tree)
         except ValueError as error:
             raise InvalidArgument(field, f"the object cannot be stored: {error}") from None
+        if value == seen.value:
+            # The change says nothing that is not there.
+            return action
         applied, current = await _write(store, seen, value, field, fence)
         if applied:
             assert current is not None

@@ -26,6 +26,7 @@ from etcd_actions.errors import (
     InvalidArgument,
     NotFound,
     RequestTooLarge,
+    UnexpectedFailure,
 )
 from etcd_actions.serving import ClientGone
 
@@ -35,6 +36,7 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     (NotFound, Code.NOT_FOUND),
     (FailedPrecondition, Code.FAILED_PRECONDITION),
     (Aborted, Code.ABORTED),
+    (UnexpectedFailure, Code.INTERNAL),
     (ActionError, Code.FAILED_PRECONDITION),
     # Sending it again cannot help, and RESOURCE_EXHAUSTED would be sent again for ever.
     (RequestTooLarge, Code.INVALID_ARGUMENT),

@@ -53,9 +53,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import length_hint
 from typing import Protocol
 
 import structlog
@@ -191,6 +192,67 @@ class _Range:
         return max(self.resume.done, self.idle_until)
 
 
+class _Batch(list[Change]):
+    """Changes for the sink; it is noted how far the sink has come in taking them."""
+
+    __slots__ = ("_taking",)
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        super().__init__(changes)
+        self._taking: Iterator[Change] | None = None
+
+    def __iter__(self) -> Iterator[Change]:
+        iterator = super().__iter__()
+        if self._taking is None:
+            self._taking = iterator
+        return iterator
+
+    @property
+    def taken(self) -> int:
+        """How many the sink has looked at; with the last of them it may have failed."""
+        return 0 if self._taking is None else len(self) - length_hint(self._taking)
+
+
+@dataclass(slots=True)
+class _InDoubt:
+    """What is being given out.
+
+    ``known`` has the events of a stream already, and what a list found not yet. After an
+    unexpected failure :meth:`settle` makes it say what the sink has surely taken, so that the
+    next list gives out the rest: no state twice in the wrong order, no deletion not at all.
+    """
+
+    known: dict[bytes, int]
+    events: Sequence[Event]
+    batch: _Batch | None = None
+
+    def settle(self) -> None:
+        """See above."""
+        known, batch = self.known, self.batch or _Batch(())
+        looked_at = batch.taken
+        sure = max(0, looked_at - 1)
+        settled: set[bytes] = set()
+        for change in batch[:sure]:
+            settled.add(change.key)
+            if change.version:
+                known[change.key] = change.mod_revision
+            else:
+                known.pop(change.key, None)
+        for event in self.events:
+            if event.key in settled:
+                continue
+            # Before its first event here the key was absent, or as it was some time before.
+            # Negative: to be given out again, whatever a list finds.
+            settled.add(event.key)
+            if event.version == 1:
+                known.pop(event.key, None)
+            else:
+                known[event.key] = 1 - event.mod_revision
+        if looked_at and batch[sure].version:
+            # Maybe taken: it is to have an end if it is gone by then.
+            known.setdefault(batch[sure].key, -batch[sure].mod_revision)
+
+
 class Reflector:
     """Lists and watches one prefix; see the module's text for what it promises.
 
@@ -232,8 +294,8 @@ class Reflector:
     ) -> None:
         self._containment = containment or Containment()
         self._failed = False
-        # What the sink was about to be given, and the keys known before or after that.
-        self._in_doubt: tuple[dict[bytes, int], Sequence[KeyValue]] | None = None
+        # What is being given out, and the keys that are known meanwhile.
+        self._in_doubt: _InDoubt | None = None
         self._etcd = etcd
         self._keys, *self._more_keys = _disjoint([keys] if isinstance(keys, KeyRange) else keys)
         self._sink = sink
@@ -343,7 +405,7 @@ class Reflector:
         self._failed = True
         self._suspicion = self._suspicion or "failed"
         if self._in_doubt is not None:
-            _doubt(*self._in_doubt)
+            self._in_doubt.settle()
             self._in_doubt = None
         return Unavailable(f"watch: {describe(contained)}")
 
@@ -568,12 +630,14 @@ class Reflector:
                     taken[kv.key] = kv.mod_revision
                     kind = ChangeKind.ADDED if seen is None else ChangeKind.MODIFIED
                     changes.append(_listed(kv, kind))
-                self._in_doubt = (known, page.kvs)
+                self._in_doubt = _InDoubt(known, ())
                 self._give(changes)
                 self._in_doubt = None
                 # Only now: what a failing sink did not take is given out by the next list.
                 known.update(taken)
+        self._in_doubt = _InDoubt(known, ())
         self._give([_synthesised_delete(key, max(abs(known[key]), revision)) for key in missing])
+        self._in_doubt = None
         for key in missing:
             del known[key]
         range_.resume.restart(revision)
@@ -669,7 +733,7 @@ class Reflector:
     def _give_events(self, range_: _Range, response: WatchResponse) -> None:
         events = range_.resume.accept(response.events, fragment=response.fragment)
         known = range_.known
-        self._in_doubt = (known, events)
+        self._in_doubt = _InDoubt(known, events)
         changes = []
         for event in events:
             key, version, revision = event.key, event.version, event.mod_revision
@@ -699,7 +763,10 @@ class Reflector:
             return
         self._events += len(changes)
         self._remember_witnesses(changes)
-        self._sink.dispatch(changes)
+        batch = _Batch(changes)
+        if self._in_doubt is not None:
+            self._in_doubt.batch = batch
+        self._sink.dispatch(batch)
 
     def _remember_witnesses(self, changes: list[Change]) -> None:
         """Keep the newest put and the newest delete, to tell a replaced store by."""
@@ -821,24 +888,6 @@ def _listed(kv: KeyValue, kind: ChangeKind) -> Change:
 
 def _synthesised_delete(key: bytes, revision: int) -> Change:
     return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, listed=True, synthesised=True)
-
-
-def _doubt(known: dict[bytes, int], taken: Sequence[KeyValue]) -> None:
-    """Note of changes that the sink may or may not have taken that they are to be given again.
-
-    A known revision is replaced by one just before the first of the changes, so that a list
-    finds all that happened since: a delete too, and another incarnation.
-    """
-    seen: set[bytes] = set()
-    for each in taken:
-        if each.key in seen:
-            continue
-        seen.add(each.key)
-        if isinstance(each, Event):
-            known[each.key] = -(each.mod_revision if each.version == 1 else each.mod_revision - 1)
-        else:
-            # From a list, whose keys become known after it was given out.
-            known.setdefault(each.key, -each.mod_revision)
 
 
 def _text(key: bytes) -> str:

@@ -7,7 +7,7 @@ import trio
 
 from etcd_actions import ActionId, open_actions_client
 from etcd_actions.election import open_election
-from etcd_actions.errors import ActionError, EtcdError, InvalidArgument
+from etcd_actions.errors import Aborted, ActionError, EtcdError, InvalidArgument
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
 from tests.support import flyte
@@ -129,3 +129,21 @@ async def test_absurd_requests_are_the_callers(etcd: Etcd, prefix: bytes) -> Non
                 await client.enqueue(odd)
         assert client.containment.failures == {}
         assert (await client.enqueue(flyte.task(ROOT))).created
+
+
+async def test_a_marker_that_is_about_another_action_holds_no_request_for_ever(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    """A copy of a marker under another key: it is told, and what to do."""
+    marker = (
+        b'{"uid":"u","project":"p","domain":"d","run":"r2","name":"a0","org":"","reason":"",'
+        b'"abortedBy":"","at":"x"}'
+    )
+    key = Keyspace(prefix).abort(ROOT)
+    await etcd.put(key, marker)
+    with trio.fail_after(20):
+        async with open_actions_client(etcd, prefix=prefix) as client:
+            with pytest.raises(Aborted, match="cannot be read: delete"):
+                await client.enqueue(flyte.task(ROOT))
+            await etcd.delete(KeyRange.of_key(key))
+            assert (await client.enqueue(flyte.task(ROOT))).created
