@@ -143,7 +143,7 @@ async def test_watch_ends_when_nobody_reads_on(
     common: tuple[str, ...], etcd: Etcd, prefix: bytes, tmp_path: Path
 ) -> None:
     await etcd.put(prefix + b"flyte/x-a0", PUTS[0].value)
-    with running(tmp_path, "watch", *common, pipe=True) as watch:
+    with running(tmp_path, "watch", "--log-level", "error", *common, pipe=True) as watch:
         line = await trio.to_thread.run_sync(watch.pipe.readline)
         assert json.loads(line)["type"] == "ADDED"
         # Nothing more is written, as with ``| head -1``.
@@ -153,6 +153,7 @@ async def test_watch_ends_when_nobody_reads_on(
 
 
 @needs_linux
+@pytest.mark.slow
 async def test_embedded_etcd(tmp_path: Path) -> None:
     path = f"{find_etcd().parent}{os.pathsep}{os.environ['PATH']}"
     data_dir = tmp_path / "data"
@@ -203,9 +204,11 @@ async def test_embedded_etcd(tmp_path: Path) -> None:
 
 def test_head(common: tuple[str, ...], shared_etcd: EtcdServer) -> None:
     finish("replay", str(HISTORY), *common)
-    command = 'set -o pipefail; "$@" | head -1'
+    script = 'set -o pipefail; "$@" | head -1'
+    # Of an etcd for trying out it warns.
+    watch = (sys.executable, "-m", "etcd_actions", "watch", "--log-level", "error", *common)
     done = subprocess.run(
-        ["bash", "-c", command, "_", sys.executable, "-m", "etcd_actions", "watch", *common],
+        ["bash", "-c", script, "_", *watch],
         capture_output=True,
         text=True,
         timeout=DEADLINE,
