@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from etcd_actions.cli.serving import admitted_users
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config
 from etcd_actions.config.settings import (
@@ -26,12 +27,13 @@ from etcd_actions.config.settings import (
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.embedded import default_data_dir
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.serving import Bind
+from etcd_actions.serving import Bind, HttpLimits, ListenerStatistics, descriptors
 
 if TYPE_CHECKING:
     from etcd_actions.executor import Executor, ExecutorSettings
 
 _LEAST_TTL = 5
+_MOST_CONNECTIONS = 1_000
 
 
 def check_executor(config: Config, served: ServerSettings | None) -> bool:
@@ -76,12 +78,24 @@ def sdk_python(config: Config) -> Path:
 
 @asynccontextmanager
 async def open_local_executor(
-    client: ActionsClient, config: Config, served: ServerSettings, address: Bind
+    client: ActionsClient,
+    config: Config,
+    served: ServerSettings,
+    address: Bind,
+    *,
+    listeners: MutableMapping[str, Callable[[], ListenerStatistics]] | None = None,
 ) -> AsyncIterator[Executor]:
     """Run actions here.
 
     Tasks speak to the service without TLS and tokens: where it wants those, they get a place
-    of their own on this machine.
+    of their own on this machine, which only this user's processes can use.
+
+    Args:
+        client: Who does it.
+        config: The settings.
+        served: How the service is served.
+        address: Where.
+        listeners: Gets the numbers of that place.
     """
     from etcd_actions.executor import open_executor  # noqa: PLC0415
 
@@ -98,12 +112,21 @@ async def open_local_executor(
         request_timeout=served.request_timeout,
         keepalive=served.keepalive,
         grace=served.grace,
+        http=HttpLimits(connections=_connections(), body_timeout=served.request_timeout),
+        users=admitted_users(config),
     )
     async with (
         open_actions_server(client, own) as server,
         open_executor(client, _settings(config, server.address)) as executor,
     ):
+        if listeners is not None:
+            listeners["tasks"] = server.connections
         yield executor
+
+
+def _connections() -> int:
+    """How many connections tasks may have, beside those of the service."""
+    return max(1, min(_MOST_CONNECTIONS, descriptors.limit() // 8))
 
 
 def _settings(config: Config, service: Bind) -> ExecutorSettings:

@@ -18,6 +18,7 @@ from etcd_actions.cli.signals import Stop, open_stop
 from etcd_actions.cli.telemetry import open_telemetry
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config.settings import (
+    ALLOWED_HOSTS,
     COLLECT_ORPHANS,
     DRAIN_DELAY,
     EMBEDDED_PORT,
@@ -40,6 +41,7 @@ from etcd_actions.processor import ProcessorSettings, ProcessorStatistics
 from etcd_actions.recorder import MarkResult
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.server import open_actions_server
+from etcd_actions.serving.descriptors import raise_limit
 
 # Nothing can be marked in an etcd that has ended: only what needs none is finished.
 _GRACE_WITHOUT_ETCD = 1.0
@@ -49,6 +51,7 @@ _log = structlog.get_logger(__name__)
 
 async def run_until_signal(common: Common) -> int:
     """Watch and mark until a signal; raises what made that impossible."""
+    raise_limit()
     if common.endpoints is None:
         _check_for_embedded(common)
     counts: dict[str, int] = {}
@@ -129,9 +132,16 @@ async def _serve(
                 )
                 if monitoring is not None:
                     monitoring.metrics.server = server.statistics
+                    monitoring.metrics.listeners["service"] = server.connections
                 if executing:
                     executor = await serving.enter_async_context(
-                        open_local_executor(client, config, served, server.address)
+                        open_local_executor(
+                            client,
+                            config,
+                            served,
+                            server.address,
+                            listeners=None if monitoring is None else monitoring.metrics.listeners,
+                        )
                     )
                     if monitoring is not None:
                         monitoring.metrics.executor = executor.statistics
@@ -160,7 +170,14 @@ async def _monitor(
     if bind is None or not is_installed(config, MONITORING_LISTEN):
         return None
     return await stack.enter_async_context(
-        open_monitoring(client, etcd, bind, prefix=common.prefix, heard_within=config[READY_WITHIN])
+        open_monitoring(
+            client,
+            etcd,
+            bind,
+            prefix=common.prefix,
+            heard_within=config[READY_WITHIN],
+            allowed_hosts=config[ALLOWED_HOSTS],
+        )
     )
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import structlog
 
 from etcd_actions.config import Config
 from etcd_actions.config.settings import (
+    ALLOWED_HOSTS,
+    EXECUTOR,
     GRACE,
+    HEADER_TIMEOUT,
     LISTEN,
     LISTEN_CERT,
     LISTEN_CLIENT_CA,
     LISTEN_KEY,
+    LISTEN_USERS,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_ADDRESS,
     MAX_HEADER_BYTES,
     MAX_REQUEST_BYTES,
     MAX_STREAMS,
@@ -24,7 +31,7 @@ from etcd_actions.config.settings import (
 )
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings
-from etcd_actions.serving import HttpLimits, ServerTls
+from etcd_actions.serving import Bind, HttpLimits, ServerTls
 
 _NEEDED = (
     "connectrpc",
@@ -34,6 +41,7 @@ _NEEDED = (
     "hypercorn",
     "prometheus_client",
 )
+_ROOT = 0
 # Requests are short; what takes longer is told to try again.
 _MOST_GRACE = 5.0
 
@@ -63,8 +71,44 @@ def server_settings(config: Config) -> ServerSettings | None:
         request_timeout=config[REQUEST_TIMEOUT],
         keepalive=config[STREAM_KEEPALIVE],
         grace=min(_MOST_GRACE, config[GRACE]),
-        http=HttpLimits(header_bytes=config[MAX_HEADER_BYTES]),
+        http=HttpLimits(
+            header_bytes=config[MAX_HEADER_BYTES],
+            connections=config[MAX_CONNECTIONS],
+            connections_per_address=config[MAX_CONNECTIONS_PER_ADDRESS],
+            header_timeout=config[HEADER_TIMEOUT],
+            body_timeout=config[REQUEST_TIMEOUT],
+        ),
+        allowed_hosts=config[ALLOWED_HOSTS],
+        users=_users(config, bind),
     )
+
+
+def admitted_users(config: Config, *tasks: int) -> frozenset[int] | None:
+    """The users of this machine that may connect where no token is asked for; None for all.
+
+    Args:
+        config: The settings.
+        tasks: The users that tasks run as.
+    """
+    users = config[LISTEN_USERS]
+    if users == "any":
+        return None
+    named = frozenset() if users == "own" else users
+    return frozenset({os.geteuid(), _ROOT, *named, *tasks})
+
+
+def _users(config: Config, bind: Bind) -> frozenset[int] | None:
+    """Who may connect: whoever may enqueue can run commands here where actions are run."""
+    authenticated = config[TOKEN_FILE] is not None or config[LISTEN_CLIENT_CA] is not None
+    if config.is_given(LISTEN_USERS):
+        if not bind.is_loopback and config[LISTEN_USERS] != "any":
+            raise ConfigError(
+                f"{LISTEN_USERS.flag}: {LISTEN.flag} {bind} is open to other machines, whose users "
+                "nobody here knows: listen on 127.0.0.1"
+            )
+    elif config[EXECUTOR] == "none" or authenticated:
+        return None
+    return admitted_users(config)
 
 
 def is_installed(config: Config, setting: Setting[object]) -> bool:

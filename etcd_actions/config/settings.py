@@ -393,6 +393,30 @@ TOKEN_FILE: Setting[Path | None] = Setting(
     help="Tokens, one a line; a client must show one of them. Read again when it changes",
     for_run=True,
 )
+LISTEN_USERS: Setting[Literal["own", "any"] | frozenset[int]] = Setting(
+    name="listen_users",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_LISTEN_USERS",
+    metavar="own|any|UID,...",
+    parse=values.users,
+    default="own",
+    help="With --executor local and without a token: which users of this machine may connect; "
+    "own is the process' user and root",
+    is_list=True,
+    for_run=True,
+)
+ALLOWED_HOSTS: Setting[frozenset[str]] = Setting(
+    name="allowed_hosts",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_ALLOWED_HOSTS",
+    metavar="HOST,...",
+    parse=values.hosts,
+    default="localhost",
+    is_list=True,
+    help="Names that requests may be for, besides the loopback addresses and localhost, where a "
+    "listener is on one of these",
+    for_run=True,
+)
 MAX_REQUEST_BYTES: Setting[int] = Setting(
     name="max_request_bytes",
     group=Group.SERVICE,
@@ -411,6 +435,36 @@ MAX_HEADER_BYTES: Setting[int] = Setting(
     parse=values.size,
     default="64KiB",
     help="The size of a request's headers, at most",
+    for_run=True,
+)
+MAX_CONNECTIONS: Setting[int | None] = Setting(
+    name="max_connections",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_MAX_CONNECTIONS",
+    metavar="N",
+    parse=values.count,
+    otherwise="half of the descriptors that the process may open, 10000 at most",
+    help="Open connections, at most; a new one replaces the oldest that has no request",
+    for_run=True,
+)
+MAX_CONNECTIONS_PER_ADDRESS: Setting[int | None] = Setting(
+    name="max_connections_per_address",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_MAX_CONNECTIONS_PER_ADDRESS",
+    metavar="N",
+    parse=values.count,
+    otherwise="half of --max-connections",
+    help="Of these, how many one address may have",
+    for_run=True,
+)
+HEADER_TIMEOUT: Setting[float] = Setting(
+    name="header_timeout",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_HEADER_TIMEOUT",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="10s",
+    help="How long a client may take for its first request, and for the headers of each",
     for_run=True,
 )
 MAX_STREAMS: Setting[int] = Setting(
@@ -648,8 +702,13 @@ SETTINGS: tuple[Setting[object], ...] = (
     LISTEN_KEY,
     LISTEN_CLIENT_CA,
     TOKEN_FILE,
+    LISTEN_USERS,
+    ALLOWED_HOSTS,
     MAX_REQUEST_BYTES,
     MAX_HEADER_BYTES,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_ADDRESS,
+    HEADER_TIMEOUT,
     MAX_STREAMS,
     RATE_LIMIT,
     REQUEST_TIMEOUT,

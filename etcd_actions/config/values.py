@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, cast
 
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
@@ -132,6 +132,25 @@ def bind(text: str) -> Bind | None:
     if match is None or int(match[3]) > 65535:
         raise ValueError(f"{text!r} is no place to listen: give host:port, or none")
     return Bind(match[1] or match[2], int(match[3]))
+
+
+def hosts(text: str) -> frozenset[str]:
+    """Names or addresses of hosts, without ports."""
+    names = [name.strip() for name in utf8(text).split(",")]
+    for name in names:
+        if not re.fullmatch(r"[0-9A-Za-z._-]+|\[?[0-9A-Fa-f:.]+\]?", name):
+            raise ValueError(f"{name!r} is no host: give a name or an address, without a port")
+    return frozenset(name.strip("[]") for name in names)
+
+
+def users(text: str) -> Literal["own", "any"] | frozenset[int]:
+    """Users of this machine: ``own``, ``any``, or their numbers."""
+    if text in ("own", "any"):
+        return cast(Literal["own", "any"], text)
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,10}", number) for number in numbers):
+        raise ValueError(f"{text!r} is neither own nor any: give these, or user ids (id -u)")
+    return frozenset(map(int, numbers))
 
 
 _SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

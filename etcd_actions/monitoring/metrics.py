@@ -22,6 +22,7 @@ from etcd_actions.containment import Containment
 from etcd_actions.monitoring.health import Health
 from etcd_actions.processor import ProcessorStatistics
 from etcd_actions.router import RouterStatistics
+from etcd_actions.serving import ListenerStatistics
 
 
 class ServerNumbers(Protocol):
@@ -119,6 +120,7 @@ class Metrics(Collector):
         self._health = health
         self.server = server
         self.executor = executor
+        self.listeners: dict[str, Callable[[], ListenerStatistics]] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -138,6 +140,7 @@ class Metrics(Collector):
         yield from _of_recording(statistics)
         yield from self._of_writes()
         yield from _of_containment(self._client.containment)
+        yield from _of_listeners({name: read() for name, read in self.listeners.items()})
         if self.server is not None:
             yield from _of_server(self.server())
         if self.executor is not None:
@@ -271,6 +274,59 @@ def _of_containment(containment: Containment) -> Iterator[Metric]:
     for kind, count in Counter(unit.kind for unit in containment.parked).items():
         parked.add_metric([kind], count)
     yield parked
+
+
+def _of_listeners(listeners: Mapping[str, ListenerStatistics]) -> Iterator[Metric]:
+    connections = GaugeMetricFamily(
+        "etcd_actions_http_connections",
+        "Open connections, by listener; busy ones have a request.",
+        labels=["listener", "state"],
+    )
+    accepted = CounterMetricFamily(
+        "etcd_actions_http_connections_accepted",
+        "Connections that were let in, by listener.",
+        labels=["listener"],
+    )
+    for name, listener in listeners.items():
+        busy = listener.busy_connections
+        connections.add_metric([name, "busy"], busy)
+        connections.add_metric([name, "idle"], listener.open_connections - busy)
+        accepted.add_metric([name], listener.accepted)
+    yield connections
+    yield accepted
+
+    def by_reason(
+        name: str, text: str, counts: Callable[[ListenerStatistics], Mapping[str, int]]
+    ) -> Metric:
+        family = CounterMetricFamily(name, text, labels=["listener", "reason"])
+        for each, listener in listeners.items():
+            for reason, count in counts(listener).items():
+                family.add_metric([each, reason], count)
+        return family
+
+    yield by_reason(
+        "etcd_actions_http_connections_refused",
+        "Connections that were not let in, by reason.",
+        lambda each: each.refused,
+    )
+    yield by_reason(
+        "etcd_actions_http_connections_closed",
+        "Connections that were closed from here, by reason.",
+        lambda each: each.closed,
+    )
+    yield by_reason(
+        "etcd_actions_http_requests_refused",
+        "Requests with a Host or an Origin that is not allowed.",
+        lambda each: each.refused_requests,
+    )
+    errors = CounterMetricFamily(
+        "etcd_actions_http_protocol_errors",
+        "Clients that left in the middle, or sent what is no HTTP, by listener.",
+        labels=["listener"],
+    )
+    for name, listener in listeners.items():
+        errors.add_metric([name], listener.protocol_errors)
+    yield errors
 
 
 def _of_server(server: ServerNumbers) -> Iterator[Metric]:

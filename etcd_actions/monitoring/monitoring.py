@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -13,12 +14,33 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.monitoring.health import Health
-from etcd_actions.serving import Application, Bind, Message, Receive, Send, open_listener
+from etcd_actions.serving import (
+    Application,
+    Bind,
+    HttpLimits,
+    Message,
+    Receive,
+    Send,
+    descriptors,
+    open_listener,
+)
 
 if TYPE_CHECKING:
     from etcd_actions.monitoring.metrics import Metrics
 
 _FLAG = "--monitoring-listen"
+_MOST_CONNECTIONS: Final = 64
+# Requests take milliseconds, so whatever is older makes room for a probe. It may use some of
+# the descriptors that the service leaves alone.
+_LIMITS: Final = HttpLimits(
+    streams_per_connection=100,
+    replaces_busy=True,
+    reserve=0.1,
+    header_timeout=5.0,
+    body_timeout=5.0,
+    stall_timeout=5.0,
+    header_bytes=16 * 1024,
+)
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _log = structlog.get_logger(__name__)
@@ -26,7 +48,14 @@ _log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def open_monitoring(
-    client: ActionsClient, etcd: Etcd, bind: Bind, *, prefix: bytes, heard_within: float
+    client: ActionsClient,
+    etcd: Etcd,
+    bind: Bind,
+    *,
+    prefix: bytes,
+    heard_within: float,
+    allowed_hosts: Collection[str] = (),
+    limits: HttpLimits | None = None,
 ) -> AsyncIterator[Monitoring]:
     """Serve health and metrics of a client for as long as the context lasts.
 
@@ -36,6 +65,9 @@ async def open_monitoring(
         bind: Where to listen; whoever can connect may read.
         prefix: A key below which the client may read.
         heard_within: How many seconds etcd may have been silent.
+        allowed_hosts: As for :func:`~etcd_actions.serving.open_listener`.
+        limits: Its own budget of connections, so that probes are answered while the service
+            is flooded; None for 64 connections with short time-outs.
 
     Raises:
         ConfigError: The address cannot be used, or the extra is not installed.
@@ -46,9 +78,21 @@ async def open_monitoring(
         raise ConfigError(
             f"{_FLAG}: nothing can be served ({error}): pip install etcd-actions[server]"
         ) from error
+    if limits is None:
+        most = min(_MOST_CONNECTIONS, descriptors.ceiling(_LIMITS))
+        limits = replace(_LIMITS, connections=most, connections_per_address=most)
     health = Health(client, etcd, prefix, heard_within=heard_within)
     metrics = Metrics(client, health)
-    async with open_listener(_application(health, metrics), bind, flag=_FLAG, grace=1) as listener:
+    async with open_listener(
+        _application(health, metrics),
+        bind,
+        flag=_FLAG,
+        limits=limits,
+        allowed_hosts=allowed_hosts,
+        containment=client.containment,
+        grace=1,
+    ) as listener:
+        metrics.listeners["monitoring"] = listener.statistics
         _log.info("monitoring", listen=str(listener.address))
         yield Monitoring(listener.address, health, metrics)
 
@@ -59,7 +103,8 @@ class Monitoring:
     Attributes:
         address: Where, with the port that the system chose.
         health: How the process is; set ``draining`` before it ends.
-        metrics: What is measured; give it ``server`` and ``executor`` once they are there.
+        metrics: What is measured; give it ``server``, ``executor`` and further
+            ``listeners`` once they are there.
     """
 
     def __init__(self, address: Bind, health: Health, metrics: Metrics) -> None:

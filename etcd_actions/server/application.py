@@ -17,7 +17,9 @@ from flyteidl2.actions import actions_service_pb2 as pb
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from etcd_actions.containment import Containment
 from etcd_actions.server.admission import RateLimit, Tokens
+from etcd_actions.server.boundaries import guarded, guarded_stream
 from etcd_actions.server.codes import Refusal, told
 from etcd_actions.server.health import Health
 from etcd_actions.server.reflection import Reflection
@@ -54,9 +56,10 @@ class Calls:
         seconds: Their time, by method; of streams, too.
     """
 
-    def __init__(self, tokens: Tokens | None, rate: RateLimit) -> None:
+    def __init__(self, tokens: Tokens | None, rate: RateLimit, containment: Containment) -> None:
         self._tokens = tokens
         self._rate = rate
+        self.containment = containment
         self.ended: Counter[tuple[str, str]] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -66,6 +69,9 @@ class Calls:
         Raises:
             Refusal: Its client may not ask, or not so often.
         """
+        return await guarded(self.containment, ctx.method.name, self._start(ctx))
+
+    async def _start(self, ctx: RequestContext[Any, Any]) -> _Begun:
         try:
             self._admit(ctx)
         except Refusal as refusal:
@@ -101,7 +107,7 @@ class Calls:
             self.ended[method, "ok"] += 1
             token.span.end("ok")
             return
-        meant = told(error, method)
+        meant = told(error, method, self.containment)
         self.ended[method, meant.code.value] += 1
         token.span.end(meant.code.value)
         if meant is not error:
@@ -117,7 +123,6 @@ class Application(ConnectASGIApplication[ActionsService]):
         calls: What all calls go through.
         message_bytes: The size of a request, at most.
         request_timeout: Seconds that a call may take that is no stream.
-        stall_timeout: Seconds after which a client is given up that takes nothing.
     """
 
     def __init__(
@@ -128,11 +133,9 @@ class Application(ConnectASGIApplication[ActionsService]):
         *,
         message_bytes: int,
         request_timeout: float,
-        stall_timeout: float,
     ) -> None:
         interceptors: Iterable[MetadataInterceptor[_Begun]] = (calls,)
-        self._unary = Unary(request_timeout)
-        self._stall_timeout = stall_timeout
+        self._unary = Unary(request_timeout, calls.containment)
         reflection = Reflection(SERVICES)
         super().__init__(
             service=service,
@@ -165,18 +168,15 @@ class Application(ConnectASGIApplication[ActionsService]):
                 connection.lost()
             return message
 
-        async def send_in_time(message: Message) -> None:
-            with trio.fail_after(self._stall_timeout):
-                await send(message)
-
-        await super().__call__(scope, receive_and_notice, send_in_time)
+        await super().__call__(scope, receive_and_notice, send)
 
 
 class Unary:
     """Bounds calls that are no stream."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, containment: Containment) -> None:
         self._timeout = timeout
+        self.containment = containment
         self._open: set[trio.CancelScope] = set()
         self._cut_off = False
 
@@ -187,7 +187,7 @@ class Unary:
             scope.cancel("the service ends")
 
     def bounded(
-        self, function: Callable[[_Request], Awaitable[_Response]]
+        self, name: str, function: Callable[[_Request], Awaitable[_Response]]
     ) -> Callable[[_Request, RequestContext[_Request, _Response]], Awaitable[_Response]]:
         """The function as an endpoint has it, that raises in time what its client can bear."""
 
@@ -195,7 +195,7 @@ class Unary:
             with trio.move_on_after(self._timeout) as scope:
                 self._open.add(scope)
                 try:
-                    return await function(request)
+                    return await guarded(self.containment, name, function(request))
                 finally:
                     self._open.discard(scope)
             # It may have been done: the same again is safe.
@@ -219,7 +219,7 @@ def _endpoints(
         of: str = ACTIONS,
     ) -> None:
         method = _method(of, name, request, response, StreamType.UNARY)
-        table.append(Endpoint.unary(method, unary.bounded(function)))
+        table.append(Endpoint.unary(method, unary.bounded(name, function)))
 
     def add_stream(
         name: str,
@@ -229,7 +229,13 @@ def _endpoints(
         of: str = ACTIONS,
     ) -> None:
         method = _method(of, name, request, response, StreamType.SERVER_STREAM)
-        table.append(Endpoint.server_stream(method, lambda request, _: function(request)))
+
+        def call(
+            request: _Request, _: RequestContext[_Request, _Response]
+        ) -> AsyncIterator[_Response]:
+            return guarded_stream(unary.containment, name, function(request))
+
+        table.append(Endpoint.server_stream(method, call))
 
     add_unary("Enqueue", pb.EnqueueRequest, pb.EnqueueResponse, service.enqueue)
     add_unary("Update", pb.UpdateRequest, pb.UpdateResponse, service.update)
@@ -265,7 +271,12 @@ def _endpoints(
         )
         table.append(
             Endpoint.bidi_stream(
-                method, lambda requests, _: reflection.server_reflection_info(requests)
+                method,
+                lambda requests, _: guarded_stream(
+                    unary.containment,
+                    "ServerReflectionInfo",
+                    reflection.server_reflection_info(requests),
+                ),
             )
         )
     return {f"/{each.method.service_name}/{each.method.name}": each for each in table}

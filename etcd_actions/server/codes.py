@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import structlog
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
+from etcd_actions.containment import Containment
 from etcd_actions.errors import (
     Aborted,
     ActionError,
@@ -27,6 +27,7 @@ from etcd_actions.errors import (
     NotFound,
     RequestTooLarge,
 )
+from etcd_actions.serving import ClientGone
 
 CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     (InvalidArgument, Code.INVALID_ARGUMENT),
@@ -44,15 +45,13 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
 )
 """The first class that an error is of counts."""
 
-_log = structlog.get_logger(__name__)
-
 
 class Refusal(ConnectError):
     """What the service itself refuses, with the code that is meant."""
 
 
-def told(error: Exception, method: str) -> ConnectError:
-    """What a client is told of an error."""
+def told(error: Exception, method: str, containment: Containment) -> ConnectError:
+    """What a client is told of an error; one that nobody expected is counted and logged."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, ConnectError):
@@ -60,7 +59,15 @@ def told(error: Exception, method: str) -> ConnectError:
     for kind, code in CODES:
         if isinstance(error, kind):
             return Refusal(code, str(error))
-    _log.error("request_failed", method=method, exc_info=error)
+    if isinstance(error, ClientGone):
+        return Refusal(Code.UNAVAILABLE, str(error))
+    with containment.unit("request", method):
+        raise error
+    return failure()
+
+
+def failure() -> Refusal:
+    """What a client is told of an error that nobody expected."""
     return Refusal(Code.INTERNAL, "unexpected failure: the service's log has it")
 
 

@@ -12,7 +12,7 @@ import structlog
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
 from etcd_actions.server.settings import ServerSettings
-from etcd_actions.serving import Bind, Listener, open_listener
+from etcd_actions.serving import Bind, Listener, ListenerStatistics, open_listener
 
 if TYPE_CHECKING:
     from etcd_actions.server.application import Calls
@@ -82,7 +82,7 @@ async def open_actions_server(
             f"{_FLAG}: nothing can be served ({error}): pip install etcd-actions[server]"
         ) from error
     tokens = None if settings.token_file is None else Tokens(settings.token_file)
-    calls = Calls(tokens, RateLimit(settings.rate))
+    calls = Calls(tokens, RateLimit(settings.rate), client.containment)
     streams = Streams(settings.max_streams)
     application = Application(
         ActionsService(client, streams, settings.keepalive, read_trace_error),
@@ -90,7 +90,6 @@ async def open_actions_server(
         calls,
         message_bytes=settings.message_bytes,
         request_timeout=settings.request_timeout,
-        stall_timeout=settings.http.stall_timeout,
     )
     async with open_listener(
         application,
@@ -98,6 +97,9 @@ async def open_actions_server(
         flag=_FLAG,
         tls=settings.tls,
         limits=settings.http,
+        allowed_hosts=settings.allowed_hosts,
+        users=settings.users,
+        containment=client.containment,
         grace=settings.grace,
         on_leave=streams.drain,
         on_late=application.cut_off,
@@ -127,8 +129,12 @@ class ActionsServer:
             open_streams=len(self._streams),
             updates=self._streams.sent,
             conflated=self._streams.conflated,
-            protocol_errors=self._listener.protocol_errors,
+            protocol_errors=self._listener.statistics().protocol_errors,
         )
+
+    def connections(self) -> ListenerStatistics:
+        """What became of connections: see :class:`~etcd_actions.serving.ListenerStatistics`."""
+        return self._listener.statistics()
 
     def drain(self) -> None:
         """End the streams, and open no more; calls are answered on."""
@@ -145,7 +151,7 @@ def _tell(settings: ServerSettings, listener: Listener) -> None:
         tls=settings.tls is not None,
         authentication=authenticated,
     )
-    if not authenticated and not settings.bind.is_loopback:
+    if not authenticated and settings.users is None and not settings.bind.is_loopback:
         _log.warning(
             "anybody_may_enqueue",
             listen=str(listener.address),

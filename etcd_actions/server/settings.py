@@ -26,6 +26,11 @@ class ServerSettings:
             that both sides notice a dead connection.
         grace: How long requests may go on when the service ends.
         http: Limits of the connections.
+        allowed_hosts: Names that a request's Host and Origin may have besides localhost and
+            the loopback addresses, where the service listens on one of these: a proxy's, for
+            instance.
+        users: The user ids of this machine that may connect, and nobody else; None for
+            everybody. Only Linux tells them.
     """
 
     bind: Bind
@@ -38,3 +43,5 @@ class ServerSettings:
     keepalive: float = 30.0
     grace: float = 5.0
     http: HttpLimits = field(default_factory=HttpLimits)
+    allowed_hosts: frozenset[str] = frozenset()
+    users: frozenset[int] | None = None

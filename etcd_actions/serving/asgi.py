@@ -1,0 +1,28 @@
+"""The types of ASGI, and what is the client's doing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
+
+import trio
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+"""An ASGI application."""
+
+
+class ClientGone(ConnectionError):
+    """The client has left, or takes nothing."""
+
+
+def is_protocol_error(error: BaseException) -> bool:
+    """Whether a client left in the middle, or sent what is no HTTP."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_protocol_error(each) for each in error.exceptions)
+    module = type(error).__module__.partition(".")[0]
+    return module in ("h11", "h2", "hpack", "hyperframe") or isinstance(
+        error, (ConnectionError, trio.BrokenResourceError, trio.ClosedResourceError)
+    )

@@ -1,0 +1,32 @@
+"""Log lines about what clients can cause as often as they like."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+_EVERY = 60.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Floods:
+    """Logs the first of each kind, and after that one a minute with the number left out.
+
+    Args:
+        flag: The listener that it is about.
+    """
+
+    def __init__(self, flag: str) -> None:
+        self._flag = flag
+        self._kinds: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def warn(self, event: str, reason: str, **details: object) -> None:
+        """Log a warning, unless the same was logged lately. There are few events and reasons."""
+        now = trio.current_time()
+        at, left_out = self._kinds.get((event, reason), (float("-inf"), 0))
+        if now - at < _EVERY:
+            self._kinds[event, reason] = (at, left_out + 1)
+            return
+        self._kinds[event, reason] = (now, 0)
+        _log.warning(event, listener=self._flag, reason=reason, left_out=left_out, **details)

@@ -1,0 +1,43 @@
+"""Where a client is among the frames of HTTP/2, without a look at what they mean."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_PREFACE: Final = 24
+_HEADER: Final = 9
+_HEADERS, _CONTINUATION = 1, 9
+_END_HEADERS: Final = 4
+
+
+class Frames:
+    """Follows the bytes of a client, from the preface on."""
+
+    def __init__(self) -> None:
+        self._skip = _PREFACE
+        self._header = bytearray()
+        self._in_headers = False
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a frame, or the headers of a request, have begun and not ended."""
+        return bool(self._skip or self._header or self._in_headers)
+
+    def feed(self, data: bytes) -> None:
+        """Take what came."""
+        at, end = 0, len(data)
+        while at < end:
+            if self._skip:
+                skipped = min(self._skip, end - at)
+                self._skip -= skipped
+                at += skipped
+                continue
+            wanted = _HEADER - len(self._header)
+            self._header += data[at : at + wanted]
+            at = min(end, at + wanted)
+            if len(self._header) == _HEADER:
+                self._skip = int.from_bytes(self._header[:3], "big")
+                kind, flags = self._header[3], self._header[4]
+                if kind in (_HEADERS, _CONTINUATION):
+                    self._in_headers = not flags & _END_HEADERS
+                self._header.clear()

@@ -1,0 +1,50 @@
+"""How a listener encrypts."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from etcd_actions.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerTls:
+    """How a listener encrypts. Files are in PEM.
+
+    Attributes:
+        cert: Its certificate, with what is needed up to the authority.
+        key: The key of that, without a passphrase.
+        client_ca: The authorities one of which must vouch for a client's certificate; None
+            asks clients for none.
+    """
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Load the files.
+
+        Raises:
+            ConfigError: One of them is unusable.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        try:
+            context.load_cert_chain(self.cert, self.key, password=lambda: "")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"TLS of the listener: {self.cert} with {self.key} cannot be used: {error}"
+            ) from None
+        if self.client_ca is not None:
+            try:
+                context.load_verify_locations(self.client_ca)
+            except (OSError, ValueError) as error:
+                raise ConfigError(
+                    f"TLS of the listener: {self.client_ca} cannot be used: {error}"
+                ) from None
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
