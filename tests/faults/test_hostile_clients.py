@@ -62,9 +62,7 @@ class _Keeper:
 
 
 @pytest.fixture(scope="module")
-def get_siege(
-    etcd_server: EtcdServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Get]:
+def get_siege(etcd_server: EtcdServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Get]:
     keeper = _Keeper(
         lambda stack: stack.enter_context(
             besiege(tmp_path_factory.mktemp("siege"), etcd_server.endpoint, "/hostile/")

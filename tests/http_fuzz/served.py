@@ -177,7 +177,9 @@ class Served:
     async def _serve(self) -> None:
         self._stop = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
-        settings = ServerSettings(bind=_LOOPBACK, rate=0, message_bytes=256 * 1024, grace=1)
+        settings = ServerSettings(
+            bind=_LOOPBACK, rate=0, message_bytes=256 * 1024, keepalive=1, grace=1
+        )
         async with (
             open_etcd(self._endpoint) as etcd,
             open_actions_client(etcd, prefix=self._prefix) as self.client,

@@ -193,4 +193,3 @@ def test_any_headers_of_a_call_are_answered_well(served: Served) -> None:
         _expect_an_answer(served, request)
 
     throw()
-

@@ -86,7 +86,7 @@ def _bytes_of(http2: Http2, step: Sequence[Any]) -> bytes:
     match step:
         case "request", int(stream), str(path), bytes(kind), body, bool(ends):
             return http2.request(
-                stream & MOST,
+                stream,
                 path,
                 [(b"content-type", kind), (b"te", b"trailers")],
                 body=body,

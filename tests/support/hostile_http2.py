@@ -258,9 +258,7 @@ def illegal_headers(target: Target) -> Iterator[Observed]:
     with Http2(target) as http2:
         for number, headers in enumerate(ILLEGAL_HEADERS.values()):
             data = http2.encode(headers)
-            http2.send(
-                HeadersFrame(2 * number + 1, data, flags=["END_HEADERS", "END_STREAM"])
-            )
+            http2.send(HeadersFrame(2 * number + 1, data, flags=["END_HEADERS", "END_STREAM"]))
     open_still = [name for name, (*_, answered) in seen.items() if not answered]
     assert not open_still, f"neither answered nor closed: {open_still}"
     errors = {name: found for name, found in seen.items() if found[0] >= 500 and found[0] != 501}
@@ -287,9 +285,14 @@ ILLEGAL_FRAMES: Final[Mapping[str, list[bytes]]] = {
     "push of the client": [raw_frame(5, 4, 1, struct.pack(">I", 2) + b"\x82\x86\x84")],
     "short priority": [raw_frame(2, 0, 1, bytes(4))],
     "priority of itself": [raw_frame(2, 0, 1, _PRIORITY_OF_ITSELF)],
-    "headers with a priority of itself": [raw_frame(1, 0x25, 1, _PRIORITY_OF_ITSELF + b"\x82\x86\x84")],
+    "headers with a priority of itself": [
+        raw_frame(1, 0x25, 1, _PRIORITY_OF_ITSELF + b"\x82\x86\x84")
+    ],
     "priority on stream 0": [raw_frame(2, 0, 0, bytes(5))],
-    "priority of an even stream": [raw_frame(2, 0, 2, bytes(5)), raw_frame(1, 5, 1, b"\x82\x86\x84")],
+    "priority of an even stream": [
+        raw_frame(2, 0, 2, bytes(5)),
+        raw_frame(1, 5, 1, b"\x82\x86\x84"),
+    ],
     "priority of a cycle": [
         raw_frame(2, 0, 1, struct.pack(">IB", 3, 1)),
         raw_frame(2, 0, 3, struct.pack(">IB", 5, 1)),
@@ -297,7 +300,10 @@ ILLEGAL_FRAMES: Final[Mapping[str, list[bytes]]] = {
         raw_frame(2, 0, 1, struct.pack(">IB", 0x80000005, 1)),
     ],
     "window of nothing": [raw_frame(8, 0, 0, bytes(4))],
-    "window of a stream of nothing": [raw_frame(1, 4, 1, b"\x82\x86\x84"), raw_frame(8, 0, 1, bytes(4))],
+    "window of a stream of nothing": [
+        raw_frame(1, 4, 1, b"\x82\x86\x84"),
+        raw_frame(8, 0, 1, bytes(4)),
+    ],
     "window overflow": [raw_frame(8, 0, 0, struct.pack(">I", MOST))] * 2,
     "window overflow of a stream": [
         raw_frame(1, 4, 1, b"\x82\x86\x84"),

@@ -39,7 +39,9 @@ def attack(
 ) -> Callable[[Callable[[Target], Iterator[Observed]]], Callable[[Target], Iterator[Observed]]]:
     """Put a generator on the list: it attacks, yields what it observed, and cleans up."""
 
-    def add(function: Callable[[Target], Iterator[Observed]]) -> Callable[[Target], Iterator[Observed]]:
+    def add(
+        function: Callable[[Target], Iterator[Observed]],
+    ) -> Callable[[Target], Iterator[Observed]]:
         name = function.__name__
         assert name not in ATTACKS, name
         ATTACKS[name] = Attack(name, targets, contextmanager(function))

@@ -404,13 +404,13 @@ class Siege:
         assert self.probe.asked > asked
         if "probe" not in allowed:
             assert not self.probe.failed, self.probe.failed[:5]
-        assert self.probe.slowest < ANSWER_WITHIN
+        assert self.probe.slowest < ANSWER_WITHIN, f"a probe took {self.probe.slowest:.1f} s"
         if "enqueuer" not in allowed:
             assert not self.enqueuer.failed, self.enqueuer.failed[:5]
         if "reader" not in allowed:
-            assert not (cuts := {key: each.cuts for key, each in self.readers.items() if each.cuts}), (
-                cuts
-            )
+            assert not (
+                cuts := {key: each.cuts for key, each in self.readers.items() if each.cuts}
+            ), cuts
         written = self.service.err.count("\n") - lines
         assert written <= _LINES, f"{written} lines: {self.tail()}"
 
@@ -435,9 +435,9 @@ class Siege:
             )
 
         give_up = time.monotonic() + PATIENCE
-        while not is_as_before() and time.monotonic() < give_up:
+        while not (recovered := is_as_before()) and time.monotonic() < give_up:
             time.sleep(0.05)
-        assert is_as_before(), f"{before} before, {self.usage()} now"
+        assert recovered, f"{before} before, {self.usage()} now"
         self._client.call("Enqueue", pb.EnqueueRequest(action=flyte.task(_ROOT)))
         self._check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
 

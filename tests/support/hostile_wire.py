@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import hpack
-from hyperframe.frame import DataFrame, Frame, HeadersFrame, RstStreamFrame, SettingsFrame
+from hyperframe.frame import Frame, RstStreamFrame, SettingsFrame
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SERVICE: Final = "flyteidl2.actions.ActionsService"
@@ -163,6 +163,8 @@ class Http2(AbstractContextManager["Http2"]):
         self.gone = False
         self._encoder = hpack.Encoder()
         self._decoder = hpack.Decoder(max_header_list_size=1 << 24)
+        # Some attacks allow the server any table.
+        self._decoder.max_allowed_table_size = 2**32
         self._received = bytearray()
         self._authority = f"127.0.0.1:{target.port}".encode()
         self.send(PREFACE, SettingsFrame(0, settings=settings or {}))
@@ -207,16 +209,14 @@ class Http2(AbstractContextManager["Http2"]):
     ) -> bytes:
         """The frames of a request; ``body=None`` sends no DATA."""
         path = path.encode() if isinstance(path, str) else path
-        head = HeadersFrame(stream, self.encode([*self.pseudo(path, method), *headers]))
-        head.flags.add("END_HEADERS")
-        frames: list[Frame] = [head]
+        head = self.encode([*self.pseudo(path, method), *headers])
+        frames = [(1, 4, head)]
         if body is not None:
-            frames += [
-                DataFrame(stream, body[at : at + 16384]) for at in range(0, len(body) or 1, 16384)
-            ]
+            frames += [(0, 0, body[at : at + 16384]) for at in range(0, len(body) or 1, 16384)]
         if ends:
-            frames[-1].flags.add("END_STREAM")
-        return b"".join(bytes(frame.serialize()) for frame in frames)
+            kind, flags, payload = frames[-1]
+            frames[-1] = (kind, flags | 1, payload)
+        return b"".join(raw_frame(kind, flags, stream, data) for kind, flags, data in frames)
 
     def grpc(
         self, stream: int, path: str, body: bytes | None = b"\0\0\0\0\0", *, ends: bool = True
@@ -286,7 +286,9 @@ class Http2(AbstractContextManager["Http2"]):
         return None if status is None else int(status)
 
 
-def raw_frame(kind: int, flags: int, stream: int, payload: bytes, length: int | None = None) -> bytes:
+def raw_frame(
+    kind: int, flags: int, stream: int, payload: bytes, length: int | None = None
+) -> bytes:
     """Any frame, with a length of its own where that is wanted."""
     size = len(payload) if length is None else length
     return (
