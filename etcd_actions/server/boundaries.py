@@ -31,13 +31,13 @@ async def guarded(containment: Containment, method: str, work: Awaitable[_Result
     Raises:
         Refusal: Something unexpected was raised.
     """
-    expected: Exception | None = None
+    expected: list[Exception] = []
     with containment.unit("request", method):
         try:
             return await work
         except (ConnectError, EtcdActionsError, ClientGone) as error:
-            expected = error
-    raise failure() if expected is None else expected
+            expected.append(error)
+    raise expected[0] if expected else failure()
 
 
 async def guarded_stream(
@@ -46,8 +46,7 @@ async def guarded_stream(
     """The same for a stream: each of its steps has the boundary."""
     try:
         while True:
-            step: Awaitable[_Response | _End] = anext(responses, _END)
-            response = await guarded(containment, method, step)
+            response = await guarded(containment, method, anext(responses, _END))
             if isinstance(response, _End):
                 return
             yield response

@@ -1,0 +1,434 @@
+"""What a client may take: time, connections, streams, and never the descriptors of the rest."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+
+import grpc
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from etcd_actions.errors import ConfigError
+from etcd_actions.serving import HttpLimits, descriptors
+from etcd_actions.serving.connections import Connections
+from tests.serving.listeners import (
+    PREFACE,
+    SETTINGS,
+    Served,
+    Small,
+    connect,
+    get,
+    h2_client,
+    parsed,
+    request,
+    rest,
+    served,
+    sockets,
+)
+from tests.support.waiting import eventually
+
+HASTY = HttpLimits(header_timeout=0.2, idle_timeout=600, body_timeout=600, stall_timeout=600)
+
+
+async def nothing(_: trio.SocketStream) -> None:
+    """Connect and say nothing."""
+
+
+async def half_a_header(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"GET /ok HTTP/1.1\r\nhost: loc")
+
+
+async def a_slow_header(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"GET /ok HTTP/1.1\r\n")
+    while True:
+        await stream.send_all(b"a: b\r\n")
+        await trio.sleep(0.05)
+
+
+async def a_preface_alone(stream: trio.SocketStream) -> None:
+    await stream.send_all(PREFACE)
+
+
+async def half_a_frame(stream: trio.SocketStream) -> None:
+    await stream.send_all(PREFACE + SETTINGS + b"\0\0\x10\1\4\0\0\0\1half")
+
+
+async def headers_without_an_end(stream: trio.SocketStream) -> None:
+    await stream.send_all(PREFACE + SETTINGS + b"\0\0\1\1\0\0\0\0\1\x82")
+
+
+async def half_a_header_after_a_request(stream: trio.SocketStream) -> None:
+    await stream.send_all(request("/ok"))
+    await stream.receive_some()
+    await half_a_header(stream)
+
+
+SILENCE: list[Callable[[trio.SocketStream], Awaitable[None]]] = [
+    nothing,
+    half_a_header,
+    a_slow_header,
+    a_preface_alone,
+    half_a_frame,
+    headers_without_an_end,
+    half_a_header_after_a_request,
+]
+
+
+@pytest.mark.parametrize("begin", SILENCE, ids=lambda each: each.__name__)
+async def test_headers_have_a_time_out(begin: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
+    async with served(limits=HASTY) as server, await connect(server.address) as stream:
+
+        async def run() -> None:
+            with pytest.MonkeyPatch.context():
+                try:
+                    await begin(stream)
+                except trio.BrokenResourceError:
+                    assert begin is a_slow_header
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await rest(stream)
+            nursery.cancel_scope.cancel()
+        assert server.listener.statistics().closed == {"header_timeout": 1}
+        await eventually(lambda: server.listener.statistics().open_connections == 0)
+
+
+async def test_a_client_that_has_greeted_may_be_idle_for_longer() -> None:
+    """A channel of gRPC's may be opened before it is used."""
+    async with served(limits=HASTY) as server, h2_client(server.address) as client:
+        await client.until(lambda: server.listener.statistics().open_connections == 1)
+        with trio.move_on_after(0.5):
+            await client.until(lambda: False)
+        assert await client.is_answered(await client.ask("/ok")) == 200
+
+
+@pytest.mark.parametrize("kind", ["http/1.1", "h2"])
+async def test_an_idle_connection_is_closed(kind: str) -> None:
+    limits = HttpLimits(idle_timeout=0.1)
+    async with served(limits=limits) as server:
+        if kind == "h2":
+            async with h2_client(server.address) as client:
+                assert await client.is_answered(await client.ask("/ok")) == 200
+                await client.until(lambda: client.is_over)
+        else:
+            async with await connect(server.address) as stream:
+                await stream.send_all(request("/ok"))
+                assert parsed(await rest(stream)) == (200, b"ok")
+        await eventually(lambda: server.listener.statistics().open_connections == 0)
+        assert server.listener.statistics().closed == {"idle": 1}
+
+
+@pytest.mark.parametrize("kind", ["http/1.1", "h2"])
+async def test_a_body_has_a_time_out(kind: str) -> None:
+    limits = HttpLimits(body_timeout=0.2)
+    async with served(limits=limits) as server:
+        if kind == "h2":
+            async with h2_client(server.address) as client:
+                number = await client.ask("/body", method="POST", end=False)
+                client.connection.send_data(number, b"x")
+                await client.flush()
+                assert await client.is_answered(number) == 400
+        else:
+            async with await connect(server.address) as stream:
+                await stream.send_all(request("/body", "content-length: 100", method="POST"))
+                assert parsed(await rest(stream))[0] == 400
+        await server.is_well()
+
+
+@pytest.mark.parametrize("window", [0, 1000, None])
+async def test_a_client_of_http_2_that_takes_nothing_is_given_up(window: int | None) -> None:
+    application = Small()
+    limits = HttpLimits(stall_timeout=0.3)
+    async with (
+        served(application, limits) as server,
+        h2_client(server.address, window) as client,
+    ):
+        number = await client.ask("/large")
+        await eventually(lambda: application.waiting == 1)
+        await eventually(lambda: application.waiting == 0)
+        await client.until(lambda: number in client.resets)
+        await server.is_well()
+
+
+async def test_a_short_answer_that_is_not_taken_is_given_up() -> None:
+    limits = HttpLimits(stall_timeout=0.3)
+    async with served(limits=limits) as server, h2_client(server.address, 0) as client:
+        number = await client.ask("/ok")
+        await client.until(lambda: number in client.resets)
+        assert server.listener.statistics().protocol_errors == 1
+
+
+async def test_a_client_of_http_1_that_takes_nothing_is_given_up() -> None:
+    application = Small()
+    async with (
+        served(application, HttpLimits(stall_timeout=0.3)) as server,
+        await connect(server.address) as stream,
+    ):
+        await stream.send_all(request("/large"))
+        await eventually(lambda: application.waiting == 1)
+        await eventually(lambda: application.waiting == 0)
+        await eventually(lambda: server.listener.statistics().open_connections == 0)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /ok HT", request("/ok"), PREFACE + SETTINGS, PREFACE[:10]],
+    ids=["nothing", "half", "all", "h2", "preface"],
+)
+async def test_a_client_that_sends_no_more_and_waits_for_nothing_is_let_go(sent: bytes) -> None:
+    limits = HttpLimits(header_timeout=600, idle_timeout=600)
+    async with served(limits=limits) as server, await connect(server.address) as stream:
+        await stream.send_all(sent)
+        if sent == request("/ok"):
+            await stream.receive_some()
+        await stream.send_eof()
+        await rest(stream, within=10)
+        await eventually(lambda: server.listener.statistics().open_connections == 0, within=10)
+
+
+@pytest.mark.parametrize("kind", ["http/1.1", "h2"])
+async def test_a_client_that_sends_no_more_still_gets_its_answer(kind: str) -> None:
+    application = Small()
+    async with served(application) as server:
+        async with h2_client(server.address) as client:
+            if kind == "h2":
+                number = await client.ask("/wait")
+            else:
+                await client.stream.aclose()
+                client.stream = await connect(server.address)
+                await client.stream.send_all(request("/wait"))
+            await eventually(lambda: application.waiting == 1)
+            await client.stream.send_eof()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            application.go.set()
+            if kind == "h2":
+                await client.until(lambda: number in client.ended)
+                assert client.bodies[number] == b"waited"
+            else:
+                assert parsed(await rest(client.stream)) == (200, b"waited")
+            await client.stream.aclose()
+        await eventually(lambda: server.listener.statistics().open_connections == 0)
+
+
+async def test_a_stream_is_told_when_its_client_leaves() -> None:
+    told = trio.Event()
+
+    async def stream_until_left(_scope: object, receive: object, send: object) -> None:
+        assert callable(receive)
+        assert callable(send)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            continue
+        told.set()
+
+    async with served(stream_until_left) as server, await connect(server.address) as stream:  # type: ignore[arg-type]
+        await stream.send_all(request("/"))
+        await stream.receive_some()
+        await stream.send_eof()
+        with trio.fail_after(10):
+            await told.wait()
+        await eventually(lambda: server.listener.statistics().open_connections == 0)
+
+
+async def test_a_client_that_resets_while_it_waits_is_let_go() -> None:
+    application = Small()
+    async with served(application) as server:
+        sock = socket.create_connection(server.address)
+        sock.sendall(request("/wait"))
+        await eventually(lambda: application.waiting == 1)
+        sock.shutdown(socket.SHUT_WR)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        statistics = server.listener.statistics
+        await eventually(lambda: statistics().open_connections == 1)
+        application.go.set()
+        await eventually(lambda: statistics().open_connections == 0)
+
+
+async def test_as_many_streams_as_promised_are_served_on_one_connection() -> None:
+    application = Small()
+    async with served(application) as server, h2_client(server.address) as client:
+        await client.until(lambda: client.connection.remote_settings.max_concurrent_streams < 2**31)
+        promised = client.connection.remote_settings.max_concurrent_streams
+        assert promised == HttpLimits().streams_per_connection
+        numbers = [await client.ask("/wait") for _ in range(3_000)]
+        await eventually(lambda: application.waiting == len(numbers))
+        application.go.set()
+        await client.until(lambda: client.ended.issuperset(numbers))
+        assert {client.statuses[number] for number in numbers} == {200}
+
+
+@pytest.mark.slow
+async def test_the_promised_number_of_streams_is_true_for_grpc() -> None:
+    """By grpcio, on one channel."""
+    most = 10_000
+    application = Small()
+
+    def call(address: str) -> int:
+        with grpc.insecure_channel(address) as channel:
+            method = channel.unary_unary("/wait")
+            futures = [method.future(b"", timeout=120) for _ in range(most)]
+            trio.from_thread.run(eventually_waiting)
+            return sum(future.exception() is not None for future in futures)
+
+    async def eventually_waiting() -> None:
+        await eventually(lambda: application.waiting == most, within=120)
+        application.go.set()
+
+    async with served(application) as server:
+        address = f"{server.address[0]}:{server.address[1]}"
+        # No gRPC is answered, but each call is.
+        assert await trio.to_thread.run_sync(call, address) == most
+        assert server.listener.statistics().protocol_errors == 0
+
+
+async def test_more_requests_than_promised_are_refused_not_the_connection() -> None:
+    """A client that resets its streams has more of them under way than HTTP/2 counts."""
+    application = Small()
+    limits = HttpLimits(streams_per_connection=10)
+    async with served(application, limits) as server, h2_client(server.address) as client:
+        for _ in range(10):
+            number = await client.ask("/wait")
+            client.connection.reset_stream(number)
+            await client.flush()
+        refused = await client.ask("/ok")
+        await client.until(lambda: refused in client.resets)
+        assert client.resets[refused] == 7
+        application.go.set()
+        await eventually(lambda: application.waiting == 0)
+        assert await client.is_answered(await client.ask("/ok")) == 200
+
+
+async def test_a_new_connection_replaces_the_oldest_without_a_request() -> None:
+    application = Small()
+    limits = HttpLimits(connections=4, connections_per_address=4)
+    async with served(application, limits) as server, AsyncExitStack() as stack:
+        busy = await stack.enter_async_context(await connect(server.address))
+        await busy.send_all(request("/wait"))
+        await eventually(lambda: application.waiting == 1)
+        served_once = await stack.enter_async_context(await connect(server.address))
+        await served_once.send_all(request("/ok"))
+        await served_once.receive_some()
+        with sockets(server.address, 50) as idle:
+            await server.is_well()
+            statistics = server.listener.statistics()
+            assert statistics.open_connections <= 4
+            assert statistics.closed["replaced"] >= 48
+            # One that was of use is kept longer than one that was not.
+            await served_once.send_all(request("/ok"))
+            assert parsed(await served_once.receive_some())[0] == 200
+            assert len(idle) == 50
+        application.go.set()
+        assert parsed(await busy.receive_some())[0] == 200
+
+
+async def test_where_all_have_requests_a_new_connection_is_closed_and_counted() -> None:
+    application = Small()
+    limits = HttpLimits(connections=2, connections_per_address=2)
+    with capture_logs() as logs:
+        async with served(application, limits) as server, AsyncExitStack() as stack:
+            for _ in range(2):
+                stream = await stack.enter_async_context(await connect(server.address))
+                await stream.send_all(request("/wait"))
+            await eventually(lambda: application.waiting == 2)
+            with sockets(server.address, 30) as refused:
+                await eventually(lambda: server.listener.statistics().refused == {"address": 30})
+                assert all(each.recv(1) == b"" for each in refused)
+            application.go.set()
+            await eventually(lambda: application.waiting == 0)
+            await server.is_well()
+    lines = [line for line in logs if line["event"] == "connections_refused"]
+    assert [(line["reason"], line["listener"]) for line in lines] == [("address", "--listen")]
+
+
+async def test_where_requests_are_short_a_new_connection_replaces_a_busy_one() -> None:
+    application = Small()
+    limits = HttpLimits(connections=2, connections_per_address=2, replaces_busy=True)
+    async with served(application, limits) as server, AsyncExitStack() as stack:
+        for _ in range(2):
+            stream = await stack.enter_async_context(await connect(server.address))
+            await stream.send_all(request("/wait"))
+        await eventually(lambda: application.waiting == 2)
+        await server.is_well()
+        application.go.set()
+
+
+def test_addresses_are_counted_apart_and_a_network_of_ipv6_as_one() -> None:
+    connections = Connections(10, 2, replaces_busy=False)
+    for number in range(2):
+        connections.add("peer", f"2001:db8::{number}")
+    full = connections.room_for("2001:db8::ffff")
+    assert full is not None
+    assert full[0] == "address"
+    assert connections.room_for("2001:db8:0:1::1") is None
+    assert connections.room_for("10.0.0.1") is None
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    """A process that may have few more descriptors than it has."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = len(os.listdir("/proc/self/fd")) + 200
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    yield most
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def taken() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+async def test_connections_leave_descriptors_to_the_rest(few_descriptors: int) -> None:
+    """Both ends are in this process here, so that the limit is met from both sides."""
+    async with served() as server, AsyncExitStack() as stack:
+        limit = descriptors.ceiling(HttpLimits())
+        open_ones = 0
+        while taken() < limit + 5 and open_ones < 400:
+            stream = await stack.enter_async_context(await connect(server.address))
+            assert stream is not None
+            open_ones += 1
+        statistics = server.listener.statistics
+        await eventually(lambda: statistics().refused.get("descriptors", 0) > 0)
+        assert few_descriptors - taken() > 20
+        with open(os.devnull) as file:
+            assert file.fileno() < few_descriptors
+
+
+def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+        assert descriptors.raise_limit() == hard
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_more_connections_than_descriptors_are_refused_with_the_flag() -> None:
+    limits = HttpLimits(connections=2**31)
+    with pytest.raises(ConfigError, match="--listen: 2147483648 connections"):
+        async with served(limits=limits):
+            raise AssertionError("it serves")
+
+
+@pytest.mark.parametrize("many", [100])
+async def test_an_idle_flood_does_not_keep_others_out(many: int) -> None:
+    limits = HttpLimits(connections=20)
+    async with served(limits=limits) as server:
+        with sockets(server.address, many):
+            for _ in range(5):
+                assert await get(server.address, "/ok") == (200, b"ok")
+        await _is_empty(server)
+
+
+async def _is_empty(server: Served) -> None:
+    await eventually(lambda: server.listener.statistics().open_connections == 0)
