@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from etcd_actions import ActionId
 from tests.support import flyte
-from tests.support.hostile_registry import SERVICE as PLAIN_AND_TLS
+from tests.support.hostile_registry import SERVICE as ONLY_SERVICE
 from tests.support.hostile_registry import Observed, attack
 from tests.support.hostile_wire import (
     HEALTH,
@@ -113,7 +113,7 @@ def nested_messages(depth: int) -> bytes:
     return body
 
 
-@attack(PLAIN_AND_TLS)
+@attack((*ONLY_SERVICE, "tls"))
 def compression_bombs(target: Target) -> Iterator[Observed]:
     """Small bodies that unfold to 200 MB each: the bound on messages holds for what unfolds."""
     bomb = _bomb()
@@ -183,7 +183,7 @@ ENVELOPES: Final[Mapping[str, bytes]] = {
 """Bodies of streams and of gRPC that are no good ones."""
 
 
-@attack(PLAIN_AND_TLS)
+@attack(ONLY_SERVICE)
 def broken_envelopes(target: Target) -> Iterator[Observed]:
     """Each over Connect, gRPC-Web and gRPC, to a unary method and a stream."""
     requests = {}
@@ -229,7 +229,7 @@ def _answers_of_streams(target: Target, requests: Mapping[str, bytes]) -> dict[s
     return {name: status for name, (status, _) in seen.items()}
 
 
-@attack(PLAIN_AND_TLS)
+@attack(ONLY_SERVICE)
 def get_requests(target: Target) -> Iterator[Observed]:
     """Connect's GETs, for methods that have side effects and for those that have none."""
     queries = [
@@ -273,7 +273,7 @@ TIMES: Final = (
 )
 
 
-@attack(PLAIN_AND_TLS)
+@attack(ONLY_SERVICE)
 def absurd_timeouts(target: Target) -> Iterator[Observed]:
     """Times that no clock knows."""
     requests = {}
@@ -350,7 +350,7 @@ def odd_headers() -> dict[str, bytes]:
     return requests
 
 
-@attack(PLAIN_AND_TLS)
+@attack(ONLY_SERVICE)
 def absurd_headers(target: Target) -> Iterator[Observed]:
     """Types, encodings, traces and tokens that are none."""
     requests = odd_headers()
@@ -393,7 +393,7 @@ def _nested_struct(depth: int) -> dict[str, Any]:
     return {"value": {"scalar": {"generic": value}}}
 
 
-@attack(PLAIN_AND_TLS)
+@attack(ONLY_SERVICE)
 def absurd_messages(target: Target) -> Iterator[Observed]:
     """Messages too deep, too wide, or no messages, to every method."""
     requests = {}
@@ -440,7 +440,7 @@ def absurd_actions() -> dict[str, pb.Action]:
     return made
 
 
-@attack(PLAIN_AND_TLS)
+@attack((*ONLY_SERVICE, "tls"))
 def garbage_enqueues(target: Target) -> Iterator[Observed]:
     """A flood of enqueues that are refused, on eight connections."""
     bodies = [
@@ -466,7 +466,7 @@ def garbage_enqueues(target: Target) -> Iterator[Observed]:
         yield {"sent": sum(threads.map(flood, range(8)))}
 
 
-@attack(PLAIN_AND_TLS)
+@attack(ONLY_SERVICE)
 def reflection_flood(target: Target) -> Iterator[Observed]:
     """Thousands of questions on one stream, and two hundred streams that ask nothing."""
     path = f"/{REFLECTION}/ServerReflectionInfo"
@@ -492,7 +492,7 @@ def asking_data(stream: int, body: bytes) -> bytes:
     return struct.pack(">I", len(body))[1:] + b"\0\0" + struct.pack(">I", stream) + body
 
 
-@attack(PLAIN_AND_TLS)
+@attack(ONLY_SERVICE)
 def health_watches(target: Target) -> Iterator[Observed]:
     """Two thousand watches of the health, on four connections."""
     with ExitStack() as stack:
@@ -506,7 +506,7 @@ def health_watches(target: Target) -> Iterator[Observed]:
         yield {"refused": len(codes), "codes": sorted({code or 0 for code in codes})}
 
 
-@attack(PLAIN_AND_TLS)
+@attack(ONLY_SERVICE)
 def update_watches(target: Target) -> Iterator[Observed]:
     """1,100 streams of updates by grpcio, an ordinary client, on one channel."""
     import grpc  # noqa: PLC0415 - the other attacks need no second HTTP/2

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from tests.support.hostile_registry import BOTH, Observed, attack
+from tests.support.hostile_registry import PLAIN, Observed, attack
 from tests.support.hostile_wire import PREFACE, Target, pour, raw_frame, read_to_end
 
 _HOST: Final = b"host: 127.0.0.1\r\n"
@@ -125,7 +125,7 @@ def upgrade(settings: bytes, path: bytes = b"/healthz", method: bytes = b"GET") 
     return _line(method + b" " + path + b" HTTP/1.1", headers)
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def illegal_requests(target: Target) -> Iterator[Observed]:
     """Each on a connection of its own."""
     seen = {}
@@ -150,7 +150,7 @@ def illegal_requests(target: Target) -> Iterator[Observed]:
     yield {"seen": seen}
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def h2c_upgrades(target: Target) -> Iterator[Observed]:
     """Good and bad ones, and what follows them."""
     seen = {}
@@ -164,7 +164,7 @@ def h2c_upgrades(target: Target) -> Iterator[Observed]:
     yield {"seen": seen}
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def pipelined(target: Target) -> Iterator[Observed]:
     """Hundreds of requests in one write, the last of them broken."""
     one = b"GET /healthz HTTP/1.1\r\n" + _HOST + b"\r\n"
@@ -175,7 +175,7 @@ def pipelined(target: Target) -> Iterator[Observed]:
         yield {"answers": got.count(b"HTTP/1.1 ")}
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def smuggled(target: Target) -> Iterator[Observed]:
     """A request hidden in a body is never answered as one of its own."""
     hidden = b"GET /healthz HTTP/1.1\r\n" + _HOST + b"\r\n"

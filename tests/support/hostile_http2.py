@@ -21,7 +21,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from tests.support.hostile_registry import BOTH, Observed, attack
+from tests.support.hostile_registry import BOTH, PLAIN, Observed, attack
 from tests.support.hostile_wire import (
     HEALTH,
     PREFACE,
@@ -93,7 +93,7 @@ def rapid_reset(target: Target) -> Iterator[Observed]:
         yield {"sent": pour(http2.sock, asks)}
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def made_to_reset(target: Target) -> Iterator[Observed]:
     """Requests that make the server reset them: a window update of nothing."""
     with Http2(target) as http2:
@@ -138,7 +138,7 @@ def floods_of_frames(target: Target) -> Iterator[Observed]:
     yield {"sent": sent}
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def floods_of_continuations(target: Target) -> Iterator[Observed]:
     """A header that goes on for ever, in empty frames and in full ones."""
     sent = []
@@ -151,7 +151,7 @@ def floods_of_continuations(target: Target) -> Iterator[Observed]:
     yield {"sent": sent}
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def hpack_bombs(target: Target) -> Iterator[Observed]:
     """A few bytes that stand for many megabytes of headers, and blocks that are no HPACK."""
     bomb = b"\x40\x01a\x7f" + b"\xa1\x1e" + b"b" * 4000 + b"\xbe" * 16_000
@@ -245,7 +245,7 @@ ILLEGAL_HEADERS: Final[Mapping[str, Headers]] = {
 """Headers that HTTP/2 forbids, or that nobody expects."""
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def illegal_headers(target: Target) -> Iterator[Observed]:
     """Each alone on a connection, and all of them on one."""
     seen = {}
@@ -341,7 +341,7 @@ ILLEGAL_FRAMES: Final[Mapping[str, list[bytes]]] = {
 """Frames that HTTP/2 forbids, or that nobody sends; after a preface, and beside good ones."""
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def illegal_frames(target: Target) -> Iterator[Observed]:
     """On a new connection, in the middle of requests, and behind those that are over."""
     seen = {}
@@ -359,7 +359,7 @@ def illegal_frames(target: Target) -> Iterator[Observed]:
     yield {"seen": seen}
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def traffic_after_goaway(target: Target) -> Iterator[Observed]:
     """A client that says that it leaves, and goes on."""
     with Http2(target) as http2:
@@ -370,7 +370,7 @@ def traffic_after_goaway(target: Target) -> Iterator[Observed]:
         yield {}
 
 
-@attack(BOTH)
+@attack(PLAIN)
 def preface_in_pieces(target: Target) -> Iterator[Observed]:
     """Byte by byte is legal: it is answered."""
     with target.connect("h2") as sock, Http2(target) as encoder:

@@ -12,7 +12,8 @@ from tests.support.hostile_wire import Target
 Observed = dict[str, Any]
 """What an attack found, for people; what must hold it asserts itself."""
 
-SERVICE: Final = ("service", "tls")
+SERVICE: Final = ("service",)
+PLAIN: Final = ("service", "monitoring")
 BOTH: Final = ("service", "monitoring", "tls")
 
 
