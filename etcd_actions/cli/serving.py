@@ -32,6 +32,7 @@ from etcd_actions.config.settings import (
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings
 from etcd_actions.serving import Bind, HttpLimits, ServerTls
+from etcd_actions.serving.descriptors import most_connections
 
 _NEEDED = (
     "connectrpc",
@@ -61,6 +62,14 @@ def server_settings(config: Config) -> ServerSettings | None:
         return None
     if not is_installed(config, LISTEN):
         return None
+    http = HttpLimits(
+        header_bytes=config[MAX_HEADER_BYTES],
+        connections=config[MAX_CONNECTIONS],
+        connections_per_address=config[MAX_CONNECTIONS_PER_ADDRESS],
+        header_timeout=config[HEADER_TIMEOUT],
+        body_timeout=config[REQUEST_TIMEOUT],
+    )
+    most_connections(http, MAX_CONNECTIONS.flag)
     return ServerSettings(
         bind=bind,
         tls=_tls(config),
@@ -71,13 +80,7 @@ def server_settings(config: Config) -> ServerSettings | None:
         request_timeout=config[REQUEST_TIMEOUT],
         keepalive=config[STREAM_KEEPALIVE],
         grace=min(_MOST_GRACE, config[GRACE]),
-        http=HttpLimits(
-            header_bytes=config[MAX_HEADER_BYTES],
-            connections=config[MAX_CONNECTIONS],
-            connections_per_address=config[MAX_CONNECTIONS_PER_ADDRESS],
-            header_timeout=config[HEADER_TIMEOUT],
-            body_timeout=config[REQUEST_TIMEOUT],
-        ),
+        http=http,
         allowed_hosts=config[ALLOWED_HOSTS],
         users=_users(config, bind),
     )

@@ -257,7 +257,9 @@ class Connection:
 
     async def _end_of_client(self) -> None:
         """The client sends no more; it may still wait for answers."""
-        if self._is_ending or not self._is_busy:
+        if self._is_ending:
+            return
+        if not self._is_busy:
             await self._handle(RawData(b""))
             return
         if self._requests.leave_those_begun():

@@ -6,14 +6,22 @@ from typing import Final
 
 _PREFACE: Final = 24
 _HEADER: Final = 9
+# What an endpoint takes that says nothing else in its settings.
+_MOST_BYTES: Final = 2**14
 _HEADERS, _CONTINUATION = 1, 9
 _END_HEADERS: Final = 4
 
 
 class Frames:
-    """Follows the bytes of a client, from the preface on."""
+    """Follows the bytes of a client, from the preface on.
+
+    Attributes:
+        is_too_large: Whether a frame is larger than it may be. h2 finds out at the frame's end,
+            and keeps its 16 MiB until then.
+    """
 
     def __init__(self) -> None:
+        self.is_too_large = False
         self._skip = _PREFACE
         self._header = bytearray()
         self._in_headers = False
@@ -37,6 +45,7 @@ class Frames:
             at = min(end, at + wanted)
             if len(self._header) == _HEADER:
                 self._skip = int.from_bytes(self._header[:3], "big")
+                self.is_too_large |= self._skip > _MOST_BYTES
                 kind, flags = self._header[3], self._header[4]
                 if kind in (_HEADERS, _CONTINUATION):
                     self._in_headers = not flags & _END_HEADERS

@@ -151,15 +151,7 @@ class Http2:
     async def handle(self, event: Event) -> None:
         """Take what the client sent, or that it is gone."""
         if isinstance(event, RawData):
-            self._frames.feed(event.data)
-            try:
-                events = self._connection.receive_data(event.data)
-            except h2.exceptions.ProtocolError as error:
-                self._context.answering.protocol_error(error)
-                await self._flush()
-                await self._send(Closed())
-            else:
-                await self._handle_events(events)
+            await self._received(event.data)
         elif isinstance(event, Closed):
             self._closed = True
             for stream_id in list(self._streams):
@@ -168,6 +160,20 @@ class Http2:
                 outgoing.close()
             self._outgoing.clear()
             self._has_data.set()
+
+    async def _received(self, data: bytes) -> None:
+        self._frames.feed(data)
+        try:
+            if self._frames.is_too_large:
+                self._connection.close_connection(ErrorCodes.FRAME_SIZE_ERROR)
+                raise h2.exceptions.FrameTooLargeError("a frame is too large")
+            events = self._connection.receive_data(data)
+        except h2.exceptions.ProtocolError as error:
+            self._context.answering.protocol_error(error)
+            await self._flush()
+            await self._send(Closed())
+        else:
+            await self._handle_events(events)
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:

@@ -77,6 +77,7 @@ class Request:
     Attributes:
         is_answered: Whether the answer has begun.
         is_whole: Whether the body has arrived.
+        is_lost: Whether the application was told that its client takes nothing.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Request:
         self._body_until = trio.current_time() + limits.body_timeout
         self.is_answered = False
         self.is_whole = False
+        self.is_lost = False
 
     async def put(self, message: Any) -> None:
         """Take a message of the connection's; waits while too many are not read."""
@@ -140,9 +142,18 @@ class Request:
     async def _send_in_time(self, message: Message | None) -> None:
         seconds = self._limits.stall_timeout
         with trio.move_on_after(seconds) as scope:
-            await self._send(message)
+            try:
+                await self._send(message)
+            except ClientGone:
+                self.is_lost = True
+                raise
         if scope.cancelled_caught:
+            self.is_lost = True
             raise ClientGone(f"it has taken nothing for {seconds:g} s")
+
+    def explains(self, error: BaseException) -> bool:
+        """Whether an application fails with an error because its client is gone."""
+        return is_protocol_error(error) or (self.is_lost and isinstance(error, Exception))
 
     def _change(self) -> None:
         self._changed.set()
@@ -216,7 +227,7 @@ class Requests:
                 try:
                     await self._apply(request, scope)
                 except BaseException as error:
-                    if not is_protocol_error(error):
+                    if not request.explains(error):
                         raise
                     answering.protocol_error(error)
             request.disconnect()

@@ -31,9 +31,6 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
-
-
-
 async def answer(send: Send, status: int, body: bytes) -> None:
     headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -42,14 +39,14 @@ async def answer(send: Send, status: int, body: bytes) -> None:
 
 async def whole(receive: Receive) -> bytes | None:
     """The body of a request; None where the client left."""
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         body += message["body"]
         if not message["more_body"]:
-            return body
+            return bytes(body)
 
 
 class Small:
@@ -178,14 +175,16 @@ class H2:
             )
         )
         if window is not None:
-            self.connection.local_settings.update(
-                {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
+            self.connection.local_settings = h2.settings.Settings(
+                client=True,
+                initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window},
             )
         self.statuses: dict[int, int] = {}
         self.bodies: dict[int, bytes] = {}
         self.ended: set[int] = set()
         self.resets: dict[int, int] = {}
         self.is_over = False
+        self.sends_no_more = False
 
     async def greet(self) -> None:
         self.connection.initiate_connection()
@@ -240,10 +239,13 @@ class H2:
             await self.flush()
         except trio.BrokenResourceError:
             self.is_over = True
+        except trio.ClosedResourceError:
+            # It has said that it sends no more.
+            assert self.sends_no_more
 
     def _note(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ResponseReceived):
-            fields = dict(event.headers or ())
+            fields: dict[Any, Any] = dict(event.headers or ())
             self.statuses[event.stream_id or 0] = int(fields[":status"])
         elif isinstance(event, h2.events.DataReceived):
             number = event.stream_id or 0
