@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -68,7 +69,7 @@ def mutations(draw: st.DrawFn) -> Mutation:
 
 def _in_pieces(data: bytes, places: Sequence[float]) -> list[bytes]:
     cuts = sorted({int(place * len(data)) for place in places} | {0, len(data)})
-    return [data[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 def test_any_bytes_leave_the_server_to_others(served: Served) -> None:

@@ -14,7 +14,7 @@ from flyteidl2.actions import actions_service_pb2 as pb
 from grpc_reflection.v1alpha import reflection_pb2
 
 from etcd_actions import ActionId
-from tests.server.clients import ConnectClient, GrpcClient, short, SENTINEL
+from tests.server.clients import SENTINEL, ConnectClient, GrpcClient, short
 from tests.support import flyte
 from tests.support.hostile_http1 import H2C_SETTINGS, upgrade
 from tests.support.hostile_wire import HEALTH, REFLECTION, Http2, Target, read_to_end, reset

@@ -98,8 +98,8 @@ def idle_after_a_request(target: Target) -> Iterator[Observed]:
             except OSError:
                 continue
         for sock in socks:
-            sock.settimeout(3.0)
             try:
+                sock.settimeout(3.0)
                 answered += sock.recv(65536).startswith(b"HTTP/1.1 ")
             except OSError:
                 continue
@@ -240,10 +240,10 @@ def slow_bodies(target: Target) -> Iterator[Observed]:
 def never_reading(target: Target) -> Iterator[Observed]:
     """Clients that ask on and on, and take no answer: the TCP window closes."""
     taken = 0
+    path = b"/metrics" if target.kind == "monitoring" else target.good_path
     with ExitStack() as stack:
         for _ in range(5):
             sock = stack.enter_context(target.connect("http/1.1"))
-            path = b"/metrics" if target.kind == "monitoring" else target.good_path
             ask = b"GET " + path + b" HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
             taken += pour(sock, [ask * 20] * 500, seconds=0.5)
         for _ in range(5):

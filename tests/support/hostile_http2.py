@@ -185,7 +185,8 @@ def _headers(*more: tuple[bytes, bytes], **replaced: bytes | None) -> Headers:
         "scheme": b"http",
         "authority": b"127.0.0.1",
         "path": b"/healthz",
-    } | replaced
+        **replaced,
+    }
     pseudo = [(f":{name}".encode(), value) for name, value in wanted.items() if value is not None]
     return [*pseudo, *more]
 
@@ -248,13 +249,13 @@ ILLEGAL_HEADERS: Final[Mapping[str, Headers]] = {
 @attack(PLAIN)
 def illegal_headers(target: Target) -> Iterator[Observed]:
     """Each alone on a connection, and all of them on one."""
-    seen = {}
+    seen: dict[str, tuple[int, int | None, int | None, bool]] = {}
     for name, headers in ILLEGAL_HEADERS.items():
         with Http2(target) as http2:
             head = HeadersFrame(1, http2.encode(headers), flags=["END_HEADERS", "END_STREAM"])
             http2.send(head, http2.request(3, b"/healthz", method=b"GET"))
             answered = http2.read(lambda: http2.is_over(1) and http2.is_over(3), seconds=1.5)
-            seen[name] = [http2.status(1), http2.resets.get(1), http2.goaway, answered]
+            seen[name] = (http2.status(1), http2.resets.get(1), http2.goaway, answered)
     with Http2(target) as http2:
         for number, headers in enumerate(ILLEGAL_HEADERS.values()):
             data = http2.encode(headers)

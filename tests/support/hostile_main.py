@@ -36,7 +36,8 @@ def main() -> None:
             with ATTACKS[order["attack"]].make(target) as observed:
                 _tell(stage="held", observed=observed)
                 sys.stdin.readline()
-        except Exception:  # noqa: BLE001 - told to the test, which fails
+        except Exception:
+            # The test fails by it.
             _tell(stage="failed", error=traceback.format_exc())
         else:
             _tell(stage="over")

@@ -7,7 +7,6 @@ import json
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,22 +18,28 @@ import psutil
 from flyteidl2.actions import actions_service_pb2 as pb
 from grpc_health.v1 import health_pb2
 
-from etcd_actions import ActionId, Phase
 from tests.cli.command import ROOT, Running, environment
-from tests.server.clients import ConnectClient, Failed, short
+from tests.server.clients import ConnectClient
 from tests.support import flyte
 from tests.support.cluster import Certificates
 from tests.support.hostile_wire import HEALTH, SERVICE, Target
-
-PATIENCE: Final = 30.0
-"""Seconds after an attack until all must be as before; generous, since machines are shared."""
+from tests.support.hostile_witnesses import (
+    GOOD_ROOT,
+    PATIENCE,
+    Enqueuer,
+    GrpcStream,
+    Probe,
+    Reader,
+    Witness,
+)
 
 ANSWER_WITHIN: Final = 5.0
 """Seconds that a probe may take during an attack."""
 
 DESCRIPTORS: Final = 256
 _LINES: Final = 120
-_MORE_MEMORY: Final = 150 * 1024 * 1024
+# What thousands of streams took once goes back to the system only in part.
+_MORE_MEMORY: Final = 300 * 1024 * 1024
 _MORE_DESCRIPTORS: Final = 8
 _MORE_THREADS: Final = 24
 
@@ -45,7 +50,6 @@ _FLAGS: Final = (
     *("--request-timeout", "5s"),
     *("--grace", "5s"),
 )
-_ROOT: Final = ActionId("p", "d", "good", "a0", "o")
 
 T = TypeVar("T")
 
@@ -66,161 +70,6 @@ class Usage(NamedTuple):
     threads: int
     memory: int
     half_closed: int
-
-
-class Witness:
-    """Something that goes on in a thread until it is stopped."""
-
-    def __init__(self) -> None:
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.problem: BaseException | None = None
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self.unblock()
-        self._thread.join(PATIENCE)
-
-    def unblock(self) -> None:
-        """End what the thread waits for."""
-
-    def work(self) -> None:
-        """What it does."""
-        raise NotImplementedError
-
-    def _run(self) -> None:
-        try:
-            self.work()
-        except BaseException as error:  # noqa: BLE001 - the test looks at it
-            self.problem = error
-
-
-class Probe(Witness):
-    """Asks /healthz and /readyz ten times a second, on a new connection each time."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__()
-        self._port = port
-        self.asked = 0
-        self.slowest = 0.0
-        self.failed: list[str] = []
-
-    def work(self) -> None:
-        while not self._stopping.wait(0.1):
-            for path in ("/healthz", "/readyz"):
-                began = time.monotonic()
-                try:
-                    status = self.ask(path)
-                except (OSError, http.client.HTTPException) as error:
-                    self.failed.append(f"{path}: {error!r}")
-                else:
-                    if status != 200:
-                        self.failed.append(f"{path}: {status}")
-                self.slowest = max(self.slowest, time.monotonic() - began)
-                self.asked += 1
-
-    def ask(self, path: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            response.read()
-            return response.status
-        finally:
-            connection.close()
-
-
-class Enqueuer(Witness):
-    """Enqueues actions and ends them, one after the other, as an SDK and an executor do."""
-
-    def __init__(self, client: ConnectClient) -> None:
-        super().__init__()
-        self._client = client
-        self.ended: list[str] = []
-        self.failed: list[str] = []
-
-    def work(self) -> None:
-        self._ask("Enqueue", pb.EnqueueRequest(action=flyte.task(_ROOT)))
-        number = 0
-        while not self._stopping.wait(0.05):
-            number += 1
-            action = ActionId("p", "d", "good", f"c{number}", "o")
-            self._ask("Enqueue", pb.EnqueueRequest(action=flyte.task(action, "a0")))
-            self._ask(
-                "Update",
-                pb.UpdateRequest(
-                    action_id=flyte.identifier(action),
-                    attempt=1,
-                    status=flyte.status(Phase.SUCCEEDED),
-                ),
-            )
-            if not self._stopping.is_set():
-                self.ended.append(action.name)
-
-    def _ask(self, method: str, request: Any) -> None:
-        """Ask until it is accepted: the same again is safe, but after an end."""
-        while not self._stopping.is_set():
-            try:
-                self._client.call(method, request)
-            except Failed as error:
-                if error.code == "failed_precondition" and method == "Update":
-                    return
-                self.failed.append(f"{method}: {error}")
-            except (OSError, http.client.HTTPException) as error:
-                self.failed.append(f"{method}: {error!r}")
-            else:
-                return
-            self._stopping.wait(0.1)
-
-
-class Reader(Witness):
-    """Reads the updates of the enqueuer's actions; opens the stream again when it ends."""
-
-    def __init__(self, open_stream: Callable[[pb.WatchForUpdatesRequest], Any]) -> None:
-        super().__init__()
-        self._open_stream = open_stream
-        self._stream: Any = None
-        self.seen: set[str] = set()
-        self.cuts: list[str] = []
-
-    def work(self) -> None:
-        request = pb.WatchForUpdatesRequest(parent_action_id=flyte.identifier(_ROOT))
-        while not self._stopping.is_set():
-            why = "it ended"
-            try:
-                self._stream = self._open_stream(request)
-                for message in self._stream:
-                    state = short(message)
-                    if state.phase == Phase.SUCCEEDED:
-                        self.seen.add(state.name)
-            except (Failed, OSError, http.client.HTTPException, ValueError, grpc.RpcError) as error:
-                why = repr(error)
-            except AttributeError as error:
-                # http.client, when the socket is closed under its hands.
-                why = repr(error)
-            if not self._stopping.is_set():
-                self.cuts.append(why)
-                self._stopping.wait(0.1)
-
-    def unblock(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
-
-class _GrpcStream:
-    """grpcio's stream, closed as the other one is."""
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._call)
-
-    def close(self) -> None:
-        self._call.cancel()
 
 
 class Attacker:
@@ -314,7 +163,7 @@ class Siege:
         )
         self.readers = {
             "connect": Reader(self._client.stream),
-            "grpc": Reader(lambda request: _GrpcStream(stub(request))),
+            "grpc": Reader(lambda request: GrpcStream(stub(request))),
         }
         self.witnesses: list[Witness] = [self.probe, self.enqueuer, *self.readers.values()]
         self._before: Usage | None = None
@@ -350,6 +199,10 @@ class Siege:
         values = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in values}
 
+    def _total(self, beginnings: tuple[str, ...]) -> float:
+        found = self.metrics() if beginnings else {}
+        return sum(value for name, value in found.items() if name.startswith(beginnings))
+
     def start(self) -> None:
         """Start the witnesses; returns once all have seen something."""
         for witness in self.witnesses:
@@ -379,7 +232,12 @@ class Siege:
 
     @contextmanager
     def attacked(
-        self, name: str, target: str, *, allowed: tuple[str, ...] = ()
+        self,
+        name: str,
+        target: str,
+        *,
+        allowed: tuple[str, ...] = (),
+        counted: tuple[str, ...] = (),
     ) -> Iterator[dict[str, Any]]:
         """Attack, and see that nobody notices: in the middle of it and after it.
 
@@ -387,7 +245,9 @@ class Siege:
             name: Of the attack.
             target: Which port.
             allowed: Of ``probe``, ``enqueuer`` and ``reader``, who may notice.
+            counted: Beginnings of metrics, of which one at least must tell of the attack.
         """
+        before = self._total(counted)
         for failures in (self.probe.failed, self.enqueuer.failed):
             failures.clear()
         for reader in self.readers.values():
@@ -411,6 +271,8 @@ class Siege:
             assert not (
                 cuts := {key: each.cuts for key, each in self.readers.items() if each.cuts}
             ), cuts
+        if counted:
+            assert self._total(counted) > before, f"none of {counted} tells of it"
         written = self.service.err.count("\n") - lines
         assert written <= _LINES, f"{written} lines: {self.tail()}"
 
@@ -438,7 +300,7 @@ class Siege:
         while not (recovered := is_as_before()) and time.monotonic() < give_up:
             time.sleep(0.05)
         assert recovered, f"{before} before, {self.usage()} now"
-        self._client.call("Enqueue", pb.EnqueueRequest(action=flyte.task(_ROOT)))
+        self._client.call("Enqueue", pb.EnqueueRequest(action=flyte.task(GOOD_ROOT)))
         self._check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
 
     def tail(self) -> str:
