@@ -159,6 +159,9 @@ class Application(ConnectASGIApplication[ActionsService]):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        if (unusable := _unusable(scope)) is not None:
+            await _refuse(send, *unusable)
+            return
         connection = Connection()
         CONNECTION.set(connection)
 
@@ -169,6 +172,28 @@ class Application(ConnectASGIApplication[ActionsService]):
             return message
 
         await super().__call__(scope, receive_and_notice, send)
+
+
+def _unusable(scope: Message) -> tuple[int, str] | None:
+    """Why connectrpc would fail on a request, by a status; None if it would not."""
+    for name, value in scope["headers"]:
+        if not value.isascii():
+            try:
+                value.decode()
+            except UnicodeDecodeError:
+                return 400, f"header {name.decode(errors='backslashreplace')}: it is not UTF-8"
+        if name == b"content-type" and scope["http_version"].startswith("1"):
+            kind = value.partition(b";")[0].partition(b"+")[0].strip().lower()
+            if kind == b"application/grpc":
+                return 505, "gRPC needs HTTP/2: over HTTP/1.1 there are gRPC-Web and Connect"
+    return None
+
+
+async def _refuse(send: Send, status: int, why: str) -> None:
+    body = f"{why}\n".encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class Unary:

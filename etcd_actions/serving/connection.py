@@ -215,6 +215,8 @@ class Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             self._counts.closed["handshake"] += 1
             return None
+        if self._shared.is_leaving:
+            return None
         self._deadline = trio.current_time() + self._limits.header_timeout
         return self._stream.selected_alpn_protocol() or "http/1.1"
 

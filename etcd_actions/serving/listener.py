@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from etcd_actions.serving.accepting import Door
 
 _BACKLOG = 1024
+# Seconds after which the system asks whether a client is there.
+_SILENCE = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +207,11 @@ def _listening_socket(bind: Bind, flag: str, limits: HttpLimits) -> socket.socke
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            # What is accepted inherits these: a client whose machine is gone is noticed.
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENCE)
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _SILENCE // 4)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
-                # What is accepted inherits it: a client whose machine is gone is noticed.
                 milliseconds = round(limits.stall_timeout * 1000)
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             listening.bind(address)

@@ -66,8 +66,7 @@ def open_peers(flag: str) -> Iterator[Peers]:
             if not _tells(peers):
                 raise ConfigError(
                     f"{flag}: this system ({sys.platform}) does not tell which user a connection "
-                    "comes from: give --token-file, or --listen-users any to let every user of "
-                    "this machine in"
+                    "comes from: give --listen-users any to let every user of this machine in"
                 )
         yield peers
 

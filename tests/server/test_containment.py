@@ -14,8 +14,10 @@ from etcd_actions import ActionId, ActionsClient
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.service import ActionsService
+from etcd_actions.serving import HttpLimits
 from tests.server.clients import SENTINEL, ConnectClient, Failed, GrpcClient, Reading
 from tests.server.conftest import LOOPBACK
+from tests.serving.listeners import connect, h2_client, rest
 from tests.support import flyte
 from tests.support.waiting import eventually
 from tests.test_containment import UNEXPECTED
@@ -136,9 +138,6 @@ async def test_a_stream_of_a_client_that_gives_no_window_is_given_up(
     client: ActionsClient,
 ) -> None:
     """Signs of life alone do not fill what is buffered for it."""
-    from etcd_actions.serving import HttpLimits  # noqa: PLC0415
-    from tests.serving.listeners import h2_client  # noqa: PLC0415
-
     settings = ServerSettings(bind=LOOPBACK, keepalive=0.1, http=HttpLimits(stall_timeout=0.4))
     async with open_actions_server(client, settings) as server:
         address = (server.address.host, server.address.port)
@@ -158,4 +157,34 @@ async def test_a_stream_of_a_client_that_gives_no_window_is_given_up(
             await eventually(lambda: server.statistics().open_streams == 1)
             await asker.until(lambda: number in asker.resets)
             await eventually(lambda: server.statistics().open_streams == 0)
+    assert client.containment.failures == {}
+
+
+BAD = {
+    "header": ((b"x-a: \xff\xfe",), b"400"),
+    "token": ((b"authorization: Bearer \xff",), b"400"),
+    "encoding": ((b"accept-encoding: \xff",), b"400"),
+    "grpc over http/1.1": ((b"content-type: application/grpc", b"te: trailers"), b"505"),
+    "grpc with a codec": ((b"content-type: Application/gRPC+proto; a=b",), b"505"),
+    "time-out": ((b"content-type: application/proto", b"connect-timeout-ms: x"), b"400"),
+    "no length of a message": ((b"content-type: application/connect+proto",), b"415"),
+}
+
+
+@pytest.mark.parametrize(("headers", "status"), BAD.values(), ids=BAD)
+async def test_what_a_client_gets_wrong_is_no_failure_of_ours(
+    client: ActionsClient, server: ActionsServer, headers: tuple[bytes, ...], status: bytes
+) -> None:
+    async with await connect((server.address.host, server.address.port)) as stream:
+        lines = [
+            b"POST /flyteidl2.actions.ActionsService/Enqueue HTTP/1.1",
+            b"host: localhost",
+            b"connection: close",
+            b"content-length: 0",
+            *headers,
+            b"",
+            b"",
+        ]
+        await stream.send_all(b"\r\n".join(lines))
+        assert (await rest(stream)).startswith(b"HTTP/1.1 " + status)
     assert client.containment.failures == {}

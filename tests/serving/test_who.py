@@ -155,7 +155,7 @@ async def test_where_the_kernel_does_not_tell_it_does_not_listen(
 ) -> None:
     monkeypatch.setattr(peers, "_look", lambda *_: None)
     monkeypatch.setattr(peers, "_ask", lambda *_: None)
-    with pytest.raises(ConfigError, match=r"--listen.*--token-file.*--listen-users any"):
+    with pytest.raises(ConfigError, match=r"--listen: .*--listen-users any"):
         async with served(users=OWN):
             raise AssertionError("it listens")
 
