@@ -338,7 +338,7 @@ class Connection:
 
     async def _send_all(self, data: bytes) -> bool:
         """Send bytes, in whole or never again any; returns whether they are sent."""
-        if self._is_closed:
+        if self._is_closed or self._is_ending:
             await trio.lowlevel.checkpoint()
             return False
         for at in range(0, len(data), _MOST_BYTES):
@@ -369,8 +369,9 @@ class Connection:
             await self._close()
             return
         try:
-            await self._stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            async with self._sending:
+                await self._stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.abort()
             return
         self._end_at(trio.current_time() + _LINGER, "idle")
@@ -381,7 +382,8 @@ class Connection:
         if isinstance(self._stream, trio.SSLStream):
             with trio.move_on_after(_LINGER):
                 try:
-                    await self._stream.aclose()
+                    async with self._sending:
+                        await self._stream.aclose()
                 except BaseException as error:
                     if not is_protocol_error(error):
                         raise

@@ -121,6 +121,9 @@ BYTES = {
     "percent": request("/%ff%00%"),
     "method of no text": b"G\xffT / HTTP/1.1\r\nhost: localhost\r\n\r\n",
     "old": b"GET /ok HTTP/0.9\r\n\r\n",
+    "garbage behind a request": request("/ok") + b"\xff" * 100,
+    "garbage behind a request with a body": request("/body", "content-length: 5", method="POST")
+    + b"hello\xff\r\n\r\n",
     "headers without end": b"GET /ok HTTP/1.1\r\n" + b"a: b\r\n" * 20_000,
 }
 
