@@ -68,6 +68,7 @@ class Served:
         self._stop: trio.Event
         self._token: trio.lowlevel.TrioToken
         self._tasks = 0
+        self._failures: dict[str, int] = {}
         self.client: ActionsClient
         self.server: ActionsServer
         self.targets: dict[str, Target] = {}
@@ -78,6 +79,7 @@ class Served:
         if self._thread is not None and self._thread.is_alive():
             return
         self.death = None
+        self._failures = {}
         self._ready.clear()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -136,12 +138,15 @@ class Served:
                 return
 
     def check_recovered(self) -> None:
-        """Nothing is left of all the clients that were there."""
+        """Nothing is left of all the clients that were there, and nothing of ours broke."""
         give_up = time.monotonic() + _PATIENCE
         while (left := self._left_behind()) and time.monotonic() < give_up:
             time.sleep(0.05)
         assert not left, left
         assert not self.client.containment.parked
+        # What a client breaks is a protocol error, and no failure of a boundary's inside.
+        failures, self._failures = self._failures, self.client.containment.failures
+        assert self._failures == failures
 
     def _left_behind(self) -> dict[str, Any]:
         streams = self.look(lambda: self.server.statistics().open_streams)
