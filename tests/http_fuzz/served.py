@@ -87,7 +87,14 @@ class Served:
         assert self.death is None, self.death
         for kind in self.targets:
             self.check(kind)
-        self._tasks = self.look(self._count_tasks)
+        # Its workers start with the election.
+        give_up = time.monotonic() + _PATIENCE
+        while not self.look(lambda: self.client.statistics().elected):
+            assert time.monotonic() < give_up, "it is not elected"
+            time.sleep(0.01)
+        while self._tasks != (tasks := self.look(self._count_tasks)):
+            self._tasks = tasks
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """Stop it, unless it has died."""
