@@ -25,7 +25,7 @@ from tests.support import flyte
 from tests.support.waiting import eventually
 
 DEPLOY = ROOT / "docs" / "deploy"
-FUNCTIONS = {"by", "histogram_quantile", "max", "rate", "sum", "up"}
+FUNCTIONS = {"by", "histogram_quantile", "increase", "max", "rate", "sum", "up"}
 SDK_ROOT = ActionId("p", "d", "r1", "a0", "o")
 
 
@@ -67,6 +67,8 @@ async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
             ended={"FAILED": 1},
             retries=0,
         )
+        with client.containment.unit("action", "flyte/r1-a0", parks=True):
+            raise RuntimeError("a unit that is parked")
         families = list(metrics.collect())
     found = {each.name: set(each.labels) for family in families for each in family.samples}
     labels = {
