@@ -421,3 +421,25 @@ def test_a_directory_is_no_history(tmp_path: Path) -> None:
     done = finish("replay", tmp_path)
     assert done.code == 6
     assert "Is a directory: give a record" in done.complaint
+
+
+# --- the last net -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RecursionError("deep"), MemoryError(), ValueError("a\n\x1b[2J")])
+def test_whatever_else_goes_wrong_is_one_line_and_a_traceback_in_the_log(
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    logs_as_before: None,
+) -> None:
+    def run(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr("trio.run", run)
+    monkeypatch.setattr(sys, "argv", ["etcd-actions", "list"])
+    assert commands.invoke() == 1
+    logged, line = capsys.readouterr().err.splitlines()
+    assert "Traceback" in json.loads(logged)["exception"]
+    assert line.startswith(f"etcd-actions: unexpected failure: {type(error).__name__}")
+    assert line.isprintable()
