@@ -200,7 +200,7 @@ class Containment:
             )
         except BaseException as unlogged:
             # A log that cannot be written must not carry the failure out of the boundary.
-            self._failures["log line"] += 1
+            self._failures["log_line"] += 1
             passing, _ = split(unlogged)
             if passing is not None:
                 raise passing from None

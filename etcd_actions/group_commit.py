@@ -166,7 +166,7 @@ class GroupCommit:
                 failure = OutcomeUnknown(f"a group of transactions failed: {describe(error)}")
                 self._suspect(group)
                 _fail_all(group, failure)
-                self._containment.caught("group of transactions", f"of {len(group)}", error)
+                self._containment.caught("transaction_group", f"of {len(group)}", error)
 
     def close(self) -> None:
         """Take no more transactions."""

@@ -230,7 +230,7 @@ class Outbox:
         try:
             return self._run_service.wants(phase, deleted)
         except BaseException as error:
-            self._containment.caught("run service", "wants", error)
+            self._containment.caught("run_service", "wants", error)
             return True
 
     def deliver(self, change: Change, update: ActionUpdate | None) -> None:

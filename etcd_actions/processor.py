@@ -525,7 +525,7 @@ class Processor:
             )
         else:
             self._doubtful.pop(key, None)
-        with self._containment.unit("log line", "value_undecodable"):
+        with self._containment.unit("log_line", "value_undecodable"):
             _log.error(
                 "value_undecodable",
                 key=key.decode(errors="backslashreplace"),

@@ -493,7 +493,7 @@ class Router:
             key=channel.key, failures=channel.failures, since=channel.since, error=reason
         )
         self._retry_added.set()
-        with self._containment.unit("log line", "handler_failed"):
+        with self._containment.unit("log_line", "handler_failed"):
             _log.warning(
                 "handler_failed",
                 key=channel.key.decode(errors="backslashreplace"),

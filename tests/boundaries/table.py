@@ -54,7 +54,7 @@ BOUNDARIES = (
         "handler_failed, workqueue_failing_keys{name=outbox}; /readyz handlers after 60 s",
     ),
     Boundary(
-        "run service",
+        "run_service",
         "Outbox._is_wanted",
         "a state of which the run service cannot say whether it wants it is told",
         "nothing else",
@@ -66,7 +66,7 @@ BOUNDARIES = (
         "nothing else",
     ),
     Boundary(
-        "group of transactions",
+        "transaction_group",
         "GroupCommit.write",
         "its members fail as of unknown outcome, and are sent alone when tried again",
         "handler_failed where the callers are handlers",
@@ -114,7 +114,7 @@ BOUNDARIES = (
         "a gap in that metric",
     ),
     Boundary(
-        "log line",
+        "log_line",
         "Containment, Router, Processor",
         "it is not written",
         "the metric only",

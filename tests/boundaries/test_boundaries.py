@@ -195,7 +195,7 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
         lambda _, seen, __: is_bad(seen.key),
         3,
     ),
-    "whether a state is wanted": ("run service", RecordingRunService, "wants", whatever, 1000),
+    "whether a state is wanted": ("run_service", RecordingRunService, "wants", whatever, 1000),
     "a subscription": (
         "subscription",
         Subscription,
@@ -203,8 +203,8 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
         lambda _, update: is_bad(update.key),
         1,
     ),
-    "forming a group": ("group of transactions", GroupCommit, "_fill", whatever, 3),
-    "sending a group": ("group of transactions", GroupCommit, "_commit", whatever, 3),
+    "forming a group": ("transaction_group", GroupCommit, "_fill", whatever, 3),
+    "sending a group": ("transaction_group", GroupCommit, "_commit", whatever, 3),
     "leading": ("election", Election, "_wait_ended", whatever, 1),
     "saving the position": ("task", Position, "save", whatever, 1),
     "the backlog of a new leader": ("task", Processor, "_deliver_backlog", whatever, 2),
@@ -441,7 +441,7 @@ async def test_a_log_that_cannot_be_written_stops_nothing(
             await eventually(lambda: scene.is_done(good))
             fault.end()
             await eventually(lambda: scene.is_done(bad))
-            assert scene.failures["log line"] > 0
+            assert scene.failures["log_line"] > 0
     finally:
         structlog.configure(processors=before)
 
@@ -470,7 +470,7 @@ async def test_an_answer_of_etcds_that_cannot_be_read_is_an_error_of_the_package
 
 def test_all_boundaries_are_in_the_table() -> None:
     thrown_into = {unit for unit, *_ in PLACES.values()}
-    thrown_into |= {"value", "abort", "orphan", "request", "check", "metric", "log line"}
+    thrown_into |= {"value", "abort", "orphan", "request", "check", "metric", "log_line"}
     assert {boundary.unit for boundary in BOUNDARIES} == thrown_into
 
 

@@ -159,7 +159,7 @@ async def test_a_group_that_fails_unexpectedly_fails_its_members_and_then_one_al
             odd.gate.set()
     assert all(isinstance(outcomes[number][0], OutcomeUnknown) for number in range(8))
     assert [number for number in range(8) if outcomes[number][1] is not None] == [3]
-    assert containment.failures == {"group of transactions": 1}
+    assert containment.failures == {"transaction_group": 1}
 
 
 async def test_an_answer_for_too_few_is_of_unknown_outcome(etcd: Etcd, prefix: bytes) -> None:
