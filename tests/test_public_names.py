@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,11 @@ def test_importing_it_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("room", ["cli", "executor"])
+def test_no_module_beside_a_program_has_a_name_of_the_standard_library(room: str) -> None:
+    """A file that is run as a program finds what is beside it before anything else."""
+    directory = Path(etcd_actions.__file__).parent / room
+    names = {path.stem for path in directory.glob("*.py")} - {"__init__"}
+    assert names & sys.stdlib_module_names == set()

@@ -14,7 +14,7 @@ from etcd_actions.cli.exits import MEANINGS, ExitCode, report, say, was_interrup
 from etcd_actions.cli.first_signal import interrupted_code
 from etcd_actions.cli.flags import CommandGroup
 from etcd_actions.cli.logs import configure_logs
-from etcd_actions.cli.numbers import Count, Rate
+from etcd_actions.cli.number_types import Count, Rate
 from etcd_actions.cli.options import (
     Common,
     all_options,

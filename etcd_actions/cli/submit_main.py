@@ -32,6 +32,8 @@ class Unusable(Exception):
 
 def main() -> int:
     """Do what standard input asks for."""
+    # What is beside this file is no module of the program's, or of the SDK's.
+    del sys.path[0]
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = json.load(sys.stdin)

@@ -1,8 +1,8 @@
 """Runs actions on this machine, without Kubernetes."""
 
 from etcd_actions.executor.executor import Executor
+from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.opening import open_executor
 from etcd_actions.executor.settings import ExecutorSettings
-from etcd_actions.executor.statistics import ExecutorStatistics
 
 __all__ = ["Executor", "ExecutorSettings", "ExecutorStatistics", "open_executor"]

@@ -33,6 +33,7 @@ from etcd_actions.executor.board import Board
 from etcd_actions.executor.clock import Clock
 from etcd_actions.executor.command import check_uid
 from etcd_actions.executor.conditions import Conditions
+from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
 from etcd_actions.executor.intake import Intake, Taker
 from etcd_actions.executor.places import AttemptPlace
@@ -40,7 +41,6 @@ from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.room import Room
 from etcd_actions.executor.schedule import Alarm, Due, Schedule
 from etcd_actions.executor.settings import ExecutorSettings
-from etcd_actions.executor.statistics import ExecutorStatistics
 from etcd_actions.executor.visits import Host, Visits
 from etcd_actions.model import ActionUpdate, Phase
 
