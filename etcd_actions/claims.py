@@ -183,7 +183,7 @@ class Claims:
     async def _delete(self, found: KeyValue) -> None:
         """Delete a claim that would never expire, if it still is what was found.
 
-        It is not replaced in place: the fence of whoever made it would go on holding.
+        It is not replaced in place: the fence of its maker would go on holding.
         """
         unchanged = Compare(
             found.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision

@@ -5,7 +5,7 @@ line. Whatever is raised inside its boundary ends, or parks, that unit alone: it
 once with the unit's identity, and, where the unit is parked, listed until it heals, so that
 readiness can tell an operator.
 
-Two things pass through every boundary: a cancellation, which belongs to whoever cancelled, and
+Two things pass through every boundary: a cancellation, which belongs to the task that cancelled, and
 KeyboardInterrupt, which is the operator's.
 """
 
@@ -116,7 +116,7 @@ class Containment:
         self._failures[kind] += 1
 
     def park(self, kind: str, identity: str, error: BaseException) -> None:
-        """Count and list the failure of a unit that whoever calls logs."""
+        """Count and list the failure of a unit; the caller logs it."""
         self._failures[kind] += 1
         self._park(kind, identity, error)
 

@@ -10,7 +10,7 @@ when the process itself was stopped: :attr:`Election.is_leader` is false from th
 on. What was sent before that may still arrive after another one was elected. Writes that must
 not happen then carry :attr:`Leadership.fence`.
 
-The key is defended against whoever writes to it: a leader that finds its key changed, and so
+The key is defended against other writers: a leader that finds its key changed, and so
 perhaps detached from the lease, writes it again. A key without a lease, which would never go,
 is deleted by a candidate that has seen it unchanged for longer than the lease would last. An
 unexpected failure ends a term, and then the process stands again; it never ends the election.

@@ -690,7 +690,7 @@ class Processor:
                 nursery.cancel_scope.cancel("the watch was stopped")
 
     async def _serve_terms(self, election: Election, watching: _Watching) -> None:
-        """Work while elected, for ever; meanwhile follow the position of whoever is.
+        """Work while elected, for ever; meanwhile follow the leader's position.
 
         When the work fails unexpectedly another process may lead: this one gives up, and
         stands again after a while.

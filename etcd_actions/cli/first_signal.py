@@ -127,7 +127,7 @@ def handle_signals(command: str, *, owns_process: bool = False) -> Iterator[Sign
     for number in (*ENDING, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, signals)
-    # Blocked by whoever started this process, or by its former self before it was executed.
+    # Blocked by the parent of this process, or by its former self before it was executed.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
     try:
         yield signals

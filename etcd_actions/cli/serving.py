@@ -108,7 +108,7 @@ def admitted_users(config: Config, *tasks: int) -> frozenset[int] | None:
 
 
 def _users(config: Config, bind: Bind) -> frozenset[int] | None:
-    """Who may connect: whoever may enqueue can run commands here where actions are run."""
+    """Which users may connect: where actions are run, a client that may enqueue runs commands."""
     authenticated = config[TOKEN_FILE] is not None or config[LISTEN_CLIENT_CA] is not None
     if config.is_given(LISTEN_USERS):
         if not bind.is_loopback and config[LISTEN_USERS] != "any":

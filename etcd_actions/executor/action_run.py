@@ -44,7 +44,7 @@ class Work:
     Attributes:
         name: The name of the action's object.
         scope: Cancelled when the claims are lost.
-        ended_elsewhere: Set when the action is over, whoever ended it.
+        ended_elsewhere: Set when the action is over, here or elsewhere.
         place: Where its present attempt is; None before it began.
         elsewhere: Set where another executor has it.
         not_before: Where set, it is not tried before that time.
@@ -63,7 +63,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Who is told what.
+    """What an action's run reports.
 
     Attributes:
         note: An action, as etcd has it now.

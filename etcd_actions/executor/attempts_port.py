@@ -55,7 +55,7 @@ _MACHINE: Final = frozenset(
 
 
 def is_of_machine(error: OSError) -> bool:
-    """Whether the machine lacks something: whoever asked for it is not to blame."""
+    """Whether the machine lacks something: the caller is not to blame."""
     return error.errno in _MACHINE
 
 

@@ -72,7 +72,7 @@ def main(descriptor: int, *, plain: bool = False) -> None:
         sys.exit(3)
     gc.collect()
     gc.freeze()
-    # No child of whoever started us: it may end before we do.
+    # No child of our parent: that may end before we do.
     if os.fork():
         os._exit(0)
     # The descriptors of a supervisor are told from ours by not being there yet.

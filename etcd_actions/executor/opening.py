@@ -29,7 +29,7 @@ async def open_executor(
 ) -> AsyncIterator[Executor]:
     """Run actions for as long as the context lasts.
 
-    Leaving it lets the processes that run live on: whoever looks next finds them. The client
+    Leaving it lets the processes that run live on: the next executor finds them. The client
     should watch.
 
     Args:

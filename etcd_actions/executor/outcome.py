@@ -27,7 +27,7 @@ ERROR_FILE = "error.pb"
 OUTPUTS_FILE = "outputs.pb"
 
 _MOST_ERROR_FILE: Final = 4 * 1024 * 1024
-# It goes to etcd, which takes 1.5 MiB in all, and on to whoever follows the action.
+# It goes to etcd, which takes 1.5 MiB in all, and on to the subscribers of the action.
 _MOST_MESSAGE: Final = 64 * 1024
 _MOST_CODE: Final = 256
 _FILES_WITHIN: Final = 60.0

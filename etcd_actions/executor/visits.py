@@ -117,7 +117,7 @@ class Visits:
             _log.debug("not_queued", action=name, reason=str(error))
             ends = self._clock.monotonic()
         except ActionError as error:
-            # It is over: whoever starts it says so.
+            # It is over: its start says so.
             _log.debug("not_queued", action=name, reason=str(error))
             return
         except EtcdError as error:

@@ -14,7 +14,7 @@ from etcd_actions.model import ErrorState
 from etcd_actions.untrusted_files import UnusableFile, in_thread, local_path, read_regular
 
 _MOST_BYTES = 1024 * 1024
-# It is stored in etcd, and goes to whoever follows the action.
+# It is stored in etcd, and goes to the subscribers of the action.
 _MOST_MESSAGE = 64 * 1024
 _MOST_CODE = 256
 _WITHIN = 10.0

@@ -2,7 +2,7 @@
 
 Leaving a listener is orderly however it comes about: what the application is told first is that
 no more requests are taken, so that it can return its streams; then the requests under way may
-finish; only what is left after the grace is cut off. A cancellation of whoever holds the
+finish; only what is left after the grace is cut off. A cancellation of the holder of the
 listener, by the crash of a sibling for instance, reaches no request before that.
 """
 

@@ -41,8 +41,8 @@ lower than before: the one case in which the ``mod_revision`` of a key goes back
 
 What is raised unexpectedly, by a response that cannot be used or by the sink, ends the stream
 and not the reflector. It is then not known which changes the sink has taken, so the present
-state is read from a list (reason ``failed``), compared with what was given out for sure, and
-the rest is given out, maybe for the second time. Until a stream has lived for a while after
+state is read from a list (reason ``failed``), compared with what was surely delivered, and
+the rest is delivered, maybe for the second time. Until a stream has lived for a while after
 that, the reflector is parked in its :class:`~etcd_actions.containment.Containment`.
 
 Cancelling :meth:`Reflector.run` at any point leaves nothing behind.
@@ -215,7 +215,7 @@ class _Batch(list[Change]):
 
 @dataclass(slots=True)
 class _InDoubt:
-    """What is being given out.
+    """What is being delivered.
 
     ``known`` has the events of a stream already, and what a list found not yet. After an
     unexpected failure :meth:`settle` makes it say what the sink has surely taken, so that the
@@ -242,7 +242,7 @@ class _InDoubt:
             if event.key in settled:
                 continue
             # Before its first event here the key was absent, or as it was some time before.
-            # Negative: to be given out again, whatever a list finds.
+            # Negative: to be delivered again, whatever a list finds.
             settled.add(event.key)
             if event.version == 1:
                 known.pop(event.key, None)
@@ -294,7 +294,7 @@ class Reflector:
     ) -> None:
         self._containment = containment or Containment()
         self._failed = False
-        # What is being given out, and the keys that are known meanwhile.
+        # What is being delivered, and the keys that are known meanwhile.
         self._in_doubt: _InDoubt | None = None
         self._etcd = etcd
         self._keys, *self._more_keys = _disjoint([keys] if isinstance(keys, KeyRange) else keys)
@@ -553,7 +553,7 @@ class Reflector:
             async for page in pages:
                 for kv in page.kvs:
                     seen = known.get(kv.key, 0)
-                    # Of what is to be given out again it is not sure what was delivered.
+                    # It is not sure which of these were delivered.
                     if seen >= 0 and not (kv.mod_revision == seen or kv.mod_revision > done):
                         return False
         return True
@@ -633,7 +633,7 @@ class Reflector:
                 self._in_doubt = _InDoubt(known, ())
                 self._give(changes)
                 self._in_doubt = None
-                # Only now: what a failing sink did not take is given out by the next list.
+                # Only now: what a failing sink did not take is delivered by the next list.
                 known.update(taken)
         self._in_doubt = _InDoubt(known, ())
         self._give([_synthesised_delete(key, max(abs(known[key]), revision)) for key in missing])

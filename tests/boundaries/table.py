@@ -29,7 +29,7 @@ BOUNDARIES = (
     Boundary(
         "watch",
         "Reflector.run",
-        "the stream ends; the prefix is listed again, compared with what was given out for sure, "
+        "the stream ends; the prefix is listed again, compared with what was surely delivered, "
         "and watched on",
         "watch_lost, listing_again (failed), etcd_watch_relists_total{reason=failed}; readiness "
         "when it lasts",

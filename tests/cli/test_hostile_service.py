@@ -53,7 +53,7 @@ def grpc_service(answer: Answer, *, streams: bool = False) -> Iterator[Endpoint]
 
 @asynccontextmanager
 async def raw_service(answer: bytes | None) -> AsyncIterator[Endpoint]:
-    """A server that says the same to whoever connects, or with None nothing at all."""
+    """A server that says the same to every client, or with None nothing at all."""
 
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:

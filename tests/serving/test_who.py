@@ -134,7 +134,7 @@ def test_a_client_that_sends_no_more_is_still_known(asked: Peers) -> None:
 
 @needs_linux
 def test_a_socket_that_is_closed_is_nobodys_and_not_roots(asked: Peers) -> None:
-    """The kernel shows it as user 0: whoever closes at once would pass for root."""
+    """The kernel shows it as user 0: a client that closes at once would pass for root."""
     with connection() as (client, accepted):
         client.close()
         assert asked.uid(*ends(accepted)) is None
@@ -267,5 +267,5 @@ async def test_beyond_this_machine_every_name_is_answered() -> None:
     ],
 )
 def test_a_name_that_begins_like_an_address_is_none(host: str, is_loopback: bool) -> None:
-    """With --executor local it would open the machine to whoever has the name."""
+    """With --executor local it would open the machine to the owner of the name."""
     assert Bind(host, 1).is_loopback is is_loopback
