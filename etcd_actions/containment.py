@@ -5,8 +5,8 @@ line. Whatever is raised inside its boundary ends, or parks, that unit alone: it
 once with the unit's identity, and, where the unit is parked, listed until it heals, so that
 readiness can tell an operator.
 
-Two things pass through every boundary: a cancellation, which belongs to the task that cancelled, and
-KeyboardInterrupt, which is the operator's.
+Two things pass through every boundary: a cancellation, which belongs to the task that
+cancelled, and KeyboardInterrupt, which is the operator's.
 """
 
 from __future__ import annotations
