@@ -6,7 +6,7 @@ import resource
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import grpc
@@ -336,8 +336,6 @@ async def test_a_new_connection_replaces_the_oldest_without_a_request() -> None:
             statistics = server.listener.statistics()
             assert statistics.open_connections <= 4
             assert statistics.closed["replaced"] >= 48
-            # One that was of use is kept longer than one that was not.
-            assert await ok(served_once)
             assert len(idle) == 50
         application.go.set()
         assert await ok(busy, b"")
@@ -374,15 +372,92 @@ async def test_where_requests_are_short_a_new_connection_replaces_a_busy_one() -
         application.go.set()
 
 
-def test_addresses_are_counted_apart_and_a_network_of_ipv6_as_one() -> None:
+async def test_addresses_are_counted_apart_and_a_network_of_ipv6_as_one() -> None:
     connections = Connections(10, 2, replaces_busy=False)
     for number in range(2):
-        connections.add("peer", f"2001:db8::{number}")
+        connections.add("peer", f"2001:db8::{number}", lambda: None)
     full = connections.room_for("2001:db8::ffff")
     assert full is not None
     assert full[0] == "address"
     assert connections.room_for("2001:db8:0:1::1") is None
     assert connections.room_for("10.0.0.1") is None
+
+
+async def test_what_makes_room_for_a_new_connection(autojump_clock: object) -> None:
+    """Unused ones first, then the longest idle; what is young or has a request, last."""
+    connections = Connections(5, 5, replaces_busy=True)
+    slots = {}
+    for name in ("idle", "busy", "unused"):
+        slots[name] = connections.add(name, "10.0.0.1", lambda: None)
+    slots["idle"].busy()
+    slots["idle"].idle()
+    slots["busy"].busy()
+    await trio.sleep(2)
+    for name in ("young idle", "young"):
+        slots[name] = connections.add(name, "10.0.0.1", lambda: None)
+    slots["young idle"].busy()
+    slots["young idle"].idle()
+    order = []
+    while (slot := connections.replaceable("10.0.0.1")) is not None:
+        order.append(slot.peer)
+        slot.replace()
+    assert order == ["unused", "idle", "young", "young idle", "busy"]
+    assert len(connections) == 0
+
+
+async def test_an_address_does_not_push_out_one_that_has_fewer(autojump_clock: object) -> None:
+    connections = Connections(6, 5, replaces_busy=False)
+    for number in range(4):
+        connections.add(f"many {number}", "10.0.0.1", lambda: None).busy()
+    few = [connections.add(f"few {number}", "10.0.0.2", lambda: None) for number in range(2)]
+    for slot in few:
+        slot.busy()
+        slot.idle()
+    await trio.sleep(2)
+    assert connections.room_for("10.0.0.1") == ("total", None)
+    assert connections.room_for("10.0.0.3") == ("total", few[0])
+    few[0].replace()
+    few[1].replace()
+    unused = connections.add("unused", "10.0.0.2", lambda: None)
+    connections.add("other", "10.0.0.4", lambda: None).busy()
+    await trio.sleep(2)
+    assert connections.room_for("10.0.0.1") == ("total", unused)
+
+
+async def test_a_connection_that_is_not_counted_is_not_open() -> None:
+    """Also one whose place was taken before it was looked at for the first time."""
+    application = Small()
+    limits = HttpLimits(connections=6, connections_per_address=4)
+    async with served(application, limits) as server:
+        used = []
+        with sockets(server.address, 4) as found:
+            for each in found:
+                each.setblocking(False)
+                each.send(request("/ok"))
+            await eventually(lambda: server.listener.statistics().accepted == 4)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            used.extend(found)
+            with sockets(server.address, 40) as more:
+                for each in more:
+                    each.setblocking(False)
+                    with suppress(OSError):
+                        each.send(request("/ok"))
+                statistics = server.listener.statistics
+                await eventually(lambda: statistics().accepted == 44)
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                still_open = [each for each in used + more if is_open(each)]
+                assert len(still_open) == statistics().open_connections <= 4
+
+
+def is_open(sock: socket.socket) -> bool:
+    try:
+        while sock.recv(2**16):
+            continue
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @pytest.fixture
