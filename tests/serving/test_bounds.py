@@ -15,7 +15,7 @@ import trio
 from structlog.testing import capture_logs
 
 from etcd_actions.errors import ConfigError
-from etcd_actions.serving import HttpLimits, descriptors
+from etcd_actions.serving import HttpLimits, Message, Receive, Send, descriptors
 from etcd_actions.serving.connections import Connections
 from tests.serving.listeners import (
     PREFACE,
@@ -30,6 +30,7 @@ from tests.serving.listeners import (
     rest,
     served,
     sockets,
+    whole,
 )
 from tests.support.waiting import eventually
 
@@ -216,6 +217,82 @@ async def test_a_client_that_sends_no_more_still_gets_its_answer(kind: str) -> N
                 assert parsed(await rest(client.stream)) == (200, b"waited")
             await client.stream.aclose()
         await eventually(lambda: server.listener.statistics().open_connections == 0)
+
+
+@pytest.mark.parametrize("kind", ["http/1.1", "h2"])
+async def test_an_answer_that_has_begun_is_finished(kind: str) -> None:
+    """The client's end comes in the middle of it."""
+    go = trio.Event()
+    told = False
+
+    async def in_two_parts(_scope: Message, receive: Receive, send: Send) -> None:
+        nonlocal told
+
+        async def watch() -> None:
+            nonlocal told
+            while (await receive())["type"] != "http.disconnect":
+                continue
+            told = True
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a" * 300_000, "more_body": True})
+            await send({"type": "http.response.body", "body": b"b"})
+            assert not told
+            nursery.cancel_scope.cancel()
+        go.set()
+
+    async with served(in_two_parts) as server, h2_client(server.address, 2**20) as client:
+        client.connection.increment_flow_control_window(2**20)
+        number = 0
+        if kind == "h2":
+            number = await client.ask("/")
+            await client.stream.send_eof()
+            client.sends_no_more = True
+            await client.until(lambda: number in client.ended)
+            assert len(client.bodies[number]) == 300_001
+        else:
+            async with await connect(server.address) as stream:
+                await stream.send_all(request("/"))
+                await stream.send_eof()
+                data = await rest(stream)
+                assert data.endswith(b"0\r\n\r\n")
+                assert data.count(b"a") > 300_000
+        await go.wait()
+        assert server.containment.failures == {}
+        assert server.listener.statistics().protocol_errors == 0
+
+
+async def test_the_end_of_a_stream_is_sent_to_a_client_that_sends_no_more() -> None:
+    async def stream_until_left(_scope: Message, receive: Receive, send: Send) -> None:
+        await whole(receive)
+        await trio.sleep(0.1)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            continue
+        await send({"type": "http.response.body", "body": b"end"})
+
+    async with served(stream_until_left) as server, h2_client(server.address) as client:
+        number = await client.ask("/")
+        await client.stream.send_eof()
+        client.sends_no_more = True
+        await client.until(lambda: number in client.ended)
+        assert client.bodies[number] == b"aend"
+
+
+async def test_an_answer_without_an_end_is_cut_off_once_its_client_has_ended() -> None:
+    async def deaf(_scope: Message, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await trio.sleep_forever()
+
+    limits = HttpLimits(stall_timeout=0.2)
+    async with served(deaf, limits, grace=0.2) as server, h2_client(server.address) as client:
+        await client.ask("/")
+        await client.stream.send_eof()
+        client.sends_no_more = True
+        await client.until(lambda: client.is_over)
 
 
 async def test_a_stream_is_told_when_its_client_leaves() -> None:
