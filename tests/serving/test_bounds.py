@@ -15,6 +15,7 @@ import trio
 from structlog.testing import capture_logs
 
 from etcd_actions.errors import ConfigError
+from etcd_actions.monitoring.monitoring import _LIMITS as PROBES
 from etcd_actions.serving import HttpLimits, Message, Receive, Send, descriptors
 from etcd_actions.serving.connections import Connections
 from tests.serving.listeners import (
@@ -564,6 +565,16 @@ async def test_connections_leave_descriptors_to_the_rest(few_descriptors: int) -
         statistics = server.listener.statistics
         await eventually(lambda: statistics().refused.get("descriptors", 0) > 0)
         assert few_descriptors - taken() > 20
+
+
+@pytest.mark.parametrize("most", [16, 64, 128, 200, 256, 257, 300, 1024, 10_240, 2**20])
+def test_probes_have_descriptors_that_the_service_cannot_take(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors, "limit", lambda: most)
+    service, probes = descriptors.ceiling(HttpLimits()), descriptors.ceiling(PROBES)
+    assert most // 2 <= service < probes < most
+    assert probes - service >= most // 10
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
