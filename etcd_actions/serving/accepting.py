@@ -99,7 +99,7 @@ class Door:
             if error.errno in _EXHAUSTED:
                 answering.counts.refused["descriptors"] += 1
                 answering.floods.warn("connections_refused", "descriptors", error=str(error))
-                self._replace(self._connections.replaceable())
+                _replace(self._connections.replaceable())
                 await trio.sleep(_WAIT)
             return
         try:
@@ -117,7 +117,12 @@ class Door:
             answering.floods.warn("connections_refused", reason, peer=peer, **details)
             return
         answering.counts.accepted += 1
-        slot = self._connections.add(peer, host)
+
+        def close() -> None:
+            answering.counts.closed["replaced"] += 1
+            sock.close()
+
+        slot = self._connections.add(peer, host, close)
         nursery.start_soon(self._serve, sock, slot, ends)
 
     def _refusal(
@@ -130,20 +135,18 @@ class Door:
             reason, replaceable = full
             if replaceable is None:
                 return reason, {"open": len(self._connections), "most": self._connections.most}
-            self._replace(replaceable)
+            replaceable.replace()
         if sock.fileno() >= self._ceiling:
-            self._replace(self._connections.replaceable())
+            _replace(self._connections.replaceable(ends[0][0]))
             return "descriptors", {"limit": descriptors.limit()}
         return None
-
-    def _replace(self, slot: Slot | None) -> None:
-        if slot is not None:
-            self._connections.remove(slot)
-            slot.close()
 
     async def _serve(
         self, sock: trio.socket.SocketType, slot: Slot, ends: tuple[Address, Address]
     ) -> None:
+        if slot.is_replaced:
+            # Before it began.
+            return
         answering = self._shared.answering
         try:
             with answering.containment.unit("connection", f"{self._flag} {slot.peer}"):
@@ -155,7 +158,7 @@ class Door:
                     answering.protocol_error(error)
         finally:
             sock.close()
-            self._connections.remove(slot)
+            slot.leave()
 
     async def _run(
         self, sock: trio.socket.SocketType, slot: Slot, ends: tuple[Address, Address]
@@ -175,6 +178,11 @@ class Door:
             await connection.run()
         finally:
             self._open.discard(connection)
+
+
+def _replace(slot: Slot | None) -> None:
+    if slot is not None:
+        slot.replace()
 
 
 def _plain(host: str) -> str:

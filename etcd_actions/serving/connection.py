@@ -230,7 +230,7 @@ class Connection:
                         self._shared.answering.protocol_error(error)
                     return
             if self._reading.cancelled_caught:
-                if self._is_busy:
+                if self._is_busy and not self._is_ending:
                     # A request came while it was to end.
                     continue
                 if await self._ended_here():
@@ -264,13 +264,15 @@ class Connection:
         if not self._is_busy:
             await self._handle(RawData(b""))
             return
-        if self._requests.leave_those_begun():
-            while not await self._is_left():
-                with trio.move_on_after(_LOOK_EVERY):
-                    await self._answered.wait()
-        elif not isinstance(self._protocol, Http2):
+        since = trio.current_time()
+        if isinstance(self._protocol, Http1) and self._requests.wait_for_bodies:
             # A body that ends too early gets its answer.
+            self._requests.end_of_client(since)
             await self._handle(RawData(b""))
+            return
+        while not await self._is_left() and self._requests.end_of_client(since):
+            with trio.move_on_after(_LOOK_EVERY):
+                await self._answered.wait()
 
     async def _is_left(self) -> bool:
         """Whether all is answered, or a client that sends no more takes no more, either."""

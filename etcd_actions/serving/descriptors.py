@@ -12,7 +12,8 @@ from etcd_actions.serving.limits import HttpLimits
 _MOST_CONNECTIONS = 10_000
 # Where the hard limit is no number that the system takes as a soft one: macOS' OPEN_MAX.
 _OPEN_MAX = 10_240
-_LEAST_RESERVE = 64
+# With fewer descriptors the reserve does not become smaller in proportion.
+_USUAL_LEAST = 256
 
 _log = structlog.get_logger(__name__)
 
@@ -42,9 +43,11 @@ def ceiling(limits: HttpLimits) -> int:
     """The first descriptor that no connection may have.
 
     A system gives the lowest descriptor that is free, so the rest is kept for everything else.
+    Below the usual limits the reserve is a larger share, up to twice as much. The smaller a
+    listener's reserve is, the more it may have, at every limit.
     """
     most = limit()
-    return most - min(most // 2, max(_LEAST_RESERVE, round(most * limits.reserve)))
+    return most - round(limits.reserve * max(most, min(_USUAL_LEAST, 2 * most)))
 
 
 def most_connections(limits: HttpLimits, flag: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import h11
-from hypercorn.events import Event
+from hypercorn.events import Closed, Event
 from hypercorn.protocol.events import Request
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 
@@ -55,6 +55,12 @@ class Http1(H11Protocol):
             raise H2ProtocolAssumedError(_PREFACE + self.connection.trailing_data[0])
 
     async def _create_stream(self, request: h11.Request) -> None:
+        if (why := _unclear_length(request)) is not None:
+            # Without a stream the rest is not looked at.
+            self._context.answering.protocol_error(ValueError(why))
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
         self.stream = self._context.stream(self.stream_send, STREAM_ID)
         await self.stream.handle(
             Request(
@@ -66,3 +72,15 @@ class Http1(H11Protocol):
                 state=self._context.state,
             )
         )
+
+
+def _unclear_length(request: h11.Request) -> str | None:
+    """Why a proxy may see another end of a request's body than h11 (RFC 9112, 6.1 and 6.3)."""
+    names = [name for name, _ in request.headers]
+    if b"transfer-encoding" not in names:
+        return None
+    if b"content-length" in names:
+        return "a request with Content-Length and Transfer-Encoding"
+    if request.http_version != b"1.1":
+        return "a request of HTTP/1.0 with Transfer-Encoding"
+    return None

@@ -14,8 +14,8 @@ class HttpLimits:
         streams_per_connection: Requests at once on one HTTP/2 connection, at most.
         connections: Open connections, at most; None for half of the descriptors that the
             process may open, and 10,000 at most. When all are in use, a new connection
-            replaces the oldest one without a request; where each has one, the new one is
-            closed.
+            replaces one without a request, of the address that has most of them; where each
+            has one, the new one is closed.
         connections_per_address: Of these, how many one address may have; None for half. The
             addresses of one IPv6 network of 64 bits count as one.
         replaces_busy: Whether a new connection may also replace the oldest one that has a

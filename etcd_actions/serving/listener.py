@@ -94,7 +94,7 @@ class Listener:
         """See :class:`ListenerStatistics`."""
         return ListenerStatistics(
             open_connections=len(self._connections),
-            busy_connections=len(self._connections.busy),
+            busy_connections=self._connections.busy,
             accepted=self._counts.accepted,
             refused=dict(self._counts.refused),
             closed=dict(self._counts.closed),

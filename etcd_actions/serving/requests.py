@@ -18,6 +18,8 @@ from etcd_actions.serving.limits import HttpLimits
 # Parts of a body that wait to be read; the connection is not read meanwhile.
 _MOST_WAITING: Final = 10
 _LONGEST_PATH: Final = 200
+# An answer that goes on for longer than that without a part of it is a stream without an end.
+_QUIET: Final = 0.25
 
 _log = structlog.get_logger(__name__)
 
@@ -78,6 +80,7 @@ class Request:
         is_answered: Whether the answer has begun.
         is_whole: Whether the body has arrived.
         is_lost: Whether the application was told that its client takes nothing.
+        told_at: When it was told that its client sends no more; None for not yet.
     """
 
     def __init__(
@@ -89,6 +92,9 @@ class Request:
         self._changed = trio.Event()
         self._over = False
         self._body_until = trio.current_time() + limits.body_timeout
+        self._is_sending = False
+        self._sent_at = 0.0
+        self.told_at: float | None = None
         self.is_answered = False
         self.is_whole = False
         self.is_lost = False
@@ -141,15 +147,43 @@ class Request:
 
     async def _send_in_time(self, message: Message | None) -> None:
         seconds = self._limits.stall_timeout
-        with trio.move_on_after(seconds) as scope:
-            try:
-                await self._send(message)
-            except ClientGone:
-                self.is_lost = True
-                raise
+        self._is_sending = True
+        try:
+            with trio.move_on_after(seconds) as scope:
+                try:
+                    await self._send(message)
+                except ClientGone:
+                    self.is_lost = True
+                    raise
+        finally:
+            self._is_sending = False
+            self._sent_at = trio.current_time()
         if scope.cancelled_caught:
             self.is_lost = True
             raise ClientGone(f"it has taken nothing for {seconds:g} s")
+
+    def end_of_client(self, since: float) -> None:
+        """Its client sends no more: tell the application, where that changes something.
+
+        A body that is not whole will never be. An answer is finished, unless it has no end.
+
+        Args:
+            since: When the client ended.
+        """
+        if self.told_at is not None:
+            return
+        now = trio.current_time()
+        is_quiet = not self._is_sending and now - self._sent_at > _QUIET
+        is_late = now - since > self._limits.stall_timeout
+        if not self.is_whole or (self.is_answered and (is_quiet or is_late)):
+            self.told_at = now
+            self.disconnect()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the application goes on long after it was told."""
+        limit = self._limits.stall_timeout
+        return self.told_at is not None and trio.current_time() - self.told_at > limit
 
     def explains(self, error: BaseException) -> bool:
         """Whether an application fails with an error because its client is gone."""
@@ -186,18 +220,16 @@ class Requests:
     def __len__(self) -> int:
         return len(self._open)
 
-    def leave_those_begun(self) -> bool:
-        """Tell each whose answer has begun, or that is not whole, that its client is gone.
-
-        Returns whether there are others.
-        """
-        others = False
+    def end_of_client(self, since: float) -> bool:
+        """See :meth:`Request.end_of_client`; returns whether any may still be answered."""
         for request in self._open:
-            if request.is_answered or not request.is_whole:
-                request.disconnect()
-            else:
-                others = True
-        return others
+            request.end_of_client(since)
+        return not all(request.is_overdue for request in self._open)
+
+    @property
+    def wait_for_bodies(self) -> bool:
+        """Whether a body has not arrived whose request is not answered yet."""
+        return any(not (each.is_whole or each.is_answered) for each in self._open)
 
     def spawn(self, function: Callable[[], Awaitable[None]]) -> None:
         """Run what the protocol needs beside its requests."""

@@ -6,7 +6,7 @@ import resource
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import grpc
@@ -15,7 +15,8 @@ import trio
 from structlog.testing import capture_logs
 
 from etcd_actions.errors import ConfigError
-from etcd_actions.serving import HttpLimits, descriptors
+from etcd_actions.monitoring.monitoring import _LIMITS as PROBES
+from etcd_actions.serving import HttpLimits, Message, Receive, Send, descriptors
 from etcd_actions.serving.connections import Connections
 from tests.serving.listeners import (
     PREFACE,
@@ -30,6 +31,7 @@ from tests.serving.listeners import (
     rest,
     served,
     sockets,
+    whole,
 )
 from tests.support.waiting import eventually
 
@@ -218,6 +220,82 @@ async def test_a_client_that_sends_no_more_still_gets_its_answer(kind: str) -> N
         await eventually(lambda: server.listener.statistics().open_connections == 0)
 
 
+@pytest.mark.parametrize("kind", ["http/1.1", "h2"])
+async def test_an_answer_that_has_begun_is_finished(kind: str) -> None:
+    """The client's end comes in the middle of it."""
+    go = trio.Event()
+    told = False
+
+    async def in_two_parts(_scope: Message, receive: Receive, send: Send) -> None:
+        nonlocal told
+
+        async def watch() -> None:
+            nonlocal told
+            while (await receive())["type"] != "http.disconnect":
+                continue
+            told = True
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a" * 300_000, "more_body": True})
+            await send({"type": "http.response.body", "body": b"b"})
+            assert not told
+            nursery.cancel_scope.cancel()
+        go.set()
+
+    async with served(in_two_parts) as server, h2_client(server.address, 2**20) as client:
+        client.connection.increment_flow_control_window(2**20)
+        number = 0
+        if kind == "h2":
+            number = await client.ask("/")
+            await client.stream.send_eof()
+            client.sends_no_more = True
+            await client.until(lambda: number in client.ended)
+            assert len(client.bodies[number]) == 300_001
+        else:
+            async with await connect(server.address) as stream:
+                await stream.send_all(request("/"))
+                await stream.send_eof()
+                data = await rest(stream)
+                assert data.endswith(b"0\r\n\r\n")
+                assert data.count(b"a") > 300_000
+        await go.wait()
+        assert server.containment.failures == {}
+        assert server.listener.statistics().protocol_errors == 0
+
+
+async def test_the_end_of_a_stream_is_sent_to_a_client_that_sends_no_more() -> None:
+    async def stream_until_left(_scope: Message, receive: Receive, send: Send) -> None:
+        await whole(receive)
+        await trio.sleep(0.1)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            continue
+        await send({"type": "http.response.body", "body": b"end"})
+
+    async with served(stream_until_left) as server, h2_client(server.address) as client:
+        number = await client.ask("/")
+        await client.stream.send_eof()
+        client.sends_no_more = True
+        await client.until(lambda: number in client.ended)
+        assert client.bodies[number] == b"aend"
+
+
+async def test_an_answer_without_an_end_is_cut_off_once_its_client_has_ended() -> None:
+    async def deaf(_scope: Message, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await trio.sleep_forever()
+
+    limits = HttpLimits(stall_timeout=0.2)
+    async with served(deaf, limits, grace=0.2) as server, h2_client(server.address) as client:
+        await client.ask("/")
+        await client.stream.send_eof()
+        client.sends_no_more = True
+        await client.until(lambda: client.is_over)
+
+
 async def test_a_stream_is_told_when_its_client_leaves() -> None:
     told = trio.Event()
 
@@ -336,8 +414,6 @@ async def test_a_new_connection_replaces_the_oldest_without_a_request() -> None:
             statistics = server.listener.statistics()
             assert statistics.open_connections <= 4
             assert statistics.closed["replaced"] >= 48
-            # One that was of use is kept longer than one that was not.
-            assert await ok(served_once)
             assert len(idle) == 50
         application.go.set()
         assert await ok(busy, b"")
@@ -374,15 +450,92 @@ async def test_where_requests_are_short_a_new_connection_replaces_a_busy_one() -
         application.go.set()
 
 
-def test_addresses_are_counted_apart_and_a_network_of_ipv6_as_one() -> None:
+async def test_addresses_are_counted_apart_and_a_network_of_ipv6_as_one() -> None:
     connections = Connections(10, 2, replaces_busy=False)
     for number in range(2):
-        connections.add("peer", f"2001:db8::{number}")
+        connections.add("peer", f"2001:db8::{number}", lambda: None)
     full = connections.room_for("2001:db8::ffff")
     assert full is not None
     assert full[0] == "address"
     assert connections.room_for("2001:db8:0:1::1") is None
     assert connections.room_for("10.0.0.1") is None
+
+
+async def test_what_makes_room_for_a_new_connection(autojump_clock: object) -> None:
+    """Unused ones first, then the longest idle; what is young or has a request, last."""
+    connections = Connections(5, 5, replaces_busy=True)
+    slots = {}
+    for name in ("idle", "busy", "unused"):
+        slots[name] = connections.add(name, "10.0.0.1", lambda: None)
+    slots["idle"].busy()
+    slots["idle"].idle()
+    slots["busy"].busy()
+    await trio.sleep(2)
+    for name in ("young idle", "young"):
+        slots[name] = connections.add(name, "10.0.0.1", lambda: None)
+    slots["young idle"].busy()
+    slots["young idle"].idle()
+    order = []
+    while (slot := connections.replaceable("10.0.0.1")) is not None:
+        order.append(slot.peer)
+        slot.replace()
+    assert order == ["unused", "idle", "young", "young idle", "busy"]
+    assert len(connections) == 0
+
+
+async def test_an_address_does_not_push_out_one_that_has_fewer(autojump_clock: object) -> None:
+    connections = Connections(6, 5, replaces_busy=False)
+    for number in range(4):
+        connections.add(f"many {number}", "10.0.0.1", lambda: None).busy()
+    few = [connections.add(f"few {number}", "10.0.0.2", lambda: None) for number in range(2)]
+    for slot in few:
+        slot.busy()
+        slot.idle()
+    await trio.sleep(2)
+    assert connections.room_for("10.0.0.1") == ("total", None)
+    assert connections.room_for("10.0.0.3") == ("total", few[0])
+    few[0].replace()
+    few[1].replace()
+    unused = connections.add("unused", "10.0.0.2", lambda: None)
+    connections.add("other", "10.0.0.4", lambda: None).busy()
+    await trio.sleep(2)
+    assert connections.room_for("10.0.0.1") == ("total", unused)
+
+
+async def test_a_connection_that_is_not_counted_is_not_open() -> None:
+    """Also one whose place was taken before it was looked at for the first time."""
+    application = Small()
+    limits = HttpLimits(connections=6, connections_per_address=4)
+    async with served(application, limits) as server:
+        used = []
+        with sockets(server.address, 4) as found:
+            for each in found:
+                each.setblocking(False)
+                each.send(request("/ok"))
+            await eventually(lambda: server.listener.statistics().accepted == 4)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            used.extend(found)
+            with sockets(server.address, 40) as more:
+                for each in more:
+                    each.setblocking(False)
+                    with suppress(OSError):
+                        each.send(request("/ok"))
+                statistics = server.listener.statistics
+                await eventually(lambda: statistics().accepted == 44)
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                still_open = [each for each in used + more if is_open(each)]
+                assert len(still_open) == statistics().open_connections <= 4
+
+
+def is_open(sock: socket.socket) -> bool:
+    try:
+        while sock.recv(2**16):
+            continue
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @pytest.fixture
@@ -412,6 +565,16 @@ async def test_connections_leave_descriptors_to_the_rest(few_descriptors: int) -
         statistics = server.listener.statistics
         await eventually(lambda: statistics().refused.get("descriptors", 0) > 0)
         assert few_descriptors - taken() > 20
+
+
+@pytest.mark.parametrize("most", [16, 64, 128, 200, 256, 257, 300, 1024, 10_240, 2**20])
+def test_probes_have_descriptors_that_the_service_cannot_take(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors, "limit", lambda: most)
+    service, probes = descriptors.ceiling(HttpLimits()), descriptors.ceiling(PROBES)
+    assert most // 2 <= service < probes < most
+    assert probes - service >= most // 10
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:

@@ -139,6 +139,38 @@ async def test_bytes_harm_at_most_their_connection(data: bytes) -> None:
         assert server.containment.failures == {}
 
 
+HIDDEN = request("/ok")
+UNCLEAR = {
+    "both": request(
+        "/body", f"content-length: {5 + len(HIDDEN)}", "transfer-encoding: chunked", method="POST"
+    ),
+    "both, turned round": request(
+        "/body", "transfer-encoding: chunked", "content-length: 5", method="POST"
+    ),
+    "old": request("/body", "transfer-encoding: chunked", "connection: keep-alive").replace(
+        b"HTTP/1.1", b"HTTP/1.0"
+    ),
+}
+
+
+@pytest.mark.parametrize("head", UNCLEAR.values(), ids=UNCLEAR)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_body_of_unclear_length_is_refused(head: bytes, at_once: bool) -> None:
+    """What follows may be a request to h11, and a body to the proxy before it."""
+    async with served() as server, await connect(server.address) as stream:
+        if at_once:
+            await stream.send_all(head + b"0\r\n\r\n" + HIDDEN)
+        else:
+            await stream.send_all(head)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            await stream.send_all(b"0\r\n\r\n" + HIDDEN)
+        data = await rest(stream)
+        assert data.startswith(b"HTTP/1.1 400 ")
+        assert data.count(b"HTTP/1.1 ") == 1
+        assert server.listener.statistics().protocol_errors == 1
+        assert server.containment.failures == {}
+
+
 @pytest.mark.parametrize("error", UNEXPECTED)
 async def test_an_exception_in_a_connection_ends_it_alone(
     error: BaseException, monkeypatch: pytest.MonkeyPatch

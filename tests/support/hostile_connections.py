@@ -155,7 +155,7 @@ def half_closed_after_a_request(target: Target) -> Iterator[Observed]:
             else:
                 http2.send(http2.grpc(1, target.good_path.decode()))
             time.sleep(wait)
-            http2.sock.shutdown(socket.SHUT_WR)
+            http2.end()
             http2.read(lambda http2=http2: http2.is_over(1))  # type: ignore[misc]
             if http2.status(1) != 200 or 1 not in http2.ended:
                 lost.append(f"HTTP/2, FIN after {wait:g} s: {http2.answered}")

@@ -161,6 +161,7 @@ class Http2(AbstractContextManager["Http2"]):
         self.resets: dict[int, int] = {}
         self.goaway: int | None = None
         self.gone = False
+        self._sends = True
         self._encoder = hpack.Encoder()
         self._decoder = hpack.Decoder(max_header_list_size=1 << 24)
         # Some attacks allow the server any table.
@@ -172,8 +173,15 @@ class Http2(AbstractContextManager["Http2"]):
     def __exit__(self, *_: object) -> None:
         self.sock.close()
 
+    def end(self) -> None:
+        """Send no more; what the server sends can still be read."""
+        self._sends = False
+        self.sock.shutdown(socket.SHUT_WR)
+
     def send(self, *frames: Frame | bytes) -> bool:
         """Send frames; returns whether they were taken."""
+        if not self._sends:
+            return False
         data = b"".join(
             each if isinstance(each, bytes) else bytes(each.serialize()) for each in frames
         )
