@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import h2.config
-import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
@@ -24,11 +23,20 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.utils import filter_pseudo_headers
 
 from etcd_actions.serving.asgi import ClientGone
+from etcd_actions.serving.counting import CountingConnection
 from etcd_actions.serving.frames import Frames
 
 if TYPE_CHECKING:
     from etcd_actions.serving.connection import Context
 
+# What is read at once, so that others have their turn between some hundred frames.
+_BATCH: Final = 2**13
+# Requests that are taken back at once cost the client nothing and the server much
+# (CVE-2023-44487): so many more than were answered are too many.
+_MOST_HASTY: Final = 200
+_HASTE: Final = 1.0
+# Each changes the windows of all streams.
+_MOST_SETTINGS: Final = 1_000
 # Two frames of the default size.
 _HIGH_WATER: Final = 2 * 2**14
 
@@ -37,6 +45,8 @@ class Outgoing:
     """What a stream has yet to send.
 
     Attributes:
+        began_at: When its request came.
+        is_answered: Whether its answer has begun.
         is_complete: Whether nothing more will come.
     """
 
@@ -44,6 +54,8 @@ class Outgoing:
         self._data = bytearray()
         self._patience = patience
         self._taken = trio.Event()
+        self.began_at = trio.current_time()
+        self.is_answered = False
         self._stuck_since: float | None = None
         self._closed = False
         self.is_complete = False
@@ -108,7 +120,7 @@ class Http2:
     def __init__(self, context: Context, send: Callable[[Event], Awaitable[None]]) -> None:
         self._context = context
         self._send = send
-        self._connection = h2.connection.H2Connection(
+        self._connection = CountingConnection(
             h2.config.H2Configuration(client_side=False, header_encoding=None)
         )
         codes = h2.settings.SettingCodes
@@ -121,6 +133,7 @@ class Http2:
                 codes.MAX_HEADER_LIST_SIZE: limits.header_bytes,
             },
         )
+        self._hasty = 0
         self._frames = Frames()
         self._greeted = False
         self._closed = False
@@ -162,20 +175,38 @@ class Http2:
             self._has_data.set()
 
     async def _received(self, data: bytes) -> None:
+        for at in range(0, len(data), _BATCH) or (0,):
+            if at:
+                await trio.lowlevel.checkpoint()
+            if self._closed or not await self._taken_in(data[at : at + _BATCH]):
+                return
+
+    async def _taken_in(self, data: bytes) -> bool:
+        """Take some bytes; returns whether the connection goes on."""
         self._frames.feed(data)
         try:
             if self._frames.is_too_large:
                 self._connection.close_connection(ErrorCodes.FRAME_SIZE_ERROR)
                 raise h2.exceptions.FrameTooLargeError("a frame is too large")
+            if self._frames.settings > _MOST_SETTINGS:
+                raise self._enough("settings")
             events = self._connection.receive_data(data)
+            await self._handle_events(events)
+            if self._hasty > _MOST_HASTY:
+                raise self._enough("requests that are reset at once")
         except h2.exceptions.ProtocolError as error:
             self._context.answering.protocol_error(error)
             await self._flush()
             await self._send(Closed())
-        else:
-            await self._handle_events(events)
+            return False
+        return True
+
+    def _enough(self, what: str) -> h2.exceptions.ProtocolError:
+        self._connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+        return h2.exceptions.ProtocolError(f"too many {what}")
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        wider: set[int | None] = set()
         for event in events:
             if isinstance(event, h2.events.RequestReceived):
                 await self._request_received(event)
@@ -187,17 +218,27 @@ class Http2:
                     await stream.handle(of_stream.EndBody(event.stream_id))
             elif isinstance(event, h2.events.StreamReset):
                 self._arriving.discard(event.stream_id)
+                self._note_haste(event.stream_id)
                 await self._close_stream(event.stream_id)
                 self._drop(event.stream_id)
             elif isinstance(event, h2.events.WindowUpdated):
-                self._window_updated(event.stream_id)
+                wider.add(event.stream_id or None)
             elif isinstance(event, h2.events.RemoteSettingsChanged):
                 self._greeted = True
                 if h2.settings.SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
-                    self._window_updated(None)
+                    wider.add(None)
             elif isinstance(event, h2.events.ConnectionTerminated):
                 await self._send(Closed())
+        for stream_id in (None,) if None in wider else wider:
+            self._window_updated(stream_id)
         await self._flush()
+
+    def _note_haste(self, stream_id: int) -> None:
+        outgoing = self._outgoing.get(stream_id)
+        if outgoing is None or outgoing.is_answered:
+            return
+        if trio.current_time() - outgoing.began_at < _HASTE:
+            self._hasty += 1
 
     async def _request_received(self, event: h2.events.RequestReceived) -> None:
         stream_id = event.stream_id
@@ -255,6 +296,10 @@ class Http2:
 
     async def _stream_send(self, event: Any) -> None:
         stream_id: int = event.stream_id
+        if self._closed:
+            # Thousands of streams may end with their connection.
+            await trio.lowlevel.checkpoint()
+            return
         try:
             if isinstance(event, of_stream.Response | of_stream.InformationalResponse):
                 self._connection.send_headers(
@@ -265,6 +310,7 @@ class Http2:
                         *self._context.config.response_headers("h2"),
                     ],
                 )
+                self._note_answer(stream_id)
                 await self._flush()
             elif isinstance(event, of_stream.StreamClosed):
                 await self._stream_closed(stream_id)
@@ -287,6 +333,12 @@ class Http2:
         except h2.exceptions.ProtocolError:
             # The stream, or the connection, is closed already.
             self._drop(stream_id)
+
+    def _note_answer(self, stream_id: int) -> None:
+        outgoing = self._outgoing.get(stream_id)
+        if outgoing is not None and not outgoing.is_answered:
+            outgoing.is_answered = True
+            self._hasty = max(0, self._hasty - 1)
 
     async def _stream_closed(self, stream_id: int) -> None:
         """A request is answered, or its application gave up."""

@@ -8,10 +8,12 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import trio
+from h2.connection import H2Connection
 from structlog.testing import capture_logs
 
 from etcd_actions.errors import ConfigError
@@ -385,6 +387,128 @@ async def test_more_requests_than_promised_are_refused_not_the_connection() -> N
         application.go.set()
         await eventually(lambda: application.waiting == 0)
         assert await client.is_answered(await client.ask("/ok")) == 200
+
+
+ABUSES: dict[str, Callable[[int], bytes]] = {
+    "reset at once": lambda number: headers_frame(number) + frame(3, number, b"\0\0\0\x08"),
+    # It makes this side reset the stream.
+    "made to reset": lambda number: headers_frame(number) + frame(8, number, bytes(4)),
+    "settings": lambda number: frame(4, 0, b"\0\4" + number.to_bytes(4, "big")),
+}
+
+
+def frame(kind: int, number: int, payload: bytes, flags: int = 0) -> bytes:
+    head = len(payload).to_bytes(3, "big") + bytes([kind, flags]) + number.to_bytes(4, "big")
+    return head + payload
+
+
+def headers_frame(number: int, flags: int = 5) -> bytes:
+    # GET, http and a path and authority as they are.
+    return frame(1, number, b"\x82\x86\4\5/wait\1\1x", flags)
+
+
+@pytest.mark.parametrize("abuse", ABUSES.values(), ids=ABUSES)
+async def test_frames_that_cost_the_server_more_than_the_client_have_an_end(
+    abuse: Callable[[int], bytes],
+) -> None:
+    application = Small()
+    served_requests = 0
+
+    def count() -> None:
+        nonlocal served_requests
+        served_requests += 1
+
+    application.hook = count
+    async with served(application) as server, h2_client(server.address) as client:
+        data = b"".join(abuse(number) for number in range(1, 8_000, 2))
+        with suppress(trio.BrokenResourceError):
+            await client.stream.send_all(data)
+        await client.until(lambda: client.is_over)
+        assert client.goaway == 11
+        await eventually(lambda: server.listener.statistics().open_connections == 0)
+        assert served_requests < 1_000
+        await server.is_well()
+        assert server.containment.failures == {}
+
+
+async def test_calls_that_are_given_up_later_are_no_abuse() -> None:
+    application = Small()
+    async with served(application) as server, h2_client(server.address) as client:
+        numbers = [await client.ask("/large") for _ in range(150)]
+        for number in numbers:
+            await client.until(lambda number=number: number in client.statuses)  # type: ignore[misc]
+            client.connection.reset_stream(number)
+        await client.flush()
+        for _ in range(3):
+            for _ in range(150):
+                number = await client.ask("/wait")
+                client.connection.reset_stream(number)
+                await client.flush()
+                assert await client.is_answered(await client.ask("/ok")) == 200
+
+
+async def test_a_new_stream_costs_no_look_at_all_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    count = H2Connection._open_streams
+
+    def counted(self: H2Connection, remainder: int) -> int:
+        nonlocal looks
+        if not self.config.client_side:
+            looks += 1
+        return count(self, remainder)
+
+    monkeypatch.setattr(H2Connection, "_open_streams", counted)
+    application = Small()
+    async with served(application) as server, h2_client(server.address) as client:
+        for number in range(1, 6_000, 2):
+            await client.stream.send_all(headers_frame(number))
+        await eventually(lambda: application.waiting == 3_000)
+        assert looks < 10
+        application.go.set()
+
+
+async def test_the_bound_of_streams_counts_those_that_are_open() -> None:
+    limits = HttpLimits(streams_per_connection=10)
+    application = Small()
+    async with served(application, limits) as server, h2_client(server.address) as client:
+        for _ in range(50):
+            assert await client.is_answered(await client.ask("/ok")) == 200
+        numbers = [await client.ask("/wait") for _ in range(10)]
+        await eventually(lambda: application.waiting == 10)
+        application.go.set()
+        await client.until(lambda: client.ended.issuperset(numbers))
+        application.go = trio.Event()
+        await client.stream.send_all(b"".join(headers_frame(n) for n in range(1_001, 1_031, 2)))
+        await client.until(lambda: client.is_over)
+        assert application.waiting <= 10
+
+
+async def test_the_streams_of_a_closed_connection_send_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late = 0
+    send_headers = H2Connection.send_headers
+
+    def counted(self: H2Connection, *args: Any, **more: Any) -> None:
+        nonlocal late
+        late += not self.config.client_side
+        send_headers(self, *args, **more)
+
+    application = Small()
+    async with served(application) as server:
+        async with h2_client(server.address) as client:
+            for _ in range(100):
+                await client.ask("/wait")
+            await eventually(lambda: application.waiting == 100)
+            monkeypatch.setattr(H2Connection, "send_headers", counted)
+            await client.stream.send_all(b"\xff\xff\xff\0\0\0\0\0\1")
+            await client.until(lambda: client.is_over)
+        application.go.set()
+        await eventually(lambda: application.waiting == 0)
+        await eventually(lambda: server.listener.statistics().open_connections == 0)
+        assert late == 0
 
 
 async def ok(stream: trio.SocketStream, sent: bytes = request("/ok")) -> bool:
