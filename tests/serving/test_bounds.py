@@ -426,6 +426,7 @@ async def test_frames_that_cost_the_server_more_than_the_client_have_an_end(
             await stream.send_all(data)
         # GOAWAY. Of a window that grows by nothing h2 says it by itself.
         assert b"\0\0\x08\x07\0" in await rest(stream)
+        application.go.set()
         await eventually(lambda: server.listener.statistics().open_connections == 0)
         assert served_requests < 1_000
         await server.is_well()
