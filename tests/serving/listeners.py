@@ -183,7 +183,6 @@ class H2:
         self.bodies: dict[int, bytes] = {}
         self.ended: set[int] = set()
         self.resets: dict[int, int] = {}
-        self.goaway: int | None = None
         self.is_over = False
         self.sends_no_more = False
 
@@ -257,7 +256,6 @@ class H2:
         elif isinstance(event, h2.events.StreamReset):
             self.resets[event.stream_id or 0] = int(event.error_code or 0)
         elif isinstance(event, h2.events.ConnectionTerminated):
-            self.goaway = int(event.error_code or 0)
             self.is_over = True
 
 

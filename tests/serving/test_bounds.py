@@ -404,7 +404,7 @@ def frame(kind: int, number: int, payload: bytes, flags: int = 0) -> bytes:
 
 def headers_frame(number: int, flags: int = 5) -> bytes:
     # GET, http and a path and authority as they are.
-    return frame(1, number, b"\x82\x86\4\5/wait\1\1x", flags)
+    return frame(1, number, b"\x82\x86\4\5/wait\1\x09localhost", flags)
 
 
 @pytest.mark.parametrize("abuse", ABUSES.values(), ids=ABUSES)
@@ -419,12 +419,14 @@ async def test_frames_that_cost_the_server_more_than_the_client_have_an_end(
         served_requests += 1
 
     application.hook = count
-    async with served(application) as server, h2_client(server.address) as client:
+    async with served(application) as server, await connect(server.address) as stream:
+        await stream.send_all(PREFACE + SETTINGS)
         data = b"".join(abuse(number) for number in range(1, 8_000, 2))
         with suppress(trio.BrokenResourceError):
-            await client.stream.send_all(data)
-        await client.until(lambda: client.is_over)
-        assert client.goaway == 11
+            await stream.send_all(data)
+        # GOAWAY. Of a window that grows by nothing h2 says it by itself.
+        assert b"\0\0\x08\x07\0" in await rest(stream)
+        application.go.set()
         await eventually(lambda: server.listener.statistics().open_connections == 0)
         assert served_requests < 1_000
         await server.is_well()
@@ -432,19 +434,17 @@ async def test_frames_that_cost_the_server_more_than_the_client_have_an_end(
 
 
 async def test_calls_that_are_given_up_later_are_no_abuse() -> None:
-    application = Small()
-    async with served(application) as server, h2_client(server.address) as client:
-        numbers = [await client.ask("/large") for _ in range(150)]
-        for number in numbers:
+    async def begin(_scope: Message, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await trio.sleep_forever()
+
+    async with served(begin, grace=0.1) as server, h2_client(server.address) as client:
+        for _ in range(450):
+            number = await client.ask("/")
             await client.until(lambda number=number: number in client.statuses)  # type: ignore[misc]
             client.connection.reset_stream(number)
-        await client.flush()
-        for _ in range(3):
-            for _ in range(150):
-                number = await client.ask("/wait")
-                client.connection.reset_stream(number)
-                await client.flush()
-                assert await client.is_answered(await client.ask("/ok")) == 200
+            await client.flush()
+        assert not client.is_over
 
 
 async def test_a_new_stream_costs_no_look_at_all_the_others(
@@ -462,11 +462,12 @@ async def test_a_new_stream_costs_no_look_at_all_the_others(
     monkeypatch.setattr(H2Connection, "_open_streams", counted)
     application = Small()
     async with served(application) as server, h2_client(server.address) as client:
-        for number in range(1, 6_000, 2):
+        for number in range(1, 2_000, 2):
             await client.stream.send_all(headers_frame(number))
-        await eventually(lambda: application.waiting == 3_000)
+        await eventually(lambda: application.waiting == 1_000, within=60)
         assert looks < 10
         application.go.set()
+        await client.stream.aclose()
 
 
 async def test_the_bound_of_streams_counts_those_that_are_open() -> None:
