@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import signal
@@ -527,6 +528,24 @@ async def test_a_sound_etcd_behind_an_unsound_one_is_found(
     with structlog.testing.capture_logs() as logs:
         assert await module._choose_binary(None) == (sound, (3, 5, 21))
     assert [entry for entry in logs if entry["log_level"] == "warning"] == []
+
+
+async def test_a_directory_on_the_path_that_may_not_be_searched_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "a"
+    sound = _script(tmp_path / "b" / "etcd", "echo etcd Version: 3.5.21")
+    monkeypatch.setenv("PATH", f"{closed}:{tmp_path / 'b'}")
+    stat = os.stat
+
+    def refuse(path: str | Path | int, *, follow_symlinks: bool = True) -> os.stat_result:
+        # Root may search any directory, so the kernel's refusal is put here.
+        if str(path).startswith(str(closed)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert await module._choose_binary(None) == (sound, (3, 5, 21))
 
 
 async def test_the_default_is_an_etcd_that_keeps_its_writes(data_dir: Path) -> None:

@@ -18,6 +18,7 @@ import importlib.util
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -561,9 +562,10 @@ async def _choose_binary(given: Path | None) -> _Binary:
 def _etcds_on_path() -> Iterator[Path]:
     """Every etcd on ``PATH``: a virtual environment's may hide a better one."""
     for folder in os.get_exec_path():
-        candidate = Path(folder or os.curdir) / "etcd"
-        if candidate.is_file() and os.access(candidate, os.X_OK):
-            yield candidate.absolute()
+        # It passes over a directory that this user may not search.
+        candidate = shutil.which("etcd", path=folder or os.curdir)
+        if candidate is not None:
+            yield Path(candidate).absolute()
 
 
 def _packaged_etcd() -> Path | None:

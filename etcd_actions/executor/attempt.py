@@ -40,6 +40,7 @@ _TRIES: Final = 3
 # After it was told to kill all, a supervisor that is stopped or hangs is killed itself.
 _KILLED_WITHIN: Final = 15.0
 _FILES_WITHIN: Final = 60.0
+_UNKNOWN: Final = object()
 _MOST_REPORT: Final = 1 << 20
 _PROGRAM: Final = (
     "import sys; sys.path.append(sys.argv.pop(1)); import supervisor; supervisor.main()"
@@ -119,7 +120,9 @@ class Attempts:
         if report is None or report.code is None:
             while place.is_alive:  # noqa: ASYNC110 - another executor's process rings no bell
                 await trio.sleep(_LOOK_EVERY)
-        if place.exit_code is None:
+        while (code := _exit_code(place)) is _UNKNOWN:  # noqa: ASYNC110 - as above
+            await trio.sleep(_LOOK_EVERY)
+        if code is None:
             # Its supervisor was killed: the main process went with it, others may not have.
             await self._kill_left_behind(place)
 
@@ -258,6 +261,13 @@ class Attempts:
             text,
             where,
         )
+
+
+def _exit_code(place: AttemptPlace) -> object:
+    try:
+        return place.exit_code
+    except OSError:
+        return _UNKNOWN
 
 
 class _Report:

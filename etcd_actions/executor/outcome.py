@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 from google.protobuf.message import DecodeError as BadMessage
 
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.places import AttemptPlace, lacks_resources
 from etcd_actions.model import ErrorState
 from etcd_actions.untrusted_files import (
     UnusableFile,
@@ -62,6 +62,9 @@ def outcome_of(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) ->
         outputs: The directory of its outputs.
         declares_outputs: Whether its task has outputs: exit code 0 without them is a failure
             then.
+
+    Raises:
+        OSError: This cannot be told now, for want of descriptors or memory.
     """
     failure = _read_error(outputs / ERROR_FILE)
     if failure is not None:
@@ -70,6 +73,8 @@ def outcome_of(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) ->
         if is_regular(outputs / OUTPUTS_FILE):
             return Outcome(None)
     except (OSError, UnusableFile) as error:
+        if isinstance(error, OSError) and lacks_resources(error):
+            raise
         return _unreadable("OutputsUnreadable", error)
     code = place.exit_code
     if code == 0 and not declares_outputs:
@@ -101,6 +106,8 @@ def _read_error(path: Path) -> Outcome | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnusableFile) as error:
+        if isinstance(error, OSError) and lacks_resources(error):
+            raise
         return _unreadable("ErrorUnreadable", error)
     try:
         found = ErrorDocument.FromString(data).error

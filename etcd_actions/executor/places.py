@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -40,6 +41,15 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # struct flock of 64-bit systems, and where the number of the process is in it.
 _FLOCK: Final = ("hhqqi0q", 4) if sys.platform.startswith("linux") else ("qqihh0q", 2)
+
+
+# Of this process, for a while: they say nothing about the file.
+_LACKING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def lacks_resources(error: OSError) -> bool:
+    """Whether a file was not looked at for want of descriptors or memory: later it can be."""
+    return error.errno in _LACKING
 
 
 def directory_name(uid: str) -> str:
@@ -139,11 +149,13 @@ class AttemptPlace:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its supervisor lives, as far as the lock tells."""
+        """Whether its supervisor lives, as far as the lock tells; True where it cannot be asked."""
         try:
             descriptor = self.try_lock()
-        except (OSError, UnusableFile):
+        except UnusableFile:
             return False
+        except OSError as error:
+            return lacks_resources(error)
         if descriptor is None:
             return True
         os.close(descriptor)
@@ -152,16 +164,27 @@ class AttemptPlace:
     @property
     def pid(self) -> int | None:
         """The number of its main process; None before it began. Not to be signalled by."""
-        return self._number(STARTED)
+        try:
+            return self._number(STARTED)
+        except OSError:
+            return None
 
     @property
     def was_started(self) -> bool:
-        """Whether its main process began to run."""
+        """Whether its main process began to run.
+
+        Raises:
+            OSError: This cannot be told now, for want of descriptors or memory.
+        """
         return self._is_there(STARTED)
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended, negative for a signal; None where nobody saw it."""
+        """How it ended, negative for a signal; None where nobody saw it.
+
+        Raises:
+            OSError: This cannot be told now, for want of descriptors or memory.
+        """
         if self.reported_exit is not None:
             return self.reported_exit
         return self._number(EXIT)
@@ -253,9 +276,15 @@ class AttemptPlace:
         return b""
 
     def _number(self, name: str) -> int | None:
-        with suppress(OSError, UnusableFile, ValueError), self.open_directory() as directory:
-            return int(read_regular(name, limit=64, dir_fd=directory))
-        return None
+        try:
+            with self.open_directory() as directory:
+                return int(read_regular(name, limit=64, dir_fd=directory))
+        except (UnusableFile, ValueError):
+            return None
+        except OSError as error:
+            if lacks_resources(error):
+                raise
+            return None
 
     def _is_there(self, name: str) -> bool:
         try:
@@ -264,7 +293,9 @@ class AttemptPlace:
         except UnusableFile:
             # Somebody put something else in its place.
             return True
-        except OSError:
+        except OSError as error:
+            if lacks_resources(error):
+                raise
             return False
 
 
