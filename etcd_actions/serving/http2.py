@@ -35,8 +35,9 @@ _BATCH: Final = 2**13
 # (CVE-2023-44487): so many more than were answered are too many.
 _MOST_HASTY: Final = 200
 _HASTE: Final = 1.0
-# Each changes the windows of all streams.
+# Each may change the windows of all streams: so many at once, and so many a second after that.
 _MOST_SETTINGS: Final = 1_000
+_SETTINGS_PER_SECOND: Final = 10.0
 # Two frames of the default size.
 _HIGH_WATER: Final = 2 * 2**14
 
@@ -134,6 +135,7 @@ class Http2:
             },
         )
         self._hasty = 0
+        self._began = trio.current_time()
         self._frames = Frames()
         self._greeted = False
         self._closed = False
@@ -188,7 +190,8 @@ class Http2:
             if self._frames.is_too_large:
                 self._connection.close_connection(ErrorCodes.FRAME_SIZE_ERROR)
                 raise h2.exceptions.FrameTooLargeError("a frame is too large")
-            if self._frames.settings > _MOST_SETTINGS:
+            lived = trio.current_time() - self._began
+            if self._frames.settings > _MOST_SETTINGS + _SETTINGS_PER_SECOND * lived:
                 raise self._enough("settings")
             events = self._connection.receive_data(data)
             await self._handle_events(events)

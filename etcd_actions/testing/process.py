@@ -224,7 +224,8 @@ def binaries_on_path() -> Iterator[EtcdBinary]:
     """Every etcd on ``PATH`` that tells its version."""
     for folder in os.get_exec_path():
         path = Path(folder or os.curdir, "etcd").absolute()
-        if path.is_file() and os.access(path, os.X_OK) and not _is_starter(path):
+        # A directory that may not be searched makes Path.is_file raise.
+        if os.path.isfile(path) and os.access(path, os.X_OK) and not _is_starter(path):  # noqa: PTH113
             try:
                 yield EtcdBinary.of(path)
             except EmbeddedEtcdError:
@@ -249,7 +250,8 @@ def etcdctl_for(etcd: Path) -> Path:
     """
     beside = etcd.with_name("etcdctl")
     for path in (beside, *(Path(folder, "etcdctl") for folder in os.get_exec_path())):
-        if path.is_file() and os.access(path, os.X_OK) and not _is_starter(path):
+        # A directory that may not be searched makes Path.is_file raise.
+        if os.path.isfile(path) and os.access(path, os.X_OK) and not _is_starter(path):  # noqa: PTH113
             return path.absolute()
     packaged = _packaged("etcdctl")
     if packaged is None:
