@@ -99,7 +99,7 @@ LOCAL = ("--executor", "local")
         ((*LOCAL, "--python", "/nowhere/python"), ("--python", "/nowhere/python")),
         (
             (*LOCAL, "--executor-state-dir", "/proc/x"),
-            ("--executor-state-dir", "cannot be written"),
+            ("--executor-state-dir", "can be written"),
         ),
         ((*LOCAL, "--executor-claim-ttl", "2"), ("--executor-claim-ttl", "5 seconds")),
         (("--listen-cert", "a.pem"), ("--listen-cert", "--listen-key")),
