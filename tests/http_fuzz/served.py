@@ -153,7 +153,7 @@ class Served:
         assert not self.client.containment.parked
         # What a client breaks is a protocol error, and no failure of a boundary's inside.
         failures, self._failures = self._failures, self.client.containment.failures
-        assert self._failures == failures
+        assert self._failures == failures, (failures, self._failures)
 
     def _left_behind(self) -> dict[str, Any]:
         streams = self.look(lambda: self.server.statistics().open_streams)
