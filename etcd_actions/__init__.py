@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from etcd_actions.actions.status import ActionStatus
     from etcd_actions.actions.stored import StoredTaskAction
     from etcd_actions.client import ActionsClient, open_actions_client
+    from etcd_actions.dead_letters import DeadLetter
     from etcd_actions.etcd import Tls, User, open_etcd
     from etcd_actions.model import ActionId, ActionUpdate, Phase, TaskAction
     from etcd_actions.processor import (
@@ -27,6 +28,7 @@ __all__ = [
     "ActionStatus",
     "ActionUpdate",
     "ActionsClient",
+    "DeadLetter",
     "NullRunService",
     "Phase",
     "Processor",
@@ -52,6 +54,7 @@ _HOMES = {
     "ActionStatus": "actions.status",
     "ActionUpdate": "model",
     "ActionsClient": "client",
+    "DeadLetter": "dead_letters",
     "NullRunService": "run_service",
     "Phase": "model",
     "Processor": "processor",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import wraps
@@ -21,6 +21,7 @@ from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.claims import Claim, Claims, open_claims
 from etcd_actions.codecs import codec_named
 from etcd_actions.containment import Containment, describe
+from etcd_actions.dead_letters import DeadLetter, LetterDesk
 from etcd_actions.errors import EtcdActionsError, InvalidArgument, UnexpectedFailure
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.group_commit import (
@@ -181,6 +182,7 @@ class ActionsClient:
         self._settings = settings
         self._aborter = Aborter(store, keys)
         self._lister = Lister(store, keys)
+        self._desk = LetterDesk(etcd, store, keys)
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
 
     @property
@@ -312,6 +314,60 @@ class ActionsClient:
             DecodeError: What is stored cannot be read.
         """
         return await self._lister.get_task_action(action_id_of(action_id))
+
+    @_request
+    async def dead_letters(self) -> list[DeadLetter]:
+        """What the run service refused for good, of all namespaces, the oldest first.
+
+        All at one revision. What is no letter in their place is among them, and says so.
+        """
+        return await self._desk.letters()
+
+    @_request
+    async def retry_dead_letter(
+        self, letter: DeadLetter, *, wait: bool = False
+    ) -> DeadLetter | None:
+        """Have the elected process tell an action again: its record, then its status.
+
+        It is asked by a write to the letter, and does it in the action's own turn. Asked
+        again, it stays one request. Cancelled, the request may have been made, and stays.
+
+        Args:
+            letter: Which one; another revision of it will do.
+            wait: Return when the request is answered, however long that takes.
+
+        Returns:
+            None where there is no letter any more: what it was about was accepted, or somebody
+            deleted it. Else the letter as it is now; with ``wait`` it has the new refusal, or
+            in ``note`` why nothing could be told.
+
+        Raises:
+            FailedPrecondition: It is no letter that can be read.
+        """
+        asked = await self._desk.retry(letter)
+        return asked if asked is None or not wait else await self._desk.wait_answer(asked)
+
+    @_request
+    async def delete_dead_letter(self, letter: DeadLetter) -> bool:
+        """Give up on a letter: the run service goes without; whether it was deleted.
+
+        One that has changed since it was read stays. An ending that is not marked is told
+        again by the next process that is elected, and may be refused again.
+        """
+        return await self._desk.delete(letter)
+
+    @_request
+    async def dead_letter_objects(self, letters: Collection[DeadLetter]) -> dict[bytes, int]:
+        """Which of the letters' objects are still there, with the ``create_revision`` of each."""
+        return await self._desk.objects(letters)
+
+    @_request
+    async def is_anybody_elected(self) -> bool:
+        """Whether a process is elected below the prefix: who offers letters again.
+
+        One that works without an election cannot be seen.
+        """
+        return await self._desk.is_served()
 
     @overload
     def subscribe(

@@ -174,6 +174,18 @@ class RunServiceUnavailable(RunServiceError):
     """It was not reached, or asks to be told again; it may have accepted."""
 
 
+class RunServiceActionUnknown(RunServiceUnavailable):
+    """It knows no such action: its record is missing, and is to be told before the status.
+
+    Attributes:
+        code: A number of ``google.rpc.Code``.
+    """
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class RunServiceRejected(RunServiceError):
     """It will never accept this.
 

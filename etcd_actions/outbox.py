@@ -2,8 +2,8 @@
 
 A router of its own: a run service that hangs or refuses slows no subscriber. Each action has
 its turn in order, its states conflate, and what fails is tried again after a back-off, for
-ever; only what the run service will never accept is set aside as a dead letter, unmarked, and
-what cannot be decoded until the next good write.
+ever; only what the run service will never accept is set aside as a dead letter, which is in
+etcd before anything is marked, and what cannot be decoded until the next good write.
 
 One process at a time has an outbox at work, see :mod:`etcd_actions.election`.
 """
@@ -24,8 +24,9 @@ from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.codecs import codec_of
 from etcd_actions.containment import Containment
-from etcd_actions.errors import DecodeError, RunServiceRejected
-from etcd_actions.etcd.api import KeyValue
+from etcd_actions.dead_letters import DeadLetterStatistics, LetterBook
+from etcd_actions.errors import DecodeError, RunServiceActionUnknown, RunServiceRejected
+from etcd_actions.etcd.api import Compare, KeyValue
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ActionUpdate,
@@ -42,7 +43,6 @@ from etcd_actions.run_service import RunService
 from etcd_actions.tracing import span
 from etcd_actions.watch import Change, ChangeKind
 
-_MOST_DEAD_LETTERS = 10_000
 _BEFORE_RUNNING = (
     Phase.UNSPECIFIED,
     Phase.QUEUED,
@@ -54,25 +54,6 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeadLetter:
-    """What the run service will never accept.
-
-    Attributes:
-        key: The action's key.
-        revision: The state that was refused.
-        what: ``record`` or ``status``.
-        code: A number of ``google.rpc.Code``.
-        error: What the run service said.
-    """
-
-    key: bytes
-    revision: int
-    what: str
-    code: int
-    error: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class OutboxStatistics:
     """What an outbox holds and has done.
 
@@ -81,14 +62,14 @@ class OutboxStatistics:
         told: Number of calls that the run service accepted, by ``record`` and ``status``.
         rejected: Number of calls that it will never accept, likewise.
         failed: Number of calls that failed and are made again, likewise.
-        dead_letters: The newest of these, by action and call; accepted later, one goes.
+        dead_letters: The letters about these, by action and call; accepted later, one goes.
     """
 
     router: RouterStatistics | None
     told: dict[str, int]
     rejected: dict[str, int]
     failed: dict[str, int]
-    dead_letters: tuple[DeadLetter, ...]
+    dead_letters: DeadLetterStatistics
 
 
 class Known(Protocol):
@@ -99,7 +80,10 @@ class Known(Protocol):
 
 
 class _Delivery(Change, frozen=True, gc=False):
-    """A change on its way to the run service; a deletion carries what is to be told."""
+    """A change on its way to the run service; a deletion carries what is to be told.
+
+    One without that is none: letters about an object that is gone are offered again.
+    """
 
     update: ActionUpdate | None = None
 
@@ -114,6 +98,7 @@ class Outbox:
         orphans: Collects what a deleted action leaves behind; None where others do.
         known: See :class:`Known`.
         reread: See :class:`~etcd_actions.router.Router`.
+        letters: Where what is refused for good is written.
         traces: What the keys of traces begin with.
         prefix: What the keys of the other actions begin with.
         on_deletion_told: Called with the key and revision of a deletion that is done.
@@ -132,6 +117,7 @@ class Outbox:
         orphans: OrphanCollector | None,
         known: Known,
         reread: Reread,
+        letters: LetterBook,
         prefix: bytes,
         traces: bytes,
         on_deletion_told: Callable[[bytes, int], None],
@@ -148,6 +134,7 @@ class Outbox:
         self._orphans = orphans
         self._known = known
         self._reread = reread
+        self._letters = letters
         self._prefix = prefix
         self._traces = traces
         self._on_deletion_told = on_deletion_told
@@ -163,7 +150,6 @@ class Outbox:
         self._told: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
-        self._dead_letters: dict[tuple[bytes, str], DeadLetter] = {}
 
     @property
     def working(self) -> bool:
@@ -177,14 +163,17 @@ class Outbox:
             told=dict(self._told),
             rejected=dict(self._rejected),
             failed=dict(self._failed),
-            dead_letters=tuple(self._dead_letters.values()),
+            dead_letters=self._letters.statistics(),
         )
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncIterator[None]:
+    async def at_work(self, fence: Compare | None = None) -> AsyncIterator[None]:
         """Take deliveries and work on them; on leaving what is not done is given up.
 
         It is in etcd still, unmarked, and found again.
+
+        Args:
+            fence: Holds while this process is the elected one; None where there is no election.
         """
         router = self._router = Router(
             self.notify_run_service,
@@ -194,7 +183,7 @@ class Outbox:
             unit="delivery",
         )
         keep = self._containment.keep
-        async with trio.open_nursery() as nursery:
+        async with self._letters.at_work(fence, self.redeliver), trio.open_nursery() as nursery:
             for _ in range(self._workers):
                 nursery.start_soon(keep, "task", "a worker of the outbox", router.worker)
             nursery.start_soon(keep, "task", "retries of the outbox", router.retry_failed)
@@ -218,7 +207,7 @@ class Outbox:
         """Whether there is anything to do for a state, or a deletion."""
         if not self._working:
             return False
-        if change.is_delete:
+        if change.is_delete or self._letters.asked(change.key):
             return True
         if summary.recorded:
             return summary.held or self._recorder.wants_lease(change.lease)
@@ -238,6 +227,16 @@ class Outbox:
         assert self._router is not None
         self._router.dispatch((_delivery(change, update),))
 
+    def redeliver(self, key: bytes) -> None:
+        """Have the letters about an object that is known, or gone, offered again in its turn."""
+        if self._router is None:
+            return
+        known = self._known(key)
+        if known is None:
+            self._router.dispatch((_Delivery(ChangeKind.DELETED, key, b"", 0, 0, 0),))
+        else:
+            self._router.dispatch((_as_known(key, known),))
+
     def forget(self, key: bytes) -> None:
         """The key is gone, and nothing is to be told of it."""
         self._introduced.pop(key, None)
@@ -254,13 +253,16 @@ class Outbox:
         update = delivery.update if isinstance(delivery, _Delivery) else None
         if update is not None:
             await self._end_deleted(update)
-            return
         try:
-            await self._handle(delivery)
+            if delivery.is_delete:
+                await self._redeliver_gone(key)
+            else:
+                await self._handle(delivery)
         except DecodeError as error:
             # Trying again would cure nothing; another value comes by the watch.
             self._on_undecodable(delivery, error)
             self._accepted.pop(key, None)
+            await self._letters.unanswerable(key, f"the object cannot be read: {error.reason}")
 
     async def _handle(self, delivery: Change) -> None:
         key, value = delivery.key, delivery.value or b""
@@ -272,7 +274,14 @@ class Outbox:
             create_revision=delivery.create_revision,
         )
         seen = _key_value(delivery)
+        if retry := self._letters.asked(key):
+            # The record first, then the status, whichever of the two was refused.
+            self._introduced.pop(key, None)
+            self._accepted.pop(key, None)
         if update.recorded:
+            if retry:
+                await self._tell(update, action, value)
+                await self._letters.settle(update, retry)
             await self._recorder.maintain(seen)
             return
         # Whoever else holds what is to be deleted ends it; when only we do, it is ended here.
@@ -280,9 +289,14 @@ class Outbox:
         if asked and await self._aborter.deletion_asked(seen):
             return
         ending = Ending.of(update)
-        accepted = self._accepted.get(key) == ending or await self._tell(update, action)
+        accepted = self._accepted.get(key) == ending
+        if not accepted:
+            accepted = await self._tell(update, action, value)
+            if retry:
+                await self._letters.settle(update, retry)
         if accepted and update.phase.is_terminal:
             self._accepted[key] = ending
+            await self._letters.carry(update, value)
             if await self.mark_terminal_status_recorded(seen, ending) is MarkResult.DELETED:
                 self._done_with.add((key, update.uid))
         self._accepted.pop(key, None)
@@ -296,34 +310,69 @@ class Outbox:
         with span("mark", {"uid": ending.uid, "phase": ending.phase.name}):
             return await self._recorder.mark(seen, ending)
 
-    async def _tell(self, update: ActionUpdate, action: TaskAction | None) -> bool:
+    async def _tell(
+        self, update: ActionUpdate, action: TaskAction | None, value: bytes | None
+    ) -> bool:
         """Tell a state; whether it was accepted, and not refused for ever."""
         if update.action_type == ACTION_TYPE_TRACE:
             # Recorded again it may say something else. Flyte's run service takes any trace that
             # is recorded for one that succeeded.
-            accepted = await self._offer("record", update, action)
+            accepted = await self._offer("record", update, action, value)
             if accepted and update.phase is not Phase.SUCCEEDED:
-                accepted = await self._offer("status", update, action)
+                accepted = await self._offer("status", update, action, value)
             return accepted
         incarnation = (update.create_revision, update.uid)
         first = self._introduced.get(update.key) != incarnation
+        recorded: bool | None = None
         if first:
-            await self._offer("record", update, action)
+            recorded = await self._offer("record", update, action, value)
             self._introduced[update.key] = incarnation
         told = update
         if update.key in self._has_children and update.phase in _BEFORE_RUNNING:
             told = msgspec.structs.replace(update, phase=Phase.RUNNING)
         accepted = True
         if told.phase is not Phase.UNSPECIFIED:
-            accepted = await self._offer("status", told, action)
+            accepted = await self._tell_status(told, action, value, recorded)
         if update.phase.is_terminal or update.is_deleted:
             self._has_children.discard(update.key)
         if first and update.parent and not update.is_deleted:
             self._promote_parent(update)
         return accepted
 
-    async def _offer(self, what: str, update: ActionUpdate, action: TaskAction | None) -> bool:
-        letter = (update.key, what)
+    async def _tell_status(
+        self,
+        update: ActionUpdate,
+        action: TaskAction | None,
+        value: bytes | None,
+        recorded: bool | None,
+    ) -> bool:
+        """Tell a status; where the run service does not know the action, record that first.
+
+        Once a try: what follows is up to the back-off. Without a record it stays unknown.
+
+        Args:
+            update: The state.
+            action: The stored object, None where it is gone.
+            value: Its bytes, likewise.
+            recorded: Whether a record was accepted, or not, just now; None for neither.
+        """
+        try:
+            return await self._offer("status", update, action, value)
+        except RunServiceActionUnknown as error:
+            # Whatever comes of it, the next try begins with the record.
+            self._introduced.pop(update.key, None)
+            if recorded:
+                raise
+            if recorded is None and await self._offer("record", update, action, value):
+                return await self._offer("status", update, action, value)
+            self._introduced[update.key] = (update.create_revision, update.uid)
+            await self._refused("status", update, value, error.code, str(error))
+            return False
+
+    async def _offer(
+        self, what: str, update: ActionUpdate, action: TaskAction | None, value: bytes | None
+    ) -> bool:
+        """Make a call; whether it was accepted, and not refused for ever."""
         try:
             with span(f"run_service.{what}", {"action": update.name, "phase": update.phase.name}):
                 if what == "record":
@@ -331,25 +380,7 @@ class Outbox:
                 else:
                     await self._run_service.update_action_status(update)
         except RunServiceRejected as error:
-            self._rejected[what] += 1
-            self._dead_letters.pop(letter, None)
-            self._dead_letters[letter] = DeadLetter(
-                key=update.key,
-                revision=update.revision,
-                what=what,
-                code=error.code,
-                error=str(error),
-            )
-            if len(self._dead_letters) > _MOST_DEAD_LETTERS:
-                del self._dead_letters[next(iter(self._dead_letters))]
-            _log.error(
-                "run_service_rejected",
-                what=what,
-                key=update.key.decode(errors="backslashreplace"),
-                revision=update.revision,
-                code=error.code,
-                error=str(error),
-            )
+            await self._refused(what, update, value, error.code, str(error))
             return False
         except trio.Cancelled:
             raise
@@ -357,8 +388,23 @@ class Outbox:
             self._failed[what] += 1
             raise
         self._told[what] += 1
-        self._dead_letters.pop(letter, None)
+        await self._letters.accepted(what, update)
         return True
+
+    async def _refused(
+        self, what: str, update: ActionUpdate, value: bytes | None, code: int, error: str
+    ) -> None:
+        """Count what was refused for good, and write it down."""
+        self._rejected[what] += 1
+        _log.error(
+            "run_service_rejected",
+            what=what,
+            key=update.key.decode(errors="backslashreplace"),
+            revision=update.revision,
+            code=code,
+            error=error,
+        )
+        await self._letters.refused(what, update, value, code=code, error=error)
 
     def _promote_parent(self, child: ActionUpdate) -> None:
         """Have the parent told as RUNNING, in its own turn, if it is not that far by itself.
@@ -374,18 +420,7 @@ class Outbox:
             return
         self._has_children.add(parent)
         if self._router is not None:
-            self._router.dispatch(
-                (
-                    Change(
-                        ChangeKind.MODIFIED,
-                        parent,
-                        None,
-                        known.create_revision,
-                        known.revision,
-                        1,
-                    ),
-                )
-            )
+            self._router.dispatch((_as_known(parent, known),))
 
     async def _end_deleted(self, update: ActionUpdate) -> None:
         """Tell a deletion, if anybody wants to know, and see to what it leaves behind."""
@@ -393,7 +428,8 @@ class Outbox:
         was_told = update.recorded or (update.key, update.uid) in self._done_with
         wanted = not is_trace and not was_told
         if wanted and self._is_wanted(update.phase, True):
-            await self._tell(update, None)
+            await self._tell(update, None, None)
+        await self._letters.carry(update, None)
         if not is_trace and self._is_proper(update):
             if self._orphans is not None:
                 await self._orphans.owner_gone(update)
@@ -401,6 +437,19 @@ class Outbox:
         self._done_with.discard((update.key, update.uid))
         self.forget(update.key)
         self._on_deletion_told(update.key, update.revision)
+
+    async def _redeliver_gone(self, key: bytes) -> None:
+        """Offer again what the letters keep of an object that is gone."""
+        if not (retry := self._letters.asked(key)):
+            return
+        for kept in await self._letters.kept(key):
+            action = None
+            if kept.value is not None:
+                action = codec_of(kept.value).decode(kept.value, key=key)
+            self._introduced.pop(key, None)
+            await self._tell(kept.update, action, kept.value)
+            await self._letters.settle(kept.update, retry)
+        self.forget(key)
 
     def _is_proper(self, update: ActionUpdate) -> bool:
         """Whether it was under its own key: one that was not has left nothing behind."""
@@ -422,6 +471,11 @@ def _delivery(change: Change, update: ActionUpdate | None) -> _Delivery:
         change.lease,
         update=update,
     )
+
+
+def _as_known(key: bytes, known: Summary) -> Change:
+    """The state that is remembered of a key; its value is read again."""
+    return Change(ChangeKind.MODIFIED, key, None, known.create_revision, known.revision, 1)
 
 
 def _key_value(change: Change) -> KeyValue:

@@ -37,6 +37,7 @@ from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.backoff import Backoff
 from etcd_actions.codecs import codec_of
 from etcd_actions.containment import Containment, describe
+from etcd_actions.dead_letters import DeadLetter, LetterBook
 from etcd_actions.election import Election, open_election
 from etcd_actions.errors import (
     DecodeError,
@@ -59,7 +60,7 @@ from etcd_actions.model import (
     summarize,
     unpack,
 )
-from etcd_actions.outbox import DeadLetter, Outbox
+from etcd_actions.outbox import Outbox
 from etcd_actions.position import Position
 from etcd_actions.recorder import Recorder
 from etcd_actions.retention import Retention
@@ -97,6 +98,7 @@ class ProcessorSettings:
         workers: How many keys are handled side by side. Handlers wait for nothing but
             dropped values, so a few are enough.
         outbox_workers: How many calls to the run service, and marks, are under way at once.
+        most_dead_letters: How many dead letters are kept; the oldest go.
         retain_terminal: For how long recorded actions are kept before they expire; None
             for ever, where something else collects them.
         grace: How long stopping may take to finish the work at hand.
@@ -111,6 +113,7 @@ class ProcessorSettings:
     save_every: float = 5.0
     workers: int = 32
     outbox_workers: int = 256
+    most_dead_letters: int = 10_000
     retain_terminal: float | None = None
     grace: float = 10.0
     reflector: ReflectorSettings = field(default_factory=ReflectorSettings)
@@ -129,7 +132,9 @@ class ProcessorStatistics:
         told: Number of calls that the run service accepted, by ``record`` and ``status``.
         rejected: Number of calls that it will never accept, likewise.
         failed: Number of calls that failed and are made again, likewise.
-        dead_letters: The newest of these, by action and call; accepted later, one goes.
+        dead_letters: The letters about these that are in etcd, by action and call, and what is
+            no letter among them; empty while another process is elected.
+        dropped_letters: Number of these that made room for newer ones.
         marks: Number of marks by result, see :class:`~etcd_actions.recorder.MarkResult`.
         elected: Whether this process is the one that records and marks.
         position: Every deletion up to this revision is done with, as last saved or read.
@@ -147,6 +152,7 @@ class ProcessorStatistics:
     rejected: dict[str, int]
     failed: dict[str, int]
     dead_letters: tuple[DeadLetter, ...]
+    dropped_letters: int
     marks: dict[str, int]
     elected: bool
     position: int
@@ -268,6 +274,15 @@ class Processor:
             orphans=self._orphans if settings.collect_orphans else None,
             known=self._summary_of,
             reread=store.reread,
+            letters=LetterBook(
+                etcd,
+                store,
+                self._keyspace,
+                owns=self._owns,
+                settings=settings.reflector,
+                containment=containment,
+                most=settings.most_dead_letters,
+            ),
             prefix=prefix,
             traces=self._keyspace.traces,
             on_deletion_told=self._forget_deletion,
@@ -300,7 +315,8 @@ class Processor:
             told=outbox.told,
             rejected=outbox.rejected,
             failed=outbox.failed,
-            dead_letters=outbox.dead_letters,
+            dead_letters=outbox.dead_letters.letters,
+            dropped_letters=outbox.dead_letters.dropped,
             marks=self._recorder.statistics(),
             elected=self._election is not None and self._election.is_leader,
             position=self._position.saved,
@@ -481,6 +497,10 @@ class Processor:
     def notify_subscribers(self, update: ActionUpdate) -> None:
         """Hand an update to the subscriptions. Never waits."""
         self._subscriptions.notify(update)
+
+    def _owns(self, key: bytes) -> bool:
+        """Whether this process watches a key."""
+        return any(key in keys for keys in self._keys)
 
     def _summary_of(self, key: bytes) -> Summary | None:
         packed = self._known.get(key)
@@ -713,7 +733,7 @@ class Processor:
             nursery.start_soon(keep, "task", "following the position", self._follow_position)
             await election.wait_leader()
             nursery.cancel_scope.cancel("elected")
-        async with self._outbox.at_work(), trio.open_nursery() as nursery:
+        async with self._outbox.at_work(election.fence), trio.open_nursery() as nursery:
             self._deliver_backlog()
             nursery.start_soon(keep, "task", "cleaning up", self._clean_up)
             save = partial(

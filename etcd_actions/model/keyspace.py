@@ -18,10 +18,12 @@ class Keyspace:
         prefix: What comes before ``<namespace>/<name>`` in the keys of Flyte's objects.
         namespace: The Kubernetes namespace that new objects are in.
         side: What the keys begin with that this package keeps for itself: traces, the marks
-            of aborts, the position, the election. One ``prefix`` has one.
+            of aborts, the position, the election, dead letters. One ``prefix`` has one.
         traces: What the keys of traces begin with; like ``prefix``, before the namespace.
         aborts: The same of the markers of aborts.
         claims: The same of the claims of those who run actions.
+        letters: What the keys of dead letters begin with.
+        elections: The same of those that processes are elected by.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class Keyspace:
         self.traces = self.side + b"traces/"
         self.aborts = self.side + b"aborts/"
         self.claims = self.side + b"claims/"
+        self.letters = self.side + b"dead-letters/"
+        self.elections = self.side + b"election/"
 
     def task_action(self, action_id: ActionId) -> bytes:
         """The key of a task's or condition's object."""
@@ -56,7 +60,7 @@ class Keyspace:
 
     def election(self, watched: str | None) -> bytes:
         """Where they elect the one who records."""
-        return self.side + b"election/" + (watched or "*").encode()
+        return self.elections + (watched or "*").encode()
 
     def run_prefixes(self, run: str) -> tuple[bytes, bytes, bytes]:
         """What the keys of a run begin with: of objects, traces and abort markers.

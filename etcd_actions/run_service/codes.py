@@ -10,7 +10,12 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-from etcd_actions.errors import RunServiceError, RunServiceRejected, RunServiceUnavailable
+from etcd_actions.errors import (
+    RunServiceActionUnknown,
+    RunServiceError,
+    RunServiceRejected,
+    RunServiceUnavailable,
+)
 
 
 class Code(enum.IntEnum):
@@ -41,6 +46,8 @@ class Meaning(enum.Enum):
     ACCEPTED = "accepted"
     TRANSIENT = "transient"
     PERMANENT = "permanent"
+    UNKNOWN_ACTION = "unknown action"
+    """Of a status: the record is missing, and is to be told first."""
 
 
 ACCEPTED: Final = frozenset({Code.OK, Code.ALREADY_EXISTS})
@@ -48,6 +55,10 @@ ACCEPTED: Final = frozenset({Code.OK, Code.ALREADY_EXISTS})
 
 PERMANENT: Final = frozenset({Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.UNIMPLEMENTED})
 """The same bytes would be refused again, however often they are sent to this server."""
+
+_NO_ROW: Final = ("record not found", "no rows in result set")
+"""What Go's database libraries say of a row that is not there (gorm's ``ErrRecordNotFound``,
+``sql.ErrNoRows``); a service that hands it on as it is answers INTERNAL or UNKNOWN."""
 
 _TOO_LARGE: Final = ("larger than max", "larger than configured max")
 
@@ -86,6 +97,20 @@ def meaning_of_call(code: int, details: str = "") -> Meaning:
     return Meaning.PERMANENT if too_large or code == Code.INVALID_ARGUMENT else Meaning.TRANSIENT
 
 
+def meaning_of_status(meant: Meaning, code: int, message: str) -> Meaning:
+    """The same for the status of an action: it may say that there is no such action.
+
+    Args:
+        meant: What the code means otherwise.
+        code: The code.
+        message: What comes with it.
+    """
+    missing = code == Code.NOT_FOUND or (
+        code in (Code.INTERNAL, Code.UNKNOWN) and any(text in message for text in _NO_ROW)
+    )
+    return Meaning.UNKNOWN_ACTION if missing and meant is Meaning.TRANSIENT else meant
+
+
 def error(meant: Meaning, code: int, message: str) -> RunServiceError:
     """The error for a code that is not accepted."""
     try:
@@ -97,6 +122,8 @@ def error(meant: Meaning, code: int, message: str) -> RunServiceError:
     text = f"{name}: {message}" if message else name
     if meant is Meaning.PERMANENT:
         return RunServiceRejected(text, code=code)
+    if meant is Meaning.UNKNOWN_ACTION:
+        return RunServiceActionUnknown(text, code=code)
     return RunServiceUnavailable(text)
 
 

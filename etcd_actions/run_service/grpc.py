@@ -177,14 +177,14 @@ class GrpcRunService:
             settled = True
         except CallFailed as failure:
             settled = settled or failure.unsent
-            _check_failure(failure)
+            _check_failure(failure, of_status=True)
             return
         finally:
             if not settled:
                 self._unsettled.note(
                     update.key, began + self._deadline + _MARGIN, now=trio.current_time()
                 )
-        _check(response, request, f"UpdateActionStatus of {update.name}")
+        _check(response, request, f"UpdateActionStatus of {update.name}", of_status=True)
 
     async def _ask(self, request: Any) -> Any:
         stream = self._streams.current() if self._streams is not None else None
@@ -258,7 +258,7 @@ def _written(what: str, write: Callable[[], Any]) -> Any:
     return message
 
 
-def _check(response: Any, request: Any, what: str) -> None:
+def _check(response: Any, request: Any, what: str, *, of_status: bool = False) -> None:
     """Raise for an answer that does not accept."""
     if not response.ByteSize():
         # Flyte's service names the action. Nothing at all may be anybody's answer.
@@ -268,15 +268,19 @@ def _check(response: Any, request: Any, what: str) -> None:
         raise codes.error(Meaning.TRANSIENT, Code.UNKNOWN, f"{what}: the answer is about {other!r}")
     status = response.status
     meant = codes.meaning(status.code)
+    if of_status:
+        meant = codes.meaning_of_status(meant, status.code, status.message)
     if meant is not Meaning.ACCEPTED:
         raise codes.error(meant, status.code, f"{what}: {status.message}")
 
 
-def _check_failure(failure: CallFailed) -> None:
+def _check_failure(failure: CallFailed, *, of_status: bool = False) -> None:
     """Raise for a call that ended without an answer, unless its code accepts."""
     if failure.method == STREAM:
         # It ended for all: that says nothing of any one of them.
         raise failure.error(Meaning.TRANSIENT) from None
     meant = codes.meaning_of_call(failure.code, failure.details)
+    if of_status:
+        meant = codes.meaning_of_status(meant, failure.code, failure.details)
     if meant is not Meaning.ACCEPTED:
         raise failure.error(meant) from None

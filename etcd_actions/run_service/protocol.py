@@ -37,6 +37,8 @@ class RunService(Protocol):
         Returns after an ending only when no earlier state can be applied behind it.
 
         Raises:
+            RunServiceActionUnknown: There is no record of the action: that is told first, then
+                this again.
             RunServiceUnavailable: It may be accepted when told again.
             RunServiceRejected: It never will.
         """

@@ -1,0 +1,380 @@
+"""What a dead letter says, and how it is stored. No I/O.
+
+A key is ``<side>dead-letters/actions/<namespace>/<name>/<what>/<digest>`` for a task's or
+condition's object, and has ``traces`` for ``actions`` for a trace's. The digest is of the
+action's identity: two actions whose objects share a key, one after the other, have a letter
+each. The value is JSON, which etcd's own tools show; only what is needed to tell the state
+again, where the object is gone by then, is compressed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from datetime import UTC, datetime
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+
+from etcd_actions.containment import describe
+from etcd_actions.errors import DecodeError
+from etcd_actions.etcd.api import KeyValue
+from etcd_actions.model import ActionId, ActionUpdate, Keyspace, Phase
+
+RECORD: Final = "record"
+STATUS: Final = "status"
+CALLS: Final = (RECORD, STATUS)
+
+_LONGEST_ERROR: Final = 2_000
+_LONGEST_NAME: Final = 500
+"""Characters; they come from outside, and no name of Kubernetes' is longer."""
+_LARGEST_STATE: Final = 24 * 1024
+"""Bytes of a kept state, compressed: with it a letter stays below 48 KiB."""
+_LARGEST_UNPACKED: Final = 16 * 1024 * 1024
+
+_Revision = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Number = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+
+
+class Request(msgspec.Struct, rename="camel", frozen=True):
+    """Somebody asks for another try."""
+
+    id: str
+    at: str
+    """RFC 3339."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the run service refused for good.
+
+    What has a default is not known of a letter that cannot be read.
+    """
+
+    letter_key: bytes
+    """Its own key in etcd."""
+    letter_revision: int
+    """``mod_revision`` of that."""
+    letter_created: int
+    """``create_revision`` of that: the lowest is the oldest letter."""
+    size: int
+    """Bytes of key and value."""
+    key: bytes = b""
+    """The key of the action's object."""
+    what: str = ""
+    """``record`` or ``status``."""
+    unreadable: str = ""
+    """Why this is no letter; empty for one that can be read."""
+    action_id: ActionId = ActionId("", "", "", "")
+    uid: str = ""
+    create_revision: int = 0
+    """Of the object; with ``uid`` it tells a re-created object from the old one."""
+    revision: int = 0
+    """``mod_revision`` of the state that would be told again if the object were gone."""
+    phase: Phase = Phase.UNSPECIFIED
+    attempts: int = 0
+    is_deleted: bool = False
+    """The object was gone from etcd."""
+    code: int = 0
+    """A number of ``google.rpc.Code``."""
+    error: str = ""
+    """What the run service said, cut after 2,000 characters."""
+    first: str = ""
+    """When it was refused first, RFC 3339 in UTC, by the clock of the process that wrote it."""
+    last: str = ""
+    """When it was refused last."""
+    times: int = 0
+    """How often it was refused."""
+    request: Request | None = None
+    """Another try was asked for, and not made yet."""
+    answered: str = ""
+    """The id of the last request that was answered."""
+    note: str = ""
+    """Why a try that was asked for could not be made."""
+    keeps: str = ""
+    """What is kept for when the object is gone: ``state``, ``object`` for both, or nothing."""
+
+    @property
+    def namespace_and_name(self) -> str:
+        """The end of the object's key."""
+        return "/".join(self.key.decode(errors="backslashreplace").rsplit("/", 2)[-2:])
+
+
+class Kept(NamedTuple):
+    """What is told again where the object is gone; ``value`` is None where it was too large."""
+
+    update: ActionUpdate
+    value: bytes | None
+
+
+class Stored(
+    msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_defaults=True, gc=False
+):
+    """The value of a letter's key."""
+
+    object_key: str
+    """For people: it is in the letter's key to the letter."""
+    project: str
+    domain: str
+    run: str
+    action: str
+    org: str = ""
+    uid: str = ""
+    create_revision: _Revision = 0
+    revision: _Revision = 0
+    phase: str = ""
+    attempts: _Number = 0
+    deleted: bool = False
+    code: _Number
+    error: str
+    first: str
+    last: str
+    times: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    request: Request | None = None
+    answered: str = ""
+    note: str = ""
+    keeps: str = ""
+    state: bytes = b""
+
+
+class LetterKeys:
+    """The keys of the letters about one prefix.
+
+    Args:
+        keys: Where the objects are.
+    """
+
+    def __init__(self, keys: Keyspace) -> None:
+        self.prefix = keys.letters
+        self._roots = ((b"actions/", keys.prefix), (b"traces/", keys.traces))
+
+    def key(self, object_key: bytes, action_id: ActionId, what: str) -> bytes:
+        """The key of the letter about a call.
+
+        Raises:
+            ValueError: The object is not below the prefix.
+        """
+        return self.of_object(object_key) + f"{what}/{_digest(action_id)}".encode()
+
+    def of_object(self, object_key: bytes) -> bytes:
+        """What the keys of all letters about an object begin with.
+
+        Raises:
+            ValueError: The object is not below the prefix.
+        """
+        for name, root in self._roots:
+            if object_key.startswith(root):
+                return self.prefix + name + object_key[len(root) :] + b"/"
+        raise ValueError(f"{object_key!r} is not below the prefix")
+
+    def parse(self, letter_key: bytes) -> tuple[bytes, str]:
+        """The object's key, and which call a letter is about.
+
+        Raises:
+            DecodeError: It is no letter's key.
+        """
+        place, *end = letter_key.removeprefix(self.prefix).rsplit(b"/", 2)
+        for name, root in self._roots:
+            if place.startswith(name) and len(end) == 2 and end[0].decode("latin-1") in CALLS:
+                return root + place[len(name) :], end[0].decode()
+        raise DecodeError("its key is no dead letter's", key=letter_key)
+
+
+def read(keys: LetterKeys, kv: KeyValue) -> DeadLetter:
+    """What a key says. Never fails: what cannot be read says so."""
+    size = len(kv.key) + len(kv.value)
+    place = (kv.key, kv.mod_revision, kv.create_revision, size)
+    object_key, what = b"", ""
+    try:
+        object_key, what = keys.parse(kv.key)
+        stored = decode(kv)
+        action_id = ActionId(stored.project, stored.domain, stored.run, stored.action, stored.org)
+        return DeadLetter(
+            letter_key=place[0],
+            letter_revision=place[1],
+            letter_created=place[2],
+            size=place[3],
+            key=object_key,
+            what=what,
+            action_id=action_id,
+            uid=stored.uid,
+            create_revision=stored.create_revision,
+            revision=stored.revision,
+            phase=Phase[stored.phase or Phase.UNSPECIFIED.name],
+            attempts=stored.attempts,
+            is_deleted=stored.deleted,
+            code=stored.code,
+            error=_clipped(stored.error, _LONGEST_ERROR + 4),
+            first=stored.first,
+            last=stored.last,
+            times=stored.times,
+            request=stored.request,
+            answered=stored.answered,
+            note=_clipped(stored.note, _LONGEST_ERROR + 4),
+            keeps=stored.keeps,
+        )
+    except (DecodeError, KeyError) as error:
+        return DeadLetter(
+            letter_key=place[0],
+            letter_revision=place[1],
+            letter_created=place[2],
+            size=place[3],
+            key=object_key,
+            what=what,
+            unreadable=error.reason if isinstance(error, DecodeError) else f"no phase: {error}",
+        )
+
+
+def refusal(
+    update: ActionUpdate,
+    kept: Kept | None,
+    *,
+    code: int,
+    error: str,
+    before: DeadLetter | None,
+) -> Stored:
+    """The letter about a call that was refused now.
+
+    Args:
+        update: The state that was refused.
+        kept: What to keep; None for nothing.
+        code: A number of ``google.rpc.Code``.
+        error: What the run service said.
+        before: The letter about the same call of the same incarnation, where there is one.
+    """
+    now = timestamp()
+    named = update.action_id
+    request = before.request if before is not None else None
+    state, keeps = _packed(kept)
+    return Stored(
+        object_key=_clipped(update.key.decode(errors="backslashreplace")),
+        project=_clipped(named.project),
+        domain=_clipped(named.domain),
+        run=_clipped(named.run),
+        action=_clipped(named.name),
+        org=_clipped(named.org),
+        uid=_clipped(update.uid),
+        create_revision=update.create_revision,
+        revision=update.revision,
+        phase=update.phase.name,
+        attempts=_bounded(update.attempts),
+        deleted=update.is_deleted,
+        code=code if -(2**31) <= code < 2**31 else 0,
+        error=_clipped(error, _LONGEST_ERROR),
+        first=now if before is None else before.first,
+        last=now,
+        times=1 if before is None else before.times + 1,
+        # The refusal is the answer.
+        answered=request.id if request is not None else before.answered if before else "",
+        state=state,
+        keeps=keeps,
+    )
+
+
+def with_state(stored: Stored, update: ActionUpdate, kept: Kept) -> Stored:
+    """The letter with a later state of the same incarnation."""
+    state, keeps = _packed(kept)
+    return msgspec.structs.replace(
+        stored,
+        revision=update.revision,
+        phase=update.phase.name,
+        attempts=_bounded(update.attempts),
+        deleted=update.is_deleted,
+        state=state,
+        keeps=keeps,
+    )
+
+
+def with_request(stored: Stored, request: Request) -> Stored:
+    """The letter with a request for another try."""
+    return msgspec.structs.replace(stored, request=request, note="")
+
+
+def without_request(stored: Stored, note: str) -> Stored:
+    """The letter with its request answered: the try could not be made."""
+    answered = stored.request.id if stored.request is not None else stored.answered
+    note = _clipped(note, _LONGEST_ERROR)
+    return msgspec.structs.replace(stored, request=None, answered=answered, note=note)
+
+
+def encode(stored: Stored) -> bytes:
+    """The value of the key."""
+    return msgspec.json.encode(stored)
+
+
+def decode(kv: KeyValue) -> Stored:
+    """What a key holds.
+
+    Raises:
+        DecodeError: It is no letter.
+    """
+    try:
+        return msgspec.json.decode(kv.value, type=Stored)
+    except Exception as error:
+        # The key may hold anything: a value nested too deeply, say.
+        raise DecodeError(describe(error), key=kv.key, revision=kv.mod_revision) from error
+
+
+def is_about(letter: DeadLetter, update: ActionUpdate) -> bool:
+    """Whether a letter is about this incarnation of an action, and can be read."""
+    named = (_clipped(update.uid), update.create_revision)
+    return not letter.unreadable and (letter.uid, letter.create_revision) == named
+
+
+def kept_of(stored: Stored) -> Kept | None:
+    """What a letter keeps, None for nothing.
+
+    Raises:
+        DecodeError: It cannot be read.
+    """
+    if not stored.state:
+        return None
+    unpacker = zlib.decompressobj()
+    try:
+        unpacked = unpacker.decompress(stored.state, _LARGEST_UNPACKED)
+        if unpacker.eof:
+            return msgspec.msgpack.decode(unpacked, type=Kept)
+    except Exception as error:
+        raise DecodeError(
+            f"the state that a dead letter keeps cannot be read: {describe(error)}"
+        ) from error
+    raise DecodeError("the state that a dead letter keeps is cut, or too large")
+
+
+def timestamp() -> str:
+    """Now, RFC 3339 in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _packed(kept: Kept | None) -> tuple[bytes, str]:
+    """A state, compressed, with the object if there is room for it, and what of it that is."""
+    if kept is None:
+        return b"", ""
+    # The run service is not told of it, and it may be long.
+    update = msgspec.structs.replace(kept.update, error=None)
+    for value, keeps in ((kept.value, "object"), (None, "state")):
+        if value is None and keeps == "object":
+            continue
+        try:
+            packed = zlib.compress(msgspec.msgpack.encode(Kept(update, value)))
+        except (OverflowError, ValueError):
+            # A number or a text that no message of Flyte's can have either.
+            break
+        if len(packed) <= _LARGEST_STATE:
+            return packed, keeps
+    return b"", ""
+
+
+def _digest(action_id: ActionId) -> str:
+    parts = (action_id.org, action_id.project, action_id.domain, action_id.run, action_id.name)
+    text = "\0".join(parts).encode(errors="surrogatepass")
+    return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+def _bounded(number: int) -> int:
+    return max(-(2**31), min(number, 2**31 - 1))
+
+
+def _clipped(text: str, longest: int = _LONGEST_NAME) -> str:
+    """A text from outside that can be stored."""
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= longest else text[:longest] + " ..."
