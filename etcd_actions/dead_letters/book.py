@@ -167,12 +167,15 @@ class LetterBook:
     async def accepted(self, what: str, update: ActionUpdate) -> None:
         """A call was accepted: the letter about it goes.
 
+        One that is to be tried again stays until all is told, see :meth:`settle`: of an action
+        that is marked, or gone, nobody else would tell the status behind the record.
+
         Raises:
             EtcdError: It is still there, or maybe is: to be called again.
         """
         await self._loaded.wait()
         key = self._keys.key(update.key, update.action_id, what)
-        while (before := self._letters.get(key)) is not None:
+        while (before := self._letters.get(key)) is not None and before.request is None:
             await self._write(key, before, None)
 
     async def carry(self, update: ActionUpdate, value: bytes | None) -> None:
@@ -201,7 +204,7 @@ class LetterBook:
     async def settle(self, update: ActionUpdate, asked: frozenset[str]) -> None:
         """All of an action was told again, and what was refused is written: the rest goes.
 
-        That is a letter about a call that the present state does not need.
+        That is what was accepted, or what the present state has no need of.
 
         Args:
             update: What was told.
