@@ -348,6 +348,18 @@ class ActionsClient:
         return asked if asked is None or not wait else await self._desk.wait_answer(asked)
 
     @_request
+    async def wait_dead_letter(self, asked: DeadLetter) -> DeadLetter | None:
+        """Return once a request for another try is answered, however long that takes.
+
+        Args:
+            asked: What :meth:`retry_dead_letter` returned.
+
+        Returns:
+            As :meth:`retry_dead_letter` with ``wait``.
+        """
+        return await self._desk.wait_answer(asked)
+
+    @_request
     async def delete_dead_letter(self, letter: DeadLetter) -> bool:
         """Give up on a letter: the run service goes without; whether it was deleted.
 

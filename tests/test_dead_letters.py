@@ -183,7 +183,7 @@ async def test_what_is_gone_is_told_from_the_letter(etcd: Etcd, prefix: bytes) -
         records.append(action)
         service._take("record", update)  # type: ignore[arg-type]
 
-    service.record_action = record_action  # type: ignore[method-assign,assignment]
+    service.record_action = record_action  # type: ignore[method-assign]
     async with watching(etcd, prefix, service) as client:
         (letter,) = await client.dead_letters()
         assert await client.dead_letter_objects([letter]) == {}

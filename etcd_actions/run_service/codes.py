@@ -111,12 +111,17 @@ def meaning_of_status(meant: Meaning, code: int, message: str) -> Meaning:
     return Meaning.UNKNOWN_ACTION if missing and meant is Meaning.TRANSIENT else meant
 
 
+def code_name(code: int) -> str:
+    """A code for people."""
+    try:
+        return Code(code).name
+    except ValueError:
+        return f"code {code}"
+
+
 def error(meant: Meaning, code: int, message: str) -> RunServiceError:
     """The error for a code that is not accepted."""
-    try:
-        name = Code(code).name
-    except ValueError:
-        name = f"code {code}"
+    name = code_name(code)
     if len(message) > _LONGEST_MESSAGE:
         message = message[:_LONGEST_MESSAGE] + " ..."
     text = f"{name}: {message}" if message else name

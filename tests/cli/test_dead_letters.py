@@ -1,0 +1,145 @@
+"""``etcd-actions dead-letters``, while the service runs in another process, and without one."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+import trio
+
+from etcd_actions import ActionsClient, Phase
+from etcd_actions.cli.exits import ExitCode
+from etcd_actions.errors import RunServiceRejected
+from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.model import Keyspace
+from tests.cli.command import Finished, finish
+from tests.support import flyte
+from tests.support.etcd_server import EtcdServer
+from tests.support.waiting import eventually
+from tests.test_outbox import ROOT, Scripted, is_idle, named, tell, watching
+
+# Each starts processes.
+pytestmark = pytest.mark.slow
+
+NO = RunServiceRejected("INVALID_ARGUMENT: no spec", code=3)
+
+
+class Site:
+    def __init__(self, server: EtcdServer, prefix: bytes) -> None:
+        self._flags = ("--endpoints", server.endpoint, "--prefix", prefix.decode())
+
+    async def run(self, *arguments: str) -> Finished:
+        command = partial(finish, "dead-letters", *arguments, *self._flags)
+        return await trio.to_thread.run_sync(command)
+
+
+async def refuse(client: ActionsClient, service: Scripted, *names: str) -> None:
+    service.failures["record", "a0"] = [NO]
+    await client.enqueue(flyte.task(ROOT))
+    await tell(client, "a0", [Phase.RUNNING])
+    await eventually(lambda: len(client.statistics().dead_letters) == 1)
+    for name in names:
+        service.failures["record", name] = [NO]
+        await client.enqueue(flyte.task(named(name), "a0"))
+        await tell(client, name, [Phase.SUCCEEDED])
+    await eventually(lambda: len(client.statistics().dead_letters) == 1 + len(names))
+    await eventually(lambda: is_idle(client))
+
+
+async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes) -> None:
+    site, service = Site(shared_etcd, prefix), Scripted()
+    async with watching(etcd, prefix, service) as client:
+        await refuse(client, service, "c1", "c2")
+        await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(named("c2"))))
+        await eventually(lambda: is_idle(client))
+        await etcd.put(Keyspace(prefix).letters + b"x", b"garbage")
+
+        listed = await site.run("list")
+        assert listed.code == ExitCode.OK
+        rows = [json.loads(line) for line in listed.out.splitlines()]
+        assert [row["type"] for row in rows] == ["DEAD_LETTER"] * 3 + ["UNREADABLE"]
+        assert [row["object"] for row in rows[:3]] == ["there", "there", "gone"]
+        assert [row["phase"] for row in rows[:3]] == ["UNSPECIFIED", "SUCCEEDED", "SUCCEEDED"]
+        root = rows[0]
+        assert (root["what"], root["code"], root["times"]) == ("record", "INVALID_ARGUMENT", 1)
+        assert (root["project"], root["domain"], root["run"], root["action"]) == (
+            "p",
+            "d",
+            "r1",
+            "a0",
+        )
+        document = json.loads((await site.run("list", "-o", "json", "p/d/r1/c1")).out)
+        assert [row["action"] for row in document["dead_letters"]] == ["c1"]
+        table = (await site.run("list", "-o", "table")).out.splitlines()
+        assert table[0].split() == [
+            "ACTION",
+            "CALL",
+            "PHASE",
+            "SINCE",
+            "TIMES",
+            "OBJECT",
+            "RETRY",
+            "WHY",
+        ]
+        assert len(table) == 5
+
+        # Refused again, by a name of each kind.
+        service.failures["record", "a0"] = [NO]
+        service.told.clear()
+        again = await site.run("retry", "--wait", "r1-a0")
+        assert again.code == ExitCode.ACTION
+        assert "refused again: the record of p/d/r1/a0: INVALID_ARGUMENT" in again.err
+        accepted = await site.run("retry", "--wait", "flyte/r1-c1", "p/d/r1/c2")
+        assert accepted.code == ExitCode.OK, accepted.err
+        assert accepted.err.count("accepted: the record of") == 2
+        assert [each for each in service.told if each[1] == "c2"] == [
+            ("record", "c2", Phase.SUCCEEDED),
+            ("status", "c2", Phase.SUCCEEDED),
+        ]
+        # What is accepted is no dead letter any more.
+        gone = await site.run("retry", "flyte/r1-c1")
+        assert gone.code == ExitCode.NOT_FOUND
+
+        # What cannot be read is named, and can be deleted only.
+        everything = await site.run("retry", "--all", "--wait")
+        assert everything.code == ExitCode.OK
+        assert "no dead letter" in everything.err
+        key = (Keyspace(prefix).letters + b"x").decode()
+        assert (await site.run("delete", key)).code == ExitCode.OK
+        assert await client.dead_letters() == []
+        nothing = await site.run("retry", "--all")
+        assert (nothing.code, nothing.complaint) == (
+            ExitCode.OK,
+            "etcd-actions: there are no dead letters",
+        )
+
+
+async def test_where_nobody_is_elected_the_request_stays(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes
+) -> None:
+    site, service = Site(shared_etcd, prefix), Scripted()
+    async with watching(etcd, prefix, service) as client:
+        await refuse(client, service, "c1")
+    asked = await site.run("retry", "--all", "--wait", "--timeout", "1")
+    assert asked.code == ExitCode.UNAVAILABLE
+    assert "no process is elected: the requests stay" in asked.err
+    assert "2 of 2 requests are not answered within 1 s" in asked.err
+    rows = [json.loads(line) for line in (await site.run("list")).out.splitlines()]
+    assert all(row["retry_requested_at"] for row in rows)
+    service = Scripted()
+    async with watching(etcd, prefix, service) as client:
+        with trio.fail_after(30):
+            for letter in await client.dead_letters():
+                assert await client.wait_dead_letter(letter) is None
+    assert {what for what, _, _ in service.told} == {"record", "status"}
+
+
+@pytest.mark.parametrize("command", ["retry", "delete"])
+async def test_which_ones_has_to_be_said(
+    shared_etcd: EtcdServer, prefix: bytes, command: str
+) -> None:
+    site = Site(shared_etcd, prefix)
+    assert (await site.run(command)).code == ExitCode.USAGE
+    assert (await site.run(command, "--all", "r1-a0")).code == ExitCode.USAGE
+    assert (await site.run(command, "r1-a0")).code == ExitCode.NOT_FOUND
