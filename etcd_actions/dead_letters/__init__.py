@@ -8,6 +8,6 @@ any process; the elected one follows these keys and offers again what it is aske
 
 from etcd_actions.dead_letters.book import DeadLetterStatistics, LetterBook
 from etcd_actions.dead_letters.desk import LetterDesk
-from etcd_actions.dead_letters.letter import DeadLetter
+from etcd_actions.dead_letters.letter import DeadLetter, read_letters
 
-__all__ = ["DeadLetter", "DeadLetterStatistics", "LetterBook", "LetterDesk"]
+__all__ = ["DeadLetter", "DeadLetterStatistics", "LetterBook", "LetterDesk", "read_letters"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Final, NamedTuple
 
@@ -222,6 +223,12 @@ def read(keys: LetterKeys, kv: KeyValue) -> DeadLetter:
             what=what,
             unreadable=error.reason if isinstance(error, DecodeError) else f"no phase: {error}",
         )
+
+
+def read_letters(keys: Keyspace, kvs: Iterable[KeyValue]) -> list[DeadLetter]:
+    """What some of the letters' keys say, what cannot be read too."""
+    letters = LetterKeys(keys)
+    return [read(letters, kv) for kv in kvs]
 
 
 def refusal(

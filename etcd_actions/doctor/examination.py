@@ -14,6 +14,7 @@ from etcd_actions.doctor import (
     alarms,
     clock,
     history,
+    letters,
     members,
     objects,
     reach,
@@ -25,6 +26,7 @@ from etcd_actions.doctor.alarms import check_alarms
 from etcd_actions.doctor.clock import check_clocks
 from etcd_actions.doctor.findings import Finding, Kind, Severity, worst_first
 from etcd_actions.doctor.history import check_history
+from etcd_actions.doctor.letters import check_letters
 from etcd_actions.doctor.members import MemberSeen, check_members, check_membership
 from etcd_actions.doctor.objects import check_objects
 from etcd_actions.doctor.reach import Reached, check_reach
@@ -57,6 +59,7 @@ KINDS: tuple[Kind, ...] = (
     *clock.KINDS,
     *response.KINDS,
     *objects.KINDS,
+    *letters.KINDS,
     FAILED,
     TOO_SLOW,
 )
@@ -115,6 +118,7 @@ class _Examination:
             if access.reads:
                 checks["history"] = partial(check_history, subject, etcd, access.revision)
                 checks["values"] = partial(check_objects, subject, etcd)
+                checks["dead letters"] = partial(check_letters, subject, etcd)
                 for endpoint in usable:
                     checks[f"response of {endpoint}"] = partial(check_response, subject, endpoint)
             await self._side_by_side(checks)

@@ -301,8 +301,14 @@ def _of_recording(statistics: ProcessorStatistics) -> Iterator[Metric]:
     yield calls
     yield _gauge(
         "etcd_actions_dead_letters",
-        "What the run service will never accept.",
+        "Calls that the run service refused for good and did not accept since; of the elected "
+        "process.",
         len(statistics.dead_letters),
+    )
+    yield _counter(
+        "etcd_actions_dead_letters_dropped",
+        "Dead letters that were deleted to make room for newer ones.",
+        statistics.dropped_letters,
     )
     yield _counters("etcd_actions_marks", "Marks, by result.", "result", statistics.marks)
 
