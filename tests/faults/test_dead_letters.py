@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from etcd_actions import open_actions_client
+from etcd_actions import Phase, open_actions_client, open_etcd
 from etcd_actions.codecs import json
+from etcd_actions.errors import NoSpace, RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
-from tests.support import oracle
+from tests.support import flyte, oracle
 from tests.support.crashing_letters import POINTS
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import make_run
+from tests.support.waiting import eventually
+from tests.test_outbox import ROOT, Scripted, named, tell, watching
 
 pytestmark = pytest.mark.faults
 
@@ -51,6 +55,15 @@ async def marked_without_letter(etcd: Etcd, prefix: bytes) -> list[bytes]:
     ]
 
 
+@pytest.fixture
+def small_etcd(tmp_path: Path) -> Iterator[EtcdServer]:
+    """An etcd that is full after a few writes."""
+    server = EtcdServer(tmp_path, flags=["--quota-backend-bytes=2000000"])
+    server.start()
+    yield server
+    server.stop()
+
+
 @pytest.mark.parametrize("when", POINTS)
 async def test_no_crash_leaves_a_mark_without_record_or_letter(
     shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, when: str
@@ -68,3 +81,54 @@ async def test_no_crash_leaves_a_mark_without_record_or_letter(
         letters = await client.dead_letters()
     assert sorted(letter.key for letter in letters) == sorted(action.key for action in actions)
     assert {letter.what for letter in letters} == {"record"}
+
+
+async def fill(etcd: Etcd) -> None:
+    """Write until etcd refuses; it looks at its size every 100 ms or so."""
+    for n in range(100):
+        await etcd.put(b"/filler/%d" % n, bytes(500_000))
+
+
+async def test_while_etcd_is_full_a_refused_record_is_not_marked(
+    small_etcd: EtcdServer, prefix: bytes
+) -> None:
+    """NOSPACE: neither letter nor mark; both once there is room. An accepted one goes meanwhile."""
+    service = Scripted()
+    no = RunServiceRejected("no", code=3)
+    with trio.fail_after(90):
+        async with (
+            open_etcd(small_etcd.endpoint) as etcd,
+            watching(etcd, prefix, service) as client,
+        ):
+            service.failures["record", "a0"] = [RunServiceUnavailable("away")] * 1000
+            service.failures["status", "c1"] = [no]
+            await client.enqueue(flyte.task(ROOT))
+            await client.enqueue(flyte.task(named("c1"), "a0"))
+            await tell(client, "c1", [Phase.RUNNING])
+            await tell(client, "a0", [Phase.SUCCEEDED])
+            await eventually(lambda: len(client.statistics().dead_letters) == 1)
+            (letter,) = await client.dead_letters()
+            with pytest.raises(NoSpace):
+                await fill(etcd)
+            # Nothing can be asked for: that is a write. To give one up is none.
+            with pytest.raises(NoSpace):
+                await client.retry_dead_letter(letter)
+            assert await client.delete_dead_letter(letter)
+            await eventually(lambda: client.statistics().dead_letters == ())
+            service.failures["record", "a0"] = [no] * 1000
+
+            def waits() -> bool:
+                outbox = client.statistics().outbox
+                return outbox is not None and any("space" in key.error for key in outbox.failing)
+
+            await eventually(waits)
+            assert service.of("a0") == []
+            assert client.statistics().marks == {}
+            await etcd.delete(KeyRange.of_prefix(b"/filler/"))
+            revision = (await etcd.range(KeyRange.of_key(prefix))).revision
+            await etcd.compact(revision, physical=True)
+            await trio.to_thread.run_sync(small_etcd.etcdctl, "defrag")
+            await trio.to_thread.run_sync(small_etcd.etcdctl, "alarm", "disarm")
+            await eventually(lambda: client.statistics().marks.get("marked") == 1)
+            (letter,) = await client.dead_letters()
+            assert (letter.what, letter.phase) == ("record", Phase.SUCCEEDED)

@@ -8,7 +8,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
+from etcd_actions.errors import (
+    RunServiceActionUnknown,
+    RunServiceRejected,
+    RunServiceUnavailable,
+)
 from etcd_actions.run_service import codes
 from etcd_actions.run_service.codes import CallFailed, Code, Meaning
 
@@ -70,6 +74,39 @@ def test_a_message_above_the_limit_stays_so(details: str) -> None:
     """The server would refuse it for ever, and its status must not wait for that."""
     assert codes.meaning_of_call(Code.RESOURCE_EXHAUSTED, details) is Meaning.PERMANENT
     assert codes.meaning_of_call(Code.RESOURCE_EXHAUSTED, "too many requests") is T
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (Code.NOT_FOUND, ""),
+        (Code.INTERNAL, "failed to update action: record not found"),
+        (Code.UNKNOWN, "sql: no rows in result set"),
+    ],
+)
+def test_a_status_of_an_action_without_a_record(code: Code, message: str) -> None:
+    """Gorm's and database/sql's words for a missing row count, as far as the code says nothing."""
+    assert codes.meaning_of_status(T, code, message) is Meaning.UNKNOWN_ACTION
+    error = codes.error(Meaning.UNKNOWN_ACTION, code, message)
+    assert isinstance(error, RunServiceActionUnknown)
+    assert isinstance(error, RunServiceUnavailable)
+    assert error.code == code
+
+
+@pytest.mark.parametrize(
+    ("meant", "code", "message"),
+    [
+        (T, Code.INTERNAL, "deadlock detected"),
+        (T, Code.FAILED_PRECONDITION, "record not found"),
+        (T, Code.UNAVAILABLE, "record not found"),
+        (P, Code.INVALID_ARGUMENT, "record not found"),
+        (A, Code.ALREADY_EXISTS, ""),
+    ],
+)
+def test_any_other_answer_to_a_status_means_what_it_did(
+    meant: Meaning, code: Code, message: str
+) -> None:
+    assert codes.meaning_of_status(meant, code, message) is meant
 
 
 def test_the_errors() -> None:

@@ -14,7 +14,12 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from etcd_actions.errors import ConfigError, RunServiceRejected, RunServiceUnavailable
+from etcd_actions.errors import (
+    ConfigError,
+    RunServiceActionUnknown,
+    RunServiceRejected,
+    RunServiceUnavailable,
+)
 from etcd_actions.etcd import Tls
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import ActionId, ActionUpdate, Phase
@@ -133,6 +138,28 @@ async def test_a_call_that_fails(server: RunServiceServer, code: grpc.StatusCode
         await service.record_action(UPDATE, None)
         await service.update_action_status(UPDATE)
     assert [each.what for each in server.told] == ["record", "status"]
+
+
+@pytest.mark.parametrize("fault", [Fault(code=5), Fault(rpc=grpc.StatusCode.NOT_FOUND)])
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_status_without_a_record(
+    server: RunServiceServer, fault: Fault, streaming: bool
+) -> None:
+    """NOT_FOUND says that the record is missing: of a status, in-band or of its own call.
+
+    The end of a stream is that of all that was on it, and says nothing of one action.
+    """
+    server.script("status", fault)
+    server.script("record", fault)
+    async with open_run_service(server.endpoint, streaming=streaming) as service:
+        with pytest.raises(RunServiceUnavailable) as raised:
+            await service.record_action(UPDATE, None)
+        assert not isinstance(raised.value, RunServiceActionUnknown)
+        with pytest.raises(RunServiceUnavailable) as raised:
+            await service.update_action_status(UPDATE)
+        by_stream = streaming and server.streams > 0
+        unknown = fault.rpc is None or not by_stream
+        assert isinstance(raised.value, RunServiceActionUnknown) is unknown
 
 
 async def test_nobody_listens() -> None:
