@@ -115,7 +115,7 @@ async def test_a_full_store_may_have_applied_what_it_refuses(tmp_path: Path) -> 
 
                 async def put(key: bytes) -> None:
                     try:
-                        await etcd.put(key, b"x" * 300_000)
+                        await etcd.put(key, b"x" * 1_000_000)
                     except NoSpace:
                         refused.add(key)
                     except EtcdError:
