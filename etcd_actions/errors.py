@@ -98,7 +98,11 @@ class FutureRevision(EtcdError):
 
 
 class NoSpace(EtcdError):
-    """etcd's space quota is used up: it serves reads, watches and deletes only."""
+    """etcd's space quota is used up: it serves reads, watches and deletes only.
+
+    The write may have been applied: etcd applies the one that crosses the quota, and answers it
+    with the same error. Read before deciding.
+    """
 
 
 class RequestTooLarge(EtcdError):

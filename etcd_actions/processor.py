@@ -16,9 +16,9 @@ The methods have the names of Flyte's ``ActionsClient``, so that someone who kno
 code finds each; those of the last two steps are the outbox's.
 
 Any number of processes watch the same keys and serve subscribers. One of them, elected by an
-etcd lease, has its outbox at work: it tells the run service, marks, finishes aborts, collects
-what was orphaned, and keeps the position. Whoever takes over begins with what it knows to be
-unmarked, and with the deletions that it saw since the position.
+etcd lease, has its outbox at work: it tells the run service, marks, finishes aborts, ends
+conditions in time, collects what was orphaned, and keeps the position. Whoever takes over begins
+with what it knows to be unmarked, and with the deletions that it saw since the position.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ import structlog
 import trio
 
 from etcd_actions.actions.abort import Aborter
+from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.backoff import Backoff
+from etcd_actions.clock import Clock
 from etcd_actions.codecs import codec_of
 from etcd_actions.containment import Containment, describe
 from etcd_actions.dead_letters import DeadLetter, LetterBook
@@ -104,6 +106,7 @@ class ProcessorSettings:
         grace: How long stopping may take to finish the work at hand.
         reflector: How the prefix is watched.
         router: Limits of the router of the handlers, and of the outbox.
+        clock: What time-outs of conditions are counted on.
     """
 
     record: bool = True
@@ -118,6 +121,7 @@ class ProcessorSettings:
     grace: float = 10.0
     reflector: ReflectorSettings = field(default_factory=ReflectorSettings)
     router: RouterSettings = field(default_factory=RouterSettings)
+    clock: Clock = field(default_factory=Clock)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +268,7 @@ class Processor:
         self._keys = (keys, traces)
         self._subscriptions = Subscriptions(containment)
         self._aborter = Aborter(store, self._keyspace, containment=containment)
+        self._timeouts = ConditionTimeouts(store, clock=settings.clock, containment=containment)
         self._orphans = OrphanCollector(store, self._keyspace, containment=containment)
         self._election_key = self._keyspace.election(namespace)
         self._position = Position(etcd, self._keyspace.position(namespace))
@@ -417,6 +422,7 @@ class Processor:
         if change.is_delete:
             packed = self._known.get(key)
             self._forget_undecodable(key)
+            self._timeouts.forget(key)
             previous = self._decode(change, change.prev_value) if change.prev_value else None
             if packed is not None:
                 self.handle_task_action_event(change, unpack(packed), previous)
@@ -434,6 +440,8 @@ class Processor:
             self._set_aside(change, error)
             return
         self._known[key] = pack(summary)
+        if summary.condition and self._settings.record:
+            self._timeouts.note(key, summary)
         if self._undecodable:
             self._forget_undecodable(key)
         self.handle_task_action_event(change, summary)
@@ -691,7 +699,10 @@ class Processor:
         elif not settings.elect:
             async with self._outbox.at_work(), trio.open_nursery() as nursery:
                 self._deliver_backlog()
-                nursery.start_soon(self._containment.keep, "task", "cleaning up", self._clean_up)
+                keep = self._containment.keep
+                nursery.start_soon(keep, "task", "cleaning up", self._clean_up)
+                timeouts = partial(self._timeouts.end_in_time, lambda: None)
+                nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
                 yield
                 nursery.cancel_scope.cancel("the watch was stopped")
         else:
@@ -736,6 +747,8 @@ class Processor:
         async with self._outbox.at_work(election.fence), trio.open_nursery() as nursery:
             self._deliver_backlog()
             nursery.start_soon(keep, "task", "cleaning up", self._clean_up)
+            timeouts = partial(self._timeouts.end_in_time, lambda: election.fence)
+            nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
             save = partial(
                 self._position.keep,
                 lambda: self._done_up_to(watching),

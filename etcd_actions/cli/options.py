@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import getpass
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -32,6 +33,8 @@ from etcd_actions.config import (
 from etcd_actions.config.settings import (
     ASKING,
     CONFIG,
+    DATA_DIR,
+    ENDPOINTS,
     LOG_FORMAT,
     LOG_LEVEL,
     PASSWORD,
@@ -39,7 +42,7 @@ from etcd_actions.config.settings import (
     SECRET,
     SUBMITTING,
 )
-from etcd_actions.errors import ConfigError
+from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd import EtcdClient, open_connection
 from etcd_actions.etcd.embedded import running_endpoint
 
@@ -80,10 +83,27 @@ class Common:
         """The endpoints, else the running embedded etcd's, else etcd's own default.
 
         The embedded etcd knows neither TLS nor users: where one is asked for it is not meant.
+        Where its directory is given no other etcd is: that of another would be shown, or changed.
+
+        Raises:
+            ConfigError: The directory is given together with TLS or a user.
+            EmbeddedEtcdError: No etcd runs on the directory that is given.
         """
         if self.endpoints is not None:
             return self.endpoints
-        embedded = None if self.config.security else running_endpoint(self.data_dir)
+        source, security = self.config.data_dir_source, self.config.security
+        if source is not None and security:
+            raise ConfigError(
+                f"{source} is for the embedded etcd, which knows neither TLS nor users, but "
+                f"{', '.join(security)} asks for them: leave one of them out"
+            )
+        embedded = None if security else running_endpoint(self.data_dir)
+        if embedded is None and source is not None:
+            raise EmbeddedEtcdError(
+                f"{source}: no etcd runs on {self.data_dir}: start it with etcd-actions run "
+                f"{DATA_DIR.flag} {shlex.quote(str(self.data_dir))}, or name another etcd with "
+                f"{ENDPOINTS.flag} instead"
+            )
         return embedded or _DEFAULT_ENDPOINT
 
     def open_etcd(

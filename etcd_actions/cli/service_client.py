@@ -25,6 +25,7 @@ from etcd_actions.named_files import read_named_file, text_of
 
 _PREFIX: Final = "/flyteidl2.actions.ActionsService/"
 _DEADLINE = 35.0
+_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)
 _MOST_TOKEN_BYTES = 64 * 1024
 
 _ERRORS: Final[dict[grpc.StatusCode, type[errors.EtcdActionsError]]] = {
@@ -58,9 +59,10 @@ async def open_service_client(
         metadata = (("authorization", f"Bearer {_token(token_file)}"),)
     if target.encrypted or cacert is not None:
         authorities = None if cacert is None else _authorities(cacert)
-        channel = grpc.secure_channel(str(target), grpc.ssl_channel_credentials(authorities))
+        credentials = grpc.ssl_channel_credentials(authorities)
+        channel = grpc.secure_channel(str(target), credentials, options=_OPTIONS)
     else:
-        channel = grpc.insecure_channel(str(target))
+        channel = grpc.insecure_channel(str(target), options=_OPTIONS)
     try:
         yield ServiceClient(channel, metadata)
     finally:

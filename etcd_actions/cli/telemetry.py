@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import structlog
 import trio
@@ -12,6 +13,7 @@ import trio
 from etcd_actions import __version__
 from etcd_actions.config.settings import OTLP_ENDPOINT
 from etcd_actions.errors import ConfigError
+from etcd_actions.serving.bind import Bind
 
 _FLUSH_WITHIN = 2.0
 
@@ -34,6 +36,7 @@ async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
         yield
         return
     try:
+        import requests  # noqa: PLC0415
         from opentelemetry import trace  # noqa: PLC0415
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
             OTLPSpanExporter,
@@ -49,7 +52,12 @@ async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)
     resource = Resource.create({"service.name": "etcd-actions", "service.version": __version__})
     provider = TracerProvider(resource=resource)
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces", timeout=_FLUSH_WITHIN)
+    session = requests.Session()
+    # A proxy of the environment is for other machines.
+    session.trust_env = not Bind(urlsplit(endpoint).hostname or "", 0).is_loopback
+    exporter = OTLPSpanExporter(
+        endpoint=f"{endpoint}/v1/traces", timeout=_FLUSH_WITHIN, session=session
+    )
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     _log.info("tracing", endpoint=endpoint)

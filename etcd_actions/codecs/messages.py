@@ -92,6 +92,7 @@ def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> S
         revision,
         bool(metadata.deletion_timestamp),
         names.FINALIZER_RECORD in metadata.finalizers,
+        spec.action_type == names.ACTION_TYPE_CONDITION,
     )
 
 

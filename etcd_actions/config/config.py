@@ -84,6 +84,12 @@ class Config:
         return self[DATA_DIR]
 
     @property
+    def data_dir_source(self) -> str | None:
+        """Which flag, variable or key says what the directory is; None where nobody does."""
+        directory = self._values[DATA_DIR]
+        return None if directory.given is None else directory.source
+
+    @property
     def user(self) -> User | None:
         """Who to be for etcd; None for nobody."""
         return self._user
@@ -115,9 +121,10 @@ class Config:
 
 def _check_data_dir(values: Resolution) -> None:
     where, directory = values[ENDPOINTS], values[DATA_DIR]
-    # The variable may be there for other commands.
-    if where.given is not None and directory.source == DATA_DIR.flag:
-        raise ConfigError(
-            f"{DATA_DIR.flag} is for the embedded etcd, but {where.source} names another one: "
-            "leave one of them out"
-        )
+    # Endpoints that are said closer by, as a flag beside a variable, are for this command alone.
+    if where.given is None or directory.given is None or where.rank < directory.rank:
+        return
+    raise ConfigError(
+        f"{directory.source} is for the embedded etcd, but {where.source} names another one: "
+        "leave one of them out"
+    )

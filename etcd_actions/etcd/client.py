@@ -240,7 +240,8 @@ class EtcdClient:
                     if not isinstance(error, Unavailable):
                         raise
                     self._retire_if_broken(in_use)
-                    if isinstance(error, OutcomeUnknown):
+                    # A member that is not left would only be asked the same again at once.
+                    if isinstance(error, OutcomeUnknown) or not in_use.retired:
                         raise
                     if tried >= len(self._settings.endpoints) or trio.current_time() >= give_up:
                         raise

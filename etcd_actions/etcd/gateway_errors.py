@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from etcd_actions import errors
 from etcd_actions.etcd.gateway_wire import Refusal
-from etcd_actions.etcd.reasons import error_kind
+from etcd_actions.etcd.reasons import asks_elsewhere, error_kind
 from etcd_actions.etcd.tls import explained
 
 _DEADLINE_EXCEEDED = 4
@@ -56,13 +56,15 @@ class Failed(NamedTuple):
 def from_refusal(refusal: Refusal, asked: Asked) -> Failed:
     """The error for what etcd says instead of an answer; as over gRPC."""
     text = refusal.text
-    broken = refusal.code == _UNAVAILABLE or (
-        refusal.code == _DEADLINE_EXCEEDED and not asked.writes
+    broken = (
+        refusal.code == _UNAVAILABLE
+        or (refusal.code == _DEADLINE_EXCEEDED and not asked.writes)
+        or asks_elsewhere(text)
     )
     kind = error_kind(text) or _BY_CODE.get(refusal.code)
     if kind is not None:
         return Failed(kind(f"{asked.what}: {text}"), broken)
-    return Failed(lost(asked, text, sent="etcdserver: no leader" not in text), broken)
+    return Failed(lost(asked, text), broken)
 
 
 def from_status(status: int, body: bytes, asked: Asked) -> Failed:

@@ -24,6 +24,7 @@ from etcd_actions.etcd import grpc_errors, grpc_wire
 from etcd_actions.etcd.connection import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.grpc_watch import GrpcWatchStream
+from etcd_actions.etcd.reasons import asks_elsewhere
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.tls import look_at_certificate, read_pem
 from etcd_actions.etcd.transport import Connection
@@ -106,16 +107,14 @@ class GrpcConnection:
                 self._broken = True
                 raise grpc_errors.unreadable(error, what=what, writes=rpc.writes) from error
         # A slow disk delays writes, which says nothing of the connection; reads do.
-        if code is grpc.StatusCode.UNAVAILABLE or (
-            code is grpc.StatusCode.DEADLINE_EXCEEDED and not rpc.writes
+        details = future.details() or ""
+        if (
+            code is grpc.StatusCode.UNAVAILABLE
+            or (code is grpc.StatusCode.DEADLINE_EXCEEDED and not rpc.writes)
+            or asks_elsewhere(details)
         ):
             self._broken = True
-        raise grpc_errors.from_status(
-            code,
-            future.details() or "",
-            what=what,
-            writes=rpc.writes,
-        )
+        raise grpc_errors.from_status(code, details, what=what, writes=rpc.writes)
 
     @asynccontextmanager
     async def watch(self, *, token: str) -> AsyncIterator[GrpcWatchStream]:

@@ -13,7 +13,6 @@ _UNSENT = (
     "failed to connect to all addresses",
     "DNS resolution failed",
     "errors resolving",
-    "etcdserver: no leader",
 )
 
 _BY_CODE: dict[grpc.StatusCode, type[errors.EtcdError]] = {

@@ -12,11 +12,11 @@ import trio
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.claims import Claim, Claims
 from etcd_actions.client import ActionsClient
+from etcd_actions.clock import Clock
 from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
 from etcd_actions.executor.ages import Ages
 from etcd_actions.executor.attempt_clock import note_beginning
 from etcd_actions.executor.attempts_port import AttemptsPort, begin, is_of_machine
-from etcd_actions.executor.clock import Clock
 from etcd_actions.executor.command import Command, build_command, check_uid
 from etcd_actions.executor.limits import DEADLINE, RUN_TOO_LONG, Limits
 from etcd_actions.executor.not_started import NotStarted

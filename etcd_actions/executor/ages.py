@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from etcd_actions.executor.clock import Clock
-from etcd_actions.executor.durations import age_of
+from etcd_actions.clock import Clock
 from etcd_actions.model import ActionUpdate, TaskAction
+from etcd_actions.model.durations import age_of
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.executor.places import local_path
 from etcd_actions.executor.policy import check_runs_here, is_sdk_program
+from etcd_actions.executor.proxies import spare_loopback
 from etcd_actions.executor.settings import ExecutorSettings
 from etcd_actions.executor.templates import substitute
 from etcd_actions.model import ANNOTATION_RUN_START_TIME, TaskAction, output_uri
@@ -197,6 +198,7 @@ def _environment(
     environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"
     environment |= {each.key: each.value for each in template.container.env}
     environment |= spec.env_vars
+    spare_loopback(environment)
     given = {
         "ACTION_NAME": spec.action_name,
         "RUN_NAME": spec.run_name,

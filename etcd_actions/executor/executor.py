@@ -18,6 +18,7 @@ import trio
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.claims import Claims
 from etcd_actions.client import ActionsClient
+from etcd_actions.clock import Clock
 from etcd_actions.errors import (
     ClaimLost,
     EtcdError,
@@ -30,7 +31,6 @@ from etcd_actions.executor.action_run import ActionRun, Callbacks, Work
 from etcd_actions.executor.ages import Ages
 from etcd_actions.executor.attempts_port import AttemptsPort
 from etcd_actions.executor.board import Board
-from etcd_actions.executor.clock import Clock
 from etcd_actions.executor.command import check_uid
 from etcd_actions.executor.conditions import Conditions
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
@@ -116,7 +116,7 @@ class Executor:
             self._board,
             self._schedule,
             self._failures,
-            Conditions(client, self._reports, note, clock, self._ages),
+            Conditions(client, self._reports, note),
             clock,
             Host(
                 note=note,

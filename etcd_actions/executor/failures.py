@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from etcd_actions.backoff import Backoff
-from etcd_actions.executor.clock import Clock
+from etcd_actions.clock import Clock
 
 PARKED: Final = Backoff(initial=0.2, cap=30.0)
 """After what should not happen."""

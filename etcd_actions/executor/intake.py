@@ -9,8 +9,8 @@ import structlog
 
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.client import ActionsClient
+from etcd_actions.clock import Clock
 from etcd_actions.errors import ActionError, DecodeError, InvalidArgument, NotFound
-from etcd_actions.executor.clock import Clock
 from etcd_actions.executor.failures import PARKED, Failures
 from etcd_actions.executor.updates import gone, named_by_key, place_of, update_of
 from etcd_actions.model import ActionUpdate

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from etcd_actions.executor.durations import LONGEST, factor_of, limit_of, seconds_of
 from etcd_actions.model import ErrorState
+from etcd_actions.model.durations import LONGEST, factor_of, limit_of, seconds_of
 
 if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate

@@ -11,9 +11,9 @@ from pathlib import Path
 import trio
 
 from etcd_actions.client import ActionsClient
+from etcd_actions.clock import Clock
 from etcd_actions.executor.attempt import Attempts
 from etcd_actions.executor.attempts_port import AttemptsPort
-from etcd_actions.executor.clock import Clock
 from etcd_actions.executor.executor import Executor
 from etcd_actions.executor.fork_server import open_fork_server
 from etcd_actions.executor.settings import ExecutorSettings

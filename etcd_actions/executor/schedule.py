@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from etcd_actions.executor.keyed_heap import KeyedHeap
+from etcd_actions.keyed_heap import KeyedHeap
 
 
 class Due(Enum):

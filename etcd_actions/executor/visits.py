@@ -12,6 +12,7 @@ import trio
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.client import ActionsClient
+from etcd_actions.clock import Clock
 from etcd_actions.errors import (
     ActionError,
     DecodeError,
@@ -21,7 +22,6 @@ from etcd_actions.errors import (
     NotFound,
 )
 from etcd_actions.executor.board import Board
-from etcd_actions.executor.clock import Clock
 from etcd_actions.executor.conditions import Conditions
 from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
 from etcd_actions.executor.limits import Limits
@@ -131,7 +131,7 @@ class Visits:
 
     async def _serve_condition(self, name: str, update: ActionUpdate) -> None:
         try:
-            again = await self._conditions.serve(name, update.action_id)
+            await self._conditions.serve(update.action_id)
         except (NotFound, FailedPrecondition) as error:
             # It was signalled, aborted or deleted meanwhile: news of it is to come.
             _log.debug("condition_left", action=name, reason=str(error))
@@ -143,7 +143,7 @@ class Visits:
             self._alarm(name, self._failures.again(name, DELAYED))
         else:
             self._failures.drop(name)
-            self._alarm(name, again)
+            self._alarm(name, None)
 
     def _alarm(self, name: str, when: float | None) -> None:
         if self._board.get(name) is not None:

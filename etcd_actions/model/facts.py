@@ -38,6 +38,7 @@ class _Spec(msgspec.Struct, rename="camel", frozen=True, gc=False):
     run_name: str
     action_name: str
     parent_action_name: str = ""
+    action_type: str = ""
     run_output_base: str = ""
 
 
@@ -82,4 +83,5 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
             revision,
             bool(metadata.deletion_timestamp),
             names.FINALIZER_RECORD in metadata.finalizers,
+            spec.action_type == names.ACTION_TYPE_CONDITION,
         )

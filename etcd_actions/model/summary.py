@@ -37,6 +37,8 @@ class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Whether its deletion was asked for and waits for finalizers."""
     held: bool = False
     """Whether our finalizer is on it."""
+    condition: bool = False
+    """Whether it waits for a signal instead of running a task."""
 
     @property
     def action_id(self) -> ActionId:
@@ -75,6 +77,7 @@ def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Su
         revision,
         action.is_deleting,
         FINALIZER_RECORD in action.metadata.finalizers,
+        spec.is_condition,
     )
 
 

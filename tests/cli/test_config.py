@@ -300,6 +300,8 @@ def test_first_error_is_raised_and_all_are_kept() -> None:
 def test_data_directory_and_endpoints_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match=r"--data-dir .* ETCDCTL_ENDPOINTS"):
         load({"ETCDCTL_ENDPOINTS": "a:1"}, data_dir="somewhere")
+    with pytest.raises(ConfigError, match=r"ETCD_ACTIONS_DATA_DIR .* ETCDCTL_ENDPOINTS"):
+        load({"ETCDCTL_ENDPOINTS": "a:1", "ETCD_ACTIONS_DATA_DIR": "somewhere"})
     # The variable may be there for other commands.
     assert load({"ETCD_ACTIONS_DATA_DIR": "somewhere"}, endpoints="a:1").endpoints is not None
 

@@ -14,8 +14,8 @@ from flyteidl2.actions.actions_service_pb2 import Action
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 
 from etcd_actions import ActionId, ActionsClient
+from etcd_actions.clock import Clock
 from etcd_actions.executor import Executor, ExecutorSettings
-from etcd_actions.executor.clock import Clock
 from etcd_actions.executor.command import Command
 from etcd_actions.executor.opening import open_executor_with
 from etcd_actions.executor.places import EXIT, STARTED, AttemptPlace

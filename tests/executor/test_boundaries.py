@@ -152,10 +152,10 @@ async def test_a_condition_that_cannot_be_served_is_tried_again(
 ) -> None:
     fault, serve = Fault(error), Conditions.serve
 
-    async def fail(conditions: Conditions, name: str, action_id: ActionId) -> float | None:
+    async def fail(conditions: Conditions, action_id: ActionId) -> None:
         if action_id.name == "w1":
             fault("victim-a0")
-        return await serve(conditions, name, action_id)
+        await serve(conditions, action_id)
 
     monkeypatch.setattr(Conditions, "serve", fail)
     async with bench.executor():

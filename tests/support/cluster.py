@@ -303,6 +303,31 @@ class EtcdCluster:
                 complaint = str(error)
             time.sleep(0.01)
 
+    def add_learner(self, directory: Path) -> Member:
+        """Start a member that has no vote: it refuses most calls. Members stay plain of TLS."""
+        learner = Member(directory.name, directory)
+        peer = f"http://127.0.0.1:{learner.peer_port}"
+        self.settle("member", "add", learner.name, "--learner", f"--peer-urls={peer}")
+        peers = {each.name: f"http://127.0.0.1:{each.peer_port}" for each in self.members}
+        peers[learner.name] = peer
+        client = f"http://{learner.endpoint}"
+        learner.launch(
+            [
+                self.binary.path,
+                f"--name={learner.name}",
+                f"--data-dir={learner.directory / 'data'}",
+                f"--listen-client-urls={client}",
+                f"--advertise-client-urls={client}",
+                f"--listen-peer-urls={peer}",
+                f"--initial-advertise-peer-urls={peer}",
+                "--initial-cluster=" + ",".join(f"{name}={url}" for name, url in peers.items()),
+                "--initial-cluster-state=existing",
+                f"--listen-metrics-urls=http://127.0.0.1:{learner.metrics_port}",
+                "--logger=zap",
+            ]
+        )
+        return learner
+
     def authentications(self) -> int:
         """How often the members that run were asked for a token, since they run."""
         method = 'grpc_server_started_total{grpc_method="Authenticate"'

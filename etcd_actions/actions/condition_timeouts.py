@@ -1,0 +1,223 @@
+"""Ends conditions that nobody signalled in time, as Flyte's executor does, where there is none.
+
+Each process notes the conditions that go on, and since when it knows them; the leader ends those
+whose time is over. Flyte counts from ``metadata.creationTimestamp``; here the wall clock is asked
+once, when a condition is first seen, how old it is: from then on its age grows with the monotonic
+clock, whatever the wall clock is set to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import structlog
+import trio
+
+from etcd_actions.actions.rewrite import utc_now
+from etcd_actions.actions.stored import StoredTaskAction, describe
+from etcd_actions.backoff import Backoff
+from etcd_actions.clock import Clock
+from etcd_actions.codecs import codec_of
+from etcd_actions.containment import Containment
+from etcd_actions.errors import ConfigError, DecodeError, EtcdError, InvalidArgument
+from etcd_actions.etcd.api import Compare, KeyValue
+from etcd_actions.keyed_heap import KeyedHeap
+from etcd_actions.model import ErrorState, Phase, Summary
+from etcd_actions.model import flyte as conversions
+from etcd_actions.model.conditions import write_phase
+from etcd_actions.model.durations import age_of, limit_of
+from etcd_actions.store import Store
+
+TOO_LONG: Final = ErrorState(
+    code="ConditionTimedOut", kind="USER", message="nobody signalled it in time"
+)
+"""How a condition ends that timed out; code and kind are those of Flyte's executor."""
+
+_FIELD: Final = "spec.conditionSpec.timeout"
+_BACKOFF = Backoff(initial=0.2, cap=30.0)
+_LEADERSHIP: Final = 1.0
+"""Seconds until a process that a write has told that it does not lead looks again."""
+
+_log = structlog.get_logger(__name__)
+
+
+class _Seen(NamedTuple):
+    """One incarnation of a condition, and when it was first seen, by both clocks."""
+
+    uid: str
+    create_revision: int
+    monotonic: float
+    wall: float
+
+
+class ConditionTimeouts:
+    """The conditions below a prefix that go on, and when their time is over.
+
+    Args:
+        store: Where they are.
+        clock: What time-outs are counted on.
+        now: The time that is written down.
+        containment: The boundaries of the process.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock | None = None,
+        now: Callable[[], datetime] = utc_now,
+        containment: Containment | None = None,
+    ) -> None:
+        self._store = store
+        self._clock = clock or Clock()
+        self._now = now
+        self._containment = containment or Containment()
+        self._open: dict[bytes, _Seen] = {}
+        # When each is to be looked at: at once where its time-out is not known yet.
+        self._due: KeyedHeap[bytes, float] = KeyedHeap()
+        self._failures: dict[bytes, int] = {}
+        self._changed = trio.Event()
+
+    def __len__(self) -> int:
+        """How many conditions go on."""
+        return len(self._open)
+
+    def note(self, key: bytes, summary: Summary) -> None:
+        """Take in a state of a condition. Never waits."""
+        if summary.is_terminal:
+            self.forget(key)
+            return
+        known = self._open.get(key)
+        if known is not None and (known.uid, known.create_revision) == (
+            summary.uid,
+            summary.create_revision,
+        ):
+            return
+        now = self._clock.monotonic()
+        self._open[key] = _Seen(summary.uid, summary.create_revision, now, self._clock.wall())
+        self._failures.pop(key, None)
+        self._look(key, now)
+
+    def forget(self, key: bytes) -> None:
+        """A key is gone, or what it holds is over."""
+        if self._open.pop(key, None) is not None:
+            self._due.remove(key)
+            self._failures.pop(key, None)
+            self._containment.forget("condition", _text(key))
+
+    async def end_in_time(self, fence: Callable[[], Compare | None]) -> None:
+        """End each condition when its time is over, until cancelled.
+
+        A signal, an abort or any other change that comes first wins: each write compares the
+        revision of what was read. Cancelled, a condition was ended completely or not at all.
+
+        Args:
+            fence: What must hold for a write to count: that this process leads; None where
+                it need not be elected.
+        """
+        while True:
+            self._changed = trio.Event()
+            now = self._clock.monotonic()
+            first = self._due.first()
+            if first is not None and first[1] <= now:
+                await self._serve(first[0], fence)
+                continue
+            if first is None:
+                await self._changed.wait()
+                continue
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_changed, nursery.cancel_scope)
+                await self._clock.sleep_until(first[1])
+                nursery.cancel_scope.cancel("it is time")
+
+    async def _cancel_when_changed(self, scope: trio.CancelScope) -> None:
+        await self._changed.wait()
+        scope.cancel("another condition")
+
+    async def _serve(self, key: bytes, fence: Callable[[], Compare | None]) -> None:
+        """Look at one condition, and say when to look at it again, if ever."""
+        again: float | None = None
+        with self._containment.unit("condition", _text(key), parks=True) as unit:
+            try:
+                again = await self._look_at(key, fence)
+                self._failures.pop(key, None)
+            except EtcdError as error:
+                again = self._later(key)
+                _log.debug("condition_not_ended", key=_text(key), error=str(error))
+        if unit.failed:
+            again = self._later(key)
+        # It may be over, or another incarnation, by now.
+        if key not in self._open:
+            return
+        if again is None:
+            self._due.remove(key)
+        else:
+            self._look(key, again)
+
+    def _later(self, key: bytes) -> float:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        return self._clock.monotonic() + _BACKOFF.delay(failures)
+
+    async def _look_at(self, key: bytes, fence: Callable[[], Compare | None]) -> float | None:
+        """End a condition if its time is over; else when it is. None: it has no end in time."""
+        kv = await self._store.get(key)
+        seen = self._open.get(key)
+        # One that is gone, or was made anew, comes by the watch.
+        if kv is None or seen is None or kv.create_revision != seen.create_revision:
+            return None
+        try:
+            action = StoredTaskAction.of(kv)
+            # What Flyte's service was given and nobody made the end of is a signal that came first.
+            if action.is_terminal or action.status.signal_value:
+                return None
+            ends = self._ends(action, seen)
+            if ends is None or self._clock.monotonic() < ends:
+                return ends
+            value = self._ended(kv)
+        except (DecodeError, InvalidArgument) as error:
+            # The executor, where there is one, ends it as FAILED.
+            _log.warning("condition_unreadable", key=_text(key), reason=str(error))
+            return None
+        applied, current = await self._store.compare_and_put(kv, value, fence=fence())
+        if applied:
+            _log.info(
+                "action_ended",
+                action=describe(action.action_id),
+                phase=Phase.TIMED_OUT.name,
+                error=TOO_LONG.code,
+            )
+            return None
+        lost = current is not None and current.mod_revision == kv.mod_revision
+        return self._clock.monotonic() + (_LEADERSHIP if lost else 0.0)
+
+    def _ends(self, action: StoredTaskAction, seen: _Seen) -> float | None:
+        try:
+            condition = conversions.condition_action(action)
+        except ConfigError as error:
+            _log.warning("condition_without_end", key=_text(action.key), error=str(error))
+            return None
+        timeout = None if condition is None else limit_of(condition.timeout, _FIELD)
+        if timeout is None:
+            return None
+        created = action.metadata.creation_timestamp
+        age = age_of(created, "metadata.creationTimestamp", seen.wall)
+        return seen.monotonic - age + timeout
+
+    def _ended(self, kv: KeyValue) -> bytes:
+        codec = codec_of(kv.value)
+        tree = codec.decode_tree(kv.value, key=kv.key, revision=kv.mod_revision)
+        write_phase(tree, Phase.TIMED_OUT, now=self._now(), error=TOO_LONG)
+        try:
+            return codec.encode_tree(tree)
+        except ValueError as error:
+            raise InvalidArgument("status", f"the object cannot be stored: {error}") from None
+
+    def _look(self, key: bytes, when: float) -> None:
+        self._due.put(key, when)
+        self._changed.set()
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
