@@ -91,7 +91,9 @@ class ProcessorSettings:
         elect: Whether to do that only while elected, as one of all processes on this prefix.
             Without it this one always does, and keeps no position.
         collect_orphans: Whether to end and delete what lost its parent, as Kubernetes'
-            garbage collector does where there is one.
+            garbage collector does where there is one. What has no owner reference, and names
+            a parent that is not there, is collected in any case: nobody else does it.
+        finalizer: Whether our finalizer holds objects until their end is recorded.
         election_ttl: For how long the elected one may be silent before another takes over.
         save_every: How often the elected one saves the position.
         workers: How many keys are handled side by side. Handlers wait for nothing but
@@ -107,6 +109,7 @@ class ProcessorSettings:
     record: bool = True
     elect: bool = True
     collect_orphans: bool = True
+    finalizer: bool = True
     election_ttl: int = 10
     save_every: float = 5.0
     workers: int = 32
@@ -257,15 +260,23 @@ class Processor:
             self._likely_prefix = keys.start
         self._keys = (keys, traces)
         self._subscriptions = Subscriptions(containment)
-        self._aborter = Aborter(store, self._keyspace, containment=containment)
-        self._orphans = OrphanCollector(store, self._keyspace, containment=containment)
+        self._aborter = Aborter(
+            store, self._keyspace, finalizer=settings.finalizer, containment=containment
+        )
+        self._orphans = OrphanCollector(
+            store,
+            self._keyspace,
+            unowned_only=not settings.collect_orphans,
+            finalizer=settings.finalizer,
+            containment=containment,
+        )
         self._election_key = self._keyspace.election(namespace)
         self._position = Position(etcd, self._keyspace.position(namespace))
         self._outbox = Outbox(
             run_service=run_service,
             recorder=recorder,
             aborter=self._aborter,
-            orphans=self._orphans if settings.collect_orphans else None,
+            orphans=self._orphans,
             known=self._summary_of,
             reread=store.reread,
             prefix=prefix,
@@ -749,8 +760,7 @@ class Processor:
         while True:
             try:
                 await self._aborter.resume()
-                if self._settings.collect_orphans:
-                    await self._orphans.sweep()
+                await self._orphans.sweep()
             except EtcdError as error:
                 failures += 1
                 away = isinstance(error, Unavailable)

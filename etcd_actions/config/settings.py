@@ -321,7 +321,8 @@ COLLECT_ORPHANS: Setting[bool] = Setting(
     metavar="BOOL",
     parse=values.boolean,
     default="true",
-    help="Whether to end and delete what lost its parent; Kubernetes has a collector of its own",
+    help="Whether to end and delete what lost its parent; Kubernetes does it for what has an owner "
+    "reference",
     for_run=True,
 )
 GRACE: Setting[float] = Setting(
