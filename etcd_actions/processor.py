@@ -47,6 +47,7 @@ from etcd_actions.errors import (
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.group_commit import open_group_commit
 from etcd_actions.model import (
+    API_VERSION,
     DEFAULT_KEY_PREFIX,
     DEFAULT_NAMESPACE,
     ActionId,
@@ -75,6 +76,7 @@ _RESTARTS = Backoff(initial=0.2, cap=30.0)
 _CLEANING = Backoff(initial=0.5, cap=60.0)
 _WATCH = "the watch"
 _TERM = "the leader's work"
+_MOST_VERSIONS = 100
 _LOOK_AGAIN = 60.0
 """Seconds between two tries to decode what could not be for lack of memory or the like."""
 
@@ -299,6 +301,7 @@ class Processor:
         self._undecodable: dict[bytes, str] = {}
         self._doubtful: dict[bytes, Change] = {}
         self._decode_errors = 0
+        self._versions: set[str] = set()
 
     def statistics(self) -> ProcessorStatistics:
         """See :class:`ProcessorStatistics`."""
@@ -429,6 +432,8 @@ class Processor:
             self._set_aside(change, error)
             return
         self._known[key] = pack(summary)
+        if summary.other_version:
+            self._note_version(summary.other_version, change)
         if self._undecodable:
             self._forget_undecodable(key)
         self.handle_task_action_event(change, summary)
@@ -549,6 +554,20 @@ class Processor:
         packed = self._known.get(change.key)
         if packed is not None and unpack(packed).revision == change.mod_revision:
             self._set_aside(change, error)
+
+    def _note_version(self, version: str, change: Change) -> None:
+        """Say once that objects are stored at another version of the API."""
+        if version in self._versions or len(self._versions) >= _MOST_VERSIONS:
+            return
+        self._versions.add(version)
+        with self._containment.unit("log_line", "stored_at_another_version"):
+            _log.warning(
+                "stored_at_another_version",
+                version=version,
+                known=API_VERSION,
+                key=change.key.decode(errors="backslashreplace"),
+                revision=change.mod_revision,
+            )
 
     def _forget_undecodable(self, key: bytes) -> None:
         self._undecodable.pop(key, None)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import trio
 
-from etcd_actions.codecs import codec_of
+from etcd_actions.codecs import ENCRYPTED_AT_REST, codec_of
 from etcd_actions.doctor.findings import Finding, Kind, Severity
 from etcd_actions.doctor.subject import Subject, as_text, size_text
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.etcd.paging import open_pages
-from etcd_actions.model import parse_key
+from etcd_actions.model import is_task_action, other_version, parse_key
 
 ACTIONS = Kind(id="actions", severity=Severity.OK)
 UNDECODABLE = Kind(
@@ -24,6 +24,33 @@ UNDECODABLE = Kind(
     meaning="These actions are neither told to anybody nor marked: their runs wait for ever.",
     remedy="etcdctl get '<key>' --print-value-only, then let its writer write it as JSON, or "
     "delete it",
+)
+OTHER_VERSION = Kind(
+    id="other-version",
+    severity=Severity.NOTE,
+    meaning="An API server stores them at another version of the API than the known one. What they "
+    "have of the known fields is read, and every write keeps the version and all the rest.",
+    remedy="nothing has to be done; see which version is stored: kubectl get crd "
+    "taskactions.flyte.org -o yaml, and update etcd-actions where it is newer",
+)
+UNREADABLE_VERSION = Kind(
+    id="undecodable-version",
+    severity=Severity.ERROR,
+    meaning="These are actions, stored at another version of the API, some fields of which are not "
+    "as in the known one: they are neither told to anybody nor marked until they can be read.",
+    remedy="update etcd-actions to a release that knows this version; or have the API server store "
+    "flyte.org/v1 again, and write them anew: kubectl get taskactions.flyte.org -A -o json | "
+    "kubectl replace -f -",
+)
+ENCRYPTED = Kind(
+    id="encrypted-values",
+    severity=Severity.ERROR,
+    meaning="An API server encrypts these actions at rest, and nobody else can read them: they are "
+    "neither told to anybody nor marked, and those that hold our finalizer are never let go.",
+    remedy="take taskactions.flyte.org out of the API server's --encryption-provider-config and "
+    "write them anew: kubectl get taskactions.flyte.org -A -o json | kubectl replace -f -; where "
+    "they stay encrypted run with --finalizer=false, and have the API server let go of them: "
+    "etcd-actions release-finalizers",
 )
 MIXED_CODECS = Kind(
     id="mixed-codecs",
@@ -61,8 +88,21 @@ NOT_ALL = Kind(
     remedy="give --namespace to look at a part",
 )
 
-KINDS = (ACTIONS, UNDECODABLE, MIXED_CODECS, ODD_KEYS, LARGE, WAITING, NOT_ALL)
+KINDS = (
+    ACTIONS,
+    UNDECODABLE,
+    UNREADABLE_VERSION,
+    ENCRYPTED,
+    OTHER_VERSION,
+    MIXED_CODECS,
+    ODD_KEYS,
+    LARGE,
+    WAITING,
+    NOT_ALL,
+)
 
+_BY_KEY = (UNDECODABLE, UNREADABLE_VERSION, ENCRYPTED, OTHER_VERSION, ODD_KEYS, WAITING, LARGE)
+"""What is told with its first keys."""
 _PAGE_BYTES = 4 << 20
 _BATCH = 100
 
@@ -107,8 +147,10 @@ class _Tally:
         try:
             action = codec.decode(kv.value, key=kv.key, revision=kv.mod_revision)
         except DecodeError as error:
-            self.note(UNDECODABLE, kv.key, f"revision {kv.mod_revision}: {error.reason}")
+            self.note(_unreadable(kv), kv.key, f"revision {kv.mod_revision}: {error.reason}")
             return
+        if version := other_version(action.api_version):
+            self.note(OTHER_VERSION, kv.key, f"revision {kv.mod_revision}: {version}")
         self.codecs[codec.name] += 1
         if action.phase.is_terminal:
             self.terminal += 1
@@ -124,6 +166,20 @@ class _Tally:
         first = "; ".join(f"{as_text(key)} ({text})" for key, text in named)
         rest = f"; and {count - len(named)} more" if count > len(named) else ""
         return f"{count}: {first}{rest}"
+
+
+def _unreadable(kv: KeyValue) -> Kind:
+    """What kind of finding a value is that cannot be decoded."""
+    if kv.value.startswith(ENCRYPTED_AT_REST):
+        return ENCRYPTED
+    try:
+        tree = codec_of(kv.value).decode_tree(kv.value)
+    except DecodeError:
+        return UNDECODABLE
+    api_version = tree.get("apiVersion")
+    if is_task_action(api_version, tree.get("kind")) and other_version(api_version):
+        return UNREADABLE_VERSION
+    return UNDECODABLE
 
 
 async def check_objects(subject: Subject, etcd: EtcdClient) -> list[Finding]:
@@ -148,7 +204,7 @@ def _judge(tally: _Tally, total: int, *, cut: bool) -> Iterator[Finding]:
         + (f" ({forms})" if forms else "")
         + f"; {tally.terminal} actions are over, and {tally.recorded} of them recorded"
     )
-    for kind in (UNDECODABLE, ODD_KEYS, WAITING, LARGE):
+    for kind in _BY_KEY:
         if tally.counts[kind.id]:
             first = tally.named[kind.id][0][0]
             if kind is LARGE and tally.largest is not None:
