@@ -155,6 +155,16 @@ CODEC: Setting[CodecName] = Setting(
     default="json",
     help="How objects that are created are stored; Kubernetes reads json only",
 )
+FINALIZER: Setting[bool] = Setting(
+    name="finalizer",
+    group=Group.KEYS,
+    variable="ETCD_ACTIONS_FINALIZER",
+    metavar="BOOL",
+    parse=values.boolean,
+    default="true",
+    help="Whether our finalizer holds what is created until its end is recorded; false where an "
+    "API server encrypts actions at rest",
+)
 
 CACERT: Setting[Path | None] = Setting(
     name="cacert",
@@ -688,6 +698,7 @@ SETTINGS: tuple[Setting[object], ...] = (
     PREFIX,
     NAMESPACE,
     CODEC,
+    FINALIZER,
     CACERT,
     CERT,
     KEY,
