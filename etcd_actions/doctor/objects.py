@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import trio
 
 from etcd_actions.codecs import ENCRYPTED_AT_REST, codec_of
+from etcd_actions.doctor.beside import Beside
 from etcd_actions.doctor.findings import Finding, Kind, Severity
 from etcd_actions.doctor.subject import Subject, as_text, size_text
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.etcd.paging import open_pages
-from etcd_actions.model import is_task_action, other_version, parse_key
+from etcd_actions.model import FINALIZER_RECORD, is_task_action, other_version, parse_key
 
 ACTIONS = Kind(id="actions", severity=Severity.OK)
 UNDECODABLE = Kind(
@@ -113,6 +114,7 @@ class _Tally:
 
     examples: int
     large_value: int
+    beside: Beside
     values: int = 0
     terminal: int = 0
     recorded: int = 0
@@ -139,8 +141,9 @@ class _Tally:
             self.note(LARGE, kv.key, size_text(size))
             if self.largest is None or size > len(self.largest.value):
                 self.largest = kv
+        namespace = ""
         try:
-            parse_key(prefix, kv.key)
+            namespace, _ = parse_key(prefix, kv.key)
         except DecodeError:
             self.note(ODD_KEYS, kv.key, f"revision {kv.mod_revision}")
         codec = codec_of(kv.value)
@@ -152,6 +155,9 @@ class _Tally:
         if version := other_version(action.api_version):
             self.note(OTHER_VERSION, kv.key, f"revision {kv.mod_revision}: {version}")
         self.codecs[codec.name] += 1
+        if namespace:
+            held = FINALIZER_RECORD in action.metadata.finalizers
+            self.beside.take(kv, namespace, held=held)
         if action.phase.is_terminal:
             self.terminal += 1
             if action.is_recorded:
@@ -182,9 +188,12 @@ def _unreadable(kv: KeyValue) -> Kind:
     return UNDECODABLE
 
 
-async def check_objects(subject: Subject, etcd: EtcdClient) -> list[Finding]:
-    """Read every value below the prefix, page by page, for as long as the limits let."""
-    tally = _Tally(subject.limits.examples, subject.limits.large_value)
+async def check_objects(subject: Subject, etcd: EtcdClient, beside: Beside) -> list[Finding]:
+    """Read every value below the prefix, page by page, for as long as the limits let.
+
+    What they tell of an API server beside us is left in ``beside``.
+    """
+    tally = _Tally(subject.limits.examples, subject.limits.large_value, beside)
     total = 0
     with trio.move_on_after(subject.limits.scan_seconds) as scope:
         async with open_pages(etcd, subject.keys, page_bytes=_PAGE_BYTES) as pages:
