@@ -68,6 +68,7 @@ from etcd_actions.router import Router, RouterSettings, RouterStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.store import Store
 from etcd_actions.subscriptions import AnySubscription, SnapshotEnd, Subscription, Subscriptions
+from etcd_actions.undecodable import Undecodable
 from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings, ReflectorStatistics
 
 _LIKELY_RUN = b"r"
@@ -142,6 +143,8 @@ class ProcessorStatistics:
         undelivered: Number of updates that their readers have yet to receive.
         decode_errors: Number of values that could not be decoded.
         undecodable: The keys that hold such a value now, and why it cannot be decoded.
+        undecodable_since: When the first of these was found, in seconds since 1970; None
+            without one.
     """
 
     watching: bool
@@ -159,6 +162,7 @@ class ProcessorStatistics:
     undelivered: int
     decode_errors: int
     undecodable: dict[bytes, str]
+    undecodable_since: float | None
 
 
 @dataclass(frozen=True)
@@ -298,7 +302,7 @@ class Processor:
         self._known: dict[bytes, bytes] = {}
         self._earlier: dict[bytes, bytes] = {}
         self._deletions: dict[tuple[bytes, int], ActionUpdate] = {}
-        self._undecodable: dict[bytes, str] = {}
+        self._undecodable = Undecodable()
         self._doubtful: dict[bytes, Change] = {}
         self._decode_errors = 0
         self._versions: set[str] = set()
@@ -321,7 +325,8 @@ class Processor:
             subscriptions=len(self._subscriptions),
             undelivered=self._subscriptions.pending(),
             decode_errors=self._decode_errors,
-            undecodable=dict(self._undecodable),
+            undecodable=self._undecodable.reasons(),
+            undecodable_since=self._undecodable.since,
         )
 
     @property
@@ -528,7 +533,7 @@ class Processor:
             # What it was: nothing is there any more that could heal.
             doubtful = False
         else:
-            self._undecodable[key] = reason
+            self._undecodable.add(key, reason)
         if doubtful:
             self._doubtful[key] = Change(
                 ChangeKind.MODIFIED,
@@ -570,7 +575,7 @@ class Processor:
             )
 
     def _forget_undecodable(self, key: bytes) -> None:
-        self._undecodable.pop(key, None)
+        self._undecodable.forget(key)
         self._doubtful.pop(key, None)
 
     async def _look_again(self, router: Router) -> None:
@@ -615,7 +620,7 @@ class Processor:
     ) -> EtcdError | None:
         """List and watch until it is stopped; returns why etcd refused the first list, if so."""
         # The list finds what is still undecodable.
-        self._undecodable.clear()
+        self._undecodable.begin_again()
         self._doubtful.clear()
         self._earlier = dict(self._known)
         intake = trio.CancelScope()
