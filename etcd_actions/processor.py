@@ -94,8 +94,9 @@ class ProcessorSettings:
         elect: Whether to do that only while elected, as one of all processes on this prefix.
             Without it this one always does, and keeps no position.
         collect_orphans: Whether to end and delete what lost its parent, as Kubernetes'
-            garbage collector does where there is one. What has no owner reference, and names
-            a parent that is not there, is collected in any case: nobody else does it.
+            garbage collector does where there is one. What goes on without an owner
+            reference, and names a parent that is not there, is collected in any case: nobody
+            else does it.
         finalizer: Whether our finalizer holds objects until their end is recorded.
         election_ttl: For how long the elected one may be silent before another takes over.
         save_every: How often the elected one saves the position.

@@ -113,8 +113,8 @@ class OrphanCollector:
     Args:
         store: Where they are.
         keys: Under which keys.
-        unowned_only: Collect only what has no owner reference, and leave the rest to
-            Kubernetes' garbage collector.
+        unowned_only: Collect only what has no owner reference and is not over, and leave the
+            rest to Kubernetes' garbage collector.
         finalizer: Whether what waits to be recorded is held by our finalizer meanwhile.
         clock: The time.
         containment: The boundaries of the process.
@@ -259,6 +259,9 @@ class OrphanCollector:
                 kv, REASON, "", now=self._clock(), delete=True, finalizer=self._finalizer
             )
             return Put(kv.key, value, kv.lease)
+        if self._unowned_only:
+            # It waits for nobody, and who deleted its parent wanted it to stay.
+            return None
         foreign = any(each != FINALIZER_RECORD for each in action.metadata.finalizers)
         if action.is_recorded and not foreign:
             return Delete(KeyRange.of_key(kv.key))

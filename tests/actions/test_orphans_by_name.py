@@ -19,6 +19,7 @@ from etcd_actions.store import Store
 from tests.data.captured import PUTS
 from tests.support import flyte
 from tests.support.recording import until_stored
+from tests.support.waiting import eventually
 from tests.test_outbox import SETTINGS, Scripted, watching
 
 ROOT = ActionId("p", "d", "r1", "a0")
@@ -133,6 +134,25 @@ async def test_an_ending_of_an_orphan_without_owner_is_kept(etcd: Etcd, prefix: 
         await until_left(etcd, prefix)
     assert service.of("c1")[-1] is Phase.SUCCEEDED
     assert Phase.ABORTED not in service.of("c1")
+
+
+async def test_an_orphan_that_is_over_stays_where_kubernetes_collects(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    """It waits for nobody, and who asked for --cascade=orphan wanted it to stay."""
+    service = Scripted()
+    settings = replace(SETTINGS, collect_orphans=False)
+    async with open_actions_client(
+        etcd, prefix=prefix, run_service=service, settings=settings
+    ) as client:
+        await client.start_watching()
+        await grow(client)
+        await client.put_status(named("c1"), 1, flyte.status(Phase.SUCCEEDED))
+        await eventually(lambda: client.statistics().marks == {"marked": 1})
+        await delete_with_orphans(etcd, prefix, "c1", "c2")
+        await until_left(etcd, prefix, "c1", "g1")
+    assert service.of("c1")[-1] is Phase.SUCCEEDED
+    assert service.of("c2")[-1] is Phase.ABORTED
 
 
 @pytest.mark.parametrize("unowned_only", [True, False])
