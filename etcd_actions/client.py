@@ -85,7 +85,8 @@ async def open_actions_client(
             default.
         codec: How new objects are stored: ``json``, which a Kubernetes API server reads,
             too, ``protobuf`` or ``msgpack``.
-        settings: How it watches, see :class:`~etcd_actions.processor.ProcessorSettings`.
+        settings: How it watches, and whether its finalizer is on what it creates, see
+            :class:`~etcd_actions.processor.ProcessorSettings`.
         containment: The boundaries of the process; by default the client has its own.
 
     Raises:
@@ -116,7 +117,7 @@ async def open_actions_client(
                 store,
                 keys,
                 processor,
-                Enqueuer(store, keys, form),
+                Enqueuer(store, keys, form, finalizer=settings.finalizer),
                 settings,
                 containment,
             )
@@ -180,7 +181,7 @@ class ActionsClient:
         self._processor = processor
         self._enqueuer = enqueuer
         self._settings = settings
-        self._aborter = Aborter(store, keys)
+        self._aborter = Aborter(store, keys, finalizer=settings.finalizer)
         self._lister = Lister(store, keys)
         self._desk = LetterDesk(etcd, store, keys)
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()

@@ -95,7 +95,7 @@ class Outbox:
         run_service: Who is told.
         recorder: Who marks.
         aborter: Ends what is to be deleted and is not over.
-        orphans: Collects what a deleted action leaves behind; None where others do.
+        orphans: Collects what a deleted action leaves behind.
         known: See :class:`Known`.
         reread: See :class:`~etcd_actions.router.Router`.
         letters: Where what is refused for good is written.
@@ -114,7 +114,7 @@ class Outbox:
         run_service: RunService,
         recorder: Recorder,
         aborter: Aborter,
-        orphans: OrphanCollector | None,
+        orphans: OrphanCollector,
         known: Known,
         reread: Reread,
         letters: LetterBook,
@@ -431,8 +431,7 @@ class Outbox:
             await self._tell(update, None, None)
         await self._letters.carry(update, None)
         if not is_trace and self._is_proper(update):
-            if self._orphans is not None:
-                await self._orphans.owner_gone(update)
+            await self._orphans.owner_gone(update)
             await self._aborter.action_gone(update.action_id, update.namespace)
         self._done_with.discard((update.key, update.uid))
         self.forget(update.key)

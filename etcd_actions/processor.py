@@ -50,6 +50,7 @@ from etcd_actions.errors import (
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.group_commit import open_group_commit
 from etcd_actions.model import (
+    API_VERSION,
     DEFAULT_KEY_PREFIX,
     DEFAULT_NAMESPACE,
     ActionId,
@@ -70,6 +71,7 @@ from etcd_actions.router import Router, RouterSettings, RouterStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.store import Store
 from etcd_actions.subscriptions import AnySubscription, SnapshotEnd, Subscription, Subscriptions
+from etcd_actions.undecodable import Undecodable
 from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings, ReflectorStatistics
 
 _LIKELY_RUN = b"r"
@@ -78,6 +80,7 @@ _RESTARTS = Backoff(initial=0.2, cap=30.0)
 _CLEANING = Backoff(initial=0.5, cap=60.0)
 _WATCH = "the watch"
 _TERM = "the leader's work"
+_MOST_VERSIONS = 100
 _LOOK_AGAIN = 60.0
 """Seconds between two tries to decode what could not be for lack of memory or the like."""
 
@@ -94,7 +97,10 @@ class ProcessorSettings:
         elect: Whether to do that only while elected, as one of all processes on this prefix.
             Without it this one always does, and keeps no position.
         collect_orphans: Whether to end and delete what lost its parent, as Kubernetes'
-            garbage collector does where there is one.
+            garbage collector does where there is one. What goes on without an owner
+            reference, and names a parent that is not there, is collected in any case: nobody
+            else does it.
+        finalizer: Whether our finalizer holds objects until their end is recorded.
         election_ttl: For how long the elected one may be silent before another takes over.
         save_every: How often the elected one saves the position.
         workers: How many keys are handled side by side. Handlers wait for nothing but
@@ -112,6 +118,7 @@ class ProcessorSettings:
     record: bool = True
     elect: bool = True
     collect_orphans: bool = True
+    finalizer: bool = True
     election_ttl: int = 10
     save_every: float = 5.0
     workers: int = 32
@@ -146,6 +153,8 @@ class ProcessorStatistics:
         undelivered: Number of updates that their readers have yet to receive.
         decode_errors: Number of values that could not be decoded.
         undecodable: The keys that hold such a value now, and why it cannot be decoded.
+        undecodable_since: When the first of these was found, in seconds since 1970; None
+            without one.
     """
 
     watching: bool
@@ -164,6 +173,7 @@ class ProcessorStatistics:
     undelivered: int
     decode_errors: int
     undecodable: dict[bytes, str]
+    undecodable_since: float | None
 
 
 @dataclass(frozen=True)
@@ -267,16 +277,24 @@ class Processor:
             self._likely_prefix = keys.start
         self._keys = (keys, traces)
         self._subscriptions = Subscriptions(containment)
-        self._aborter = Aborter(store, self._keyspace, containment=containment)
         self._timeouts = ConditionTimeouts(store, clock=settings.clock, containment=containment)
-        self._orphans = OrphanCollector(store, self._keyspace, containment=containment)
+        self._aborter = Aborter(
+            store, self._keyspace, finalizer=settings.finalizer, containment=containment
+        )
+        self._orphans = OrphanCollector(
+            store,
+            self._keyspace,
+            unowned_only=not settings.collect_orphans,
+            finalizer=settings.finalizer,
+            containment=containment,
+        )
         self._election_key = self._keyspace.election(namespace)
         self._position = Position(etcd, self._keyspace.position(namespace))
         self._outbox = Outbox(
             run_service=run_service,
             recorder=recorder,
             aborter=self._aborter,
-            orphans=self._orphans if settings.collect_orphans else None,
+            orphans=self._orphans,
             known=self._summary_of,
             reread=store.reread,
             letters=LetterBook(
@@ -305,9 +323,10 @@ class Processor:
         self._known: dict[bytes, bytes] = {}
         self._earlier: dict[bytes, bytes] = {}
         self._deletions: dict[tuple[bytes, int], ActionUpdate] = {}
-        self._undecodable: dict[bytes, str] = {}
+        self._undecodable = Undecodable()
         self._doubtful: dict[bytes, Change] = {}
         self._decode_errors = 0
+        self._versions: set[str] = set()
 
     def statistics(self) -> ProcessorStatistics:
         """See :class:`ProcessorStatistics`."""
@@ -328,7 +347,8 @@ class Processor:
             subscriptions=len(self._subscriptions),
             undelivered=self._subscriptions.pending(),
             decode_errors=self._decode_errors,
-            undecodable=dict(self._undecodable),
+            undecodable=self._undecodable.reasons(),
+            undecodable_since=self._undecodable.since,
         )
 
     @property
@@ -442,6 +462,8 @@ class Processor:
         self._known[key] = pack(summary)
         if summary.condition and self._settings.record:
             self._timeouts.note(key, summary)
+        if summary.other_version:
+            self._note_version(summary.other_version, change)
         if self._undecodable:
             self._forget_undecodable(key)
         self.handle_task_action_event(change, summary)
@@ -540,7 +562,7 @@ class Processor:
             # What it was: nothing is there any more that could heal.
             doubtful = False
         else:
-            self._undecodable[key] = reason
+            self._undecodable.add(key, reason)
         if doubtful:
             self._doubtful[key] = Change(
                 ChangeKind.MODIFIED,
@@ -567,8 +589,22 @@ class Processor:
         if packed is not None and unpack(packed).revision == change.mod_revision:
             self._set_aside(change, error)
 
+    def _note_version(self, version: str, change: Change) -> None:
+        """Say once that objects are stored at another version of the API."""
+        if version in self._versions or len(self._versions) >= _MOST_VERSIONS:
+            return
+        self._versions.add(version)
+        with self._containment.unit("log_line", "stored_at_another_version"):
+            _log.warning(
+                "stored_at_another_version",
+                version=version,
+                known=API_VERSION,
+                key=change.key.decode(errors="backslashreplace"),
+                revision=change.mod_revision,
+            )
+
     def _forget_undecodable(self, key: bytes) -> None:
-        self._undecodable.pop(key, None)
+        self._undecodable.forget(key)
         self._doubtful.pop(key, None)
 
     async def _look_again(self, router: Router) -> None:
@@ -613,7 +649,7 @@ class Processor:
     ) -> EtcdError | None:
         """List and watch until it is stopped; returns why etcd refused the first list, if so."""
         # The list finds what is still undecodable.
-        self._undecodable.clear()
+        self._undecodable.begin_again()
         self._doubtful.clear()
         self._earlier = dict(self._known)
         intake = trio.CancelScope()
@@ -782,8 +818,7 @@ class Processor:
         while True:
             try:
                 await self._aborter.resume()
-                if self._settings.collect_orphans:
-                    await self._orphans.sweep()
+                await self._orphans.sweep()
             except EtcdError as error:
                 failures += 1
                 away = isinstance(error, Unavailable)

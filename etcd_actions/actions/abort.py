@@ -98,16 +98,26 @@ class Marker(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Aborter:
-    """Aborts the actions of one keyspace."""
+    """Aborts the actions of one keyspace.
+
+    Args:
+        store: Where they are.
+        keys: Under which keys.
+        finalizer: Whether what others hold is held by our finalizer, too, until it is recorded.
+        clock: The time.
+        containment: The boundaries of the process.
+    """
 
     def __init__(
         self,
         store: Store,
         keys: Keyspace,
         *,
+        finalizer: bool = True,
         clock: Callable[[], datetime] = utc_now,
         containment: Containment | None = None,
     ) -> None:
+        self._finalizer = finalizer
         self._containment = containment or Containment()
         self._store = store
         self._keys = keys
@@ -237,7 +247,7 @@ class Aborter:
             EtcdError: etcd did not do it.
         """
         keys = Keyspace(self._keys.prefix, namespace)
-        aborter = Aborter(self._store, keys, clock=self._clock, containment=self._containment)
+        aborter = self._of(keys)
         marked = await self._store.get(keys.abort(action_id))
         marker = None if marked is None else _marker(marked)
         if marker is None or marked is None:
@@ -310,15 +320,29 @@ class Aborter:
     def _within(self, key: bytes, prefix: bytes) -> Aborter:
         """An aborter for the namespace of a key."""
         namespace = key[len(prefix) :].partition(b"/")[0].decode(errors="replace")
-        keys = Keyspace(self._keys.prefix, namespace)
-        return Aborter(self._store, keys, clock=self._clock, containment=self._containment)
+        return self._of(Keyspace(self._keys.prefix, namespace))
+
+    def _of(self, keys: Keyspace) -> Aborter:
+        return Aborter(
+            self._store,
+            keys,
+            finalizer=self._finalizer,
+            clock=self._clock,
+            containment=self._containment,
+        )
 
     def _aborted(self, kv: KeyValue, reason: str, by: str) -> bytes:
-        return aborted_value(kv, reason, by, now=self._clock())
+        return aborted_value(kv, reason, by, now=self._clock(), finalizer=self._finalizer)
 
 
 def aborted_value(
-    kv: KeyValue, reason: str, by: str, *, now: datetime, delete: bool = False
+    kv: KeyValue,
+    reason: str,
+    by: str,
+    *,
+    now: datetime,
+    delete: bool = False,
+    finalizer: bool = True,
 ) -> bytes:
     """The value of an object, with the action ended as ABORTED.
 
@@ -331,6 +355,7 @@ def aborted_value(
         by: Who wanted it.
         now: The time.
         delete: Ask for its deletion in any case.
+        finalizer: Whether our finalizer is to hold what is to be deleted.
 
     Raises:
         DecodeError: The value cannot be read.
@@ -348,7 +373,7 @@ def aborted_value(
         del tree["metadata"]["annotations"]
     finalizers = tree["metadata"].get("finalizers") or []
     if delete or any(each != FINALIZER_RECORD for each in finalizers):
-        ask_for_deletion(tree, now)
+        ask_for_deletion(tree, now, finalizer=finalizer)
     return encoded(kv, tree)
 
 
@@ -365,13 +390,17 @@ def encoded(kv: KeyValue, tree: dict[str, Any]) -> bytes:
         raise DecodeError(reason, key=kv.key, revision=kv.mod_revision) from None
 
 
-def ask_for_deletion(tree: dict[str, Any], now: datetime) -> bool:
-    """Say in an object's tree that it is to be deleted; held by us until it is recorded."""
+def ask_for_deletion(tree: dict[str, Any], now: datetime, *, finalizer: bool = True) -> bool:
+    """Say in an object's tree that it is to be deleted; held by us until it is recorded.
+
+    Without our finalizer nobody may hold it: an API server deletes it then with its next change,
+    recorded or not.
+    """
     metadata = tree["metadata"]
     if metadata.get("deletionTimestamp"):
         return False
     finalizers = metadata.get("finalizers") or []
-    if FINALIZER_RECORD not in finalizers:
+    if finalizer and FINALIZER_RECORD not in finalizers:
         metadata["finalizers"] = [*finalizers, FINALIZER_RECORD]
     metadata["deletionTimestamp"] = rfc3339(now)
     metadata["deletionGracePeriodSeconds"] = 0

@@ -87,6 +87,7 @@ class Enqueuer:
         store: Where they are written.
         keys: Under which keys.
         codec: In which form.
+        finalizer: Whether our finalizer holds tasks and conditions until they are recorded.
         clock: The time.
         new_uid: Makes the identity of an incarnation.
     """
@@ -97,6 +98,7 @@ class Enqueuer:
         keys: Keyspace,
         codec: Codec,
         *,
+        finalizer: bool = True,
         clock: Callable[[], datetime] = utc_now,
         new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
@@ -105,7 +107,8 @@ class Enqueuer:
         self._codec = codec
         self._clock = clock
         self._new_uid = new_uid
-        self._aborter = Aborter(store, keys, clock=clock)
+        self._finalizer = finalizer
+        self._aborter = Aborter(store, keys, finalizer=finalizer, clock=clock)
 
     async def enqueue(
         self,
@@ -265,6 +268,7 @@ class Enqueuer:
                 namespace=self._keys.namespace,
                 now=self._clock(),
                 new_uid=lambda: uid,
+                finalizer=self._finalizer,
             )
         validation.check(built)
         return built

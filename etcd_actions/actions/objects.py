@@ -184,6 +184,7 @@ def build(
     namespace: str,
     now: datetime,
     new_uid: Callable[[], str],
+    finalizer: bool = True,
 ) -> TaskAction:
     """Build the object of a task or condition.
 
@@ -193,6 +194,7 @@ def build(
         namespace: The object's namespace.
         now: The time.
         new_uid: Makes a UUID.
+        finalizer: Whether our finalizer holds it until it is recorded.
     """
     action, kind = request.action, request.kind
     labels = _own_labels(request)
@@ -240,7 +242,7 @@ def build(
             rfc3339(now),
             labels=labels,
             annotations=annotations,
-            finalizers=(FINALIZER_RECORD,),
+            finalizers=(FINALIZER_RECORD,) if finalizer else (),
             owner_references=_owner(parent),
         ),
         TaskActionSpec(

@@ -5,6 +5,11 @@ compares that the parent is absent, or another incarnation, and that the orphan 
 read. A deletion is a state first: what goes on is ended as ABORTED, what is not recorded yet
 waits for that; the mark then deletes it. Its own children follow, since each deletion is
 looked at in turn.
+
+An orphan names its parent by an owner reference with a uid: then the parent is that incarnation,
+and Kubernetes' garbage collector would collect the orphan, too. Or it names it by
+``spec.parentActionName`` alone: `kubectl delete --cascade=orphan` takes the owner references
+away. No garbage collector ever collects that, so it is collected where Kubernetes has one, too.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import structlog
 
 from etcd_actions.actions.abort import aborted_value, ask_for_deletion, encoded
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored import StoredTaskAction, same_run
 from etcd_actions.codecs import codec_of
 from etcd_actions.containment import Containment
 from etcd_actions.errors import DecodeError, EtcdError
@@ -32,7 +37,16 @@ from etcd_actions.etcd.api import (
     Put,
     Txn,
 )
-from etcd_actions.model import FINALIZER_RECORD, KIND, ActionUpdate, Keyspace, TaskAction
+from etcd_actions.model import (
+    FINALIZER_RECORD,
+    KIND,
+    ActionId,
+    ActionUpdate,
+    Keyspace,
+    TaskAction,
+    canonical_name,
+    task_action_name,
+)
 from etcd_actions.store import Store
 
 REASON = "the parent is gone"
@@ -46,19 +60,78 @@ class _Owned(NamedTuple):
     key: bytes
     owner_key: bytes
     owner_uid: str
+    """Empty where it names it by ``spec.parentActionName`` alone: any incarnation will do."""
+    run: ActionId | None = None
+    """Whose parent it has to be, where no uid tells."""
+
+    def may_be(self, owner: Owner) -> bool:
+        """Whether what has the parent's key may be the parent.
+
+        Of what cannot be read nothing is known, so it may be.
+        """
+        if owner is None:
+            return True
+        uid, action_id = owner
+        if self.run is None:
+            return uid in ("", self.owner_uid)
+        return same_run(action_id, self.run)
+
+
+Owner = tuple[str, ActionId] | None
+"""Uid and identity of an object; None where it cannot be read."""
+
+
+class _Ended:
+    """Counts for the log what was ended here."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.by_name = 0
+        self.first = ""
+
+    def add(self, owned: _Owned | None) -> None:
+        if owned is None:
+            return
+        self.first = self.first or _text(owned)
+        self.count += 1
+        self.by_name += owned.run is not None
+
+    def log(self) -> None:
+        if self.count:
+            _log.info(
+                "orphans_ended",
+                ended=self.count,
+                without_owner_reference=self.by_name,
+                first=self.first,
+                reason=REASON,
+            )
 
 
 class OrphanCollector:
-    """Collects the orphans of one prefix, in all its namespaces."""
+    """Collects the orphans of one prefix, in all its namespaces.
+
+    Args:
+        store: Where they are.
+        keys: Under which keys.
+        unowned_only: Collect only what has no owner reference and is not over, and leave the
+            rest to Kubernetes' garbage collector.
+        finalizer: Whether what waits to be recorded is held by our finalizer meanwhile.
+        clock: The time.
+        containment: The boundaries of the process.
+    """
 
     def __init__(
         self,
         store: Store,
         keys: Keyspace,
         *,
+        unowned_only: bool = False,
+        finalizer: bool = True,
         clock: Callable[[], datetime] = utc_now,
         containment: Containment | None = None,
     ) -> None:
+        self._unowned_only = unowned_only
+        self._finalizer = finalizer
         self._containment = containment or Containment()
         self._store = store
         self._keys = keys
@@ -74,8 +147,12 @@ class OrphanCollector:
         orphans: list[_Owned] = []
         for prefix in keys.run_prefixes(deleted.action_id.run)[:2]:
             kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
-            owned = map(self._owned, kvs)
-            orphans += [one for one in owned if one is not None and one.owner_uid == deleted.uid]
+            for one in map(self._owned, kvs):
+                if one is None:
+                    continue
+                by_name = one.run is not None and one.owner_key == deleted.key
+                if by_name or one.owner_uid == deleted.uid != "":
+                    orphans.append(one)
         await self._collect_all(orphans)
 
     async def sweep(self) -> None:
@@ -84,25 +161,30 @@ class OrphanCollector:
         Raises:
             EtcdError: etcd did not do it all; it may be done again.
         """
-        uids: dict[bytes, str] = {}
+        found: dict[bytes, Owner] = {}
         owned: list[_Owned] = []
         for prefix in (self._keys.prefix, self._keys.traces):
             async for kv in self._store.each(KeyRange.of_prefix(prefix)):
-                one = self._owned(kv, uids)
+                one = self._owned(kv, found)
                 if one is not None:
                     owned.append(one)
-        orphans = [one for one in owned if uids.get(one.owner_key) != one.owner_uid]
+        orphans = [
+            one
+            for one in owned
+            if one.owner_key not in found or not one.may_be(found[one.owner_key])
+        ]
         self._containment.retain("orphan", {_text(one) for one in orphans})
         await self._collect_all(orphans, parks=True)
 
     async def _collect_all(self, orphans: Iterable[_Owned], *, parks: bool = False) -> None:
         """Collect each by itself: one that cannot be changed holds up no other."""
         failure: EtcdError | None = None
+        ended = _Ended()
         for one in orphans:
             key = _text(one)
             with self._containment.unit("orphan", key, parks=parks) as unit:
                 try:
-                    await self._collect(one)
+                    ended.add(await self._collect(one))
                 except DecodeError as error:
                     _log.error("orphan_not_collected", key=key, reason=str(error))
                 except EtcdError as error:
@@ -110,56 +192,81 @@ class OrphanCollector:
                     failure = error
             if unit.failed:
                 failure = failure or EtcdError(f"the orphan {key} failed unexpectedly")
+        ended.log()
         if failure is not None:
             raise failure
 
-    def _owned(self, kv: KeyValue, uids: dict[bytes, str] | None = None) -> _Owned | None:
+    def _owned(self, kv: KeyValue, found: dict[bytes, Owner] | None = None) -> _Owned | None:
+        """The parent that an object names, where this collector is to collect the object."""
         try:
             action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
         except DecodeError as error:
             _log.debug("value_undecodable", reason=str(error))
+            if found is not None:
+                found[kv.key] = None
             return None
-        if uids is not None:
-            uids[kv.key] = action.metadata.uid
+        if found is not None:
+            found[kv.key] = (action.metadata.uid, action.action_id)
+        namespace = action.metadata.namespace or self._keys.namespace
         for owner in action.metadata.owner_references:
             if owner.kind == KIND and owner.uid:
-                namespace = action.metadata.namespace or self._keys.namespace
-                key = f"{namespace}/{owner.name}".encode(errors="replace")
-                return _Owned(kv.key, self._keys.prefix + key, owner.uid)
-        return None
+                if self._unowned_only:
+                    return None
+                return _Owned(kv.key, self._key(namespace, owner.name), owner.uid)
+        action_id, parent = action.action_id, action.parent
+        run = action_id.run
+        if not parent or canonical_name(run, parent) == canonical_name(run, action_id.name):
+            # A root may name itself.
+            return None
+        return _Owned(kv.key, self._key(namespace, task_action_name(run, parent)), "", action_id)
 
-    async def _collect(self, owned: _Owned) -> None:
-        """Take one step with an orphan, unless its parent is there after all."""
+    def _key(self, namespace: str, name: str) -> bytes:
+        return self._keys.prefix + f"{namespace}/{name}".encode(errors="replace")
+
+    async def _collect(self, owned: _Owned) -> _Owned | None:
+        """Take one step with an orphan, unless its parent is there after all.
+
+        Returns:
+            The orphan where the step ended it.
+        """
         while True:
             kv = await self._store.get(owned.key)
-            owner = await self._store.get(owned.owner_key)
-            if kv is None or self._owned(kv) != owned:
-                return
-            if owner is not None and _uid(owner) in ("", owned.owner_uid):
-                return
+            # Kubernetes may just have taken its owner reference away.
+            now = None if kv is None else self._owned(kv)
+            if kv is None or now is None:
+                return None
+            owner = await self._store.get(now.owner_key)
+            if owner is not None and now.may_be(_owner(owner)):
+                return None
             revision = 0 if owner is None else owner.create_revision
             parent_gone = Compare(
-                owned.owner_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, revision
+                now.owner_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, revision
             )
             unchanged = Compare(
                 kv.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, kv.mod_revision
             )
-            write = self._step(kv, StoredTaskAction.of(kv))
+            action = StoredTaskAction.of(kv)
+            write = self._step(kv, action)
             if write is None:
-                return
+                return None
             if (await self._store.txn(Txn([parent_gone, unchanged], [write]))).succeeded:
-                return
+                return None if action.is_terminal else now
 
     def _step(self, kv: KeyValue, action: TaskAction) -> Operation | None:
         """What is to be done with an orphan now; nothing where others have to act first."""
         if not action.is_terminal:
-            value = aborted_value(kv, REASON, "", now=self._clock(), delete=True)
+            value = aborted_value(
+                kv, REASON, "", now=self._clock(), delete=True, finalizer=self._finalizer
+            )
             return Put(kv.key, value, kv.lease)
+        if self._unowned_only:
+            # It waits for nobody, and who deleted its parent wanted it to stay.
+            return None
         foreign = any(each != FINALIZER_RECORD for each in action.metadata.finalizers)
         if action.is_recorded and not foreign:
             return Delete(KeyRange.of_key(kv.key))
         tree = codec_of(kv.value).decode_tree(kv.value, key=kv.key, revision=kv.mod_revision)
-        if not ask_for_deletion(tree, self._clock()):
+        if not ask_for_deletion(tree, self._clock(), finalizer=self._finalizer):
             return None
         return Put(kv.key, encoded(kv, tree), kv.lease)
 
@@ -168,9 +275,10 @@ def _text(owned: _Owned) -> str:
     return owned.key.decode(errors="backslashreplace")
 
 
-def _uid(kv: KeyValue) -> str:
-    """The incarnation of an object; empty where it cannot be read, and may be any."""
+def _owner(kv: KeyValue) -> Owner:
+    """The incarnation of an object; None where it cannot be read, and may be any."""
     try:
-        return codec_of(kv.value).decode(kv.value).metadata.uid
+        action = codec_of(kv.value).decode(kv.value)
     except DecodeError:
-        return ""
+        return None
+    return action.metadata.uid, action.action_id

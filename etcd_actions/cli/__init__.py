@@ -28,7 +28,10 @@ def process_main() -> NoReturn:
         try:
             code = main()
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else _UNEXPECTED
+            if isinstance(end.code, int):
+                code = end.code
+            else:
+                sys.excepthook(type(end), end, end.__traceback__)
         except BaseException as error:
             sys.excepthook(type(error), error, error.__traceback__)
         finally:

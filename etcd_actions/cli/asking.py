@@ -12,10 +12,16 @@ from flyteidl2.common.identifier_pb2 import ActionIdentifier
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.client import ActionsClient, open_actions_client
-from etcd_actions.config.settings import ASKED_SERVICE, SERVICE_CACERT, SERVICE_TOKEN_FILE
+from etcd_actions.config.settings import (
+    ASKED_SERVICE,
+    FINALIZER,
+    SERVICE_CACERT,
+    SERVICE_TOKEN_FILE,
+)
 from etcd_actions.errors import ConfigError
 from etcd_actions.model import DEFAULT_NAMESPACE, ActionId
 from etcd_actions.model import flyte as conversions
+from etcd_actions.processor import ProcessorSettings
 from etcd_actions.quoting import quoted
 
 
@@ -69,6 +75,7 @@ async def open_client(common: Common) -> AsyncIterator[ActionsClient]:
             prefix=common.prefix,
             namespace=common.namespace or DEFAULT_NAMESPACE,
             codec=common.config.codec,
+            settings=ProcessorSettings(finalizer=common.config[FINALIZER]),
         ) as client,
     ):
         yield client

@@ -196,6 +196,23 @@ def doctor(common: Common, *, output: str | None) -> int:
     return trio.run(examine_etcd, common, output)
 
 
+@commands.command("release-finalizers", epilog=_EPILOG)
+@click.option("--namespace", metavar="NAME", help="Only this namespace.")
+@click.option("--context", metavar="NAME", help="This context of kubectl's configuration.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be changed.")
+def release_finalizers(*, namespace: str | None, context: str | None, dry_run: bool) -> int:
+    """Have an API server take our finalizer away from its actions.
+
+    For actions that an API server encrypts at rest, which only it can change: without this they
+    are never deleted. It asks by kubectl, with your configuration, and leaves all else in the
+    objects. Set --finalizer=false first, so that no more get it. What is being deleted goes
+    with its last finalizer. Safe to run again.
+    """
+    from etcd_actions.cli.release_finalizers import release_finalizers as release  # noqa: PLC0415
+
+    return trio.run(partial(release, namespace, context, dry_run=dry_run))
+
+
 @commands.command(epilog=_EPILOG)
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option(

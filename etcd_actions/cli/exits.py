@@ -42,13 +42,16 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     ("1", "unexpected failure; the log has the traceback"),
     ("2", "a flag, a variable or the installation is unusable"),
     ("3", "etcd, or the service, cannot be reached (run and watch wait for etcd)"),
-    ("4", "etcd, or the service, refuses: permission, authentication, quota"),
+    ("4", "etcd, the service, or kubectl, refuses: permission, authentication, quota"),
     ("5", "the embedded etcd: data directory in use, no start, ended, not running"),
     ("6", "a file is unusable: it cannot be read or written, or holds something else"),
     ("7", "no such action or run"),
     ("8", "doctor found warnings, and nothing worse"),
     ("9", "doctor found errors"),
-    ("10", "what was asked of an action cannot be done; the message says why"),
+    (
+        "10",
+        "what was asked of an action cannot be done, or it cannot be read; the message says why",
+    ),
     ("11", "the run that was submitted did not succeed"),
     (
         "130, 143",
@@ -64,7 +67,11 @@ _CODES: tuple[tuple[type[errors.EtcdActionsError], ExitCode], ...] = (
     (errors.InputError, ExitCode.INPUT),
     (errors.EmbeddedEtcdError, ExitCode.EMBEDDED),
     (errors.NotFound, ExitCode.NOT_FOUND),
+    (errors.UnexpectedFailure, ExitCode.FAILURE),
     (errors.ActionError, ExitCode.ACTION),
+    (errors.DecodeError, ExitCode.ACTION),
+    (errors.RunServiceUnavailable, ExitCode.UNAVAILABLE),
+    (errors.RunServiceError, ExitCode.REFUSED),
     (errors.ServiceUnavailable, ExitCode.UNAVAILABLE),
     (errors.ServiceError, ExitCode.REFUSED),
     (errors.Unavailable, ExitCode.UNAVAILABLE),
@@ -142,7 +149,8 @@ def report(error: BaseException) -> ExitCode:
     """Say on stderr why the command ends, and with which code.
 
     An exception group with one known cause, or several, is told by the first. Anything
-    that is no error of this package is a bug: its traceback goes to the log.
+    that is no error of this package is a bug. What ends with :attr:`ExitCode.FAILURE` has its
+    traceback in the log.
     """
     for leaf in _leaves(error):
         if isinstance(leaf, ModuleNotFoundError) and (extra := _extra_of(leaf)):
@@ -159,8 +167,11 @@ def report(error: BaseException) -> ExitCode:
     advice = next(
         (text for kind, part, text in _ADVICE if isinstance(known, kind) and part in message), ""
     )
+    code = next((code for kind, code in _CODES if isinstance(known, kind)), ExitCode.FAILURE)
+    if code is ExitCode.FAILURE:
+        _log.error("unexpected_failure", exc_info=error)
     say(f"{message}; {advice}" if advice else message)
-    return next((code for kind, code in _CODES if isinstance(known, kind)), ExitCode.FAILURE)
+    return code
 
 
 def unwritable(error: OSError) -> errors.InputError:

@@ -27,6 +27,7 @@ from etcd_actions.config.settings import (
     EMBEDDED_PORT,
     ENDPOINTS,
     EXECUTOR,
+    FINALIZER,
     GRACE,
     MONITORING_LISTEN,
     OTLP_ENDPOINT,
@@ -140,6 +141,7 @@ async def _serve(
     config = common.config
     settings = ProcessorSettings(
         collect_orphans=config[COLLECT_ORPHANS],
+        finalizer=config[FINALIZER],
         retain_terminal=config[RETAIN_TERMINAL],
     )
     served = server_settings(config)

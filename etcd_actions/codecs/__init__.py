@@ -11,11 +11,21 @@ from typing import Any, Final, Protocol
 
 from etcd_actions.codecs import json, magic, msgpack
 from etcd_actions.codecs.holding import Released
+from etcd_actions.codecs.magic import ENCRYPTED_AT_REST
 from etcd_actions.errors import ConfigError
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import TaskAction
 
-__all__ = ["CODEC_NAMES", "Codec", "Released", "codec_named", "codec_of", "json", "msgpack"]
+__all__ = [
+    "CODEC_NAMES",
+    "ENCRYPTED_AT_REST",
+    "Codec",
+    "Released",
+    "codec_named",
+    "codec_of",
+    "json",
+    "msgpack",
+]
 
 
 class Codec(Protocol):

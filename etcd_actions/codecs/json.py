@@ -19,7 +19,7 @@ from etcd_actions.codecs import tree as trees
 from etcd_actions.codecs.holding import Released, drop_finalizer, released
 from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.tree import Number
-from etcd_actions.codecs.views import drop_nulls
+from etcd_actions.codecs.views import drop_nulls, view_of_tree, why_no_view
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.facts import Facts
 from etcd_actions.model.summary import Summary
@@ -164,11 +164,10 @@ def _decode_with_nulls(value: bytes, error: Exception, *, key: bytes, revision: 
     """Decode what the strict decoder refused, in case only nulls were in its way."""
     tree = decode_tree(value, key=key, revision=revision)
     if not drop_nulls(tree):
+        if isinstance(error, msgspec.ValidationError):
+            error = DecodeError(why_no_view(tree, str(error)), key=key, revision=revision)
         _refuse(value, error, key, revision)
-    try:
-        return msgspec.convert(tree, TaskAction)
-    except Exception as second:
-        _refuse(value, second, key, revision)
+    return view_of_tree(tree, key=key, revision=revision)
 
 
 def _refuse(value: bytes, error: Exception, key: bytes, revision: int) -> NoReturn:

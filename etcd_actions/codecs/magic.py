@@ -15,9 +15,12 @@ MAX_SIZE: Final = 8 << 20
 
 _OURS: Final = {PROTOBUF[:3]: "protobuf", MSGPACK[:3]: "msgpack"}
 
+ENCRYPTED_AT_REST: Final = b"k8s:enc:"
+"""What an API server begins values with that it encrypts."""
+
 _FOREIGN: Final = (
     (
-        b"k8s:enc:",
+        ENCRYPTED_AT_REST,
         "encrypted at rest by a Kubernetes API server: take taskactions.flyte.org out of its "
         "encryption configuration and have the objects written again",
     ),

@@ -53,11 +53,13 @@ def message_of(tree: dict[str, Any]) -> pb.TaskAction:
 
 def view_of(message: pb.TaskAction) -> TaskAction | None:
     """Give a message's typed view; None where not all of it is in typed fields."""
+    if not _is_task_action(message):
+        return None
     try:
         action: TaskAction = read_view(message, _TASK_ACTION)
     except Elsewhere:
         return None
-    return action if _is_task_action(message) else None
+    return action
 
 
 def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> Summary | None:
@@ -93,11 +95,12 @@ def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> S
         bool(metadata.deletion_timestamp),
         names.FINALIZER_RECORD in metadata.finalizers,
         spec.action_type == names.ACTION_TYPE_CONDITION,
+        names.other_version(message.api_version),
     )
 
 
 def _is_task_action(message: pb.TaskAction) -> bool:
-    return message.api_version == names.API_VERSION and message.kind == names.KIND
+    return names.is_task_action(message.api_version, message.kind)
 
 
 def fields_of_later_versions(message: pb.TaskAction) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.facts import Facts
+from etcd_actions.model.names import API_VERSION, check_type, is_task_action, other_version
 from etcd_actions.model.summary import Summary, summarize
 from etcd_actions.model.taskaction import TaskAction
 
@@ -23,7 +24,28 @@ def view_of_tree(tree: dict[str, Any], *, key: bytes = b"", revision: int = 0) -
     try:
         return msgspec.convert(tree, TaskAction)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise DecodeError(str(error), key=key, revision=revision) from None
+        raise DecodeError(why_no_view(tree, str(error)), key=key, revision=revision) from None
+
+
+def why_no_view(tree: dict[str, Any], reason: str) -> str:
+    """Say what an object is, where it is something else, and why it cannot be read.
+
+    Args:
+        tree: The object.
+        reason: What the decoder said of its fields.
+    """
+    api_version, kind = tree.get("apiVersion"), tree.get("kind")
+    if api_version is None or kind is None:
+        return reason
+    if not is_task_action(api_version, kind):
+        try:
+            check_type(api_version, kind)
+        except ValueError as error:
+            return str(error)
+    if version := other_version(api_version):
+        known = f"this etcd-actions knows {API_VERSION}"
+        return f"the object is stored at {version}, and {known}: {reason}"
+    return reason
 
 
 def summary_of_tree(
@@ -36,7 +58,7 @@ def summary_of_tree(
     """
     try:
         return msgspec.convert(tree, Facts).summary(revision, create_revision)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         action = view_of_tree(tree, key=key, revision=revision)
         return summarize(action, revision, create_revision)
 

@@ -155,6 +155,16 @@ CODEC: Setting[CodecName] = Setting(
     default="json",
     help="How objects that are created are stored; Kubernetes reads json only",
 )
+FINALIZER: Setting[bool] = Setting(
+    name="finalizer",
+    group=Group.KEYS,
+    variable="ETCD_ACTIONS_FINALIZER",
+    metavar="BOOL",
+    parse=values.boolean,
+    default="true",
+    help="Whether our finalizer holds what is created until its end is recorded; false where an "
+    "API server encrypts actions at rest",
+)
 
 CACERT: Setting[Path | None] = Setting(
     name="cacert",
@@ -321,7 +331,8 @@ COLLECT_ORPHANS: Setting[bool] = Setting(
     metavar="BOOL",
     parse=values.boolean,
     default="true",
-    help="Whether to end and delete what lost its parent; Kubernetes has a collector of its own",
+    help="Whether to end and delete what lost its parent; Kubernetes does it for what has an owner "
+    "reference",
     for_run=True,
 )
 GRACE: Setting[float] = Setting(
@@ -687,6 +698,7 @@ SETTINGS: tuple[Setting[object], ...] = (
     PREFIX,
     NAMESPACE,
     CODEC,
+    FINALIZER,
     CACERT,
     CERT,
     KEY,

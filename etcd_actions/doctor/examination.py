@@ -23,6 +23,8 @@ from etcd_actions.doctor import (
 )
 from etcd_actions.doctor.access import Access, check_access
 from etcd_actions.doctor.alarms import check_alarms
+from etcd_actions.doctor.beside import KINDS as BESIDE_KINDS
+from etcd_actions.doctor.beside import Beside
 from etcd_actions.doctor.clock import check_clocks
 from etcd_actions.doctor.findings import Finding, Kind, Severity, worst_first
 from etcd_actions.doctor.history import check_history
@@ -60,6 +62,7 @@ KINDS: tuple[Kind, ...] = (
     *response.KINDS,
     *objects.KINDS,
     *letters.KINDS,
+    *BESIDE_KINDS,
     FAILED,
     TOO_SLOW,
 )
@@ -112,16 +115,20 @@ class _Examination:
         check = partial(check_access, subject, usable)
         access = await self._bounded("access", check, Access())
         self.findings += access.findings
+        beside = Beside()
         async with subject.connect(usable) as etcd:
             checks["membership"] = partial(check_membership, subject, etcd)
             checks["alarms"] = partial(check_alarms, etcd, access.revision)
             if access.reads:
                 checks["history"] = partial(check_history, subject, etcd, access.revision)
-                checks["values"] = partial(check_objects, subject, etcd)
+                checks["values"] = partial(check_objects, subject, etcd, beside)
                 checks["dead letters"] = partial(check_letters, subject, etcd)
                 for endpoint in usable:
                     checks[f"response of {endpoint}"] = partial(check_response, subject, endpoint)
             await self._side_by_side(checks)
+            if access.reads:
+                look = partial(beside.check, subject, etcd)
+                self.findings += await self._bounded("an API server beside it", look, [])
 
     async def _reach(self) -> list[Reached]:
         """Connect to all endpoints; those that can be used."""

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 import trio
 
-from etcd_actions.codecs import codec_of
+from etcd_actions.codecs import ENCRYPTED_AT_REST, codec_of
+from etcd_actions.doctor.beside import Beside
 from etcd_actions.doctor.findings import Finding, Kind, Severity
 from etcd_actions.doctor.subject import Subject, as_text, size_text
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.etcd.paging import open_pages
-from etcd_actions.model import parse_key
+from etcd_actions.model import FINALIZER_RECORD, is_task_action, other_version, parse_key
 
 ACTIONS = Kind(id="actions", severity=Severity.OK)
 UNDECODABLE = Kind(
@@ -24,6 +25,33 @@ UNDECODABLE = Kind(
     meaning="These actions are neither told to anybody nor marked: their runs wait for ever.",
     remedy="etcdctl get '<key>' --print-value-only, then let its writer write it as JSON, or "
     "delete it",
+)
+OTHER_VERSION = Kind(
+    id="other-version",
+    severity=Severity.NOTE,
+    meaning="An API server stores them at another version of the API than the known one. What they "
+    "have of the known fields is read, and every write keeps the version and all the rest.",
+    remedy="nothing has to be done; see which version is stored: kubectl get crd "
+    "taskactions.flyte.org -o yaml, and update etcd-actions where it is newer",
+)
+UNREADABLE_VERSION = Kind(
+    id="undecodable-version",
+    severity=Severity.ERROR,
+    meaning="These are actions, stored at another version of the API, some fields of which are not "
+    "as in the known one: they are neither told to anybody nor marked until they can be read.",
+    remedy="update etcd-actions to a release that knows this version; or have the API server store "
+    "flyte.org/v1 again, and write them anew: kubectl get taskactions.flyte.org -A -o json | "
+    "kubectl replace -f -",
+)
+ENCRYPTED = Kind(
+    id="encrypted-values",
+    severity=Severity.ERROR,
+    meaning="An API server encrypts these actions at rest, and nobody else can read them: they are "
+    "neither told to anybody nor marked, and those that hold our finalizer are never let go.",
+    remedy="take taskactions.flyte.org out of the API server's --encryption-provider-config and "
+    "write them anew: kubectl get taskactions.flyte.org -A -o json | kubectl replace -f -; where "
+    "they stay encrypted run with --finalizer=false, and have the API server let go of them: "
+    "etcd-actions release-finalizers",
 )
 MIXED_CODECS = Kind(
     id="mixed-codecs",
@@ -61,8 +89,21 @@ NOT_ALL = Kind(
     remedy="give --namespace to look at a part",
 )
 
-KINDS = (ACTIONS, UNDECODABLE, MIXED_CODECS, ODD_KEYS, LARGE, WAITING, NOT_ALL)
+KINDS = (
+    ACTIONS,
+    UNDECODABLE,
+    UNREADABLE_VERSION,
+    ENCRYPTED,
+    OTHER_VERSION,
+    MIXED_CODECS,
+    ODD_KEYS,
+    LARGE,
+    WAITING,
+    NOT_ALL,
+)
 
+_BY_KEY = (UNDECODABLE, UNREADABLE_VERSION, ENCRYPTED, OTHER_VERSION, ODD_KEYS, WAITING, LARGE)
+"""What is told with its first keys."""
 _PAGE_BYTES = 4 << 20
 _BATCH = 100
 
@@ -73,6 +114,7 @@ class _Tally:
 
     examples: int
     large_value: int
+    beside: Beside
     values: int = 0
     terminal: int = 0
     recorded: int = 0
@@ -99,17 +141,23 @@ class _Tally:
             self.note(LARGE, kv.key, size_text(size))
             if self.largest is None or size > len(self.largest.value):
                 self.largest = kv
+        namespace = ""
         try:
-            parse_key(prefix, kv.key)
+            namespace, _ = parse_key(prefix, kv.key)
         except DecodeError:
             self.note(ODD_KEYS, kv.key, f"revision {kv.mod_revision}")
         codec = codec_of(kv.value)
         try:
             action = codec.decode(kv.value, key=kv.key, revision=kv.mod_revision)
         except DecodeError as error:
-            self.note(UNDECODABLE, kv.key, f"revision {kv.mod_revision}: {error.reason}")
+            self.note(_unreadable(kv), kv.key, f"revision {kv.mod_revision}: {error.reason}")
             return
+        if version := other_version(action.api_version):
+            self.note(OTHER_VERSION, kv.key, f"revision {kv.mod_revision}: {version}")
         self.codecs[codec.name] += 1
+        if namespace:
+            held = FINALIZER_RECORD in action.metadata.finalizers
+            self.beside.take(kv, namespace, held=held)
         if action.phase.is_terminal:
             self.terminal += 1
             if action.is_recorded:
@@ -126,9 +174,26 @@ class _Tally:
         return f"{count}: {first}{rest}"
 
 
-async def check_objects(subject: Subject, etcd: EtcdClient) -> list[Finding]:
-    """Read every value below the prefix, page by page, for as long as the limits let."""
-    tally = _Tally(subject.limits.examples, subject.limits.large_value)
+def _unreadable(kv: KeyValue) -> Kind:
+    """What kind of finding a value is that cannot be decoded."""
+    if kv.value.startswith(ENCRYPTED_AT_REST):
+        return ENCRYPTED
+    try:
+        tree = codec_of(kv.value).decode_tree(kv.value)
+    except DecodeError:
+        return UNDECODABLE
+    api_version = tree.get("apiVersion")
+    if is_task_action(api_version, tree.get("kind")) and other_version(api_version):
+        return UNREADABLE_VERSION
+    return UNDECODABLE
+
+
+async def check_objects(subject: Subject, etcd: EtcdClient, beside: Beside) -> list[Finding]:
+    """Read every value below the prefix, page by page, for as long as the limits let.
+
+    What they tell of an API server beside us is left in ``beside``.
+    """
+    tally = _Tally(subject.limits.examples, subject.limits.large_value, beside)
     total = 0
     with trio.move_on_after(subject.limits.scan_seconds) as scope:
         async with open_pages(etcd, subject.keys, page_bytes=_PAGE_BYTES) as pages:
@@ -148,7 +213,7 @@ def _judge(tally: _Tally, total: int, *, cut: bool) -> Iterator[Finding]:
         + (f" ({forms})" if forms else "")
         + f"; {tally.terminal} actions are over, and {tally.recorded} of them recorded"
     )
-    for kind in (UNDECODABLE, ODD_KEYS, WAITING, LARGE):
+    for kind in _BY_KEY:
         if tally.counts[kind.id]:
             first = tally.named[kind.id][0][0]
             if kind is LARGE and tally.largest is not None:

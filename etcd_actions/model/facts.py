@@ -6,8 +6,6 @@ record. Decoding these fields only, and skipping the rest, halves what such a st
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from etcd_actions.model import names
@@ -57,14 +55,20 @@ class _Status(msgspec.Struct, rename="camel", frozen=True, gc=False):
 class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """A TaskAction seen through a keyhole; what is not named here is not looked at."""
 
-    api_version: Literal["flyte.org/v1"]
-    kind: Literal["TaskAction"]
+    api_version: str
+    kind: str
     metadata: _Metadata
     spec: _Spec
     status: _Status = _Status()
 
     def summary(self, revision: int, create_revision: int) -> Summary:
-        """The same as `summarize` makes of the whole object."""
+        """The same as `summarize` makes of the whole object.
+
+        Raises:
+            ValueError: It is no TaskAction.
+        """
+        if self.api_version != names.API_VERSION or self.kind != names.KIND:
+            names.check_type(self.api_version, self.kind)
         spec, status, metadata = self.spec, self.status, self.metadata
         return Summary(
             spec.project,
@@ -84,4 +88,5 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
             bool(metadata.deletion_timestamp),
             names.FINALIZER_RECORD in metadata.finalizers,
             spec.action_type == names.ACTION_TYPE_CONDITION,
+            names.other_version(self.api_version),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from etcd_actions.errors import DecodeError
 
 API_VERSION: Final = "flyte.org/v1"
+"""What new objects have. An API server may store another version of the same group."""
 KIND: Final = "TaskAction"
 
 LABEL_PROJECT: Final = "flyte.org/project"
@@ -54,6 +56,35 @@ ROOT_ACTION: Final = "a0"
 DEFAULT_KEY_PREFIX: Final = b"/registry/flyte.org/taskactions/"
 DEFAULT_NAMESPACE: Final = "flyte"
 """Where a Kubernetes API server with the default ``--etcd-prefix`` keeps TaskActions."""
+
+
+_GROUP_AND_VERSION: Final = re.compile(r"flyte\.org/[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+"""A version's name is a label of DNS: Kubernetes' rule for a CRD."""
+
+
+def is_task_action(api_version: object, kind: object) -> bool:
+    """Whether an object is a TaskAction, of whatever version of the API."""
+    if kind != KIND or not isinstance(api_version, str):
+        return False
+    return api_version == API_VERSION or _GROUP_AND_VERSION.fullmatch(api_version) is not None
+
+
+def check_type(api_version: object, kind: object) -> None:
+    """Refuse what is no TaskAction, or has no version.
+
+    Raises:
+        ValueError: It says what the object is.
+    """
+    if not is_task_action(api_version, kind):
+        raise ValueError(
+            f"the object is a {str(kind)[:80]} of {str(api_version)[:80]}, and no {KIND} of "
+            "flyte.org: is the prefix that of TaskActions?"
+        )
+
+
+def other_version(api_version: object) -> str:
+    """The version of the API that an object is stored at, where it is not the known one."""
+    return api_version if isinstance(api_version, str) and api_version != API_VERSION else ""
 
 
 class ActionId(msgspec.Struct, frozen=True, gc=False, order=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from etcd_actions.errors import DecodeError
-from etcd_actions.model.names import FINALIZER_RECORD, ActionId
+from etcd_actions.model.names import FINALIZER_RECORD, ActionId, other_version
 from etcd_actions.model.phase import Phase
 from etcd_actions.model.taskaction import TaskAction
 
@@ -39,6 +39,8 @@ class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Whether our finalizer is on it."""
     condition: bool = False
     """Whether it waits for a signal instead of running a task."""
+    other_version: str = ""
+    """The version of the API that it is stored at, where that is not the known one."""
 
     @property
     def action_id(self) -> ActionId:
@@ -78,6 +80,7 @@ def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Su
         action.is_deleting,
         FINALIZER_RECORD in action.metadata.finalizers,
         spec.is_condition,
+        other_version(action.api_version),
     )
 
 

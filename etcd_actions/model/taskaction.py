@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import binascii
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
@@ -209,13 +209,21 @@ _NO_STATUS = TaskActionStatus()
 
 
 class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
-    """One action of a run, as stored."""
+    """One action of a run, as stored.
 
-    api_version: Literal["flyte.org/v1"]
-    kind: Literal["TaskAction"]
+    An API server may store another version of the API than the known one: what such an object
+    has of the known fields is read.
+    """
+
+    api_version: str
+    kind: str
     metadata: ObjectMeta
     spec: TaskActionSpec
     status: TaskActionStatus = _NO_STATUS
+
+    def __post_init__(self) -> None:
+        if self.api_version != names.API_VERSION or self.kind != names.KIND:
+            names.check_type(self.api_version, self.kind)
 
     @classmethod
     def new(

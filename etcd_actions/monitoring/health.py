@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import trio
 
@@ -28,10 +29,12 @@ class Check:
     Attributes:
         name: What it is about.
         reason: Why it is not so; empty where it is.
+        is_vital: Whether the process is unfit without it; else it is fit, and degraded.
     """
 
     name: str
     reason: str = ""
+    is_vital: bool = True
 
     @property
     def ok(self) -> bool:
@@ -89,7 +92,7 @@ class Health:
 
     async def ready(self) -> list[Check]:
         """All checks; etcd is asked once a second, at most."""
-        return [*self._checks_here(), await self._check_etcd()]
+        return [*self._checks_here(), await self._check_etcd(), self._check_values()]
 
     def _checks_here(self) -> list[Check]:
         return [
@@ -152,6 +155,24 @@ class Health:
         return (
             f"{len(parked)} units failed unexpectedly and wait for another try, such as "
             f"{first.kind} {first.identity}: {first.error}"
+        )
+
+    def _check_values(self) -> Check:
+        """Bad data hurts only itself, and no other process reads it: this one stays fit."""
+        check = self._made("values", self._values)
+        return replace(check, is_vital=False)
+
+    def _values(self) -> str:
+        statistics = self._client.statistics()
+        count, since = len(statistics.undecodable), statistics.undecodable_since
+        if not count or since is None:
+            return ""
+        key, reason = next(iter(statistics.undecodable.items()))
+        at = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
+        return (
+            f"{count} keys cannot be read, the first since {at}, such as "
+            f"{key.decode(errors='backslashreplace')}: {reason}; their actions are neither told "
+            "nor marked: see etcd-actions doctor"
         )
 
     async def _check_etcd(self) -> Check:

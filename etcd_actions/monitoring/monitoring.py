@@ -122,10 +122,16 @@ def _application(health: Health, metrics: Metrics) -> Application:
             status, body = 200, b"ok\n"
         elif scope["path"] == "/readyz":
             checks = await health.ready()
-            status = 200 if all(check.ok for check in checks) else 503
+            status = 200 if all(check.ok for check in checks if check.is_vital) else 503
+            fit = "ready" if all(check.ok for check in checks) else "degraded"
             kind = "application/json"
             told = {check.name: check.reason or "ok" for check in checks}
-            body = json.dumps({"ready": status == 200, "checks": told}).encode() + b"\n"
+            report = {
+                "ready": status == 200,
+                "status": fit if status == 200 else "not ready",
+                "checks": told,
+            }
+            body = json.dumps(report).encode() + b"\n"
         elif scope["path"] == "/metrics":
             status, kind, body = 200, _TEXT, await metrics.text()
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]

@@ -49,6 +49,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "prefix": ("/a/", "/b/"),
     "namespace": ("a", "b"),
     "codec": ("msgpack", "protobuf"),
+    "finalizer": ("true", "false"),
     "cacert": ("a", "b"),
     "cert": ("a", "b"),
     "key": ("a", "b"),

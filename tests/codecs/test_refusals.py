@@ -179,8 +179,8 @@ def test_the_wrong_codec_says_so(codec: Codec, value: bytes, reason: str) -> Non
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"kind": "Pod"}, r"'Pod' - at `\$\.kind`"),
-        ({"apiVersion": "flyte.org/v2"}, r"'flyte\.org/v2' - at `\$\.apiVersion`"),
+        ({"kind": "Pod"}, r"a Pod of flyte\.org/v1, and no TaskAction"),
+        ({"apiVersion": "apps/v1"}, r"a TaskAction of apps/v1, and no TaskAction of flyte"),
         ({"metadata": None}, "missing required field `metadata`"),
         ({"metadata": []}, r"Expected `object`, got `array` - at `\$\.metadata`"),
         ({"spec": {}}, r"missing required field `project` - at `\$\.spec`"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -19,7 +20,7 @@ from etcd_actions import (
     open_actions_client,
     open_etcd,
 )
-from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor import ExecutorStatistics
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.server import ServerStatistics
@@ -48,6 +49,7 @@ async def ready(monitoring: Monitoring) -> tuple[int, dict[str, str]]:
     status, body = await get(monitoring, "/readyz")
     told = json.loads(body)
     assert told["ready"] == (status == 200)
+    assert (told["status"] == "not ready") == (status != 200)
     checks: dict[str, str] = told["checks"]
     return status, checks
 
@@ -87,7 +89,9 @@ async def test_it_is_ready_once_all_is_listed(
     await client.start_watching()
     assert await ready(monitoring) == (
         200,
-        dict.fromkeys(("draining", "listed", "stream", "handlers", "contained", "etcd"), "ok"),
+        dict.fromkeys(
+            ("draining", "listed", "stream", "handlers", "contained", "etcd", "values"), "ok"
+        ),
     )
     assert monitoring.health.is_serving
     monitoring.health.draining = True
@@ -183,6 +187,40 @@ async def test_a_handler_that_keeps_failing_degrades_it(
         assert found["etcd_actions_run_service_calls_total", "record", "failed"] >= 1
         assert found["workqueue_failing_keys", "outbox"] == 1
         assert found["workqueue_retries_total", "outbox"] >= 1
+
+
+async def test_values_that_cannot_be_read_degrade_it_in_words(
+    client: ActionsClient, monitoring: Monitoring, etcd: Etcd, prefix: bytes
+) -> None:
+    """It stays fit: they hurt only themselves, and another process reads them no better."""
+
+    async def told() -> dict[str, Any]:
+        status, body = await get(monitoring, "/readyz")
+        assert status == 200
+        answer: dict[str, Any] = json.loads(body)
+        return answer
+
+    def unreadable(count: int) -> Callable[[], bool]:
+        return lambda: len(client.statistics().undecodable) == count
+
+    await client.start_watching()
+    assert (await told())["status"] == "ready"
+    keys = [prefix + b"flyte/r-%d" % number for number in range(3)]
+    for number, key in enumerate(keys):
+        await etcd.put(key, b"k8s:enc:aescbc:v1:key1:\x8b")
+        await eventually(unreadable(number + 1))
+    answer = await told()
+    assert (answer["ready"], answer["status"]) == (True, "degraded")
+    values = answer["checks"]["values"]
+    assert values.startswith("3 keys cannot be read, the first since 20")
+    assert f"{prefix.decode()}flyte/r-0: the value is not JSON but encrypted at rest" in values
+    assert values.endswith("see etcd-actions doctor")
+    assert monitoring.health.is_serving
+    assert (await samples(monitoring))["etcd_watch_ready",] == 1
+    for key in keys:
+        await etcd.delete(KeyRange.of_key(key))
+    await eventually(unreadable(0))
+    assert (await told())["status"] == "ready"
 
 
 async def test_metrics_follow_what_happens(client: ActionsClient, monitoring: Monitoring) -> None:
