@@ -280,8 +280,7 @@ class Outbox:
             self._accepted.pop(key, None)
         if update.recorded:
             if retry:
-                await self._tell(update, action, value)
-                await self._letters.settle(update, retry)
+                await self._tell_again(update, action, value, retry)
             await self._recorder.maintain(seen)
             return
         # Whoever else holds what is to be deleted ends it; when only we do, it is ended here.
@@ -291,9 +290,10 @@ class Outbox:
         ending = Ending.of(update)
         accepted = self._accepted.get(key) == ending
         if not accepted:
-            accepted = await self._tell(update, action, value)
             if retry:
-                await self._letters.settle(update, retry)
+                accepted = await self._tell_again(update, action, value, retry)
+            else:
+                accepted = await self._tell(update, action, value)
         if accepted and update.phase.is_terminal:
             self._accepted[key] = ending
             await self._letters.carry(update, value)
@@ -437,18 +437,34 @@ class Outbox:
         self.forget(update.key)
         self._on_deletion_told(update.key, update.revision)
 
+    async def _tell_again(
+        self, update: ActionUpdate, action: TaskAction, value: bytes, retry: frozenset[str]
+    ) -> bool:
+        """Tell a state because letters about its object are to be tried again."""
+        accepted = await self._tell(update, action, value)
+        await self._letters.settle(update, retry)
+        # Letters about another action, that had the key before.
+        await self._tell_kept(update.key, retry)
+        return accepted
+
     async def _redeliver_gone(self, key: bytes) -> None:
         """Offer again what the letters keep of an object that is gone."""
-        if not (retry := self._letters.asked(key)):
-            return
-        for kept in await self._letters.kept(key):
+        retry = self._letters.asked(key)
+        if retry and not await self._letters.is_there(key):
+            await self._tell_kept(key, retry)
+            self.forget(key)
+
+    async def _tell_kept(self, key: bytes, retry: frozenset[str]) -> None:
+        introduced = self._introduced.pop(key, None)
+        for kept in await self._letters.kept(key, retry):
             action = None
             if kept.value is not None:
                 action = codec_of(kept.value).decode(kept.value, key=key)
-            self._introduced.pop(key, None)
             await self._tell(kept.update, action, kept.value)
+            self._introduced.pop(key, None)
             await self._letters.settle(kept.update, retry)
-        self.forget(key)
+        if introduced is not None:
+            self._introduced[key] = introduced
 
     def _is_proper(self, update: ActionUpdate) -> bool:
         """Whether it was under its own key: one that was not has left nothing behind."""

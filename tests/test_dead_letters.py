@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+import trio
 
 from etcd_actions import ActionId, ActionsClient, DeadLetter, Phase, open_actions_client
 from etcd_actions.codecs.json import decode
@@ -241,6 +242,34 @@ async def test_actions_that_share_a_key_have_a_letter_each(etcd: Etcd, prefix: b
         await eventually(lambda: client.statistics().marks == {"marked": 2})
         (letter,) = await client.dead_letters()
         assert letter.action_id == ROOT
+        # Told from the letter, beside the present action of the key.
+        service.updates.clear()
+        assert await client.retry_dead_letter(letter, wait=True) is None
+        assert await client.dead_letters() == []
+    told = [(update.action_id.project, update.phase) for update in service.updates]
+    assert told[-2:] == [("p", Phase.SUCCEEDED), ("p", Phase.SUCCEEDED)]
+    assert set(told[:-2]) == {("q", Phase.SUCCEEDED)}
+
+
+async def test_a_letter_in_the_place_of_another_is_answered(etcd: Etcd, prefix: bytes) -> None:
+    """Copied there by somebody: nothing is told of it, and its request is not for ever."""
+    service = Scripted()
+    async with watching(etcd, prefix, service) as client:
+        await refuse_record(client, service)
+        (letter,) = await client.dead_letters()
+        (kv,) = (await etcd.range(KeyRange.of_key(letter.letter_key))).kvs
+        keys = Keyspace(prefix)
+        for place, whose in ((ROOT, named("x")), (named("y"), named("y"))):
+            key = LetterKeys(keys).key(keys.task_action(place), whose, "record")
+            await etcd.put(key, kv.value)
+        await eventually(lambda: len(client.statistics().dead_letters) == 3)
+        service.told.clear()
+        for copy in await client.dead_letters():
+            if copy.letter_key != letter.letter_key:
+                answer = await client.retry_dead_letter(copy, wait=True)
+                assert answer is not None
+                assert "another action" in answer.note
+        assert {name for _, name, _ in service.told} <= {"a0"}
 
 
 async def tell_of(client: ActionsClient, action: ActionId, phase: Phase) -> None:
@@ -406,6 +435,12 @@ async def test_not_found_with_a_refused_record_is_a_letter(etcd: Etcd, prefix: b
 # etcd does not take the letter.
 
 
+async def until_recorded(client: ActionsClient, action: ActionId) -> None:
+    with trio.fail_after(60):
+        while not (await client.get_task_action(action)).is_recorded:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
 class Refusing:
     """An etcd that refuses transactions on letters' keys while it is told to."""
 
@@ -447,10 +482,10 @@ async def test_no_mark_without_the_letter(etcd: Etcd, prefix: bytes, error: Exce
         await eventually(lambda: faulty.refused > 2)
         await tell(client, "c1", [Phase.SUCCEEDED])
         await eventually(lambda: service.of("c1") == [Phase.SUCCEEDED])
-        await eventually(lambda: client.statistics().marks == {"marked": 1})
+        await until_recorded(client, named("c1"))
         assert not (await client.get_task_action(ROOT)).is_recorded
         faulty.refusing = False
-        await eventually(lambda: client.statistics().marks == {"marked": 2})
+        await until_recorded(client, ROOT)
         assert list(await stored(client)) == [("a0", "record")]
 
 

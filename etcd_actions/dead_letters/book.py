@@ -229,20 +229,27 @@ class LetterBook:
         while asked := self._asked.get(key):
             await self._answer(self._letters[next(iter(asked))], reason)
 
-    async def kept(self, key: bytes) -> Sequence[Kept]:
-        """What is to be told again of the actions of an object that is gone.
+    async def is_there(self, key: bytes) -> bool:
+        """Whether an object is in etcd: then its state, which the watch brings, is told.
 
-        One for each action that it was, with its latest state. Empty where the object is
-        there: its present state is told. A request that cannot be met is answered.
+        Raises:
+            EtcdError: etcd could not be asked.
+        """
+        return await self._store.get(key) is not None
+
+    async def kept(self, key: bytes, asked: frozenset[str]) -> Sequence[Kept]:
+        """What the letters about an object have for those of some requests that are still open.
+
+        One for each action, with its latest state. A request that cannot be met is answered.
 
         Raises:
             EtcdError: etcd did not do it; to be called again.
         """
-        if await self._store.get(key) is not None:
-            return ()
         found: dict[bytes, Kept] = {}
         for letter_key in list(self._asked.get(key, ())):
             letter = self._letters[letter_key]
+            if letter.request is None or letter.request.id not in asked:
+                continue
             if (kv := await self._read(letter)) is None:
                 continue
             try:
@@ -250,12 +257,17 @@ class LetterBook:
             except DecodeError as error:
                 await self._answer(letter, error.reason)
                 continue
-            if kept is None or kept.update.key != key:
+            if kept is None:
                 await self._answer(letter, "the object is gone, and its state was not kept")
-                continue
-            action = letter_key.rpartition(b"/")[2]
-            found[action] = _newer(found[action], kept) if action in found else kept
+            elif (kept.update.key, self._key_of(kept, letter)) != (key, letter_key):
+                await self._answer(letter, "what it keeps is about another action")
+            else:
+                action = letter_key.rpartition(b"/")[2]
+                found[action] = _newer(found[action], kept) if action in found else kept
         return tuple(found.values())
+
+    def _key_of(self, kept: Kept, letter: DeadLetter) -> bytes:
+        return self._keys.key(letter.key, kept.update.action_id, letter.what)
 
     # Following the keys.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from etcd_actions import ActionId, open_actions_client, open_etcd
 from etcd_actions.codecs import codec_named, json, magic
-from etcd_actions.errors import ActionError, DecodeError, EtcdError
+from etcd_actions.errors import ActionError, DecodeError, EtcdError, FailedPrecondition
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
 from tests.boundaries.test_boundaries import playing
@@ -163,6 +164,20 @@ markers = st.sampled_from(
         for more in (b"", b',"x":' + b"[" * 200_000)
     ]
 )
+letters = st.sampled_from(
+    [
+        b'{"objectKey":"","project":"p","domain":"d","run":"fz","action":"a4","code":3,"error":"",'
+        b'"first":"","last":"","times":%s%s}' % (times, more)
+        for times in (b"1", b"0", b"9" * 5_000)
+        for more in (
+            b"",
+            b',"request":{"id":"x","at":""}',
+            b',"request":{"id":"x","at":""},"state":"eJwDAAAAAAE="',
+            b',"request":{"id":"x","at":""},"state":"' + b"A" * 200_000 + b'"',
+            b',"phase":"NONE","x":' + b"[" * 200_000,
+        )
+    ]
+)
 garbage = st.binary(max_size=60)
 
 
@@ -182,6 +197,7 @@ values = st.one_of(
     damaged,
     deep,
     markers,
+    letters,
 ).map(lambda value: Stored(value[:1_400_000]))
 PLACES = (
     "action",
@@ -193,6 +209,7 @@ PLACES = (
     "claim",
     "position",
     "election",
+    "letter",
 )
 puts = st.lists(st.tuples(st.sampled_from(PLACES), st.integers(0, 5), values), max_size=10)
 
@@ -213,6 +230,10 @@ def key_of(keys: Keyspace, place: str, number: int) -> bytes:
             return keys.claims + name
         case "position":
             return keys.position("flyte")
+        case "letter":
+            odd = (b"", b"x", b"actions/\xff/record/0", b"traces//status/")
+            inside = b"actions/" + name + (b"/record/%d" % number)
+            return keys.letters + (odd[number] if number < len(odd) else inside)
         case _:
             return keys.election("flyte")
 
@@ -266,6 +287,9 @@ async def _play(
 async def _ask(etcd: Etcd, keys: Keyspace) -> None:
     """Requests about what is stored get an answer, or an error of the package."""
     async with open_actions_client(etcd, prefix=keys.prefix) as client:
+        for letter in await client.dead_letters():
+            with suppress(FailedPrecondition):
+                await client.retry_dead_letter(letter)
         for number in range(3):
             action_id = ActionId("p", "d", "fz", f"a{number}")
             for ask in (
