@@ -204,7 +204,7 @@ async def test_one_that_etcd_has_yet_to_reach_is_not_used(
         (b"7", "Expected `object`"),
         (b'{"revision":7}', "missing required field `clusterId`"),
         (b'{"revision":"7","clusterId":"1"}', r"Expected `int`, got `str` - at `\$.revision`"),
-        (b'{"revision":0,"clusterId":"1"}', r">= 1 - at `\$.revision`"),
+        (b'{"revision":-1,"clusterId":"1"}', r">= 0 - at `\$.revision`"),
         (b'{"revision":1e30,"clusterId":"1"}', r"at `\$.revision`"),
     ],
 )
