@@ -365,9 +365,14 @@ class Schedule:
                 continue
         for service in self.services:
             service.trouble = 0.0
-        with trio.fail_after(60):
+        with trio.move_on_after(60) as scope:
             while not await self.is_quiet():  # noqa: ASYNC110 (etcd is asked, it does not tell)
                 await trio.sleep(0.02)
+        if scope.cancelled_caught:
+            unmarked = [each.metadata.name for each in await self.stored() if each.is_terminal]
+            pytest.fail(
+                f"not quiet: {unmarked}, {[c.statistics() for c, _, _ in self.lives.values()]}"
+            )
 
     async def stack_writer(self) -> ActionsClient:
         opened = trio.Event()
