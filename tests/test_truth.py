@@ -305,6 +305,9 @@ class Schedule:
         over = trio.Event()
         settings = replace(
             SETTINGS,
+            # Neither leases nor streams are lost for want of a processor.
+            election_ttl=4,
+            reflector=replace(SETTINGS.reflector, dead_after=10),
             save_every=self.random.choice((0.02, 0.2, NEVER)),
             router=RouterSettings(backoff=Backoff(0.01, 0.1)),
         )
@@ -365,7 +368,11 @@ class Schedule:
                 continue
         for service in self.services:
             service.trouble = 0.0
-        with trio.move_on_after(60) as scope:
+        # One is enough to end it.
+        _, life, over = self.lives.pop(1)
+        life.cancel()
+        await over.wait()
+        with trio.move_on_after(120) as scope:
             while not await self.is_quiet():  # noqa: ASYNC110 (etcd is asked, it does not tell)
                 await trio.sleep(0.02)
         if scope.cancelled_caught:
