@@ -247,6 +247,8 @@ class Outbox:
                 yield
             finally:
                 self._working = False
+                # In etcd they are unmarked still: whoever leads next finds them.
+                self._held = HeldEndings(self._give_back)
                 nursery.cancel_scope.cancel("the outbox does not work any more")
 
     async def wait_idle(self) -> None:

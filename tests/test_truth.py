@@ -27,7 +27,7 @@ from tests.support.waiting import eventually
 from tests.test_outbox import ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
 
 NEVER = 1_000.0
-SCHEDULES = int(os.environ.get("ETCD_ACTIONS_TEST_SCHEDULES", "6"))
+SCHEDULES = int(os.environ.get("ETCD_ACTIONS_TEST_SCHEDULES", "4"))
 FIRST = int(os.environ.get("ETCD_ACTIONS_TEST_SEED", "0"))
 _GOES_BACK = (Phase.FAILED, Phase.TIMED_OUT)
 _numbers = itertools.count()
@@ -360,7 +360,7 @@ class Schedule:
         for number in range(2):
             await self.nursery.start(self.live, number)
         await self.writer.enqueue(flyte.task(ROOT))
-        for _ in range(30):
+        for _ in range(25):
             try:
                 await self.step()
             except ActionError:
