@@ -6,6 +6,8 @@ import time
 
 import trio
 
+from etcd_actions.call_time import boot_time
+
 
 class Clock:
     """Wall clock and monotonic clock. Tests have another one.
@@ -32,9 +34,3 @@ class Clock:
         while (left := when - self.monotonic()) > 0:  # noqa: ASYNC110 - a clock rings no bell
             await trio.sleep(min(left, self.look_every))
         await trio.lowlevel.checkpoint()
-
-
-def boot_time() -> float:
-    """Seconds since the machine started, suspensions included, where the system tells."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if clock is None else time.clock_gettime(clock)

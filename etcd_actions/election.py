@@ -5,10 +5,11 @@ goes when its process resigns, or with the lease of one that fell silent; the ot
 watch on it, and hold no lease meanwhile.
 
 Two never lead at once: a leader that could not renew its lease gives up before etcd can let
-it expire. It goes by its own monotonic clock, and counts from when it asked, so it knows even
-when the process itself was stopped: :attr:`Election.is_leader` is false from the first look
-on. What was sent before that may still arrive after another one was elected. Writes that must
-not happen then carry :attr:`Leadership.fence`.
+it expire. It goes by its own clock, suspensions of the machine included, and counts from when it
+asked, so it knows even when the process itself was stopped: :attr:`Election.is_leader` is false
+from the first look on. What was sent before that may still arrive after another one was elected.
+Writes that must not happen then carry :attr:`Leadership.fence`; calls to other servers, which
+nothing fences, are made within :meth:`Term.sure_until`.
 
 The key is defended against other writers: a leader that finds its key changed, and so
 perhaps detached from the lease, writes it again. A key without a lease, which would never go,
@@ -28,7 +29,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import structlog
 import trio
@@ -50,33 +50,21 @@ from etcd_actions.etcd.api import (
     WatchCreate,
 )
 from etcd_actions.etcd.reasons import error_kind
+from etcd_actions.term import Leadership, Moment, Term
+
+__all__ = ["Election", "ElectionStatistics", "Leadership", "Term", "open_election"]
 
 LEAST_TTL = 2
 """Seconds; etcd with its usual timing grants no less."""
 
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
 _RENEWALS = 3
-_LEAST_MARGIN = 0.5
 _RESIGN_TIMEOUT = 2.0
 _AFTER_GIVING_UP = 1.0
 """Seconds that others have for themselves to be elected."""
 _LONGEST_NAME = 200
 
 _log = structlog.get_logger(__name__)
-
-
-class Leadership(NamedTuple):
-    """One term of a leader: the key, and the revision at which it was created for that."""
-
-    key: bytes
-    create_revision: int
-
-    @property
-    def fence(self) -> Compare:
-        """Holds in etcd while this term lasts, and never again."""
-        return Compare(
-            self.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, self.create_revision
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,20 +129,6 @@ async def open_election(
         await election._resign()
 
 
-class _Term:
-    """A time in which this process leads: until ``deadline``, unless it is renewed."""
-
-    def __init__(self, leadership: Leadership, deadline: float) -> None:
-        self.leadership = leadership
-        self.deadline = deadline
-        self.over = trio.Event()
-        self.given_up = trio.Event()
-
-    @property
-    def lasts(self) -> bool:
-        return not self.over.is_set() and trio.current_time() < self.deadline
-
-
 class Election:
     """Whether this process leads; made by :func:`open_election`."""
 
@@ -171,7 +145,7 @@ class Election:
         self._ttl = ttl
         # Granted, and not known to be gone.
         self._lease = 0
-        self._term: _Term | None = None
+        self._term: Term | None = None
         self._elected = trio.Event()
         self._leader = ""
         self._terms = 0
@@ -181,12 +155,18 @@ class Election:
     @property
     def is_leader(self) -> bool:
         """Whether this process leads, by its clock of this very moment."""
-        return self._term is not None and self._term.lasts
+        return self.term is not None
+
+    @property
+    def term(self) -> Term | None:
+        """The present term; None while another process leads, or none."""
+        return self._term if self._term is not None and self._term.lasts else None
 
     @property
     def leadership(self) -> Leadership | None:
-        """The present term; None while another process leads, or none."""
-        return self._term.leadership if self._term is not None and self._term.lasts else None
+        """That of the present term; None while another process leads, or none."""
+        term = self.term
+        return None if term is None else term.leadership
 
     @property
     def fence(self) -> Compare:
@@ -271,14 +251,14 @@ class Election:
             return
         self._leader = ""
         self._orphan = None
-        asked = trio.current_time()
+        asked = Moment.now()
         lease = await self._etcd.lease_grant(self._ttl)
         self._lease = lease.id
         absent = Compare(self._key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
         create = Put(self._key, self._name.encode(), lease.id)
         created = await self._etcd.txn(Txn([absent], [create]))
         if created.succeeded:
-            term = _Term(Leadership(self._key, created.revision), _deadline(asked, lease))
+            term = Term(Leadership(self._key, created.revision), asked, lease.ttl)
             await self._lead(term, lease)
 
     async def _delete_orphan(self, found: KeyValue) -> bool:
@@ -327,7 +307,7 @@ class Election:
                         ):
                             return
 
-    async def _lead(self, term: _Term, lease: Lease) -> None:
+    async def _lead(self, term: Term, lease: Lease) -> None:
         """Lead until the term is over, whatever ends it."""
         key, revision = self._identity, term.leadership.create_revision
         reason = "not_renewed"
@@ -356,13 +336,13 @@ class Election:
         self._losses[reason] += 1
         _log.warning("deposed", key=key, revision=revision, reason=reason)
 
-    async def _renew(self, term: _Term, lease: Lease, scope: trio.CancelScope) -> None:
+    async def _renew(self, term: Term, lease: Lease, scope: trio.CancelScope) -> None:
         """Move the end of the term on, for as long as etcd grants it."""
         failures = 0
         while True:
             pause = _BACKOFF.delay(failures) if failures else lease.ttl / _RENEWALS
             await trio.sleep(pause)
-            asked = trio.current_time()
+            asked = Moment.now()
             try:
                 renewed = await self._etcd.lease_keep_alive(lease.id)
             except LeaseNotFound:
@@ -376,13 +356,14 @@ class Election:
                 scope.cancel("not renewed in time")
                 continue
             failures = 0
-            term.deadline = scope.deadline = _deadline(asked, renewed)
+            term.renewed(asked, renewed.ttl)
+            scope.deadline = term.deadline
 
-    async def _wait_given_up(self, term: _Term, scope: trio.CancelScope) -> None:
+    async def _wait_given_up(self, term: Term, scope: trio.CancelScope) -> None:
         await term.given_up.wait()
         scope.cancel("given up")
 
-    async def _wait_ended(self, term: _Term, lease: Lease) -> str:
+    async def _wait_ended(self, term: Term, lease: Lease) -> str:
         """Return once the key is gone, which only somebody else can have done."""
         failures = 0
         while True:
@@ -449,8 +430,3 @@ class Election:
         if failures & (failures - 1) == 0:
             retry_in = round(delay, 3)
             _log.warning(event, error=str(failure), failures=failures, retry_in=retry_in)
-
-
-def _deadline(asked: float, lease: Lease) -> float:
-    """When to count as deposed: with time left to stop work before etcd lets it expire."""
-    return asked + lease.ttl - max(_LEAST_MARGIN, lease.ttl / 10)

@@ -5,15 +5,27 @@ its turn in order, its states conflate, and what fails is tried again after a ba
 ever; only what the run service will never accept is set aside as a dead letter, which is in
 etcd before anything is marked, and what cannot be decoded until the next good write.
 
-One process at a time has an outbox at work, see :mod:`etcd_actions.election`.
+One process at a time has an outbox at work, see :mod:`etcd_actions.election`. What it tells cannot
+be fenced, so:
+
+- Every call is begun, and ends, while the leader's lease is surely alive.
+- An ending that was accepted while a call of an older leader, or one of unknown outcome, could
+  still land behind it is told again when that is over, and only then marked. It waits apart, see
+  :mod:`etcd_actions.held`.
+- A state from before the term is told only if it still is the newest: another leader may have
+  told, and marked, what came after it.
+- After an ending was accepted nothing but a newer attempt, another incarnation or another ending
+  is told.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -26,7 +38,9 @@ from etcd_actions.codecs import codec_of
 from etcd_actions.containment import Containment
 from etcd_actions.dead_letters import DeadLetterStatistics, LetterBook
 from etcd_actions.errors import DecodeError, RunServiceActionUnknown, RunServiceRejected
-from etcd_actions.etcd.api import Compare, KeyValue
+from etcd_actions.etcd.api import KeyValue
+from etcd_actions.held import HeldEndings
+from etcd_actions.leader_calls import LeaderCalls, LeaseTooShort
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ActionUpdate,
@@ -39,7 +53,8 @@ from etcd_actions.model import (
 )
 from etcd_actions.recorder import Ending, MarkResult, Recorder
 from etcd_actions.router import Reread, Router, RouterSettings, RouterStatistics
-from etcd_actions.run_service import RunService
+from etcd_actions.run_service import NullRunService, RunService
+from etcd_actions.term import Term
 from etcd_actions.tracing import span
 from etcd_actions.watch import Change, ChangeKind
 
@@ -62,6 +77,8 @@ class OutboxStatistics:
         told: Number of calls that the run service accepted, by ``record`` and ``status``.
         rejected: Number of calls that it will never accept, likewise.
         failed: Number of calls that failed and are made again, likewise.
+        cut: Number of calls that ended with the time of the lease, and are made again, likewise.
+        held: Number of endings that were accepted, and are told again before they are marked.
         dead_letters: The letters about these, by action and call; accepted later, one goes.
     """
 
@@ -69,6 +86,8 @@ class OutboxStatistics:
     told: dict[str, int]
     rejected: dict[str, int]
     failed: dict[str, int]
+    cut: dict[str, int]
+    held: int
     dead_letters: DeadLetterStatistics
 
 
@@ -97,7 +116,7 @@ class Outbox:
         aborter: Ends what is to be deleted and is not over.
         orphans: Collects what a deleted action leaves behind.
         known: See :class:`Known`.
-        reread: See :class:`~etcd_actions.router.Router`.
+        newest: Restores the value of a change that is the newest of its key; None for others.
         letters: Where what is refused for good is written.
         traces: What the keys of traces begin with.
         prefix: What the keys of the other actions begin with.
@@ -116,7 +135,7 @@ class Outbox:
         aborter: Aborter,
         orphans: OrphanCollector,
         known: Known,
-        reread: Reread,
+        newest: Reread,
         letters: LetterBook,
         prefix: bytes,
         traces: bytes,
@@ -133,7 +152,7 @@ class Outbox:
         self._aborter = aborter
         self._orphans = orphans
         self._known = known
-        self._reread = reread
+        self._newest = newest
         self._letters = letters
         self._prefix = prefix
         self._traces = traces
@@ -142,14 +161,20 @@ class Outbox:
         self._settings = settings
         self._router: Router | None = None
         self._working = False
+        self._calls = LeaderCalls()
+        self._held = HeldEndings(self._give_back)
         self._introduced: dict[bytes, tuple[int, str]] = {}
-        self._accepted: dict[bytes, Ending] = {}
+        # What was accepted, and when that call was begun.
+        self._accepted: dict[bytes, tuple[Ending, float]] = {}
+        # Of what ended: which incarnation, and its attempts.
+        self._ended: dict[bytes, tuple[int, str, int]] = {}
         self._has_children: set[bytes] = set()
         # Deleted by their mark, which nobody saw: all of them is told.
         self._done_with: set[tuple[bytes, str]] = set()
         self._told: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
+        self._cut: Counter[str] = Counter()
 
     @property
     def working(self) -> bool:
@@ -163,41 +188,68 @@ class Outbox:
             told=dict(self._told),
             rejected=dict(self._rejected),
             failed=dict(self._failed),
+            cut=dict(self._cut),
+            held=len(self._held),
             dead_letters=self._letters.statistics(),
         )
 
+    @property
+    def doubt_until(self) -> float:
+        """Until when something that was told by this outbox, or before it, may still land."""
+        return self._calls.doubt_until
+
     @asynccontextmanager
-    async def at_work(self, fence: Compare | None = None) -> AsyncIterator[None]:
+    async def at_work(
+        self, term: Term | None = None, *, hold_until: float = -math.inf
+    ) -> AsyncIterator[None]:
         """Take deliveries and work on them; on leaving what is not done is given up.
 
         It is in etcd still, unmarked, and found again.
 
         Args:
-            fence: Holds while this process is the elected one; None where there is no election.
+            term: Calls are made only while its lease is surely alive; None for ever.
+            hold_until: Until when what other processes told may still land, in trio's time.
         """
+        nobody = isinstance(self._run_service, NullRunService)
+        self._calls.begin(term, -math.inf if nobody else hold_until)
+        self._held = HeldEndings(self._give_back)
+        # Others may have told something since.
+        self._accepted.clear()
         router = self._router = Router(
             self.notify_run_service,
-            self._reread,
+            self._newest,
             self._settings,
             containment=self._containment,
             unit="delivery",
         )
         keep = self._containment.keep
+        fence = None if term is None else term.leadership.fence
         async with self._letters.at_work(fence, self.redeliver), trio.open_nursery() as nursery:
             for _ in range(self._workers):
                 nursery.start_soon(keep, "task", "a worker of the outbox", router.worker)
             nursery.start_soon(keep, "task", "retries of the outbox", router.retry_failed)
+            nursery.start_soon(keep, "task", "endings to be told again", self._held.run)
             self._working = True
             try:
                 yield
             finally:
                 self._working = False
+                # In etcd they are unmarked still: whoever leads next finds them.
+                self._held = HeldEndings(self._give_back)
                 nursery.cancel_scope.cancel("the outbox does not work any more")
 
     async def wait_idle(self) -> None:
-        """Return once nothing is left to be done."""
+        """Return once nothing is left to be done now; what is held does not count."""
         if self._router is not None:
             await self._router.wait_idle()
+
+    def close_if_settled(self) -> bool:
+        """Make no more calls, if all is done and nothing that was told can still land."""
+        busy = self._router is not None and self._router.has_work
+        if busy or len(self._held) or trio.current_time() < self.doubt_until:
+            return False
+        self._calls.close()
+        return True
 
     def oldest_delete(self) -> int | None:
         """The lowest revision of a delete that is not done yet, None without one."""
@@ -225,6 +277,9 @@ class Outbox:
     def deliver(self, change: Change, update: ActionUpdate | None) -> None:
         """Queue a state, or a deletion with what is to be told of it. Never waits."""
         assert self._router is not None
+        if update is None and self._calls.is_older(change.mod_revision):
+            # It is read again: another leader may have told, and marked, a newer state.
+            change = _without_value(change)
         self._router.dispatch((_delivery(change, update),))
 
     def redeliver(self, key: bytes) -> None:
@@ -241,6 +296,8 @@ class Outbox:
         """The key is gone, and nothing is to be told of it."""
         self._introduced.pop(key, None)
         self._accepted.pop(key, None)
+        self._ended.pop(key, None)
+        self._held.drop(key)
         self._has_children.discard(key)
 
     async def notify_run_service(self, delivery: Change) -> None:
@@ -252,7 +309,8 @@ class Outbox:
         key = delivery.key
         update = delivery.update if isinstance(delivery, _Delivery) else None
         if update is not None:
-            await self._end_deleted(update)
+            await self._end_deleted(delivery, update)
+            return
         try:
             if delivery.is_delete:
                 await self._redeliver_gone(key)
@@ -274,32 +332,67 @@ class Outbox:
             create_revision=delivery.create_revision,
         )
         seen = _key_value(delivery)
+        self._let_go(key)
         if retry := self._letters.asked(key):
             # The record first, then the status, whichever of the two was refused.
             self._introduced.pop(key, None)
             self._accepted.pop(key, None)
         if update.recorded:
             if retry:
-                await self._tell_again(update, action, value, retry)
+                await self._tell_state(update, action, value, retry)
             await self._recorder.maintain(seen)
             return
         # Whoever else holds what is to be deleted ends it; when only we do, it is ended here.
         asked = action.is_deleting and not action.is_terminal
         if asked and await self._aborter.deletion_asked(seen):
             return
+        if not update.phase.is_terminal:
+            self._accepted.pop(key, None)
+            if not self._is_over(update):
+                await self._tell_state(update, action, value, retry)
+            return
         ending = Ending.of(update)
-        accepted = self._accepted.get(key) == ending
-        if not accepted:
-            if retry:
-                accepted = await self._tell_again(update, action, value, retry)
-            else:
-                accepted = await self._tell(update, action, value)
-        if accepted and update.phase.is_terminal:
-            self._accepted[key] = ending
-            await self._letters.carry(update, value)
-            if await self.mark_terminal_status_recorded(seen, ending) is MarkResult.DELETED:
-                self._done_with.add((key, update.uid))
+        until, (accepted, began) = self._until(key), self._accepted.get(key, (None, -math.inf))
+        if accepted != ending or began < until <= trio.current_time():
+            began = trio.current_time()
+            if not await self._tell_state(update, action, value, retry):
+                self._accepted.pop(key, None)
+                return
+            self._accepted[key] = ending, began
+            self._ended[key] = update.create_revision, update.uid, update.attempts
+        if began < (until := self._until(key)):
+            self._held.hold(_without_value(delivery), until)
+            return
+        await self._letters.carry(update, value)
+        if await self.mark_terminal_status_recorded(seen, ending) is MarkResult.DELETED:
+            self._done_with.add((key, update.uid))
         self._accepted.pop(key, None)
+
+    def _is_over(self, update: ActionUpdate) -> bool:
+        """Whether the ending of this attempt, or of a newer one, was accepted."""
+        if update.action_type == ACTION_TYPE_TRACE:
+            return False
+        create_revision, uid, attempts = self._ended.get(update.key, (0, "", -1))
+        return (create_revision, uid) == (update.create_revision, update.uid) and (
+            update.attempts <= attempts
+        )
+
+    def _until(self, key: bytes) -> float:
+        """Until when something that was told of an action may still land."""
+        unsettled = getattr(self._run_service, "unsettled_until", None)
+        own: float = -math.inf if unsettled is None else unsettled(key)
+        return max(self._calls.hold_until, own)
+
+    def _give_back(self, change: Change) -> bool:
+        return self._router is not None and self._router.dispatch_if_idle(change)
+
+    def _let_go(self, key: bytes) -> None:
+        """Something newer of a key is handled: what is held of it need not be told again."""
+        held = self._held.get(key)
+        self._held.drop(key)
+        if isinstance(held, _Delivery) and held.update is not None:
+            self._done_with.discard((key, held.update.uid))
+            self._on_deletion_told(key, held.mod_revision)
 
     async def mark_terminal_status_recorded(self, seen: KeyValue, ending: Ending) -> MarkResult:
         """Label an ending that the run service accepted, by compare-and-swap.
@@ -376,13 +469,17 @@ class Outbox:
         try:
             with span(f"run_service.{what}", {"action": update.name, "phase": update.phase.name}):
                 if what == "record":
-                    await self._run_service.record_action(update, action)
+                    call = partial(self._run_service.record_action, update, action)
                 else:
-                    await self._run_service.update_action_status(update)
+                    call = partial(self._run_service.update_action_status, update)
+                await self._calls.make(call)
         except RunServiceRejected as error:
             await self._refused(what, update, value, error.code, str(error))
             return False
         except trio.Cancelled:
+            raise
+        except LeaseTooShort:
+            self._cut[what] += 1
             raise
         except BaseException:
             self._failed[what] += 1
@@ -422,29 +519,36 @@ class Outbox:
         if self._router is not None:
             self._router.dispatch((_as_known(parent, known),))
 
-    async def _end_deleted(self, update: ActionUpdate) -> None:
+    async def _end_deleted(self, delivery: Change, update: ActionUpdate) -> None:
         """Tell a deletion, if anybody wants to know, and see to what it leaves behind."""
-        is_trace = update.key.startswith(self._traces)
-        was_told = update.recorded or (update.key, update.uid) in self._done_with
-        wanted = not is_trace and not was_told
-        if wanted and self._is_wanted(update.phase, True):
-            await self._tell(update, None, None)
+        key = update.key
+        held = self._held.get(key)
+        if held is not None and held.mod_revision != delivery.mod_revision:
+            self._let_go(key)
+        is_trace = key.startswith(self._traces)
+        was_told = update.recorded or (key, update.uid) in self._done_with
+        wanted = not is_trace and not was_told and self._is_wanted(update.phase, True)
+        began, accepted = trio.current_time(), wanted and await self._tell(update, None, None)
         await self._letters.carry(update, None)
         if not is_trace and self._is_proper(update):
             await self._orphans.owner_gone(update)
             await self._aborter.action_gone(update.action_id, update.namespace)
-        self._done_with.discard((update.key, update.uid))
-        self.forget(update.key)
-        self._on_deletion_told(update.key, update.revision)
+        if accepted and began < (until := self._until(key)):
+            self._held.hold(delivery, until)
+            return
+        self._done_with.discard((key, update.uid))
+        self.forget(key)
+        self._on_deletion_told(key, update.revision)
 
-    async def _tell_again(
+    async def _tell_state(
         self, update: ActionUpdate, action: TaskAction, value: bytes, retry: frozenset[str]
     ) -> bool:
-        """Tell a state because letters about its object are to be tried again."""
+        """Tell a state, and with it what letters about its object are to be tried again."""
         accepted = await self._tell(update, action, value)
-        await self._letters.settle(update, retry)
-        # Letters about another action, that had the key before.
-        await self._tell_kept(update.key, retry)
+        if retry:
+            await self._letters.settle(update, retry)
+            # Letters about another action, that had the key before.
+            await self._tell_kept(update.key, retry)
         return accepted
 
     async def _redeliver_gone(self, key: bytes) -> None:
@@ -491,6 +595,10 @@ def _delivery(change: Change, update: ActionUpdate | None) -> _Delivery:
 def _as_known(key: bytes, known: Summary) -> Change:
     """The state that is remembered of a key; its value is read again."""
     return Change(ChangeKind.MODIFIED, key, None, known.create_revision, known.revision, 1)
+
+
+def _without_value(change: Change) -> Change:
+    return msgspec.structs.replace(change, value=None)
 
 
 def _key_value(change: Change) -> KeyValue:

@@ -3,12 +3,16 @@
 It is kept in etcd, so that whoever starts lists there, and sees the deletions since. Only the
 elected process writes it: each write compares that it still is, and that the position is the
 one that it knows, so that it never goes back.
+
+Beside it stands the term of the last leader, and whether that was closed: then nothing of what it
+told may still arrive. A leader writes that its term is open before it tells anything, so its
+successor knows how long to wait: see :meth:`Position.open_term`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import structlog
@@ -16,7 +20,7 @@ import trio
 
 from etcd_actions.backoff import Backoff
 from etcd_actions.containment import describe
-from etcd_actions.errors import EtcdError
+from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -34,11 +38,43 @@ _BACKOFF = Backoff(initial=0.2, cap=5.0)
 _log = structlog.get_logger(__name__)
 
 
-class _Stored(msgspec.Struct, rename="camel", frozen=True):
-    """The value of the key, in JSON; etcd's own tools show the id of a cluster like this."""
+_Revision = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
-    revision: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+
+class _StoredTerm(msgspec.Struct, rename="camel", frozen=True):
+    """The term of a leader: the revision at which it began, and its lease's seconds."""
+
+    revision: _Revision
+    ttl: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+    closed: bool = False
+
+
+class _Stored(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
+    """The value of the key, in JSON; etcd's own tools show the id of a cluster like this.
+
+    A revision of 0 is none. Before terms were written there was none here.
+    """
+
+    revision: _Revision
     cluster_id: str
+    term: _StoredTerm | None = None
+
+
+class Predecessor(NamedTuple):
+    """A leader whose term was not closed: what it told may still arrive.
+
+    Attributes:
+        ttl: For how many seconds its lease, or that of another one before it, may have lived
+            when it lost it; 0 where it did not say.
+        own: Whether it was this very process, which knows of its calls by itself.
+    """
+
+    ttl: int
+    own: bool
+
+
+class _FencedOff(Unavailable):
+    """The fence does not hold any more."""
 
 
 class Position:
@@ -55,6 +91,12 @@ class Position:
         # Of the key as it was last read or written; None before, 0 where it is absent.
         self._mod_revision: int | None = None
         self._refused = 0
+        # As it was found, and as it is written from now on.
+        self._found_term: _StoredTerm | None = None
+        self._unsaid = False
+        self._term: _StoredTerm | None = None
+        self._own: set[int] = set()
+        self._predecessor: Predecessor | None = None
         self.saved = 0
 
     async def load(self) -> int:
@@ -68,8 +110,54 @@ class Position:
         found = await self._etcd.range(KeyRange.of_key(self._key))
         self._cluster_id = f"{found.cluster_id:x}"
         self._mod_revision = found.kvs[0].mod_revision if found.kvs else 0
+        self._found_term, self._unsaid = None, bool(found.kvs)
         self.saved = self._revision_in(found.kvs[0], found.revision) if found.kvs else 0
         return self.saved
+
+    async def open_term(self, revision: int, ttl: int, fence: Compare) -> Predecessor | None:
+        """Note that this process leads from now on, and may tell what nobody can take back.
+
+        After an error, or cancelled, it may be called again.
+
+        Args:
+            revision: When the term began: no other one has the same.
+            ttl: Its lease's time to live, in seconds.
+            fence: Holds while this process is the elected one.
+
+        Returns:
+            Who led before, where it did not close its term; None where there was nobody, or
+            it did.
+
+        Raises:
+            EtcdError: etcd did not do it, or maybe did.
+            Unavailable: This process does not lead any more.
+        """
+        while True:
+            await self.load()
+            found = self._found_term
+            if found is not None and found.revision == revision:
+                # An earlier try was done after all; it remembered what it found.
+                return self._predecessor
+            self._predecessor = self._unclosed(found)
+            before = self._predecessor.ttl if self._predecessor is not None else 0
+            self._own.add(revision)
+            # What an older one told may arrive for as long as that one says.
+            self._term = _StoredTerm(revision, max(ttl, before))
+            if await self._write(self.saved, fence):
+                return self._predecessor
+
+    async def close_term(self, fence: Compare) -> None:
+        """Note that nothing of what this process told can arrive any more.
+
+        Raises:
+            EtcdError: etcd did not do it, or maybe did.
+            Unavailable: This process does not lead any more.
+        """
+        if self._term is None:
+            return
+        self._term = msgspec.structs.replace(self._term, closed=True)
+        while self._found_term != self._term and not await self._write(self.saved, fence):
+            await self.load()
 
     async def save(self, revision: int, fence: Compare) -> bool:
         """Write it, unless it is as high already; False where ``fence`` does not hold any more.
@@ -88,17 +176,12 @@ class Position:
             # Lower than what is known: the store may be another one.
             await self.load()
         while revision > self.saved:
-            result = await self._etcd.txn(Txn([fence], [self._write(revision)]))
-            if not result.succeeded:
+            try:
+                if not await self._write(revision, fence):
+                    # An earlier try was done after all, or somebody else has written.
+                    await self.load()
+            except _FencedOff:
                 return False
-            written = result.responses[0]
-            assert isinstance(written, TxnResult)
-            if written.succeeded:
-                self._mod_revision = result.revision
-                self.saved = revision
-            else:
-                # An earlier try was done after all, or somebody else has written.
-                await self.load()
         return True
 
     async def keep(self, current: Callable[[], int], fence: Compare, *, every: float) -> None:
@@ -126,13 +209,30 @@ class Position:
                 failures = 0
             await trio.sleep(max(every, _BACKOFF.delay(failures) if failures else 0))
 
-    def _write(self, revision: int) -> Txn:
+    async def _write(self, revision: int, fence: Compare) -> bool:
+        """Write both; False where the key is not what is known of it."""
         assert self._mod_revision is not None
         unchanged = Compare(
             self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, self._mod_revision
         )
-        value = msgspec.json.encode(_Stored(revision, self._cluster_id))
-        return Txn([unchanged], [Put(self._key, value)])
+        term = self._term or self._found_term
+        value = msgspec.json.encode(_Stored(revision, self._cluster_id, term))
+        result = await self._etcd.txn(Txn([fence], [Txn([unchanged], [Put(self._key, value)])]))
+        if not result.succeeded:
+            raise _FencedOff("this process does not lead any more")
+        written = result.responses[0]
+        assert isinstance(written, TxnResult)
+        if written.succeeded:
+            self._mod_revision = result.revision
+            self._found_term = term
+            self.saved = revision
+        return written.succeeded
+
+    def _unclosed(self, found: _StoredTerm | None) -> Predecessor | None:
+        if found is None:
+            # A value without a term was written by somebody who says nothing of it.
+            return Predecessor(0, own=False) if self._unsaid else None
+        return None if found.closed else Predecessor(found.ttl, own=found.revision in self._own)
 
     def _revision_in(self, kv: KeyValue, newest: int) -> int:
         reason = ""
@@ -147,6 +247,7 @@ class Position:
             elif stored.revision > newest:
                 reason = f"it is {stored.revision}, and etcd is at {newest}"
             else:
+                self._found_term = stored.term
                 return stored.revision
         if self._refused != kv.mod_revision:
             self._refused = kv.mod_revision

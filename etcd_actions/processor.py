@@ -23,6 +23,7 @@ with what it knows to be unmarked, and with the deletions that it saw since the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,7 @@ from etcd_actions.errors import (
 )
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.group_commit import open_group_commit
+from etcd_actions.leader_calls import LANDING
 from etcd_actions.model import (
     API_VERSION,
     DEFAULT_KEY_PREFIX,
@@ -69,8 +71,9 @@ from etcd_actions.recorder import Recorder
 from etcd_actions.retention import Retention
 from etcd_actions.router import Router, RouterSettings, RouterStatistics
 from etcd_actions.run_service import NullRunService, RunService
-from etcd_actions.store import Store
+from etcd_actions.store import Fence, FencedStore, Store
 from etcd_actions.subscriptions import AnySubscription, SnapshotEnd, Subscription, Subscriptions
+from etcd_actions.term import Term
 from etcd_actions.undecodable import Undecodable
 from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings, ReflectorStatistics
 
@@ -143,6 +146,8 @@ class ProcessorStatistics:
         told: Number of calls that the run service accepted, by ``record`` and ``status``.
         rejected: Number of calls that it will never accept, likewise.
         failed: Number of calls that failed and are made again, likewise.
+        cut: Number of calls that ended with the time of the leader's lease, likewise.
+        held: Number of endings that are told again, after a takeover, before they are marked.
         dead_letters: The letters about these that are in etcd, by action and call, and what is
             no letter among them; empty while another process is elected.
         dropped_letters: Number of these that made room for newer ones.
@@ -164,6 +169,8 @@ class ProcessorStatistics:
     told: dict[str, int]
     rejected: dict[str, int]
     failed: dict[str, int]
+    cut: dict[str, int]
+    held: int
     dead_letters: tuple[DeadLetter, ...]
     dropped_letters: int
     marks: dict[str, int]
@@ -223,17 +230,19 @@ async def open_processor(
         keep = settings.retain_terminal if settings.record else None
         leases = None if keep is None else Retention(etcd, keep)
         nursery = await stack.enter_async_context(trio.open_nursery())
+        fence = Fence()
         processor = Processor(
             nursery,
             etcd,
             store,
-            Recorder(store, leases),
+            Recorder(FencedStore(store, fence), leases),
             prefix=prefix,
             namespace=namespace,
             runs=runs,
             run_service=run_service or NullRunService(),
             settings=settings,
             containment=containment,
+            fence=fence,
         )
         try:
             yield processor
@@ -262,12 +271,15 @@ class Processor:
         run_service: RunService,
         settings: ProcessorSettings,
         containment: Containment,
+        fence: Fence | None = None,
     ) -> None:
         self._containment = containment
         self._nursery = nursery
         self._etcd = etcd
         self._store = store
         self._recorder = recorder
+        # What the recorder's writes compare.
+        self._fence = fence or Fence()
         self._settings = settings
         self._keyspace = Keyspace(prefix, namespace or DEFAULT_NAMESPACE)
         keys, self._likely_prefix = watched_keys(prefix, namespace)
@@ -296,7 +308,7 @@ class Processor:
             aborter=self._aborter,
             orphans=self._orphans,
             known=self._summary_of,
-            reread=store.reread,
+            newest=store.newest,
             letters=LetterBook(
                 etcd,
                 store,
@@ -339,6 +351,8 @@ class Processor:
             told=outbox.told,
             rejected=outbox.rejected,
             failed=outbox.failed,
+            cut=outbox.cut,
+            held=outbox.held,
             dead_letters=outbox.dead_letters.letters,
             dropped_letters=outbox.dead_letters.dropped,
             marks=self._recorder.statistics(),
@@ -780,21 +794,57 @@ class Processor:
             nursery.start_soon(keep, "task", "following the position", self._follow_position)
             await election.wait_leader()
             nursery.cancel_scope.cancel("elected")
-        async with self._outbox.at_work(election.fence), trio.open_nursery() as nursery:
+        if (term := election.term) is None:
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._work, term, watching)
+            await term.over.wait()
+            nursery.cancel_scope.cancel("no longer elected")
+
+    async def _work(self, term: Term, watching: _Watching) -> None:
+        """Tell and mark, until cancelled."""
+        keep, fence = self._containment.keep, term.leadership.fence
+        hold_until = await self._open_term(term)
+        self._fence.compare = fence
+        async with (
+            self._outbox.at_work(term, hold_until=hold_until),
+            trio.open_nursery() as nursery,
+        ):
             self._deliver_backlog()
             nursery.start_soon(keep, "task", "cleaning up", self._clean_up)
-            timeouts = partial(self._timeouts.end_in_time, lambda: election.fence)
+            timeouts = partial(self._timeouts.end_in_time, lambda: fence)
             nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
             save = partial(
                 self._position.keep,
                 lambda: self._done_up_to(watching),
-                election.fence,
+                fence,
                 every=self._settings.save_every,
             )
             nursery.start_soon(keep, "task", "saving the position", save)
             nursery.start_soon(self._containment.heal_later, "task", _TERM)
-            await election.wait_lost()
-            nursery.cancel_scope.cancel("no longer elected")
+            await trio.sleep_forever()
+
+    async def _open_term(self, term: Term) -> float:
+        """Note that this process leads; returns until when what others told may still land."""
+        failures = 0
+        revision, fence = term.leadership.create_revision, term.leadership.fence
+        while True:
+            try:
+                before = await self._position.open_term(revision, term.ttl, fence)
+            except EtcdError as error:
+                failures += 1
+                delay = _BACKOFF.delay(failures)
+                if failures & (failures - 1) == 0:
+                    _log.warning("term_not_opened", error=str(error), retry_in=round(delay, 3))
+                await trio.sleep(delay)
+                continue
+            if before is None:
+                return -math.inf
+            if before.own:
+                return self._outbox.doubt_until
+            hold = (before.ttl or term.ttl) + LANDING
+            _log.info("endings_held", seconds=hold)
+            return term.began + hold
 
     def _deliver_backlog(self) -> None:
         """Have everything done that is known to be undone; in the order of each key."""
@@ -848,12 +898,17 @@ class Processor:
             await trio.sleep(self._settings.save_every)
 
     async def _save_position(self, watching: _Watching, election: Election) -> None:
-        """Save it once more at the end; what is not saved is only looked at again."""
+        """Save it once more at the end; what is not saved is only looked at again.
+
+        Where nothing is left that may still land a successor need not wait for it.
+        """
         if not election.is_leader:
             return
         with trio.move_on_after(1), self._containment.unit("task", "saving the position"):
             try:
                 await self._position.save(self._done_up_to(watching), election.fence)
+                if self._outbox.close_if_settled():
+                    await self._position.close_term(election.fence)
             except EtcdError as error:
                 _log.info("position_not_saved", error=str(error))
 

@@ -320,6 +320,11 @@ class Router:
         self._tell_room()
         self._wake_one()
 
+    @property
+    def has_work(self) -> bool:
+        """Whether any key has."""
+        return bool(self._channels)
+
     def oldest_delete(self) -> int | None:
         """The lowest revision of a delete that is not handled yet, None without one.
 

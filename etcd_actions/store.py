@@ -104,6 +104,13 @@ class Store:
             return None
         return msgspec.structs.replace(change, value=kv.value, version=kv.version, lease=kv.lease)
 
+    async def newest(self, change: Change) -> Change | None:
+        """Restore the value of a change if the key still is what it made of it; else None."""
+        kv = await self.get(change.key)
+        if kv is None or kv.mod_revision != change.mod_revision:
+            return None
+        return msgspec.structs.replace(change, value=kv.value, version=kv.version, lease=kv.lease)
+
     async def compare_and_put(
         self,
         seen: KeyValue,
@@ -138,13 +145,16 @@ class Store:
         written = KeyValue(seen.key, value, seen.create_revision, applied, seen.version + 1, lease)
         return CasResult(applied=True, current=written)
 
-    async def compare_and_delete(self, seen: KeyValue) -> CasResult:
-        """Delete ``seen`` if it has not changed.
+    async def compare_and_delete(
+        self, seen: KeyValue, *, fence: Compare | None = None
+    ) -> CasResult:
+        """Delete ``seen`` if it has not changed, and ``fence`` holds, too.
 
         Raises:
             OutcomeUnknown: It may have been applied. Trying the same again is safe.
         """
-        applied, current = await self._if_unchanged(seen, Delete(KeyRange.of_key(seen.key)))
+        delete = Delete(KeyRange.of_key(seen.key))
+        applied, current = await self._if_unchanged(seen, delete, fence)
         return CasResult(applied is not None, current)
 
     async def _if_unchanged(
@@ -160,3 +170,40 @@ class Store:
         found = result.responses[0]
         assert isinstance(found, RangeResult)
         return None, found.kvs[0] if found.kvs else None
+
+
+class Fence:
+    """What has to hold in etcd for the writes of a :class:`FencedStore`.
+
+    Attributes:
+        compare: None for nothing.
+    """
+
+    def __init__(self) -> None:
+        self.compare: Compare | None = None
+
+
+class FencedStore(Store):
+    """A store whose compare-and-swaps are made only while a fence holds.
+
+    Args:
+        store: What does them.
+        fence: Looked at for each write.
+
+    Raises:
+        Unavailable: By each write once the fence does not hold any more; nothing was written.
+    """
+
+    def __init__(self, store: Store, fence: Fence) -> None:
+        super().__init__(store._etcd, store._commit)
+        self._fence = fence
+
+    async def _if_unchanged(
+        self, seen: KeyValue, change: Put | Delete, fence: Compare | None = None
+    ) -> tuple[int | None, KeyValue | None]:
+        fence = fence or self._fence.compare
+        applied, current = await super()._if_unchanged(seen, change, fence)
+        unchanged = current is not None and current.mod_revision == seen.mod_revision
+        if applied is None and unchanged and fence is not None:
+            raise Unavailable("it was not written: this process does not lead any more")
+        return applied, current

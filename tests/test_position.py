@@ -16,7 +16,7 @@ from etcd_actions.election import Leadership
 from etcd_actions.errors import OutcomeUnknown, Unavailable
 from etcd_actions.etcd.api import Compare, Etcd, KeyRange, RangeResult, Txn, TxnResult
 from etcd_actions.etcd.connection import TransportName
-from etcd_actions.position import Position
+from etcd_actions.position import Position, Predecessor
 from etcd_actions.testing import EtcdServer
 from tests.support.waiting import eventually
 
@@ -204,7 +204,7 @@ async def test_one_that_etcd_has_yet_to_reach_is_not_used(
         (b"7", "Expected `object`"),
         (b'{"revision":7}', "missing required field `clusterId`"),
         (b'{"revision":"7","clusterId":"1"}', r"Expected `int`, got `str` - at `\$.revision`"),
-        (b'{"revision":0,"clusterId":"1"}', r">= 1 - at `\$.revision`"),
+        (b'{"revision":-1,"clusterId":"1"}', r">= 0 - at `\$.revision`"),
         (b'{"revision":1e30,"clusterId":"1"}', r"at `\$.revision`"),
     ],
 )
@@ -292,3 +292,91 @@ async def test_keeping_outlives_an_etcd_that_is_away(etcd: Etcd, prefix: bytes, 
             nursery.cancel_scope.cancel()
     assert [line["failures"] for line in logs] == [1, 2, 4]
     assert {line["event"] for line in logs} == {"position_not_saved"}
+
+
+# --- whose term it is -----------------------------------------------------------------
+
+
+async def begin_term(etcd: Etcd, prefix: bytes) -> Leadership:
+    """The next leader's."""
+    await end_term(etcd, prefix)
+    await elect(etcd, prefix)
+    [kv] = (await etcd.range(KeyRange.of_key(prefix + b"election"))).kvs
+    return Leadership(kv.key, kv.create_revision)
+
+
+async def open_term(
+    etcd: Etcd, prefix: bytes, position: Position, ttl: int = 10
+) -> tuple[Predecessor | None, Leadership]:
+    leadership = await begin_term(etcd, prefix)
+    before = await position.open_term(leadership.create_revision, ttl, leadership.fence)
+    return before, leadership
+
+
+async def test_a_successor_learns_whether_the_term_before_was_closed(
+    etcd: Etcd, prefix: bytes, key: bytes
+) -> None:
+    """The first one ever has nobody before it; who was killed has not closed its term."""
+    first, second, third = (Position(etcd, key) for _ in range(3))
+    before, leadership = await open_term(etcd, prefix, first, ttl=30)
+    assert before is None
+    assert await first.save(7, leadership.fence)
+    # That one is killed.
+    before, leadership = await open_term(etcd, prefix, second)
+    assert before == Predecessor(30, own=False)
+    assert await second.load() == 7
+    # What the first one told may land for as long as before.
+    before, leadership = await open_term(etcd, prefix, third)
+    assert before == Predecessor(30, own=False)
+    await third.close_term(leadership.fence)
+    assert (await open_term(etcd, prefix, Position(etcd, key)))[0] is None
+    assert (await stored(etcd, key))["revision"] == 7
+
+
+async def test_a_process_that_leads_again_knows_its_own_calls(
+    etcd: Etcd, prefix: bytes, key: bytes
+) -> None:
+    position = Position(etcd, key)
+    await open_term(etcd, prefix, position)
+    assert (await open_term(etcd, prefix, position))[0] == Predecessor(10, own=True)
+
+
+async def test_a_value_of_before_says_nothing_of_terms(
+    etcd: Etcd, prefix: bytes, key: bytes
+) -> None:
+    """It is read all the same; whoever wrote it may have told anything."""
+    await elect(etcd, prefix)
+    cluster = f"{(await etcd.range(KeyRange.of_key(key))).cluster_id:x}"
+    await etcd.put(key, json.dumps({"revision": 7, "clusterId": cluster}).encode())
+    position = Position(etcd, key)
+    assert await position.load() == 7
+    assert (await open_term(etcd, prefix, position))[0] == Predecessor(0, own=False)
+    assert (await stored(etcd, key))["revision"] == 7
+
+
+async def test_a_lost_answer_does_not_hide_who_led_before(
+    etcd: Etcd, prefix: bytes, key: bytes
+) -> None:
+    """Opened by a try whose answer is lost, it would find itself."""
+    await open_term(etcd, prefix, Position(etcd, key), ttl=20)
+    flawed = Flawed(etcd)
+    flawed.answers_lost = 1
+    position = Position(flawed, key)
+    leadership = await begin_term(etcd, prefix)
+    with pytest.raises(OutcomeUnknown):
+        await position.open_term(leadership.create_revision, 10, leadership.fence)
+    before = await position.open_term(leadership.create_revision, 10, leadership.fence)
+    assert before == Predecessor(20, own=False)
+
+
+async def test_a_deposed_leader_opens_and_closes_nothing(
+    etcd: Etcd, prefix: bytes, key: bytes
+) -> None:
+    position = Position(etcd, key)
+    _, leadership = await open_term(etcd, prefix, position)
+    await end_term(etcd, prefix)
+    with pytest.raises(Unavailable):
+        await position.close_term(leadership.fence)
+    with pytest.raises(Unavailable):
+        await position.open_term(leadership.create_revision + 1, 10, leadership.fence)
+    assert not (await stored(etcd, key))["term"]["closed"]

@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from etcd_actions.clock import boot_time
+from etcd_actions.call_time import boot_time
 
 CLOCK: Final = "clock"
 

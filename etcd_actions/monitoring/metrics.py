@@ -288,17 +288,23 @@ def _of_recording(statistics: ProcessorStatistics) -> Iterator[Metric]:
     )
     calls = CounterMetricFamily(
         "etcd_actions_run_service_calls",
-        "Calls to the run service; those that failed are made again.",
+        "Calls to the run service; those that failed, or were cut off, are made again.",
         labels=["call", "result"],
     )
     for result, counts in (
         ("accepted", statistics.told),
         ("rejected", statistics.rejected),
         ("failed", statistics.failed),
+        ("cut", statistics.cut),
     ):
         for call, count in counts.items():
             calls.add_metric([call, result], count)
     yield calls
+    yield _gauge(
+        "etcd_actions_held_endings",
+        "Accepted, and told again before they are marked: after a takeover, say.",
+        statistics.held,
+    )
     yield _gauge(
         "etcd_actions_dead_letters",
         "Calls that the run service refused for good and did not accept since; of the elected "

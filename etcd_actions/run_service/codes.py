@@ -66,7 +66,10 @@ _ANSWER_TOO_LARGE: Final = "CLIENT: Received message"
 _LONGEST_MESSAGE: Final = 2_000
 """Characters: what comes from outside is kept with each dead letter, and logged."""
 
+NO_TIME_LEFT: Final = "no time is left to send it in"
+
 _UNSENT: Final = (
+    NO_TIME_LEFT,
     "failed to connect to all addresses",
     "DNS resolution failed",
     "errors resolving",

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import trio
 
+from etcd_actions.call_time import time_left
 from etcd_actions.containment import describe
 from etcd_actions.errors import ConfigError, RunServiceRejected
 from etcd_actions.etcd.connection import Tls
@@ -28,6 +29,7 @@ _LARGEST_ANSWER = 16 * 1024 * 1024
 _MARGIN = 0.5
 """Seconds after its deadline in which a call may still be applied: the server counts from
 when it got it."""
+_LEAST_CALL = 0.001
 
 
 @asynccontextmanager
@@ -149,9 +151,7 @@ class GrpcRunService:
     async def update_action_status(self, update: ActionUpdate) -> None:
         """Tell a state of the action. Cancelled, it may have been told, or may still be.
 
-        An earlier call of unknown outcome could land behind an ending, and revive the action:
-        the run service lets FAILED go back. So an ending is told once more when that can no
-        longer be; until then this does not return.
+        It takes no longer than the cancel scopes around it allow: the server is told.
 
         Raises:
             RunServiceUnavailable: It may be accepted when told again.
@@ -159,17 +159,19 @@ class GrpcRunService:
         """
         what = f"UpdateActionStatus of {update.name}"
         request = _written(what, lambda: self._messages.update_action_status(update))
-        while True:
-            async with self._limit:
-                began = trio.current_time()
-                await self._update(update, request)
-            until = self._unsettled.until(update.key)
-            if began >= until or not update.phase.is_terminal:
-                return
-            await trio.sleep_until(until)
+        async with self._limit:
+            await self._update(update, request)
+
+    def unsettled_until(self, key: bytes) -> float:
+        """Until when a call of unknown outcome about an action may land, in trio's time.
+
+        An ending that is told before that could have a RUNNING land behind it, which revives the
+        action: the run service lets FAILED go back.
+        """
+        return self._unsettled.until(key)
 
     async def _update(self, update: ActionUpdate, request: Any) -> None:
-        began = trio.current_time()
+        until = trio.current_time() + self._deadline + _MARGIN
         # An ending that lands late says nothing new.
         settled = update.phase.is_terminal
         try:
@@ -181,16 +183,14 @@ class GrpcRunService:
             return
         finally:
             if not settled:
-                self._unsettled.note(
-                    update.key, began + self._deadline + _MARGIN, now=trio.current_time()
-                )
+                self._unsettled.note(update.key, until, now=trio.current_time())
         _check(response, request, f"UpdateActionStatus of {update.name}", of_status=True)
 
     async def _ask(self, request: Any) -> Any:
         stream = self._streams.current() if self._streams is not None else None
         if stream is not None:
             try:
-                return await stream.ask(request, self._deadline)
+                return await stream.ask(request, self._timeout())
             except CallFailed:
                 if not stream.unsupported:
                     raise
@@ -202,7 +202,10 @@ class GrpcRunService:
             stub = self._stubs[method] = self._channel.unary_unary(_SERVICE + method)
         message = request.SerializeToString()
         try:
-            future = stub.future(message, timeout=self._deadline)
+            # Directly before it is sent: a process that was stopped in between finds no time left.
+            future = stub.future(message, timeout=self._timeout())
+        except CallFailed:
+            raise
         except Exception as error:
             raise CallFailed(method, Code.UNAVAILABLE, describe(error)) from error
         await finished(future, self._bell)
@@ -215,6 +218,17 @@ class GrpcRunService:
         except Exception as error:
             details = f"the answer cannot be read: {describe(error)}"
             raise CallFailed(method, Code.INTERNAL, details) from error
+
+    def _timeout(self) -> float:
+        """Seconds that a call may take which is sent now.
+
+        Raises:
+            CallFailed: None are left; it was not sent.
+        """
+        left = min(self._deadline, time_left())
+        if left < _LEAST_CALL:
+            raise CallFailed("UpdateActionStatus", Code.DEADLINE_EXCEEDED, codes.NO_TIME_LEFT)
+        return left
 
     async def _close(self) -> None:
         if self._streams is not None:

@@ -15,6 +15,14 @@ class RunService(Protocol):
     :class:`~etcd_actions.errors.RunServiceRejected` says that it never will accept, and makes
     a dead letter. The calls for one action come one after another, in order; a call may be
     repeated after it was accepted, and after it was cancelled.
+
+    A call is cancelled when the leader's lease may end (``trio.current_effective_deadline()``
+    says when), since another process tells from then on: what was cancelled must not be applied
+    much later.
+
+    An implementation may have one method more, ``unsettled_until(key: bytes) -> float``: until
+    when, in trio's time, an earlier call about an action may still be applied. An ending that is
+    accepted before that is told again after it, and then marked.
     """
 
     def wants(self, phase: Phase, deleted: bool) -> bool:
@@ -34,7 +42,8 @@ class RunService(Protocol):
     async def update_action_status(self, update: ActionUpdate) -> None:
         """Tell a state of the action.
 
-        Returns after an ending only when no earlier state can be applied behind it.
+        Returns after an ending only when no earlier state can be applied behind it, unless
+        ``unsettled_until`` says when that is.
 
         Raises:
             RunServiceActionUnknown: There is no record of the action: that is told first, then

@@ -35,6 +35,7 @@ from etcd_actions.errors import EtcdError, UnexpectedFailure
 from etcd_actions.etcd import grpc_wire
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.group_commit import GroupCommit
+from etcd_actions.held import HeldEndings
 from etcd_actions.model import Keyspace
 from etcd_actions.monitoring.health import Health
 from etcd_actions.monitoring.metrics import Metrics
@@ -212,6 +213,7 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     "cleaning up": ("task", Aborter, "resume", whatever, 2),
     "a second look": ("task", Processor, "_look_again", whatever, 2),
     "retries": ("task", Router, "retry_failed", whatever, 2),
+    "endings to be told again": ("task", HeldEndings, "run", whatever, 1),
     "all of a watch": ("task", processors, "open_election", whatever, 2),
 }
 ONCE = {

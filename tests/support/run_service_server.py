@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +98,7 @@ class RunServiceServer:
         most_at_once: The most requests that were handled at once.
         streams: Number of streams that were opened.
         nonces_lie: Answer on streams with nonces that nobody sent.
+        refuses: By ``what`` and request, what is answered with UNAVAILABLE, and not applied.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class RunServiceServer:
         self.most_at_once = 0
         self.streams = 0
         self.nonces_lie = False
+        self.refuses: Callable[[str, Any], bool] = lambda _what, _request: False
         self._has_stream = has_stream
         self._threads = threads
         self._delay = delay
@@ -241,6 +243,8 @@ class RunServiceServer:
     def _serve_scripted(self, what: str, request: Any, context: grpc.ServicerContext) -> int:
         name = request.action_id.name
         fault = self._fault(what, name)
+        if self.refuses(what, request):
+            fault = Fault(code=14)
         if delay := fault.delay or self._delay:
             time.sleep(delay)
         if fault.hold is not None:

@@ -1,0 +1,63 @@
+"""How long a call to the world outside may take: until trio's deadline, and while a lease lives.
+
+A write to etcd is fenced by its transaction. A call to another server cannot be: whoever makes
+it under a lease has to end it before the lease can expire. :func:`call_until` says until when,
+and what makes the call asks :func:`time_left`, directly before it sends.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import trio
+
+_until: ContextVar[Callable[[], float] | None] = ContextVar("call_until", default=None)
+
+
+def boot_time() -> float:
+    """Seconds since the machine started, suspensions included, where the system tells."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+def suspended() -> float:
+    """Seconds for which the machine was suspended since it started, where the system tells.
+
+    trio's clock, like every ``time.monotonic``, stands still meanwhile; leases go on.
+    """
+    return boot_time() - time.monotonic()
+
+
+@contextmanager
+def call_until(until: Callable[[], float]) -> Iterator[trio.CancelScope]:
+    """Cancel what is inside at a time, which :func:`time_left` knows, too.
+
+    Args:
+        until: In trio's time; it is asked again by each :func:`time_left`, and may be earlier
+            by then: after a suspension of the machine.
+    """
+    token = _until.set(until)
+    try:
+        with trio.CancelScope(deadline=until()) as scope:
+            yield scope
+    finally:
+        _until.reset(token)
+
+
+def lease_left() -> float:
+    """Seconds until what :func:`call_until` says; infinite without it."""
+    until = _until.get()
+    return math.inf if until is None else until() - trio.current_time()
+
+
+def time_left() -> float:
+    """Seconds for which a call that is made now may last; none are left at 0 and below.
+
+    By the deadlines of all cancel scopes around, and by :func:`call_until`. Infinite without
+    any. The answer is good for a send with nothing awaited before it.
+    """
+    return min(trio.current_effective_deadline() - trio.current_time(), lease_left())
