@@ -33,6 +33,7 @@ from etcd_actions.model import (
     Summary,
     TaskAction,
     build_action_update,
+    mark_number,
     parse_key,
     task_action_name,
 )
@@ -43,6 +44,7 @@ from etcd_actions.tracing import span
 from etcd_actions.watch import Change, ChangeKind
 
 _MOST_DEAD_LETTERS = 10_000
+_NO_ENDING = -1
 _BEFORE_RUNNING = (
     Phase.UNSPECIFIED,
     Phase.QUEUED,
@@ -157,6 +159,9 @@ class Outbox:
         self._working = False
         self._introduced: dict[bytes, tuple[int, str]] = {}
         self._accepted: dict[bytes, Ending] = {}
+        # By key a number for the mark of the ending that was told last, `_NO_ENDING` where
+        # something else was, or may have been.
+        self._last_told: dict[bytes, int] = {}
         self._has_children: set[bytes] = set()
         # Deleted by their mark, which nobody saw: all of them is told.
         self._done_with: set[tuple[bytes, str]] = set()
@@ -186,6 +191,8 @@ class Outbox:
 
         It is in etcd still, unmarked, and found again.
         """
+        # Another process may have told something else since.
+        self._last_told.clear()
         router = self._router = Router(
             self.notify_run_service,
             self._reread,
@@ -221,9 +228,25 @@ class Outbox:
         if change.is_delete:
             return True
         if summary.recorded:
-            return summary.held or self._recorder.wants_lease(change.lease)
+            # Where nobody holds what is to be deleted it is deleted here: what a finalizer's
+            # owner did with a plain put, an API server would have answered with the deletion.
+            free = summary.deleting and not summary.held_by_others
+            return (
+                summary.held
+                or free
+                or self._recorder.wants_lease(change.lease)
+                or self._is_another(change.key, summary.mark)
+            )
         phase = summary.phase
-        return (summary.deleting and not phase.is_terminal) or self._is_wanted(phase, False)
+        asked = summary.deleting and not phase.is_terminal
+        return summary.stray or asked or self._is_wanted(phase, False)
+
+    def _is_another(self, key: bytes, mark: int) -> bool:
+        """Whether something else than what a mark is about was told last of a key.
+
+        A writer that puts an older copy of a whole object back brings its mark with it.
+        """
+        return self._last_told.get(key, mark) != mark
 
     def _is_wanted(self, phase: Phase, deleted: bool) -> bool:
         """Whether the run service wants a state; where it cannot say it is told."""
@@ -242,6 +265,7 @@ class Outbox:
         """The key is gone, and nothing is to be told of it."""
         self._introduced.pop(key, None)
         self._accepted.pop(key, None)
+        self._last_told.pop(key, None)
         self._has_children.discard(key)
 
     async def notify_run_service(self, delivery: Change) -> None:
@@ -272,8 +296,13 @@ class Outbox:
             create_revision=delivery.create_revision,
         )
         seen = _key_value(delivery)
-        if update.recorded:
+        state = action.state(delivery.create_revision)
+        if state.recorded and not self._is_another(key, state.mark):
             await self._recorder.maintain(seen)
+            return
+        if state.stray:
+            # The noted state comes by the watch.
+            await self._recorder.disown(seen)
             return
         # Whoever else holds what is to be deleted ends it; when only we do, it is ended here.
         asked = action.is_deleting and not action.is_terminal
@@ -283,6 +312,7 @@ class Outbox:
         accepted = self._accepted.get(key) == ending or await self._tell(update, action)
         if accepted and update.phase.is_terminal:
             self._accepted[key] = ending
+            self._last_told[key] = mark_number(ending.mark(delivery.create_revision))
             if await self.mark_terminal_status_recorded(seen, ending) is MarkResult.DELETED:
                 self._done_with.add((key, update.uid))
         self._accepted.pop(key, None)
@@ -298,6 +328,7 @@ class Outbox:
 
     async def _tell(self, update: ActionUpdate, action: TaskAction | None) -> bool:
         """Tell a state; whether it was accepted, and not refused for ever."""
+        self._last_told[update.key] = _NO_ENDING
         if update.action_type == ACTION_TYPE_TRACE:
             # Recorded again it may say something else. Flyte's run service takes any trace that
             # is recorded for one that succeeded.

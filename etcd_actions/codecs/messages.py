@@ -13,7 +13,7 @@ from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
 from etcd_actions.codecs.message_forms import Elsewhere, Form, read_tree, read_view, write_tree
 from etcd_actions.model import names
 from etcd_actions.model.phase import phase_of
-from etcd_actions.model.summary import Summary
+from etcd_actions.model.summary import Summary, is_held_by_others
 from etcd_actions.model.taskaction import TaskAction
 
 
@@ -67,31 +67,42 @@ def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> S
         return None
     if not _is_task_action(message):
         return None
-    project, domain, run, action = spec.project, spec.domain, spec.run_name, spec.action_name
+    project, domain, run, name = spec.project, spec.domain, spec.run_name, spec.action_name
     # An empty text may be one that is not there, for which the view is refused.
-    if not (project and domain and run and action and message.HasField("metadata")):
+    if not (project and domain and run and name and message.HasField("metadata")):
         return None
     conditions = status.conditions
     for condition in conditions:
         if condition.other_fields or not condition.type or not condition.status:
             return None
+    finalizers = metadata.finalizers
+    phase, attempts = phase_of(conditions), status.attempts
+    recorded, stray, mark = False, False, 0
+    if metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) == "true":
+        action = view_of(message)
+        if action is None:
+            return None
+        phase, attempts, recorded, _, stray, mark = action.state(create_revision)
     return Summary(
         project,
         domain,
         run,
-        action,
+        name,
         metadata.annotations.get(names.ANNOTATION_ORG, ""),
         spec.parent_action_name,
         metadata.uid,
-        phase_of(conditions),
-        status.attempts,
+        phase,
+        attempts,
         status.cache_status,
-        metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) == "true",
+        recorded,
         spec.run_output_base,
         create_revision,
         revision,
         bool(metadata.deletion_timestamp),
-        names.FINALIZER_RECORD in metadata.finalizers,
+        names.FINALIZER_RECORD in finalizers,
+        bool(finalizers) and is_held_by_others(finalizers),
+        stray,
+        mark,
     )
 
 

@@ -5,6 +5,7 @@ imported here.
 """
 
 from etcd_actions.model.keyspace import Keyspace
+from etcd_actions.model.mark import State, details_digest, mark_number, mark_text, subject_digest
 from etcd_actions.model.names import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TASK,
@@ -13,6 +14,7 @@ from etcd_actions.model.names import (
     ANNOTATION_ABORTED_BY,
     ANNOTATION_DIGEST,
     ANNOTATION_ORG,
+    ANNOTATION_RECORDED,
     ANNOTATION_RUN_START_TIME,
     ANNOTATION_SUBJECT,
     API_VERSION,
@@ -62,6 +64,7 @@ __all__ = [
     "ANNOTATION_ABORT_REASON",
     "ANNOTATION_DIGEST",
     "ANNOTATION_ORG",
+    "ANNOTATION_RECORDED",
     "ANNOTATION_RUN_START_TIME",
     "ANNOTATION_SUBJECT",
     "API_VERSION",
@@ -91,13 +94,17 @@ __all__ = [
     "OwnerReference",
     "Phase",
     "PhaseTransition",
+    "State",
     "Summary",
     "TaskAction",
     "TaskActionSpec",
     "TaskActionStatus",
     "build_action_update",
     "canonical_name",
+    "details_digest",
     "fnv1a32",
+    "mark_number",
+    "mark_text",
     "object_key",
     "output_uri",
     "pack",
@@ -105,6 +112,7 @@ __all__ = [
     "phase_of",
     "run_key_prefix",
     "shard",
+    "subject_digest",
     "summarize",
     "task_action_name",
     "unpack",

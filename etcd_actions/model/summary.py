@@ -6,6 +6,8 @@ summary for each key, packed to about 200 bytes, is what can be told then.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from etcd_actions.errors import DecodeError
@@ -37,6 +39,12 @@ class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Whether its deletion was asked for and waits for finalizers."""
     held: bool = False
     """Whether our finalizer is on it."""
+    held_by_others: bool = False
+    """Whether other finalizers are on it."""
+    stray: bool = False
+    """Whether it has the label of a recorded ending, which is about none; see `State`."""
+    mark: int = 0
+    """A number for the mark of its recorded ending, 0 without one."""
 
     @property
     def action_id(self) -> ActionId:
@@ -58,6 +66,8 @@ def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Su
     spec = action.spec
     status = action.status
     action_id = action.action_id
+    state = action.state(create_revision)
+    finalizers = action.metadata.finalizers
     return Summary(
         action_id.project,
         action_id.domain,
@@ -66,16 +76,24 @@ def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Su
         action_id.org,
         spec.parent_action_name,
         action.metadata.uid,
-        action.phase,
-        status.attempts,
+        state.phase,
+        state.attempts,
         status.cache_status,
-        action.is_recorded,
+        state.recorded,
         spec.run_output_base,
         create_revision,
         revision,
         action.is_deleting,
-        FINALIZER_RECORD in action.metadata.finalizers,
+        FINALIZER_RECORD in finalizers,
+        is_held_by_others(finalizers),
+        state.stray,
+        state.mark,
     )
+
+
+def is_held_by_others(finalizers: Iterable[str]) -> bool:
+    """Whether there is a finalizer that is not ours."""
+    return any(each != FINALIZER_RECORD for each in finalizers)
 
 
 def pack(summary: Summary) -> bytes:
