@@ -22,7 +22,7 @@ from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.tree import Number
 from etcd_actions.codecs.views import drop_nulls
 from etcd_actions.errors import DecodeError
-from etcd_actions.model.facts import Facts
+from etcd_actions.model.facts import Facts, MarkedFacts
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.summary import summarize as model_summarize
 from etcd_actions.model.taskaction import TaskAction
@@ -80,9 +80,12 @@ def summarize(
     """
     magic.check_size(value, key, revision)
     try:
-        return _decode_facts(value).summary(revision, create_revision)
+        summary = _decode_facts(value).summary(revision, create_revision)
+        if summary is None:
+            summary = _decode_marked(value).summary(revision, create_revision)
     except Exception:
         return _summarize_all(value, key=key, revision=revision, create_revision=create_revision)
+    return summary
 
 
 @refusing("")
@@ -159,6 +162,7 @@ def release(
 
 _decode_action = msgspec.json.Decoder(TaskAction).decode
 _decode_facts = msgspec.json.Decoder(Facts).decode
+_decode_marked = msgspec.json.Decoder(MarkedFacts).decode
 
 
 @refusing("")

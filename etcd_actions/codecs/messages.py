@@ -11,9 +11,11 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
 from etcd_actions.codecs.message_forms import Elsewhere, Form, read_tree, read_view, write_tree
+from etcd_actions.codecs.tree import base64_text
 from etcd_actions.model import names
+from etcd_actions.model.mark import details_digest, read_state, subject_digest
 from etcd_actions.model.phase import phase_of
-from etcd_actions.model.summary import Summary, is_held_by_others
+from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import TaskAction
 
 
@@ -76,13 +78,25 @@ def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> S
         if condition.other_fields or not condition.type or not condition.status:
             return None
     finalizers = metadata.finalizers
+    held = names.FINALIZER_RECORD in finalizers
     phase, attempts = phase_of(conditions), status.attempts
     recorded, stray, mark = False, False, 0
     if metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) == "true":
-        action = view_of(message)
-        if action is None:
+        error = status.error_state if status.HasField("error_state") else None
+        if error is not None and error.other_fields:
             return None
-        phase, attempts, recorded, _, stray, mark = action.state(create_revision)
+        phase, attempts, recorded, _, stray, mark = read_state(
+            metadata.annotations.get(names.ANNOTATION_RECORDED),
+            phase,
+            attempts,
+            create_revision,
+            subject_digest(project, domain, run, name, metadata.uid),
+            details_digest(
+                error and read_view(error, _ERROR_STATE),
+                base64_text(status.signal_value) if status.signal_value else "",
+                status.output_uri if spec.action_type == names.ACTION_TYPE_TRACE else "",
+            ),
+        )
     return Summary(
         project,
         domain,
@@ -99,8 +113,8 @@ def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> S
         create_revision,
         revision,
         bool(metadata.deletion_timestamp),
-        names.FINALIZER_RECORD in finalizers,
-        bool(finalizers) and is_held_by_others(finalizers),
+        held,
+        len(finalizers) > held,
         stray,
         mark,
     )
@@ -131,3 +145,4 @@ def _unknown(message: Message, path: str) -> list[str]:
 
 _unknown_fields: Callable[[Message], Iterable[Any]] = UnknownFieldSet  # type: ignore[assignment]
 _TASK_ACTION: Final = Form(pb.TaskAction.DESCRIPTOR)
+_ERROR_STATE: Final = Form(pb.ErrorState.DESCRIPTOR)

@@ -28,7 +28,7 @@ from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.tree import Number
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
 from etcd_actions.errors import DecodeError
-from etcd_actions.model.facts import Facts
+from etcd_actions.model.facts import Facts, MarkedFacts
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import TaskAction
 
@@ -79,11 +79,14 @@ def summarize(
     """
     stored = _behind_magic(value, key, revision)
     try:
-        return _decode_facts(stored).summary(revision, create_revision)
+        summary = _decode_facts(stored).summary(revision, create_revision)
+        if summary is None:
+            summary = _decode_marked(stored).summary(revision, create_revision)
     except Exception:
         return _summarize_by_tree(
             value, key=key, revision=revision, create_revision=create_revision
         )
+    return summary
 
 
 @refusing("msgpack")
@@ -265,6 +268,7 @@ _decode_number = msgspec.json.Decoder(float_hook=Number).decode
 _decode_tree = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_number).decode
 _decode_action = msgspec.msgpack.Decoder(BinaryTaskAction, ext_hook=_number).decode
 _decode_facts = msgspec.msgpack.Decoder(Facts, ext_hook=_number).decode
+_decode_marked = msgspec.msgpack.Decoder(MarkedFacts, ext_hook=_number).decode
 _decode_outline = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _decode_texts = msgspec.msgpack.Decoder(dict[str, msgspec.Raw] | None).decode
 _decode_list = msgspec.msgpack.Decoder(list[msgspec.Raw] | None).decode

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from etcd_actions.errors import DecodeError
-from etcd_actions.model.facts import Facts
+from etcd_actions.model.facts import MarkedFacts
 from etcd_actions.model.summary import Summary, summarize
 from etcd_actions.model.taskaction import TaskAction
 
@@ -35,7 +35,7 @@ def summary_of_tree(
         DecodeError: As for `view_of_tree`, of the fields that are looked at.
     """
     try:
-        return msgspec.convert(tree, Facts).summary(revision, create_revision)
+        return msgspec.convert(tree, MarkedFacts).summary(revision, create_revision)
     except (msgspec.MsgspecError, RecursionError):
         action = view_of_tree(tree, key=key, revision=revision)
         return summarize(action, revision, create_revision)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import msgspec
 
 from etcd_actions.model import names
-from etcd_actions.model.mark import State, details_digest, read_state, subject_digest
-from etcd_actions.model.phase import Phase, phase_of
-from etcd_actions.model.summary import Summary, is_held_by_others
+from etcd_actions.model.mark import details_digest, read_state, subject_digest
+from etcd_actions.model.phase import phase_of
+from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import ErrorState, Int32, UInt32
 
 
@@ -23,7 +23,6 @@ class _Labels(msgspec.Struct, frozen=True, gc=False):
 
 class _Annotations(msgspec.Struct, frozen=True, gc=False):
     org: str = msgspec.field(default="", name=names.ANNOTATION_ORG)
-    recorded: str | None = msgspec.field(default=None, name=names.ANNOTATION_RECORDED)
 
 
 class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
@@ -41,7 +40,6 @@ class _Spec(msgspec.Struct, rename="camel", frozen=True, gc=False):
     action_name: str
     parent_action_name: str = ""
     run_output_base: str = ""
-    action_type: str = ""
 
 
 class _Condition(msgspec.Struct, frozen=True, gc=False):
@@ -54,10 +52,6 @@ class _Status(msgspec.Struct, rename="camel", frozen=True, gc=False):
     attempts: UInt32 = 0
     cache_status: Int32 = 0
     conditions: tuple[_Condition, ...] = ()
-    error_state: ErrorState | None = None
-    signal_value: Any = ""
-    """Base64, or in a form that has it the binary."""
-    output_uri: str = ""
 
 
 class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
@@ -69,14 +63,16 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
     spec: _Spec
     status: _Status = _Status()
 
-    def summary(self, revision: int, create_revision: int) -> Summary:
-        """The same as `summarize` makes of the whole object."""
-        spec, status, metadata = self.spec, self.status, self.metadata
-        finalizers = metadata.finalizers
-        phase, attempts = phase_of(status.conditions), status.attempts
-        recorded, stray, mark = False, False, 0
+    def summary(self, revision: int, create_revision: int) -> Summary | None:
+        """The same as `summarize` makes of the whole object; None where its mark counts, too.
+
+        Then `MarkedFacts` are to be looked at.
+        """
+        metadata = self.metadata
         if metadata.labels.recorded == "true":
-            phase, attempts, recorded, _, stray, mark = self._state(phase, create_revision)
+            return None
+        spec, status, finalizers = self.spec, self.status, metadata.finalizers
+        held = names.FINALIZER_RECORD in finalizers
         return Summary(
             spec.project,
             spec.domain,
@@ -85,35 +81,85 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
             metadata.annotations.org,
             spec.parent_action_name,
             metadata.uid,
-            phase,
-            attempts,
+            phase_of(status.conditions),
+            status.attempts,
             status.cache_status,
-            recorded,
+            False,
             spec.run_output_base,
             create_revision,
             revision,
             bool(metadata.deletion_timestamp),
-            names.FINALIZER_RECORD in finalizers,
-            bool(finalizers) and is_held_by_others(finalizers),
-            stray,
-            mark,
+            held,
+            len(finalizers) > held,
         )
 
-    def _state(self, phase: Phase, create_revision: int) -> State:
-        """What it is with the label."""
+
+class _MarkedAnnotations(_Annotations, frozen=True, gc=False):
+    recorded: str | None = msgspec.field(default=None, name=names.ANNOTATION_RECORDED)
+
+
+class _MarkedMetadata(_Metadata, rename="camel", frozen=True, gc=False):
+    annotations: _MarkedAnnotations = _MarkedAnnotations()
+
+
+class _MarkedSpec(_Spec, rename="camel", frozen=True, gc=False):
+    action_type: str = ""
+
+
+class _MarkedStatus(_Status, rename="camel", frozen=True, gc=False):
+    error_state: ErrorState | None = None
+    signal_value: Any = ""
+    """Base64, or in a form that has it the binary."""
+    output_uri: str = ""
+
+
+class MarkedFacts(Facts, rename="camel", frozen=True, gc=False):
+    """The same of an object that has the label of a recorded ending."""
+
+    metadata: _MarkedMetadata
+    spec: _MarkedSpec
+    status: _MarkedStatus = _MarkedStatus()
+
+    def summary(self, revision: int, create_revision: int) -> Summary:
+        """The same as `summarize` makes of the whole object."""
+        found = super().summary(revision, create_revision)
+        if found is not None:
+            return found
         spec, status, metadata = self.spec, self.status, self.metadata
         is_trace = spec.action_type == names.ACTION_TYPE_TRACE
         signal = status.signal_value or ""
         if type(signal) is bytes:
             # As Go writes ``[]byte``, by the fastest way.
             signal = msgspec.to_builtins(signal)
-        return read_state(
+        state = read_state(
             metadata.annotations.recorded,
-            phase,
+            phase_of(status.conditions),
             status.attempts,
             create_revision,
             subject_digest(
                 spec.project, spec.domain, spec.run_name, spec.action_name, metadata.uid
             ),
             details_digest(status.error_state, signal, status.output_uri if is_trace else ""),
+        )
+        held = names.FINALIZER_RECORD in metadata.finalizers
+        return Summary(
+            spec.project,
+            spec.domain,
+            spec.run_name,
+            spec.action_name,
+            metadata.annotations.org,
+            spec.parent_action_name,
+            metadata.uid,
+            state.phase,
+            state.attempts,
+            status.cache_status,
+            state.recorded,
+            spec.run_output_base,
+            create_revision,
+            revision,
+            bool(metadata.deletion_timestamp),
+            held,
+            len(metadata.finalizers) > held,
+            state.stray,
+            state.mark,
         )

@@ -140,6 +140,8 @@ def read_state(
     if mark is None:
         return State(phase, attempts, phase.is_terminal, stray=not phase.is_terminal)
     number = mark_number(mark)
+    if phase.is_terminal and mark == mark_text(phase, attempts, create_revision, subject, details):
+        return State(phase, attempts, True, mark=number)
     stored = _parse(mark)
     if (
         stored is None
@@ -177,7 +179,7 @@ def _parse(text: str) -> _Mark | None:
     subject, _, details = digests.partition(" ")
     phase = _BY_NAME.get(name)
     # At most as many digits as the numbers have.
-    if phase is None or len(attempts) > 10 or len(revision) > 19:
+    if phase is None or len(attempts) > 10 or len(revision) > 19 or " " in details:
         return None
     try:
         mark = _Mark(phase, int(attempts), int(revision), subject, details)

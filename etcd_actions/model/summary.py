@@ -6,8 +6,6 @@ summary for each key, packed to about 200 bytes, is what can be told then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import msgspec
 
 from etcd_actions.errors import DecodeError
@@ -68,6 +66,7 @@ def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Su
     action_id = action.action_id
     state = action.state(create_revision)
     finalizers = action.metadata.finalizers
+    held = FINALIZER_RECORD in finalizers
     return Summary(
         action_id.project,
         action_id.domain,
@@ -84,16 +83,11 @@ def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Su
         create_revision,
         revision,
         action.is_deleting,
-        FINALIZER_RECORD in finalizers,
-        is_held_by_others(finalizers),
+        held,
+        len(finalizers) > held,
         state.stray,
         state.mark,
     )
-
-
-def is_held_by_others(finalizers: Iterable[str]) -> bool:
-    """Whether there is a finalizer that is not ours."""
-    return any(each != FINALIZER_RECORD for each in finalizers)
 
 
 def pack(summary: Summary) -> bytes:
