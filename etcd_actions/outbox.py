@@ -48,6 +48,7 @@ from etcd_actions.model import (
     Summary,
     TaskAction,
     build_action_update,
+    mark_number,
     parse_key,
     task_action_name,
 )
@@ -58,6 +59,7 @@ from etcd_actions.term import Term
 from etcd_actions.tracing import span
 from etcd_actions.watch import Change, ChangeKind
 
+_NO_ENDING = -1
 _BEFORE_RUNNING = (
     Phase.UNSPECIFIED,
     Phase.QUEUED,
@@ -168,6 +170,9 @@ class Outbox:
         self._accepted: dict[bytes, tuple[Ending, float]] = {}
         # Of what ended: which incarnation, and its attempts.
         self._ended: dict[bytes, tuple[int, str, int]] = {}
+        # By key a number for the mark of the ending that was told last, `_NO_ENDING` where
+        # something else was, or may have been.
+        self._last_told: dict[bytes, int] = {}
         self._has_children: set[bytes] = set()
         # Deleted by their mark, which nobody saw: all of them is told.
         self._done_with: set[tuple[bytes, str]] = set()
@@ -215,6 +220,7 @@ class Outbox:
         self._held = HeldEndings(self._give_back)
         # Others may have told something since.
         self._accepted.clear()
+        self._last_told.clear()
         router = self._router = Router(
             self.notify_run_service,
             self._newest,
@@ -262,9 +268,25 @@ class Outbox:
         if change.is_delete or self._letters.asked(change.key):
             return True
         if summary.recorded:
-            return summary.held or self._recorder.wants_lease(change.lease)
+            # Where nobody holds what is to be deleted it is deleted here: what a finalizer's
+            # owner did with a plain put, an API server would have answered with the deletion.
+            free = summary.deleting and not summary.held_by_others
+            return (
+                summary.held
+                or free
+                or self._recorder.wants_lease(change.lease)
+                or self._is_another(change.key, summary.mark)
+            )
         phase = summary.phase
-        return (summary.deleting and not phase.is_terminal) or self._is_wanted(phase, False)
+        asked = summary.deleting and not phase.is_terminal
+        return summary.stray or asked or self._is_wanted(phase, False)
+
+    def _is_another(self, key: bytes, mark: int) -> bool:
+        """Whether something else than what a mark is about was told last of a key.
+
+        A writer that puts an older copy of a whole object back brings its mark with it.
+        """
+        return self._last_told.get(key, mark) != mark
 
     def _is_wanted(self, phase: Phase, deleted: bool) -> bool:
         """Whether the run service wants a state; where it cannot say it is told."""
@@ -298,6 +320,7 @@ class Outbox:
         self._accepted.pop(key, None)
         self._ended.pop(key, None)
         self._held.drop(key)
+        self._last_told.pop(key, None)
         self._has_children.discard(key)
 
     async def notify_run_service(self, delivery: Change) -> None:
@@ -337,10 +360,16 @@ class Outbox:
             # The record first, then the status, whichever of the two was refused.
             self._introduced.pop(key, None)
             self._accepted.pop(key, None)
-        if update.recorded:
+        state = action.state(delivery.create_revision)
+        if state.recorded and not self._is_another(key, state.mark):
             if retry:
                 await self._tell_state(update, action, value, retry)
+                self._last_told[key] = state.mark
             await self._recorder.maintain(seen)
+            return
+        if state.stray:
+            # The noted state comes by the watch.
+            await self._recorder.disown(seen)
             return
         # Whoever else holds what is to be deleted ends it; when only we do, it is ended here.
         asked = action.is_deleting and not action.is_terminal
@@ -360,6 +389,7 @@ class Outbox:
                 return
             self._accepted[key] = ending, began
             self._ended[key] = update.create_revision, update.uid, update.attempts
+            self._last_told[key] = mark_number(ending.mark(delivery.create_revision))
         if began < (until := self._until(key)):
             self._held.hold(_without_value(delivery), until)
             return
@@ -407,6 +437,7 @@ class Outbox:
         self, update: ActionUpdate, action: TaskAction | None, value: bytes | None
     ) -> bool:
         """Tell a state; whether it was accepted, and not refused for ever."""
+        self._last_told[update.key] = _NO_ENDING
         if update.action_type == ACTION_TYPE_TRACE:
             # Recorded again it may say something else. Flyte's run service takes any trace that
             # is recorded for one that succeeded.

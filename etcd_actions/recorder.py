@@ -1,6 +1,7 @@
 """Marks a finished action as recorded, so that it is never handled again.
 
-The mark is the label that Flyte's own service sets, written only after the run service
+The mark is the label that Flyte's own service sets, and an annotation that says which ending
+it is about (:mod:`etcd_actions.model.mark`). It is written only after the run service
 accepted the ending, and only onto that ending: the write compares ``mod_revision``. The same
 write lets the object go: it takes our finalizer away, attaches the lease that will expire it
 where recorded actions are kept for a time, or deletes it where its deletion was asked for and
@@ -11,19 +12,26 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from etcd_actions.codecs import Released, codec_of
+from etcd_actions.codecs import NO_TEXTS, Released, codec_of
 from etcd_actions.errors import DecodeError, LeaseNotFound, OutcomeUnknown
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
+    ACTION_TYPE_TRACE,
+    ANNOTATION_RECORDED,
     FINALIZER_RECORD,
     LABEL_TERMINAL_STATUS_RECORDED,
     ActionUpdate,
     ErrorState,
     Phase,
     build_action_update,
+    details_digest,
+    mark_text,
+    subject_digest,
 )
+from etcd_actions.model.mark import NOTHING
 from etcd_actions.store import CasResult, Store
 
 
@@ -36,10 +44,15 @@ class Ending(NamedTuple):
     output_uri: str
     error: ErrorState | None
     signal: str
+    subject: str
+    """A digest of which action it is."""
+    details: str
+    """A digest of what the mark says besides phase and attempt."""
 
     @classmethod
     def of(cls, update: ActionUpdate) -> Ending:
         """The ending that an update tells."""
+        which = update.action_id
         return cls(
             update.uid,
             update.phase,
@@ -47,7 +60,17 @@ class Ending(NamedTuple):
             update.output_uri,
             update.error,
             update.signal_base64,
+            subject_digest(which.project, which.domain, which.run, which.name, update.uid),
+            details_digest(
+                update.error,
+                update.signal_base64,
+                update.output_uri if update.action_type == ACTION_TYPE_TRACE else "",
+            ),
         )
+
+    def mark(self, create_revision: int) -> str:
+        """What the annotation says of it, on an object that was created then."""
+        return mark_text(self.phase, self.attempts, create_revision, self.subject, self.details)
 
 
 class MarkResult(enum.Enum):
@@ -126,12 +149,47 @@ class Recorder:
             EtcdError: etcd did not do it; it may be tried again.
         """
         action = codec_of(seen.value).decode(seen.value, key=seen.key, revision=seen.mod_revision)
-        if action.is_recorded and action.is_terminal:
+        if action.state(seen.create_revision).recorded:
             await self._write(seen, _released(seen))
 
+    async def disown(self, seen: KeyValue) -> None:
+        """Note that the label on an object which goes on is about no ending.
+
+        Somebody set it, or Flyte's service passed it on from a parent that was over. Without
+        the note it would count for the ending that is still to come, which nobody would be
+        told of. What the object became meanwhile, an ending too, gets the note all the same,
+        unless it is another one, or has a mark.
+
+        Raises:
+            DecodeError: It cannot be read.
+            EtcdError: etcd did not do it; it may be tried again.
+        """
+        current: KeyValue | None = seen
+        while current is not None and current.create_revision == seen.create_revision:
+            codec = codec_of(current.value)
+            metadata = codec.decode(
+                current.value, key=current.key, revision=current.mod_revision
+            ).metadata
+            labelled = metadata.labels.get(LABEL_TERMINAL_STATUS_RECORDED) == "true"
+            if not labelled or ANNOTATION_RECORDED in metadata.annotations:
+                return
+            noted = codec.release(
+                current.value,
+                LABEL_TERMINAL_STATUS_RECORDED,
+                "true",
+                None,
+                annotations={ANNOTATION_RECORDED: NOTHING},
+                key=current.key,
+                revision=current.mod_revision,
+            )
+            applied, current = await self._store.compare_and_put(current, noted.value)
+            if applied:
+                return
+
     async def _mark(self, seen: KeyValue, accepted: Ending) -> MarkResult:
+        mark = {ANNOTATION_RECORDED: accepted.mark(seen.create_revision)}
         while True:
-            released = _released(seen)
+            released = _released(seen, mark)
             try:
                 applied, current = await self._write(seen, released)
             except (OutcomeUnknown, LeaseNotFound):
@@ -146,10 +204,17 @@ class Recorder:
                 action = codec_of(current.value).decode(current.value)
             except DecodeError:
                 return MarkResult.SUPERSEDED
-            update = build_action_update(action, key=current.key, revision=current.mod_revision)
+            if current.create_revision != seen.create_revision:
+                return MarkResult.SUPERSEDED
+            update = build_action_update(
+                action,
+                key=current.key,
+                revision=current.mod_revision,
+                create_revision=current.create_revision,
+            )
             if Ending.of(update) != accepted:
                 return MarkResult.SUPERSEDED
-            if action.is_recorded:
+            if update.recorded:
                 return MarkResult.ALREADY
             if current.mod_revision == seen.mod_revision:
                 # The label is there for the one who writes it, and not for those who read.
@@ -172,12 +237,13 @@ class Recorder:
                 self._leases.lost(lease)
 
 
-def _released(seen: KeyValue) -> Released:
+def _released(seen: KeyValue, mark: Mapping[str, str] = NO_TEXTS) -> Released:
     return codec_of(seen.value).release(
         seen.value,
         LABEL_TERMINAL_STATUS_RECORDED,
         "true",
         FINALIZER_RECORD,
+        annotations=mark,
         key=seen.key,
         revision=seen.mod_revision,
     )

@@ -25,9 +25,9 @@ from etcd_actions.backoff import Backoff
 from etcd_actions.codecs import json
 from etcd_actions.errors import InvalidRequest, PermissionDenied
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
-from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED
 from etcd_actions.router import RouterSettings
 from tests.data.captured import PUTS
+from tests.support.endings import marked as as_marked
 from tests.support.etcd_server import EtcdServer, free_port
 from tests.support.waiting import eventually
 
@@ -100,7 +100,7 @@ async def test_an_ending_is_told_and_marked_once(etcd: Etcd, prefix: bytes) -> N
         await eventually(lambda: processor.statistics().marks == {"marked": 1})
     (kv,) = (await etcd.range(KeyRange.of_key(key))).kvs
     assert kv.version == 3
-    assert kv.value == json.add_label(SUCCEEDED, LABEL_TERMINAL_STATUS_RECORDED, "true")
+    assert kv.value == as_marked(SUCCEEDED, kv.create_revision)
 
 
 async def test_what_was_there_before_the_start_is_handled_too(etcd: Etcd, prefix: bytes) -> None:
@@ -253,7 +253,7 @@ async def test_a_change_by_another_writer_is_never_overwritten(etcd: Etcd, prefi
         service.hang.set()
         await eventually(lambda: processor.statistics().marks.get("marked") == 1)
     (kv,) = (await etcd.range(KeyRange.of_key(key))).kvs
-    assert kv.value == json.add_label(edited, LABEL_TERMINAL_STATUS_RECORDED, "true")
+    assert kv.value == as_marked(edited, kv.create_revision)
 
 
 async def test_another_ending_is_told_before_it_is_marked(etcd: Etcd, prefix: bytes) -> None:

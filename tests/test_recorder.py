@@ -18,7 +18,7 @@ from etcd_actions.recorder import MarkResult, Recorder
 from etcd_actions.store import Store
 from etcd_actions.testing import EtcdFactory
 from tests.codecs.strategies import CODECS
-from tests.support.endings import ENDING, MARK, ended, get, put, write_for_ever
+from tests.support.endings import ENDING, MARK, ended, get, marked, put, write_for_ever
 from tests.support.etcd_server import EtcdServer
 
 each_codec = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
@@ -39,7 +39,7 @@ async def test_the_mark_is_label_and_finalizer_in_one_write(
     now = await get(etcd, seen.key)
     assert now is not None
     assert now.version == seen.version + 1
-    assert now.value == codec.add_label(ended(*others, codec=codec), *MARK[:2])
+    assert now.value == marked(ended(*others, codec=codec), seen.create_revision)
     assert recorder.statistics() == {"marked": 1}
 
 
@@ -129,7 +129,7 @@ async def test_whoever_was_faster_keeps_the_change(
     if result is MarkResult.MARKED:
         assert meanwhile is not None
         assert now is not None
-        assert now.value == json.release(meanwhile, *MARK).value
+        assert now.value == marked(meanwhile, seen.create_revision)
     elif result is MarkResult.DELETED:
         assert now is None
     else:
@@ -253,13 +253,13 @@ async def test_no_lease_takes_away_what_another_holds(etcd: Etcd, prefix: bytes)
     seen = await put(etcd, prefix + b"k", ended(FINALIZER_RECORD, FINALIZER_PLUGIN))
     recorder = Recorder(Store(etcd), FixedLeases(lease.id))
     assert await recorder.mark(seen, ENDING) is MarkResult.MARKED
-    marked = await get(etcd, seen.key)
-    assert marked is not None
-    assert marked.lease == 0
-    await recorder.maintain(marked)
-    assert await get(etcd, seen.key) == marked
+    held = await get(etcd, seen.key)
+    assert held is not None
+    assert held.lease == 0
+    await recorder.maintain(held)
+    assert await get(etcd, seen.key) == held
     released = await put(
-        etcd, seen.key, json.release(marked.value, *MARK[:2], FINALIZER_PLUGIN).value
+        etcd, seen.key, json.release(held.value, *MARK[:2], FINALIZER_PLUGIN).value
     )
     await recorder.maintain(released)
     now = await get(etcd, seen.key)

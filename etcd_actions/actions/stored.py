@@ -5,7 +5,7 @@ from __future__ import annotations
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import NotFound
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ActionId, TaskAction
+from etcd_actions.model import ActionId, State, TaskAction
 
 
 class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, rename="camel"):
@@ -34,6 +34,10 @@ class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, re
             create_revision=kv.create_revision,
             revision=kv.mod_revision,
         )
+
+    def state(self, create_revision: int = 0) -> State:
+        """See `TaskAction.state`; the key's own ``create_revision`` counts."""
+        return super().state(create_revision or self.create_revision)
 
     @property
     def resource_version(self) -> str:

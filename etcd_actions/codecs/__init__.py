@@ -7,10 +7,11 @@ first bytes; a change is written in the codec that the value had.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from etcd_actions.codecs import json, magic, msgpack
-from etcd_actions.codecs.holding import Released
+from etcd_actions.codecs.holding import NO_TEXTS, Released
 from etcd_actions.codecs.magic import ENCRYPTED_AT_REST
 from etcd_actions.errors import ConfigError
 from etcd_actions.model.summary import Summary
@@ -19,6 +20,7 @@ from etcd_actions.model.taskaction import TaskAction
 __all__ = [
     "CODEC_NAMES",
     "ENCRYPTED_AT_REST",
+    "NO_TEXTS",
     "Codec",
     "Released",
     "codec_named",
@@ -90,14 +92,24 @@ class Codec(Protocol):
         value: bytes,
         label: str,
         text: str,
-        finalizer: str,
+        finalizer: str | None,
         *,
+        annotations: Mapping[str, str] = NO_TEXTS,
         key: bytes = b"",
         revision: int = 0,
     ) -> Released:
-        """Set a label, take a finalizer away, and change nothing else.
+        """Set a label and annotations, take a finalizer away, and change nothing else.
 
         A list of finalizers that gets empty is left out, as an API server does.
+
+        Args:
+            value: The stored bytes.
+            label: The label's name.
+            text: What it becomes.
+            finalizer: What is taken away, where it is; None for none.
+            annotations: What some annotations become.
+            key: The etcd key, for the error.
+            revision: The value's ``mod_revision``, for the error.
 
         Raises:
             DecodeError: The value cannot be decoded.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from etcd_actions.errors import DecodeError
+
+NO_TEXTS: Final[Mapping[str, str]] = MappingProxyType({})
+"""No labels, or no annotations, are to be set."""
 
 
 class Released(NamedTuple):

@@ -10,18 +10,19 @@ as the API server's own writes do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 import msgspec
 
 from etcd_actions.codecs import magic
 from etcd_actions.codecs import tree as trees
-from etcd_actions.codecs.holding import Released, drop_finalizer, released
+from etcd_actions.codecs.holding import NO_TEXTS, Released, drop_finalizer, released
 from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.tree import Number
 from etcd_actions.codecs.views import drop_nulls, view_of_tree, why_no_view
 from etcd_actions.errors import DecodeError
-from etcd_actions.model.facts import Facts
+from etcd_actions.model.facts import Facts, MarkedFacts
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.summary import summarize as model_summarize
 from etcd_actions.model.taskaction import TaskAction
@@ -79,9 +80,12 @@ def summarize(
     """
     magic.check_size(value, key, revision)
     try:
-        return _decode_facts(value).summary(revision, create_revision)
+        summary = _decode_facts(value).summary(revision, create_revision)
+        if summary is None:
+            summary = _decode_marked(value).summary(revision, create_revision)
     except Exception:
         return _summarize_all(value, key=key, revision=revision, create_revision=create_revision)
+    return summary
 
 
 @refusing("")
@@ -132,25 +136,33 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     Raises:
         DecodeError: The value is not a JSON object with metadata, or gets too large.
     """
-    return _change(value, label, text, None, key, revision).value
+    return _change(value, {label: text}, NO_TEXTS, None, key, revision).value
 
 
 @refusing("")
 def release(
-    value: bytes, label: str, text: str, finalizer: str, *, key: bytes = b"", revision: int = 0
+    value: bytes,
+    label: str,
+    text: str,
+    finalizer: str | None,
+    *,
+    annotations: Mapping[str, str] = NO_TEXTS,
+    key: bytes = b"",
+    revision: int = 0,
 ) -> Released:
-    """Set a label, take a finalizer away, and change nothing else.
+    """Set a label and annotations, take a finalizer away, and change nothing else.
 
     Raises:
         DecodeError: The value is not a JSON object with metadata, or gets too large.
     """
-    return _change(value, label, text, finalizer, key, revision)
+    return _change(value, {label: text}, annotations, finalizer, key, revision)
 
 
 # --- decoding -------------------------------------------------------------------------
 
 _decode_action = msgspec.json.Decoder(TaskAction).decode
 _decode_facts = msgspec.json.Decoder(Facts).decode
+_decode_marked = msgspec.json.Decoder(MarkedFacts).decode
 
 
 @refusing("")
@@ -202,7 +214,7 @@ class _Outline(msgspec.Struct, gc=False):
 
 
 _decode_outline = msgspec.json.Decoder(_Outline).decode
-_decode_labels = msgspec.json.Decoder(dict[str, str] | None).decode
+_decode_texts = msgspec.json.Decoder(dict[str, str] | None).decode
 _decode_finalizers = msgspec.json.Decoder(list[str] | None).decode
 _decode_time = msgspec.json.Decoder(str | None).decode
 _HEAD: Final = b'{"apiVersion":"flyte.org/v1","kind":"TaskAction","metadata":{'
@@ -212,14 +224,20 @@ _Fields = dict[str, msgspec.Raw]
 
 
 def _change(
-    value: bytes, label: str, text: str, finalizer: str | None, key: bytes, revision: int
+    value: bytes,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    finalizer: str | None,
+    key: bytes,
+    revision: int,
 ) -> Released:
-    spliced = _spliced(value, label, text, finalizer)
+    spliced = _spliced(value, labels, annotations, finalizer)
     if spliced is not None:
         magic.check_size(spliced.value, key, revision)
         return spliced
     tree = decode_tree(value, key=key, revision=revision)
-    changed = trees.set_label(tree, label, text, key=key, revision=revision)
+    changed = trees.set_texts(tree, "labels", labels, key=key, revision=revision)
+    changed |= trees.set_texts(tree, "annotations", annotations, key=key, revision=revision)
     if finalizer is not None:
         changed |= drop_finalizer(tree, finalizer, key=key, revision=revision)
     try:
@@ -228,11 +246,16 @@ def _change(
         raise DecodeError(str(error), key=key, revision=revision) from None
 
 
-def _spliced(value: bytes, label: str, text: str, finalizer: str | None) -> Released | None:
+def _spliced(
+    value: bytes,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    finalizer: str | None,
+) -> Released | None:
     """Make the change in the bytes, None where that is not certain to be right.
 
     In Kubernetes' form ``metadata`` begins behind a known head, and its fields stand one
-    behind the other without spaces, so their lengths tell where each is, or where ``labels``
+    behind the other without spaces, so their lengths tell where each is, or where a new one
     belongs. A value in another form could mislead that (spaces, escapes or a key twice), so
     the result is decoded again: what a reader takes for the fields has to be what was
     written, and nothing outside of them was touched.
@@ -241,7 +264,7 @@ def _spliced(value: bytes, label: str, text: str, finalizer: str | None) -> Rele
         return None
     try:
         fields = _decode_outline(value).metadata
-        changes, held, deleting = _changes(fields, label, text, finalizer)
+        changes, held, deleting = _changes(fields, labels, annotations, finalizer)
         if not changes:
             return Released(value, held, deleting)
         result = _splice(value, fields, changes)
@@ -258,15 +281,19 @@ def _spliced(value: bytes, label: str, text: str, finalizer: str | None) -> Rele
 
 
 def _changes(
-    fields: _Fields, label: str, text: str, finalizer: str | None
+    fields: _Fields,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    finalizer: str | None,
 ) -> tuple[dict[str, bytes | None], bool, bool]:
     """What fields of ``metadata`` become, None for what goes; and `held` and `deleting`."""
     changes: dict[str, bytes | None] = {}
-    old = fields.get("labels")
-    labels = (_decode_labels(old) if old is not None else None) or {}
-    if labels.get(label) != text:
-        labels[label] = text
-        changes["labels"] = _as_kubernetes(trees.to_json(labels))[:-1]
+    for name, wanted in (("annotations", annotations), ("labels", labels)):
+        old = fields.get(name)
+        texts = (_decode_texts(old) if old is not None and wanted else None) or {}
+        if any(texts.get(each) != text for each, text in wanted.items()):
+            texts.update(wanted)
+            changes[name] = _as_kubernetes(trees.to_json(texts))[:-1]
     old = fields.get("finalizers")
     finalizers = (_decode_finalizers(old) if old is not None else None) or []
     if finalizer in finalizers:
@@ -280,15 +307,17 @@ def _changes(
 def _splice(value: bytes, fields: _Fields, changes: dict[str, bytes | None]) -> bytes | None:
     """Put the changed fields where the lengths of the others say that they are."""
     parts: list[bytes] = []
-    missing = None if "labels" in fields else changes.get("labels")
+    # In their order, in which they are written.
+    missing = [(name, new) for name, new in changes.items() if new and name not in fields]
     left = len(changes)
     done, at = 0, len(_HEAD)
     for name, raw in fields.items():
-        if missing is not None and name > "labels":
+        while missing and name > missing[0][0]:
             if not value.startswith(f'"{name}":'.encode(), at):
                 return None
-            parts += (value[done:at], b'"labels":', missing, b",")
-            missing, done, left = None, at, left - 1
+            belongs, new = missing.pop(0)
+            parts += (value[done:at], f'"{belongs}":'.encode(), new, b",")
+            done, left = at, left - 1
         end = at + len(name) + len(memoryview(raw)) + len('"":')
         if name in changes:
             head, changed = f'"{name}":'.encode(), changes[name]

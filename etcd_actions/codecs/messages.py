@@ -11,7 +11,9 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
 from etcd_actions.codecs.message_forms import Elsewhere, Form, read_tree, read_view, write_tree
+from etcd_actions.codecs.tree import base64_text
 from etcd_actions.model import names
+from etcd_actions.model.mark import details_digest, read_state, subject_digest
 from etcd_actions.model.phase import phase_of
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import TaskAction
@@ -69,31 +71,54 @@ def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> S
         return None
     if not _is_task_action(message):
         return None
-    project, domain, run, action = spec.project, spec.domain, spec.run_name, spec.action_name
+    project, domain, run, name = spec.project, spec.domain, spec.run_name, spec.action_name
     # An empty text may be one that is not there, for which the view is refused.
-    if not (project and domain and run and action and message.HasField("metadata")):
+    if not (project and domain and run and name and message.HasField("metadata")):
         return None
     conditions = status.conditions
     for condition in conditions:
         if condition.other_fields or not condition.type or not condition.status:
             return None
+    finalizers = metadata.finalizers
+    held = names.FINALIZER_RECORD in finalizers
+    phase, attempts = phase_of(conditions), status.attempts
+    recorded, stray, mark = False, False, 0
+    if metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) == "true":
+        error = status.error_state if status.HasField("error_state") else None
+        if error is not None and error.other_fields:
+            return None
+        phase, attempts, recorded, _, stray, mark = read_state(
+            metadata.annotations.get(names.ANNOTATION_RECORDED),
+            phase,
+            attempts,
+            create_revision,
+            subject_digest(project, domain, run, name, metadata.uid),
+            details_digest(
+                error and read_view(error, _ERROR_STATE),
+                base64_text(status.signal_value) if status.signal_value else "",
+                status.output_uri if spec.action_type == names.ACTION_TYPE_TRACE else "",
+            ),
+        )
     return Summary(
         project,
         domain,
         run,
-        action,
+        name,
         metadata.annotations.get(names.ANNOTATION_ORG, ""),
         spec.parent_action_name,
         metadata.uid,
-        phase_of(conditions),
-        status.attempts,
+        phase,
+        attempts,
         status.cache_status,
-        metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) == "true",
+        recorded,
         spec.run_output_base,
         create_revision,
         revision,
         bool(metadata.deletion_timestamp),
-        names.FINALIZER_RECORD in metadata.finalizers,
+        held,
+        len(finalizers) > held,
+        stray,
+        mark,
         spec.action_type == names.ACTION_TYPE_CONDITION,
         names.other_version(message.api_version),
     )
@@ -124,3 +149,4 @@ def _unknown(message: Message, path: str) -> list[str]:
 
 _unknown_fields: Callable[[Message], Iterable[Any]] = UnknownFieldSet  # type: ignore[assignment]
 _TASK_ACTION: Final = Form(pb.TaskAction.DESCRIPTOR)
+_ERROR_STATE: Final = Form(pb.ErrorState.DESCRIPTOR)

@@ -14,6 +14,7 @@ Other extensions, timestamps among them, mean nothing in JSON and are refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -21,13 +22,13 @@ import msgspec
 from etcd_actions.codecs import magic
 from etcd_actions.codecs import tree as trees
 from etcd_actions.codecs.binary_view import BinaryTaskAction, tree_with_base64, tree_with_binary
-from etcd_actions.codecs.holding import Released
+from etcd_actions.codecs.holding import NO_TEXTS, Released
 from etcd_actions.codecs.magic import MSGPACK as MAGIC
 from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.tree import Number
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
 from etcd_actions.errors import DecodeError
-from etcd_actions.model.facts import Facts
+from etcd_actions.model.facts import Facts, MarkedFacts
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import TaskAction
 
@@ -78,11 +79,14 @@ def summarize(
     """
     stored = _behind_magic(value, key, revision)
     try:
-        return _decode_facts(stored).summary(revision, create_revision)
+        summary = _decode_facts(stored).summary(revision, create_revision)
+        if summary is None:
+            summary = _decode_marked(stored).summary(revision, create_revision)
     except Exception:
         return _summarize_by_tree(
             value, key=key, revision=revision, create_revision=create_revision
         )
+    return summary
 
 
 @refusing("msgpack")
@@ -143,26 +147,38 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     Raises:
         DecodeError: The value is not a map of this form with metadata, or gets too large.
     """
-    return _change(value, label, text, None, key, revision).value
+    return _change(value, {label: text}, NO_TEXTS, None, key, revision).value
 
 
 @refusing("msgpack")
 def release(
-    value: bytes, label: str, text: str, finalizer: str, *, key: bytes = b"", revision: int = 0
+    value: bytes,
+    label: str,
+    text: str,
+    finalizer: str | None,
+    *,
+    annotations: Mapping[str, str] = NO_TEXTS,
+    key: bytes = b"",
+    revision: int = 0,
 ) -> Released:
-    """Set a label, take a finalizer away, and change nothing else, as `add_label`.
+    """Set a label and annotations, take a finalizer away, as `add_label` does.
 
     Raises:
         DecodeError: The value is not a map of this form with metadata, or gets too large.
     """
-    return _change(value, label, text, finalizer, key, revision)
+    return _change(value, {label: text}, annotations, finalizer, key, revision)
 
 
 # --- changes of the metadata ------------------------------------------------------------
 
 
 def _change(
-    value: bytes, label: str, text: str, finalizer: str | None, key: bytes, revision: int
+    value: bytes,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    finalizer: str | None,
+    key: bytes,
+    revision: int,
 ) -> Released:
     stored = _behind_magic(value, key, revision)
     place = what = ""
@@ -170,13 +186,10 @@ def _change(
         fields = _decode_outline(stored)
         place, what = "metadata: ", "an object"
         metadata = _decode_outline(fields.get("metadata", _NIL))
-        place = "metadata.labels: "
-        labels = _decode_labels(metadata.get("labels", _NIL)) or {}
-        old = labels.get(label)
-        changed = old is None or _decode_any(old) != text
-        if changed:
-            labels[label] = msgspec.Raw(_encode(text))
-            metadata["labels"] = msgspec.Raw(_encode(labels))
+        changed = False
+        for field, wanted in (("labels", labels), ("annotations", annotations)):
+            place = f"metadata.{field}: "
+            changed |= bool(wanted) and _set_texts(metadata, field, wanted)
         held = deleting = False
         if finalizer is not None:
             place, what = "metadata.finalizers: ", "a list"
@@ -193,6 +206,20 @@ def _change(
         raise DecodeError(reason, key=key, revision=revision) from None
     except _MALFORMED as error:
         _refuse(error, key, revision)
+
+
+def _set_texts(metadata: dict[str, msgspec.Raw], field: str, wanted: Mapping[str, str]) -> bool:
+    """Set labels or annotations, where they are not set so already."""
+    texts = _decode_texts(metadata.get(field, _NIL)) or {}
+    changed = False
+    for name, text in wanted.items():
+        old = texts.get(name)
+        if old is None or _decode_any(old) != text:
+            texts[name] = msgspec.Raw(_encode(text))
+            changed = True
+    if changed:
+        metadata[field] = msgspec.Raw(_encode(texts))
+    return changed
 
 
 def _drop_finalizer(metadata: dict[str, msgspec.Raw], finalizer: str) -> bool:
@@ -241,8 +268,9 @@ _decode_number = msgspec.json.Decoder(float_hook=Number).decode
 _decode_tree = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_number).decode
 _decode_action = msgspec.msgpack.Decoder(BinaryTaskAction, ext_hook=_number).decode
 _decode_facts = msgspec.msgpack.Decoder(Facts, ext_hook=_number).decode
+_decode_marked = msgspec.msgpack.Decoder(MarkedFacts, ext_hook=_number).decode
 _decode_outline = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
-_decode_labels = msgspec.msgpack.Decoder(dict[str, msgspec.Raw] | None).decode
+_decode_texts = msgspec.msgpack.Decoder(dict[str, msgspec.Raw] | None).decode
 _decode_list = msgspec.msgpack.Decoder(list[msgspec.Raw] | None).decode
 _decode_any = msgspec.msgpack.Decoder(ext_hook=_number).decode
 _NIL: Final = msgspec.Raw(b"\xc0")

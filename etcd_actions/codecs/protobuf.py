@@ -9,6 +9,7 @@ Fields of later versions: reading passes over them, `add_label` and `release` ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from etcd_actions.codecs import magic, messages
 from etcd_actions.codecs import tree as trees
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
-from etcd_actions.codecs.holding import Released, drop_finalizer, released
+from etcd_actions.codecs.holding import NO_TEXTS, Released, drop_finalizer, released
 from etcd_actions.codecs.magic import PROTOBUF as MAGIC
 from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
@@ -123,30 +124,42 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     Raises:
         DecodeError: The value is not of this form, has no metadata, or gets too large.
     """
-    return _change(value, label, text, None, key, revision).value
+    return _change(value, {label: text}, NO_TEXTS, None, key, revision).value
 
 
 @refusing("protobuf")
 def release(
-    value: bytes, label: str, text: str, finalizer: str, *, key: bytes = b"", revision: int = 0
+    value: bytes,
+    label: str,
+    text: str,
+    finalizer: str | None,
+    *,
+    annotations: Mapping[str, str] = NO_TEXTS,
+    key: bytes = b"",
+    revision: int = 0,
 ) -> Released:
-    """Set a label, take a finalizer away, and change nothing else.
+    """Set a label and annotations, take a finalizer away, and change nothing else.
 
     Fields of later versions stay where they are.
 
     Raises:
         DecodeError: The value is not of this form, has no metadata, or gets too large.
     """
-    return _change(value, label, text, finalizer, key, revision)
+    return _change(value, {label: text}, annotations, finalizer, key, revision)
 
 
 # --- changes of the metadata --------------------------------------------------------------
 
-_CHANGED: Final = frozenset({"labels", "finalizers", "deletionTimestamp"})
+_CHANGED: Final = frozenset({"labels", "annotations", "finalizers", "deletionTimestamp"})
 
 
 def _change(
-    value: bytes, label: str, text: str, finalizer: str | None, key: bytes, revision: int
+    value: bytes,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    finalizer: str | None,
+    key: bytes,
+    revision: int,
 ) -> Released:
     message = _parse(value, key, revision)
     metadata = message.metadata
@@ -155,14 +168,19 @@ def _change(
         if not message.HasField("metadata") or not _CHANGED.isdisjoint(others):
             # Labels, say, that are null, empty or no map of texts.
             tree = _tree(message, key, revision)
-            changed = trees.set_label(tree, label, text, key=key, revision=revision)
+            changed = trees.set_texts(tree, "labels", labels, key=key, revision=revision)
+            changed |= trees.set_texts(tree, "annotations", annotations, key=key, revision=revision)
             if finalizer is not None:
                 changed |= drop_finalizer(tree, finalizer, key=key, revision=revision)
             return released(encode_tree(tree) if changed else value, tree)
-        labels, finalizers = metadata.labels, metadata.finalizers
-        changed = labels.get(label) != text or finalizer in finalizers
-        if changed:
-            labels[label] = text
+        finalizers = metadata.finalizers
+        changed = finalizer in finalizers
+        for field, wanted in ((metadata.labels, labels), (metadata.annotations, annotations)):
+            for each, text in wanted.items():
+                if field.get(each) != text:
+                    field[each] = text
+                    changed = True
+        if finalizer in finalizers:
             kept = [each for each in finalizers if each != finalizer]
             del finalizers[:]
             finalizers.extend(kept)

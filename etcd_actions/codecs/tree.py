@@ -7,7 +7,7 @@ same trees, so a value can go from one form to any other and back without a loss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
@@ -122,17 +122,38 @@ def set_label(
     Raises:
         DecodeError: There is no place for labels.
     """
+    return set_texts(tree, "labels", {label: text}, key=key, revision=revision)
+
+
+def set_texts(
+    tree: dict[str, Any],
+    field: str,
+    texts: Mapping[str, str],
+    *,
+    key: bytes = b"",
+    revision: int = 0,
+) -> bool:
+    """Set some of ``metadata.labels`` or ``metadata.annotations``, in place.
+
+    Returns:
+        False where all are set already, and nothing was changed.
+
+    Raises:
+        DecodeError: There is no place for them.
+    """
     metadata = tree.get("metadata")
     if not isinstance(metadata, dict):
         raise DecodeError("metadata: not an object", key=key, revision=revision)
-    labels = metadata.get("labels")
-    if labels is None:
-        labels = metadata["labels"] = {}
-    elif not isinstance(labels, dict):
-        raise DecodeError("metadata.labels: not an object", key=key, revision=revision)
-    if labels.get(label) == text:
+    if not texts:
         return False
-    labels[label] = text
+    found = metadata.get(field)
+    if found is None:
+        found = metadata[field] = {}
+    elif not isinstance(found, dict):
+        raise DecodeError(f"metadata.{field}: not an object", key=key, revision=revision)
+    if all(found.get(name) == text for name, text in texts.items()):
+        return False
+    found.update(texts)
     return True
 
 

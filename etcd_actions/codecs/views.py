@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from etcd_actions.errors import DecodeError
-from etcd_actions.model.facts import Facts
+from etcd_actions.model.facts import MarkedFacts
 from etcd_actions.model.names import API_VERSION, check_type, is_task_action, other_version
 from etcd_actions.model.summary import Summary, summarize
 from etcd_actions.model.taskaction import TaskAction
@@ -57,7 +57,7 @@ def summary_of_tree(
         DecodeError: As for `view_of_tree`, of the fields that are looked at.
     """
     try:
-        return msgspec.convert(tree, Facts).summary(revision, create_revision)
+        return msgspec.convert(tree, MarkedFacts).summary(revision, create_revision)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         action = view_of_tree(tree, key=key, revision=revision)
         return summarize(action, revision, create_revision)

@@ -5,6 +5,7 @@ imported here.
 """
 
 from etcd_actions.model.keyspace import Keyspace
+from etcd_actions.model.mark import State, details_digest, mark_number, mark_text, subject_digest
 from etcd_actions.model.names import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TASK,
@@ -13,6 +14,7 @@ from etcd_actions.model.names import (
     ANNOTATION_ABORTED_BY,
     ANNOTATION_DIGEST,
     ANNOTATION_ORG,
+    ANNOTATION_RECORDED,
     ANNOTATION_RUN_START_TIME,
     ANNOTATION_SUBJECT,
     API_VERSION,
@@ -65,6 +67,7 @@ __all__ = [
     "ANNOTATION_ABORT_REASON",
     "ANNOTATION_DIGEST",
     "ANNOTATION_ORG",
+    "ANNOTATION_RECORDED",
     "ANNOTATION_RUN_START_TIME",
     "ANNOTATION_SUBJECT",
     "API_VERSION",
@@ -94,6 +97,7 @@ __all__ = [
     "OwnerReference",
     "Phase",
     "PhaseTransition",
+    "State",
     "Summary",
     "TaskAction",
     "TaskActionSpec",
@@ -101,8 +105,11 @@ __all__ = [
     "build_action_update",
     "canonical_name",
     "check_type",
+    "details_digest",
     "fnv1a32",
     "is_task_action",
+    "mark_number",
+    "mark_text",
     "object_key",
     "other_version",
     "output_uri",
@@ -111,6 +118,7 @@ __all__ = [
     "phase_of",
     "run_key_prefix",
     "shard",
+    "subject_digest",
     "summarize",
     "task_action_name",
     "unpack",

@@ -6,12 +6,15 @@ record. Decoding these fields only, and skipping the rest, halves what such a st
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from etcd_actions.model import names
+from etcd_actions.model.mark import details_digest, read_state, subject_digest
 from etcd_actions.model.phase import phase_of
 from etcd_actions.model.summary import Summary
-from etcd_actions.model.taskaction import Int32, UInt32
+from etcd_actions.model.taskaction import ErrorState, Int32, UInt32
 
 
 class _Labels(msgspec.Struct, frozen=True, gc=False):
@@ -61,15 +64,21 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
     spec: _Spec
     status: _Status = _Status()
 
-    def summary(self, revision: int, create_revision: int) -> Summary:
-        """The same as `summarize` makes of the whole object.
+    def summary(self, revision: int, create_revision: int) -> Summary | None:
+        """The same as `summarize` makes of the whole object; None where its mark counts, too.
+
+        Then `MarkedFacts` are to be looked at.
 
         Raises:
             ValueError: It is no TaskAction.
         """
         if self.api_version != names.API_VERSION or self.kind != names.KIND:
             names.check_type(self.api_version, self.kind)
-        spec, status, metadata = self.spec, self.status, self.metadata
+        metadata = self.metadata
+        if metadata.labels.recorded == "true":
+            return None
+        spec, status, finalizers = self.spec, self.status, metadata.finalizers
+        held = names.FINALIZER_RECORD in finalizers
         return Summary(
             spec.project,
             spec.domain,
@@ -81,12 +90,81 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
             phase_of(status.conditions),
             status.attempts,
             status.cache_status,
-            metadata.labels.recorded == "true",
+            False,
             spec.run_output_base,
             create_revision,
             revision,
             bool(metadata.deletion_timestamp),
-            names.FINALIZER_RECORD in metadata.finalizers,
+            held,
+            len(finalizers) > held,
+            condition=spec.action_type == names.ACTION_TYPE_CONDITION,
+            other_version=names.other_version(self.api_version),
+        )
+
+
+class _MarkedAnnotations(_Annotations, frozen=True, gc=False):
+    recorded: str | None = msgspec.field(default=None, name=names.ANNOTATION_RECORDED)
+
+
+class _MarkedMetadata(_Metadata, rename="camel", frozen=True, gc=False):
+    annotations: _MarkedAnnotations = _MarkedAnnotations()
+
+
+class _MarkedStatus(_Status, rename="camel", frozen=True, gc=False):
+    error_state: ErrorState | None = None
+    signal_value: Any = ""
+    """Base64, or in a form that has it the binary."""
+    output_uri: str = ""
+
+
+class MarkedFacts(Facts, rename="camel", frozen=True, gc=False):
+    """The same of an object that has the label of a recorded ending."""
+
+    metadata: _MarkedMetadata
+    status: _MarkedStatus = _MarkedStatus()
+
+    def summary(self, revision: int, create_revision: int) -> Summary:
+        """The same as `summarize` makes of the whole object."""
+        found = super().summary(revision, create_revision)
+        if found is not None:
+            return found
+        spec, status, metadata = self.spec, self.status, self.metadata
+        is_trace = spec.action_type == names.ACTION_TYPE_TRACE
+        signal = status.signal_value or ""
+        if type(signal) is bytes:
+            # As Go writes ``[]byte``, by the fastest way.
+            signal = msgspec.to_builtins(signal)
+        state = read_state(
+            metadata.annotations.recorded,
+            phase_of(status.conditions),
+            status.attempts,
+            create_revision,
+            subject_digest(
+                spec.project, spec.domain, spec.run_name, spec.action_name, metadata.uid
+            ),
+            details_digest(status.error_state, signal, status.output_uri if is_trace else ""),
+        )
+        held = names.FINALIZER_RECORD in metadata.finalizers
+        return Summary(
+            spec.project,
+            spec.domain,
+            spec.run_name,
+            spec.action_name,
+            metadata.annotations.org,
+            spec.parent_action_name,
+            metadata.uid,
+            state.phase,
+            state.attempts,
+            status.cache_status,
+            state.recorded,
+            spec.run_output_base,
+            create_revision,
+            revision,
+            bool(metadata.deletion_timestamp),
+            held,
+            len(metadata.finalizers) > held,
+            state.stray,
+            state.mark,
             spec.action_type == names.ACTION_TYPE_CONDITION,
             names.other_version(self.api_version),
         )

@@ -37,6 +37,12 @@ class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Whether its deletion was asked for and waits for finalizers."""
     held: bool = False
     """Whether our finalizer is on it."""
+    held_by_others: bool = False
+    """Whether other finalizers are on it."""
+    stray: bool = False
+    """Whether it has the label of a recorded ending, which is about none; see `State`."""
+    mark: int = 0
+    """A number for the mark of its recorded ending, 0 without one."""
     condition: bool = False
     """Whether it waits for a signal instead of running a task."""
     other_version: str = ""
@@ -62,6 +68,9 @@ def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Su
     spec = action.spec
     status = action.status
     action_id = action.action_id
+    state = action.state(create_revision)
+    finalizers = action.metadata.finalizers
+    held = FINALIZER_RECORD in finalizers
     return Summary(
         action_id.project,
         action_id.domain,
@@ -70,15 +79,18 @@ def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Su
         action_id.org,
         spec.parent_action_name,
         action.metadata.uid,
-        action.phase,
-        status.attempts,
+        state.phase,
+        state.attempts,
         status.cache_status,
-        action.is_recorded,
+        state.recorded,
         spec.run_output_base,
         create_revision,
         revision,
         action.is_deleting,
-        FINALIZER_RECORD in action.metadata.finalizers,
+        held,
+        len(finalizers) > held,
+        state.stray,
+        state.mark,
         spec.is_condition,
         other_version(action.api_version),
     )

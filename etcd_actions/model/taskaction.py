@@ -15,6 +15,7 @@ import msgspec
 
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import names
+from etcd_actions.model.mark import State, details_digest, read_state, subject_digest
 from etcd_actions.model.output import output_uri
 from etcd_actions.model.phase import Condition, Phase, phase_of
 
@@ -232,23 +233,55 @@ class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
         """Make one, with the type that it always has."""
         return cls(names.API_VERSION, names.KIND, metadata, spec, status)
 
+    def state(self, create_revision: int = 0) -> State:
+        """What it says of its action, by its conditions and its mark; see `read_state`.
+
+        Args:
+            create_revision: The key's, 0 where it is not known; with it a mark that was
+                copied from an earlier incarnation counts for nothing.
+        """
+        metadata, status = self.metadata, self.status
+        phase = phase_of(status.conditions)
+        # Only this value counts, as in Flyte's ``shouldSkipTaskAction``.
+        if metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) != "true":
+            return State(phase, status.attempts, False)
+        spec = self.spec
+        is_trace = spec.action_type == names.ACTION_TYPE_TRACE
+        return read_state(
+            metadata.annotations.get(names.ANNOTATION_RECORDED),
+            phase,
+            status.attempts,
+            create_revision,
+            subject_digest(
+                spec.project, spec.domain, spec.run_name, spec.action_name, metadata.uid
+            ),
+            details_digest(
+                status.error_state, status.signal_value, status.output_uri if is_trace else ""
+            ),
+        )
+
     @property
     def phase(self) -> Phase:
-        """The phase that its conditions tell, see `phase_of`."""
-        return phase_of(self.status.conditions)
+        """The phase that its conditions tell, see `phase_of`.
+
+        Where they are older than an ending that was recorded it is that one's.
+        """
+        return self.state().phase
+
+    @property
+    def attempts(self) -> int:
+        """Which attempt `phase` is about, 0 where nobody counted."""
+        return self.state().attempts
 
     @property
     def is_terminal(self) -> bool:
         """Whether it is over."""
-        return phase_of(self.status.conditions).is_terminal
+        return self.phase.is_terminal
 
     @property
     def is_recorded(self) -> bool:
-        """Whether the run service accepted its terminal status.
-
-        Only the value ``true`` counts, as in Flyte's ``shouldSkipTaskAction``.
-        """
-        return self.metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) == "true"
+        """Whether the run service accepted the ending that `phase` and `attempts` tell."""
+        return self.state().recorded
 
     @property
     def end_time(self) -> str:
@@ -314,7 +347,7 @@ class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
             self.metadata.name,
             self.spec.run_output_base,
             self.spec.action_name,
-            self.status.attempts,
+            self.attempts,
         )
 
 

@@ -90,21 +90,24 @@ def build_action_update(
     metadata = source.metadata
     spec = source.spec
     status = source.status
+    state = source.state(create_revision)
     return ActionUpdate(
         key=key,
         namespace=metadata.namespace,
         name=metadata.name,
         action_id=source.action_id,
         parent=spec.parent_action_name,
-        phase=_final(source.phase, deleted),
-        attempts=status.attempts,
+        phase=_final(state.phase, deleted),
+        attempts=state.attempts,
         cache_status=status.cache_status,
         output_uri=source.output_uri,
         uid=metadata.uid,
         create_revision=create_revision,
         revision=revision,
-        recorded=source.is_recorded,
+        recorded=state.recorded,
         is_deleted=deleted,
+        # Of an ending that an older status was written over nothing is left but the mark.
+        partial=state.outdated,
         error=status.error_state,
         signal_base64=status.signal_value,
         signalled_by=status.signalled_by,

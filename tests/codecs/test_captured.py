@@ -8,7 +8,13 @@ import msgspec
 import pytest
 
 from etcd_actions.codecs import json as codec
-from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, Phase, build_action_update
+from etcd_actions.model import (
+    ANNOTATION_RECORDED,
+    FINALIZER_RECORD,
+    LABEL_TERMINAL_STATUS_RECORDED,
+    Phase,
+    build_action_update,
+)
 from tests.data.captured import EVENTS, HERE, PUTS, Event
 
 each_put = pytest.mark.parametrize("event", PUTS, ids=lambda event: event.id)
@@ -132,13 +138,15 @@ def test_label_is_what_the_tree_route_gives(event: Event) -> None:
     labelled = codec.add_label(event.value, *LABEL)
     assert labelled == codec.encode_tree(tree)
     assert codec.add_label(labelled, *LABEL) is labelled
-    assert codec.decode(labelled).is_recorded
+    # On what is no ending the label says nothing.
+    marked = codec.decode(labelled)
+    assert marked.is_recorded is marked.is_terminal
 
 
 @each_put
 def test_label_on_captured_values_is_spliced(event: Event) -> None:
     """Verify that the fast path takes all that an API server writes."""
-    assert codec._spliced(event.value, *LABEL, None) is not None
+    assert codec._spliced(event.value, dict([LABEL]), {}, None) is not None
 
 
 def marks() -> list[tuple[Event, Event]]:
@@ -156,10 +164,18 @@ def marks() -> list[tuple[Event, Event]]:
 
 @pytest.mark.parametrize(("before", "after"), marks(), ids=lambda event: event.id)
 def test_mark_is_the_api_servers_but_for_managed_fields(before: Event, after: Event) -> None:
-    """Verify that our mark differs from the API server's only in who set which field."""
+    """Verify that our mark differs from the API server's only in who set which field.
+
+    And in the annotation that says which ending it is about, without which nothing is left.
+    """
     assert not codec.decode(before.value).is_recorded
-    ours = codec.decode_tree(codec.add_label(before.value, *LABEL))
+    mark = {ANNOTATION_RECORDED: "SUCCEEDED/1 2 3"}
+    marked = codec.release(before.value, *LABEL, FINALIZER_RECORD, annotations=mark)
+    ours = codec.decode_tree(marked.value)
     theirs = codec.decode_tree(after.value)
+    assert ours["metadata"]["annotations"].pop(ANNOTATION_RECORDED) == mark[ANNOTATION_RECORDED]
+    if not ours["metadata"]["annotations"]:
+        del ours["metadata"]["annotations"]
     assert ours["metadata"].pop("managedFields") != theirs["metadata"].pop("managedFields")
     assert codec.encode_tree(ours) == codec.encode_tree(theirs)
 

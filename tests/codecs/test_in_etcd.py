@@ -9,14 +9,12 @@ import trio
 from etcd_actions.cli.history import Destination, LineReader
 from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
-from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED
 from tests.codecs.strategies import CODECS, JSON
 from tests.data.captured import PUTS
+from tests.support.endings import marked
 from tests.support.load import make_run, root_of
 from tests.support.recording import RecordingRunService, until_stored
 from tests.support.scene import processing, subscribed
-
-MARK = (LABEL_TERMINAL_STATUS_RECORDED, "true")
 
 
 def form(codec: Codec, value: bytes) -> bytes:
@@ -45,7 +43,8 @@ async def test_a_mark_keeps_the_form(etcd: Etcd, prefix: bytes) -> None:
     for at, action in enumerate(actions):
         codec = CODECS[at % len(CODECS)]
         assert codec_of(stored[action.key].value) is codec
-        assert stored[action.key].value == form(codec, JSON.add_label(action.ended, *MARK))
+        kv = stored[action.key]
+        assert kv.value == form(codec, marked(action.ended, kv.create_revision))
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)

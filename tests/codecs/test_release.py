@@ -15,7 +15,16 @@ from etcd_actions.codecs import json as json_codec
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import FINALIZER_RECORD, LABEL_TERMINAL_STATUS_RECORDED
-from tests.codecs.strategies import BINARY, CODECS, JSON, MSGPACK, PROTOBUF, stored, task_actions
+from tests.codecs.strategies import (
+    BINARY,
+    CODECS,
+    JSON,
+    MSGPACK,
+    PROTOBUF,
+    stored,
+    task_actions,
+    texts,
+)
 from tests.codecs.test_json import task_actions as canonical
 from tests.data.captured import DELETES, PUTS, Event
 
@@ -39,9 +48,13 @@ def with_field(tree: dict[str, Any], name: str, item: object, absent: bool) -> N
         metadata[name] = item
 
 
-def the_long_way(tree: dict[str, Any]) -> tuple[dict[str, Any], bool, bool]:
+def the_long_way(
+    tree: dict[str, Any], annotations: dict[str, str] | None = None
+) -> tuple[dict[str, Any], bool, bool]:
     tree = copy.deepcopy(tree)
     metadata = tree["metadata"]
+    if annotations:
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), **annotations}
     metadata["labels"] = {**(metadata.get("labels") or {}), MARK[0]: MARK[1]}
     if FINALIZER_RECORD in (metadata.get("finalizers") or []):
         kept = [each for each in metadata["finalizers"] if each != FINALIZER_RECORD]
@@ -56,22 +69,34 @@ def form(codec: Codec, value: bytes) -> bytes:
     return codec.encode_tree(JSON.decode_tree(value))
 
 
-@given(task_actions | canonical(), finalizers, asked, st.booleans(), st.booleans())
+@given(
+    task_actions | canonical(),
+    finalizers,
+    asked,
+    st.booleans(),
+    st.booleans(),
+    st.dictionaries(st.sampled_from(["a", "etcd-actions.io/recorded", "<é>"]), texts, max_size=2),
+)
 def test_it_is_the_change_of_the_tree(
-    tree: dict[str, Any], held: object, time: object, no_list: bool, no_time: bool
+    tree: dict[str, Any],
+    held: object,
+    time: object,
+    no_list: bool,
+    no_time: bool,
+    annotations: dict[str, str],
 ) -> None:
     """In every form; twice is as once."""
     with_field(tree, "finalizers", held, no_list)
     with_field(tree, "deletionTimestamp", time, no_time)
     tree = JSON.decode_tree(stored(tree))
-    expected, *holding = the_long_way(tree)
+    expected, *holding = the_long_way(tree, annotations)
     for codec in CODECS:
         value = codec.encode_tree(tree)
-        released = codec.release(value, *MARK)
+        released = codec.release(value, *MARK, annotations=annotations)
         assert released == (codec.encode_tree(expected), *holding)
         if expected == tree:
             assert released.value is value
-        again = codec.release(released.value, *MARK)
+        again = codec.release(released.value, *MARK, annotations=annotations)
         assert again == released
         assert again.value is released.value
 
@@ -148,6 +173,35 @@ def test_in_its_place(metadata: str, released: str, delete: int) -> None:
     assert (result.value, result.delete) == (expected, bool(delete))
 
 
+@pytest.mark.parametrize(
+    ("metadata", "marked"),
+    [
+        ('{"name":"n"}', '{"annotations":{"a":"1"},"labels":{"l":"v"},"name":"n"}'),
+        (
+            '{"creationTimestamp":"t","finalizers":["f"],"labels":{"k":"x"},"name":"n"}',
+            '{"annotations":{"a":"1"},"creationTimestamp":"t","labels":{"k":"x","l":"v"},'
+            '"name":"n"}',
+        ),
+        (
+            '{"annotations":{"a":"0","b":"2"},"creationTimestamp":"t","name":"n"}',
+            '{"annotations":{"a":"1","b":"2"},"creationTimestamp":"t","labels":{"l":"v"},'
+            '"name":"n"}',
+        ),
+        (
+            '{"annotations":null,"name":"n"}',
+            '{"annotations":{"a":"1"},"labels":{"l":"v"},"name":"n"}',
+        ),
+        ("{}", '{"annotations":{"a":"1"},"labels":{"l":"v"}}'),
+    ],
+)
+def test_an_annotation_in_its_place(metadata: str, marked: str) -> None:
+    value = f"{HEAD}{metadata},{SPEC}}}\n".encode()
+    expected = f"{HEAD}{marked},{SPEC}}}\n".encode()
+    for codec in CODECS:
+        result = codec.release(form(codec, value), "l", "v", "f", annotations={"a": "1"})
+        assert JSON.encode_tree(codec.decode_tree(result.value)) == expected
+
+
 # --- captured values ----------------------------------------------------------------------
 
 
@@ -164,7 +218,7 @@ def test_captured_values(event: Event) -> None:
     value = held(event)
     others = JSON.decode_tree(event.value)["metadata"].get("finalizers")
     deleting = JSON.decode(event.value).is_deleting
-    assert json_codec._spliced(value, *MARK) is not None
+    assert json_codec._spliced(value, {MARK[0]: MARK[1]}, {}, MARK[2]) is not None
     for codec in CODECS:
         expected = codec.add_label(form(codec, event.value), *MARK[:2])
         released = codec.release(form(codec, value), *MARK)
@@ -228,13 +282,15 @@ def test_msgpack_copies_the_other_fields() -> None:
     [
         ({}, "metadata: not an object"),
         ({"metadata": {"labels": []}}, "metadata.labels: not an object"),
+        ({"metadata": {"annotations": 1}}, "metadata.annotations: not an object"),
         ({"metadata": {"finalizers": {}}}, "metadata.finalizers: not a list"),
         ({"metadata": {"finalizers": "f"}}, "metadata.finalizers: not a list"),
     ],
 )
 def test_what_has_no_place(codec: Codec, tree: dict[str, Any], reason: str) -> None:
+    value = codec.encode_tree(tree)
     with pytest.raises(DecodeError, match=reason) as caught:
-        codec.release(codec.encode_tree(tree), *MARK, key=b"k", revision=3)
+        codec.release(value, *MARK, annotations={"a": "1"}, key=b"k", revision=3)
     assert (caught.value.key, caught.value.revision) == (b"k", 3)
 
 

@@ -59,8 +59,11 @@ def test_a_bare_action() -> None:
 )
 def test_recorded_is_exactly_true(text: str, recorded: bool) -> None:
     """Verify that no other value of the label counts, as in Flyte."""
-    labels = {LABEL_TERMINAL_STATUS_RECORDED: text}
-    assert make(metadata=ObjectMeta("r-a1", labels=labels)).is_recorded is recorded
+    metadata = ObjectMeta("r-a1", labels={LABEL_TERMINAL_STATUS_RECORDED: text})
+    over = TaskActionStatus(conditions=(Condition("Succeeded", "True", "Completed"),))
+    assert make(status=over, metadata=metadata).is_recorded is recorded
+    # What goes on it cannot be about.
+    assert not make(metadata=metadata).is_recorded
 
 
 def test_org_is_our_annotation() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from etcd_actions import Phase
-from etcd_actions.codecs import Codec, json
+from etcd_actions.codecs import Codec, codec_of, json
 from etcd_actions.etcd.api import Etcd, KeyValue
 from etcd_actions.model import (
+    ANNOTATION_RECORDED,
     FINALIZER_RECORD,
     LABEL_TERMINAL_STATUS_RECORDED,
     build_action_update,
@@ -17,7 +18,7 @@ from etcd_actions.store import Store
 from tests.data.captured import PUTS
 
 MARK = (LABEL_TERMINAL_STATUS_RECORDED, "true", FINALIZER_RECORD)
-"""What a mark does to a value, as arguments of a codec's ``release``."""
+"""What Flyte's mark does to a value, as arguments of a codec's ``release``."""
 
 
 def captured(phase: Phase) -> dict[str, Any]:
@@ -41,6 +42,21 @@ def ended(
         metadata["finalizers"] = [*finalizers]
     if deleting:
         metadata["deletionTimestamp"] = "2026-11-24T03:00:00Z"
+    return codec.encode_tree(tree)
+
+
+def marked(value: bytes, create_revision: int, *, finalizer: str = FINALIZER_RECORD) -> bytes:
+    """What a mark makes of a value, by its tree."""
+    codec = codec_of(value)
+    update = build_action_update(codec.decode(value), key=b"k", revision=1)
+    tree = codec.decode_tree(value)
+    metadata = tree["metadata"]
+    metadata.setdefault("labels", {})[MARK[0]] = MARK[1]
+    annotations = metadata.setdefault("annotations", {})
+    annotations[ANNOTATION_RECORDED] = Ending.of(update).mark(create_revision)
+    kept = [each for each in metadata.pop("finalizers", []) if each != finalizer]
+    if kept:
+        metadata["finalizers"] = kept
     return codec.encode_tree(tree)
 
 

@@ -25,6 +25,7 @@ from etcd_actions.etcd.api import (
     Txn,
 )
 from etcd_actions.model import (
+    ANNOTATION_RECORDED,
     LABEL_ACTION,
     LABEL_RUN,
     LABEL_TERMINAL_STATUS_RECORDED,
@@ -160,7 +161,14 @@ class Load:
             current = found.kvs[0] if found.kvs else None
             wanted = value
             if current is not None and _is_marked(current) and _uid(current.value) == _uid(value):
-                wanted = json.add_label(value, LABEL_TERMINAL_STATUS_RECORDED, "true")
+                mark = json.decode(current.value).metadata.annotations[ANNOTATION_RECORDED]
+                wanted = json.release(
+                    value,
+                    LABEL_TERMINAL_STATUS_RECORDED,
+                    "true",
+                    None,
+                    annotations={ANNOTATION_RECORDED: mark},
+                ).value
             if current is not None and current.value == wanted:
                 return True
             unchanged = _at(key, current.mod_revision if current else 0)

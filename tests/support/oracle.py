@@ -14,7 +14,11 @@ from etcd_actions import ActionUpdate
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate, WatchResponse
-from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, build_action_update
+from etcd_actions.model import (
+    ANNOTATION_RECORDED,
+    LABEL_TERMINAL_STATUS_RECORDED,
+    build_action_update,
+)
 from etcd_actions.recorder import Ending
 from etcd_actions.watch import Change
 from tests.support.patient import patiently
@@ -186,8 +190,14 @@ def _state_of(entry: Entry) -> _State:
         action = codec_of(entry.value).decode(entry.value)
     except DecodeError:
         return _State(None, recorded=False)
-    update = build_action_update(action, key=entry.key, revision=entry.mod_revision)
-    return _State(Ending.of(update) if action.is_terminal else None, action.is_recorded)
+    update = build_action_update(
+        action,
+        key=entry.key,
+        revision=entry.mod_revision,
+        create_revision=entry.create_revision,
+    )
+    labelled = update.recorded or action.state().stray
+    return _State(Ending.of(update) if update.phase.is_terminal else None, labelled)
 
 
 def mark_problems(
@@ -230,7 +240,11 @@ def mark_problems(
                 if previous is None or _without_mark(entry.value) != _without_mark(previous.value):
                     problems.append(f"damage: {where} marks and changes something else")
             if before.recorded and not state.recorded:
-                problems.append(f"lost: {where} takes the mark away")
+                if state.ending in (None, before.ending):
+                    problems.append(f"lost: {where} takes the mark away")
+                else:
+                    # Another ending is marked anew.
+                    marks = 0
             previous, before = entry, state
         if whole and before.ending is not None and not before.recorded:
             problems.append(f"unmarked: {key!r} is over and has no mark")
@@ -239,11 +253,16 @@ def mark_problems(
 
 def _without_mark(value: bytes) -> object:
     tree = codec_of(value).decode_tree(value)
-    labels = tree["metadata"].get("labels")
-    if labels is not None:
-        labels.pop(LABEL_TERMINAL_STATUS_RECORDED, None)
-        if not labels:
-            del tree["metadata"]["labels"]
+    metadata = tree["metadata"]
+    for field, name in (
+        ("labels", LABEL_TERMINAL_STATUS_RECORDED),
+        ("annotations", ANNOTATION_RECORDED),
+    ):
+        texts = metadata.get(field)
+        if texts is not None:
+            texts.pop(name, None)
+            if not texts:
+                del metadata[field]
     return tree
 
 

@@ -1,0 +1,192 @@
+"""The mark of a recorded ending: which one it was, and whether it still counts.
+
+Flyte's label ``flyte.org/terminal-status-recorded`` says that the run service accepted *an*
+ending. It stays when somebody writes another state over that ending, so an annotation of ours,
+written with it, says which ending was accepted::
+
+    etcd-actions.io/recorded: SUCCEEDED/2 4711 0f1e2d3c4b5a6978 8796a5b4c3d2e1f0
+
+phase and attempt; the key's ``create_revision``, 0 where it was not known; a digest of which
+action and which uid; and, where there is any, a digest of error, signal and a trace's output.
+The output of another action follows from the rest.
+
+`read_state` has the rules for what an object with the label says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from etcd_actions.model.phase import Phase
+
+NOTHING: Final = "none"
+"""In the place of a mark: the label was there before any ending, so it is about none."""
+
+_DIGEST: Final = 8
+_BY_NAME: Final = {phase.name: phase for phase in Phase if phase.is_terminal}
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class State(NamedTuple):
+    """What an object says of its action.
+
+    Attributes:
+        phase: The phase.
+        attempts: The attempt, as stored: 0 where nobody counted.
+        recorded: Whether the run service accepted exactly this ending.
+        outdated: Whether the stored status is older than the ending that was recorded, which
+            is what `phase` and `attempts` say then.
+        stray: Whether the label is there, about no ending, and nobody has noted that yet.
+        mark: A number for the mark that it has, see `mark_number`; 0 without one.
+    """
+
+    phase: Phase
+    attempts: int
+    recorded: bool
+    outdated: bool = False
+    stray: bool = False
+    mark: int = 0
+
+
+class ErrorLike(Protocol):
+    """What of an error counts."""
+
+    @property
+    def code(self) -> str:
+        """A machine's word for it."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """Whose fault it is."""
+        ...
+
+    @property
+    def message(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def recoverable(self) -> bool | None:
+        """Of traces."""
+        ...
+
+
+def subject_digest(project: str, domain: str, run: str, action: str, uid: str) -> str:
+    """Say which action it is, and which of those that had its name."""
+    return _digest((project, domain, run, action, uid))
+
+
+def details_digest(error: ErrorLike | None, signal: str, output: str) -> str:
+    """Say what an ending is besides phase and attempt; empty where there is nothing.
+
+    Args:
+        error: Why it failed.
+        signal: Base64 of the value of a condition.
+        output: Where the output of a trace is; of other actions empty.
+    """
+    if error is None and not signal and not output:
+        return ""
+    stated = error and (error.code, error.kind, error.message, error.recoverable)
+    return _digest((stated, signal, output))
+
+
+def mark_text(phase: Phase, attempts: int, create_revision: int, subject: str, details: str) -> str:
+    """Write the annotation's value.
+
+    Args:
+        phase: How the action ended.
+        attempts: In which attempt; 0, where nobody counted, is the first.
+        create_revision: The key's, 0 where it is not known.
+        subject: As `subject_digest`.
+        details: As `details_digest`.
+    """
+    text = f"{phase.name}/{max(attempts, 1)} {create_revision} {subject}"
+    return f"{text} {details}" if details else text
+
+
+def read_state(
+    mark: str | None,
+    phase: Phase,
+    attempts: int,
+    create_revision: int,
+    subject: str,
+    details: str,
+) -> State:
+    """Say what an object is that has the label.
+
+    - Without the annotation (Flyte's own service, and versions of this package that wrote
+      none) the label counts on any ending. What is no ending it cannot be about: it is
+      *stray*.
+    - An ending is recorded if the annotation says exactly the same. Another one is not.
+    - What is no ending, in the attempt that ended or an earlier one of the same incarnation,
+      is *outdated*: somebody wrote an older status back. The object goes on to say what was
+      recorded.
+    - A newer attempt, another incarnation and another action's mark are as without a label,
+      and so is an annotation that cannot be read: what was told once too often harms nobody.
+
+    Args:
+        mark: The annotation; None where there is none.
+        phase: What the conditions say.
+        attempts: The status' attempt.
+        create_revision: The key's, 0 where it is not known, which any mark fits.
+        subject: As `subject_digest`.
+        details: As `details_digest`.
+    """
+    if mark is None:
+        return State(phase, attempts, phase.is_terminal, stray=not phase.is_terminal)
+    number = mark_number(mark)
+    if phase.is_terminal and mark == mark_text(phase, attempts, create_revision, subject, details):
+        return State(phase, attempts, True, mark=number)
+    stored = _parse(mark)
+    if (
+        stored is None
+        or stored.subject != subject
+        or (create_revision and stored.create_revision not in (0, create_revision))
+    ):
+        return State(phase, attempts, False, mark=number)
+    attempt = max(attempts, 1)
+    if phase.is_terminal:
+        same = (stored.phase, stored.attempts, stored.details) == (phase, attempt, details)
+        return State(phase, attempts, same, mark=number)
+    if attempt > stored.attempts:
+        return State(phase, attempts, False, mark=number)
+    return State(stored.phase, stored.attempts, True, outdated=True, mark=number)
+
+
+def mark_number(mark: str) -> int:
+    """A number for a mark, by which two are told apart."""
+    return zlib.crc32(mark.encode())
+
+
+class _Mark(NamedTuple):
+    phase: Phase
+    attempts: int
+    create_revision: int
+    subject: str
+    details: str
+
+
+def _parse(text: str) -> _Mark | None:
+    """A stored mark; None for anything that `mark_text` does not write."""
+    ended, _, rest = text.partition(" ")
+    name, _, attempts = ended.partition("/")
+    revision, _, digests = rest.partition(" ")
+    subject, _, details = digests.partition(" ")
+    phase = _BY_NAME.get(name)
+    # At most as many digits as the numbers have.
+    if phase is None or len(attempts) > 10 or len(revision) > 19 or " " in details:
+        return None
+    try:
+        mark = _Mark(phase, int(attempts), int(revision), subject, details)
+    except ValueError:
+        return None
+    return mark if mark_text(*mark) == text else None
+
+
+def _digest(parts: tuple[object, ...]) -> str:
+    return hashlib.blake2b(_encode(parts), digest_size=_DIGEST).hexdigest()
