@@ -29,6 +29,7 @@ from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ActionUpdate,
+    Incarnation,
     Phase,
     Summary,
     TaskAction,
@@ -155,11 +156,11 @@ class Outbox:
         self._settings = settings
         self._router: Router | None = None
         self._working = False
-        self._introduced: dict[bytes, tuple[int, str]] = {}
+        self._introduced: dict[bytes, Incarnation] = {}
         self._accepted: dict[bytes, Ending] = {}
         self._has_children: set[bytes] = set()
         # Deleted by their mark, which nobody saw: all of them is told.
-        self._done_with: set[tuple[bytes, str]] = set()
+        self._done_with: set[Incarnation] = set()
         self._told: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -284,7 +285,7 @@ class Outbox:
         if accepted and update.phase.is_terminal:
             self._accepted[key] = ending
             if await self.mark_terminal_status_recorded(seen, ending) is MarkResult.DELETED:
-                self._done_with.add((key, update.uid))
+                self._done_with.add(update.incarnation)
         self._accepted.pop(key, None)
 
     async def mark_terminal_status_recorded(self, seen: KeyValue, ending: Ending) -> MarkResult:
@@ -293,7 +294,8 @@ class Outbox:
         Raises:
             EtcdError: etcd did not do it now; it is tried again.
         """
-        with span("mark", {"uid": ending.uid, "phase": ending.phase.name}):
+        what = {"object": ending.incarnation.path_component, "phase": ending.phase.name}
+        with span("mark", what):
             return await self._recorder.mark(seen, ending)
 
     async def _tell(self, update: ActionUpdate, action: TaskAction | None) -> bool:
@@ -305,11 +307,10 @@ class Outbox:
             if accepted and update.phase is not Phase.SUCCEEDED:
                 accepted = await self._offer("status", update, action)
             return accepted
-        incarnation = (update.create_revision, update.uid)
-        first = self._introduced.get(update.key) != incarnation
+        first = self._introduced.get(update.key) != update.incarnation
         if first:
             await self._offer("record", update, action)
-            self._introduced[update.key] = incarnation
+            self._introduced[update.key] = update.incarnation
         told = update
         if update.key in self._has_children and update.phase in _BEFORE_RUNNING:
             told = msgspec.structs.replace(update, phase=Phase.RUNNING)
@@ -390,7 +391,7 @@ class Outbox:
     async def _end_deleted(self, update: ActionUpdate) -> None:
         """Tell a deletion, if anybody wants to know, and see to what it leaves behind."""
         is_trace = update.key.startswith(self._traces)
-        was_told = update.recorded or (update.key, update.uid) in self._done_with
+        was_told = update.recorded or update.incarnation in self._done_with
         wanted = not is_trace and not was_told
         if wanted and self._is_wanted(update.phase, True):
             await self._tell(update, None)
@@ -398,7 +399,7 @@ class Outbox:
             if self._orphans is not None:
                 await self._orphans.owner_gone(update)
             await self._aborter.action_gone(update.action_id, update.namespace)
-        self._done_with.discard((update.key, update.uid))
+        self._done_with.discard(update.incarnation)
         self.forget(update.key)
         self._on_deletion_told(update.key, update.revision)
 

@@ -21,6 +21,7 @@ from etcd_actions.model import (
     LABEL_TERMINAL_STATUS_RECORDED,
     ActionUpdate,
     ErrorState,
+    Incarnation,
     Phase,
     build_action_update,
 )
@@ -30,7 +31,7 @@ from etcd_actions.store import CasResult, Store
 class Ending(NamedTuple):
     """What the run service accepted: the mark may go only onto an object that says the same."""
 
-    uid: str
+    incarnation: Incarnation
     phase: Phase
     attempts: int
     output_uri: str
@@ -41,7 +42,7 @@ class Ending(NamedTuple):
     def of(cls, update: ActionUpdate) -> Ending:
         """The ending that an update tells."""
         return cls(
-            update.uid,
+            update.incarnation,
             update.phase,
             update.attempts,
             update.output_uri,
@@ -146,7 +147,12 @@ class Recorder:
                 action = codec_of(current.value).decode(current.value)
             except DecodeError:
                 return MarkResult.SUPERSEDED
-            update = build_action_update(action, key=current.key, revision=current.mod_revision)
+            update = build_action_update(
+                action,
+                key=current.key,
+                revision=current.mod_revision,
+                create_revision=current.create_revision,
+            )
             if Ending.of(update) != accepted:
                 return MarkResult.SUPERSEDED
             if action.is_recorded:

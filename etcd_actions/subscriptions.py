@@ -161,7 +161,8 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         pending = self._pending.get(update.key)
         if pending is not None:
             self._conflated += 1
-            if update.partial and update.uid == pending.uid and update.phase == pending.phase:
+            same = update.incarnation.may_be(pending.incarnation)
+            if update.partial and same and update.phase == pending.phase:
                 # A deletion told from memory knows less than the ending it would replace.
                 update = msgspec.structs.replace(
                     pending, revision=update.revision, is_deleted=update.is_deleted

@@ -47,6 +47,17 @@ class _Owned(NamedTuple):
     owner_key: bytes
     owner_uid: str
 
+    def is_of(self, uid: str | None) -> bool:
+        """Whether an object under the owner's key can be the owner.
+
+        Owner references are by uid, as Kubernetes has them. Where either has none the name has to
+        do: what may be alive is left alone.
+
+        Args:
+            uid: The object's, empty where it has none; None where there is no object.
+        """
+        return uid is not None and (not self.owner_uid or uid in ("", self.owner_uid))
+
 
 class OrphanCollector:
     """Collects the orphans of one prefix, in all its namespaces."""
@@ -75,7 +86,11 @@ class OrphanCollector:
         for prefix in keys.run_prefixes(deleted.action_id.run)[:2]:
             kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
             owned = map(self._owned, kvs)
-            orphans += [one for one in owned if one is not None and one.owner_uid == deleted.uid]
+            orphans += [
+                one
+                for one in owned
+                if one is not None and (one.owner_key, one.owner_uid) == (deleted.key, deleted.uid)
+            ]
         await self._collect_all(orphans)
 
     async def sweep(self) -> None:
@@ -91,7 +106,7 @@ class OrphanCollector:
                 one = self._owned(kv, uids)
                 if one is not None:
                     owned.append(one)
-        orphans = [one for one in owned if uids.get(one.owner_key) != one.owner_uid]
+        orphans = [one for one in owned if not one.is_of(uids.get(one.owner_key))]
         self._containment.retain("orphan", {_text(one) for one in orphans})
         await self._collect_all(orphans, parks=True)
 
@@ -122,7 +137,7 @@ class OrphanCollector:
         if uids is not None:
             uids[kv.key] = action.metadata.uid
         for owner in action.metadata.owner_references:
-            if owner.kind == KIND and owner.uid:
+            if owner.kind == KIND:
                 namespace = action.metadata.namespace or self._keys.namespace
                 key = f"{namespace}/{owner.name}".encode(errors="replace")
                 return _Owned(kv.key, self._keys.prefix + key, owner.uid)
@@ -135,7 +150,7 @@ class OrphanCollector:
             owner = await self._store.get(owned.owner_key)
             if kv is None or self._owned(kv) != owned:
                 return
-            if owner is not None and _uid(owner) in ("", owned.owner_uid):
+            if owned.is_of(None if owner is None else _uid(owner)):
                 return
             revision = 0 if owner is None else owner.create_revision
             parent_gone = Compare(

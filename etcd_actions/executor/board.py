@@ -91,7 +91,7 @@ class Board:
             return False
         if known is not None:
             now = known.update
-            if now.uid == update.uid and _parent(now) == _parent(update):
+            if now.incarnation == update.incarnation and _parent(now) == _parent(update):
                 known.update = update
                 return True
             # Another incarnation, whose predecessor's end was never told.
