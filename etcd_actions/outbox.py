@@ -44,6 +44,7 @@ from etcd_actions.tracing import span
 from etcd_actions.watch import Change, ChangeKind
 
 _MOST_DEAD_LETTERS = 10_000
+_MOST_OF_A_UID = 128
 _BEFORE_RUNNING = (
     Phase.UNSPECIFIED,
     Phase.QUEUED,
@@ -157,7 +158,7 @@ class Outbox:
         self._router: Router | None = None
         self._working = False
         self._introduced: dict[bytes, Incarnation] = {}
-        self._accepted: dict[bytes, Ending] = {}
+        self._accepted: dict[bytes, tuple[Incarnation, Ending]] = {}
         self._has_children: set[bytes] = set()
         # Deleted by their mark, which nobody saw: all of them is told.
         self._done_with: set[Incarnation] = set()
@@ -281,9 +282,10 @@ class Outbox:
         if asked and await self._aborter.deletion_asked(seen):
             return
         ending = Ending.of(update)
-        accepted = self._accepted.get(key) == ending or await self._tell(update, action)
+        told = (update.incarnation, ending)
+        accepted = self._accepted.get(key) == told or await self._tell(update, action)
         if accepted and update.phase.is_terminal:
-            self._accepted[key] = ending
+            self._accepted[key] = told
             if await self.mark_terminal_status_recorded(seen, ending) is MarkResult.DELETED:
                 self._done_with.add(update.incarnation)
         self._accepted.pop(key, None)
@@ -294,8 +296,7 @@ class Outbox:
         Raises:
             EtcdError: etcd did not do it now; it is tried again.
         """
-        what = {"object": ending.incarnation.path_component, "phase": ending.phase.name}
-        with span("mark", what):
+        with span("mark", {"uid": ending.uid[:_MOST_OF_A_UID], "phase": ending.phase.name}):
             return await self._recorder.mark(seen, ending)
 
     async def _tell(self, update: ActionUpdate, action: TaskAction | None) -> bool:

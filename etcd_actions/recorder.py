@@ -21,7 +21,6 @@ from etcd_actions.model import (
     LABEL_TERMINAL_STATUS_RECORDED,
     ActionUpdate,
     ErrorState,
-    Incarnation,
     Phase,
     build_action_update,
 )
@@ -31,7 +30,7 @@ from etcd_actions.store import CasResult, Store
 class Ending(NamedTuple):
     """What the run service accepted: the mark may go only onto an object that says the same."""
 
-    incarnation: Incarnation
+    uid: str
     phase: Phase
     attempts: int
     output_uri: str
@@ -42,7 +41,7 @@ class Ending(NamedTuple):
     def of(cls, update: ActionUpdate) -> Ending:
         """The ending that an update tells."""
         return cls(
-            update.incarnation,
+            update.uid,
             update.phase,
             update.attempts,
             update.output_uri,
@@ -143,16 +142,14 @@ class Recorder:
                 return MarkResult.DELETED if released.delete else MarkResult.MARKED
             if current is None:
                 return MarkResult.GONE
+            if current.create_revision != seen.create_revision:
+                # Another object, whatever its uid is: the run service did not accept its ending.
+                return MarkResult.SUPERSEDED
             try:
                 action = codec_of(current.value).decode(current.value)
             except DecodeError:
                 return MarkResult.SUPERSEDED
-            update = build_action_update(
-                action,
-                key=current.key,
-                revision=current.mod_revision,
-                create_revision=current.create_revision,
-            )
+            update = build_action_update(action, key=current.key, revision=current.mod_revision)
             if Ending.of(update) != accepted:
                 return MarkResult.SUPERSEDED
             if action.is_recorded:
