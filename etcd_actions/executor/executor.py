@@ -84,6 +84,7 @@ class Executor:
                 take_in=self._take_in,
                 known=self._known,
                 synced=self._after_snapshot,
+                replaced=self._board.forget_revisions,
                 failed=self._not_taken,
             ),
         )
