@@ -41,7 +41,9 @@ async def test_what_was_restored_is_ended_again_and_run_no_second_time(
             async with bench.executor() as executor:
                 await reaches(bench, Phase.RUNNING)
                 bench.attempts.finish("r1-a0")
-                await reaches(bench, Phase.SUCCEEDED)
+                # All that it does for the action is done, and it knows.
+                await eventually(lambda: executor.statistics().ended == {"SUCCEEDED": 1})
+                await eventually(lambda: executor.statistics().running == 0)
                 own_etcd.stop()
                 own_etcd.restore("backup")
                 own_etcd.start()
