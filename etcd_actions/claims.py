@@ -35,7 +35,7 @@ from etcd_actions.etcd.api import (
     RangeResult,
     Txn,
 )
-from etcd_actions.model import ActionId, Keyspace
+from etcd_actions.model import ActionId, Incarnation, Keyspace
 from etcd_actions.store import Store
 
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
@@ -67,7 +67,8 @@ class Claim(NamedTuple):
 class _Stored(msgspec.Struct, frozen=True):
     """The value of a claim's key."""
 
-    uid: str
+    object: str
+    """The incarnation that is claimed, as `Incarnation.path_component` names it."""
     owner: str
 
 
@@ -121,23 +122,27 @@ class Claims:
         """Set when all claims that were made before are lost; later ones have another event."""
         return self._lost
 
-    async def claim(self, action_id: ActionId, uid: str, create_revision: int) -> Claim | None:
+    async def claim(self, action_id: ActionId, incarnation: Incarnation) -> Claim | None:
         """Claim an action; None where somebody else has it, or it is another one by now.
 
-        Asked again for what it has already, it gives that. Cancelled, the claim may have been
-        made: it is found so, or goes with the process.
+        Asked again for what it has already, it gives that. A claim that it has of an earlier
+        incarnation is given up first. Cancelled, the claim may have been made: it is found so, or
+        goes with the process.
+
+        Args:
+            action_id: Which action.
+            incarnation: Which object of it, as it was read.
 
         Raises:
             EtcdError: etcd did not do it, or maybe did.
         """
         key, object_key = self._keys.claim(action_id), self._keys.task_action(action_id)
-        value = msgspec.json.encode(_Stored(uid, self._owner))
+        revision = incarnation.create_revision
+        value = msgspec.json.encode(_Stored(incarnation.path_component, self._owner))
         while True:
             lease = self._lease
             free = Compare(key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
-            same = Compare(
-                object_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, create_revision
-            )
+            same = Compare(object_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, revision)
             txn = Txn([free, same], [Put(key, value, lease)], [Get(KeyRange.of_key(key))])
             try:
                 result = await self._store.txn(txn)
@@ -147,7 +152,7 @@ class Claims:
                 continue
             except OutcomeUnknown:
                 found = await self._store.get(key)
-                if found is None or found.lease != lease:
+                if found is None or found.lease != lease or found.value != value:
                     raise
                 return Claim(key, found.create_revision)
             if result.succeeded:
@@ -160,7 +165,10 @@ class Claims:
                 continue
             if found is None or found.lease != lease:
                 return None
-            return Claim(key, found.create_revision)
+            claim = Claim(key, found.create_revision)
+            if found.value == value:
+                return claim
+            await self.release(claim)
 
     async def release(self, claim: Claim) -> None:
         """Let a claim go; one that is lost already is left alone.

@@ -35,6 +35,7 @@ from etcd_actions.model import (
     ActionId,
     ActionUpdate,
     ErrorState,
+    Incarnation,
     Keyspace,
     build_action_update,
 )
@@ -231,15 +232,20 @@ class ActionsClient:
         action_id: ActionId | ActionIdentifier,
         reason: str = "",
         aborted_by: str | EnrichedIdentity = "",
+        *,
+        incarnation: Incarnation | None = None,
     ) -> AbortResult:
         """End an action and all below it as ABORTED; nothing can be enqueued there any more.
 
-        What is over keeps its own ending. Safe to run again, also after it was cut off.
+        What is over keeps its own ending. Safe to run again, also after it was cut off. With an
+        ``incarnation`` that object is ended, and none that was made under its name since.
 
         Raises:
-            NotFound: There is no such action.
+            NotFound: There is no such action, or it is another incarnation.
         """
-        return await self._aborter.abort_action(action_id_of(action_id), reason, aborted_by)
+        return await self._aborter.abort_action(
+            action_id_of(action_id), reason, aborted_by, incarnation=incarnation
+        )
 
     @_request
     async def put_status(
@@ -251,15 +257,17 @@ class ActionsClient:
         error: ErrorState | None = None,
         message: str = "",
         claim: Claim | None = None,
+        incarnation: Incarnation | None = None,
     ) -> StoredTaskAction:
         """Report how far an action is: phase, attempts, cache status, and why it failed.
 
         See docs/status.md for what is written and which changes are allowed. The same
         again writes nothing. Reads that begin afterwards see what was written. With a
-        ``claim`` the report counts only while that holds.
+        ``claim`` the report counts only while that holds, with an ``incarnation`` only for that
+        object: an action that was deleted and made again is another one.
 
         Raises:
-            NotFound: There is no such action.
+            NotFound: There is no such action, or it is another incarnation.
             ClaimLost: The claim does not hold any more.
             FailedPrecondition: The attempt is an older one, or the action is over.
             InvalidArgument: The status cannot be stored.
@@ -273,6 +281,7 @@ class ActionsClient:
             error=error,
             message=message,
             fence=None if claim is None else claim.fence,
+            incarnation=incarnation,
         )
 
     @_request

@@ -44,6 +44,7 @@ from etcd_actions.leader_calls import LeaderCalls, LeaseTooShort
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ActionUpdate,
+    Incarnation,
     Phase,
     Summary,
     TaskAction,
@@ -60,6 +61,7 @@ from etcd_actions.tracing import span
 from etcd_actions.watch import Change, ChangeKind
 
 _NO_ENDING = -1
+_MOST_OF_A_UID = 128
 _BEFORE_RUNNING = (
     Phase.UNSPECIFIED,
     Phase.QUEUED,
@@ -165,17 +167,17 @@ class Outbox:
         self._working = False
         self._calls = LeaderCalls()
         self._held = HeldEndings(self._give_back)
-        self._introduced: dict[bytes, tuple[int, str]] = {}
+        self._introduced: dict[bytes, Incarnation] = {}
         # What was accepted, and when that call was begun.
-        self._accepted: dict[bytes, tuple[Ending, float]] = {}
+        self._accepted: dict[bytes, tuple[Incarnation, Ending, float]] = {}
         # Of what ended: which incarnation, and its attempts.
-        self._ended: dict[bytes, tuple[int, str, int]] = {}
+        self._ended: dict[bytes, tuple[Incarnation, int]] = {}
         # By key a number for the mark of the ending that was told last, `_NO_ENDING` where
         # something else was, or may have been.
         self._last_told: dict[bytes, int] = {}
         self._has_children: set[bytes] = set()
         # Deleted by their mark, which nobody saw: all of them is told.
-        self._done_with: set[tuple[bytes, str]] = set()
+        self._done_with: set[Incarnation] = set()
         self._told: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -381,31 +383,30 @@ class Outbox:
                 await self._tell_state(update, action, value, retry)
             return
         ending = Ending.of(update)
-        until, (accepted, began) = self._until(key), self._accepted.get(key, (None, -math.inf))
-        if accepted != ending or began < until <= trio.current_time():
+        which, until = update.incarnation, self._until(key)
+        *accepted, began = self._accepted.get(key, (None, None, -math.inf))
+        if accepted != [which, ending] or began < until <= trio.current_time():
             began = trio.current_time()
             if not await self._tell_state(update, action, value, retry):
                 self._accepted.pop(key, None)
                 return
-            self._accepted[key] = ending, began
-            self._ended[key] = update.create_revision, update.uid, update.attempts
+            self._accepted[key] = which, ending, began
+            self._ended[key] = which, update.attempts
             self._last_told[key] = mark_number(ending.mark(delivery.create_revision))
         if began < (until := self._until(key)):
             self._held.hold(_without_value(delivery), until)
             return
         await self._letters.carry(update, value)
         if await self.mark_terminal_status_recorded(seen, ending) is MarkResult.DELETED:
-            self._done_with.add((key, update.uid))
+            self._done_with.add(which)
         self._accepted.pop(key, None)
 
     def _is_over(self, update: ActionUpdate) -> bool:
         """Whether the ending of this attempt, or of a newer one, was accepted."""
         if update.action_type == ACTION_TYPE_TRACE:
             return False
-        create_revision, uid, attempts = self._ended.get(update.key, (0, "", -1))
-        return (create_revision, uid) == (update.create_revision, update.uid) and (
-            update.attempts <= attempts
-        )
+        which, attempts = self._ended.get(update.key, (None, -1))
+        return which == update.incarnation and update.attempts <= attempts
 
     def _until(self, key: bytes) -> float:
         """Until when something that was told of an action may still land."""
@@ -421,7 +422,7 @@ class Outbox:
         held = self._held.get(key)
         self._held.drop(key)
         if isinstance(held, _Delivery) and held.update is not None:
-            self._done_with.discard((key, held.update.uid))
+            self._done_with.discard(held.update.incarnation)
             self._on_deletion_told(key, held.mod_revision)
 
     async def mark_terminal_status_recorded(self, seen: KeyValue, ending: Ending) -> MarkResult:
@@ -430,7 +431,7 @@ class Outbox:
         Raises:
             EtcdError: etcd did not do it now; it is tried again.
         """
-        with span("mark", {"uid": ending.uid, "phase": ending.phase.name}):
+        with span("mark", {"uid": ending.uid[:_MOST_OF_A_UID], "phase": ending.phase.name}):
             return await self._recorder.mark(seen, ending)
 
     async def _tell(
@@ -445,12 +446,11 @@ class Outbox:
             if accepted and update.phase is not Phase.SUCCEEDED:
                 accepted = await self._offer("status", update, action, value)
             return accepted
-        incarnation = (update.create_revision, update.uid)
-        first = self._introduced.get(update.key) != incarnation
+        first = self._introduced.get(update.key) != update.incarnation
         recorded: bool | None = None
         if first:
             recorded = await self._offer("record", update, action, value)
-            self._introduced[update.key] = incarnation
+            self._introduced[update.key] = update.incarnation
         told = update
         if update.key in self._has_children and update.phase in _BEFORE_RUNNING:
             told = msgspec.structs.replace(update, phase=Phase.RUNNING)
@@ -489,7 +489,7 @@ class Outbox:
                 raise
             if recorded is None and await self._offer("record", update, action, value):
                 return await self._offer("status", update, action, value)
-            self._introduced[update.key] = (update.create_revision, update.uid)
+            self._introduced[update.key] = update.incarnation
             await self._refused("status", update, value, error.code, str(error))
             return False
 
@@ -557,7 +557,7 @@ class Outbox:
         if held is not None and held.mod_revision != delivery.mod_revision:
             self._let_go(key)
         is_trace = key.startswith(self._traces)
-        was_told = update.recorded or (key, update.uid) in self._done_with
+        was_told = update.recorded or update.incarnation in self._done_with
         wanted = not is_trace and not was_told and self._is_wanted(update.phase, True)
         began, accepted = trio.current_time(), wanted and await self._tell(update, None, None)
         await self._letters.carry(update, None)
@@ -567,7 +567,7 @@ class Outbox:
         if accepted and began < (until := self._until(key)):
             self._held.hold(delivery, until)
             return
-        self._done_with.discard((key, update.uid))
+        self._done_with.discard(update.incarnation)
         self.forget(key)
         self._on_deletion_told(key, update.revision)
 

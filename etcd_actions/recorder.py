@@ -200,11 +200,12 @@ class Recorder:
                 return MarkResult.DELETED if released.delete else MarkResult.MARKED
             if current is None:
                 return MarkResult.GONE
+            if current.create_revision != seen.create_revision:
+                # Another object, whatever its uid is: the run service did not accept its ending.
+                return MarkResult.SUPERSEDED
             try:
                 action = codec_of(current.value).decode(current.value)
             except DecodeError:
-                return MarkResult.SUPERSEDED
-            if current.create_revision != seen.create_revision:
                 return MarkResult.SUPERSEDED
             update = build_action_update(
                 action,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast, final, overload
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast, final, overload
 
 import msgspec
 import trio
@@ -60,6 +60,10 @@ WHOLE_RUN = "/"
 """The name of the parent, in a subscription to all actions of a run."""
 
 
+_REPLACED: Final = object()
+"""Between what was told of one store and what is told of the next."""
+
+
 @final
 class Subscription(trio.abc.ReceiveChannel[Item_co]):
     """The updates of one action and its children, from the time it was opened on.
@@ -68,6 +72,10 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
     (:class:`trio.EndOfChannel`) when it is unsubscribed or the processor is closed; closing
     it while another task receives raises :class:`trio.ClosedResourceError` there. One that
     failed raises :class:`~etcd_actions.errors.Unavailable`: subscribe again.
+
+    Attributes:
+        replaced: How often the store turned out to be another one, as far as updates were received:
+            each time revisions begin anew.
     """
 
     def __init__(
@@ -80,6 +88,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self.parent = parent
         self._on_close = on_close
         self._snapshot: deque[Any] = deque()
+        self._boundaries = 0
         self._awaits_snapshot = snapshot
         self._newer_than = 0
         self._pending: dict[bytes, Any] = {}
@@ -88,10 +97,12 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._ended = False
         self._failure: str | None = None
         self._receiver: trio.lowlevel.Task | None = None
+        self.replaced = 0
 
     def statistics(self) -> SubscriptionStatistics:
         """How far behind the subscriber is."""
-        return SubscriptionStatistics(len(self._snapshot) + len(self._pending), self._conflated)
+        pending = len(self._snapshot) - self._boundaries + len(self._pending)
+        return SubscriptionStatistics(pending, self._conflated)
 
     def receive_nowait(self) -> Item_co:
         """The next update.
@@ -106,8 +117,12 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
             raise trio.ClosedResourceError
         if self._failure is not None:
             raise Unavailable(f"the subscription failed, subscribe again: {self._failure}")
-        if self._snapshot:
-            return cast(Item_co, self._snapshot.popleft())
+        while self._snapshot:
+            item = self._snapshot.popleft()
+            if item is not _REPLACED:
+                return cast(Item_co, item)
+            self._boundaries -= 1
+            self.replaced += 1
         if self._pending and not self._awaits_snapshot:
             return cast(Item_co, self._pending.pop(next(iter(self._pending))))
         if self._ended:
@@ -132,6 +147,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
             self._closed = True
             self._pending.clear()
             self._snapshot.clear()
+            self._boundaries = 0
             self._on_close(self)
             self._wake()
         await trio.lowlevel.checkpoint()
@@ -154,6 +170,13 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
     def _forget_revisions(self) -> None:
         """The store was replaced: its revisions say nothing about those seen before."""
         self._newer_than = 0
+        if self._awaits_snapshot:
+            # Nothing was told yet, so there is nothing to compare with.
+            return
+        self._snapshot.extend(self._pending.values())
+        self._pending.clear()
+        self._snapshot.append(_REPLACED)
+        self._boundaries += 1
 
     def _notify(self, update: ActionUpdate) -> None:
         if update.revision <= self._newer_than:
@@ -161,7 +184,8 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         pending = self._pending.get(update.key)
         if pending is not None:
             self._conflated += 1
-            if update.partial and update.uid == pending.uid and update.phase == pending.phase:
+            same = update.incarnation.may_be(pending.incarnation)
+            if update.partial and same and update.phase == pending.phase:
                 # A deletion told from memory knows less than the ending it would replace.
                 update = msgspec.structs.replace(
                     pending, revision=update.revision, is_deleted=update.is_deleted
@@ -177,6 +201,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._failure = failure
         self._pending.clear()
         self._snapshot.clear()
+        self._boundaries = 0
         self._wake()
 
     async def _park(self) -> None:

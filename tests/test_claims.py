@@ -18,7 +18,7 @@ from etcd_actions import (
 from etcd_actions.claims import Claim, Claims
 from etcd_actions.errors import ClaimLost
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.model import Keyspace
+from etcd_actions.model import Incarnation, Keyspace
 from tests.support import flyte
 from tests.support.waiting import eventually
 
@@ -33,7 +33,7 @@ async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
 
 async def claim(client: ActionsClient, claims: Claims) -> Claim | None:
     action = await client.get_task_action(ROOT)
-    return await claims.claim(ROOT, action.metadata.uid, action.create_revision)
+    return await claims.claim(ROOT, action.incarnation)
 
 
 async def test_one_of_two_gets_it_and_keeps_it(client: ActionsClient) -> None:
@@ -69,7 +69,8 @@ async def test_another_incarnation_cannot_be_claimed(client: ActionsClient) -> N
     await client.enqueue(flyte.task(ROOT))
     action = await client.get_task_action(ROOT)
     async with client.open_claims() as claims:
-        assert await claims.claim(ROOT, action.metadata.uid, action.create_revision - 1) is None
+        before = Incarnation(action.key, action.create_revision - 1, action.metadata.uid)
+        assert await claims.claim(ROOT, before) is None
         assert await claims.taken() == set()
 
 

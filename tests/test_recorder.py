@@ -366,3 +366,14 @@ async def test_what_changed_meanwhile_is_left_alone(etcd: Etcd, prefix: bytes) -
     newer = await put(etcd, seen.key, json.add_label(recorded, "team", "blue"))
     await Recorder(Store(etcd)).maintain(seen)
     assert await get(etcd, seen.key) == newer
+
+
+async def test_an_object_that_was_made_again_is_not_marked_for_the_one_before(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    """Written back by a restore, say, with its uid and its ending."""
+    seen = await put(etcd, prefix + b"k", ended(FINALIZER_RECORD))
+    await etcd.delete(KeyRange.of_key(seen.key))
+    again = await put(etcd, seen.key, ended(FINALIZER_RECORD))
+    assert await Recorder(Store(etcd)).mark(seen, ENDING) is MarkResult.SUPERSEDED
+    assert await get(etcd, seen.key) == again

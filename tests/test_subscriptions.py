@@ -280,3 +280,29 @@ async def test_unsubscribing_ends_the_reader_cleanly() -> None:
     subscriptions.unsubscribe(subscription)
     with pytest.raises(InvalidArgument, match="another client"):
         Subscriptions().unsubscribe(subscription)
+
+
+async def test_a_reader_learns_where_another_store_begins() -> None:
+    """Its revisions begin anew there, and what was told of the store before comes before."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0")) as subscription:
+        subscriptions.notify(update(action("a0"), parent="", revision=9))
+        subscriptions.notify(update(action("c1"), revision=10))
+        subscriptions.forget_revisions()
+        subscriptions.notify(update(action("a0"), parent="", revision=2))
+        got = []
+        for _ in range(3):
+            got.append((subscription.receive_nowait().revision, subscription.replaced))
+        assert got == [(9, 0), (10, 0), (2, 1)]
+        with pytest.raises(trio.WouldBlock):
+            subscription.receive_nowait()
+
+
+async def test_a_store_that_is_replaced_before_the_snapshot_is_nothing_new() -> None:
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0"), snapshot=True) as subscription:
+        subscriptions.forget_revisions()
+        subscription.begin_with([update(action("a0"), parent="", revision=3)], 4)
+        assert isinstance(subscription.receive_nowait(), ActionUpdate)
+        assert subscription.receive_nowait() == SnapshotEnd(4)
+        assert subscription.replaced == 0

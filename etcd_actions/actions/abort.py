@@ -8,6 +8,7 @@ is finished by whoever finds the marker. It stays until the object of the action
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,13 @@ import structlog
 import trio
 
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored import StoredTaskAction, check_identity, describe, same_run
+from etcd_actions.actions.stored import (
+    StoredTaskAction,
+    check_identity,
+    check_incarnation,
+    describe,
+    same_run,
+)
 from etcd_actions.codecs import codec_of
 from etcd_actions.containment import Containment
 from etcd_actions.containment import describe as failure_text
@@ -47,6 +54,7 @@ from etcd_actions.model import (
     DEFAULT_NAMESPACE,
     FINALIZER_RECORD,
     ActionId,
+    Incarnation,
     Keyspace,
     Phase,
     canonical_name,
@@ -90,11 +98,17 @@ class Marker(msgspec.Struct, frozen=True, rename="camel"):
     reason: str
     aborted_by: str
     at: str
+    create_revision: int = 0
+    """Of the aborted object; 0 in the markers of versions that did not keep it."""
 
     @property
     def action_id(self) -> ActionId:
         """Which action is aborted."""
         return ActionId(self.project, self.domain, self.run, self.name, self.org)
+
+    def is_about(self, create_revision: int, uid: str) -> bool:
+        """Whether the object that has the action's key is the one that was aborted."""
+        return uid == self.uid and self.create_revision in (0, create_revision)
 
 
 class Aborter:
@@ -124,15 +138,27 @@ class Aborter:
         self._clock = clock
 
     async def abort_action(
-        self, action_id: ActionId, reason: str = "", aborted_by: str | EnrichedIdentity = ""
+        self,
+        action_id: ActionId,
+        reason: str = "",
+        aborted_by: str | EnrichedIdentity = "",
+        *,
+        incarnation: Incarnation | None = None,
     ) -> AbortResult:
         """End an action and all below it as ABORTED.
 
         What is over keeps its own ending. Cancelled, it may have been done in part: run
         again, or found by the next elected process, it is finished.
 
+        Args:
+            action_id: Which action.
+            reason: Why.
+            aborted_by: Who wanted it.
+            incarnation: Which object is meant; by default the one that is there.
+
         Raises:
-            NotFound: There is no such action, and no abort of it to be finished.
+            NotFound: There is no such action, and no abort of it to be finished; or it is another
+                incarnation.
             InvalidArgument: The reason or the actor is too long.
             DecodeError: The action's object cannot be read.
             EtcdError: etcd did not do it all.
@@ -152,7 +178,10 @@ class Aborter:
                 return AbortResult(aborted)
             action = StoredTaskAction.of(target)
             check_identity(action, action_id)
-            if marker is not None and marker.uid == action.metadata.uid:
+            if incarnation is not None:
+                check_incarnation(action, incarnation)
+            about = (action.create_revision, action.metadata.uid)
+            if marker is not None and marker.is_about(*about):
                 ended = action.phase if action.is_terminal else None
                 return AbortResult(await self._cascade(marker), ended)
             if action.is_terminal and action.is_recorded:
@@ -168,6 +197,7 @@ class Aborter:
                 reason,
                 by,
                 rfc3339(self._clock()),
+                action.create_revision,
             )
             writes: list[Operation] = [Put(marker_key, msgspec.json.encode(marker))]
             if not action.is_terminal:
@@ -457,11 +487,16 @@ def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[tuple[KeyValue, s
             continue
         seen.add(name)
         # Made again since, an action is another one, and so is what is below it.
-        if one is not None and one.uid == uid and not one.is_over:
+        meant, until = one is not None and one.uid == uid, math.inf
+        if name == top and one is not None and one.uid == uid:
+            meant = marker.is_about(one.kv.create_revision, uid)
+            # Both may have one uid: what came later is below the later one.
+            until = math.inf if meant else one.kv.create_revision
+        if one is not None and meant and not one.is_over:
             going_on.append((one.kv, name))
         for child in children.get(name, ()):
             below = found[child]
-            if below.parent_uid in ("", uid):
+            if below.parent_uid in ("", uid) and below.kv.create_revision < until:
                 waiting.append((child, below.uid))
     return going_on
 

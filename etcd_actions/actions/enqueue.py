@@ -351,7 +351,15 @@ def _counts(marked: KeyValue, action_id: ActionId, kv: KeyValue | None) -> bool:
     marker = _marker(marked)
     if marker is None:
         return True
-    return same_run(marker.action_id, action_id) and (kv is None or _uid(kv) in (marker.uid, ""))
+    if not same_run(marker.action_id, action_id):
+        return False
+    if kv is None:
+        return True
+    try:
+        found = StoredTaskAction.of(kv)
+    except DecodeError:
+        return True
+    return marker.is_about(found.create_revision, found.metadata.uid)
 
 
 def _digest(action: TaskAction) -> str | None:

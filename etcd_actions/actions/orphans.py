@@ -72,9 +72,9 @@ class _Owned(NamedTuple):
         if owner is None:
             return True
         uid, action_id = owner
-        if self.run is None:
-            return uid in ("", self.owner_uid)
-        return same_run(action_id, self.run)
+        if self.run is not None:
+            return same_run(action_id, self.run)
+        return not self.owner_uid or uid in ("", self.owner_uid)
 
 
 Owner = tuple[str, ActionId] | None
@@ -148,10 +148,9 @@ class OrphanCollector:
         for prefix in keys.run_prefixes(deleted.action_id.run)[:2]:
             kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
             for one in map(self._owned, kvs):
-                if one is None:
+                if one is None or one.owner_key != deleted.key:
                     continue
-                by_name = one.run is not None and one.owner_key == deleted.key
-                if by_name or one.owner_uid == deleted.uid != "":
+                if one.run is not None or one.owner_uid == deleted.uid:
                     orphans.append(one)
         await self._collect_all(orphans)
 
@@ -209,8 +208,10 @@ class OrphanCollector:
             found[kv.key] = (action.metadata.uid, action.action_id)
         namespace = action.metadata.namespace or self._keys.namespace
         for owner in action.metadata.owner_references:
-            if owner.kind == KIND and owner.uid:
-                if self._unowned_only:
+            if owner.kind != KIND:
+                continue
+            if owner.uid or not action.parent:
+                if self._unowned_only and owner.uid:
                     return None
                 return _Owned(kv.key, self._key(namespace, owner.name), owner.uid)
         action_id, parent = action.action_id, action.parent

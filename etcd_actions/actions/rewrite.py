@@ -6,7 +6,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from etcd_actions.actions.stored import StoredTaskAction, check_identity, describe
+from etcd_actions.actions.stored import (
+    StoredTaskAction,
+    check_identity,
+    check_incarnation,
+    describe,
+)
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import (
     ClaimLost,
@@ -18,7 +23,7 @@ from etcd_actions.errors import (
     RequestTooLarge,
 )
 from etcd_actions.etcd.api import Compare, KeyValue
-from etcd_actions.model import ActionId, Keyspace
+from etcd_actions.model import ActionId, Incarnation, Keyspace
 from etcd_actions.store import CasResult, Store
 
 Change = Callable[[StoredTaskAction, dict[str, Any]], bool]
@@ -37,6 +42,7 @@ async def rewrite(
     *,
     field: str,
     fence: Compare | None = None,
+    incarnation: Incarnation | None = None,
 ) -> StoredTaskAction:
     """Change a task's or condition's object, however often others change it meanwhile.
 
@@ -49,13 +55,16 @@ async def rewrite(
         change: What to do.
         field: What is named as the cause when the object becomes one that cannot be stored.
         fence: What must hold for the write to count, in the same transaction.
+        incarnation: Which object is meant; by default the one that is there at first. One that
+            is made under its key meanwhile is not changed.
 
     Returns:
         The object as it is now, written or found so, with its revision. Reads that begin
         after this see it or a newer one.
 
     Raises:
-        NotFound: There is no such action, or the object of its name is another action's.
+        NotFound: There is no such action, the object of its name is another action's, or it is
+            another incarnation.
         ClaimLost: The fence does not hold.
         InvalidArgument: The identity makes no key, or the object would be too large.
         DecodeError: What is stored cannot be read.
@@ -75,6 +84,8 @@ async def rewrite(
         codec = codec_of(seen.value)
         action = StoredTaskAction.of(seen)
         check_identity(action, action_id)
+        incarnation = incarnation or action.incarnation
+        check_incarnation(action, incarnation)
         tree = codec.decode_tree(seen.value, key=key, revision=seen.mod_revision)
         if not change(action, tree):
             return action

@@ -12,7 +12,7 @@ from etcd_actions.actions.rewrite import rewrite, utc_now
 from etcd_actions.actions.stored import StoredTaskAction, describe
 from etcd_actions.errors import FailedPrecondition, InvalidArgument
 from etcd_actions.etcd.api import Compare
-from etcd_actions.model import ActionId, ErrorState, Keyspace, Phase
+from etcd_actions.model import ActionId, ErrorState, Incarnation, Keyspace, Phase
 from etcd_actions.model.conditions import FOLLOWERS, write_phase
 from etcd_actions.store import Store
 
@@ -66,6 +66,7 @@ async def put_status(
     error: ErrorState | None = None,
     message: str = "",
     fence: Compare | None = None,
+    incarnation: Incarnation | None = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> StoredTaskAction:
     """Report the status of an action.
@@ -88,6 +89,7 @@ async def put_status(
         error: Why it failed, with the phases FAILED, TIMED_OUT and ABORTED.
         message: A line for people, kept in condition and history; empty: the executor's own.
         fence: What must hold for the report to count: a claim, as a rule.
+        incarnation: Which object the report is about; by default the one that is there.
         clock: The time.
 
     Returns:
@@ -95,7 +97,7 @@ async def put_status(
         newer one.
 
     Raises:
-        NotFound: There is no such action.
+        NotFound: There is no such action, or it is another incarnation.
         InvalidArgument: The report contradicts itself, or names what does not exist.
         FailedPrecondition: It is about an earlier attempt, or its phase cannot follow the
             present one; the message says both.
@@ -124,7 +126,9 @@ async def put_status(
             )
         return changed
 
-    return await rewrite(store, keys, action_id, change, field="status", fence=fence)
+    return await rewrite(
+        store, keys, action_id, change, field="status", fence=fence, incarnation=incarnation
+    )
 
 
 class _Report(NamedTuple):

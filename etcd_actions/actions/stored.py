@@ -5,7 +5,7 @@ from __future__ import annotations
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import NotFound
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ActionId, State, TaskAction
+from etcd_actions.model import ActionId, Incarnation, State, TaskAction
 
 
 class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, rename="camel"):
@@ -40,6 +40,11 @@ class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, re
         return super().state(create_revision or self.create_revision)
 
     @property
+    def incarnation(self) -> Incarnation:
+        """Which object it is."""
+        return Incarnation(self.key, self.create_revision, self.metadata.uid)
+
+    @property
     def resource_version(self) -> str:
         """What Kubernetes shows as ``metadata.resourceVersion``, which is never stored."""
         return str(self.revision)
@@ -71,3 +76,16 @@ def check_identity(found: TaskAction, wanted: ActionId) -> None:
         f"there is no action {describe(wanted)}: {wanted.object_name} is action {describe(is_)}"
         + (f" in organisation {is_.org}, not {wanted.org}" if other_org else "")
     )
+
+
+def check_incarnation(found: StoredTaskAction, wanted: Incarnation) -> None:
+    """An action that was deleted and made again is another object under the same key.
+
+    Raises:
+        NotFound: The object is another incarnation.
+    """
+    if not found.incarnation.may_be(wanted):
+        raise NotFound(
+            f"the object of action {describe(found.action_id)} that is meant is gone: another was "
+            f"made under its name, at revision {found.create_revision}"
+        )

@@ -16,10 +16,11 @@ from etcd_actions.clock import Clock
 from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
 from etcd_actions.executor.ages import Ages
 from etcd_actions.executor.attempt_clock import note_beginning
+from etcd_actions.executor.attempt_places import place_of
 from etcd_actions.executor.attempts_port import AttemptsPort, begin, is_of_machine
-from etcd_actions.executor.command import Command, build_command, check_uid
+from etcd_actions.executor.command import Command, build_command
 from etcd_actions.executor.limits import DEADLINE, RUN_TOO_LONG, Limits
-from etcd_actions.executor.not_started import NotStarted
+from etcd_actions.executor.not_started import NotStarted, OutputsInUse
 from etcd_actions.executor.outcome import Outcome, find_outcome
 from etcd_actions.executor.places import AttemptPlace
 from etcd_actions.executor.reports import Reports
@@ -34,6 +35,8 @@ INVALID_SPEC: Final = "InvalidSpec"
 _RELEASE_WITHIN = 2.0
 # An attempt that goes on for so long is no failure any more.
 _HEALS_AFTER = 5.0
+# Seconds after which it is looked whether the directory of outputs is free.
+_OUTPUTS_AGAIN = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -137,19 +140,18 @@ class ActionRun:
             return None
         if self._put_off(action, work):
             return None
-        claim = await self._claims.claim(
-            action.action_id, action.metadata.uid, action.create_revision
-        )
+        incarnation = action.incarnation
+        claim = await self._claims.claim(action.action_id, incarnation)
         if claim is None:
             work.elsewhere = True
             return None
         try:
             # Somebody may have ended it, and let it go, between the two.
-            uid, action = action.metadata.uid, await self._client.get_task_action(action.action_id)
-            while not action.is_terminal and action.metadata.uid == uid:
+            action = await self._client.get_task_action(action.action_id)
+            while not action.is_terminal and action.incarnation == incarnation:
                 action = await self._run_attempt(action, claim, work)
                 self._callbacks.note(action)
-                if self._put_off(action, work):
+                if work.not_before is not None or self._put_off(action, work):
                     break
         finally:
             with trio.move_on_after(_RELEASE_WITHIN, shield=True):
@@ -157,7 +159,7 @@ class ActionRun:
                     await self._claims.release(claim)
                 except EtcdError as error:
                     _log.debug("claim_not_released", action=work.name, error=str(error))
-        return action if action.is_terminal else None
+        return action if action.is_terminal and action.incarnation == incarnation else None
 
     def limits(self, action: StoredTaskAction, name: str) -> Limits:
         """The limits of the present attempt.
@@ -200,11 +202,10 @@ class ActionRun:
             DecodeError: What is stored cannot be read.
         """
         number = max(action.status.attempts, 1)
-        check_uid(action.metadata.uid)
         template = template_of(action)
         command = build_command(action, template, number, self._settings)
         limits = self._limits(action, name, template)
-        place = AttemptPlace(self._settings.state_dir, action.metadata.uid, number)
+        place = place_of(self._settings.state_dir, action.incarnation, number)
         declares_outputs = bool(template.interface.outputs.variables)
         return _Attempt(number, command, limits, place, declares_outputs)
 
@@ -225,6 +226,14 @@ class ActionRun:
         work.place = place
         try:
             await begin(self._attempts, place, attempt.command)
+        except OutputsInUse as busy:
+            work.place = None
+            _log.info("attempt_waits", action=work.name, reason=str(busy))
+            if action.phase is Phase.UNSPECIFIED:
+                action = await self._report(action, number, Phase.QUEUED, claim)
+            self._callbacks.expires(work.name, limits.waiting_ends())
+            work.not_before = self._clock.monotonic() + _OUTPUTS_AGAIN
+            return action
         except NotStarted as failure:
             work.place = None
             if not failure.by_machine:
@@ -239,10 +248,6 @@ class ActionRun:
             action, outcome = await self._follow_process(action, attempt, claim, work)
         finally:
             self._attempts.forget(place)
-        try:
-            place.shorten_log(self._settings.log_bytes)
-        except OSError as error:
-            _log.warning("log_not_shortened", action=work.name, error=str(error))
         if outcome is None:
             # Ended by somebody else: the process is gone, and the object says the rest.
             return await self._client.get_task_action(action.action_id)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from etcd_actions.clock import Clock
-from etcd_actions.model import ActionUpdate, TaskAction
+from etcd_actions.model import ActionUpdate, Incarnation, TaskAction
 from etcd_actions.model.durations import age_of
 
 
 @dataclass(slots=True)
 class _Age:
-    uid: str
+    incarnation: Incarnation
     created: float
     attempt: int
     # None: it began before it was seen, and its history was not read yet.
@@ -44,14 +44,14 @@ class Ages:
         """
         now, attempt = self._clock.monotonic(), max(update.attempts, 1)
         age = self._ages.get(name)
-        if age is None or age.uid != update.uid:
+        if age is None or age.incarnation != update.incarnation:
             created = now
             if not live:
                 created -= age_of(
                     update.creation_timestamp, "metadata.creationTimestamp", self._clock.wall()
                 )
             queued = created if attempt == 1 else None
-            self._ages[name] = _Age(update.uid, created, attempt, queued)
+            self._ages[name] = _Age(update.incarnation, created, attempt, queued)
         elif attempt > age.attempt:
             age.attempt, age.queued = attempt, now
 

@@ -22,8 +22,9 @@ from etcd_actions.executor import supervisor
 from etcd_actions.executor.command import Command
 from etcd_actions.executor.environment import helper_environment
 from etcd_actions.executor.fork_server import ForkServer
-from etcd_actions.executor.not_started import NotStarted
+from etcd_actions.executor.not_started import NotStarted, OutputsInUse
 from etcd_actions.executor.outcome import clear
+from etcd_actions.executor.outputs import take
 from etcd_actions.executor.places import MARK, AttemptPlace
 from etcd_actions.executor.start_errors import (
     check_command,
@@ -89,6 +90,7 @@ class Attempts:
 
         Raises:
             NotStarted: Nothing of it runs; it says whose fault that is.
+            OutputsInUse: Nothing of it runs, since another writes where its outputs are to be.
         """
         for _ in range(_TRIES):
             try:
@@ -172,6 +174,16 @@ class Attempts:
         check_command(command.arguments, environment, command)
         try:
             place.check_files()
+            if not place.note_object():
+                raise of_action(f"{place.path} says that it is another object's")
+            holder = await in_thread(_FILES_WITHIN, command.outputs, take, place, command.outputs)
+        except UnusableFile as error:
+            raise of_action(str(error)) from error
+        except OSError as error:
+            raise of_os_error(place.path, error, "state") from error
+        if holder is not None:
+            raise OutputsInUse(holder.path)
+        try:
             await in_thread(_FILES_WITHIN, command.outputs, clear, command.outputs)
         except UnusableFile as error:
             raise of_action(str(error)) from error

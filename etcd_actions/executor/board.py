@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TASK,
@@ -91,7 +93,7 @@ class Board:
             return False
         if known is not None:
             now = known.update
-            if now.uid == update.uid and _parent(now) == _parent(update):
+            if now.incarnation == update.incarnation and _parent(now) == _parent(update):
                 known.update = update
                 return True
             # Another incarnation, whose predecessor's end was never told.
@@ -99,6 +101,12 @@ class Board:
         self._over.pop(name, None)
         self._add(name, update)
         return True
+
+    def forget_revisions(self) -> None:
+        """The store was replaced: what comes from now on is news, whatever its revision is."""
+        self._over.clear()
+        for known in self._open.values():
+            known.update = msgspec.structs.replace(known.update, revision=0)
 
     def hold(self, name: str) -> None:
         """Let an action have a slot, for as long as it waits for no child."""

@@ -88,15 +88,6 @@ def build_command(
     return Command(arguments, environment, _directory(environment), outputs)
 
 
-def check_uid(uid: str) -> None:
-    """Refuse a uid that is no name of a directory: attempts are kept under it.
-
-    Raises:
-        InvalidArgument: It is none.
-    """
-    _check_component("metadata.uid", uid)
-
-
 def _check_component(field: str, text: str) -> None:
     _check_text(field, text)
     if text in ("", ".", "..") or "/" in text or len(text.encode()) > _MOST_OF_A_NAME:

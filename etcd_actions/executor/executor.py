@@ -11,6 +11,7 @@ with a back-off, for as long as it is not over.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import structlog
 import trio
@@ -23,15 +24,14 @@ from etcd_actions.errors import (
     ClaimLost,
     EtcdError,
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
     RequestTooLarge,
 )
 from etcd_actions.executor.action_run import ActionRun, Callbacks, Work
 from etcd_actions.executor.ages import Ages
+from etcd_actions.executor.attempt_places import directories_of, place_of
 from etcd_actions.executor.attempts_port import AttemptsPort
 from etcd_actions.executor.board import Board
-from etcd_actions.executor.command import check_uid
 from etcd_actions.executor.conditions import Conditions
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
@@ -84,6 +84,7 @@ class Executor:
                 take_in=self._take_in,
                 known=self._known,
                 synced=self._after_snapshot,
+                replaced=self._board.forget_revisions,
                 failed=self._not_taken,
             ),
         )
@@ -144,11 +145,11 @@ class Executor:
             retries=self._runs.retries,
         )
 
-    def open_uids(self) -> set[str] | None:
-        """The uids of the actions that are not over; None before all are known."""
+    def open_actions(self) -> set[str] | None:
+        """The directories' names of what is not over; None before all of it is known."""
         if not self._synced:
             return None
-        return {update.uid for update in self._known()}
+        return {name for each in self._known() for name in directories_of(each.incarnation)}
 
     async def schedule(self) -> None:
         """Start what there is room for, whenever something changes."""
@@ -197,17 +198,17 @@ class Executor:
     def _take_in(self, update: ActionUpdate, live: bool) -> None:
         name = update.name
         before = self._board.get(name)
-        uid = None if before is None else before.update.uid
+        object_before = None if before is None else before.update.incarnation
         if not self._board.note(update):
             return
         for moved in self._board.moved():
             self._schedule.reorder(moved, self._board.order(moved))
         known = self._board.get(name)
-        if known is None or uid not in (None, known.update.uid):
+        if known is None or object_before not in (None, known.update.incarnation):
             self._over(name)
         if known is not None:
             self._ages.note(name, update, live=live)
-            self._admit(name, first=uid != known.update.uid)
+            self._admit(name, first=object_before != known.update.incarnation)
         self._ring()
 
     def _over(self, name: str) -> None:
@@ -220,6 +221,11 @@ class Executor:
             work.ended_elsewhere.set()
         if (place := self._left_running.pop(name, None)) is not None:
             self._nursery.start_soon(self._end_left, name, place)
+
+    def _is_over(self, name: str, place: AttemptPlace) -> bool:
+        """Whether an attempt's action is over; one of its name may have been made since."""
+        known = self._board.get(name)
+        return known is None or known.update.incarnation != place.incarnation
 
     def _admit(self, name: str, *, first: bool = False, examine: bool = False) -> None:
         """Put an action that is not attended to where it belongs.
@@ -271,8 +277,11 @@ class Executor:
             return
         started: set[str] = set()
         with self._containment.unit("executor", "examination"):
-            places = {name: self._place(name) for name in names}
-            started = await trio.to_thread.run_sync(_started, places, abandon_on_cancel=True)
+            known = {name: known for name in names if (known := self._board.get(name)) is not None}
+            updates = {name: each.update for name, each in known.items()}
+            started = await trio.to_thread.run_sync(
+                _started, self._settings.state_dir, updates, abandon_on_cancel=True
+            )
         for name in names:
             if not self._schedule.is_unexamined(name):
                 continue
@@ -327,7 +336,7 @@ class Executor:
         name = work.name
         known = self._board.get(name)
         if failed and work.place is not None:
-            if known is None:
+            if self._is_over(name, work.place):
                 self._nursery.start_soon(self._end_left, name, work.place)
             else:
                 self._left_running[name] = work.place
@@ -379,14 +388,15 @@ class Executor:
             else:
                 if ended is not None and ended.phase is not Phase.SUCCEEDED:
                     for child in self._board.children(work.name):
-                        self._nursery.start_soon(self._abort_child, ended, child)
+                        if (known := self._board.get(child)) is not None:
+                            self._nursery.start_soon(self._abort_child, ended, known.update)
                 return
 
     async def _end_process(self, work: Work) -> None:
         """End the process of an action that is over; one that somebody took over goes on."""
         if work.place is None:
             return
-        if self._board.get(work.name) is None:
+        if self._is_over(work.name, work.place):
             await self._attempts.end(work.place)
         elif not work.elsewhere:
             self._left_running[work.name] = work.place
@@ -395,14 +405,19 @@ class Executor:
         with self._containment.unit("attempt", self._identity(name)):
             await self._attempts.end(place)
 
-    async def _abort_child(self, parent: StoredTaskAction, name: str) -> None:
+    async def _abort_child(self, parent: StoredTaskAction, child: ActionUpdate) -> None:
         """End what is below an action that failed: nobody waits for it any more."""
         reason = f"its parent {parent.spec.action_name} is over: {parent.phase.name}"
+        name, incarnation = child.name, child.incarnation
         failures = 0
         while (known := self._board.get(name)) is not None:
+            if known.update.incarnation != incarnation:
+                break
             with self._containment.unit("abort", self._identity(name), parks=True) as unit:
                 try:
-                    await self._client.abort_action(known.update.action_id, reason)
+                    await self._client.abort_action(
+                        known.update.action_id, reason, incarnation=incarnation
+                    )
                 except NotFound:
                     return
                 except EtcdError as error:
@@ -424,22 +439,14 @@ class Executor:
         """Look again in a while: memory that becomes free rings no bell."""
         self._rings_at = min(self._rings_at, seconds)
 
-    def _place(self, name: str) -> AttemptPlace | None:
-        """Where the present attempt of an action is; None where there cannot be one."""
-        known = self._board.get(name)
-        if known is None:
-            return None
-        try:
-            check_uid(known.update.uid)
-        except InvalidArgument:
-            return None
-        attempt = max(known.update.attempts, 1)
-        return AttemptPlace(self._settings.state_dir, known.update.uid, attempt)
-
     def _identity(self, name: str) -> str:
         return f"{self._client.namespace}/{name}"
 
 
-def _started(places: dict[str, AttemptPlace | None]) -> set[str]:
-    """Those whose process began to run."""
-    return {name for name, place in places.items() if place is not None and place.was_started}
+def _started(state_dir: Path, updates: dict[str, ActionUpdate]) -> set[str]:
+    """Those whose present attempt began to run."""
+    return {
+        name
+        for name, each in updates.items()
+        if place_of(state_dir, each.incarnation, max(each.attempts, 1)).was_started
+    }

@@ -31,6 +31,7 @@ class Taker:
             is told as it comes.
         known: Gives the states of all actions that are not over.
         synced: Called after each snapshot.
+        replaced: Called when the store turned out to be another one: revisions begin anew.
         failed: Called with the name of an action of which a state could not be taken in, and the
             time when :meth:`Intake.again` is to be called.
     """
@@ -38,6 +39,7 @@ class Taker:
     take_in: Callable[[ActionUpdate, bool], None]
     known: Callable[[], list[ActionUpdate]]
     synced: Callable[[], None]
+    replaced: Callable[[], None]
     failed: Callable[[str, float], None]
 
 
@@ -67,8 +69,12 @@ class Intake:
         """
         seen: set[str] = set()
         listing = True
+        replaced = 0
         async with self._client.subscribe_all() as updates:
             async for item in updates:
+                if updates.replaced != replaced:
+                    replaced = updates.replaced
+                    self._taker.replaced()
                 if isinstance(item, ActionUpdate):
                     if listing:
                         seen.add(place_of(item)[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from etcd_actions.model import ErrorState
 
 
@@ -18,3 +20,15 @@ class NotStarted(Exception):
         super().__init__(error.message)
         self.error = error
         self.by_machine = by_machine
+
+
+class OutputsInUse(Exception):
+    """An attempt was not started, since another that lives has its directory of outputs.
+
+    Attributes:
+        holder: The directory of the other one.
+    """
+
+    def __init__(self, holder: Path) -> None:
+        super().__init__(f"attempt {holder} has the same directory of outputs")
+        self.holder = holder

@@ -6,6 +6,7 @@ The SDK's command exits with 0 when its task fails, and may be killed after all 
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -13,7 +14,8 @@ from typing import Final, NamedTuple
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 from google.protobuf.message import DecodeError as BadMessage
 
-from etcd_actions.executor.places import AttemptPlace, lacks_resources
+from etcd_actions.executor.outputs import taken_by
+from etcd_actions.executor.places import STARTED, AttemptPlace, lacks_resources
 from etcd_actions.model import ErrorState
 from etcd_actions.untrusted_files import (
     UnusableFile,
@@ -66,6 +68,20 @@ def outcome_of(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) ->
     Raises:
         OSError: This cannot be told now, for want of descriptors or memory.
     """
+    found = _look(place, outputs, declares_outputs=declares_outputs)
+    # Whoever takes the directory does so before it changes anything in it.
+    if (other := taken_by(place, outputs)) is not None:
+        message = (
+            f"attempt {other.path} was begun with the same directory of outputs, {outputs}, before "
+            "they were read: give each run an outputs' directory of its own"
+        )
+        return Outcome(ErrorState(code="OutputsReplaced", kind="USER", message=message), True)
+    return found
+
+
+def _look(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) -> Outcome:
+    if place.is_inferred:
+        return _look_at_own(place, outputs)
     failure = _read_error(outputs / ERROR_FILE)
     if failure is not None:
         return failure
@@ -86,6 +102,29 @@ def outcome_of(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) ->
         return Outcome(ErrorState(code="OutputsNotFound", kind="USER", message=message), True)
     # As Flyte's executor does with a container that just went away.
     return Outcome(ErrorState(code="ProcessEnded", kind="SYSTEM", message=_how(code) + end), True)
+
+
+def _look_at_own(place: AttemptPlace, outputs: Path) -> Outcome:
+    """Look at the files that only this action's task can have written, while it ran.
+
+    An exit code does not say whose it is, and neither does what was there before.
+    """
+    try:
+        began = (place.path / STARTED).lstat().st_mtime_ns
+    except FileNotFoundError:
+        began = None
+    for name, look in ((ERROR_FILE, _read_error), (OUTPUTS_FILE, lambda _: Outcome(None))):
+        with suppress(FileNotFoundError, NotADirectoryError, UnusableFile):
+            if is_regular(outputs / name) and began is not None:
+                written = (outputs / name).lstat().st_mtime_ns
+                found = look(outputs / name) if written >= began else None
+                if found is not None:
+                    return found
+    message = (
+        f"the version before started it, in {place.path}, and neither an error nor outputs in "
+        f"{outputs} say how it ended"
+    )
+    return Outcome(ErrorState(code="ProcessEnded", kind="SYSTEM", message=message), True)
 
 
 def clear(outputs: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
-import re
+import secrets
 import signal
 import struct
 import sys
@@ -19,6 +20,7 @@ from etcd_actions.executor import process_tree, supervisor
 from etcd_actions.executor.attempt_clock import running_for
 from etcd_actions.executor.bounded_log import LOG, LOG_BEFORE
 from etcd_actions.executor.process_tree import Process
+from etcd_actions.model import Incarnation
 from etcd_actions.untrusted_files import (
     UnusableFile,
     is_regular,
@@ -28,15 +30,18 @@ from etcd_actions.untrusted_files import (
     read_regular,
 )
 
-__all__ = ["EXIT", "LOCK", "LOG", "MARK", "STARTED", "AttemptPlace", "directory_name", "local_path"]
+__all__ = ["EXIT", "LOCK", "LOG", "MARK", "STARTED", "AttemptPlace", "local_path"]
 
 STARTED: Final = supervisor.STARTED
 """Written before the main process of an attempt begins: its number."""
 EXIT: Final = supervisor.EXIT
 """Written when the main process has ended: its exit code, negative for a signal."""
 LOCK: Final = "lock"
+OBJECT: Final = "object"
+"""Says whose attempt it is."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_MOST_SHOWN: Final = 1024
+_MOST_NOTE: Final = 64 * 1024
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # struct flock of 64-bit systems, and where the number of the process is in it.
@@ -52,14 +57,6 @@ def lacks_resources(error: OSError) -> bool:
     return error.errno in _LACKING
 
 
-def directory_name(uid: str) -> str:
-    """The name of the directory of an action's attempts."""
-    if _NAME.fullmatch(uid):
-        return uid
-    # It comes from etcd, and may name another directory.
-    return "." + hashlib.sha256(uid.encode(errors="surrogatepass")).hexdigest()
-
-
 class AttemptPlace:
     """The directory of one attempt of one incarnation of an action.
 
@@ -70,20 +67,66 @@ class AttemptPlace:
 
     Attributes:
         path: The directory.
+        incarnation: Whose attempt it is; None where only the directory is known.
+        is_inferred: Whether only the uid says whose it is: the version before started it.
         reported_exit: How the main process ended, where its supervisor told us; the file is
             not asked then.
     """
 
-    def __init__(self, state_dir: Path, uid: str, attempt: int) -> None:
-        self.path = state_dir / "attempts" / directory_name(uid) / str(attempt)
+    def __init__(self, state_dir: Path, incarnation: Incarnation, attempt: int) -> None:
+        self.path = state_dir / "attempts" / incarnation.path_component / str(attempt)
+        self.incarnation: Incarnation | None = incarnation
+        self.is_inferred = False
         self.reported_exit: int | None = None
 
     @classmethod
-    def at(cls, path: Path) -> AttemptPlace:
+    def at(
+        cls, path: Path, incarnation: Incarnation | None = None, *, is_inferred: bool = False
+    ) -> AttemptPlace:
         """The attempt that has a directory."""
-        place = cls(path.parents[2], "-", 0)
-        place.path = path
+        place = cls.__new__(cls)
+        place.path, place.reported_exit = path, None
+        place.incarnation, place.is_inferred = incarnation, is_inferred
         return place
+
+    @property
+    def state_dir(self) -> Path:
+        """The executor's directory."""
+        return self.path.parents[2]
+
+    @property
+    def name(self) -> str:
+        """What tells it from all others of the state directory."""
+        return "/".join(self.path.parts[-2:])
+
+    def note_object(self) -> bool:
+        """Write down whose attempt it is, once; whether it is ours.
+
+        Raises:
+            OSError: It cannot be written, or read.
+        """
+        incarnation = self.incarnation
+        assert incarnation is not None
+        owner = incarnation.path_component
+        note = {
+            "object": owner,
+            # For people.
+            "key": incarnation.key[:_MOST_SHOWN].decode(errors="backslashreplace"),
+            "create_revision": incarnation.create_revision,
+            "uid": incarnation.uid[:_MOST_SHOWN],
+        }
+        data = json.dumps(note).encode()
+        with self.open_directory() as directory:
+            for _ in range(2):
+                try:
+                    found = json.loads(read_regular(OBJECT, limit=_MOST_NOTE, dir_fd=directory))
+                except FileNotFoundError:
+                    _write_new(OBJECT, data, directory)
+                except (UnusableFile, ValueError, RecursionError):
+                    return False
+                else:
+                    return isinstance(found, dict) and found.get("object") == owner
+        return False
 
     @property
     def mark(self) -> str:
@@ -193,19 +236,6 @@ class AttemptPlace:
         """Seconds since the attempt began, across restarts of ours; None where it did not."""
         return running_for(self.path, self.path / STARTED)
 
-    def shorten_log(self, most: int) -> None:
-        """Keep the end of a log that is too long."""
-        with suppress(OSError, UnusableFile), self.open_directory() as directory:
-            descriptor = open_regular(LOG, os.O_RDWR, dir_fd=directory)
-            with os.fdopen(descriptor, "rb+") as file:
-                size = os.fstat(descriptor).st_size
-                if size > most:
-                    file.seek(size - most)
-                    end = file.read(most)
-                    file.seek(0)
-                    file.write(end)
-                    file.truncate()
-
     def last_lines(self, most: int = 20) -> str:
         """The end of its log, for an error that says nothing else."""
         end = b""
@@ -297,6 +327,25 @@ class AttemptPlace:
             if lacks_resources(error):
                 raise
             return False
+
+
+def _write_new(name: str, data: bytes, directory: int) -> None:
+    """Write a file whole, unless there is one."""
+    new = f"{name}.{secrets.token_hex(4)}"
+    descriptor = os.open(new, os.O_WRONLY | os.O_EXCL | _CREATE, 0o600, dir_fd=directory)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        try:
+            os.link(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except FileExistsError:
+            return
+        except OSError:
+            # Not every file system has links.
+            os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(new, dir_fd=directory)
 
 
 def _marked(mark: str) -> Iterator[Process]:

@@ -49,6 +49,8 @@ class Reports:
     ) -> StoredTaskAction:
         """Report until etcd has it; a report whose answer was lost may be made again.
 
+        It is about this object: one that was made under its name since is left alone.
+
         Raises:
             ActionError: The action is over, gone, or somebody else's.
             RequestTooLarge: The object has no room for it.
@@ -60,7 +62,12 @@ class Reports:
         while reported is None:
             try:
                 reported = await self._client.put_status(
-                    action.action_id, attempt, status, error=error, claim=claim
+                    action.action_id,
+                    attempt,
+                    status,
+                    error=error,
+                    claim=claim,
+                    incarnation=action.incarnation,
                 )
             except RequestTooLarge:
                 if error is None or len(error.message) <= _LEAST_OF_A_MESSAGE:

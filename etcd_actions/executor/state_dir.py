@@ -18,7 +18,8 @@ import trio
 
 from etcd_actions.containment import Containment
 from etcd_actions.errors import ConfigError
-from etcd_actions.executor.places import EXIT, LOG, STARTED, AttemptPlace, directory_name
+from etcd_actions.executor.outputs import OUTPUTS, sweep_outputs
+from etcd_actions.executor.places import EXIT, LOG, STARTED, AttemptPlace
 from etcd_actions.untrusted_files import UnusableFile
 
 UNIT: Final = "attempt_directory"
@@ -54,7 +55,7 @@ def prepare_state_dir(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_own(path)
-        for name in ("attempts",):
+        for name in ("attempts", OUTPUTS):
             (path / name).mkdir(mode=0o700, exist_ok=True)
             _make_own(path / name)
         probe = path / f".probe-{secrets.token_hex(4)}"
@@ -88,7 +89,7 @@ def _make_own(path: Path) -> None:
 async def keep_clean(
     state_dir: Path,
     keep: float,
-    open_uids: Callable[[], set[str] | None],
+    open_actions: Callable[[], set[str] | None],
     containment: Containment,
 ) -> None:
     """Remove attempts that ended long ago, again and again; does not return.
@@ -96,16 +97,16 @@ async def keep_clean(
     Args:
         state_dir: The executor's directory.
         keep: How many seconds ago.
-        open_uids: The actions that are not over: theirs stay. None where that is not known yet.
+        open_actions: The names of the directories of the actions that are not over, which stay.
+            None where that is not known yet.
         containment: Where a directory that cannot be removed is counted.
     """
     every = max(min(_LOOK_EVERY, keep / 4), _LEAST_EVERY)
     while True:
-        uids = open_uids()
-        if uids is None:
+        kept = open_actions()
+        if kept is None:
             await trio.sleep(_LEAST_EVERY)
             continue
-        kept = {directory_name(uid) for uid in uids}
         swept = await trio.to_thread.run_sync(sweep, state_dir, keep, kept, abandon_on_cancel=True)
         for path, error in swept.failures:
             with containment.unit(UNIT, str(path)):
@@ -137,6 +138,7 @@ def sweep(state_dir: Path, keep: float, kept: set[str]) -> Swept:
         # Unless something is in it.
         with suppress(OSError):
             action.rmdir()
+    sweep_outputs(state_dir, before)
     return Swept(removed, failures)
 
 

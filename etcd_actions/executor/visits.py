@@ -108,7 +108,10 @@ class Visits:
             action = await self._client.get_task_action(update.action_id)
             if action.phase is Phase.UNSPECIFIED:
                 action = await self._client.put_status(
-                    update.action_id, max(action.status.attempts, 1), ActionStatus(Phase.QUEUED)
+                    update.action_id,
+                    max(action.status.attempts, 1),
+                    ActionStatus(Phase.QUEUED),
+                    incarnation=action.incarnation,
                 )
             self._host.note(action)
             ends = self._host.limits(action, name).waiting_ends()

@@ -4,6 +4,7 @@ Conversions to Flyte's protobuf messages are in `etcd_actions.model.flyte`, whic
 imported here.
 """
 
+from etcd_actions.model.incarnation import Incarnation
 from etcd_actions.model.keyspace import Keyspace
 from etcd_actions.model.mark import State, details_digest, mark_number, mark_text, subject_digest
 from etcd_actions.model.names import (
@@ -92,6 +93,7 @@ __all__ = [
     "ActionUpdate",
     "Condition",
     "ErrorState",
+    "Incarnation",
     "Keyspace",
     "ObjectMeta",
     "OwnerReference",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from etcd_actions.model.incarnation import Incarnation
 from etcd_actions.model.names import ANNOTATION_ABORT_REASON, ANNOTATION_ABORTED_BY, ActionId
 from etcd_actions.model.output import output_uri
 from etcd_actions.model.phase import Phase
@@ -29,7 +30,7 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     output_uri: str
     uid: str
     create_revision: int
-    """0 where it is not known; with ``uid`` it tells a re-created object from the old one."""
+    """0 where it is not known."""
     revision: int
     """``mod_revision`` of the value; of a deletion, the revision of the delete."""
     recorded: bool
@@ -51,6 +52,11 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """RFC 3339, empty while the action goes on."""
     abort_reason: str = ""
     aborted_by: str = ""
+
+    @property
+    def incarnation(self) -> Incarnation:
+        """Which object it is a state of."""
+        return Incarnation(self.key, self.create_revision, self.uid)
 
     @property
     def signal_value(self) -> bytes | None:

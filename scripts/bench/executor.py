@@ -97,7 +97,7 @@ def measure(etcd: str, python: Path, directory: Path, task: str, count: int, for
         service.wait()
         log.close()
         for attempt in directory.glob("state-*/attempts/*/*"):
-            place = AttemptPlace(attempt.parents[2], attempt.parent.name, int(attempt.name))
+            place = AttemptPlace.at(attempt)
             place.kill(signal.SIGKILL)
 
 

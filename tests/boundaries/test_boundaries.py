@@ -376,9 +376,9 @@ async def test_claims_are_renewed_on(
         client.open_claims(ttl=2) as claims,
     ):
         created = (await client.enqueue(flyte.task(root))).action
-        claim = await claims.claim(root, created.metadata.uid, created.create_revision)
+        claim = await claims.claim(root, created.incarnation)
         await trio.sleep(3)
-        assert claim == await claims.claim(root, created.metadata.uid, created.create_revision)
+        assert claim == await claims.claim(root, created.incarnation)
         assert client.containment.failures == {"task": 1}
 
 

@@ -66,11 +66,11 @@ async def test_a_claim_without_a_lease_is_nobodys(etcd: Etcd, prefix: bytes) -> 
         async with client.open_claims() as one, client.open_claims() as other:
             await etcd.put(key, b"garbage")
             assert await one.taken() == set()
-            before = await one.claim(ROOT, action.metadata.uid, action.create_revision)
+            before = await one.claim(ROOT, action.incarnation)
             assert before is not None
-            assert await other.claim(ROOT, action.metadata.uid, action.create_revision) is None
+            assert await other.claim(ROOT, action.incarnation) is None
             await etcd.put(key, b"garbage")
-            after = await other.claim(ROOT, action.metadata.uid, action.create_revision)
+            after = await other.claim(ROOT, action.incarnation)
             assert after is not None
             # The fence of the first one does not hold any more.
             assert after.create_revision > before.create_revision

@@ -16,6 +16,7 @@ from etcd_actions.executor.attempt import Attempts
 from etcd_actions.executor.command import Command
 from etcd_actions.executor.fork_server import ForkServer, open_fork_server
 from etcd_actions.executor.places import AttemptPlace
+from tests.executor.objects import an_object
 
 Way = Literal["exec", "launch", "fork"]
 WAYS: tuple[Way, ...] = ("exec", "launch", "fork")
@@ -76,7 +77,7 @@ class Bench:
         self.containment = containment
 
     def place(self, uid: str = "uid", attempt: int = 1) -> AttemptPlace:
-        return AttemptPlace(self.directory / "state", uid, attempt)
+        return AttemptPlace(self.directory / "state", an_object(uid=uid), attempt)
 
     def command(
         self,

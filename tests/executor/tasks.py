@@ -41,9 +41,7 @@ class Machine:
     def end_all(self) -> None:
         """End what lives on without its executor."""
         for directory in self.state_dir.glob("attempts/*/*"):
-            AttemptPlace(self.state_dir, directory.parent.name, int(directory.name)).kill(
-                signal.SIGKILL
-            )
+            AttemptPlace.at(directory).kill(signal.SIGKILL)
 
     def task(
         self,

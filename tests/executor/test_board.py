@@ -136,3 +136,14 @@ def test_any_order_comes_to_the_same(states: list[tuple[str, Phase]], random: ob
         } & open_
         assert board.children(name) == below
         assert board.is_waiting(name) == bool(below)
+
+
+def test_in_another_store_older_revisions_are_news() -> None:
+    board = board_of("a0", "c1")
+    board.note(update("c1", 11, Phase.SUCCEEDED))
+    assert not board.note(update("a0", 3, Phase.RUNNING))
+    assert not board.note(update("c1", 3, Phase.RUNNING))
+    board.forget_revisions()
+    assert board.note(update("a0", 3, Phase.RUNNING))
+    assert board.note(update("c1", 4, Phase.RUNNING))
+    assert board.children("r1-a0") == {"r1-c1"}

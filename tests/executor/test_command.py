@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.executor import ExecutorSettings
-from etcd_actions.executor.command import Command, build_command, check_uid
+from etcd_actions.executor.command import Command, build_command
 from etcd_actions.executor.policy import HOST_MARK
 from etcd_actions.model import ObjectMeta, TaskAction, TaskActionSpec
 
@@ -90,14 +90,6 @@ def test_what_no_process_can_be_given_is_named(
     with pytest.raises(InvalidArgument) as raised:
         build(action(**spec), given)
     assert raised.value.field == field
-
-
-@pytest.mark.parametrize(
-    "uid", ["", ".", "..", "../../x", "a/b", "/", "a\0", "a" * 256, "\ud800", "é" * 200]
-)
-def test_a_uid_that_is_no_directory_is_refused(uid: str) -> None:
-    with pytest.raises(InvalidArgument, match=r"metadata\.uid"):
-        check_uid(uid)
 
 
 def test_empty_arguments_and_many_variables_are_fine() -> None:

@@ -10,8 +10,9 @@ import pytest
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 
 from etcd_actions.executor.outcome import clear, outcome_of
-from etcd_actions.executor.places import EXIT, LOCK, LOG, STARTED, AttemptPlace, local_path
+from etcd_actions.executor.places import EXIT, LOCK, STARTED, AttemptPlace, local_path
 from etcd_actions.executor.templates import substitute
+from tests.executor.objects import an_object
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_what_is_on_this_machine(uri: str, path: str | None) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> AttemptPlace:
-    place = AttemptPlace(tmp_path, "uid", 1)
+    place = AttemptPlace(tmp_path, an_object(), 1)
     place.make()
     return place
 
@@ -82,15 +83,6 @@ def test_what_is_kept_is_for_its_user_only(place: AttemptPlace) -> None:
     os.close(lock)
     for path in (place.path / LOCK, place.path):
         assert path.stat().st_mode & 0o077 == 0
-
-
-def test_a_log_is_shortened_to_its_end(place: AttemptPlace) -> None:
-    (place.path / LOG).write_text("a" * 100 + "end")
-    place.shorten_log(5)
-    assert (place.path / LOG).read_text() == "aaend"
-    place.shorten_log(5)
-    assert (place.path / LOG).read_text() == "aaend"
-    assert place.last_lines() == "aaend"
 
 
 def write_error(outputs: Path, *, recoverable: bool, origin: int = ExecutionError.USER) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from etcd_actions.executor.outcome import outcome_of
 from etcd_actions.executor.places import EXIT, STARTED, AttemptPlace
+from tests.executor.objects import an_object
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def no_descriptors() -> Iterator[None]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> AttemptPlace:
-    place = AttemptPlace(tmp_path, "uid", 1)
+    place = AttemptPlace(tmp_path, an_object(), 1)
     place.make()
     (place.path / STARTED).write_text("1")
     (place.path / EXIT).write_text("0")

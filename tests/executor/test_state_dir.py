@@ -13,6 +13,7 @@ import pytest
 from etcd_actions.errors import ConfigError
 from etcd_actions.executor.places import AttemptPlace
 from etcd_actions.executor.state_dir import prepare_state_dir, sweep
+from tests.executor.objects import an_object
 from tests.support.odd_files import KINDS
 
 FLAG = "--executor-state-dir"
@@ -33,7 +34,7 @@ def test_it_is_for_its_user_only_whatever_it_was(tmp_path: Path, before: int | N
     prepare_state_dir(path)
     assert mode(path) == 0o700
     assert mode(path / "attempts") == 0o700
-    assert [each.name for each in path.iterdir()] == ["attempts"]
+    assert sorted(each.name for each in path.iterdir()) == ["attempts", "outputs"]
 
 
 @pytest.mark.parametrize("kind", [each for each in KINDS if each != "directory"])
@@ -97,7 +98,7 @@ def test_a_read_only_file_system_is_refused_by_the_flags_name(tmp_path: Path) ->
 
 def attempt(state_dir: Path, uid: str, number: int, age: float) -> AttemptPlace:
     """An attempt that ended some seconds ago."""
-    place = AttemptPlace(state_dir, uid, number)
+    place = AttemptPlace(state_dir, an_object(uid=uid), number)
     place.make()
     for name in ("started", "exit", "log", "lock"):
         (place.path / name).write_text("0")
@@ -116,7 +117,7 @@ def test_what_ended_long_ago_is_removed_and_nothing_else(tmp_path: Path) -> None
     lock = living.try_lock()
     assert lock is not None
     try:
-        assert sweep(tmp_path, 50, {"d"}) == (3, [])
+        assert sweep(tmp_path, 50, {an_object(uid="d").path_component}) == (3, [])
     finally:
         os.close(lock)
     for place in (young, living, open_, late):
@@ -125,7 +126,7 @@ def test_what_ended_long_ago_is_removed_and_nothing_else(tmp_path: Path) -> None
         assert not place.path.exists()
     assert not alone.path.parent.exists()
     assert not odd.path.parent.exists()
-    assert sweep(tmp_path, 50, {"d"}) == (1, [])
+    assert sweep(tmp_path, 50, {an_object(uid="d").path_component}) == (1, [])
     assert not living.path.exists()
 
 

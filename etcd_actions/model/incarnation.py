@@ -1,0 +1,57 @@
+"""Which object it is: one of those that have had a key."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+import msgspec
+
+_MOST_OF_A_NAME: Final = 80
+_DIGEST: Final = 40
+_OTHER: Final = re.compile(r"[^A-Za-z0-9._-]")
+
+
+class Incarnation(msgspec.Struct, frozen=True, gc=False):
+    """One object, from its creation to its deletion.
+
+    A key alone names one after the other. The ``uid`` alone is what somebody wrote there: objects
+    that were copied, restored or replayed may share one, and may have none. etcd gives no two
+    objects of a key the same ``create_revision``, but another store may. Objects that agree in all
+    three are the same object, as far as anybody can know.
+    """
+
+    key: bytes
+    """The etcd key."""
+    create_revision: int
+    """etcd's, of the key; 0 where it is not known."""
+    uid: str
+    """``metadata.uid``, whatever it is."""
+
+    def may_be(self, other: Incarnation) -> bool:
+        """Whether both can be the same object: a revision that is not known may be any."""
+        known = 0 not in (self.create_revision, other.create_revision)
+        return (
+            self.key == other.key
+            and self.uid == other.uid
+            and not (known and self.create_revision != other.create_revision)
+        )
+
+    @property
+    def path_component(self) -> str:
+        """A name for files that are about this object: the key's last part, and a digest.
+
+        It has only letters, digits, dots, underscores and hyphens, begins with a letter or digit,
+        and has at most 121 characters. Two objects have the same one only if they are the same.
+        """
+        digest = hashlib.sha256()
+        for part in (
+            self.key,
+            str(self.create_revision).encode(),
+            self.uid.encode(errors="surrogatepass"),
+        ):
+            digest.update(b"%d:" % len(part) + part)
+        name = self.key.rpartition(b"/")[2].decode(errors="replace")
+        readable = _OTHER.sub("_", name[:_MOST_OF_A_NAME]).lstrip("._-") or "action"
+        return f"{readable}-{digest.hexdigest()[:_DIGEST]}"
