@@ -156,7 +156,9 @@ def hosts(text: str) -> frozenset[str]:
     names = [name.strip() for name in utf8(text).split(",")]
     for name in names:
         if not re.fullmatch(r"[0-9A-Za-z._-]+|\[?[0-9A-Fa-f:.]+\]?", name):
-            raise ValueError(f"{name!r} is no host: give a name or an address, without a port")
+            raise ValueError(
+                f"{quoted(name)} is no host: give a name or an address, without a port"
+            )
     return frozenset(name.strip("[]") for name in names)
 
 
@@ -166,7 +168,7 @@ def users(text: str) -> Literal["own", "any"] | frozenset[int]:
         return cast(Literal["own", "any"], text)
     numbers = [number.strip() for number in text.split(",")]
     if not all(re.fullmatch(r"[0-9]{1,10}", number) for number in numbers):
-        raise ValueError(f"{text!r} is neither own nor any: give these, or user ids (id -u)")
+        raise ValueError(f"{quoted(text)} is neither own nor any: give these, or user ids (id -u)")
     return frozenset(map(int, numbers))
 
 
