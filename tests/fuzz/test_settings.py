@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from etcd_actions.config import SETTINGS, Config, Environment, File, Flags, Setting, resolve
 from etcd_actions.config.security import check_tls
+from etcd_actions.config.settings import ALLOWED_HOSTS, LISTEN_USERS
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.etcd.password_file import read_password_file
@@ -33,6 +34,8 @@ collect_orphans = true
 
 @MANY
 @given(st.sampled_from(SETTINGS), TEXTS)
+@example(LISTEN_USERS, "9" * 5000)
+@example(ALLOWED_HOSTS, "a/" * 2500)
 def test_a_text(setting: Setting[object], text: str) -> None:
     for source, name in (
         (Flags({setting.name: text}), setting.flag),
