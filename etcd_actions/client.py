@@ -216,7 +216,9 @@ class ActionsClient:
 
         Raises:
             InvalidArgument: A field is missing, or has a value that Flyte's schema forbids.
-            AlreadyExists: Another action has that name.
+            AlreadyExists: The action exists, and another request made it.
+            NameTaken: Its key holds the object of another action, or an unreadable value: of
+                another project's run of that name, say.
             Aborted: The parent is gone, or it or what is above it is being aborted.
             ConfigError: ``flyteidl2`` is not installed.
         """

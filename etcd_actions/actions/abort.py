@@ -17,7 +17,13 @@ import structlog
 import trio
 
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored import StoredTaskAction, check_identity, describe, same_run
+from etcd_actions.actions.stored import (
+    StoredTaskAction,
+    check_identity,
+    describe,
+    same_action,
+    same_run,
+)
 from etcd_actions.codecs import codec_of
 from etcd_actions.containment import Containment
 from etcd_actions.containment import describe as failure_text
@@ -134,6 +140,10 @@ class Aborter:
         while True:
             target, marked = await self._read(key, marker_key)
             marker = None if marked is None else _marker(marked)
+            if marker is not None and not same_action(marker.action_id, action_id):
+                # Of another run, whose action had that key: its abort is not to be forgotten.
+                await self._cascade(marker)
+                marker = None
             if target is None:
                 if marker is None:
                     raise NotFound(f"there is no action {describe(action_id)}")

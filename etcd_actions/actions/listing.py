@@ -47,13 +47,20 @@ class Lister:
             DecodeError: Its value cannot be read.
             EtcdError: etcd could not be asked.
         """
+        others = None
         for key in (self._keys.task_action(action_id), self._keys.trace(action_id)):
             kv = await self._store.get(key)
-            if kv is not None:
-                found = StoredTaskAction.of(kv)
+            if kv is None:
+                continue
+            found = StoredTaskAction.of(kv)
+            try:
                 check_identity(found, action_id)
+            except NotFound as error:
+                # Beside another run's task there may be the trace that is meant.
+                others = others or error
+            else:
                 return found
-        raise NotFound(f"there is no action {describe(action_id)}")
+        raise others or NotFound(f"there is no action {describe(action_id)}")
 
     async def list_run_actions(self, run: ActionId, *, traces: bool = False) -> Listing:
         """All tasks and conditions of a run, with its traces if asked for.

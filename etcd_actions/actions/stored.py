@@ -53,6 +53,11 @@ def same_run(one: ActionId, other: ActionId) -> bool:
     return (one.project, one.domain, one.run) == (other.project, other.domain, other.run)
 
 
+def same_action(one: ActionId, other: ActionId) -> bool:
+    """Whether they are one action; the root of a run has two names."""
+    return same_run(one, other) and one.object_name == other.object_name
+
+
 def check_identity(found: TaskAction, wanted: ActionId) -> None:
     """Two actions can have one key: neither project nor domain is in it.
 
@@ -60,7 +65,7 @@ def check_identity(found: TaskAction, wanted: ActionId) -> None:
         NotFound: The object is another action's.
     """
     is_ = found.action_id
-    if same_run(is_, wanted) and is_.object_name == wanted.object_name:
+    if same_action(is_, wanted):
         return
     other_org = is_.org and wanted.org and is_.org != wanted.org
     raise NotFound(

@@ -15,7 +15,7 @@ import math
 import structlog
 import trio
 
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored import StoredTaskAction, same_run
 from etcd_actions.claims import Claims
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import (
@@ -400,6 +400,9 @@ class Executor:
         reason = f"its parent {parent.spec.action_name} is over: {parent.phase.name}"
         failures = 0
         while (known := self._board.get(name)) is not None:
+            if not same_run(known.update.action_id, parent.action_id):
+                # The parent's name was another run's before, which left this.
+                return
             with self._containment.unit("abort", self._identity(name), parks=True) as unit:
                 try:
                     await self._client.abort_action(known.update.action_id, reason)
