@@ -44,7 +44,7 @@ def in_the_way(present: StoredTaskAction, asked: Asked) -> ActionError:
     # Tasks and conditions share their keys. Where a trace stands nobody waits for another kind.
     if same_action(there, asked.action_id) and (not is_trace or present.spec.kind == asked.kind):
         return AlreadyExists(
-            f"{there.object_name} exists and was asked for otherwise: {_what(present)}"
+            f"{there.object_name} exists already, by another request: {_what(present)}"
         )
     return _taken(present.key, asked, _what(present), _remedy(present, asked))
 
