@@ -10,14 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import structlog
-
 from etcd_actions.actions.stored import StoredTaskAction, describe, same_action
 from etcd_actions.errors import ActionError, AlreadyExists, DecodeError, NameTaken
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ACTION_TYPE_TRACE, ActionId, TaskAction
-
-_log = structlog.get_logger(__name__)
 
 
 class Asked(NamedTuple):
@@ -52,7 +48,6 @@ def in_the_way(present: StoredTaskAction, asked: Asked) -> ActionError:
 def _taken(key: bytes, asked: Asked, there: str, remedy: str) -> NameTaken:
     text = key.decode(errors="backslashreplace")
     wanted = _full_name(asked.action_id)
-    _log.warning("name_taken", key=text, wanted=wanted, there=there)
     return NameTaken(
         f"{asked.kind} {wanted} cannot be created: its key {text} holds {there}: {remedy}"
     )
