@@ -246,7 +246,7 @@ class Aborter:
         Raises:
             EtcdError: etcd did not do it.
         """
-        keys = Keyspace(self._keys.prefix, namespace)
+        keys = self._keys.within(namespace)
         aborter = Aborter(self._store, keys, clock=self._clock, containment=self._containment)
         marked = await self._store.get(keys.abort(action_id))
         marker = None if marked is None else _marker(marked)
@@ -272,7 +272,7 @@ class Aborter:
     async def _cascade(self, marker: Marker) -> tuple[str, ...]:
         """End all below an action, and the action itself where somebody revived it."""
         aborted: set[str] = set()
-        prefix, *_ = self._keys.run_prefixes(marker.run)
+        prefix, *_ = self._keys.of(marker.action_id).run_prefixes(marker.run)
         while True:
             kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
             going_on = _going_on(kvs, marker)
@@ -320,7 +320,7 @@ class Aborter:
     def _within(self, key: bytes, prefix: bytes) -> Aborter:
         """An aborter for the namespace of a key."""
         namespace = key[len(prefix) :].partition(b"/")[0].decode(errors="replace")
-        keys = Keyspace(self._keys.prefix, namespace)
+        keys = self._keys.within(namespace)
         return Aborter(self._store, keys, clock=self._clock, containment=self._containment)
 
     def _aborted(self, kv: KeyValue, reason: str, by: str) -> bytes:

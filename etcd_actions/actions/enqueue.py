@@ -144,7 +144,8 @@ class Enqueuer:
                     name = describe(request.action_id)
                     raise Aborted(f"an abort of {name} cannot be finished; the log has why")
                 tried = left
-                await self._aborter.action_gone(request.action_id, self._keys.namespace)
+                namespace = self._keys.namespace_of(request.action_id)
+                await self._aborter.action_gone(request.action_id, namespace)
                 scene = await self._look(request)
                 continue
             key = self._key(request)
@@ -205,7 +206,7 @@ class Enqueuer:
         """Where the aborts are that count."""
         if request.is_root:
             return KeyRange.of_key(self._keys.abort(request.action_id))
-        *_, aborts = self._keys.run_prefixes(request.action_id.run)
+        *_, aborts = self._keys.of(request.action_id).run_prefixes(request.action_id.run)
         return KeyRange.of_prefix(aborts)
 
     def _guards(self, request: objects.Request, scene: _Scene) -> list[Compare]:
@@ -247,7 +248,7 @@ class Enqueuer:
                 request.trace,
                 self._parent(request, scene),
                 present,
-                namespace=self._keys.namespace,
+                namespace=self._keys.namespace_of(request.action_id),
                 now=self._clock(),
                 new_uid=lambda: uid,
             )
@@ -264,7 +265,7 @@ class Enqueuer:
             built = objects.build(
                 request,
                 None if request.is_root else self._parent(request, scene),
-                namespace=self._keys.namespace,
+                namespace=self._keys.namespace_of(request.action_id),
                 now=self._clock(),
                 new_uid=lambda: uid,
             )

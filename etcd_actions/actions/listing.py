@@ -74,7 +74,7 @@ class Lister:
         Raises:
             EtcdError: etcd could not be asked.
         """
-        objects, trace_prefix, _ = self._keys.run_prefixes(run.run)
+        objects, trace_prefix, _ = self._keys.of(run).run_prefixes(run.run)
         prefixes = (objects, trace_prefix) if traces else (objects,)
         listing = await self._list(prefixes)
         mine = [action for action in listing.actions if same_run(action.action_id, run)]
@@ -103,9 +103,9 @@ class Lister:
         )
 
     async def list_all(self) -> Listing:
-        """All actions of the namespace, with their traces."""
-        namespace = self._keys.namespace.encode() + b"/"
-        return await self._list((self._keys.prefix + namespace, self._keys.traces + namespace))
+        """All actions of the namespace, or of all there are, with their traces."""
+        keys = self._keys
+        return await self._list((keys.below(keys.prefix), keys.below(keys.traces)))
 
     async def revision(self) -> int:
         """The newest revision of the store."""

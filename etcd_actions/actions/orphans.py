@@ -70,7 +70,7 @@ class OrphanCollector:
         Raises:
             EtcdError: etcd did not do it all; it may be done again.
         """
-        keys = Keyspace(self._keys.prefix, deleted.namespace)
+        keys = self._keys.within(deleted.namespace)
         orphans: list[_Owned] = []
         for prefix in keys.run_prefixes(deleted.action_id.run)[:2]:
             kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
@@ -123,7 +123,8 @@ class OrphanCollector:
             uids[kv.key] = action.metadata.uid
         for owner in action.metadata.owner_references:
             if owner.kind == KIND and owner.uid:
-                namespace = action.metadata.namespace or self._keys.namespace
+                # By the key: what an object says of its namespace may be anything.
+                namespace = _namespace(kv.key)
                 key = f"{namespace}/{owner.name}".encode(errors="replace")
                 return _Owned(kv.key, self._keys.prefix + key, owner.uid)
         return None
@@ -162,6 +163,11 @@ class OrphanCollector:
         if not ask_for_deletion(tree, self._clock()):
             return None
         return Put(kv.key, encoded(kv, tree), kv.lease)
+
+
+def _namespace(key: bytes) -> str:
+    """The namespace of an object, by its key."""
+    return ["", *key.decode(errors="replace").rsplit("/", 2)][-2]
 
 
 def _text(owned: _Owned) -> str:

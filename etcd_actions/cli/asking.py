@@ -68,6 +68,7 @@ async def open_client(common: Common) -> AsyncIterator[ActionsClient]:
             etcd,
             prefix=common.prefix,
             namespace=common.namespace or DEFAULT_NAMESPACE,
+            namespace_template=common.config.namespace_template,
             codec=common.config.codec,
         ) as client,
     ):

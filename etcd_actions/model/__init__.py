@@ -40,6 +40,7 @@ from etcd_actions.model.names import (
     run_key_prefix,
     task_action_name,
 )
+from etcd_actions.model.namespaces import NamespaceTemplate
 from etcd_actions.model.output import fnv1a32, output_uri, shard
 from etcd_actions.model.phase import Condition, Phase, phase_of
 from etcd_actions.model.summary import Summary, pack, summarize, unpack
@@ -87,6 +88,7 @@ __all__ = [
     "Condition",
     "ErrorState",
     "Keyspace",
+    "NamespaceTemplate",
     "ObjectMeta",
     "OwnerReference",
     "Phase",
