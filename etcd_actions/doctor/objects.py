@@ -11,11 +11,11 @@ import trio
 from etcd_actions.codecs import codec_of
 from etcd_actions.doctor.findings import Finding, Kind, Severity
 from etcd_actions.doctor.subject import Subject, as_text, size_text
-from etcd_actions.errors import DecodeError
+from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.etcd.paging import open_pages
-from etcd_actions.model import parse_key
+from etcd_actions.model import NamespaceTemplate, TaskAction, parse_key
 
 ACTIONS = Kind(id="actions", severity=Severity.OK)
 UNDECODABLE = Kind(
@@ -39,6 +39,15 @@ ODD_KEYS = Kind(
     "Kubernetes API server stumbles over them.",
     remedy="see whether --prefix is right; else delete them: etcdctl del '<key>'",
 )
+ELSEWHERE = Kind(
+    id="other-namespaces",
+    severity=Severity.WARNING,
+    meaning="--namespace-template names another namespace for these actions, which are not over: "
+    "nobody finds them by their names, no executor runs them, and nothing can be enqueued below "
+    "them.",
+    remedy="let them end without the template first; or end them, each root in its namespace: "
+    "etcd-actions abort <project>/<domain>/<run>/a0 --namespace <namespace>",
+)
 LARGE = Kind(
     id="large-values",
     severity=Severity.WARNING,
@@ -61,7 +70,7 @@ NOT_ALL = Kind(
     remedy="give --namespace to look at a part",
 )
 
-KINDS = (ACTIONS, UNDECODABLE, MIXED_CODECS, ODD_KEYS, LARGE, WAITING, NOT_ALL)
+KINDS = (ACTIONS, UNDECODABLE, MIXED_CODECS, ODD_KEYS, ELSEWHERE, LARGE, WAITING, NOT_ALL)
 
 _PAGE_BYTES = 4 << 20
 _BATCH = 100
@@ -73,6 +82,7 @@ class _Tally:
 
     examples: int
     large_value: int
+    template: NamespaceTemplate | None = None
     values: int = 0
     terminal: int = 0
     recorded: int = 0
@@ -99,8 +109,9 @@ class _Tally:
             self.note(LARGE, kv.key, size_text(size))
             if self.largest is None or size > len(self.largest.value):
                 self.largest = kv
+        namespace = ""
         try:
-            parse_key(prefix, kv.key)
+            namespace, _ = parse_key(prefix, kv.key)
         except DecodeError:
             self.note(ODD_KEYS, kv.key, f"revision {kv.mod_revision}")
         codec = codec_of(kv.value)
@@ -116,6 +127,18 @@ class _Tally:
                 self.recorded += 1
             else:
                 self.note(WAITING, kv.key, f"{action.phase.name} since revision {kv.mod_revision}")
+        elif wanted := self._elsewhere(action, namespace):
+            self.note(ELSEWHERE, kv.key, f"{action.phase.name}, belongs into {wanted}")
+
+    def _elsewhere(self, action: TaskAction, namespace: str) -> str:
+        """Where an action belongs that is in this namespace; empty where that is right."""
+        if self.template is None or not namespace:
+            return ""
+        try:
+            wanted = self.template.namespace_of(action.spec.project, action.spec.domain)
+        except InvalidArgument:
+            return "no namespace"
+        return "" if wanted == namespace else wanted
 
     def seen(self, kind: Kind) -> str:
         """The number of keys of a kind, and the first of them."""
@@ -128,7 +151,7 @@ class _Tally:
 
 async def check_objects(subject: Subject, etcd: EtcdClient) -> list[Finding]:
     """Read every value below the prefix, page by page, for as long as the limits let."""
-    tally = _Tally(subject.limits.examples, subject.limits.large_value)
+    tally = _Tally(subject.limits.examples, subject.limits.large_value, subject.template)
     total = 0
     with trio.move_on_after(subject.limits.scan_seconds) as scope:
         async with open_pages(etcd, subject.keys, page_bytes=_PAGE_BYTES) as pages:
@@ -148,7 +171,7 @@ def _judge(tally: _Tally, total: int, *, cut: bool) -> Iterator[Finding]:
         + (f" ({forms})" if forms else "")
         + f"; {tally.terminal} actions are over, and {tally.recorded} of them recorded"
     )
-    for kind in (UNDECODABLE, ODD_KEYS, WAITING, LARGE):
+    for kind in (UNDECODABLE, ODD_KEYS, ELSEWHERE, WAITING, LARGE):
         if tally.counts[kind.id]:
             first = tally.named[kind.id][0][0]
             if kind is LARGE and tally.largest is not None:
