@@ -201,8 +201,10 @@ async def test_claims_are_of_one_namespace_each(client: ActionsClient) -> None:
 async def test_projects_that_make_one_namespace_conflict_visibly(client: ActionsClient) -> None:
     """``a-b`` with ``c`` and ``a`` with ``b-c``: the template says the same of both."""
     await client.enqueue(flyte.task(ActionId("a-b", "c", "r1", "a0")))
-    with pytest.raises(errors.NameTaken, match="holds task a0 of run a-b/c/r1"):
+    with pytest.raises(errors.NameTaken, match="holds task a0 of run a-b/c/r1") as caught:
         await client.enqueue(flyte.task(ActionId("a", "b-c", "r1", "a0")))
+    # They have it already.
+    assert "--namespace-template" not in str(caught.value)
     with pytest.raises(errors.NotFound):
         await client.get_task_action(ActionId("a", "b-c", "r1", "a0"))
 
@@ -251,8 +253,11 @@ async def test_what_was_there_before_the_switch_is_still_watched_and_marked(
             return (await before.get_task_action(ONE)).is_recorded
 
         await until(marked)
-        with pytest.raises(errors.NotFound):
+        # Nobody is told that it is gone: where it was looked for is said.
+        with pytest.raises(errors.NotFound, match="in namespace one-d"):
             await client.get_task_action(ONE)
+        with pytest.raises(errors.Aborted, match="in namespace one-d"):
+            await client.enqueue(flyte.task(below(ONE, "c1"), "a0"))
         # The same run again is another object, in the namespace of its project.
         assert (await client.enqueue(flyte.task(ONE))).created
         async with client.subscribe_all() as everything:

@@ -21,6 +21,7 @@ from etcd_actions.actions.stored import (
     StoredTaskAction,
     check_identity,
     describe,
+    missing,
     same_action,
     same_run,
 )
@@ -146,7 +147,7 @@ class Aborter:
                 marker = None
             if target is None:
                 if marker is None:
-                    raise NotFound(f"there is no action {describe(action_id)}")
+                    raise NotFound(missing(action_id, self._keys))
                 aborted = await self._cascade(marker)
                 await self._forget(marker)
                 return AbortResult(aborted)

@@ -22,10 +22,12 @@ class Asked(NamedTuple):
     Attributes:
         action_id: Which action.
         kind: ``task``, ``condition`` or ``trace``.
+        one_namespace: Whether all actions are in one, so that several would help.
     """
 
     action_id: ActionId
     kind: str
+    one_namespace: bool
 
 
 def unreadable(kv: KeyValue, asked: Asked, error: DecodeError) -> NameTaken:
@@ -61,8 +63,9 @@ def _remedy(present: TaskAction, asked: Asked) -> str:
     if present.is_deleting:
         return "it is being deleted: try again when it is gone, or give another name"
     remedy = f"give another name, or end and delete run {_run(there)} first"
-    if (there.project, there.domain) != (wanted.project, wanted.domain):
-        remedy += ", or keep each project and domain in a namespace of its own"
+    other_project = (there.project, there.domain) != (wanted.project, wanted.domain)
+    if other_project and asked.one_namespace:
+        remedy += ", or give each project and domain a namespace of its own (--namespace-template)"
     return remedy
 
 

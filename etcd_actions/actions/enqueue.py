@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from etcd_actions.actions import conflicts, objects, validation
 from etcd_actions.actions.abort import Aborter, Marker, read_marker
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored import StoredTaskAction, describe, same_action, same_run
+from etcd_actions.actions.stored import StoredTaskAction, describe, missing, same_action, same_run
 from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.errors import (
     Aborted,
@@ -234,7 +234,8 @@ class Enqueuer:
     ) -> TaskAction | StoredTaskAction:
         """The object to be written; or the stored one, where it is there already."""
         present = None
-        asked = conflicts.Asked(request.action_id, request.kind)
+        one_namespace = self._keys.namespace is not None
+        asked = conflicts.Asked(request.action_id, request.kind, one_namespace)
         if scene.present is not None:
             try:
                 present = StoredTaskAction.of(scene.present)
@@ -275,7 +276,7 @@ class Enqueuer:
     def _parent(self, request: objects.Request, scene: _Scene) -> TaskAction:
         wanted = request.parent_id
         if scene.parent is None:
-            raise Aborted(f"the parent is gone: there is no action {describe(wanted)}")
+            raise Aborted(f"the parent is gone: {missing(wanted, self._keys)}")
         try:
             parent = StoredTaskAction.of(scene.parent)
         except DecodeError as error:

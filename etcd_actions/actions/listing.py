@@ -14,7 +14,7 @@ import structlog
 from etcd_actions.actions.stored import (
     StoredTaskAction,
     check_identity,
-    describe,
+    missing,
     same_run,
 )
 from etcd_actions.errors import Compacted, DecodeError, NotFound
@@ -60,7 +60,7 @@ class Lister:
                 others = others or error
             else:
                 return found
-        raise others or NotFound(f"there is no action {describe(action_id)}")
+        raise others or NotFound(missing(action_id, self._keys))
 
     async def list_run_actions(self, run: ActionId, *, traces: bool = False) -> Listing:
         """All tasks and conditions of a run, with its traces if asked for.

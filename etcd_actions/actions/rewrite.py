@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from etcd_actions.actions.stored import StoredTaskAction, check_identity, describe
+from etcd_actions.actions.stored import StoredTaskAction, check_identity, describe, missing
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import (
     ClaimLost,
@@ -71,7 +71,7 @@ async def rewrite(
     seen = await store.get(key)
     while True:
         if seen is None:
-            raise NotFound(f"there is no action {describe(action_id)}")
+            raise NotFound(missing(action_id, keys))
         codec = codec_of(seen.value)
         action = StoredTaskAction.of(seen)
         check_identity(action, action_id)

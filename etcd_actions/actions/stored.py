@@ -5,7 +5,7 @@ from __future__ import annotations
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import NotFound
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ActionId, TaskAction
+from etcd_actions.model import ActionId, Keyspace, TaskAction
 
 
 class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, rename="camel"):
@@ -44,6 +44,12 @@ class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, re
 def describe(action_id: ActionId) -> str:
     """Name an action to a person."""
     return f"{action_id.name} of run {action_id.project}/{action_id.domain}/{action_id.run}"
+
+
+def missing(action_id: ActionId, keys: Keyspace) -> str:
+    """Say that there is no such action; where a template chooses the namespace, in which."""
+    within = "" if keys.namespace is not None else f" in namespace {keys.namespace_of(action_id)}"
+    return f"there is no action {describe(action_id)}{within}"
 
 
 def same_run(one: ActionId, other: ActionId) -> bool:
