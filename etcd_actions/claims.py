@@ -179,14 +179,14 @@ class Claims:
         await self._store.txn(Txn([claim.fence], [Delete(KeyRange.of_key(claim.key))]))
 
     async def taken(self) -> set[str]:
-        """The names of the objects that are claimed, by whomever.
+        """The objects that are claimed, by whomever, as ``<namespace>/<name>``.
 
         Raises:
             EtcdError: etcd could not be asked.
         """
-        prefix = self._keys.claims + self._keys.namespace.encode() + b"/"
-        kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
-        return {kv.key[len(prefix) :].decode(errors="replace") for kv in kvs if kv.lease}
+        claims = self._keys.claims
+        kvs, _ = await self._store.read(KeyRange.of_prefix(self._keys.below(claims)))
+        return {kv.key[len(claims) :].decode(errors="replace") for kv in kvs if kv.lease}
 
     async def _delete(self, found: KeyValue) -> None:
         """Delete a claim that would never expire, if it still is what was found.

@@ -22,7 +22,7 @@ from etcd_actions.claims import Claim, Claims, open_claims
 from etcd_actions.codecs import codec_named
 from etcd_actions.containment import Containment, describe
 from etcd_actions.dead_letters import DeadLetter, LetterDesk
-from etcd_actions.errors import EtcdActionsError, InvalidArgument, UnexpectedFailure
+from etcd_actions.errors import ConfigError, EtcdActionsError, InvalidArgument, UnexpectedFailure
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.group_commit import (
     GroupCommit,
@@ -37,6 +37,7 @@ from etcd_actions.model import (
     ErrorState,
     Incarnation,
     Keyspace,
+    NamespaceTemplate,
     build_action_update,
 )
 from etcd_actions.processor import (
@@ -69,6 +70,7 @@ async def open_actions_client(
     *,
     prefix: bytes = DEFAULT_KEY_PREFIX,
     namespace: str = DEFAULT_NAMESPACE,
+    namespace_template: str | NamespaceTemplate | None = None,
     all_namespaces: bool = False,
     run_service: RunService | None = None,
     codec: str = "json",
@@ -81,6 +83,9 @@ async def open_actions_client(
         etcd: The connection; it must live longer.
         prefix: What comes before ``<namespace>/<name>`` in the keys.
         namespace: The Kubernetes namespace of all actions.
+        namespace_template: Names the namespace of each action by its project and domain
+            instead, such as ``{project}-{domain}``; then all namespaces are watched, recorded
+            and marked. See :class:`~etcd_actions.model.NamespaceTemplate`.
         all_namespaces: Watch, record and mark in all others, too.
         run_service: Who is told of each action, and before an ending is marked; nobody by
             default.
@@ -91,19 +96,25 @@ async def open_actions_client(
         containment: The boundaries of the process; by default the client has its own.
 
     Raises:
-        ConfigError: There is no such codec.
+        ConfigError: There is no such codec, or the template makes no namespaces.
     """
+    template = namespace_template
+    if isinstance(template, str):
+        try:
+            template = NamespaceTemplate(template)
+        except ValueError as error:
+            raise ConfigError(f"namespace_template: {template!r} {error}") from None
     settings = settings or ProcessorSettings()
     containment = containment or Containment()
     form = codec_named(codec)
     async with open_group_commit(etcd, containment) as commit:
         store = Store(etcd, commit.txn)
-        keys = Keyspace(prefix, namespace)
+        keys = Keyspace(prefix, namespace, template=template)
         async with (
             open_processor(
                 etcd,
                 prefix=prefix,
-                namespace=None if all_namespaces else namespace,
+                namespace=None if all_namespaces else keys.namespace,
                 run_service=run_service,
                 settings=settings,
                 store=store,
@@ -188,9 +199,17 @@ class ActionsClient:
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
 
     @property
-    def namespace(self) -> str:
-        """The namespace of its actions."""
+    def namespace(self) -> str | None:
+        """The namespace of its actions; None where each project and domain has its own."""
         return self._keys.namespace
+
+    def namespace_of(self, action_id: ActionId) -> str:
+        """The namespace of an action.
+
+        Raises:
+            InvalidArgument: Its project and domain make none.
+        """
+        return self._keys.namespace_of(action_id)
 
     def statistics(self) -> ProcessorStatistics:
         """What the watching does and has done."""
@@ -220,7 +239,9 @@ class ActionsClient:
 
         Raises:
             InvalidArgument: A field is missing, or has a value that Flyte's schema forbids.
-            AlreadyExists: Another action has that name.
+            AlreadyExists: The action exists, and another request made it.
+            NameTaken: Its key holds the object of another action, or an unreadable value: of
+                another project's run of that name, say.
             Aborted: The parent is gone, or it or what is above it is being aborted.
             ConfigError: ``flyteidl2`` is not installed.
         """
@@ -427,7 +448,7 @@ class ActionsClient:
     def subscribe_all(
         self,
     ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]:
-        """Get the updates of all actions of the namespace, beginning with a snapshot.
+        """Get the updates of all actions, beginning with a snapshot.
 
         For those who run actions, or show them: see :meth:`subscribe`.
 
@@ -510,13 +531,16 @@ class ActionsClient:
 
     def _watcher(self, parent: ActionId | str | None) -> Processor:
         """One that watches for a single subscription, and writes nothing."""
+        namespace = self._keys.namespace
+        if isinstance(parent, ActionId):
+            namespace = self._keys.namespace_of(parent)
         return Processor(
             self._nursery,
             self._etcd,
             self._store,
             Recorder(self._store),
             prefix=self._keys.prefix,
-            namespace=self._keys.namespace,
+            namespace=namespace,
             runs=parent.run if isinstance(parent, ActionId) else None,
             run_service=NullRunService(),
             settings=replace(self._settings, record=False),

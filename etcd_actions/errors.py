@@ -134,7 +134,7 @@ class NotFound(ActionError):
 
 
 class AlreadyExists(ActionError):
-    """Another action has that name; the message says which."""
+    """This very action exists, and another request made it; the message says what it is."""
 
 
 class InvalidArgument(ActionError):
@@ -156,6 +156,14 @@ class InvalidArgument(ActionError):
 
 class FailedPrecondition(ActionError):
     """The state of the action forbids it; the message says which state."""
+
+
+class NameTaken(FailedPrecondition):
+    """The key of the action holds the object of another one; the message says which.
+
+    Flyte builds the name of an object of run and action only, so actions of several projects,
+    domains and runs can have one key.
+    """
 
 
 class ClaimLost(FailedPrecondition):

@@ -546,6 +546,10 @@ class Outbox:
         known = self._known(parent)
         if known is None or known.phase not in _BEFORE_RUNNING or parent in self._has_children:
             return
+        # Another run's action may have the key by now.
+        run = child.action_id
+        if (known.project, known.domain, known.run) != (run.project, run.domain, run.run):
+            return
         self._has_children.add(parent)
         if self._router is not None:
             self._router.dispatch((_as_known(parent, known),))

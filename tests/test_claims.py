@@ -43,7 +43,7 @@ async def test_one_of_two_gets_it_and_keeps_it(client: ActionsClient) -> None:
         assert mine is not None
         assert await claim(client, one) == mine
         assert await claim(client, two) is None
-        assert await two.taken() == {"r1-a0"}
+        assert await two.taken() == {"flyte/r1-a0"}
         await one.release(mine)
         theirs = await claim(client, two)
         assert theirs is not None

@@ -23,6 +23,8 @@ from etcd_actions.actions.stored import (
     check_identity,
     check_incarnation,
     describe,
+    missing,
+    same_action,
     same_run,
 )
 from etcd_actions.codecs import codec_of
@@ -170,9 +172,13 @@ class Aborter:
         while True:
             target, marked = await self._read(key, marker_key)
             marker = None if marked is None else _marker(marked)
+            if marker is not None and not same_action(marker.action_id, action_id):
+                # Of another run, whose action had that key: its abort is not to be forgotten.
+                await self._cascade(marker)
+                marker = None
             if target is None:
                 if marker is None:
-                    raise NotFound(f"there is no action {describe(action_id)}")
+                    raise NotFound(missing(action_id, self._keys))
                 aborted = await self._cascade(marker)
                 await self._forget(marker)
                 return AbortResult(aborted)
@@ -276,7 +282,7 @@ class Aborter:
         Raises:
             EtcdError: etcd did not do it.
         """
-        keys = Keyspace(self._keys.prefix, namespace)
+        keys = self._keys.within(namespace)
         aborter = self._of(keys)
         marked = await self._store.get(keys.abort(action_id))
         marker = None if marked is None else _marker(marked)
@@ -302,7 +308,7 @@ class Aborter:
     async def _cascade(self, marker: Marker) -> tuple[str, ...]:
         """End all below an action, and the action itself where somebody revived it."""
         aborted: set[str] = set()
-        prefix, *_ = self._keys.run_prefixes(marker.run)
+        prefix, *_ = self._keys.of(marker.action_id).run_prefixes(marker.run)
         while True:
             kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
             going_on = _going_on(kvs, marker)
@@ -350,7 +356,7 @@ class Aborter:
     def _within(self, key: bytes, prefix: bytes) -> Aborter:
         """An aborter for the namespace of a key."""
         namespace = key[len(prefix) :].partition(b"/")[0].decode(errors="replace")
-        return self._of(Keyspace(self._keys.prefix, namespace))
+        return self._of(self._keys.within(namespace))
 
     def _of(self, keys: Keyspace) -> Aborter:
         return Aborter(

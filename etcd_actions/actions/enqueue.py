@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from etcd_actions.actions import objects, validation
+from etcd_actions.actions import conflicts, objects, validation
 from etcd_actions.actions.abort import Aborter, Marker, read_marker
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored import StoredTaskAction, describe, same_run
+from etcd_actions.actions.stored import StoredTaskAction, describe, missing, same_action, same_run
 from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.errors import (
     Aborted,
-    AlreadyExists,
     DecodeError,
     EtcdError,
     InvalidArgument,
@@ -123,7 +122,8 @@ class Enqueuer:
 
         Raises:
             InvalidArgument: A field is missing or has a value that cannot be stored.
-            AlreadyExists: Another action has that name.
+            AlreadyExists: The action exists, and another request made it.
+            NameTaken: Its key holds the object of another action, or an unreadable value.
             Aborted: The parent is gone, or an abort of it or above it is under way.
             OutcomeUnknown: It may have been created, and could not be read back.
             EtcdError: etcd did not do it.
@@ -147,7 +147,8 @@ class Enqueuer:
                     name = describe(request.action_id)
                     raise Aborted(f"an abort of {name} cannot be finished; the log has why")
                 tried = left
-                await self._aborter.action_gone(request.action_id, self._keys.namespace)
+                namespace = self._keys.namespace_of(request.action_id)
+                await self._aborter.action_gone(request.action_id, namespace)
                 scene = await self._look(request)
                 continue
             key = self._key(request)
@@ -208,7 +209,7 @@ class Enqueuer:
         """Where the aborts are that count."""
         if request.is_root:
             return KeyRange.of_key(self._keys.abort(request.action_id))
-        *_, aborts = self._keys.run_prefixes(request.action_id.run)
+        *_, aborts = self._keys.of(request.action_id).run_prefixes(request.action_id.run)
         return KeyRange.of_prefix(aborts)
 
     def _guards(self, request: objects.Request, scene: _Scene) -> list[Compare]:
@@ -236,36 +237,39 @@ class Enqueuer:
     ) -> TaskAction | StoredTaskAction:
         """The object to be written; or the stored one, where it is there already."""
         present = None
+        one_namespace = self._keys.namespace is not None
+        asked = conflicts.Asked(request.action_id, request.kind, one_namespace)
         if scene.present is not None:
             try:
                 present = StoredTaskAction.of(scene.present)
             except DecodeError as error:
-                raise AlreadyExists(f"there is what cannot be read: {error}") from None
+                raise conflicts.unreadable(scene.present, asked, error) from None
         if request.trace is not None:
             if present is not None and not _is_trace_of(present, request):
-                raise AlreadyExists(_what_is_there(present, request))
+                raise conflicts.in_the_way(present, asked)
             built = objects.build_trace(
                 request,
                 request.trace,
                 self._parent(request, scene),
                 present,
-                namespace=self._keys.namespace,
+                namespace=self._keys.namespace_of(request.action_id),
                 now=self._clock(),
                 new_uid=lambda: uid,
             )
         elif present is not None:
             digest = _digest(present)
-            # Flyte's service leaves none.
-            if digest == request.digest or (
+            # Flyte's service leaves none. A digest alone may have come along with a copy.
+            is_it = same_action(present.action_id, request.action_id)
+            if (is_it and digest == request.digest) or (
                 digest is None and objects.same_action(present, request)
             ):
                 return present
-            raise AlreadyExists(_what_is_there(present, request))
+            raise conflicts.in_the_way(present, asked)
         else:
             built = objects.build(
                 request,
                 None if request.is_root else self._parent(request, scene),
-                namespace=self._keys.namespace,
+                namespace=self._keys.namespace_of(request.action_id),
                 now=self._clock(),
                 new_uid=lambda: uid,
                 finalizer=self._finalizer,
@@ -276,12 +280,12 @@ class Enqueuer:
     def _parent(self, request: objects.Request, scene: _Scene) -> TaskAction:
         wanted = request.parent_id
         if scene.parent is None:
-            raise Aborted(f"the parent is gone: there is no action {describe(wanted)}")
+            raise Aborted(f"the parent is gone: {missing(wanted, self._keys)}")
         try:
             parent = StoredTaskAction.of(scene.parent)
         except DecodeError as error:
             raise Aborted(f"the parent cannot be read: {error}") from None
-        if not same_run(parent.action_id, wanted):
+        if not same_action(parent.action_id, wanted):
             raise Aborted(
                 f"the parent is gone: {wanted.object_name} is action {describe(parent.action_id)}"
             )
@@ -319,10 +323,11 @@ class Enqueuer:
             if kv is None:
                 return
             try:
-                parent = StoredTaskAction.of(kv).parent
+                found = StoredTaskAction.of(kv)
             except DecodeError:
                 return
-            if not parent:
+            parent = found.parent
+            if not parent or not same_action(found.action_id, at):
                 return
             at = ActionId(at.project, at.domain, at.run, parent, at.org)
             kv = await self._store.get(self._keys.task_action(at))
@@ -378,15 +383,4 @@ def _is_trace_of(present: TaskAction, request: objects.Request) -> bool:
         present.spec.kind == ACTION_TYPE_TRACE
         and same_run(present.action_id, request.action_id)
         and present.action_id.name == request.action_id.name
-    )
-
-
-def _what_is_there(present: TaskAction, request: objects.Request) -> str:
-    there = present.action_id
-    org = f"{there.org}/" if there.org else ""
-    below = f", below {present.parent}" if present.parent else ""
-    return (
-        f"{request.action_id.object_name} exists and is another one: {present.spec.kind} "
-        f"{there.name} of run {org}{there.project}/{there.domain}/{there.run}{below}, in phase "
-        f"{present.phase.name}"
     )

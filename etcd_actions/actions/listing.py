@@ -14,7 +14,7 @@ import structlog
 from etcd_actions.actions.stored import (
     StoredTaskAction,
     check_identity,
-    describe,
+    missing,
     same_run,
 )
 from etcd_actions.errors import Compacted, DecodeError, NotFound
@@ -47,13 +47,20 @@ class Lister:
             DecodeError: Its value cannot be read.
             EtcdError: etcd could not be asked.
         """
+        others = None
         for key in (self._keys.task_action(action_id), self._keys.trace(action_id)):
             kv = await self._store.get(key)
-            if kv is not None:
-                found = StoredTaskAction.of(kv)
+            if kv is None:
+                continue
+            found = StoredTaskAction.of(kv)
+            try:
                 check_identity(found, action_id)
+            except NotFound as error:
+                # Beside another run's task there may be the trace that is meant.
+                others = others or error
+            else:
                 return found
-        raise NotFound(f"there is no action {describe(action_id)}")
+        raise others or NotFound(missing(action_id, self._keys))
 
     async def list_run_actions(self, run: ActionId, *, traces: bool = False) -> Listing:
         """All tasks and conditions of a run, with its traces if asked for.
@@ -67,7 +74,7 @@ class Lister:
         Raises:
             EtcdError: etcd could not be asked.
         """
-        objects, trace_prefix, _ = self._keys.run_prefixes(run.run)
+        objects, trace_prefix, _ = self._keys.of(run).run_prefixes(run.run)
         prefixes = (objects, trace_prefix) if traces else (objects,)
         listing = await self._list(prefixes)
         mine = [action for action in listing.actions if same_run(action.action_id, run)]
@@ -96,9 +103,9 @@ class Lister:
         )
 
     async def list_all(self) -> Listing:
-        """All actions of the namespace, with their traces."""
-        namespace = self._keys.namespace.encode() + b"/"
-        return await self._list((self._keys.prefix + namespace, self._keys.traces + namespace))
+        """All actions of the namespace, or of all there are, with their traces."""
+        keys = self._keys
+        return await self._list((keys.below(keys.prefix), keys.below(keys.traces)))
 
     async def revision(self) -> int:
         """The newest revision of the store."""

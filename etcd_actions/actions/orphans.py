@@ -143,7 +143,7 @@ class OrphanCollector:
         Raises:
             EtcdError: etcd did not do it all; it may be done again.
         """
-        keys = Keyspace(self._keys.prefix, deleted.namespace)
+        keys = self._keys.within(deleted.namespace)
         orphans: list[_Owned] = []
         for prefix in keys.run_prefixes(deleted.action_id.run)[:2]:
             kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
@@ -206,7 +206,8 @@ class OrphanCollector:
             return None
         if found is not None:
             found[kv.key] = (action.metadata.uid, action.action_id)
-        namespace = action.metadata.namespace or self._keys.namespace
+        # By the key: what an object says of its namespace may be anything.
+        namespace = _namespace(kv.key)
         for owner in action.metadata.owner_references:
             if owner.kind != KIND:
                 continue
@@ -270,6 +271,11 @@ class OrphanCollector:
         if not ask_for_deletion(tree, self._clock(), finalizer=self._finalizer):
             return None
         return Put(kv.key, encoded(kv, tree), kv.lease)
+
+
+def _namespace(key: bytes) -> str:
+    """The namespace of an object, by its key."""
+    return ["", *key.decode(errors="replace").rsplit("/", 2)][-2]
 
 
 def _text(owned: _Owned) -> str:

@@ -11,6 +11,7 @@ from etcd_actions.actions.stored import (
     check_identity,
     check_incarnation,
     describe,
+    missing,
 )
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import (
@@ -80,7 +81,7 @@ async def rewrite(
     seen = await store.get(key)
     while True:
         if seen is None:
-            raise NotFound(f"there is no action {describe(action_id)}")
+            raise NotFound(missing(action_id, keys))
         codec = codec_of(seen.value)
         action = StoredTaskAction.of(seen)
         check_identity(action, action_id)

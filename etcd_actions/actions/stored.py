@@ -5,7 +5,7 @@ from __future__ import annotations
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import NotFound
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ActionId, Incarnation, State, TaskAction
+from etcd_actions.model import ActionId, Incarnation, Keyspace, State, TaskAction
 
 
 class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, rename="camel"):
@@ -55,11 +55,22 @@ def describe(action_id: ActionId) -> str:
     return f"{action_id.name} of run {action_id.project}/{action_id.domain}/{action_id.run}"
 
 
+def missing(action_id: ActionId, keys: Keyspace) -> str:
+    """Say that there is no such action; where a template chooses the namespace, in which."""
+    within = "" if keys.namespace is not None else f" in namespace {keys.namespace_of(action_id)}"
+    return f"there is no action {describe(action_id)}{within}"
+
+
 def same_run(one: ActionId, other: ActionId) -> bool:
     """Whether two actions are of one run; the organisation counts where both know it."""
     if one.org and other.org and one.org != other.org:
         return False
     return (one.project, one.domain, one.run) == (other.project, other.domain, other.run)
+
+
+def same_action(one: ActionId, other: ActionId) -> bool:
+    """Whether they are one action; the root of a run has two names."""
+    return same_run(one, other) and one.object_name == other.object_name
 
 
 def check_identity(found: TaskAction, wanted: ActionId) -> None:
@@ -69,7 +80,7 @@ def check_identity(found: TaskAction, wanted: ActionId) -> None:
         NotFound: The object is another action's.
     """
     is_ = found.action_id
-    if same_run(is_, wanted) and is_.object_name == wanted.object_name:
+    if same_action(is_, wanted):
         return
     other_org = is_.org and wanted.org and is_.org != wanted.org
     raise NotFound(

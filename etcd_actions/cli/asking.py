@@ -74,6 +74,7 @@ async def open_client(common: Common) -> AsyncIterator[ActionsClient]:
             etcd,
             prefix=common.prefix,
             namespace=common.namespace or DEFAULT_NAMESPACE,
+            namespace_template=common.config.namespace_template,
             codec=common.config.codec,
             settings=ProcessorSettings(finalizer=common.config[FINALIZER]),
         ) as client,

@@ -34,6 +34,7 @@ _FLOAT = r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0
 
 async def enqueue_file(common: Common, file: str) -> int:
     """Create the action that a file describes."""
+    common.config.check_one_namespace()
     # A pipe or a terminal may keep us waiting; the end does not wait for it.
     request = await trio.to_thread.run_sync(read_request, file, abandon_on_cancel=True)
     async with open_asked(common) as asked:

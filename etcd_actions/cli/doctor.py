@@ -50,6 +50,7 @@ async def examine_etcd(common: Common, output: str | None) -> int:
                     settings=common.config.connection(common.endpoints_to_use),
                     prefix=common.prefix,
                     namespace=common.namespace,
+                    template=common.config.namespace_template,
                 )
             )
         if findings is None:

@@ -69,6 +69,7 @@ async def run_until_signal(common: Common) -> int:
     """
     raise_limit()
     config = common.config
+    config.check_one_namespace()
     if config[EXECUTOR] != "none":
         forbid_reading()
     if common.endpoints is None:
@@ -159,6 +160,7 @@ async def _serve(
                 etcd,
                 prefix=common.prefix,
                 namespace=common.namespace or DEFAULT_NAMESPACE,
+                namespace_template=config.namespace_template,
                 all_namespaces=common.namespace is None,
                 run_service=run_service,
                 codec=config.codec,
@@ -172,7 +174,7 @@ async def _serve(
             version=__version__,
             endpoints=endpoints,
             prefix=common.prefix.decode(),
-            namespace=common.namespace or "all",
+            namespace=str(config.namespace_template or common.namespace or "all"),
             run_service=str(config[RUN_SERVICE] or "none"),
         )
         monitoring = await _monitor(stack, client, etcd, common)

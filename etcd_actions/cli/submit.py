@@ -77,6 +77,7 @@ class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
 async def submit_program(common: Common, submission: Submission, output: str | None) -> int:
     """Do it; gives the exit code."""
     form = chosen_format(output, elsewhere="jsonl")
+    common.config.check_one_namespace()
     python = sdk_python(common.config)
     run = submission.run or f"r{secrets.token_hex(8)}"
     root = ActionId(submission.project, submission.domain, run, ROOT_ACTION, submission.org)
@@ -313,7 +314,7 @@ def _question(submission: Submission, run: str) -> dict[str, Any]:
     root_dir = Path(submission.root_dir).absolute() if submission.root_dir else path.parent
     if not path.is_relative_to(root_dir):
         raise ConfigError(f"--root-dir {root_dir}: {path} is not below it")
-    base = _output_base(submission.output_base, run)
+    base = _output_base(submission, run)
     inputs = {}
     for text in submission.inputs:
         name, equals, value = text.partition("=")
@@ -335,12 +336,13 @@ def _question(submission: Submission, run: str) -> dict[str, Any]:
     }
 
 
-def _output_base(given: str | None, run: str) -> Path:
-    """Where the run's files go."""
-    if given:
-        return Path(given).absolute()
+def _output_base(submission: Submission, run: str) -> Path:
+    """Where the run's files go; runs of one name in several projects share nothing."""
+    if submission.output_base:
+        return Path(submission.output_base).absolute()
     try:
-        return default_data_dir().with_name("runs").expanduser().absolute() / run
+        runs = default_data_dir().with_name("runs").expanduser().absolute()
+        return runs / submission.project / submission.domain / run
     except (ConfigError, RuntimeError):
         raise ConfigError(
             "this user has no home directory, so there is no default place for the run's "

@@ -16,6 +16,7 @@ from etcd_actions.config.settings import (
     KEEPALIVE_TIME,
     KEEPALIVE_TIMEOUT,
     NAMESPACE,
+    NAMESPACE_TEMPLATE,
     PREFIX,
     TRANSPORT,
     USER,
@@ -25,6 +26,7 @@ from etcd_actions.config.settings import (
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection import ConnectionSettings, User
 from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
+from etcd_actions.model import NamespaceTemplate
 
 T = TypeVar("T")
 
@@ -72,6 +74,27 @@ class Config:
     def namespace(self) -> str | None:
         """The only namespace wanted; all when None."""
         return self[NAMESPACE]
+
+    @property
+    def namespace_template(self) -> NamespaceTemplate | None:
+        """What names the namespace of each action; None where all are in one.
+
+        One namespace that is asked for by its name counts more.
+        """
+        return None if self.namespace is not None else self[NAMESPACE_TEMPLATE]
+
+    def check_one_namespace(self) -> None:
+        """Refuse two answers to the question where actions are to be created.
+
+        Raises:
+            ConfigError: There are two.
+        """
+        one, each = self._values[NAMESPACE], self._values[NAMESPACE_TEMPLATE]
+        if one.given is not None and each.given is not None:
+            raise ConfigError(
+                f"{one.source} keeps all actions in one namespace, {each.source} each project and "
+                "domain in its own: leave one of them out"
+            )
 
     @property
     def codec(self) -> CodecName:

@@ -15,7 +15,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar, cast
 from etcd_actions.config import values
 from etcd_actions.etcd.connection import TransportName
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.model import DEFAULT_KEY_PREFIX
+from etcd_actions.model import DEFAULT_KEY_PREFIX, DEFAULT_NAMESPACE, NamespaceTemplate
 from etcd_actions.serving import Bind
 
 T_co = TypeVar("T_co", covariant=True)
@@ -144,6 +144,16 @@ NAMESPACE: Setting[str | None] = Setting(
     parse=values.namespace,
     otherwise="all namespaces",
     help="Only this namespace",
+)
+NAMESPACE_TEMPLATE: Setting[NamespaceTemplate | None] = Setting(
+    name="namespace_template",
+    group=Group.KEYS,
+    variable="ETCD_ACTIONS_NAMESPACE_TEMPLATE",
+    metavar="TEXT",
+    parse=values.namespace_template,
+    show=lambda text: str(values.namespace_template(text)),
+    otherwise=f"one namespace, {DEFAULT_NAMESPACE}, or that of --namespace",
+    help="A namespace for each project and domain, such as {project}-{domain}",
 )
 _codec: Callable[[str], CodecName] = values.one_of("json", "protobuf", "msgpack")
 CODEC: Setting[CodecName] = Setting(
@@ -697,6 +707,7 @@ SETTINGS: tuple[Setting[object], ...] = (
     TRANSPORT,
     PREFIX,
     NAMESPACE,
+    NAMESPACE_TEMPLATE,
     CODEC,
     FINALIZER,
     CACERT,

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.endpoints import Endpoint, check_host, parse_endpoints
+from etcd_actions.model import NamespaceTemplate
 from etcd_actions.quoting import quoted
 from etcd_actions.serving import Bind
 
@@ -215,6 +216,14 @@ def namespace(text: str) -> str:
             "or leave it out for all namespaces"
         )
     return utf8(text)
+
+
+def namespace_template(text: str) -> NamespaceTemplate:
+    """Namespaces by project and domain."""
+    try:
+        return NamespaceTemplate(utf8(text))
+    except ValueError as error:
+        raise ValueError(f"{quoted(text)} {error}") from None
 
 
 def file(text: str) -> Path:

@@ -12,11 +12,18 @@ from etcd_actions.codecs import ENCRYPTED_AT_REST, codec_of
 from etcd_actions.doctor.beside import Beside
 from etcd_actions.doctor.findings import Finding, Kind, Severity
 from etcd_actions.doctor.subject import Subject, as_text, size_text
-from etcd_actions.errors import DecodeError
+from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.etcd.paging import open_pages
-from etcd_actions.model import FINALIZER_RECORD, is_task_action, other_version, parse_key
+from etcd_actions.model import (
+    FINALIZER_RECORD,
+    NamespaceTemplate,
+    TaskAction,
+    is_task_action,
+    other_version,
+    parse_key,
+)
 
 ACTIONS = Kind(id="actions", severity=Severity.OK)
 UNDECODABLE = Kind(
@@ -67,6 +74,15 @@ ODD_KEYS = Kind(
     "Kubernetes API server stumbles over them.",
     remedy="see whether --prefix is right; else delete them: etcdctl del '<key>'",
 )
+ELSEWHERE = Kind(
+    id="other-namespaces",
+    severity=Severity.WARNING,
+    meaning="--namespace-template names another namespace for these actions, which are not over: "
+    "nobody finds them by their names, no executor runs them, and nothing can be enqueued below "
+    "them.",
+    remedy="let them end without the template first; or end them, each root in its namespace: "
+    "etcd-actions abort <project>/<domain>/<run>/a0 --namespace <namespace>",
+)
 LARGE = Kind(
     id="large-values",
     severity=Severity.WARNING,
@@ -97,12 +113,22 @@ KINDS = (
     OTHER_VERSION,
     MIXED_CODECS,
     ODD_KEYS,
+    ELSEWHERE,
     LARGE,
     WAITING,
     NOT_ALL,
 )
 
-_BY_KEY = (UNDECODABLE, UNREADABLE_VERSION, ENCRYPTED, OTHER_VERSION, ODD_KEYS, WAITING, LARGE)
+_BY_KEY = (
+    UNDECODABLE,
+    UNREADABLE_VERSION,
+    ENCRYPTED,
+    OTHER_VERSION,
+    ODD_KEYS,
+    ELSEWHERE,
+    WAITING,
+    LARGE,
+)
 """What is told with its first keys."""
 _PAGE_BYTES = 4 << 20
 _BATCH = 100
@@ -115,6 +141,7 @@ class _Tally:
     examples: int
     large_value: int
     beside: Beside
+    template: NamespaceTemplate | None = None
     values: int = 0
     terminal: int = 0
     recorded: int = 0
@@ -164,6 +191,18 @@ class _Tally:
                 self.recorded += 1
             else:
                 self.note(WAITING, kv.key, f"{action.phase.name} since revision {kv.mod_revision}")
+        elif wanted := self._elsewhere(action, namespace):
+            self.note(ELSEWHERE, kv.key, f"{action.phase.name}, belongs into {wanted}")
+
+    def _elsewhere(self, action: TaskAction, namespace: str) -> str:
+        """Where an action belongs that is in this namespace; empty where that is right."""
+        if self.template is None or not namespace:
+            return ""
+        try:
+            wanted = self.template.namespace_of(action.spec.project, action.spec.domain)
+        except InvalidArgument:
+            return "no namespace"
+        return "" if wanted == namespace else wanted
 
     def seen(self, kind: Kind) -> str:
         """The number of keys of a kind, and the first of them."""
@@ -193,7 +232,8 @@ async def check_objects(subject: Subject, etcd: EtcdClient, beside: Beside) -> l
 
     What they tell of an API server beside us is left in ``beside``.
     """
-    tally = _Tally(subject.limits.examples, subject.limits.large_value, beside)
+    limits = subject.limits
+    tally = _Tally(limits.examples, limits.large_value, beside, subject.template)
     total = 0
     with trio.move_on_after(subject.limits.scan_seconds) as scope:
         async with open_pages(etcd, subject.keys, page_bytes=_PAGE_BYTES) as pages:

@@ -11,7 +11,7 @@ from etcd_actions.etcd import EtcdClient, open_connection
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.etcd.connection import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.model import Keyspace
+from etcd_actions.model import Keyspace, NamespaceTemplate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,7 @@ class Subject:
         settings: How to connect; each of the endpoints is examined.
         prefix: What comes before ``<namespace>/<name>`` in the keys.
         namespace: The only namespace of interest; all when None.
+        template: What names the namespace of each action; None where all may be in any.
         limits: The measures.
         clock: The time of this machine, in seconds since 1970.
     """
@@ -66,6 +67,7 @@ class Subject:
     settings: ConnectionSettings
     prefix: bytes
     namespace: str | None = None
+    template: NamespaceTemplate | None = None
     limits: Limits = field(default_factory=Limits)
     clock: Callable[[], float] = time.time
 

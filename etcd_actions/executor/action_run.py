@@ -45,7 +45,7 @@ class Work:
     """What is done for one action.
 
     Attributes:
-        name: The name of the action's object.
+        name: What the executor calls the action, ``<namespace>/<name>``.
         scope: Cancelled when the claims are lost.
         ended_elsewhere: Set when the action is over, here or elsewhere.
         place: Where its present attempt is; None before it began.

@@ -1,8 +1,8 @@
 """What is known of the actions: which are not over, how deep they are, and which hold a slot.
 
-A state machine without I/O: it is told of states, and asked. Actions are called by the names
-of their objects. A state touches its action and the parent; only a parent that becomes known after
-its children moves what is below it.
+A state machine without I/O: it is told of states, and asked. Actions are called
+``<namespace>/<name>``, by the keys of their objects. A state touches its action and the parent;
+only a parent that becomes known after its children moves what is below it.
 """
 
 from __future__ import annotations
@@ -198,5 +198,7 @@ def _parent(update: ActionUpdate) -> str:
     """The name of the parent's object; empty for none, and for who says that it is its own."""
     if not update.parent:
         return ""
-    name = task_action_name(update.action_id.run, update.parent)
+    # In the namespace of the child.
+    namespace, slash, _ = update.name.rpartition("/")
+    name = namespace + slash + task_action_name(update.action_id.run, update.parent)
     return "" if name == update.name else name

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored import StoredTaskAction, same_run
 from etcd_actions.claims import Claims
 from etcd_actions.client import ActionsClient
 from etcd_actions.clock import Clock
@@ -216,7 +216,7 @@ class Executor:
         self._schedule.drop(name)
         self._ages.drop(name)
         self._failures.drop(name)
-        self._containment.forget("action", self._identity(name))
+        self._containment.forget("action", name)
         if (work := self._work.get(name)) is not None:
             work.ended_elsewhere.set()
         if (place := self._left_running.pop(name, None)) is not None:
@@ -253,7 +253,7 @@ class Executor:
         await self._examine()
         now = self._clock.monotonic()
         while (alarm := self._schedule.take_due(now)) is not None:
-            with self._containment.unit("action", self._identity(alarm.name)) as unit:
+            with self._containment.unit("action", alarm.name) as unit:
                 self._wake(alarm)
             if unit.failed:
                 self._schedule.at(alarm.due, alarm.name, self._failures.again(alarm.name, PARKED))
@@ -262,7 +262,7 @@ class Executor:
         while (name := self._schedule.first()) is not None and await self._room.has_room():
             if not self._schedule.is_ready(name):
                 continue
-            with self._containment.unit("action", self._identity(name)) as unit:
+            with self._containment.unit("action", name) as unit:
                 self._begin(name)
             if unit.failed:
                 self._schedule.delay(name, self._failures.again(name, PARKED), wakes=True)
@@ -320,7 +320,7 @@ class Executor:
         try:
             with (
                 work.scope,
-                self._containment.unit("action", self._identity(name), parks=True) as unit,
+                self._containment.unit("action", name, parks=True) as unit,
             ):
                 await self._attend(work)
                 done = True
@@ -402,7 +402,7 @@ class Executor:
             self._left_running[work.name] = work.place
 
     async def _end_left(self, name: str, place: AttemptPlace) -> None:
-        with self._containment.unit("attempt", self._identity(name)):
+        with self._containment.unit("attempt", name):
             await self._attempts.end(place)
 
     async def _abort_child(self, parent: StoredTaskAction, child: ActionUpdate) -> None:
@@ -413,7 +413,10 @@ class Executor:
         while (known := self._board.get(name)) is not None:
             if known.update.incarnation != incarnation:
                 break
-            with self._containment.unit("abort", self._identity(name), parks=True) as unit:
+            if not same_run(known.update.action_id, parent.action_id):
+                # The parent's name was another run's before, which left this.
+                return
+            with self._containment.unit("abort", name, parks=True) as unit:
                 try:
                     await self._client.abort_action(
                         known.update.action_id, reason, incarnation=incarnation
@@ -426,11 +429,11 @@ class Executor:
                     return
             failures += 1
             await trio.sleep((PARKED if unit.failed else DELAYED).delay(failures))
-        self._containment.forget("abort", self._identity(name))
+        self._containment.forget("abort", name)
 
     def _heal(self, name: str) -> None:
         self._failures.drop(name)
-        self._containment.forget("action", self._identity(name))
+        self._containment.forget("action", name)
 
     def _ring(self) -> None:
         self._bell.set()
@@ -438,9 +441,6 @@ class Executor:
     def _ring_later(self, seconds: float) -> None:
         """Look again in a while: memory that becomes free rings no bell."""
         self._rings_at = min(self._rings_at, seconds)
-
-    def _identity(self, name: str) -> str:
-        return f"{self._client.namespace}/{name}"
 
 
 def _started(state_dir: Path, updates: dict[str, ActionUpdate]) -> set[str]:

@@ -12,7 +12,7 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.clock import Clock
 from etcd_actions.errors import ActionError, DecodeError, InvalidArgument, NotFound
 from etcd_actions.executor.failures import PARKED, Failures
-from etcd_actions.executor.updates import gone, named_by_key, place_of, update_of
+from etcd_actions.executor.updates import gone, name_of, named_by_key, place_of, update_of
 from etcd_actions.model import ActionUpdate
 
 _log = structlog.get_logger(__name__)
@@ -27,8 +27,8 @@ class Taker:
     """Who takes the states.
 
     Attributes:
-        take_in: Called with each state of the namespace, under the name of its key, and whether it
-            is told as it comes.
+        take_in: Called with each state, under the name by its key (`name_of`), and whether it is
+            told as it comes.
         known: Gives the states of all actions that are not over.
         synced: Called after each snapshot.
         replaced: Called when the store turned out to be another one: revisions begin anew.
@@ -77,7 +77,7 @@ class Intake:
                     self._taker.replaced()
                 if isinstance(item, ActionUpdate):
                     if listing:
-                        seen.add(place_of(item)[1])
+                        seen.add(name_of(item))
                     self.note(item, live=not listing)
                     continue
                 for update in gone(self._taker.known(), seen, item.revision):
@@ -95,11 +95,10 @@ class Intake:
             update: The state.
             live: Whether it is told as it comes.
         """
-        namespace, name = place_of(update)
-        if namespace != self._client.namespace:
+        if not self._is_ours(update):
             return
-        identity = f"{namespace}/{name}"
-        with self._client.containment.unit("update", identity, parks=True) as unit:
+        name = name_of(update)
+        with self._client.containment.unit("update", name, parks=True) as unit:
             self._taker.take_in(named_by_key(update), live)
         self._untaken.pop(name, None)
         # An object that says that it is another's does so until it is changed.
@@ -108,6 +107,14 @@ class Intake:
             self._taker.failed(name, self._failures.again(name, PARKED))
         else:
             self._failures.drop(name)
+
+    def _is_ours(self, update: ActionUpdate) -> bool:
+        """Whether it is where the client looks for that action; in another namespace it is not."""
+        try:
+            namespace = self._client.namespace_of(update.action_id)
+        except InvalidArgument:
+            return False
+        return place_of(update)[0] == namespace
 
     async def _is_gone(self, update: ActionUpdate) -> bool:
         """Whether an action that a snapshot lacks is deleted, and not only unreadable."""

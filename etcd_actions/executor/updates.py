@@ -27,8 +27,13 @@ def place_of(update: ActionUpdate) -> tuple[str, str]:
     return parts[-2] if len(parts) > 1 else "", parts[-1]
 
 
+def name_of(update: ActionUpdate) -> str:
+    """What the executor calls an action: ``<namespace>/<name>``, by the key."""
+    return "/".join(place_of(update))
+
+
 def named_by_key(update: ActionUpdate) -> ActionUpdate:
-    """The update, under the name that its key has.
+    """The update, under what `name_of` gives.
 
     Raises:
         InvalidArgument: The object says that it is another action, which no request about it
@@ -41,7 +46,7 @@ def named_by_key(update: ActionUpdate) -> ActionUpdate:
             f"the object under the key of {name} says that it is {update.action_id.object_name}: "
             "nobody can run it: delete it",
         )
-    return update if update.name == name else msgspec.structs.replace(update, name=name)
+    return msgspec.structs.replace(update, name=name_of(update))
 
 
 def gone(known: Iterable[ActionUpdate], seen: set[str], revision: int) -> list[ActionUpdate]:
@@ -49,7 +54,7 @@ def gone(known: Iterable[ActionUpdate], seen: set[str], revision: int) -> list[A
 
     Args:
         known: What was known before it.
-        seen: The names in it.
+        seen: What is in it, by `name_of`.
         revision: When it was read.
     """
     return [

@@ -90,15 +90,14 @@ class Visits:
             known = self._board.get(name)
             if known is None or self._host.is_attended(name):
                 continue
-            identity = f"{self._client.namespace}/{name}"
-            with self._client.containment.unit("action", identity, parks=True) as unit:
+            with self._client.containment.unit("action", name, parks=True) as unit:
                 if known.is_condition:
                     await self._serve_condition(name, known.update)
                 else:
                     await self._queue(name, known.update)
             if self._board.get(name) is None:
                 # It has ended meanwhile: nobody else will say that it is not parked.
-                self._client.containment.forget("action", identity)
+                self._client.containment.forget("action", name)
             elif unit.failed:
                 self._alarm(name, self._failures.again(name, PARKED))
 

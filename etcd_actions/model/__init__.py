@@ -46,6 +46,7 @@ from etcd_actions.model.names import (
     run_key_prefix,
     task_action_name,
 )
+from etcd_actions.model.namespaces import NamespaceTemplate
 from etcd_actions.model.output import fnv1a32, output_uri, shard
 from etcd_actions.model.phase import Condition, Phase, phase_of
 from etcd_actions.model.summary import Summary, pack, summarize, unpack
@@ -95,6 +96,7 @@ __all__ = [
     "ErrorState",
     "Incarnation",
     "Keyspace",
+    "NamespaceTemplate",
     "ObjectMeta",
     "OwnerReference",
     "Phase",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, final
 
 from etcd_actions.model.names import DEFAULT_KEY_PREFIX, DEFAULT_NAMESPACE, ActionId, object_key
+from etcd_actions.model.namespaces import NamespaceTemplate
 
 OWN_PREFIX: Final = b"/etcd-actions/"
 """What this package's own keys begin with: an API server never reads there."""
@@ -12,11 +13,16 @@ OWN_PREFIX: Final = b"/etcd-actions/"
 
 @final
 class Keyspace:
-    """The keys of one namespace under one prefix.
+    """The keys under one prefix: of one namespace, or of one for each project and domain.
+
+    Args:
+        prefix: What comes before ``<namespace>/<name>`` in the keys of Flyte's objects.
+        namespace: The Kubernetes namespace of all actions.
+        template: Names the namespace of each action instead.
 
     Attributes:
         prefix: What comes before ``<namespace>/<name>`` in the keys of Flyte's objects.
-        namespace: The Kubernetes namespace that new objects are in.
+        namespace: The namespace of all actions; None where there is a template.
         side: What the keys begin with that this package keeps for itself: traces, the marks
             of aborts, the position, the election, dead letters. One ``prefix`` has one.
         traces: What the keys of traces begin with; like ``prefix``, before the namespace.
@@ -27,10 +33,15 @@ class Keyspace:
     """
 
     def __init__(
-        self, prefix: bytes = DEFAULT_KEY_PREFIX, namespace: str = DEFAULT_NAMESPACE
+        self,
+        prefix: bytes = DEFAULT_KEY_PREFIX,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        template: NamespaceTemplate | None = None,
     ) -> None:
         self.prefix = prefix
-        self.namespace = namespace
+        self._template = template
+        self.namespace = namespace if template is None else None
         self.side = OWN_PREFIX + prefix.lstrip(b"/")
         self.traces = self.side + b"traces/"
         self.aborts = self.side + b"aborts/"
@@ -38,21 +49,52 @@ class Keyspace:
         self.letters = self.side + b"dead-letters/"
         self.elections = self.side + b"election/"
 
+    def namespace_of(self, action_id: ActionId) -> str:
+        """The namespace of an action; project and domain count.
+
+        Raises:
+            InvalidArgument: The template makes none of its project and domain.
+        """
+        if self._template is None:
+            assert self.namespace is not None
+            return self.namespace
+        return self._template.namespace_of(action_id.project, action_id.domain)
+
+    def of(self, action_id: ActionId) -> Keyspace:
+        """The keys of one namespace: that of an action, and of all of its run.
+
+        Raises:
+            InvalidArgument: The template makes none of its project and domain.
+        """
+        return self if self._template is None else self.within(self.namespace_of(action_id))
+
+    def within(self, namespace: str) -> Keyspace:
+        """The keys of one namespace under the same prefix."""
+        return Keyspace(self.prefix, namespace)
+
+    def below(self, prefix: bytes) -> bytes:
+        """What all keys of one kind begin with: of its namespace, or of all there are.
+
+        Args:
+            prefix: What they begin with before the namespace, such as ``claims``.
+        """
+        return prefix if self.namespace is None else prefix + self.namespace.encode() + b"/"
+
     def task_action(self, action_id: ActionId) -> bytes:
         """The key of a task's or condition's object."""
-        return object_key(self.prefix, self.namespace, action_id.object_name)
+        return object_key(self.prefix, self.namespace_of(action_id), action_id.object_name)
 
     def trace(self, action_id: ActionId) -> bytes:
         """The key of a trace."""
-        return object_key(self.traces, self.namespace, action_id.object_name)
+        return object_key(self.traces, self.namespace_of(action_id), action_id.object_name)
 
     def abort(self, action_id: ActionId) -> bytes:
         """The key that exists while an abort of this action counts."""
-        return object_key(self.aborts, self.namespace, action_id.object_name)
+        return object_key(self.aborts, self.namespace_of(action_id), action_id.object_name)
 
     def claim(self, action_id: ActionId) -> bytes:
         """The key that exists while somebody runs this action."""
-        return object_key(self.claims, self.namespace, action_id.object_name)
+        return object_key(self.claims, self.namespace_of(action_id), action_id.object_name)
 
     def position(self, watched: str | None) -> bytes:
         """Where the position is kept of those who watch a namespace, or, with None, all."""
@@ -66,7 +108,13 @@ class Keyspace:
         """What the keys of a run begin with: of objects, traces and abort markers.
 
         So do those of runs whose name begins with ``<run>-``.
+
+        Raises:
+            ValueError: It is not the keyspace of one namespace (see `of`), or the run has no
+                usable name.
         """
+        if self.namespace is None:
+            raise ValueError("with a template a run's keys need its project and domain")
         name = f"{run}-"
         return (
             object_key(self.prefix, self.namespace, name),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions.client import ActionsClient
-from etcd_actions.errors import InvalidArgument
+from etcd_actions.errors import InvalidArgument, NameTaken
 from etcd_actions.model import ErrorState
 from etcd_actions.server.messages import is_told, response, sentinel
 from etcd_actions.server.streams import Streams
@@ -18,6 +19,8 @@ from etcd_actions.tracing import span
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+_log = structlog.get_logger(__name__)
 
 TraceError = Callable[["pb.Action"], Awaitable[ErrorState | None]]
 """Finds out why a trace failed, which its message has no field for."""
@@ -49,7 +52,12 @@ class ActionsService:
         if request.action.WhichOneof("spec") == "trace":
             trace_error = await self._trace_error(request.action)
         with span("enqueue", {"action": request.action.action_id.name}):
-            await self._client.enqueue(request.action, run_spec, trace_error=trace_error)
+            try:
+                await self._client.enqueue(request.action, run_spec, trace_error=trace_error)
+            except NameTaken as error:
+                # Flyte's run service answers CreateRun as if it had gone well.
+                _log.warning("name_taken", reason=str(error))
+                raise
         return pb.EnqueueResponse()
 
     async def update(self, request: pb.UpdateRequest) -> pb.UpdateResponse:

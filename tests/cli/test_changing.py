@@ -111,12 +111,22 @@ async def test_what_cannot_be_done_ends_with_its_code(site: Site) -> None:
     await site.client.enqueue(flyte.task(ROOT))
     await site.client.enqueue(flyte.condition(GATE, "a0"))
     other = flyte.task(ROOT, name="g")
+    namesake = flyte.task(ActionId("q", "d", "r1", "a0"))
     orphan = flyte.task(ActionId("p", "d", "nowhere", "c1"), "a0")
     nameless = flyte.task(ROOT)
     nameless.action_id.run.project = ""
     await site.client.put_status(flyte.identifier(ROOT), 2, flyte.status(Phase.RUNNING, 2))
     cases: list[tuple[ExitCode, str, tuple[str, ...], str]] = [
-        (ExitCode.ACTION, "exists and is another", ("enqueue", "-"), MessageToJson(other)),
+        (
+            ExitCode.ACTION,
+            "exists already, by another request",
+            ("enqueue", "-"),
+            MessageToJson(other),
+        ),
+        (ExitCode.ACTION, "holds task a0 of run p/d/r1", ("enqueue", "-"), MessageToJson(namesake)),
+        (ExitCode.NOT_FOUND, "is action a0 of run p/d/r1", ("abort", "q/d/r1/a0"), ""),
+        (ExitCode.NOT_FOUND, "a0", ("status", "q/d/r1/a0", "RUNNING"), ""),
+        (ExitCode.NOT_FOUND, "a0", ("signal", "q/d/r1/a0", "true"), ""),
         (ExitCode.ACTION, "project", ("enqueue", "-"), MessageToJson(nameless)),
         (ExitCode.INPUT, "no EnqueueRequest", ("enqueue", "-"), '{"what": 1}'),
         (ExitCode.NOT_FOUND, "none", ("abort", "p/d/r1/none"), ""),

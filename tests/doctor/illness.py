@@ -18,7 +18,7 @@ from etcd_actions.codecs import json as json_codec
 from etcd_actions.doctor import Finding, Limits, Subject, examine
 from etcd_actions.etcd.connection import ConnectionSettings, Tls, User
 from etcd_actions.etcd.endpoints import parse_endpoints
-from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED
+from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, NamespaceTemplate
 from etcd_actions.testing import EtcdProcess, free_port
 
 PREFIX = b"/registry/flyte.org/taskactions/"
@@ -61,6 +61,7 @@ async def diagnose(
     prefix: bytes = PREFIX,
     tls: Tls | None = None,
     user: User | None = None,
+    template: NamespaceTemplate | None = None,
     limits: Limits = UNHURRIED,
     ahead: float = 0.0,
     dial_timeout: float = 5.0,
@@ -76,6 +77,7 @@ async def diagnose(
             request_timeout=request_timeout,
         ),
         prefix=prefix,
+        template=template,
         limits=limits,
         clock=lambda: time.time() + ahead,
     )

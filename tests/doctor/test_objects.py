@@ -10,6 +10,7 @@ from etcd_actions.cli.exits import ExitCode
 from etcd_actions.codecs import CODEC_NAMES, codec_named, msgpack
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.etcd.api import Etcd
+from etcd_actions.model import NamespaceTemplate
 from etcd_actions.testing import EtcdServer
 from tests.doctor.illness import UNHURRIED, diagnose, taskaction
 
@@ -117,6 +118,26 @@ async def test_endings_that_wait(etcd: Etcd, endpoint: str, prefix: bytes) -> No
     finding = diagnosis.one("unrecorded-endings")
     assert "FAILED since revision" in finding.seen
     assert "etcd-actions list --unrecorded" in finding.remedy
+
+
+async def test_open_actions_outside_their_namespaces(
+    etcd: Etcd, endpoint: str, prefix: bytes
+) -> None:
+    """What was there before a template was switched on; what is over harms nobody."""
+    action = json_codec.decode(taskaction("r", "a0"))
+    right = f"{action.spec.project}-{action.spec.domain}"
+    await etcd.put(prefix + f"{right}/r-a0".encode(), taskaction("r", "a0"))
+    await etcd.put(prefix + b"flyte/r-b", taskaction("r", "b", phase="Succeeded", recorded=True))
+    template = NamespaceTemplate("{project}-{domain}")
+    assert (await diagnose(endpoint, prefix=prefix, template=template)).ill == set()
+    await etcd.put(prefix + b"flyte/r-c", taskaction("r", "c"))
+    assert (await diagnose(endpoint, prefix=prefix)).ill == set()
+    diagnosis = await diagnose(endpoint, prefix=prefix, template=template)
+    assert diagnosis.ill == {"other-namespaces"}
+    finding = diagnosis.one("other-namespaces")
+    assert f"flyte/r-c (RUNNING, belongs into {right})" in finding.seen
+    assert "--namespace <namespace>" in finding.remedy
+    assert diagnosis.code is ExitCode.WARNINGS
 
 
 async def test_large_values(etcd: Etcd, endpoint: str, prefix: bytes) -> None:

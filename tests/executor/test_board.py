@@ -40,6 +40,22 @@ def update(
     )
 
 
+def within(namespace: str, of: ActionUpdate) -> ActionUpdate:
+    """The same in a namespace, as the executor calls it."""
+    return msgspec.structs.replace(of, namespace=namespace, name=f"{namespace}/{of.name}")
+
+
+def test_actions_of_one_name_in_two_namespaces_are_kept_apart() -> None:
+    board = Board()
+    for namespace in ("one", "two"):
+        assert board.note(within(namespace, update("a0", 10)))
+    board.note(within("one", update("c1", 11)))
+    assert board.children("one/r1-a0") == {"one/r1-c1"}
+    assert not board.is_waiting("two/r1-a0")
+    board.note(within("two", update("a0", 12, Phase.SUCCEEDED)))
+    assert board.get("one/r1-a0") is not None
+
+
 def board_of(*names: str) -> Board:
     board = Board()
     for name in names:

@@ -133,7 +133,7 @@ async def test_a_state_that_cannot_be_taken_in_is_tried_again(
     fault, note = Fault(error), Board.note
 
     def fail(board: Board, update: ActionUpdate) -> bool:
-        fault(update.name)
+        fault(update.action_id.object_name)
         return note(board, update)
 
     monkeypatch.setattr(Board, "note", fail)
@@ -246,7 +246,7 @@ async def test_updates_that_end_are_asked_for_again(bench: Bench) -> None:
         await bench.client.unsubscribe(subscription)
         await other_goes_on(bench)
         # A state that was never told: the snapshot lacks it.
-        known = executor._board.get("victim-a0")
+        known = executor._board.get("flyte/victim-a0")
         assert known is not None
         stale = named("gone")
         executor.intake.note(
@@ -258,13 +258,13 @@ async def test_updates_that_end_are_asked_for_again(bench: Bench) -> None:
                 uid="gone",
             )
         )
-        assert executor._board.get("r1-gone") is not None
+        assert executor._board.get("flyte/r1-gone") is not None
         subscription = next(
             each for each in bench.client._subscribed if not each._ended and not each._closed
         )
         await bench.client.unsubscribe(subscription)
-        await eventually(lambda: executor._board.get("r1-gone") is None)
-        assert executor._board.get("victim-a0") is not None
+        await eventually(lambda: executor._board.get("flyte/r1-gone") is None)
+        assert executor._board.get("flyte/victim-a0") is not None
 
 
 async def test_a_measurement_that_fails_is_none(

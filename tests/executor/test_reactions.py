@@ -557,7 +557,7 @@ async def test_an_update_touches_its_own_entry_only(
     async with bench.executor(slots=0) as executor:
         await bench.enqueue(ROOT)
         await until(bench.client, ROOT, Phase.QUEUED)
-        known = executor._board.get("r1-a0")
+        known = executor._board.get("flyte/r1-a0")
         assert known is not None
         for number in range(10_000):
             executor._board.note(
@@ -570,5 +570,5 @@ async def test_an_update_touches_its_own_entry_only(
             msgspec.structs.replace(known.update, revision=known.update.revision + 1)
         )
         await executor._start_what_fits()
-        assert set(asked) <= {"r1-a0"}
+        assert set(asked) <= {"flyte/r1-a0"}
         assert len(asked) <= 2

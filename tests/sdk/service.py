@@ -36,7 +36,7 @@ class Site:
         self.state_dir = directory / "executor"
         self.notes = directory / "notes"
         self.notes.mkdir()
-        self.common = ("--endpoints", endpoint, "--prefix", prefix.decode())
+        self.common: tuple[str, ...] = ("--endpoints", endpoint, "--prefix", prefix.decode())
         self.python = ("--python", str(python))
 
     def service(self, port: int, *flags: str) -> AbstractContextManager[Running]:

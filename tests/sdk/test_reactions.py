@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from etcd_actions import (
     errors,
     open_actions_client,
 )
-from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ErrorState
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.serving import Bind
@@ -64,12 +65,21 @@ class Controller:
 
 
 @asynccontextmanager
-async def controller(python: Path, server: ActionsServer) -> AsyncIterator[Controller]:
-    """Have the SDK submit the child, for as long as the context lasts."""
+async def controller(
+    python: Path, server: ActionsServer, *, retries: int = 100
+) -> AsyncIterator[Controller]:
+    """Have the SDK submit the child, for as long as the context lasts.
+
+    Args:
+        python: The interpreter that has the SDK.
+        server: The service.
+        retries: How often it tries again what was refused; the default is the SDK's own.
+    """
     process = await trio.lowlevel.open_process(
         [str(python), str(PROGRAMS / "controller.py"), str(server.address), "r1", "c1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env=os.environ | {"_F_MAX_RETRIES": str(retries)},
     )
     try:
         yield Controller(process)
@@ -172,6 +182,55 @@ async def test_an_ending(client: ActionsClient, sdk_python: Path, case: str) -> 
     assert done["phase"] == status.phase
     assert done["outputs"] == "file:///run/c1/1"
     assert done["code"] == (error.code if error else None)
+
+
+async def test_an_action_whose_name_is_taken_fails_visibly(
+    client: ActionsClient, sdk_python: Path
+) -> None:
+    """Told that it exists already the SDK would wait for it for ever.
+
+    It tries again, a hundred times as a rule: the other action may go. Then it fails, with what
+    it was told.
+    """
+    await client.enqueue(flyte.task(ActionId("q", "d", "r1", "c1", "o")))
+    settings = ServerSettings(bind=Bind("127.0.0.1", 0))
+    async with (
+        open_actions_server(client, settings) as server,
+        controller(sdk_python, server, retries=1) as sdk,
+    ):
+        done = await sdk.row("DONE")
+    assert "holds task c1 of run q/d/r1" in done["client_error"]
+    assert "retries 2 / 1 exhausted" in done["client_error"]
+
+
+async def test_an_action_whose_name_becomes_free_is_enqueued(
+    client: ActionsClient, etcd: Etcd, sdk_python: Path
+) -> None:
+    other = (await client.enqueue(flyte.task(ActionId("q", "d", "r1", "c1", "o")))).action
+    settings = ServerSettings(bind=Bind("127.0.0.1", 0))
+    enqueue = client.enqueue
+    refused = trio.Event()
+
+    async def note(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await enqueue(*args, **kwargs)
+        except errors.NameTaken:
+            refused.set()
+            raise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "enqueue", note)
+        async with (
+            open_actions_server(client, settings) as server,
+            controller(sdk_python, server) as sdk,
+        ):
+            with trio.fail_after(DEADLINE):
+                await refused.wait()
+            await etcd.delete(KeyRange.of_key(other.key))
+            await enqueued(client)
+            await client.put_status(CHILD, 1, SUCCEEDED)
+            done = await sdk.row("DONE")
+    assert (done["phase"], done["client_error"]) == (Phase.SUCCEEDED, None)
 
 
 async def crash() -> None:

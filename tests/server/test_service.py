@@ -107,6 +107,12 @@ REFUSALS: dict[str, tuple[str, Message, str, str]] = {
         "already_exists",
         "r1-c2",
     ),
+    "another-projects": (
+        "Enqueue",
+        enqueue(flyte.task(ActionId("q", "d", "r1", "a0", "o"))),
+        "failed_precondition",
+        "holds task a0 of run p/d/r1",
+    ),
     "no-parent": ("Enqueue", enqueue(flyte.task(CHILD, "none")), "aborted", "parent"),
     "update-nothing": ("Update", pb.UpdateRequest(), "invalid_argument", "action_id"),
     "update-no-status": (

@@ -1,0 +1,88 @@
+"""What stands in the way of an action that is to be created, and what its caller is told.
+
+Flyte builds the name of an object of run and action alone, so actions of several projects,
+domains and runs can have one key. Flyte's SDK and its run service take "already exists" for
+"goes on": it is said only of the very action that was asked for. Another action's object in the
+way is a failed precondition, since waiting for the wanted action would never end.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from etcd_actions.actions.stored import StoredTaskAction, describe, same_action
+from etcd_actions.errors import ActionError, AlreadyExists, DecodeError, NameTaken
+from etcd_actions.etcd.api import KeyValue
+from etcd_actions.model import ACTION_TYPE_TRACE, ActionId, TaskAction
+
+
+class Asked(NamedTuple):
+    """What is to be created.
+
+    Attributes:
+        action_id: Which action.
+        kind: ``task``, ``condition`` or ``trace``.
+        one_namespace: Whether all actions are in one, so that several would help.
+    """
+
+    action_id: ActionId
+    kind: str
+    one_namespace: bool
+
+
+def unreadable(kv: KeyValue, asked: Asked, error: DecodeError) -> NameTaken:
+    """The error for a key whose value is no action that can be read, and so maybe another's."""
+    return _taken(kv.key, asked, f"a value that cannot be read ({error.reason})", _REPAIR)
+
+
+def in_the_way(present: StoredTaskAction, asked: Asked) -> ActionError:
+    """The error for an object that is not what was asked for."""
+    there = present.action_id
+    is_trace = ACTION_TYPE_TRACE in (present.spec.kind, asked.kind)
+    # Tasks and conditions share their keys. Where a trace stands nobody waits for another kind.
+    if same_action(there, asked.action_id) and (not is_trace or present.spec.kind == asked.kind):
+        return AlreadyExists(
+            f"{there.object_name} exists already, by another request: {_what(present)}"
+        )
+    return _taken(present.key, asked, _what(present), _remedy(present, asked))
+
+
+def _taken(key: bytes, asked: Asked, there: str, remedy: str) -> NameTaken:
+    text = key.decode(errors="backslashreplace")
+    wanted = _full_name(asked.action_id)
+    return NameTaken(
+        f"{asked.kind} {wanted} cannot be created: its key {text} holds {there}: {remedy}"
+    )
+
+
+_REPAIR = "repair or delete that value (etcd-actions doctor shows more), or give another name"
+
+
+def _remedy(present: TaskAction, asked: Asked) -> str:
+    there, wanted = present.action_id, asked.action_id
+    if present.is_deleting:
+        return "it is being deleted: try again when it is gone, or give another name"
+    remedy = f"give another name, or end and delete run {_run(there)} first"
+    other_project = (there.project, there.domain) != (wanted.project, wanted.domain)
+    if other_project and asked.one_namespace:
+        remedy += ", or give each project and domain a namespace of its own (--namespace-template)"
+    return remedy
+
+
+def _what(present: TaskAction) -> str:
+    below = f", below {present.parent}" if present.parent else ""
+    deleted = ", being deleted" if present.is_deleting else ""
+    return (
+        f"{present.spec.kind} {_full_name(present.action_id)}{below}, in phase "
+        f"{present.phase.name}{deleted}"
+    )
+
+
+def _full_name(action_id: ActionId) -> str:
+    """Like `describe`, with the organisation where it is known."""
+    org = f" in organisation {action_id.org}" if action_id.org else ""
+    return describe(action_id) + org
+
+
+def _run(action_id: ActionId) -> str:
+    return f"{action_id.project}/{action_id.domain}/{action_id.run}"
