@@ -87,7 +87,7 @@ class Disturber:
                 proxy.unstall()
                 proxy.delay, proxy.chunk = 0.0, None
             scene.run_service.heal()
-            while not await self._disarmed():
+            while not await self._disarmed():  # noqa: ASYNC110 (etcd is asked)
                 await trio.sleep(0.1)
 
     async def _disarmed(self) -> bool:
@@ -201,7 +201,8 @@ class Disturber:
                 return await self._lose_quorum(step)
             case "nospace":
                 return await self._want_space(step)
-        raise ValueError(f"{step.what} is no fault")
+            case _:
+                raise ValueError(f"{step.what} is no fault")
 
     async def _lose_quorum(self, step: Step) -> bool:
         first, second, *_ = self._scene.cluster.members

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -89,4 +88,4 @@ def _drop(*_: object) -> structlog.typing.EventDict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -140,7 +140,7 @@ def _truth(evidence: Evidence) -> list[Violation]:
 
 
 def _true_states(story: Story) -> set[tuple[Phase, int]]:
-    """What may be said of an action: its states, and ABORTED where it was deleted before its end."""
+    """What may be said of it: its states, and ABORTED where it was deleted before its end."""
     true: set[tuple[Phase, int]] = set()
     before: Fact | None = None
     for fact in story:
@@ -235,6 +235,9 @@ def _writes(evidence: Evidence) -> list[Violation]:
         if write.outcome == "done" and not _is_in(write, story):
             text = f"{write.step} was acknowledged, and is not in {_tale(story)}"
             found.append(Violation("write-lost", where, text))
+        if _is_denied(write, story):
+            text = f"{write.step} got {write.detail}; {_tale(story)}"
+            found.append(Violation("denied", where, text))
     return found
 
 
@@ -250,15 +253,16 @@ def _is_in(write: Write, story: Story) -> bool:
             return any(fact.phase is Phase.SUCCEEDED for fact in story)
         case "abort":
             return any(fact.is_over or fact.is_delete for fact in story)
-        case "delete":
-            # Of what is not there etcd deletes nothing.
-            return not story or any(fact.is_delete for fact in story) or _came_later(story)
-    return False
+        case _:
+            # A deletion of what is not there deletes nothing.
+            return True
 
 
-def _came_later(story: Story) -> bool:
-    """Whether a deletion may have come before the object: it was answered, and did nothing."""
-    return not any(fact.is_delete for fact in story)
+def _is_denied(write: Write, story: Story) -> bool:
+    """Whether somebody was told that an action is not there, which was there all the time."""
+    denied = write.outcome == "refused" and write.detail.lower().startswith(("not_found", "notf"))
+    there = bool(story) and story[0].seen < write.sent
+    return denied and there and not any(fact.is_delete for fact in story)
 
 
 def _reading(evidence: Evidence) -> list[Violation]:

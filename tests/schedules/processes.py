@@ -144,7 +144,8 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=out,
-                env=environment(),
+                # As the program does itself, before it has loaded gRPC.
+                env=environment(GRPC_VERBOSITY="NONE"),
             )
         self.lives.append(Life(self.number, self._process.pid, log, time.monotonic()))
 

@@ -20,7 +20,7 @@ from etcd_actions.testing import EtcdBinary
 from tests.schedules import oracle, process_main, store_faults
 from tests.schedules.disturbing import Disturber
 from tests.schedules.observer import Observer
-from tests.schedules.plan import LENGTH, Plan, Step
+from tests.schedules.plan import Plan, Step
 from tests.schedules.processes import GRACE, Process
 from tests.schedules.readers import Reader
 from tests.schedules.run_service import LoggingRunService
@@ -343,7 +343,7 @@ def _keep(world: World, directory: Path) -> None:
             detail = f"{done.outcome} {done.detail} after {done.tries}"
             out.write(f"{done.step.at:8.3f} write {done.step}: {detail}\n")
         for reader in world.readers:
-            for stream in reader.streams:
+            for stream in filter(None, reader.streams):
                 out.write(f"reader {reader.number} {reader.via}: {' '.join(map(str, stream))}\n")
             out.write(f"reader {reader.number} errors: {reader.errors}\n")
         for process in world.processes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ PATIENCE = 6.0
 """Seconds for which a write is tried."""
 CALL = 2.0
 _PAUSE = 0.2
+_TRIES = 4
 PROJECT, DOMAIN = "p", "d"
 
 # What a caller takes for an answer; everything else is tried again.
@@ -53,6 +55,7 @@ class Write:
         outcome: ``done``, ``refused`` or, as long as nothing else is known, ``unknown``.
         detail: What was answered last.
         tries: How often it was sent.
+    sent: When it was sent last, in ``time.monotonic``'s seconds.
         faults: Answers that nobody should ever get.
     """
 
@@ -60,6 +63,7 @@ class Write:
     outcome: str = "unknown"
     detail: str = ""
     tries: int = 0
+    sent: float = 0.0
     faults: str = ""
 
     @property
@@ -87,10 +91,13 @@ class Ways(NamedTuple):
 async def write(ways: Ways, done: Write) -> None:
     """Try until it is answered, or patience ends."""
     step = done.step
-    attempt = _by_library if step.args["via"] == "library" or step.what == "delete" else _by_wire
     with trio.move_on_after(PATIENCE):
         while done.outcome == "unknown":
             done.tries += 1
+            done.sent = time.monotonic()
+            # As behind a balancer of load: who gets no answer is sent to another one.
+            library = done.tries % _TRIES == 0 or step.args["via"] == "library"
+            attempt = _by_library if library or step.what == "delete" else _by_wire
             try:
                 await attempt(ways, step)
             except Refused as error:
@@ -178,4 +185,5 @@ def _request(step: Step) -> tuple[str, Message]:
             return "Signal", pb.SignalRequest(action_id=identifier, value=value)
         case "abort":
             return "Abort", pb.AbortRequest(action_id=identifier, reason="scripted")
-    raise ValueError(f"{step.what} is no write")
+        case _:
+            raise ValueError(f"{step.what} is no write")

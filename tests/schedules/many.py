@@ -1,0 +1,98 @@
+"""Many schedules, some side by side, each in a process of its own.
+
+``python -m tests.schedules.many --first N --count M [--jobs J] [--results FILE]``: prints a line
+for each, keeps the logs of those with a violation, and says how to repeat it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.schedules.main import LONGEST
+from tests.schedules.results import Result, Results
+
+ROOT = Path(__file__).parents[2]
+_CUT_OFF = LONGEST + 60
+
+
+def run_seed(seed: int, directory: Path) -> Result:
+    """Run one schedule; its directory stays only where something was violated."""
+    own = directory / str(seed)
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    began = time.monotonic()
+    command = [sys.executable, "-m", "tests.schedules.main"]
+    with (own / "stderr.txt").open("wb") as err:
+        process = subprocess.Popen(
+            [*command, "--seed", str(seed), "--directory", str(own)],
+            stdout=subprocess.PIPE,
+            stderr=err,
+            cwd=ROOT,
+            # What it started ends with it, however it ends.
+            start_new_session=True,
+        )
+        try:
+            out, _ = process.communicate(timeout=_CUT_OFF)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            out, _ = process.communicate()
+    result = _result(seed, out, own)
+    if result.violations:
+        (own / "violations.txt").write_text("\n".join(result.violations) + "\n")
+    else:
+        shutil.rmtree(own)
+    result.wall = time.monotonic() - began
+    return result
+
+
+def _result(seed: int, out: bytes, directory: Path) -> Result:
+    try:
+        told: dict[str, Any] = json.loads(out.splitlines()[-1])
+    except (IndexError, ValueError):
+        tail = (directory / "stderr.txt").read_text(errors="replace")[-1500:]
+        return Result(seed, "", [f"broken: it ended without a result: {tail}"])
+    return Result.of(told)
+
+
+def run_seeds(seeds: Iterable[int], directory: Path, jobs: int) -> Iterator[Result]:
+    """Run schedules, so many side by side; in the order of the seeds."""
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(lambda seed: run_seed(seed, directory), seeds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1))
+    parser.add_argument("--directory", type=Path, default=ROOT / "build" / "schedules")
+    parser.add_argument("--results", type=Path, help="a file of Markdown to write")
+    arguments = parser.parse_args()
+    seeds = range(arguments.first, arguments.first + arguments.count)
+    results = Results(arguments.jobs)
+    for result in run_seeds(seeds, arguments.directory, arguments.jobs):
+        results.add(result)
+        print(result, flush=True)
+        for violation in result.violations:
+            print(f"  {violation[:700]}", flush=True)
+        if result.violations:
+            kept = arguments.directory / str(result.seed)
+            print(f"  repeat: scripts/prove --seed {result.seed}    logs: {kept}", flush=True)
+        if arguments.results is not None:
+            arguments.results.write_text(results.markdown())
+    print(results.summary(), flush=True)
+    return 1 if results.violated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
