@@ -345,7 +345,8 @@ def _expected(evidence: Evidence, story: Story) -> set[Phase]:
             return set()
         return {before.phase if before.is_over else Phase.ABORTED}
     if last.phase is Phase.UNSPECIFIED:
-        return {Phase.RUNNING, Phase.UNSPECIFIED}
+        # It is recorded, and no status of it is told; of one before it, one was.
+        return {Phase.RUNNING, Phase.UNSPECIFIED} if len(lives(story)) == 1 else set()
     if last.phase in _BEFORE_RUNNING:
         return {last.phase, Phase.RUNNING}
     return {last.phase}
