@@ -32,6 +32,7 @@ class Fact(NamedTuple):
         recorded: Whether it has the mark.
         output: Where its outputs are.
         kind: ``task`` or ``condition``.
+        deleting: Whether its deletion was asked for.
     """
 
     key: bytes
@@ -47,6 +48,7 @@ class Fact(NamedTuple):
     recorded: bool = False
     output: str = ""
     kind: str = "task"
+    deleting: bool = False
 
     @property
     def is_delete(self) -> bool:
@@ -63,7 +65,8 @@ class Fact(NamedTuple):
         if self.is_delete:
             return f"{self.revision}:deleted"
         marked = "+mark" if self.recorded else ""
-        return f"{self.revision}:{self.phase.name}/{self.attempt}{marked}"
+        asked = "+deleting" if self.deleting else ""
+        return f"{self.revision}:{self.phase.name}/{self.attempt}{marked}{asked}"
 
 
 Story = tuple[Fact, ...]
@@ -90,6 +93,7 @@ def fact_of(entry: Entry, seen: float) -> Fact:
         action.is_recorded,
         action.output_uri,
         action.spec.kind,
+        action.is_deleting,
     )
 
 

@@ -10,16 +10,19 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tests.schedules.main import LONGEST
-from tests.schedules.results import Result, Results
+from tests.schedules.results import HEADING, Result, Results
+from tests.schedules.sections import put_section
 
 ROOT = Path(__file__).parents[2]
 _CUT_OFF = LONGEST + 60
@@ -44,8 +47,11 @@ def run_seed(seed: int, directory: Path) -> Result:
         try:
             out, _ = process.communicate(timeout=_CUT_OFF)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             out, _ = process.communicate()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     result = _result(seed, out, own)
     if result.violations:
         (own / "violations.txt").write_text("\n".join(result.violations) + "\n")
@@ -89,7 +95,7 @@ def main() -> int:
             kept = arguments.directory / str(result.seed)
             print(f"  repeat: scripts/prove --seed {result.seed}    logs: {kept}", flush=True)
         if arguments.results is not None:
-            arguments.results.write_text(results.markdown())
+            put_section(arguments.results, HEADING, results.markdown())
     print(results.summary(), flush=True)
     return 1 if results.violated else 0
 

@@ -96,7 +96,7 @@ def always(evidence: Evidence) -> list[Violation]:
 def finally_(evidence: Evidence) -> list[Violation]:
     """What is wrong with the end; before all is quiet it may be only unfinished."""
     found: list[Violation] = []
-    for check in (_unmarked, _last_word, _database, _below, _aborts, _last_read):
+    for check in (_unmarked, _last_word, _database, _below, _aborts, _held, _last_read):
         found += check(evidence)
     return found
 
@@ -251,6 +251,8 @@ def _is_in(write: Write, story: Story) -> bool:
             return any((fact.phase, fact.attempt) == wanted for fact in story)
         case "signal":
             return any(fact.phase is Phase.SUCCEEDED for fact in story)
+        case "ask-deletion":
+            return any(fact.deleting for fact in story)
         case "abort":
             return any(fact.is_over or fact.is_delete for fact in story)
         case _:
@@ -434,6 +436,18 @@ def _aborts(evidence: Evidence) -> list[Violation]:
         if story and not story[-1].is_over and not story[-1].is_delete:
             text = f"{write.step} was acknowledged, and {_tale(story)}"
             found.append(Violation("abort-lost", "/".join(write.action), text))
+    return found
+
+
+def _held(evidence: Evidence) -> list[Violation]:
+    """What was to be deleted is gone: nobody but us held it."""
+    found = []
+    told = evidence.told()
+    for story in evidence.stories().values():
+        last = story[-1]
+        if last.deleting and not _is_dead(told.get(_identity(story), []), last):
+            text = f"its deletion was asked for, and it is there; {_tale(story)}"
+            found.append(Violation("held", _where(story), text))
     return found
 
 

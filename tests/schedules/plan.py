@@ -65,6 +65,7 @@ class Plan:
         members: How many members etcd has.
         processes: How many processes of ours there are.
         codec: How objects are stored that they create.
+        transport: How they reach etcd.
         faults: What disturbs, in the order of time.
         writes: What callers do, likewise.
         readers: Who subscribes to what, and until when.
@@ -74,6 +75,7 @@ class Plan:
     members: int
     processes: int
     codec: str
+    transport: str
     faults: tuple[Step, ...]
     writes: tuple[Step, ...]
     readers: tuple[Step, ...]
@@ -85,6 +87,7 @@ class Plan:
             f"members {self.members}",
             f"processes {self.processes}",
             f"codec {self.codec}",
+            f"transport {self.transport}",
         ]
         for kind, steps in self._steps():
             lines += [f"{kind} {step}" for step in steps]
@@ -108,6 +111,7 @@ class Plan:
             int(head["members"]),
             int(head["processes"]),
             head["codec"],
+            head["transport"],
             tuple(steps["fault"]),
             tuple(steps["write"]),
             tuple(steps["reader"]),
@@ -128,6 +132,7 @@ def draw(seed: int) -> Plan:
         members,
         processes,
         dice.choice(("json", "json", "protobuf", "msgpack")),
+        dice.choice(("grpc", "grpc", "grpc", "grpc", "gateway")),
         _in_order(_faults(dice, members, processes)),
         _in_order(writes),
         _in_order(_readers(dice, processes, roots)),
@@ -281,7 +286,9 @@ def _life(
             add("status", phase=end, attempt=str(attempt))
     if dice.random() < 0.12:
         add("abort")
-    if dice.random() < 0.1:
+    if dice.random() < 0.06:
+        add("ask-deletion")
+    elif dice.random() < 0.1:
         add("delete")
         if dice.random() < 0.3:
             add("enqueue", parent=parent or "-", kind=kind)

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from etcd_actions import __version__
 
-_KINDS = {
+HEADING = "## Random schedules"
+FAULTS = {
     "kill": "process killed (SIGKILL)",
     "stop": "process stopped and continued (SIGSTOP), up to beyond its lease",
     "term": "process ended (SIGTERM) and started again",
@@ -114,7 +115,7 @@ class Results:
         versions = Counter(each.version for each in self._all)
         counts, faults, logged = (self._sum(name) for name in ("counts", "faults", "logged"))
         lines = [
-            "## Random schedules",
+            HEADING,
             "",
             f"{len(self._all)} schedules, seeds {min(seeds)} to {max(seeds)}, "
             f"{len(self.violated)} with violations.",
@@ -135,7 +136,7 @@ class Results:
             "",
             "| what was done | times |",
             "| --- | ---: |",
-            *(f"| {text} | {faults[kind]} |" for kind, text in _KINDS.items()),
+            *(f"| {text} | {faults[kind]} |" for kind, text in FAULTS.items()),
             f"| **all faults** | **{faults.total()}** |",
             "",
             "| what happened | times |",

@@ -211,7 +211,7 @@ async def soak(seconds: float, rate: float, directory: Path, binary: EtcdBinary)
         process.start()
         async with open_etcd(etcd.endpoint) as connection, trio.open_nursery() as nursery:
             with trio.fail_after(60):
-                while not await trio.to_thread.run_sync(process.is_ready):
+                while not await trio.to_thread.run_sync(process.is_ready):  # noqa: ASYNC110
                     await trio.sleep(0.1)
             load = Load(connection, rate)
             nursery.start_soon(load.run)

@@ -263,6 +263,14 @@ LIES: dict[str, tuple[Plant, str]] = {
         ),
         "goes-on",
     ),
+    "an object that is to be deleted and stays": (
+        both(
+            also_happened(
+                fact(18, "c3", SUCCEEDED, recorded=True)._replace(deleting=True),
+            ),
+        ),
+        "held",
+    ),
     "states out of order": (streams(lambda states: states[::-1]), "read-order"),
     "a state that never was read": (
         streams(lambda states: [*states, read("c3", FAILED)]),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.schedules.plan import LENGTH, Plan, draw
-from tests.schedules.results import _KINDS
+from tests.schedules.results import FAULTS
+from tests.schedules.sections import put_section
 
 SEEDS = range(200)
 
@@ -27,9 +30,10 @@ def test_seeds_differ_and_together_do_everything() -> None:
     assert len({str(plan).partition("\n")[2] for plan in plans}) == len(plans)
     assert {plan.members for plan in plans} == {1, 3}
     assert {plan.processes for plan in plans} == {1, 2, 3}
-    assert {step.what for plan in plans for step in plan.faults} == set(_KINDS)
+    assert {plan.transport for plan in plans} == {"grpc", "gateway"}
+    assert {step.what for plan in plans for step in plan.faults} == set(FAULTS)
     written = {step.what for plan in plans for step in plan.writes}
-    assert written == {"enqueue", "status", "signal", "abort", "delete"}
+    assert written == {"enqueue", "status", "signal", "abort", "delete", "ask-deletion"}
     ways = {step.args["via"].partition(":")[0] for plan in plans for step in plan.writes}
     assert ways == {"grpc", "connect", "library"}
 
@@ -45,3 +49,12 @@ def test_every_step_is_within_the_schedule_and_names_what_there_is() -> None:
         assert plan.readers
         for step in plan.readers:
             assert int(step.args["via"].partition(":")[2]) < plan.processes
+
+
+def test_a_section_takes_the_place_of_its_older_self(tmp_path: Path) -> None:
+    path = tmp_path / "proof.md"
+    path.write_text("# Proof\n\nIntroduction.\n\n## A\n\nold\n\n### A1\n\nold\n\n## B\n\nb\n")
+    put_section(path, "## A", "## A\n\nnew\n")
+    put_section(path, "## C", "## C\n\nc\n")
+    text = "# Proof\n\nIntroduction.\n\n## A\n\nnew\n\n## B\n\nb\n\n## C\n\nc\n"
+    assert path.read_text() == text

@@ -184,6 +184,7 @@ def _arguments(plan: Plan, proxies: list[Proxy], door: Proxy) -> list[str]:
         f"--run-service=http://{door.endpoint}",
         f"--prefix={PREFIX}",
         f"--codec={plan.codec}",
+        f"--transport={plan.transport}",
         "--dial-timeout=500ms",
         "--command-timeout=1s",
         f"--grace={GRACE:g}s",

@@ -6,6 +6,7 @@ import http.client
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import trio
@@ -13,8 +14,18 @@ from flyteidl2.actions import actions_service_pb2 as pb
 from google.protobuf.message import Message
 
 from etcd_actions import ActionId, ActionsClient, Phase
-from etcd_actions.errors import ActionError, EtcdError, UnexpectedFailure
-from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.actions.abort import ask_for_deletion
+from etcd_actions.codecs import codec_of
+from etcd_actions.errors import ActionError, EtcdError, NotFound, UnexpectedFailure
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Etcd,
+    KeyRange,
+    Put,
+    Txn,
+)
 from etcd_actions.model import Keyspace
 from tests.schedules.plan import PHASES, Step
 from tests.server.clients import ConnectClient, Failed, GrpcClient
@@ -97,7 +108,8 @@ async def write(ways: Ways, done: Write) -> None:
             done.sent = time.monotonic()
             # As behind a balancer of load: who gets no answer is sent to another one.
             library = done.tries % _TRIES == 0 or step.args["via"] == "library"
-            attempt = _by_library if library or step.what == "delete" else _by_wire
+            direct = step.what in ("delete", "ask-deletion")
+            attempt = _by_library if library or direct else _by_wire
             try:
                 await attempt(ways, step)
             except Refused as error:
@@ -135,6 +147,7 @@ async def _by_library(ways: Ways, step: Step) -> None:
         "signal": lambda: client.signal(target, flyte.boolean(step.args["value"] == "true"), "al"),
         "abort": lambda: client.abort_action(target, "scripted", "al"),
         "delete": lambda: ways.etcd.delete(KeyRange.of_key(ways.keys.task_action(target))),
+        "ask-deletion": lambda: _ask_deletion(ways, target),
     }
     try:
         await calls[step.what]()
@@ -144,6 +157,24 @@ async def _by_library(ways: Ways, step: Step) -> None:
         raise Refused(f"{type(error).__name__}: {error}") from error
     except EtcdError as error:
         raise Unanswered(f"{type(error).__name__}: {error}") from error
+
+
+async def _ask_deletion(ways: Ways, target: ActionId) -> None:
+    """Ask for the deletion of an object, as an API server does: the finalizers decide when."""
+    key = ways.keys.task_action(target)
+    while True:
+        found = (await ways.etcd.range(KeyRange.of_key(key))).kvs
+        if not found:
+            raise NotFound(f"there is no {target}")
+        codec = codec_of(found[0].value)
+        tree = codec.decode_tree(found[0].value)
+        ask_for_deletion(tree, datetime.now(UTC))
+        unchanged = Compare(
+            key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found[0].mod_revision
+        )
+        put = Put(key, codec.encode_tree(tree), found[0].lease)
+        if (await ways.etcd.txn(Txn([unchanged], [put]))).succeeded:
+            return
 
 
 async def _by_wire(ways: Ways, step: Step) -> None:
