@@ -82,13 +82,19 @@ class Disturber:
         """Undo all that a step may have left."""
         scene = self._scene
         with trio.fail_after(_HEALED_WITHIN):
-            await trio.to_thread.run_sync(scene.cluster.heal)
+            for member in scene.cluster.members:
+                if member.suspended:
+                    member.resume()
+                if not member.running:
+                    scene.cluster.start_member(member, wait=False)
             for proxy in (each for row in (*scene.proxies, scene.doors) for each in row):
                 proxy.unstall()
                 proxy.delay, proxy.chunk = 0.0, None
             scene.run_service.heal()
             while not await self._disarmed():  # noqa: ASYNC110 (etcd is asked)
                 await trio.sleep(0.1)
+            # A member with an alarm does not count as healthy.
+            await trio.to_thread.run_sync(scene.cluster.wait_healthy)
 
     async def _disarmed(self) -> bool:
         try:
