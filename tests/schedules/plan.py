@@ -281,6 +281,9 @@ def _life(
             for phase in ("queued", "initializing", "running"):
                 if phase == "running" or dice.random() < 0.3:
                     add("status", phase=phase, attempt=str(attempt))
+        if not parent:
+            # What is below a root ends with it.
+            at = max(at, dice.uniform(0.5, 1.0) * LENGTH)
         if ends if ends is not None else dice.random() < 0.75:
             end = dice.choices(("succeeded", "failed", "timed-out"), (5, 6, 2))[0]
             add("status", phase=end, attempt=str(attempt))
