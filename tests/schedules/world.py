@@ -329,27 +329,26 @@ def _count(world: World, outcome: Outcome) -> None:
 
 
 def _keep(world: World, directory: Path) -> None:
-    """Write down what happened, for those who look into a violation."""
+    """Write down what happened, in the order of time, for those who look into a violation."""
+    began = world.began
+    lines: list[tuple[float, str]] = []
+    for fact in world.observer.facts:
+        lines.append((fact.seen, f"etcd {fact.key.decode()} {fact}"))
+    for landing in world.run_service.landings:
+        came = f"came {landing.arrived - began:.3f}"
+        what = f"{landing.what} {'/'.join(landing.action)} {landing}"
+        lines.append((landing.landed, f"run-service ({came}) {what}"))
+    for done in world.writes:
+        detail = f"{done.outcome} {done.detail} after {done.tries}"
+        lines.append((done.sent, f"write {done.step}: {detail}"))
+    for process in world.processes:
+        for life in process.lives:
+            ended = f"{life.how} {life.code} took {life.took:.3f}"
+            lines.append((life.began, f"process {process.number} pid {life.pid}: {ended}"))
     with (directory / "history.txt").open("w") as out:
-        began = world.began
-        for fact in world.observer.facts:
-            out.write(f"{fact.seen - began:8.3f} etcd {fact.key.decode()} {fact}\n")
-        for landing in world.run_service.landings:
-            what = f"{landing.what} {'/'.join(landing.action)} {landing}"
-            times = (
-                f"{landing.landed - began:8.3f} run-service (came {landing.arrived - began:.3f})"
-            )
-            out.write(f"{times} {what}\n")
-        for done in world.writes:
-            detail = f"{done.outcome} {done.detail} after {done.tries}"
-            out.write(f"{done.step.at:8.3f} write {done.step}: {detail}\n")
+        for at, line in sorted(lines):
+            out.write(f"{at - began:8.3f} {line}\n")
         for reader in world.readers:
             for stream in filter(None, reader.streams):
                 out.write(f"reader {reader.number} {reader.via}: {' '.join(map(str, stream))}\n")
-            out.write(f"reader {reader.number} errors: {reader.errors}\n")
-        for process in world.processes:
-            for life in process.lives:
-                out.write(
-                    f"{life.began - began:8.3f} process {process.number} pid {life.pid} "
-                    f"{life.how} {life.code} took {life.took:.3f}\n"
-                )
+            out.write(f"reader {reader.number} errors: {Counter(reader.errors)}\n")
