@@ -129,7 +129,7 @@ def _truth(evidence: Evidence) -> list[Violation]:
     by_action = {_identity(story): story for story in evidence.stories().values()}
     for action, landings in told.items():
         story = by_action.get(action, ())
-        true = _true_states(story)
+        true = _true_states(evidence, story)
         if action in parents:
             true |= {(Phase.RUNNING, attempt) for _, attempt in true}
         for landing in landings:
@@ -139,17 +139,29 @@ def _truth(evidence: Evidence) -> list[Violation]:
     return found
 
 
-def _true_states(story: Story) -> set[tuple[Phase, int]]:
-    """What may be said of it: its states, and ABORTED where it was deleted before its end."""
+def _true_states(evidence: Evidence, story: Story) -> set[tuple[Phase, int]]:
+    """What may be said of it: its states, and what its deletions make of it."""
     true: set[tuple[Phase, int]] = set()
     before: Fact | None = None
     for fact in story:
         if not fact.is_delete:
             true.add((fact.phase, fact.attempt))
-        elif before is not None and not before.is_over and not before.is_delete:
-            true.add((Phase.ABORTED, before.attempt))
+        elif before is not None:
+            true |= {(phase, before.attempt) for phase in _after_delete(evidence, before, fact)}
         before = fact
     return true
+
+
+def _after_delete(evidence: Evidence, before: Fact, deleted: Fact) -> set[Phase]:
+    """What may be said of an action whose object was deleted.
+
+    What was not over is ABORTED. What was over keeps its ending; where a compaction took both
+    the ending and the deletion before anybody read them, nobody can know it.
+    """
+    if not before.is_over:
+        return {Phase.ABORTED}
+    lost = not before.recorded and any(each >= deleted.revision for each in evidence.compactions)
+    return {before.phase, Phase.ABORTED} if lost else {before.phase}
 
 
 def _order(evidence: Evidence) -> list[Violation]:
@@ -277,7 +289,7 @@ def _reading(evidence: Evidence) -> list[Violation]:
             told[state.action].append(state)
         for action, states in told.items():
             story = by_action.get(action, ())
-            at = _first_out_of_order(states, _readable(story))
+            at = _first_out_of_order(states, _readable(evidence, story))
             if at is not None:
                 seen = " ".join(map(str, states))
                 where = f"reader {reader.number} ({reader.via}) of {reader.run}/{reader.name}"
@@ -286,27 +298,28 @@ def _reading(evidence: Evidence) -> list[Violation]:
     return found
 
 
-def _readable(story: Story) -> list[tuple[Phase, str]]:
+def _readable(evidence: Evidence, story: Story) -> list[tuple[set[Phase], str]]:
     """The states that a reader can be told, in order."""
-    states: list[tuple[Phase, str]] = []
+    states: list[tuple[set[Phase], str]] = []
     before: Fact | None = None
     for fact in story:
         if not fact.is_delete:
-            states.append((fact.phase, fact.output))
-        elif before is not None and not before.is_delete:
-            ended = before.phase if before.is_over else Phase.ABORTED
-            states.append((ended, before.output))
+            states.append(({fact.phase}, fact.output))
+        elif before is not None:
+            states.append((_after_delete(evidence, before, fact), before.output))
         before = fact
     return states
 
 
 def _first_out_of_order(
-    states: Sequence[State], readable: Sequence[tuple[Phase, str]]
+    states: Sequence[State], readable: Sequence[tuple[set[Phase], str]]
 ) -> int | None:
     """The first state that is not in what is left of the story; None where all are."""
     at = 0
     for number, state in enumerate(states):
-        while at < len(readable) and readable[at] != (state.phase, state.output):
+        while at < len(readable) and not (
+            state.phase in readable[at][0] and state.output == readable[at][1]
+        ):
             at += 1
         if at == len(readable):
             return number
@@ -343,9 +356,7 @@ def _expected(evidence: Evidence, story: Story) -> set[Phase]:
     last = story[-1]
     if last.is_delete:
         before = next((fact for fact in reversed(story) if not fact.is_delete), None)
-        if before is None:
-            return set()
-        return {before.phase if before.is_over else Phase.ABORTED}
+        return set() if before is None else _after_delete(evidence, before, last)
     if last.phase is Phase.UNSPECIFIED:
         # It is recorded, and no status of it is told; of one before it, one was.
         return {Phase.RUNNING, Phase.UNSPECIFIED} if len(lives(story)) == 1 else set()
@@ -466,7 +477,7 @@ def _last_read(evidence: Evidence) -> list[Violation]:
             if reader.name not in (fact.name, fact.parent):
                 continue
             got = newest.get((fact.run, fact.name))
-            problem = _unread(story, fact, got)
+            problem = _unread(evidence, story, fact, got)
             if problem:
                 where = f"reader {reader.number} ({reader.via}) of {reader.run}/{reader.name}"
                 stream = " ".join(map(str, reader.streams[-1]))
@@ -475,11 +486,10 @@ def _last_read(evidence: Evidence) -> list[Violation]:
     return found
 
 
-def _unread(story: Story, fact: Fact, got: State | None) -> str:
+def _unread(evidence: Evidence, story: Story, fact: Fact, got: State | None) -> str:
     """What is wrong with the last that a reader got of a key whose last state is ``fact``."""
     if story[-1].is_delete:
-        ended = fact.phase if fact.is_over else Phase.ABORTED
-        if got is None or got.phase is ended:
+        if got is None or got.phase in _after_delete(evidence, fact, story[-1]):
             return ""
         return f"it is deleted, and was told last as {got.phase.name}"
     if fact.kind == "condition" and not fact.is_over:

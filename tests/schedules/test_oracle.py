@@ -326,6 +326,15 @@ def test_a_deletion_that_was_compacted_away_need_not_be_told() -> None:
     assert kinds(evidence) == set()
 
 
+def test_an_ending_that_was_compacted_away_with_its_deletion_may_be_told_as_aborted() -> None:
+    evidence = honest()
+    also_happened(fact(18, "c4"), fact(19, "c4", FAILED), gone(20, "c4"))(evidence)
+    also_told(told(22.0, "c4", ABORTED))(evidence)
+    assert "told-false" in kinds(evidence)
+    evidence.compactions = [20]
+    assert kinds(evidence) == set()
+
+
 def test_a_violation_says_what_and_where() -> None:
     evidence = honest()
     also_told(told(18.0, "c3", ABORTED))(evidence)
