@@ -88,7 +88,7 @@ class Evidence:
 def always(evidence: Evidence) -> list[Violation]:
     """What is wrong, whenever it is looked at, with what has happened so far."""
     found: list[Violation] = []
-    for check in (_truth, _order, _marks, _writes, _reading):
+    for check in (_truth, _records, _order, _marks, _writes, _reading):
         found += check(evidence)
     return found
 
@@ -162,6 +162,21 @@ def _after_delete(evidence: Evidence, before: Fact, deleted: Fact) -> set[Phase]
         return {Phase.ABORTED}
     lost = not before.recorded and any(each >= deleted.revision for each in evidence.compactions)
     return {before.phase, Phase.ABORTED} if lost else {before.phase}
+
+
+def _records(evidence: Evidence) -> list[Violation]:
+    """No status lands before the record: Flyte's database would change no row, and say nothing."""
+    found = []
+    recorded: set[Action] = set()
+    for landing in evidence.landings:
+        if landing.what == "record":
+            # One that is rejected does not withhold the status.
+            if landing.applied or landing.rejected:
+                recorded.add(landing.action)
+        elif landing.applied and landing.action not in recorded:
+            text = f"{landing} landed before its record"
+            found.append(Violation("unrecorded", "/".join(landing.action), text))
+    return found
 
 
 def _order(evidence: Evidence) -> list[Violation]:

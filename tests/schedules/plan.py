@@ -223,7 +223,7 @@ def _arguments(dice: random.Random, what: str, members: int, processes: int) -> 
             if what == "rs-refuse":
                 args["code"] = dice.choice(("UNAVAILABLE", "INTERNAL", "DEADLINE_EXCEEDED"))
             if what == "rs-inband":
-                args["code"] = dice.choice(("2", "8", "9", "13", "14"))
+                args["code"] = dice.choice(("2", "5", "8", "9", "13", "14"))
             if what == "rs-slow":
                 args["ms"] = dice.choice(("50", "300", "700", "1500"))
             return args

@@ -21,6 +21,16 @@ from tests.support.waiting import eventually
 
 GRACE = 3.0
 _PATIENCE = 30.0
+# What the schedules bring about themselves.
+_ERRORS = {"watch_lost", "run_service_rejected"}
+_FAILURES = {
+    "RunServiceUnavailable",
+    "Unavailable",
+    "OutcomeUnknown",
+    "NoSpace",
+    "LeaseNotFound",
+    "Compacted",
+}
 _EXPECTED_CODES = {"kill": -signal.SIGKILL, "term": 0}
 
 
@@ -76,9 +86,17 @@ class Life:
             logged = _parsed(line)
             if logged is None:
                 wrong.append(f"trace: {where} wrote {line[:300]}")
-            elif logged.get("event") == "unit_failed":
+            elif _is_unexpected(logged):
                 wrong.append(f"unexpected: {where} logged {line[:1500]}")
         return wrong
+
+
+def _is_unexpected(logged: dict[str, Any]) -> bool:
+    """Whether a line tells of a bug: not of what the schedule does to the process."""
+    event = logged.get("event")
+    if event == "handler_failed":
+        return str(logged.get("error")).partition(":")[0] not in _FAILURES
+    return event == "unit_failed" or (logged.get("level") == "error" and event not in _ERRORS)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -84,6 +84,7 @@ def honest() -> Evidence:
             fact(17, "c3", SUCCEEDED, recorded=True),
         ],
         landings=[
+            *(Landing("record", "r0", name) for name in ("a0", "c1", "c2", "c3", "c4")),
             told(3.5, "a0", RUNNING),
             told(5.5, "c1", RUNNING),
             told(6.5, "c1", RUNNING, 2),
@@ -196,6 +197,7 @@ def refused(write: Write, detail: str, faults: str = "") -> Write:
 
 
 LIES: dict[str, tuple[Plant, str]] = {
+    "a status without a record": (not_told("c1", UNSPECIFIED), "unrecorded"),
     "running told long after an ending": (
         both(also_told(told(20.0, "c1", RUNNING, 2), told(20.1, "c1", FAILED, 2))),
         "told-after-ending",
@@ -361,6 +363,13 @@ def life(tmp_path: Path, log: str, **more: object) -> Life:
         ("", {"how": "", "code": -6}, "died: "),
         ("Traceback (most recent call last):\n", {}, "trace: "),
         ('{"event":"unit_failed","level":"error"}\n', {}, "unexpected: "),
+        ('{"event":"value_undecodable","level":"error"}\n', {}, "unexpected: "),
+        ('{"event":"handler_failed","level":"warning","error":"NoSpace: x"}\n', {}, ""),
+        (
+            '{"event":"handler_failed","level":"warning","error":"KeyError: 1"}\n',
+            {},
+            "unexpected: ",
+        ),
     ],
 )
 def test_how_a_process_lived(
