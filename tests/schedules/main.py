@@ -20,7 +20,7 @@ from etcd_actions.testing.process import best_binary
 from tests.schedules import world
 from tests.schedules.plan import Plan, draw
 
-LONGEST = 180.0
+LONGEST = 240.0
 """Seconds after which a schedule is cut off, as a violation."""
 
 

@@ -29,6 +29,7 @@ _FAILURES = {
     "OutcomeUnknown",
     "NoSpace",
     "LeaseNotFound",
+    "LeaseTooShort",
     "Compacted",
 }
 _EXPECTED_CODES = {"kill": -signal.SIGKILL, "term": 0}

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import NamedTuple
 import trio
 
 from etcd_actions import __version__, open_etcd
+from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.testing import EtcdBinary, EtcdProcess
 from tests.cli.command import environment
@@ -146,12 +147,20 @@ class Load:
         for turn in range(10**9):
             run = f"w{number}x{turn // _CHILDREN}"
             action = make_action(PREFIX.encode(), run, f"a{turn % _CHILDREN + 1}", like=turn)
-            for state in action.states:
+            for state in _to_the_end(action.states):
                 # Behind, it catches up: the pace is a mean.
                 due += self._pause
                 await trio.sleep_until(due)
                 await self._etcd.put(action.key, state)
                 self.written += 1
+
+
+def _to_the_end(states: Iterable[bytes]) -> Iterator[bytes]:
+    """The states up to the first that is over: another one would wipe out its mark."""
+    for state in states:
+        yield state
+        if json.decode(state).is_terminal:
+            return
 
 
 def sample(process: Process, load: Load, began: float) -> Sample:

@@ -29,7 +29,7 @@ from tests.support.cluster import EtcdCluster
 from tests.support.proxy import Proxy, open_proxy
 
 PREFIX = "/schedule/taskactions/"
-CALM = 40.0
+CALM = 60.0
 """Seconds that everything may take to come to its end, once all is healed."""
 SETTLE = 1.5
 """Seconds for which the end has to stay: what a stopped process sends late lands in them."""
