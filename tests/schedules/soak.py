@@ -112,7 +112,7 @@ def second_half(samples: Sequence[Sample], name: str) -> list[tuple[float, float
 
 
 def judge(samples: Sequence[Sample], rate: float) -> list[Verdict]:
-    """Whether anything grew; the outbox must be short, too."""
+    """Whether anything grew; the outbox must be short, and the load what was asked for."""
     verdicts = []
     for name, allowed in _ALLOWED.items():
         points = second_half(samples, name)
@@ -121,7 +121,9 @@ def judge(samples: Sequence[Sample], rate: float) -> list[Verdict]:
         verdicts.append(Verdict(name, mean, slope(points) * lasted, allowed))
     outbox = verdicts[-1]
     depth = Verdict("outbox, mean", outbox.mean, outbox.mean, rate * _OUTBOX_SECONDS)
-    return [*verdicts, depth]
+    pace = samples[-1].written / samples[-1].at
+    lacking = Verdict("changes a second, and how many are lacking", pace, rate - pace, rate / 20)
+    return [*verdicts, depth, lacking]
 
 
 class Load:

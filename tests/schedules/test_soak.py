@@ -47,6 +47,12 @@ def test_an_outbox_that_is_long_but_steady_is_found() -> None:
     assert [each.name for each in judge(late, RATE) if not each.holds] == ["outbox, mean"]
 
 
+def test_a_load_that_was_not_reached_proves_nothing() -> None:
+    slow = [each._replace(written=each.at * RATE * 0.8) for each in samples()]
+    found = [each.name for each in judge(slow, RATE) if not each.holds]
+    assert found == ["changes a second, and how many are lacking"]
+
+
 def test_what_grew_only_at_the_beginning_holds() -> None:
     seen = [each._replace(rss=min(each.at, 200.0)) for each in samples()]
     assert all(each.holds for each in judge(seen, RATE))
