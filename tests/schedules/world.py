@@ -35,8 +35,9 @@ SETTLE = 1.5
 """Seconds for which the end has to stay: what a stopped process sends late lands in them."""
 _READY = 30.0
 _LOOK = 0.15
-# A call may land for so long after it was given up; the time that machines stall is in it.
-_LATE = 2 * process_main.CALL_DEADLINE + 1.5
+# A leader that was deposed behind its back may call until it knows, and its calls land within
+# their deadline; the time for which machines stall is in it.
+_LATE = process_main.ELECTION_TTL + process_main.CALL_DEADLINE + 1.5
 
 
 @dataclass
