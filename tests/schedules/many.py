@@ -30,14 +30,22 @@ _CUT_OFF = LONGEST + 60
 
 def run_seed(seed: int, directory: Path) -> Result:
     """Run one schedule; its directory stays only where something was violated."""
-    own = directory / str(seed)
+    return _run(["--seed", str(seed)], seed, directory / str(seed))
+
+
+def run_plan(plan: Path, directory: Path) -> Result:
+    """Run a plan that is in a file, likewise."""
+    return _run(["--replay", str(plan)], -1, directory / plan.stem)
+
+
+def _run(what: list[str], seed: int, own: Path) -> Result:
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
     began = time.monotonic()
     command = [sys.executable, "-m", "tests.schedules.main"]
     with (own / "stderr.txt").open("wb") as err:
         process = subprocess.Popen(
-            [*command, "--seed", str(seed), "--directory", str(own)],
+            [*command, *what, "--directory", str(own)],
             stdout=subprocess.PIPE,
             stderr=err,
             cwd=ROOT,

@@ -25,6 +25,15 @@ def test_a_written_plan_is_read_again(seed: int) -> None:
     assert Plan.parse(f"# by hand\n\n{plan}") == plan
 
 
+def test_the_plans_that_found_something_can_be_read() -> None:
+    files = list(Path(__file__).parent.glob("found/*.txt"))
+    assert files
+    for file in files:
+        plan = Plan.parse(file.read_text())
+        assert plan.faults
+        assert Plan.parse(str(plan)) == plan
+
+
 def test_seeds_differ_and_together_do_everything() -> None:
     plans = [draw(seed) for seed in SEEDS]
     assert len({str(plan).partition("\n")[2] for plan in plans}) == len(plans)
