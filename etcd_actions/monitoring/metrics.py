@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Protocol
 
+import trio
 from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -161,6 +162,8 @@ class Metrics(Collector):
         info = GaugeMetricFamily("etcd_actions_build_info", "The version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        yield _gauge("etcd_actions_tasks", "Trio's tasks, all that are open.", tasks)
 
     def _of_listeners(self) -> Iterator[Metric]:
         yield from _of_listeners({name: read() for name, read in self.listeners.items()})

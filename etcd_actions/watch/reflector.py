@@ -176,7 +176,7 @@ class _Range:
 
     ``listed_at`` is the revision of the last list of it, finished or not; ``idle_until`` one
     up to which it was read to be as it is known, ``compared_at`` the newest such read and
-    ``compared_done`` what was done then.
+    ``compared_done`` what was done then; ``confirmed_at`` when etcd confirmed its watcher.
     """
 
     resume: Resume
@@ -185,6 +185,7 @@ class _Range:
     idle_until: int = 0
     compared_at: int = 0
     compared_done: int = 0
+    confirmed_at: float = math.inf
 
     @property
     def given_out(self) -> int:
@@ -316,6 +317,7 @@ class Reflector:
         self._versions: set[EtcdVersion] = set()
         self._trust_progress = False
         self._progress_counts = False
+        self._compare_next = -math.inf
         self._streaming = False
         self._heard = -math.inf
         self._failures = 0
@@ -653,6 +655,9 @@ class Reflector:
         async with self._etcd.watch() as stream, trio.open_nursery() as nursery:
             for range_ in self._ranges:
                 self._open(stream, range_)
+            if self._progress_counts:
+                # Where nothing can be asked on an open stream it is asked with these requests.
+                stream.request_progress()
             self._streaming = True
             if self._failures:
                 _log.info("watch_restored", failures=self._failures)
@@ -695,6 +700,7 @@ class Reflector:
         """Watch ``range_`` under an id that this stream has not seen."""
         self._last_watch_id += 1
         self._by_watch_id[self._last_watch_id] = range_
+        range_.confirmed_at = math.inf
         resume = range_.resume
         stream.create(
             WatchCreate(
@@ -722,7 +728,8 @@ class Reflector:
             if range_ is not None:
                 self._give_events(range_, response)
         elif response.created:
-            return
+            if range_ is not None:
+                range_.confirmed_at = trio.current_time()
         elif range_ is not None:
             # It comes behind the watcher's events, in every version.
             range_.resume.progress(response.revision)
@@ -817,9 +824,16 @@ class Reflector:
         self._open(stream, range_)
 
     async def _compare_idle(self) -> None:
-        """Move on the revision of idle ranges, where etcd cannot be asked for progress."""
+        """Move on the revision of idle ranges, where etcd cannot be asked for progress.
+
+        The pause counts from one stream to the next: streams of the gateway do not last as long.
+        """
+        dead_after = self._settings.dead_after
+        if self._compare_next < trio.current_time():
+            self._compare_next = trio.current_time() + dead_after
         while True:
-            await trio.sleep(self._settings.dead_after)
+            await trio.sleep_until(self._compare_next)
+            self._compare_next = trio.current_time() + dead_after
             if self._trust_progress:
                 continue
             for range_ in tuple(self._by_watch_id.values()):
@@ -836,9 +850,10 @@ class Reflector:
         done = range_.resume.done
         keys, limit = range_.resume.keys, len(range_.known) + 1
         found = await self._etcd.range(keys, limit=limit, keys_only=True)
-        idle = range_.resume.done == done and range_.known == {
-            kv.key: kv.mod_revision for kv in found.kvs
-        }
+        # A watcher that was opened just now may have yet to be sent what it missed.
+        settled = trio.current_time() - range_.confirmed_at >= self._settings.dead_after / 6
+        same = range_.known == {kv.key: kv.mod_revision for kv in found.kvs}
+        idle = settled and same and range_.resume.done == done
         if idle and range_.compared_at and range_.compared_done == done:
             range_.idle_until = max(range_.idle_until, range_.compared_at)
         range_.compared_at, range_.compared_done = (found.revision, done) if idle else (0, 0)

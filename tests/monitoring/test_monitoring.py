@@ -236,6 +236,7 @@ async def test_metrics_follow_what_happens(client: ActionsClient, monitoring: Mo
     assert found["etcd_watch_keys",] == 1
     assert found["etcd_actions_marks_total", "marked"] == 1
     assert found["etcd_actions_elected",] == 1
+    assert found["etcd_actions_tasks",] > 10
     assert found["etcd_actions_subscriptions",] == 1
     assert found["etcd_actions_subscriber_lag_updates",] == 2
     assert found["etcd_group_commit_members_total",] >= 2

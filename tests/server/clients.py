@@ -53,7 +53,8 @@ class Client(Protocol):
 class GrpcClient:
     """By grpcio."""
 
-    def __init__(self, address: str, token: str = "") -> None:
+    def __init__(self, address: str, token: str = "", *, deadline: float = DEADLINE) -> None:
+        self._deadline = deadline
         self._channel = grpc.insecure_channel(address)
         self._metadata = [("authorization", f"Bearer {token}")] if token else []
 
@@ -67,7 +68,7 @@ class GrpcClient:
             response_deserializer=REPLIES[method].FromString,
         )
         try:
-            reply: Message = stub(request, timeout=DEADLINE, metadata=self._metadata)
+            reply: Message = stub(request, timeout=self._deadline, metadata=self._metadata)
         except grpc.RpcError as error:
             raise _of_grpc(error) from None
         return reply
@@ -78,7 +79,7 @@ class GrpcClient:
             request_serializer=_serialize,
             response_deserializer=pb.WatchForUpdatesResponse.FromString,
         )
-        return GrpcStream(stub(request, timeout=DEADLINE, metadata=self._metadata))
+        return GrpcStream(stub(request, timeout=self._deadline, metadata=self._metadata))
 
 
 class GrpcStream:
@@ -106,7 +107,9 @@ class ConnectClient:
         codec: str = "proto",
         compress: bool = False,
         tls: ssl.SSLContext | None = None,
+        deadline: float = DEADLINE,
     ) -> None:
+        self._deadline = deadline
         self._address = address
         self._tls = tls
         self._codec = codec
@@ -149,8 +152,10 @@ class ConnectClient:
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._tls is not None:
-            return http.client.HTTPSConnection(self._address, timeout=DEADLINE, context=self._tls)
-        return http.client.HTTPConnection(self._address, timeout=DEADLINE)
+            return http.client.HTTPSConnection(
+                self._address, timeout=self._deadline, context=self._tls
+            )
+        return http.client.HTTPConnection(self._address, timeout=self._deadline)
 
 
 class ConnectStream:

@@ -43,6 +43,7 @@ class Proxy:
         cuts: Number of connections that were cut.
         forwarded: Bytes that went each way.
         chunk: How to divide what is forwarded; None leaves it as it came.
+        delay: Seconds by which each piece that is read is late.
     """
 
     def __init__(self, nursery: trio.Nursery, target: int) -> None:
@@ -62,6 +63,7 @@ class Proxy:
         self.cuts = 0
         self.forwarded = dict.fromkeys(Direction, 0)
         self.chunk: Callable[[bytes], Iterable[bytes]] | None = None
+        self.delay = 0.0
 
     @property
     def endpoint(self) -> str:
@@ -205,6 +207,8 @@ class Proxy:
         await self._send(sink, data, Direction.TO_CLIENT)
 
     async def _send(self, sink: trio.SocketStream, data: bytes, direction: Direction) -> None:
+        if self.delay:
+            await trio.sleep(self.delay)
         for piece in self.chunk(data) if self.chunk is not None else (data,):
             await sink.send_all(piece)
             self.forwarded[direction] += len(piece)

@@ -28,7 +28,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from flyteidl2.workflow import internal_run_service_pb2 as pb
@@ -136,7 +136,7 @@ class RunServiceServer:
         """Where it listens."""
         return Endpoint("127.0.0.1", self.port)
 
-    def __enter__(self) -> RunServiceServer:
+    def __enter__(self) -> Self:
         self._server.start()
         return self
 

@@ -1,0 +1,234 @@
+"""What must hold whenever it is looked at: nothing false is told, marked, answered or read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from etcd_actions import Phase
+from tests.schedules.evidence import (
+    Action,
+    Evidence,
+    Violation,
+    after_delete,
+    identity,
+    tale,
+    where_of,
+    words,
+)
+from tests.schedules.facts import Fact, Story, lives
+from tests.schedules.plan import PHASES
+from tests.schedules.readers import State
+from tests.schedules.run_service import Landing
+from tests.schedules.writers import Write
+
+
+def _truth(evidence: Evidence) -> list[Violation]:
+    """Nothing is told that never was in etcd."""
+    found = []
+    parents = {(fact.run, fact.parent) for fact in evidence.facts if fact.parent}
+    told = evidence.told()
+    by_action = {identity(story): story for story in evidence.stories().values()}
+    for action, landings in told.items():
+        story = by_action.get(action, ())
+        true = _true_states(evidence, story)
+        if action in parents:
+            true |= {(Phase.RUNNING, attempt) for _, attempt in true}
+        for landing in landings:
+            if landing.applied and (landing.phase, landing.attempt) not in true:
+                text = f"{landing} was never so; {tale(story)}, {words(landings)}"
+                found.append(Violation("told-false", "/".join(action), text))
+    return found
+
+
+def _true_states(evidence: Evidence, story: Story) -> set[tuple[Phase, int]]:
+    """What may be said of it: its states, and what its deletions make of it."""
+    true: set[tuple[Phase, int]] = set()
+    before: Fact | None = None
+    for fact in story:
+        if not fact.is_delete:
+            true.add((fact.phase, fact.attempt))
+        elif before is not None:
+            true |= {(phase, before.attempt) for phase in after_delete(evidence, before, fact)}
+        before = fact
+    return true
+
+
+def _records(evidence: Evidence) -> list[Violation]:
+    """No status lands before the record: Flyte's database would change no row, and say nothing."""
+    found = []
+    recorded: set[Action] = set()
+    for landing in evidence.landings:
+        if landing.what == "record":
+            # One that is rejected does not withhold the status.
+            if landing.applied or landing.rejected:
+                recorded.add(landing.action)
+        elif landing.applied and landing.action not in recorded:
+            text = f"{landing} landed before its record"
+            found.append(Violation("unrecorded", "/".join(landing.action), text))
+    return found
+
+
+def _order(evidence: Evidence) -> list[Violation]:
+    """After an ending was accepted nothing but a newer attempt is told, and no other ending.
+
+    A call that was given up may land late, within its time; then the ending is told again.
+    """
+    found = []
+    told = evidence.told()
+    for story in evidence.stories().values():
+        if len(lives(story)) != 1:
+            # The run service cannot tell incarnations apart; their last word counts.
+            continue
+        landings = told.get(identity(story), [])
+        ending: Landing | None = None
+        for landing in landings:
+            if not landing.applied:
+                continue
+            if ending is None:
+                if landing.phase.is_terminal and landing.accepted:
+                    ending = landing
+                continue
+            same = landing.phase is ending.phase and landing.attempt == ending.attempt
+            too_late = landing.arrived > ending.landed + evidence.late
+            if landing.phase.is_terminal and not same:
+                text = f"{landing} after {ending}; {tale(story)}, {words(landings)}"
+                found.append(Violation("told-two-endings", where_of(story), text))
+            elif not landing.phase.is_terminal and too_late and landing.attempt <= ending.attempt:
+                text = f"{landing} after {ending}; {tale(story)}, {words(landings)}"
+                found.append(Violation("told-after-ending", where_of(story), text))
+    return found
+
+
+def _marks(evidence: Evidence) -> list[Violation]:
+    """An ending is marked once, after it was accepted, and the mark stays."""
+    found = []
+    told = evidence.told()
+    for story in evidence.stories().values():
+        landings = told.get(identity(story), [])
+        for life in lives(story):
+            marks = 0
+            before: Fact | None = None
+            for fact in life:
+                if fact.is_delete:
+                    break
+                was = before is not None and before.recorded
+                text = f"{fact}; {tale(life)}, {words(landings)}"
+                if was and not fact.recorded:
+                    found.append(Violation("mark-lost", where_of(story), text))
+                if fact.recorded and not was:
+                    marks += 1
+                    if marks > 1:
+                        found.append(Violation("marked-twice", where_of(story), text))
+                    if not fact.is_over:
+                        found.append(Violation("marked-early", where_of(story), text))
+                    elif not _accepted_before(landings, fact):
+                        found.append(Violation("marked-unaccepted", where_of(story), text))
+                    if before is None or before.phase is not fact.phase:
+                        found.append(Violation("mark-changes", where_of(story), text))
+                before = fact
+    return found
+
+
+def _accepted_before(landings: Iterable[Landing], fact: Fact) -> bool:
+    return any(
+        each.accepted
+        and each.phase is fact.phase
+        and each.attempt == fact.attempt
+        and each.landed <= fact.seen
+        for each in landings
+    )
+
+
+def _writes(evidence: Evidence) -> list[Violation]:
+    """What was acknowledged is in etcd's history, and nobody gets an answer of a bug."""
+    found = []
+    by_action = {identity(story): story for story in evidence.stories().values()}
+    for write in evidence.writes:
+        story = by_action.get(write.action, ())
+        where = "/".join(write.action)
+        if write.faults:
+            found.append(Violation("answer", where, f"{write.step} got {write.faults}"))
+        if write.outcome == "done" and not _is_in(write, story):
+            text = f"{write.step} was acknowledged, and is not in {tale(story)}"
+            found.append(Violation("write-lost", where, text))
+        if _is_denied(write, story):
+            text = f"{write.step} got {write.detail}; {tale(story)}"
+            found.append(Violation("denied", where, text))
+    return found
+
+
+def _is_in(write: Write, story: Story) -> bool:
+    args = write.step.args
+    match write.step.what:
+        case "enqueue":
+            return any(not fact.is_delete for fact in story)
+        case "status":
+            wanted = Phase(PHASES[args["phase"]]), int(args["attempt"])
+            return any((fact.phase, fact.attempt) == wanted for fact in story)
+        case "signal":
+            return any(fact.phase is Phase.SUCCEEDED for fact in story)
+        case "ask-deletion":
+            return any(fact.deleting for fact in story)
+        case "abort":
+            return any(fact.is_over or fact.is_delete for fact in story)
+        case _:
+            # A deletion of what is not there deletes nothing.
+            return True
+
+
+def _is_denied(write: Write, story: Story) -> bool:
+    """Whether somebody was told that an action is not there, which was there all the time."""
+    denied = write.outcome == "refused" and write.detail.lower().startswith(("not_found", "notf"))
+    there = bool(story) and story[0].seen < write.sent
+    return denied and there and not any(fact.is_delete for fact in story)
+
+
+def _reading(evidence: Evidence) -> list[Violation]:
+    """What a reader was told of an action is what it was, in order, over all its streams."""
+    found = []
+    by_action = {identity(story): story for story in evidence.stories().values()}
+    for reader in evidence.readers:
+        told: defaultdict[Action, list[State]] = defaultdict(list)
+        for state in (state for stream in reader.streams for state in stream):
+            told[state.action].append(state)
+        for action, states in told.items():
+            story = by_action.get(action, ())
+            at = _first_out_of_order(states, _readable(evidence, story))
+            if at is not None:
+                seen = " ".join(map(str, states))
+                where = f"reader {reader.number} ({reader.via}) of {reader.run}/{reader.name}"
+                text = f"{states[at]} is number {at} of [{seen}]; {tale(story)}"
+                found.append(Violation("read-order", where, text))
+    return found
+
+
+def _readable(evidence: Evidence, story: Story) -> list[tuple[set[Phase], str]]:
+    """The states that a reader can be told, in order."""
+    states: list[tuple[set[Phase], str]] = []
+    before: Fact | None = None
+    for fact in story:
+        if not fact.is_delete:
+            states.append(({fact.phase}, fact.output))
+        elif before is not None:
+            states.append((after_delete(evidence, before, fact), before.output))
+        before = fact
+    return states
+
+
+def _first_out_of_order(
+    states: Sequence[State], readable: Sequence[tuple[set[Phase], str]]
+) -> int | None:
+    """The first state that is not in what is left of the story; None where all are."""
+    at = 0
+    for number, state in enumerate(states):
+        while at < len(readable) and not (
+            state.phase in readable[at][0] and state.output == readable[at][1]
+        ):
+            at += 1
+        if at == len(readable):
+            return number
+    return None
+
+
+CHECKS = (_truth, _records, _order, _marks, _writes, _reading)
