@@ -474,13 +474,17 @@ async def test_no_mark_without_the_letter(etcd: Etcd, prefix: bytes, error: Exce
     """While etcd does not take the letter, that ending waits; the others go on."""
     service = Scripted()
     faulty = Refusing(etcd, Keyspace(prefix).letters, error)
-    async with watching(faulty, prefix, service) as client:  # type: ignore[arg-type]
+    async with (
+        watching(faulty, prefix, service) as client,  # type: ignore[arg-type]
+        # What it writes goes in no group with a letter.
+        open_actions_client(etcd, prefix=prefix, settings=SETTINGS) as writer,
+    ):
         service.failures["record", "a0"] = [NO] * 1000
-        await client.enqueue(flyte.task(ROOT))
-        await client.enqueue(flyte.task(named("c1"), "a0"))
-        await tell(client, "a0", [Phase.SUCCEEDED])
+        await writer.enqueue(flyte.task(ROOT))
+        await writer.enqueue(flyte.task(named("c1"), "a0"))
+        await tell(writer, "a0", [Phase.SUCCEEDED])
         await eventually(lambda: faulty.refused > 2)
-        await tell(client, "c1", [Phase.SUCCEEDED])
+        await tell(writer, "c1", [Phase.SUCCEEDED])
         await eventually(lambda: service.of("c1") == [Phase.SUCCEEDED])
         await until_recorded(client, named("c1"))
         assert not (await client.get_task_action(ROOT)).is_recorded
