@@ -361,7 +361,7 @@ def template_of(action: StoredTaskAction) -> TaskTemplate:
 def invalid_spec(error: DecodeError | InvalidArgument) -> ErrorState:
     """What an action ends with that cannot be run as it is.
 
-    What the store gives an object, such as its uid, is not its caller's to choose.
+    What the store gives an object, such as its name, is not its caller's to choose.
     """
     field = error.field if isinstance(error, InvalidArgument) else ""
     kind = "SYSTEM" if field.startswith("metadata.") else "USER"

@@ -17,6 +17,7 @@ import structlog
 from etcd_actions.executor.places import AttemptPlace, lacks_resources
 from etcd_actions.model import Incarnation
 
+_PRESENT: Final = re.compile(r"-[0-9a-f]{40}$")
 _BEFORE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 _log = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ def directories_of(incarnation: Incarnation) -> set[str]:
 
 def _name_before(uid: str) -> str:
     """What the version before called the directory of an object."""
-    if _BEFORE.fullmatch(uid):
+    # A uid may be the name of another object's directory of today.
+    if _BEFORE.fullmatch(uid) and not _PRESENT.search(uid):
         return uid
     return "." + hashlib.sha256(uid.encode(errors="surrogatepass")).hexdigest()

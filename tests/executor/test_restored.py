@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions import Phase, open_actions_client, open_etcd
+from etcd_actions import ActionsClient, Phase, open_actions_client, open_etcd
 from tests.executor.fakes import Bench
 from tests.executor.tasks import ROOT
 from tests.support.etcd_server import EtcdServer
@@ -20,6 +20,11 @@ pytestmark = pytest.mark.faults
 async def reaches(bench: Bench, phase: Phase) -> None:
     while (await patiently(bench.client.get_task_action, ROOT)).phase is not phase:  # noqa: ASYNC110
         await trio.sleep(0.05)
+
+
+def _seen(client: ActionsClient) -> int:
+    reflector = client.statistics().reflector
+    return 0 if reflector is None else reflector.revision
 
 
 @pytest.mark.slow
@@ -44,6 +49,9 @@ async def test_what_was_restored_is_ended_again_and_run_no_second_time(
                 # All that it does for the action is done, and it knows.
                 await eventually(lambda: executor.statistics().ended == {"SUCCEEDED": 1})
                 await eventually(lambda: executor.statistics().running == 0)
+                # A watch that saw nothing of what is taken back has nothing to notice.
+                ended = await patiently(client.get_task_action, ROOT)
+                await eventually(lambda: _seen(client) >= ended.revision)
                 own_etcd.stop()
                 own_etcd.restore("backup")
                 own_etcd.start()

@@ -66,6 +66,21 @@ def test_no_uid_leads_to_a_directory_of_another(tmp_path: Path) -> None:
         assert not place.was_started
 
 
+def test_a_uid_that_is_the_name_of_anothers_directory_leads_nowhere(tmp_path: Path) -> None:
+    """Also in the moment in which the other one has the lock and has written nothing down."""
+    victim = AttemptPlace(tmp_path, ONE, 1)
+    victim.make()
+    hostile = Incarnation(b"/r/ns/x", 8, ONE.path_component)
+    lock = victim.try_lock()
+    assert lock is not None
+    try:
+        assert place_of(tmp_path, hostile, 1).path == AttemptPlace(tmp_path, hostile, 1).path
+        assert victim.note_object()
+    finally:
+        os.close(lock)
+    assert ONE.path_component not in directories_of(hostile)
+
+
 def test_only_its_own_outputs_say_that_it_succeeded(tmp_path: Path) -> None:
     """Its directory does not say whose it is: an exit code may be that of a copy."""
     path, outputs = started_before(tmp_path), tmp_path / "out"
