@@ -16,9 +16,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
 import pytest
 import trio
+from grpc import _channel
 from structlog.testing import capture_logs
 
 from etcd_actions import open_etcd
@@ -218,7 +218,7 @@ async def test_the_wall_clock_is_set_under_load(
     real, real_ns = time.time, time.time_ns
     # grpcio gives gRPC's core, which is not told of this step, a deadline by the wall clock.
     monkeypatch.setattr(
-        grpc._channel, "time", SimpleNamespace(time=real, perf_counter=time.perf_counter)
+        _channel, "time", SimpleNamespace(time=real, perf_counter=time.perf_counter)
     )
     monkeypatch.setattr(time, "time", lambda: real() + step)
     monkeypatch.setattr(time, "time_ns", lambda: real_ns() + int(step * 1e9))
