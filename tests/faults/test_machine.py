@@ -35,6 +35,7 @@ from tests.support.patient import patiently
 from tests.support.recording import RecordingRunService, RecordingSink, eventually
 from tests.support.scene import (
     PROCESSOR,
+    UNHURRIED,
     judge_delivery,
     judge_marks,
     processing,
@@ -213,7 +214,7 @@ async def test_the_wall_clock_is_set_under_load(
 ) -> None:
     """Ten days on, ten days back: the leader leads on, the stream stays, and all is marked."""
     sink, run_service = RecordingSink(), RecordingRunService(etcd)
-    settings = replace(PROCESSOR, elect=True, election_ttl=10)
+    settings = replace(PROCESSOR, elect=True, election_ttl=10, reflector=UNHURRIED)
     step = 0.0
     real, real_ns = time.time, time.time_ns
     # grpcio gives gRPC's core, which is not told of this step, a deadline by the wall clock.
@@ -225,7 +226,7 @@ async def test_the_wall_clock_is_set_under_load(
     with trio.fail_after(90):
         async with (
             open_etcd(shared_etcd.endpoint) as own,
-            reflecting(own, prefix, sink) as reflector,
+            reflecting(own, prefix, sink, settings=UNHURRIED) as reflector,
             processing(own, prefix, run_service, settings=settings) as processor,
         ):
             await eventually(lambda: processor.statistics().elected)
