@@ -19,18 +19,24 @@ from __future__ import annotations
 
 from etcd_actions.testing.container import DEFAULT_IMAGE, EtcdContainer
 from etcd_actions.testing.process import EtcdBinary, EtcdProcess
+from etcd_actions.testing.proxy import Direction, Proxy, flipping, open_proxy, saying_goaway
 from etcd_actions.testing.server import EtcdFactory, EtcdServer, OwnEtcd, free_port
 
 pytest_plugins = ("etcd_actions.testing.plugin",)
 
 __all__ = [
     "DEFAULT_IMAGE",
+    "Direction",
     "EtcdBinary",
     "EtcdContainer",
     "EtcdFactory",
     "EtcdProcess",
     "EtcdServer",
     "OwnEtcd",
+    "Proxy",
+    "flipping",
     "free_port",
+    "open_proxy",
     "pytest_plugins",
+    "saying_goaway",
 ]

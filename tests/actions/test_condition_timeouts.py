@@ -16,7 +16,7 @@ from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.codecs import CODEC_NAMES, codec_of, json
 from etcd_actions.config.settings import CodecName
 from etcd_actions.errors import NotFound
-from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget, Etcd, KeyRange
+from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget, Etcd, KeyRange, KeyValue
 from etcd_actions.model import Keyspace
 from etcd_actions.model.conditions import rfc3339
 from etcd_actions.store import Store
@@ -215,6 +215,32 @@ async def test_what_is_deleted_or_made_again_counts_anew(etcd: Etcd, prefix: byt
         clock.passed += 901
         with pytest.raises(NotFound):
             await client.get_task_action(named("w1"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("oh"), MemoryError(), RecursionError()])
+async def test_something_unexpected_parks_that_condition_alone(
+    etcd: Etcd, prefix: bytes, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again, for ever; the others end in time."""
+    clock, failing, ended = SetClock(), [True], ConditionTimeouts._ended
+
+    def fail(timeouts: ConditionTimeouts, kv: KeyValue) -> bytes:
+        if failing and kv.key.endswith(b"w1"):
+            raise error
+        return ended(timeouts, kv)
+
+    monkeypatch.setattr(ConditionTimeouts, "_ended", fail)
+    async with leading(etcd, prefix, clock) as client:
+        await client.enqueue(flyte.task(ROOT))
+        for name in ("w1", "w2"):
+            await wait(client, name, 900)
+        clock.passed += 901
+        assert await until_ended(client, "w2") is Phase.TIMED_OUT
+        await eventually(lambda: [each.kind for each in client.containment.parked] == ["condition"])
+        failing.clear()
+        clock.passed += 31
+        assert await until_ended(client, "w1") is Phase.TIMED_OUT
+        await eventually(lambda: not client.containment.parked)
 
 
 async def test_one_that_cannot_be_read_holds_up_no_other(etcd: Etcd, prefix: bytes) -> None:

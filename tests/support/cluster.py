@@ -102,6 +102,13 @@ class Member:
         return self._process is not None
 
     @property
+    def pid(self) -> int:
+        """The process."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} is not running")
+        return self._process.pid
+
+    @property
     def answering(self) -> bool:
         """Whether there is a process that is not suspended."""
         return self.running and not self.suspended

@@ -1,0 +1,342 @@
+"""A TCP proxy in front of etcd that breaks connections on demand.
+
+It knows nothing of HTTP/2: it sees bytes, and cuts, stalls, swallows, re-chunks or changes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import TypeAlias
+
+import trio
+
+_CHUNK = 65536
+_FRAME_HEAD = 9
+_LOST = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+
+
+class Direction(Enum):
+    """Which way bytes go."""
+
+    TO_SERVER = "to server"
+    TO_CLIENT = "to client"
+
+
+Tamper: TypeAlias = Callable[[Direction, bytes], bytes]
+"""Changes what goes one way on one connection."""
+
+
+class _Connection:
+    """One accepted connection and its other half."""
+
+    def __init__(self, tamper: Tamper | None) -> None:
+        self.scope = trio.CancelScope()
+        self.reset = True
+        self.tamper = tamper
+
+
+class Proxy:
+    """Forwards to one port of the loopback interface; made by :func:`open_proxy`.
+
+    Attributes:
+        port: Where it listens; stays the same while it is down.
+        accepted: Number of connections that came in.
+        cuts: Number of connections that were cut.
+        forwarded: Bytes that went each way.
+        chunk: How to divide what is forwarded; None leaves it as it came.
+        delay: Seconds by which each piece that is read is late.
+        tamper: Called for each connection; gives what changes the bytes of that connection, called
+            with their direction. None leaves them as they came.
+    """
+
+    def __init__(self, nursery: trio.Nursery, target: int) -> None:
+        self._nursery = nursery
+        self._target = target
+        self._serving = trio.CancelScope()
+        self._stopped = trio.Event()
+        self._connections: set[_Connection] = set()
+        self._open = {direction: trio.Event() for direction in Direction}
+        for gate in self._open.values():
+            gate.set()
+        self._budgets: deque[int] = deque()
+        self._needle: bytes | None = None
+        self._held = trio.Event()
+        self.port = 0
+        self.accepted = 0
+        self.cuts = 0
+        self.forwarded = dict.fromkeys(Direction, 0)
+        self.chunk: Callable[[bytes], Iterable[bytes]] | None = None
+        self.delay = 0.0
+        self.tamper: Callable[[], Tamper] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """``host:port`` for clients."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a connection goes through now."""
+        return bool(self._connections)
+
+    def cut(self, *, reset: bool = True) -> None:
+        """End all connections now: with RST, or with FIN."""
+        for connection in tuple(self._connections):
+            connection.reset = reset
+            connection.scope.cancel("the test cuts")
+
+    async def go_down(self, *, reset: bool = True) -> None:
+        """Cut everything and refuse new connections."""
+        self._serving.cancel("the proxy is down")
+        await self._stopped.wait()
+        self.cut(reset=reset)
+        while self._connections:
+            await trio.lowlevel.checkpoint()
+
+    async def come_up(self) -> None:
+        """Accept connections again, on the same port."""
+        self._serving = trio.CancelScope()
+        self._stopped = trio.Event()
+        await self._nursery.start(self._serve)
+
+    def stall(self, *directions: Direction) -> None:
+        """Forward nothing more that way, by default neither way; connections stay open."""
+        for direction in directions or Direction:
+            if self._open[direction].is_set():
+                self._open[direction] = trio.Event()
+
+    def unstall(self) -> None:
+        """Forward again, both ways, beginning with what gathered."""
+        for gate in self._open.values():
+            gate.set()
+
+    def cut_after(self, *sizes: int) -> None:
+        """Cut after so many bytes to the client; then again after the next size; and so on."""
+        self._budgets = deque(sizes)
+
+    @property
+    def cuts_left(self) -> int:
+        """How many cuts of :meth:`cut_after` have not happened yet."""
+        return len(self._budgets)
+
+    def hold_answers_after(self, needle: bytes) -> trio.Event:
+        """Let nothing back to the client from the moment a request with ``needle`` passes.
+
+        The event that is returned is set when the request has been forwarded. Until
+        :meth:`cut` nothing that the server says on that connection arrives.
+        """
+        self._needle = needle
+        self._held = trio.Event()
+        return self._held
+
+    async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with self._serving:
+            listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
+            self.port = listeners[0].socket.getsockname()[1]
+            await trio.serve_listeners(
+                self._connect,
+                listeners,
+                handler_nursery=self._nursery,
+                task_status=_Once(task_status),
+            )
+        self._stopped.set()
+
+    async def _connect(self, client: trio.SocketStream) -> None:
+        self.accepted += 1
+        connection = _Connection(None if self.tamper is None else self.tamper())
+        self._connections.add(connection)
+        try:
+            async with client:
+                try:
+                    server = await trio.open_tcp_stream("127.0.0.1", self._target)
+                except OSError:
+                    _reset(client)
+                    return
+                async with server:
+                    with connection.scope:
+                        async with trio.open_nursery() as nursery:
+                            for source, sink, direction in (
+                                (client, server, Direction.TO_SERVER),
+                                (server, client, Direction.TO_CLIENT),
+                            ):
+                                nursery.start_soon(
+                                    self._pump, connection, nursery, source, sink, direction
+                                )
+                    if connection.scope.cancel_called:
+                        self.cuts += 1
+                        if connection.reset:
+                            _reset(client)
+                            _reset(server)
+        finally:
+            self._connections.discard(connection)
+
+    async def _pump(
+        self,
+        connection: _Connection,
+        nursery: trio.Nursery,
+        source: trio.SocketStream,
+        sink: trio.SocketStream,
+        direction: Direction,
+    ) -> None:
+        with contextlib.suppress(*_LOST):
+            while True:
+                await self._open[direction].wait()
+                data = await source.receive_some(_CHUNK)
+                if not data:
+                    break
+                await self._open[direction].wait()
+                if connection.tamper is not None:
+                    data = connection.tamper(direction, data)
+                if direction is Direction.TO_CLIENT:
+                    await self._answer(connection, sink, data)
+                    continue
+                needle, self._needle = self._needle, None
+                found = needle is not None and needle in data
+                if found:
+                    self._open[Direction.TO_CLIENT] = trio.Event()
+                else:
+                    self._needle = needle
+                await self._send(sink, data, direction)
+                if found:
+                    self._held.set()
+        # One side has ended: so does the other.
+        nursery.cancel_scope.cancel("the other side closed")
+
+    async def _answer(self, connection: _Connection, sink: trio.SocketStream, data: bytes) -> None:
+        if self._budgets and len(data) >= self._budgets[0]:
+            await self._send(sink, data[: self._budgets.popleft()], Direction.TO_CLIENT)
+            connection.reset = False
+            connection.scope.cancel("the allowance is used up")
+            await trio.lowlevel.checkpoint()
+        if self._budgets:
+            self._budgets[0] -= len(data)
+        await self._send(sink, data, Direction.TO_CLIENT)
+
+    async def _send(self, sink: trio.SocketStream, data: bytes, direction: Direction) -> None:
+        if self.delay:
+            await trio.sleep(self.delay)
+        for piece in self.chunk(data) if self.chunk is not None else (data,):
+            await sink.send_all(piece)
+            self.forwarded[direction] += len(piece)
+
+
+class _Once:
+    """Hands ``started`` on without the listeners."""
+
+    def __init__(self, status: trio.TaskStatus[None]) -> None:
+        self._status = status
+
+    def started(self, _listeners: object = None) -> None:
+        self._status.started()
+
+
+@asynccontextmanager
+async def open_proxy(target: int) -> AsyncIterator[Proxy]:
+    """Listen on a port of its own and forward to ``target``."""
+    async with trio.open_nursery() as nursery:
+        proxy = Proxy(nursery, target)
+        await proxy.come_up()
+        yield proxy
+        nursery.cancel_scope.cancel("the test is over")
+
+
+def _reset(stream: trio.SocketStream) -> None:
+    """Have the stream's close send RST instead of FIN."""
+    with contextlib.suppress(OSError):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def flipping(
+    direction: Direction, every: int, *, seed: int = 0, first: int = 0
+) -> Callable[[], Tamper]:
+    """For :attr:`Proxy.tamper`: one bit is flipped in about each ``every`` bytes one way.
+
+    On a connection with TLS each ends the connection. On a plain one it may change a value without
+    anybody noticing: TCP's checksum is all that there is.
+
+    Args:
+        direction: Which way.
+        every: The mean distance of two flips, in bytes.
+        seed: Of the places; equal seeds flip alike.
+        first: How many bytes of each connection are left alone, a handshake for instance.
+    """
+    places = random.Random(seed)
+
+    def make() -> Tamper:
+        spared = first
+
+        def tamper(to: Direction, data: bytes) -> bytes:
+            nonlocal spared
+            if to is not direction:
+                return data
+            begin, spared = min(spared, len(data)), max(0, spared - len(data))
+            flips = sum(places.random() * every < 1 for _ in range(len(data) - begin))
+            changed = bytearray(data)
+            for _ in range(flips):
+                changed[places.randrange(begin, len(data))] ^= 1 << places.randrange(8)
+            return bytes(changed)
+
+        return tamper
+
+    return make
+
+
+def saying_goaway(
+    error: int, debug: bytes = b"", *, after: int, last_stream: int = 2**31 - 1
+) -> Callable[[], Tamper]:
+    """For :attr:`Proxy.tamper`: the server says GOAWAY (RFC 9113, 6.8), once on each connection.
+
+    Args:
+        error: HTTP/2's code: 0 as at the end of a connection's age, 11 (ENHANCE_YOUR_CALM) with
+            ``b"too_many_pings"`` as gRPC's servers do.
+        debug: What it says besides.
+        after: How many bytes of the server go before, at least; it comes between two frames.
+        last_stream: The last stream that the server will serve.
+    """
+    payload = struct.pack(">II", last_stream, error) + debug
+    goaway = len(payload).to_bytes(3, "big") + b"\x07\x00" + bytes(4) + payload
+
+    def make() -> Tamper:
+        seen = 0
+        # Of the frame at hand: what has come of its head, and how much of its payload is to come.
+        head = b""
+        left = 0
+        said = False
+
+        def tamper(to: Direction, data: bytes) -> bytes:
+            nonlocal seen, head, left, said
+            if to is not Direction.TO_CLIENT or said:
+                return data
+            at = 0
+            while at < len(data):
+                if left:
+                    taken = min(left, len(data) - at)
+                    left -= taken
+                    at += taken
+                else:
+                    taken = min(_FRAME_HEAD - len(head), len(data) - at)
+                    head += data[at : at + taken]
+                    at += taken
+                    if len(head) == _FRAME_HEAD:
+                        left, head = int.from_bytes(head[:3], "big"), b""
+                if not left and not head and seen + at >= after:
+                    said = True
+                    return data[:at] + goaway + data[at:]
+            seen += len(data)
+            return data
+
+        return tamper
+
+    return make
+
+
+def pieces_of(size: int) -> Callable[[bytes], Iterable[bytes]]:
+    """For :attr:`Proxy.chunk`: pieces of ``size`` bytes."""
+    return lambda data: (data[at : at + size] for at in range(0, len(data), size))
