@@ -193,7 +193,7 @@ async def test_claims_are_of_one_namespace_each(client: ActionsClient) -> None:
     async with client.open_claims() as claims:
         for root in BOTH:
             stored = await client.get_task_action(root)
-            claim = await claims.claim(root, stored.metadata.uid, stored.create_revision)
+            claim = await claims.claim(root, stored.incarnation)
             assert claim is not None
         assert await claims.taken() == {"one-d/r1-a0", "two-d/r1-a0"}
 
