@@ -41,6 +41,8 @@ _TRIES: Final = 3
 # After it was told to kill all, a supervisor that is stopped or hangs is killed itself.
 _KILLED_WITHIN: Final = 15.0
 _FILES_WITHIN: Final = 60.0
+# A supervisor says that its attempt has ended before it ends itself.
+_LETS_GO_WITHIN: Final = 1.0
 _UNKNOWN: Final = object()
 _MOST_REPORT: Final = 1 << 20
 _PROGRAM: Final = (
@@ -176,13 +178,11 @@ class Attempts:
             place.check_files()
             if not place.note_object():
                 raise of_action(f"{place.path} says that it is another object's")
-            holder = await in_thread(_FILES_WITHIN, command.outputs, take, place, command.outputs)
+            await _take_outputs(place, command.outputs)
         except UnusableFile as error:
             raise of_action(str(error)) from error
         except OSError as error:
             raise of_os_error(place.path, error, "state") from error
-        if holder is not None:
-            raise OutputsInUse(holder.path)
         try:
             await in_thread(_FILES_WITHIN, command.outputs, clear, command.outputs)
         except UnusableFile as error:
@@ -273,6 +273,21 @@ class Attempts:
             text,
             where,
         )
+
+
+async def _take_outputs(place: AttemptPlace, outputs: Path) -> None:
+    """Take a directory of outputs; one whose attempt is just ending is waited for.
+
+    Raises:
+        OutputsInUse: An attempt that lives has it.
+        UnusableFile: The file system does not answer.
+        OSError: It cannot be written down.
+    """
+    until = trio.current_time() + _LETS_GO_WITHIN
+    while (holder := await in_thread(_FILES_WITHIN, outputs, take, place, outputs)) is not None:
+        if trio.current_time() >= until:
+            raise OutputsInUse(holder.path)
+        await trio.sleep(_LETS_GO_WITHIN / 20)
 
 
 def _exit_code(place: AttemptPlace) -> object:

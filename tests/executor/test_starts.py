@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -329,7 +330,8 @@ sys.exit(int(os.environ["CODE"]))
         places = [bench.place(f"uid{number}") for number in range(3)]
         for number, place in enumerate(places):
             command = bench.command(code, environment={"CODE": str(40 + number)})
-            await bench.attempts.begin(place, command)
+            outputs = tmp_path / "out" / str(number)
+            await bench.attempts.begin(place, replace(command, outputs=outputs))
         (server,) = fork_servers(tmp_path)
         os.kill(server, signal.SIGKILL)
         await eventually(lambda: not lives(server))
