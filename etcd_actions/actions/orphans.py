@@ -144,10 +144,20 @@ class OrphanCollector:
             unchanged = Compare(
                 kv.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, kv.mod_revision
             )
-            write = self._step(kv, StoredTaskAction.of(kv))
+            action = StoredTaskAction.of(kv)
+            write = self._step(kv, action)
             if write is None:
                 return
             if (await self._store.txn(Txn([parent_gone, unchanged], [write]))).succeeded:
+                if not action.is_terminal:
+                    # Nothing alive is ended silently: its parent may just have expired.
+                    _log.warning(
+                        "orphan_aborted",
+                        key=_text(owned),
+                        parent=owned.owner_key.decode(errors="backslashreplace"),
+                        parent_uid=owned.owner_uid,
+                        phase=action.phase.name,
+                    )
                 return
 
     def _step(self, kv: KeyValue, action: TaskAction) -> Operation | None:
