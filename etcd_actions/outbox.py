@@ -286,9 +286,10 @@ class Outbox:
     def _is_another(self, key: bytes, mark: int) -> bool:
         """Whether something else than what a mark is about was told last of a key.
 
-        A writer that puts an older copy of a whole object back brings its mark with it.
+        A writer that puts an older copy of a whole object back brings its mark with it. Flyte's
+        own, a label alone, counts for whatever it is on.
         """
-        return self._last_told.get(key, mark) != mark
+        return mark != 0 and self._last_told.get(key, mark) != mark
 
     def _is_wanted(self, phase: Phase, deleted: bool) -> bool:
         """Whether the run service wants a state; where it cannot say it is told."""

@@ -111,7 +111,8 @@ class ProcessorSettings:
         outbox_workers: How many calls to the run service, and marks, are under way at once.
         most_dead_letters: How many dead letters are kept; the oldest go.
         retain_terminal: For how long recorded actions are kept before they expire; None
-            for ever, where something else collects them.
+            for ever, where something else collects them. With an action that expires goes
+            what is below it, also what still goes on: choose longer than that may last.
         grace: How long stopping may take to finish the work at hand.
         reflector: How the prefix is watched.
         router: Limits of the router of the handlers, and of the outbox.

@@ -10,6 +10,11 @@ A lease is never too short: it lasts for the whole time from the end of its buck
 as long again as a write may take to arrive. An object that is written anew without a lease
 (by a Kubernetes API server, always; or made again under its name) is detached from it and
 stays.
+
+An action expires whatever goes on below it, as Flyte's own collector deletes it: the time is
+one from its end. What is below it has lost its parent then, and is aborted and deleted
+(:mod:`etcd_actions.actions.orphans`), which the log says of each. Whether anything goes on
+below an action only a walk through its whole run tells, at each mark.
 """
 
 from __future__ import annotations

@@ -252,7 +252,17 @@ class OrphanCollector:
             if write is None:
                 return None
             if (await self._store.txn(Txn([parent_gone, unchanged], [write]))).succeeded:
-                return None if action.is_terminal else now
+                if action.is_terminal:
+                    return None
+                # Nothing alive is ended silently: its parent may just have expired.
+                _log.warning(
+                    "orphan_aborted",
+                    key=_text(now),
+                    parent=now.owner_key.decode(errors="backslashreplace"),
+                    parent_uid=now.owner_uid,
+                    phase=action.phase.name,
+                )
+                return now
 
     def _step(self, kv: KeyValue, action: TaskAction) -> Operation | None:
         """What is to be done with an orphan now; nothing where others have to act first."""

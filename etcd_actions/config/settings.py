@@ -331,7 +331,8 @@ RETAIN_TERMINAL: Setting[float | None] = Setting(
     metavar="DURATION",
     parse=values.positive_duration,
     otherwise="kept until somebody else deletes them",
-    help="How long recorded actions are kept before they expire",
+    help="How long recorded actions are kept before they expire; what still goes on below one "
+    "then is aborted with it",
     for_run=True,
 )
 COLLECT_ORPHANS: Setting[bool] = Setting(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client, open_etcd
 from etcd_actions.actions.orphans import REASON, OrphanCollector
@@ -93,17 +94,22 @@ async def test_a_parent_that_expires(etcd: Etcd, prefix: bytes) -> None:
     """With the time that recorded actions are kept its traces and children are over, too."""
     settings = replace(SETTINGS, retain_terminal=1.0)
     service = Scripted()
-    async with open_actions_client(
-        etcd, prefix=prefix, run_service=service, settings=settings
-    ) as client:
-        await client.start_watching()
-        await client.enqueue(flyte.task(ROOT))
-        await client.enqueue(flyte.task(named("c1"), "a0"))
-        await client.enqueue(flyte.trace(named("t1"), "a0"))
-        await client.put_status(ROOT, 1, flyte.status(Phase.SUCCEEDED))
-        await until_left(etcd, prefix)
+    with capture_logs() as logs:
+        async with open_actions_client(
+            etcd, prefix=prefix, run_service=service, settings=settings
+        ) as client:
+            await client.start_watching()
+            await client.enqueue(flyte.task(ROOT))
+            await client.enqueue(flyte.task(named("c1"), "a0"))
+            await client.enqueue(flyte.trace(named("t1"), "a0"))
+            await client.put_status(ROOT, 1, flyte.status(Phase.SUCCEEDED))
+            await until_left(etcd, prefix)
     assert service.of("a0")[-1] is Phase.SUCCEEDED
     assert service.of("c1")[-1] is Phase.ABORTED
+    (line,) = [each for each in logs if each["event"] == "orphan_aborted"]
+    assert (line["key"], line["parent"]) == tuple(
+        Keyspace(prefix).task_action(each).decode() for each in (named("c1"), ROOT)
+    )
 
 
 async def test_orphaned_while_nobody_watched(etcd: Etcd, prefix: bytes) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd, Event, KeyRange
-from etcd_actions.model import DEFAULT_KEY_PREFIX
+from etcd_actions.model import ANNOTATION_RECORDED, DEFAULT_KEY_PREFIX
 from etcd_actions.testing import OwnEtcd
 from tests.cli.command import DEADLINE, Running, finish, running, until
 from tests.cli.expected import expected
@@ -42,10 +42,13 @@ def is_flytes_mark(event: captured.Event) -> bool:
 
 
 def is_a_mark(event: Event) -> bool:
-    """Whether it adds the label to what was there, and does nothing else."""
+    """Whether it adds label and annotation to what was there, and does nothing else."""
     assert event.prev_kv is not None
     before, after = json.loads(event.prev_kv.value), json.loads(event.value)
     marked = after["metadata"]["labels"].pop(LABEL, None) == "true"
+    marked &= after["metadata"]["annotations"].pop(ANNOTATION_RECORDED, None) is not None
+    if not after["metadata"]["annotations"]:
+        del after["metadata"]["annotations"]
     return marked and before["metadata"]["labels"].get(LABEL) is None and before == after
 
 
