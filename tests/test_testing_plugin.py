@@ -117,7 +117,7 @@ def test_one_is_started_and_ended(project: pytest.Pytester) -> None:
 def test_the_example_of_the_documentation(pytester: pytest.Pytester) -> None:
     """As it stands there."""
     text = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
-    conftest, tests = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    conftest, tests, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     pytester.makeconftest(conftest)
     pytester.makepyfile(tests)
     pytester.runpytest_subprocess("--etcd=embedded", *STRICT).assert_outcomes(passed=2)

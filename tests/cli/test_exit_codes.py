@@ -31,8 +31,8 @@ UNEXPECTED = {errors.EtcdActionsError, errors.UnexpectedFailure}
 def made(kind: type[errors.EtcdActionsError]) -> errors.EtcdActionsError:
     if kind is errors.InvalidArgument:
         return errors.InvalidArgument("field", "x")
-    if kind is errors.RunServiceRejected:
-        return errors.RunServiceRejected("x", code=3)
+    if kind in (errors.RunServiceRejected, errors.RunServiceActionUnknown):
+        return kind("x", code=3)
     return kind("x")
 
 
