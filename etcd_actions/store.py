@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
@@ -75,8 +75,8 @@ class Store:
             return found, revision
         raise error
 
-    async def each(self, keys: KeyRange) -> AsyncIterator[KeyValue]:
-        """All of a range, page by page, at one revision."""
+    async def each(self, keys: KeyRange) -> AsyncGenerator[KeyValue]:
+        """All of a range, page by page, at one revision; to be closed when it is left early."""
         after, revision = keys.start, 0
         while True:
             page = await self._etcd.range(KeyRange(after, keys.end), revision=revision, limit=_PAGE)

@@ -15,6 +15,7 @@ away. No garbage collector ever collects that, so it is collected where Kubernet
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from datetime import datetime
 from typing import NamedTuple
 
@@ -163,10 +164,11 @@ class OrphanCollector:
         found: dict[bytes, Owner] = {}
         owned: list[_Owned] = []
         for prefix in (self._keys.prefix, self._keys.traces):
-            async for kv in self._store.each(KeyRange.of_prefix(prefix)):
-                one = self._owned(kv, found)
-                if one is not None:
-                    owned.append(one)
+            async with aclosing(self._store.each(KeyRange.of_prefix(prefix))) as kvs:
+                async for kv in kvs:
+                    one = self._owned(kv, found)
+                    if one is not None:
+                        owned.append(one)
         orphans = [
             one
             for one in owned
