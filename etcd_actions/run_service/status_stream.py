@@ -72,6 +72,7 @@ class StatusStream:
 
     Attributes:
         answered: Whether any answer has come.
+        lapsed: Whether it ended because its life was over, with nothing on it.
         failure: How it ended, None while it is open.
         thread_ended: Set when nothing of it is left.
     """
@@ -98,6 +99,7 @@ class StatusStream:
         self.retired = False
         self._trusted = False
         self.failure: tuple[Code, str] | None = None
+        self.lapsed = False
         self.thread_ended = trio.Event()
         self._requests: queue.SimpleQueue[tuple[bytes, float] | None] = queue.SimpleQueue()
         self._parse = pb.UpdateActionStatusStreamResponse.FromString
@@ -181,6 +183,8 @@ class StatusStream:
         if self.failure is not None:
             return
         self.failure = (code, details)
+        out_of_time = code is Code.DEADLINE_EXCEEDED and trio.current_time() >= self.expires - _CLOSE
+        self.lapsed = out_of_time and not self._waiting
         self._call.cancel()
         # The thread that grpcio reads requests with waits until it is told to end.
         self._requests.put(None)
@@ -334,7 +338,7 @@ class StatusStreams:
             self._supported = False
             _log.info("run_service_has_no_stream")
             return
-        if stream.retired:
+        if stream.retired or stream.lapsed:
             return
         assert stream.failure is not None
         self._failures = 1 if stream.answered else self._failures + 1

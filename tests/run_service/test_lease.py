@@ -108,3 +108,18 @@ async def test_a_renewed_lease_gets_another_stream_without_a_word(
     assert [log for log in logs if log["log_level"] != "debug"] == []
     assert streaming.streams > 1
     assert streaming.names("status") == [f"c{number}" for number in range(40)]
+
+
+async def test_a_stream_that_nothing_is_on_ends_with_the_lease_without_a_word(
+    streaming: RunServiceServer,
+) -> None:
+    """Nobody had anything to tell for so long. The next state has a stream at once."""
+    async with connected(streaming) as service:
+        streams = service._streams
+        assert streams is not None
+        with capture_logs() as logs:
+            for _ in range(2):
+                await tell_within(service, 0.3, Phase.RUNNING)
+                await eventually(lambda: streams._stream is None)
+    assert [log for log in logs if log["log_level"] != "debug"] == []
+    assert streaming.streams == 2
