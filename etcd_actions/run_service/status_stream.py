@@ -183,7 +183,9 @@ class StatusStream:
         if self.failure is not None:
             return
         self.failure = (code, details)
-        out_of_time = code is Code.DEADLINE_EXCEEDED and trio.current_time() >= self.expires - _CLOSE
+        out_of_time = (
+            code is Code.DEADLINE_EXCEEDED and trio.current_time() >= self.expires - _CLOSE
+        )
         self.lapsed = out_of_time and not self._waiting
         self._call.cancel()
         # The thread that grpcio reads requests with waits until it is told to end.
