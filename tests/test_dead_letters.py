@@ -10,6 +10,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from etcd_actions import ActionId, ActionsClient, DeadLetter, Phase, open_actions_client
 from etcd_actions.codecs.json import decode
@@ -53,6 +54,18 @@ async def refuse_record(client: ActionsClient, service: Scripted) -> None:
     await client.enqueue(flyte.task(ROOT))
     await tell(client, "a0", [Phase.SUCCEEDED])
     await eventually(lambda: client.statistics().marks == {"marked": 1})
+
+
+async def test_the_bugs_of_a_version_are_named_once_though_letters_are_watched_too(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    service = Scripted()
+    with capture_logs() as logs:
+        async with watching(etcd, prefix, service) as client:
+            await refuse_record(client, service)
+            assert len(await stored(client)) == 1
+    bugs = [log for log in logs if log["event"] == "etcd_has_known_bugs"]
+    assert len(bugs) <= 1
 
 
 async def test_a_refused_record_is_known_after_a_restart(etcd: Etcd, prefix: bytes) -> None:

@@ -190,7 +190,7 @@ async def _wait(client: ActionsClient, asked: Sequence[DeadLetter], within: floa
                 say(f"accepted: {_named(letter)}")
                 continue
             refused += 1
-            why = answer.note or f"{code_name(answer.code)}: {answer.error}"
+            why = answer.note or _why(code_name(answer.code), answer.error)
             say(f"refused again: {_named(letter)}: {why}")
     if answered < len(asked):
         say(
@@ -220,6 +220,12 @@ def _named(letter: DeadLetter) -> str:
         return as_text(letter.letter_key)
     named = letter.action_id
     return f"the {letter.what} of {named.project}/{named.domain}/{named.run}/{named.name}"
+
+
+def _why(code: str, error: str) -> str:
+    """The code and the words; what came by gRPC begins with the code, and may have no words."""
+    words = error if error.startswith(f"{code}: ") else f"{code}: {error}"
+    return words.strip().removesuffix(":")
 
 
 def _row(letter: DeadLetter, objects: Mapping[bytes, int]) -> Row:
@@ -268,7 +274,7 @@ def _table(rows: Sequence[Row]) -> bytes:
             lines.append((row.key, "", "UNREADABLE", "", "", "", "", row.reason))
             continue
         since = f"{age(row.first, now)} ago"
-        why = row.note or f"{row.code}: {row.error}"
+        why = row.note or _why(row.code, row.error)
         action = "/".join((row.project, row.domain, row.run, row.action))
         retry = "asked" if row.retry_requested_at else ""
         lines.append((action, row.what, row.phase, since, str(row.times), row.object, retry, why))

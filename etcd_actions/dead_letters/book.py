@@ -282,6 +282,7 @@ class LetterBook:
                 on_replaced=self._forget_letters,
                 settings=self._settings,
                 containment=self._containment,
+                names_known_bugs=False,
             )
             try:
                 async with trio.open_nursery() as nursery:

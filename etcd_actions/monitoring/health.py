@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -123,6 +124,8 @@ class Health:
         reflector = self._client.statistics().reflector
         if reflector is None:
             return "nothing is watched"
+        if math.isinf(reflector.silence):
+            return "etcd has not been heard yet"
         if reflector.silence > self._heard_within:
             return f"etcd has been silent for {reflector.silence:.0f} s"
         return ""

@@ -275,6 +275,8 @@ class Reflector:
         likely_prefix: What most keys begin with; see :func:`~etcd_actions.watch.ranges.split`.
         settings: See :class:`ReflectorSettings`.
         containment: Where unexpected failures are counted; by default one of its own.
+        names_known_bugs: Whether it logs what the version of etcd does wrong; of several in a
+            process one does.
 
     Raises:
         ValueError: There are no ``keys``, or some overlap.
@@ -292,8 +294,10 @@ class Reflector:
         likely_prefix: bytes = b"",
         settings: ReflectorSettings | None = None,
         containment: Containment | None = None,
+        names_known_bugs: bool = True,
     ) -> None:
         self._containment = containment or Containment()
+        self._names_known_bugs = names_known_bugs
         self._failed = False
         # What is being delivered, and the keys that are known meanwhile.
         self._in_doubt: _InDoubt | None = None
@@ -446,7 +450,7 @@ class Reflector:
 
     def _tell_known_bugs(self, version: EtcdVersion) -> None:
         """Log what a version does wrong, once: it explains what nothing here can."""
-        if version in self._versions:
+        if version in self._versions or not self._names_known_bugs:
             return
         self._versions.add(version)
         if bugs := known_bugs(version):

@@ -85,6 +85,7 @@ async def test_it_is_ready_once_all_is_listed(
     assert await get(monitoring, "/healthz") == (200, "ok\n")
     status, checks = await ready(monitoring)
     assert (status, checks["listed"]) == (503, "the first list is not finished")
+    assert checks["stream"] == "nothing is watched"
     assert not monitoring.health.is_serving
     await client.start_watching()
     assert await ready(monitoring) == (
@@ -97,6 +98,21 @@ async def test_it_is_ready_once_all_is_listed(
     monitoring.health.draining = True
     status, checks = await ready(monitoring)
     assert (status, checks["draining"]) == (503, "it is about to end")
+
+
+async def test_before_etcd_is_heard_it_says_so(own_etcd: OwnEtcd, prefix: bytes) -> None:
+    async with (
+        open_etcd(own_etcd.endpoint) as etcd,
+        open_actions_client(etcd, prefix=prefix) as client,
+        open_monitoring(client, etcd, LOOPBACK, prefix=prefix, heard_within=0.5) as monitoring,
+        trio.open_nursery() as nursery,
+    ):
+        own_etcd.suspend()
+        nursery.start_soon(client.start_watching)
+        await eventually(lambda: client.statistics().reflector is not None)
+        checks = (await ready(monitoring))[1]
+        assert checks["stream"] == "etcd has not been heard yet"
+        own_etcd.resume()
 
 
 async def test_other_requests_are_refused(monitoring: Monitoring) -> None:
