@@ -157,7 +157,8 @@ async def list_actions(
     """
     form = chosen_format(output, elsewhere="jsonl")
     document = JsonDocument() if form == "json" else None
-    lines: Format = document or _lines(form)
+    several = common.config.namespace_template is not None
+    lines: Format = document or _lines(form, runs_of_projects=several)
     selection = Selection(common.prefix, wanted, limit)
     with standard_output() as write:
         async with common.open_etcd() as etcd:
@@ -194,9 +195,9 @@ def warn_undecodable(count: int, *, shown: bool) -> None:
     say(values if shown else f"{values} and left out: list shows them without a filter")
 
 
-def _lines(form: str) -> Format:
+def _lines(form: str, *, runs_of_projects: bool) -> Format:
     if form == "jsonl":
         return JsonLines()
     from etcd_actions.cli.table import ActionTable  # noqa: PLC0415 (rich is slow to import)
 
-    return ActionTable(sys.stdout)
+    return ActionTable(sys.stdout, runs_of_projects=runs_of_projects)

@@ -184,17 +184,23 @@ class Table(ABC):
 
 
 class ChangeTable(Table):
-    """The table of ``watch``."""
+    """The table of ``watch``.
 
-    def __init__(self, file: IO[str]) -> None:
+    Args:
+        file: Where it goes.
+        runs_of_projects: Whether runs are shown with their project and domain.
+    """
+
+    def __init__(self, file: IO[str], *, runs_of_projects: bool = False) -> None:
         super().__init__(file, _CHANGE_COLUMNS)
+        self._runs_of_projects = runs_of_projects
 
     def cells(self, row: ActionRow) -> Sequence[Cell]:
         """One for each column."""
         return (
             Cell(str(row.revision), "dim"),
             Cell(row.type, _CHANGES.get(row.type, "")),
-            Cell(row.run or row.name),
+            _run(row, of_project=self._runs_of_projects),
             Cell(row.action or "", "bold"),
             Cell(row.parent or "", "dim"),
             phase_cell(row),
@@ -205,16 +211,25 @@ class ChangeTable(Table):
 
 
 class ActionTable(Table):
-    """The table of ``list``; ages are those at ``now``."""
+    """The table of ``list``; ages are those at ``now``.
 
-    def __init__(self, file: IO[str], now: datetime | None = None) -> None:
+    Args:
+        file: Where it goes.
+        now: By default the time of its making.
+        runs_of_projects: Whether runs are shown with their project and domain.
+    """
+
+    def __init__(
+        self, file: IO[str], now: datetime | None = None, *, runs_of_projects: bool = False
+    ) -> None:
         super().__init__(file, _ACTION_COLUMNS)
+        self._runs_of_projects = runs_of_projects
         self._now = now or datetime.now(UTC)
 
     def cells(self, row: ActionRow) -> Sequence[Cell]:
         """One for each column."""
         return (
-            Cell(row.run or row.name),
+            _run(row, of_project=self._runs_of_projects),
             Cell(row.action or "", "bold"),
             Cell(row.parent or "", "dim"),
             phase_cell(row),
@@ -342,6 +357,12 @@ def _shared(columns: Sequence[Column], width: int) -> list[int]:
     ]
     widths[-1] = max(0, width - sum(widths[:-1]) - gaps)
     return widths
+
+
+def _run(row: ActionRow, *, of_project: bool) -> Cell:
+    """The run; with project and domain where several may have one of its name."""
+    named = (row.project, row.domain, row.run) if of_project and row.run else (row.run,)
+    return Cell("/".join(filter(None, named)) or row.name)
 
 
 def _detail(row: ActionRow) -> Cell:

@@ -30,7 +30,8 @@ _log = structlog.get_logger(__name__)
 
 async def watch_until_signal(common: Common, output: str | None, prev_kv: bool) -> int:
     """Write every change to standard output until a signal, or until nobody reads."""
-    lines = _format(chosen_format(output, elsewhere="jsonl"))
+    several = common.config.namespace_template is not None
+    lines = _format(chosen_format(output, elsewhere="jsonl"), runs_of_projects=several)
     descriptor = sys.stdout.fileno()
     keys, likely_prefix = watched_keys(common.prefix, common.namespace)
     feed = Feed()
@@ -60,12 +61,12 @@ async def watch_until_signal(common: Common, output: str | None, prev_kv: bool) 
     return ExitCode.OK
 
 
-def _format(output: str) -> Format:
+def _format(output: str, *, runs_of_projects: bool) -> Format:
     if output == "jsonl":
         return JsonLines()
     from etcd_actions.cli.table import ChangeTable  # noqa: PLC0415 (rich is slow to import)
 
-    return ChangeTable(sys.stdout)
+    return ChangeTable(sys.stdout, runs_of_projects=runs_of_projects)
 
 
 async def _write(

@@ -139,3 +139,16 @@ def test_unknown_end() -> None:
         ROW, run=None, action=None, phase=None, attempts=None, recorded=None, partial=True
     )
     assert "unknown" in lines(ChangeTable(io.StringIO()), row)[1]
+
+
+def test_runs_of_one_name_in_two_projects_can_be_told_apart() -> None:
+    """Also where an error has the place of the detail."""
+    failed = msgspec.structs.replace(ROW, project="p1", domain="d", error=ErrorState("No", "no"))
+    other = msgspec.structs.replace(failed, project="p2")
+    for table in (
+        ChangeTable(io.StringIO(), runs_of_projects=True),
+        ActionTable(io.StringIO(), runs_of_projects=True),
+    ):
+        _, one, two = table.format([failed, other]).decode().splitlines()
+        assert "p1/d/r1" in one
+        assert "p2/d/r1" in two
