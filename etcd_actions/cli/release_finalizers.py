@@ -129,6 +129,10 @@ def _is_gone(error: str) -> bool:
     return "(NotFound)" in error
 
 
+_LOG_LINE: Final = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d")
+"""The beginning of a line of klog, the log of kubectl's libraries."""
+
+
 async def _ask(command: list[str]) -> tuple[str, str | None]:
     """What kubectl printed; and why it failed, None where it did not."""
     try:
@@ -139,6 +143,8 @@ async def _ask(command: list[str]) -> tuple[str, str | None]:
         raise ConfigError(f"{command[0]} cannot be run: {error.strerror}") from None
     if done.returncode == 0:
         return done.stdout.decode(errors="replace"), None
-    said = done.stderr.decode(errors="replace").strip()
+    lines = done.stderr.decode(errors="replace").splitlines()
+    # What it could not do stands behind its log, which can be long.
+    said = " ".join([line for line in lines if not _LOG_LINE.match(line)] or lines)
     text = clipped(printable(" ".join(said.split())), 500)
     return "", text or f"it ended with exit code {done.returncode}"
