@@ -13,7 +13,7 @@ be fenced, so:
   still land behind it is told again when that is over, and only then marked. It waits apart, see
   :mod:`etcd_actions.held`.
 - A state from before the term is told only if it still is the newest: another leader may have
-  told, and marked, what came after it.
+  told, and marked, what came after it. So is the deletion of what was made again since.
 - After an ending was accepted nothing but a newer attempt, another incarnation or another ending
   is told.
 """
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -121,6 +121,7 @@ class Outbox:
         orphans: Collects what a deleted action leaves behind.
         known: See :class:`Known`.
         newest: Restores the value of a change that is the newest of its key; None for others.
+        present: Reads a key as it is now.
         letters: Where what is refused for good is written.
         traces: What the keys of traces begin with.
         prefix: What the keys of the other actions begin with.
@@ -140,6 +141,7 @@ class Outbox:
         orphans: OrphanCollector,
         known: Known,
         newest: Reread,
+        present: Callable[[bytes], Awaitable[KeyValue | None]],
         letters: LetterBook,
         prefix: bytes,
         traces: bytes,
@@ -157,6 +159,7 @@ class Outbox:
         self._orphans = orphans
         self._known = known
         self._newest = newest
+        self._present = present
         self._letters = letters
         self._prefix = prefix
         self._traces = traces
@@ -178,6 +181,8 @@ class Outbox:
         self._has_children: set[bytes] = set()
         # Deleted by their mark, which nobody saw: all of them is told.
         self._done_with: set[Incarnation] = set()
+        # Of which a deletion from before the term was told.
+        self._told_late: set[bytes] = set()
         self._told: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -223,6 +228,7 @@ class Outbox:
         # Others may have told something since.
         self._accepted.clear()
         self._last_told.clear()
+        self._told_late.clear()
         router = self._router = Router(
             self.notify_run_service,
             self._newest,
@@ -563,7 +569,13 @@ class Outbox:
             self._let_go(key)
         is_trace = key.startswith(self._traces)
         was_told = update.recorded or update.incarnation in self._done_with
+        # What had the key before was told as deleted only now: this is to be the last word.
+        was_told = was_told and key not in self._told_late
         wanted = not is_trace and not was_told and self._is_wanted(update.phase, True)
+        if wanted and self._calls.is_older(delivery.mod_revision):
+            wanted = not await self._is_followed(update)
+            if wanted:
+                self._told_late.add(key)
         began, accepted = trio.current_time(), wanted and await self._tell(update, None, None)
         await self._letters.carry(update, None)
         if not is_trace and self._is_proper(update):
@@ -575,6 +587,17 @@ class Outbox:
         self._done_with.discard(update.incarnation)
         self.forget(key)
         self._on_deletion_told(key, update.revision)
+
+    async def _is_followed(self, deleted: ActionUpdate) -> bool:
+        """Whether the action was made again: another leader may have told all of that."""
+        kv = await self._present(deleted.key)
+        if kv is None:
+            return False
+        try:
+            action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
+        except DecodeError:
+            return False
+        return action.action_id == deleted.action_id
 
     async def _tell_state(
         self, update: ActionUpdate, action: TaskAction, value: bytes, retry: frozenset[str]
@@ -592,7 +615,8 @@ class Outbox:
         retry = self._letters.asked(key)
         if retry and not await self._letters.is_there(key):
             await self._tell_kept(key, retry)
-            self.forget(key)
+            if self._held.get(key) is None:
+                self.forget(key)
 
     async def _tell_kept(self, key: bytes, retry: frozenset[str]) -> None:
         introduced = self._introduced.pop(key, None)
