@@ -102,6 +102,13 @@ class Known(Protocol):
         """Return its summary, None for a key that is not known."""
 
 
+class IsNewest(Protocol):
+    """Says what is surely known of a key."""
+
+    def __call__(self, key: bytes, revision: int, since: int, /) -> bool:
+        """Whether the state of ``revision`` surely was a key's newest at revision ``since``."""
+
+
 class _Delivery(Change, frozen=True, gc=False):
     """A change on its way to the run service; a deletion carries what is to be told.
 
@@ -121,6 +128,7 @@ class Outbox:
         orphans: Collects what a deleted action leaves behind.
         known: See :class:`Known`.
         newest: Restores the value of a change that is the newest of its key; None for others.
+        is_newest: See :class:`IsNewest`.
         present: Reads a key as it is now.
         letters: Where what is refused for good is written.
         traces: What the keys of traces begin with.
@@ -141,6 +149,7 @@ class Outbox:
         orphans: OrphanCollector,
         known: Known,
         newest: Reread,
+        is_newest: IsNewest,
         present: Callable[[bytes], Awaitable[KeyValue | None]],
         letters: LetterBook,
         prefix: bytes,
@@ -159,6 +168,7 @@ class Outbox:
         self._orphans = orphans
         self._known = known
         self._newest = newest
+        self._is_newest = is_newest
         self._present = present
         self._letters = letters
         self._prefix = prefix
@@ -222,8 +232,11 @@ class Outbox:
             term: Calls are made only while its lease is surely alive; None for ever.
             hold_until: Until when what other processes told may still land, in trio's time.
         """
-        nobody = isinstance(self._run_service, NullRunService)
-        self._calls.begin(term, -math.inf if nobody else hold_until)
+        if type(self._run_service) is NullRunService:
+            # Nobody is told: nothing can land, and nothing false be told.
+            self._calls.begin(None, -math.inf)
+        else:
+            self._calls.begin(term, hold_until)
         self._held = HeldEndings(self._give_back)
         # Others may have told something since.
         self._accepted.clear()
@@ -308,9 +321,6 @@ class Outbox:
     def deliver(self, change: Change, update: ActionUpdate | None) -> None:
         """Queue a state, or a deletion with what is to be told of it. Never waits."""
         assert self._router is not None
-        if update is None and self._calls.is_older(change.mod_revision):
-            # It is read again: another leader may have told, and marked, a newer state.
-            change = _without_value(change)
         self._router.dispatch((_delivery(change, update),))
 
     def redeliver(self, key: bytes) -> None:
@@ -346,13 +356,25 @@ class Outbox:
         try:
             if delivery.is_delete:
                 await self._redeliver_gone(key)
-            else:
-                await self._handle(delivery)
+            elif (newest := await self._if_newest(delivery)) is not None:
+                await self._handle(newest)
         except DecodeError as error:
             # Trying again would cure nothing; another value comes by the watch.
             self._on_undecodable(delivery, error)
             self._accepted.pop(key, None)
             await self._letters.unanswerable(key, f"the object cannot be read: {error.reason}")
+
+    async def _if_newest(self, delivery: Change) -> Change | None:
+        """A state; None for one from before the term behind which there is a newer one.
+
+        Another leader may have told, and marked, that one. etcd is asked only while the watch has
+        yet to come to where the term began.
+        """
+        key, revision = delivery.key, delivery.mod_revision
+        began = self._calls.term_revision
+        if revision >= began or self._is_newest(key, revision, began):
+            return delivery
+        return await self._newest(delivery)
 
     async def _handle(self, delivery: Change) -> None:
         key, value = delivery.key, delivery.value or b""
@@ -572,7 +594,7 @@ class Outbox:
         # What had the key before was told as deleted only now: this is to be the last word.
         was_told = was_told and key not in self._told_late
         wanted = not is_trace and not was_told and self._is_wanted(update.phase, True)
-        if wanted and self._calls.is_older(delivery.mod_revision):
+        if wanted and delivery.mod_revision < self._calls.term_revision:
             wanted = not await self._is_followed(update)
             if wanted:
                 self._told_late.add(key)

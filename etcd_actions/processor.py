@@ -310,6 +310,7 @@ class Processor:
             orphans=self._orphans,
             known=self._summary_of,
             newest=store.newest,
+            is_newest=self._is_newest,
             present=store.get,
             letters=LetterBook(
                 etcd,
@@ -552,6 +553,21 @@ class Processor:
     def _summary_of(self, key: bytes) -> Summary | None:
         packed = self._known.get(key)
         return None if packed is None else unpack(packed)
+
+    def _is_newest(self, key: bytes, revision: int, since: int) -> bool:
+        """Whether a state surely was the newest of its key at another revision.
+
+        All changes up to then have come, of this key none waits for a handler, and the last one
+        that was handled is this.
+        """
+        last, packed = self._last, self._known.get(key)
+        return (
+            last is not None
+            and packed is not None
+            and last.reflector.revision_of(key) >= since
+            and not last.router.has_work_for(key)
+            and unpack(packed).revision == revision
+        )
 
     def _forget_deletion(self, key: bytes, revision: int) -> None:
         """A deletion is done with, and so are those of the key before it."""
