@@ -116,6 +116,8 @@ class _Delivery(Change, frozen=True, gc=False):
     """
 
     update: ActionUpdate | None = None
+    read: bool = False
+    """Whether its value was read in this term, when it was the newest."""
 
 
 class Outbox:
@@ -244,7 +246,7 @@ class Outbox:
         self._told_late.clear()
         router = self._router = Router(
             self.notify_run_service,
-            self._newest,
+            self._read_again,
             self._settings,
             containment=self._containment,
             unit="delivery",
@@ -372,9 +374,14 @@ class Outbox:
         """
         key, revision = delivery.key, delivery.mod_revision
         began = self._calls.term_revision
-        if revision >= began or self._is_newest(key, revision, began):
+        was_read = isinstance(delivery, _Delivery) and delivery.read
+        if was_read or revision >= began or self._is_newest(key, revision, began):
             return delivery
         return await self._newest(delivery)
+
+    async def _read_again(self, change: Change) -> Change | None:
+        found = await self._newest(change)
+        return None if found is None else _delivery(found, None, read=True)
 
     async def _handle(self, delivery: Change) -> None:
         key, value = delivery.key, delivery.value or b""
@@ -419,6 +426,9 @@ class Outbox:
             if not await self._tell_state(update, action, value, retry):
                 self._accepted.pop(key, None)
                 return
+            # It is kept for as long as the object is there: one of both is enough.
+            if (known := self._introduced.get(key)) == which:
+                which = known
             self._accepted[key] = which, ending, began
             self._ended[key] = which, update.attempts
             self._last_told[key] = mark_number(ending.mark(delivery.create_revision))
@@ -661,7 +671,7 @@ class Outbox:
         return name == update.action_id.object_name
 
 
-def _delivery(change: Change, update: ActionUpdate | None) -> _Delivery:
+def _delivery(change: Change, update: ActionUpdate | None, *, read: bool = False) -> _Delivery:
     return _Delivery(
         change.kind,
         change.key,
@@ -671,6 +681,7 @@ def _delivery(change: Change, update: ActionUpdate | None) -> _Delivery:
         change.version,
         change.lease,
         update=update,
+        read=read,
     )
 
 
