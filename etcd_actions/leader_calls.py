@@ -56,9 +56,10 @@ class LeaderCalls:
         """Until when a call of this process, or of one before it, may still land."""
         return max(self.hold_until, self._doubt_until)
 
-    def is_older(self, revision: int) -> bool:
-        """Whether a revision is from before the term, so that others may have told what came."""
-        return self._term is not None and revision < self._term.leadership.create_revision
+    @property
+    def term_revision(self) -> int:
+        """Where the term began: others may have told what came before; 0 without a term."""
+        return 0 if self._term is None else self._term.leadership.create_revision
 
     async def make(self, call: Callable[[], Awaitable[None]]) -> None:
         """Make one call, once enough is left of the lease. Cancelled, it may land later.

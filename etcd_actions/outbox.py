@@ -13,7 +13,7 @@ be fenced, so:
   still land behind it is told again when that is over, and only then marked. It waits apart, see
   :mod:`etcd_actions.held`.
 - A state from before the term is told only if it still is the newest: another leader may have
-  told, and marked, what came after it.
+  told, and marked, what came after it. So is the deletion of what was made again since.
 - After an ending was accepted nothing but a newer attempt, another incarnation or another ending
   is told.
 """
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -102,6 +102,13 @@ class Known(Protocol):
         """Return its summary, None for a key that is not known."""
 
 
+class IsNewest(Protocol):
+    """Says what is surely known of a key."""
+
+    def __call__(self, key: bytes, revision: int, since: int, /) -> bool:
+        """Whether the state of ``revision`` surely was a key's newest at revision ``since``."""
+
+
 class _Delivery(Change, frozen=True, gc=False):
     """A change on its way to the run service; a deletion carries what is to be told.
 
@@ -109,6 +116,8 @@ class _Delivery(Change, frozen=True, gc=False):
     """
 
     update: ActionUpdate | None = None
+    read: bool = False
+    """Whether its value was read in this term, when it was the newest."""
 
 
 class Outbox:
@@ -121,6 +130,8 @@ class Outbox:
         orphans: Collects what a deleted action leaves behind.
         known: See :class:`Known`.
         newest: Restores the value of a change that is the newest of its key; None for others.
+        is_newest: See :class:`IsNewest`.
+        present: Reads a key as it is now.
         letters: Where what is refused for good is written.
         traces: What the keys of traces begin with.
         prefix: What the keys of the other actions begin with.
@@ -140,6 +151,8 @@ class Outbox:
         orphans: OrphanCollector,
         known: Known,
         newest: Reread,
+        is_newest: IsNewest,
+        present: Callable[[bytes], Awaitable[KeyValue | None]],
         letters: LetterBook,
         prefix: bytes,
         traces: bytes,
@@ -157,6 +170,8 @@ class Outbox:
         self._orphans = orphans
         self._known = known
         self._newest = newest
+        self._is_newest = is_newest
+        self._present = present
         self._letters = letters
         self._prefix = prefix
         self._traces = traces
@@ -178,6 +193,8 @@ class Outbox:
         self._has_children: set[bytes] = set()
         # Deleted by their mark, which nobody saw: all of them is told.
         self._done_with: set[Incarnation] = set()
+        # Of which a deletion from before the term was told.
+        self._told_late: set[bytes] = set()
         self._told: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -217,15 +234,19 @@ class Outbox:
             term: Calls are made only while its lease is surely alive; None for ever.
             hold_until: Until when what other processes told may still land, in trio's time.
         """
-        nobody = isinstance(self._run_service, NullRunService)
-        self._calls.begin(term, -math.inf if nobody else hold_until)
+        if type(self._run_service) is NullRunService:
+            # Nobody is told: nothing can land, and nothing false be told.
+            self._calls.begin(None, -math.inf)
+        else:
+            self._calls.begin(term, hold_until)
         self._held = HeldEndings(self._give_back)
         # Others may have told something since.
         self._accepted.clear()
         self._last_told.clear()
+        self._told_late.clear()
         router = self._router = Router(
             self.notify_run_service,
-            self._newest,
+            self._read_again,
             self._settings,
             containment=self._containment,
             unit="delivery",
@@ -302,9 +323,6 @@ class Outbox:
     def deliver(self, change: Change, update: ActionUpdate | None) -> None:
         """Queue a state, or a deletion with what is to be told of it. Never waits."""
         assert self._router is not None
-        if update is None and self._calls.is_older(change.mod_revision):
-            # It is read again: another leader may have told, and marked, a newer state.
-            change = _without_value(change)
         self._router.dispatch((_delivery(change, update),))
 
     def redeliver(self, key: bytes) -> None:
@@ -340,13 +358,30 @@ class Outbox:
         try:
             if delivery.is_delete:
                 await self._redeliver_gone(key)
-            else:
-                await self._handle(delivery)
+            elif (newest := await self._if_newest(delivery)) is not None:
+                await self._handle(newest)
         except DecodeError as error:
             # Trying again would cure nothing; another value comes by the watch.
             self._on_undecodable(delivery, error)
             self._accepted.pop(key, None)
             await self._letters.unanswerable(key, f"the object cannot be read: {error.reason}")
+
+    async def _if_newest(self, delivery: Change) -> Change | None:
+        """A state; None for one from before the term behind which there is a newer one.
+
+        Another leader may have told, and marked, that one. etcd is asked only while the watch has
+        yet to come to where the term began.
+        """
+        key, revision = delivery.key, delivery.mod_revision
+        began = self._calls.term_revision
+        was_read = isinstance(delivery, _Delivery) and delivery.read
+        if was_read or revision >= began or self._is_newest(key, revision, began):
+            return delivery
+        return await self._newest(delivery)
+
+    async def _read_again(self, change: Change) -> Change | None:
+        found = await self._newest(change)
+        return None if found is None else _delivery(found, None, read=True)
 
     async def _handle(self, delivery: Change) -> None:
         key, value = delivery.key, delivery.value or b""
@@ -391,6 +426,9 @@ class Outbox:
             if not await self._tell_state(update, action, value, retry):
                 self._accepted.pop(key, None)
                 return
+            # It is kept for as long as the object is there: one of both is enough.
+            if (known := self._introduced.get(key)) == which:
+                which = known
             self._accepted[key] = which, ending, began
             self._ended[key] = which, update.attempts
             self._last_told[key] = mark_number(ending.mark(delivery.create_revision))
@@ -563,7 +601,13 @@ class Outbox:
             self._let_go(key)
         is_trace = key.startswith(self._traces)
         was_told = update.recorded or update.incarnation in self._done_with
+        # What had the key before was told as deleted only now: this is to be the last word.
+        was_told = was_told and key not in self._told_late
         wanted = not is_trace and not was_told and self._is_wanted(update.phase, True)
+        if wanted and delivery.mod_revision < self._calls.term_revision:
+            wanted = not await self._is_followed(update)
+            if wanted:
+                self._told_late.add(key)
         began, accepted = trio.current_time(), wanted and await self._tell(update, None, None)
         await self._letters.carry(update, None)
         if not is_trace and self._is_proper(update):
@@ -575,6 +619,17 @@ class Outbox:
         self._done_with.discard(update.incarnation)
         self.forget(key)
         self._on_deletion_told(key, update.revision)
+
+    async def _is_followed(self, deleted: ActionUpdate) -> bool:
+        """Whether the action was made again: another leader may have told all of that."""
+        kv = await self._present(deleted.key)
+        if kv is None:
+            return False
+        try:
+            action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
+        except DecodeError:
+            return False
+        return action.action_id == deleted.action_id
 
     async def _tell_state(
         self, update: ActionUpdate, action: TaskAction, value: bytes, retry: frozenset[str]
@@ -592,7 +647,8 @@ class Outbox:
         retry = self._letters.asked(key)
         if retry and not await self._letters.is_there(key):
             await self._tell_kept(key, retry)
-            self.forget(key)
+            if self._held.get(key) is None:
+                self.forget(key)
 
     async def _tell_kept(self, key: bytes, retry: frozenset[str]) -> None:
         introduced = self._introduced.pop(key, None)
@@ -615,7 +671,7 @@ class Outbox:
         return name == update.action_id.object_name
 
 
-def _delivery(change: Change, update: ActionUpdate | None) -> _Delivery:
+def _delivery(change: Change, update: ActionUpdate | None, *, read: bool = False) -> _Delivery:
     return _Delivery(
         change.kind,
         change.key,
@@ -625,6 +681,7 @@ def _delivery(change: Change, update: ActionUpdate | None) -> _Delivery:
         change.version,
         change.lease,
         update=update,
+        read=read,
     )
 
 

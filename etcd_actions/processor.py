@@ -310,6 +310,8 @@ class Processor:
             orphans=self._orphans,
             known=self._summary_of,
             newest=store.newest,
+            is_newest=self._is_newest,
+            present=store.get,
             letters=LetterBook(
                 etcd,
                 store,
@@ -335,7 +337,8 @@ class Processor:
         self._election: Election | None = None
         self._known: dict[bytes, bytes] = {}
         self._earlier: dict[bytes, bytes] = {}
-        self._deletions: dict[tuple[bytes, int], ActionUpdate] = {}
+        # By key, what is to be told of its deletions, by their revisions.
+        self._deletions: dict[bytes, dict[int, ActionUpdate]] = {}
         self._undecodable = Undecodable()
         self._doubtful: dict[bytes, Change] = {}
         self._decode_errors = 0
@@ -527,7 +530,7 @@ class Processor:
             return
         if deleted and update is not None:
             # Whoever is elected has to know it until it is done with.
-            self._deletions[change.key, change.mod_revision] = update
+            self._deletions.setdefault(change.key, {})[change.mod_revision] = update
         if self._outbox.working:
             self._outbox.deliver(change, update if deleted else None)
 
@@ -551,8 +554,28 @@ class Processor:
         packed = self._known.get(key)
         return None if packed is None else unpack(packed)
 
+    def _is_newest(self, key: bytes, revision: int, since: int) -> bool:
+        """Whether a state surely was the newest of its key at another revision.
+
+        All changes up to then have come, of this key none waits for a handler, and the last one
+        that was handled is this.
+        """
+        last, packed = self._last, self._known.get(key)
+        return (
+            last is not None
+            and packed is not None
+            and last.reflector.revision_of(key) >= since
+            and not last.router.has_work_for(key)
+            and unpack(packed).revision == revision
+        )
+
     def _forget_deletion(self, key: bytes, revision: int) -> None:
-        self._deletions.pop((key, revision), None)
+        """A deletion is done with, and so are those of the key before it."""
+        deletions = self._deletions.get(key, {})
+        for each in [each for each in deletions if each <= revision]:
+            del deletions[each]
+        if not deletions:
+            self._deletions.pop(key, None)
 
     def _decode(self, change: Change, value: bytes) -> TaskAction | None:
         """Decode the whole of a value; one that cannot be is set aside."""
@@ -849,8 +872,9 @@ class Processor:
 
     def _deliver_backlog(self) -> None:
         """Have everything done that is known to be undone; in the order of each key."""
-        for (key, revision), update in self._deletions.items():
-            self._outbox.deliver(Change(ChangeKind.DELETED, key, b"", 0, revision, 0), update)
+        for key, deletions in self._deletions.items():
+            for revision, update in deletions.items():
+                self._outbox.deliver(Change(ChangeKind.DELETED, key, b"", 0, revision, 0), update)
         for key, packed in self._known.items():
             if self._earlier.get(key) is packed:
                 # This start has not come to it yet: it is going to be given out again.
@@ -893,9 +917,8 @@ class Processor:
             except EtcdError as error:
                 _log.debug("position_unreadable", error=str(error))
             else:
-                done = [each for each in self._deletions if each[1] <= position]
-                for each in done:
-                    del self._deletions[each]
+                for key in list(self._deletions):
+                    self._forget_deletion(key, position)
             await trio.sleep(self._settings.save_every)
 
     async def _save_position(self, watching: _Watching, election: Election) -> None:
@@ -918,7 +941,7 @@ class Processor:
 
         Puts do not count: what they made is in the list that a successor begins with.
         """
-        oldest = [revision for _, revision in self._deletions]
+        oldest = [min(deletions) for deletions in self._deletions.values()]
         if (waiting := watching.router.oldest_delete()) is not None:
             oldest.append(waiting)
         return min([watching.reflector.revision, *(revision - 1 for revision in oldest)])

@@ -325,6 +325,10 @@ class Router:
         """Whether any key has."""
         return bool(self._channels)
 
+    def has_work_for(self, key: bytes) -> bool:
+        """Whether a change of a key is waiting, being handled or to be tried again."""
+        return key in self._channels
+
     def oldest_delete(self) -> int | None:
         """The lowest revision of a delete that is not handled yet, None without one.
 

@@ -21,12 +21,13 @@ from etcd_actions.election import Leadership
 from etcd_actions.errors import (
     FailedPrecondition,
     NoSpace,
+    PermissionDenied,
     RunServiceActionUnknown,
     RunServiceRejected,
     RunServiceUnavailable,
     Unavailable,
 )
-from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn, TxnResult
+from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn, TxnResult
 from etcd_actions.model import Keyspace, build_action_update
 from etcd_actions.store import Store
 from tests.support import flyte
@@ -504,6 +505,49 @@ async def test_no_mark_without_the_letter(etcd: Etcd, prefix: bytes, error: Exce
         faulty.refusing = False
         await until_recorded(client, ROOT)
         assert list(await stored(client)) == [("a0", "record")]
+
+
+class Forbidding:
+    """An etcd whose user may not read letters while it is told to be."""
+
+    def __init__(self, etcd: Etcd, letters: bytes) -> None:
+        self._etcd = etcd
+        self._letters = letters
+        self.forbidding = True
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._etcd, name)
+
+    async def range(self, keys: KeyRange, **how: object) -> RangeResult:
+        if self.forbidding and keys.start.startswith(self._letters):
+            raise PermissionDenied("etcdserver: permission denied")
+        return await self._etcd.range(keys, **how)  # type: ignore[arg-type]
+
+
+async def test_a_role_that_may_not_read_letters_hangs_no_run(etcd: Etcd, prefix: bytes) -> None:
+    """It may be from before there were letters: only what is refused waits for the permission."""
+    service = Scripted()
+    forbidding = Forbidding(etcd, Keyspace(prefix).letters)
+    settings = replace(SETTINGS, outbox_workers=2)
+    async with open_actions_client(
+        forbidding,  # type: ignore[arg-type]
+        prefix=prefix,
+        run_service=service,
+        settings=settings,
+    ) as client:
+        await client.start_watching()
+        await eventually(lambda: client.statistics().elected)
+        for name in ("a0", "c1", "c2"):
+            service.failures["record", name] = [NO] * 1000
+            await client.enqueue(flyte.task(named(name), "" if name == "a0" else "a0"))
+        await client.enqueue(flyte.task(named("c3"), "a0"))
+        await tell(client, "c3", [Phase.SUCCEEDED])
+        await until_recorded(client, named("c3"))
+        await tell(client, "c1", [Phase.SUCCEEDED])
+        assert not (await client.get_task_action(named("c1"))).is_recorded
+        forbidding.forbidding = False
+        await until_recorded(client, named("c1"))
+        await eventually(lambda: set(letters_of(client)) >= {("c1", "record")})
 
 
 @asynccontextmanager

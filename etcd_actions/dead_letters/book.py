@@ -4,7 +4,8 @@ It follows their keys while it works, so it knows which calls have a letter, and
 an operator asks for. Each write compares that this process still is the elected one, and that
 the letter is as it is known, so that nothing of anybody else is overwritten. A write that etcd
 does not do raises: the turn of that one action is tried again, with a back-off, and until then
-nothing is marked.
+nothing is marked. So it is with what is refused while etcd refuses to show the letters: one who may
+not read them cannot have written one, so what is accepted needs none, and is marked.
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ class LetterBook:
         self._most_bytes = most_bytes
         self._fence: Compare | None = None
         self._on_asked: Callable[[bytes], None] = lambda _key: None
+        # Set once the letters are known, or etcd has refused to show them: then it says why.
         self._loaded = trio.Event()
+        self._refusal: EtcdError | None = None
         self._letters: dict[bytes, DeadLetter] = {}
         self._bytes = 0
         # By letter, the revision of a deletion that the watch has yet to tell.
@@ -152,6 +155,9 @@ class LetterBook:
             EtcdError: It is not written, or maybe is: to be called again.
         """
         await self._loaded.wait()
+        if self._refusal is not None:
+            # No other action's worker waits for this.
+            raise self._refusal
         key = self._keys.key(update.key, update.action_id, what)
         while True:
             before = self._letters.get(key)
@@ -173,7 +179,10 @@ class LetterBook:
         Raises:
             EtcdError: It is still there, or maybe is: to be called again.
         """
-        await self._loaded.wait()
+        if not self._loaded.is_set():
+            await self._loaded.wait()
+        if not self._letters:
+            return
         key = self._keys.key(update.key, update.action_id, what)
         while (before := self._letters.get(key)) is not None and before.request is None:
             await self._write(key, before, None)
@@ -187,7 +196,10 @@ class LetterBook:
         Raises:
             EtcdError: It is not written, or maybe is: to be called again.
         """
-        await self._loaded.wait()
+        if not self._loaded.is_set():
+            await self._loaded.wait()
+        if not self._letters:
+            return
         key = self._keys.key(update.key, update.action_id, RECORD)
         while (before := self._letters.get(key)) is not None:
             same = (before.phase, before.attempts) == (update.phase, update.attempts)
@@ -287,13 +299,19 @@ class LetterBook:
             try:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(reflector.run)
+                    self._refusal = None
                     self._loaded.set()
                     failures = 0
             except* EtcdError as group:
                 failures += 1
                 delay = _BACKOFF.delay(failures)
+                refusal = first_error(group)
+                if not isinstance(refusal, Unavailable):
+                    # A role may lack the keys for long: what is accepted is marked all the same.
+                    self._refusal = refusal
+                    self._loaded.set()
                 if failures & (failures - 1) == 0:
-                    error = str(first_error(group))
+                    error = str(refusal)
                     _log.warning("dead_letters_unreadable", error=error, retry_in=round(delay, 3))
                 await trio.sleep(delay)
 
@@ -353,7 +371,7 @@ class LetterBook:
     def _forget_all(self) -> None:
         self._forget_letters()
         self._fence = None
-        self._loaded = trio.Event()
+        self._loaded, self._refusal = trio.Event(), None
         self._on_asked = lambda _key: None
 
     # Writing.
