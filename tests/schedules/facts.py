@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from etcd_actions import Phase
 from etcd_actions.codecs import codec_of
-from etcd_actions.model import Keyspace
+from etcd_actions.model import ANNOTATION_RECORDED, Keyspace
 from tests.support.oracle import Entry
 
-DELETED = ""
-"""The uid in the fact of a deletion."""
+STAMP = "schedules.test/written-by"
+"""Annotation of what somebody else wrote directly in etcd: which step of the plan it was."""
 
 
 class Fact(NamedTuple):
@@ -22,7 +22,7 @@ class Fact(NamedTuple):
         key: The object's key.
         revision: Of the change.
         seen: When the observer saw it, in ``time.monotonic``'s seconds.
-        uid: Of the object; empty says that it was deleted.
+        uid: Of the object, empty where it has none; None says that it was deleted.
         run: Its run.
         name: Its action.
         parent: The parent's name.
@@ -33,12 +33,14 @@ class Fact(NamedTuple):
         output: Where its outputs are.
         kind: ``task`` or ``condition``.
         deleting: Whether its deletion was asked for.
+        mark: The annotation that says which ending is recorded; empty without one.
+        stamp: Who wrote directly in etcd last, see :data:`STAMP`; empty where nobody did.
     """
 
     key: bytes
     revision: int
     seen: float = 0.0
-    uid: str = DELETED
+    uid: str | None = None
     run: str = ""
     name: str = ""
     parent: str = ""
@@ -49,11 +51,13 @@ class Fact(NamedTuple):
     output: str = ""
     kind: str = "task"
     deleting: bool = False
+    mark: str = ""
+    stamp: str = ""
 
     @property
     def is_delete(self) -> bool:
         """Whether the object was deleted."""
-        return self.uid == DELETED
+        return self.uid is None
 
     @property
     def is_over(self) -> bool:
@@ -66,7 +70,8 @@ class Fact(NamedTuple):
             return f"{self.revision}:deleted"
         marked = "+mark" if self.recorded else ""
         asked = "+deleting" if self.deleting else ""
-        return f"{self.revision}:{self.phase.name}/{self.attempt}{marked}{asked}"
+        stamp = f"+{self.stamp}" if self.stamp else ""
+        return f"{self.revision}:{self.phase.name}/{self.attempt}{marked}{asked}{stamp}"
 
 
 Story = tuple[Fact, ...]
@@ -79,6 +84,10 @@ def fact_of(entry: Entry, seen: float) -> Fact:
         return Fact(entry.key, entry.mod_revision, seen)
     action = codec_of(entry.value).decode(entry.value)
     owners = action.metadata.owner_references
+    annotations = action.metadata.annotations
+    # An older status over a recorded ending says the ending, of its own attempt.
+    state = action.state(entry.create_revision)
+    attempt = max(state.attempts, 1)
     return Fact(
         entry.key,
         entry.mod_revision,
@@ -88,12 +97,14 @@ def fact_of(entry: Entry, seen: float) -> Fact:
         action.spec.action_name,
         action.spec.parent_action_name,
         owners[0].uid if owners else "",
-        action.phase,
-        max(action.status.attempts, 1),
-        action.is_recorded,
-        action.output_uri,
+        state.phase,
+        attempt,
+        state.recorded,
+        f"{action.output_uri.rpartition('/')[0]}/{attempt}",
         action.spec.kind,
         action.is_deleting,
+        annotations.get(ANNOTATION_RECORDED, ""),
+        annotations.get(STAMP, ""),
     )
 
 
@@ -115,6 +126,11 @@ def lives(story: Story) -> list[Story]:
         found[-1].append(fact)
         before = fact
     return [tuple(each) for each in found]
+
+
+def is_foreign(story: Iterable[Fact]) -> bool:
+    """Whether somebody wrote the object directly in etcd."""
+    return any(fact.stamp for fact in story)
 
 
 def is_object(keys: Keyspace, key: bytes) -> bool:
