@@ -100,8 +100,10 @@ class LoggingRunService(RunServiceServer):
             phase, attempt = Phase(request.status.phase), max(request.status.attempts, 1)
         # Looked at and noted in one piece, so that the log has the order in which they landed.
         with self._lock:
-            if what == "status" and action in self._lost and fault.rpc is None:
-                accepting, fault = False, Fault(code=_NOT_FOUND)
+            if what == "status" and action in self._lost:
+                # No row is changed, whatever becomes of the answer.
+                accepting = False
+                fault = Fault(rpc=fault.rpc, code=0 if fault.rpc else _NOT_FOUND)
             applied = (accepting or fault.applied) and context.is_active()
             if applied and what == "record":
                 self._lost.discard(action)
