@@ -27,7 +27,7 @@ from tests.schedules.plan import Plan, Step
 from tests.schedules.processes import GRACE, Process
 from tests.schedules.readers import Reader
 from tests.schedules.run_service import LoggingRunService
-from tests.schedules.writers import Ways, Write, write
+from tests.schedules.writers import DIRECT, Ways, Write, write
 from tests.support.cluster import EtcdCluster
 from tests.support.proxy import Proxy, open_proxy
 
@@ -345,6 +345,8 @@ def _count(world: World, outcome: Outcome) -> None:
         counts["run service not accepted"] += not landing.accepted
     for done in world.writes:
         counts[f"writes {done.outcome}"] += 1
+        if done.step.what in DIRECT:
+            counts[f"directly in etcd: {done.step.what}, {done.outcome}"] += 1
     for reader in world.readers:
         counts["streams"] += len(reader.streams)
         counts["states read"] += sum(map(len, reader.streams))
