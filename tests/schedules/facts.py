@@ -8,7 +8,13 @@ from typing import NamedTuple
 
 from etcd_actions import Phase
 from etcd_actions.codecs import codec_of
-from etcd_actions.model import ANNOTATION_RECORDED, Keyspace
+from etcd_actions.model import (
+    ANNOTATION_RECORDED,
+    LABEL_TERMINAL_STATUS_RECORDED,
+    Keyspace,
+    TaskAction,
+)
+from etcd_actions.model.phase import phase_of
 from tests.support.oracle import Entry
 
 STAMP = "schedules.test/written-by"
@@ -85,9 +91,7 @@ def fact_of(entry: Entry, seen: float) -> Fact:
     action = codec_of(entry.value).decode(entry.value)
     owners = action.metadata.owner_references
     annotations = action.metadata.annotations
-    # An older status over a recorded ending says the ending, of its own attempt.
-    state = action.state(entry.create_revision)
-    attempt = max(state.attempts, 1)
+    phase, attempt, recorded = _state_of(action, entry.create_revision)
     return Fact(
         entry.key,
         entry.mod_revision,
@@ -97,15 +101,39 @@ def fact_of(entry: Entry, seen: float) -> Fact:
         action.spec.action_name,
         action.spec.parent_action_name,
         owners[0].uid if owners else "",
-        state.phase,
+        phase,
         attempt,
-        state.recorded,
+        recorded,
         f"{action.output_uri.rpartition('/')[0]}/{attempt}",
         action.spec.kind,
         action.is_deleting,
         annotations.get(ANNOTATION_RECORDED, ""),
         annotations.get(STAMP, ""),
     )
+
+
+def _state_of(action: TaskAction, create_revision: int) -> tuple[Phase, int, bool]:
+    """What an object says: phase, attempt, and whether that is recorded.
+
+    Read here once more, from the text of the mark: the product's own reading is what is judged.
+    An older status over a recorded ending says that ending.
+    """
+    phase, attempt = phase_of(action.status.conditions), max(action.status.attempts, 1)
+    mark = action.metadata.annotations.get(ANNOTATION_RECORDED)
+    if action.metadata.labels.get(LABEL_TERMINAL_STATUS_RECORDED) != "true":
+        return phase, attempt, False
+    if mark is None:
+        return phase, attempt, phase.is_terminal
+    ending, _, rest = mark.partition(" ")
+    # A copy has the mark of another incarnation.
+    if rest.partition(" ")[0] != str(create_revision):
+        return phase, attempt, False
+    if phase.is_terminal:
+        return phase, attempt, ending == f"{phase.name}/{attempt}"
+    name, _, number = ending.partition("/")
+    if attempt > int(number):
+        return phase, attempt, False
+    return Phase[name], int(number), True
 
 
 def stories(facts: Iterable[Fact]) -> dict[bytes, Story]:
