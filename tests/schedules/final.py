@@ -224,7 +224,13 @@ def _timed_out(evidence: Evidence) -> list[Violation]:
     """A condition with a time-out has ended, whoever ran when its time was over."""
     found = []
     by_action = {identity(story): story for story in evidence.stories().values()}
-    for write in evidence.writes:
+    # What was deleted may have been made again, without a time-out.
+    made = {
+        write.action: write
+        for write in evidence.writes
+        if write.step.what == "enqueue" and write.outcome != "refused"
+    }
+    for write in made.values():
         story = by_action.get(write.action, ())
         goes_on = bool(story) and not story[-1].is_delete and not story[-1].is_over
         if "timeout" in write.step.args and goes_on:

@@ -23,6 +23,7 @@ from tests.schedules.test_oracle import (
     both,
     done,
     fact,
+    gone,
     honest,
     kinds,
     letter,
@@ -113,6 +114,12 @@ TRUTHS: dict[str, Plant] = {
     ),
     "rows that are lost behind the mark": forgotten(17.5),
     "a condition that ends in time": waits(21.0),
+    "a condition that is made again without a time-out": both(
+        waits(20.0, ends=False),
+        also_happened(gone(21, "w0"), fact(23, "w0")._replace(kind="condition", uid="again")),
+        also_told(told(22.0, "w0", Phase.ABORTED)),
+        also_wrote(done("enqueue", "w0", parent="a0", kind="condition")),
+    ),
 }
 
 MORE_LIES: dict[str, tuple[Plant, str]] = {
