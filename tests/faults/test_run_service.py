@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from statistics import quantiles
 
 import pytest
 import trio
 
-from etcd_actions import ActionUpdate, Phase, Processor, TaskAction, open_etcd
+from etcd_actions import ActionUpdate, Phase, Processor, TaskAction, open_etcd, open_processor
 from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.run_service.grpc import open_run_service
 from tests.support import oracle
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import Load, make_run, root_of, with_annotation, with_uid
-from tests.support.recording import RecordingRunService, eventually
-from tests.support.scene import PROCESSOR, judge_marks, processing, subscribed
+from tests.support.proxy import open_proxy
+from tests.support.recording import RecordingRunService, eventually, until_stored
+from tests.support.scene import PROCESSOR, all_marked, judge_marks, processing, subscribed
 
 pytestmark = pytest.mark.faults
 
+_ROOT = Path(__file__).parents[2]
 _BRIEF = replace(PROCESSOR, grace=0.1)
 _WRITERS = 16
 _CHANGES = 10
@@ -265,3 +275,65 @@ async def _latency(endpoint: str, prefix: bytes, run_service: _Hanging) -> float
     heard = [seen[revision] - at for revision, at in sent.items() if revision in seen]
     assert len(heard) > len(sent) * 0.9
     return quantiles(heard, n=100)[98]
+
+
+@asynccontextmanager
+async def run_service_process() -> AsyncIterator[tuple[trio.Process, int]]:
+    """Flyte's run service in a process of its own, and its port."""
+    command = [sys.executable, "-m", "tests.support.run_service_server"]
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_ROOT
+    )
+    try:
+        assert process.stdout is not None
+        yield process, int(await process.stdout.receive_some(100))
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def test_the_run_service_may_open_no_more_files(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes
+) -> None:
+    """It takes no connection: nothing is marked, subscribers hear all, and all comes later."""
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("only Linux can limit another process")
+    keys = KeyRange.of_prefix(prefix)
+    before, after = make_run(prefix, "rr8", 4), make_run(prefix, "rr9", 4)
+    with trio.fail_after(120):
+        async with (
+            run_service_process() as (process, port),
+            open_proxy(port) as proxy,
+            open_etcd(shared_etcd.endpoint) as connection,
+            open_run_service(proxy.endpoint, deadline=1) as run_service,
+            open_processor(
+                connection, prefix=prefix, run_service=run_service, settings=PROCESSOR
+            ) as processor,
+        ):
+            await processor.start_watching()
+            async with subscribed(processor, [root_of("rr9")]) as updates:
+                for action in before:
+                    await etcd.put(action.key, action.ended)
+                await until_stored(etcd, keys, all_marked)
+                usual = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+                # Nothing new may be opened, whatever is open stays.
+                resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (5, usual[1]))
+                proxy.cut()
+                for action in after:
+                    await etcd.put(action.key, action.ended)
+                ended = {action.key for action in after}
+                await eventually(lambda: {update.key for update in updates} == ended)
+                await eventually(lambda: _failures(processor) > 2 * len(after))
+                marks = processor.statistics().marks
+                assert process.poll() is None
+                assert marks == {"marked": len(before)}
+                resource.prlimit(process.pid, resource.RLIMIT_NOFILE, usual)
+                await until_stored(etcd, keys, all_marked)
+            assert processor.statistics().marks == {"marked": len(before) + len(after)}
+            assert process.stdin is not None
+            assert process.stdout is not None
+            await process.stdin.aclose()
+            counted = json.loads(await process.stdout.receive_some(10_000))
+            assert counted["revived"] == 0
+            assert counted["status"] >= len(before) + len(after)

@@ -263,6 +263,8 @@ class Disturber:
                 script(Fault(code=int(args["code"])))
             case "rs-lose":
                 script(Fault(rpc=grpc.StatusCode.UNAVAILABLE, applied=True))
+            case "rs-forget":
+                service.forget()
             case "rs-reject":
                 script(Fault(code=3))
             case _:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from etcd_actions import Phase
 from tests.schedules.facts import Fact, Story, stories
 from tests.schedules.readers import Reader
 from tests.schedules.run_service import Landing
 from tests.schedules.writers import Write
+
+if TYPE_CHECKING:
+    from tests.schedules.letters import LetterFact
 
 Action = tuple[str, str]
 
@@ -45,6 +48,9 @@ class Evidence:
         readers: What subscribers were told.
         late: Seconds after which no call that was given up can land any more.
         compactions: When history was compacted, and up to which revision.
+        letters: What happened to dead letters in etcd, in order.
+        forgotten: When the run service lost its rows.
+        retried: Whether an operator had all that was refused for good told again.
     """
 
     facts: Sequence[Fact] = ()
@@ -53,6 +59,9 @@ class Evidence:
     readers: Sequence[Reader] = ()
     late: float = 3.0
     compactions: Sequence[int] = ()
+    letters: Sequence[LetterFact] = ()
+    forgotten: Sequence[float] = ()
+    retried: bool = False
 
     def told(self, what: str = "status") -> dict[Action, list[Landing]]:
         """What was applied, or answered, for each action, in order."""

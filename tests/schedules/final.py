@@ -15,7 +15,7 @@ from tests.schedules.evidence import (
     where_of,
     words,
 )
-from tests.schedules.facts import Fact, Story, lives
+from tests.schedules.facts import Fact, Story, is_foreign, lives
 from tests.schedules.readers import State
 from tests.schedules.run_service import Landing
 
@@ -39,13 +39,16 @@ def _unmarked(evidence: Evidence) -> list[Violation]:
     for story in evidence.stories().values():
         last = story[-1]
         landings = told.get(identity(story), [])
-        if last.is_over and not last.recorded and not _is_dead(landings, last):
+        if last.is_over and not last.recorded and not _is_dead(evidence, landings, last):
             text = f"{tale(story)}, {words(landings)}"
             found.append(Violation("unmarked", where_of(story), text))
     return found
 
 
-def _is_dead(landings: Iterable[Landing], last: Fact) -> bool:
+def _is_dead(evidence: Evidence, landings: Iterable[Landing], last: Fact) -> bool:
+    """Whether the run service refused a state for good, until an operator has it told again."""
+    if evidence.retried:
+        return False
     answers = [each for each in landings if each.phase is last.phase]
     return bool(answers) and any(each.rejected for each in answers)
 
@@ -59,9 +62,13 @@ def _expected(evidence: Evidence, story: Story) -> set[Phase]:
     if last.phase is Phase.UNSPECIFIED:
         # It is recorded, and no status of it is told; of one before it, one was.
         return {Phase.RUNNING, Phase.UNSPECIFIED} if len(lives(story)) == 1 else set()
+    expected: set[Phase] = {last.phase}
     if last.phase in _BEFORE_RUNNING:
-        return {last.phase, Phase.RUNNING}
-    return {last.phase}
+        expected.add(Phase.RUNNING)
+    if not last.is_over and is_foreign(story):
+        # Who remembers its ending waits for the next one.
+        expected |= {fact.phase for fact in story if fact.is_over}
+    return expected
 
 
 def _nobody_saw(evidence: Evidence, story: Story) -> bool:
@@ -84,7 +91,7 @@ def _last_word(evidence: Evidence) -> list[Violation]:
         expected = _expected(evidence, story)
         if not expected or last in expected or _nobody_saw(evidence, story):
             continue
-        if any(each.rejected for each in landings):
+        if not evidence.retried and any(each.rejected for each in landings):
             continue
         text = (
             f"the run service heard {last.name} last, and it is "
@@ -101,7 +108,15 @@ def _database(evidence: Evidence) -> list[Violation]:
     told = evidence.told()
     for story in evidence.stories().values():
         landings = told.get(identity(story), [])
-        if len(lives(story)) != 1 or any(each.rejected for each in landings):
+        if len(lives(story)) != 1 or is_foreign(story):
+            # The guard keeps an ABORTED, whatever somebody else makes of it.
+            continue
+        if not evidence.retried and any(each.rejected for each in landings):
+            continue
+        lost = max(evidence.forgotten, default=0.0)
+        landings = [each for each in landings if each.landed > lost]
+        if lost and not landings:
+            # Of what was marked before it lost its rows nobody tells anything.
             continue
         row = Phase.UNSPECIFIED
         for each in landings:
@@ -117,6 +132,7 @@ def _database(evidence: Evidence) -> list[Violation]:
 def _below(evidence: Evidence) -> list[Violation]:
     """Nothing goes on below what was aborted or is gone."""
     found = []
+    told = evidence.told()
     final = {key: fact for key, fact in _final(evidence).items() if not fact.is_delete}
     uids = {fact.uid for fact in final.values()}
     by_action = {(fact.run, fact.name): fact for fact in final.values()}
@@ -124,10 +140,11 @@ def _below(evidence: Evidence) -> list[Violation]:
         if not fact.parent:
             continue
         where = f"{fact.run}/{fact.name}"
-        if fact.owner and fact.owner not in uids:
+        parent = by_action.get((fact.run, fact.parent))
+        gone = parent is None or (fact.owner and fact.owner not in uids)
+        if gone and not _is_dead(evidence, told.get((fact.run, fact.name), ()), fact):
             text = f"its parent {fact.parent} is gone; {fact}"
             found.append(Violation("orphan", where, text))
-        parent = by_action.get((fact.run, fact.parent))
         if parent is not None and parent.phase is Phase.ABORTED and not fact.is_over:
             text = f"goes on below {fact.parent}, which is aborted: {fact} below {parent}"
             found.append(Violation("goes-on", where, text))
@@ -138,7 +155,9 @@ def _aborts(evidence: Evidence) -> list[Violation]:
     """An abort that was acknowledged has ended the action."""
     found = []
     by_action = {identity(story): story for story in evidence.stories().values()}
-    again = {write.action for write in evidence.writes if write.step.what == "delete"}
+    # Made again, or opened again by somebody who writes past all methods.
+    past = ("delete", "orphan", "put-back")
+    again = {write.action for write in evidence.writes if write.step.what in past}
     for write in evidence.writes:
         if write.step.what != "abort" or write.outcome != "done" or write.action in again:
             continue
@@ -155,7 +174,7 @@ def _held(evidence: Evidence) -> list[Violation]:
     told = evidence.told()
     for story in evidence.stories().values():
         last = story[-1]
-        if last.deleting and not _is_dead(told.get(identity(story), []), last):
+        if last.deleting and not _is_dead(evidence, told.get(identity(story), []), last):
             text = f"its deletion was asked for, and it is there; {tale(story)}"
             found.append(Violation("held", where_of(story), text))
     return found
@@ -201,4 +220,23 @@ def _unread(evidence: Evidence, story: Story, fact: Fact, got: State | None) -> 
     return ""
 
 
-CHECKS = (_unmarked, _last_word, _database, _below, _aborts, _held, _last_read)
+def _timed_out(evidence: Evidence) -> list[Violation]:
+    """A condition with a time-out has ended, whoever ran when its time was over."""
+    found = []
+    by_action = {identity(story): story for story in evidence.stories().values()}
+    # What was deleted may have been made again, without a time-out.
+    made = {
+        write.action: write
+        for write in evidence.writes
+        if write.step.what == "enqueue" and write.outcome != "refused"
+    }
+    for write in made.values():
+        story = by_action.get(write.action, ())
+        goes_on = bool(story) and not story[-1].is_delete and not story[-1].is_over
+        if "timeout" in write.step.args and goes_on:
+            text = f"{write.step} goes on; {tale(story)}"
+            found.append(Violation("unended", "/".join(write.action), text))
+    return found
+
+
+CHECKS = (_unmarked, _last_word, _database, _below, _aborts, _held, _last_read, _timed_out)

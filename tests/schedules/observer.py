@@ -10,6 +10,7 @@ from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import Etcd, WatchCreate
 from etcd_actions.model import Keyspace
 from tests.schedules.facts import Fact, fact_of, is_object
+from tests.schedules.letters import LetterFact, letter_of
 from tests.support.oracle import Entry, entries_of, watch_all
 
 _PAUSE = 0.05
@@ -21,6 +22,7 @@ class Observer:
     Attributes:
         revision: Everything up to it is known. A compaction up to it takes nothing away.
         facts: What happened to the objects, in order.
+        letters: What happened to the dead letters, in order.
         problems: What etcd itself did wrong, which would make everything else worthless.
     """
 
@@ -30,6 +32,7 @@ class Observer:
         self._newest: dict[bytes, Entry] = {}
         self.revision = 0
         self.facts: list[Fact] = []
+        self.letters: list[LetterFact] = []
         self.problems: list[str] = []
 
     async def run(self) -> None:
@@ -98,4 +101,6 @@ class Observer:
             self._newest[entry.key] = entry
             if is_object(self._keys, entry.key):
                 self.facts.append(fact_of(entry, now))
+            elif entry.key.startswith(self._keys.letters):
+                self.letters.append(letter_of(self._keys, entry))
         self.revision = newest

@@ -8,52 +8,13 @@ interleaving: processes and etcd take the time that they take.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-LENGTH = 5.0
-"""Seconds from the first step to the time when everything is healed."""
+from tests.schedules.more import more_faults, more_writes
+from tests.schedules.steps import LENGTH, PHASES, Step
 
-PHASES = {
-    "queued": 1,
-    "waiting": 2,
-    "initializing": 3,
-    "running": 4,
-    "succeeded": 5,
-    "failed": 6,
-    "timed-out": 8,
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """What happens at a time, in seconds from the beginning.
-
-    Attributes:
-        at: When it begins.
-        what: What happens, such as ``kill``.
-        args: To whom, and how; ``for`` is how long it lasts.
-    """
-
-    at: float
-    what: str
-    args: Mapping[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        """One line of a plan."""
-        words = [f"{self.at:.3f}", self.what, *(f"{k}={v}" for k, v in self.args.items())]
-        return " ".join(words)
-
-    @classmethod
-    def parse(cls, line: str) -> Step:
-        """Read what :meth:`__str__` wrote."""
-        at, what, *words = line.split()
-        return cls(float(at), what, dict(word.split("=", 1) for word in words))
-
-    @property
-    def lasts(self) -> float:
-        """Seconds until it is undone; 0 for what is over at once."""
-        return float(self.args.get("for", "0"))
+__all__ = ["LENGTH", "PHASES", "Plan", "Step", "draw"]
 
 
 @dataclass(frozen=True)
@@ -133,8 +94,8 @@ def draw(seed: int) -> Plan:
         processes,
         dice.choice(("json", "json", "protobuf", "msgpack")),
         dice.choice(("grpc", "grpc", "grpc", "grpc", "gateway")),
-        _in_order(_faults(dice, members, processes)),
-        _in_order(writes),
+        _in_order([*_faults(dice, members, processes), *more_faults(seed)]),
+        _in_order(more_writes(seed, processes, writes)),
         _in_order(_readers(dice, processes, roots)),
     )
 

@@ -25,6 +25,7 @@ _PATIENCE = 30.0
 _ERRORS = {"watch_lost", "run_service_rejected"}
 _FAILURES = {
     "RunServiceUnavailable",
+    "RunServiceActionUnknown",
     "Unavailable",
     "OutcomeUnknown",
     "NoSpace",

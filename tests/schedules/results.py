@@ -39,6 +39,7 @@ FAULTS = {
     "rs-inband": "run service refused in-band",
     "rs-lose": "run service applied calls and lost the answers",
     "rs-reject": "run service rejected a call for ever",
+    "rs-forget": "run service lost its rows",
 }
 
 

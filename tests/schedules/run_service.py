@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from typing import Any, NamedTuple
 
 import grpc
 
 from etcd_actions import Phase
-from tests.support.run_service_server import RunServiceServer
+from tests.support.run_service_server import Fault, RunServiceServer
 
 _PERMANENT = (3, 11, 12)
+_NOT_FOUND = 5
 
 
 class Landing(NamedTuple):
@@ -60,13 +60,15 @@ class LoggingRunService(RunServiceServer):
 
     Attributes:
         landings: All calls about actions, in the order in which they were decided.
-        met: How many calls met each kind of fault.
+        forgotten: When it lost all its rows, in ``time.monotonic``'s seconds.
     """
 
     def __init__(self) -> None:
         super().__init__(threads=64)
         self.landings: list[Landing] = []
-        self.met: defaultdict[str, int] = defaultdict(int)
+        self.forgotten: list[float] = []
+        self._rows: set[tuple[str, str]] = set()
+        self._lost: set[tuple[str, str]] = set()
 
     def heal(self) -> None:
         """Forget all faults, and let go of what is held."""
@@ -75,6 +77,13 @@ class LoggingRunService(RunServiceServer):
             holds, self._holds = self._holds, []
         for hold in holds:
             hold.set()
+
+    def forget(self) -> None:
+        """Lose all rows: a status of what had one is NOT_FOUND until it is recorded again."""
+        with self._lock:
+            self.forgotten.append(time.monotonic())
+            self._lost |= self._rows
+            self._rows.clear()
 
     def _serve_scripted(self, what: str, request: Any, context: grpc.ServicerContext) -> int:
         arrived = time.monotonic()
@@ -85,12 +94,20 @@ class LoggingRunService(RunServiceServer):
             fault.hold.wait()
         accepting = fault.code in (0, 6) and fault.rpc is None
         identifier = request.action_id
+        action = identifier.run.name, identifier.name
         phase, attempt = Phase.UNSPECIFIED, 1
         if what == "status":
             phase, attempt = Phase(request.status.phase), max(request.status.attempts, 1)
         # Looked at and noted in one piece, so that the log has the order in which they landed.
         with self._lock:
+            if what == "status" and action in self._lost:
+                # No row is changed, whatever becomes of the answer.
+                accepting = False
+                fault = Fault(rpc=fault.rpc, code=0 if fault.rpc else _NOT_FOUND)
             applied = (accepting or fault.applied) and context.is_active()
+            if applied and what == "record":
+                self._lost.discard(action)
+                self._rows.add(action)
             self.landings.append(
                 Landing(
                     what,

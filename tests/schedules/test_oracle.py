@@ -11,6 +11,7 @@ import pytest
 from etcd_actions import Phase
 from tests.schedules import oracle
 from tests.schedules.facts import Fact
+from tests.schedules.letters import LetterFact
 from tests.schedules.oracle import Evidence
 from tests.schedules.plan import Step
 from tests.schedules.processes import Life
@@ -44,7 +45,11 @@ def fact(
         attempt,
         recorded,
         f"s3://out/{name}/{attempt}",
+        mark=f"{phase.name}/{attempt} {CREATED.get(name, revision)} digest" if recorded else "",
     )
+
+
+CREATED = {"a0": 2, "c1": 4, "c2": 10, "c3": 13}
 
 
 def gone(revision: int, name: str) -> Fact:
@@ -196,6 +201,17 @@ def refused(write: Write, detail: str, faults: str = "") -> Write:
     return replace(write, outcome="refused", detail=detail, faults=faults)
 
 
+def letters(*facts: LetterFact) -> Plant:
+    def plant(evidence: Evidence) -> None:
+        evidence.letters = [*evidence.letters, *facts]
+
+    return plant
+
+
+def letter(revision: int, name: str, what: str = "record") -> LetterFact:
+    return LetterFact(f"/letters/{name}/{what}".encode(), revision, ("r0", name), what)
+
+
 LIES: dict[str, tuple[Plant, str]] = {
     "a status without a record": (not_told("c1", UNSPECIFIED), "unrecorded"),
     "running told long after an ending": (
@@ -318,6 +334,7 @@ def test_what_is_rejected_for_ever_may_stay_unmarked() -> None:
         else each
         for each in evidence.landings
     ]
+    letters(letter(16, "c3", "status"))(evidence)
     assert kinds(evidence) == set()
 
 

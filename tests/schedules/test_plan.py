@@ -9,6 +9,7 @@ import pytest
 from tests.schedules.plan import LENGTH, Plan, draw
 from tests.schedules.results import FAULTS
 from tests.schedules.sections import put_section
+from tests.schedules.writers import DIRECT
 
 SEEDS = range(200)
 
@@ -42,7 +43,8 @@ def test_seeds_differ_and_together_do_everything() -> None:
     assert {plan.transport for plan in plans} == {"grpc", "gateway"}
     assert {step.what for plan in plans for step in plan.faults} == set(FAULTS)
     written = {step.what for plan in plans for step in plan.writes}
-    assert written == {"enqueue", "status", "signal", "abort", "delete", "ask-deletion"}
+    assert written == {"enqueue", "status", "signal", "abort", *DIRECT}
+    assert any("timeout" in step.args for plan in plans for step in plan.writes)
     ways = {step.args["via"].partition(":")[0] for plan in plans for step in plan.writes}
     assert ways == {"grpc", "connect", "library"}
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from etcd_actions.etcd import ConnectionSettings, EtcdClient, open_connection
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.model import Keyspace
 from etcd_actions.testing import EtcdBinary
+from tests.cli.command import finish
+from tests.schedules import letters as letters_
 from tests.schedules import oracle, process_main, store_faults
 from tests.schedules.disturbing import Disturber
 from tests.schedules.observer import Observer
@@ -24,7 +27,7 @@ from tests.schedules.plan import Plan, Step
 from tests.schedules.processes import GRACE, Process
 from tests.schedules.readers import Reader
 from tests.schedules.run_service import LoggingRunService
-from tests.schedules.writers import Ways, Write, write
+from tests.schedules.writers import DIRECT, Ways, Write, write
 from tests.support.cluster import EtcdCluster
 from tests.support.proxy import Proxy, open_proxy
 
@@ -98,6 +101,7 @@ class World:
     readers: list[Reader] = field(default_factory=list)
     compactions: list[int] = field(default_factory=list)
     began: float = 0.0
+    retried: bool = False
 
     @property
     def now(self) -> float:
@@ -115,6 +119,9 @@ class World:
             readers=list(self.readers),
             late=_LATE,
             compactions=list(self.compactions),
+            letters=list(self.observer.letters),
+            forgotten=list(self.run_service.forgotten),
+            retried=self.retried,
         )
 
 
@@ -212,6 +219,7 @@ async def _play(world: World, disturber: Disturber, outcome: Outcome) -> None:
         await _until_ready(world)
         await _until_calm(world)
         outcome.calm = time.monotonic() - healed
+        await _retry_letters(world, outcome)
         await trio.sleep(SETTLE)
         await world.observer.caught_up()
         evidence = world.evidence()
@@ -241,6 +249,27 @@ async def _until_calm(world: World) -> None:
             if there and not oracle.finally_(world.evidence()):
                 return
             await trio.sleep(_LOOK)
+
+
+async def _retry_letters(world: World, outcome: Outcome) -> None:
+    """What was refused for good is told again, as an operator has it done; nothing is left."""
+    letters = letters_.there(world.observer.letters)
+    outcome.counts["dead letters at the end"] += len(letters)
+    if letters:
+        done = await trio.to_thread.run_sync(
+            partial(
+                finish,
+                *("dead-letters", "retry", "--all", "--wait"),
+                "--endpoints=" + ",".join(world.cluster.endpoints),
+                f"--prefix={PREFIX}",
+            )
+        )
+        if done.code:
+            text = f"dead-letters retry ended with {done.code}: {done.err[-1000:]}"
+            outcome.violations.append(oracle.Violation("retry", "operator", text))
+    world.retried = True
+    if letters:
+        await _until_calm(world)
 
 
 async def _end(world: World, outcome: Outcome) -> None:
@@ -316,6 +345,8 @@ def _count(world: World, outcome: Outcome) -> None:
         counts["run service not accepted"] += not landing.accepted
     for done in world.writes:
         counts[f"writes {done.outcome}"] += 1
+        if done.step.what in DIRECT:
+            counts[f"directly in etcd: {done.step.what}, {done.outcome}"] += 1
     for reader in world.readers:
         counts["streams"] += len(reader.streams)
         counts["states read"] += sum(map(len, reader.streams))
@@ -339,6 +370,10 @@ def _keep(world: World, directory: Path) -> None:
         came = f"came {landing.arrived - began:.3f}"
         what = f"{landing.what} {'/'.join(landing.action)} {landing}"
         lines.append((landing.landed, f"run-service ({came}) {what}"))
+    for letter in world.observer.letters:
+        # Letters have no time: they stand where their revision was seen.
+        seen = [fact.seen for fact in world.observer.facts if fact.revision <= letter.revision]
+        lines.append((max(seen, default=began), f"etcd {letter}"))
     for done in world.writes:
         detail = f"{done.outcome} {done.detail} after {done.tries}"
         lines.append((done.sent, f"write {done.step}: {detail}"))

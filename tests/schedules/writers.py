@@ -27,6 +27,7 @@ from etcd_actions.etcd.api import (
     Txn,
 )
 from etcd_actions.model import Keyspace
+from tests.schedules import foreign
 from tests.schedules.plan import PHASES, Step
 from tests.server.clients import ConnectClient, Failed, GrpcClient
 from tests.support import flyte
@@ -34,6 +35,8 @@ from tests.support import flyte
 PATIENCE = 6.0
 """Seconds for which a write is tried."""
 CALL = 2.0
+DIRECT = ("delete", "ask-deletion", "put-back", "put-end", "copy", "orphan")
+"""What is done in etcd, by no method of ours."""
 _PAUSE = 0.2
 _TRIES = 4
 PROJECT, DOMAIN = "p", "d"
@@ -66,7 +69,8 @@ class Write:
         outcome: ``done``, ``refused`` or, as long as nothing else is known, ``unknown``.
         detail: What was answered last.
         tries: How often it was sent.
-    sent: When it was sent last, in ``time.monotonic``'s seconds.
+        sent: When it was sent last, in ``time.monotonic``'s seconds.
+        first: When it was sent first.
         faults: Answers that nobody should ever get.
     """
 
@@ -75,6 +79,7 @@ class Write:
     detail: str = ""
     tries: int = 0
     sent: float = 0.0
+    first: float = 0.0
     faults: str = ""
 
     @property
@@ -106,9 +111,10 @@ async def write(ways: Ways, done: Write) -> None:
         while done.outcome == "unknown":
             done.tries += 1
             done.sent = time.monotonic()
+            done.first = done.first or done.sent
             # As behind a balancer of load: who gets no answer is sent to another one.
             library = done.tries % _TRIES == 0 or step.args["via"] == "library"
-            direct = step.what in ("delete", "ask-deletion")
+            direct = step.what in DIRECT
             attempt = _by_library if library or direct else _by_wire
             try:
                 await attempt(ways, step)
@@ -130,8 +136,12 @@ def action_id(step: Step) -> ActionId:
 
 def _action(step: Step) -> pb.Action:
     parent = step.args["parent"].strip("-")
-    make = flyte.condition if step.args["kind"] == "condition" else flyte.task
-    return make(action_id(step), parent)
+    if step.args["kind"] != "condition":
+        return flyte.task(action_id(step), parent)
+    action = flyte.condition(action_id(step), parent)
+    if "timeout" in step.args:
+        action.condition.timeout.FromMilliseconds(round(float(step.args["timeout"]) * 1000))
+    return action
 
 
 def _status(step: Step) -> tuple[int, Any]:
@@ -148,6 +158,10 @@ async def _by_library(ways: Ways, step: Step) -> None:
         "abort": lambda: client.abort_action(target, "scripted", "al"),
         "delete": lambda: ways.etcd.delete(KeyRange.of_key(ways.keys.task_action(target))),
         "ask-deletion": lambda: _ask_deletion(ways, target),
+        "put-back": lambda: foreign.put_back(ways.etcd, ways.keys, target, step),
+        "put-end": lambda: foreign.put_end(ways.etcd, ways.keys, target, step),
+        "copy": lambda: foreign.copy(ways.etcd, ways.keys, target, step),
+        "orphan": lambda: foreign.orphan(ways.etcd, ways.keys, target),
     }
     try:
         await calls[step.what]()

@@ -1,0 +1,163 @@
+"""A cluster whose members are on a network of their own, so that the ways between them can be cut.
+
+Each member has a network namespace, with an address that only the others reach, through a bridge
+in one more namespace. Clients reach a member by its loopback interface: a relay listens on the
+same port here, and connects there. So a member can be cut off from its peers alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from tests.support.cluster import EtcdCluster, Member
+
+_CLONE_NEWNET = 0x40000000
+_BYTES = 65536
+_PEERS = "10.97.31"
+"""A network of its own: nothing outside the namespaces has a way to it."""
+
+
+class PartedCluster(EtcdCluster):
+    """Three plain members, each in a network namespace. See the module's text."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, size=3)
+        self._names = {member.name: f"ea{os.getpid()}-{member.name}" for member in self.members}
+        self._switch = f"ea{os.getpid()}-switch"
+
+    @contextmanager
+    def network(self) -> Iterator[None]:
+        """Make the namespaces, and take them away again."""
+        with ExitStack() as stack:
+            self._add(stack, self._switch)
+            self._in(self._switch, "ip", "link", "add", "name", "br0", "type", "bridge")
+            self._in(self._switch, "ip", "link", "set", "br0", "up")
+            for number, (member, name) in enumerate(self._names.items(), start=1):
+                self._add(stack, name)
+                link = ["ip", "link", "add", "name", "eth0", "netns", name, "type", "veth"]
+                _run(*link, "peer", "name", member, "netns", self._switch)
+                self._in(name, "ip", "address", "add", f"{_PEERS}.{number}/24", "dev", "eth0")
+                self._in(name, "ip", "link", "set", "eth0", "up")
+                self._in(self._switch, "ip", "link", "set", member, "up")
+                self._in(self._switch, "ip", "link", "set", member, "master", "br0")
+            yield
+
+    def part(self, member: Member) -> None:
+        """What it and its peers send each other is lost from now on, without an error."""
+        self._in(self._switch, "ip", "link", "set", member.name, "nomaster")
+
+    def join(self, member: Member) -> None:
+        """It reaches its peers again."""
+        self._in(self._switch, "ip", "link", "set", member.name, "master", "br0")
+
+    @asynccontextmanager
+    async def relayed(self) -> AsyncIterator[None]:
+        """Let clients here reach the members, and the members' metrics."""
+        async with AsyncExitStack() as stack:
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            for member in self.members:
+                there = os.open(f"/run/netns/{self._names[member.name]}", os.O_RDONLY)
+                stack.callback(os.close, there)
+                for port in (member.port, member.metrics_port):
+                    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+                    relay = partial(_relay, there, port)
+                    nursery.start_soon(partial(trio.serve_listeners, relay, listeners))
+            yield
+            nursery.cancel_scope.cancel("the test is over")
+
+    def _command(self, member: Member) -> list[str | Path]:
+        command: list[str | Path] = ["ip", "netns", "exec", self._names[member.name]]
+        for argument in super()._command(member):
+            changed = str(argument)
+            for number, each in enumerate(self.members, start=1):
+                changed = changed.replace(
+                    f"127.0.0.1:{each.peer_port}", f"{_PEERS}.{number}:{each.peer_port}"
+                )
+            command.append(changed)
+        return command
+
+    def _add(self, stack: ExitStack, name: str) -> None:
+        _run("ip", "netns", "add", name)
+        stack.callback(_run, "ip", "netns", "delete", name)
+        self._in(name, "ip", "link", "set", "lo", "up")
+
+    def _in(self, name: str, *command: str) -> None:
+        _run("ip", "netns", "exec", name, *command)
+
+
+def why_not() -> str:
+    """Why no network namespace can be made here; empty where one can."""
+    if os.geteuid() != 0:
+        return "only root may make network namespaces"
+    name = f"ea{os.getpid()}-probe"
+    try:
+        _run("ip", "netns", "add", name)
+    except (OSError, RuntimeError) as error:
+        return f"no network namespace can be made here: {error}"
+    try:
+        veth = ("ip", "link", "add", "name", "end0", "type", "veth", "peer", "name", "end1")
+        _run("ip", "netns", "exec", name, *veth)
+        _run("ip", "netns", "exec", name, "ip", "link", "add", "name", "br0", "type", "bridge")
+    except RuntimeError as error:
+        return f"no bridge can be made here: {error}"
+    finally:
+        _run("ip", "netns", "delete", name)
+    return ""
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+async def _relay(there: int, port: int, near: trio.SocketStream) -> None:
+    """Forward one connection to a port of a namespace, until one side ends."""
+    with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        made = await trio.to_thread.run_sync(_socket_in, there)
+        made.setblocking(False)
+        # A socket stays in the namespace that it was made in.
+        with trio.socket.from_stdlib_socket(made) as far_socket:
+            await far_socket.connect(("127.0.0.1", port))
+            far = trio.SocketStream(far_socket)
+            async with near, far, trio.open_nursery() as nursery:
+                nursery.start_soon(_pump, near, far, nursery.cancel_scope)
+                nursery.start_soon(_pump, far, near, nursery.cancel_scope)
+
+
+async def _pump(source: trio.SocketStream, sink: trio.SocketStream, end: trio.CancelScope) -> None:
+    try:
+        while data := await source.receive_some(_BYTES):
+            await sink.send_all(data)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+    finally:
+        end.cancel("one side has ended")
+
+
+def _socket_in(there: int) -> socket.socket:
+    """A socket of another network namespace; this thread is in it for a moment."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        _enter(libc, there)
+        try:
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        finally:
+            _enter(libc, here)
+    finally:
+        os.close(here)
+
+
+def _enter(libc: ctypes.CDLL, namespace: int) -> None:
+    if libc.setns(namespace, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "the network namespace cannot be entered")
