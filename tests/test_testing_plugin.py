@@ -31,6 +31,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     return pytester
 
 
+@pytest.mark.slow
 async def test_an_etcd_that_runs_is_used_and_left_clean(
     project: pytest.Pytester, shared_etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_wrong_value_is_a_usage_error(project: pytest.Pytester) -> None:
     result.stderr.fnmatch_lines(["*--etcd=contaner: give container, binary, *"])
 
 
+@pytest.mark.slow
 def test_the_plugin_can_be_named_on_the_command_line(pytester: pytest.Pytester) -> None:
     """And is not there unless it is named: no other suite has its option."""
     assert (

@@ -292,11 +292,11 @@ async def test_a_value_that_may_be_good_is_looked_at_again(
     """A lack of memory passes: nobody need write the value anew."""
     monkeypatch.setattr(processors, "_LOOK_AGAIN", 0.05)
 
-    # It reads the values, too, at the start of the term.
-    async def sweep(_: OrphanCollector) -> None:
+    async def nothing(_: OrphanCollector) -> None:
         await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(OrphanCollector, "sweep", sweep)
+    # It reads the values, too, at the start of the term.
+    monkeypatch.setattr(OrphanCollector, "sweep", nothing)
     fault = Fault(MemoryError(), left=2)
     decode = fault.before(json._decode_facts, is_bad)
     monkeypatch.setattr(json, "_decode_facts", decode)

@@ -37,8 +37,9 @@ class Site:
 async def refuse(client: ActionsClient, service: Scripted, *names: str) -> None:
     service.failures["record", "a0"] = [NO]
     await client.enqueue(flyte.task(ROOT))
-    await tell(client, "a0", [Phase.RUNNING])
+    # Else the record may be made, and refused, of what is running already.
     await eventually(lambda: len(client.statistics().dead_letters) == 1)
+    await tell(client, "a0", [Phase.RUNNING])
     for name in names:
         service.failures["record", name] = [NO]
         await client.enqueue(flyte.task(named(name), "a0"))

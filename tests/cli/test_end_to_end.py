@@ -206,6 +206,7 @@ async def test_namespace_and_value_that_cannot_be_read(
     assert all(b'"namespace":"mine"' in kv.value for kv in stored.kvs)
 
 
+@pytest.mark.faults
 async def test_etcd_that_comes_later_and_goes_away(own_etcd: EtcdServer, tmp_path: Path) -> None:
     own_etcd.stop()
     common = ("--endpoints", own_etcd.endpoint)
@@ -231,6 +232,7 @@ def count_rows(watch: Running, kind: str) -> int:
     return len([row for row in watch.rows() if row["type"] == kind])
 
 
+@pytest.mark.faults
 async def test_outage_in_the_middle_of_a_replay(
     killable_etcd: EtcdServer, tmp_path: Path, prefix: bytes
 ) -> None:

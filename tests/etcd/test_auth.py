@@ -675,7 +675,7 @@ PREFIX = DEFAULT_KEY_PREFIX.decode()
 HISTORY = ROOT_DIRECTORY / "tests" / "data" / "taskaction_history.jsonl"
 
 
-@pytest.fixture(params=["path", "packaged"])
+@pytest.fixture(params=["path", pytest.param("packaged", marks=pytest.mark.slow)])
 def documented(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EtcdCluster]:
     """Each etcd at hand, after the commands of the document."""
     binary = packaged_binary() if request.param == "packaged" else sound_binary_on_path()

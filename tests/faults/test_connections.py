@@ -172,7 +172,7 @@ async def test_a_long_absence_at_the_start_and_in_between_costs_little(
             open_etcd(own_etcd.endpoint, request_timeout=2) as direct,
         ):
             run_service = RecordingRunService(direct)
-            await patiently(direct.put, prefix + b"nothing", b"")
+            await patiently(direct.put, b"/elsewhere", b"")
 
             async def be_away() -> None:
                 tries, spent = proxy.accepted, time.process_time()

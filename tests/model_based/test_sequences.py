@@ -39,6 +39,7 @@ from tests.test_outbox import SETTINGS
 SEQUENCES = int(os.environ.get("ETCD_ACTIONS_TEST_SEQUENCES", "50"))
 FIRST = int(os.environ.get("ETCD_ACTIONS_TEST_SEED", "0"))
 BATCH = 5
+EVERYDAY = 20
 NAMES = ("a0", "c1", "c2", "g1", "g2", "x1")
 PATIENCE = 60
 
@@ -325,7 +326,13 @@ async def run(endpoint: str, codec: str, sequence: list[tuple[Any, ...]]) -> Non
         nursery.cancel_scope.cancel("the sequence is over")
 
 
-@pytest.mark.parametrize("batch", range(SEQUENCES // BATCH))
+@pytest.mark.parametrize(
+    "batch",
+    [
+        pytest.param(batch, marks=() if batch < EVERYDAY // BATCH else pytest.mark.slow)
+        for batch in range(SEQUENCES // BATCH)
+    ],
+)
 def test_any_sequence_ends_as_promised(own_etcd: EtcdServer, batch: int) -> None:
     """See the module's text."""
 
