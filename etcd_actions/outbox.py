@@ -410,7 +410,7 @@ class Outbox:
             await self._recorder.disown(seen)
             return
         # Whoever else holds what is to be deleted ends it; when only we do, it is ended here.
-        asked = action.is_deleting and not action.is_terminal
+        asked = action.is_deleting and not update.phase.is_terminal
         if asked and await self._aborter.deletion_asked(seen):
             return
         if not update.phase.is_terminal:

@@ -336,7 +336,11 @@ class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
 
     @property
     def output_uri(self) -> str:
-        """The directory of the current attempt's outputs, see `output_uri`.
+        """The directory of the current attempt's outputs, see `output_uri`."""
+        return self.outputs_of(self.attempts)
+
+    def outputs_of(self, attempt: int) -> str:
+        """The directory of an attempt's outputs.
 
         A trace has one attempt, and says itself where its outputs are.
         """
@@ -347,7 +351,7 @@ class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
             self.metadata.name,
             self.spec.run_output_base,
             self.spec.action_name,
-            self.attempts,
+            attempt,
         )
 
 

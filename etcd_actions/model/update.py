@@ -106,7 +106,7 @@ def build_action_update(
         phase=_final(state.phase, deleted),
         attempts=state.attempts,
         cache_status=status.cache_status,
-        output_uri=source.output_uri,
+        output_uri=source.outputs_of(state.attempts),
         uid=metadata.uid,
         create_revision=create_revision,
         revision=revision,

@@ -210,3 +210,18 @@ def test_a_label_without_a_mark_in_each_form(codec: Codec) -> None:
         action = codec.decode(value)
         assert summary == summarize(action, 9, 7)
         assert (summary.recorded, summary.stray) == (action.is_terminal, not action.is_terminal)
+
+
+@each_codec
+def test_a_copied_mark_of_an_earlier_incarnation_names_no_outputs(codec: Codec) -> None:
+    """Phase, attempt and outputs of what is told go together."""
+    update = build_action_update(
+        JSON.decode(JSON.encode_tree(in_phase(Phase.SUCCEEDED, attempts=3))), key=b"k", revision=9
+    )
+    value = stored(codec, in_phase(Phase.RUNNING, attempts=2), Ending.of(update).mark(7))
+    told = build_action_update(codec.decode(value), key=b"k", revision=12, create_revision=11)
+    assert (told.phase, told.attempts, told.recorded) == (Phase.RUNNING, 2, False)
+    assert told.output_uri.endswith("/2")
+    same = build_action_update(codec.decode(value), key=b"k", revision=12, create_revision=7)
+    assert (same.phase, same.attempts) == (Phase.SUCCEEDED, 3)
+    assert same.output_uri.endswith("/3")
