@@ -169,7 +169,7 @@ async def test_another_ending_over_a_recorded_one_is_told_and_marked_anew(
         await edit(etcd, prefix, in_phase(Phase.SUCCEEDED))
         await eventually(marked(client, 2))
         assert service.of("a0") == [Phase.RUNNING, Phase.ABORTED, Phase.SUCCEEDED]
-        assert (seen[-1].phase, seen[-1].recorded) == (Phase.SUCCEEDED, True)
+        await eventually(lambda: (seen[-1].phase, seen[-1].recorded) == (Phase.SUCCEEDED, True))
         kv = await stored(etcd, prefix)
         assert_mark_fits(kv, Phase.SUCCEEDED)
         assert codec_of(kv.value) is codec

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 from etcd_actions.cli.options import Common
@@ -15,6 +16,7 @@ class Here:
     def __init__(self, etcd: Etcd, prefix: bytes, namespace: str | None = None) -> None:
         self.prefix = prefix
         self.namespace = namespace
+        self.config = SimpleNamespace(namespace_template=None)
         self._etcd = etcd
 
     @asynccontextmanager
