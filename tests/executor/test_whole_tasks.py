@@ -114,10 +114,10 @@ async def test_what_ended_long_ago_is_forgotten_and_what_runs_is_not(
         await client.enqueue(machine.task(ROOT, "sleep 1000"))
         await until(client, ROOT, Phase.RUNNING)
         await client.enqueue(machine.task(named("c1"), "exit 0", "a0"))
-        uid = (await until(client, named("c1"))).metadata.uid
-        running = (await client.get_task_action(ROOT)).metadata.uid
-        assert uid in directories()
-        await eventually(lambda: uid not in directories())
+        ended = (await until(client, named("c1"))).incarnation.path_component
+        running = (await client.get_task_action(ROOT)).incarnation.path_component
+        assert ended in directories()
+        await eventually(lambda: ended not in directories())
         # Long after it began.
         place = machine.state_dir / "attempts" / running / "1"
         for path in (place, *place.iterdir()):
