@@ -6,12 +6,11 @@ come. A newer state of its key is handled meanwhile as if nothing waited.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Callable
 
 import trio
 
+from etcd_actions.keyed_heap import KeyedHeap
 from etcd_actions.watch import Change
 
 _BUSY = 1.0
@@ -27,9 +26,8 @@ class HeldEndings:
 
     def __init__(self, give_back: Callable[[Change], bool]) -> None:
         self._give_back = give_back
-        self._held: dict[bytes, tuple[int, Change]] = {}
-        self._times: list[tuple[float, int, bytes]] = []
-        self._numbers = itertools.count()
+        self._held: dict[bytes, Change] = {}
+        self._due: KeyedHeap[bytes, float] = KeyedHeap()
         self._added = trio.Event()
 
     def __len__(self) -> int:
@@ -37,32 +35,29 @@ class HeldEndings:
 
     def get(self, key: bytes) -> Change | None:
         """What waits of a key."""
-        held = self._held.get(key)
-        return None if held is None else held[1]
+        return self._held.get(key)
 
     def hold(self, change: Change, until: float) -> None:
         """Keep a change until a time, in trio's; it takes the place of what waits of its key."""
-        number = next(self._numbers)
-        self._held[change.key] = (number, change)
-        heapq.heappush(self._times, (until, number, change.key))
+        self._held[change.key] = change
+        self._due.put(change.key, until)
         self._added.set()
 
     def drop(self, key: bytes) -> None:
         """Nothing of a key is to be given back any more."""
-        self._held.pop(key, None)
+        if self._held.pop(key, None) is not None:
+            self._due.remove(key)
 
     async def run(self) -> None:
         """Give back what is due, until cancelled."""
         while True:
             self._added = trio.Event()
-            with trio.move_on_at(self._times[0][0] if self._times else float("inf")):
+            first = self._due.first()
+            with trio.move_on_at(float("inf") if first is None else first[1]):
                 await self._added.wait()
-            while self._times and self._times[0][0] <= trio.current_time():
-                _, number, key = heapq.heappop(self._times)
-                held = self._held.get(key)
-                if held is None or held[0] != number:
-                    continue
-                if self._give_back(held[1]):
-                    del self._held[key]
+            while (first := self._due.first()) is not None and first[1] <= trio.current_time():
+                key = first[0]
+                if self._give_back(self._held[key]):
+                    self.drop(key)
                 else:
-                    heapq.heappush(self._times, (trio.current_time() + _BUSY, number, key))
+                    self._due.put(key, trio.current_time() + _BUSY)
