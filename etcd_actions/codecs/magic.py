@@ -18,6 +18,9 @@ _OURS: Final = {PROTOBUF[:3]: "protobuf", MSGPACK[:3]: "msgpack"}
 ENCRYPTED_AT_REST: Final = b"k8s:enc:"
 """What an API server begins values with that it encrypts."""
 
+KUBERNETES_PROTOBUF: Final = b"k8s\0"
+"""What it begins values of its own kinds with; those of custom resources are JSON."""
+
 _FOREIGN: Final = (
     (
         ENCRYPTED_AT_REST,
@@ -25,7 +28,7 @@ _FOREIGN: Final = (
         "encryption configuration and have the objects written again",
     ),
     (
-        b"k8s\0",
+        KUBERNETES_PROTOBUF,
         "Kubernetes' protobuf, which custom resources are not stored in: is the prefix that of "
         "TaskActions?",
     ),

@@ -139,7 +139,7 @@ def fields_of_later_versions(message: pb.TaskAction) -> str:
 
 
 def _unknown(message: Message, path: str) -> list[str]:
-    found = [f"{path}.{field.field_number}" for field in _unknown_fields(message)]
+    found = [f"{path}.{field.field_number}" for field in unknown_fields(message)]
     for field, item in message.ListFields():
         if field.message_type is not None and not field.message_type.GetOptions().map_entry:
             for each in item if field.is_repeated else [item]:
@@ -147,6 +147,7 @@ def _unknown(message: Message, path: str) -> list[str]:
     return found
 
 
-_unknown_fields: Callable[[Message], Iterable[Any]] = UnknownFieldSet  # type: ignore[assignment]
+unknown_fields: Callable[[Message], Iterable[Any]] = UnknownFieldSet  # type: ignore[assignment]
+"""The fields that a message was read with, and that its type does not have."""
 _TASK_ACTION: Final = Form(pb.TaskAction.DESCRIPTOR)
 _ERROR_STATE: Final = Form(pb.ErrorState.DESCRIPTOR)

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError as BadMessage
 
 from etcd_actions.codecs import ENCRYPTED_AT_REST
+from etcd_actions.codecs.magic import KUBERNETES_PROTOBUF, MAX_SIZE
+from etcd_actions.codecs.messages import unknown_fields
 
-_MAGIC: Final = b"k8s\0"
-_MOST_BYTES: Final = 8 << 20
+_LENGTH_DELIMITED: Final = 2
 _TERMINATING: Final = "Terminating"
 
 
@@ -30,12 +33,12 @@ def is_terminating(value: bytes, kind: str) -> bool:
     Raises:
         ValueError: It cannot be read, or is something else; the message says why.
     """
-    if len(value) > _MOST_BYTES:
+    if len(value) > MAX_SIZE:
         raise ValueError(f"it has {len(value)} bytes")
     if value.startswith(ENCRYPTED_AT_REST):
         raise ValueError("it is encrypted at rest")
-    if value.startswith(_MAGIC):
-        return _of_protobuf(value[len(_MAGIC) :], kind)
+    if value.startswith(KUBERNETES_PROTOBUF):
+        return _of_protobuf(value[len(KUBERNETES_PROTOBUF) :], kind)
     return _of_json(value, kind)
 
 
@@ -80,37 +83,16 @@ def _of_protobuf(data: bytes, kind: str) -> bool:
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The fields of a message that have a length: texts, bytes and messages."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            _, at = _varint(data, at)
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        elif wire == 2:
-            length, at = _varint(data, at)
-            if at + length > len(data):
-                raise ValueError("its protobuf is truncated")
-            yield number, data[at : at + length]
-            at += length
-        else:
-            raise ValueError("it is no protobuf")
-    if at > len(data):
-        raise ValueError("its protobuf is truncated")
+    """The fields of a message that have a length: texts, bytes and messages.
 
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        if at >= len(data):
-            raise ValueError("its protobuf is truncated")
-        byte = data[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("it is no protobuf")
+    Raises:
+        ValueError: It is no message.
+    """
+    try:
+        # Of a message without fields all that is there is unknown.
+        fields = unknown_fields(Empty.FromString(data))
+    except BadMessage:
+        raise ValueError("its protobuf is truncated, or none") from None
+    for field in fields:
+        if field.wire_type == _LENGTH_DELIMITED:
+            yield field.field_number, field.data
