@@ -182,21 +182,21 @@ class LetterKeys:
 
 def read(keys: LetterKeys, kv: KeyValue) -> DeadLetter:
     """What a key says. Never fails: what cannot be read says so."""
-    size = len(kv.key) + len(kv.value)
-    place = (kv.key, kv.mod_revision, kv.create_revision, size)
-    object_key, what = b"", ""
+    letter = DeadLetter(
+        letter_key=kv.key,
+        letter_revision=kv.mod_revision,
+        letter_created=kv.create_revision,
+        size=len(kv.key) + len(kv.value),
+    )
     try:
         object_key, what = keys.parse(kv.key)
+        letter = msgspec.structs.replace(letter, key=object_key, what=what)
         stored = decode(kv)
-        action_id = ActionId(stored.project, stored.domain, stored.run, stored.action, stored.org)
-        return DeadLetter(
-            letter_key=place[0],
-            letter_revision=place[1],
-            letter_created=place[2],
-            size=place[3],
-            key=object_key,
-            what=what,
-            action_id=action_id,
+        return msgspec.structs.replace(
+            letter,
+            action_id=ActionId(
+                stored.project, stored.domain, stored.run, stored.action, stored.org
+            ),
             uid=stored.uid,
             create_revision=stored.create_revision,
             revision=stored.revision,
@@ -214,15 +214,8 @@ def read(keys: LetterKeys, kv: KeyValue) -> DeadLetter:
             keeps=stored.keeps,
         )
     except (DecodeError, KeyError) as error:
-        return DeadLetter(
-            letter_key=place[0],
-            letter_revision=place[1],
-            letter_created=place[2],
-            size=place[3],
-            key=object_key,
-            what=what,
-            unreadable=error.reason if isinstance(error, DecodeError) else f"no phase: {error}",
-        )
+        reason = error.reason if isinstance(error, DecodeError) else f"no phase: {error}"
+        return msgspec.structs.replace(letter, unreadable=reason)
 
 
 def read_letters(keys: Keyspace, kvs: Iterable[KeyValue]) -> list[DeadLetter]:

@@ -12,7 +12,7 @@ import msgspec
 
 from etcd_actions.model import names
 from etcd_actions.model.mark import details_digest, read_state, subject_digest
-from etcd_actions.model.phase import phase_of
+from etcd_actions.model.phase import Phase, phase_of
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import ErrorState, Int32, UInt32
 
@@ -77,7 +77,23 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
         metadata = self.metadata
         if metadata.labels.recorded == "true":
             return None
-        spec, status, finalizers = self.spec, self.status, metadata.finalizers
+        status = self.status
+        return self._summary(
+            revision, create_revision, phase_of(status.conditions), status.attempts
+        )
+
+    def _summary(
+        self,
+        revision: int,
+        create_revision: int,
+        phase: Phase,
+        attempts: int,
+        recorded: bool = False,
+        stray: bool = False,
+        mark: int = 0,
+    ) -> Summary:
+        spec, metadata = self.spec, self.metadata
+        finalizers = metadata.finalizers
         held = names.FINALIZER_RECORD in finalizers
         return Summary(
             spec.project,
@@ -87,18 +103,20 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
             metadata.annotations.org,
             spec.parent_action_name,
             metadata.uid,
-            phase_of(status.conditions),
-            status.attempts,
-            status.cache_status,
-            False,
+            phase,
+            attempts,
+            self.status.cache_status,
+            recorded,
             spec.run_output_base,
             create_revision,
             revision,
             bool(metadata.deletion_timestamp),
             held,
             len(finalizers) > held,
-            condition=spec.action_type == names.ACTION_TYPE_CONDITION,
-            other_version=names.other_version(self.api_version),
+            stray,
+            mark,
+            spec.action_type == names.ACTION_TYPE_CONDITION,
+            names.other_version(self.api_version),
         )
 
 
@@ -144,27 +162,12 @@ class MarkedFacts(Facts, rename="camel", frozen=True, gc=False):
             ),
             details_digest(status.error_state, signal, status.output_uri if is_trace else ""),
         )
-        held = names.FINALIZER_RECORD in metadata.finalizers
-        return Summary(
-            spec.project,
-            spec.domain,
-            spec.run_name,
-            spec.action_name,
-            metadata.annotations.org,
-            spec.parent_action_name,
-            metadata.uid,
+        return self._summary(
+            revision,
+            create_revision,
             state.phase,
             state.attempts,
-            status.cache_status,
             state.recorded,
-            spec.run_output_base,
-            create_revision,
-            revision,
-            bool(metadata.deletion_timestamp),
-            held,
-            len(metadata.finalizers) > held,
             state.stray,
             state.mark,
-            spec.action_type == names.ACTION_TYPE_CONDITION,
-            names.other_version(self.api_version),
         )
