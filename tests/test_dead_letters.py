@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-import trio
 from structlog.testing import capture_logs
 
 from etcd_actions import ActionId, ActionsClient, DeadLetter, Phase, open_actions_client
@@ -31,7 +30,7 @@ from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn, TxnResu
 from etcd_actions.model import Keyspace, build_action_update
 from etcd_actions.store import Store
 from tests.support import flyte
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 from tests.test_outbox import ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
 
 NO = RunServiceRejected("no", code=3)
@@ -450,9 +449,10 @@ async def test_not_found_with_a_refused_record_is_a_letter(etcd: Etcd, prefix: b
 
 
 async def until_recorded(client: ActionsClient, action: ActionId) -> None:
-    with trio.fail_after(60):
-        while not (await client.get_task_action(action)).is_recorded:  # noqa: ASYNC110
-            await trio.sleep(0.01)
+    async def is_recorded() -> bool:
+        return (await client.get_task_action(action)).is_recorded
+
+    await eventually_holds(is_recorded)
 
 
 class Refusing:

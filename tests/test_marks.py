@@ -35,7 +35,7 @@ from etcd_actions.recorder import Ending
 from tests.codecs.strategies import CODECS
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 from tests.test_outbox import ROOT, SETTINGS, Scripted, is_idle, tell, watching
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
@@ -326,9 +326,10 @@ async def test_the_deletion_of_what_ended_before_an_older_status_is_not_told(
 
 
 async def _gone(etcd: Etcd, keys: KeyRange) -> None:
-    with trio.fail_after(30):
-        while (await etcd.range(keys)).kvs:  # noqa: ASYNC110 - it rings no bell
-            await trio.sleep(0.01)
+    async def are_gone() -> bool:
+        return not (await etcd.range(keys)).kvs
+
+    await eventually_holds(are_gone, within=30)
 
 
 # --- any of it ----------------------------------------------------------------------------

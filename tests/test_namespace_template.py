@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace, NamespaceTemplate
 from etcd_actions.store import Store
 from tests.support import flyte
+from tests.support.waiting import eventually_holds
 
 TEMPLATE = "{project}-{domain}"
 ONE = ActionId("one", "d", "r1", "a0", "o")
@@ -109,13 +110,6 @@ async def test_subscribers_hear_of_their_own_run(client: ActionsClient, watches:
         assert [(await running(everything)).project for _ in BOTH] == ["one", "two"]
 
 
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Return once etcd says so."""
-    with trio.fail_after(20):
-        while not await holds():  # noqa: ASYNC110 - etcd is asked
-            await trio.sleep(0.05)
-
-
 async def snapshot(updates: Any) -> set[str]:
     found = set()
     with trio.fail_after(20):
@@ -150,7 +144,7 @@ async def test_one_process_of_all_records_and_marks_in_every_namespace(
         async def marked() -> bool:
             return all([(await two.get_task_action(root)).is_recorded for root in BOTH])
 
-        await until(marked)
+        await eventually_holds(marked, within=20)
         assert [one.statistics().elected, two.statistics().elected].count(True) == 1
     elections = await etcd.range(KeyRange.of_prefix(Keyspace(prefix).side), keys_only=True)
     positions = [kv.key for kv in elections.kvs if b"/position/" in kv.key]
@@ -185,7 +179,7 @@ async def test_orphans_and_aborts_are_looked_for_in_every_namespace(
                 return (await client.get_task_action(child)).phase is Phase.ABORTED
             return False
 
-        await until(settled)
+        await eventually_holds(settled, within=20)
 
 
 async def test_claims_are_of_one_namespace_each(client: ActionsClient) -> None:
@@ -252,7 +246,7 @@ async def test_what_was_there_before_the_switch_is_still_watched_and_marked(
         async def marked() -> bool:
             return (await before.get_task_action(ONE)).is_recorded
 
-        await until(marked)
+        await eventually_holds(marked, within=20)
         # Nobody is told that it is gone: where it was looked for is said.
         with pytest.raises(errors.NotFound, match="in namespace one-d"):
             await client.get_task_action(ONE)

@@ -18,6 +18,7 @@ from etcd_actions.etcd.api import Etcd
 from tests.cli.command import Finished, finish, running
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
+from tests.support.waiting import eventually_holds
 
 TEMPLATE = "{project}-{domain}"
 ONE = ActionId("one", "d", "r1", "a0")
@@ -125,9 +126,7 @@ async def test_one_run_watches_and_marks_in_every_namespace(site: Site) -> None:
                 [(await site.client.get_task_action(root)).is_recorded for root in (ONE, TWO)]
             )
 
-        with trio.fail_after(30):
-            while not await marked():  # noqa: ASYNC110 - etcd is asked
-                await trio.sleep(0.05)
+        await eventually_holds(marked, within=30)
 
 
 @pytest.mark.parametrize("text", ["{project}-{org}", "flyte", "{project}/{domain}"])

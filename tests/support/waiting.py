@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -12,3 +12,10 @@ async def eventually(condition: Callable[[], bool], *, within: float = 60) -> No
     with trio.fail_after(within):
         while not condition():  # noqa: ASYNC110 - other threads and processes ring no bell
             await trio.sleep(0.005)
+
+
+async def eventually_holds(question: Callable[[], Awaitable[bool]], *, within: float = 60) -> None:
+    """The same of what has to be asked for: etcd, a service, or another thread."""
+    with trio.fail_after(within):
+        while not await question():  # noqa: ASYNC110 - what is asked rings no bell
+            await trio.sleep(0.01)
