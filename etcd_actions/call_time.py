@@ -1,8 +1,8 @@
 """How long a call to the world outside may take: until trio's deadline, and while a lease lives.
 
-A write to etcd is fenced by its transaction. A call to another server cannot be: whoever makes
-it under a lease has to end it before the lease can expire. :func:`call_until` says until when,
-and what makes the call asks :func:`time_left`, directly before it sends.
+A write to etcd is fenced by its transaction. A call to another server cannot be: a process that
+makes it under a lease has to end it before the lease can expire. :func:`call_until` says until
+when, and what makes the call asks :func:`time_left`, directly before it sends.
 """
 
 from __future__ import annotations

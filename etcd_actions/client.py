@@ -358,7 +358,7 @@ class ActionsClient:
     async def retry_dead_letter(
         self, letter: DeadLetter, *, wait: bool = False
     ) -> DeadLetter | None:
-        """Have the elected process tell an action again: its record, then its status.
+        """Have the leader tell an action again: its record, then its status.
 
         It is asked by a write to the letter, and does it in the action's own turn. Asked
         again, it stays one request. Cancelled, the request may have been made, and stays.

@@ -2,7 +2,7 @@
 
 Each is begun, and ends, while the leader's lease is surely alive. So a process that was stopped,
 cut off or suspended sends nothing first: the check is made directly before the call, with nothing
-awaited in between. And whoever leads next knows until when a call of this one may still land.
+awaited in between. And the next leader knows until when a call of this one may still land.
 """
 
 from __future__ import annotations

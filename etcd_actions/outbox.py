@@ -263,7 +263,7 @@ class Outbox:
                 yield
             finally:
                 self._working = False
-                # In etcd they are unmarked still: whoever leads next finds them.
+                # In etcd they are unmarked still: the next leader finds them.
                 self._held = HeldEndings(self._give_back)
                 nursery.cancel_scope.cancel("the outbox does not work any more")
 
@@ -279,10 +279,6 @@ class Outbox:
             return False
         self._calls.close()
         return True
-
-    def oldest_delete(self) -> int | None:
-        """The lowest revision of a delete that is not done yet, None without one."""
-        return self._router.oldest_delete() if self._router is not None else None
 
     def wants(self, change: Change, summary: Summary) -> bool:
         """Whether there is anything to do for a state, or a deletion."""

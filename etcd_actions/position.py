@@ -122,7 +122,7 @@ class Position:
         Args:
             revision: When the term began: no other one has the same.
             ttl: Its lease's time to live, in seconds.
-            fence: Holds while this process is the elected one.
+            fence: Holds while this process leads.
 
         Returns:
             Who led before, where it did not close its term; None where there was nobody, or
@@ -167,7 +167,7 @@ class Position:
 
         Args:
             revision: The position, at least 1.
-            fence: Holds while this process is the elected one.
+            fence: Holds while this process leads.
 
         Raises:
             EtcdError: etcd did not do it, or maybe did.
@@ -191,7 +191,7 @@ class Position:
 
         Args:
             current: The position that can be claimed now; 0 for none.
-            fence: Holds while this process is the elected one.
+            fence: Holds while this process leads.
             every: Seconds between two writes, at least.
         """
         failures = 0

@@ -17,7 +17,7 @@ code finds each; those of the last two steps are the outbox's.
 
 Any number of processes watch the same keys and serve subscribers. One of them, elected by an
 etcd lease, has its outbox at work: it tells the run service, marks, finishes aborts, ends
-conditions in time, collects what was orphaned, and keeps the position. Whoever takes over begins
+conditions in time, collects what was orphaned, and keeps the position. A new leader begins
 with what it knows to be unmarked, and with the deletions that it saw since the position.
 """
 
@@ -48,7 +48,7 @@ from etcd_actions.errors import (
     Unavailable,
     first_error,
 )
-from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.etcd.api import Compare, Etcd, KeyRange
 from etcd_actions.group_commit import open_group_commit
 from etcd_actions.leader_calls import LANDING
 from etcd_actions.model import (
@@ -772,11 +772,7 @@ class Processor:
             yield
         elif not settings.elect:
             async with self._outbox.at_work(), trio.open_nursery() as nursery:
-                self._deliver_backlog()
-                keep = self._containment.keep
-                nursery.start_soon(keep, "task", "cleaning up", self._clean_up)
-                timeouts = partial(self._timeouts.end_in_time, lambda: None)
-                nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
+                self._begin_work(nursery, None)
                 yield
                 nursery.cancel_scope.cancel("the watch was stopped")
         else:
@@ -834,10 +830,7 @@ class Processor:
             self._outbox.at_work(term, hold_until=hold_until),
             trio.open_nursery() as nursery,
         ):
-            self._deliver_backlog()
-            nursery.start_soon(keep, "task", "cleaning up", self._clean_up)
-            timeouts = partial(self._timeouts.end_in_time, lambda: fence)
-            nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
+            self._begin_work(nursery, fence)
             save = partial(
                 self._position.keep,
                 lambda: self._done_up_to(watching),
@@ -847,6 +840,14 @@ class Processor:
             nursery.start_soon(keep, "task", "saving the position", save)
             nursery.start_soon(self._containment.heal_later, "task", _TERM)
             await trio.sleep_forever()
+
+    def _begin_work(self, nursery: trio.Nursery, fence: Compare | None) -> None:
+        """Do what was left undone, and from now on what the one process at work has to."""
+        keep = self._containment.keep
+        self._deliver_backlog()
+        nursery.start_soon(keep, "task", "cleaning up", self._clean_up)
+        timeouts = partial(self._timeouts.end_in_time, lambda: fence)
+        nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
 
     async def _open_term(self, term: Term) -> float:
         """Note that this process leads; returns until when what others told may still land."""

@@ -452,7 +452,7 @@ def retry_dead_letters(
 ) -> int:
     """Have actions told again: the record, then the status.
 
-    The elected process does it, in each action's own turn; where none runs the request stays.
+    The leader does it, in each action's own turn; where none runs the request stays.
     What is accepted is no dead letter any more. Safe to run again. ACTION is as for list.
     """
     from etcd_actions.cli.dead_letters import retry_letters  # noqa: PLC0415

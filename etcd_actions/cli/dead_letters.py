@@ -128,7 +128,7 @@ async def list_letters(common: Common, actions: Sequence[str], output: str | Non
 async def retry_letters(
     common: Common, actions: Sequence[str], every: bool, wait: bool, within: float
 ) -> int:
-    """Have letters offered again by the elected process."""
+    """Have letters offered again by the leader."""
     selection = _chosen(common, actions, every)
     async with open_client(common) as client:
         letters, missing = selection.of(await client.dead_letters())

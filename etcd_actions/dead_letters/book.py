@@ -1,7 +1,7 @@
-"""The dead letters as the elected process keeps them.
+"""The dead letters as the leader keeps them.
 
 It follows their keys while it works, so it knows which calls have a letter, and hears of what
-an operator asks for. Each write compares that this process still is the elected one, and that
+an operator asks for. Each write compares that this process still leads, and that
 the letter is as it is known, so that nothing of anybody else is overwritten. A write that etcd
 does not do raises: the turn of that one action is tried again, with a back-off, and until then
 nothing is marked. So it is with what is refused while etcd refuses to show the letters: one who may
@@ -119,7 +119,7 @@ class LetterBook:
         """Follow the letters; on leaving they are forgotten, and stay in etcd.
 
         Args:
-            fence: Holds while this process is the elected one; None where there is no election.
+            fence: Holds while this process leads; None where there is no election.
             on_asked: Called with the key of an object of which a letter is to be tried again.
         """
         self._forget_all()
@@ -380,7 +380,7 @@ class LetterBook:
         """Write or delete a letter that still is as it is known; else learn what it is.
 
         Raises:
-            Unavailable: This process is not the elected one any more, among other causes.
+            Unavailable: This process does not lead any more, among other causes.
         """
         expected = 0 if before is None else before.letter_revision
         compare = [Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, expected)]

@@ -21,7 +21,7 @@ _LOOK_EVERY = 0.2
 
 
 class LetterDesk:
-    """Reads letters, and asks the elected process for another try.
+    """Reads letters, and asks the leader for another try.
 
     Args:
         etcd: The connection.

@@ -69,7 +69,7 @@ def outcome_of(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) ->
         OSError: This cannot be told now, for want of descriptors or memory.
     """
     found = _look(place, outputs, declares_outputs=declares_outputs)
-    # Whoever takes the directory does so before it changes anything in it.
+    # An attempt takes the directory before it changes anything in it.
     if (other := taken_by(place, outputs)) is not None:
         message = (
             f"attempt {other.path} was begun with the same directory of outputs, {outputs}, before "

@@ -358,7 +358,7 @@ class Reflector:
         return min(range_.given_out for range_ in self._ranges)
 
     def revision_of(self, key: bytes) -> int:
-        """Every change of a key up to it has been given out; 0 where it is not watched."""
+        """Every change of a key up to it was delivered; 0 where it is not watched."""
         found = (range_.given_out for range_ in self._ranges if key in range_.resume.keys)
         return min(found, default=0)
 
