@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ from etcd_actions.serving import Bind, Listener, ListenerStatistics, open_listen
 
 if TYPE_CHECKING:
     from etcd_actions.server.application import Calls
+    from etcd_actions.server.front import Front
+    from etcd_actions.server.methods import Service
     from etcd_actions.server.streams import Streams
 
 _FLAG = "--listen"
@@ -51,6 +53,7 @@ async def open_actions_server(
     settings: ServerSettings,
     *,
     is_serving: Callable[[], bool] = lambda: True,
+    front: Front | None = None,
 ) -> AsyncIterator[ActionsServer]:
     """Serve what a client can do, over Connect, gRPC and gRPC-Web.
 
@@ -62,18 +65,17 @@ async def open_actions_server(
         client: Who does it; it must live longer.
         settings: See :class:`ServerSettings`.
         is_serving: What the health service says.
+        front: What the SDK's own entry points need; None serves actions only.
 
     Raises:
         ConfigError: The address, a file or the installation is unusable.
     """
     try:
         from etcd_actions.server.admission import RateLimit, Tokens  # noqa: PLC0415
-        from etcd_actions.server.application import (  # noqa: PLC0415
-            SERVICES,
-            Application,
-            Calls,
-        )
+        from etcd_actions.server.application import Application, Calls  # noqa: PLC0415
         from etcd_actions.server.health import Health  # noqa: PLC0415
+        from etcd_actions.server.methods import Methods, UnaryCalls  # noqa: PLC0415
+        from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
         from etcd_actions.server.service import ActionsService  # noqa: PLC0415
         from etcd_actions.server.streams import Streams  # noqa: PLC0415
         from etcd_actions.server.trace_errors import read_trace_error  # noqa: PLC0415
@@ -84,12 +86,22 @@ async def open_actions_server(
     tokens = None if settings.token_file is None else Tokens(settings.token_file)
     calls = Calls(tokens, RateLimit(settings.rate), client.containment)
     streams = Streams(settings.max_streams)
-    application = Application(
+    unary_calls = UnaryCalls(settings.request_timeout, client.containment)
+    methods = Methods(unary_calls, client.containment)
+    services: Iterable[Service] = (
         ActionsService(client, streams, settings.keepalive, read_trace_error),
-        Health(frozenset(SERVICES), is_serving, streams),
+        Health(lambda: methods.services, is_serving, streams),
+        Reflection(lambda: methods.services),
+        *(() if front is None else front.services(streams)),
+    )
+    for service in services:
+        service.add_to(methods)
+    application = Application(
+        methods,
+        unary_calls,
         calls,
+        () if front is None else tuple(front.routes()),
         message_bytes=settings.message_bytes,
-        request_timeout=settings.request_timeout,
     )
     async with open_listener(
         application,

@@ -1,0 +1,29 @@
+"""The services of the front door, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from etcd_actions.server.application import Route
+from etcd_actions.server.methods import Service
+from etcd_actions.server.streams import Streams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """What the SDK's own entry points need; made by who runs the service.
+
+    Attributes:
+        keepalive: After so many seconds without news a stream sends something, where it can.
+    """
+
+    keepalive: float
+
+    def services(self, streams: Streams) -> Iterable[Service]:
+        """The services, each with its methods."""
+        return ()
+
+    def routes(self) -> Iterable[Route]:
+        """What is served by plain HTTP."""
+        return ()

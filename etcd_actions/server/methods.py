@@ -1,0 +1,157 @@
+"""The table of methods: each service adds its own, and all of them have the same bounds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import trio
+from connectrpc.code import Code
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.request import RequestContext
+from connectrpc.server import Endpoint
+
+from etcd_actions.containment import Containment
+from etcd_actions.server.boundaries import guarded, guarded_stream
+from etcd_actions.server.codes import Refusal
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class Service(Protocol):
+    """What is served beside others on one port."""
+
+    def add_to(self, methods: Methods) -> None:
+        """Add each of its methods."""
+        ...
+
+
+class UnaryCalls:
+    """Bounds calls that are no stream."""
+
+    def __init__(self, timeout: float, containment: Containment) -> None:
+        self._timeout = timeout
+        self._containment = containment
+        self._open: set[trio.CancelScope] = set()
+        self._cut_off = False
+
+    def cut_off(self) -> None:
+        """End those that are under way."""
+        self._cut_off = True
+        for scope in self._open:
+            scope.cancel("the service ends")
+
+    def bounded(
+        self, name: str, function: Callable[[_Request], Awaitable[_Response]]
+    ) -> Callable[[_Request, RequestContext[_Request, _Response]], Awaitable[_Response]]:
+        """The function as an endpoint has it, that raises in time what its client can bear."""
+
+        async def call(request: _Request, _: RequestContext[_Request, _Response]) -> _Response:
+            with trio.move_on_after(self._timeout) as scope:
+                self._open.add(scope)
+                try:
+                    return await guarded(self._containment, name, function(request))
+                finally:
+                    self._open.discard(scope)
+            # It may have been done: the same again is safe.
+            why = "the service is ending" if self._cut_off else "it took too long"
+            raise Refusal(Code.UNAVAILABLE, why)
+
+        return call
+
+
+class Methods:
+    """Collects the methods of services; each has a boundary, and a unary one a time, too.
+
+    Args:
+        calls: Bounds those that are no stream.
+        containment: The boundary of each call.
+    """
+
+    def __init__(self, calls: UnaryCalls, containment: Containment) -> None:
+        self._calls = calls
+        self._containment = containment
+        # The library names the class of an endpoint in its public interface, and no kind of it.
+        self._table: dict[str, Any] = {}
+        self._services: dict[str, None] = {}
+
+    @property
+    def endpoints(self) -> Mapping[str, Any]:
+        """The endpoints by their paths."""
+        return self._table
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The full names of all services that have a method."""
+        return tuple(self._services)
+
+    def unary(
+        self,
+        service: str,
+        name: str,
+        request: type[_Request],
+        response: type[_Response],
+        function: Callable[[_Request], Awaitable[_Response]],
+    ) -> None:
+        """Add a method that gives one answer."""
+        method = _method(service, name, request, response, StreamType.UNARY)
+        self._add(Endpoint.unary(method, self._calls.bounded(name, function)))
+
+    def server_stream(
+        self,
+        service: str,
+        name: str,
+        request: type[_Request],
+        response: type[_Response],
+        function: Callable[[_Request], AsyncIterator[_Response]],
+    ) -> None:
+        """Add a method that gives one answer after another."""
+        method = _method(service, name, request, response, StreamType.SERVER_STREAM)
+
+        def call(
+            request: _Request, _: RequestContext[_Request, _Response]
+        ) -> AsyncIterator[_Response]:
+            return guarded_stream(self._containment, name, function(request))
+
+        self._add(Endpoint.server_stream(method, call))
+
+    def bidi_stream(
+        self,
+        service: str,
+        name: str,
+        request: type[_Request],
+        response: type[_Response],
+        function: Callable[[AsyncIterator[_Request]], AsyncIterator[_Response]],
+    ) -> None:
+        """Add a method that answers while it is asked."""
+        method = _method(service, name, request, response, StreamType.BIDI_STREAM)
+
+        def call(
+            requests: AsyncIterator[_Request], _: RequestContext[_Request, _Response]
+        ) -> AsyncIterator[_Response]:
+            return guarded_stream(self._containment, name, function(requests))
+
+        self._add(Endpoint.bidi_stream(method, call))
+
+    def _add(self, endpoint: Any) -> None:
+        method = endpoint.method
+        self._services[method.service_name] = None
+        self._table[f"/{method.service_name}/{method.name}"] = endpoint
+
+
+def _method(
+    service: str,
+    name: str,
+    request: type[_Request],
+    response: type[_Response],
+    kind: StreamType,
+) -> MethodInfo[_Request, _Response]:
+    return MethodInfo(
+        name=name,
+        service_name=service,
+        input=request,
+        output=response,
+        idempotency_level=IdempotencyLevel.UNKNOWN,
+        stream_type=kind,
+    )
