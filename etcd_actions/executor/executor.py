@@ -41,6 +41,7 @@ from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.room import Room
 from etcd_actions.executor.schedule import Alarm, Due, Schedule
 from etcd_actions.executor.settings import ExecutorSettings
+from etcd_actions.executor.turns import Turns
 from etcd_actions.executor.visits import Host, Visits
 from etcd_actions.model import ActionUpdate, Phase
 
@@ -73,9 +74,10 @@ class Executor:
         self._settings = settings
         self._nursery = nursery
         self._clock = clock
-        self._board = Board()
+        turns = Turns(settings.slots)
+        self._board = Board(turns)
         self._ages = Ages(clock)
-        self._schedule = Schedule()
+        self._schedule = Schedule(turns)
         self._failures = Failures(clock)
         self.intake = Intake(
             client,
@@ -247,7 +249,13 @@ class Executor:
         elif self._schedule.is_ready(name):
             self._schedule.reorder(name, self._board.order(name))
         else:
-            self._schedule.ready(name, self._board.order(name))
+            self._ready(name)
+
+    def _ready(self, name: str) -> None:
+        known = self._board.get(name)
+        if known is not None:
+            order = self._board.order(name)
+            self._schedule.ready(name, order, known.run, known.update.most_at_once)
 
     async def _start_what_fits(self) -> None:
         await self._examine()
@@ -288,7 +296,7 @@ class Executor:
             if name in started:
                 self._begin(name)
             else:
-                self._schedule.ready(name, self._board.order(name))
+                self._ready(name)
 
     def _wake(self, alarm: Alarm) -> None:
         name = alarm.name

@@ -47,6 +47,21 @@ ANNOTATION_RECORDED: Final = OWN_DOMAIN + "/recorded"
 """Which ending `LABEL_TERMINAL_STATUS_RECORDED` is about, see `etcd_actions.model.mark`."""
 ANNOTATION_RUN_START_TIME: Final = OWN_DOMAIN + "/run-start-time"
 """RFC 3339, whole seconds, UTC: what ``{{.runStartTime}}`` stands for in the whole run."""
+ANNOTATION_CACHE_SCOPE: Final = OWN_DOMAIN + "/cache-scope"
+"""`CACHE_SCOPE_GLOBAL`: the run shares cached results with all projects; else with its own."""
+ANNOTATION_OVERWRITE_CACHE: Final = OWN_DOMAIN + "/overwrite-cache"
+"""``true``: the run uses no cached results, and replaces them."""
+ANNOTATION_MOST_AT_ONCE: Final = OWN_DOMAIN + "/max-action-concurrency"
+"""How many actions of the run may be busy at once, in decimal digits."""
+RUN_ANNOTATIONS: Final = (
+    ANNOTATION_CACHE_SCOPE,
+    ANNOTATION_OVERWRITE_CACHE,
+    ANNOTATION_MOST_AT_ONCE,
+)
+"""What the root notes of the run's specification, for which Flyte's object has no fields, and
+all tasks below it inherit."""
+
+CACHE_SCOPE_GLOBAL: Final = "global"
 
 ACTION_TYPE_TASK: Final = "task"
 ACTION_TYPE_CONDITION: Final = "condition"
