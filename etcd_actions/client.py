@@ -18,6 +18,7 @@ from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.catalog import Catalog
 from etcd_actions.claims import Claim, Claims, open_claims
 from etcd_actions.codecs import codec_named
 from etcd_actions.containment import Containment, describe
@@ -476,6 +477,19 @@ class ActionsClient:
         return open_claims(
             self._etcd, self._store, self._keys, ttl=ttl, containment=self.containment
         )
+
+    def open_catalog(self, keep: float) -> Catalog:
+        """The cached results; see :class:`~etcd_actions.catalog.Catalog`.
+
+        Args:
+            keep: Seconds that a result is kept after it was used for the last time.
+        """
+        return Catalog(self._etcd, self._store, keep)
+
+    @property
+    def keys(self) -> Keyspace:
+        """Where everything of this client is in etcd."""
+        return self._keys
 
     async def unsubscribe(self, subscription: AnySubscription) -> None:
         """End a subscription: its reader gets what is pending, then the end. Twice is fine.

@@ -16,6 +16,7 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config
 from etcd_actions.config.settings import (
     EXECUTOR,
+    EXECUTOR_CACHE_KEEP,
     EXECUTOR_CLAIM_TTL,
     EXECUTOR_FORK_SERVER,
     EXECUTOR_KEEP,
@@ -165,6 +166,7 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
         slots=config[EXECUTOR_SLOTS],
         memory=config[EXECUTOR_MEMORY],
         keep=config[EXECUTOR_KEEP],
+        cache_keep=config[EXECUTOR_CACHE_KEEP],
         claim_ttl=config[EXECUTOR_CLAIM_TTL],
     )
 

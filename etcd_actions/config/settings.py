@@ -642,6 +642,16 @@ EXECUTOR_KEEP: Setting[float] = Setting(
     help="How long logs and the like of an attempt are kept once it has ended",
     for_run=True,
 )
+EXECUTOR_CACHE_KEEP: Setting[float] = Setting(
+    name="executor_cache_keep",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_EXECUTOR_CACHE_KEEP",
+    metavar="DURATION",
+    parse=values.duration,
+    default="720h",
+    help="How long a cached result is kept after it was used for the last time; 0 caches nothing",
+    for_run=True,
+)
 EXECUTOR_CLAIM_TTL: Setting[int] = Setting(
     name="executor_claim_ttl",
     group=Group.EXECUTOR,
@@ -758,6 +768,7 @@ SETTINGS: tuple[Setting[object], ...] = (
     EXECUTOR_MEMORY,
     EXECUTOR_STATE_DIR,
     EXECUTOR_KEEP,
+    EXECUTOR_CACHE_KEEP,
     EXECUTOR_CLAIM_TTL,
     ASKED_SERVICE,
     SERVICE_CACERT,

@@ -18,6 +18,7 @@ from etcd_actions.executor.ages import Ages
 from etcd_actions.executor.attempt_clock import note_beginning
 from etcd_actions.executor.attempt_places import place_of
 from etcd_actions.executor.attempts_port import AttemptsPort, begin, is_of_machine
+from etcd_actions.executor.caching import HIT, Caching, Task
 from etcd_actions.executor.command import Command, build_command
 from etcd_actions.executor.limits import DEADLINE, RUN_TOO_LONG, Limits
 from etcd_actions.executor.not_started import NotStarted, OutputsInUse
@@ -37,6 +38,8 @@ _RELEASE_WITHIN = 2.0
 _HEALS_AFTER = 5.0
 # Seconds after which it is looked whether the directory of outputs is free.
 _OUTPUTS_AGAIN = 1.0
+# Seconds after which an action that looked as if it needed no slot waits for one.
+_ROOM_AGAIN = 0.2
 
 _log = structlog.get_logger(__name__)
 
@@ -52,10 +55,13 @@ class Work:
         elsewhere: Set where another executor has it.
         not_before: Where set, it is not tried before that time.
         failures: How often in a row it could not be dealt with.
+        has_room: Whether there is a slot for it. Without one no attempt is started: it ends
+            where it needs none.
     """
 
-    def __init__(self, name: str, failures: int) -> None:
+    def __init__(self, name: str, failures: int, *, has_room: bool = True) -> None:
         self.name = name
+        self.has_room = has_room
         self.scope = trio.CancelScope()
         self.ended_elsewhere = trio.Event()
         self.place: AttemptPlace | None = None
@@ -83,10 +89,12 @@ class Callbacks:
 
 class _Attempt(NamedTuple):
     number: int
+    template: TaskTemplate
     command: Command
     limits: Limits
     place: AttemptPlace
     declares_outputs: bool
+    cache_status: int | None = None
 
 
 class ActionRun:
@@ -101,6 +109,7 @@ class ActionRun:
         clock: What limits are counted on.
         ages: When actions began to count.
         callbacks: See :class:`Callbacks`.
+        caching: What has the results of others.
     """
 
     def __init__(
@@ -113,6 +122,7 @@ class ActionRun:
         clock: Clock,
         ages: Ages,
         callbacks: Callbacks,
+        caching: Caching,
     ) -> None:
         self._client = client
         self._claims = claims
@@ -122,6 +132,7 @@ class ActionRun:
         self._clock = clock
         self._ages = ages
         self._callbacks = callbacks
+        self._caching = caching
         self.retries = 0
 
     async def run(self, action: StoredTaskAction, work: Work) -> StoredTaskAction | None:
@@ -155,6 +166,7 @@ class ActionRun:
                     break
         finally:
             with trio.move_on_after(_RELEASE_WITHIN, shield=True):
+                await self._caching.release(work.name)
                 try:
                     await self._claims.release(claim)
                 except EtcdError as error:
@@ -169,6 +181,15 @@ class ActionRun:
             DecodeError: There is no template that can be read.
         """
         return self._limits(action, name, template_of(action))
+
+    async def needs_slot(self, action: StoredTaskAction, name: str) -> bool:
+        """Whether an action has to run, as far as can be told; where not, it ends at once.
+
+        Raises:
+            InvalidArgument: There is no template.
+            DecodeError: It cannot be read.
+        """
+        return not await self._caching.is_known(action, template_of(action), name)
 
     def _limits(self, action: StoredTaskAction, name: str, template: TaskTemplate) -> Limits:
         return Limits.of(
@@ -207,7 +228,7 @@ class ActionRun:
         limits = self._limits(action, name, template)
         place = place_of(self._settings.state_dir, action.incarnation, number)
         declares_outputs = bool(template.interface.outputs.variables)
-        return _Attempt(number, command, limits, place, declares_outputs)
+        return _Attempt(number, template, command, limits, place, declares_outputs)
 
     async def _run_attempt(
         self, action: StoredTaskAction, claim: Claim, work: Work
@@ -219,21 +240,27 @@ class ActionRun:
         except (DecodeError, InvalidArgument) as error:
             return await self._report(action, number, Phase.FAILED, claim, invalid_spec(error))
         limits, place = attempt.limits, attempt.place
+        task = Task(work.name, action, attempt.template, place, attempt.command.outputs)
         if not place.was_started and not place.is_alive:
             late = limits.late(self._clock.monotonic())
             if late is not None:
                 return await self._report(action, number, Phase.TIMED_OUT, claim, late)
+            looked = await self._caching.look(task)
+            if looked.status == HIT:
+                return await self._report(action, number, Phase.SUCCEEDED, claim, cache_status=HIT)
+            if looked.waits is not None or not work.has_room:
+                after = _ROOM_AGAIN if looked.waits is None else looked.waits
+                return await self._wait(action, attempt, claim, work, after)
+            attempt = attempt._replace(cache_status=looked.status)
+        else:
+            await self._caching.reserve_again(task)
         work.place = place
         try:
             await begin(self._attempts, place, attempt.command)
         except OutputsInUse as busy:
             work.place = None
             _log.info("attempt_waits", action=work.name, reason=str(busy))
-            if action.phase is Phase.UNSPECIFIED:
-                action = await self._report(action, number, Phase.QUEUED, claim)
-            self._callbacks.expires(work.name, limits.waiting_ends())
-            work.not_before = self._clock.monotonic() + _OUTPUTS_AGAIN
-            return action
+            return await self._wait(action, attempt, claim, work, _OUTPUTS_AGAIN)
         except NotStarted as failure:
             work.place = None
             if not failure.by_machine:
@@ -252,13 +279,24 @@ class ActionRun:
             # Ended by somebody else: the process is gone, and the object says the rest.
             return await self._client.get_task_action(action.action_id)
         if outcome.error is None:
-            return await self._report(action, number, Phase.SUCCEEDED, claim)
+            status = await self._caching.keep(task)
+            return await self._report(action, number, Phase.SUCCEEDED, claim, cache_status=status)
         if outcome.recoverable and number < limits.attempts:
             self.retries += 1
             return await self._report(action, number + 1, Phase.QUEUED, claim)
         timed_out = outcome.error.code in (RUN_TOO_LONG, DEADLINE)
         phase = Phase.TIMED_OUT if timed_out else Phase.FAILED
         return await self._report(action, number, phase, claim, outcome.error)
+
+    async def _wait(
+        self, action: StoredTaskAction, attempt: _Attempt, claim: Claim, work: Work, after: float
+    ) -> StoredTaskAction:
+        """Put an attempt off that cannot begin now: nobody holds a slot meanwhile."""
+        if action.phase is Phase.UNSPECIFIED:
+            action = await self._report(action, attempt.number, Phase.QUEUED, claim)
+        self._callbacks.expires(work.name, attempt.limits.waiting_ends())
+        work.not_before = self._clock.monotonic() + after
+        return action
 
     async def _follow_process(
         self, action: StoredTaskAction, attempt: _Attempt, claim: Claim, work: Work
@@ -292,7 +330,7 @@ class ActionRun:
                 nonlocal running, refused
                 try:
                     if running is None:
-                        running = await self._report(action, attempt.number, Phase.RUNNING, claim)
+                        running = await self._report_running(action, attempt, claim)
                 except ActionError as error:
                     refused = error
                     nursery.cancel_scope.cancel("it is not ours to run")
@@ -314,7 +352,7 @@ class ActionRun:
             if not over:
                 return action, None
         if running is None and not work.ended_elsewhere.is_set():
-            running = await self._report(action, attempt.number, Phase.RUNNING, claim)
+            running = await self._report_running(action, attempt, claim)
         if over and not ended.is_set():
             return running or action, Outcome(too_long, too_long.code == RUN_TOO_LONG)
         return running or action, await self._outcome(attempt)
@@ -334,6 +372,13 @@ class ActionRun:
             state = ErrorState(code="OutcomeUnreadable", kind="SYSTEM", message=message)
             return Outcome(state, True)
 
+    async def _report_running(
+        self, action: StoredTaskAction, attempt: _Attempt, claim: Claim
+    ) -> StoredTaskAction:
+        return await self._report(
+            action, attempt.number, Phase.RUNNING, claim, cache_status=attempt.cache_status
+        )
+
     async def _report(
         self,
         action: StoredTaskAction,
@@ -341,8 +386,12 @@ class ActionRun:
         phase: Phase,
         claim: Claim,
         error: ErrorState | None = None,
+        *,
+        cache_status: int | None = None,
     ) -> StoredTaskAction:
-        return await self._reports.report(action, attempt, phase, claim, error)
+        return await self._reports.report(
+            action, attempt, phase, claim, error, cache_status=cache_status
+        )
 
 
 def template_of(action: StoredTaskAction) -> TaskTemplate:

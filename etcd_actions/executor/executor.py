@@ -32,6 +32,7 @@ from etcd_actions.executor.ages import Ages
 from etcd_actions.executor.attempt_places import directories_of, place_of
 from etcd_actions.executor.attempts_port import AttemptsPort
 from etcd_actions.executor.board import Board
+from etcd_actions.executor.caching import Caching
 from etcd_actions.executor.conditions import Conditions
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
@@ -99,6 +100,7 @@ class Executor:
             client.containment,
             self._ring_later,
         )
+        self._caching = Caching(client, claims, settings, clock, self._hasten)
         self._runs = ActionRun(
             client,
             claims,
@@ -113,6 +115,7 @@ class Executor:
                 healed=self._heal,
                 expires=lambda name, when: self._schedule.at(Due.EXPIRED, name, when),
             ),
+            self._caching,
         )
         self.visits = Visits(
             client,
@@ -124,6 +127,7 @@ class Executor:
             Host(
                 note=note,
                 limits=self._runs.limits,
+                needs_slot=self._runs.needs_slot,
                 is_attended=lambda name: name in self._work,
                 ring=self._ring,
             ),
@@ -145,6 +149,7 @@ class Executor:
             adopted=self._attempts.adopted,
             ended=dict(self._reports.ended),
             retries=self._runs.retries,
+            cache=dict(self._caching.results),
         )
 
     def open_actions(self) -> set[str] | None:
@@ -184,6 +189,10 @@ class Executor:
             for name in self._schedule.keep_elsewhere(taken):
                 self._admit(name, examine=True)
             self._ring()
+            try:
+                await self._caching.tidy()
+            except EtcdError as error:
+                _log.debug("reservations_not_released", error=str(error))
 
     def _known(self) -> list[ActionUpdate]:
         known = (self._board.get(name) for name in self._board.names())
@@ -311,13 +320,18 @@ class Executor:
         elif alarm.due is Due.AGAIN:
             self._admit(name)
         elif not self._schedule.is_elsewhere(name):
-            # What is too late needs no process.
-            self._begin(name)
+            # What is too late, or has a cached result, needs no process.
+            self._begin(name, has_room=False)
 
-    def _begin(self, name: str) -> None:
+    def _hasten(self, name: str) -> None:
+        """What an action waited for has happened."""
+        self._schedule.hasten(name, self._clock.monotonic())
+        self._ring()
+
+    def _begin(self, name: str, *, has_room: bool = True) -> None:
         self._schedule.begin(name)
         self._left_running.pop(name, None)
-        work = self._work[name] = Work(name, self._failures.count(name))
+        work = self._work[name] = Work(name, self._failures.count(name), has_room=has_room)
         self._room.enter(name)
         self._nursery.start_soon(self._do, work)
 

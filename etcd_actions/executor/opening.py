@@ -65,7 +65,12 @@ async def open_executor(
             open_executor_with(client, settings, attempts, Clock())
         )
         clean = partial(
-            keep_clean, settings.state_dir, settings.keep, executor.open_actions, containment
+            keep_clean,
+            settings.state_dir,
+            settings.keep,
+            executor.open_actions,
+            containment,
+            settings.cache_keep,
         )
         nursery.start_soon(containment.keep, "state_directory", str(settings.state_dir), clean)
         yield executor

@@ -46,17 +46,22 @@ class Reports:
         phase: Phase,
         claim: Claim | None,
         error: ErrorState | None = None,
+        *,
+        cache_status: int | None = None,
     ) -> StoredTaskAction:
         """Report until etcd has it; a report whose answer was lost may be made again.
 
-        It is about this object: one that was made under its name since is left alone.
+        It is about this object: one that was made under its name since is left alone. Without a
+        ``cache_status`` that of the action stays.
 
         Raises:
             ActionError: The action is over, gone, or somebody else's.
             RequestTooLarge: The object has no room for it.
         """
         failures = 0
-        status = ActionStatus(phase, cache_status=action.status.cache_status)
+        if cache_status is None:
+            cache_status = action.status.cache_status
+        status = ActionStatus(phase, cache_status=cache_status)
         error = None if error is None else storable(error, _MOST_OF_A_MESSAGE)
         reported: StoredTaskAction | None = None
         while reported is None:

@@ -23,6 +23,7 @@ class ExecutorSettings:
         kill_grace: How long an aborted action may take to end before it is killed.
         log_bytes: How much of an attempt's log is kept, at most, while it grows and afterwards.
         keep: For how long what is known of an attempt is kept once it has ended.
+        cache_keep: For how long a cached result is kept after it was used; 0 for no cache.
     """
 
     python: Path
@@ -35,3 +36,4 @@ class ExecutorSettings:
     kill_grace: float = 5.0
     log_bytes: int = 10 * 1024 * 1024
     keep: float = 7 * 24 * 3600.0
+    cache_keep: float = 30 * 24 * 3600.0

@@ -98,6 +98,11 @@ class ExecutorNumbers(Protocol):
         """Number of attempts followed by another."""
         ...
 
+    @property
+    def cache(self) -> Mapping[str, int]:
+        """What looking up and keeping cached results came to, by status."""
+        ...
+
 
 class Metrics(Collector):
     """All metrics of a process.
@@ -425,6 +430,12 @@ def _of_executor(executor: ExecutorNumbers) -> Iterator[Metric]:
     yield _counter("etcd_actions_executor_adopted", "Attempts found running.", executor.adopted)
     yield _counter("etcd_actions_executor_retries", "Attempts tried again.", executor.retries)
     yield _counters("etcd_actions_executor_ended", "Actions ended.", "phase", executor.ended)
+    yield _counters(
+        "etcd_actions_executor_cache",
+        "Cached results, by what they came to.",
+        "status",
+        executor.cache,
+    )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -98,6 +98,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "executor_memory": ("1GiB", "2GiB"),
     "executor_state_dir": ("a", "b"),
     "executor_keep": ("1h", "2m"),
+    "executor_cache_keep": ("1h", "0"),
     "executor_claim_ttl": ("5", "20"),
     "service": ("a:1", "b:2"),
     "service_cacert": ("a", "b"),

@@ -66,6 +66,7 @@ async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
             adopted=0,
             ended={"FAILED": 1},
             retries=0,
+            cache={"CACHE_HIT": 1},
         )
         with client.containment.unit("action", "flyte/r1-a0", parks=True):
             raise RuntimeError("a unit that is parked")

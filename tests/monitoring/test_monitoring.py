@@ -280,7 +280,14 @@ async def test_server_and_executor_are_measured_where_they_are(
         protocol_errors=0,
     )
     monitoring.metrics.executor = lambda: ExecutorStatistics(
-        running=3, waiting=1, open_actions=4, started=7, adopted=1, ended={"FAILED": 2}, retries=1
+        running=3,
+        waiting=1,
+        open_actions=4,
+        started=7,
+        adopted=1,
+        ended={"FAILED": 2},
+        retries=1,
+        cache={"CACHE_HIT": 1},
     )
     found = await samples(monitoring)
     assert found["etcd_actions_server_handled_total", "ok", "Enqueue"] == 3
@@ -288,3 +295,4 @@ async def test_server_and_executor_are_measured_where_they_are(
     assert found["etcd_actions_server_open_streams",] == 2
     assert found["etcd_actions_executor_running",] == 3
     assert found["etcd_actions_executor_ended_total", "FAILED"] == 2
+    assert found["etcd_actions_executor_cache_total", "CACHE_HIT"] == 1
