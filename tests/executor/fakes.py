@@ -149,6 +149,7 @@ class Bench:
             cache_keep=cache_keep,
             claim_ttl=5,
         )
+        settings.state_dir.mkdir(exist_ok=True)
         async with open_executor_with(self.client, settings, self.attempts, self.clock) as executor:
             yield executor
 
