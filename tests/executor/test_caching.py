@@ -115,6 +115,7 @@ async def test_a_result_is_used_again_also_when_its_run_is_gone(bench: Bench, da
         assert not statistics.retries
 
 
+@pytest.mark.slow
 async def test_a_large_result_is_found_by_another_machine_where_the_run_left_it(
     bench: Bench, tmp_path: Path
 ) -> None:
@@ -175,6 +176,7 @@ async def entry_of(etcd: Etcd, prefix: bytes) -> tuple[bytes, bytes]:
     return kv.key, kv.value
 
 
+@pytest.mark.slow
 async def test_results_that_are_damaged_are_made_again(
     bench: Bench, etcd: Etcd, prefix: bytes
 ) -> None:
@@ -198,6 +200,7 @@ async def test_results_that_are_damaged_are_made_again(
         assert await ended(bench.client, root("last")) == HIT
 
 
+@pytest.mark.slow
 async def test_a_result_whose_file_is_gone_is_made_again(bench: Bench, tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.touch()
@@ -213,6 +216,7 @@ async def test_a_result_whose_file_is_gone_is_made_again(bench: Bench, tmp_path:
         await finish(bench, "r3")
 
 
+@pytest.mark.slow
 async def test_a_run_may_replace_results_or_share_them_with_all_projects(bench: Bench) -> None:
     async with bench.executor():
         await populate(bench)
@@ -238,6 +242,7 @@ async def test_a_run_may_replace_results_or_share_them_with_all_projects(bench: 
         assert outputs_of(bench, root("r5")) == SMALL
 
 
+@pytest.mark.slow
 async def test_a_result_is_used_until_it_is_too_old(bench: Bench) -> None:
     async with bench.executor():
         await populate(bench)
@@ -269,15 +274,18 @@ async def test_who_waits_for_anothers_result_holds_no_slot(bench: Bench) -> None
     )
 
 
+@pytest.mark.slow
 async def test_a_reservation_of_a_process_that_died_is_free_again(bench: Bench) -> None:
-    async with bench.client.open_claims() as others:
-        key = scope_of(bench.client.keys, TaskAction.new(ObjectMeta("x"), SPEC)).reservation("k")
-        assert await others.reserve(key, "another") is not None
-        async with bench.executor():
+    key = scope_of(bench.client.keys, TaskAction.new(ObjectMeta("x"), SPEC)).reservation("k")
+    async with bench.executor() as executor:
+        async with bench.client.open_claims() as others:
+            assert await others.reserve(key, "another") is not None
             await bench.enqueue(root("r1"), change=cached(serialized=True))
             await until(bench.client, root("r1"), Phase.QUEUED)
-            await others.unreserve(key, "another")
-            await finish(bench, "r1")
+            await eventually(lambda: executor.statistics().running == 0)
+            assert not bench.attempts.begun
+        # Its lease is gone.
+        await finish(bench, "r1")
 
 
 async def test_a_catalogue_that_fails_fails_no_task(
@@ -299,6 +307,24 @@ async def test_a_catalogue_that_fails_fails_no_task(
     assert not bench.parked()
 
 
+@pytest.mark.slow
+async def test_a_reservation_goes_on_with_an_attempt_that_outlives_its_executor(
+    bench: Bench,
+) -> None:
+    async with bench.executor():
+        await bench.enqueue(root("r1"), change=cached(serialized=True))
+        await until(bench.client, root("r1"), Phase.RUNNING)
+    async with bench.executor() as executor:
+        await eventually(lambda: executor.statistics().adopted == 1)
+        await bench.enqueue(root("r2"), change=cached(serialized=True))
+        await until(bench.client, root("r2"), Phase.QUEUED)
+        await eventually(lambda: executor.statistics().running == 1)
+        assert bench.attempts.begun == ["r1-a0"]
+        await finish(bench, "r1")
+        assert await ended(bench.client, root("r2")) == HIT
+
+
+@pytest.mark.slow
 async def test_without_a_time_to_keep_them_nothing_is_cached(
     bench: Bench, etcd: Etcd, prefix: bytes
 ) -> None:
@@ -311,6 +337,7 @@ async def test_without_a_time_to_keep_them_nothing_is_cached(
     assert not (await etcd.range(KeyRange.of_prefix(Keyspace(prefix).catalog))).kvs
 
 
+@pytest.mark.slow
 async def test_a_root_has_a_key_by_its_inputs(bench: Bench, tmp_path: Path) -> None:
     def with_inputs(value: int) -> Callable[[Action], None]:
         path = tmp_path / f"inputs{value}.pb"
