@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from etcd_actions.client import ActionsClient
 from etcd_actions.server.application import Route
 from etcd_actions.server.methods import Service
 from etcd_actions.server.streams import Streams
@@ -15,9 +16,11 @@ class Front:
     """What the SDK's own entry points need; made by who runs the service.
 
     Attributes:
+        client: Who changes and reads actions; its containment is the boundary of what runs here.
         keepalive: After so many seconds without news a stream sends something, where it can.
     """
 
+    client: ActionsClient
     keepalive: float
 
     def services(self, streams: Streams) -> Iterable[Service]:
