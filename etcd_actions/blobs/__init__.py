@@ -1,0 +1,30 @@
+"""Files of runs: bundles, inputs, outputs and reports, in a folder or an object store."""
+
+from etcd_actions.blobs.opening import open_blob_store
+from etcd_actions.blobs.protocol import (
+    Blob,
+    BlobError,
+    BlobExists,
+    BlobInfo,
+    BlobMismatch,
+    BlobStore,
+    BlobTooLarge,
+    check_key,
+    check_part,
+)
+from etcd_actions.blobs.signing import Grant, UrlSigner
+
+__all__ = [
+    "Blob",
+    "BlobError",
+    "BlobExists",
+    "BlobInfo",
+    "BlobMismatch",
+    "BlobStore",
+    "BlobTooLarge",
+    "Grant",
+    "UrlSigner",
+    "check_key",
+    "check_part",
+    "open_blob_store",
+]
