@@ -1,6 +1,6 @@
 """Files of runs: bundles, inputs, outputs and reports, in a folder or an object store."""
 
-from etcd_actions.blobs.opening import open_blob_store
+from etcd_actions.blobs.opening import NoStore, open_blob_store
 from etcd_actions.blobs.protocol import (
     Blob,
     BlobError,
@@ -23,6 +23,7 @@ __all__ = [
     "BlobStore",
     "BlobTooLarge",
     "Grant",
+    "NoStore",
     "UrlSigner",
     "check_key",
     "check_part",
