@@ -40,14 +40,14 @@ async def open_front(config: Config, client: ActionsClient) -> AsyncIterator[Fro
     yield Front(
         client=client,
         keepalive=config[STREAM_KEEPALIVE],
-        blobs=await trio.to_thread.run_sync(_blobs, config),
+        blobs=await trio.to_thread.run_sync(blob_store, config),
         signer=UrlSigner(client.store, client.keys),
         reads_local_files=config[EXECUTOR] == "local",
         max_upload_bytes=config[MAX_UPLOAD_BYTES],
     )
 
 
-def _blobs(config: Config) -> BlobStore:
+def blob_store(config: Config) -> BlobStore:
     """The store that was asked for; else a folder, where one can be written."""
     where = config[BLOB_DIR]
     try:
