@@ -14,6 +14,8 @@ import trio
 from etcd_actions import ActionsClient
 from etcd_actions.blobs import Grant, UrlSigner
 from etcd_actions.etcd.api import KeyRange
+from etcd_actions.serving import Message
+from etcd_actions.serving.asgi import LONG_BODY
 from tests.server.front.transferring import MOST, Clock, Door, clock, door
 from tests.serving.listeners import connect, h2_client, parsed, request, rest
 from tests.support.waiting import eventually
@@ -187,6 +189,33 @@ async def test_an_upload_that_ends_in_the_middle_leaves_nothing(door: Door, end:
             assert parsed(await rest(stream))[0] == 408
     await eventually(lambda: door.stored() == [])
     assert (await door.http("PUT", location.signed_url, b"x")).status == 200
+
+
+async def test_only_who_may_upload_gets_time_for_it(door: Door) -> None:
+    (route,) = door.front.routes()
+    location = await door.location()
+    asked: list[str] = []
+
+    async def receive() -> Message:
+        await trio.lowlevel.checkpoint()
+        return {"type": "http.request", "body": b"hello", "more_body": False}
+
+    async def send(message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+        if message["type"] == "http.response.start":
+            asked.append(f"answered {message['status'].value}")
+
+    path, _, query = target(location.signed_url).partition("?")
+    scope = {
+        "method": "PUT",
+        "path": path,
+        "raw_path": path.encode(),
+        "headers": [],
+        "extensions": {LONG_BODY: lambda: asked.append("time")},
+    }
+    await route(scope | {"query_string": query[:-5].encode()}, receive, send)
+    await route(scope | {"query_string": query.encode()}, receive, send)
+    assert asked == ["answered 403", "time", "answered 200"]
 
 
 async def test_downloads_have_ranges_and_safe_types(door: Door, client: ActionsClient) -> None:

@@ -53,8 +53,11 @@ class Refused(Exception):
 class Door:
     """The server under test, and how to ask it."""
 
-    def __init__(self, server: ActionsServer, blobs: BlobStore, folder: Path, clock: Clock) -> None:
+    def __init__(
+        self, server: ActionsServer, front: Front, blobs: BlobStore, folder: Path, clock: Clock
+    ) -> None:
         self.server = server
+        self.front = front
         self.blobs = blobs
         self.folder = folder
         self.clock = clock
@@ -130,4 +133,4 @@ async def door(client: ActionsClient, tmp_path: Path, clock: Clock) -> AsyncIter
     )
     settings = ServerSettings(bind=Bind("127.0.0.1", 0), http=HttpLimits(body_timeout=0.5))
     async with open_actions_server(client, settings, front=front) as server:
-        yield Door(server, blobs, folder, clock)
+        yield Door(server, front, blobs, folder, clock)
