@@ -200,6 +200,16 @@ class ActionsClient:
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
 
     @property
+    def store(self) -> Store:
+        """How it reads and writes etcd, for what is built on it."""
+        return self._store
+
+    @property
+    def keys(self) -> Keyspace:
+        """Under which keys."""
+        return self._keys
+
+    @property
     def namespace(self) -> str | None:
         """The namespace of its actions; None where each project and domain has its own."""
         return self._keys.namespace
