@@ -496,11 +496,6 @@ class ActionsClient:
         """
         return Catalog(self._etcd, self._store, keep)
 
-    @property
-    def keys(self) -> Keyspace:
-        """Where everything of this client is in etcd."""
-        return self._keys
-
     async def unsubscribe(self, subscription: AnySubscription) -> None:
         """End a subscription: its reader gets what is pending, then the end. Twice is fine.
 
