@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import wraps
@@ -23,7 +23,7 @@ from etcd_actions.codecs import codec_named
 from etcd_actions.containment import Containment, describe
 from etcd_actions.dead_letters import DeadLetter, LetterDesk
 from etcd_actions.errors import ConfigError, EtcdActionsError, InvalidArgument, UnexpectedFailure
-from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.api import Etcd, Put
 from etcd_actions.group_commit import (
     GroupCommit,
     GroupCommitStatistics,
@@ -199,6 +199,16 @@ class ActionsClient:
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
 
     @property
+    def keys(self) -> Keyspace:
+        """Where everything is kept, for what is built on the client."""
+        return self._keys
+
+    @property
+    def store(self) -> Store:
+        """Reads and writes of single keys, for what is built on the client."""
+        return self._store
+
+    @property
     def namespace(self) -> str | None:
         """The namespace of its actions; None where each project and domain has its own."""
         return self._keys.namespace
@@ -226,6 +236,7 @@ class ActionsClient:
         run_spec: RunSpec | None = None,
         *,
         trace_error: ErrorState | None = None,
+        beside: Sequence[Put] = (),
     ) -> Enqueued:
         """Create an action: a task, a condition or a trace. Asking for the same again is safe.
 
@@ -236,16 +247,21 @@ class ActionsClient:
             action: Flyte's message.
             run_spec: What holds for the whole run; of a child only the start time counts.
             trace_error: Why a failed trace failed, which Flyte's message has no field for.
+            beside: Keys that are created in the same transaction, each of them new. Where the
+                same request made the action before nothing is written.
 
         Raises:
             InvalidArgument: A field is missing, or has a value that Flyte's schema forbids.
-            AlreadyExists: The action exists, and another request made it.
+            AlreadyExists: The action exists, and another request made it; or a key of
+                ``beside`` does.
             NameTaken: Its key holds the object of another action, or an unreadable value: of
                 another project's run of that name, say.
             Aborted: The parent is gone, or it or what is above it is being aborted.
             ConfigError: ``flyteidl2`` is not installed.
         """
-        return await self._enqueuer.enqueue(action, run_spec, trace_error=trace_error)
+        return await self._enqueuer.enqueue(
+            action, run_spec, trace_error=trace_error, beside=beside
+        )
 
     @_request
     async def abort_action(
@@ -458,14 +474,14 @@ class ActionsClient:
         return self._subscribe(None, True)
 
     def subscribe_run(
-        self, run: ActionId | RunIdentifier
+        self, run: ActionId | RunIdentifier, *, snapshot: bool = True
     ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]:
-        """Get the updates of all actions of a run, beginning with a snapshot.
+        """Get the updates of all actions of a run, beginning with a snapshot unless told not to.
 
         Raises:
             EtcdError: On entering, when etcd cannot be read.
         """
-        return self._subscribe(msgspec.structs.replace(_run_of(run), name=WHOLE_RUN), True)
+        return self._subscribe(msgspec.structs.replace(_run_of(run), name=WHOLE_RUN), snapshot)
 
     def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
         """Say of actions that this process runs them; see :class:`~etcd_actions.claims.Claims`.

@@ -16,10 +16,12 @@ class Caller:
         origin: How it reaches this server, such as ``http://127.0.0.1:8093``: what the URLs that
             it is given begin with.
         authorization: Its header ``authorization``, empty for none; not to be logged.
+        subject: Who it is, as its token says; empty where nobody knows.
     """
 
     origin: str
     authorization: str = ""
+    subject: str = ""
 
     @classmethod
     def of(cls, scope: Message) -> Caller:
