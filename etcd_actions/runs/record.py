@@ -74,6 +74,7 @@ class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     Attributes:
         form: Of the stored bytes.
         org: As the client that created it names its organisation.
+        request_digest: Of the request that created it: the same one again is no conflict.
         run_spec: Flyte's ``task.RunSpec``.
         task: Which task the root is.
         short_name: Of the task, for people.
@@ -85,6 +86,7 @@ class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
         labels: Of the run.
         input_uri: Where its inputs are.
         inputs_hash: Tells one set of inputs from another.
+        output_base: What its actions' outputs are below.
         recovered_from: The run whose successes it takes over.
         status: How it goes; None until that was recorded.
     """
@@ -94,6 +96,7 @@ class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     project: str
     domain: str
     name: str
+    request_digest: str = ""
     run_spec: bytes = b""
     task: TaskName = TaskName()
     short_name: str = ""
@@ -105,6 +108,7 @@ class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     input_uri: str = ""
     inputs_hash: str = ""
+    output_base: str = ""
     recovered_from: str = ""
     status: RunStatus | None = None
 
@@ -118,7 +122,17 @@ class Transition(_Struct, frozen=True, omit_defaults=True):
 
 
 class Attempt(_Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How one attempt of an action went."""
+    """How one attempt of an action went.
+
+    Attributes:
+        number: Which one, from 1 on.
+        phase: Flyte's number of it. One that another followed FAILED.
+        transitions: The phases that it went through.
+        failure: Why it failed; None where nobody said.
+        output_uri: The directory of its outputs.
+        cache_status: Flyte's number of it.
+        has_log: Whether it had a process, and so a log somewhere.
+    """
 
     number: int
     phase: int = 0
@@ -126,7 +140,7 @@ class Attempt(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     failure: Failure | None = None
     output_uri: str = ""
     cache_status: int = 0
-    log_uri: str = ""
+    has_log: bool = False
 
 
 class ActionHistory(_Struct, frozen=True, omit_defaults=True, kw_only=True):

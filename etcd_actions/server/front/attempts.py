@@ -1,0 +1,163 @@
+"""The attempts of an action as Flyte's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+from flyteidl2.common.phase_pb2 import ActionPhase
+from flyteidl2.core.catalog_pb2 import CatalogCacheStatus
+from flyteidl2.workflow.run_definition_pb2 import ActionAttempt, ErrorInfo
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.errors import DecodeError
+from etcd_actions.model import ACTION_TYPE_TRACE, Phase
+from etcd_actions.model.conditions import FOLLOWERS
+from etcd_actions.model.taskaction import parse_time
+from etcd_actions.runs.record import ActionHistory, Attempt, Failure, Transition
+
+OUTPUTS: Final = "outputs.pb"
+"""The file of an action's outputs, in the directory of the attempt."""
+
+_KINDS: Final = {"USER": ErrorInfo.KIND_USER, "SYSTEM": ErrorInfo.KIND_SYSTEM}
+_SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
+_MOST: Final = 1_000
+_PHASES: Final = {
+    "WaitingForResources": Phase.WAITING_FOR_RESOURCES,
+    "Queued": Phase.QUEUED,
+    "Initializing": Phase.INITIALIZING,
+    "Executing": Phase.RUNNING,
+    "Paused": Phase.PAUSED,
+    "Completed": Phase.SUCCEEDED,
+    "Signaled": Phase.SUCCEEDED,
+    "Recovered": Phase.RECOVERED,
+    "PermanentFailure": Phase.FAILED,
+    "RetryableFailure": Phase.FAILED,
+    "TimedOut": Phase.TIMED_OUT,
+    "Aborted": Phase.ABORTED,
+}
+
+
+def attempts_of(
+    action: StoredTaskAction | None, history: ActionHistory | None
+) -> list[ActionAttempt]:
+    """The attempts of an action, the first one first, without a gap: clients count them.
+
+    Args:
+        action: Its object; None where it has expired.
+        history: What was kept of its attempts.
+    """
+    if action is None:
+        kept = () if history is None else history.attempts
+        return [attempt_message(each) for each in kept]
+    is_trace = action.spec.kind == ACTION_TYPE_TRACE
+    return [attempt_message(each, is_trace=is_trace) for each in _attempts(action, history)]
+
+
+def attempt_message(attempt: Attempt, *, is_trace: bool = False) -> ActionAttempt:
+    """Flyte's message of an attempt.
+
+    Args:
+        attempt: Which one.
+        is_trace: Whether its outputs are named by their file.
+    """
+    phase = Phase(attempt.phase) if attempt.phase in list(Phase) else Phase.UNSPECIFIED
+    phase = phase or Phase.QUEUED
+    message = ActionAttempt(
+        phase=phase_number(phase),
+        attempt=attempt.number,
+        cache_status=CatalogCacheStatus.ValueType(attempt.cache_status),
+        logs_available=attempt.has_log,
+    )
+    for transition in attempt.transitions:
+        told = message.phase_transitions.add(
+            phase=ActionPhase.ValueType(transition.phase), start_time=timestamp(transition.started)
+        )
+        if transition.ended is not None:
+            told.end_time.CopyFrom(timestamp(transition.ended))
+    if attempt.transitions:
+        message.start_time.CopyFrom(timestamp(attempt.transitions[0].started))
+        last = attempt.transitions[-1]
+        if phase.is_terminal:
+            message.end_time.CopyFrom(timestamp(last.ended or last.started))
+    if attempt.failure is not None:
+        message.error_info.CopyFrom(error_info(attempt.failure))
+    if attempt.output_uri and phase in _SUCCESSES:
+        directory = attempt.output_uri
+        message.outputs.output_uri = directory if is_trace else f"{directory}/{OUTPUTS}"
+    return message
+
+
+def error_info(failure: Failure) -> ErrorInfo:
+    """Flyte's message of a failure."""
+    kind = _KINDS.get(failure.kind, ErrorInfo.KIND_UNSPECIFIED)
+    return ErrorInfo(message=failure.message, kind=kind, code=failure.code)
+
+
+def phase_number(phase: Phase) -> ActionPhase.ValueType:
+    """A phase as messages have it; what nobody has begun with is queued."""
+    return ActionPhase.ValueType(phase or Phase.QUEUED)
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """A time as messages have it."""
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def time_of(text: str) -> datetime | None:
+    """A stored time; None without one, and for what is none."""
+    try:
+        return parse_time(text, "time")
+    except DecodeError:
+        return None
+
+
+def _attempts(action: StoredTaskAction, history: ActionHistory | None) -> Iterable[Attempt]:
+    last = max(action.attempts, 1)
+    kept: dict[int, Attempt] = {}
+    if history is not None and history.create_revision in (0, action.create_revision):
+        kept = {each.number: each for each in history.attempts}
+    for number in range(1, min(last, _MOST)):
+        # Another one followed.
+        yield kept.get(number) or Attempt(number=number, phase=Phase.FAILED)
+    phase = action.phase
+    transitions = _transitions(action, last)
+    error = action.status.error_state
+    failure = None
+    if error is not None and phase in (Phase.FAILED, Phase.TIMED_OUT):
+        failure = Failure(error.code, error.kind, error.message)
+    yield Attempt(
+        number=last,
+        phase=phase,
+        transitions=transitions,
+        failure=failure,
+        output_uri=action.outputs_of(last),
+        cache_status=action.status.cache_status,
+        has_log=any(each.phase == Phase.RUNNING for each in transitions),
+    )
+
+
+def _transitions(action: StoredTaskAction, last: int) -> tuple[Transition, ...]:
+    """The phases of the last attempt."""
+    found: list[Transition] = []
+    for entry in action.status.phase_history:
+        phase, time = _PHASES.get(entry.phase), time_of(entry.occurred_at)
+        if phase is None or time is None:
+            continue
+        before = Phase(found[-1].phase) if found else None
+        if before is not None and (before is phase or phase not in FOLLOWERS[before]):
+            found.clear()
+        elif found:
+            found[-1] = Transition(found[-1].phase, found[-1].started, time)
+        found.append(Transition(phase, time))
+    created = time_of(action.metadata.creation_timestamp)
+    if last == 1 and created is not None and action.spec.kind != ACTION_TYPE_TRACE:
+        if not found:
+            found.append(Transition(Phase.QUEUED, created))
+        elif found[0].phase != Phase.QUEUED:
+            found.insert(0, Transition(Phase.QUEUED, created, found[0].started))
+    return tuple(found)
