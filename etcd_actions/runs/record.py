@@ -118,7 +118,17 @@ class Transition(_Struct, frozen=True, omit_defaults=True):
 
 
 class Attempt(_Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How one attempt of an action went."""
+    """How one attempt of an action went.
+
+    Attributes:
+        number: Which one, from 1 on.
+        phase: Flyte's number of it. One that another followed FAILED.
+        transitions: The phases that it went through.
+        failure: Why it failed; None where nobody said.
+        output_uri: The directory of its outputs.
+        cache_status: Flyte's number of it.
+        has_log: Whether it had a process, and so a log somewhere.
+    """
 
     number: int
     phase: int = 0
@@ -126,16 +136,44 @@ class Attempt(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     failure: Failure | None = None
     output_uri: str = ""
     cache_status: int = 0
-    log_uri: str = ""
+    has_log: bool = False
 
 
 class ActionHistory(_Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """All attempts of one incarnation of an action, the oldest first."""
+    """All attempts of one incarnation of an action, the oldest first.
+
+    Attributes:
+        form: Of the stored bytes.
+        run: Of which run it is; the key alone does not say where its name ends.
+        name: The action's name.
+        parent: The parent action's name; empty for a root.
+        kind: ``task`` or ``condition``.
+        short_name: Of the task, for people.
+        task_type: The task's type.
+        uid: ``metadata.uid`` of its object.
+        create_revision: Of its object's key: which incarnation.
+        revision: Which state of it: an older one never replaces a newer one.
+        attempts: How each went.
+    """
 
     form: int = FORM
+    org: str = ""
+    project: str = ""
+    domain: str = ""
+    run: str = ""
+    name: str = ""
+    parent: str = ""
+    kind: str = ""
+    short_name: str = ""
+    task_type: str = ""
+    uid: str = ""
     create_revision: int = 0
     revision: int = 0
     attempts: tuple[Attempt, ...] = ()
+
+
+class LaterForm(DecodeError):
+    """A later version wrote it: this one must not write over it."""
 
 
 _T = TypeVar("_T", RunRecord, ActionHistory)
@@ -174,5 +212,5 @@ def _checked(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T:
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise DecodeError(f"no {decoder.type.__name__}: {error}") from None
     if value.form != FORM:
-        raise DecodeError(f"a {decoder.type.__name__} of form {value.form}, not {FORM}")
+        raise LaterForm(f"a {decoder.type.__name__} of form {value.form}, not {FORM}")
     return value
