@@ -18,7 +18,7 @@ from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored import StoredTaskAction
-from etcd_actions.claims import Claim, Claims, open_claims
+from etcd_actions.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.codecs import codec_named
 from etcd_actions.containment import Containment, describe
 from etcd_actions.dead_letters import DeadLetter, LetterDesk
@@ -292,6 +292,7 @@ class ActionsClient:
         status: Status,
         *,
         error: ErrorState | None = None,
+        error_before: ErrorState | None = None,
         message: str = "",
         claim: Claim | None = None,
         incarnation: Incarnation | None = None,
@@ -301,7 +302,8 @@ class ActionsClient:
         See docs/status.md for what is written and which changes are allowed. The same
         again writes nothing. Reads that begin afterwards see what was written. With a
         ``claim`` the report counts only while that holds, with an ``incarnation`` only for that
-        object: an action that was deleted and made again is another one.
+        object: an action that was deleted and made again is another one. A report that begins an
+        attempt may say why the one before failed, in ``error_before``.
 
         Raises:
             NotFound: There is no such action, or it is another incarnation.
@@ -316,6 +318,7 @@ class ActionsClient:
             attempt,
             status,
             error=error,
+            error_before=error_before,
             message=message,
             fence=None if claim is None else claim.fence,
             incarnation=incarnation,
@@ -361,6 +364,22 @@ class ActionsClient:
             DecodeError: What is stored cannot be read.
         """
         return await self._lister.get_task_action(action_id_of(action_id))
+
+    def key_of(self, action_id: ActionId) -> bytes:
+        """The etcd key of a task's or condition's object.
+
+        Raises:
+            InvalidArgument: Its names make none.
+        """
+        try:
+            return self._keys.task_action(action_id)
+        except ValueError as error:
+            raise InvalidArgument("action_id", str(error)) from None
+
+    @_request
+    async def claimed_by(self, action_id: ActionId | ActionIdentifier) -> str:
+        """Who runs an action now, ``<host>/<process>``; empty where nobody says so."""
+        return await claimed_by(self._store, self._keys, action_id_of(action_id))
 
     @_request
     async def dead_letters(self) -> list[DeadLetter]:

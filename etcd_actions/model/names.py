@@ -45,6 +45,8 @@ ANNOTATION_SUBJECT: Final = OWN_DOMAIN + "/subject"
 """Who asked for the action, for which Flyte's object has no field."""
 ANNOTATION_RECORDED: Final = OWN_DOMAIN + "/recorded"
 """Which ending `LABEL_TERMINAL_STATUS_RECORDED` is about, see `etcd_actions.model.mark`."""
+ANNOTATION_ATTEMPTS: Final = OWN_DOMAIN + "/attempts"
+"""How the earlier attempts ended, see `etcd_actions.model.earlier`."""
 ANNOTATION_RUN_START_TIME: Final = OWN_DOMAIN + "/run-start-time"
 """RFC 3339, whole seconds, UTC: what ``{{.runStartTime}}`` stands for in the whole run."""
 

@@ -144,12 +144,40 @@ class Attempt(_Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class ActionHistory(_Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """All attempts of one incarnation of an action, the oldest first."""
+    """All attempts of one incarnation of an action, the oldest first.
+
+    Attributes:
+        form: Of the stored bytes.
+        run: Of which run it is; the key alone does not say where its name ends.
+        name: The action's name.
+        parent: The parent action's name; empty for a root.
+        kind: ``task`` or ``condition``.
+        short_name: Of the task, for people.
+        task_type: The task's type.
+        uid: ``metadata.uid`` of its object.
+        create_revision: Of its object's key: which incarnation.
+        revision: Which state of it: an older one never replaces a newer one.
+        attempts: How each went.
+    """
 
     form: int = FORM
+    org: str = ""
+    project: str = ""
+    domain: str = ""
+    run: str = ""
+    name: str = ""
+    parent: str = ""
+    kind: str = ""
+    short_name: str = ""
+    task_type: str = ""
+    uid: str = ""
     create_revision: int = 0
     revision: int = 0
     attempts: tuple[Attempt, ...] = ()
+
+
+class LaterForm(DecodeError):
+    """A later version wrote it: this one must not write over it."""
 
 
 _T = TypeVar("_T", RunRecord, ActionHistory)
@@ -188,5 +216,5 @@ def _checked(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T:
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise DecodeError(f"no {decoder.type.__name__}: {error}") from None
     if value.form != FORM:
-        raise DecodeError(f"a {decoder.type.__name__} of form {value.form}, not {FORM}")
+        raise LaterForm(f"a {decoder.type.__name__} of form {value.form}, not {FORM}")
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
@@ -14,30 +13,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import ACTION_TYPE_TRACE, Phase
-from etcd_actions.model.conditions import FOLLOWERS
 from etcd_actions.model.taskaction import parse_time
-from etcd_actions.runs.record import ActionHistory, Attempt, Failure, Transition
+from etcd_actions.runs.attempts import attempts
+from etcd_actions.runs.record import ActionHistory, Attempt, Failure
 
 OUTPUTS: Final = "outputs.pb"
 """The file of an action's outputs, in the directory of the attempt."""
 
 _KINDS: Final = {"USER": ErrorInfo.KIND_USER, "SYSTEM": ErrorInfo.KIND_SYSTEM}
 _SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
-_MOST: Final = 1_000
-_PHASES: Final = {
-    "WaitingForResources": Phase.WAITING_FOR_RESOURCES,
-    "Queued": Phase.QUEUED,
-    "Initializing": Phase.INITIALIZING,
-    "Executing": Phase.RUNNING,
-    "Paused": Phase.PAUSED,
-    "Completed": Phase.SUCCEEDED,
-    "Signaled": Phase.SUCCEEDED,
-    "Recovered": Phase.RECOVERED,
-    "PermanentFailure": Phase.FAILED,
-    "RetryableFailure": Phase.FAILED,
-    "TimedOut": Phase.TIMED_OUT,
-    "Aborted": Phase.ABORTED,
-}
 
 
 def attempts_of(
@@ -53,7 +37,7 @@ def attempts_of(
         kept = () if history is None else history.attempts
         return [attempt_message(each) for each in kept]
     is_trace = action.spec.kind == ACTION_TYPE_TRACE
-    return [attempt_message(each, is_trace=is_trace) for each in _attempts(action, history)]
+    return [attempt_message(each, is_trace=is_trace) for each in attempts(action, history)]
 
 
 def attempt_message(attempt: Attempt, *, is_trace: bool = False) -> ActionAttempt:
@@ -114,50 +98,3 @@ def time_of(text: str) -> datetime | None:
         return parse_time(text, "time")
     except DecodeError:
         return None
-
-
-def _attempts(action: StoredTaskAction, history: ActionHistory | None) -> Iterable[Attempt]:
-    last = max(action.attempts, 1)
-    kept: dict[int, Attempt] = {}
-    if history is not None and history.create_revision in (0, action.create_revision):
-        kept = {each.number: each for each in history.attempts}
-    for number in range(1, min(last, _MOST)):
-        # Another one followed.
-        yield kept.get(number) or Attempt(number=number, phase=Phase.FAILED)
-    phase = action.phase
-    transitions = _transitions(action, last)
-    error = action.status.error_state
-    failure = None
-    if error is not None and phase in (Phase.FAILED, Phase.TIMED_OUT):
-        failure = Failure(error.code, error.kind, error.message)
-    yield Attempt(
-        number=last,
-        phase=phase,
-        transitions=transitions,
-        failure=failure,
-        output_uri=action.outputs_of(last),
-        cache_status=action.status.cache_status,
-        has_log=any(each.phase == Phase.RUNNING for each in transitions),
-    )
-
-
-def _transitions(action: StoredTaskAction, last: int) -> tuple[Transition, ...]:
-    """The phases of the last attempt."""
-    found: list[Transition] = []
-    for entry in action.status.phase_history:
-        phase, time = _PHASES.get(entry.phase), time_of(entry.occurred_at)
-        if phase is None or time is None:
-            continue
-        before = Phase(found[-1].phase) if found else None
-        if before is not None and (before is phase or phase not in FOLLOWERS[before]):
-            found.clear()
-        elif found:
-            found[-1] = Transition(found[-1].phase, found[-1].started, time)
-        found.append(Transition(phase, time))
-    created = time_of(action.metadata.creation_timestamp)
-    if last == 1 and created is not None and action.spec.kind != ACTION_TYPE_TRACE:
-        if not found:
-            found.append(Transition(Phase.QUEUED, created))
-        elif found[0].phase != Phase.QUEUED:
-            found.insert(0, Transition(Phase.QUEUED, created, found[0].started))
-    return tuple(found)
