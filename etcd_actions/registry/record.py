@@ -1,7 +1,7 @@
 """The stored form of a deployed task, and its key; no I/O.
 
-Names come from outside and may hold anything. Each part of a key is written with all but letters,
-digits, ``-``, ``.``, ``_`` and ``~`` as ``%XX``, so no name can leave its place in the key, and every key
+Names come from outside and may hold anything. Each part of a key has all but letters, digits,
+``-``, ``.``, ``_`` and ``~`` as ``%XX``. So no name can leave its place in the key, and every key
 can be read back.
 """
 

@@ -1,7 +1,7 @@
 """Deploys tasks, and reads them.
 
-A version that stands there with the same spec is refused: Flyte's SDK skips it. With another spec it
-is replaced, as Flyte's own service does it; when it was deployed first stays, so a version
+A version that stands there with the same spec is refused: Flyte's SDK skips it. With another spec
+it is replaced, as Flyte's own service does it. The time of its first deployment stays, so a version
 that is deployed again does not become the latest.
 """
 

@@ -14,7 +14,8 @@ from connectrpc.code import Code
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.runs.index import OfProject, OfTask, Place, RunEntry, RunIndex, Shelf
+from etcd_actions.runs.entry import RunEntry
+from etcd_actions.runs.index import OfProject, OfTask, Place, RunIndex, Shelf
 from etcd_actions.runs.paging import Query, parse, take_in_order, take_sorted
 from etcd_actions.runs.run_fields import CREATED, PHASES, RUN_FIELDS, phase_of
 from etcd_actions.server.codes import Refusal

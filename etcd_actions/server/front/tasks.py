@@ -15,8 +15,9 @@ from etcd_actions.errors import InvalidArgument
 from etcd_actions.registry.index import TaskNameKey, deployed_in_order
 from etcd_actions.registry.record import TaskHead
 from etcd_actions.registry.registry import Registry, spec_of, task_id_of
+from etcd_actions.runs.entry import RunEntry
 from etcd_actions.runs.filters import Field, Fields, Kind, microseconds, moment
-from etcd_actions.runs.index import OfTask, RunEntry, RunIndex
+from etcd_actions.runs.index import OfTask, RunIndex
 from etcd_actions.runs.paging import Query, parse, take_sorted
 from etcd_actions.runs.run_fields import phase_of
 from etcd_actions.server.codes import Refusal
