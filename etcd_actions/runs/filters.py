@@ -242,12 +242,12 @@ class SortKey(Generic[Row]):
 
     Attributes:
         name: Of the field.
-        get: The field's value.
+        field: Its kind, and how it is read.
         descending: Whether the greatest comes first; what has no value is the least.
     """
 
     name: str
-    get: Callable[[Row], Any]
+    field: Field[Row]
     descending: bool
 
 
@@ -279,11 +279,11 @@ def compile_sort(
     if not given and sort_by is not None and sort_by.key:
         given = [(f"{where}.sort_by.key", sort_by)]
     if not given:
-        return (SortKey(default, fields.by_name[default].get, descending=True),)
+        return (SortKey(default, fields.by_name[default], descending=True),)
     return tuple(
         SortKey(
             sort.key,
-            fields.sorted_by(sort.key, at).get,
+            fields.sorted_by(sort.key, at),
             descending=sort.direction == list_pb2.Sort.DESCENDING,
         )
         for at, sort in given

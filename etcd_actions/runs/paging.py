@@ -22,6 +22,7 @@ import trio
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.runs.filters import (
     Fields,
+    Kind,
     Predicate,
     Row,
     SortKey,
@@ -91,7 +92,7 @@ class Query(Generic[Row]):
 
     def rank(self, row: Row) -> tuple[Any, ...]:
         """What is less for rows that come earlier."""
-        return self._rank((*(key.get(row) for key in self.sort), self.identity(row)))
+        return self._rank((*(key.field.get(row) for key in self.sort), self.identity(row)))
 
     def begins_behind(self) -> tuple[Any, ...] | None:
         """The rank of the position."""
@@ -104,7 +105,7 @@ class Query(Generic[Row]):
         return (*ranked, _ranked(position[-1], self.sort[0].descending))
 
     def _token(self, row: Row) -> str:
-        position = _encode((*(key.get(row) for key in self.sort), self.identity(row)))
+        position = _encode((*(key.field.get(row) for key in self.sort), self.identity(row)))
         return urlsafe_b64encode(_digest(self.about, position) + position).decode()
 
 
@@ -142,7 +143,7 @@ def parse(
         sort,
         identity,
         min(request.limit or USUAL_LIMIT, MOST_ROWS),
-        _position(request.token, about, len(sort) + 1, f"{where}.token"),
+        _position(request.token, about, sort, f"{where}.token"),
         about,
     )
 
@@ -210,7 +211,9 @@ def _digest(about: bytes, position: bytes) -> bytes:
     return blake2b(about + b"\0" + position, digest_size=_DIGEST).digest()
 
 
-def _position(token: str, about: bytes, length: int, where: str) -> tuple[Value, ...] | None:
+def _position(
+    token: str, about: bytes, sort: Sequence[SortKey[Row]], where: str
+) -> tuple[Value, ...] | None:
     if not token:
         return None
     if len(token) <= _LONGEST_TOKEN and token.isascii():
@@ -218,7 +221,15 @@ def _position(token: str, about: bytes, length: int, where: str) -> tuple[Value,
             data = urlsafe_b64decode(token)
             if data[:_DIGEST] == _digest(about, data[_DIGEST:]):
                 position = _decode(data[_DIGEST:])
-                if len(position) == length and isinstance(position[-1], str):
+                kinds = [str if key.field.kind is Kind.TEXT else int for key in sort]
+                if (
+                    len(position) == len(kinds) + 1
+                    and isinstance(position[-1], str)
+                    and all(
+                        value is None or isinstance(value, kind)
+                        for value, kind in zip(position, kinds, strict=False)
+                    )
+                ):
                     return position
         except ValueError:
             pass

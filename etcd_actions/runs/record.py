@@ -51,6 +51,7 @@ class RunStatus(_Struct, frozen=True, omit_defaults=True, kw_only=True):
         cache_status: Flyte's number of it.
         started: When it left the queue.
         ended: When it was over.
+        updated: When this was recorded.
         failure: Why it failed.
         abort_reason: Why it was aborted.
         aborted_by: Who did that.
@@ -63,6 +64,7 @@ class RunStatus(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     cache_status: int = 0
     started: datetime | None = None
     ended: datetime | None = None
+    updated: datetime | None = None
     failure: Failure | None = None
     abort_reason: str = ""
     aborted_by: str = ""

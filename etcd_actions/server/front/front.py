@@ -6,10 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from etcd_actions.client import ActionsClient
-from etcd_actions.runs.creation import Deployed, RunData
+from etcd_actions.registry.registry import Registry
+from etcd_actions.runs.creation import RunData
+from etcd_actions.runs.index import RunIndex
 from etcd_actions.server.application import Route
 from etcd_actions.server.front.logs import Logs, LogService
-from etcd_actions.server.front.runs import RunService
+from etcd_actions.server.front.run_lists import Paused, RunLists
+from etcd_actions.server.front.runs import DeployedTasks, RunService
+from etcd_actions.server.front.tasks import TaskService
 from etcd_actions.server.methods import Service
 from etcd_actions.server.streams import Streams
 
@@ -22,23 +26,30 @@ class Front:
         client: Who changes and reads actions; its containment is the boundary of what runs here.
         keepalive: After so many seconds without news a stream sends something, where it can.
         data: Where runs keep their data; None refuses runs that need a place for it.
-        deployed: The deployed tasks; None refuses runs of these.
         logs: What the logs of attempts are read with.
+        index: All runs; None serves no lists of them.
+        registry: The deployed tasks; None serves none.
+        paused: Says which runs wait for a signal; see :data:`Paused`.
     """
 
     client: ActionsClient
     keepalive: float
     data: RunData | None = None
-    deployed: Deployed | None = None
     logs: Logs | None = None
+    index: RunIndex | None = None
+    registry: Registry | None = None
+    paused: Paused | None = None
 
     def services(self, streams: Streams) -> Iterable[Service]:
         """The services, each with its methods."""
-        yield RunService(
-            self.client, streams, self.keepalive, data=self.data, deployed=self.deployed
-        )
+        deployed = None if self.registry is None else DeployedTasks(self.registry)
+        yield RunService(self.client, streams, self.keepalive, data=self.data, deployed=deployed)
         if self.logs is not None:
             yield LogService(self.logs, streams, self.keepalive)
+        if self.index is not None:
+            yield RunLists(self.index, streams, self.keepalive, self.paused)
+            if self.registry is not None:
+                yield TaskService(self.registry, self.index)
 
     def routes(self) -> Iterable[Route]:
         """What is served by plain HTTP."""

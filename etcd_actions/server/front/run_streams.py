@@ -24,8 +24,10 @@ from etcd_actions.model.conditions import write_phase
 from etcd_actions.runs.reading import Found, RunReader
 from etcd_actions.runs.record import RunRecord
 from etcd_actions.server.front.action_tree import ActionTree
-from etcd_actions.server.streams import Item, Stream, Streams
-from etcd_actions.subscriptions import Subscription
+from etcd_actions.server.streams import Stream, Streams
+from etcd_actions.subscriptions import SnapshotEnd, Subscription
+
+Item = ActionUpdate | SnapshotEnd
 
 _MOST_AT_ONCE: Final = 200
 """Actions in one message."""

@@ -22,6 +22,7 @@ from etcd_actions.errors import (
 )
 from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name
 from etcd_actions.model import flyte as conversions
+from etcd_actions.registry.registry import Registry, task_id_of
 from etcd_actions.runs.creation import Deployed, RunCreator, RunData
 from etcd_actions.runs.filters import compile_filters
 from etcd_actions.runs.reading import Found, RunReader
@@ -35,9 +36,21 @@ from etcd_actions.server.methods import Methods
 from etcd_actions.server.streams import Streams
 
 if TYPE_CHECKING:
+    from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
     from google.protobuf.message import Message
 
 RUNS: Final = "flyteidl2.workflow.RunService"
+
+
+class DeployedTasks:
+    """The registry as runs are created from it."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def task_spec(self, task_id: TaskIdentifier) -> TaskSpec:
+        """See :class:`~etcd_actions.runs.creation.Deployed`."""
+        return await self._registry.task_spec(task_id_of(task_id))
 
 
 class RunService:

@@ -80,12 +80,6 @@ def run_message(
     return pb.Run(action=action_message(action, record, run, org), labels=labels)
 
 
-def run_of_record(record: RunRecord, org: str) -> pb.Run:
-    """A run as its record tells it."""
-    run = ActionId(record.project, record.domain, record.name, ROOT_ACTION)
-    return run_message(None, record, run, org or record.org)
-
-
 def action_message(
     action: StoredTaskAction | None, record: RunRecord | None, action_id: ActionId, org: str
 ) -> pb.Action:

@@ -16,12 +16,12 @@ from flyteidl2.common.identifier_pb2 import ActionIdentifier, ProjectIdentifier,
 from flyteidl2.common.run_pb2 import OffloadedInputData
 from flyteidl2.core.identifier_pb2 import Identifier
 from flyteidl2.core.tasks_pb2 import Container, TaskTemplate
-from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
+from flyteidl2.task.task_definition_pb2 import TaskSpec
 from flyteidl2.workflow import run_service_pb2 as pb
 from google.protobuf.message import Message
 
 from etcd_actions import ActionsClient
-from etcd_actions.errors import NotFound
+from etcd_actions.registry.registry import Registry
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
 from etcd_actions.server.front.runs import RUNS
@@ -130,31 +130,17 @@ class Folder:
         await trio.Path(path).write_bytes(data)
 
 
-class Tasks:
-    """Deployed tasks in memory."""
-
-    def __init__(self, *specs: TaskSpec) -> None:
-        self._specs = specs
-
-    async def task_spec(self, task_id: TaskIdentifier) -> TaskSpec:
-        await trio.lowlevel.checkpoint()
-        for spec in self._specs:
-            if spec.task_template.id.name == task_id.name:
-                return spec
-        raise NotFound(f"there is no task {task_id.name}")
-
-
 @asynccontextmanager
 async def serve_runs(
     client: ActionsClient,
     folder: Path | None,
-    deployed: Tasks | None = None,
+    registry: Registry | None = None,
     *,
     keepalive: float = 60.0,
 ) -> AsyncIterator[tuple[RunsAsker, ActionsServer]]:
     """Serve RunService, and a client of it."""
     data = None if folder is None else Folder(folder)
-    front = Front(client=client, keepalive=keepalive, data=data, deployed=deployed)
+    front = Front(client=client, keepalive=keepalive, data=data, registry=registry)
     async with open_actions_server(client, ServerSettings(bind=LOOPBACK), front=front) as server:
         yield RunsAsker(server), server
 

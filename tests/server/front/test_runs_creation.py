@@ -11,19 +11,20 @@ import pytest
 import trio
 from flyteidl2.common.run_pb2 import RELATION_TYPE_RECOVER
 from flyteidl2.task.common_pb2 import Inputs
+from flyteidl2.task.task_definition_pb2 import TaskIdentifier
 from flyteidl2.workflow import run_definition_pb2 as definitions
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions import ActionId, ActionsClient
 from etcd_actions.errors import AlreadyExists, OutcomeUnknown
 from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Txn, TxnResult
+from etcd_actions.registry.registry import open_registry, task_id_of
 from etcd_actions.runs.creation import RunCreator
 from etcd_actions.runs.record import RunRecord, decode_record
 from etcd_actions.store import Store
 from tests.server.clients import Failed
 from tests.server.front.run_calls import (
     RunsAsker,
-    Tasks,
     create,
     run_id,
     serve_runs,
@@ -253,10 +254,18 @@ async def test_an_answer_that_is_lost_creates_once(client: ActionsClient, etcd: 
         await creator.create(request)
 
 
-async def test_a_deployed_task_is_run_by_its_name(client: ActionsClient, tmp_path: Path) -> None:
+async def test_a_deployed_task_is_run_by_its_name(
+    client: ActionsClient, etcd: Etcd, tmp_path: Path
+) -> None:
     request = create("r1")
-    request.task_id.name = "envs.deployed"
-    async with serve_runs(client, tmp_path, Tasks(task_spec("envs.deployed"))) as (asker, _):
+    request.task_id.MergeFrom(
+        TaskIdentifier(project="p", domain="d", name="envs.deployed", version="v1")
+    )
+    async with (
+        open_registry(etcd, client.store, client.keys) as registry,
+        serve_runs(client, tmp_path, registry) as (asker, _),
+    ):
+        await registry.deploy(task_id_of(request.task_id), task_spec("envs.deployed"))
         await asker("CreateRun", request)
         assert (await details(asker)).action.metadata.task.id.name == "envs.deployed"
         request.task_id.name = "envs.unknown"
