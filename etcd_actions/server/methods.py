@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import trio
@@ -75,6 +76,19 @@ class Methods:
         # The library names the class of an endpoint in its public interface, and no kind of it.
         self._table: dict[str, Any] = {}
         self._services: dict[str, None] = {}
+        self._only_missing = False
+
+    @contextmanager
+    def only_what_is_missing(self) -> Iterator[None]:
+        """Add refusals: only methods that nothing has added, and anything else replaces them.
+
+        They do not make a service one that is served.
+        """
+        self._only_missing = True
+        try:
+            yield
+        finally:
+            self._only_missing = False
 
     @property
     def endpoints(self) -> Mapping[str, Any]:
@@ -136,8 +150,12 @@ class Methods:
 
     def _add(self, endpoint: Any) -> None:
         method = endpoint.method
+        path = f"/{method.service_name}/{method.name}"
+        if self._only_missing:
+            self._table.setdefault(path, endpoint)
+            return
         self._services[method.service_name] = None
-        self._table[f"/{method.service_name}/{method.name}"] = endpoint
+        self._table[path] = endpoint
 
 
 def _method(

@@ -73,6 +73,7 @@ async def open_actions_server(
     try:
         from etcd_actions.server.admission import RateLimit, Tokens  # noqa: PLC0415
         from etcd_actions.server.application import Application, Calls  # noqa: PLC0415
+        from etcd_actions.server.auth_metadata import AuthMetadataService  # noqa: PLC0415
         from etcd_actions.server.health import Health  # noqa: PLC0415
         from etcd_actions.server.methods import Methods, UnaryCalls  # noqa: PLC0415
         from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
@@ -92,6 +93,7 @@ async def open_actions_server(
         ActionsService(client, streams, settings.keepalive, read_trace_error),
         Health(lambda: methods.services, is_serving, streams),
         Reflection(lambda: methods.services),
+        AuthMetadataService(None),
         *(() if front is None else front.services(streams)),
     )
     for service in services:
