@@ -87,6 +87,7 @@ def server_settings(config: Config) -> ServerSettings | None:
         bind=bind,
         tls=tls,
         token_file=tokens,
+        projects=config[PROJECTS],
         message_bytes=config[MAX_REQUEST_BYTES],
         max_streams=config[MAX_STREAMS],
         rate=config[RATE_LIMIT],
@@ -164,7 +165,7 @@ def _tls(config: Config) -> ServerTls | None:
 
 
 def _check_tokens(path: Path) -> None:
-    from etcd_actions.server.admission import Tokens  # noqa: PLC0415 (needs what serves)
+    from etcd_actions.server.tokens import Tokens  # noqa: PLC0415 (needs what serves)
 
     try:
         Tokens(path)

@@ -412,7 +412,8 @@ TOKEN_FILE: Setting[Path | None] = Setting(
     metavar="FILE",
     parse=values.file,
     otherwise="clients need no token",
-    help="Tokens, one a line; a client must show one of them. Read again when it changes",
+    help="Tokens, one a line, each with a name and projects if wanted (TOKEN name=N projects=A,B); "
+    "a client must show one of them. Read again when it changes",
     for_run=True,
 )
 PROJECTS: Setting[tuple[str, ...] | None] = Setting(
