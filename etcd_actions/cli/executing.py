@@ -50,10 +50,7 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
         return False
     if served is None:
         raise ConfigError(f"{EXECUTOR.flag} local needs the service: give {LISTEN.flag} a place")
-    authenticated = served.token_file is not None or (
-        served.tls is not None and served.tls.client_ca is not None
-    )
-    if not served.bind.is_loopback and not authenticated:
+    if not served.bind.is_loopback and not served.is_authenticated:
         raise ConfigError(
             f"{LISTEN.flag} {served.bind}: with {EXECUTOR.flag} local whoever can connect can run "
             f"commands here: give {TOKEN_FILE.flag} or {LISTEN_CLIENT_CA.flag}, or listen on "
@@ -124,7 +121,7 @@ async def open_local_executor(
     """
     from etcd_actions.executor import open_executor  # noqa: PLC0415
 
-    if served.tls is None and served.token_file is None:
+    if served.tls is None and not served.demands_token:
         host = address.host if address.is_loopback else "127.0.0.1"
         async with open_executor(client, _settings(config, Bind(host, address.port))) as executor:
             yield executor
@@ -139,6 +136,7 @@ async def open_local_executor(
         grace=served.grace,
         http=HttpLimits(connections=_connections(), body_timeout=served.request_timeout),
         users=admitted_users(config),
+        projects=served.projects,
     )
     async with (
         open_actions_server(client, own) as server,

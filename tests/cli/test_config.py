@@ -76,6 +76,8 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "listen_key": ("a", "b"),
     "listen_client_ca": ("a", "b"),
     "token_file": ("a", "b"),
+    "projects": ("a", "b,c-d"),
+    "domains": ("a", "b,c.d"),
     "max_request_bytes": ("1024", "1MiB"),
     "max_header_bytes": ("1KiB", "2KiB"),
     "listen_users": ("any", "1000,1001"),
