@@ -34,6 +34,7 @@ from etcd_actions.serving import Bind, HttpLimits, ListenerStatistics, descripto
 
 if TYPE_CHECKING:
     from etcd_actions.executor import Executor, ExecutorSettings
+    from etcd_actions.server.front import Front
 
 _LEAST_TTL = 5
 _MOST_CONNECTIONS = 1_000
@@ -105,6 +106,7 @@ async def open_local_executor(
     served: ServerSettings,
     address: Bind,
     *,
+    front: Front | None = None,
     listeners: MutableMapping[str, Callable[[], ListenerStatistics]] | None = None,
 ) -> AsyncIterator[Executor]:
     """Run actions here.
@@ -117,6 +119,7 @@ async def open_local_executor(
         config: The settings.
         served: How the service is served.
         address: Where.
+        front: What tasks find there besides actions: in a task, too, the SDK's own client runs.
         listeners: Gets the numbers of that place.
     """
     from etcd_actions.executor import open_executor  # noqa: PLC0415
@@ -139,7 +142,7 @@ async def open_local_executor(
         projects=served.projects,
     )
     async with (
-        open_actions_server(client, own) as server,
+        open_actions_server(client, own, front=front) as server,
         open_executor(client, _settings(config, server.address)) as executor,
     ):
         if listeners is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -13,6 +14,7 @@ from etcd_actions import __version__
 from etcd_actions.backoff import Backoff
 from etcd_actions.cli.executing import check_executor, forbid_reading, open_local_executor
 from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.front import open_front
 from etcd_actions.cli.logs import count_failed_lines, lines_dropped
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.process import has_terminal
@@ -49,6 +51,9 @@ from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.serving import Bind
 from etcd_actions.serving.descriptors import raise_limit
+
+if TYPE_CHECKING:
+    from etcd_actions.server.front import Front
 
 # Nothing can be marked in an etcd that has ended: only what needs none is finished.
 _GRACE_WITHOUT_ETCD = 1.0
@@ -185,18 +190,19 @@ async def _serve(
         reflector = client.statistics().reflector
         if reflector is not None:
             _log.info("synced", revision=reflector.revision, keys=reflector.keys)
+        front = None if served is None else await enter(open_front(config, client))
         async with trio.open_nursery() as serving:
             leaving, left = trio.Event(), trio.Event()
             server: ActionsServer | None = None
-            if served is not None:
+            if served is not None and front is not None:
                 server = await serving.start(
-                    _serve_clients, client, served, monitoring, leaving, left
+                    _serve_clients, client, served, front, monitoring, leaving, left
                 )
                 running.reload.append(server.reload)
             async with trio.open_nursery() as nursery:
                 if executing and served is not None and server is not None:
                     nursery.start_soon(
-                        _execute, client, running, served, server.address, monitoring
+                        _execute, client, running, served, front, server.address, monitoring
                     )
                 if interval := config[STATS_INTERVAL]:
                     nursery.start_soon(_tell_often, client, interval)
@@ -223,6 +229,7 @@ async def _serve(
 async def _serve_clients(
     client: ActionsClient,
     settings: ServerSettings,
+    front: Front,
     monitoring: Monitoring | None,
     leaving: trio.Event,
     left: trio.Event,
@@ -235,6 +242,7 @@ async def _serve_clients(
             client,
             settings,
             is_serving=lambda: monitoring is None or monitoring.health.is_serving,
+            front=front,
         ) as server:
             if monitoring is not None:
                 monitoring.metrics.server = server.statistics
@@ -249,6 +257,7 @@ async def _execute(
     client: ActionsClient,
     running: _Running,
     served: ServerSettings,
+    front: Front | None,
     address: Bind,
     monitoring: Monitoring | None,
 ) -> None:
@@ -266,6 +275,7 @@ async def _execute(
                     config,
                     served,
                     address,
+                    front=front,
                     listeners=None if monitoring is None else monitoring.metrics.listeners,
                 ) as executor:
                     failures = 0

@@ -472,6 +472,26 @@ MAX_REQUEST_BYTES: Setting[int] = Setting(
     help="The size of a request, at most",
     for_run=True,
 )
+BLOB_DIR: Setting[Path | str | None] = Setting(
+    name="blob_dir",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_BLOB_DIR",
+    metavar="DIRECTORY|URL",
+    parse=values.blob_dir,
+    otherwise="etcd-actions/blobs in the user's data directory",
+    help="Where bundles, inputs and outputs of runs are: a folder, or a URL such as s3://bucket/x",
+    for_run=True,
+)
+MAX_UPLOAD_BYTES: Setting[int] = Setting(
+    name="max_upload_bytes",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_MAX_UPLOAD_BYTES",
+    metavar="SIZE",
+    parse=values.size,
+    default="5GiB",
+    help="The size of a file that is uploaded, at most",
+    for_run=True,
+)
 MAX_HEADER_BYTES: Setting[int] = Setting(
     name="max_header_bytes",
     group=Group.SERVICE,
@@ -764,6 +784,8 @@ SETTINGS: tuple[Setting[object], ...] = (
     LISTEN_USERS,
     ALLOWED_HOSTS,
     MAX_REQUEST_BYTES,
+    BLOB_DIR,
+    MAX_UPLOAD_BYTES,
     MAX_HEADER_BYTES,
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_ADDRESS,

@@ -244,6 +244,18 @@ def file(text: str) -> Path:
     return Path(text)
 
 
+def blob_dir(text: str) -> Path | str:
+    """A directory, which need not be there yet, or a URL that fsspec knows."""
+    if "://" not in text:
+        return directory(text)
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s?#]+", utf8(text)) or "@" in text:
+        raise ValueError(
+            f"{quoted(text)} is no URL of a store: give one such as s3://bucket/prefix, without a "
+            "user, a query or blanks"
+        )
+    return text
+
+
 def directory(text: str) -> Path:
     """A directory, which need not be there yet."""
     path = file(text)

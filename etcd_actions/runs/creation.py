@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import secrets
 import string
@@ -30,6 +29,8 @@ from etcd_actions.runs.record import RunRecord, TaskName, encode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from flyteidl2.common.run_pb2 import OffloadedInputData
+    from flyteidl2.task.common_pb2 import Inputs
     from flyteidl2.workflow.run_service_pb2 import CreateRunRequest
 
 _ALPHABET: Final = string.ascii_lowercase + string.digits
@@ -51,16 +52,21 @@ class Deployed(Protocol):
 class RunData(Protocol):
     """Where runs keep their inputs and outputs."""
 
-    @property
-    def base(self) -> str:
-        """What their places begin with, a path or a URL, without a slash at its end."""
-        ...
-
-    async def write(self, uri: str, data: bytes) -> None:
-        """Write a whole blob, durably, over one that is there.
+    def outputs_of(self, run: ActionId) -> str:
+        """What the outputs of a run are below, unless it says otherwise: a path or a URL.
 
         Raises:
-            EtcdActionsError: It was not written.
+            EtcdActionsError: There is no such place.
+        """
+        ...
+
+    async def keep_inputs(
+        self, run: ActionId, inputs: Inputs, spec: TaskSpec
+    ) -> OffloadedInputData:
+        """Keep inputs, durably, and never over those of another run; say where, and their hash.
+
+        Raises:
+            EtcdActionsError: They were not kept.
         """
         ...
 
@@ -167,17 +173,17 @@ class RunCreator:
         if request.HasField("run_start_time"):
             run_spec.run_start_time.CopyFrom(request.run_start_time)
         output_base = self._output_base(run, run_spec)
-        input_uri, inputs_hash = await self._inputs(request, output_base)
+        inputs = await self._inputs(run, request, spec)
         record = _record(run, request, run_spec, spec, self._clock())
         record = msgspec.structs.replace(
             record,
             request_digest=digest,
             creator=subject,
-            input_uri=input_uri,
-            inputs_hash=inputs_hash,
+            input_uri=inputs.uri,
+            inputs_hash=inputs.inputs_hash,
             output_base=output_base,
         )
-        action = _root(run, spec, input_uri, output_base, subject)
+        action = _root(run, spec, inputs.uri, output_base, subject)
         keys = self._client.keys
         beside = (
             Put(keys.run_record(run), encode(record)),
@@ -212,22 +218,18 @@ class RunCreator:
     def _output_base(self, run: ActionId, run_spec: RunSpec) -> str:
         base = run_spec.run_base_dir or run_spec.raw_data_storage.raw_data_prefix
         if not base:
-            base = self._require_data("run_spec.run_base_dir").base
+            return self._require_data("run_spec.run_base_dir").outputs_of(run)
         return f"{base.rstrip('/')}/{run.project}/{run.domain}/{run.run}"
 
-    async def _inputs(self, request: CreateRunRequest, output_base: str) -> tuple[str, str]:
-        """Where the inputs are, and their hash; inline ones are written."""
+    async def _inputs(
+        self, run: ActionId, request: CreateRunRequest, spec: TaskSpec
+    ) -> OffloadedInputData:
+        """Where the inputs are, and their hash; inline ones are kept first."""
         if request.WhichOneof("input_wrapper") == "offloaded_input_data":
-            offloaded = request.offloaded_input_data
-            if not offloaded.uri:
+            if not request.offloaded_input_data.uri:
                 raise InvalidArgument("offloaded_input_data.uri", "it is empty")
-            return offloaded.uri, offloaded.inputs_hash
-        data = request.inputs.SerializeToString(deterministic=True)
-        tag = inputs_hash(data)
-        # By its content: another run's inputs are never written over.
-        uri = f"{output_base}/inputs/{tag}/inputs.pb"
-        await self._require_data("inputs").write(uri, data)
-        return uri, tag
+            return request.offloaded_input_data
+        return await self._require_data("inputs").keep_inputs(run, request.inputs, spec)
 
     def _require_data(self, field: str) -> RunData:
         if self._data is None:
@@ -238,12 +240,6 @@ class RunCreator:
 def make_name() -> str:
     """A name for a run, of the form that Flyte's own are of."""
     return "r" + "".join(secrets.choice(_ALPHABET) for _ in range(19))
-
-
-def inputs_hash(data: bytes) -> str:
-    """Tells one set of inputs, as deterministic bytes, from another."""
-    digest = hashlib.blake2b(data, digest_size=8).digest()
-    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 def _record(

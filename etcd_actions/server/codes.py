@@ -13,6 +13,7 @@ from typing import Final
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
+from etcd_actions.blobs import BlobError, BlobExists
 from etcd_actions.containment import Containment
 from etcd_actions.errors import (
     Aborted,
@@ -45,6 +46,8 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     # Whatever else etcd refuses is no client's doing, and somebody may mend it meanwhile.
     (EtcdError, Code.UNAVAILABLE),
     (DecodeError, Code.DATA_LOSS),
+    (BlobExists, Code.ALREADY_EXISTS),
+    (BlobError, Code.UNAVAILABLE),
     (ConfigError, Code.UNAVAILABLE),
 )
 """The first class that an error is of counts."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from etcd_actions.blobs import BlobStore, UrlSigner
 from etcd_actions.client import ActionsClient
 from etcd_actions.registry.registry import Registry
-from etcd_actions.runs.creation import RunData
 from etcd_actions.runs.index import RunIndex
 from etcd_actions.server.application import Route
 from etcd_actions.server.front.cluster import ClusterService
+from etcd_actions.server.front.data_proxy import DataProxy
 from etcd_actions.server.front.identity import IdentityService
 from etcd_actions.server.front.images import FindImage, ImageService
+from etcd_actions.server.front.local_files import LocalFiles
 from etcd_actions.server.front.logs import Logs, LogService
 from etcd_actions.server.front.projects import ProjectService, ProjectSettings
 from etcd_actions.server.front.refused import NoApps, RefusedMethods
+from etcd_actions.server.front.run_data import RunBlobs
 from etcd_actions.server.front.run_lists import Paused, RunLists
 from etcd_actions.server.front.runs import DeployedTasks, RunService
 from etcd_actions.server.front.tasks import TaskService
+from etcd_actions.server.front.transfers import Transfers
 from etcd_actions.server.front.triggers import TriggerService
 from etcd_actions.server.methods import Service
 from etcd_actions.server.streams import Streams
@@ -31,7 +36,11 @@ class Front:
     Attributes:
         client: Who changes and reads actions; its containment is the boundary of what runs here.
         keepalive: After so many seconds without news a stream sends something, where it can.
-        data: Where runs keep their data; None refuses runs that need a place for it.
+        blobs: Where bundles, inputs and, unless a run says otherwise, outputs are; None serves no
+            data, and refuses runs that need a place for it.
+        signer: Signs the URLs of transfers; by default with the client's keys.
+        reads_local_files: Whether files of runs are read from this machine, too.
+        max_upload_bytes: Bytes of an upload, at most.
         logs: What the logs of attempts are read with.
         index: All runs; None serves no lists of them.
         registry: The deployed tasks; None serves none.
@@ -43,7 +52,10 @@ class Front:
 
     client: ActionsClient
     keepalive: float
-    data: RunData | None = None
+    blobs: BlobStore | None = None
+    signer: UrlSigner | None = None
+    reads_local_files: bool = False
+    max_upload_bytes: int = 5 << 30
     logs: Logs | None = None
     index: RunIndex | None = None
     registry: Registry | None = None
@@ -55,7 +67,18 @@ class Front:
     def services(self, streams: Streams) -> Iterable[Service]:
         """The services, each with its methods."""
         deployed = None if self.registry is None else DeployedTasks(self.registry)
-        yield RunService(self.client, streams, self.keepalive, data=self.data, deployed=deployed)
+        data = None if self.blobs is None else RunBlobs(self.blobs)
+        yield RunService(self.client, streams, self.keepalive, data=data, deployed=deployed)
+        if self.blobs is not None and self._transfers is not None:
+            yield DataProxy(
+                self.client,
+                self.blobs,
+                self._local_files,
+                self._signer,
+                self._transfers,
+                most=self.max_upload_bytes,
+                find_task=None if deployed is None else deployed.task_spec,
+            )
         if self.logs is not None:
             yield LogService(self.logs, streams, self.keepalive)
         if self.index is not None:
@@ -72,4 +95,19 @@ class Front:
 
     def routes(self) -> Iterable[Route]:
         """What is served by plain HTTP."""
-        return ()
+        return () if self._transfers is None else (self._transfers,)
+
+    @cached_property
+    def _signer(self) -> UrlSigner:
+        return self.signer or UrlSigner(self.client.store, self.client.keys)
+
+    @cached_property
+    def _local_files(self) -> LocalFiles | None:
+        return LocalFiles() if self.reads_local_files else None
+
+    @cached_property
+    def _transfers(self) -> Transfers | None:
+        """One for all ports: it bounds how many go on at once."""
+        if self.blobs is None:
+            return None
+        return Transfers(self.blobs, self._local_files, self._signer, self.max_upload_bytes)

@@ -21,6 +21,7 @@ from flyteidl2.workflow import run_service_pb2 as pb
 from google.protobuf.message import Message
 
 from etcd_actions import ActionsClient
+from etcd_actions.blobs import open_blob_store
 from etcd_actions.registry.registry import Registry
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
@@ -118,18 +119,6 @@ def _failed(data: bytes, status: int) -> Failed:
     return Failed(error["code"], error.get("message", ""))
 
 
-class Folder:
-    """Keeps data of runs in a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.base = str(path)
-
-    async def write(self, uri: str, data: bytes) -> None:
-        path = Path(uri)
-        await trio.Path(path.parent).mkdir(parents=True, exist_ok=True)
-        await trio.Path(path).write_bytes(data)
-
-
 @asynccontextmanager
 async def serve_runs(
     client: ActionsClient,
@@ -139,8 +128,8 @@ async def serve_runs(
     keepalive: float = 60.0,
 ) -> AsyncIterator[tuple[RunsAsker, ActionsServer]]:
     """Serve RunService, and a client of it."""
-    data = None if folder is None else Folder(folder)
-    front = Front(client=client, keepalive=keepalive, data=data, registry=registry)
+    blobs = None if folder is None else open_blob_store(folder)
+    front = Front(client=client, keepalive=keepalive, blobs=blobs, registry=registry)
     async with open_actions_server(client, ServerSettings(bind=LOOPBACK), front=front) as server:
         yield RunsAsker(server), server
 

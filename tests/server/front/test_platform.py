@@ -38,7 +38,7 @@ SECRET = "flyteidl2.secret.SecretService"
 
 @asynccontextmanager
 async def asker(client: ActionsClient, front: Front | None = None) -> AsyncIterator[Asker]:
-    front = front or Front(keepalive=30)
+    front = front or Front(client=client, keepalive=30)
     settings = ServerSettings(bind=LOOPBACK)
     async with open_actions_server(client, settings, front=front) as server:
         yield Asker(server.address)
@@ -64,7 +64,7 @@ async def test_every_client_is_sent_back_here(client: ActionsClient) -> None:
 
 async def test_every_project_exists_unless_settings_name_them(client: ActionsClient) -> None:
     get, got = projects.GetProjectRequest, projects.GetProjectResponse
-    front = Front(keepalive=30, projects_with_runs=lambda: ["b", "a"])
+    front = Front(client=client, keepalive=30, projects_with_runs=lambda: ["b", "a"])
     async with asker(client, front) as ask:
         answer = await ask.ask(PROJECT, "GetProject", get(id="new", org="127"), got)
         assert (answer.project.id, answer.project.org) == ("new", "127")
@@ -75,7 +75,7 @@ async def test_every_project_exists_unless_settings_name_them(client: ActionsCli
             await ask.ask(PROJECT, "GetProject", get(), got)
         assert caught.value.code == "invalid_argument"
     settings = ProjectSettings(projects=("one", "two"), domains=("here",))
-    front = Front(keepalive=30, projects=settings, projects_with_runs=lambda: ["b"])
+    front = Front(client=client, keepalive=30, projects=settings, projects_with_runs=lambda: ["b"])
     async with asker(client, front) as ask:
         with pytest.raises(Failed, match=r"'new'.*one, two") as caught:
             await ask.ask(PROJECT, "GetProject", get(id="new"), got)
@@ -87,7 +87,7 @@ async def test_every_project_exists_unless_settings_name_them(client: ActionsCli
 
 async def test_projects_are_filtered_sorted_and_paged(client: ActionsClient) -> None:
     names = [f"p{number}" for number in range(7)]
-    front = Front(keepalive=30, projects_with_runs=lambda: names)
+    front = Front(client=client, keepalive=30, projects_with_runs=lambda: names)
     ask_for = projects.ListProjectsRequest
     async with asker(client, front) as ask:
         down = list_pb2.Sort(key="created_at", direction=list_pb2.Sort.DESCENDING)
@@ -143,7 +143,7 @@ async def test_images_are_there_unless_somebody_knows_better(client: ActionsClie
     async with asker(client) as ask:
         answer = await ask.ask(IMAGE, "GetImage", request("x:1"), images.GetImageResponse)
         assert answer.image.fqin == "x:1"
-    async with asker(client, Front(keepalive=30, find_image=find)) as ask:
+    async with asker(client, Front(client=client, keepalive=30, find_image=find)) as ask:
         answer = await ask.ask(IMAGE, "GetImage", request("built:1"), images.GetImageResponse)
         assert answer.image.fqin == "own/built:1"
         for name, code in (("x:1", "not_found"), ("", "invalid_argument")):

@@ -33,7 +33,7 @@ from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker
 from tests.support import flyte
 
-FRONT = Front(keepalive=30)
+FRONT = Front(client=client, keepalive=30)
 IDENTITY = "flyteidl2.auth.IdentityService"
 PROJECT = "flyteidl2.project.ProjectService"
 ACTIONS = "flyteidl2.actions.ActionsService"
@@ -140,7 +140,7 @@ def test_each_identifier_of_a_request_counts() -> None:
 async def test_a_token_says_who_asks(client: ActionsClient, tokens: Path) -> None:
     who = (IDENTITY, "UserInfo", identity_pb2.UserInfoRequest(), identity_pb2.UserInfoResponse)
     lists = (PROJECT, "ListProjects", projects.ListProjectsRequest(), projects.ListProjectsResponse)
-    front = Front(keepalive=30, projects_with_runs=lambda: ["b", "c"])
+    front = Front(client=client, keepalive=30, projects_with_runs=lambda: ["b", "c"])
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
     async with open_actions_server(client, settings, front=front) as server:
         for token, subject, shown in (
@@ -179,7 +179,7 @@ async def test_a_token_uses_its_projects(client: ActionsClient, tokens: Path) ->
 
 async def test_settings_name_the_projects_that_there_are(client: ActionsClient) -> None:
     settings = ServerSettings(bind=LOOPBACK, projects=("a", "b"))
-    front = Front(keepalive=30, projects=ProjectSettings(projects=("a", "b")))
+    front = Front(client=client, keepalive=30, projects=ProjectSettings(projects=("a", "b")))
     async with open_actions_server(client, settings, front=front) as server:
         ask = Asker(server.address)
         for project in ("a", "typo"):

@@ -1,0 +1,69 @@
+"""How the settings say what the SDK's own entry points are answered from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from etcd_actions.blobs import BlobStore, NoStore, UrlSigner, open_blob_store
+from etcd_actions.client import ActionsClient
+from etcd_actions.config import Config
+from etcd_actions.config.settings import BLOB_DIR, EXECUTOR, MAX_UPLOAD_BYTES, STREAM_KEEPALIVE
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.embedded import default_data_dir
+
+if TYPE_CHECKING:
+    from etcd_actions.server.front import Front
+
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def open_front(config: Config, client: ActionsClient) -> AsyncIterator[Front]:
+    """The front door; one serves all ports of a process.
+
+    Args:
+        config: The settings.
+        client: Who changes and reads actions; its containment is the boundary of what runs here.
+
+    Raises:
+        ConfigError: The store of blobs that somebody asked for cannot be used.
+    """
+    # Loaded on demand: it needs what serves.
+    from etcd_actions.server.front import Front  # noqa: PLC0415
+
+    yield Front(
+        client=client,
+        keepalive=config[STREAM_KEEPALIVE],
+        blobs=await trio.to_thread.run_sync(_blobs, config),
+        signer=UrlSigner(client.store, client.keys),
+        reads_local_files=config[EXECUTOR] == "local",
+        max_upload_bytes=config[MAX_UPLOAD_BYTES],
+    )
+
+
+def _blobs(config: Config) -> BlobStore:
+    """The store that was asked for; else a folder, where one can be written."""
+    where = config[BLOB_DIR]
+    try:
+        return open_blob_store(_expanded(where or default_data_dir().with_name("blobs")))
+    except ConfigError as error:
+        if where is not None:
+            raise ConfigError(f"{BLOB_DIR.flag}: {error}") from None
+        why = f"{error}; or say where it is with {BLOB_DIR.flag} or {BLOB_DIR.variable}"
+        _log.warning("no_blob_store", error=str(error), remedy=BLOB_DIR.flag)
+        return NoStore(why)
+
+
+def _expanded(where: Path | str) -> Path | str:
+    if isinstance(where, str):
+        return where
+    try:
+        return where.expanduser().absolute()
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{where} cannot be found: {error}: give the whole path") from None
