@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
+import msgspec
 from flyteidl2.common.phase_pb2 import ActionPhase
 from flyteidl2.core.catalog_pb2 import CatalogCacheStatus
 from flyteidl2.workflow.run_definition_pb2 import ActionAttempt, ErrorInfo
@@ -15,7 +16,7 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.model import ACTION_TYPE_TRACE, Phase
 from etcd_actions.model.taskaction import parse_time
 from etcd_actions.runs.attempts import attempts
-from etcd_actions.runs.record import ActionHistory, Attempt, Failure
+from etcd_actions.runs.record import ActionHistory, Attempt, Failure, Transition
 
 OUTPUTS: Final = "outputs.pb"
 """The file of an action's outputs, in the directory of the attempt."""
@@ -37,7 +38,10 @@ def attempts_of(
         kept = () if history is None else history.attempts
         return [attempt_message(each) for each in kept]
     is_trace = action.spec.kind == ACTION_TYPE_TRACE
-    return [attempt_message(each, is_trace=is_trace) for each in attempts(action, history)]
+    found = attempts(action, history)
+    if not is_trace and found[0].number == 1:
+        found = (_queued_first(found[0], action), *found[1:])
+    return [attempt_message(each, is_trace=is_trace) for each in found]
 
 
 def attempt_message(attempt: Attempt, *, is_trace: bool = False) -> ActionAttempt:
@@ -98,3 +102,14 @@ def time_of(text: str) -> datetime | None:
         return parse_time(text, "time")
     except DecodeError:
         return None
+
+
+def _queued_first(first: Attempt, action: StoredTaskAction) -> Attempt:
+    """The first attempt with the time before anybody began with it, which no object says."""
+    created, transitions = time_of(action.metadata.creation_timestamp), first.transitions
+    if created is None or (transitions and transitions[0].phase == Phase.QUEUED):
+        return first
+    ended = transitions[0].started if transitions else None
+    return msgspec.structs.replace(
+        first, transitions=(Transition(Phase.QUEUED, created, ended), *transitions)
+    )

@@ -182,6 +182,7 @@ async def test_attempts_and_their_phases(asker: RunsAsker, client: ActionsClient
     assert [each.attempt for each in told.attempts] == [1, 2]
     first, second = told.attempts
     assert first.error_info.message == "first"
+    assert [each.phase for each in first.phase_transitions] == [Phase.QUEUED, Phase.RUNNING]
     assert second.phase == ActionPhase.ACTION_PHASE_RUNNING
     assert [each.phase for each in second.phase_transitions] == [Phase.QUEUED, Phase.RUNNING]
     assert second.logs_available
@@ -253,6 +254,10 @@ async def test_data_uris(asker: RunsAsker, client: ActionsClient) -> None:
 async def test_log_context_of_an_attempt(asker: RunsAsker, client: ActionsClient) -> None:
     await asker("CreateRun", create("r1"))
     await report(client, Phase.RUNNING)
+    assert [each.phase for each in (await details(asker)).attempts[0].phase_transitions] == [
+        Phase.QUEUED,
+        Phase.RUNNING,
+    ]
     wanted = action_id("r1")
     request = pb.GetActionLogContextRequest(action_id=wanted, attempt=1)
     assert (await asker("GetActionLogContext", request)).HasField("start_time")

@@ -33,8 +33,6 @@ from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker
 from tests.support import flyte
 
-FRONT = Front(client=client, keepalive=30)
-IDENTITY = "flyteidl2.auth.IdentityService"
 PROJECT = "flyteidl2.project.ProjectService"
 ACTIONS = "flyteidl2.actions.ActionsService"
 LINES = """\
@@ -84,7 +82,9 @@ async def test_no_method_that_is_served_lets_a_token_at_another_project(
 ) -> None:
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
     tried = 0
-    async with open_actions_server(client, settings, front=FRONT) as server:
+    async with open_actions_server(
+        client, settings, front=Front(client=client, keepalive=30)
+    ) as server:
         ask = Asker(server.address, "of-alice")
         for path, method in server.methods.items():
             name = path.removeprefix("/")
@@ -159,7 +159,9 @@ async def test_a_token_says_who_asks(client: ActionsClient, tokens: Path) -> Non
 
 async def test_a_token_uses_its_projects(client: ActionsClient, tokens: Path) -> None:
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
-    async with open_actions_server(client, settings, front=FRONT) as server:
+    async with open_actions_server(
+        client, settings, front=Front(client=client, keepalive=30)
+    ) as server:
         for token, project, code in (
             ("of-alice", "a", ""),
             ("of-alice", "c", "permission_denied"),
@@ -201,7 +203,9 @@ async def test_where_a_token_is_demanded_the_refusal_says_how(
 ) -> None:
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
     who = (IDENTITY, "UserInfo", identity_pb2.UserInfoRequest(), identity_pb2.UserInfoResponse)
-    async with open_actions_server(client, settings, front=FRONT) as server:
+    async with open_actions_server(
+        client, settings, front=Front(client=client, keepalive=30)
+    ) as server:
         with pytest.raises(Failed, match=r"insecure=True.*https://.*ExternalCommand") as caught:
             await Asker(server.address).ask(*who)
         assert caught.value.code == "unauthenticated"
