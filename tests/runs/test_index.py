@@ -192,7 +192,7 @@ async def test_an_index_goes_on_when_its_watch_fails(
 
     refusing = Refusing()
     async with open_run_index(refusing, keys, containment=containment) as index:  # type: ignore[arg-type]
-        with pytest.raises(PermissionDenied, match="^no$"):
+        with pytest.raises(PermissionDenied, match=r"^no$"):
             await index.ready()
         refusing.refuses = False
         assert index._followed is not None

@@ -50,11 +50,14 @@ _RUNS = st.builds(
     st.sampled_from([4, 5]),
     st.sampled_from(["e.a", "e.b"]),
 )
-_SORTS = st.lists(
+_DIRECTIONS = st.sampled_from([Sort.ASCENDING, Sort.DESCENDING])
+_SORTS = st.builds(Sort, key=st.just(CREATED), direction=_DIRECTIONS).map(
+    lambda sort: [sort]
+) | st.lists(
     st.builds(
         Sort,
         key=st.sampled_from([CREATED, "task_name", "phase", "ended_at", "name"]),
-        direction=st.sampled_from([Sort.ASCENDING, Sort.DESCENDING]),
+        direction=_DIRECTIONS,
     ),
     max_size=3,
 )

@@ -23,7 +23,7 @@ async def listed(
     caller: Caller, request: pb.ListRunsRequest | None = None, **more: object
 ) -> list[str]:
     if request is None:
-        request = pb.ListRunsRequest(project_id=PROJECT, request=ListRequest(**more))  # type: ignore[arg-type]
+        request = pb.ListRunsRequest(project_id=PROJECT, request=ListRequest(**more))
     answer = await caller.call(RUNS, "ListRuns", request, pb.ListRunsResponse)
     return [run.action.id.run.name for run in answer.runs]
 

@@ -58,8 +58,8 @@ async def tasks(caller: Caller, **asked: object) -> pb.ListTasksResponse:
     known = asked.pop("known_filters", [])
     request = pb.ListTasksRequest(
         project_id=PROJECT,
-        request=ListRequest(**asked),  # type: ignore[arg-type]
-        known_filters=known,  # type: ignore[arg-type]
+        request=ListRequest(**asked),
+        known_filters=known,
     )
     return await caller.call(TASKS, "ListTasks", request, pb.ListTasksResponse)
 
@@ -85,7 +85,7 @@ async def test_a_deployed_task_can_be_read(caller: Caller, lists: Lists) -> None
 async def test_the_same_again_exists_already_and_another_spec_replaces(caller: Caller) -> None:
     await deploy(caller, task_id())
     first = await details(caller, task_id())
-    with pytest.raises(Failed, match="this very task is deployed already: 'env.main'") as caught:
+    with pytest.raises(Failed, match=r"this very task is deployed already: 'env.main'") as caught:
         await deploy(caller, task_id())
     assert caught.value.code == "already_exists"
     with capture_logs() as logs:
