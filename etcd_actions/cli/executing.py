@@ -60,7 +60,7 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
     if config[EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
         raise ConfigError(f"{EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
     sdk_python(config)
-    _check_state_dir(_state_dir(config))
+    _check_state_dir(state_dir_of(config))
     # Names the extra that is missing before anything is started.
     import_module("etcd_actions.executor")
     return True
@@ -161,7 +161,7 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
     return ExecutorSettings(
         python=sdk_python(config),
         service=str(service),
-        state_dir=_state_dir(config),
+        state_dir=state_dir_of(config),
         fork_server=config[EXECUTOR_FORK_SERVER],
         slots=config[EXECUTOR_SLOTS],
         memory=config[EXECUTOR_MEMORY],
@@ -170,7 +170,7 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
     )
 
 
-def _state_dir(config: Config) -> Path:
+def state_dir_of(config: Config) -> Path:
     """Where the executor keeps what it knows of its tasks, absolute."""
     try:
         given = config[EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")

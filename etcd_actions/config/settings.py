@@ -335,6 +335,17 @@ RETAIN_TERMINAL: Setting[float | None] = Setting(
     "then is aborted with it",
     for_run=True,
 )
+RETAIN_RUNS: Setting[float] = Setting(
+    name="retain_runs",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_RETAIN_RUNS",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="720h",
+    help="How long the record of a run that is over is kept, with the histories of its actions; "
+    "objects have --retain-terminal",
+    for_run=True,
+)
 COLLECT_ORPHANS: Setting[bool] = Setting(
     name="collect_orphans",
     group=Group.RUN,
@@ -771,6 +782,7 @@ SETTINGS: tuple[Setting[object], ...] = (
     EMBEDDED_PORT,
     RUN_SERVICE,
     RETAIN_TERMINAL,
+    RETAIN_RUNS,
     COLLECT_ORPHANS,
     GRACE,
     STATS_INTERVAL,

@@ -68,6 +68,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "embedded_port": ("1", "2"),
     "run_service": ("127.0.0.1:8090", "https://flyte:443"),
     "retain_terminal": ("1h", "90s"),
+    "retain_runs": ("1h", "90s"),
     "collect_orphans": ("true", "false"),
     "grace": ("1s", "2"),
     "stats_interval": ("1s", "2"),

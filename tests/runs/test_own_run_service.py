@@ -112,8 +112,10 @@ async def test_a_run_without_a_record_gets_one_and_its_states(
     status = (await record_of(store, keys)).status
     assert status is not None
     assert (status.phase, status.revision) == (Phase.FAILED, failed.revision)
-    assert status.started is not None and status.ended is not None
-    assert status.failure is not None and status.failure.message == "it broke"
+    assert status.started is not None
+    assert status.ended is not None
+    assert status.failure is not None
+    assert status.failure.message == "it broke"
     history = await history_in(store, keys, ROOT)
     assert history is not None
     (attempt,) = history.attempts
@@ -122,7 +124,8 @@ async def test_a_run_without_a_record_gets_one_and_its_states(
         Phase.RUNNING,
         Phase.FAILED,
     ]
-    assert attempt.failure == status.failure and attempt.has_log
+    assert attempt.failure == status.failure
+    assert attempt.has_log
 
 
 async def test_a_record_that_was_made_with_its_run_keeps_what_it_says(
@@ -131,9 +134,9 @@ async def test_a_record_that_was_made_with_its_run_keeps_what_it_says(
     own = OwnRunService(store, keys)
     await writer.enqueue(flyte.task(ROOT))
     action = await put(writer, Phase.QUEUED)
-    made = RunRecord(
-        project="p", domain="d", name="r1", run_spec=b"spec", created=action.metadata.created_at
-    )
+    created = action.metadata.created_at
+    assert created is not None
+    made = RunRecord(project="p", domain="d", name="r1", run_spec=b"spec", created=created)
     await etcd.txn(Txn([], [Put(keys.run_record(ROOT), encode(made))]))
     await tell(own, action)
     record = await record_of(store, keys)
@@ -161,7 +164,8 @@ async def test_no_order_of_calls_brings_an_older_state_back(
         await tell(leader, states[late])
         assert await record_of(store, keys) == record
         assert await history_in(store, keys, ROOT) == history
-    assert record.status is not None and record.status.phase == Phase.SUCCEEDED
+    assert record.status is not None
+    assert record.status.phase == Phase.SUCCEEDED
     assert history is not None
     assert [each.failure and each.failure.code for each in history.attempts] == ["Boom", None]
 
@@ -190,7 +194,8 @@ async def test_a_run_that_is_made_again_starts_anew(
     assert await record_of(store, keys) == record
     await tell(own, await put(writer, Phase.SUCCEEDED))
     history = await history_in(store, keys, ROOT)
-    assert history is not None and history.create_revision == after.create_revision
+    assert history is not None
+    assert history.create_revision == after.create_revision
     assert [each.failure for each in history.attempts] == [None]
 
 
@@ -205,7 +210,8 @@ async def test_a_deletion_ends_what_went_on(
     await own.update_action_status(gone)
     await own.update_action_status(gone)
     status = (await record_of(store, keys)).status
-    assert status is not None and status.ended is not None
+    assert status is not None
+    assert status.ended is not None
     assert status.phase == Phase.ABORTED
     history = await history_in(store, keys, ROOT)
     assert history is not None
@@ -229,7 +235,8 @@ async def test_only_what_its_object_will_not_say_is_written(
     assert await store.get(keys.history(CHILD)) == written
     await tell(own, await put(writer, Phase.SUCCEEDED, 2, action_id=CHILD))
     last = await store.get(keys.history(CHILD))
-    assert last is not None and last.version == 2
+    assert last is not None
+    assert last.version == 2
     assert await store.get(keys.run_record(ROOT)) is None
 
 
@@ -262,7 +269,8 @@ async def test_garbage_is_replaced(
     await etcd.txn(Txn([], puts))
     await tell(OwnRunService(store, keys), action)
     status = (await record_of(store, keys)).status
-    assert status is not None and status.phase == Phase.SUCCEEDED
+    assert status is not None
+    assert status.phase == Phase.SUCCEEDED
     assert await history_in(store, keys, ROOT) is not None
 
 
@@ -276,7 +284,8 @@ async def test_what_a_later_version_wrote_is_left_alone(
     with pytest.raises(RunServiceRejected, match="newest version"):
         await OwnRunService(store, keys).update_action_state(update_of(action), action)
     kv = await store.get(keys.run_record(ROOT))
-    assert kv is not None and kv.value == later
+    assert kv is not None
+    assert kv.value == later
 
 
 async def test_while_etcd_does_not_write_it_is_unavailable(
@@ -318,13 +327,17 @@ async def test_a_call_that_is_cancelled_may_be_made_again(
 async def test_texts_are_bounded(writer: ActionsClient, store: Store, keys: Keyspace) -> None:
     long = ErrorState(code="C" * 5000, kind="USER", message="ä" * 30_000 + "end")
     await writer.enqueue(flyte.task(ROOT))
+    await put(writer, Phase.QUEUED)
     for attempt in range(2, 60):
-        action = await put(writer, Phase.QUEUED, attempt, before=long)
-    await tell(OwnRunService(store, keys), await put(writer, Phase.FAILED, 59, error=long))
+        await put(writer, Phase.QUEUED, attempt, before=long)
+    action = await put(writer, Phase.FAILED, 59, error=long)
+    await tell(OwnRunService(store, keys), action)
     assert len(action.metadata.annotations["etcd-actions.io/attempts"]) < 17 * 1024
     status = (await record_of(store, keys)).status
-    assert status is not None and status.failure is not None
-    assert len(status.failure.message) == 4096 and status.failure.message.endswith("end")
+    assert status is not None
+    assert status.failure is not None
+    assert len(status.failure.message) == 4096
+    assert status.failure.message.endswith("end")
     history = await history_in(store, keys, ROOT)
     assert history is not None
     assert [each.number for each in history.attempts] == list(range(1, 60))
@@ -376,9 +389,11 @@ async def test_a_leader_keeps_what_its_watch_shows(
         await put(client, Phase.SUCCEEDED)
         await eventually(lambda: client.statistics().marks.get("marked", 0) == 2)
     status = (await record_of(store, keys)).status
-    assert status is not None and status.phase == Phase.SUCCEEDED
+    assert status is not None
+    assert status.phase == Phase.SUCCEEDED
     history = await history_in(store, keys, CHILD)
-    assert history is not None and (history.run, history.name) == ("r1", "c1")
+    assert history is not None
+    assert (history.run, history.name) == ("r1", "c1")
     assert [each.failure and each.failure.message for each in history.attempts] == [
         "it broke",
         None,

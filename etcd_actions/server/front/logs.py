@@ -161,7 +161,8 @@ class LogService:
         lines = _Lines()
         pause, ask_at = _LOOK_SOON, trio.current_time() + _ASK_EVERY
         quiet_since = trio.current_time()
-        last_look = False
+        # What was written before it was over is there to be read.
+        last_look = asked.over
         while not stream.is_over:
             data = await log.read()
             if log.is_torn:

@@ -33,6 +33,7 @@ from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker
 from tests.support import flyte
 
+IDENTITY = "flyteidl2.auth.IdentityService"
 PROJECT = "flyteidl2.project.ProjectService"
 ACTIONS = "flyteidl2.actions.ActionsService"
 LINES = """\
