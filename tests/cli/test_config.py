@@ -52,6 +52,8 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "codec": ("msgpack", "protobuf"),
     "finalizer": ("true", "false"),
     "cacert": ("a", "b"),
+    "blob_dir": ("a", "s3://bucket/x"),
+    "max_upload_bytes": ("1MiB", "2MiB"),
     "cert": ("a", "b"),
     "key": ("a", "b"),
     "tls_server_name": ("a", "b"),

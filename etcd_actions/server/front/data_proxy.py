@@ -305,7 +305,8 @@ class DataProxy:
                 opened = self._local.read(path.removeprefix(LOCAL))
             async with opened as blob:
                 if blob is None:
-                    raise NotFound(f"the {what} are no more: there is no file {quoted(url, 300)}")
+                    # Without the URL: the SDK looks for the word "inputs" in the message.
+                    raise NotFound(f"the {what} of the action are no more: their file is gone")
                 if blob.info.size > _MOST_READ:
                     raise FailedPrecondition(
                         f"the {what} have {blob.info.size} bytes, and {_MOST_READ} are answered at "

@@ -48,11 +48,8 @@ async def test_what_is_uploaded_is_stored_as_a_whole(door: Door, kind: str) -> N
         async with h2_client(door.address) as h2:
             number = await h2.ask(target(location.signed_url), method="PUT", end=False)
             for at in range(0, len(data), 16_000):
-                part = data[at : at + 16_000]
-                await h2.until(
-                    lambda size=len(part): h2.connection.local_flow_control_window(number) >= size
-                )
-                h2.connection.send_data(number, part)
+                await h2.until(lambda: h2.connection.local_flow_control_window(number) >= 16_000)
+                h2.connection.send_data(number, data[at : at + 16_000])
                 await h2.flush()
             h2.connection.end_stream(number)
             await h2.flush()

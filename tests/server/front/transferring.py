@@ -79,7 +79,7 @@ class Door:
         return kind.FromString(found.body)
 
     async def location(
-        self, data: bytes = b"hello", **fields: object
+        self, data: bytes = b"hello", /, **fields: object
     ) -> pb.CreateUploadLocationResponse:
         asked = {
             "project": "p",
