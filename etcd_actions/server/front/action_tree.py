@@ -41,7 +41,7 @@ class ActionTree:
         self._children: dict[str, Counter[int]] = {}
 
     def put(self, actions: Iterable[StoredTaskAction], record: RunRecord | None) -> set[bytes]:
-        """Note how actions are now; gives their keys, and those of parents that this changes."""
+        """Note how actions are now; gives the keys of those, and of parents, that have changed."""
         changed = set()
         for action in actions:
             action_id = action_id_of(action)
@@ -92,6 +92,9 @@ class ActionTree:
 
     def _put(self, key: bytes, node: _Node) -> set[bytes]:
         before = self._nodes.get(key)
+        if before is not None and before.message == node.message:
+            # A mark, or a part of the state that is not shown.
+            return set()
         self._nodes[key] = node
         self._keys[node.row.name] = key
         parent = node.row.parent

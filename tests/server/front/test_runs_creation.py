@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions import ActionId, ActionsClient
 from etcd_actions.errors import AlreadyExists, OutcomeUnknown
-from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Txn, TxnResult
+from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Put, Txn, TxnResult
 from etcd_actions.registry.registry import open_registry, task_id_of
 from etcd_actions.runs.creation import RunCreator
 from etcd_actions.runs.record import RunRecord, decode_record
@@ -95,11 +95,11 @@ async def test_a_project_gets_a_new_name_each_time(asker: RunsAsker) -> None:
         await details(asker, name)
 
 
-@pytest.mark.parametrize("name", ["x" * 31, "Upper", "-r1", "a/b", "a b", "ä"])
-async def test_a_bad_name_is_an_invalid_argument(asker: RunsAsker, name: str) -> None:
-    with pytest.raises(Failed, match=r"run_id\.name") as caught:
-        await asker("CreateRun", create(name))
-    assert caught.value.code == "invalid_argument"
+async def test_a_bad_name_is_an_invalid_argument(asker: RunsAsker) -> None:
+    for name in ("x" * 31, "Upper", "-r1", "a/b", "a b", "ä"):
+        with pytest.raises(Failed, match=r"run_id\.name") as caught:
+            await asker("CreateRun", create(name))
+        assert caught.value.code == "invalid_argument", name
 
 
 def no_id(request: pb.CreateRunRequest) -> None:
@@ -122,28 +122,20 @@ def too_large(request: pb.CreateRunRequest) -> None:
     request.task_spec.task_template.container.args.append("x" * 1_500_000)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "field"),
-    [
+async def test_a_bad_request_names_its_field(asker: RunsAsker, client: ActionsClient) -> None:
+    for spoil, field in (
         (no_id, "run_id"),
         (no_task, "task_spec.task_template"),
         (no_uri, "offloaded_input_data.uri"),
         (reserved_label, "run_spec.labels"),
         (too_large, "task_spec"),
-    ],
-)
-async def test_a_bad_request_names_its_field(
-    asker: RunsAsker,
-    client: ActionsClient,
-    spoil: Callable[[pb.CreateRunRequest], None],
-    field: str,
-) -> None:
-    request = create("r1")
-    spoil(request)
-    with pytest.raises(Failed) as caught:
-        await asker("CreateRun", request)
-    assert caught.value.code == "invalid_argument"
-    assert caught.value.message.startswith(field)
+    ):
+        request = create("r1")
+        spoil(request)
+        with pytest.raises(Failed) as caught:
+            await asker("CreateRun", request)
+        assert caught.value.code == "invalid_argument"
+        assert caught.value.message.startswith(field)
     assert await client.store.get(client.keys.run_record(ROOT)) is None
 
 
@@ -254,6 +246,26 @@ async def test_an_answer_that_is_lost_creates_once(client: ActionsClient, etcd: 
         await creator.create(request)
 
 
+async def test_a_key_beside_that_appears_in_between_stops_all(
+    client: ActionsClient, etcd: Etcd
+) -> None:
+    """Also one that was not there when the enqueue looked."""
+    key = client.keys.run_record(ROOT)
+
+    async def txn(asked: Txn) -> TxnResult:
+        if asked.compare:
+            await etcd.put(key, b"somebody else's")
+        return await etcd.txn(asked)
+
+    client._enqueuer._store = Store(etcd, txn)
+    with pytest.raises(AlreadyExists, match="exists already"):
+        await client.enqueue(flyte.task(ROOT), beside=[Put(key, b"mine")])
+    kv = await client.store.get(key)
+    assert kv is not None
+    assert kv.value == b"somebody else's"
+    assert await client.store.get(client.keys.task_action(ROOT)) is None
+
+
 async def test_a_deployed_task_is_run_by_its_name(
     client: ActionsClient, etcd: Etcd, tmp_path: Path
 ) -> None:
@@ -287,19 +299,18 @@ def inline(request: pb.CreateRunRequest) -> None:
     request.inputs.CopyFrom(Inputs())
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [(by_trigger, "trigger_name"), (by_task, "task_id"), (inline, "run_base_dir")],
-)
-async def test_what_is_not_served_says_so(
-    client: ActionsClient, change: Callable[[pb.CreateRunRequest], None], word: str
-) -> None:
-    request = create("r1")
-    change(request)
+async def test_what_is_not_served_says_so(client: ActionsClient) -> None:
     async with serve_runs(client, None) as (asker, _):
-        with pytest.raises(Failed, match=word) as caught:
-            await asker("CreateRun", request)
-        assert caught.value.code == "unimplemented"
+        for change, word in (
+            (by_trigger, "trigger_name"),
+            (by_task, "task_id"),
+            (inline, "run_base_dir"),
+        ):
+            request = create("r1")
+            change(request)
+            with pytest.raises(Failed, match=word) as caught:
+                await asker("CreateRun", request)
+            assert caught.value.code == "unimplemented"
 
 
 async def test_inline_inputs_are_written_by_their_content(

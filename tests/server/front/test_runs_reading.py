@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from flyteidl2.common import list_pb2
 from flyteidl2.common.phase_pb2 import ActionPhase
+from flyteidl2.core.types_pb2 import SimpleType
 from flyteidl2.workflow import run_definition_pb2 as definitions
 from flyteidl2.workflow import run_service_pb2 as pb
-from google.protobuf.message import Message
 
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.etcd.api import Delete, KeyRange, Put, Txn
@@ -83,16 +83,14 @@ READS: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "request_for"), READS, ids=[name for name, _ in READS])
-async def test_another_projects_run_is_not_found(
-    asker: RunsAsker, client: ActionsClient, method: str, request_for: Any
-) -> None:
+async def test_another_projects_run_is_not_found(asker: RunsAsker, client: ActionsClient) -> None:
     """Nor is it said whose the name is."""
     await asker("CreateRun", create("r1"))
-    with pytest.raises(Failed) as caught:
-        await asker(method, request_for(action_id("r1", project="q")))
-    assert caught.value.code == "not_found"
-    assert "p/d" not in caught.value.message
+    for method, request_for in READS:
+        with pytest.raises(Failed) as caught:
+            await asker(method, request_for(action_id("r1", project="q")))
+        assert caught.value.code == "not_found", method
+        assert "p/d" not in caught.value.message
     assert (await client.get_task_action(ROOT)).phase is Phase.UNSPECIFIED
 
 
@@ -118,20 +116,15 @@ async def test_any_organisation_finds_it(asker: RunsAsker, client: ActionsClient
     assert (await client.get_task_action(CHILD)).phase is Phase.ABORTED
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
+async def test_what_names_no_run_is_an_invalid_argument(asker: RunsAsker) -> None:
+    for request in (
         pb.GetRunDetailsRequest(),
         pb.GetRunDetailsRequest(run_id=run_id("")),
         pb.GetRunDetailsRequest(run_id=run_id("a/b")),
-    ],
-)
-async def test_what_names_no_run_is_an_invalid_argument(
-    asker: RunsAsker, request_: Message
-) -> None:
-    with pytest.raises(Failed, match="run_id") as caught:
-        await asker("GetRunDetails", request_)
-    assert caught.value.code == "invalid_argument"
+    ):
+        with pytest.raises(Failed, match="run_id") as caught:
+            await asker("GetRunDetails", request)
+        assert caught.value.code == "invalid_argument"
 
 
 async def test_an_end_is_told_with_its_reason(asker: RunsAsker, client: ActionsClient) -> None:
@@ -182,7 +175,8 @@ async def test_attempts_and_their_phases(asker: RunsAsker, client: ActionsClient
     assert [each.attempt for each in told.attempts] == [1, 2]
     first, second = told.attempts
     assert first.error_info.message == "first"
-    assert [each.phase for each in first.phase_transitions] == [Phase.QUEUED, Phase.RUNNING]
+    phases = [each.phase for each in first.phase_transitions]
+    assert phases == [Phase.QUEUED, Phase.RUNNING, Phase.FAILED]
     assert second.phase == ActionPhase.ACTION_PHASE_RUNNING
     assert [each.phase for each in second.phase_transitions] == [Phase.QUEUED, Phase.RUNNING]
     assert second.logs_available
@@ -281,27 +275,26 @@ async def test_what_cannot_be_read_beside_the_object_counts_as_missing(
     assert told.metadata.task.id.name == "envs.greet"
 
 
-@pytest.mark.parametrize(
-    ("payload", "declared", "value"),
-    [
-        (pb.EventPayload(int_value=2), 2, "float_value"),
-        (pb.EventPayload(int_value=2), 1, "integer"),
-        (pb.EventPayload(float_value=0.5), 2, "float_value"),
-        (pb.EventPayload(string_value="x"), 3, "string_value"),
-        (pb.EventPayload(bool_value=False), 4, "boolean"),
-    ],
-)
 async def test_a_signal_has_the_type_that_is_waited_for(
-    asker: RunsAsker, client: ActionsClient, payload: pb.EventPayload, declared: int, value: str
+    asker: RunsAsker, client: ActionsClient
 ) -> None:
     await client.enqueue(flyte.task(ROOT))
-    condition = flyte.condition(CHILD, "a0")
-    condition.condition.type.simple = declared
-    await client.enqueue(condition)
-    wanted = action_id("r1", "c1")
-    await asker("SignalEvent", pb.SignalEventRequest(action_id=wanted, payload=payload))
-    told = (await details(asker, "c1")).signal_info.output
-    assert told.scalar.primitive.WhichOneof("value") == value
+    for number, (payload, declared, value) in enumerate(
+        (
+            (pb.EventPayload(int_value=2), SimpleType.FLOAT, "float_value"),
+            (pb.EventPayload(int_value=2), SimpleType.INTEGER, "integer"),
+            (pb.EventPayload(float_value=0.5), SimpleType.FLOAT, "float_value"),
+            (pb.EventPayload(string_value="x"), SimpleType.STRING, "string_value"),
+            (pb.EventPayload(bool_value=False), SimpleType.BOOLEAN, "boolean"),
+        )
+    ):
+        condition = flyte.condition(ActionId("p", "d", "r1", f"w{number}"), "a0")
+        condition.condition.type.simple = declared
+        await client.enqueue(condition)
+        wanted = action_id("r1", f"w{number}")
+        await asker("SignalEvent", pb.SignalEventRequest(action_id=wanted, payload=payload))
+        told = (await details(asker, f"w{number}")).signal_info.output
+        assert told.scalar.primitive.WhichOneof("value") == value
 
 
 async def test_a_signal_that_does_not_fit_is_refused(
