@@ -72,6 +72,21 @@ class _Stored(msgspec.Struct, frozen=True):
     owner: str
 
 
+async def claimed_by(store: Store, keys: Keyspace, action_id: ActionId) -> str:
+    """Who has the claim of an action, ``<host>/<process>``; empty for nobody who can be read.
+
+    Raises:
+        EtcdError: etcd cannot be asked.
+    """
+    kv = await store.get(keys.claim(action_id))
+    if kv is None:
+        return ""
+    try:
+        return msgspec.json.decode(kv.value, type=_Stored).owner
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return ""
+
+
 @asynccontextmanager
 async def open_claims(
     etcd: Etcd,

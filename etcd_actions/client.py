@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import wraps
@@ -19,12 +19,12 @@ from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.catalog import Catalog
-from etcd_actions.claims import Claim, Claims, open_claims
+from etcd_actions.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.codecs import codec_named
 from etcd_actions.containment import Containment, describe
 from etcd_actions.dead_letters import DeadLetter, LetterDesk
 from etcd_actions.errors import ConfigError, EtcdActionsError, InvalidArgument, UnexpectedFailure
-from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.api import Etcd, Put
 from etcd_actions.group_commit import (
     GroupCommit,
     GroupCommitStatistics,
@@ -200,14 +200,14 @@ class ActionsClient:
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
 
     @property
-    def store(self) -> Store:
-        """How it reads and writes etcd, for what is built on it."""
-        return self._store
+    def keys(self) -> Keyspace:
+        """Where everything is kept, for what is built on the client."""
+        return self._keys
 
     @property
-    def keys(self) -> Keyspace:
-        """Under which keys."""
-        return self._keys
+    def store(self) -> Store:
+        """Reads and writes of single keys, for what is built on the client."""
+        return self._store
 
     @property
     def namespace(self) -> str | None:
@@ -237,6 +237,7 @@ class ActionsClient:
         run_spec: RunSpec | None = None,
         *,
         trace_error: ErrorState | None = None,
+        beside: Sequence[Put] = (),
     ) -> Enqueued:
         """Create an action: a task, a condition or a trace. Asking for the same again is safe.
 
@@ -247,16 +248,21 @@ class ActionsClient:
             action: Flyte's message.
             run_spec: What holds for the whole run; of a child only the start time counts.
             trace_error: Why a failed trace failed, which Flyte's message has no field for.
+            beside: Keys that are created in the same transaction, each of them new. Where the
+                same request made the action before nothing is written.
 
         Raises:
             InvalidArgument: A field is missing, or has a value that Flyte's schema forbids.
-            AlreadyExists: The action exists, and another request made it.
+            AlreadyExists: The action exists, and another request made it; or a key of
+                ``beside`` does.
             NameTaken: Its key holds the object of another action, or an unreadable value: of
                 another project's run of that name, say.
             Aborted: The parent is gone, or it or what is above it is being aborted.
             ConfigError: ``flyteidl2`` is not installed.
         """
-        return await self._enqueuer.enqueue(action, run_spec, trace_error=trace_error)
+        return await self._enqueuer.enqueue(
+            action, run_spec, trace_error=trace_error, beside=beside
+        )
 
     @_request
     async def abort_action(
@@ -287,6 +293,7 @@ class ActionsClient:
         status: Status,
         *,
         error: ErrorState | None = None,
+        error_before: ErrorState | None = None,
         message: str = "",
         claim: Claim | None = None,
         incarnation: Incarnation | None = None,
@@ -296,7 +303,8 @@ class ActionsClient:
         See docs/status.md for what is written and which changes are allowed. The same
         again writes nothing. Reads that begin afterwards see what was written. With a
         ``claim`` the report counts only while that holds, with an ``incarnation`` only for that
-        object: an action that was deleted and made again is another one.
+        object: an action that was deleted and made again is another one. A report that begins an
+        attempt may say why the one before failed, in ``error_before``.
 
         Raises:
             NotFound: There is no such action, or it is another incarnation.
@@ -311,6 +319,7 @@ class ActionsClient:
             attempt,
             status,
             error=error,
+            error_before=error_before,
             message=message,
             fence=None if claim is None else claim.fence,
             incarnation=incarnation,
@@ -356,6 +365,22 @@ class ActionsClient:
             DecodeError: What is stored cannot be read.
         """
         return await self._lister.get_task_action(action_id_of(action_id))
+
+    def key_of(self, action_id: ActionId) -> bytes:
+        """The etcd key of a task's or condition's object.
+
+        Raises:
+            InvalidArgument: Its names make none.
+        """
+        try:
+            return self._keys.task_action(action_id)
+        except ValueError as error:
+            raise InvalidArgument("action_id", str(error)) from None
+
+    @_request
+    async def claimed_by(self, action_id: ActionId | ActionIdentifier) -> str:
+        """Who runs an action now, ``<host>/<process>``; empty where nobody says so."""
+        return await claimed_by(self._store, self._keys, action_id_of(action_id))
 
     @_request
     async def dead_letters(self) -> list[DeadLetter]:
@@ -469,14 +494,14 @@ class ActionsClient:
         return self._subscribe(None, True)
 
     def subscribe_run(
-        self, run: ActionId | RunIdentifier
+        self, run: ActionId | RunIdentifier, *, snapshot: bool = True
     ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]:
-        """Get the updates of all actions of a run, beginning with a snapshot.
+        """Get the updates of all actions of a run, beginning with a snapshot unless told not to.
 
         Raises:
             EtcdError: On entering, when etcd cannot be read.
         """
-        return self._subscribe(msgspec.structs.replace(_run_of(run), name=WHOLE_RUN), True)
+        return self._subscribe(msgspec.structs.replace(_run_of(run), name=WHOLE_RUN), snapshot)
 
     def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
         """Say of actions that this process runs them; see :class:`~etcd_actions.claims.Claims`.

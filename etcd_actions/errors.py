@@ -174,6 +174,10 @@ class UnexpectedFailure(ActionError):
     """The request met an error that is not foreseen; the log has it. It may have been done."""
 
 
+class NotServed(ActionError):
+    """What was asked for is not served here; the message names it, and what is."""
+
+
 class Aborted(ActionError):
     """The parent is gone, or it or what is above it is being aborted."""
 

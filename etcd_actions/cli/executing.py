@@ -52,10 +52,7 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
         return False
     if served is None:
         raise ConfigError(f"{EXECUTOR.flag} local needs the service: give {LISTEN.flag} a place")
-    authenticated = served.token_file is not None or (
-        served.tls is not None and served.tls.client_ca is not None
-    )
-    if not served.bind.is_loopback and not authenticated:
+    if not served.bind.is_loopback and not served.is_authenticated:
         raise ConfigError(
             f"{LISTEN.flag} {served.bind}: with {EXECUTOR.flag} local whoever can connect can run "
             f"commands here: give {TOKEN_FILE.flag} or {LISTEN_CLIENT_CA.flag}, or listen on "
@@ -64,7 +61,7 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
     if config[EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
         raise ConfigError(f"{EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
     sdk_python(config)
-    _check_state_dir(_state_dir(config))
+    _check_state_dir(state_dir_of(config))
     # Names the extra that is missing before anything is started.
     import_module("etcd_actions.executor")
     return True
@@ -128,7 +125,7 @@ async def open_local_executor(
     """
     from etcd_actions.executor import open_executor  # noqa: PLC0415
 
-    if served.tls is None and served.token_file is None:
+    if served.tls is None and not served.demands_token:
         host = address.host if address.is_loopback else "127.0.0.1"
         async with open_executor(client, _settings(config, Bind(host, address.port))) as executor:
             yield executor
@@ -143,6 +140,7 @@ async def open_local_executor(
         grace=served.grace,
         http=HttpLimits(connections=_connections(), body_timeout=served.request_timeout),
         users=admitted_users(config),
+        projects=served.projects,
     )
     async with (
         open_actions_server(client, own, front=front) as server,
@@ -164,7 +162,7 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
     return ExecutorSettings(
         python=sdk_python(config),
         service=str(service),
-        state_dir=_state_dir(config),
+        state_dir=state_dir_of(config),
         fork_server=config[EXECUTOR_FORK_SERVER],
         slots=config[EXECUTOR_SLOTS],
         memory=config[EXECUTOR_MEMORY],
@@ -174,7 +172,7 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
     )
 
 
-def _state_dir(config: Config) -> Path:
+def state_dir_of(config: Config) -> Path:
     """Where the executor keeps what it knows of its tasks, absolute."""
     try:
         given = config[EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")

@@ -11,10 +11,12 @@ import structlog
 import trio
 
 from etcd_actions.blobs import BlobStore, NoStore, UrlSigner, open_blob_store
+from etcd_actions.cli.run_history import logs_of
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config
 from etcd_actions.config.settings import BLOB_DIR, EXECUTOR, MAX_UPLOAD_BYTES, STREAM_KEEPALIVE
 from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.embedded import default_data_dir
 
 if TYPE_CHECKING:
@@ -24,27 +26,38 @@ _log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def open_front(config: Config, client: ActionsClient) -> AsyncIterator[Front]:
+async def open_front(config: Config, client: ActionsClient, etcd: Etcd) -> AsyncIterator[Front]:
     """The front door; one serves all ports of a process.
 
     Args:
         config: The settings.
         client: Who changes and reads actions; its containment is the boundary of what runs here.
+        etcd: The connection.
 
     Raises:
         ConfigError: The store of blobs that somebody asked for cannot be used.
     """
     # Loaded on demand: it needs what serves.
+    from etcd_actions.registry.registry import open_registry  # noqa: PLC0415
+    from etcd_actions.runs.index import open_run_index  # noqa: PLC0415
     from etcd_actions.server.front import Front  # noqa: PLC0415
 
-    yield Front(
-        client=client,
-        keepalive=config[STREAM_KEEPALIVE],
-        blobs=await trio.to_thread.run_sync(blob_store, config),
-        signer=UrlSigner(client.store, client.keys),
-        reads_local_files=config[EXECUTOR] == "local",
-        max_upload_bytes=config[MAX_UPLOAD_BYTES],
-    )
+    keys, containment = client.keys, client.containment
+    async with (
+        open_run_index(etcd, keys, containment=containment) as index,
+        open_registry(etcd, client.store, keys, containment=containment) as registry,
+    ):
+        yield Front(
+            client=client,
+            keepalive=config[STREAM_KEEPALIVE],
+            blobs=await trio.to_thread.run_sync(blob_store, config),
+            signer=UrlSigner(client.store, keys),
+            reads_local_files=config[EXECUTOR] == "local",
+            max_upload_bytes=config[MAX_UPLOAD_BYTES],
+            logs=logs_of(client, etcd, keys, config),
+            index=index,
+            registry=registry,
+        )
 
 
 def blob_store(config: Config) -> BlobStore:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +18,7 @@ from etcd_actions.cli.front import open_front
 from etcd_actions.cli.logs import count_failed_lines, lines_dropped
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.process import has_terminal
+from etcd_actions.cli.run_history import collect_runs, open_run_services
 from etcd_actions.cli.serving import is_installed, server_settings
 from etcd_actions.cli.signals import LEAST_GRACE, Stop, open_stop
 from etcd_actions.cli.telemetry import open_telemetry
@@ -42,12 +43,10 @@ from etcd_actions.containment import Containment
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError, first_error
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.embedded import EmbeddedEtcd, is_default_data_dir, open_embedded_etcd
-from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.model import DEFAULT_NAMESPACE
+from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.processor import ProcessorSettings, ProcessorStatistics
 from etcd_actions.recorder import MarkResult
-from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.serving import Bind
 from etcd_actions.serving.descriptors import raise_limit
@@ -158,7 +157,14 @@ async def _serve(
         stop.before_leaving(stack, "the collector of traces")
         etcd = await enter(common.open_etcd(endpoints))
         stop.before_leaving(stack, "the connection to etcd")
-        run_service = await enter(_open_run_service(config[RUN_SERVICE]))
+        keys = Keyspace(
+            common.prefix,
+            common.namespace or DEFAULT_NAMESPACE,
+            template=config.namespace_template,
+        )
+        run_service = await enter(
+            open_run_services(etcd, keys, config, containment, served=served is not None)
+        )
         stop.before_leaving(stack, "the connection to the run service")
         client = await enter(
             open_actions_client(
@@ -190,7 +196,7 @@ async def _serve(
         reflector = client.statistics().reflector
         if reflector is not None:
             _log.info("synced", revision=reflector.revision, keys=reflector.keys)
-        front = None if served is None else await enter(open_front(config, client))
+        front = None if served is None else await enter(open_front(config, client, etcd))
         async with trio.open_nursery() as serving:
             leaving, left = trio.Event(), trio.Event()
             server: ActionsServer | None = None
@@ -204,6 +210,8 @@ async def _serve(
                     nursery.start_soon(
                         _execute, client, running, served, front, server.address, monitoring
                     )
+                if served is not None:
+                    nursery.start_soon(collect_runs, client, etcd, keys, config)
                 if interval := config[STATS_INTERVAL]:
                     nursery.start_soon(_tell_often, client, interval)
                 await stop.wait()
@@ -321,18 +329,6 @@ async def _monitor(
     )
     monitoring.metrics.lines_dropped = lines_dropped
     return monitoring
-
-
-@asynccontextmanager
-async def _open_run_service(endpoint: Endpoint | None) -> AsyncIterator[RunService]:
-    if endpoint is None:
-        yield NullRunService()
-        return
-    # Loaded on demand: it needs Flyte's messages.
-    from etcd_actions.run_service.grpc import open_run_service  # noqa: PLC0415
-
-    async with open_run_service(endpoint) as run_service:
-        yield run_service
 
 
 def _check_for_embedded(common: Common) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -12,6 +13,7 @@ from etcd_actions.config import Config
 from etcd_actions.config.security import check_pem
 from etcd_actions.config.settings import (
     ALLOWED_HOSTS,
+    DOMAINS,
     EXECUTOR,
     GRACE,
     HEADER_TIMEOUT,
@@ -25,6 +27,7 @@ from etcd_actions.config.settings import (
     MAX_HEADER_BYTES,
     MAX_REQUEST_BYTES,
     MAX_STREAMS,
+    PROJECTS,
     RATE_LIMIT,
     REQUEST_TIMEOUT,
     STREAM_KEEPALIVE,
@@ -35,6 +38,9 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings
 from etcd_actions.serving import Bind, HttpLimits, ServerTls
 from etcd_actions.serving.descriptors import most_connections
+
+if TYPE_CHECKING:
+    from etcd_actions.server.front.projects import ProjectSettings
 
 _NEEDED = (
     "connectrpc",
@@ -81,6 +87,7 @@ def server_settings(config: Config) -> ServerSettings | None:
         bind=bind,
         tls=tls,
         token_file=tokens,
+        projects=config[PROJECTS],
         message_bytes=config[MAX_REQUEST_BYTES],
         max_streams=config[MAX_STREAMS],
         rate=config[RATE_LIMIT],
@@ -91,6 +98,13 @@ def server_settings(config: Config) -> ServerSettings | None:
         allowed_hosts=config[ALLOWED_HOSTS],
         users=_users(config, bind),
     )
+
+
+def project_settings(config: Config) -> ProjectSettings:
+    """Which projects and domains clients are shown; needs what serves."""
+    from etcd_actions.server.front.projects import ProjectSettings  # noqa: PLC0415
+
+    return ProjectSettings(projects=config[PROJECTS], domains=config[DOMAINS])
 
 
 def admitted_users(config: Config, *tasks: int) -> frozenset[int] | None:
@@ -151,7 +165,7 @@ def _tls(config: Config) -> ServerTls | None:
 
 
 def _check_tokens(path: Path) -> None:
-    from etcd_actions.server.admission import Tokens  # noqa: PLC0415 (needs what serves)
+    from etcd_actions.server.tokens import Tokens  # noqa: PLC0415 (needs what serves)
 
     try:
         Tokens(path)

@@ -335,6 +335,17 @@ RETAIN_TERMINAL: Setting[float | None] = Setting(
     "then is aborted with it",
     for_run=True,
 )
+RETAIN_RUNS: Setting[float] = Setting(
+    name="retain_runs",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_RETAIN_RUNS",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="720h",
+    help="How long the record of a run that is over is kept, with the histories of its actions; "
+    "objects have --retain-terminal",
+    for_run=True,
+)
 COLLECT_ORPHANS: Setting[bool] = Setting(
     name="collect_orphans",
     group=Group.RUN,
@@ -412,7 +423,30 @@ TOKEN_FILE: Setting[Path | None] = Setting(
     metavar="FILE",
     parse=values.file,
     otherwise="clients need no token",
-    help="Tokens, one a line; a client must show one of them. Read again when it changes",
+    help="Tokens, one a line, each with a name and projects if wanted (TOKEN name=N projects=A,B); "
+    "a client must show one of them. Read again when it changes",
+    for_run=True,
+)
+PROJECTS: Setting[tuple[str, ...] | None] = Setting(
+    name="projects",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_PROJECTS",
+    metavar="NAME,...",
+    parse=values.names,
+    otherwise="every project that somebody asks for exists",
+    is_list=True,
+    help="The projects that clients may name; others are refused",
+    for_run=True,
+)
+DOMAINS: Setting[tuple[str, ...]] = Setting(
+    name="domains",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_DOMAINS",
+    metavar="NAME,...",
+    parse=values.names,
+    default="development,staging,production",
+    is_list=True,
+    help="The domains that clients are shown of each project",
     for_run=True,
 )
 LISTEN_USERS: Setting[Literal["own", "any"] | frozenset[int]] = Setting(
@@ -758,6 +792,7 @@ SETTINGS: tuple[Setting[object], ...] = (
     EMBEDDED_PORT,
     RUN_SERVICE,
     RETAIN_TERMINAL,
+    RETAIN_RUNS,
     COLLECT_ORPHANS,
     GRACE,
     STATS_INTERVAL,
@@ -766,6 +801,8 @@ SETTINGS: tuple[Setting[object], ...] = (
     LISTEN_KEY,
     LISTEN_CLIENT_CA,
     TOKEN_FILE,
+    PROJECTS,
+    DOMAINS,
     LISTEN_USERS,
     ALLOWED_HOSTS,
     MAX_REQUEST_BYTES,

@@ -163,6 +163,17 @@ def hosts(text: str) -> frozenset[str]:
     return frozenset(name.strip("[]") for name in names)
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Names of projects or domains, each once, in the order in which they are given."""
+    found = dict.fromkeys(name.strip() for name in utf8(text).split(","))
+    for name in found:
+        if not re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z_.-]{0,61}[0-9A-Za-z])?", name):
+            raise ValueError(
+                f"{quoted(name)} is no name: give letters, digits, dashes, dots and underscores"
+            )
+    return tuple(found)
+
+
 def users(text: str) -> Literal["own", "any"] | frozenset[int]:
     """Users of this machine: ``own``, ``any``, or their numbers."""
     if text in ("own", "any"):

@@ -283,7 +283,9 @@ class ActionRun:
             return await self._report(action, number, Phase.SUCCEEDED, claim, cache_status=status)
         if outcome.recoverable and number < limits.attempts:
             self.retries += 1
-            return await self._report(action, number + 1, Phase.QUEUED, claim)
+            return await self._reports.report(
+                action, number + 1, Phase.QUEUED, claim, error_before=outcome.error
+            )
         timed_out = outcome.error.code in (RUN_TOO_LONG, DEADLINE)
         phase = Phase.TIMED_OUT if timed_out else Phase.FAILED
         return await self._report(action, number, phase, claim, outcome.error)

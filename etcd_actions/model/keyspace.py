@@ -31,6 +31,7 @@ class Keyspace:
         letters: What the keys of dead letters begin with.
         elections: The same of those that processes are elected by.
         runs: What the keys of runs' records begin with; like ``prefix``, before the namespace.
+        run_tasks: The same of the task specifications of runs' roots.
         histories: The same of the histories of actions.
         tasks: What the keys of deployed tasks begin with.
         catalog: The same of cached results.
@@ -54,6 +55,7 @@ class Keyspace:
         self.letters = self.side + b"dead-letters/"
         self.elections = self.side + b"election/"
         self.runs = self.side + b"runs/"
+        self.run_tasks = self.side + b"run-tasks/"
         self.histories = self.side + b"history/"
         self.tasks = self.side + b"tasks/"
         self.catalog = self.side + b"catalog/"
@@ -109,6 +111,10 @@ class Keyspace:
     def run_record(self, action_id: ActionId) -> bytes:
         """The key of the record of an action's run."""
         return object_key(self.runs, self.namespace_of(action_id), action_id.run)
+
+    def run_task(self, action_id: ActionId) -> bytes:
+        """The key of the specification of the task that an action's run runs."""
+        return object_key(self.run_tasks, self.namespace_of(action_id), action_id.run)
 
     def history(self, action_id: ActionId) -> bytes:
         """The key of an action's history."""

@@ -51,6 +51,7 @@ class RunStatus(_Struct, frozen=True, omit_defaults=True, kw_only=True):
         cache_status: Flyte's number of it.
         started: When it left the queue.
         ended: When it was over.
+        updated: When this was recorded.
         failure: Why it failed.
         abort_reason: Why it was aborted.
         aborted_by: Who did that.
@@ -63,6 +64,7 @@ class RunStatus(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     cache_status: int = 0
     started: datetime | None = None
     ended: datetime | None = None
+    updated: datetime | None = None
     failure: Failure | None = None
     abort_reason: str = ""
     aborted_by: str = ""
@@ -74,6 +76,7 @@ class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     Attributes:
         form: Of the stored bytes.
         org: As the client that created it names its organisation.
+        request_digest: Of the request that created it: the same one again is no conflict.
         run_spec: Flyte's ``task.RunSpec``.
         task: Which task the root is.
         short_name: Of the task, for people.
@@ -85,6 +88,7 @@ class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
         labels: Of the run.
         input_uri: Where its inputs are.
         inputs_hash: Tells one set of inputs from another.
+        output_base: What its actions' outputs are below.
         recovered_from: The run whose successes it takes over.
         status: How it goes; None until that was recorded.
     """
@@ -94,6 +98,7 @@ class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     project: str
     domain: str
     name: str
+    request_digest: str = ""
     run_spec: bytes = b""
     task: TaskName = TaskName()
     short_name: str = ""
@@ -105,6 +110,7 @@ class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     input_uri: str = ""
     inputs_hash: str = ""
+    output_base: str = ""
     recovered_from: str = ""
     status: RunStatus | None = None
 
@@ -118,7 +124,17 @@ class Transition(_Struct, frozen=True, omit_defaults=True):
 
 
 class Attempt(_Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How one attempt of an action went."""
+    """How one attempt of an action went.
+
+    Attributes:
+        number: Which one, from 1 on.
+        phase: Flyte's number of it. One that another followed FAILED.
+        transitions: The phases that it went through.
+        failure: Why it failed; None where nobody said.
+        output_uri: The directory of its outputs.
+        cache_status: Flyte's number of it.
+        has_log: Whether it had a process, and so a log somewhere.
+    """
 
     number: int
     phase: int = 0
@@ -126,16 +142,44 @@ class Attempt(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     failure: Failure | None = None
     output_uri: str = ""
     cache_status: int = 0
-    log_uri: str = ""
+    has_log: bool = False
 
 
 class ActionHistory(_Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """All attempts of one incarnation of an action, the oldest first."""
+    """All attempts of one incarnation of an action, the oldest first.
+
+    Attributes:
+        form: Of the stored bytes.
+        run: Of which run it is; the key alone does not say where its name ends.
+        name: The action's name.
+        parent: The parent action's name; empty for a root.
+        kind: ``task`` or ``condition``.
+        short_name: Of the task, for people.
+        task_type: The task's type.
+        uid: ``metadata.uid`` of its object.
+        create_revision: Of its object's key: which incarnation.
+        revision: Which state of it: an older one never replaces a newer one.
+        attempts: How each went.
+    """
 
     form: int = FORM
+    org: str = ""
+    project: str = ""
+    domain: str = ""
+    run: str = ""
+    name: str = ""
+    parent: str = ""
+    kind: str = ""
+    short_name: str = ""
+    task_type: str = ""
+    uid: str = ""
     create_revision: int = 0
     revision: int = 0
     attempts: tuple[Attempt, ...] = ()
+
+
+class LaterForm(DecodeError):
+    """A later version wrote it: this one must not write over it."""
 
 
 _T = TypeVar("_T", RunRecord, ActionHistory)
@@ -174,5 +218,5 @@ def _checked(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T:
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise DecodeError(f"no {decoder.type.__name__}: {error}") from None
     if value.form != FORM:
-        raise DecodeError(f"a {decoder.type.__name__} of form {value.form}, not {FORM}")
+        raise LaterForm(f"a {decoder.type.__name__} of form {value.form}, not {FORM}")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import trio
@@ -13,7 +14,9 @@ from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication
 
 from etcd_actions.containment import Containment
-from etcd_actions.server.admission import RateLimit, Tokens
+from etcd_actions.server.admission import RateLimit
+from etcd_actions.server.auth_metadata import AUTH_METADATA
+from etcd_actions.server.authentication import Authentication
 from etcd_actions.server.boundaries import guarded
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.codes import Refusal, told
@@ -22,6 +25,9 @@ from etcd_actions.server.methods import Methods, UnaryCalls
 from etcd_actions.server.streams import CONNECTION, Connection
 from etcd_actions.serving import Message, Receive, Send
 from etcd_actions.tracing import CallSpan
+
+# Load balancers and clients that have yet to log in show no token.
+_OPEN = frozenset({HEALTH, AUTH_METADATA})
 
 
 class _Begun(NamedTuple):
@@ -39,8 +45,10 @@ class Calls:
         seconds: Their time, by method; of streams, too.
     """
 
-    def __init__(self, tokens: Tokens | None, rate: RateLimit, containment: Containment) -> None:
-        self._tokens = tokens
+    def __init__(
+        self, authentication: Authentication, rate: RateLimit, containment: Containment
+    ) -> None:
+        self._authentication = authentication
         self._rate = rate
         self.containment = containment
         self.ended: Counter[tuple[str, str]] = Counter()
@@ -56,7 +64,7 @@ class Calls:
 
     async def _start(self, ctx: RequestContext[Any, Any]) -> _Begun:
         try:
-            self._admit(ctx)
+            await self._admit(ctx)
         except Refusal as refusal:
             # Its end is told to nobody who was not told of its beginning.
             self.ended[ctx.method.name, refusal.code.value] += 1
@@ -74,10 +82,13 @@ class Calls:
         )
         return _Begun(trio.current_time(), span)
 
-    def _admit(self, ctx: RequestContext[Any, Any]) -> None:
+    async def _admit(self, ctx: RequestContext[Any, Any]) -> None:
         client = (ctx.client_address or "").rpartition(":")[0]
-        if self._tokens is not None and ctx.method.service_name != HEALTH:
-            client = f"token {self._tokens.number_of(ctx.request_headers.get('authorization'))}"
+        if self._authentication.is_demanded and ctx.method.service_name not in _OPEN:
+            shown = ctx.request_headers.get("authorization")
+            identity = await self._authentication.identify(shown)
+            client = identity.client
+            CALLER.set(replace(CALLER.get(), subject=identity.subject, projects=identity.projects))
         self._rate.take(client)
 
     async def on_end(

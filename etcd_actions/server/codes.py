@@ -26,6 +26,7 @@ from etcd_actions.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    NotServed,
     RequestTooLarge,
     UnexpectedFailure,
 )
@@ -37,6 +38,7 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     (NotFound, Code.NOT_FOUND),
     (FailedPrecondition, Code.FAILED_PRECONDITION),
     (Aborted, Code.ABORTED),
+    (NotServed, Code.UNIMPLEMENTED),
     (UnexpectedFailure, Code.INTERNAL),
     (ActionError, Code.FAILED_PRECONDITION),
     # Sending it again cannot help, and RESOURCE_EXHAUSTED would be sent again for ever.

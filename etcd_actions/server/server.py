@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -15,9 +15,11 @@ from etcd_actions.server.settings import ServerSettings
 from etcd_actions.serving import Bind, Listener, ListenerStatistics, open_listener
 
 if TYPE_CHECKING:
+    from connectrpc.method import MethodInfo
+
     from etcd_actions.server.application import Calls
     from etcd_actions.server.front import Front
-    from etcd_actions.server.methods import Service
+    from etcd_actions.server.methods import Methods, Service
     from etcd_actions.server.streams import Streams
 
 _FLAG = "--listen"
@@ -71,27 +73,33 @@ async def open_actions_server(
         ConfigError: The address, a file or the installation is unusable.
     """
     try:
-        from etcd_actions.server.admission import RateLimit, Tokens  # noqa: PLC0415
+        from etcd_actions.server.access import Access  # noqa: PLC0415
+        from etcd_actions.server.admission import RateLimit  # noqa: PLC0415
         from etcd_actions.server.application import Application, Calls  # noqa: PLC0415
+        from etcd_actions.server.auth_metadata import AuthMetadataService  # noqa: PLC0415
+        from etcd_actions.server.authentication import Authentication  # noqa: PLC0415
         from etcd_actions.server.health import Health  # noqa: PLC0415
         from etcd_actions.server.methods import Methods, UnaryCalls  # noqa: PLC0415
         from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
         from etcd_actions.server.service import ActionsService  # noqa: PLC0415
         from etcd_actions.server.streams import Streams  # noqa: PLC0415
+        from etcd_actions.server.tokens import Tokens  # noqa: PLC0415
         from etcd_actions.server.trace_errors import read_trace_error  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{_FLAG}: nothing can be served ({error}): pip install etcd-actions[server]"
         ) from error
     tokens = None if settings.token_file is None else Tokens(settings.token_file)
-    calls = Calls(tokens, RateLimit(settings.rate), client.containment)
+    authentication = Authentication(tokens, None)
+    calls = Calls(authentication, RateLimit(settings.rate), client.containment)
     streams = Streams(settings.max_streams)
     unary_calls = UnaryCalls(settings.request_timeout, client.containment)
-    methods = Methods(unary_calls, client.containment)
+    methods = Methods(unary_calls, client.containment, Access(settings.projects))
     services: Iterable[Service] = (
         ActionsService(client, streams, settings.keepalive, read_trace_error),
         Health(lambda: methods.services, is_serving, streams),
         Reflection(lambda: methods.services),
+        AuthMetadataService(None),
         *(() if front is None else front.services(streams)),
     )
     for service in services:
@@ -117,21 +125,29 @@ async def open_actions_server(
         on_late=application.cut_off,
     ) as listener:
         _tell(settings, listener)
-        yield ActionsServer(listener, calls, streams)
+        yield ActionsServer(listener, calls, streams, methods)
 
 
 class ActionsServer:
     """A server that runs; made by :func:`open_actions_server`."""
 
-    def __init__(self, listener: Listener, calls: Calls, streams: Streams) -> None:
+    def __init__(
+        self, listener: Listener, calls: Calls, streams: Streams, methods: Methods
+    ) -> None:
         self._listener = listener
         self._calls = calls
         self._streams = streams
+        self._methods = methods
 
     @property
     def address(self) -> Bind:
         """Where it listens, with the port that the system chose."""
         return self._listener.address
+
+    @property
+    def methods(self) -> Mapping[str, MethodInfo[Any, Any]]:
+        """What is answered, by its path: not what is refused as unimplemented."""
+        return self._methods.answered
 
     def statistics(self) -> ServerStatistics:
         """See :class:`ServerStatistics`."""
@@ -162,15 +178,20 @@ class ActionsServer:
 
 
 def _tell(settings: ServerSettings, listener: Listener) -> None:
-    authenticated = settings.token_file is not None or (
-        settings.tls is not None and settings.tls.client_ca is not None
-    )
+    authenticated = settings.is_authenticated
     _log.info(
         "serving",
         listen=str(listener.address),
         tls=settings.tls is not None,
         authentication=authenticated,
     )
+    if settings.demands_token and settings.tls is None and not settings.bind.is_loopback:
+        _log.warning(
+            "tokens_in_clear",
+            listen=str(listener.address),
+            remedy="--listen-cert and --listen-key, or a proxy before it that ends TLS: the SDK "
+            "sends tokens over https only",
+        )
     if not authenticated and settings.users is None and not settings.bind.is_loopback:
         _log.warning(
             "anybody_may_enqueue",

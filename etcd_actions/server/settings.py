@@ -16,7 +16,9 @@ class ServerSettings:
         bind: Where it listens. Whoever can connect may enqueue, unless tokens are demanded.
         tls: How it encrypts; None for not at all.
         token_file: The tokens one of which a client must show, one a line; None asks for
-            none. The file is read again when it changes.
+            none. The file is read again when it changes. See
+            :class:`~etcd_actions.server.tokens.Tokens`.
+        projects: The projects that requests may name; None for all.
         message_bytes: The size of a request, at most; etcd takes 1.5 MiB by default.
         max_streams: Open WatchForUpdates streams of all clients, at most.
         rate: Requests a second of one client, at most; bursts may be twice as large. A client
@@ -36,6 +38,7 @@ class ServerSettings:
     bind: Bind
     tls: ServerTls | None = None
     token_file: Path | None = None
+    projects: tuple[str, ...] | None = None
     message_bytes: int = 4 * 1024 * 1024
     max_streams: int = 10_000
     rate: float = 1000.0
@@ -45,3 +48,13 @@ class ServerSettings:
     http: HttpLimits = field(default_factory=HttpLimits)
     allowed_hosts: frozenset[str] = frozenset()
     users: frozenset[int] | None = None
+
+    @property
+    def demands_token(self) -> bool:
+        """Whether a client must show a token."""
+        return self.token_file is not None
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether a client must prove who it is, by a token or a certificate."""
+        return self.demands_token or (self.tls is not None and self.tls.client_ca is not None)
