@@ -89,7 +89,8 @@ async def test_only_tokens_that_the_issuer_signed_for_us_are_accepted(issuer: Sm
         (issuer.token(sub=None), "'sub' is no name"),
         (issuer.token(key=stranger), "signature is wrong"),
         (issuer.token(headers={"kid": "other"}), "none of the issuer's"),
-        (issuer.token()[:-20], "is broken|signature is wrong"),
+        (issuer.token().rpartition(".")[0] + ".AAAA", "signature is wrong"),
+        (issuer.token().rpartition(".")[0], "no JWT"),
         (by_hand({"alg": "none"}, claims, None), "algorithm is not accepted"),
         (by_hand({"alg": "none", **own}, claims, None), "algorithm is not accepted"),
         (by_hand({"alg": "HS256", **own}, claims, issuer.public_pem()), "algorithm is not"),
@@ -99,7 +100,7 @@ async def test_only_tokens_that_the_issuer_signed_for_us_are_accepted(issuer: Sm
     ):
         refusal = await refused(verifier, token)
         assert refusal.code is Code.UNAUTHENTICATED, token
-        assert any(each in refusal.message for each in why.split("|")), (refusal.message, why)
+        assert why in refusal.message, (token, why)
 
 
 async def test_claims_say_who_and_what(issuer: SmallIssuer) -> None:
