@@ -427,6 +427,64 @@ TOKEN_FILE: Setting[Path | None] = Setting(
     "a client must show one of them. Read again when it changes",
     for_run=True,
 )
+OIDC_ISSUER: Setting[str | None] = Setting(
+    name="oidc_issuer",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_ISSUER",
+    metavar="URL",
+    parse=values.url,
+    help="An OpenID Connect issuer whose tokens clients may show; needs --oidc-audience",
+    for_run=True,
+)
+OIDC_AUDIENCE: Setting[str | None] = Setting(
+    name="oidc_audience",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_AUDIENCE",
+    metavar="TEXT",
+    parse=values.utf8,
+    help="The audience that the issuer's tokens must be for",
+    for_run=True,
+)
+OIDC_CLIENT_ID: Setting[str | None] = Setting(
+    name="oidc_client_id",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_CLIENT_ID",
+    metavar="TEXT",
+    parse=values.utf8,
+    otherwise="clients without a secret of their own cannot log in",
+    help="The issuer's client for those without a secret, who log in by a browser",
+    for_run=True,
+)
+OIDC_SCOPES: Setting[tuple[str, ...] | None] = Setting(
+    name="oidc_scopes",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_SCOPES",
+    metavar="TEXT,...",
+    parse=values.texts,
+    is_list=True,
+    help="The scopes that clients ask the issuer for",
+    for_run=True,
+)
+OIDC_SUBJECT_CLAIM: Setting[str] = Setting(
+    name="oidc_subject_claim",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_SUBJECT_CLAIM",
+    metavar="NAME",
+    parse=values.utf8,
+    default="sub",
+    help="The claim of a token that says whose it is",
+    for_run=True,
+)
+OIDC_PROJECTS_CLAIM: Setting[str | None] = Setting(
+    name="oidc_projects_claim",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_PROJECTS_CLAIM",
+    metavar="NAME",
+    parse=values.utf8,
+    otherwise="a token may use all projects",
+    help="The claim of a token that lists the projects that it may use",
+    for_run=True,
+)
 PROJECTS: Setting[tuple[str, ...] | None] = Setting(
     name="projects",
     group=Group.SERVICE,
@@ -801,6 +859,12 @@ SETTINGS: tuple[Setting[object], ...] = (
     LISTEN_KEY,
     LISTEN_CLIENT_CA,
     TOKEN_FILE,
+    OIDC_ISSUER,
+    OIDC_AUDIENCE,
+    OIDC_CLIENT_ID,
+    OIDC_SCOPES,
+    OIDC_SUBJECT_CLAIM,
+    OIDC_PROJECTS_CLAIM,
     PROJECTS,
     DOMAINS,
     LISTEN_USERS,

@@ -174,6 +174,14 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def texts(text: str) -> tuple[str, ...]:
+    """Texts without spaces, between commas."""
+    found = tuple(each.strip() for each in utf8(text).split(","))
+    if not all(re.fullmatch(r"\S+", each) for each in found):
+        raise ValueError(f"{quoted(text)}: give texts without spaces, between commas")
+    return found
+
+
 def users(text: str) -> Literal["own", "any"] | frozenset[int]:
     """Users of this machine: ``own``, ``any``, or their numbers."""
     if text in ("own", "any"):

@@ -35,6 +35,16 @@ WITHOUT_A_PROJECT: Final = frozenset(
 )
 """The methods that need no project: they tell nothing that belongs to one."""
 
+SHARED_PROJECT: Final = "system"
+"""The project of the task that builds images: everybody may read and run its tasks."""
+
+_READS_TASKS: Final = frozenset(
+    f"flyteidl2.task.TaskService/{name}" for name in ("ListTasks", "ListVersions", "GetTaskDetails")
+)
+_RUNS_TASKS: Final = frozenset(
+    {"flyteidl2.workflow.RunService/CreateRun", "flyteidl2.dataproxy.DataProxyService/UploadInputs"}
+)
+
 # Elsewhere the field is called project.
 _NAMING_FIELDS: Final[Mapping[str, str]] = {
     "flyteidl2.common.ProjectIdentifier": "name",
@@ -113,6 +123,11 @@ def named_projects(message: Message) -> Iterator[tuple[str, str]]:
                 yield f"{field.name}.{path}", project
 
 
+def _is_shared(method: str, path: str) -> bool:
+    """Whether a request only reads or runs a task where its field names the shared project."""
+    return method in _READS_TASKS or (method in _RUNS_TASKS and path == "task_id.project")
+
+
 class Access:
     """Refuses requests for projects that do not exist, or that their client may not use.
 
@@ -139,6 +154,8 @@ class Access:
             return
         named = list(named_projects(request))
         for path, project in named:
+            if project == SHARED_PROJECT and _is_shared(method, path):
+                continue
             if not caller.may_use(project) and (project or method not in WITHOUT_A_PROJECT):
                 who = f"the token of {caller.subject}" if caller.subject else "this token"
                 what = f"project {project!r}" if project else "a request that names no project"

@@ -11,7 +11,7 @@ import structlog
 
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
-from etcd_actions.server.settings import ServerSettings
+from etcd_actions.server.settings import OidcSettings, ServerSettings
 from etcd_actions.serving import Bind, Listener, ListenerStatistics, open_listener
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from etcd_actions.server.application import Calls
     from etcd_actions.server.front import Front
     from etcd_actions.server.methods import Methods, Service
+    from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
 
 _FLAG = "--listen"
@@ -90,7 +91,8 @@ async def open_actions_server(
             f"{_FLAG}: nothing can be served ({error}): pip install etcd-actions[server]"
         ) from error
     tokens = None if settings.token_file is None else Tokens(settings.token_file)
-    authentication = Authentication(tokens, None)
+    issuer = None if settings.oidc is None else _issuer(settings.oidc)
+    authentication = Authentication(tokens, issuer)
     calls = Calls(authentication, RateLimit(settings.rate), client.containment)
     streams = Streams(settings.max_streams)
     unary_calls = UnaryCalls(settings.request_timeout, client.containment)
@@ -99,7 +101,7 @@ async def open_actions_server(
         ActionsService(client, streams, settings.keepalive, read_trace_error),
         Health(lambda: methods.services, is_serving, streams),
         Reflection(lambda: methods.services),
-        AuthMetadataService(None),
+        AuthMetadataService(issuer),
         *(() if front is None else front.services(streams)),
     )
     for service in services:
@@ -175,6 +177,16 @@ class ActionsServer:
     def drain(self) -> None:
         """End the streams, and open no more; calls are answered on."""
         self._streams.drain()
+
+
+def _issuer(settings: OidcSettings) -> OidcIssuer:
+    try:
+        from etcd_actions.server.oidc import OidcIssuer  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--oidc-issuer: no token can be verified ({error}): pip install etcd-actions[oidc]"
+        ) from error
+    return OidcIssuer(settings)
 
 
 def _tell(settings: ServerSettings, listener: Listener) -> None:

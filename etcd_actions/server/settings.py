@@ -9,6 +9,30 @@ from etcd_actions.serving import Bind, HttpLimits, ServerTls
 
 
 @dataclass(frozen=True, kw_only=True)
+class OidcSettings:
+    """The OpenID Connect issuer whose tokens are accepted.
+
+    Attributes:
+        issuer: Its URL, below which its discovery document is.
+        audience: What a token must be for.
+        client_id: By which clients without a secret (PKCE) ask it.
+        scopes: What clients ask it for.
+        subject_claim: The claim that says who has a token.
+        projects_claim: The claim that lists the projects that it may use; empty: it may use all.
+        redirect_uri: Where the browser goes when a client without a secret has logged in; it is
+            the client's own.
+    """
+
+    issuer: str
+    audience: str
+    client_id: str = ""
+    scopes: tuple[str, ...] = ()
+    subject_claim: str = "sub"
+    projects_claim: str = ""
+    redirect_uri: str = "http://localhost:53593/callback"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """How the service is served. Times are in seconds.
 
@@ -18,6 +42,7 @@ class ServerSettings:
         token_file: The tokens one of which a client must show, one a line; None asks for
             none. The file is read again when it changes. See
             :class:`~etcd_actions.server.tokens.Tokens`.
+        oidc: The issuer whose tokens a client may show, too; None for none.
         projects: The projects that requests may name; None for all.
         message_bytes: The size of a request, at most; etcd takes 1.5 MiB by default.
         max_streams: Open WatchForUpdates streams of all clients, at most.
@@ -38,6 +63,7 @@ class ServerSettings:
     bind: Bind
     tls: ServerTls | None = None
     token_file: Path | None = None
+    oidc: OidcSettings | None = None
     projects: tuple[str, ...] | None = None
     message_bytes: int = 4 * 1024 * 1024
     max_streams: int = 10_000
@@ -52,7 +78,7 @@ class ServerSettings:
     @property
     def demands_token(self) -> bool:
         """Whether a client must show a token."""
-        return self.token_file is not None
+        return self.token_file is not None or self.oidc is not None
 
     @property
     def is_authenticated(self) -> bool:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from connectrpc.code import Code
 from connectrpc.method import StreamType
 from flyteidl2.actions import actions_service_pb2 as actions
 from flyteidl2.auth import auth_service_pb2, identity_pb2
 from flyteidl2.common import identifier_pb2
 from flyteidl2.project import project_service_pb2 as projects
+from flyteidl2.task import task_service_pb2 as tasks
 from flyteidl2.trigger import trigger_service_pb2 as triggers
 from flyteidl2.workflow import run_service_pb2 as runs
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -23,6 +25,8 @@ from etcd_actions.containment import Containment
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.access import WITHOUT_A_PROJECT, Access, has_rule, named_projects
+from etcd_actions.server.caller import CALLER, Caller
+from etcd_actions.server.codes import Refusal
 from etcd_actions.server.front import Front
 from etcd_actions.server.front.projects import ProjectSettings
 from etcd_actions.server.methods import Methods, UnaryCalls
@@ -136,6 +140,34 @@ def test_each_identifier_of_a_request_counts() -> None:
         ("names[0].project", "a"),
         ("names[1].project", ""),
     ]
+
+
+@pytest.mark.parametrize("known", [None, ("a",)])
+def test_each_token_may_read_and_run_the_task_that_builds_images(
+    known: tuple[str, ...] | None,
+) -> None:
+    access = Access(known)
+    own, shared = ({"project": each} for each in ("a", "system"))
+    caller = CALLER.set(Caller("http://here", projects=frozenset("a")))
+    try:
+        for method, request in (
+            ("task.TaskService/GetTaskDetails", tasks.GetTaskDetailsRequest(task_id=shared)),
+            ("task.TaskService/ListTasks", tasks.ListTasksRequest(project_id={"name": "system"})),
+            ("workflow.RunService/CreateRun", runs.CreateRunRequest(run_id=own, task_id=shared)),
+        ):
+            access.check(f"flyteidl2.{method}", request)
+        for method, request in (
+            ("task.TaskService/DeployTask", tasks.DeployTaskRequest(task_id=shared)),
+            ("task.TaskService/ListTasks", tasks.ListTasksRequest(org="o")),
+            ("task.TaskService/ListTasks", tasks.ListTasksRequest()),
+            ("workflow.RunService/CreateRun", runs.CreateRunRequest(run_id=shared, task_id=own)),
+            ("workflow.RunService/ListRuns", runs.ListRunsRequest(project_id={"name": "system"})),
+        ):
+            with pytest.raises(Refusal) as caught:
+                access.check(f"flyteidl2.{method}", request)
+            assert caught.value.code is Code.PERMISSION_DENIED
+    finally:
+        CALLER.reset(caller)
 
 
 async def test_a_token_says_who_asks(client: ActionsClient, tokens: Path) -> None:
