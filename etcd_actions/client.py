@@ -226,6 +226,10 @@ class ActionsClient:
         """What the watching does and has done."""
         return self._processor.statistics()
 
+    def waiting_conditions(self) -> list[ActionId]:
+        """The conditions that wait for a signal, as far as the watch has told of them."""
+        return self._processor.waiting_conditions()
+
     def group_commit_statistics(self) -> GroupCommitStatistics:
         """How its writes went to etcd."""
         return self._commit.statistics()

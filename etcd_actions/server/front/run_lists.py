@@ -6,6 +6,7 @@ Both read the index in memory, and neither an action nor etcd.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from flyteidl2.common.identifier_pb2 import ProjectIdentifier
     from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskName
 
+    from etcd_actions.client import ActionsClient
+    from etcd_actions.model import Keyspace
     from etcd_actions.server.methods import Methods
     from etcd_actions.server.streams import Streams
 
@@ -150,6 +153,20 @@ class RunLists:
             return not paused or phase_of(entry) == _PAUSED or entry.key in waiting
 
         return ([entry for entry in portion if is_meant(entry)] for portion in portions)
+
+
+def paused_runs(client: ActionsClient, keys: Keyspace) -> Paused:
+    """The runs below which a condition waits, as the watch of a client knows them."""
+
+    def paused() -> Collection[bytes]:
+        found = set()
+        for action_id in client.waiting_conditions():
+            # What is stored may name a project that makes no namespace: it has no record.
+            with suppress(InvalidArgument):
+                found.add(keys.run_record(action_id))
+        return found
+
+    return paused
 
 
 def _identity(entry: RunEntry) -> str:

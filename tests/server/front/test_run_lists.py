@@ -8,13 +8,16 @@ from flyteidl2.common.list_pb2 import Filter, ListRequest, Sort
 from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskName
 from flyteidl2.workflow import run_service_pb2 as pb
 
+from etcd_actions import ActionId, ActionsClient
 from etcd_actions.runs.record import RunStatus
 from etcd_actions.server import ActionsServer
-from etcd_actions.server.front.run_lists import RUNS
+from etcd_actions.server.front.run_lists import RUNS, paused_runs
 from tests.server.clients import Failed
 from tests.server.front.calling import Caller, Reading
 from tests.server.front.conftest import Lists
+from tests.support import flyte
 from tests.support.runs import BEGIN, key_of, record, status
+from tests.support.waiting import eventually
 
 PROJECT = names_pb.ProjectIdentifier(organization="any", name="p", domain="d")
 
@@ -76,6 +79,20 @@ async def test_paused_runs_are_those_with_a_condition_that_waits(
     lists.paused.add(key_of(lists.keys, waiting))
     request = pb.ListRunsRequest(project_id=PROJECT, paused_actions_only=True)
     assert await listed(caller, request) == ["root", "waiting"]
+
+
+async def test_a_condition_pauses_its_run_until_it_has_its_value(
+    client: ActionsClient, lists: Lists
+) -> None:
+    run = record("r1")
+    paused = paused_runs(client, lists.keys)
+    root, condition = ActionId("p", "d", "r1", "a0", "o"), ActionId("p", "d", "r1", "c1", "o")
+    await client.enqueue(flyte.task(root))
+    assert paused() == set()
+    await client.enqueue(flyte.condition(condition, "a0"))
+    await eventually(lambda: paused() == {key_of(lists.keys, run)})
+    await client.signal(condition, flyte.boolean(True))
+    await eventually(lambda: paused() == set())
 
 
 @pytest.mark.parametrize("key", ["created_at", "task_name", "ended_at"])
