@@ -37,6 +37,7 @@ from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
 from etcd_actions.executor.intake import Intake, Taker
 from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.room import Room
 from etcd_actions.executor.schedule import Alarm, Due, Schedule
@@ -65,6 +66,7 @@ class Executor:
         settings: ExecutorSettings,
         nursery: trio.Nursery,
         clock: Clock,
+        provisions: Provisions,
     ) -> None:
         self._client = client
         self._containment = client.containment
@@ -111,6 +113,7 @@ class Executor:
                 healed=self._heal,
                 expires=lambda name, when: self._schedule.at(Due.EXPIRED, name, when),
             ),
+            provisions,
         )
         self.visits = Visits(
             client,
