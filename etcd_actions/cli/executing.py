@@ -22,9 +22,15 @@ from etcd_actions.config.settings import (
     EXECUTOR_MEMORY,
     EXECUTOR_SLOTS,
     EXECUTOR_STATE_DIR,
+    IMAGE_BYTES,
+    IMAGE_DIR,
+    IMAGE_KEEP,
+    IMAGE_TIMEOUT,
+    IMAGES,
     LISTEN,
     LISTEN_CLIENT_CA,
     PYTHON,
+    TASK_SECRETS,
     TOKEN_FILE,
 )
 from etcd_actions.errors import ConfigError
@@ -33,7 +39,7 @@ from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.serving import Bind, HttpLimits, ListenerStatistics, descriptors
 
 if TYPE_CHECKING:
-    from etcd_actions.executor import Executor, ExecutorSettings
+    from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings
 
 _LEAST_TTL = 5
 _MOST_CONNECTIONS = 1_000
@@ -157,6 +163,7 @@ def _connections() -> int:
 def _settings(config: Config, service: Bind) -> ExecutorSettings:
     from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
 
+    secrets = config[TASK_SECRETS]
     return ExecutorSettings(
         python=sdk_python(config),
         service=str(service),
@@ -166,6 +173,32 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
         memory=config[EXECUTOR_MEMORY],
         keep=config[EXECUTOR_KEEP],
         claim_ttl=config[EXECUTOR_CLAIM_TTL],
+        images=_images(config),
+        secrets=() if secrets is None else secrets,
+    )
+
+
+def _images(config: Config) -> ImageSettings | None:
+    from etcd_actions.executor import ImageSettings  # noqa: PLC0415
+
+    lacking = config[IMAGES]
+    if lacking == "off":
+        return None
+    given = config[IMAGE_DIR]
+    directory = _state_dir(config) / "images"
+    if given is not None:
+        try:
+            directory = given.expanduser().absolute()
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"{IMAGE_DIR.flag}: it cannot be found: {error}") from None
+    most = config[IMAGE_BYTES]
+    return ImageSettings(
+        directory=directory,
+        python=sdk_python(config),
+        lacking=lacking,
+        within=config[IMAGE_TIMEOUT],
+        most_bytes=sys.maxsize if most is None else most,
+        keep=config[IMAGE_KEEP],
     )
 
 

@@ -7,6 +7,7 @@ not, such as the SDK, is found there.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
@@ -62,10 +63,12 @@ from flyte._bin.runtime import main
 
 sys.exit(main())
 """
-_SAYS_PLACES: Final = (
-    "import json, sys, sysconfig; print(json.dumps([sysconfig.get_path('purelib'), \
-sysconfig.get_path('platlib'), '%d.%d' % sys.version_info[:2]]))"
-)
+_SAYS_PLACES: Final = """\
+import importlib.util, json, sys, sysconfig
+places = [sysconfig.get_path(each) for each in ("purelib", "platlib")]
+has_pip = importlib.util.find_spec("pip") is not None
+print(json.dumps([places, "%d.%d" % sys.version_info[:2], has_pip]))
+"""
 
 
 class BuildFailed(Exception):
@@ -88,12 +91,14 @@ class Base:
         python: Its interpreter.
         packages: The directories of its packages.
         version: Such as ``3.12``.
+        has_pip: Whether pip is one of its packages.
         uv: The program ``uv``; None where there is none.
     """
 
     python: Path
     packages: tuple[str, ...]
     version: str
+    has_pip: bool
     uv: Path | None
 
 
@@ -104,8 +109,6 @@ async def find_base(python: Path) -> Base:
         OSError: It cannot be run.
         ValueError: It does not say so.
     """
-    import json  # noqa: PLC0415
-
     done: subprocess.CompletedProcess[bytes] = await trio.run_process(
         [python, "-I", "-c", _SAYS_PLACES],
         capture_stdout=True,
@@ -116,8 +119,8 @@ async def find_base(python: Path) -> Base:
     )
     if done.returncode:
         raise ValueError(f"{python} does not run: {done.stderr.decode(errors='replace')[-500:]}")
-    pure, platform, version = json.loads(done.stdout)
-    return Base(python, tuple(dict.fromkeys((pure, platform))), version, find_uv(python))
+    places, version, has_pip = json.loads(done.stdout)
+    return Base(python, tuple(dict.fromkeys(places)), version, has_pip, find_uv(python))
 
 
 def find_uv(python: Path) -> Path | None:
@@ -187,13 +190,11 @@ class _Builder:
             await self._run([str(uv), "venv", *options, target], "uv venv")
             self._installs = [str(uv), "pip", "install", "--python", str(self._python)]
         else:
-            has_pip = await self._ends_well([str(python), "-I", "-m", "pip", "--version"])
-            options = ["--without-pip"] if has_pip else []
+            # Where the base has pip, the environment finds it there.
+            options = ["--without-pip"] if self._base.has_pip else []
             await self._run([str(python), "-I", "-m", "venv", *options, target], "python -m venv")
-            pip = [python, "-I", "-m", "pip", "--python", self._python]
-            pip = pip if has_pip else [self._python, "-I", "-m", "pip"]
             usual = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-            self._installs = [*map(str, pip), "install", *usual]
+            self._installs = [str(self._python), "-I", "-m", "pip", "install", *usual]
         (packages,) = self._directory.glob("lib/python*/site-packages")
         lines = [f"import site; site.addsitedir({each!r})\n" for each in self._base.packages]
         (packages / "_etcd_actions_base.pth").write_text("".join(lines))
@@ -287,13 +288,6 @@ class _Builder:
             + (f"; the output ends with:\n{said}" if said else ""),
             by_network=bool(_NETWORK.search(said)),
         )
-
-    async def _ends_well(self, arguments: Sequence[str]) -> bool:
-        try:
-            await self._run(arguments, "looking for pip")
-        except BuildFailed:
-            return False
-        return True
 
 
 async def _kill_group(process: trio.Process) -> None:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 import secrets
-import shutil
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -35,6 +32,18 @@ from etcd_actions.executor.image_build import (
     BuildFailed,
     build,
     find_base,
+)
+from etcd_actions.executor.image_places import (
+    LOCK,
+    USE,
+    complete,
+    open_lock,
+    prepare_home,
+    publish,
+    read_context,
+    remove,
+    size_of,
+    sweep_images,
 )
 from etcd_actions.executor.image_settings import ImageSettings
 from etcd_actions.executor.not_started import NotStarted
@@ -60,18 +69,12 @@ NOTE: Final = "image"
 """A file in an attempt's directory: which environment it uses."""
 
 _HOME: Final = re.compile(r"[0-9a-f]{40}")
-_LOCK: Final = "lock"
-_USE: Final = "use"
-_READY: Final = "ready.json"
-_REMOVED: Final = ".removed-"
 _BUILDS_AT_ONCE: Final = 2
 _LOOK_FIRST: Final = 0.1
 _LOOK_LAST: Final = 3.0
 _FAILED_FOR: Final = 30.0
-_MOST_CONTEXT: Final = 256 * 1024 * 1024
 _SWEEP_EVERY: Final = 3600.0
 _FIRST_SWEEP: Final = 300.0
-_LEAST_UNUSED: Final = 3600.0
 _MOST_KNOWN: Final = 10_000
 
 _log = structlog.get_logger(__name__)
@@ -202,7 +205,7 @@ class ImageEnvironments:
         if image.directory is None:
             return
         home = image.directory.parent
-        if not self._holds(home, held) or _complete(home) != image.directory:
+        if not self._holds(home, held) or complete(home) != image.directory:
             raise NotBuiltYet(_LOOK_FIRST)
 
     def hold_noted(self, place: AttemptPlace, held: ExitStack) -> None:
@@ -222,7 +225,7 @@ class ImageEnvironments:
 
     def _holds(self, home: Path, held: ExitStack) -> bool:
         if home not in self._uses:
-            descriptor = _open_lock(home / _USE)
+            descriptor = open_lock(home / USE)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 os.utime(descriptor)
@@ -291,10 +294,10 @@ class ImageEnvironments:
             return ImageEnvironment(None, variables)
         home = self._settings.directory / _key(reference.digest, base)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = _open_lock(home / _LOCK)
+        lock = open_lock(home / LOCK)
         try:
             await _locked(lock)
-            directory = _complete(home)
+            directory = complete(home)
             if directory is None:
                 async with self._at_once:
                     directory = await self._build(home, reference, stored, definition, base)
@@ -311,25 +314,25 @@ class ImageEnvironments:
         base: Base,
     ) -> Path:
         """Make it, with the lock held."""
-        await trio.to_thread.run_sync(_clear, home)
+        await trio.to_thread.run_sync(prepare_home, home)
         context = await self._context(stored) if definition.needs_context else None
         directory = home / secrets.token_hex(8)
         directory.mkdir(mode=0o700)
         began, complete = trio.current_time(), False
         try:
             await build(definition, context, directory, base, self._settings.within)
-            size = await trio.to_thread.run_sync(_size, directory, abandon_on_cancel=True)
+            size = await trio.to_thread.run_sync(size_of, directory, abandon_on_cancel=True)
             if size > self._settings.most_bytes:
                 raise BuildFailed(
                     f"its packages take {size} bytes: more than --image-bytes "
                     f"{self._settings.most_bytes} allows"
                 )
-            _publish(home, directory, size)
+            publish(home, directory, size)
             complete = True
         finally:
             if not complete:
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(_remove, directory)
+                    await trio.to_thread.run_sync(remove, directory)
         self.built += 1
         seconds = round(trio.current_time() - began, 1)
         _log.info("image_built", image=str(reference), seconds=seconds, bytes=size)
@@ -343,7 +346,7 @@ class ImageEnvironments:
                 "use with_pip_packages()"
             )
         try:
-            data = await trio.to_thread.run_sync(_read_context, path, abandon_on_cancel=True)
+            data = await trio.to_thread.run_sync(read_context, path, abandon_on_cancel=True)
         except (FileNotFoundError, NotADirectoryError, UnusableFile) as error:
             raise BuildFailed(f"its files are gone: run the program again: {error}") from error
         if hashlib.sha256(data).hexdigest() != stored.context_digest:
@@ -381,10 +384,6 @@ def _key(digest: str, base: Base) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:40]
 
 
-def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
 async def _locked(lock: int) -> None:
     """Wait for a lock; another process may have it."""
     while True:
@@ -394,123 +393,3 @@ async def _locked(lock: int) -> None:
             await trio.sleep(_LOOK_FIRST)
         else:
             return
-
-
-def _complete(home: Path) -> Path | None:
-    """The environment that is complete; None for none."""
-    try:
-        found = json.loads(read_regular(home / _READY, limit=4096))
-        directory = home / str(found["directory"])
-        if directory.parent == home and (directory / PYTHON).exists():
-            return directory
-    except (OSError, UnusableFile, ValueError, KeyError, TypeError):
-        # Whatever it is, it names no environment that can be used: a new one is made.
-        return None
-    return None
-
-
-def _publish(home: Path, directory: Path, size: int) -> None:
-    draft = home / f"{_READY}.{secrets.token_hex(4)}"
-    with draft.open("x") as file:
-        json.dump({"directory": directory.name, "bytes": size}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(home / _READY)
-    os.close(_open_lock(home / _USE))
-    os.utime(home / _USE)
-
-
-def _clear(home: Path) -> None:
-    """Remove what builds left that did not end well; the lock is held."""
-    for each in list(os.scandir(home)):
-        if each.is_dir(follow_symlinks=False):
-            _remove(Path(each.path))
-        elif each.name not in (_LOCK, _USE):
-            with suppress(FileNotFoundError):
-                Path(each.path).unlink()
-
-
-def _remove(directory: Path) -> None:
-    if not directory.name.startswith(_REMOVED):
-        directory = directory.rename(directory.with_name(f"{_REMOVED}{secrets.token_hex(8)}"))
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def _size(directory: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            with suppress(OSError):
-                total += (Path(parent) / name).lstat().st_size
-    return total
-
-
-def _read_context(path: Path) -> bytes:
-    return read_regular(path, limit=_MOST_CONTEXT)
-
-
-def sweep_images(
-    directory: Path, keep: float, most_bytes: int
-) -> tuple[int, list[tuple[Path, OSError]]]:
-    """Remove environments that nobody has used for long, and then those above the disk's share.
-
-    What is being made or used, by any process, stays; so does what was used within the last hour,
-    unless ``keep`` is shorter.
-
-    Args:
-        directory: Where they are.
-        keep: Seconds without use.
-        most_bytes: What all of them may take together.
-
-    Returns:
-        How many were removed, and which could not be.
-    """
-    now, removed = time.time(), 0
-    failures: list[tuple[Path, OSError]] = []
-    kept: list[tuple[float, int, Path]] = []
-    try:
-        homes = [Path(each.path) for each in os.scandir(directory) if each.is_dir()]
-    except FileNotFoundError:
-        return 0, []
-    for home in homes:
-        try:
-            used = (home / _USE).stat().st_mtime
-            size = int(json.loads(read_regular(home / _READY, limit=4096))["bytes"])
-        except (OSError, UnusableFile, ValueError, KeyError, TypeError):
-            used, size = home.stat().st_mtime, 0
-        if now - used < keep:
-            kept.append((used, size, home))
-            continue
-        try:
-            removed += _remove_unused(home)
-        except OSError as error:
-            failures.append((home, error))
-    total = sum(size for _, size, _ in kept)
-    for used, size, home in sorted(kept):
-        if total <= most_bytes or now - used < min(_LEAST_UNUSED, keep):
-            break
-        try:
-            if _remove_unused(home):
-                removed, total = removed + 1, total - size
-        except OSError as error:
-            failures.append((home, error))
-    return removed, failures
-
-
-def _remove_unused(home: Path) -> bool:
-    """Remove an environment unless somebody makes or uses it; whether there was one."""
-    lock = _open_lock(home / _LOCK)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        use = _open_lock(home / _USE)
-        try:
-            fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            was_there = (home / _READY).exists()
-            _clear(home)
-        finally:
-            os.close(use)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(lock)
-    return was_there

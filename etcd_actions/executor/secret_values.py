@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -52,7 +52,7 @@ class Secrets:
             raise NotStarted(state, by_machine=False) from None
         return replace(command, environment=command.environment | found)
 
-    def _read(self, asked: Iterable[Secret]) -> Mapping[str, str]:
+    def _read(self, asked: Iterable[Secret]) -> dict[str, str]:
         values: dict[str, str] = {}
         for each in asked:
             name = f"{each.group}/{each.key}" if each.group else each.key

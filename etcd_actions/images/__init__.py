@@ -4,6 +4,12 @@ The SDK describes an image by layers, and asks by its name whether it was built.
 built into an image: what a layer installs goes into a virtual environment of the local executor.
 """
 
+from etcd_actions.images.builds import (
+    Executing,
+    ImageBuilds,
+    build_task_spec,
+    is_build,
+)
 from etcd_actions.images.definition import (
     Definition,
     IndexOptions,
@@ -20,6 +26,8 @@ from etcd_actions.images.stored import Images, StoredImage
 
 __all__ = [
     "Definition",
+    "Executing",
+    "ImageBuilds",
     "ImageReference",
     "Images",
     "IndexOptions",
@@ -30,6 +38,8 @@ __all__ = [
     "Step",
     "StoredImage",
     "Wheels",
+    "build_task_spec",
+    "is_build",
     "parse_image",
     "parse_reference",
     "refusal",
