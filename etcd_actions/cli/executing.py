@@ -35,6 +35,8 @@ from etcd_actions.config.settings import (
 )
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.embedded import default_data_dir
+from etcd_actions.images import Executing, ImageBuilds
+from etcd_actions.images.builds import BlobExists, ReadBlob
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.serving import Bind, HttpLimits, ListenerStatistics, descriptors
 
@@ -176,6 +178,34 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
         images=_images(config),
         secrets=() if secrets is None else secrets,
     )
+
+
+async def open_image_builds(
+    client: ActionsClient, config: Config, read: ReadBlob, exists: BlobExists
+) -> ImageBuilds | None:
+    """What answers the SDK's builder of images; None where every image counts as built.
+
+    Args:
+        client: Who stores the definitions.
+        config: The settings.
+        read: Reads what the SDK uploaded.
+        exists: Says whether it is still there.
+
+    Raises:
+        ConfigError: The executor's interpreter cannot be asked for its version.
+    """
+    lacking = config[IMAGES]
+    if config[EXECUTOR] == "none" or lacking == "off":
+        return None
+    from etcd_actions.executor.image_build import find_base  # noqa: PLC0415
+
+    python = sdk_python(config)
+    try:
+        base = await find_base(python)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{PYTHON.flag}: {error}: give the python that has Flyte's SDK") from None
+    executing = Executing(base.version, base.uv is not None, lacking)
+    return ImageBuilds(client.images, read, exists, executing)
 
 
 def _images(config: Config) -> ImageSettings | None:

@@ -164,12 +164,21 @@ async def build(
     shutil.rmtree(directory / CONTEXT, ignore_errors=True)
 
 
-def last_lines(directory: Path) -> str:
-    """How the installer's output ends, without passwords of URLs."""
-    with suppress(OSError, UnusableFile):
-        text = read_end(directory / BUILD_LOG, _LAST_BYTES).decode(errors="replace")
-        return _PASSWORD.sub("***@", "\n".join(text.splitlines()[-_LAST_LINES:]))
-    return ""
+def last_lines(directory: Path, most: int = _LAST_BYTES) -> str:
+    """How the installer's output ends, without passwords of URLs.
+
+    Args:
+        directory: The environment.
+        most: How many bytes of it may be read.
+    """
+    if most <= 0:
+        return ""
+    try:
+        data = read_end(directory / BUILD_LOG, min(most, _LAST_BYTES))
+    except (OSError, UnusableFile) as error:
+        return f"(its output cannot be read: {error})"
+    lines = data.decode(errors="replace").splitlines()[-_LAST_LINES:]
+    return _PASSWORD.sub("***@", "\n".join(lines))
 
 
 class _Builder:
@@ -281,8 +290,7 @@ class _Builder:
         )
         if done.returncode == 0:
             return
-        end = last_lines(self._directory)
-        said = end if self._log.seek(0, os.SEEK_END) > begins else ""
+        said = last_lines(self._directory, self._log.seek(0, os.SEEK_END) - begins)
         raise BuildFailed(
             f"{what} failed with exit code {done.returncode}"
             + (f"; the output ends with:\n{said}" if said else ""),

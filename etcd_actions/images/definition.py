@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from google.protobuf.message import DecodeError as BadMessage
-
 from etcd_actions.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -124,7 +122,9 @@ def parse_image(data: bytes) -> Definition:
     Raises:
         InvalidArgument: It cannot be read, or names files outside of its context.
     """
+    # Heavy, and not there where only actions are kept.
     from flyteidl2.imagebuilder.definition_pb2 import ImageSpec  # noqa: PLC0415
+    from google.protobuf.message import DecodeError as BadMessage  # noqa: PLC0415
 
     if len(data) > MOST_BYTES:
         raise InvalidArgument(
