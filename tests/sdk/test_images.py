@@ -8,10 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flyteidl2.task.common_pb2 import Inputs
+from flyteidl2.task.task_definition_pb2 import TaskSpec
 
 from etcd_actions import open_actions_client
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.images import StoredImage, parse_image, what_is_lacking
+from etcd_actions.images import (
+    Executing,
+    ImageBuilds,
+    StoredImage,
+    build_task_spec,
+    is_build,
+    parse_image,
+    what_is_lacking,
+)
 from tests.cli.command import running
 from tests.executor.wheels import make_wheel
 from tests.sdk.service import PROGRAMS, Site, free_port
@@ -100,3 +110,63 @@ def test_what_the_sdk_defines_is_read_and_only_what_is_lacking_is_refused(
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     problems = what_is_lacking(found, version)
     assert [problem in each.what for each in problems] == ([True] if problem else [])
+
+
+ASKS = """\
+import asyncio, sys
+from flyte._internal.runtime.convert import convert_from_native_to_inputs
+from flyte.remote._task import TaskDetails
+from flyteidl2.task.task_definition_pb2 import TaskDetails as Message, TaskSpec
+spec = TaskSpec.FromString(bytes.fromhex(sys.argv[1]))
+task = TaskDetails(Message(spec=spec)).override(secrets=[])
+assert task.overridden
+given = {"spec": "/uploads/spec.pb", "context": "", "target_image": "n:t"}
+inputs = asyncio.run(convert_from_native_to_inputs(task.interface, **given))
+print(task.pb2.spec.SerializeToString().hex(), inputs.proto_inputs.SerializeToString().hex())
+"""
+
+READS = """\
+import sys
+from types import SimpleNamespace
+from flyte._internal.imagebuild.remote_builder import _get_fully_qualified_image_name
+from flyteidl2.task.common_pb2 import Outputs
+outputs = Outputs.FromString(bytes.fromhex(sys.argv[1]))
+print(_get_fully_qualified_image_name(SimpleNamespace(pb2=outputs)))
+"""
+
+
+async def test_the_sdks_builder_asks_in_a_way_that_is_understood_and_reads_the_answer(
+    etcd: Etcd, prefix: bytes, sdk_python: Path, tmp_path: Path
+) -> None:
+    """The SDK's own code makes the run's inputs of our task, and reads its outputs."""
+
+    def say(program: str, argument: bytes) -> list[str]:
+        done = subprocess.run(
+            [sdk_python, "-c", program, argument.hex()], capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    async def read(uri: str, most: int) -> bytes:
+        assert uri == "/uploads/spec.pb"
+        return defined(
+            sdk_python, "flyte.Image.from_debian_base().with_pip_packages('a')", tmp_path
+        )
+
+    async def exists(uri: str) -> bool:
+        raise AssertionError(uri)
+
+    asked, inputs = say(ASKS, build_task_spec().SerializeToString())
+    # The SDK sends the task itself, not its name, since it has changed it.
+    assert is_build(TaskSpec.FromString(bytes.fromhex(asked)))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        builds = ImageBuilds(client.images, read, exists, Executing(version, has_uv=False))
+        run = await builds.task_spec(Inputs.FromString(bytes.fromhex(inputs)))
+        found = await builds.find("n:t")
+    written = tmp_path / "a b"
+    arguments = [
+        each.replace("{{.outputPrefix}}", written.as_uri())
+        for each in run.task_template.container.args
+    ]
+    subprocess.run([sys.executable, *arguments[1:]], check=True, capture_output=True)
+    assert say(READS, (written / "outputs.pb").read_bytes()) == [found]
