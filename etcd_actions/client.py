@@ -30,6 +30,7 @@ from etcd_actions.group_commit import (
     GroupCommitStatistics,
     open_group_commit,
 )
+from etcd_actions.images import Images
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
     DEFAULT_NAMESPACE,
@@ -506,6 +507,11 @@ class ActionsClient:
             EtcdError: On entering, when etcd cannot be read.
         """
         return self._subscribe(msgspec.structs.replace(_run_of(run), name=WHOLE_RUN), snapshot)
+
+    @property
+    def images(self) -> Images:
+        """The definitions of images; see :class:`~etcd_actions.images.Images`."""
+        return Images(self._etcd, self._keys)
 
     def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
         """Say of actions that this process runs them; see :class:`~etcd_actions.claims.Claims`.

@@ -23,18 +23,26 @@ from etcd_actions.config.settings import (
     EXECUTOR_MEMORY,
     EXECUTOR_SLOTS,
     EXECUTOR_STATE_DIR,
+    IMAGE_BYTES,
+    IMAGE_DIR,
+    IMAGE_KEEP,
+    IMAGE_TIMEOUT,
+    IMAGES,
     LISTEN,
     LISTEN_CLIENT_CA,
     PYTHON,
+    TASK_SECRETS,
     TOKEN_FILE,
 )
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.embedded import default_data_dir
+from etcd_actions.images import Executing, ImageBuilds
+from etcd_actions.images.builds import BlobExists, ReadBlob
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.serving import Bind, HttpLimits, ListenerStatistics, descriptors
 
 if TYPE_CHECKING:
-    from etcd_actions.executor import Executor, ExecutorSettings
+    from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings
     from etcd_actions.server.front import Front
 
 _LEAST_TTL = 5
@@ -159,6 +167,7 @@ def _connections() -> int:
 def _settings(config: Config, service: Bind) -> ExecutorSettings:
     from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
 
+    secrets = config[TASK_SECRETS]
     return ExecutorSettings(
         python=sdk_python(config),
         service=str(service),
@@ -169,6 +178,60 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
         keep=config[EXECUTOR_KEEP],
         cache_keep=config[EXECUTOR_CACHE_KEEP],
         claim_ttl=config[EXECUTOR_CLAIM_TTL],
+        images=_images(config),
+        secrets=() if secrets is None else secrets,
+    )
+
+
+async def open_image_builds(
+    client: ActionsClient, config: Config, read: ReadBlob, exists: BlobExists
+) -> ImageBuilds | None:
+    """What answers the SDK's builder of images; None where every image counts as built.
+
+    Args:
+        client: Who stores the definitions.
+        config: The settings.
+        read: Reads what the SDK uploaded.
+        exists: Says whether it is still there.
+
+    Raises:
+        ConfigError: The executor's interpreter cannot be asked for its version.
+    """
+    lacking = config[IMAGES]
+    if config[EXECUTOR] == "none" or lacking == "off":
+        return None
+    from etcd_actions.executor.image_build import find_base  # noqa: PLC0415
+
+    python = sdk_python(config)
+    try:
+        base = await find_base(python)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{PYTHON.flag}: {error}: give the python that has Flyte's SDK") from None
+    executing = Executing(base.version, base.uv is not None, lacking)
+    return ImageBuilds(client.images, read, exists, executing)
+
+
+def _images(config: Config) -> ImageSettings | None:
+    from etcd_actions.executor import ImageSettings  # noqa: PLC0415
+
+    lacking = config[IMAGES]
+    if lacking == "off":
+        return None
+    given = config[IMAGE_DIR]
+    directory = state_dir_of(config) / "images"
+    if given is not None:
+        try:
+            directory = given.expanduser().absolute()
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"{IMAGE_DIR.flag}: it cannot be found: {error}") from None
+    most = config[IMAGE_BYTES]
+    return ImageSettings(
+        directory=directory,
+        python=sdk_python(config),
+        lacking=lacking,
+        within=config[IMAGE_TIMEOUT],
+        most_bytes=sys.maxsize if most is None else most,
+        keep=config[IMAGE_KEEP],
     )
 
 

@@ -12,6 +12,7 @@ import trio
 
 from etcd_actions.blobs import BlobStore, NoStore, UrlSigner, open_blob_store
 from etcd_actions.cli.run_history import logs_of
+from etcd_actions.cli.serving import project_settings
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config
 from etcd_actions.config.settings import BLOB_DIR, EXECUTOR, MAX_UPLOAD_BYTES, STREAM_KEEPALIVE
@@ -41,6 +42,7 @@ async def open_front(config: Config, client: ActionsClient, etcd: Etcd) -> Async
     from etcd_actions.registry.registry import open_registry  # noqa: PLC0415
     from etcd_actions.runs.index import open_run_index  # noqa: PLC0415
     from etcd_actions.server.front import Front  # noqa: PLC0415
+    from etcd_actions.server.front.run_lists import paused_runs  # noqa: PLC0415
 
     keys, containment = client.keys, client.containment
     async with (
@@ -57,6 +59,9 @@ async def open_front(config: Config, client: ActionsClient, etcd: Etcd) -> Async
             logs=logs_of(client, etcd, keys, config),
             index=index,
             registry=registry,
+            paused=paused_runs(client, keys),
+            projects=project_settings(config),
+            projects_with_runs=index.projects,
         )
 
 

@@ -16,6 +16,7 @@ from etcd_actions.config import values
 from etcd_actions.etcd.connection import TransportName
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_KEY_PREFIX, DEFAULT_NAMESPACE, NamespaceTemplate
+from etcd_actions.secret_sources import SecretSource, parse_secret_sources
 from etcd_actions.serving import Bind
 
 T_co = TypeVar("T_co", covariant=True)
@@ -774,6 +775,72 @@ EXECUTOR_CLAIM_TTL: Setting[int] = Setting(
     help="Seconds without a sign of life after which another executor takes over",
     for_run=True,
 )
+_images: Callable[[str], Literal["check", "ignore", "off"]] = values.one_of(
+    "check", "ignore", "off"
+)
+IMAGES: Setting[Literal["check", "ignore", "off"]] = Setting(
+    name="images",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_IMAGES",
+    metavar="check|ignore|off",
+    parse=_images,
+    default="check",
+    help="Packages of images: check refuses images with more than that, ignore leaves the rest "
+    "out, off installs nothing",
+    for_run=True,
+)
+IMAGE_DIR: Setting[Path | None] = Setting(
+    name="image_dir",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_IMAGE_DIR",
+    metavar="DIRECTORY",
+    parse=values.directory,
+    otherwise="images in the executor's state directory",
+    help="Where the packages of images are installed",
+    for_run=True,
+)
+IMAGE_BYTES: Setting[int | None] = Setting(
+    name="image_bytes",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_IMAGE_BYTES",
+    metavar="SIZE",
+    parse=values.size,
+    default="10GiB",
+    help="How much disk they may take; those unused for longest go first",
+    for_run=True,
+)
+IMAGE_KEEP: Setting[float] = Setting(
+    name="image_keep",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_IMAGE_KEEP",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="720h",
+    help="How long they are kept without being used",
+    for_run=True,
+)
+IMAGE_TIMEOUT: Setting[float] = Setting(
+    name="image_timeout",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_IMAGE_TIMEOUT",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="15m",
+    help="How long it may take to install those of one image",
+    for_run=True,
+)
+_secrets: Callable[[str], tuple[SecretSource, ...] | None] = parse_secret_sources
+TASK_SECRETS: Setting[tuple[SecretSource, ...] | None] = Setting(
+    name="secret",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_SECRET",
+    metavar="NAME=env:VARIABLE|NAME=file:PATH",
+    parse=_secrets,
+    otherwise="tasks get no secrets",
+    is_list=True,
+    help="A secret that tasks may ask for, and where it is: never its value",
+    for_run=True,
+)
 
 ASKED_SERVICE: Setting[Endpoint | None] = Setting(
     name="service",
@@ -893,6 +960,12 @@ SETTINGS: tuple[Setting[object], ...] = (
     EXECUTOR_KEEP,
     EXECUTOR_CACHE_KEEP,
     EXECUTOR_CLAIM_TTL,
+    IMAGES,
+    IMAGE_DIR,
+    IMAGE_BYTES,
+    IMAGE_KEEP,
+    IMAGE_TIMEOUT,
+    TASK_SECRETS,
     ASKED_SERVICE,
     SERVICE_CACERT,
     SERVICE_TOKEN_FILE,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,10 +21,12 @@ from etcd_actions.executor.attempt_places import place_of
 from etcd_actions.executor.attempts_port import AttemptsPort, begin, is_of_machine
 from etcd_actions.executor.caching import HIT, Caching, Task
 from etcd_actions.executor.command import Command, build_command
+from etcd_actions.executor.image_environments import NotBuiltYet
 from etcd_actions.executor.limits import DEADLINE, RUN_TOO_LONG, Limits
 from etcd_actions.executor.not_started import NotStarted, OutputsInUse
 from etcd_actions.executor.outcome import Outcome, find_outcome
 from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.settings import ExecutorSettings
 from etcd_actions.model import ErrorState, Phase
@@ -110,6 +113,7 @@ class ActionRun:
         ages: When actions began to count.
         callbacks: See :class:`Callbacks`.
         caching: What has the results of others.
+        provisions: What attempts get beside their commands.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class ActionRun:
         ages: Ages,
         callbacks: Callbacks,
         caching: Caching,
+        provisions: Provisions,
     ) -> None:
         self._client = client
         self._claims = claims
@@ -133,6 +138,7 @@ class ActionRun:
         self._ages = ages
         self._callbacks = callbacks
         self._caching = caching
+        self._provisions = provisions
         self.retries = 0
 
     async def run(self, action: StoredTaskAction, work: Work) -> StoredTaskAction | None:
@@ -255,20 +261,70 @@ class ActionRun:
         else:
             await self._caching.reserve_again(task)
         work.place = place
-        try:
-            await begin(self._attempts, place, attempt.command)
-        except OutputsInUse as busy:
-            work.place = None
-            _log.info("attempt_waits", action=work.name, reason=str(busy))
-            return await self._wait(action, attempt, claim, work, _OUTPUTS_AGAIN)
-        except NotStarted as failure:
-            work.place = None
-            if not failure.by_machine:
-                return await self._report(action, number, Phase.FAILED, claim, failure.error)
-            if action.phase is Phase.UNSPECIFIED:
-                await self._report(action, number, Phase.QUEUED, claim)
-            self._callbacks.expires(work.name, limits.waiting_ends())
-            raise
+        with ExitStack() as held:
+            try:
+                attempt = await self._provide(action, attempt, held)
+                await begin(self._attempts, place, attempt.command)
+            except InvalidArgument as error:
+                work.place = None
+                return await self._report(action, number, Phase.FAILED, claim, invalid_spec(error))
+            except NotBuiltYet as busy:
+                return await self._wait(action, attempt, claim, work, busy.again)
+            except OutputsInUse as busy:
+                _log.info("attempt_waits", action=work.name, reason=str(busy))
+                return await self._wait(action, attempt, claim, work, _OUTPUTS_AGAIN)
+            except NotStarted as failure:
+                work.place = None
+                if not failure.by_machine:
+                    return await self._report(action, number, Phase.FAILED, claim, failure.error)
+                if action.phase is Phase.UNSPECIFIED:
+                    await self._report(action, number, Phase.QUEUED, claim)
+                self._callbacks.expires(work.name, limits.waiting_ends())
+                raise
+            self._provisions.note(attempt.template, place)
+            return await self._run_to_end(action, attempt, claim, work, task)
+
+    async def _provide(
+        self, action: StoredTaskAction, attempt: _Attempt, held: ExitStack
+    ) -> _Attempt:
+        """The attempt with all that it needs; see :meth:`Provisions.command_for`."""
+
+        def command(variables: Mapping[str, str]) -> Command:
+            if not variables:
+                return attempt.command
+            return build_command(
+                action, attempt.template, attempt.number, self._settings, variables
+            )
+
+        found = await self._provisions.command_for(attempt.template, attempt.place, command, held)
+        return attempt._replace(command=found)
+
+    async def _wait(
+        self,
+        action: StoredTaskAction,
+        attempt: _Attempt,
+        claim: Claim,
+        work: Work,
+        seconds: float,
+    ) -> StoredTaskAction:
+        """Let an attempt that cannot begin yet be tried later, without a slot."""
+        work.place = None
+        if action.phase is Phase.UNSPECIFIED:
+            action = await self._report(action, attempt.number, Phase.QUEUED, claim)
+        self._callbacks.expires(work.name, attempt.limits.waiting_ends())
+        work.not_before = self._clock.monotonic() + seconds
+        return action
+
+    async def _run_to_end(
+        self,
+        action: StoredTaskAction,
+        attempt: _Attempt,
+        claim: Claim,
+        work: Work,
+        task: Task,
+    ) -> StoredTaskAction:
+        """Follow an attempt that has begun, and report how it ended."""
+        number, limits, place = attempt.number, attempt.limits, attempt.place
         self._callbacks.began(work.name, place)
         _log.info("attempt", action=action.metadata.name, attempt=number)
         try:
@@ -289,16 +345,6 @@ class ActionRun:
         timed_out = outcome.error.code in (RUN_TOO_LONG, DEADLINE)
         phase = Phase.TIMED_OUT if timed_out else Phase.FAILED
         return await self._report(action, number, phase, claim, outcome.error)
-
-    async def _wait(
-        self, action: StoredTaskAction, attempt: _Attempt, claim: Claim, work: Work, after: float
-    ) -> StoredTaskAction:
-        """Put an attempt off that cannot begin now: nobody holds a slot meanwhile."""
-        if action.phase is Phase.UNSPECIFIED:
-            action = await self._report(action, attempt.number, Phase.QUEUED, claim)
-        self._callbacks.expires(work.name, attempt.limits.waiting_ends())
-        work.not_before = self._clock.monotonic() + after
-        return action
 
     async def _follow_process(
         self, action: StoredTaskAction, attempt: _Attempt, claim: Claim, work: Work

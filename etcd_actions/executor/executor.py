@@ -38,6 +38,7 @@ from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
 from etcd_actions.executor.intake import Intake, Taker
 from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.room import Room
 from etcd_actions.executor.schedule import Alarm, Due, Schedule
@@ -67,6 +68,7 @@ class Executor:
         settings: ExecutorSettings,
         nursery: trio.Nursery,
         clock: Clock,
+        provisions: Provisions,
     ) -> None:
         self._client = client
         self._containment = client.containment
@@ -116,6 +118,7 @@ class Executor:
                 expires=lambda name, when: self._schedule.at(Due.EXPIRED, name, when),
             ),
             self._caching,
+            provisions,
         )
         self.visits = Visits(
             client,

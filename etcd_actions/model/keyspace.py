@@ -35,6 +35,7 @@ class Keyspace:
         histories: The same of the histories of actions.
         tasks: What the keys of deployed tasks begin with.
         catalog: The same of cached results.
+        images: The same of the definitions of images.
         signing: The same of the keys that sign URLs.
     """
 
@@ -59,6 +60,7 @@ class Keyspace:
         self.histories = self.side + b"history/"
         self.tasks = self.side + b"tasks/"
         self.catalog = self.side + b"catalog/"
+        self.images = self.side + b"images/"
         self.signing = self.side + b"signing/"
 
     def namespace_of(self, action_id: ActionId) -> str:

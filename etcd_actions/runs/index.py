@@ -170,6 +170,10 @@ class RunIndex:
         """The run whose record has this key."""
         return self._entries.get(key)
 
+    def projects(self) -> Collection[str]:
+        """The projects that have runs."""
+        return {shelf.project for shelf in self._shelves if isinstance(shelf, OfProject)}
+
     def portions(
         self, shelf: Shelf, *, descending: bool, behind: Place | None = None, first: int = _PORTION
     ) -> Iterator[Sequence[RunEntry]]:

@@ -124,7 +124,7 @@ async def serve(endpoint: str) -> None:
             await registry.index.ready(600)
             took = time.process_time() - began
             size = process.memory_info().rss - before
-            front = Front(keepalive=5, index=index, registry=registry)
+            front = Front(client=client, keepalive=5, index=index, registry=registry)
             settings = ServerSettings(bind=Bind("127.0.0.1", 0), rate=0)
             async with open_actions_server(client, settings, front=front) as server:
                 print(server.address, size, took, flush=True)

@@ -67,7 +67,9 @@ async def test_the_sdk_shows_the_token_that_a_command_prints(
     served, ca = tls(tmp_path)
     settings = ServerSettings(bind=Bind("127.0.0.1", 0), token_file=tokens, tls=served)
     by_command = {"auth_type": "ExternalCommand", "ca_cert_file_path": ca}
-    async with open_actions_server(client, settings, front=Front(keepalive=30)) as server:
+    async with open_actions_server(
+        client, settings, front=Front(client=client, keepalive=30)
+    ) as server:
         right = {**by_command, "command": ["echo", "of-alice"]}
         done = await who(sdk_python, server, "a", **right)
         assert done.stdout == "user: alice\nproject: a\n", done.stderr
@@ -88,7 +90,9 @@ async def test_a_client_that_is_insecure_is_told_how_to_show_a_token(
     tokens = tmp_path / "tokens"
     tokens.write_text("of-alice\n")
     settings = ServerSettings(bind=Bind("127.0.0.1", 0), token_file=tokens)
-    async with open_actions_server(client, settings, front=Front(keepalive=30)) as server:
+    async with open_actions_server(
+        client, settings, front=Front(client=client, keepalive=30)
+    ) as server:
         done = await who(sdk_python, server, "a", insecure=True)
         assert "user: " not in done.stdout
         assert "auth_type='ExternalCommand'" in done.stdout + done.stderr
@@ -104,7 +108,9 @@ async def test_the_sdk_logs_in_by_the_secret_of_a_client(
     with small_issuer() as issuer:
         oidc = OidcSettings(issuer=issuer.url, audience=AUDIENCE)
         settings = ServerSettings(bind=Bind("127.0.0.1", 0), tls=served, oidc=oidc)
-        async with open_actions_server(client, settings, front=Front(keepalive=30)) as server:
+        async with open_actions_server(
+            client, settings, front=Front(client=client, keepalive=30)
+        ) as server:
             done = await who(
                 sdk_python, server, "a", **by_secret, client_credentials_secret=CLIENT[1]
             )

@@ -1,4 +1,4 @@
-"""The stock SDK and its command, through their own front door, on nothing but an etcd and a folder."""
+"""The stock SDK and its command, through their own front door, on an etcd and a folder."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ async def address(etcd: Etcd, prefix: bytes) -> AsyncIterator[str]:
         open_actions_server(
             client,
             ServerSettings(bind=Bind("127.0.0.1", 0)),
-            front=Front(keepalive=5, index=index, registry=registry),
+            front=Front(client=client, keepalive=5, index=index, registry=registry),
         ) as server,
     ):
         yield f"http://{server.address}"

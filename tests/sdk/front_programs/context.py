@@ -43,7 +43,9 @@ if __name__ == "__main__":
             {
                 "outputs": list(run.outputs()),
                 "name": run.name == name,
-                "labelled": [each.name for each in flyte.remote.Run.listall(with_labels={"team": "blue"})]
+                "labelled": [
+                    each.name for each in flyte.remote.Run.listall(with_labels={"team": "blue"})
+                ]
                 == [name],
                 "other": list(flyte.remote.Run.listall(with_labels={"team": "red"})) == [],
                 "attempts": [

@@ -37,7 +37,9 @@ if __name__ == "__main__":
                 "sum": run.outputs()[0],
                 "within": within.outputs()[0],
                 "versions": sorted(each.version for each in listed),
-                "latest": flyte.remote.Task.get("deployed.add", auto_version="latest").fetch().version,
+                "latest": flyte.remote.Task.get("deployed.add", auto_version="latest")
+                .fetch()
+                .version,
             }
         )
     )

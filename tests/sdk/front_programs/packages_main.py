@@ -18,4 +18,6 @@ if __name__ == "__main__":
     target = Path(sys.argv[3])
     code = run.download_code(str(target))
     found = sorted(each.name for each in Path(target).rglob("*.py"))
-    print(json.dumps({"outputs": list(run.outputs()), "code": "words.py" in found, "at": bool(code)}))
+    print(
+        json.dumps({"outputs": list(run.outputs()), "code": "words.py" in found, "at": bool(code)})
+    )

@@ -188,7 +188,9 @@ async def test_a_client_learns_where_to_log_in_and_is_let_in(
 ) -> None:
     oidc = settings_of(issuer, client_id="public")
     settings = ServerSettings(bind=LOOPBACK, oidc=oidc)
-    async with open_actions_server(client, settings, front=Front(keepalive=30)) as server:
+    async with open_actions_server(
+        client, settings, front=Front(client=client, keepalive=30)
+    ) as server:
         bare = Asker(server.address)
         metadata = await bare.ask(
             AUTH,
