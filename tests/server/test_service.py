@@ -326,7 +326,7 @@ async def test_a_call_that_outlasts_the_grace_is_told_to_try_again(
             except Failed as error:
                 caught.append(error)
 
-        settings = ServerSettings(bind=LOOPBACK, grace=0.2)
+        settings = ServerSettings(bind=LOOPBACK, grace=1.0)
         async with open_actions_server(client, settings) as server:
             nursery.start_soon(call, CLIENTS[kind](str(server.address)))
             await begun.wait()

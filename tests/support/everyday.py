@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+_PARAM = type(pytest.param())
+
 
 def first_everyday(cases: Iterable[Any], count: int = 1) -> list[Any]:
     """Cases for ``parametrize``: those after the first ``count`` are marked ``slow``.
@@ -19,8 +21,7 @@ def first_everyday(cases: Iterable[Any], count: int = 1) -> list[Any]:
 
 
 def _slow(case: Any) -> Any:
-    # What `pytest.param` made has marks and perhaps a name.
-    if isinstance(case, tuple) and hasattr(case, "marks"):
+    if isinstance(case, _PARAM):
         return pytest.param(*case.values, marks=[*case.marks, pytest.mark.slow], id=case.id)
     values = case if isinstance(case, tuple) else (case,)
     return pytest.param(*values, marks=pytest.mark.slow)
