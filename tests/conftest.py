@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -21,8 +22,14 @@ from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
 from etcd_actions.testing.plugin import PULLS_UNASKED
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
+from tests.support.everyday import first_everyday
 
 pytest_plugins = ["etcd_actions.testing", "pytester"]
+
+# Python is started hundreds of times: what it has compiled is kept, also where the environment
+# says not to, as those of container images do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _numbers = itertools.count()
 # Of pytest-xdist's processes each has a name of its own.
@@ -99,9 +106,12 @@ def killable_etcd(own_etcd: OwnEtcd) -> OwnEtcd:
     return own_etcd
 
 
-@pytest.fixture(params=["grpc", "gateway"])
+@pytest.fixture(params=first_everyday(["grpc", "gateway"]))
 def transport(request: pytest.FixtureRequest) -> TransportName:
-    """Each way to talk to etcd: whoever asks for it runs once with each."""
+    """Each way to talk to etcd: whoever asks for it runs once with each.
+
+    That both behave alike is up to the conformance suite, which has both in the everyday suite.
+    """
     return cast(TransportName, request.param)
 
 

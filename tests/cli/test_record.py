@@ -321,6 +321,7 @@ async def in_process(*arguments: str | Path) -> str:
     return done.out
 
 
+@pytest.mark.slow
 async def test_a_past_history_happens_again_in_another_store(
     shared_etcd: EtcdServer, own_etcd: EtcdServer, etcd: Etcd, prefix: bytes, tmp_path: Path
 ) -> None:
@@ -338,6 +339,7 @@ async def test_a_past_history_happens_again_in_another_store(
     assert [each.version for each in again] == [each.version for each in before]
 
 
+@pytest.mark.slow
 async def test_a_history_happens_again_that_is_recorded_live(
     shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, tmp_path: Path
 ) -> None:
@@ -412,6 +414,7 @@ async def shell(command: str, *arguments: str, **env: str) -> str:
     return done.stdout.decode(errors="replace")
 
 
+@pytest.mark.slow
 async def test_pipes(shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes) -> None:
     last = await change_a_little(etcd, prefix)
     endpoint = {"ETCDCTL_ENDPOINTS": shared_etcd.endpoint}

@@ -15,7 +15,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -64,6 +64,7 @@ from etcd_actions.watch import Reflector
 from tests.cli.command import ROOT as ROOT_DIRECTORY
 from tests.cli.command import finish, running
 from tests.support.cluster import ROOT, WORKER, EtcdCluster, signed_tokens
+from tests.support.everyday import first_everyday
 from tests.support.load import make_run
 from tests.support.proxy import open_proxy
 from tests.support.recording import RecordingSink, eventually, until_stored
@@ -236,7 +237,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
         cluster.stop()
 
 
-@pytest.fixture(params=["simple", "jwt"])
+@pytest.fixture(params=first_everyday(["grpc", "gateway"]))
+def transport(request: pytest.FixtureRequest) -> TransportName:
+    return cast(TransportName, request.param)
+
+
+@pytest.fixture(params=first_everyday(["simple", "jwt"]))
 def own(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[EtcdCluster]:
     """The test's own, with users that are not wanted yet, and tokens of each kind."""
     cluster = EtcdCluster(
@@ -368,6 +374,7 @@ async def test_a_wrong_password_is_asked_once(
     assert not [secret for secret in _SECRETS if secret in repr(logs)]
 
 
+@pytest.mark.slow
 async def test_an_expired_token_is_renewed_once(
     shared: EtcdCluster, prefix: bytes, transport: TransportName
 ) -> None:
@@ -381,6 +388,7 @@ async def test_an_expired_token_is_renewed_once(
             assert shared.authentications() - before == 1
 
 
+@pytest.mark.slow
 async def test_a_stream_outlives_its_token(
     shared: EtcdCluster, prefix: bytes, transport: TransportName
 ) -> None:
@@ -715,6 +723,7 @@ def as_worker(cluster: EtcdCluster, transport: TransportName) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 async def test_the_role_of_the_document_is_enough(
     documented: EtcdCluster, transport: TransportName, tmp_path: Path
 ) -> None:
@@ -750,41 +759,43 @@ async def test_the_role_of_the_document_is_enough(
 
 @pytest.mark.parametrize(
     ("grant", "command", "missing"),
-    [
-        pytest.param(None, ["run"], f"read on all keys that begin with {PREFIX}", id="run"),
-        pytest.param(
-            ("readwrite", "--prefix=true", PREFIX),
-            ["run"],
-            f"read on the key /etcd-actions{PREFIX}position/",
-            id="run-own-keys",
-        ),
-        pytest.param(None, ["watch"], f"read on all keys that begin with {PREFIX}", id="watch"),
-        pytest.param(None, ["replay", HISTORY], f"read on the key {PREFIX}", id="replay"),
-        pytest.param(
-            ("write", "--prefix=true", PREFIX),
-            ["run"],
-            f"read on all keys that begin with {PREFIX}",
-            id="run-no-read",
-        ),
-        pytest.param(
-            ("readwrite", PREFIX, PREFIX + "flyte/rk"),
-            ["list"],
-            f"read on all keys that begin with {PREFIX}",
-            id="list-half",
-        ),
-        pytest.param(
-            ("read", "--prefix=true", PREFIX),
-            ["replay", HISTORY],
-            f"read and write on the key {PREFIX}flyte/",
-            id="replay-no-write",
-        ),
-        pytest.param(
-            ("readwrite", "--prefix=true", PREFIX.rstrip("/") + "-other/"),
-            ["watch", "--namespace", "flyte"],
-            f"read on all keys that begin with {PREFIX}flyte/",
-            id="watch-namespace",
-        ),
-    ],
+    first_everyday(
+        [
+            pytest.param(None, ["run"], f"read on all keys that begin with {PREFIX}", id="run"),
+            pytest.param(
+                ("readwrite", "--prefix=true", PREFIX),
+                ["run"],
+                f"read on the key /etcd-actions{PREFIX}position/",
+                id="run-own-keys",
+            ),
+            pytest.param(None, ["watch"], f"read on all keys that begin with {PREFIX}", id="watch"),
+            pytest.param(None, ["replay", HISTORY], f"read on the key {PREFIX}", id="replay"),
+            pytest.param(
+                ("write", "--prefix=true", PREFIX),
+                ["run"],
+                f"read on all keys that begin with {PREFIX}",
+                id="run-no-read",
+            ),
+            pytest.param(
+                ("readwrite", PREFIX, PREFIX + "flyte/rk"),
+                ["list"],
+                f"read on all keys that begin with {PREFIX}",
+                id="list-half",
+            ),
+            pytest.param(
+                ("read", "--prefix=true", PREFIX),
+                ["replay", HISTORY],
+                f"read and write on the key {PREFIX}flyte/",
+                id="replay-no-write",
+            ),
+            pytest.param(
+                ("readwrite", "--prefix=true", PREFIX.rstrip("/") + "-other/"),
+                ["watch", "--namespace", "flyte"],
+                f"read on all keys that begin with {PREFIX}flyte/",
+                id="watch-namespace",
+            ),
+        ]
+    ),
 )
 async def test_what_is_missing_is_named(
     shared: EtcdCluster,
@@ -802,6 +813,7 @@ async def test_what_is_missing_is_named(
     assert not [secret for secret in _SECRETS if secret in done.err + done.out]
 
 
+@pytest.mark.slow
 async def test_marks_without_write_are_tried_until_it_is_granted(
     shared: EtcdCluster, transport: TransportName, tmp_path: Path, prefix: bytes
 ) -> None:

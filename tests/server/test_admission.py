@@ -245,6 +245,7 @@ async def test_calls_are_counted(client: ActionsClient, server: ActionsServer) -
     assert set(statistics.seconds) == {"Enqueue", "Abort"}
 
 
+@pytest.mark.slow
 async def test_a_client_that_takes_nothing_is_given_up(client: ActionsClient) -> None:
     """Over HTTP/1.1, where the system's buffers are all there is between the two."""
     await client.enqueue(flyte.task(ROOT))
