@@ -613,6 +613,8 @@ class Outbox:
         if accepted and began < (until := self._until(key)):
             self._held.hold(delivery, until)
             return
+        # What was asked for while the object was still there has no other turn.
+        await self._redeliver_gone(key)
         self._done_with.discard(update.incarnation)
         self.forget(key)
         self._on_deletion_told(key, update.revision)

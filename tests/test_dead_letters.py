@@ -9,9 +9,17 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+import trio
 from structlog.testing import capture_logs
 
-from etcd_actions import ActionId, ActionsClient, DeadLetter, Phase, open_actions_client
+from etcd_actions import (
+    ActionId,
+    ActionsClient,
+    ActionUpdate,
+    DeadLetter,
+    Phase,
+    open_actions_client,
+)
 from etcd_actions.codecs.json import decode
 from etcd_actions.containment import Containment
 from etcd_actions.dead_letters import LetterBook
@@ -115,6 +123,55 @@ async def test_a_retry_tells_record_then_status(etcd: Etcd, prefix: bytes) -> No
         ("record", "a0", Phase.SUCCEEDED),
         ("status", "a0", Phase.SUCCEEDED),
     ]
+
+
+class Holding(Scripted):
+    """Holds the status of an ending until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds = False
+        self.came = trio.Event()
+        self.go_on = trio.Event()
+
+    async def update_action_status(self, update: ActionUpdate) -> None:
+        if self.holds and update.phase.is_terminal:
+            self.came.set()
+            await self.go_on.wait()
+        self._take("status", update)
+
+
+async def test_a_request_that_comes_while_the_mark_deletes_the_object_is_met(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    """All letters of an action are retried one after the other: the first request has it told."""
+    service = Holding()
+    service.failures["record", "a0"] = [NO]
+    service.failures["status", "a0"] = [NO]
+    async with watching(etcd, prefix, service) as client:
+        await client.enqueue(flyte.task(ROOT))
+        key = Keyspace(prefix).task_action(ROOT)
+        tree = json.loads((await etcd.range(KeyRange.of_key(key))).kvs[0].value)
+        tree["metadata"]["deletionTimestamp"] = tree["metadata"]["creationTimestamp"]
+        await etcd.put(key, json.dumps(tree).encode())
+        await eventually_holds(lambda: has(client, ("a0", "record"), ("a0", "status")))
+        assert not service.of("a0")
+        letters = await stored(client)
+        service.holds = True
+        await client.retry_dead_letter(letters["a0", "record"])
+        await service.came.wait()
+        asked = await client.retry_dead_letter(letters["a0", "status"])
+        assert asked is not None
+        await eventually(lambda: letters_of(client)["a0", "status"].request is not None)
+        service.go_on.set()
+        with trio.fail_after(10):
+            assert await client.wait_dead_letter(asked) is None
+        assert await client.dead_letters() == []
+        assert not (await etcd.range(KeyRange.of_key(key))).kvs
+
+
+async def has(client: ActionsClient, *wanted: tuple[str, str]) -> bool:
+    return set(wanted) <= set(await stored(client))
 
 
 async def test_a_retry_that_is_refused_says_so(etcd: Etcd, prefix: bytes) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import http.client
 import json
+import os
 import secrets
 import socket
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -250,16 +253,41 @@ def lasting_port() -> int:
     """A port of the loopback interface that nobody listens on, and that stays free.
 
     It is below those that the system gives to outgoing connections and to :func:`free_port`,
-    so what stops listening on it for a while finds it free again.
+    so what stops listening on it for a while finds it free again. No other process that asks
+    here is given it while this one lives.
     """
     while True:
         port = _LASTING_PORTS[secrets.randbelow(len(_LASTING_PORTS))]
+        if not _reserve(port):
+            continue
         with socket.socket() as listener:
             try:
                 listener.bind(("127.0.0.1", port))
             except OSError:
                 continue
         return port
+
+
+def _reserve(port: int) -> bool:
+    """Take a port for as long as this process lives; whether nobody has it.
+
+    A lock says so, which ends with the process that has it. Where no file can be had, nobody
+    is asked.
+    """
+    directory = Path(tempfile.gettempdir()) / f"etcd-actions-ports-{os.getuid()}"
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(directory / str(port), flags, 0o600)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return False
+    # Left open: it is closed with the process.
+    return True
 
 
 def version_at(endpoint: Endpoint) -> EtcdVersion:

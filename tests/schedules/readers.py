@@ -81,13 +81,21 @@ class Reader:
         request = pb.WatchForUpdatesRequest(parent_action_id=flyte.identifier(parent))
         states: list[State] = []
         opened: list[Any] = []
+        left = trio.Event()
         self.streams.append(states)
+
+        def take(message: Any) -> bool:
+            # A thread that is left alone may go on reading beside the reader's next stream.
+            if not left.is_set():
+                self._take(states, message)
+            return left.is_set()
 
         def read() -> None:
             stream = client.stream(request)
             opened.append(stream)
             for message in stream:
-                trio.from_thread.run_sync(self._take, states, message)
+                if trio.from_thread.run_sync(take, message):
+                    return
 
         try:
             await _in_thread(read)
@@ -97,6 +105,7 @@ class Reader:
             # Closed under its hands, or cut.
             self.errors.append(type(error).__name__)
         finally:
+            left.set()
             self.is_there = False
             for stream in opened:
                 with suppress(OSError):

@@ -221,6 +221,8 @@ async def _play(world: World, disturber: Disturber, outcome: Outcome) -> None:
         outcome.calm = time.monotonic() - healed
         await _retry_letters(world, outcome)
         await trio.sleep(SETTLE)
+        # A leader that was elected at the end may still be busy with what was a dead letter.
+        await _until_calm(world)
         await world.observer.caught_up()
         evidence = world.evidence()
         outcome.violations += oracle.always(evidence) + oracle.finally_(evidence)
