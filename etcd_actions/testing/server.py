@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import secrets
 import socket
+import sys
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,9 @@ _START_TIMEOUT = 20.0
 _ANSWER_TIMEOUT = 1.0
 _POLL = 0.02
 _LASTING_PORTS = range(15_000, 32_000)
+# Descriptors that keep what this process has got last; what is older is listened on, or done with.
+_KEPT: deque[int] = deque()
+_KEPT_AT_MOST = 64
 
 COMMON_FLAGS = (
     "--name=test",
@@ -250,7 +256,8 @@ def lasting_port() -> int:
     """A port of the loopback interface that nobody listens on, and that stays free.
 
     It is below those that the system gives to outgoing connections and to :func:`free_port`,
-    so what stops listening on it for a while finds it free again.
+    so what stops listening on it for a while finds it free again. No other process of this
+    machine gets it from here meanwhile, where there are abstract sockets (Linux).
     """
     while True:
         port = _LASTING_PORTS[secrets.randbelow(len(_LASTING_PORTS))]
@@ -259,7 +266,23 @@ def lasting_port() -> int:
                 listener.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        return port
+        if _keep(port):
+            return port
+
+
+def _keep(port: int) -> bool:
+    """Have the others that look for a port pass over this one; False where one of them has it."""
+    if sys.platform != "linux":
+        return True
+    with socket.socket(socket.AF_UNIX) as name:
+        try:
+            name.bind(f"\0etcd-actions-testing-port-{port}")
+        except OSError:
+            return False
+        _KEPT.append(name.detach())
+    while len(_KEPT) > _KEPT_AT_MOST:
+        os.close(_KEPT.popleft())
+    return True
 
 
 def version_at(endpoint: Endpoint) -> EtcdVersion:
