@@ -126,7 +126,7 @@ class Drawing:
 
     def fill(self, message: Message, depth: int = _DEPTH) -> None:
         """Set some of its fields."""
-        descriptor: Descriptor = message.DESCRIPTOR
+        descriptor: Any = message.DESCRIPTOR
         chosen = {
             oneof.name: self._random.choice(list(oneof.fields)).name for oneof in descriptor.oneofs
         }
@@ -164,7 +164,7 @@ class Drawing:
         else:
             values[drawn] = self._value(value)
 
-    def _value(self, field: FieldDescriptor) -> Any:
+    def _value(self, field: Any) -> Any:
         random = self._random
         is_hostile = random.random() < self._hostile
         kind = field.cpp_type
@@ -186,7 +186,7 @@ class Drawing:
         number = random.choice(_NUMBERS if is_hostile else (0, 1, 2, 3))
         return min(max(number, least), most)
 
-    def _text(self, field: FieldDescriptor, is_hostile: bool) -> str | bytes:
+    def _text(self, field: Any, is_hostile: bool) -> str | bytes:
         random = self._random
         if field.type == FieldDescriptor.TYPE_BYTES:
             return random.randbytes(random.choice((0, 1, 16, 100)))
