@@ -9,6 +9,7 @@ from etcd_actions.blobs.protocol import (
     BlobMismatch,
     BlobStore,
     BlobTooLarge,
+    BlobUnusable,
     check_key,
     check_part,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "BlobMismatch",
     "BlobStore",
     "BlobTooLarge",
+    "BlobUnusable",
     "Grant",
     "NoStore",
     "UrlSigner",

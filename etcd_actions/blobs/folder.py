@@ -21,7 +21,14 @@ from typing import Final, Literal, TypeVar
 
 import trio
 
-from etcd_actions.blobs.protocol import Blob, BlobError, BlobExists, BlobInfo, check_key
+from etcd_actions.blobs.protocol import (
+    Blob,
+    BlobError,
+    BlobExists,
+    BlobInfo,
+    BlobUnusable,
+    check_key,
+)
 from etcd_actions.blobs.spool import BLOCK, Spool, blocks
 from etcd_actions.errors import ConfigError, InvalidArgument
 from etcd_actions.untrusted_files import UnusableFile, local_path, open_regular
@@ -161,7 +168,9 @@ class FolderStore:
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         try:
             return await trio.to_thread.run_sync(partial(function, *args), limiter=self._threads)
-        except (OSError, UnusableFile) as error:
+        except UnusableFile as error:
+            raise BlobUnusable(str(error)) from error
+        except OSError as error:
             raise BlobError(f"the blob store did not do it: {error}") from error
 
     async def _parts(self, descriptor: int, start: int, end: int) -> AsyncGenerator[bytes]:

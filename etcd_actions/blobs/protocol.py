@@ -20,6 +20,10 @@ class BlobError(EtcdActionsError):
     """The store did not do it: its disk is full, say, or it was not reached."""
 
 
+class BlobUnusable(BlobError):
+    """What has its name is no regular file: a task may have put anything there."""
+
+
 class BlobExists(BlobError):
     """The key has another content, and a blob never changes."""
 

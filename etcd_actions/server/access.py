@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from etcd_actions.errors import NotFound
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.codes import Refusal
+from etcd_actions.server.places import Places
 
 WITHOUT_A_PROJECT: Final = frozenset(
     {
@@ -133,13 +134,17 @@ class Access:
 
     Args:
         projects: The projects that there are; None: all that somebody names.
+        places: Says which data a client may name.
     """
 
-    def __init__(self, projects: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, projects: tuple[str, ...] | None = None, places: Places | None = None
+    ) -> None:
         self._known = projects
+        self._places = places or Places(None)
 
     def check(self, method: str, request: Message) -> None:
-        """Let a request through.
+        """Let a request through; that of a client with some projects is confined to these.
 
         Args:
             method: ``SERVICE/METHOD``.
@@ -168,3 +173,4 @@ class Access:
                 Code.PERMISSION_DENIED,
                 "this token may use some projects only, and the request names none",
             )
+        self._places.confine(request)

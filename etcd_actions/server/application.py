@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import trio
+from connectrpc.code import Code
 from connectrpc.compat import google_protobuf_codecs
+from connectrpc.errors import ConnectError
 from connectrpc.interceptor import MetadataInterceptor
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication
@@ -23,7 +25,7 @@ from etcd_actions.server.codes import Refusal, told
 from etcd_actions.server.health import HEALTH
 from etcd_actions.server.methods import Methods, UnaryCalls
 from etcd_actions.server.streams import CONNECTION, Connection
-from etcd_actions.serving import Message, Receive, Send
+from etcd_actions.serving import ClientGone, Message, Receive, Send
 from etcd_actions.tracing import CallSpan
 
 # Load balancers and clients that have yet to log in show no token.
@@ -184,7 +186,14 @@ class Application(ConnectASGIApplication[Methods]):
                 connection.lost()
             return message
 
-        await super().__call__(scope, receive_and_notice, send)
+        try:
+            await super().__call__(scope, receive_and_notice, send)
+        except ConnectError as error:
+            if error.code not in (Code.DEADLINE_EXCEEDED, Code.CANCELED):
+                raise
+            # A client may set any deadline: one that passes while its answer is sent is no
+            # failure of ours.
+            raise ClientGone("its deadline passed while its answer was sent") from error
 
 
 def _unusable(scope: Message) -> tuple[int, str] | None:

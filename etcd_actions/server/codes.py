@@ -13,7 +13,7 @@ from typing import Final
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
-from etcd_actions.blobs import BlobError, BlobExists
+from etcd_actions.blobs import BlobError, BlobExists, BlobUnusable
 from etcd_actions.containment import Containment
 from etcd_actions.errors import (
     Aborted,
@@ -47,6 +47,7 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     (EtcdError, Code.UNAVAILABLE),
     (DecodeError, Code.DATA_LOSS),
     (BlobExists, Code.ALREADY_EXISTS),
+    (BlobUnusable, Code.FAILED_PRECONDITION),
     (BlobError, Code.UNAVAILABLE),
     (ConfigError, Code.UNAVAILABLE),
 )

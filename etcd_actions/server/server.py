@@ -81,6 +81,7 @@ async def open_actions_server(
         from etcd_actions.server.authentication import Authentication  # noqa: PLC0415
         from etcd_actions.server.health import Health  # noqa: PLC0415
         from etcd_actions.server.methods import Methods, UnaryCalls  # noqa: PLC0415
+        from etcd_actions.server.places import Places  # noqa: PLC0415
         from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
         from etcd_actions.server.service import ActionsService  # noqa: PLC0415
         from etcd_actions.server.streams import Streams  # noqa: PLC0415
@@ -96,7 +97,8 @@ async def open_actions_server(
     calls = Calls(authentication, RateLimit(settings.rate), client.containment)
     streams = Streams(settings.max_streams)
     unary_calls = UnaryCalls(settings.request_timeout, client.containment)
-    methods = Methods(unary_calls, client.containment, Access(settings.projects))
+    access = Access(settings.projects, Places(None if front is None else front.blobs))
+    methods = Methods(unary_calls, client.containment, access)
     services: Iterable[Service] = (
         ActionsService(client, streams, settings.keepalive, read_trace_error),
         Health(lambda: methods.services, is_serving, streams),

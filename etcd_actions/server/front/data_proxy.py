@@ -24,6 +24,7 @@ from etcd_actions.server.front.inputs_hash import inputs_hash
 from etcd_actions.server.front.local_files import LocalFiles
 from etcd_actions.server.front.transfers import LOCAL, STORED, Transfers
 from etcd_actions.server.methods import Methods
+from etcd_actions.server.places import Places
 
 if TYPE_CHECKING:
     from flyteidl2.common.identifier_pb2 import ActionIdentifier
@@ -73,6 +74,7 @@ class DataProxy:
     ) -> None:
         self._client = client
         self._store = store
+        self._places = Places(store)
         self._local = local
         self._signer = signer
         self._transfers = transfers
@@ -283,7 +285,11 @@ class DataProxy:
         return await self._transfers.url(CALLER.get().origin, grant)
 
     def _place(self, url: str) -> str:
-        """A URL of a task's as a path of the transfers."""
+        """A URL of a task's as a path of the transfers.
+
+        What an action says of where its data is, is its client's word.
+        """
+        self._places.check(url)
         if (key := self._store.key_of(url)) is not None:
             return STORED + key
         if self._local is not None and (path := self._local.path_of(url)) is not None:

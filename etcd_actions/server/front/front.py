@@ -11,6 +11,7 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.registry.registry import Registry
 from etcd_actions.runs.index import RunIndex
 from etcd_actions.server.application import Route
+from etcd_actions.server.caller import CALLER
 from etcd_actions.server.front.cluster import ClusterService
 from etcd_actions.server.front.data_proxy import DataProxy
 from etcd_actions.server.front.identity import IdentityService
@@ -84,7 +85,7 @@ class Front:
         if self.index is not None:
             yield RunLists(self.index, streams, self.keepalive, self.paused)
             if self.registry is not None:
-                yield TaskService(self.registry, self.index)
+                yield TaskService(self.registry, self.index, lambda: CALLER.get().subject)
         yield ClusterService()
         yield ProjectService(self.projects, self.projects_with_runs)
         yield IdentityService()

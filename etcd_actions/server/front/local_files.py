@@ -12,8 +12,8 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from etcd_actions.blobs import Blob, BlobError, BlobInfo
-from etcd_actions.untrusted_files import UnusableFile, in_thread, local_path, open_regular
+from etcd_actions.blobs import Blob, BlobError, BlobInfo, BlobUnusable
+from etcd_actions.untrusted_files import SlowFile, UnusableFile, in_thread, local_path, open_regular
 
 T = TypeVar("T")
 
@@ -61,8 +61,10 @@ class LocalFiles:
 async def _within(path: str, function: Callable[..., T], *args: object) -> T:
     try:
         return await in_thread(_WITHIN, path, function, *args)
-    except (OSError, UnusableFile) as error:
+    except (OSError, SlowFile) as error:
         raise BlobError(f"the file cannot be read: {error}") from error
+    except UnusableFile as error:
+        raise BlobUnusable(str(error)) from error
 
 
 async def _parts(path: str, start: int, end: int) -> AsyncGenerator[bytes]:

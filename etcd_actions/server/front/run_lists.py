@@ -19,6 +19,7 @@ from etcd_actions.runs.entry import RunEntry
 from etcd_actions.runs.index import OfProject, OfTask, Place, RunIndex, Shelf
 from etcd_actions.runs.paging import Query, parse, take_in_order, take_sorted
 from etcd_actions.runs.run_fields import CREATED, PHASES, RUN_FIELDS, phase_of
+from etcd_actions.server.caller import CALLER
 from etcd_actions.server.codes import Refusal
 from etcd_actions.server.front.run_views import run_message
 
@@ -143,7 +144,7 @@ class RunLists:
         self, portions: Iterable[Sequence[RunEntry]], only: str | None, paused: bool
     ) -> Iterable[Sequence[RunEntry]]:
         """Those of one version of a task, and of paused runs, where that is asked for."""
-        if only is None and not paused:
+        if only is None and not paused and CALLER.get().projects is None:
             return portions
         waiting = self._paused() if paused and self._paused is not None else ()
 
@@ -185,7 +186,10 @@ def _place(query: Query[RunEntry]) -> Place | None:
 
 
 def _is_of(entry: RunEntry, version: str | None) -> bool:
-    return version is None or entry.task.version == version
+    # A run may be of a task of another project.
+    return (version is None or entry.task.version == version) and CALLER.get().may_use(
+        entry.project
+    )
 
 
 def _told(entries: Sequence[RunEntry]) -> pb.WatchRunsResponse:

@@ -20,6 +20,7 @@ from etcd_actions.runs.filters import Field, Fields, Kind, microseconds, moment
 from etcd_actions.runs.index import OfTask, RunIndex
 from etcd_actions.runs.paging import Query, parse, take_sorted
 from etcd_actions.runs.run_fields import phase_of
+from etcd_actions.server.caller import CALLER
 from etcd_actions.server.codes import Refusal
 from etcd_actions.server.front.run_views import identity, timestamp
 
@@ -198,7 +199,7 @@ class TaskService:
     def _task(self, head: TaskHead, org: str) -> definition.Task:
         task = definition.Task(task_id=_identifier(head, org), metadata=_metadata(head))
         latest = self._runs.latest_of(OfTask(head.project, head.domain, head.name))
-        if latest is not None:
+        if latest is not None and CALLER.get().may_use(latest.project):
             task.task_summary.latest_run.CopyFrom(_latest_run(latest))
         return task
 
@@ -209,7 +210,7 @@ def _version(head: TaskHead, latest: RunEntry | None) -> pb.ListVersionsResponse
     )
     if head.deployed_by:
         version.deployed_by.CopyFrom(identity(head.deployed_by))
-    if latest is not None:
+    if latest is not None and CALLER.get().may_use(latest.project):
         version.latest_run.CopyFrom(_latest_run(latest))
     return version
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -26,6 +27,7 @@ from etcd_actions.blobs import (
     BlobMismatch,
     BlobStore,
     BlobTooLarge,
+    BlobUnusable,
     Grant,
     UrlSigner,
 )
@@ -47,6 +49,7 @@ _PATIENCE: Final = 300.0
 """Seconds that a transfer waits for others."""
 _RETRY_AFTER: Final = b"2"
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TYPES: Final = {".html": "text/html; charset=utf-8", ".txt": "text/plain; charset=utf-8"}
 # A report is a task's: it must not act as a page of this service.
 _SAFE: Final = (
@@ -126,9 +129,15 @@ class Transfers:
                 await self._get(grant, scope, send)
         except ActionError as error:
             raise _Answer(HTTPStatus.BAD_REQUEST, str(error)) from None
+        except BlobUnusable as error:
+            raise _Answer(HTTPStatus.NOT_FOUND, str(error)) from None
         except BlobError as error:
             _log.warning("transfer_failed", method=method, path=grant.path[:200], error=str(error))
-            raise _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from None
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in _FULL:
+                raise _Answer(HTTPStatus.INSUFFICIENT_STORAGE, str(error)) from None
+            retry = (b"retry-after", _RETRY_AFTER)
+            raise _Answer(HTTPStatus.SERVICE_UNAVAILABLE, str(error), retry) from None
 
     async def _grant(self, method: Literal["GET", "PUT"], scope: Message) -> Grant:
         raw = scope.get("raw_path") or quote(scope["path"]).encode()
@@ -222,8 +231,13 @@ class Transfers:
             if blob is None or blob.info.size != size:
                 raise _Answer(HTTPStatus.NOT_FOUND, "the file was deleted, or replaced")
             await send({"type": "http.response.start", "status": status, "headers": headers})
-            async for part in blob.parts:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+            try:
+                async for part in blob.parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            except BlobError as error:
+                # A task may cut its file at any time. The client sees that bytes are missing.
+                _log.warning("download_cut", path=grant.path[:200], error=str(error))
+                return
             await send({"type": "http.response.body", "body": b""})
 
     def _open(self, path: str, start: int, length: int) -> AbstractAsyncContextManager[Blob | None]:
