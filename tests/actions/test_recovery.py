@@ -220,9 +220,11 @@ async def test_outputs_that_are_gone_are_computed_again(runs: Runs, tmp_path: Pa
 async def test_a_condition_keeps_its_value(runs: Runs) -> None:
     client = runs.client
     await runs.source()
-    for name in ("said", "open"):
+    for name in ("said", "open", "empty"):
         await client.enqueue(flyte.condition(of("r1", name), "a0"))
     await client.signal(of("r1", "said"), flyte.boolean(True), "ann")
+    # Without a value nobody could go on.
+    await runs.end("r1", "empty", Phase.SUCCEEDED)
     await runs.recover("r2", "r1")
     taken = (await client.enqueue(flyte.condition(of("r2", "said"), "a0"))).action
     assert taken.phase is Phase.RECOVERED
@@ -230,8 +232,9 @@ async def test_a_condition_keeps_its_value(runs: Runs) -> None:
     told = update_action_status(update_of(taken))
     assert told.output == flyte.boolean(True)
     assert told.principal.user.id.subject == "ann"
-    waiting = (await client.enqueue(flyte.condition(of("r2", "open"), "a0"))).action
-    assert not waiting.is_terminal
+    for name in ("open", "empty"):
+        waiting = (await client.enqueue(flyte.condition(of("r2", name), "a0"))).action
+        assert not waiting.is_terminal, name
 
 
 async def test_a_condition_of_another_type_waits_anew(runs: Runs) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Final, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,7 +24,7 @@ from flyteidl2.task.task_definition_pb2 import TaskIdentifier
 from flyteidl2.workflow import run_service_pb2 as pb
 from google.protobuf.message import Message
 
-from etcd_actions import ActionId
+from etcd_actions import ActionId, open_etcd
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
 from etcd_actions.registry.record import TaskId, task_key
@@ -33,7 +34,7 @@ from tests.cli.command import ROOT, Running, running, until
 from tests.sdk.conftest import sdk_python
 from tests.sdk.service import Site, free_port, kill
 from tests.server.front.run_calls import action_id, create, task_spec
-from tests.server.front.transferring import SERVICE
+from tests.server.front.transferring import SERVICE, Refused
 from tests.support import oracle
 from tests.support.crashing_front import ADDRESS, CREATION, DEPLOYMENT
 from tests.support.etcd_server import EtcdServer
@@ -45,6 +46,7 @@ __all__ = ["sdk_python"]
 M = TypeVar("M", bound=Message)
 
 PROGRAM = Path(__file__).parents[1] / "sdk" / "front_programs" / "waiting.py"
+_TRANSIENT: Final = ("unavailable", "deadline_exceeded")
 ROOT_OF_R1 = ActionId("p", "d", "r1", "a0")
 
 
@@ -64,7 +66,9 @@ def ask(address: str, method: str, request: Message, reply: type[M]) -> M:
         raise Lost from error
     finally:
         connection.close()
-    assert response.status == 200, data
+    if response.status != 200:
+        told = json.loads(data)
+        raise Refused(told["code"], told.get("message", ""))
     return reply.FromString(data)
 
 
@@ -117,9 +121,9 @@ def with_inputs() -> pb.CreateRunRequest:
     return request
 
 
-async def created(etcd: Etcd, keys: Keyspace) -> dict[bytes, int]:
+async def created(etcd: Etcd, keys: Keyspace, root: ActionId = ROOT_OF_R1) -> dict[bytes, int]:
     """What is there of a run, each with the revision of its creation."""
-    wanted = (keys.task_action(ROOT_OF_R1), keys.run_record(ROOT_OF_R1), keys.run_task(ROOT_OF_R1))
+    wanted = (keys.task_action(root), keys.run_record(root), keys.run_task(root))
     found = [(await etcd.range(KeyRange.of_key(key))).kvs for key in wanted]
     return {kv.key: kv.create_revision for kvs in found for kv in kvs}
 
@@ -173,8 +177,9 @@ async def test_a_task_is_deployed_once(
         async with front(shared_etcd, prefix, tmp_path, "never") as process:
             if not before:
                 await process.ask(f"{TASKS}/DeployTask", request, task_pb.DeployTaskResponse)
-            with pytest.raises(AssertionError, match="already_exists"):
+            with pytest.raises(Refused) as caught:
                 await process.ask(f"{TASKS}/DeployTask", request, task_pb.DeployTaskResponse)
+            assert caught.value.code == "already_exists"
             asked = task_pb.GetTaskDetailsRequest(task_id=task)
             found = await process.ask(
                 f"{TASKS}/GetTaskDetails", asked, task_pb.GetTaskDetailsResponse
@@ -184,10 +189,12 @@ async def test_a_task_is_deployed_once(
     assert after.version == 1
 
 
-def service(directory: Path, server: EtcdServer, prefix: bytes) -> Any:
+def service(
+    directory: Path, server: EtcdServer, prefix: bytes, *flags: str
+) -> AbstractContextManager[Running]:
     """The real service, without an executor."""
-    flags = ("--endpoints", server.endpoint, "--prefix", prefix.decode())
-    return running(directory, "run", *flags, "--blob-dir", directory / "blobs")
+    where = ("--endpoints", server.endpoint, "--prefix", prefix.decode())
+    return running(directory, "run", *where, "--blob-dir", directory / "blobs", *flags)
 
 
 async def address_of(service: Running) -> str:
@@ -257,6 +264,50 @@ async def test_half_an_upload_is_never_a_bundle(
     (bundle,) = named()
     assert str(bundle) == location.native_url
     assert bundle.read_bytes() == body
+
+
+async def test_etcd_is_killed_while_runs_are_created(
+    killable_etcd: EtcdServer, prefix: bytes, tmp_path: Path
+) -> None:
+    """Clients send the same request until it is answered: each run is there once, and whole."""
+    names = [f"r{number}" for number in range(1, 41)]
+    failures: list[Refused] = []
+    answered: list[str] = []
+
+    async def create_one(address: str, name: str) -> None:
+        method, request = f"{RUNS}/CreateRun", create(name)
+        while True:
+            try:
+                await trio.to_thread.run_sync(
+                    ask, address, method, request, pb.CreateRunResponse, limiter=threads
+                )
+            except Refused as refused:
+                if refused.code not in _TRANSIENT:
+                    raise
+                failures.append(refused)
+                await trio.sleep(0.05)
+            else:
+                answered.append(name)
+                return
+
+    threads = trio.CapacityLimiter(len(names))
+    flags = ("--command-timeout", "500ms")
+    with trio.fail_after(120), service(tmp_path, killable_etcd, prefix, *flags) as running_service:
+        address = await address_of(running_service)
+        async with trio.open_nursery() as nursery:
+            for name in names[:20]:
+                nursery.start_soon(create_one, address, name)
+            await until(lambda: answered)
+            killable_etcd.kill()
+            for name in names[20:]:
+                nursery.start_soon(create_one, address, name)
+            await until(lambda: failures)
+            await trio.to_thread.run_sync(killable_etcd.start)
+        async with open_etcd(killable_etcd.endpoint) as etcd:
+            for name in names:
+                there = await created(etcd, Keyspace(prefix), ActionId("p", "d", name, "a0"))
+                assert len(there) == 3, name
+                assert len(set(there.values())) == 1, name
 
 
 def client(python: Path, directory: Path, port: int) -> subprocess.Popen[str]:
