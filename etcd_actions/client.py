@@ -15,6 +15,7 @@ import trio
 from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
 from etcd_actions.actions.listing import Lister, Listing
+from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored import StoredTaskAction
@@ -197,6 +198,7 @@ class ActionsClient:
         self._settings = settings
         self._aborter = Aborter(store, keys, finalizer=settings.finalizer)
         self._lister = Lister(store, keys)
+        self._recovery = Recovery(store, keys)
         self._desk = LetterDesk(etcd, store, keys)
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
 
@@ -477,7 +479,8 @@ class ActionsClient:
                 runs have an ``a0`` each, so it is hardly ever what is wanted.
             snapshot: Begin with the states at one revision, and a
                 :class:`~etcd_actions.subscriptions.SnapshotEnd`. Nothing older follows, and
-                nothing newer is missing.
+                nothing newer is missing. In a run that recovers another the traces that the
+                same action recorded there are among them, as RECOVERED.
 
         Raises:
             EtcdError: On entering, when etcd cannot be read.
@@ -575,9 +578,10 @@ class ActionsClient:
                     await processor.start_watching()
                 if snapshot:
                     listing = await self._states_of(parent)
-                    subscription.begin_with(
-                        [_update(action) for action in listing.actions], listing.revision
-                    )
+                    states = [_update(action) for action in listing.actions]
+                    if isinstance(parent, ActionId) and parent.name not in ("", WHOLE_RUN):
+                        states += await self._recovery.traces(parent, listing)
+                    subscription.begin_with(states, listing.revision)
                 yield subscription
         finally:
             if not watching:

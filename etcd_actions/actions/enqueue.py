@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from etcd_actions.actions import conflicts, objects, validation
 from etcd_actions.actions.abort import Aborter, Marker, read_marker
+from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored import StoredTaskAction, describe, missing, same_action, same_run
 from etcd_actions.codecs import Codec, codec_of
@@ -109,6 +110,7 @@ class Enqueuer:
         self._clock = clock
         self._new_uid = new_uid
         self._finalizer = finalizer
+        self._recovery = Recovery(store, keys, clock=clock)
         self._aborter = Aborter(store, keys, finalizer=finalizer, clock=clock)
 
     async def enqueue(
@@ -121,6 +123,7 @@ class Enqueuer:
     ) -> Enqueued:
         """Create an action, see :meth:`etcd_actions.client.ActionsClient.enqueue`.
 
+        In a run that recovers another, what succeeded there is created as an action that is over.
         Cancelled, it may have been created.
 
         Raises:
@@ -142,6 +145,7 @@ class Enqueuer:
             if scene.beside:
                 raise conflicts.beside(scene.beside[0].key, describe(request.action_id))
             await self._check_ancestors(request, scene)
+            built = await self._recovery.apply(request, built)
             try:
                 value = self._codec.encode(built)
             except ValueError as error:

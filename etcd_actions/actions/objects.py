@@ -28,6 +28,7 @@ from etcd_actions.model import (
     ANNOTATION_MOST_AT_ONCE,
     ANNOTATION_ORG,
     ANNOTATION_OVERWRITE_CACHE,
+    ANNOTATION_RECOVERS,
     ANNOTATION_RUN_START_TIME,
     ANNOTATION_SUBJECT,
     API_VERSION,
@@ -227,6 +228,8 @@ def build(
                 if annotation in RUN_ANNOTATIONS
                 or not annotation.startswith((_SYSTEM_DOMAIN, OWN_DOMAIN + "/"))
             }
+        elif recovers := inherited.annotations.get(ANNOTATION_RECOVERS):
+            annotations = {ANNOTATION_RECOVERS: recovers}
         if run_start_time := request.run_start_time or _run_start_time(parent):
             annotations[ANNOTATION_RUN_START_TIME] = run_start_time
     elif run_spec is not None and kind == ACTION_TYPE_TASK:

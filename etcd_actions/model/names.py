@@ -55,13 +55,21 @@ ANNOTATION_OVERWRITE_CACHE: Final = OWN_DOMAIN + "/overwrite-cache"
 """``true``: the run uses no cached results, and replaces them."""
 ANNOTATION_MOST_AT_ONCE: Final = OWN_DOMAIN + "/max-action-concurrency"
 """How many actions of the run may be busy at once, in decimal digits."""
+ANNOTATION_RECOVERS: Final = OWN_DOMAIN + "/recovers"
+"""The runs whose successes the run takes over, see `etcd_actions.actions.recovery`."""
 RUN_ANNOTATIONS: Final = (
     ANNOTATION_CACHE_SCOPE,
     ANNOTATION_OVERWRITE_CACHE,
     ANNOTATION_MOST_AT_ONCE,
+    ANNOTATION_RECOVERS,
 )
 """What the root notes of the run's specification, for which Flyte's object has no fields, and
 all tasks below it inherit."""
+
+ANNOTATION_RECOVERED_FROM: Final = OWN_DOMAIN + "/recovered-from"
+"""The run whose action of the same name an action was taken over from."""
+ANNOTATION_RECOVERED_OUTPUTS: Final = OWN_DOMAIN + "/recovered-outputs"
+"""The directory of that one's outputs, for which Flyte's object has no field."""
 
 CACHE_SCOPE_GLOBAL: Final = "global"
 

@@ -17,6 +17,7 @@ from flyteidl2.task.run_pb2 import RunSpec
 from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
 
 from etcd_actions.actions import validation
+from etcd_actions.actions.recovery import RELATED_TO, source_of
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import AlreadyExists, InvalidArgument, NameTaken, NotFound, NotServed
@@ -121,7 +122,7 @@ class RunCreator:
         Raises:
             InvalidArgument: A field is missing or unusable.
             AlreadyExists: The name is taken.
-            NotFound: There is no such deployed task.
+            NotFound: There is no such deployed task, or no such run to recover.
             NotServed: It needs what this service does not have.
             EtcdError: etcd did not do it. Cancelled or cut off, the run may have been created:
                 the same request for the same name is safe.
@@ -172,6 +173,7 @@ class RunCreator:
         run_spec.CopyFrom(request.run_spec)
         if request.HasField("run_start_time"):
             run_spec.run_start_time.CopyFrom(request.run_start_time)
+        await self._check_source(run, run_spec)
         output_base = self._output_base(run, run_spec)
         inputs = await self._inputs(run, request, spec)
         record = _record(run, request, run_spec, spec, self._clock())
@@ -202,6 +204,18 @@ class RunCreator:
             return Created(enqueued.action, record, created=True)
         found = await self._reader.run(run)
         return Created(enqueued.action, found.record, created=False)
+
+    async def _check_source(self, run: ActionId, run_spec: RunSpec) -> None:
+        """Refuse to recover what is not known. Of what has expired nothing is taken over."""
+        if run_spec.relation.relation_type != RELATION_TYPE_RECOVER:
+            return
+        source = source_of(run, run_spec.relation.related_to)
+        try:
+            await self._reader.run(source)
+        except NotFound:
+            raise NotFound(
+                f"{RELATED_TO}: there is no run {source.run} in {run.project}/{run.domain}"
+            ) from None
 
     async def _task(self, request: CreateRunRequest) -> TaskSpec:
         kind = request.WhichOneof("task")

@@ -195,13 +195,11 @@ def metadata(action: StoredTaskAction, record: RunRecord | None, org: str) -> pb
     else:
         trace = _read(action, _trace)
         message.trace.name = spec.short_name if trace is None else trace.name
-    if record is not None:
-        if not spec.parent_action_name:
-            _add_of_run(message, record)
-        if action.phase is Phase.RECOVERED and record.recovered_from:
-            source = action_id_of(action)
-            source = ActionId(source.project, source.domain, record.recovered_from, source.name)
-            message.recovered_from.CopyFrom(identifier(source, org))
+    if record is not None and not spec.parent_action_name:
+        _add_of_run(message, record)
+    if source := conversions.recovered_from(action):
+        source.run.org = org
+        message.recovered_from.CopyFrom(source)
     return message
 
 

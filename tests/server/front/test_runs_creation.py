@@ -15,7 +15,7 @@ from flyteidl2.task.task_definition_pb2 import TaskIdentifier
 from flyteidl2.workflow import run_definition_pb2 as definitions
 from flyteidl2.workflow import run_service_pb2 as pb
 
-from etcd_actions import ActionId, ActionsClient
+from etcd_actions import ActionId, ActionsClient, Phase
 from etcd_actions.errors import AlreadyExists, OutcomeUnknown
 from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Put, Txn, TxnResult
 from etcd_actions.registry.registry import open_registry, task_id_of
@@ -25,6 +25,7 @@ from etcd_actions.store import Store
 from tests.server.clients import Failed
 from tests.server.front.run_calls import (
     RunsAsker,
+    action_id,
     create,
     run_id,
     serve_runs,
@@ -348,11 +349,58 @@ async def test_where_outputs_go(asker: RunsAsker, client: ActionsClient, tmp_pat
         assert (await record_of(client, root)).output_base == base
 
 
-async def test_the_run_that_is_recovered_is_noted(asker: RunsAsker, client: ActionsClient) -> None:
-    request = create("r1")
-    request.run_spec.relation.related_to.CopyFrom(run_id("r0"))
+def recovering(name: str, source: str) -> pb.CreateRunRequest:
+    request = create(name)
+    request.run_spec.relation.related_to.CopyFrom(run_id(source))
     request.run_spec.relation.relation_type = RELATION_TYPE_RECOVER
+    return request
+
+
+async def test_the_run_that_is_recovered_is_noted(asker: RunsAsker, client: ActionsClient) -> None:
+    await asker("CreateRun", create("r0"))
+    request = recovering("r1", "r0")
     await asker("CreateRun", request)
     assert (await record_of(client)).recovered_from == "r0"
     told = await details(asker)
     assert told.action.metadata.relation == request.run_spec.relation
+
+
+async def test_of_a_recovered_action_its_source_is_told(
+    asker: RunsAsker, client: ActionsClient
+) -> None:
+    await asker("CreateRun", create("r0"))
+    for name in ("ok", "bad"):
+        child = ActionId("p", "d", "r0", name)
+        await client.enqueue(flyte.task(child, "a0"))
+        phase = Phase.SUCCEEDED if name == "ok" else Phase.FAILED
+        await client.put_status(child, 1, flyte.status(phase))
+    await asker("CreateRun", recovering("r1", "r0"))
+    for name in ("ok", "bad"):
+        await client.enqueue(flyte.task(ActionId("p", "d", "r1", name), "a0"))
+    listed = await asker("ListActions", pb.ListActionsRequest(run_id=run_id("r1")))
+    by_name = {each.id.name: each for each in listed.actions}
+    assert by_name["ok"].status.phase == Phase.RECOVERED
+    assert by_name["ok"].metadata.recovered_from == action_id("r0", "ok")
+    assert not by_name["bad"].metadata.HasField("recovered_from")
+    found = await asker(
+        "GetActionDetails", pb.GetActionDetailsRequest(action_id=action_id("r1", "ok"))
+    )
+    (attempt,) = found.details.attempts
+    assert not attempt.logs_available
+    there = await client.get_task_action(ActionId("p", "d", "r0", "ok"))
+    assert attempt.outputs.output_uri == f"{there.output_uri}/outputs.pb"
+
+
+async def test_a_run_that_nobody_knows_cannot_be_recovered(
+    asker: RunsAsker, client: ActionsClient
+) -> None:
+    with pytest.raises(
+        Failed, match=r"run_spec\.relation\.related_to: there is no run r0"
+    ) as caught:
+        await asker("CreateRun", recovering("r1", "r0"))
+    assert caught.value.code == "not_found"
+    assert await client.store.get(client.keys.run_record(ROOT)) is None
+    await asker("CreateRun", create("r0", project="q"))
+    with pytest.raises(Failed) as caught:
+        await asker("CreateRun", recovering("r1", "r0"))
+    assert caught.value.code == "not_found"
