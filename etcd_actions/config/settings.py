@@ -982,8 +982,8 @@ COMMON: tuple[Setting[object], ...] = tuple(
 ASKING: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if not each.for_run)
 """Those of the commands that may ask the service instead of etcd."""
 
-SUBMITTING: tuple[Setting[object], ...] = (*ASKING, PYTHON)
-"""Those of the command that needs Flyte's SDK, too."""
+SUBMITTING: tuple[Setting[object], ...] = (*ASKING, BLOB_DIR, PYTHON)
+"""Those of the command that needs Flyte's SDK, and a place for files of runs, too."""
 
 SECRET: tuple[Setting[object], ...] = (USER, PASSWORD)
 """Those whose text may hold a password."""

@@ -29,6 +29,7 @@ TASK_VERSION: Final = "1"
 BUILD_TYPE: Final = "etcd-actions-image"
 """The type of the task as the SDK finds it; what is run has another."""
 MOST_CONTEXT: Final = 256 * 1024 * 1024
+_MOST_INPUTS: Final = 64 * 1024
 
 _OUTPUT: Final = "fully_qualified_image"
 _INPUTS: Final = ("spec", "context", "target_image")
@@ -123,6 +124,22 @@ class ImageBuilds:
         if stored.context_uri and not await self._exists(stored.context_uri):
             return None
         return str(stored.reference)
+
+    async def task_spec_at(self, uri: str) -> TaskSpec:
+        """The same for inputs that were uploaded.
+
+        Raises:
+            InvalidArgument: There are none, or :meth:`task_spec` refuses them.
+        """
+        from flyteidl2.task.common_pb2 import Inputs  # noqa: PLC0415
+        from google.protobuf.message import DecodeError as NoMessage  # noqa: PLC0415
+
+        data = await self._read(uri, _MOST_INPUTS)
+        try:
+            inputs = Inputs.FromString(data)
+        except NoMessage:
+            raise InvalidArgument("offloaded_input_data.uri", "these are no inputs") from None
+        return await self.task_spec(inputs)
 
     async def task_spec(self, inputs: Inputs) -> TaskSpec:
         """Check and store the definition that a build is asked for, and say what to run for it.

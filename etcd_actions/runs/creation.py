@@ -22,6 +22,7 @@ from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import AlreadyExists, InvalidArgument, NameTaken, NotFound, NotServed
 from etcd_actions.etcd.api import Put
+from etcd_actions.images import ImageBuilds, is_build
 from etcd_actions.model import ROOT_ACTION, ActionId
 from etcd_actions.model import flyte as conversions
 from etcd_actions.runs.reading import RunReader
@@ -93,6 +94,7 @@ class RunCreator:
         client: Who enqueues.
         data: Where runs keep their data; None refuses runs that need a place for it.
         deployed: The deployed tasks; None refuses runs of these.
+        builds: Says what to run where the build of an image is asked for; None refuses it.
         clock: The time, aware.
     """
 
@@ -102,12 +104,14 @@ class RunCreator:
         data: RunData | None,
         deployed: Deployed | None,
         *,
+        builds: ImageBuilds | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._client = client
         self._reader = RunReader(client)
         self._data = data
         self._deployed = deployed
+        self._builds = builds
         self._clock = clock
 
     async def create(self, request: CreateRunRequest, subject: str = "") -> Created:
@@ -169,6 +173,8 @@ class RunCreator:
         self, run: ActionId, request: CreateRunRequest, digest: str, subject: str
     ) -> Created:
         spec = await self._task(request)
+        if is_build(spec):
+            spec = await self._build(request)
         run_spec = RunSpec()
         run_spec.CopyFrom(request.run_spec)
         if request.HasField("run_start_time"):
@@ -228,6 +234,14 @@ class RunCreator:
         if kind is None or not request.task_spec.HasField("task_template"):
             raise InvalidArgument("task_spec.task_template", "it is not set: say what to run")
         return request.task_spec
+
+    async def _build(self, request: CreateRunRequest) -> TaskSpec:
+        """What is run for the build of an image, once its definition is checked and kept."""
+        if self._builds is None:
+            raise NotServed("task: no images are built here (--images off, or no --executor local)")
+        if request.WhichOneof("input_wrapper") == "offloaded_input_data":
+            return await self._builds.task_spec_at(request.offloaded_input_data.uri)
+        return await self._builds.task_spec(request.inputs)
 
     def _output_base(self, run: ActionId, run_spec: RunSpec) -> str:
         base = run_spec.run_base_dir or run_spec.raw_data_storage.raw_data_prefix

@@ -57,6 +57,7 @@ async def open_actions_server(
     *,
     is_serving: Callable[[], bool] = lambda: True,
     front: Front | None = None,
+    announce: bool = True,
 ) -> AsyncIterator[ActionsServer]:
     """Serve what a client can do, over Connect, gRPC and gRPC-Web.
 
@@ -69,6 +70,7 @@ async def open_actions_server(
         settings: See :class:`ServerSettings`.
         is_serving: What the health service says.
         front: What the SDK's own entry points need; None serves actions only.
+        announce: Whether the log says where.
 
     Raises:
         ConfigError: The address, a file or the installation is unusable.
@@ -128,7 +130,8 @@ async def open_actions_server(
         on_leave=streams.drain,
         on_late=application.cut_off,
     ) as listener:
-        _tell(settings, listener)
+        if announce:
+            _tell(settings, listener)
         yield ActionsServer(listener, calls, streams, methods)
 
 

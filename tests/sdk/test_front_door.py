@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.command import Running
+from tests.executor.wheels import make_wheel
 from tests.sdk.service import Site, free_port
 from tests.support.etcd_server import EtcdServer
 
@@ -188,6 +189,18 @@ def test_code_in_several_folders(door: Door, tmp_path: Path) -> None:
 
 def test_a_report(door: Door) -> None:
     assert door.run("report.py", project="report") == {"report": True}
+
+
+def test_the_remote_builder_makes_the_image_of_a_task(door: Door, tmp_path: Path) -> None:
+    """And what cannot be had is told in the user's terminal, before the run is there."""
+    make_wheel(tmp_path / "wheels", "made_here", "VALUE = 42")
+    told = door.run("images.py", "pip", str(tmp_path / "wheels"), project="images")
+    assert told == {"outputs": ["42"], "runs": ["build-image", "images.main"]}
+    told = door.run("images.py", "apt", str(tmp_path / "wheels"), project="apt")
+    refused = told.pop("refused")
+    assert told == {"runs": []}
+    assert "installs packages of the system: 'vim'" in refused
+    assert "leave with_apt_packages() out" in refused
 
 
 def test_what_a_run_is_given_besides_inputs(door: Door) -> None:
