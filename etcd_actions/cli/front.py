@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from etcd_actions.blobs import BlobStore, NoStore, UrlSigner, open_blob_store
+from etcd_actions.cli.executing import open_image_builds
 from etcd_actions.cli.run_history import logs_of
 from etcd_actions.cli.serving import project_settings
 from etcd_actions.client import ActionsClient
@@ -36,23 +37,31 @@ async def open_front(config: Config, client: ActionsClient, etcd: Etcd) -> Async
         etcd: The connection.
 
     Raises:
-        ConfigError: The store of blobs that somebody asked for cannot be used.
+        ConfigError: The store of blobs that somebody asked for cannot be used, or the executor's
+            interpreter cannot be asked for its version.
     """
     # Loaded on demand: it needs what serves.
+    from etcd_actions.images import build_task_spec  # noqa: PLC0415
     from etcd_actions.registry.registry import open_registry  # noqa: PLC0415
     from etcd_actions.runs.index import open_run_index  # noqa: PLC0415
     from etcd_actions.server.front import Front  # noqa: PLC0415
+    from etcd_actions.server.front.run_data import RunBlobs  # noqa: PLC0415
     from etcd_actions.server.front.run_lists import paused_runs  # noqa: PLC0415
 
     keys, containment = client.keys, client.containment
+    blobs = await trio.to_thread.run_sync(blob_store, config)
+    data = RunBlobs(blobs)
+    images = await open_image_builds(client, config, data.read, data.exists)
     async with (
         open_run_index(etcd, keys, containment=containment) as index,
         open_registry(etcd, client.store, keys, containment=containment) as registry,
     ):
+        if images is not None:
+            registry.build_in(build_task_spec())
         yield Front(
             client=client,
             keepalive=config[STREAM_KEEPALIVE],
-            blobs=await trio.to_thread.run_sync(blob_store, config),
+            blobs=blobs,
             signer=UrlSigner(client.store, keys),
             reads_local_files=config[EXECUTOR] == "local",
             max_upload_bytes=config[MAX_UPLOAD_BYTES],
@@ -62,6 +71,7 @@ async def open_front(config: Config, client: ActionsClient, etcd: Etcd) -> Async
             paused=paused_runs(client, keys),
             projects=project_settings(config),
             projects_with_runs=index.projects,
+            images=images,
         )
 
 

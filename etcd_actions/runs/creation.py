@@ -21,6 +21,7 @@ from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import AlreadyExists, InvalidArgument, NameTaken, NotFound, NotServed
 from etcd_actions.etcd.api import Put
+from etcd_actions.images import ImageBuilds, is_build
 from etcd_actions.model import ROOT_ACTION, ActionId
 from etcd_actions.model import flyte as conversions
 from etcd_actions.runs.reading import RunReader
@@ -70,6 +71,14 @@ class RunData(Protocol):
         """
         ...
 
+    async def inputs_at(self, uri: str) -> Inputs:
+        """Read inputs that were uploaded.
+
+        Raises:
+            InvalidArgument: There are none that can be read.
+        """
+        ...
+
 
 class Created(NamedTuple):
     """What came of a request.
@@ -92,6 +101,7 @@ class RunCreator:
         client: Who enqueues.
         data: Where runs keep their data; None refuses runs that need a place for it.
         deployed: The deployed tasks; None refuses runs of these.
+        builds: Answers the SDK's builder of images; None: none is ever built.
         clock: The time, aware.
     """
 
@@ -101,12 +111,14 @@ class RunCreator:
         data: RunData | None,
         deployed: Deployed | None,
         *,
+        builds: ImageBuilds | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._client = client
         self._reader = RunReader(client)
         self._data = data
         self._deployed = deployed
+        self._builds = builds
         self._clock = clock
 
     async def create(self, request: CreateRunRequest, subject: str = "") -> Created:
@@ -168,6 +180,8 @@ class RunCreator:
         self, run: ActionId, request: CreateRunRequest, digest: str, subject: str
     ) -> Created:
         spec = await self._task(request)
+        if self._builds is not None and is_build(spec):
+            spec = await self._builds.task_spec(await self._given(request))
         run_spec = RunSpec()
         run_spec.CopyFrom(request.run_spec)
         if request.HasField("run_start_time"):
@@ -230,6 +244,13 @@ class RunCreator:
                 raise InvalidArgument("offloaded_input_data.uri", "it is empty")
             return request.offloaded_input_data
         return await self._require_data("inputs").keep_inputs(run, request.inputs, spec)
+
+    async def _given(self, request: CreateRunRequest) -> Inputs:
+        """The inputs themselves, wherever they are."""
+        if request.WhichOneof("input_wrapper") == "offloaded_input_data":
+            uri = request.offloaded_input_data.uri
+            return await self._require_data("offloaded_input_data").inputs_at(uri)
+        return request.inputs
 
     def _require_data(self, field: str) -> RunData:
         if self._data is None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.command import Running
+from tests.executor.wheels import make_wheel
 from tests.sdk.service import Site, free_port
 from tests.support.etcd_server import EtcdServer
 
@@ -190,6 +191,13 @@ def test_a_run_is_recovered(door: Door, tmp_path: Path) -> None:
 def test_code_in_several_folders(door: Door, tmp_path: Path) -> None:
     told = door.run("packages_main.py", str(tmp_path / "code"), project="packages")
     assert told == {"outputs": ["HEY!"], "code": True, "at": True}
+
+
+def test_packages_of_an_image(door: Door, tmp_path: Path) -> None:
+    """The first run has its environment made; what cannot be had is refused before a run."""
+    make_wheel(tmp_path, "made_here", "VALUE = 42")
+    told = door.run("packaged.py", str(tmp_path), project="packaged")
+    assert told == {"values": [42, 42], "refused": True}
 
 
 def test_a_report(door: Door) -> None:

@@ -8,13 +8,14 @@ from functools import cached_property
 
 from etcd_actions.blobs import BlobStore, UrlSigner
 from etcd_actions.client import ActionsClient
+from etcd_actions.images import ImageBuilds
 from etcd_actions.registry.registry import Registry
 from etcd_actions.runs.index import RunIndex
 from etcd_actions.server.application import Route
 from etcd_actions.server.front.cluster import ClusterService
 from etcd_actions.server.front.data_proxy import DataProxy
 from etcd_actions.server.front.identity import IdentityService
-from etcd_actions.server.front.images import FindImage, ImageService
+from etcd_actions.server.front.images import ImageService
 from etcd_actions.server.front.local_files import LocalFiles
 from etcd_actions.server.front.logs import Logs, LogService
 from etcd_actions.server.front.projects import ProjectService, ProjectSettings
@@ -47,7 +48,7 @@ class Front:
         paused: Says which runs wait for a signal; see :data:`Paused`.
         projects: Which projects there are.
         projects_with_runs: Gives the names of projects that have runs.
-        find_image: Gives an image's full name; None: nothing is ever built.
+        images: Answers the SDK's builder of images; None: every image counts as built.
     """
 
     client: ActionsClient
@@ -62,13 +63,20 @@ class Front:
     paused: Paused | None = None
     projects: ProjectSettings = field(default_factory=ProjectSettings)
     projects_with_runs: Callable[[], Iterable[str]] = tuple
-    find_image: FindImage | None = None
+    images: ImageBuilds | None = None
 
     def services(self, streams: Streams) -> Iterable[Service]:
         """The services, each with its methods."""
         deployed = None if self.registry is None else DeployedTasks(self.registry)
         data = None if self.blobs is None else RunBlobs(self.blobs)
-        yield RunService(self.client, streams, self.keepalive, data=data, deployed=deployed)
+        yield RunService(
+            self.client,
+            streams,
+            self.keepalive,
+            data=data,
+            deployed=deployed,
+            builds=self.images,
+        )
         if self.blobs is not None and self._transfers is not None:
             yield DataProxy(
                 self.client,
@@ -88,7 +96,7 @@ class Front:
         yield ClusterService()
         yield ProjectService(self.projects, self.projects_with_runs)
         yield IdentityService()
-        yield ImageService(self.find_image)
+        yield ImageService(None if self.images is None else self.images.find)
         yield TriggerService()
         yield NoApps()
         yield RefusedMethods()

@@ -20,6 +20,7 @@ from etcd_actions.errors import (
     NotFound,
     NotServed,
 )
+from etcd_actions.images import ImageBuilds
 from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name
 from etcd_actions.model import flyte as conversions
 from etcd_actions.registry.registry import Registry, task_id_of
@@ -65,6 +66,7 @@ class RunService:
         keepalive: After so many seconds without news a stream tells what is known once more.
         data: Where runs keep their data; None refuses runs that need a place for it.
         deployed: The deployed tasks; None refuses runs of these.
+        builds: Answers the SDK's builder of images; None: none is ever built.
     """
 
     def __init__(
@@ -75,10 +77,11 @@ class RunService:
         *,
         data: RunData | None = None,
         deployed: Deployed | None = None,
+        builds: ImageBuilds | None = None,
     ) -> None:
         self._client = client
         self._reader = RunReader(client)
-        self._creator = RunCreator(client, data, deployed)
+        self._creator = RunCreator(client, data, deployed, builds=builds)
         self._lists = ActionLists(self._reader)
         self._follower = Follower(client, self._reader, streams, keepalive)
 

@@ -21,9 +21,12 @@ from flyteidl2.workflow import tracked_run_service_pb2 as tracked
 from grpc_health.v1 import health_pb2
 
 from etcd_actions import ActionsClient
+from etcd_actions.blobs import NoStore
+from etcd_actions.images import Executing, ImageBuilds, StoredImage
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
 from etcd_actions.server.front.projects import ProjectSettings
+from etcd_actions.server.front.run_data import RunBlobs
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker
@@ -137,15 +140,15 @@ async def test_images_are_there_unless_somebody_knows_better(client: ActionsClie
     def request(name: str) -> images.GetImageRequest:
         return images.GetImageRequest(id=definition_pb2.ImageIdentifier(name=name))
 
-    async def find(name: str) -> str | None:
-        return f"own/{name}" if name == "built:1" else None
-
+    blobs = RunBlobs(NoStore("none is needed"))
+    builds = ImageBuilds(client.images, blobs.read, blobs.exists, Executing("3.11", has_uv=False))
+    built = await client.images.put(StoredImage(name="built:1", spec=b""))
     async with asker(client) as ask:
         answer = await ask.ask(IMAGE, "GetImage", request("x:1"), images.GetImageResponse)
         assert answer.image.fqin == "x:1"
-    async with asker(client, Front(client=client, keepalive=30, find_image=find)) as ask:
+    async with asker(client, Front(client=client, keepalive=30, images=builds)) as ask:
         answer = await ask.ask(IMAGE, "GetImage", request("built:1"), images.GetImageResponse)
-        assert answer.image.fqin == "own/built:1"
+        assert answer.image.fqin == str(built)
         for name, code in (("x:1", "not_found"), ("", "invalid_argument")):
             with pytest.raises(Failed) as caught:
                 await ask.ask(IMAGE, "GetImage", request(name), images.GetImageResponse)
