@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command import Running
+from tests.cli.command import ROOT, Running
 from tests.executor.wheels import make_wheel
 from tests.sdk.service import Site, free_port
 from tests.support.etcd_server import EtcdServer
@@ -50,7 +51,7 @@ class Door:
 
     def run(self, program: str, *arguments: str, project: str = "p") -> dict[str, Any]:
         """Run a program to its end, and give what it printed last."""
-        done = self._finish(
+        done = self.finish(
             str(self.python), str(PROGRAMS / program), self.endpoint, project, *arguments
         )
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-6000:]}\n{self.tail()}"
@@ -60,7 +61,7 @@ class Door:
     def flyte(self, *arguments: str, project: str = "p", code: int = 0) -> str:
         """Run the command ``flyte``, and give what it printed."""
         command = str(self.python.with_name("flyte"))
-        done = self._finish(command, "--config", str(self.configuration(project)), *arguments)
+        done = self.finish(command, "--config", str(self.configuration(project)), *arguments)
         assert done.returncode == code, f"{done.stdout}\n{done.stderr[-6000:]}\n{self.tail()}"
         return done.stdout + done.stderr
 
@@ -78,11 +79,12 @@ class Door:
         """The end of the service's log."""
         return self.service.err[-6000:]
 
-    def _finish(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def finish(self, *command: str, cwd: Path = PROGRAMS) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; the SDK takes code from the working directory."""
         return subprocess.run(
             command,
             env=self.environment(),
-            cwd=PROGRAMS,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -232,6 +234,24 @@ def test_what_the_terminal_interface_asks_for(door: Door) -> None:
         "log": True,
         "log_of_action": True,
     }
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/tutorial.md"])
+def test_the_program_that_a_newcomer_copies(door: Door, tmp_path: Path, document: str) -> None:
+    text = (ROOT / document).read_text()
+    program = next(each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    port = f":{door.port}"
+    (tmp_path / "hello.py").write_text(program.replace(":8091", port))
+    connection = ("--insecure", "--project", "mine", "--domain", "development")
+    flyte = str(door.python.with_name("flyte"))
+    made = door.finish(
+        flyte, "create", "config", "--endpoint", door.endpoint, *connection, cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    done = door.finish(str(door.python), "hello.py", cwd=tmp_path)
+    assert done.stdout.split()[-1:] == ["30"], f"{done.stdout}\n{done.stderr}\n{door.tail()}"
+    listed = door.finish(flyte, "get", "run", cwd=tmp_path)
+    assert "hello.main" in listed.stdout, listed.stderr
 
 
 def test_the_command(door: Door) -> None:
