@@ -18,19 +18,14 @@ from etcd_actions.cli.serving import project_settings
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config
 from etcd_actions.config.settings import BLOB_DIR, EXECUTOR, MAX_UPLOAD_BYTES, STREAM_KEEPALIVE
-from etcd_actions.errors import AlreadyExists, ConfigError, DecodeError
+from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.embedded import default_data_dir
 from etcd_actions.images.builds import (
-    TASK_DOMAIN,
-    TASK_NAME,
-    TASK_PROJECT,
-    TASK_VERSION,
     build_task_spec,
 )
 
 if TYPE_CHECKING:
-    from etcd_actions.registry.registry import Registry
     from etcd_actions.server.front import Front
 
 _log = structlog.get_logger(__name__)
@@ -63,7 +58,7 @@ async def open_front(config: Config, client: ActionsClient, etcd: Etcd) -> Async
         uploads = ImageUploads(blobs)
         builds = await open_image_builds(client, config, uploads.read, uploads.exists)
         if builds is not None:
-            await _deploy_build_task(registry)
+            registry.build_in(build_task_spec())
         yield Front(
             client=client,
             keepalive=config[STREAM_KEEPALIVE],
@@ -79,20 +74,6 @@ async def open_front(config: Config, client: ActionsClient, etcd: Etcd) -> Async
             projects=project_settings(config),
             projects_with_runs=index.projects,
         )
-
-
-async def _deploy_build_task(registry: Registry) -> None:
-    """Let the SDK's builder of images find its task."""
-    from etcd_actions.registry.record import TaskId  # noqa: PLC0415
-
-    task = TaskId(TASK_PROJECT, TASK_DOMAIN, TASK_NAME, TASK_VERSION)
-    try:
-        await registry.deploy(task, build_task_spec())
-    except AlreadyExists:
-        return
-    except DecodeError as error:
-        # Only images are not built.
-        _log.warning("no_image_builds", task=str(task), error=str(error))
 
 
 def blob_store(config: Config) -> BlobStore:

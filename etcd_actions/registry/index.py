@@ -10,7 +10,7 @@ from etcd_actions.containment import Containment
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
-from etcd_actions.registry.record import TaskHead, decode_head, parse_task_key
+from etcd_actions.registry.record import TaskHead, TaskId, decode_head, parse_task_key
 from etcd_actions.undecodable import Undecodable
 from etcd_actions.watch import Change, Followed, ReflectorSettings, follow
 
@@ -44,6 +44,12 @@ class TaskIndex:
         self._followed: Followed | None = None
         self._tasks: dict[TaskNameKey, dict[str, TaskHead]] = {}
         self._undecodable = Undecodable()
+        self._built_in: dict[TaskId, TaskHead] = {}
+
+    def build_in(self, head: TaskHead) -> None:
+        """Have a task that no key says; what the watch brings of its name and version is left."""
+        self._built_in[head.id] = head
+        self._insert(head)
 
     def statistics(self) -> TaskIndexStatistics:
         """See :class:`TaskIndexStatistics`."""
@@ -106,17 +112,25 @@ class TaskIndex:
     def forget_all(self) -> None:
         """All keys are going to be read anew."""
         self._tasks.clear()
+        for head in self._built_in.values():
+            self._insert(head)
         self._undecodable.begin_again()
+
+    def _insert(self, head: TaskHead) -> None:
+        name = TaskNameKey(head.project, head.domain, head.name)
+        self._tasks.setdefault(name, {})[head.version] = head
 
     def _put(self, key: bytes, head: TaskHead | None) -> None:
         try:
             task = parse_task_key(self._prefix, key)
         except DecodeError:
             return
-        name = TaskNameKey(task.project, task.domain, task.name)
-        if head is not None:
-            self._tasks.setdefault(name, {})[task.version] = head
+        if task in self._built_in:
             return
+        if head is not None:
+            self._insert(head)
+            return
+        name = TaskNameKey(task.project, task.domain, task.name)
         versions = self._tasks.get(name, {})
         versions.pop(task.version, None)
         if not versions:

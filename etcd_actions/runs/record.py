@@ -19,6 +19,12 @@ from etcd_actions.errors import DecodeError
 
 FORM: Final = 1
 
+ANONYMOUS: Final = "anonymous"
+"""The subject of a client that showed no token, or one that has no name.
+
+Records leave it out; lists filter by it as by any other name.
+"""
+
 _Struct = msgspec.Struct
 
 

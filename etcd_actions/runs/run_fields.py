@@ -9,6 +9,7 @@ from flyteidl2.workflow import run_definition_pb2
 
 from etcd_actions.runs.entry import RunEntry
 from etcd_actions.runs.filters import Field, Fields, Kind
+from etcd_actions.runs.record import ANONYMOUS
 
 CREATED: Final = "created_at"
 """The field that runs are in order by."""
@@ -61,8 +62,8 @@ RUN_FIELDS: Final[Fields[RunEntry]] = Fields(
         "updated_at": Field(lambda run: run.updated, Kind.TIME),
         "duration_ms": Field(duration_of, Kind.NUMBER),
         "attempts": Field(lambda run: run.attempts, Kind.NUMBER),
-        "created_by": Field(lambda run: run.creator),
-        "creator": Field(lambda run: run.creator),
+        "created_by": Field(lambda run: run.creator or ANONYMOUS),
+        "creator": Field(lambda run: run.creator or ANONYMOUS),
         "run_source": Field(lambda run: run.source, Kind.CHOICE, _SOURCES, _SOURCE_PREFIX),
         "recovered_from": Field(lambda run: run.recovered_from),
     },

@@ -6,13 +6,11 @@ from typing import Final
 
 from flyteidl2.auth import identity_pb2 as pb
 
+from etcd_actions.runs.record import ANONYMOUS
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.methods import Methods
 
 IDENTITY: Final = "flyteidl2.auth.IdentityService"
-
-ANONYMOUS: Final = "anonymous"
-"""The subject of a client that showed no token, or one that has no name."""
 
 
 class IdentityService:

@@ -1,5 +1,6 @@
-"""A run that is run again, and one that is recovered."""
+"""A run that failed is run again."""
 
+import asyncio
 import json
 import sys
 import time
@@ -30,29 +31,41 @@ async def main(number: int, flag: str) -> tuple[float, int]:
     return first, await fragile(flag)
 
 
-if __name__ == "__main__":
-    connect()
-    flag = Path(sys.argv[3])
+def stamped(run: flyte.remote.Run) -> float:
+    """What the first task of a run gave."""
+    name = next(
+        each.name
+        for each in flyte.remote.Action.listall(for_run_name=run.name)
+        if each.task_name == "again.stamp"
+    )
+    details = flyte.remote.ActionDetails.get(run_name=run.name, name=name)
+    outputs = asyncio.run(details.outputs())
+    return float(outputs[0])
+
+
+def failed(flag: Path) -> tuple[flyte.remote.Run, bool]:
+    """A run that has failed, and whether it says why."""
     run = flyte.run(main, number=3, flag=str(flag))
     run.wait(quiet=True)
     failure = run.first_failure()
-    stamped = [
-        each
-        for each in flyte.remote.Action.listall(for_run_name=run.name)
-        if each.task_name == "again.stamp"
-    ]
-    before = flyte.remote.ActionDetails.get(run_name=run.name, name=stamped[0].name).outputs()[0]
+    return run, failure is not None and "not yet" in failure.error_message
+
+
+if __name__ == "__main__":
+    connect()
+    flag = Path(sys.argv[3])
+    run, why = failed(flag)
     flag.touch()
-    recovered = flyte.rerun(run.name, recover=True)
-    recovered.wait(quiet=True)
     again = flyte.rerun(run.name)
     again.wait(quiet=True)
+    other = flyte.rerun(run.name, number=1000)
+    other.wait(quiet=True)
     print(
         json.dumps(
             {
-                "failed": failure is not None and "not yet" in failure.error_message,
-                "recovered": recovered.outputs()[0] == before,
-                "again": again.outputs()[0] != before,
+                "failed": why,
+                "again": again.outputs()[1] == 1 and again.outputs()[0] != stamped(run),
+                "other": 900 < other.outputs()[0] - again.outputs()[0] < 1200,
             }
         )
     )

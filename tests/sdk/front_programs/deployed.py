@@ -36,7 +36,7 @@ if __name__ == "__main__":
             {
                 "sum": run.outputs()[0],
                 "within": within.outputs()[0],
-                "versions": sorted(each.version for each in listed),
+                "listed": [each.version for each in listed],
                 "latest": flyte.remote.Task.get("deployed.add", auto_version="latest")
                 .fetch()
                 .version,

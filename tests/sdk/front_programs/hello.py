@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 import flyte
 
@@ -20,10 +21,17 @@ async def main(count: int = 3) -> str:
     return ", ".join([str(await double(each)) for each in range(count)])
 
 
-def connect(root: Path = Path(__file__).parent) -> None:
+def connect(
+    root: Path = Path(__file__).parent, image_builder: Literal["local", "remote"] = "local"
+) -> None:
     endpoint, project = sys.argv[1:3]
     flyte.init(
-        endpoint=endpoint, insecure=True, project=project, domain="development", root_dir=root
+        endpoint=endpoint,
+        insecure=True,
+        project=project,
+        domain="development",
+        root_dir=root,
+        image_builder=image_builder,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from flyteidl2.auth import identity_pb2
 from flyteidl2.common import identifier_pb2 as names_pb
 from flyteidl2.common.list_pb2 import Filter, ListRequest, Sort
 from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskName
@@ -11,6 +12,7 @@ from flyteidl2.workflow import run_service_pb2 as pb
 from etcd_actions import ActionId, ActionsClient
 from etcd_actions.runs.record import RunStatus
 from etcd_actions.server import ActionsServer
+from etcd_actions.server.front.identity import IDENTITY
 from etcd_actions.server.front.run_lists import RUNS, paused_runs
 from tests.server.clients import Failed
 from tests.server.front.calling import Caller, Reading
@@ -52,6 +54,18 @@ async def test_a_run_of_which_nothing_was_recorded_is_queued(caller: Caller, lis
     await lists.put(record("a"), record("b", status=RunStatus()))
     queued = Filter(function=Filter.EQUAL, field="phase", values=["QUEUED"])
     assert await listed(caller, filters=[queued]) == ["b", "a"]
+
+
+async def test_runs_without_a_creator_are_those_of_who_showed_no_token(
+    caller: Caller, lists: Lists
+) -> None:
+    await lists.put(record("a", at=1), record("b", at=2, creator="me"))
+    answer = await caller.call(
+        IDENTITY, "UserInfo", identity_pb2.UserInfoRequest(), identity_pb2.UserInfoResponse
+    )
+    for field in ("created_by", "creator"):
+        mine = Filter(function=Filter.EQUAL, field=field, values=[answer.subject])
+        assert await listed(caller, filters=[mine]) == ["a"]
 
 
 async def test_scopes(caller: Caller, lists: Lists) -> None:

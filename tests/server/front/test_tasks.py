@@ -226,3 +226,16 @@ async def test_of_several_that_deploy_at_once_one_writes(caller: Caller) -> None
         for _ in range(5):
             nursery.start_soon(one)
     assert sorted(outcomes) == ["already_exists"] * 4 + ["deployed"]
+
+
+async def test_a_task_that_is_built_in_counts_before_what_is_deployed(
+    caller: Caller, lists: Lists
+) -> None:
+    own = spec("own")
+    named = own.task_template.id
+    named.project, named.domain, named.name, named.version = "p", "d", "built", "1"
+    lists.registry.build_in(own)
+    await deploy(caller, task_id("built", "1"), spec("other"))
+    for version in ("", "1"):
+        assert (await details(caller, task_id("built", version))).spec.short_name == "own"
+    assert [each.metadata.short_name for each in (await tasks(caller)).tasks] == ["own"]
