@@ -365,7 +365,7 @@ ETCD_QUOTA: Setting[int | None] = Setting(
     metavar="SIZE",
     parse=values.size,
     otherwise="what the etcd says: the embedded one, and others from 3.6 on",
-    help="The etcd's --quota-backend-bytes, for --retain-share",
+    help="How large etcd's database may become before it refuses writes, for --retain-share",
     for_run=True,
 )
 COLLECT_ORPHANS: Setting[bool] = Setting(

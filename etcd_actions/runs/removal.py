@@ -319,18 +319,21 @@ class RunRemover:
         """Remove outputs and inputs; how many, and whether none is left."""
         if self._blobs is None:
             return 0, True
-        count = 0
+        count, young = 0, False
         try:
             for place in places:
-                async for info in self._blobs.below(place):
-                    if info.modified <= before:
-                        count += await self._blobs.delete(info.key)
+                async with aclosing(self._blobs.below(place)) as found:
+                    async for info in found:
+                        if info.modified <= before:
+                            count += await self._blobs.delete(info.key)
+                        else:
+                            young = True
             if needed.inputs.get(record.input_uri, 0) <= 1:
                 count += await self._remove_inputs(self._blobs, record, before)
         except BlobError as error:
             _log.warning("blobs_not_collected", run=record.name, error=str(error))
             return count, False
-        return count, True
+        return count, not young
 
     async def _remove_inputs(self, blobs: BlobStore, record: RunRecord, before: float) -> int:
         """Remove the inputs that were uploaded for a run."""
