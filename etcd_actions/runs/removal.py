@@ -9,7 +9,7 @@ goes last, so what is left is found again by who comes next.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final, NamedTuple
 
@@ -278,12 +278,27 @@ class RunRemover:
 
     async def _remove_histories(self, seen: KeyValue, record: RunRecord, keys: Keyspace) -> Removed:
         removed = Removed()
-        for kv, _ in await self._histories(seen, record, keys):
-            if not self._objects and await self._goes_on(kv):
-                continue
-            if await self._delete(kv, None):
-                removed += Removed(histories=1, bytes=_size(kv))
+        kvs = [kv for kv, _ in await self._histories(seen, record, keys)]
+        for at in range(0, len(kvs), _BATCH):
+            batch = kvs[at : at + _BATCH]
+            if not self._objects:
+                batch = [kv for kv in batch if not await self._goes_on(kv)]
+            # Where one was written meanwhile, each by itself.
+            for part in ([batch], [[kv] for kv in batch]):
+                done = [each for each in part if each and await self._delete_all(each)]
+                removed += Removed(
+                    histories=sum(map(len, done)),
+                    bytes=sum(_size(kv) for kvs in done for kv in kvs),
+                )
+                if done:
+                    break
+            await trio.sleep(PAUSE)
         return removed
+
+    async def _delete_all(self, kvs: Sequence[KeyValue]) -> bool:
+        """Delete keys where all are as they were read."""
+        deletes = [Delete(KeyRange.of_key(kv.key)) for kv in kvs]
+        return (await self._store.txn(Txn([*map(_unchanged, kvs)], deletes, ()))).succeeded
 
     async def _goes_on(self, history: KeyValue) -> bool:
         """Whether the action of a history is not over."""
@@ -345,11 +360,10 @@ class RunRemover:
             return 0
         return int(await blobs.delete(key))
 
-    async def _delete(self, seen: KeyValue, fence: Compare | None, *beside: bytes) -> bool:
+    async def _delete(self, seen: KeyValue, fence: Compare, *beside: bytes) -> bool:
         """Delete a key as it was read, and what goes with it."""
-        compares = (_unchanged(seen),) if fence is None else (_unchanged(seen), fence)
         deletes = [Delete(KeyRange.of_key(key)) for key in (seen.key, *beside)]
-        return (await self._store.txn(Txn(compares, deletes, ()))).succeeded
+        return (await self._store.txn(Txn([_unchanged(seen), fence], deletes, ()))).succeeded
 
 
 def _name(record: RunRecord) -> RunName:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -30,7 +33,7 @@ from etcd_actions.runs.removal import Removed
 from etcd_actions.runs.space import Space
 from etcd_actions.store import Store
 from tests.support import flyte
-from tests.support.etcd_server import OwnEtcd
+from tests.support.etcd_server import EtcdServer, OwnEtcd
 from tests.support.scene import PROCESSOR
 from tests.support.waiting import eventually_holds
 
@@ -214,7 +217,7 @@ async def test_what_is_enqueued_meanwhile_keeps_its_run(scene: Scene) -> None:
 async def test_a_run_cut_off_in_its_removal_has_expired_and_is_finished(scene: Scene) -> None:
     """After each of its writes in turn; the next collector goes on where it was."""
     reader = RunReader(scene.client)
-    for writes in range(1, 5):
+    for writes in range(1, 4):
         name = f"r{writes}"
         await scene.run(name, children=120 if writes == 2 else 1)
         left = writes
@@ -228,7 +231,7 @@ async def test_a_run_cut_off_in_its_removal_has_expired_and_is_finished(scene: S
 
         scene.commit = commit
         scene.clock.now = datetime.now(UTC) + timedelta(days=31)
-        if writes < 4:
+        if writes < 3:
             with pytest.raises(Unavailable):
                 await scene.collector().sweep()
             found = await reader.run(ActionId("p", "d", name, "a0"))
@@ -423,3 +426,52 @@ async def test_a_large_run_is_collected_while_a_younger_one_goes_on(scene: Scene
     await eventually_holds(lambda: scene.is_gone("old"))
     listing = await scene.client.list_run_actions(root)
     assert len(listing.actions) == 101
+
+
+async def _collect_and_die(endpoint: str, prefix: str, folder: str, writes: int) -> None:
+    """A process that is killed when it has written so often."""
+    async with open_etcd(endpoint) as etcd:
+
+        async def commit(txn: Txn) -> TxnResult:
+            nonlocal writes
+            writes -= 1
+            if writes < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return await etcd.txn(txn)
+
+        later = datetime.now(UTC) + timedelta(days=31)
+        blobs = open_blob_store(Path(folder))
+        store, keys = Store(etcd, commit), Keyspace(prefix.encode())
+        collector = RunCollector(store, keys, KEEP, blobs=blobs, clock=lambda: later)
+        await collector.sweep()
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("writes", [1, 2, 3])
+async def test_a_process_killed_in_a_removal_leaves_an_expired_run(
+    scene: Scene, shared_etcd: EtcdServer, tmp_path: Path, writes: int
+) -> None:
+    """Behind a part of its objects, all of them, and a part of its histories; the next one ends."""
+    await scene.run("r", children=120)
+    program = "import sys; from tests.runs.test_removal import killed; killed(*sys.argv[1:])"
+    prefix = scene.keys.prefix.decode()
+    arguments = [shared_etcd.endpoint, prefix, str(tmp_path / "blobs"), str(writes)]
+    died = await trio.run_process(
+        [sys.executable, "-c", program, *arguments], check=False, cwd=Path(__file__).parents[2]
+    )
+    assert died.returncode == -signal.SIGKILL
+    root = ActionId("p", "d", "r", "a0")
+    found = await RunReader(scene.client).run(root)
+    assert found.action is None
+    assert found.record is not None
+    assert found.record.status is not None
+    assert found.record.status.phase == Phase.SUCCEEDED
+    scene.clock.now += timedelta(days=31)
+    assert (await scene.collector().sweep()).records == 1
+    await eventually_holds(partial(scene.is_gone, "r"))
+
+
+def killed(endpoint: str, prefix: str, folder: str, writes: str) -> None:
+    """Run `_collect_and_die` in a process of its own."""
+    trio.run(_collect_and_die, endpoint, prefix, folder, int(writes))
