@@ -22,6 +22,8 @@ from etcd_actions.actions.status import ActionStatus
 from etcd_actions.blobs import BlobError, BlobStore, open_blob_store
 from etcd_actions.catalog import Entry
 from etcd_actions.catalog.entry import encode as encode_entry
+from etcd_actions.cli.run_history import run_collector
+from etcd_actions.config import Config
 from etcd_actions.errors import NotFound, PermissionDenied, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, Status, Txn, TxnResult
 from etcd_actions.model import Keyspace
@@ -32,6 +34,7 @@ from etcd_actions.runs.record import decode_record, encode
 from etcd_actions.runs.removal import Removed
 from etcd_actions.runs.space import Space
 from etcd_actions.store import Store
+from tests.cli.test_named_files import of
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer, OwnEtcd
 from tests.support.scene import PROCESSOR
@@ -381,6 +384,27 @@ async def test_so_much_goes_as_is_too_much(own_scene: Scene, in_use: int, gone: 
     await collector.sweep()
     # One that ended just now stays, however full it is.
     assert await scene.there(scene.keys.runs) == ["flyte/r3"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"executor": "none", "run_service": "http://127.0.0.1:9"}, (0, 0)),
+        ({"executor": "local", "run_service": "http://127.0.0.1:9"}, (2, 2)),
+        ({"executor": "none"}, (2, 2)),
+    ],
+)
+async def test_objects_and_data_are_left_to_flytes_executor_where_it_runs(
+    scene: Scene, flags: dict[str, str], expected: tuple[int, int]
+) -> None:
+    await scene.run("r")
+    config = Config(of(retain_runs="1ms", **flags), None)
+    collector = run_collector(
+        scene.client, scene.etcd, config, namespace=None, blobs=scene.blobs, quota=None
+    )
+    removed = await collector.sweep()
+    assert (removed.records, removed.histories) == (1, 2)
+    assert (removed.objects, removed.blobs) == expected
 
 
 def said(logs: Sequence[Mapping[str, object]]) -> list[str]:
