@@ -222,7 +222,7 @@ async def test_a_run_cut_off_in_its_removal_has_expired_and_is_finished(scene: S
     reader = RunReader(scene.client)
     for writes in range(1, 4):
         name = f"r{writes}"
-        await scene.run(name, children=120 if writes == 2 else 1)
+        await scene.run(name, children=120 if writes == 1 else 1)
         left = writes
 
         async def commit(txn: Txn) -> TxnResult:
