@@ -128,7 +128,7 @@ class FolderStore:
         """See :meth:`~etcd_actions.blobs.BlobStore.delete`."""
         return await self._in_thread(self._delete, check_key(key))
 
-    async def below(self, prefix: str) -> AsyncIterator[BlobInfo]:
+    async def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
         """See :meth:`~etcd_actions.blobs.BlobStore.below`."""
         waiting = [check_key(prefix)]
         while waiting:

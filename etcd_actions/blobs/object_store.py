@@ -113,7 +113,7 @@ class ObjectStore:
         """See :meth:`~etcd_actions.blobs.BlobStore.delete`."""
         return await self._in_thread(self._delete, self._path(key))
 
-    async def below(self, prefix: str) -> AsyncIterator[BlobInfo]:
+    async def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
         """See :meth:`~etcd_actions.blobs.BlobStore.below`."""
         path = self._path(prefix)
         for name, found in await self._in_thread(self._find, path):

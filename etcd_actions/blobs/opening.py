@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -66,7 +66,7 @@ class NoStore:
         """Refuse it."""
         self._refuse()
 
-    def below(self, prefix: str) -> AsyncIterator[BlobInfo]:
+    def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
         """Refuse it."""
         self._refuse()
 

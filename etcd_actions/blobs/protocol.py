@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -117,8 +117,11 @@ class BlobStore(Protocol):
         """Remove a blob; returns whether there was one."""
         ...
 
-    def below(self, prefix: str) -> AsyncIterator[BlobInfo]:
-        """All blobs below a prefix of whole parts, such as ``uploads/flytesnacks``."""
+    def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
+        """All blobs below a prefix of whole parts, such as ``uploads/flytesnacks``.
+
+        To be closed when it is left early. What is deleted meanwhile may come all the same.
+        """
         ...
 
     def native_url(self, key: str) -> str:

@@ -5,7 +5,7 @@ it says is checked by whoever uses it: an entry that cannot be read is none.
 """
 
 from etcd_actions.catalog.catalog import Catalog, Found
-from etcd_actions.catalog.entry import Entry, digest_of
+from etcd_actions.catalog.entry import Entry, digest_of, source_of
 from etcd_actions.catalog.scope import Scope, scope_of
 
-__all__ = ["Catalog", "Entry", "Found", "Scope", "digest_of", "scope_of"]
+__all__ = ["Catalog", "Entry", "Found", "Scope", "digest_of", "scope_of", "source_of"]

@@ -78,3 +78,25 @@ def decode(data: bytes, cache_key: str) -> Entry:
     if entry.created.tzinfo is None or entry.kept_until.tzinfo is None:
         raise DecodeError("a cached result whose times have no zone")
     return entry
+
+
+class _Source(msgspec.Struct, frozen=True):
+    project: str
+    domain: str
+    run: str
+
+
+_decode_source = msgspec.json.Decoder(_Source).decode
+
+
+def source_of(data: bytes) -> tuple[str, str, str]:
+    """Project, domain and name of the run that left a result, whichever call it is of.
+
+    Raises:
+        DecodeError: It is none.
+    """
+    try:
+        source = _decode_source(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise DecodeError(f"no cached result: {error}") from None
+    return source.project, source.domain, source.run

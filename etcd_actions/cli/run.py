@@ -18,7 +18,7 @@ from etcd_actions.cli.front import open_front
 from etcd_actions.cli.logs import count_failed_lines, lines_dropped
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.process import has_terminal
-from etcd_actions.cli.run_history import collect_runs, open_run_services
+from etcd_actions.cli.run_history import collect_runs, open_run_services, run_collector
 from etcd_actions.cli.serving import is_installed, server_settings
 from etcd_actions.cli.signals import LEAST_GRACE, Stop, open_stop
 from etcd_actions.cli.telemetry import open_telemetry
@@ -42,7 +42,7 @@ from etcd_actions.config.settings import (
 from etcd_actions.containment import Containment
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError, first_error
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.etcd.embedded import EmbeddedEtcd, is_default_data_dir, open_embedded_etcd
+from etcd_actions.etcd.embedded import QUOTA, EmbeddedEtcd, is_default_data_dir, open_embedded_etcd
 from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.processor import ProcessorSettings, ProcessorStatistics
@@ -210,8 +210,18 @@ async def _serve(
                     nursery.start_soon(
                         _execute, client, running, served, front, server.address, monitoring
                     )
-                if served is not None:
-                    nursery.start_soon(collect_runs, client, etcd, keys, config)
+                if served is not None and front is not None:
+                    collector = run_collector(
+                        client,
+                        etcd,
+                        config,
+                        namespace=common.namespace,
+                        blobs=front.blobs,
+                        quota=QUOTA if common.endpoints is None else None,
+                    )
+                    if monitoring is not None:
+                        monitoring.metrics.collected = lambda: collector.collected
+                    nursery.start_soon(collect_runs, client, collector)
                 if interval := config[STATS_INTERVAL]:
                     nursery.start_soon(_tell_often, client, interval)
                 await stop.wait()

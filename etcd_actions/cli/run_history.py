@@ -7,10 +7,17 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from etcd_actions.blobs import BlobStore, NoStore
 from etcd_actions.cli.executing import state_dir_of
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config
-from etcd_actions.config.settings import EXECUTOR, RETAIN_RUNS, RUN_SERVICE
+from etcd_actions.config.settings import (
+    ETCD_QUOTA,
+    EXECUTOR,
+    RETAIN_RUNS,
+    RETAIN_SHARE,
+    RUN_SERVICE,
+)
 from etcd_actions.containment import Containment
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import ActionId, Keyspace
@@ -19,6 +26,7 @@ from etcd_actions.run_service.both import BothRunServices
 from etcd_actions.store import Store
 
 if TYPE_CHECKING:
+    from etcd_actions.runs.collector import RunCollector
     from etcd_actions.runs.record import ActionHistory
     from etcd_actions.server.front.logs import Logs
 
@@ -59,11 +67,46 @@ async def open_run_services(
             yield BothRunServices(own, external)
 
 
-async def collect_runs(client: ActionsClient, etcd: Etcd, keys: Keyspace, config: Config) -> None:
-    """Delete records of runs that ended long ago, as long as this process leads; for ever."""
-    from etcd_actions.runs.collector import RunCollector  # noqa: PLC0415
+def run_collector(
+    client: ActionsClient,
+    etcd: Etcd,
+    config: Config,
+    *,
+    namespace: str | None,
+    blobs: BlobStore | None,
+    quota: int | None,
+) -> RunCollector:
+    """What removes runs that ended long ago.
 
-    collector = RunCollector(Store(etcd), keys, timedelta(seconds=config[RETAIN_RUNS]))
+    Objects are left to Flyte's executor where that runs them, and so is what they name.
+
+    Args:
+        client: Whose keys.
+        etcd: The connection.
+        config: The settings.
+        namespace: The only one that is looked at; None for all.
+        blobs: Where data of runs is.
+        quota: That of the etcd where it is known; the setting comes first.
+    """
+    from etcd_actions.runs.collector import RunCollector  # noqa: PLC0415
+    from etcd_actions.runs.space import Space  # noqa: PLC0415
+
+    keys, share = client.keys, config[RETAIN_SHARE]
+    space = Space(etcd, keys.runs, share, config[ETCD_QUOTA] or quota) if share else None
+    return RunCollector(
+        Store(etcd),
+        keys,
+        timedelta(seconds=config[RETAIN_RUNS]),
+        namespace=namespace,
+        objects=config[EXECUTOR] != "none" or config[RUN_SERVICE] is None,
+        blobs=None if isinstance(blobs, NoStore) else blobs,
+        space=space,
+        containment=client.containment,
+    )
+
+
+async def collect_runs(client: ActionsClient, collector: RunCollector) -> None:
+    """Remove runs that ended long ago, as long as this process leads; for ever."""
     await client.containment.keep(
         "task",
         "collecting runs",

@@ -343,8 +343,29 @@ RETAIN_RUNS: Setting[float] = Setting(
     metavar="DURATION",
     parse=values.positive_duration,
     default="720h",
-    help="How long the record of a run that is over is kept, with the histories of its actions; "
-    "objects have --retain-terminal",
+    help="How long a run that is over is kept: its record, histories, actions and data; with "
+    "--executor none and --run-service only record and histories are deleted",
+    for_run=True,
+)
+RETAIN_SHARE: Setting[float] = Setting(
+    name="retain_share",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_RETAIN_SHARE",
+    metavar="SHARE",
+    parse=values.share,
+    default="0.5",
+    help="The part of etcd's quota above which the oldest runs that are over are deleted sooner; "
+    "0 for none",
+    for_run=True,
+)
+ETCD_QUOTA: Setting[int | None] = Setting(
+    name="etcd_quota",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_ETCD_QUOTA",
+    metavar="SIZE",
+    parse=values.size,
+    otherwise="what the etcd says: the embedded one, and others from 3.6 on",
+    help="How large etcd's database may become before it refuses writes, for --retain-share",
     for_run=True,
 )
 COLLECT_ORPHANS: Setting[bool] = Setting(
@@ -918,6 +939,8 @@ SETTINGS: tuple[Setting[object], ...] = (
     RUN_SERVICE,
     RETAIN_TERMINAL,
     RETAIN_RUNS,
+    RETAIN_SHARE,
+    ETCD_QUOTA,
     COLLECT_ORPHANS,
     GRACE,
     STATS_INTERVAL,

@@ -203,6 +203,13 @@ def size(text: str) -> int:
     return int(match[1]) * _SIZES[match[2]]
 
 
+def share(text: str) -> float:
+    """A part of a whole, such as ``0.5``; 0 for none."""
+    if not re.fullmatch(r"(0|1|0?\.[0-9]{1,9})", text):
+        raise ValueError(f"{quoted(text)} is no share: give a number from 0 to 1, such as 0.5")
+    return float(text)
+
+
 def count(text: str) -> int:
     """A number from 1 on."""
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):

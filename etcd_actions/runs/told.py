@@ -223,6 +223,7 @@ def new_record(update: ActionUpdate, action: TaskAction | None, now: datetime) -
         task=_task_name(action),
         creator=action.metadata.annotations.get(ANNOTATION_SUBJECT, ""),
         input_uri=action.spec.input_uri,
+        output_base=action.spec.run_output_base,
     )
 
 

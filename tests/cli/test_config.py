@@ -71,6 +71,8 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "run_service": ("127.0.0.1:8090", "https://flyte:443"),
     "retain_terminal": ("1h", "90s"),
     "retain_runs": ("1h", "90s"),
+    "retain_share": ("0.25", "0"),
+    "etcd_quota": ("1GiB", "4194304"),
     "collect_orphans": ("true", "false"),
     "grace": ("1s", "2"),
     "stats_interval": ("1s", "2"),

@@ -15,6 +15,7 @@ from etcd_actions.cli.record import Approach, RecordSettings, record_file
 from etcd_actions.errors import ConfigError, InputError, Unavailable
 from etcd_actions.etcd.api import Etcd, Event, KeyRange
 from etcd_actions.etcd.history import find_oldest_revision
+from etcd_actions.model import Keyspace
 from etcd_actions.watch import Change, ChangeKind
 from tests.cli.command import environment, finish, running
 from tests.cli.here import here
@@ -246,6 +247,14 @@ def test_an_approach_is_complete_with_its_last_change(
 
 
 # --- the file -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", [b"/", b"/etcd-actions/", Keyspace(b"/x/").signing])
+async def test_our_own_keys_are_never_recorded(etcd: Etcd, prefix: bytes, tmp_path: Path) -> None:
+    """Those that sign URLs are among them."""
+    with pytest.raises(ConfigError, match="sign URLs"):
+        await recorded(etcd, prefix, tmp_path / "x", EVERYTHING)
+    assert not (tmp_path / "x").exists()
 
 
 async def test_a_file_that_exists_is_kept(etcd: Etcd, prefix: bytes, tmp_path: Path) -> None:

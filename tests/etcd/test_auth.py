@@ -15,6 +15,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
@@ -22,6 +23,8 @@ import pytest
 import structlog.testing
 import trio
 import trio.testing
+from flyteidl2.common.phase_pb2 import ActionPhase
+from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions import open_etcd
 from etcd_actions.backoff import Backoff
@@ -63,12 +66,14 @@ from etcd_actions.testing.process import etcdctl_for, packaged_binary, sound_bin
 from etcd_actions.watch import Reflector
 from tests.cli.command import ROOT as ROOT_DIRECTORY
 from tests.cli.command import finish, running
+from tests.server.front.run_calls import RunsAsker, create, run_id
 from tests.support.cluster import ROOT, WORKER, EtcdCluster, signed_tokens
 from tests.support.everyday import first_everyday
 from tests.support.load import make_run
 from tests.support.proxy import open_proxy
 from tests.support.recording import RecordingSink, eventually, until_stored
 from tests.support.scene import REFLECTOR, UNHURRIED, all_marked, judge_delivery, reflecting
+from tests.support.waiting import eventually_holds
 
 _SECRETS = ("root-pw-5f1c", "worker-pw-9b27", "another-pw-c0de", "third-pw-77aa")
 ANOTHER = replace(WORKER, password=_SECRETS[2])
@@ -755,6 +760,40 @@ async def test_the_role_of_the_document_is_enough(
     assert (listed.code, listed.err) == (0, "")
     assert len(listed.out.splitlines()) == 10
     assert sum(json.loads(line)["recorded"] for line in listed.out.splitlines()) == 9
+
+
+@pytest.mark.slow
+async def test_the_role_of_the_document_is_enough_for_the_front_door(
+    documented: EtcdCluster, tmp_path: Path
+) -> None:
+    """A run is created, shown and aborted; a process that comes later collects it."""
+    env = as_worker(documented, "grpc")
+    options = ("--blob-dir", tmp_path / "blobs", "--executor", "none")
+    with running(tmp_path, "run", *options, **env) as run:
+        address = (await run.logged("serving"))["listen"]
+        asker = RunsAsker(SimpleNamespace(address=address))  # type: ignore[arg-type]
+        await asker("CreateRun", create("r1"))
+        await asker("AbortRun", pb.AbortRunRequest(run_id=run_id("r1")))
+
+        async def recorded() -> bool:
+            found = await asker("GetRunDetails", pb.GetRunDetailsRequest(run_id=run_id("r1")))
+            return bool(found.details.action.status.phase == ActionPhase.ACTION_PHASE_ABORTED)
+
+        await eventually_holds(recorded)
+        run.signal(signal.SIGTERM)
+        assert await run.wait() == 0
+        for event in ("handler_failed", "unit_failed", "watch_lost"):
+            assert not run.logs(event)
+    with running(tmp_path, "run", *options, "--retain-runs", "1ms", **env) as later:
+        collected = await later.logged("runs_collected")
+        assert (collected["records"], collected["objects"], collected["histories"]) == (1, 1, 1)
+        later.signal(signal.SIGTERM)
+        assert await later.wait() == 0
+        assert not later.logs("runs_not_collected")
+    keys = Keyspace(DEFAULT_KEY_PREFIX)
+    async with connected(documented, "grpc", user=ROOT) as direct:
+        for prefix in (keys.prefix, keys.runs, keys.run_tasks, keys.histories):
+            assert (await direct.range(KeyRange.of_prefix(prefix))).kvs == []
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from etcd_actions import (
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor import ExecutorStatistics
 from etcd_actions.monitoring import Monitoring, open_monitoring
+from etcd_actions.runs.removal import Removed
 from etcd_actions.server import ServerStatistics
 from etcd_actions.serving import Bind
 from etcd_actions.testing import OwnEtcd
@@ -289,7 +290,11 @@ async def test_server_and_executor_are_measured_where_they_are(
         retries=1,
         cache={"CACHE_HIT": 1},
     )
+    monitoring.metrics.collected = lambda: Removed(records=2, objects=9, bytes=1000)
     found = await samples(monitoring)
+    assert found["etcd_actions_collected_total", "run"] == 2
+    assert found["etcd_actions_collected_total", "object"] == 9
+    assert found["etcd_actions_collected_bytes_total",] == 1000
     assert found["etcd_actions_server_handled_total", "ok", "Enqueue"] == 3
     assert found["etcd_actions_server_handling_seconds_total", "Enqueue"] == 0.5
     assert found["etcd_actions_server_open_streams",] == 2

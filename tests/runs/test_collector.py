@@ -1,4 +1,4 @@
-"""Which records of runs are deleted, and what goes with them, on a real etcd."""
+"""Which records of runs are deleted where others see to their objects, on a real etcd."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn
 from etcd_actions.model import Keyspace
-from etcd_actions.runs.collector import Collected, RunCollector
+from etcd_actions.runs.collector import RunCollector
 from etcd_actions.runs.own_run_service import OwnRunService
+from etcd_actions.runs.removal import Removed
 from etcd_actions.store import Store
 from tests.runs.test_own_run_service import tell
 from tests.support import flyte
@@ -38,7 +39,8 @@ async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
 
 @pytest.fixture
 def collector(store: Store, keys: Keyspace) -> RunCollector:
-    return RunCollector(store, keys, KEEP, clock=lambda: datetime.now(UTC) + timedelta(days=31))
+    later = datetime.now(UTC) + timedelta(days=31)
+    return RunCollector(store, keys, KEEP, objects=False, clock=lambda: later)
 
 
 async def run_of(
@@ -74,9 +76,11 @@ async def test_what_ended_long_ago_goes_with_its_histories_alone(
     for run in ("r", "q"):
         await etcd.put(keys.run_task(ActionId("p", "d", run, "a0")), b"its task")
     await etcd.txn(Txn([], [Put(letter, b"{}"), Put(keys.runs + b"flyte/zzz", b"garbage")]))
-    now = RunCollector(store, keys, KEEP)
-    assert await now.sweep() == Collected()
-    assert await collector.sweep() == Collected(records=1, histories=2)
+    now = RunCollector(store, keys, KEEP, objects=False)
+    assert await now.sweep() == Removed()
+    collected = await collector.sweep()
+    assert (collected.records, collected.histories, collected.objects) == (1, 2, 0)
+    assert len(await left(store, keys.prefix)) == 6
     assert await left(store, keys.runs) == ["flyte/q", "flyte/r-x", "flyte/zzz"]
     assert await left(store, keys.run_tasks) == ["flyte/q"]
     # ``r-x-c1`` begins like the histories of ``r`` do.
@@ -88,7 +92,7 @@ async def test_one_whose_root_is_gone_without_an_end_goes_too(
     client: ActionsClient, store: Store, keys: Keyspace, collector: RunCollector
 ) -> None:
     await run_of(client, store, keys, "r", Phase.RUNNING)
-    assert await collector.sweep() == Collected()
+    assert await collector.sweep() == Removed()
     await delete(store, keys.task_action(ActionId("p", "d", "r", "a0")))
     assert (await collector.sweep()).records == 1
 
