@@ -133,6 +133,18 @@ class NotFound(ActionError):
     """There is no such action."""
 
 
+class AnotherAction(NotFound):
+    """There is no such action, and its key has another one; the message says which.
+
+    Attributes:
+        discreet: The same without whose it is.
+    """
+
+    def __init__(self, message: str, discreet: str) -> None:
+        super().__init__(message)
+        self.discreet = discreet
+
+
 class AlreadyExists(ActionError):
     """This very action exists, and another request made it; the message says what it is."""
 

@@ -19,17 +19,20 @@ from etcd_actions.errors import (
     Aborted,
     ActionError,
     AlreadyExists,
+    AnotherAction,
     ConfigError,
     DecodeError,
     EtcdActionsError,
     EtcdError,
     FailedPrecondition,
     InvalidArgument,
+    NameTaken,
     NotFound,
     NotServed,
     RequestTooLarge,
     UnexpectedFailure,
 )
+from etcd_actions.server.caller import CALLER
 from etcd_actions.serving import ClientGone
 
 CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
@@ -66,12 +69,23 @@ def told(error: Exception, method: str, containment: Containment) -> ConnectErro
         return _of_the_library(error)
     for kind, code in CODES:
         if isinstance(error, kind):
-            return Refusal(code, str(error))
+            return Refusal(code, _said(error))
     if isinstance(error, ClientGone):
         return Refusal(Code.UNAVAILABLE, str(error))
     with containment.unit("request", method):
         raise error
     return failure()
+
+
+def _said(error: EtcdActionsError) -> str:
+    """What an error says; to a client of some projects, nothing of another one's."""
+    caller = CALLER.get(None)
+    if caller is not None and caller.projects is not None:
+        if isinstance(error, AnotherAction):
+            return error.discreet
+        if isinstance(error, NameTaken):
+            return "action_id: the name is taken by an action of another run: give another one"
+    return str(error)
 
 
 def failure() -> Refusal:

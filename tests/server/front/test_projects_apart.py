@@ -26,6 +26,7 @@ from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker
 from tests.server.front.conftest import Lists
 from tests.server.front.run_calls import action_id, create, run_id
+from tests.support import flyte
 from tests.support.waiting import eventually_holds
 
 RUNS = "flyteidl2.workflow.RunService"
@@ -172,6 +173,30 @@ async def test_what_an_action_says_of_its_data_opens_nothing(apart: Apart, tmp_p
     link.action_attempt_id.action_id.CopyFrom(action_id("shared", project="a"))
     with pytest.raises(Failed, match="not among the data of the projects"):
         await apart.a.ask(DATA, "CreateDownloadLink", link, data.CreateDownloadLinkResponse)
+
+
+async def test_nobody_is_told_whose_a_name_is(apart: Apart) -> None:
+    await secret_of_b(apart)
+    with pytest.raises(Failed) as read:
+        await apart.inputs(apart.a, "a", "victim")
+    request = actions.EnqueueRequest(action=flyte.task(ActionId("a", "d", "victim", "a0")))
+    request.action.input_uri = request.action.run_output_base = ""
+    with pytest.raises(Failed) as taken:
+        await apart.a.ask(ACTIONS, "Enqueue", request, actions.EnqueueResponse)
+    assert [each.value.code for each in (read, taken)] == ["not_found", "failed_precondition"]
+    for each in (read, taken):
+        assert "b/d" not in str(each.value), each.value
+    with pytest.raises(Failed, match="b/d/victim"):
+        await apart.inputs(apart.all, "a", "victim")
+
+
+@pytest.mark.parametrize("project", [".", ".."])
+async def test_a_project_that_is_a_directory_is_refused_by_its_field(
+    apart: Apart, project: str
+) -> None:
+    with pytest.raises(Failed, match=r"run_id\.project: .*no name") as caught:
+        await apart.create(apart.all, with_inputs("x", project))
+    assert caught.value.code == "invalid_argument"
 
 
 @pytest.mark.parametrize("who", ["a", "all"])
