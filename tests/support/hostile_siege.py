@@ -47,7 +47,8 @@ _FLAGS: Final = (
     *("--max-streams", "100"),
     *("--max-request-bytes", "256KiB"),
     *("--rate-limit", "500"),
-    *("--request-timeout", "5s"),
+    *("--request-timeout", "30s"),
+    *("--command-timeout", "30s"),
     *("--grace", "5s"),
 )
 

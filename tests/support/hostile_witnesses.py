@@ -16,7 +16,7 @@ from etcd_actions import ActionId, Phase
 from tests.server.clients import ConnectClient, Failed, short
 from tests.support import flyte
 
-PATIENCE: Final = 30.0
+PATIENCE: Final = 90.0
 """Seconds after an attack until all must be as before; generous, since machines are shared."""
 
 GOOD_ROOT: Final = ActionId("p", "d", "good", "a0", "o")
