@@ -246,6 +246,7 @@ async def test_downloads_have_ranges_and_safe_types(door: Door, client: ActionsC
         assert refused.headers["content-range"] == f"bytes */{size}"
     for asked in ("bytes=9-3", "bytes=0-1,4-5", "lines=1-2", "bytes=-", "bytes=a-b"):
         assert (await door.http("GET", url, range=asked)).status == 200
+    assert (await door.http("GET", url, range="bytes=0-9", if_range='"x"')).status == 200
 
 
 async def test_what_is_not_there_is_not_found(door: Door, client: ActionsClient) -> None:
