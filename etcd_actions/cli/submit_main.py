@@ -252,7 +252,10 @@ def completed(value: Any, kind: Any) -> Any:
             if (new := completed(old, hints.get(name))) is not old and new != old
         }
         return dataclasses.replace(value, **changed) if changed else value
-    if not inspect.isclass(kind) or isinstance(value, kind):
+    # Not each class takes part in isinstance: Any, in some versions, and protocols.
+    if not inspect.isclass(kind) or not issubclass(kind, (enum.Enum, date, timedelta)):
+        return value
+    if isinstance(value, kind):
         return value
     if issubclass(kind, enum.Enum):
         return kind[value] if value in kind.__members__ else kind(value)

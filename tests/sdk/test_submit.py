@@ -11,6 +11,7 @@ import trio
 
 from tests.cli.command import Finished, finish, running
 from tests.sdk.service import PROGRAMS, Site, free_port
+from tests.sdk.test_front_auth import tls
 from tests.support.etcd_server import EtcdServer
 
 pytestmark = pytest.mark.slow
@@ -142,6 +143,26 @@ async def test_who_does_not_answer_is_named(tmp_path: Path, sdk_python: Path) ->
         done = await trio.to_thread.run_sync(partial(finish, *arguments))
         assert done.code == 3, done.err
         assert "127.0.0.1:1" in done.err.splitlines()[-1]
+
+
+async def test_a_service_that_wants_tls_and_a_token(site: Site, tmp_path: Path) -> None:
+    served, authority = tls(tmp_path)
+    (tmp_path / "tokens").write_text("of-alice name=alice\n")
+    (tmp_path / "token").write_text("of-alice\n")
+    listen = ("--listen-cert", str(served.cert), "--listen-key", str(served.key))
+    port = free_port()
+    blobs = ("--blob-dir", str(tmp_path / "blobs"), "--token-file", str(tmp_path / "tokens"))
+    with site.service(port, *listen, *blobs) as running_service:
+        await running_service.logged("serving")
+        flags = ("--input", "branches=1", "--input", "width=1", "--input", f"directory={tmp_path}")
+        service = ("--service", f"https://127.0.0.1:{port}", "--service-cacert", authority)
+        token = ("--service-token-file", str(tmp_path / "token"))
+        done = await command(site, "many.py:tree", tmp_path, *flags, *service, *token)
+        assert done.code == 0, done.err
+        assert '"result"' in done.out
+        done = await command(site, "many.py:tree", tmp_path, *flags, *service)
+        assert done.code == 4, done.err
+        assert "a command that prints it" in done.err.splitlines()[-1]
 
 
 async def command(site: Site, target: str, directory: Path, *flags: str) -> Finished:
