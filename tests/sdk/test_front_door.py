@@ -184,12 +184,6 @@ def test_a_run_is_run_again(door: Door, tmp_path: Path) -> None:
     assert told == {"failed": True, "again": True, "other": True}
 
 
-@pytest.mark.xfail(strict=True, reason="recovery is not served yet")
-def test_a_run_is_recovered(door: Door, tmp_path: Path) -> None:
-    told = door.run("recover.py", str(tmp_path / "flag"), project="recover")
-    assert told == {"failed": True, "recovered": True}
-
-
 def test_code_in_several_folders(door: Door, tmp_path: Path) -> None:
     told = door.run("packages_main.py", str(tmp_path / "code"), project="packages")
     assert told == {"outputs": ["HEY!"], "code": True, "at": True}
