@@ -140,9 +140,12 @@ class AnotherAction(NotFound):
         discreet: The same without whose it is.
     """
 
-    def __init__(self, message: str, discreet: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, discreet: str = "there is no such action") -> None:
+        super().__init__(message, discreet)
         self.discreet = discreet
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class AlreadyExists(ActionError):

@@ -17,6 +17,8 @@ from typing import TypeAlias
 
 import trio
 
+from etcd_actions.testing.server import lasting_port
+
 _CHUNK = 65536
 _FRAME_HEAD = 9
 _LOST = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
@@ -68,7 +70,7 @@ class Proxy:
         self._budgets: deque[int] = deque()
         self._needle: bytes | None = None
         self._held = trio.Event()
-        self.port = 0
+        self.port = lasting_port()
         self.accepted = 0
         self.cuts = 0
         self.forwarded = dict.fromkeys(Direction, 0)
@@ -139,7 +141,6 @@ class Proxy:
     async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         with self._serving:
             listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
-            self.port = listeners[0].socket.getsockname()[1]
             await trio.serve_listeners(
                 self._connect,
                 listeners,
