@@ -72,6 +72,21 @@ class _Stored(msgspec.Struct, frozen=True):
     owner: str
 
 
+async def claimed_by(store: Store, keys: Keyspace, action_id: ActionId) -> str:
+    """Who has the claim of an action, ``<host>/<process>``; empty for nobody who can be read.
+
+    Raises:
+        EtcdError: etcd cannot be asked.
+    """
+    kv = await store.get(keys.claim(action_id))
+    if kv is None:
+        return ""
+    try:
+        return msgspec.json.decode(kv.value, type=_Stored).owner
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return ""
+
+
 @asynccontextmanager
 async def open_claims(
     etcd: Etcd,
@@ -138,12 +153,42 @@ class Claims:
         """
         key, object_key = self._keys.claim(action_id), self._keys.task_action(action_id)
         revision = incarnation.create_revision
-        value = msgspec.json.encode(_Stored(incarnation.path_component, self._owner))
+        same = Compare(object_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, revision)
+        return await self._take(key, incarnation.path_component, [same], replace=True)
+
+    async def reserve(self, key: bytes, subject: str) -> Claim | None:
+        """Hold a key that others wait for; None where somebody else has it.
+
+        It hangs on the lease of the claims. The same subject asked for again gives what is there.
+
+        Args:
+            key: Which.
+            subject: What holds it, such as an incarnation: another of this process may not.
+
+        Raises:
+            EtcdError: etcd did not do it, or maybe did.
+        """
+        return await self._take(key, subject, [], replace=False)
+
+    async def unreserve(self, key: bytes, subject: str) -> None:
+        """Let a key go that `reserve` may have made; another's is left alone.
+
+        Raises:
+            EtcdError: etcd did not do it, or maybe did.
+        """
+        found = await self._store.get(key)
+        value = msgspec.json.encode(_Stored(subject, self._owner))
+        if found is not None and found.lease == self._lease and found.value == value:
+            await self.release(Claim(key, found.create_revision))
+
+    async def _take(
+        self, key: bytes, subject: str, also: list[Compare], *, replace: bool
+    ) -> Claim | None:
+        value = msgspec.json.encode(_Stored(subject, self._owner))
         while True:
             lease = self._lease
             free = Compare(key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
-            same = Compare(object_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, revision)
-            txn = Txn([free, same], [Put(key, value, lease)], [Get(KeyRange.of_key(key))])
+            txn = Txn([free, *also], [Put(key, value, lease)], [Get(KeyRange.of_key(key))])
             try:
                 result = await self._store.txn(txn)
             except LeaseNotFound:
@@ -168,6 +213,8 @@ class Claims:
             claim = Claim(key, found.create_revision)
             if found.value == value:
                 return claim
+            if not replace:
+                return None
             await self.release(claim)
 
     async def release(self, claim: Claim) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import wraps
@@ -15,20 +15,23 @@ import trio
 from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
 from etcd_actions.actions.listing import Lister, Listing
+from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored import StoredTaskAction
-from etcd_actions.claims import Claim, Claims, open_claims
+from etcd_actions.catalog import Catalog
+from etcd_actions.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.codecs import codec_named
 from etcd_actions.containment import Containment, describe
 from etcd_actions.dead_letters import DeadLetter, LetterDesk
 from etcd_actions.errors import ConfigError, EtcdActionsError, InvalidArgument, UnexpectedFailure
-from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.api import Etcd, Put
 from etcd_actions.group_commit import (
     GroupCommit,
     GroupCommitStatistics,
     open_group_commit,
 )
+from etcd_actions.images import Images
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
     DEFAULT_NAMESPACE,
@@ -195,8 +198,19 @@ class ActionsClient:
         self._settings = settings
         self._aborter = Aborter(store, keys, finalizer=settings.finalizer)
         self._lister = Lister(store, keys)
+        self._recovery = Recovery(store, keys)
         self._desk = LetterDesk(etcd, store, keys)
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
+
+    @property
+    def keys(self) -> Keyspace:
+        """Where everything is kept, for what is built on the client."""
+        return self._keys
+
+    @property
+    def store(self) -> Store:
+        """Reads and writes of single keys, for what is built on the client."""
+        return self._store
 
     @property
     def namespace(self) -> str | None:
@@ -215,6 +229,10 @@ class ActionsClient:
         """What the watching does and has done."""
         return self._processor.statistics()
 
+    def waiting_conditions(self) -> list[ActionId]:
+        """The conditions that wait for a signal, as far as the watch has told of them."""
+        return self._processor.waiting_conditions()
+
     def group_commit_statistics(self) -> GroupCommitStatistics:
         """How its writes went to etcd."""
         return self._commit.statistics()
@@ -226,6 +244,7 @@ class ActionsClient:
         run_spec: RunSpec | None = None,
         *,
         trace_error: ErrorState | None = None,
+        beside: Sequence[Put] = (),
     ) -> Enqueued:
         """Create an action: a task, a condition or a trace. Asking for the same again is safe.
 
@@ -236,16 +255,21 @@ class ActionsClient:
             action: Flyte's message.
             run_spec: What holds for the whole run; of a child only the start time counts.
             trace_error: Why a failed trace failed, which Flyte's message has no field for.
+            beside: Keys that are created in the same transaction, each of them new. Where the
+                same request made the action before nothing is written.
 
         Raises:
             InvalidArgument: A field is missing, or has a value that Flyte's schema forbids.
-            AlreadyExists: The action exists, and another request made it.
+            AlreadyExists: The action exists, and another request made it; or a key of
+                ``beside`` does.
             NameTaken: Its key holds the object of another action, or an unreadable value: of
                 another project's run of that name, say.
             Aborted: The parent is gone, or it or what is above it is being aborted.
             ConfigError: ``flyteidl2`` is not installed.
         """
-        return await self._enqueuer.enqueue(action, run_spec, trace_error=trace_error)
+        return await self._enqueuer.enqueue(
+            action, run_spec, trace_error=trace_error, beside=beside
+        )
 
     @_request
     async def abort_action(
@@ -276,6 +300,7 @@ class ActionsClient:
         status: Status,
         *,
         error: ErrorState | None = None,
+        error_before: ErrorState | None = None,
         message: str = "",
         claim: Claim | None = None,
         incarnation: Incarnation | None = None,
@@ -285,7 +310,8 @@ class ActionsClient:
         See docs/status.md for what is written and which changes are allowed. The same
         again writes nothing. Reads that begin afterwards see what was written. With a
         ``claim`` the report counts only while that holds, with an ``incarnation`` only for that
-        object: an action that was deleted and made again is another one.
+        object: an action that was deleted and made again is another one. A report that begins an
+        attempt may say why the one before failed, in ``error_before``.
 
         Raises:
             NotFound: There is no such action, or it is another incarnation.
@@ -300,6 +326,7 @@ class ActionsClient:
             attempt,
             status,
             error=error,
+            error_before=error_before,
             message=message,
             fence=None if claim is None else claim.fence,
             incarnation=incarnation,
@@ -345,6 +372,22 @@ class ActionsClient:
             DecodeError: What is stored cannot be read.
         """
         return await self._lister.get_task_action(action_id_of(action_id))
+
+    def key_of(self, action_id: ActionId) -> bytes:
+        """The etcd key of a task's or condition's object.
+
+        Raises:
+            InvalidArgument: Its names make none.
+        """
+        try:
+            return self._keys.task_action(action_id)
+        except ValueError as error:
+            raise InvalidArgument("action_id", str(error)) from None
+
+    @_request
+    async def claimed_by(self, action_id: ActionId | ActionIdentifier) -> str:
+        """Who runs an action now, ``<host>/<process>``; empty where nobody says so."""
+        return await claimed_by(self._store, self._keys, action_id_of(action_id))
 
     @_request
     async def dead_letters(self) -> list[DeadLetter]:
@@ -436,7 +479,8 @@ class ActionsClient:
                 runs have an ``a0`` each, so it is hardly ever what is wanted.
             snapshot: Begin with the states at one revision, and a
                 :class:`~etcd_actions.subscriptions.SnapshotEnd`. Nothing older follows, and
-                nothing newer is missing.
+                nothing newer is missing. In a run that recovers another the traces that the
+                same action recorded there are among them, as RECOVERED.
 
         Raises:
             EtcdError: On entering, when etcd cannot be read.
@@ -458,14 +502,19 @@ class ActionsClient:
         return self._subscribe(None, True)
 
     def subscribe_run(
-        self, run: ActionId | RunIdentifier
+        self, run: ActionId | RunIdentifier, *, snapshot: bool = True
     ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]:
-        """Get the updates of all actions of a run, beginning with a snapshot.
+        """Get the updates of all actions of a run, beginning with a snapshot unless told not to.
 
         Raises:
             EtcdError: On entering, when etcd cannot be read.
         """
-        return self._subscribe(msgspec.structs.replace(_run_of(run), name=WHOLE_RUN), True)
+        return self._subscribe(msgspec.structs.replace(_run_of(run), name=WHOLE_RUN), snapshot)
+
+    @property
+    def images(self) -> Images:
+        """The definitions of images; see :class:`~etcd_actions.images.Images`."""
+        return Images(self._etcd, self._keys)
 
     def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
         """Say of actions that this process runs them; see :class:`~etcd_actions.claims.Claims`.
@@ -476,6 +525,14 @@ class ActionsClient:
         return open_claims(
             self._etcd, self._store, self._keys, ttl=ttl, containment=self.containment
         )
+
+    def open_catalog(self, keep: float) -> Catalog:
+        """The cached results; see :class:`~etcd_actions.catalog.Catalog`.
+
+        Args:
+            keep: Seconds that a result is kept after it was used for the last time.
+        """
+        return Catalog(self._etcd, self._store, keep)
 
     async def unsubscribe(self, subscription: AnySubscription) -> None:
         """End a subscription: its reader gets what is pending, then the end. Twice is fine.
@@ -521,9 +578,10 @@ class ActionsClient:
                     await processor.start_watching()
                 if snapshot:
                     listing = await self._states_of(parent)
-                    subscription.begin_with(
-                        [_update(action) for action in listing.actions], listing.revision
-                    )
+                    states = [_update(action) for action in listing.actions]
+                    if isinstance(parent, ActionId) and parent.name not in ("", WHOLE_RUN):
+                        states += await self._recovery.traces(parent, listing)
+                    subscription.begin_with(states, listing.revision)
                 yield subscription
         finally:
             if not watching:

@@ -133,6 +133,18 @@ class NotFound(ActionError):
     """There is no such action."""
 
 
+class AnotherAction(NotFound):
+    """There is no such action, and its key has another one; the message says which.
+
+    Attributes:
+        discreet: The same without whose it is.
+    """
+
+    def __init__(self, message: str, discreet: str) -> None:
+        super().__init__(message)
+        self.discreet = discreet
+
+
 class AlreadyExists(ActionError):
     """This very action exists, and another request made it; the message says what it is."""
 
@@ -172,6 +184,10 @@ class ClaimLost(FailedPrecondition):
 
 class UnexpectedFailure(ActionError):
     """The request met an error that is not foreseen; the log has it. It may have been done."""
+
+
+class NotServed(ActionError):
+    """What was asked for is not served here; the message names it, and what is."""
 
 
 class Aborted(ActionError):

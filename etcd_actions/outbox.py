@@ -55,7 +55,8 @@ from etcd_actions.model import (
 )
 from etcd_actions.recorder import Ending, MarkResult, Recorder
 from etcd_actions.router import Reread, Router, RouterSettings, RouterStatistics
-from etcd_actions.run_service import NullRunService, RunService
+from etcd_actions.run_service import RunService
+from etcd_actions.run_service.protocol import keeps_order, tell_status
 from etcd_actions.term import Term
 from etcd_actions.tracing import span
 from etcd_actions.watch import Change, ChangeKind
@@ -234,8 +235,8 @@ class Outbox:
             term: Calls are made only while its lease is surely alive; None for ever.
             hold_until: Until when what other processes told may still land, in trio's time.
         """
-        if type(self._run_service) is NullRunService:
-            # Nobody is told: nothing can land, and nothing false be told.
+        if keeps_order(self._run_service):
+            # Whatever lands late changes nothing, and nothing false can be told.
             self._calls.begin(None, -math.inf)
         else:
             self._calls.begin(term, hold_until)
@@ -537,7 +538,7 @@ class Outbox:
                 if what == "record":
                     call = partial(self._run_service.record_action, update, action)
                 else:
-                    call = partial(self._run_service.update_action_status, update)
+                    call = partial(tell_status, self._run_service, update, action)
                 await self._calls.make(call)
         except RunServiceRejected as error:
             await self._refused(what, update, value, error.code, str(error))

@@ -449,6 +449,11 @@ class Processor:
         """Handle what a router holds, one key at a time, until cancelled."""
         await router.worker()
 
+    def waiting_conditions(self) -> list[ActionId]:
+        """The conditions that wait for a signal; none in a process that cannot record."""
+        known = (self._known.get(key) for key in self._timeouts.keys)
+        return [unpack(packed).action_id for packed in known if packed is not None]
+
     async def handle_watch_event(self, change: Change) -> None:
         """Decode a change, remember what its deletion will need, and act on it.
 

@@ -43,6 +43,10 @@ class UnusableFile(EtcdActionsError):
     """A path names something that is not read; the message names both."""
 
 
+class SlowFile(UnusableFile):
+    """Its file system does not answer now; it may later."""
+
+
 def open_regular(path: StrPath, flags: int = os.O_RDONLY, *, dir_fd: int | None = None) -> int:
     """Open a regular file that exists, and nothing else, for reading or writing.
 
@@ -147,7 +151,7 @@ async def in_thread(within: float, what: StrPath, function: Callable[..., T], *a
         return await trio.to_thread.run_sync(
             partial(function, *args), abandon_on_cancel=True, limiter=_THREADS
         )
-    raise UnusableFile(f"{what} did not answer within {within:g} s")
+    raise SlowFile(f"{what} did not answer within {within:g} s")
 
 
 def local_path(uri: str) -> Path | None:

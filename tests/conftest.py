@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Iterator
 from typing import cast
 
 import hypothesis
@@ -21,8 +22,14 @@ from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
 from etcd_actions.testing.plugin import PULLS_UNASKED
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
+from tests.support.everyday import first_everyday
 
 pytest_plugins = ["etcd_actions.testing", "pytester"]
+
+# Python is started hundreds of times: what it has compiled is kept, also where the environment
+# says not to, as those of container images do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _numbers = itertools.count()
 # Of pytest-xdist's processes each has a name of its own.
@@ -79,6 +86,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         item.user_properties += [("etcd-version", version) for version in versions]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept in the user's data directory where nothing is said is kept elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data-home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_etcd(etcd_server: EtcdServer) -> EtcdServer:
     """An etcd for all tests that neither stop it nor compact it."""
@@ -99,9 +114,12 @@ def killable_etcd(own_etcd: OwnEtcd) -> OwnEtcd:
     return own_etcd
 
 
-@pytest.fixture(params=["grpc", "gateway"])
+@pytest.fixture(params=first_everyday(["grpc", "gateway"]))
 def transport(request: pytest.FixtureRequest) -> TransportName:
-    """Each way to talk to etcd: whoever asks for it runs once with each."""
+    """Each way to talk to etcd: whoever asks for it runs once with each.
+
+    That both behave alike is up to the conformance suite, which has both in the everyday suite.
+    """
     return cast(TransportName, request.param)
 
 

@@ -12,8 +12,9 @@ from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
-from tests.test_outbox import ROOT, SETTINGS, Scripted, is_idle, tell, watching
+from tests.test_outbox import LONG, ROOT, SETTINGS, Scripted, is_idle, tell, watching
 
 NEVER = 1_000.0
 
@@ -23,8 +24,17 @@ async def delete(etcd: Etcd, prefix: bytes) -> int:
     return (await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))).revision
 
 
-@pytest.mark.parametrize("standby", [True, False], ids=["standby", "restart"])
-@pytest.mark.parametrize("gone", [False, True], ids=["there", "gone"])
+@pytest.mark.parametrize(
+    ("standby", "gone"),
+    first_everyday(
+        [
+            pytest.param(True, False, id="there-standby"),
+            pytest.param(False, False, id="there-restart"),
+            pytest.param(True, True, id="gone-standby"),
+            pytest.param(False, True, id="gone-restart"),
+        ]
+    ),
+)
 async def test_a_late_deletion_is_not_the_last_word_on_a_newer_incarnation(
     etcd: Etcd, prefix: bytes, *, standby: bool, gone: bool
 ) -> None:
@@ -72,12 +82,13 @@ async def test_a_late_deletion_is_not_the_last_word_on_a_newer_incarnation(
         assert service.of("a0")[told:] == []
 
 
+@pytest.mark.slow
 async def test_a_retry_of_a_letter_lets_no_held_deletion_go(etcd: Etcd, prefix: bytes) -> None:
     """It is told again, and done with: else the position would stand still for ever."""
     service = Scripted()
     service.failures["record", "a0"] = [RunServiceRejected("no", code=3)]
     with trio.CancelScope() as killed:
-        async with watching(etcd, prefix, service) as client:
+        async with watching(etcd, prefix, service, LONG) as client:
             await client.enqueue(flyte.task(ROOT))
             await tell(client, "a0", [Phase.RUNNING])
             await eventually(lambda: service.of("a0")[-1:] == [Phase.RUNNING])

@@ -365,6 +365,7 @@ _steps = st.one_of(
 )
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=max(5, SEQUENCES // 3), deadline=None)
 @hypothesis.given(st.sampled_from(CODECS), st.lists(_steps, min_size=2, max_size=12))
 def test_whatever_is_written_the_last_ending_is_told_last_and_marked(

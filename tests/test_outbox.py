@@ -13,6 +13,7 @@ from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ActionUpdate, Keyspace, TaskAction
+from etcd_actions.processor import ProcessorSettings
 from etcd_actions.run_service.grpc import open_run_service
 from tests.support import flyte
 from tests.support.run_service_server import Fault, RunServiceServer
@@ -29,6 +30,9 @@ SETTINGS = replace(
     # An old etcd does not tell that nothing has changed: it is looked after so long.
     reflector=replace(PROCESSOR.reflector, dead_after=0.6),
 )
+# Behind a leader that is killed, what it may have told is held so long that a machine under load
+# does not miss it.
+LONG = replace(SETTINGS, election_ttl=10)
 
 
 def named(name: str) -> ActionId:
@@ -67,9 +71,11 @@ class Scripted:
 
 
 @asynccontextmanager
-async def watching(etcd: Etcd, prefix: bytes, service: Scripted) -> AsyncIterator[ActionsClient]:
+async def watching(
+    etcd: Etcd, prefix: bytes, service: Scripted, settings: ProcessorSettings = SETTINGS
+) -> AsyncIterator[ActionsClient]:
     async with open_actions_client(
-        etcd, prefix=prefix, run_service=service, settings=SETTINGS
+        etcd, prefix=prefix, run_service=service, settings=settings
     ) as client:
         await client.start_watching()
         await eventually(lambda: client.statistics().elected)

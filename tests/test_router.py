@@ -144,6 +144,7 @@ def schedules(draw: st.DrawFn) -> list[Change]:
     return changes
 
 
+@pytest.mark.slow
 @given(schedules(), st.data())
 def test_order_ends_and_conflation_over_any_schedule(
     changes: list[Change], data: st.DataObject

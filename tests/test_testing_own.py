@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import pytest
 from etcd_actions import open_etcd
 from etcd_actions.errors import EmbeddedEtcdError, Unavailable
 from etcd_actions.etcd.api import KeyRange
-from etcd_actions.testing import EtcdContainer, EtcdProcess, EtcdServer, OwnEtcd, free_port
+from etcd_actions.testing import (
+    EtcdContainer,
+    EtcdProcess,
+    EtcdServer,
+    OwnEtcd,
+    free_port,
+    server,
+)
 from etcd_actions.testing.container import EtcdImage, engine_problem
 from etcd_actions.testing.process import best_binary
 
@@ -203,3 +211,12 @@ def test_nobody_answers_at_a_free_port() -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     with pytest.raises(Unavailable, match=endpoint):
         EtcdServer.at(endpoint)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no abstract sockets")
+def test_a_lasting_port_is_given_once_though_nobody_listens_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = server.lasting_port(), server.free_port()
+    monkeypatch.setattr(server, "_LASTING_PORTS", [first] * 50 + [second])
+    assert server.lasting_port() == second

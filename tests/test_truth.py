@@ -24,7 +24,7 @@ from etcd_actions.run_service.unsettled import Unsettled
 from etcd_actions.testing import EtcdServer
 from tests.support import flyte
 from tests.support.waiting import eventually
-from tests.test_outbox import ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
+from tests.test_outbox import LONG, ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
 
 NEVER = 1_000.0
 SCHEDULES = int(os.environ.get("ETCD_ACTIONS_TEST_SCHEDULES", "4"))
@@ -110,31 +110,33 @@ async def test_without_a_predecessor_or_behind_one_that_stopped_nothing_is_held(
             assert service.of(f"c{number}") == [Phase.FAILED]
 
 
+@pytest.mark.slow
 async def test_what_is_held_lengthens_no_stop_and_is_told_by_the_next(
     etcd: Etcd, prefix: bytes
 ) -> None:
     """It is unmarked in etcd: the successor finds it, and waits in its turn."""
     service = Scripted()
     with trio.CancelScope() as killed:
-        async with watching(etcd, prefix, service) as client:
+        async with watching(etcd, prefix, service, LONG) as client:
             await client.enqueue(flyte.task(ROOT))
             await eventually(lambda: bool(service.of("a0", "record")))
             killed.cancel()
-    async with watching(etcd, prefix, service) as client:
+    async with watching(etcd, prefix, service, LONG) as client:
         await tell(client, "a0", [Phase.FAILED])
         await eventually(lambda: client.statistics().held == 1)
         assert client.statistics().marks == {}
         # A newer state waits for nothing.
         began = trio.current_time()
         await client.stop_watching()
-        assert trio.current_time() - began < SETTINGS.election_ttl
-    async with watching(etcd, prefix, service) as client:
+        assert trio.current_time() - began < LONG.election_ttl / 2
+    async with watching(etcd, prefix, service, LONG) as client:
         await eventually(lambda: client.statistics().held == 1)
         await eventually(lambda: client.statistics().marks == {"marked": 1})
         assert client.statistics().held == 0
     assert service.of("a0")[-3:] == [Phase.FAILED] * 3
 
 
+@pytest.mark.slow
 async def test_a_deletion_behind_a_killed_leader_is_told_again_before_it_is_done_with(
     etcd: Etcd, prefix: bytes
 ) -> None:
@@ -142,7 +144,7 @@ async def test_a_deletion_behind_a_killed_leader_is_told_again_before_it_is_done
     service = Scripted()
     key = Keyspace(prefix).task_action(ROOT)
     with trio.CancelScope() as killed:
-        async with watching(etcd, prefix, service) as client:
+        async with watching(etcd, prefix, service, LONG) as client:
             await client.enqueue(flyte.task(ROOT))
             await eventually(lambda: bool(service.of("a0", "record")))
             killed.cancel()

@@ -8,7 +8,7 @@ clock, whatever the wall clock is set to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -83,6 +83,11 @@ class ConditionTimeouts:
     def __len__(self) -> int:
         """How many conditions go on."""
         return len(self._open)
+
+    @property
+    def keys(self) -> Collection[bytes]:
+        """The keys of those that go on."""
+        return self._open.keys()
 
     def note(self, key: bytes, summary: Summary) -> None:
         """Take in a state of a condition. Never waits."""

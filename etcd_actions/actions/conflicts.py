@@ -35,6 +35,12 @@ def unreadable(kv: KeyValue, asked: Asked, error: DecodeError) -> NameTaken:
     return _taken(kv.key, asked, f"a value that cannot be read ({error.reason})", _REPAIR)
 
 
+def beside(key: bytes, name: str) -> AlreadyExists:
+    """The error for a key that is there of those that are created with an action."""
+    text = key.decode(errors="backslashreplace")
+    return AlreadyExists(f"{name} cannot be created: the key {text} exists already")
+
+
 def in_the_way(present: StoredTaskAction, asked: Asked) -> ActionError:
     """The error for an object that is not what was asked for."""
     there = present.action_id

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from etcd_actions.actions import conflicts, objects, validation
 from etcd_actions.actions.abort import Aborter, Marker, read_marker
+from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored import StoredTaskAction, describe, missing, same_action, same_run
 from etcd_actions.codecs import Codec, codec_of
@@ -72,11 +73,13 @@ class _Scene(NamedTuple):
         present: The action's own key.
         markers: The aborts of the run, of a root only its own.
         parent: The parent's key.
+        beside: What is there of the keys that are to be created with it.
     """
 
     present: KeyValue | None
     markers: Sequence[KeyValue]
     parent: KeyValue | None
+    beside: Sequence[KeyValue] = ()
 
 
 class Enqueuer:
@@ -107,6 +110,7 @@ class Enqueuer:
         self._clock = clock
         self._new_uid = new_uid
         self._finalizer = finalizer
+        self._recovery = Recovery(store, keys, clock=clock)
         self._aborter = Aborter(store, keys, finalizer=finalizer, clock=clock)
 
     async def enqueue(
@@ -115,9 +119,11 @@ class Enqueuer:
         run_spec: RunSpec | None = None,
         *,
         trace_error: ErrorState | None = None,
+        beside: Sequence[Put] = (),
     ) -> Enqueued:
         """Create an action, see :meth:`etcd_actions.client.ActionsClient.enqueue`.
 
+        In a run that recovers another, what succeeded there is created as an action that is over.
         Cancelled, it may have been created.
 
         Raises:
@@ -129,14 +135,17 @@ class Enqueuer:
             EtcdError: etcd did not do it.
         """
         request = objects.read_request(action, run_spec, trace_error)
-        scene = await self._look(request)
+        scene = await self._look(request, beside)
         uid = self._new_uid()
         tried = 0
         while True:
             built = self._build(request, scene, uid)
             if isinstance(built, StoredTaskAction):
                 return Enqueued(built, created=built.metadata.uid == uid)
+            if scene.beside:
+                raise conflicts.beside(scene.beside[0].key, describe(request.action_id))
             await self._check_ancestors(request, scene)
+            built = await self._recovery.apply(request, built)
             try:
                 value = self._codec.encode(built)
             except ValueError as error:
@@ -149,20 +158,20 @@ class Enqueuer:
                 tried = left
                 namespace = self._keys.namespace_of(request.action_id)
                 await self._aborter.action_gone(request.action_id, namespace)
-                scene = await self._look(request)
+                scene = await self._look(request, beside)
                 continue
             key = self._key(request)
             txn = Txn(
-                self._guards(request, scene),
-                [Put(key, value), Get(KeyRange.of_key(key))],
-                self._lookups(request),
+                self._guards(request, scene, beside),
+                [Put(key, value), Get(KeyRange.of_key(key)), *beside],
+                self._lookups(request, beside),
             )
             try:
                 result = await self._store.txn(txn)
             except RequestTooLarge:
                 raise InvalidArgument(
                     request.kind,
-                    f"the object has {len(value)} bytes, more than this etcd takes "
+                    f"the object has {_bytes(value, beside)} bytes, more than this etcd takes "
                     "(--max-request-bytes): make it smaller",
                 ) from None
             except OutcomeUnknown as lost:
@@ -175,7 +184,7 @@ class Enqueuer:
             if result.succeeded:
                 (written,) = _range(result.responses[1]).kvs
                 return Enqueued(StoredTaskAction.of(written), created=True)
-            scene = _scene(result.responses)
+            scene = _scene(result.responses, beside)
 
     async def _reread(self, key: bytes, lost: OutcomeUnknown) -> KeyValue:
         """The key whose write went unanswered; that error where there is nothing to see."""
@@ -187,22 +196,23 @@ class Enqueuer:
             raise lost
         return kv
 
-    async def _look(self, request: objects.Request) -> _Scene:
+    async def _look(self, request: objects.Request, beside: Sequence[Put]) -> _Scene:
         try:
-            lookups = self._lookups(request)
+            lookups = self._lookups(request, beside)
         except ValueError as error:
             raise InvalidArgument("action_id", str(error)) from None
-        return _scene((await self._store.txn(Txn([], lookups))).responses)
+        return _scene((await self._store.txn(Txn([], lookups))).responses, beside)
 
     def _key(self, request: objects.Request) -> bytes:
         if request.kind == ACTION_TYPE_TRACE:
             return self._keys.trace(request.action_id)
         return self._keys.task_action(request.action_id)
 
-    def _lookups(self, request: objects.Request) -> list[Get]:
+    def _lookups(self, request: objects.Request, beside: Sequence[Put]) -> list[Get]:
         lookups = [Get(KeyRange.of_key(self._key(request))), Get(self._aborts(request))]
         if not request.is_root:
             lookups.append(Get(KeyRange.of_key(self._keys.task_action(request.parent_id))))
+        lookups += (Get(KeyRange.of_key(put.key)) for put in beside)
         return lookups
 
     def _aborts(self, request: objects.Request) -> KeyRange:
@@ -212,7 +222,9 @@ class Enqueuer:
         *_, aborts = self._keys.of(request.action_id).run_prefixes(request.action_id.run)
         return KeyRange.of_prefix(aborts)
 
-    def _guards(self, request: objects.Request, scene: _Scene) -> list[Compare]:
+    def _guards(
+        self, request: objects.Request, scene: _Scene, beside: Sequence[Put]
+    ) -> list[Compare]:
         """What has to be as it was read."""
         key, (aborts, end) = self._key(request), self._aborts(request)
         # A marker may go, but none may come: over no key at all this is true.
@@ -230,6 +242,10 @@ class Enqueuer:
                     scene.parent.create_revision,
                 )
             )
+        guards += (
+            Compare(put.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
+            for put in beside
+        )
         return guards
 
     def _build(
@@ -333,9 +349,20 @@ class Enqueuer:
             kv = await self._store.get(self._keys.task_action(at))
 
 
-def _scene(responses: Sequence[OperationResult]) -> _Scene:
-    present, markers, parent = [*(_range(each).kvs for each in responses), []][:3]
-    return _Scene(present[0] if present else None, markers, parent[0] if parent else None)
+def _scene(responses: Sequence[OperationResult], beside: Sequence[Put]) -> _Scene:
+    found = [_range(each).kvs for each in responses]
+    own, others = found[: len(found) - len(beside)], found[len(found) - len(beside) :]
+    present, markers, parent = [*own, []][:3]
+    return _Scene(
+        present[0] if present else None,
+        markers,
+        parent[0] if parent else None,
+        [kv for kvs in others for kv in kvs],
+    )
+
+
+def _bytes(value: bytes, beside: Sequence[Put]) -> int:
+    return len(value) + sum(len(put.value) for put in beside)
 
 
 def _range(response: OperationResult) -> RangeResult:

@@ -91,6 +91,16 @@ class Lister:
             [each for each in listing.actions if _is_below(each, parent)], listing.revision
         )
 
+    async def list_child_traces(self, parent: ActionId) -> list[StoredTaskAction]:
+        """The traces directly below an action, whether or not that is there."""
+        _, traces, _ = self._keys.of(parent).run_prefixes(parent.run)
+        listing = await self._list((traces,))
+        return [
+            each
+            for each in listing.actions
+            if same_run(each.action_id, parent) and _is_below(each, parent)
+        ]
+
     async def list_named(self, parent: str) -> Listing:
         """The actions of that name, and their children with traces, in all runs there are.
 

@@ -23,11 +23,16 @@ from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TASK,
     ACTION_TYPE_TRACE,
+    ANNOTATION_CACHE_SCOPE,
     ANNOTATION_DIGEST,
+    ANNOTATION_MOST_AT_ONCE,
     ANNOTATION_ORG,
+    ANNOTATION_OVERWRITE_CACHE,
+    ANNOTATION_RECOVERS,
     ANNOTATION_RUN_START_TIME,
     ANNOTATION_SUBJECT,
     API_VERSION,
+    CACHE_SCOPE_GLOBAL,
     FINALIZER_RECORD,
     KIND,
     LABEL_ACTION,
@@ -37,6 +42,7 @@ from etcd_actions.model import (
     LABEL_PROJECT,
     LABEL_RUN,
     OWN_DOMAIN,
+    RUN_ANNOTATIONS,
     ActionId,
     ErrorState,
     ObjectMeta,
@@ -58,6 +64,8 @@ if TYPE_CHECKING:
 _START_TIME: Final = "{{.runStartTime}}"
 _SYSTEM_DOMAIN: Final = "flyte.org/"
 _MOST_OF_A_SHORT_NAME: Final = 63
+# Flyte's ``CACHE_LOOKUP_SCOPE_GLOBAL``.
+_GLOBAL: Final = 1
 _SIMPLE_TYPES: Final = {1: "INTEGER", 2: "FLOAT", 3: "STRING", 4: "BOOLEAN"}
 _FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
 
@@ -217,8 +225,11 @@ def build(
             annotations = {
                 annotation: text
                 for annotation, text in inherited.annotations.items()
-                if not annotation.startswith((_SYSTEM_DOMAIN, OWN_DOMAIN + "/"))
+                if annotation in RUN_ANNOTATIONS
+                or not annotation.startswith((_SYSTEM_DOMAIN, OWN_DOMAIN + "/"))
             }
+        elif recovers := inherited.annotations.get(ANNOTATION_RECOVERS):
+            annotations = {ANNOTATION_RECOVERS: recovers}
         if run_start_time := request.run_start_time or _run_start_time(parent):
             annotations[ANNOTATION_RUN_START_TIME] = run_start_time
     elif run_spec is not None and kind == ACTION_TYPE_TASK:
@@ -226,7 +237,7 @@ def build(
         if run_spec.HasField("interruptible"):
             interruptible = run_spec.interruptible.value
         labels = {**dict(run_spec.labels.values), **labels}
-        annotations = dict(run_spec.annotations.values)
+        annotations = {**dict(run_spec.annotations.values), **_of_run(run_spec)}
     if parent is None and (request.run_start_time or kind == ACTION_TYPE_TASK):
         annotations[ANNOTATION_RUN_START_TIME] = request.run_start_time or rfc3339(now)
     _annotate(annotations, request, parent)
@@ -373,6 +384,19 @@ def _run_start_time(parent: TaskAction) -> str:
     noted = parent.metadata.annotations.get(ANNOTATION_RUN_START_TIME, "")
     # Flyte's service notes it nowhere, and its roots are created when the run begins.
     return noted or ("" if parent.parent else parent.metadata.creation_timestamp)
+
+
+def _of_run(run_spec: RunSpec) -> dict[str, str]:
+    """What holds for the whole run, and has no field in Flyte's object."""
+    noted: dict[str, str] = {}
+    cache = run_spec.cache_config
+    if run_spec.overwrite_cache or cache.overwrite_cache:
+        noted[ANNOTATION_OVERWRITE_CACHE] = "true"
+    if cache.cache_lookup_scope == _GLOBAL:
+        noted[ANNOTATION_CACHE_SCOPE] = CACHE_SCOPE_GLOBAL
+    if run_spec.max_action_concurrency:
+        noted[ANNOTATION_MOST_AT_ONCE] = str(run_spec.max_action_concurrency)
+    return noted
 
 
 def _own_labels(request: Request) -> dict[str, str]:

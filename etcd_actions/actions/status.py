@@ -13,7 +13,8 @@ from etcd_actions.actions.stored import StoredTaskAction, describe
 from etcd_actions.errors import FailedPrecondition, InvalidArgument
 from etcd_actions.etcd.api import Compare
 from etcd_actions.model import ActionId, ErrorState, Incarnation, Keyspace, Phase
-from etcd_actions.model.conditions import FOLLOWERS, write_phase
+from etcd_actions.model.conditions import FOLLOWERS, rfc3339, write_phase
+from etcd_actions.model.earlier import note_earlier
 from etcd_actions.store import Store
 
 
@@ -64,6 +65,7 @@ async def put_status(
     status: Status,
     *,
     error: ErrorState | None = None,
+    error_before: ErrorState | None = None,
     message: str = "",
     fence: Compare | None = None,
     incarnation: Incarnation | None = None,
@@ -87,6 +89,8 @@ async def put_status(
         attempt: Which attempt the report is about, from 1 on.
         status: The report.
         error: Why it failed, with the phases FAILED, TIMED_OUT and ABORTED.
+        error_before: Why the attempt before failed, with a report that begins another one: it
+            is noted in the same write, see `etcd_actions.model.earlier`. Else it says nothing.
         message: A line for people, kept in condition and history; empty: the executor's own.
         fence: What must hold for the report to count: a claim, as a rule.
         incarnation: Which object the report is about; by default the one that is there.
@@ -110,10 +114,20 @@ async def put_status(
 
     def change(action: StoredTaskAction, tree: dict[str, Any]) -> bool:
         phase = _next(action, report)
+        now = report.ended or clock()
+        before = max(action.status.attempts, 1)
+        if attempt > before:
+            note_earlier(
+                tree,
+                before,
+                error_before or action.status.error_state,
+                entries=len(action.status.phase_history),
+                ended=rfc3339(now),
+            )
         changed = write_phase(
             tree,
             phase,
-            now=report.ended or clock(),
+            now=now,
             message=message or None,
             attempts=attempt,
             cache_status=report.cache_status,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from etcd_actions.codecs import codec_of
-from etcd_actions.errors import NotFound
+from etcd_actions.errors import AnotherAction, NotFound
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ActionId, Incarnation, Keyspace, State, TaskAction
 
@@ -83,9 +83,11 @@ def check_identity(found: TaskAction, wanted: ActionId) -> None:
     if same_action(is_, wanted):
         return
     other_org = is_.org and wanted.org and is_.org != wanted.org
-    raise NotFound(
-        f"there is no action {describe(wanted)}: {wanted.object_name} is action {describe(is_)}"
-        + (f" in organisation {is_.org}, not {wanted.org}" if other_org else "")
+    discreet = f"there is no action {describe(wanted)}"
+    raise AnotherAction(
+        f"{discreet}: {wanted.object_name} is action {describe(is_)}"
+        + (f" in organisation {is_.org}, not {wanted.org}" if other_org else ""),
+        discreet,
     )
 
 

@@ -65,7 +65,7 @@ def check_names(action_id: ActionId, parent: str) -> None:
         ("action_id.run.name", action_id.run, _MOST_OF_A_NAME),
         ("action_id.name", action_id.name, _MOST_OF_A_NAME),
     ):
-        if not text or "/" in text:
+        if text in ("", ".", "..") or "/" in text:
             raise InvalidArgument(field, f"{text[:80]!r} is no name: give one, without a slash")
         _check_length(field, text, most)
     _check_length("action_id.run.org", action_id.org, 63)

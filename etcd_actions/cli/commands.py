@@ -371,7 +371,7 @@ def status(
     "--output-base",
     metavar="DIRECTORY",
     type=click.Path(file_okay=False),
-    help="Where inputs and outputs are kept. [default: in the user's data directory]",
+    help="Where outputs are kept; without --service inputs, too. [default: the store of blobs]",
 )
 @click.option("--detach", is_flag=True, help="Do not wait for the result.")
 @output_option("table", "jsonl", elsewhere="jsonl")
@@ -392,10 +392,10 @@ def submit(
 ) -> int:
     """Run a task of a program that is written with Flyte's SDK.
 
-    The SDK, in the interpreter that --python names, makes the root action of a run; an
+    The SDK, in the interpreter that --python names, converts the inputs and creates the run; an
     executor, such as that of run --executor local, runs it. Each change of a phase is shown,
-    and the result at the end. VALUE is JSON, or a text where the task takes one. A first
-    Ctrl-C leaves the run alone: abort ends it.
+    and the result at the end. VALUE is what flyte run takes: a text, a path of a file or a
+    directory, or JSON. A first Ctrl-C leaves the run alone: abort ends it.
     """
     from etcd_actions.cli.submit import Submission, submit_program  # noqa: PLC0415
 

@@ -16,24 +16,34 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config
 from etcd_actions.config.settings import (
     EXECUTOR,
+    EXECUTOR_CACHE_KEEP,
     EXECUTOR_CLAIM_TTL,
     EXECUTOR_FORK_SERVER,
     EXECUTOR_KEEP,
     EXECUTOR_MEMORY,
     EXECUTOR_SLOTS,
     EXECUTOR_STATE_DIR,
+    IMAGE_BYTES,
+    IMAGE_DIR,
+    IMAGE_KEEP,
+    IMAGE_TIMEOUT,
+    IMAGES,
     LISTEN,
     LISTEN_CLIENT_CA,
     PYTHON,
+    TASK_SECRETS,
     TOKEN_FILE,
 )
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.embedded import default_data_dir
+from etcd_actions.images import Executing, ImageBuilds
+from etcd_actions.images.builds import BlobExists, ReadBlob
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.serving import Bind, HttpLimits, ListenerStatistics, descriptors
 
 if TYPE_CHECKING:
-    from etcd_actions.executor import Executor, ExecutorSettings
+    from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings
+    from etcd_actions.server.front import Front
 
 _LEAST_TTL = 5
 _MOST_CONNECTIONS = 1_000
@@ -50,10 +60,7 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
         return False
     if served is None:
         raise ConfigError(f"{EXECUTOR.flag} local needs the service: give {LISTEN.flag} a place")
-    authenticated = served.token_file is not None or (
-        served.tls is not None and served.tls.client_ca is not None
-    )
-    if not served.bind.is_loopback and not authenticated:
+    if not served.bind.is_loopback and not served.is_authenticated:
         raise ConfigError(
             f"{LISTEN.flag} {served.bind}: with {EXECUTOR.flag} local whoever can connect can run "
             f"commands here: give {TOKEN_FILE.flag} or {LISTEN_CLIENT_CA.flag}, or listen on "
@@ -62,7 +69,7 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
     if config[EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
         raise ConfigError(f"{EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
     sdk_python(config)
-    _check_state_dir(_state_dir(config))
+    _check_state_dir(state_dir_of(config))
     # Names the extra that is missing before anything is started.
     import_module("etcd_actions.executor")
     return True
@@ -108,6 +115,7 @@ async def open_local_executor(
     served: ServerSettings,
     address: Bind,
     *,
+    front: Front | None = None,
     listeners: MutableMapping[str, Callable[[], ListenerStatistics]] | None = None,
 ) -> AsyncIterator[Executor]:
     """Run actions here.
@@ -120,11 +128,12 @@ async def open_local_executor(
         config: The settings.
         served: How the service is served.
         address: Where.
+        front: What tasks find there besides actions: in a task, too, the SDK's own client runs.
         listeners: Gets the numbers of that place.
     """
     from etcd_actions.executor import open_executor  # noqa: PLC0415
 
-    if served.tls is None and served.token_file is None:
+    if served.tls is None and not served.demands_token:
         host = address.host if address.is_loopback else "127.0.0.1"
         async with open_executor(client, _settings(config, Bind(host, address.port))) as executor:
             yield executor
@@ -139,9 +148,10 @@ async def open_local_executor(
         grace=served.grace,
         http=HttpLimits(connections=_connections(), body_timeout=served.request_timeout),
         users=admitted_users(config),
+        projects=served.projects,
     )
     async with (
-        open_actions_server(client, own) as server,
+        open_actions_server(client, own, front=front) as server,
         open_executor(client, _settings(config, server.address)) as executor,
     ):
         if listeners is not None:
@@ -157,19 +167,75 @@ def _connections() -> int:
 def _settings(config: Config, service: Bind) -> ExecutorSettings:
     from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
 
+    secrets = config[TASK_SECRETS]
     return ExecutorSettings(
         python=sdk_python(config),
         service=str(service),
-        state_dir=_state_dir(config),
+        state_dir=state_dir_of(config),
         fork_server=config[EXECUTOR_FORK_SERVER],
         slots=config[EXECUTOR_SLOTS],
         memory=config[EXECUTOR_MEMORY],
         keep=config[EXECUTOR_KEEP],
+        cache_keep=config[EXECUTOR_CACHE_KEEP],
         claim_ttl=config[EXECUTOR_CLAIM_TTL],
+        images=_images(config),
+        secrets=() if secrets is None else secrets,
     )
 
 
-def _state_dir(config: Config) -> Path:
+async def open_image_builds(
+    client: ActionsClient, config: Config, read: ReadBlob, exists: BlobExists
+) -> ImageBuilds | None:
+    """What answers the SDK's builder of images; None where every image counts as built.
+
+    Args:
+        client: Who stores the definitions.
+        config: The settings.
+        read: Reads what the SDK uploaded.
+        exists: Says whether it is still there.
+
+    Raises:
+        ConfigError: The executor's interpreter cannot be asked for its version.
+    """
+    lacking = config[IMAGES]
+    if config[EXECUTOR] == "none" or lacking == "off":
+        return None
+    from etcd_actions.executor.image_build import find_base  # noqa: PLC0415
+
+    python = sdk_python(config)
+    try:
+        base = await find_base(python)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{PYTHON.flag}: {error}: give the python that has Flyte's SDK") from None
+    executing = Executing(base.version, base.uv is not None, lacking)
+    return ImageBuilds(client.images, read, exists, executing)
+
+
+def _images(config: Config) -> ImageSettings | None:
+    from etcd_actions.executor import ImageSettings  # noqa: PLC0415
+
+    lacking = config[IMAGES]
+    if lacking == "off":
+        return None
+    given = config[IMAGE_DIR]
+    directory = state_dir_of(config) / "images"
+    if given is not None:
+        try:
+            directory = given.expanduser().absolute()
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"{IMAGE_DIR.flag}: it cannot be found: {error}") from None
+    most = config[IMAGE_BYTES]
+    return ImageSettings(
+        directory=directory,
+        python=sdk_python(config),
+        lacking=lacking,
+        within=config[IMAGE_TIMEOUT],
+        most_bytes=sys.maxsize if most is None else most,
+        keep=config[IMAGE_KEEP],
+    )
+
+
+def state_dir_of(config: Config) -> Path:
     """Where the executor keeps what it knows of its tasks, absolute."""
     try:
         given = config[EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")

@@ -29,6 +29,7 @@ from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.etcd.history import find_oldest_revision
 from etcd_actions.etcd.versions import EtcdVersion, has_reliable_progress
+from etcd_actions.model.keyspace import OWN_PREFIX
 from etcd_actions.processor import watched_keys
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
 
@@ -67,9 +68,16 @@ async def record_file(common: Common, file: str, settings: RecordSettings) -> in
         settings: See `RecordSettings`.
 
     Raises:
+        ConfigError: The prefix has more below it than actions.
         InputError: The file exists, or cannot be written.
         Unavailable: etcd is away at the start; later it is waited for.
     """
+    if common.prefix.startswith(OWN_PREFIX) or OWN_PREFIX.startswith(common.prefix):
+        raise ConfigError(
+            f"--prefix {common.prefix.decode(errors='backslashreplace')}: what is below "
+            f"{OWN_PREFIX.decode()} is not recorded, the keys that sign URLs are there: give the "
+            "prefix of actions"
+        )
     if file == "-":
         check_output_open()
     if file == "-" and sys.stdout.isatty():

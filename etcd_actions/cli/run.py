@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -13,9 +14,11 @@ from etcd_actions import __version__
 from etcd_actions.backoff import Backoff
 from etcd_actions.cli.executing import check_executor, forbid_reading, open_local_executor
 from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.front import open_front
 from etcd_actions.cli.logs import count_failed_lines, lines_dropped
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.process import has_terminal
+from etcd_actions.cli.run_history import collect_runs, open_run_services, run_collector
 from etcd_actions.cli.serving import is_installed, server_settings
 from etcd_actions.cli.signals import LEAST_GRACE, Stop, open_stop
 from etcd_actions.cli.telemetry import open_telemetry
@@ -39,16 +42,17 @@ from etcd_actions.config.settings import (
 from etcd_actions.containment import Containment
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError, first_error
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.etcd.embedded import EmbeddedEtcd, is_default_data_dir, open_embedded_etcd
-from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.model import DEFAULT_NAMESPACE
+from etcd_actions.etcd.embedded import QUOTA, EmbeddedEtcd, is_default_data_dir, open_embedded_etcd
+from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.processor import ProcessorSettings, ProcessorStatistics
 from etcd_actions.recorder import MarkResult
-from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.serving import Bind
 from etcd_actions.serving.descriptors import raise_limit
+
+if TYPE_CHECKING:
+    from etcd_actions.server.front import Front
 
 # Nothing can be marked in an etcd that has ended: only what needs none is finished.
 _GRACE_WITHOUT_ETCD = 1.0
@@ -153,7 +157,14 @@ async def _serve(
         stop.before_leaving(stack, "the collector of traces")
         etcd = await enter(common.open_etcd(endpoints))
         stop.before_leaving(stack, "the connection to etcd")
-        run_service = await enter(_open_run_service(config[RUN_SERVICE]))
+        keys = Keyspace(
+            common.prefix,
+            common.namespace or DEFAULT_NAMESPACE,
+            template=config.namespace_template,
+        )
+        run_service = await enter(
+            open_run_services(etcd, keys, config, containment, served=served is not None)
+        )
         stop.before_leaving(stack, "the connection to the run service")
         client = await enter(
             open_actions_client(
@@ -185,19 +196,32 @@ async def _serve(
         reflector = client.statistics().reflector
         if reflector is not None:
             _log.info("synced", revision=reflector.revision, keys=reflector.keys)
+        front = None if served is None else await enter(open_front(config, client, etcd))
         async with trio.open_nursery() as serving:
             leaving, left = trio.Event(), trio.Event()
             server: ActionsServer | None = None
-            if served is not None:
+            if served is not None and front is not None:
                 server = await serving.start(
-                    _serve_clients, client, served, monitoring, leaving, left
+                    _serve_clients, client, served, front, monitoring, leaving, left
                 )
                 running.reload.append(server.reload)
             async with trio.open_nursery() as nursery:
                 if executing and served is not None and server is not None:
                     nursery.start_soon(
-                        _execute, client, running, served, server.address, monitoring
+                        _execute, client, running, served, front, server.address, monitoring
                     )
+                if served is not None and front is not None:
+                    collector = run_collector(
+                        client,
+                        etcd,
+                        config,
+                        namespace=common.namespace,
+                        blobs=front.blobs,
+                        quota=QUOTA if common.endpoints is None else None,
+                    )
+                    if monitoring is not None:
+                        monitoring.metrics.collected = lambda: collector.collected
+                    nursery.start_soon(collect_runs, client, collector)
                 if interval := config[STATS_INTERVAL]:
                     nursery.start_soon(_tell_often, client, interval)
                 await stop.wait()
@@ -223,6 +247,7 @@ async def _serve(
 async def _serve_clients(
     client: ActionsClient,
     settings: ServerSettings,
+    front: Front,
     monitoring: Monitoring | None,
     leaving: trio.Event,
     left: trio.Event,
@@ -235,6 +260,7 @@ async def _serve_clients(
             client,
             settings,
             is_serving=lambda: monitoring is None or monitoring.health.is_serving,
+            front=front,
         ) as server:
             if monitoring is not None:
                 monitoring.metrics.server = server.statistics
@@ -249,6 +275,7 @@ async def _execute(
     client: ActionsClient,
     running: _Running,
     served: ServerSettings,
+    front: Front | None,
     address: Bind,
     monitoring: Monitoring | None,
 ) -> None:
@@ -266,6 +293,7 @@ async def _execute(
                     config,
                     served,
                     address,
+                    front=front,
                     listeners=None if monitoring is None else monitoring.metrics.listeners,
                 ) as executor:
                     failures = 0
@@ -311,18 +339,6 @@ async def _monitor(
     )
     monitoring.metrics.lines_dropped = lines_dropped
     return monitoring
-
-
-@asynccontextmanager
-async def _open_run_service(endpoint: Endpoint | None) -> AsyncIterator[RunService]:
-    if endpoint is None:
-        yield NullRunService()
-        return
-    # Loaded on demand: it needs Flyte's messages.
-    from etcd_actions.run_service.grpc import open_run_service  # noqa: PLC0415
-
-    async with open_run_service(endpoint) as run_service:
-        yield run_service
 
 
 def _check_for_embedded(common: Common) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -12,6 +14,7 @@ from etcd_actions.config import Config
 from etcd_actions.config.security import check_pem
 from etcd_actions.config.settings import (
     ALLOWED_HOSTS,
+    DOMAINS,
     EXECUTOR,
     GRACE,
     HEADER_TIMEOUT,
@@ -25,6 +28,13 @@ from etcd_actions.config.settings import (
     MAX_HEADER_BYTES,
     MAX_REQUEST_BYTES,
     MAX_STREAMS,
+    OIDC_AUDIENCE,
+    OIDC_CLIENT_ID,
+    OIDC_ISSUER,
+    OIDC_PROJECTS_CLAIM,
+    OIDC_SCOPES,
+    OIDC_SUBJECT_CLAIM,
+    PROJECTS,
     RATE_LIMIT,
     REQUEST_TIMEOUT,
     STREAM_KEEPALIVE,
@@ -33,8 +43,12 @@ from etcd_actions.config.settings import (
 )
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings
+from etcd_actions.server.settings import OidcSettings
 from etcd_actions.serving import Bind, HttpLimits, ServerTls
 from etcd_actions.serving.descriptors import most_connections
+
+if TYPE_CHECKING:
+    from etcd_actions.server.front.projects import ProjectSettings
 
 _NEEDED = (
     "connectrpc",
@@ -81,6 +95,8 @@ def server_settings(config: Config) -> ServerSettings | None:
         bind=bind,
         tls=tls,
         token_file=tokens,
+        oidc=_oidc(config),
+        projects=config[PROJECTS],
         message_bytes=config[MAX_REQUEST_BYTES],
         max_streams=config[MAX_STREAMS],
         rate=config[RATE_LIMIT],
@@ -91,6 +107,13 @@ def server_settings(config: Config) -> ServerSettings | None:
         allowed_hosts=config[ALLOWED_HOSTS],
         users=_users(config, bind),
     )
+
+
+def project_settings(config: Config) -> ProjectSettings:
+    """Which projects and domains clients are shown; needs what serves."""
+    from etcd_actions.server.front.projects import ProjectSettings  # noqa: PLC0415
+
+    return ProjectSettings(projects=config[PROJECTS], domains=config[DOMAINS])
 
 
 def admitted_users(config: Config, *tasks: int) -> frozenset[int] | None:
@@ -109,7 +132,8 @@ def admitted_users(config: Config, *tasks: int) -> frozenset[int] | None:
 
 def _users(config: Config, bind: Bind) -> frozenset[int] | None:
     """Which users may connect: where actions are run, a client that may enqueue runs commands."""
-    authenticated = config[TOKEN_FILE] is not None or config[LISTEN_CLIENT_CA] is not None
+    asked = (TOKEN_FILE, OIDC_ISSUER, LISTEN_CLIENT_CA)
+    authenticated = any(config[setting] is not None for setting in asked)
     if config.is_given(LISTEN_USERS):
         if not bind.is_loopback and config[LISTEN_USERS] != "any":
             raise ConfigError(
@@ -150,8 +174,42 @@ def _tls(config: Config) -> ServerTls | None:
     return tls
 
 
+def _oidc(config: Config) -> OidcSettings | None:
+    issuer, audience, scopes = config[OIDC_ISSUER], config[OIDC_AUDIENCE], config[OIDC_SCOPES]
+    if issuer is None:
+        needing: tuple[Setting[object], ...] = (
+            OIDC_AUDIENCE,
+            OIDC_CLIENT_ID,
+            OIDC_SCOPES,
+            OIDC_SUBJECT_CLAIM,
+            OIDC_PROJECTS_CLAIM,
+        )
+        for setting in needing:
+            if config.is_given(setting):
+                raise ConfigError(f"{setting.flag} needs {OIDC_ISSUER.flag}: give both")
+        return None
+    if not audience:
+        raise ConfigError(
+            f"{OIDC_ISSUER.flag} needs {OIDC_AUDIENCE.flag}: else a token for any other service "
+            "of the issuer would do"
+        )
+    host = urlsplit(issuer).hostname or ""
+    if not issuer.startswith("https://") and not Bind(host, 0).is_loopback:
+        raise ConfigError(f"{OIDC_ISSUER.flag} {issuer}: give an https:// URL")
+    if find_spec("jwt") is None:
+        raise ConfigError(f"{OIDC_ISSUER.flag}: pip install etcd-actions[oidc]")
+    return OidcSettings(
+        issuer=issuer,
+        audience=audience,
+        client_id=config[OIDC_CLIENT_ID] or "",
+        scopes=scopes or (),
+        subject_claim=config[OIDC_SUBJECT_CLAIM],
+        projects_claim=config[OIDC_PROJECTS_CLAIM] or "",
+    )
+
+
 def _check_tokens(path: Path) -> None:
-    from etcd_actions.server.admission import Tokens  # noqa: PLC0415 (needs what serves)
+    from etcd_actions.server.tokens import Tokens  # noqa: PLC0415 (needs what serves)
 
     try:
         Tokens(path)

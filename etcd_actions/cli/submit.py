@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -25,20 +24,35 @@ from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions import errors
 from etcd_actions.backoff import Backoff
-from etcd_actions.cli.asking import Directly, open_asked
+from etcd_actions.cli.asking import Directly
 from etcd_actions.cli.executing import sdk_python
 from etcd_actions.cli.exits import ExitCode, say
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.output import Write, chosen_format, standard_output
 from etcd_actions.cli.service_client import ServiceClient
 from etcd_actions.cli.signals import Stop, open_stop
-from etcd_actions.errors import ConfigError, InputError
-from etcd_actions.etcd.embedded import default_data_dir
+from etcd_actions.cli.submit_door import open_door
+from etcd_actions.errors import (
+    AlreadyExists,
+    ConfigError,
+    EtcdActionsError,
+    InputError,
+    ServiceRefused,
+    ServiceUnavailable,
+)
 from etcd_actions.executor.command import WORKDIR
 from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase
 from etcd_actions.quoting import printable, quoted
 from etcd_actions.server.messages import execution_error
 
+# By what the SDK's side calls them.
+_REFUSALS: dict[str, type[EtcdActionsError]] = {
+    "usage": ConfigError,
+    "input": InputError,
+    "taken": AlreadyExists,
+    "away": ServiceUnavailable,
+}
+_OF_SERVICE = (ServiceRefused, ServiceUnavailable)
 _PROGRAM = Path(__file__).with_name("submit_main.py")
 _VERSION = "local"
 _BACKOFF = Backoff(initial=0.1, cap=2.0)
@@ -84,35 +98,27 @@ async def submit_program(common: Common, submission: Submission, output: str | N
     question = _question(submission, run)
     name = f"{root.project}/{root.domain}/{root.run}"
     async with open_stop() as stop:
-        began = enqueued = False
-        # Until it is enqueued a signal leaves nothing behind; after that the run goes on.
+        began: list[bool] = []
+        created = False
+        # Until it is created a signal leaves nothing behind; after that the run goes on.
         with stop.interrupts() as let_finish:
-            answer = await _ask_sdk(python, question | {"do": "prepare"})
-            request = pb.EnqueueRequest.FromString(base64.b64decode(answer["request"]))
-            async with open_asked(common) as asked:
-                began = True
-                await asked.enqueue(request)
-                enqueued = True
+            async with open_door(common, submission.output_base) as door:
+                sdk = _Sdk(python, question | {"connection": door.connection})
+                await sdk.ask("run", when_converted=lambda: began.append(True))
+                created = True
                 let_finish()
                 say(f"run {name}")
                 if submission.detach:
                     return ExitCode.OK
-                return await _follow(asked, root, form, stop, python, question)
+                return await _follow(door.asked, root, form, stop, sdk)
         if not began:
             say("stopped: nothing was enqueued")
-        elif not enqueued:
+        elif not created:
             say(f"stopped: run {name} may have been enqueued: etcd-actions tree {name} tells")
     return ExitCode.OK
 
 
-async def _follow(
-    asked: object,
-    root: ActionId,
-    form: str,
-    stop: Stop,
-    python: Path,
-    question: dict[str, Any],
-) -> int:
+async def _follow(asked: object, root: ActionId, form: str, stop: Stop, sdk: _Sdk) -> int:
     """Show a run until it is over, and its result; gives the exit code."""
     name = f"{root.project}/{root.domain}/{root.run}"
     with standard_output() as write:
@@ -124,10 +130,8 @@ async def _follow(
         if ended.phase is not Phase.SUCCEEDED:
             say(f"run {name} ended as {ended.phase.name}: {ended.error or 'no reason given'}")
             return ExitCode.RUN_FAILED
-        outputs = str(Path(question["base"]) / ROOT_ACTION / str(ended.attempts))
         with stop.interrupts():
-            result = await _ask_sdk(python, question | {"do": "result", "outputs": outputs})
-            show.result(result["result"])
+            show.result((await sdk.ask("result"))["result"])
     return ExitCode.OK
 
 
@@ -314,13 +318,13 @@ def _question(submission: Submission, run: str) -> dict[str, Any]:
     root_dir = Path(submission.root_dir).absolute() if submission.root_dir else path.parent
     if not path.is_relative_to(root_dir):
         raise ConfigError(f"--root-dir {root_dir}: {path} is not below it")
-    base = _output_base(submission, run)
     inputs = {}
     for text in submission.inputs:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--input {quoted(text)}: give NAME=VALUE")
         inputs[name] = value
+    base = submission.output_base
     return {
         "file": str(path),
         "root_dir": str(root_dir),
@@ -331,23 +335,9 @@ def _question(submission: Submission, run: str) -> dict[str, Any]:
         "project": submission.project,
         "domain": submission.domain,
         "run": run,
-        "base": str(base),
+        "output_base": None if base is None else str(Path(base).absolute()),
         "environment": {WORKDIR: str(root_dir)},
     }
-
-
-def _output_base(submission: Submission, run: str) -> Path:
-    """Where the run's files go; runs of one name in several projects share nothing."""
-    if submission.output_base:
-        return Path(submission.output_base).absolute()
-    try:
-        runs = default_data_dir().with_name("runs").expanduser().absolute()
-        return runs / submission.project / submission.domain / run
-    except (ConfigError, RuntimeError):
-        raise ConfigError(
-            "this user has no home directory, so there is no default place for the run's "
-            "files: give one with --output-base, or set HOME"
-        ) from None
 
 
 async def _end_sdk(process: trio.Process) -> None:
@@ -358,31 +348,59 @@ async def _end_sdk(process: trio.Process) -> None:
         await trio.sleep(_END_SDK)
 
 
-async def _ask_sdk(python: Path, question: dict[str, Any]) -> dict[str, Any]:
-    """Let the SDK answer; what the program prints goes to standard error."""
-    run: Callable[[], Awaitable[subprocess.CompletedProcess[bytes]]] = partial(
-        trio.run_process,
-        [str(python), str(_PROGRAM)],
-        stdin=json.dumps(question).encode(),
-        capture_stdout=True,
-        stderr=sys.stderr.fileno(),
-        # A Ctrl-C at the terminal is for us, who end it.
-        start_new_session=True,
-        deliver_cancel=_end_sdk,
-        check=False,
-    )
-    process = await run()
-    if process.returncode or not process.stdout:
-        raise InputError(
-            f"{question['file']}: the SDK ended with {process.returncode}; see above for why"
-        )
-    try:
-        answer: dict[str, Any] = json.loads(process.stdout)
-    except (ValueError, RecursionError):
-        raise InputError(
-            f"{question['file']}: the SDK's answer cannot be read: is the result nested deeply, "
-            "or does the program write to the descriptors that it was given?"
-        ) from None
-    if "error" in answer:
-        raise InputError(f"{question['file']}: {answer['error']}")
-    return answer
+class _Sdk:
+    """The SDK, in a process of its own for each question.
+
+    Args:
+        python: The interpreter that has it.
+        question: What is the same in all questions.
+    """
+
+    def __init__(self, python: Path, question: dict[str, Any]) -> None:
+        self._python = python
+        self._question = question
+
+    async def ask(self, what: str, *, when_converted: Callable[[], None] | None = None) -> Any:
+        """Let it answer; what the program prints goes to standard error.
+
+        Raises:
+            EtcdActionsError: It was not done; the kind says whose fault that is.
+        """
+        file = self._question["file"]
+        data = b""
+        async with trio.open_nursery() as nursery:
+            run: Callable[..., Awaitable[trio.Process]] = partial(
+                nursery.start,
+                partial(
+                    trio.run_process,
+                    [str(self._python), str(_PROGRAM)],
+                    stdin=json.dumps(self._question | {"do": what}).encode(),
+                    stdout=subprocess.PIPE,
+                    stderr=sys.stderr.fileno(),
+                    # A Ctrl-C at the terminal is for us, who end it.
+                    start_new_session=True,
+                    deliver_cancel=_end_sdk,
+                    check=False,
+                ),
+            )
+            process = await run()
+            assert process.stdout is not None
+            async for part in process.stdout:
+                if when_converted is not None and not data:
+                    when_converted()
+                data += part
+        lines = data.splitlines()
+        if process.returncode or not lines:
+            raise InputError(f"{file}: the SDK ended with {process.returncode}; see above for why")
+        try:
+            answer: dict[str, Any] = json.loads(lines[-1])
+        except (ValueError, RecursionError):
+            raise InputError(
+                f"{file}: the SDK's answer cannot be read: is the result nested deeply, "
+                "or does the program write to the descriptors that it was given?"
+            ) from None
+        if "error" in answer:
+            kind = _REFUSALS.get(answer.get("kind", ""), ServiceRefused)
+            where = self._question["connection"]["endpoint"] if kind in _OF_SERVICE else file
+            raise kind(f"{where}: {answer['error']}")
+        return answer

@@ -1,139 +1,152 @@
-"""Makes a program's root action, and reads its result, with Flyte's own SDK.
+"""Starts a program's task with Flyte's own SDK, and reads its result.
 
 It is run as a file, by the interpreter that has the SDK, so it imports nothing of
-etcd_actions. One JSON object comes on standard input and one goes to standard output: what
-the program itself prints goes to standard error.
+etcd_actions. One JSON object comes on standard input. To standard output goes one line when the
+inputs are converted, and one with the answer: what the program itself prints goes to standard
+error.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import contextlib
 import dataclasses
+import difflib
 import enum
 import importlib.util
 import inspect
 import json
 import os
-import stat
 import sys
+import types
 import typing
-from datetime import UTC, date, datetime, timedelta
+import warnings
+from collections.abc import Iterable
+from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
-
-MOST_OUTPUTS = 1 << 30
+from typing import Any, TextIO
 
 
-class Unusable(Exception):
-    """What was asked for cannot be done; the message says what to change."""
+class Refused(Exception):
+    """What was asked for was not done; the message says what to change.
+
+    Attributes:
+        kind: ``usage``, ``taken`` (the run's name), ``away`` (the service) or ``refused``.
+    """
+
+    def __init__(self, message: str, kind: str = "usage") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def main() -> int:
     """Do what standard input asks for."""
     # What is beside this file is no module of the program's, or of the SDK's.
     del sys.path[0]
-    answer = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = json.load(sys.stdin)
     try:
-        if request["do"] == "prepare":
-            given = asyncio.run(prepare(request))
-        else:
-            given = asyncio.run(result(request))
-    except Unusable as error:
-        given = {"error": str(error)}
+        given = run(request, answers) if request["do"] == "run" else result(request)
+    except Refused as error:
+        given = {"error": str(error), "kind": error.kind}
     except ImportError as error:
-        given = {"error": f"{error}: is this the python that has Flyte's SDK?"}
-    json.dump(given, answer)
-    answer.close()
+        given = {"error": f"{error}: is this the python that has Flyte's SDK?", "kind": "input"}
+    print(json.dumps(given), file=answers)
+    answers.close()
     return 0
 
 
-async def prepare(request: dict[str, Any]) -> dict[str, Any]:
-    """Write the inputs, and give the request that enqueues the root."""
+def run(request: dict[str, Any], answers: TextIO) -> dict[str, Any]:
+    """Create the run."""
+    # A program may ask the service when it is imported, or connect to another one.
+    connect(request)
     task = load_task(request)
-    from flyte._internal.runtime import convert  # noqa: PLC0415
-    from flyte._internal.runtime.task_serde import translate_task_to_wire  # noqa: PLC0415
-    from flyte.models import SerializationContext  # noqa: PLC0415
-    from flyteidl2.actions.actions_service_pb2 import Action, EnqueueRequest  # noqa: PLC0415
-    from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier  # noqa: PLC0415
-    from flyteidl2.core.literals_pb2 import KeyValuePair  # noqa: PLC0415
-    from flyteidl2.workflow.run_definition_pb2 import TaskAction  # noqa: PLC0415
-
+    connect(request)
     kwargs = native_inputs(task, request["inputs"])
-    try:
-        inputs = await convert.convert_from_native_to_inputs(task.native_interface, **kwargs)
-    except Exception as error:
-        raise Unusable(f"--input: {error}") from error
-    context = SerializationContext(
+    print(json.dumps({"converted": True}), file=answers, flush=True)
+    import flyte  # noqa: PLC0415
+
+    context = flyte.with_runcontext(
+        mode="remote",
+        name=request["run"],
+        # The program is found where it is: its files are not sent.
+        copy_style="none",
         version=request["version"],
-        project=request["project"],
-        domain=request["domain"],
-        org=request["org"],
-        root_dir=Path(request["root_dir"]),
+        env_vars=request["environment"],
+        run_base_dir=request["output_base"],
     )
-    spec = translate_task_to_wire(task, context)
-    base = Path(request["base"])
-    path = base / "a0" / "inputs.pb"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(inputs.proto_inputs.SerializeToString())
+    try:
+        made = context.run(task, **kwargs)
+    except Exception as error:
+        raise refusal(error) from error
+    return {"run": made.name}
+
+
+def result(request: dict[str, Any]) -> dict[str, Any]:
+    """Read what the run's task gave back, in the types that the task declares."""
+    connect(request)
+    task = load_task(request)
+    connect(request)
+    from flyte.syncify import syncify  # noqa: PLC0415
+
+    try:
+        value = syncify(outputs_of)(task, request)
+    except Exception as error:
+        refused = refusal(error)
+        kind = "input" if refused.kind == "usage" else refused.kind
+        raise Refused(f"the result cannot be read: {refused}", kind) from error
+    return {"result": readable(value)}
+
+
+async def outputs_of(task: Any, request: dict[str, Any]) -> Any:
+    """Ask for the outputs of the run's root."""
+    from flyte._initialize import get_client  # noqa: PLC0415
+    from flyte._internal.runtime import convert  # noqa: PLC0415
+    from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier  # noqa: PLC0415
+    from flyteidl2.dataproxy import dataproxy_service_pb2 as pb  # noqa: PLC0415
+
     run = RunIdentifier(
         org=request["org"],
         project=request["project"],
         domain=request["domain"],
         name=request["run"],
     )
-    action = Action(
-        action_id=ActionIdentifier(run=run, name="a0"),
-        input_uri=str(path),
-        run_output_base=str(base),
-        task=TaskAction(spec=spec),
-    )
-    action.task.id.CopyFrom(task_identifier(spec.task_template.id))
-    enqueue = EnqueueRequest(action=action)
-    enqueue.run_spec.run_start_time.FromDatetime(datetime.now(UTC).replace(microsecond=0))
-    for name, value in request["environment"].items():
-        enqueue.run_spec.envs.values.append(KeyValuePair(key=name, value=value))
-    return {"request": base64.b64encode(enqueue.SerializeToString()).decode()}
-
-
-async def result(request: dict[str, Any]) -> dict[str, Any]:
-    """Read what a task gave back."""
-    task = load_task(request)
-    from flyte._internal.runtime import convert  # noqa: PLC0415
-    from flyteidl2.task.common_pb2 import Outputs  # noqa: PLC0415
-
-    data = read_outputs(Path(request["outputs"]) / "outputs.pb")
-    if data is None:
-        return {"result": None}
-    outputs = convert.Outputs(proto_outputs=Outputs.FromString(data))
-    value = await convert.convert_outputs_to_native(task.native_interface, outputs)
-    return {"result": readable(value)}
-
-
-def read_outputs(path: Path) -> bytes | None:
-    """What a task left, which may be anything; None for nothing.
-
-    A FIFO or a device would block: only a regular file is opened, and no link is followed.
-    """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise Unusable(f"{path} is not a regular file")
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise Unusable(f"{path} is not a regular file")
-            data = b"" if found.st_size > MOST_OUTPUTS else file.read(MOST_OUTPUTS + 1)
-    except FileNotFoundError:
+    question = pb.GetActionDataRequest(action_id=ActionIdentifier(run=run, name="a0"))
+    answer = await get_client().dataproxy_service.get_action_data(question)
+    if not answer.outputs.literals:
         return None
-    except OSError as error:
-        raise Unusable(f"{path}: {error.strerror}") from error
-    if max(len(data), found.st_size) > MOST_OUTPUTS:
-        raise Unusable(f"{path} is larger than {MOST_OUTPUTS} bytes")
-    return data
+    outputs = convert.Outputs(proto_outputs=answer.outputs)
+    return await convert.convert_outputs_to_native(task.native_interface, outputs)
+
+
+def connect(request: dict[str, Any]) -> None:
+    """Have the SDK speak to the service."""
+    import flyte  # noqa: PLC0415
+
+    flyte.init(
+        **request["connection"],
+        org=request["org"],
+        project=request["project"],
+        domain=request["domain"],
+        root_dir=Path(request["root_dir"]),
+        image_builder="remote",
+    )
+
+
+def refusal(error: Exception) -> Refused:
+    """What the SDK's error means for who asked."""
+    code = getattr(error, "code", None)
+    text = str(error) or type(error).__name__
+    if code == "RunAlreadyExistsError":
+        return Refused(text, "taken")
+    if code == "SystemUnavailableError":
+        return Refused(text, "away")
+    if code == "InvalidArgumentError" or isinstance(error, (TypeError, ValueError)):
+        return Refused(text)
+    # Several calls of the SDK pass on what its transport raises.
+    name = getattr(code, "name", "")
+    kind = {"UNAVAILABLE": "away", "INVALID_ARGUMENT": "usage"}.get(name, "refused")
+    return Refused(f"{type(error).__name__}: {text}", kind)
 
 
 def load_task(request: dict[str, Any]) -> Any:
@@ -145,84 +158,118 @@ def load_task(request: dict[str, Any]) -> Any:
     module_name = ".".join(path.relative_to(root).with_suffix("").parts)
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise Unusable(f"{path} is no Python file")
+        raise Refused(f"{path} is no Python file", "input")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     spec.loader.exec_module(module)
     from flyte._task import TaskTemplate  # noqa: PLC0415
 
-    task = getattr(module, request["task"], None)
+    name = request["task"]
+    task = getattr(module, name, None)
     if not isinstance(task, TaskTemplate):
         names = [name for name, each in vars(module).items() if isinstance(each, TaskTemplate)]
-        raise Unusable(
-            f"{path} has no task {request['task']}: there is {', '.join(names) or 'none'}"
-        )
+        raise Refused(f"{path} has no task {name}: {_meant(name, names)}")
     return task
-
-
-def task_identifier(identifier: Any) -> Any:
-    """The identifier of a task in the form that an action has."""
-    from flyteidl2.task.task_definition_pb2 import TaskIdentifier  # noqa: PLC0415
-
-    return TaskIdentifier(
-        org=identifier.org,
-        project=identifier.project,
-        domain=identifier.domain,
-        name=identifier.name,
-        version=identifier.version,
-    )
 
 
 def native_inputs(task: Any, texts: dict[str, str]) -> dict[str, Any]:
     """Make values of what was given as texts, by the types that the task declares."""
+    from flyte._internal.runtime import types_serde  # noqa: PLC0415
+
     declared = task.native_interface.inputs
-    given = {}
-    for name, text in texts.items():
+    for name in texts:
         if name not in declared:
-            names = ", ".join(declared) or "none"
-            raise Unusable(f"--input {name}: the task has no such input: it has {names}")
-        given[name] = native(name, text, declared[name][0])
-    missing = [
-        name
-        for name, (_, default) in declared.items()
-        if name not in given and default is inspect.Parameter.empty
-    ]
-    if missing:
-        raise Unusable(f"--input {missing[0]}=VALUE is missing")
+            raise Refused(f"--input {name}: the task has no such input: {_meant(name, declared)}")
+    interface = types_serde.transform_native_to_typed_interface(task.native_interface)
+    literal_types = {each.key: each.value.type for each in interface.inputs.variables}
+    given = {}
+    for name, (kind, default) in declared.items():
+        if name in texts:
+            given[name] = native(name, texts[name], kind, literal_types[name])
+        elif default is inspect.Parameter.empty:
+            if not _may_be_none(kind):
+                called = ", ".join(f"{each} ({_called(declared[each][0])})" for each in declared)
+                raise Refused(f"--input {name}=VALUE is missing: the inputs are {called}")
+            given[name] = None
     return given
 
 
-def native(name: str, text: str, kind: Any) -> Any:
-    """A value of one type: a text as it is, all else as JSON."""
+def native(name: str, text: str, kind: Any, literal_type: Any) -> Any:
+    """A value of one type, as the command ``flyte run`` makes it of its argument.
+
+    Beyond that: times with a zone, enumerations by value, and both within JSON.
+    """
+    with warnings.catch_warnings():
+        # Who has warnings raised means the program's, and not those of the SDK's command.
+        warnings.simplefilter("ignore")
+        import click  # noqa: PLC0415
+        from flyte.cli._params import FlyteLiteralConverter  # noqa: PLC0415
+
     if kind is str:
         return text
+    if inspect.isclass(kind) and issubclass(kind, enum.Enum):
+        by_value = {str(each.value): each for each in kind}
+        # What the SDK makes of a Literal is one, too, with names that nobody has written.
+        is_literal = kind.__name__ == "LiteralEnum"
+        members = by_value if is_literal else by_value | dict(kind.__members__)
+        if text not in members:
+            raise Refused(f"--input {name}={text}: {_meant(text, members)}")
+        return members[text].value if is_literal else members[text]
+    if text == "null" and _may_be_none(kind) and str not in typing.get_args(kind):
+        return None
     try:
+        given: Any = text
         if kind in (datetime, date):
-            return kind.fromisoformat(text)
-        if kind is timedelta:
-            return timedelta(seconds=float(text))
-        if inspect.isclass(kind) and issubclass(kind, enum.Enum):
-            return kind[text]
-        value = json.loads(text)
-        if kind is float and isinstance(value, int):
-            return float(value)
-        if hasattr(kind, "model_validate"):
-            return kind.model_validate(value)
-        if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
-            return kind(**value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Unusable(f"--input {name}={text}: no {_called(kind)}: {error}") from error
-    if kind in (int, float, bool) and type(value) is not kind:
-        raise Unusable(f"--input {name}={text}: no {_called(kind)}")
+            with contextlib.suppress(ValueError):
+                given = datetime.fromisoformat(text)
+        converter = FlyteLiteralConverter(literal_type, kind)
+        value = converter.convert(None, None, converter.click_type.convert(given, None, None))
+        return completed(value, kind)
+    except click.ClickException as error:
+        reason = error.format_message()
+    except Exception as error:
+        # Converters are the SDK's, and those of the types of the program.
+        reason = str(error) or type(error).__name__
+    raise Refused(f"--input {name}={text}: no {_called(kind)}: {reason}")
+
+
+def completed(value: Any, kind: Any) -> Any:
+    """The same with the times and enumerations that JSON has as texts."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        others = [each for each in arguments if each is not type(None)]
+        return completed(value, others[0]) if len(others) == 1 else value
+    if origin is list and isinstance(value, list) and arguments:
+        return [completed(each, arguments[0]) for each in value]
+    if origin is dict and isinstance(value, dict) and arguments:
+        return {key: completed(each, arguments[1]) for key, each in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = typing.get_type_hints(type(value))
+        fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        changed = {
+            name: new
+            for name, old in fields.items()
+            if (new := completed(old, hints.get(name))) is not old and new != old
+        }
+        return dataclasses.replace(value, **changed) if changed else value
+    # Not each class takes part in isinstance: Any, in some versions, and protocols.
+    if not inspect.isclass(kind) or not issubclass(kind, (enum.Enum, date, timedelta)):
+        return value
+    if isinstance(value, kind):
+        return value
+    if issubclass(kind, enum.Enum):
+        return kind[value] if value in kind.__members__ else kind(value)
+    if issubclass(kind, date) and isinstance(value, str):
+        return kind.fromisoformat(value)
+    if issubclass(kind, timedelta) and isinstance(value, (int, float)):
+        return kind(seconds=value)
     return value
-
-
-def _called(kind: Any) -> str:
-    return kind.__name__ if inspect.isclass(kind) else str(typing.cast(Any, kind))
 
 
 def readable(value: Any) -> Any:
     """A value that JSON can show."""
+    if isinstance(value, enum.Enum):
+        return value.name
     if hasattr(value, "model_dump"):
         return readable(value.model_dump())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -236,6 +283,22 @@ def readable(value: Any) -> Any:
     with contextlib.suppress(AttributeError):
         return value.path
     return str(value)
+
+
+def _may_be_none(kind: Any) -> bool:
+    return kind is type(None) or type(None) in typing.get_args(kind)
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    """The nearest name, and all that there are."""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, 1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"{guess}there is {', '.join(names) or 'none'}"
+
+
+def _called(kind: Any) -> str:
+    return kind.__name__ if inspect.isclass(kind) else str(kind)
 
 
 if __name__ == "__main__":

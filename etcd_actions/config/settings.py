@@ -16,6 +16,7 @@ from etcd_actions.config import values
 from etcd_actions.etcd.connection import TransportName
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_KEY_PREFIX, DEFAULT_NAMESPACE, NamespaceTemplate
+from etcd_actions.secret_sources import SecretSource, parse_secret_sources
 from etcd_actions.serving import Bind
 
 T_co = TypeVar("T_co", covariant=True)
@@ -335,6 +336,38 @@ RETAIN_TERMINAL: Setting[float | None] = Setting(
     "then is aborted with it",
     for_run=True,
 )
+RETAIN_RUNS: Setting[float] = Setting(
+    name="retain_runs",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_RETAIN_RUNS",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="720h",
+    help="How long a run that is over is kept: its record, histories, actions and data; with "
+    "--executor none and --run-service only record and histories are deleted",
+    for_run=True,
+)
+RETAIN_SHARE: Setting[float] = Setting(
+    name="retain_share",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_RETAIN_SHARE",
+    metavar="SHARE",
+    parse=values.share,
+    default="0.5",
+    help="The part of etcd's quota above which the oldest runs that are over are deleted sooner; "
+    "0 for none",
+    for_run=True,
+)
+ETCD_QUOTA: Setting[int | None] = Setting(
+    name="etcd_quota",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_ETCD_QUOTA",
+    metavar="SIZE",
+    parse=values.size,
+    otherwise="what the etcd says: the embedded one, and others from 3.6 on",
+    help="How large etcd's database may become before it refuses writes, for --retain-share",
+    for_run=True,
+)
 COLLECT_ORPHANS: Setting[bool] = Setting(
     name="collect_orphans",
     group=Group.RUN,
@@ -412,7 +445,88 @@ TOKEN_FILE: Setting[Path | None] = Setting(
     metavar="FILE",
     parse=values.file,
     otherwise="clients need no token",
-    help="Tokens, one a line; a client must show one of them. Read again when it changes",
+    help="Tokens, one a line, each with a name and projects if wanted (TOKEN name=N projects=A,B); "
+    "a client must show one of them. Read again when it changes",
+    for_run=True,
+)
+OIDC_ISSUER: Setting[str | None] = Setting(
+    name="oidc_issuer",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_ISSUER",
+    metavar="URL",
+    parse=values.url,
+    help="An OpenID Connect issuer whose tokens clients may show; needs --oidc-audience",
+    for_run=True,
+)
+OIDC_AUDIENCE: Setting[str | None] = Setting(
+    name="oidc_audience",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_AUDIENCE",
+    metavar="TEXT",
+    parse=values.utf8,
+    help="The audience that the issuer's tokens must be for",
+    for_run=True,
+)
+OIDC_CLIENT_ID: Setting[str | None] = Setting(
+    name="oidc_client_id",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_CLIENT_ID",
+    metavar="TEXT",
+    parse=values.utf8,
+    otherwise="clients without a secret of their own cannot log in",
+    help="The issuer's client for those without a secret, who log in by a browser",
+    for_run=True,
+)
+OIDC_SCOPES: Setting[tuple[str, ...] | None] = Setting(
+    name="oidc_scopes",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_SCOPES",
+    metavar="TEXT,...",
+    parse=values.texts,
+    is_list=True,
+    help="The scopes that clients ask the issuer for",
+    for_run=True,
+)
+OIDC_SUBJECT_CLAIM: Setting[str] = Setting(
+    name="oidc_subject_claim",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_SUBJECT_CLAIM",
+    metavar="NAME",
+    parse=values.utf8,
+    default="sub",
+    help="The claim of a token that says whose it is",
+    for_run=True,
+)
+OIDC_PROJECTS_CLAIM: Setting[str | None] = Setting(
+    name="oidc_projects_claim",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_OIDC_PROJECTS_CLAIM",
+    metavar="NAME",
+    parse=values.utf8,
+    otherwise="a token may use all projects",
+    help="The claim of a token that lists the projects that it may use",
+    for_run=True,
+)
+PROJECTS: Setting[tuple[str, ...] | None] = Setting(
+    name="projects",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_PROJECTS",
+    metavar="NAME,...",
+    parse=values.names,
+    otherwise="every project that somebody asks for exists",
+    is_list=True,
+    help="The projects that clients may name; others are refused",
+    for_run=True,
+)
+DOMAINS: Setting[tuple[str, ...]] = Setting(
+    name="domains",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_DOMAINS",
+    metavar="NAME,...",
+    parse=values.names,
+    default="development,staging,production",
+    is_list=True,
+    help="The domains that clients are shown of each project",
     for_run=True,
 )
 LISTEN_USERS: Setting[Literal["own", "any"] | frozenset[int]] = Setting(
@@ -447,6 +561,26 @@ MAX_REQUEST_BYTES: Setting[int] = Setting(
     parse=values.size,
     default="4MiB",
     help="The size of a request, at most",
+    for_run=True,
+)
+BLOB_DIR: Setting[Path | str | None] = Setting(
+    name="blob_dir",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_BLOB_DIR",
+    metavar="DIRECTORY|URL",
+    parse=values.blob_dir,
+    otherwise="etcd-actions/blobs in the user's data directory",
+    help="Where bundles, inputs and outputs of runs are: a folder, or a URL such as s3://bucket/x",
+    for_run=True,
+)
+MAX_UPLOAD_BYTES: Setting[int] = Setting(
+    name="max_upload_bytes",
+    group=Group.SERVICE,
+    variable="ETCD_ACTIONS_MAX_UPLOAD_BYTES",
+    metavar="SIZE",
+    parse=values.size,
+    default="5GiB",
+    help="The size of a file that is uploaded, at most",
     for_run=True,
 )
 MAX_HEADER_BYTES: Setting[int] = Setting(
@@ -642,6 +776,16 @@ EXECUTOR_KEEP: Setting[float] = Setting(
     help="How long logs and the like of an attempt are kept once it has ended",
     for_run=True,
 )
+EXECUTOR_CACHE_KEEP: Setting[float] = Setting(
+    name="executor_cache_keep",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_EXECUTOR_CACHE_KEEP",
+    metavar="DURATION",
+    parse=values.duration,
+    default="720h",
+    help="How long a cached result is kept after it was used for the last time; 0 caches nothing",
+    for_run=True,
+)
 EXECUTOR_CLAIM_TTL: Setting[int] = Setting(
     name="executor_claim_ttl",
     group=Group.EXECUTOR,
@@ -650,6 +794,72 @@ EXECUTOR_CLAIM_TTL: Setting[int] = Setting(
     parse=values.count,
     default="15",
     help="Seconds without a sign of life after which another executor takes over",
+    for_run=True,
+)
+_images: Callable[[str], Literal["check", "ignore", "off"]] = values.one_of(
+    "check", "ignore", "off"
+)
+IMAGES: Setting[Literal["check", "ignore", "off"]] = Setting(
+    name="images",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_IMAGES",
+    metavar="check|ignore|off",
+    parse=_images,
+    default="check",
+    help="Packages of images: check refuses images with more than that, ignore leaves the rest "
+    "out, off installs nothing",
+    for_run=True,
+)
+IMAGE_DIR: Setting[Path | None] = Setting(
+    name="image_dir",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_IMAGE_DIR",
+    metavar="DIRECTORY",
+    parse=values.directory,
+    otherwise="images in the executor's state directory",
+    help="Where the packages of images are installed",
+    for_run=True,
+)
+IMAGE_BYTES: Setting[int | None] = Setting(
+    name="image_bytes",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_IMAGE_BYTES",
+    metavar="SIZE",
+    parse=values.size,
+    default="10GiB",
+    help="How much disk they may take; those unused for longest go first",
+    for_run=True,
+)
+IMAGE_KEEP: Setting[float] = Setting(
+    name="image_keep",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_IMAGE_KEEP",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="720h",
+    help="How long they are kept without being used",
+    for_run=True,
+)
+IMAGE_TIMEOUT: Setting[float] = Setting(
+    name="image_timeout",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_IMAGE_TIMEOUT",
+    metavar="DURATION",
+    parse=values.positive_duration,
+    default="15m",
+    help="How long it may take to install those of one image",
+    for_run=True,
+)
+_secrets: Callable[[str], tuple[SecretSource, ...] | None] = parse_secret_sources
+TASK_SECRETS: Setting[tuple[SecretSource, ...] | None] = Setting(
+    name="secret",
+    group=Group.EXECUTOR,
+    variable="ETCD_ACTIONS_SECRET",
+    metavar="NAME=env:VARIABLE|NAME=file:PATH",
+    parse=_secrets,
+    otherwise="tasks get no secrets",
+    is_list=True,
+    help="A secret that tasks may ask for, and where it is: never its value",
     for_run=True,
 )
 
@@ -728,6 +938,9 @@ SETTINGS: tuple[Setting[object], ...] = (
     EMBEDDED_PORT,
     RUN_SERVICE,
     RETAIN_TERMINAL,
+    RETAIN_RUNS,
+    RETAIN_SHARE,
+    ETCD_QUOTA,
     COLLECT_ORPHANS,
     GRACE,
     STATS_INTERVAL,
@@ -736,9 +949,19 @@ SETTINGS: tuple[Setting[object], ...] = (
     LISTEN_KEY,
     LISTEN_CLIENT_CA,
     TOKEN_FILE,
+    OIDC_ISSUER,
+    OIDC_AUDIENCE,
+    OIDC_CLIENT_ID,
+    OIDC_SCOPES,
+    OIDC_SUBJECT_CLAIM,
+    OIDC_PROJECTS_CLAIM,
+    PROJECTS,
+    DOMAINS,
     LISTEN_USERS,
     ALLOWED_HOSTS,
     MAX_REQUEST_BYTES,
+    BLOB_DIR,
+    MAX_UPLOAD_BYTES,
     MAX_HEADER_BYTES,
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_ADDRESS,
@@ -758,7 +981,14 @@ SETTINGS: tuple[Setting[object], ...] = (
     EXECUTOR_MEMORY,
     EXECUTOR_STATE_DIR,
     EXECUTOR_KEEP,
+    EXECUTOR_CACHE_KEEP,
     EXECUTOR_CLAIM_TTL,
+    IMAGES,
+    IMAGE_DIR,
+    IMAGE_BYTES,
+    IMAGE_KEEP,
+    IMAGE_TIMEOUT,
+    TASK_SECRETS,
     ASKED_SERVICE,
     SERVICE_CACERT,
     SERVICE_TOKEN_FILE,
@@ -775,8 +1005,8 @@ COMMON: tuple[Setting[object], ...] = tuple(
 ASKING: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if not each.for_run)
 """Those of the commands that may ask the service instead of etcd."""
 
-SUBMITTING: tuple[Setting[object], ...] = (*ASKING, PYTHON)
-"""Those of the command that needs Flyte's SDK, too."""
+SUBMITTING: tuple[Setting[object], ...] = (*ASKING, BLOB_DIR, PYTHON)
+"""Those of the command that needs Flyte's SDK, and a place for files of runs, too."""
 
 SECRET: tuple[Setting[object], ...] = (USER, PASSWORD)
 """Those whose text may hold a password."""

@@ -163,6 +163,25 @@ def hosts(text: str) -> frozenset[str]:
     return frozenset(name.strip("[]") for name in names)
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Names of projects or domains, each once, in the order in which they are given."""
+    found = dict.fromkeys(name.strip() for name in utf8(text).split(","))
+    for name in found:
+        if not re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z_.-]{0,61}[0-9A-Za-z])?", name):
+            raise ValueError(
+                f"{quoted(name)} is no name: give letters, digits, dashes, dots and underscores"
+            )
+    return tuple(found)
+
+
+def texts(text: str) -> tuple[str, ...]:
+    """Texts without spaces, between commas."""
+    found = tuple(each.strip() for each in utf8(text).split(","))
+    if not all(re.fullmatch(r"\S+", each) for each in found):
+        raise ValueError(f"{quoted(text)}: give texts without spaces, between commas")
+    return found
+
+
 def users(text: str) -> Literal["own", "any"] | frozenset[int]:
     """Users of this machine: ``own``, ``any``, or their numbers."""
     if text in ("own", "any"):
@@ -182,6 +201,13 @@ def size(text: str) -> int:
     if match is None:
         raise ValueError(f"{quoted(text)} is no size: give a number of bytes, KiB, MiB or GiB")
     return int(match[1]) * _SIZES[match[2]]
+
+
+def share(text: str) -> float:
+    """A part of a whole, such as ``0.5``; 0 for none."""
+    if not re.fullmatch(r"(0|1|0?\.[0-9]{1,9})", text):
+        raise ValueError(f"{quoted(text)} is no share: give a number from 0 to 1, such as 0.5")
+    return float(text)
 
 
 def count(text: str) -> int:
@@ -231,6 +257,18 @@ def file(text: str) -> Path:
     if "\0" in text:
         raise ValueError(f"{quoted(text)} is no path: it has a NUL character in it")
     return Path(text)
+
+
+def blob_dir(text: str) -> Path | str:
+    """A directory, which need not be there yet, or a URL that fsspec knows."""
+    if "://" not in text:
+        return directory(text)
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s?#]+", utf8(text)) or "@" in text:
+        raise ValueError(
+            f"{quoted(text)} is no URL of a store: give one such as s3://bucket/prefix, without a "
+            "user, a query or blanks"
+        )
+    return text
 
 
 def directory(text: str) -> Path:

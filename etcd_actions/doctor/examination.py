@@ -14,6 +14,7 @@ from etcd_actions.doctor import (
     alarms,
     clock,
     history,
+    kept,
     letters,
     members,
     objects,
@@ -28,6 +29,7 @@ from etcd_actions.doctor.beside import Beside
 from etcd_actions.doctor.clock import check_clocks
 from etcd_actions.doctor.findings import Finding, Kind, Severity, worst_first
 from etcd_actions.doctor.history import check_history
+from etcd_actions.doctor.kept import check_kept
 from etcd_actions.doctor.letters import check_letters
 from etcd_actions.doctor.members import MemberSeen, check_members, check_membership
 from etcd_actions.doctor.objects import check_objects
@@ -62,6 +64,7 @@ KINDS: tuple[Kind, ...] = (
     *response.KINDS,
     *objects.KINDS,
     *letters.KINDS,
+    *kept.KINDS,
     *BESIDE_KINDS,
     FAILED,
     TOO_SLOW,
@@ -123,6 +126,7 @@ class _Examination:
                 checks["history"] = partial(check_history, subject, etcd, access.revision)
                 checks["values"] = partial(check_objects, subject, etcd, beside)
                 checks["dead letters"] = partial(check_letters, subject, etcd)
+                checks["what is kept"] = partial(check_kept, subject, etcd)
                 for endpoint in usable:
                     checks[f"response of {endpoint}"] = partial(check_response, subject, endpoint)
             await self._side_by_side(checks)

@@ -51,6 +51,9 @@ _PORT_ATTEMPTS = 3
 _LOCK_ATTEMPTS = 5
 _LOG_TAIL = 2000
 
+QUOTA = 8 << 30
+"""Bytes of its database, at most."""
+
 _FLAGS = (
     # The port is free to choose: nobody connects to the peer side of a lone member.
     f"--listen-peer-urls=http://{_HOST}:0",
@@ -59,7 +62,7 @@ _FLAGS = (
     "--election-timeout=200",
     # Entries kept in memory; the 100,000 of etcd 3.4 and 3.5 are hundreds of megabytes.
     "--snapshot-count=10000",
-    f"--quota-backend-bytes={8 << 30}",
+    f"--quota-backend-bytes={QUOTA}",
     # As a Kubernetes API server does. It runs only while etcd does, so that an absence
     # of its owner costs no history.
     "--auto-compaction-mode=periodic",

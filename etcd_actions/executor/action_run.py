@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -18,11 +19,14 @@ from etcd_actions.executor.ages import Ages
 from etcd_actions.executor.attempt_clock import note_beginning
 from etcd_actions.executor.attempt_places import place_of
 from etcd_actions.executor.attempts_port import AttemptsPort, begin, is_of_machine
+from etcd_actions.executor.caching import HIT, Caching, Task
 from etcd_actions.executor.command import Command, build_command
+from etcd_actions.executor.image_environments import NotBuiltYet
 from etcd_actions.executor.limits import DEADLINE, RUN_TOO_LONG, Limits
 from etcd_actions.executor.not_started import NotStarted, OutputsInUse
 from etcd_actions.executor.outcome import Outcome, find_outcome
 from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.settings import ExecutorSettings
 from etcd_actions.model import ErrorState, Phase
@@ -37,6 +41,8 @@ _RELEASE_WITHIN = 2.0
 _HEALS_AFTER = 5.0
 # Seconds after which it is looked whether the directory of outputs is free.
 _OUTPUTS_AGAIN = 1.0
+# Seconds after which an action that looked as if it needed no slot waits for one.
+_ROOM_AGAIN = 0.2
 
 _log = structlog.get_logger(__name__)
 
@@ -52,10 +58,13 @@ class Work:
         elsewhere: Set where another executor has it.
         not_before: Where set, it is not tried before that time.
         failures: How often in a row it could not be dealt with.
+        has_room: Whether there is a slot for it. Without one no attempt is started: it ends
+            where it needs none.
     """
 
-    def __init__(self, name: str, failures: int) -> None:
+    def __init__(self, name: str, failures: int, *, has_room: bool = True) -> None:
         self.name = name
+        self.has_room = has_room
         self.scope = trio.CancelScope()
         self.ended_elsewhere = trio.Event()
         self.place: AttemptPlace | None = None
@@ -83,10 +92,12 @@ class Callbacks:
 
 class _Attempt(NamedTuple):
     number: int
+    template: TaskTemplate
     command: Command
     limits: Limits
     place: AttemptPlace
     declares_outputs: bool
+    cache_status: int | None = None
 
 
 class ActionRun:
@@ -101,6 +112,8 @@ class ActionRun:
         clock: What limits are counted on.
         ages: When actions began to count.
         callbacks: See :class:`Callbacks`.
+        caching: What has the results of others.
+        provisions: What attempts get beside their commands.
     """
 
     def __init__(
@@ -113,6 +126,8 @@ class ActionRun:
         clock: Clock,
         ages: Ages,
         callbacks: Callbacks,
+        caching: Caching,
+        provisions: Provisions,
     ) -> None:
         self._client = client
         self._claims = claims
@@ -122,6 +137,8 @@ class ActionRun:
         self._clock = clock
         self._ages = ages
         self._callbacks = callbacks
+        self._caching = caching
+        self._provisions = provisions
         self.retries = 0
 
     async def run(self, action: StoredTaskAction, work: Work) -> StoredTaskAction | None:
@@ -155,6 +172,7 @@ class ActionRun:
                     break
         finally:
             with trio.move_on_after(_RELEASE_WITHIN, shield=True):
+                await self._caching.release(work.name)
                 try:
                     await self._claims.release(claim)
                 except EtcdError as error:
@@ -169,6 +187,15 @@ class ActionRun:
             DecodeError: There is no template that can be read.
         """
         return self._limits(action, name, template_of(action))
+
+    async def needs_slot(self, action: StoredTaskAction, name: str) -> bool:
+        """Whether an action has to run, as far as can be told; where not, it ends at once.
+
+        Raises:
+            InvalidArgument: There is no template.
+            DecodeError: It cannot be read.
+        """
+        return not await self._caching.is_known(action, template_of(action), name)
 
     def _limits(self, action: StoredTaskAction, name: str, template: TaskTemplate) -> Limits:
         return Limits.of(
@@ -207,7 +234,7 @@ class ActionRun:
         limits = self._limits(action, name, template)
         place = place_of(self._settings.state_dir, action.incarnation, number)
         declares_outputs = bool(template.interface.outputs.variables)
-        return _Attempt(number, command, limits, place, declares_outputs)
+        return _Attempt(number, template, command, limits, place, declares_outputs)
 
     async def _run_attempt(
         self, action: StoredTaskAction, claim: Claim, work: Work
@@ -219,29 +246,85 @@ class ActionRun:
         except (DecodeError, InvalidArgument) as error:
             return await self._report(action, number, Phase.FAILED, claim, invalid_spec(error))
         limits, place = attempt.limits, attempt.place
+        task = Task(work.name, action, attempt.template, place, attempt.command.outputs)
         if not place.was_started and not place.is_alive:
             late = limits.late(self._clock.monotonic())
             if late is not None:
                 return await self._report(action, number, Phase.TIMED_OUT, claim, late)
+            looked = await self._caching.look(task)
+            if looked.status == HIT:
+                return await self._report(action, number, Phase.SUCCEEDED, claim, cache_status=HIT)
+            if looked.waits is not None or not work.has_room:
+                after = _ROOM_AGAIN if looked.waits is None else looked.waits
+                return await self._wait(action, attempt, claim, work, after)
+            attempt = attempt._replace(cache_status=looked.status)
+        else:
+            await self._caching.reserve_again(task)
         work.place = place
-        try:
-            await begin(self._attempts, place, attempt.command)
-        except OutputsInUse as busy:
-            work.place = None
-            _log.info("attempt_waits", action=work.name, reason=str(busy))
-            if action.phase is Phase.UNSPECIFIED:
-                action = await self._report(action, number, Phase.QUEUED, claim)
-            self._callbacks.expires(work.name, limits.waiting_ends())
-            work.not_before = self._clock.monotonic() + _OUTPUTS_AGAIN
-            return action
-        except NotStarted as failure:
-            work.place = None
-            if not failure.by_machine:
-                return await self._report(action, number, Phase.FAILED, claim, failure.error)
-            if action.phase is Phase.UNSPECIFIED:
-                await self._report(action, number, Phase.QUEUED, claim)
-            self._callbacks.expires(work.name, limits.waiting_ends())
-            raise
+        with ExitStack() as held:
+            try:
+                attempt = await self._provide(action, attempt, held)
+                await begin(self._attempts, place, attempt.command)
+            except InvalidArgument as error:
+                work.place = None
+                return await self._report(action, number, Phase.FAILED, claim, invalid_spec(error))
+            except NotBuiltYet as busy:
+                return await self._wait(action, attempt, claim, work, busy.again)
+            except OutputsInUse as busy:
+                _log.info("attempt_waits", action=work.name, reason=str(busy))
+                return await self._wait(action, attempt, claim, work, _OUTPUTS_AGAIN)
+            except NotStarted as failure:
+                work.place = None
+                if not failure.by_machine:
+                    return await self._report(action, number, Phase.FAILED, claim, failure.error)
+                if action.phase is Phase.UNSPECIFIED:
+                    await self._report(action, number, Phase.QUEUED, claim)
+                self._callbacks.expires(work.name, limits.waiting_ends())
+                raise
+            self._provisions.note(attempt.template, place)
+            return await self._run_to_end(action, attempt, claim, work, task)
+
+    async def _provide(
+        self, action: StoredTaskAction, attempt: _Attempt, held: ExitStack
+    ) -> _Attempt:
+        """The attempt with all that it needs; see :meth:`Provisions.command_for`."""
+
+        def command(variables: Mapping[str, str]) -> Command:
+            if not variables:
+                return attempt.command
+            return build_command(
+                action, attempt.template, attempt.number, self._settings, variables
+            )
+
+        found = await self._provisions.command_for(attempt.template, attempt.place, command, held)
+        return attempt._replace(command=found)
+
+    async def _wait(
+        self,
+        action: StoredTaskAction,
+        attempt: _Attempt,
+        claim: Claim,
+        work: Work,
+        seconds: float,
+    ) -> StoredTaskAction:
+        """Let an attempt that cannot begin yet be tried later, without a slot."""
+        work.place = None
+        if action.phase is Phase.UNSPECIFIED:
+            action = await self._report(action, attempt.number, Phase.QUEUED, claim)
+        self._callbacks.expires(work.name, attempt.limits.waiting_ends())
+        work.not_before = self._clock.monotonic() + seconds
+        return action
+
+    async def _run_to_end(
+        self,
+        action: StoredTaskAction,
+        attempt: _Attempt,
+        claim: Claim,
+        work: Work,
+        task: Task,
+    ) -> StoredTaskAction:
+        """Follow an attempt that has begun, and report how it ended."""
+        number, limits, place = attempt.number, attempt.limits, attempt.place
         self._callbacks.began(work.name, place)
         _log.info("attempt", action=action.metadata.name, attempt=number)
         try:
@@ -252,10 +335,13 @@ class ActionRun:
             # Ended by somebody else: the process is gone, and the object says the rest.
             return await self._client.get_task_action(action.action_id)
         if outcome.error is None:
-            return await self._report(action, number, Phase.SUCCEEDED, claim)
+            status = await self._caching.keep(task)
+            return await self._report(action, number, Phase.SUCCEEDED, claim, cache_status=status)
         if outcome.recoverable and number < limits.attempts:
             self.retries += 1
-            return await self._report(action, number + 1, Phase.QUEUED, claim)
+            return await self._reports.report(
+                action, number + 1, Phase.QUEUED, claim, error_before=outcome.error
+            )
         timed_out = outcome.error.code in (RUN_TOO_LONG, DEADLINE)
         phase = Phase.TIMED_OUT if timed_out else Phase.FAILED
         return await self._report(action, number, phase, claim, outcome.error)
@@ -292,7 +378,7 @@ class ActionRun:
                 nonlocal running, refused
                 try:
                     if running is None:
-                        running = await self._report(action, attempt.number, Phase.RUNNING, claim)
+                        running = await self._report_running(action, attempt, claim)
                 except ActionError as error:
                     refused = error
                     nursery.cancel_scope.cancel("it is not ours to run")
@@ -314,7 +400,7 @@ class ActionRun:
             if not over:
                 return action, None
         if running is None and not work.ended_elsewhere.is_set():
-            running = await self._report(action, attempt.number, Phase.RUNNING, claim)
+            running = await self._report_running(action, attempt, claim)
         if over and not ended.is_set():
             return running or action, Outcome(too_long, too_long.code == RUN_TOO_LONG)
         return running or action, await self._outcome(attempt)
@@ -334,6 +420,13 @@ class ActionRun:
             state = ErrorState(code="OutcomeUnreadable", kind="SYSTEM", message=message)
             return Outcome(state, True)
 
+    async def _report_running(
+        self, action: StoredTaskAction, attempt: _Attempt, claim: Claim
+    ) -> StoredTaskAction:
+        return await self._report(
+            action, attempt.number, Phase.RUNNING, claim, cache_status=attempt.cache_status
+        )
+
     async def _report(
         self,
         action: StoredTaskAction,
@@ -341,8 +434,12 @@ class ActionRun:
         phase: Phase,
         claim: Claim,
         error: ErrorState | None = None,
+        *,
+        cache_status: int | None = None,
     ) -> StoredTaskAction:
-        return await self._reports.report(action, attempt, phase, claim, error)
+        return await self._reports.report(
+            action, attempt, phase, claim, error, cache_status=cache_status
+        )
 
 
 def template_of(action: StoredTaskAction) -> TaskTemplate:

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from etcd_actions.executor.turns import Turns
 from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TASK,
@@ -41,21 +42,32 @@ class Known:
     children: set[str] = field(default_factory=set)
 
     @property
+    def run(self) -> str:
+        """What the executor calls its run, ``<namespace>/<run>``."""
+        return run_of(self.update)
+
+    @property
     def is_condition(self) -> bool:
         """Whether it waits for a signal instead of running."""
         return self.update.action_type == ACTION_TYPE_CONDITION
 
 
 class Board:
-    """All actions that are not over."""
+    """All actions that are not over.
 
-    def __init__(self) -> None:
+    Args:
+        turns: Told which runs hold slots; by default one that nobody asks.
+    """
+
+    def __init__(self, turns: Turns | None = None) -> None:
+        self._turns = Turns(1) if turns is None else turns
         self._open: dict[str, Known] = {}
         # Of parents that are not known yet, or not any more.
         self._waiting_children: defaultdict[str, set[str]] = defaultdict(set)
         # The newest revision of what is over, so that an older state does not revive it.
         self._over: dict[str, int] = {}
-        self._held: set[str] = set()
+        # With the runs that hold them.
+        self._held: dict[str, str] = {}
         self._busy = 0
         self._moved: dict[str, None] = {}
 
@@ -111,14 +123,18 @@ class Board:
     def hold(self, name: str) -> None:
         """Let an action have a slot, for as long as it waits for no child."""
         if name not in self._held:
-            self._held.add(name)
-            self._busy += self._takes_slot(name)
+            known = self._open.get(name)
+            run = self._held[name] = "" if known is None else known.run
+            self._turns.attend(run, 1)
+            self._count(name, False)
 
     def release(self, name: str) -> None:
         """Take the slot back."""
         if name in self._held:
-            self._busy -= self._takes_slot(name)
-            self._held.remove(name)
+            took, run = self._takes_slot(name), self._held.pop(name)
+            self._busy -= took
+            self._turns.take(run, -took)
+            self._turns.attend(run, -1)
 
     def moved(self) -> list[str]:
         """Those whose order has changed since this was asked last."""
@@ -152,17 +168,18 @@ class Board:
 
     def _add(self, name: str, update: ActionUpdate) -> None:
         above = _parent(update)
-        before = self._takes_slot(name) + self._takes_slot(above)
+        before = self._takes_slot(name), self._takes_slot(above)
         parent = self._open.get(above)
         depth = min(parent.depth + 1, MOST_DEPTH) if parent is not None else 0
         known = self._open[name] = Known(update, depth, self._waiting_children.pop(name, set()))
         self._of_parent(update).add(name)
-        self._busy += self._takes_slot(name) + self._takes_slot(above) - before
+        self._count(name, before[0])
+        self._count(above, before[1])
         self._sink(known)
 
     def _remove(self, name: str, known: Known) -> None:
         above = _parent(known.update)
-        before = self._takes_slot(name) + self._takes_slot(above)
+        before = self._takes_slot(name), self._takes_slot(above)
         del self._open[name]
         if known.children:
             self._waiting_children[name] = known.children
@@ -170,7 +187,8 @@ class Board:
         siblings.discard(name)
         if not siblings and above in self._waiting_children:
             del self._waiting_children[above]
-        self._busy += self._takes_slot(name) + self._takes_slot(above) - before
+        self._count(name, before[0])
+        self._count(above, before[1])
 
     def _sink(self, known: Known) -> None:
         """Let what is below an action know how deep it is."""
@@ -185,6 +203,14 @@ class Board:
                     self._moved[name] = None
                     waiting.append(child)
 
+    def _count(self, name: str, before: bool) -> None:
+        """Count the slot that an action takes or leaves by what has happened."""
+        if (change := self._takes_slot(name) - before) and (
+            run := self._held.get(name)
+        ) is not None:
+            self._busy += change
+            self._turns.take(run, change)
+
     def _takes_slot(self, name: str) -> bool:
         return name in self._held and not self.is_waiting(name)
 
@@ -192,6 +218,12 @@ class Board:
         name = _parent(update)
         known = self._open.get(name)
         return known.children if known is not None else self._waiting_children[name]
+
+
+def run_of(update: ActionUpdate) -> str:
+    """What the executor calls the run of an action: in the namespace of its object."""
+    namespace, slash, _ = update.name.rpartition("/")
+    return namespace + slash + update.action_id.run
 
 
 def _parent(update: ActionUpdate) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template as StringTemplate
 from typing import TYPE_CHECKING, Final
 
 from etcd_actions.errors import InvalidArgument
@@ -53,9 +54,20 @@ class Command:
 
 
 def build_command(
-    action: TaskAction, template: TaskTemplate, attempt: int, settings: ExecutorSettings
+    action: TaskAction,
+    template: TaskTemplate,
+    attempt: int,
+    settings: ExecutorSettings,
+    image_variables: Mapping[str, str] | None = None,
 ) -> Command:
     """Say how an attempt is run.
+
+    Args:
+        action: The action.
+        template: Its task's.
+        attempt: Which attempt, from 1 on.
+        settings: See :class:`ExecutorSettings`.
+        image_variables: What the task's image sets in the environment: below what the task sets.
 
     Raises:
         InvalidArgument: The action cannot be run on this machine; the field is named.
@@ -84,7 +96,7 @@ def build_command(
     arguments = substitute([*container.command, *container.args], variables)
     if not arguments[0]:
         raise InvalidArgument(f"{_TEMPLATE}.container", "the first word of the command is empty")
-    environment = _environment(action, template, attempt, settings)
+    environment = _environment(action, template, attempt, settings, image_variables or {})
     return Command(arguments, environment, _directory(environment), outputs)
 
 
@@ -180,13 +192,21 @@ def _outputs(action: TaskAction, attempt: int) -> str:
 
 
 def _environment(
-    action: TaskAction, template: TaskTemplate, attempt: int, settings: ExecutorSettings
+    action: TaskAction,
+    template: TaskTemplate,
+    attempt: int,
+    settings: ExecutorSettings,
+    image_variables: Mapping[str, str],
 ) -> dict[str, str]:
     """What Flyte's executor gives a pod, and what the SDK needs on a machine alone."""
     spec, action_id = action.spec, action.action_id
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     programs = str(settings.python.parent)
     environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    for key, value in image_variables.items():
+        _check_variable("image.env", key, value)
+        # As in the file that an image is built by, a value may have others in it.
+        environment[key] = StringTemplate(value).safe_substitute(environment)
     environment |= {each.key: each.value for each in template.container.env}
     environment |= spec.env_vars
     spare_loopback(environment)

@@ -32,15 +32,18 @@ from etcd_actions.executor.ages import Ages
 from etcd_actions.executor.attempt_places import directories_of, place_of
 from etcd_actions.executor.attempts_port import AttemptsPort
 from etcd_actions.executor.board import Board
+from etcd_actions.executor.caching import Caching
 from etcd_actions.executor.conditions import Conditions
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
 from etcd_actions.executor.intake import Intake, Taker
 from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.room import Room
 from etcd_actions.executor.schedule import Alarm, Due, Schedule
 from etcd_actions.executor.settings import ExecutorSettings
+from etcd_actions.executor.turns import Turns
 from etcd_actions.executor.visits import Host, Visits
 from etcd_actions.model import ActionUpdate, Phase
 
@@ -65,6 +68,7 @@ class Executor:
         settings: ExecutorSettings,
         nursery: trio.Nursery,
         clock: Clock,
+        provisions: Provisions,
     ) -> None:
         self._client = client
         self._containment = client.containment
@@ -73,9 +77,10 @@ class Executor:
         self._settings = settings
         self._nursery = nursery
         self._clock = clock
-        self._board = Board()
+        turns = Turns(settings.slots)
+        self._board = Board(turns)
         self._ages = Ages(clock)
-        self._schedule = Schedule()
+        self._schedule = Schedule(turns)
         self._failures = Failures(clock)
         self.intake = Intake(
             client,
@@ -97,6 +102,7 @@ class Executor:
             client.containment,
             self._ring_later,
         )
+        self._caching = Caching(client, claims, settings, clock, self._hasten)
         self._runs = ActionRun(
             client,
             claims,
@@ -111,6 +117,8 @@ class Executor:
                 healed=self._heal,
                 expires=lambda name, when: self._schedule.at(Due.EXPIRED, name, when),
             ),
+            self._caching,
+            provisions,
         )
         self.visits = Visits(
             client,
@@ -122,6 +130,7 @@ class Executor:
             Host(
                 note=note,
                 limits=self._runs.limits,
+                needs_slot=self._runs.needs_slot,
                 is_attended=lambda name: name in self._work,
                 ring=self._ring,
             ),
@@ -143,6 +152,7 @@ class Executor:
             adopted=self._attempts.adopted,
             ended=dict(self._reports.ended),
             retries=self._runs.retries,
+            cache=dict(self._caching.results),
         )
 
     def open_actions(self) -> set[str] | None:
@@ -182,6 +192,10 @@ class Executor:
             for name in self._schedule.keep_elsewhere(taken):
                 self._admit(name, examine=True)
             self._ring()
+            try:
+                await self._caching.tidy()
+            except EtcdError as error:
+                _log.debug("reservations_not_released", error=str(error))
 
     def _known(self) -> list[ActionUpdate]:
         known = (self._board.get(name) for name in self._board.names())
@@ -247,7 +261,13 @@ class Executor:
         elif self._schedule.is_ready(name):
             self._schedule.reorder(name, self._board.order(name))
         else:
-            self._schedule.ready(name, self._board.order(name))
+            self._ready(name)
+
+    def _ready(self, name: str) -> None:
+        known = self._board.get(name)
+        if known is not None:
+            order = self._board.order(name)
+            self._schedule.ready(name, order, known.run, known.update.most_at_once)
 
     async def _start_what_fits(self) -> None:
         await self._examine()
@@ -288,7 +308,7 @@ class Executor:
             if name in started:
                 self._begin(name)
             else:
-                self._schedule.ready(name, self._board.order(name))
+                self._ready(name)
 
     def _wake(self, alarm: Alarm) -> None:
         name = alarm.name
@@ -303,13 +323,18 @@ class Executor:
         elif alarm.due is Due.AGAIN:
             self._admit(name)
         elif not self._schedule.is_elsewhere(name):
-            # What is too late needs no process.
-            self._begin(name)
+            # What is too late, or has a cached result, needs no process.
+            self._begin(name, has_room=False)
 
-    def _begin(self, name: str) -> None:
+    def _hasten(self, name: str) -> None:
+        """What an action waited for has happened."""
+        self._schedule.hasten(name, self._clock.monotonic())
+        self._ring()
+
+    def _begin(self, name: str, *, has_room: bool = True) -> None:
         self._schedule.begin(name)
         self._left_running.pop(name, None)
-        work = self._work[name] = Work(name, self._failures.count(name))
+        work = self._work[name] = Work(name, self._failures.count(name), has_room=has_room)
         self._room.enter(name)
         self._nursery.start_soon(self._do, work)
 

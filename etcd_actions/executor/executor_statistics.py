@@ -17,6 +17,8 @@ class ExecutorStatistics:
         adopted: Number of attempts that another executor had started.
         ended: Number of actions that it ended, by phase.
         retries: Number of attempts that were followed by another one.
+        cache: What looking up and keeping results came to, by the names of Flyte's statuses;
+            and how many entries could not be used any more, as ``STALE``.
     """
 
     running: int
@@ -26,3 +28,4 @@ class ExecutorStatistics:
     adopted: int
     ended: dict[str, int]
     retries: int
+    cache: dict[str, int]

@@ -16,6 +16,9 @@ from etcd_actions.executor.attempt import Attempts
 from etcd_actions.executor.attempts_port import AttemptsPort
 from etcd_actions.executor.executor import Executor
 from etcd_actions.executor.fork_server import open_fork_server
+from etcd_actions.executor.image_environments import ImageEnvironments
+from etcd_actions.executor.provisions import Provisions
+from etcd_actions.executor.secret_values import Secrets
 from etcd_actions.executor.settings import ExecutorSettings
 from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
 
@@ -65,7 +68,12 @@ async def open_executor(
             open_executor_with(client, settings, attempts, Clock())
         )
         clean = partial(
-            keep_clean, settings.state_dir, settings.keep, executor.open_actions, containment
+            keep_clean,
+            settings.state_dir,
+            settings.keep,
+            executor.open_actions,
+            containment,
+            settings.cache_keep,
         )
         nursery.start_soon(containment.keep, "state_directory", str(settings.state_dir), clean)
         yield executor
@@ -91,8 +99,15 @@ async def open_executor_with(
         client.open_claims(ttl=settings.claim_ttl) as claims,
         trio.open_nursery() as nursery,
     ):
-        executor = Executor(client, claims, attempts, settings, nursery, clock)
         keep = client.containment.keep
+        images = None
+        if settings.images is not None:
+            images = ImageEnvironments(
+                settings.images, client.images.get, nursery, client.containment
+            )
+            nursery.start_soon(keep, "executor", "images", images.keep_clean)
+        provisions = Provisions(images, Secrets(settings.secrets))
+        executor = Executor(client, claims, attempts, settings, nursery, clock, provisions)
         nursery.start_soon(keep, "executor", "updates", executor.intake.follow)
         nursery.start_soon(keep, "executor", "schedule", executor.schedule)
         nursery.start_soon(keep, "executor", "claims", executor.look_again)

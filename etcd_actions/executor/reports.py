@@ -14,8 +14,9 @@ from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.backoff import Backoff
 from etcd_actions.claims import Claim
 from etcd_actions.client import ActionsClient
-from etcd_actions.errors import EtcdError, RequestTooLarge
+from etcd_actions.errors import EtcdError, InvalidArgument, RequestTooLarge
 from etcd_actions.model import ErrorState, Phase
+from etcd_actions.model.earlier import shortened
 
 _BACKOFF = Backoff(initial=0.2, cap=5.0)
 # Characters. An object has to stay below what etcd takes.
@@ -46,17 +47,24 @@ class Reports:
         phase: Phase,
         claim: Claim | None,
         error: ErrorState | None = None,
+        *,
+        cache_status: int | None = None,
+        error_before: ErrorState | None = None,
     ) -> StoredTaskAction:
         """Report until etcd has it; a report whose answer was lost may be made again.
 
-        It is about this object: one that was made under its name since is left alone.
+        It is about this object: one that was made under its name since is left alone. Without a
+        ``cache_status`` that of the action stays. Why the attempt before failed is left out where
+        the object has no room for it.
 
         Raises:
             ActionError: The action is over, gone, or somebody else's.
             RequestTooLarge: The object has no room for it.
         """
         failures = 0
-        status = ActionStatus(phase, cache_status=action.status.cache_status)
+        if cache_status is None:
+            cache_status = action.status.cache_status
+        status = ActionStatus(phase, cache_status=cache_status)
         error = None if error is None else storable(error, _MOST_OF_A_MESSAGE)
         reported: StoredTaskAction | None = None
         while reported is None:
@@ -66,9 +74,14 @@ class Reports:
                     attempt,
                     status,
                     error=error,
+                    error_before=error_before,
                     claim=claim,
                     incarnation=action.incarnation,
                 )
+            except InvalidArgument:
+                if error_before is None:
+                    raise
+                error_before = None
             except RequestTooLarge:
                 if error is None or len(error.message) <= _LEAST_OF_A_MESSAGE:
                     raise
@@ -99,19 +112,7 @@ def storable(error: ErrorState, most: int) -> ErrorState:
         most: How many characters of its message are kept: the beginning, and the end.
     """
     return ErrorState(
-        code=_text(error.code)[:_MOST_OF_A_CODE],
+        code=shortened(error.code, _MOST_OF_A_CODE),
         kind=error.kind,
-        message=_shortened(_text(error.message), most),
+        message=shortened(error.message, most),
     )
-
-
-def _text(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _shortened(text: str, most: int) -> str:
-    if len(text) <= most:
-        return text
-    gap = " [...] "
-    kept = most - len(gap)
-    return text[: kept // 2] + gap + text[-(kept - kept // 2) :]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from etcd_actions.executor.turns import Order, Turns
 from etcd_actions.keyed_heap import KeyedHeap
 
 
@@ -35,10 +36,14 @@ class Alarm(NamedTuple):
 
 
 class Schedule:
-    """Where each action that waits is, and all times that are to come."""
+    """Where each action that waits is, and all times that are to come.
 
-    def __init__(self) -> None:
-        self._ready: KeyedHeap[str, tuple[int, int]] = KeyedHeap()
+    Args:
+        turns: Those that are ready, and who of them is next; by default of one slot.
+    """
+
+    def __init__(self, turns: Turns | None = None) -> None:
+        self._ready = Turns(1) if turns is None else turns
         self._alarms: KeyedHeap[Alarm, float] = KeyedHeap()
         # Whether news ends the delay.
         self._delayed: dict[str, bool] = {}
@@ -51,16 +56,16 @@ class Schedule:
         waiting = len(self._ready) + len(self._delayed) + len(self._elsewhere)
         return waiting + len(self._unexamined)
 
-    def ready(self, name: str, order: tuple[int, int]) -> None:
-        """It may begin as soon as there is room. The smallest order is first."""
+    def ready(self, name: str, order: Order, run: str = "", most: int = 0) -> None:
+        """It may begin as soon as there is room; see :meth:`Turns.ready`."""
         self._leave(name)
-        self._ready.put(name, order)
+        self._ready.ready(name, run, order, most)
         self._unvisited[name] = None
 
-    def reorder(self, name: str, order: tuple[int, int]) -> None:
+    def reorder(self, name: str, order: Order) -> None:
         """Its order has changed; nothing happens to one that is not ready."""
         if name in self._ready:
-            self._ready.put(name, order)
+            self._ready.reorder(name, order)
 
     def examine(self, name: str) -> None:
         """It may have been started already: somebody has to look."""
@@ -72,6 +77,11 @@ class Schedule:
         self._leave(name)
         self._delayed[name] = wakes
         self.at(Due.AGAIN, name, until)
+
+    def hasten(self, name: str, until: float) -> None:
+        """A delay that news does not end is over at another time; nothing else is changed."""
+        if self._delayed.get(name) is False:
+            self.at(Due.AGAIN, name, until)
 
     def elsewhere(self, name: str) -> None:
         """Another executor has it."""
@@ -123,8 +133,7 @@ class Schedule:
 
     def first(self) -> str | None:
         """Who is next for room; None for nobody."""
-        first = self._ready.first()
-        return None if first is None else first[0]
+        return self._ready.first()
 
     def unexamined(self) -> list[str]:
         """Those that are to be examined."""

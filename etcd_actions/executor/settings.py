@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from etcd_actions.executor.image_settings import ImageSettings
+from etcd_actions.secret_sources import SecretSource
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorSettings:
@@ -23,6 +26,9 @@ class ExecutorSettings:
         kill_grace: How long an aborted action may take to end before it is killed.
         log_bytes: How much of an attempt's log is kept, at most, while it grows and afterwards.
         keep: For how long what is known of an attempt is kept once it has ended.
+        cache_keep: For how long a cached result is kept after it was used; 0 for no cache.
+        images: How environments of images are made; None to run each task in that of ``python``.
+        secrets: Where the secrets are that tasks may ask for.
     """
 
     python: Path
@@ -35,3 +41,6 @@ class ExecutorSettings:
     kill_grace: float = 5.0
     log_bytes: int = 10 * 1024 * 1024
     keep: float = 7 * 24 * 3600.0
+    cache_keep: float = 30 * 24 * 3600.0
+    images: ImageSettings | None = None
+    secrets: tuple[SecretSource, ...] = ()

@@ -18,6 +18,7 @@ import trio
 
 from etcd_actions.containment import Containment
 from etcd_actions.errors import ConfigError
+from etcd_actions.executor.cached_outputs import CACHE, sweep_cache
 from etcd_actions.executor.outputs import OUTPUTS, sweep_outputs
 from etcd_actions.executor.places import EXIT, LOG, STARTED, AttemptPlace
 from etcd_actions.untrusted_files import UnusableFile
@@ -91,8 +92,9 @@ async def keep_clean(
     keep: float,
     open_actions: Callable[[], set[str] | None],
     containment: Containment,
+    cache_keep: float,
 ) -> None:
-    """Remove attempts that ended long ago, again and again; does not return.
+    """Remove what is not needed any more, again and again; does not return.
 
     Args:
         state_dir: The executor's directory.
@@ -100,6 +102,8 @@ async def keep_clean(
         open_actions: The names of the directories of the actions that are not over, which stay.
             None where that is not known yet.
         containment: Where a directory that cannot be removed is counted.
+        cache_keep: How many seconds ago a cached result was used for the last time; 0 where this
+            executor caches nothing.
     """
     every = max(min(_LOOK_EVERY, keep / 4), _LEAST_EVERY)
     while True:
@@ -111,6 +115,11 @@ async def keep_clean(
         for path, error in swept.failures:
             with containment.unit(UNIT, str(path)):
                 raise error
+        if cache_keep > 0:
+            with containment.unit(UNIT, str(state_dir / CACHE)):
+                await trio.to_thread.run_sync(
+                    sweep_cache, state_dir, cache_keep, abandon_on_cancel=True
+                )
         if swept.removed:
             _log.info("attempts_removed", count=swept.removed)
         await trio.sleep(every)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -38,12 +38,14 @@ class Host:
     Attributes:
         note: Called with an action as it was read.
         limits: The limits of an action that has a name.
+        needs_slot: Whether such an action cannot end without one.
         is_attended: Whether somebody attends to an action already.
         ring: Called when an alarm was set.
     """
 
     note: Callable[[StoredTaskAction], None]
     limits: Callable[[StoredTaskAction, str], Limits]
+    needs_slot: Callable[[StoredTaskAction, str], Awaitable[bool]]
     is_attended: Callable[[str], bool]
     ring: Callable[[], None]
 
@@ -114,6 +116,8 @@ class Visits:
                 )
             self._host.note(action)
             ends = self._host.limits(action, name).waiting_ends()
+            if not await self._host.needs_slot(action, name):
+                ends = self._clock.monotonic()
         except (InvalidArgument, DecodeError) as error:
             # It needs no slot to be told so.
             _log.debug("not_queued", action=name, reason=str(error))

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from etcd_actions.errors import ConfigError, DecodeError
+from etcd_actions.model.names import ANNOTATION_RECOVERED_FROM, ActionId
 
 if TYPE_CHECKING:
     from flyteidl2.common.identifier_pb2 import ActionIdentifier
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate
     from flyteidl2.workflow.run_definition_pb2 import ConditionAction
 
-    from etcd_actions.model.names import ActionId
     from etcd_actions.model.taskaction import TaskAction
 
 
@@ -90,6 +90,19 @@ def literal(data: bytes) -> Literal:
     """
     message: Literal = _parse("flyteidl2.core.literals_pb2", "Literal", data, "status.signalValue")
     return message
+
+
+def recovered_from(action: TaskAction) -> ActionIdentifier | None:
+    """The action of another run that an action was taken over from; None where it ran itself.
+
+    Raises:
+        ConfigError: ``flyteidl2`` is not installed.
+    """
+    run = action.metadata.annotations.get(ANNOTATION_RECOVERED_FROM, "")
+    if not run:
+        return None
+    there = action.action_id
+    return action_identifier(ActionId(there.project, there.domain, run, there.name, there.org))
 
 
 def _parse(module: str, message: str, data: bytes, field: str) -> Any:

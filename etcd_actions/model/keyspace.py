@@ -30,6 +30,13 @@ class Keyspace:
         claims: The same of the claims of those who run actions.
         letters: What the keys of dead letters begin with.
         elections: The same of those that processes are elected by.
+        runs: What the keys of runs' records begin with; like ``prefix``, before the namespace.
+        run_tasks: The same of the task specifications of runs' roots.
+        histories: The same of the histories of actions.
+        tasks: What the keys of deployed tasks begin with.
+        catalog: The same of cached results.
+        images: The same of the definitions of images.
+        signing: The same of the keys that sign URLs.
     """
 
     def __init__(
@@ -48,6 +55,13 @@ class Keyspace:
         self.claims = self.side + b"claims/"
         self.letters = self.side + b"dead-letters/"
         self.elections = self.side + b"election/"
+        self.runs = self.side + b"runs/"
+        self.run_tasks = self.side + b"run-tasks/"
+        self.histories = self.side + b"history/"
+        self.tasks = self.side + b"tasks/"
+        self.catalog = self.side + b"catalog/"
+        self.images = self.side + b"images/"
+        self.signing = self.side + b"signing/"
 
     def namespace_of(self, action_id: ActionId) -> str:
         """The namespace of an action; project and domain count.
@@ -95,6 +109,18 @@ class Keyspace:
     def claim(self, action_id: ActionId) -> bytes:
         """The key that exists while somebody runs this action."""
         return object_key(self.claims, self.namespace_of(action_id), action_id.object_name)
+
+    def run_record(self, action_id: ActionId) -> bytes:
+        """The key of the record of an action's run."""
+        return object_key(self.runs, self.namespace_of(action_id), action_id.run)
+
+    def run_task(self, action_id: ActionId) -> bytes:
+        """The key of the specification of the task that an action's run runs."""
+        return object_key(self.run_tasks, self.namespace_of(action_id), action_id.run)
+
+    def history(self, action_id: ActionId) -> bytes:
+        """The key of an action's history."""
+        return object_key(self.histories, self.namespace_of(action_id), action_id.object_name)
 
     def position(self, watched: str | None) -> bytes:
         """Where the position is kept of those who watch a namespace, or, with None, all."""

@@ -45,8 +45,33 @@ ANNOTATION_SUBJECT: Final = OWN_DOMAIN + "/subject"
 """Who asked for the action, for which Flyte's object has no field."""
 ANNOTATION_RECORDED: Final = OWN_DOMAIN + "/recorded"
 """Which ending `LABEL_TERMINAL_STATUS_RECORDED` is about, see `etcd_actions.model.mark`."""
+ANNOTATION_ATTEMPTS: Final = OWN_DOMAIN + "/attempts"
+"""How the earlier attempts ended, see `etcd_actions.model.earlier`."""
 ANNOTATION_RUN_START_TIME: Final = OWN_DOMAIN + "/run-start-time"
 """RFC 3339, whole seconds, UTC: what ``{{.runStartTime}}`` stands for in the whole run."""
+ANNOTATION_CACHE_SCOPE: Final = OWN_DOMAIN + "/cache-scope"
+"""`CACHE_SCOPE_GLOBAL`: the run shares cached results with all projects; else with its own."""
+ANNOTATION_OVERWRITE_CACHE: Final = OWN_DOMAIN + "/overwrite-cache"
+"""``true``: the run uses no cached results, and replaces them."""
+ANNOTATION_MOST_AT_ONCE: Final = OWN_DOMAIN + "/max-action-concurrency"
+"""How many actions of the run may be busy at once, in decimal digits."""
+ANNOTATION_RECOVERS: Final = OWN_DOMAIN + "/recovers"
+"""The runs whose successes the run takes over, see `etcd_actions.actions.recovery`."""
+RUN_ANNOTATIONS: Final = (
+    ANNOTATION_CACHE_SCOPE,
+    ANNOTATION_OVERWRITE_CACHE,
+    ANNOTATION_MOST_AT_ONCE,
+    ANNOTATION_RECOVERS,
+)
+"""What the root notes of the run's specification, for which Flyte's object has no fields, and
+all tasks below it inherit."""
+
+ANNOTATION_RECOVERED_FROM: Final = OWN_DOMAIN + "/recovered-from"
+"""The run whose action of the same name an action was taken over from."""
+ANNOTATION_RECOVERED_OUTPUTS: Final = OWN_DOMAIN + "/recovered-outputs"
+"""The directory of that one's outputs, for which Flyte's object has no field."""
+
+CACHE_SCOPE_GLOBAL: Final = "global"
 
 ACTION_TYPE_TASK: Final = "task"
 ACTION_TYPE_CONDITION: Final = "condition"

@@ -342,10 +342,14 @@ class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
     def outputs_of(self, attempt: int) -> str:
         """The directory of an attempt's outputs.
 
-        A trace has one attempt, and says itself where its outputs are.
+        A trace has one attempt, and says itself where its outputs are. So does what was taken over
+        from another run.
         """
         if self.spec.action_type == names.ACTION_TYPE_TRACE:
             return self.status.output_uri
+        annotations = self.metadata.annotations
+        if annotations and (taken := annotations.get(names.ANNOTATION_RECOVERED_OUTPUTS)):
+            return taken
         return output_uri(
             self.metadata.namespace,
             self.metadata.name,

@@ -5,11 +5,19 @@ from __future__ import annotations
 import msgspec
 
 from etcd_actions.model.incarnation import Incarnation
-from etcd_actions.model.names import ANNOTATION_ABORT_REASON, ANNOTATION_ABORTED_BY, ActionId
+from etcd_actions.model.names import (
+    ANNOTATION_ABORT_REASON,
+    ANNOTATION_ABORTED_BY,
+    ANNOTATION_MOST_AT_ONCE,
+    ActionId,
+)
 from etcd_actions.model.output import output_uri
 from etcd_actions.model.phase import Phase
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import ErrorState, TaskAction, parse_base64
+
+# Of a number of 32 bits.
+_MOST_DIGITS = 10
 
 
 class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -52,6 +60,8 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """RFC 3339, empty while the action goes on."""
     abort_reason: str = ""
     aborted_by: str = ""
+    most_at_once: int = 0
+    """How many actions of its run may be busy at once; 0 for no limit."""
 
     @property
     def incarnation(self) -> Incarnation:
@@ -124,6 +134,7 @@ def build_action_update(
         end_time=source.end_time,
         abort_reason=metadata.annotations.get(ANNOTATION_ABORT_REASON, ""),
         aborted_by=metadata.annotations.get(ANNOTATION_ABORTED_BY, ""),
+        most_at_once=_count(metadata.annotations.get(ANNOTATION_MOST_AT_ONCE, "")),
     )
 
 
@@ -151,6 +162,11 @@ def _from_summary(
         is_deleted=deleted,
         partial=True,
     )
+
+
+def _count(text: str) -> int:
+    """A number in decimal digits; 0 for what is none, since anybody may have written it."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else 0
 
 
 def _final(phase: Phase, deleted: bool) -> Phase:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 from prometheus_client import generate_latest
@@ -24,6 +24,9 @@ from etcd_actions.monitoring.health import Health
 from etcd_actions.processor import ProcessorStatistics
 from etcd_actions.router import RouterStatistics
 from etcd_actions.serving import ListenerStatistics
+
+if TYPE_CHECKING:
+    from etcd_actions.runs.removal import Removed
 
 
 class ServerNumbers(Protocol):
@@ -98,6 +101,11 @@ class ExecutorNumbers(Protocol):
         """Number of attempts followed by another."""
         ...
 
+    @property
+    def cache(self) -> Mapping[str, int]:
+        """What looking up and keeping cached results came to, by status."""
+        ...
+
 
 class Metrics(Collector):
     """All metrics of a process.
@@ -123,6 +131,7 @@ class Metrics(Collector):
         self._health = health
         self.server = server
         self.executor = executor
+        self.collected: Callable[[], Removed] | None = None
         self.listeners: dict[str, Callable[[], ListenerStatistics]] = {}
         self.lines_dropped = lines_dropped
 
@@ -148,6 +157,7 @@ class Metrics(Collector):
             ("containment", lambda: _of_containment(self._client.containment)),
             ("server", self._of_server),
             ("executor", self._of_executor),
+            ("collected", self._of_collected),
             ("listeners", self._of_listeners),
             ("log", self._of_log),
         ):
@@ -183,6 +193,21 @@ class Metrics(Collector):
     def _of_executor(self) -> Iterator[Metric]:
         if self.executor is not None:
             yield from _of_executor(self.executor())
+
+    def _of_collected(self) -> Iterator[Metric]:
+        if self.collected is None:
+            return
+        collected = self.collected()
+        numbers = {
+            "run": collected.records,
+            "history": collected.histories,
+            "object": collected.objects,
+            "blob": collected.blobs,
+        }
+        text = "What was deleted of runs that ended long ago."
+        yield _counters("etcd_actions_collected", text, "kind", numbers)
+        text = "Keys and values in etcd that were deleted with these."
+        yield _counter("etcd_actions_collected_bytes", text, collected.bytes)
 
     def _of_watch(self, statistics: ProcessorStatistics) -> Iterator[Metric]:
         reflector = statistics.reflector
@@ -425,6 +450,12 @@ def _of_executor(executor: ExecutorNumbers) -> Iterator[Metric]:
     yield _counter("etcd_actions_executor_adopted", "Attempts found running.", executor.adopted)
     yield _counter("etcd_actions_executor_retries", "Attempts tried again.", executor.retries)
     yield _counters("etcd_actions_executor_ended", "Actions ended.", "phase", executor.ended)
+    yield _counters(
+        "etcd_actions_executor_cache",
+        "Cached results, by what they came to.",
+        "status",
+        executor.cache,
+    )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -60,6 +60,8 @@ def record_action(update: ActionUpdate, action: TaskAction | None) -> pb.RecordA
     request.input_uri = spec.input_uri
     request.group = spec.group
     request.subject = action.metadata.annotations.get(ANNOTATION_SUBJECT, "")
+    if source := conversions.recovered_from(action):
+        request.recovered_from.CopyFrom(source)
     if spec.kind == ACTION_TYPE_CONDITION:
         condition = _readable(update, lambda: conversions.condition_action(action))
         request.condition.CopyFrom(condition or ConditionAction(name=spec.action_name))
@@ -88,7 +90,7 @@ def update_action_status(update: ActionUpdate) -> pb.UpdateActionStatusRequest:
         action_id=conversions.action_identifier(update.action_id), status=status
     )
     subject = ""
-    if update.phase is Phase.SUCCEEDED and update.signal_base64:
+    if update.phase in (Phase.SUCCEEDED, Phase.RECOVERED) and update.signal_base64:
         subject = update.signalled_by
         value = _readable(update, lambda: conversions.literal(update.signal_value or b""))
         if value is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from etcd_actions.model import ActionUpdate, Phase, TaskAction
 
@@ -20,9 +20,15 @@ class RunService(Protocol):
     says when), since another process tells from then on: what was cancelled must not be applied
     much later.
 
-    An implementation may have one method more, ``unsettled_until(key: bytes) -> float``: until
-    when, in trio's time, an earlier call about an action may still be applied. An ending that is
-    accepted before that is told again after it, and then marked.
+    An implementation may have more than these:
+
+    - ``unsettled_until(key: bytes) -> float``: until when, in trio's time, an earlier call about
+      an action may still be applied. An ending that is accepted before that is told again after
+      it, and then marked.
+    - ``update_action_state(update, action)``: is called instead of `update_action_status`, with
+      the object whose state it is, None where that is gone.
+    - ``keeps_order = True``: it takes no state once a newer one was told, whoever tells it. Then
+      it may be told at any time, and an ending is told once after a change of the leader.
     """
 
     def wants(self, phase: Phase, deleted: bool) -> bool:
@@ -53,11 +59,29 @@ class RunService(Protocol):
         """
 
 
+async def tell_status(
+    run_service: RunService, update: ActionUpdate, action: TaskAction | None
+) -> None:
+    """Tell a state, with the object where the run service takes it; raises what that raises."""
+    with_object = getattr(run_service, "update_action_state", None)
+    if with_object is None:
+        await run_service.update_action_status(update)
+    else:
+        await with_object(update, action)
+
+
+def keeps_order(run_service: RunService) -> bool:
+    """Whether it takes no state once a newer one was told."""
+    return getattr(run_service, "keeps_order", False) is True
+
+
 class NullRunService:
     """Accepts everything, for a deployment that has no run service.
 
     It wants the endings only: they are what gets marked.
     """
+
+    keeps_order: Final = True
 
     def wants(self, phase: Phase, deleted: bool) -> bool:
         """Whether the action is over and can be marked."""

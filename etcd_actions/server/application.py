@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import trio
 from connectrpc.code import Code
 from connectrpc.compat import google_protobuf_codecs
+from connectrpc.errors import ConnectError
 from connectrpc.interceptor import MetadataInterceptor
-from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
-from connectrpc.server import ConnectASGIApplication, Endpoint
-from flyteidl2.actions import actions_service_pb2 as pb
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
+from connectrpc.server import ConnectASGIApplication
 
 from etcd_actions.containment import Containment
-from etcd_actions.server.admission import RateLimit, Tokens
-from etcd_actions.server.boundaries import guarded, guarded_stream
+from etcd_actions.server.admission import RateLimit
+from etcd_actions.server.auth_metadata import AUTH_METADATA
+from etcd_actions.server.authentication import Authentication
+from etcd_actions.server.boundaries import guarded
+from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.codes import Refusal, told
-from etcd_actions.server.health import Health
-from etcd_actions.server.reflection import Reflection
-from etcd_actions.server.service import ActionsService
+from etcd_actions.server.health import HEALTH
+from etcd_actions.server.methods import Methods, UnaryCalls
 from etcd_actions.server.streams import CONNECTION, Connection
-from etcd_actions.serving import Message, Receive, Send
+from etcd_actions.serving import ClientGone, Message, Receive, Send
 from etcd_actions.tracing import CallSpan
 
-ACTIONS: Final = "flyteidl2.actions.ActionsService"
-HEALTH: Final = "grpc.health.v1.Health"
-REFLECTION: Final = (
-    "grpc.reflection.v1.ServerReflection",
-    "grpc.reflection.v1alpha.ServerReflection",
-)
-SERVICES: Final = (ACTIONS, HEALTH, *REFLECTION)
-"""All services that are served, by their full names."""
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
+# Load balancers and clients that have yet to log in show no token.
+_OPEN = frozenset({HEALTH, AUTH_METADATA})
 
 
 class _Begun(NamedTuple):
@@ -56,8 +47,10 @@ class Calls:
         seconds: Their time, by method; of streams, too.
     """
 
-    def __init__(self, tokens: Tokens | None, rate: RateLimit, containment: Containment) -> None:
-        self._tokens = tokens
+    def __init__(
+        self, authentication: Authentication, rate: RateLimit, containment: Containment
+    ) -> None:
+        self._authentication = authentication
         self._rate = rate
         self.containment = containment
         self.ended: Counter[tuple[str, str]] = Counter()
@@ -73,7 +66,7 @@ class Calls:
 
     async def _start(self, ctx: RequestContext[Any, Any]) -> _Begun:
         try:
-            self._admit(ctx)
+            await self._admit(ctx)
         except Refusal as refusal:
             # Its end is told to nobody who was not told of its beginning.
             self.ended[ctx.method.name, refusal.code.value] += 1
@@ -91,10 +84,13 @@ class Calls:
         )
         return _Begun(trio.current_time(), span)
 
-    def _admit(self, ctx: RequestContext[Any, Any]) -> None:
+    async def _admit(self, ctx: RequestContext[Any, Any]) -> None:
         client = (ctx.client_address or "").rpartition(":")[0]
-        if self._tokens is not None and ctx.method.service_name != HEALTH:
-            client = f"token {self._tokens.number_of(ctx.request_headers.get('authorization'))}"
+        if self._authentication.is_demanded and ctx.method.service_name not in _OPEN:
+            shown = ctx.request_headers.get("authorization")
+            identity = await self._authentication.identify(shown)
+            client = identity.client
+            CALLER.set(replace(CALLER.get(), subject=identity.subject, projects=identity.projects))
         self._rate.take(client)
 
     async def on_end(
@@ -114,32 +110,46 @@ class Calls:
             raise meant from error
 
 
-class Application(ConnectASGIApplication[ActionsService]):
+class Route(Protocol):
+    """What answers plain HTTP requests below a path, beside the methods.
+
+    Attributes:
+        path: What the paths begin with that it answers; it ends with a slash.
+    """
+
+    path: str
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        ...
+
+
+class Application(ConnectASGIApplication[Methods]):
     """All that is served on the port, over Connect, gRPC and gRPC-Web.
 
     Args:
-        service: Flyte's ActionsService.
-        health: How it is.
+        methods: The methods of all services.
+        unary_calls: Bounds those that are no stream.
         calls: What all calls go through.
+        routes: What is served beside methods.
         message_bytes: The size of a request, at most.
-        request_timeout: Seconds that a call may take that is no stream.
     """
 
     def __init__(
         self,
-        service: ActionsService,
-        health: Health,
+        methods: Methods,
+        unary_calls: UnaryCalls,
         calls: Calls,
+        routes: Sequence[Route] = (),
         *,
         message_bytes: int,
-        request_timeout: float,
     ) -> None:
         interceptors: Iterable[MetadataInterceptor[_Begun]] = (calls,)
-        self._unary = Unary(request_timeout, calls.containment)
-        reflection = Reflection(SERVICES)
+        self._unary_calls = unary_calls
+        self._routes = routes
         super().__init__(
-            service=service,
-            endpoints=lambda service: _endpoints(service, health, reflection, self._unary),
+            service=methods,
+            endpoints=lambda methods: methods.endpoints,
             interceptors=interceptors,
             read_max_bytes=message_bytes,
             codecs=google_protobuf_codecs(),
@@ -148,22 +158,27 @@ class Application(ConnectASGIApplication[ActionsService]):
     @property
     def path(self) -> str:
         """Where it would be mounted beside others."""
-        return f"/{ACTIONS}"
+        return "/"
 
     def cut_off(self) -> None:
         """Answer the calls that still go on with an error that asks for another try."""
-        self._unary.cut_off()
+        self._unary_calls.cut_off()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request; its streams learn at once when the client is gone."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        for route in self._routes:
+            if scope["path"].startswith(route.path):
+                await route(scope, receive, send)
+                return
         if (unusable := _unusable(scope)) is not None:
             await _refuse(send, *unusable)
             return
         connection = Connection()
         CONNECTION.set(connection)
+        CALLER.set(Caller.of(scope))
 
         async def receive_and_notice() -> Message:
             message = await receive()
@@ -171,7 +186,14 @@ class Application(ConnectASGIApplication[ActionsService]):
                 connection.lost()
             return message
 
-        await super().__call__(scope, receive_and_notice, send)
+        try:
+            await super().__call__(scope, receive_and_notice, send)
+        except ConnectError as error:
+            if error.code not in (Code.DEADLINE_EXCEEDED, Code.CANCELED):
+                raise
+            # A client may set any deadline: one that passes while its answer is sent is no
+            # failure of ours.
+            raise ClientGone("its deadline passed while its answer was sent") from error
 
 
 def _unusable(scope: Message) -> tuple[int, str] | None:
@@ -194,131 +216,3 @@ async def _refuse(send: Send, status: int, why: str) -> None:
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-class Unary:
-    """Bounds calls that are no stream."""
-
-    def __init__(self, timeout: float, containment: Containment) -> None:
-        self._timeout = timeout
-        self.containment = containment
-        self._open: set[trio.CancelScope] = set()
-        self._cut_off = False
-
-    def cut_off(self) -> None:
-        """End those that are under way."""
-        self._cut_off = True
-        for scope in self._open:
-            scope.cancel("the service ends")
-
-    def bounded(
-        self, name: str, function: Callable[[_Request], Awaitable[_Response]]
-    ) -> Callable[[_Request, RequestContext[_Request, _Response]], Awaitable[_Response]]:
-        """The function as an endpoint has it, that raises in time what its client can bear."""
-
-        async def call(request: _Request, _: RequestContext[_Request, _Response]) -> _Response:
-            with trio.move_on_after(self._timeout) as scope:
-                self._open.add(scope)
-                try:
-                    return await guarded(self.containment, name, function(request))
-                finally:
-                    self._open.discard(scope)
-            # It may have been done: the same again is safe.
-            why = "the service is ending" if self._cut_off else "it took too long"
-            raise Refusal(Code.UNAVAILABLE, why)
-
-        return call
-
-
-def _endpoints(
-    service: ActionsService, health: Health, reflection: Reflection, unary: Unary
-) -> Mapping[str, Any]:
-    # The library names the class of an endpoint in its public interface, and no kind of it.
-    table: list[Any] = []
-
-    def add_unary(
-        name: str,
-        request: type[_Request],
-        response: type[_Response],
-        function: Callable[[_Request], Awaitable[_Response]],
-        of: str = ACTIONS,
-    ) -> None:
-        method = _method(of, name, request, response, StreamType.UNARY)
-        table.append(Endpoint.unary(method, unary.bounded(name, function)))
-
-    def add_stream(
-        name: str,
-        request: type[_Request],
-        response: type[_Response],
-        function: Callable[[_Request], AsyncIterator[_Response]],
-        of: str = ACTIONS,
-    ) -> None:
-        method = _method(of, name, request, response, StreamType.SERVER_STREAM)
-
-        def call(
-            request: _Request, _: RequestContext[_Request, _Response]
-        ) -> AsyncIterator[_Response]:
-            return guarded_stream(unary.containment, name, function(request))
-
-        table.append(Endpoint.server_stream(method, call))
-
-    add_unary("Enqueue", pb.EnqueueRequest, pb.EnqueueResponse, service.enqueue)
-    add_unary("Update", pb.UpdateRequest, pb.UpdateResponse, service.update)
-    add_unary("Abort", pb.AbortRequest, pb.AbortResponse, service.abort)
-    add_unary("Signal", pb.SignalRequest, pb.SignalResponse, service.signal)
-    add_stream(
-        "WatchForUpdates",
-        pb.WatchForUpdatesRequest,
-        pb.WatchForUpdatesResponse,
-        service.watch_for_updates,
-    )
-    add_unary(
-        "Check",
-        health_pb2.HealthCheckRequest,
-        health_pb2.HealthCheckResponse,
-        health.check,
-        HEALTH,
-    )
-    add_stream(
-        "Watch",
-        health_pb2.HealthCheckRequest,
-        health_pb2.HealthCheckResponse,
-        health.watch,
-        HEALTH,
-    )
-    for name in REFLECTION:
-        method = _method(
-            name,
-            "ServerReflectionInfo",
-            reflection_pb2.ServerReflectionRequest,
-            reflection_pb2.ServerReflectionResponse,
-            StreamType.BIDI_STREAM,
-        )
-        table.append(
-            Endpoint.bidi_stream(
-                method,
-                lambda requests, _: guarded_stream(
-                    unary.containment,
-                    "ServerReflectionInfo",
-                    reflection.server_reflection_info(requests),
-                ),
-            )
-        )
-    return {f"/{each.method.service_name}/{each.method.name}": each for each in table}
-
-
-def _method(
-    service: str,
-    name: str,
-    request: type[_Request],
-    response: type[_Response],
-    kind: StreamType,
-) -> MethodInfo[_Request, _Response]:
-    return MethodInfo(
-        name=name,
-        service_name=service,
-        input=request,
-        output=response,
-        idempotency_level=IdempotencyLevel.UNKNOWN,
-        stream_type=kind,
-    )

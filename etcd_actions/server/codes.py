@@ -13,21 +13,26 @@ from typing import Final
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
+from etcd_actions.blobs import BlobError, BlobExists, BlobUnusable
 from etcd_actions.containment import Containment
 from etcd_actions.errors import (
     Aborted,
     ActionError,
     AlreadyExists,
+    AnotherAction,
     ConfigError,
     DecodeError,
     EtcdActionsError,
     EtcdError,
     FailedPrecondition,
     InvalidArgument,
+    NameTaken,
     NotFound,
+    NotServed,
     RequestTooLarge,
     UnexpectedFailure,
 )
+from etcd_actions.server.caller import CALLER
 from etcd_actions.serving import ClientGone
 
 CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
@@ -36,6 +41,7 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     (NotFound, Code.NOT_FOUND),
     (FailedPrecondition, Code.FAILED_PRECONDITION),
     (Aborted, Code.ABORTED),
+    (NotServed, Code.UNIMPLEMENTED),
     (UnexpectedFailure, Code.INTERNAL),
     (ActionError, Code.FAILED_PRECONDITION),
     # Sending it again cannot help, and RESOURCE_EXHAUSTED would be sent again for ever.
@@ -43,6 +49,9 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     # Whatever else etcd refuses is no client's doing, and somebody may mend it meanwhile.
     (EtcdError, Code.UNAVAILABLE),
     (DecodeError, Code.DATA_LOSS),
+    (BlobExists, Code.ALREADY_EXISTS),
+    (BlobUnusable, Code.FAILED_PRECONDITION),
+    (BlobError, Code.UNAVAILABLE),
     (ConfigError, Code.UNAVAILABLE),
 )
 """The first class that an error is of counts."""
@@ -60,12 +69,23 @@ def told(error: Exception, method: str, containment: Containment) -> ConnectErro
         return _of_the_library(error)
     for kind, code in CODES:
         if isinstance(error, kind):
-            return Refusal(code, str(error))
+            return Refusal(code, _said(error))
     if isinstance(error, ClientGone):
         return Refusal(Code.UNAVAILABLE, str(error))
     with containment.unit("request", method):
         raise error
     return failure()
+
+
+def _said(error: EtcdActionsError) -> str:
+    """What an error says; to a client of some projects, nothing of another one's."""
+    caller = CALLER.get(None)
+    if caller is not None and caller.projects is not None:
+        if isinstance(error, AnotherAction):
+            return error.discreet
+        if isinstance(error, NameTaken):
+            return "action_id: the name is taken by an action of another run: give another one"
+    return str(error)
 
 
 def failure() -> Refusal:

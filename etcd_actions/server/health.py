@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Final
 
 from connectrpc.code import Code
 from grpc_health.v1 import health_pb2 as pb
 
 from etcd_actions.server.codes import Refusal
+from etcd_actions.server.methods import Methods
 from etcd_actions.server.streams import Streams
 
+HEALTH: Final = "grpc.health.v1.Health"
 _LOOK_EVERY = 5.0
 
 
@@ -17,28 +20,37 @@ class Health:
     """Says whether the service is fit.
 
     Args:
-        services: The full names of what is served.
+        services: Gives the full names of what is served.
         is_serving: Whether it can be used.
         streams: The open streams; a watch is one.
     """
 
     def __init__(
-        self, services: frozenset[str], is_serving: Callable[[], bool], streams: Streams
+        self,
+        services: Callable[[], Collection[str]],
+        is_serving: Callable[[], bool],
+        streams: Streams,
     ) -> None:
         self._services = services
         self._is_serving = is_serving
         self._streams = streams
 
+    def add_to(self, methods: Methods) -> None:
+        """Add its methods to those that are served."""
+        request, response = pb.HealthCheckRequest, pb.HealthCheckResponse
+        methods.unary(HEALTH, "Check", request, response, self.check)
+        methods.server_stream(HEALTH, "Watch", request, response, self.watch)
+
     async def check(self, request: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
         """Say how it is."""
-        if request.service and request.service not in self._services:
+        if request.service and request.service not in self._services():
             raise Refusal(Code.NOT_FOUND, f"service {request.service!r} is not served here")
         return pb.HealthCheckResponse(status=self._status())
 
     async def watch(self, request: pb.HealthCheckRequest) -> AsyncIterator[pb.HealthCheckResponse]:
         """Say how it is, and again when that changes."""
         with self._streams.open() as stream:
-            if request.service and request.service not in self._services:
+            if request.service and request.service not in self._services():
                 yield pb.HealthCheckResponse(status=pb.HealthCheckResponse.SERVICE_UNKNOWN)
                 await stream.wait(float("inf"))
                 return

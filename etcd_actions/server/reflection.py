@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
 from grpc_reflection.v1alpha import reflection_pb2 as pb
+
+from etcd_actions.server.methods import Methods
+
+REFLECTION: Final = (
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
 
 _NOT_FOUND = 5
 _UNIMPLEMENTED = 12
@@ -16,12 +24,23 @@ class Reflection:
     """Answers in both versions of the protocol: their messages are the same on the wire.
 
     Args:
-        services: The full names of what is served.
+        services: Gives the full names of what is served.
     """
 
-    def __init__(self, services: Sequence[str]) -> None:
+    def __init__(self, services: Callable[[], Iterable[str]]) -> None:
         self._services = services
         self._pool = descriptor_pool.Default()
+
+    def add_to(self, methods: Methods) -> None:
+        """Add its methods to those that are served."""
+        for service in REFLECTION:
+            methods.bidi_stream(
+                service,
+                "ServerReflectionInfo",
+                pb.ServerReflectionRequest,
+                pb.ServerReflectionResponse,
+                self.server_reflection_info,
+            )
 
     async def server_reflection_info(
         self, requests: AsyncIterator[pb.ServerReflectionRequest]
@@ -49,7 +68,7 @@ class Reflection:
             return _error(_NOT_FOUND, "there is no such file or symbol")
 
     def _list(self) -> pb.ServerReflectionResponse:
-        services = [pb.ServiceResponse(name=name) for name in self._services]
+        services = [pb.ServiceResponse(name=name) for name in self._services()]
         return pb.ServerReflectionResponse(
             list_services_response=pb.ListServiceResponse(service=services)
         )

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
-from etcd_actions.server.settings import ServerSettings
+from etcd_actions.server.settings import OidcSettings, ServerSettings
 from etcd_actions.serving import Bind, Listener, ListenerStatistics, open_listener
 
 if TYPE_CHECKING:
+    from connectrpc.method import MethodInfo
+
     from etcd_actions.server.application import Calls
+    from etcd_actions.server.front import Front
+    from etcd_actions.server.methods import Methods, Service
+    from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
 
 _FLAG = "--listen"
@@ -51,6 +56,8 @@ async def open_actions_server(
     settings: ServerSettings,
     *,
     is_serving: Callable[[], bool] = lambda: True,
+    front: Front | None = None,
+    announce: bool = True,
 ) -> AsyncIterator[ActionsServer]:
     """Serve what a client can do, over Connect, gRPC and gRPC-Web.
 
@@ -62,34 +69,53 @@ async def open_actions_server(
         client: Who does it; it must live longer.
         settings: See :class:`ServerSettings`.
         is_serving: What the health service says.
+        front: What the SDK's own entry points need; None serves actions only.
+        announce: Whether the log says where.
 
     Raises:
         ConfigError: The address, a file or the installation is unusable.
     """
     try:
-        from etcd_actions.server.admission import RateLimit, Tokens  # noqa: PLC0415
-        from etcd_actions.server.application import (  # noqa: PLC0415
-            SERVICES,
-            Application,
-            Calls,
-        )
+        from etcd_actions.server.access import Access  # noqa: PLC0415
+        from etcd_actions.server.admission import RateLimit  # noqa: PLC0415
+        from etcd_actions.server.application import Application, Calls  # noqa: PLC0415
+        from etcd_actions.server.auth_metadata import AuthMetadataService  # noqa: PLC0415
+        from etcd_actions.server.authentication import Authentication  # noqa: PLC0415
         from etcd_actions.server.health import Health  # noqa: PLC0415
+        from etcd_actions.server.methods import Methods, UnaryCalls  # noqa: PLC0415
+        from etcd_actions.server.places import Places  # noqa: PLC0415
+        from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
         from etcd_actions.server.service import ActionsService  # noqa: PLC0415
         from etcd_actions.server.streams import Streams  # noqa: PLC0415
+        from etcd_actions.server.tokens import Tokens  # noqa: PLC0415
         from etcd_actions.server.trace_errors import read_trace_error  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{_FLAG}: nothing can be served ({error}): pip install etcd-actions[server]"
         ) from error
     tokens = None if settings.token_file is None else Tokens(settings.token_file)
-    calls = Calls(tokens, RateLimit(settings.rate), client.containment)
+    issuer = None if settings.oidc is None else _issuer(settings.oidc)
+    authentication = Authentication(tokens, issuer)
+    calls = Calls(authentication, RateLimit(settings.rate), client.containment)
     streams = Streams(settings.max_streams)
-    application = Application(
+    unary_calls = UnaryCalls(settings.request_timeout, client.containment)
+    access = Access(settings.projects, Places(None if front is None else front.blobs))
+    methods = Methods(unary_calls, client.containment, access)
+    services: Iterable[Service] = (
         ActionsService(client, streams, settings.keepalive, read_trace_error),
-        Health(frozenset(SERVICES), is_serving, streams),
+        Health(lambda: methods.services, is_serving, streams),
+        Reflection(lambda: methods.services),
+        AuthMetadataService(issuer),
+        *(() if front is None else front.services(streams)),
+    )
+    for service in services:
+        service.add_to(methods)
+    application = Application(
+        methods,
+        unary_calls,
         calls,
+        () if front is None else tuple(front.routes()),
         message_bytes=settings.message_bytes,
-        request_timeout=settings.request_timeout,
     )
     async with open_listener(
         application,
@@ -104,22 +130,31 @@ async def open_actions_server(
         on_leave=streams.drain,
         on_late=application.cut_off,
     ) as listener:
-        _tell(settings, listener)
-        yield ActionsServer(listener, calls, streams)
+        if announce:
+            _tell(settings, listener)
+        yield ActionsServer(listener, calls, streams, methods)
 
 
 class ActionsServer:
     """A server that runs; made by :func:`open_actions_server`."""
 
-    def __init__(self, listener: Listener, calls: Calls, streams: Streams) -> None:
+    def __init__(
+        self, listener: Listener, calls: Calls, streams: Streams, methods: Methods
+    ) -> None:
         self._listener = listener
         self._calls = calls
         self._streams = streams
+        self._methods = methods
 
     @property
     def address(self) -> Bind:
         """Where it listens, with the port that the system chose."""
         return self._listener.address
+
+    @property
+    def methods(self) -> Mapping[str, MethodInfo[Any, Any]]:
+        """What is answered, by its path: not what is refused as unimplemented."""
+        return self._methods.answered
 
     def statistics(self) -> ServerStatistics:
         """See :class:`ServerStatistics`."""
@@ -149,16 +184,31 @@ class ActionsServer:
         self._streams.drain()
 
 
+def _issuer(settings: OidcSettings) -> OidcIssuer:
+    try:
+        from etcd_actions.server.oidc import OidcIssuer  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--oidc-issuer: no token can be verified ({error}): pip install etcd-actions[oidc]"
+        ) from error
+    return OidcIssuer(settings)
+
+
 def _tell(settings: ServerSettings, listener: Listener) -> None:
-    authenticated = settings.token_file is not None or (
-        settings.tls is not None and settings.tls.client_ca is not None
-    )
+    authenticated = settings.is_authenticated
     _log.info(
         "serving",
         listen=str(listener.address),
         tls=settings.tls is not None,
         authentication=authenticated,
     )
+    if settings.demands_token and settings.tls is None and not settings.bind.is_loopback:
+        _log.warning(
+            "tokens_in_clear",
+            listen=str(listener.address),
+            remedy="--listen-cert and --listen-key, or a proxy before it that ends TLS: the SDK "
+            "sends tokens over https only",
+        )
     if not authenticated and settings.users is None and not settings.bind.is_loopback:
         _log.warning(
             "anybody_may_enqueue",

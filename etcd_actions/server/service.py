@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -13,12 +13,15 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.errors import InvalidArgument, NameTaken
 from etcd_actions.model import ErrorState
 from etcd_actions.server.messages import is_told, response, sentinel
+from etcd_actions.server.methods import Methods
 from etcd_actions.server.streams import Streams
 from etcd_actions.subscriptions import SnapshotEnd
 from etcd_actions.tracing import span
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+ACTIONS: Final = "flyteidl2.actions.ActionsService"
 
 _log = structlog.get_logger(__name__)
 
@@ -43,6 +46,20 @@ class ActionsService:
         self._streams = streams
         self._keepalive = keepalive
         self._trace_error = trace_error
+
+    def add_to(self, methods: Methods) -> None:
+        """Add its methods to those that are served."""
+        methods.unary(ACTIONS, "Enqueue", pb.EnqueueRequest, pb.EnqueueResponse, self.enqueue)
+        methods.unary(ACTIONS, "Update", pb.UpdateRequest, pb.UpdateResponse, self.update)
+        methods.unary(ACTIONS, "Abort", pb.AbortRequest, pb.AbortResponse, self.abort)
+        methods.unary(ACTIONS, "Signal", pb.SignalRequest, pb.SignalResponse, self.signal)
+        methods.server_stream(
+            ACTIONS,
+            "WatchForUpdates",
+            pb.WatchForUpdatesRequest,
+            pb.WatchForUpdatesResponse,
+            self.watch_for_updates,
+        )
 
     async def enqueue(self, request: pb.EnqueueRequest) -> pb.EnqueueResponse:
         """Create an action; the same request again is no error."""

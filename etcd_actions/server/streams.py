@@ -12,15 +12,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol, TypeVar
 
 import trio
 from connectrpc.code import Code
 
-from etcd_actions.model import ActionUpdate
 from etcd_actions.server.codes import Refusal
-from etcd_actions.subscriptions import SnapshotEnd, Subscription
 
-Item = ActionUpdate | SnapshotEnd
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class Source(Protocol[Item_co]):
+    """What a stream's items come from."""
+
+    async def receive(self) -> Item_co:
+        """The next one; a cancelled call has taken none."""
+        ...
 
 
 class Connection:
@@ -61,7 +68,7 @@ class Stream:
         with trio.move_on_after(seconds) as self._waiting:
             await trio.sleep_forever()
 
-    async def receive(self, updates: Subscription[Item], patience: float) -> Item | None:
+    async def receive(self, updates: Source[Item_co], patience: float) -> Item_co | None:
         """The next item; None when the stream is over, or after ``patience`` seconds.
 
         Raises:

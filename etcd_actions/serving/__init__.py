@@ -1,6 +1,13 @@
 """Serves ASGI applications: connections, their limits, and who may connect."""
 
-from etcd_actions.serving.asgi import Application, ClientGone, Message, Receive, Send
+from etcd_actions.serving.asgi import (
+    Application,
+    ClientGone,
+    Message,
+    Receive,
+    Send,
+    take_long_body,
+)
 from etcd_actions.serving.bind import Bind
 from etcd_actions.serving.limits import HttpLimits
 from etcd_actions.serving.listener import Listener, ListenerStatistics, open_listener
@@ -18,4 +25,5 @@ __all__ = [
     "Send",
     "ServerTls",
     "open_listener",
+    "take_long_body",
 ]

@@ -14,6 +14,21 @@ Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 """An ASGI application."""
 
 
+LONG_BODY = "etcd_actions.long_body"
+"""The extension of a request's scope: see :func:`take_long_body`."""
+
+
+def take_long_body(scope: Message) -> None:
+    """Let a request's body take as long as it needs, while it makes progress.
+
+    An application asks for that once it knows that it wants the body. The time that it takes
+    itself does not count.
+    """
+    extension = scope.get("extensions", {}).get(LONG_BODY)
+    if extension is not None:
+        extension()
+
+
 class ClientGone(ConnectionError):
     """The client has left, or takes nothing."""
 

@@ -24,7 +24,9 @@ class HttpLimits:
         header_timeout: How long a client may take for its first request, and for the headers
             of each request once they have begun.
         idle_timeout: After so long without a request a connection is closed.
-        body_timeout: How long a request's body may take to arrive.
+        body_timeout: How long a request's body may take to arrive. One that the application
+            takes as a long one may take so long for each ``long_body_bytes``.
+        long_body_bytes: See ``body_timeout``.
         stall_timeout: A client that takes nothing for so long is cut off.
         handshake_timeout: How long the TLS handshake may take.
     """
@@ -38,5 +40,6 @@ class HttpLimits:
     header_timeout: float = 10.0
     idle_timeout: float = 75.0
     body_timeout: float = 30.0
+    long_body_bytes: int = 256 * 1024
     stall_timeout: float = 30.0
     handshake_timeout: float = 10.0

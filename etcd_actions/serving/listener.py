@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _BACKLOG = 1024
 # Seconds after which the system asks whether a client is there.
 _SILENCE = 60
+# Seconds at the end of the grace, for the answers of those who are told that it ends.
+_LATE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,8 @@ async def open_listener(
         containment: What counts failures; None for one of its own.
         grace: For how many seconds requests may go on after the context was left.
         on_leave: Called first when the context is left; must not wait.
-        on_late: Called when most of the grace is over and requests still go on; likewise.
+        on_late: Called half a second before the grace is over, or in its middle if that is
+            later, when requests still go on; likewise.
 
     Raises:
         ConfigError: The address, a limit or a file of TLS cannot be used, hypercorn is
@@ -216,7 +219,7 @@ async def _tell_when_late(
     lateness: trio.CancelScope, grace: float, on_late: Callable[[], None]
 ) -> None:
     with lateness:
-        await trio.sleep(grace * 0.9)
+        await trio.sleep(grace - min(grace / 2, _LATE))
         on_late()
 
 

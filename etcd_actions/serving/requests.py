@@ -10,7 +10,13 @@ import structlog
 import trio
 
 from etcd_actions.containment import Containment
-from etcd_actions.serving.asgi import Application, ClientGone, Message, is_protocol_error
+from etcd_actions.serving.asgi import (
+    LONG_BODY,
+    Application,
+    ClientGone,
+    Message,
+    is_protocol_error,
+)
 from etcd_actions.serving.floods import Floods
 from etcd_actions.serving.hosts import Hosts
 from etcd_actions.serving.limits import HttpLimits
@@ -92,6 +98,9 @@ class Request:
         self._changed = trio.Event()
         self._over = False
         self._body_until = trio.current_time() + limits.body_timeout
+        # Of a long body: seconds that its client has left for the bytes at hand, and these.
+        self._patience: float | None = None
+        self._progress = 0
         self._is_sending = False
         self._sent_at = 0.0
         self.told_at: float | None = None
@@ -117,18 +126,29 @@ class Request:
         self._over = True
         self._change()
 
+    def take_long_body(self) -> None:
+        """Give the body its time by progress, instead of one for all of it."""
+        self._patience, self._progress = self._limits.body_timeout, 0
+
     async def receive(self) -> Message:
         """ASGI's receive."""
         await trio.lowlevel.checkpoint()
         while not self._parts and not self._over:
-            deadline = float("inf") if self.is_whole else self._body_until
-            with trio.CancelScope(deadline=deadline) as scope:
+            since = trio.current_time()
+            deadline = self._body_until if self._patience is None else since + self._patience
+            with trio.CancelScope(deadline=float("inf") if self.is_whole else deadline) as scope:
                 await self._changed.wait()
+            if self._patience is not None:
+                self._patience -= trio.current_time() - since
             if scope.cancelled_caught:
                 self.disconnect()
         if not self._parts:
             return {"type": "http.disconnect"}
         message = self._parts.popleft()
+        if self._patience is not None:
+            self._progress += len(message["body"])
+            if self._progress >= self._limits.long_body_bytes:
+                self.take_long_body()
         self._change()
         return message
 
@@ -280,6 +300,7 @@ class Requests:
         answering = self._answering
         refused = None if answering.hosts is None else answering.hosts.refusal(scope)
         if refused is None:
+            scope.setdefault("extensions", {})[LONG_BODY] = request.take_long_body
             await answering.application(scope, request.receive, request.send)
             return
         answering.counts.refused_requests[refused] += 1

@@ -13,8 +13,10 @@ import pytest
 
 from etcd_actions.errors import ConfigError, EtcdActionsError
 from etcd_actions.etcd.endpoints import parse_endpoints
+from etcd_actions.etcd.versions import EtcdVersion
 from etcd_actions.testing.choice import EtcdSource, choose, is_endpoint
 from etcd_actions.testing.container import EtcdImage, engine_problem
+from etcd_actions.testing.process import EtcdBinary
 from etcd_actions.testing.server import (
     EtcdFactory,
     EtcdServer,
@@ -30,6 +32,7 @@ PULLS_UNASKED = pytest.StashKey[bool]()
 
 _SOURCE = pytest.StashKey[EtcdSource]()
 _USED = pytest.StashKey[dict[str, None]]()
+_FIRST_WITHOUT_FSYNC = EtcdVersion(3, 4, 23)
 _USED_OUTPUT = "etcd_actions.testing"
 _SESSION = secrets.token_hex(4)
 _numbers = itertools.count()
@@ -91,7 +94,8 @@ def etcd_server(
             if is_endpoint(wanted):
                 server = EtcdServer.at(wanted)
             else:
-                own = source_of(pytestconfig).make(tmp_path_factory.mktemp("etcd"))
+                source = source_of(pytestconfig)
+                own = source.make(tmp_path_factory.mktemp("etcd"), _flags_of_shared(source))
                 server = stack.enter_context(own).shared()
         used = f"etcd {server.version}: {server.where}"
         pytestconfig.stash.setdefault(_USED, {})[used] = None
@@ -164,6 +168,14 @@ def source_of(config: pytest.Config) -> EtcdSource:
             found.pull()
         config.stash[_SOURCE] = found
     return found
+
+
+def _flags_of_shared(source: EtcdSource) -> list[str]:
+    """No write waits for the disk: what dies with the session need not outlive the machine."""
+    # An image's version is known only once it runs.
+    if isinstance(source, EtcdBinary) and source.version >= _FIRST_WITHOUT_FSYNC:
+        return ["--unsafe-no-fsync"]
+    return []
 
 
 @contextmanager

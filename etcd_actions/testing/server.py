@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import http.client
 import json
 import os
 import secrets
 import socket
-import tempfile
+import sys
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,9 @@ _START_TIMEOUT = 20.0
 _ANSWER_TIMEOUT = 1.0
 _POLL = 0.02
 _LASTING_PORTS = range(15_000, 32_000)
+# Descriptors that keep what this process has got last; what is older is listened on, or done with.
+_KEPT: deque[int] = deque()
+_KEPT_AT_MOST = 64
 
 COMMON_FLAGS = (
     "--name=test",
@@ -253,40 +256,32 @@ def lasting_port() -> int:
     """A port of the loopback interface that nobody listens on, and that stays free.
 
     It is below those that the system gives to outgoing connections and to :func:`free_port`,
-    so what stops listening on it for a while finds it free again. No other process that asks
-    here is given it while this one lives.
+    so what stops listening on it for a while finds it free again. No other process of this
+    machine gets it from here meanwhile, where there are abstract sockets (Linux).
     """
     while True:
         port = _LASTING_PORTS[secrets.randbelow(len(_LASTING_PORTS))]
-        if not _reserve(port):
-            continue
         with socket.socket() as listener:
             try:
                 listener.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        return port
+        if _keep(port):
+            return port
 
 
-def _reserve(port: int) -> bool:
-    """Take a port for as long as this process lives; whether nobody has it.
-
-    A lock says so, which ends with the process that has it. Where no file can be had, nobody
-    is asked.
-    """
-    directory = Path(tempfile.gettempdir()) / f"etcd-actions-ports-{os.getuid()}"
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(directory / str(port), flags, 0o600)
-    except OSError:
+def _keep(port: int) -> bool:
+    """Have the others that look for a port pass over this one; False where one of them has it."""
+    if sys.platform != "linux":
         return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return False
-    # Left open: it is closed with the process.
+    with socket.socket(socket.AF_UNIX) as name:
+        try:
+            name.bind(f"\0etcd-actions-testing-port-{port}")
+        except OSError:
+            return False
+        _KEPT.append(name.detach())
+    while len(_KEPT) > _KEPT_AT_MOST:
+        os.close(_KEPT.popleft())
     return True
 
 

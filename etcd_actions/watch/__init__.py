@@ -1,6 +1,15 @@
 """List and watch a prefix of etcd without a gap: what changed, never what it means."""
 
 from etcd_actions.watch.change import Change, ChangeKind
+from etcd_actions.watch.followed import Followed, follow
 from etcd_actions.watch.reflector import Reflector, ReflectorSettings, ReflectorStatistics
 
-__all__ = ["Change", "ChangeKind", "Reflector", "ReflectorSettings", "ReflectorStatistics"]
+__all__ = [
+    "Change",
+    "ChangeKind",
+    "Followed",
+    "Reflector",
+    "ReflectorSettings",
+    "ReflectorStatistics",
+    "follow",
+]

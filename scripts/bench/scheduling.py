@@ -72,7 +72,13 @@ async def measure(queued: int, updates: int) -> list[float]:
         async with trio.open_nursery() as nursery:
             client = cast(Any, _Client())
             executor = Executor(
-                client, cast(Any, None), cast(Any, None), settings, nursery, Clock()
+                client,
+                cast(Any, None),
+                cast(Any, None),
+                settings,
+                nursery,
+                Clock(),
+                cast(Any, None),
             )
             executor._after_snapshot()
             for number in range(queued):

@@ -13,8 +13,9 @@ import trio
 from etcd_actions import ProcessorSettings, RunService, open_processor
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd, KeyValue, Put, Txn
-from etcd_actions.model import build_action_update
-from etcd_actions.run_service import open_run_service
+from etcd_actions.model import Keyspace, build_action_update
+from etcd_actions.run_service import NullRunService, open_run_service
+from etcd_actions.runs.own_run_service import open_own_run_service
 from scripts.bench.marks import ended
 
 _PUTS_TOGETHER = 100
@@ -67,13 +68,37 @@ async def bare(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
 async def marked(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
     """All of it: list, tell, mark."""
     await _put_all(etcd, prefix, count)
+    async with told() as service:
+        return await _mark_all(etcd, prefix, count, service)
+
+
+async def unheard(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
+    """List and mark, with nobody to be told."""
+    await _put_all(etcd, prefix, count)
+    return await _mark_all(etcd, prefix, count, NullRunService())
+
+
+async def kept(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
+    """The same of roots, with their records and histories in etcd: three writes more for each."""
+    await _put_all(etcd, prefix, count)
+    async with open_own_run_service(etcd, Keyspace(prefix)) as service:
+        return await _mark_all(etcd, prefix, count, service)
+
+
+async def kept_children(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
+    """The same of actions that are no roots: one write more for each."""
+    await _put_all(etcd, prefix, count, parent="a0")
+    async with open_own_run_service(etcd, Keyspace(prefix)) as service:
+        return await _mark_all(etcd, prefix, count, service)
+
+
+async def _mark_all(
+    etcd: Etcd, prefix: bytes, count: int, service: RunService
+) -> tuple[float, float]:
     settings = ProcessorSettings(elect=False, outbox_workers=_TOGETHER, collect_orphans=False)
-    async with (
-        told() as service,
-        open_processor(
-            etcd, prefix=prefix, namespace="flyte", run_service=service, settings=settings
-        ) as processor,
-    ):
+    async with open_processor(
+        etcd, prefix=prefix, namespace="flyte", run_service=service, settings=settings
+    ) as processor:
         cpu, clock = time.process_time(), time.perf_counter()
         await processor.start_watching()
         while sum(processor.statistics().marks.values()) < count:  # noqa: ASYNC110
@@ -82,20 +107,25 @@ async def marked(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
     return count / seconds, cpu / count * 1e6
 
 
-SIDES = {"bare calls: record and status": bare, "told and marked": marked}
+SIDES = {
+    "bare calls: record and status": bare,
+    "told and marked": marked,
+    "nobody told, marked": unheard,
+    "kept by ourselves and marked: roots": kept,
+    "kept by ourselves and marked: others": kept_children,
+}
 
 
-async def _put_all(etcd: Etcd, prefix: bytes, count: int) -> list[KeyValue]:
+async def _put_all(etcd: Etcd, prefix: bytes, count: int, parent: str = "") -> list[KeyValue]:
     tree = json.decode_tree(ended())
     stored = []
     for first in range(0, count, _PUTS_TOGETHER):
         puts = []
         for number in range(first, min(first + _PUTS_TOGETHER, count)):
-            run = f"r{number:07d}"
-            tree["metadata"] |= {"name": f"{run}-a0", "uid": f"uid-{number}"}
-            tree["spec"] |= {"runName": run, "actionName": "a0"}
-            tree["spec"].pop("parentActionName", None)
-            puts.append(Put(prefix + f"flyte/{run}-a0".encode(), json.encode_tree(tree)))
+            run, name = f"r{number:07d}", "c1" if parent else "a0"
+            tree["metadata"] |= {"name": f"{run}-{name}", "uid": f"uid-{number}"}
+            tree["spec"] |= {"runName": run, "actionName": name, "parentActionName": parent}
+            puts.append(Put(prefix + f"flyte/{run}-{name}".encode(), json.encode_tree(tree)))
         done = await etcd.txn(Txn((), puts))
         stored += [KeyValue(put.key, put.value, done.revision, done.revision, 1) for put in puts]
     return stored

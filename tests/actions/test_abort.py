@@ -23,6 +23,7 @@ from etcd_actions.model import (
 from etcd_actions.store import Store
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 
 ROOT = ActionId("p", "d", "r1", "a0")
 
@@ -51,7 +52,7 @@ async def phases(client: ActionsClient) -> dict[str, Phase]:
     return {a.action_id.name: a.phase for a in (await client.list_run_actions(ROOT)).actions}
 
 
-@pytest.mark.parametrize("codec", CODEC_NAMES)
+@pytest.mark.parametrize("codec", first_everyday(CODEC_NAMES))
 async def test_the_whole_subtree(
     shared_etcd: EtcdServer, prefix: bytes, transport: TransportName, codec: str
 ) -> None:

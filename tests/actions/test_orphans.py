@@ -18,6 +18,7 @@ from etcd_actions.model import FINALIZER_PLUGIN, Keyspace
 from etcd_actions.store import Store
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 from tests.support.recording import until_stored
 from tests.test_outbox import SETTINGS, Scripted, watching
 
@@ -53,7 +54,7 @@ async def until_left(etcd: Etcd, prefix: bytes, *names: str) -> None:
         await until_stored(etcd, KeyRange.of_prefix(keys.traces), leaves())
 
 
-@pytest.mark.parametrize("codec", CODEC_NAMES)
+@pytest.mark.parametrize("codec", first_everyday(CODEC_NAMES))
 async def test_the_subtree_follows(
     shared_etcd: EtcdServer, prefix: bytes, transport: TransportName, codec: str
 ) -> None:

@@ -506,6 +506,7 @@ async def test_twenty_ends_at_once_leave_one(etcd: Etcd, keys: Keyspace) -> None
     assert [action.phase for action in await history_of(etcd, keys)][1:] == [end]
 
 
+@pytest.mark.slow
 async def test_the_executor_overwrites_the_status_meanwhile(etcd: Etcd, keys: Keyspace) -> None:
     """Defect j: of our two, only the executor may lose what the other wrote.
 

@@ -21,6 +21,7 @@ from tests.cli.expected import expected
 from tests.cli.history import changes_since
 from tests.data import captured
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 
 HISTORY = captured.HERE / "taskaction_history.jsonl"
 LABEL = "flyte.org/terminal-status-recorded"
@@ -62,8 +63,13 @@ def by_key(events: Iterable[Event]) -> dict[bytes, list[Event]]:
 @pytest.mark.parametrize(
     ("flyte_marks", "rate"),
     # At a rate the marks get between the changes; at full speed most changes overtake them.
-    [(True, "1000000"), (True, "150"), (False, "1000000")],
-    ids=["as_captured", "as_captured_slowly", "without_marks"],
+    first_everyday(
+        [
+            pytest.param(True, "1000000", id="as_captured"),
+            pytest.param(True, "150", id="as_captured_slowly"),
+            pytest.param(False, "1000000", id="without_marks"),
+        ]
+    ),
 )
 async def test_captured_history_replayed_beside_run_and_watch(
     shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, tmp_path: Path, flyte_marks: bool, rate: str
@@ -167,6 +173,7 @@ async def test_captured_history_replayed_beside_run_and_watch(
             previous = row
 
 
+@pytest.mark.slow
 async def test_namespace_and_value_that_cannot_be_read(
     shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, tmp_path: Path
 ) -> None:
@@ -252,6 +259,7 @@ async def test_outage_in_the_middle_of_a_replay(
     ]
 
 
+@pytest.mark.slow
 async def test_refusal_of_etcd(own_etcd: OwnEtcd, tmp_path: Path) -> None:
     for words in ("user add root:secret", "user grant-role root root", "auth enable"):
         own_etcd.etcdctl(*words.split())

@@ -13,7 +13,6 @@ from google.protobuf.json_format import MessageToJson
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.cli.exits import ExitCode
-from etcd_actions.cli.submit import Submission, _output_base
 from etcd_actions.etcd.api import Etcd
 from tests.cli.command import Finished, finish, running
 from tests.support import flyte
@@ -135,28 +134,3 @@ async def test_a_template_that_makes_no_namespaces_is_a_usage_error(text: str) -
     ended = await trio.to_thread.run_sync(command)
     assert ended.code == ExitCode.USAGE
     assert "--namespace-template" in ended.complaint
-
-
-def test_runs_of_one_name_have_directories_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
-
-    def base(project: str, domain: str) -> Path:
-        submission = Submission(
-            target="f.py:t",
-            inputs=(),
-            project=project,
-            domain=domain,
-            org="o",
-            run="r1",
-            root_dir=None,
-            output_base=None,
-            detach=True,
-        )
-        return _output_base(submission, "r1")
-
-    bases = {base("one", "d"), base("two", "d"), base("one", "e")}
-    assert len(bases) == 3
-    assert all(each.name == "r1" for each in bases)

@@ -15,6 +15,7 @@ from etcd_actions.cli.record import Approach, RecordSettings, record_file
 from etcd_actions.errors import ConfigError, InputError, Unavailable
 from etcd_actions.etcd.api import Etcd, Event, KeyRange
 from etcd_actions.etcd.history import find_oldest_revision
+from etcd_actions.model import Keyspace
 from etcd_actions.watch import Change, ChangeKind
 from tests.cli.command import environment, finish, running
 from tests.cli.here import here
@@ -248,6 +249,14 @@ def test_an_approach_is_complete_with_its_last_change(
 # --- the file -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("prefix", [b"/", b"/etcd-actions/", Keyspace(b"/x/").signing])
+async def test_our_own_keys_are_never_recorded(etcd: Etcd, prefix: bytes, tmp_path: Path) -> None:
+    """Those that sign URLs are among them."""
+    with pytest.raises(ConfigError, match="sign URLs"):
+        await recorded(etcd, prefix, tmp_path / "x", EVERYTHING)
+    assert not (tmp_path / "x").exists()
+
+
 async def test_a_file_that_exists_is_kept(etcd: Etcd, prefix: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("precious" * 1000)
@@ -321,6 +330,7 @@ async def in_process(*arguments: str | Path) -> str:
     return done.out
 
 
+@pytest.mark.slow
 async def test_a_past_history_happens_again_in_another_store(
     shared_etcd: EtcdServer, own_etcd: EtcdServer, etcd: Etcd, prefix: bytes, tmp_path: Path
 ) -> None:
@@ -338,6 +348,7 @@ async def test_a_past_history_happens_again_in_another_store(
     assert [each.version for each in again] == [each.version for each in before]
 
 
+@pytest.mark.slow
 async def test_a_history_happens_again_that_is_recorded_live(
     shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, tmp_path: Path
 ) -> None:
@@ -412,6 +423,7 @@ async def shell(command: str, *arguments: str, **env: str) -> str:
     return done.stdout.decode(errors="replace")
 
 
+@pytest.mark.slow
 async def test_pipes(shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes) -> None:
     last = await change_a_little(etcd, prefix)
     endpoint = {"ETCDCTL_ENDPOINTS": shared_etcd.endpoint}

@@ -14,6 +14,7 @@ from etcd_actions.etcd.api import Etcd
 from tests.cli.command import DEADLINE, finish, running, until
 from tests.data.captured import EVENTS, HERE, PUTS
 from tests.support.etcd_server import EtcdServer, find_etcd
+from tests.support.everyday import first_everyday
 
 HISTORY = HERE / "taskaction_history.jsonl"
 # So often that its replay outlives what happens beside it.
@@ -37,7 +38,7 @@ async def put_unmarkable(etcd: Etcd, prefix: bytes) -> None:
     await etcd.put(prefix + b"flyte/big-a0", value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", first_everyday([signal.SIGTERM, signal.SIGINT]))
 async def test_first_signal_drains_while_events_flow(
     common: tuple[str, ...], tmp_path: Path, number: signal.Signals
 ) -> None:

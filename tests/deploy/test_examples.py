@@ -8,6 +8,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,7 @@ async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
             adopted=0,
             ended={"FAILED": 1},
             retries=0,
+            cache={"CACHE_HIT": 1},
         )
         with client.containment.unit("action", "flyte/r1-a0", parks=True):
             raise RuntimeError("a unit that is parked")
@@ -99,7 +101,7 @@ async def test_every_metric_and_label_is_there(exposed: dict[str, set[str]]) -> 
                 continue
             assert metric in exposed, f"{where}: {metric}"
             used.add(metric)
-            labels = set(re.findall(r"([a-z_]+)\s*(?:=~|!=|=)", matchers)) - {"job"}
+            labels = set(re.findall(r"([a-z_]+)\s*(?:=~|!~|!=|=)", matchers)) - {"job"}
             assert labels <= exposed[metric], where
     assert len(used) > 30
 
@@ -120,12 +122,15 @@ def settings_in(environment: dict[str, str]) -> None:
 
 
 def test_the_unit_uses_settings_that_there_are() -> None:
+    text = (DEPLOY / "etcd-actions.service").read_text()
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(DEPLOY / "etcd-actions.service")
-    name, _, value = unit["Service"]["Environment"].partition("=")
-    settings_in({name: value})
+    unit.read_string(text)
+    environment = dict(re.findall(r"^Environment=(\w+)=(\S+)$", text, re.MULTILINE))
+    settings_in(environment)
     assert shlex.split(unit["Service"]["ExecStart"])[1:] == ["run"]
+    kept = f"/var/lib/{unit['Service']['StateDirectory']}/"
+    assert environment["ETCD_ACTIONS_BLOB_DIR"].startswith(kept)
 
 
 def test_the_sidecar_uses_settings_that_there_are(tmp_path: Any) -> None:
@@ -141,6 +146,8 @@ def test_the_sidecar_uses_settings_that_there_are(tmp_path: Any) -> None:
     ports = {each["name"]: each["containerPort"] for each in service["ports"]}
     assert ports == {"actions": 8091, "monitoring": 8092}
     assert service["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    blobs = Path(tomllib.loads(path.read_text())["blob_dir"])
+    assert str(blobs.parent) in {each["mountPath"] for each in service["volumeMounts"]}
 
 
 def test_the_compose_file_uses_settings_that_there_are() -> None:
@@ -157,6 +164,10 @@ def test_the_compose_file_uses_settings_that_there_are() -> None:
     }
     for name in ("actions", "actions-cluster"):
         settings_in(services[name]["environment"])
+        blobs = Path(services[name]["environment"]["ETCD_ACTIONS_BLOB_DIR"])
+        mounts = dict(each.split(":")[:2] for each in services[name]["volumes"])
+        assert set(mounts) <= set(compose["volumes"])
+        assert str(blobs.parent) in mounts.values()
         for dependency in services[name]["depends_on"].values():
             assert dependency == {"condition": "service_healthy"}
     for service in services.values():
@@ -170,6 +181,16 @@ def test_the_image_uses_settings_that_there_are() -> None:
     text = (ROOT / "Dockerfile").read_text()
     settings_in(dict(re.findall(r"(ETCD_ACTIONS_[A-Z_]+)=(\S+)", text)))
     assert "USER 65532" in text
+
+
+def test_the_image_has_what_a_server_may_be_set_to_use() -> None:
+    """All extras but those for tasks on this machine, an etcd of one's own, and programs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"])
+    extras -= {"all", "embedded", "executor", "flyte", "testing"}
+    wanted = f"[{','.join(sorted(extras))}]"
+    for name, times in (("Dockerfile", 2), (".ci/deploy", 1)):
+        assert (ROOT / name).read_text().count(wanted) == times, name
 
 
 def test_the_examples_have_an_init_and_a_reload() -> None:

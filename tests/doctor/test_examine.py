@@ -29,6 +29,7 @@ async def test_a_healthy_etcd_is_left_as_it_was(own_etcd: OwnEtcd) -> None:
         "history",
         "latency",
         "watch",
+        "kept",
         "actions",
     }
     async with open_etcd(own_etcd.endpoint) as etcd:

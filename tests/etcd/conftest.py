@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import cast
 
 import pytest
 
+from etcd_actions.etcd.connection import TransportName
 from etcd_actions.testing import EtcdServer, OwnEtcd
 from etcd_actions.testing.choice import EtcdSource
 from etcd_actions.testing.container import EtcdImage, engine_problem
 from etcd_actions.testing.plugin import wanted_etcd
 from tests.support.conformance import ConformanceEtcd, etcds_at_hand
+from tests.support.everyday import first_everyday
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Once for each etcd."""
+    """Once for each etcd; the everyday suite has the first, CI has all."""
     if "conformance_etcd" in metafunc.fixturenames:
-        etcds = etcds_at_hand(metafunc.config)
-        metafunc.parametrize("conformance_etcd", etcds, ids=[etcd.label for etcd in etcds])
+        etcds = [pytest.param(each, id=each.label) for each in etcds_at_hand(metafunc.config)]
+        metafunc.parametrize("conformance_etcd", first_everyday(etcds))
+
+
+@pytest.fixture(params=["grpc", "gateway"])
+def transport(request: pytest.FixtureRequest) -> TransportName:
+    """Each way to talk to etcd, also in the everyday suite."""
+    return cast(TransportName, request.param)
 
 
 @pytest.fixture(scope="session")

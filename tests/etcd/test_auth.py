@@ -15,13 +15,16 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import pytest
 import structlog.testing
 import trio
 import trio.testing
+from flyteidl2.common.phase_pb2 import ActionPhase
+from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions import open_etcd
 from etcd_actions.backoff import Backoff
@@ -63,11 +66,14 @@ from etcd_actions.testing.process import etcdctl_for, packaged_binary, sound_bin
 from etcd_actions.watch import Reflector
 from tests.cli.command import ROOT as ROOT_DIRECTORY
 from tests.cli.command import finish, running
+from tests.server.front.run_calls import RunsAsker, create, run_id
 from tests.support.cluster import ROOT, WORKER, EtcdCluster, signed_tokens
+from tests.support.everyday import first_everyday
 from tests.support.load import make_run
 from tests.support.proxy import open_proxy
 from tests.support.recording import RecordingSink, eventually, until_stored
 from tests.support.scene import REFLECTOR, UNHURRIED, all_marked, judge_delivery, reflecting
+from tests.support.waiting import eventually_holds
 
 _SECRETS = ("root-pw-5f1c", "worker-pw-9b27", "another-pw-c0de", "third-pw-77aa")
 ANOTHER = replace(WORKER, password=_SECRETS[2])
@@ -236,7 +242,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
         cluster.stop()
 
 
-@pytest.fixture(params=["simple", "jwt"])
+@pytest.fixture(params=first_everyday(["grpc", "gateway"]))
+def transport(request: pytest.FixtureRequest) -> TransportName:
+    return cast(TransportName, request.param)
+
+
+@pytest.fixture(params=first_everyday(["simple", "jwt"]))
 def own(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[EtcdCluster]:
     """The test's own, with users that are not wanted yet, and tokens of each kind."""
     cluster = EtcdCluster(
@@ -368,6 +379,7 @@ async def test_a_wrong_password_is_asked_once(
     assert not [secret for secret in _SECRETS if secret in repr(logs)]
 
 
+@pytest.mark.slow
 async def test_an_expired_token_is_renewed_once(
     shared: EtcdCluster, prefix: bytes, transport: TransportName
 ) -> None:
@@ -381,6 +393,7 @@ async def test_an_expired_token_is_renewed_once(
             assert shared.authentications() - before == 1
 
 
+@pytest.mark.slow
 async def test_a_stream_outlives_its_token(
     shared: EtcdCluster, prefix: bytes, transport: TransportName
 ) -> None:
@@ -715,6 +728,7 @@ def as_worker(cluster: EtcdCluster, transport: TransportName) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 async def test_the_role_of_the_document_is_enough(
     documented: EtcdCluster, transport: TransportName, tmp_path: Path
 ) -> None:
@@ -748,43 +762,79 @@ async def test_the_role_of_the_document_is_enough(
     assert sum(json.loads(line)["recorded"] for line in listed.out.splitlines()) == 9
 
 
+@pytest.mark.slow
+async def test_the_role_of_the_document_is_enough_for_the_front_door(
+    documented: EtcdCluster, tmp_path: Path
+) -> None:
+    """A run is created, shown and aborted; a process that comes later collects it."""
+    env = as_worker(documented, "grpc")
+    options = ("--blob-dir", tmp_path / "blobs", "--executor", "none")
+    with running(tmp_path, "run", *options, **env) as run:
+        address = (await run.logged("serving"))["listen"]
+        asker = RunsAsker(SimpleNamespace(address=address))  # type: ignore[arg-type]
+        await asker("CreateRun", create("r1"))
+        await asker("AbortRun", pb.AbortRunRequest(run_id=run_id("r1")))
+
+        async def recorded() -> bool:
+            found = await asker("GetRunDetails", pb.GetRunDetailsRequest(run_id=run_id("r1")))
+            return bool(found.details.action.status.phase == ActionPhase.ACTION_PHASE_ABORTED)
+
+        await eventually_holds(recorded)
+        run.signal(signal.SIGTERM)
+        assert await run.wait() == 0
+        for event in ("handler_failed", "unit_failed", "watch_lost"):
+            assert not run.logs(event)
+    with running(tmp_path, "run", *options, "--retain-runs", "1ms", **env) as later:
+        collected = await later.logged("runs_collected")
+        assert (collected["records"], collected["objects"], collected["histories"]) == (1, 1, 1)
+        later.signal(signal.SIGTERM)
+        assert await later.wait() == 0
+        assert not later.logs("runs_not_collected")
+    keys = Keyspace(DEFAULT_KEY_PREFIX)
+    async with connected(documented, "grpc", user=ROOT) as direct:
+        for prefix in (keys.prefix, keys.runs, keys.run_tasks, keys.histories):
+            assert (await direct.range(KeyRange.of_prefix(prefix))).kvs == []
+
+
 @pytest.mark.parametrize(
     ("grant", "command", "missing"),
-    [
-        pytest.param(None, ["run"], f"read on all keys that begin with {PREFIX}", id="run"),
-        pytest.param(
-            ("readwrite", "--prefix=true", PREFIX),
-            ["run"],
-            f"read on the key /etcd-actions{PREFIX}position/",
-            id="run-own-keys",
-        ),
-        pytest.param(None, ["watch"], f"read on all keys that begin with {PREFIX}", id="watch"),
-        pytest.param(None, ["replay", HISTORY], f"read on the key {PREFIX}", id="replay"),
-        pytest.param(
-            ("write", "--prefix=true", PREFIX),
-            ["run"],
-            f"read on all keys that begin with {PREFIX}",
-            id="run-no-read",
-        ),
-        pytest.param(
-            ("readwrite", PREFIX, PREFIX + "flyte/rk"),
-            ["list"],
-            f"read on all keys that begin with {PREFIX}",
-            id="list-half",
-        ),
-        pytest.param(
-            ("read", "--prefix=true", PREFIX),
-            ["replay", HISTORY],
-            f"read and write on the key {PREFIX}flyte/",
-            id="replay-no-write",
-        ),
-        pytest.param(
-            ("readwrite", "--prefix=true", PREFIX.rstrip("/") + "-other/"),
-            ["watch", "--namespace", "flyte"],
-            f"read on all keys that begin with {PREFIX}flyte/",
-            id="watch-namespace",
-        ),
-    ],
+    first_everyday(
+        [
+            pytest.param(None, ["run"], f"read on all keys that begin with {PREFIX}", id="run"),
+            pytest.param(
+                ("readwrite", "--prefix=true", PREFIX),
+                ["run"],
+                f"read on the key /etcd-actions{PREFIX}position/",
+                id="run-own-keys",
+            ),
+            pytest.param(None, ["watch"], f"read on all keys that begin with {PREFIX}", id="watch"),
+            pytest.param(None, ["replay", HISTORY], f"read on the key {PREFIX}", id="replay"),
+            pytest.param(
+                ("write", "--prefix=true", PREFIX),
+                ["run"],
+                f"read on all keys that begin with {PREFIX}",
+                id="run-no-read",
+            ),
+            pytest.param(
+                ("readwrite", PREFIX, PREFIX + "flyte/rk"),
+                ["list"],
+                f"read on all keys that begin with {PREFIX}",
+                id="list-half",
+            ),
+            pytest.param(
+                ("read", "--prefix=true", PREFIX),
+                ["replay", HISTORY],
+                f"read and write on the key {PREFIX}flyte/",
+                id="replay-no-write",
+            ),
+            pytest.param(
+                ("readwrite", "--prefix=true", PREFIX.rstrip("/") + "-other/"),
+                ["watch", "--namespace", "flyte"],
+                f"read on all keys that begin with {PREFIX}flyte/",
+                id="watch-namespace",
+            ),
+        ]
+    ),
 )
 async def test_what_is_missing_is_named(
     shared: EtcdCluster,
@@ -802,6 +852,7 @@ async def test_what_is_missing_is_named(
     assert not [secret for secret in _SECRETS if secret in done.err + done.out]
 
 
+@pytest.mark.slow
 async def test_marks_without_write_are_tried_until_it_is_granted(
     shared: EtcdCluster, transport: TransportName, tmp_path: Path, prefix: bytes
 ) -> None:

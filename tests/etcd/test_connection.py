@@ -19,6 +19,7 @@ from etcd_actions.etcd import Etcd, EtcdClient, Tls, TransportName
 from etcd_actions.etcd.api import KeyRange, WatchCreate
 from etcd_actions.testing import free_port
 from tests.support.cluster import Certificates, EtcdCluster, KeyPair, ServerTls
+from tests.support.everyday import first_everyday
 from tests.support.pem import locked, subject_hash
 from tests.support.recording import RecordingSink
 from tests.support.scene import judge_delivery, reflecting
@@ -487,7 +488,10 @@ def unknown() -> Iterator[str]:
 
 
 @each_use
-@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize(
+    "encrypted",
+    first_everyday([pytest.param(False, id="plain"), pytest.param(True, id="tls")]),
+)
 @pytest.mark.parametrize("away", [refusing, silent, black_hole, unknown])
 async def test_the_first_member_is_away(
     servers: Servers,

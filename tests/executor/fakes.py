@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 from flyteidl2.actions.actions_service_pb2 import Action
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
+from flyteidl2.task.run_pb2 import RunSpec
 
 from etcd_actions import ActionId, ActionsClient
 from etcd_actions.clock import Clock
@@ -71,13 +72,13 @@ class FakeAttempts:
         self._over[place.path].set()
         await trio.lowlevel.checkpoint()
 
-    def finish(self, name: str, code: int = 0) -> None:
-        """The present attempt of an action ends."""
+    def finish(self, name: str, code: int = 0, *, outputs: bytes = b"") -> None:
+        """The present attempt of an action ends, with outputs where its code is 0."""
         place = self._places[name]
         (place.path / EXIT).write_text(str(code))
         if code == 0:
             self._outputs[name].mkdir(parents=True, exist_ok=True)
-            (self._outputs[name] / "outputs.pb").touch()
+            (self._outputs[name] / "outputs.pb").write_bytes(outputs)
         self._over[place.path].set()
 
     def fail(self, name: str, message: str = "no", *, recoverable: bool = True) -> None:
@@ -129,21 +130,26 @@ class Bench:
         parent: str = "",
         *,
         change: Callable[[Action], None] = lambda action: None,
+        run_spec: RunSpec | None = None,
     ) -> None:
         action = flyte.task(action_id, parent)
         action.run_output_base = str(self.base / action_id.run)
         change(action)
-        await self.client.enqueue(action)
+        await self.client.enqueue(action, run_spec)
 
     @asynccontextmanager
-    async def executor(self, *, slots: int = 4) -> AsyncIterator[Executor]:
+    async def executor(
+        self, *, slots: int = 4, cache_keep: float = 3600.0, state_dir: Path | None = None
+    ) -> AsyncIterator[Executor]:
         settings = ExecutorSettings(
             python=Path(sys.executable),
             service="127.0.0.1:1",
-            state_dir=self.state_dir,
+            state_dir=state_dir or self.state_dir,
             slots=slots,
+            cache_keep=cache_keep,
             claim_ttl=5,
         )
+        settings.state_dir.mkdir(exist_ok=True)
         async with open_executor_with(self.client, settings, self.attempts, self.clock) as executor:
             yield executor
 

@@ -18,17 +18,8 @@ from tests.executor.fakes import Bench
 from tests.executor.tasks import named, until
 from tests.support import flyte
 from tests.support.waiting import eventually
+from tests.test_containment import UNEXPECTED
 
-UNEXPECTED = [
-    pytest.param(RuntimeError("unexpected"), id="RuntimeError"),
-    pytest.param(RecursionError("too deep"), id="RecursionError"),
-    pytest.param(MemoryError(), id="MemoryError"),
-    pytest.param(SystemExit(3), id="SystemExit"),
-    pytest.param(
-        BaseExceptionGroup("several", [RuntimeError("a"), SystemExit(1), MemoryError()]),
-        id="BaseExceptionGroup",
-    ),
-]
 VICTIM = ActionId("p", "d", "victim", "a0", "o")
 OTHER = ActionId("p", "d", "other", "a0", "o")
 IDENTITY = "flyte/victim-a0"

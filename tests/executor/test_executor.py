@@ -357,6 +357,7 @@ async def test_what_ended_unwatched_is_not_run_again(
     assert len(machine.starts("a0")) == 1
 
 
+@pytest.mark.slow
 async def test_two_executors_start_each_action_once(
     client: ActionsClient, machine: Machine
 ) -> None:

@@ -428,4 +428,5 @@ async def test_a_request_that_is_none_is_told(tmp_path: Path, way: Way, request_
             line = await trio.to_thread.run_sync(report.readline)
         assert b'"failed"' in line
         assert b'"supervisor"' in line
-        assert await bench.run("raise SystemExit(3)") == 3
+        # Of another action: the supervisor that said so may hold this one's lock a moment longer.
+        assert await bench.run("raise SystemExit(3)", uid="other") == 3

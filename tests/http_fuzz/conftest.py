@@ -12,8 +12,11 @@ from tests.support.etcd_server import EtcdServer
 
 
 @pytest.fixture(scope="session")
-def one_served(etcd_server: EtcdServer) -> Iterator[Served]:
-    served = Served(etcd_server.endpoint, b"/fuzz/taskactions/")
+def one_served(
+    etcd_server: EtcdServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("blobs")
+    served = Served(etcd_server.endpoint, b"/fuzz/taskactions/", folder)
     served.start()
     yield served
     served.stop()

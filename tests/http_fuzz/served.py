@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import hypothesis
@@ -18,8 +19,13 @@ import trio
 from hypothesis import HealthCheck, Phase, settings
 
 from etcd_actions import ActionsClient, open_actions_client, open_etcd
+from etcd_actions.blobs import open_blob_store
 from etcd_actions.monitoring import open_monitoring
+from etcd_actions.registry.registry import open_registry
+from etcd_actions.runs.index import open_run_index
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
+from etcd_actions.server.front import Front
+from etcd_actions.server.front.logs import Logs
 from etcd_actions.serving import Bind
 from tests.support.hostile_wire import Target, pour, reset
 
@@ -60,9 +66,10 @@ def fuzz(examples: int) -> Callable[[_Test], _Test]:
 class Served:
     """The server, started again when it has died."""
 
-    def __init__(self, endpoint: str, prefix: bytes) -> None:
+    def __init__(self, endpoint: str, prefix: bytes, folder: Path) -> None:
         self._endpoint = endpoint
         self._prefix = prefix
+        self._folder = folder
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
         self._stop: trio.Event
@@ -200,11 +207,29 @@ class Served:
             open_actions_client(etcd, prefix=self._prefix) as self.client,
         ):
             await self.client.start_watching()
+            containment = self.client.containment
             async with (
                 open_monitoring(
                     self.client, etcd, _LOOPBACK, prefix=self._prefix, heard_within=60
                 ) as monitoring,
-                open_actions_server(self.client, settings) as self.server,
+                open_run_index(etcd, self.client.keys, containment=containment) as index,
+                open_registry(
+                    etcd, self.client.store, self.client.keys, containment=containment
+                ) as registry,
+                open_actions_server(
+                    self.client,
+                    settings,
+                    front=Front(
+                        client=self.client,
+                        keepalive=1,
+                        blobs=open_blob_store(self._folder),
+                        reads_local_files=True,
+                        logs=Logs(client=self.client),
+                        index=index,
+                        registry=registry,
+                        projects_with_runs=index.projects,
+                    ),
+                ) as self.server,
             ):
                 self.targets = {
                     "service": Target(self.server.address.port, source=""),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from etcd_actions.codecs import json as codec
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import (
+    ANNOTATION_MOST_AT_ONCE,
     ActionId,
     Condition,
     ErrorState,
@@ -93,7 +94,29 @@ def test_an_update_of_an_object() -> None:
         "end_time": "",
         "abort_reason": "",
         "aborted_by": "",
+        "most_at_once": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        ("2", 2),
+        ("4294967295", 2**32 - 1),
+        ("", 0),
+        ("-1", 0),
+        ("\u0662", 0),
+        ("9" * 11, 0),
+        ("x", 0),
+    ],
+)
+def test_how_many_may_be_busy_is_a_number_or_none(text: str, most: int) -> None:
+    action = make(Phase.RUNNING)
+    metadata = msgspec.structs.replace(action.metadata, annotations={ANNOTATION_MOST_AT_ONCE: text})
+    update = build_action_update(
+        msgspec.structs.replace(action, metadata=metadata), key=KEY, revision=9
+    )
+    assert update.most_at_once == most
     assert update.output_uri.endswith("/o/a1/2")
     assert update.signal_value == b"\0\xff"
 

@@ -39,7 +39,7 @@ from tests.test_outbox import SETTINGS
 SEQUENCES = int(os.environ.get("ETCD_ACTIONS_TEST_SEQUENCES", "50"))
 FIRST = int(os.environ.get("ETCD_ACTIONS_TEST_SEED", "0"))
 BATCH = 5
-EVERYDAY = 20
+EVERYDAY = 10
 NAMES = ("a0", "c1", "c2", "g1", "g2", "x1")
 PATIENCE = 60
 

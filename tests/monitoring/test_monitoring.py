@@ -25,6 +25,7 @@ from etcd_actions import (
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor import ExecutorStatistics
 from etcd_actions.monitoring import Monitoring, open_monitoring
+from etcd_actions.runs.removal import Removed
 from etcd_actions.server import ServerStatistics
 from etcd_actions.serving import Bind
 from etcd_actions.testing import OwnEtcd
@@ -280,11 +281,23 @@ async def test_server_and_executor_are_measured_where_they_are(
         protocol_errors=0,
     )
     monitoring.metrics.executor = lambda: ExecutorStatistics(
-        running=3, waiting=1, open_actions=4, started=7, adopted=1, ended={"FAILED": 2}, retries=1
+        running=3,
+        waiting=1,
+        open_actions=4,
+        started=7,
+        adopted=1,
+        ended={"FAILED": 2},
+        retries=1,
+        cache={"CACHE_HIT": 1},
     )
+    monitoring.metrics.collected = lambda: Removed(records=2, objects=9, bytes=1000)
     found = await samples(monitoring)
+    assert found["etcd_actions_collected_total", "run"] == 2
+    assert found["etcd_actions_collected_total", "object"] == 9
+    assert found["etcd_actions_collected_bytes_total",] == 1000
     assert found["etcd_actions_server_handled_total", "ok", "Enqueue"] == 3
     assert found["etcd_actions_server_handling_seconds_total", "Enqueue"] == 0.5
     assert found["etcd_actions_server_open_streams",] == 2
     assert found["etcd_actions_executor_running",] == 3
     assert found["etcd_actions_executor_ended_total", "FAILED"] == 2
+    assert found["etcd_actions_executor_cache_total", "CACHE_HIT"] == 1

@@ -16,8 +16,9 @@ from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.errors import ConfigError
 from etcd_actions.model import ErrorState
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.admission import RateLimit, Tokens
+from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.codes import Refusal
+from etcd_actions.server.tokens import Tokens
 from etcd_actions.serving import Bind, HttpLimits, ServerTls
 from tests.server.clients import (
     SENTINEL,
@@ -244,6 +245,7 @@ async def test_calls_are_counted(client: ActionsClient, server: ActionsServer) -
     assert set(statistics.seconds) == {"Enqueue", "Abort"}
 
 
+@pytest.mark.slow
 async def test_a_client_that_takes_nothing_is_given_up(client: ActionsClient) -> None:
     """Over HTTP/1.1, where the system's buffers are all there is between the two."""
     await client.enqueue(flyte.task(ROOT))

@@ -113,6 +113,7 @@ async def test_an_exception_at_the_admission_ends_its_call_alone(
     asker.close()
 
 
+@pytest.mark.slow
 async def test_more_streams_of_one_channel_than_a_priority_tree_has_room_for(
     client: ActionsClient, server: ActionsServer
 ) -> None:

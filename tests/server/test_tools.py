@@ -59,6 +59,7 @@ async def test_reflection_describes_the_service(server: ActionsServer, version: 
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        "flyteidl2.auth.AuthMetadataService",
     ]
     files = by_symbol.file_descriptor_response.file_descriptor_proto
     assert list(files) == list(by_name.file_descriptor_response.file_descriptor_proto)

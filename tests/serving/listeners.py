@@ -23,6 +23,7 @@ from etcd_actions.serving import (
     Receive,
     Send,
     open_listener,
+    take_long_body,
 )
 
 LOOPBACK = Bind("127.0.0.1", 0)
@@ -50,7 +51,7 @@ async def whole(receive: Receive) -> bytes | None:
 
 
 class Small:
-    """An application: /ok, /body (answers how long it is), /wait (until let go), /large."""
+    """An application: /ok, /body and /long (how long it is), /wait (until let go), /large."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -63,7 +64,9 @@ class Small:
         match scope["path"]:
             case "/ok":
                 await answer(send, 200, b"ok")
-            case "/body":
+            case "/body" | "/long":
+                if scope["path"] == "/long":
+                    take_long_body(scope)
                 body = await whole(receive)
                 await answer(send, 200 if body is not None else 400, b"%d" % len(body or b""))
             case "/wait":

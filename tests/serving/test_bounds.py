@@ -335,6 +335,7 @@ async def test_a_client_that_resets_while_it_waits_is_let_go() -> None:
         await eventually(lambda: statistics().open_connections == 0)
 
 
+@pytest.mark.slow
 async def test_as_many_streams_as_promised_are_served_on_one_connection() -> None:
     application = Small()
     async with served(application) as server, h2_client(server.address) as client:

@@ -34,7 +34,7 @@ from tests.support.hostile_witnesses import (
 )
 
 ANSWER_WITHIN: Final = 5.0
-"""Seconds that a probe may take during an attack."""
+"""Seconds that a probe may take during an attack, besides waiting for a processor."""
 
 DESCRIPTORS: Final = 256
 _LINES: Final = 120
@@ -47,7 +47,8 @@ _FLAGS: Final = (
     *("--max-streams", "100"),
     *("--max-request-bytes", "256KiB"),
     *("--rate-limit", "500"),
-    *("--request-timeout", "5s"),
+    *("--request-timeout", "30s"),
+    *("--command-timeout", "30s"),
     *("--grace", "5s"),
 )
 
@@ -149,7 +150,7 @@ class Siege:
             self._channel = grpc.secure_channel(address, credentials, options)
             context = ssl.create_default_context(cadata=ca.decode())
             self._client = ConnectClient(address, tls=context)
-        self.probe = Probe(targets["monitoring"].port)
+        self.probe = Probe(targets["monitoring"].port, service.pid)
         self.enqueuer = Enqueuer(self._client)
         stub = self._channel.unary_stream(
             f"/{SERVICE}/WatchForUpdates",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,6 +125,7 @@ def partitions() -> st.SearchStrategy[list[KeyRange]]:
     return st.sets(st.sampled_from(_KEYS[1:]), max_size=4).map(build)
 
 
+@pytest.mark.slow
 @given(st.data(), histories(), st.lists(partitions(), min_size=2, max_size=5))
 def test_boundaries_may_move_at_any_time(
     data: st.DataObject, history: list[Event], layouts: list[list[KeyRange]]

@@ -1,0 +1,310 @@
+"""Takes over what succeeded in another run: recovery.
+
+An action's name is made of its parent's name, its task and its inputs. So an action of the run that
+is recovered and one of the new run that have the same name are the same call. The root notes the
+runs to look in, all below it inherit that, and what succeeded there is created as an action that is
+over: RECOVERED, with the outputs where they are.
+
+The runs are in an order: the one that is recovered, then the one that it recovered itself, and so
+on. The first that has the action decides. Each says which actions are not taken from it, nor from
+those behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import structlog
+
+from etcd_actions.actions.listing import Lister, Listing
+from etcd_actions.actions.rewrite import utc_now
+from etcd_actions.actions.stored import StoredTaskAction, same_action
+from etcd_actions.codecs import json
+from etcd_actions.errors import DecodeError, InvalidArgument
+from etcd_actions.etcd.api import Get, KeyRange, KeyValue, RangeResult, Txn
+from etcd_actions.model import (
+    ACTION_TYPE_TASK,
+    ANNOTATION_RECOVERED_FROM,
+    ANNOTATION_RECOVERED_OUTPUTS,
+    ANNOTATION_RECOVERS,
+    ROOT_ACTION,
+    ActionId,
+    ActionUpdate,
+    Keyspace,
+    Phase,
+    TaskAction,
+    build_action_update,
+    canonical_name,
+)
+from etcd_actions.model import flyte as conversions
+from etcd_actions.model.conditions import write_phase
+from etcd_actions.store import Store
+from etcd_actions.untrusted_files import UnusableFile, in_thread, is_regular, local_path
+
+if TYPE_CHECKING:
+    from etcd_actions.actions.objects import Request
+
+RELATED_TO: Final = "run_spec.relation.related_to"
+FORCED: Final = "run_spec.recover.force_rerun_actions"
+MOST_SOURCES: Final = 16
+"""Runs to look in; the oldest are left out."""
+MOST_BYTES: Final = 32 * 1024
+"""Of the note, which each action of the run has."""
+
+_RECOVER: Final = 2
+"""Flyte's ``RELATION_TYPE_RECOVER``."""
+_OUTPUTS: Final = "outputs.pb"
+_SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
+_FILES_WITHIN: Final = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Source(msgspec.Struct, frozen=True, array_like=True):
+    """A run to look in.
+
+    Attributes:
+        run: Its name; project and domain are those of the run that recovers.
+        again: The actions that are neither taken from it, nor from the runs behind it.
+    """
+
+    run: str
+    again: tuple[str, ...] = ()
+
+
+_sources: Final = msgspec.json.Decoder(tuple[Source, ...])
+
+
+def sources_of(action: TaskAction) -> tuple[Source, ...]:
+    """The runs that an action may be taken over from; none where nobody can read the note."""
+    text = action.metadata.annotations.get(ANNOTATION_RECOVERS, "")
+    if not text:
+        return ()
+    try:
+        return _sources.decode(text)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        _log.warning("recovery_unreadable", run=action.spec.run_name, reason=str(error))
+        return ()
+
+
+class Recovery:
+    """Takes over the actions of one keyspace.
+
+    Args:
+        store: Where they are.
+        keys: Under which keys.
+        clock: The time.
+    """
+
+    def __init__(
+        self, store: Store, keys: Keyspace, *, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._clock = clock
+        self._lister = Lister(store, keys)
+
+    async def apply(self, request: Request, built: TaskAction) -> TaskAction:
+        """The object to create: as it was built, or as what succeeded in another run.
+
+        A root notes where to look. It is never taken over itself.
+
+        Raises:
+            InvalidArgument: The run that is to be recovered cannot be this one's.
+            EtcdError: etcd could not be asked.
+        """
+        if request.trace is not None:
+            return built
+        if request.is_root:
+            return await self._note(request, built)
+        if not (sources := sources_of(built)):
+            return built
+        found = await self._find(built, sources)
+        if found is None or not await _is_whole(found):
+            return built
+        return self._taken_over(built, found)
+
+    async def traces(self, parent: ActionId, listing: Listing) -> list[ActionUpdate]:
+        """The traces that an action of a run that recovers finds, as if they were its own.
+
+        They are not written: who replays one does not record it again.
+
+        Args:
+            parent: The action.
+            listing: What is there of it and of all below it.
+        """
+        own = next((each for each in listing.actions if same_action(each.action_id, parent)), None)
+        if own is None or not (sources := sources_of(own)):
+            return []
+        seen = {each.spec.action_name for each in listing.actions}
+        updates = []
+        for source in sources:
+            seen.update(source.again)
+            for trace in await self._lister.list_child_traces(_in_run(own.action_id, source.run)):
+                name = trace.spec.action_name
+                if name in seen:
+                    continue
+                seen.add(name)
+                if trace.phase in _SUCCESSES and await _is_file(trace.output_uri):
+                    updates.append(self._trace(own, trace, listing.revision))
+        return updates
+
+    def _trace(self, parent: TaskAction, trace: StoredTaskAction, revision: int) -> ActionUpdate:
+        of = parent.action_id
+        action_id = ActionId(of.project, of.domain, of.run, trace.spec.action_name, of.org)
+        update = build_action_update(trace, key=self._keys.trace(action_id), revision=revision)
+        return msgspec.structs.replace(
+            update,
+            name=action_id.object_name,
+            action_id=action_id,
+            phase=Phase.RECOVERED,
+            uid="",
+        )
+
+    async def _note(self, request: Request, built: TaskAction) -> TaskAction:
+        """A root with the runs that all below it look in."""
+        spec = request.run_spec
+        if spec is None or request.kind != ACTION_TYPE_TASK:
+            return built
+        if spec.relation.relation_type != _RECOVER:
+            return built
+        source = source_of(request.action_id, spec.relation.related_to)
+        first = Source(source.run, tuple(dict.fromkeys(spec.recover.force_rerun_actions)))
+        sources = [first]
+        kv = await self._store.get(self._keys.task_action(source))
+        if (root := _read(kv, source)) is not None:
+            sources += (each for each in sources_of(root) if each.run != source.run)
+        note = msgspec.json.encode(sources[:MOST_SOURCES]).decode()
+        while len(note.encode()) > MOST_BYTES and len(sources) > 1:
+            sources.pop()
+            note = msgspec.json.encode(sources[:MOST_SOURCES]).decode()
+        if len(note.encode()) > MOST_BYTES:
+            raise InvalidArgument(
+                FORCED, f"its names have more than {MOST_BYTES} bytes: run it again as a whole"
+            )
+        return _annotated(built, {ANNOTATION_RECOVERS: note})
+
+    async def _find(self, built: TaskAction, sources: Sequence[Source]) -> StoredTaskAction | None:
+        """The success that is taken over; None where the action is to run."""
+        wanted = [_in_run(built.action_id, source.run) for source in sources]
+        gets = [Get(KeyRange.of_key(self._keys.task_action(each))) for each in wanted]
+        result = await self._store.txn(Txn([], gets))
+        for source, action_id, response in zip(sources, wanted, result.responses, strict=True):
+            if built.spec.action_name in source.again:
+                return None
+            assert isinstance(response, RangeResult)
+            found = _read(response.kvs[0] if response.kvs else None, action_id)
+            if found is not None:
+                return found if _may_be(found, built) else None
+        return None
+
+    def _taken_over(self, built: TaskAction, found: StoredTaskAction) -> TaskAction:
+        noted = {ANNOTATION_RECOVERED_FROM: found.spec.run_name}
+        if not built.spec.is_condition and found.output_uri:
+            noted[ANNOTATION_RECOVERED_OUTPUTS] = found.output_uri
+        tree = json.decode_tree(json.encode(_annotated(built, noted)))
+        del tree["metadata"]["annotations"][ANNOTATION_RECOVERS]
+        if built.spec.is_condition:
+            signal = found.status
+            told = {
+                "signalValue": signal.signal_value,
+                "signalledBy": signal.signalled_by,
+                "signalledAt": signal.signalled_at,
+            }
+            tree["status"] = {field: text for field, text in told.items() if text}
+        write_phase(tree, Phase.RECOVERED, now=self._clock(), attempts=1)
+        return json.decode(json.encode_tree(tree))
+
+
+def source_of(run: ActionId, related_to: Any) -> ActionId:
+    """The root of the run that another is to recover.
+
+    Args:
+        run: The other.
+        related_to: Flyte's identifier; without a project and a domain it is of the same.
+
+    Raises:
+        InvalidArgument: It is no run that this one can recover.
+    """
+    name = related_to.name
+    if not name or "/" in name:
+        raise InvalidArgument(f"{RELATED_TO}.name", f"{name[:80]!r} is no name of a run")
+    for part in ("project", "domain"):
+        there, here = getattr(related_to, part), getattr(run, part)
+        if there not in ("", here):
+            raise InvalidArgument(
+                f"{RELATED_TO}.{part}", f"{there[:80]!r}: a run recovers one of its own, {here!r}"
+            )
+    if name == run.run:
+        raise InvalidArgument(f"{RELATED_TO}.name", "a run does not recover itself")
+    return ActionId(run.project, run.domain, name, ROOT_ACTION)
+
+
+def _in_run(action_id: ActionId, run: str) -> ActionId:
+    """The action of the same name in another run of the project and domain."""
+    name = canonical_name(action_id.run, action_id.name)
+    return ActionId(action_id.project, action_id.domain, run, name)
+
+
+def _read(kv: KeyValue | None, wanted: ActionId) -> StoredTaskAction | None:
+    """The action that is meant; what cannot be read counts as missing."""
+    if kv is None:
+        return None
+    try:
+        found = StoredTaskAction.of(kv)
+    except DecodeError as error:
+        _log.warning("recovery_unreadable", run=wanted.run, action=wanted.name, reason=error.reason)
+        return None
+    return found if same_action(found.action_id, wanted) else None
+
+
+def _may_be(found: StoredTaskAction, built: TaskAction) -> bool:
+    """Whether one action's success can be the other's."""
+    if found.phase not in _SUCCESSES or found.spec.kind != built.spec.kind:
+        return False
+    if not built.spec.is_condition:
+        return True
+    try:
+        there, here = conversions.condition_action(found), conversions.condition_action(built)
+        value = conversions.signal_value(found)
+    except DecodeError:
+        return False
+    if there is None or here is None or value is None:
+        return False
+    return bool(there.type == here.type)
+
+
+async def _is_whole(found: StoredTaskAction) -> bool:
+    """Whether the outputs are there, as far as this process can see."""
+    if found.spec.is_condition:
+        return True
+    try:
+        template = conversions.task_template(found)
+    except DecodeError:
+        return False
+    if template is None or not template.interface.outputs.variables:
+        return True
+    uri = found.output_uri
+    return bool(uri) and await _is_file(f"{uri.rstrip('/')}/{_OUTPUTS}")
+
+
+async def _is_file(uri: str) -> bool:
+    """Whether a file exists; one that is not on this machine is taken for there."""
+    path: Path | None = local_path(uri)
+    if path is None:
+        return bool(uri)
+    try:
+        return await in_thread(_FILES_WITHIN, path, is_regular, path)
+    except (OSError, UnusableFile, ValueError) as error:
+        _log.warning("recovery_outputs_unusable", path=str(path), reason=str(error))
+        return False
+
+
+def _annotated(action: TaskAction, noted: dict[str, str]) -> TaskAction:
+    annotations = {**action.metadata.annotations, **noted}
+    metadata = msgspec.structs.replace(action.metadata, annotations=annotations)
+    return msgspec.structs.replace(action, metadata=metadata)

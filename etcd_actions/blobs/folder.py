@@ -1,0 +1,305 @@
+"""Blobs in a folder of this machine, or one that several machines mount.
+
+A key is a path below the folder. No part of it is followed where it is a link: tasks may write
+there, too. What arrives grows in a file of its own, and gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import stat
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import trio
+
+from etcd_actions.blobs.protocol import (
+    Blob,
+    BlobError,
+    BlobExists,
+    BlobInfo,
+    BlobUnusable,
+    check_key,
+)
+from etcd_actions.blobs.spool import BLOCK, Spool, blocks
+from etcd_actions.errors import ConfigError, InvalidArgument
+from etcd_actions.untrusted_files import UnusableFile, local_path, open_regular
+
+T = TypeVar("T")
+
+PARTIAL: Final = ".partial"
+"""The directory of what is not whole yet."""
+
+# What nobody has added to for so many seconds is left over from a process that was killed.
+_LEFT_OVER: Final = 24 * 3600.0
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_THREADS: Final = 16
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
+# A directory that becomes empty is removed, maybe while another blob is about to come into it.
+_TRIES: Final = 20
+
+
+class FolderStore:
+    """See :class:`~etcd_actions.blobs.BlobStore`.
+
+    Args:
+        root: The folder, absolute; it is made if need be, for this user only.
+
+    Raises:
+        ConfigError: It cannot be made, or nothing can be written there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._partial = root / PARTIAL
+        self._threads = trio.CapacityLimiter(_THREADS)
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._partial.mkdir(mode=0o700, exist_ok=True)
+            os.close(os.open(self._partial, _DIRECTORY))
+            self._sweep()
+            trial = self._partial / f"trial-{secrets.token_hex(8)}"
+            trial.touch(mode=0o600)
+            trial.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"the folder {root} cannot be used: {error.strerror or error}: give one that can "
+                "be written"
+            ) from None
+
+    async def put(
+        self,
+        key: str,
+        parts: AsyncIterable[bytes],
+        *,
+        most: int,
+        length: int | None = None,
+        md5: bytes = b"",
+    ) -> BlobInfo:
+        """See :meth:`~etcd_actions.blobs.BlobStore.put`."""
+        names = check_key(key)
+        spool = await self._in_thread(Spool, self._partial / secrets.token_hex(16))
+        try:
+            async with aclosing(blocks(parts, most)) as arriving:
+                async for block in arriving:
+                    await self._in_thread(spool.write, block)
+            spool.check(length, md5)
+            found = await self._in_thread(self._give_name, spool, names)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._in_thread(spool.discard)
+        return BlobInfo(key, found.st_size, found.st_mtime)
+
+    @asynccontextmanager
+    async def read(
+        self, key: str, start: int = 0, length: int | None = None
+    ) -> AsyncIterator[Blob | None]:
+        """See :meth:`~etcd_actions.blobs.BlobStore.read`."""
+        names = check_key(key)
+        # A descriptor that nobody takes would be lost: the opening is not cancelled.
+        with trio.CancelScope(shield=True):
+            descriptor = await self._in_thread(self._open, names)
+        if descriptor is None:
+            yield None
+            return
+        try:
+            found = os.fstat(descriptor)
+            end = found.st_size if length is None else min(found.st_size, start + length)
+            info = BlobInfo(key, found.st_size, found.st_mtime)
+            async with aclosing(self._parts(descriptor, start, end)) as parts:
+                yield Blob(info, parts)
+        finally:
+            os.close(descriptor)
+
+    async def stat(self, key: str) -> BlobInfo | None:
+        """See :meth:`~etcd_actions.blobs.BlobStore.stat`."""
+        found = await self._in_thread(self._stat, check_key(key))
+        return None if found is None else BlobInfo(key, found.st_size, found.st_mtime)
+
+    async def delete(self, key: str) -> bool:
+        """See :meth:`~etcd_actions.blobs.BlobStore.delete`."""
+        return await self._in_thread(self._delete, check_key(key))
+
+    async def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
+        """See :meth:`~etcd_actions.blobs.BlobStore.below`."""
+        waiting = [check_key(prefix)]
+        while waiting:
+            names = waiting.pop()
+            files, directories = await self._in_thread(self._list, names)
+            for each in files:
+                yield each
+            waiting += [(*names, name) for name in reversed(directories)]
+
+    def native_url(self, key: str) -> str:
+        """See :meth:`~etcd_actions.blobs.BlobStore.native_url`: an absolute path."""
+        check_key(key)
+        return f"{self.root}/{key}"
+
+    def key_of(self, url: str) -> str | None:
+        """See :meth:`~etcd_actions.blobs.BlobStore.key_of`."""
+        path = local_path(url)
+        if path is None or "\0" in url:
+            return None
+        # A Path forgets doubled slashes and dots; ".." it keeps, and a key has none.
+        below = str(path).removeprefix(f"{self.root}/")
+        if below == str(path):
+            return None
+        try:
+            check_key(below)
+        except InvalidArgument:
+            return None
+        return below
+
+    async def signed_url(
+        self, method: Literal["GET", "PUT"], key: str, *, expires_in: int, md5: bytes = b""
+    ) -> str | None:
+        """See :meth:`~etcd_actions.blobs.BlobStore.signed_url`: a folder has none."""
+        await trio.lowlevel.checkpoint()
+        return None
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+        try:
+            return await trio.to_thread.run_sync(partial(function, *args), limiter=self._threads)
+        except UnusableFile as error:
+            raise BlobUnusable(str(error)) from error
+        except OSError as error:
+            raise BlobError(f"the blob store did not do it: {error}") from error
+
+    async def _parts(self, descriptor: int, start: int, end: int) -> AsyncGenerator[bytes]:
+        while start < end:
+            size = min(BLOCK, end - start)
+            part = await self._in_thread(os.pread, descriptor, size, start)
+            if not part:
+                raise BlobError("the blob was cut while it was read")
+            start += len(part)
+            yield part
+
+    @contextmanager
+    def _directory(self, names: tuple[str, ...], *, make: bool = False) -> Iterator[int]:
+        """A descriptor of a directory, reached without following a link."""
+        opened = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in names:
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=opened)
+                        os.fsync(opened)
+                below = os.open(name, _DIRECTORY, dir_fd=opened)
+                os.close(opened)
+                opened = below
+            yield opened
+        finally:
+            os.close(opened)
+
+    def _give_name(self, spool: Spool, names: tuple[str, ...]) -> os.stat_result:
+        spool.sync()
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with self._directory(names[:-1], make=True) as directory:
+                    return self._link(spool, names[-1], directory)
+            except FileNotFoundError:
+                if not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def _link(self, spool: Spool, name: str, directory: int) -> os.stat_result:
+        try:
+            os.link(spool.path, name, dst_dir_fd=directory, follow_symlinks=False)
+        except FileExistsError:
+            self._check_same(spool, name, directory)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._move(spool, name, directory)
+        os.fsync(directory)
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+    def _move(self, spool: Spool, name: str, directory: int) -> None:
+        """The same in a file system without links: one at a time, since it would replace."""
+        descriptor = os.open(self._partial, _DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                self._check_same(spool, name, directory)
+            except FileNotFoundError:
+                os.replace(spool.path, name, dst_dir_fd=directory)
+        finally:
+            os.close(descriptor)
+
+    def _check_same(self, spool: Spool, name: str, directory: int) -> None:
+        descriptor = open_regular(name, dir_fd=directory)
+        try:
+            is_same = os.fstat(descriptor).st_size == spool.size
+            if is_same:
+                digest = hashlib.md5(usedforsecurity=False)
+                while part := os.read(descriptor, BLOCK):
+                    digest.update(part)
+                is_same = digest.digest() == spool.md5
+        finally:
+            os.close(descriptor)
+        if not is_same:
+            raise BlobExists("the key has another content already: choose another name")
+
+    def _open(self, names: tuple[str, ...]) -> int | None:
+        try:
+            with self._directory(names[:-1]) as directory:
+                return open_regular(names[-1], dir_fd=directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _stat(self, names: tuple[str, ...]) -> os.stat_result | None:
+        try:
+            with self._directory(names[:-1]) as directory:
+                found = os.stat(names[-1], dir_fd=directory, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found if stat.S_ISREG(found.st_mode) else None
+
+    def _delete(self, names: tuple[str, ...]) -> bool:
+        try:
+            with self._directory(names[:-1]) as directory:
+                os.unlink(names[-1], dir_fd=directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        for count in range(len(names) - 1, 0, -1):
+            try:
+                with self._directory(names[: count - 1]) as directory:
+                    os.rmdir(names[count - 1], dir_fd=directory)
+            except OSError:
+                # It has other blobs.
+                break
+        return True
+
+    def _list(self, names: tuple[str, ...]) -> tuple[list[BlobInfo], list[str]]:
+        files: list[BlobInfo] = []
+        directories: list[str] = []
+        try:
+            with self._directory(names) as directory, os.scandir(directory) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    try:
+                        found = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    if stat.S_ISDIR(found.st_mode):
+                        directories.append(entry.name)
+                    elif stat.S_ISREG(found.st_mode):
+                        key = "/".join((*names, entry.name))
+                        files.append(BlobInfo(key, found.st_size, found.st_mtime))
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        return files, directories
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left."""
+        for path in self._partial.iterdir():
+            with suppress(FileNotFoundError, IsADirectoryError):
+                if path.lstat().st_mtime < time.time() - _LEFT_OVER:
+                    path.unlink()

@@ -1,0 +1,261 @@
+"""Blobs in an object store that fsspec knows, such as ``s3://bucket/prefix``.
+
+What arrives grows in a temporary file here, and is handed over when it is whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import trio
+
+from etcd_actions.blobs.protocol import Blob, BlobError, BlobExists, BlobInfo, check_key
+from etcd_actions.blobs.spool import Spool, blocks
+from etcd_actions.errors import ConfigError, InvalidArgument
+
+T = TypeVar("T")
+
+_THREADS: Final = 32
+_BLOCK: Final = 4 << 20
+"""Bytes of one request."""
+# What Flyte puts between a bucket and the path of outputs, to spread them.
+_SHARD: Final = re.compile(r"@[a-z0-9]{2}")
+_LONGEST_REASON: Final = 500
+
+
+class ObjectStore:
+    """See :class:`~etcd_actions.blobs.BlobStore`.
+
+    Outputs of actions are not quite below the prefix: Flyte's rule puts two characters between the
+    bucket and the rest, ``s3://bucket/x7/prefix/runs/…``. Their keys begin with ``@x7/``.
+
+    Args:
+        url: Where, with or without a prefix.
+
+    Raises:
+        ConfigError: fsspec, or what it needs for such a URL, is not installed, or refuses the URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            from fsspec.core import url_to_fs  # noqa: PLC0415 (an extra)
+        except ModuleNotFoundError:
+            raise ConfigError(
+                f"{url} needs fsspec: pip install etcd-actions[blobs], and what fsspec needs for "
+                "such a URL, s3fs for s3://"
+            ) from None
+        try:
+            self._files, root = url_to_fs(url)
+        except (ImportError, ValueError, OSError) as error:
+            raise ConfigError(f"{url} cannot be used: {error}") from None
+        self._url = url.rstrip("/")
+        scheme, _, rest = self._url.partition("://")
+        self._scheme = scheme.lower()
+        bucket, _, self._prefix = rest.partition("/")
+        self._bucket_url = f"{scheme}://{bucket}"
+        # Some file systems have no buckets: the first part of a path is one to us.
+        self._root = str(root).rstrip("/")
+        self._bucket = self._root.removesuffix(self._prefix).rstrip("/") if self._prefix else ""
+        self._threads = trio.CapacityLimiter(_THREADS)
+
+    async def put(
+        self,
+        key: str,
+        parts: AsyncIterable[bytes],
+        *,
+        most: int,
+        length: int | None = None,
+        md5: bytes = b"",
+    ) -> BlobInfo:
+        """See :meth:`~etcd_actions.blobs.BlobStore.put`."""
+        path = self._path(key)
+        name = Path(tempfile.gettempdir()) / f"etcd-actions-{secrets.token_hex(16)}"
+        spool = await self._in_thread(Spool, name)
+        try:
+            async with aclosing(blocks(parts, most)) as arriving:
+                async for block in arriving:
+                    await self._in_thread(spool.write, block)
+            spool.check(length, md5)
+            await self._in_thread(self._hand_over, spool, path)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._in_thread(spool.discard)
+        return BlobInfo(key, spool.size, 0.0)
+
+    @asynccontextmanager
+    async def read(
+        self, key: str, start: int = 0, length: int | None = None
+    ) -> AsyncIterator[Blob | None]:
+        """See :meth:`~etcd_actions.blobs.BlobStore.read`."""
+        info = await self.stat(key)
+        if info is None:
+            yield None
+            return
+        end = info.size if length is None else min(info.size, start + length)
+        async with aclosing(self._parts(self._path(key), start, end)) as parts:
+            yield Blob(info, parts)
+
+    async def stat(self, key: str) -> BlobInfo | None:
+        """See :meth:`~etcd_actions.blobs.BlobStore.stat`."""
+        found = await self._in_thread(self._info, self._path(key))
+        return None if found is None else _info(key, found)
+
+    async def delete(self, key: str) -> bool:
+        """See :meth:`~etcd_actions.blobs.BlobStore.delete`."""
+        return await self._in_thread(self._delete, self._path(key))
+
+    async def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
+        """See :meth:`~etcd_actions.blobs.BlobStore.below`."""
+        path = self._path(prefix)
+        for name, found in await self._in_thread(self._find, path):
+            yield _info(f"{prefix}/{name[len(path) :].lstrip('/')}", found)
+
+    def native_url(self, key: str) -> str:
+        """See :meth:`~etcd_actions.blobs.BlobStore.native_url`."""
+        shard, rest = _parse(key)
+        if not shard:
+            return f"{self._url}/{rest}"
+        return "/".join(each for each in (self._bucket_url, shard, self._prefix, rest) if each)
+
+    def key_of(self, url: str) -> str | None:
+        """See :meth:`~etcd_actions.blobs.BlobStore.key_of`."""
+        key = ""
+        if url.startswith(f"{self._url}/"):
+            key = url[len(self._url) + 1 :]
+        elif self._prefix and url.startswith(f"{self._bucket_url}/"):
+            shard, _, rest = url[len(self._bucket_url) + 1 :].partition("/")
+            if rest.startswith(f"{self._prefix}/"):
+                key = f"@{shard}/{rest[len(self._prefix) + 1 :]}"
+        try:
+            _parse(key)
+        except InvalidArgument:
+            return None
+        return key
+
+    async def signed_url(
+        self, method: Literal["GET", "PUT"], key: str, *, expires_in: int, md5: bytes = b""
+    ) -> str | None:
+        """See :meth:`~etcd_actions.blobs.BlobStore.signed_url`.
+
+        What is put at such a URL of S3 has to have the digest, and replaces what was there.
+        """
+        extra: dict[str, Any] = {}
+        if method == "PUT":
+            if self._scheme not in ("s3", "s3a") or not md5:
+                return None
+            extra = {
+                "client_method": "put_object",
+                "ContentMD5": base64.b64encode(md5).decode(),
+            }
+
+        def sign(path: str) -> str | None:
+            try:
+                return str(self._files.sign(path, expiration=expires_in, **extra))
+            except NotImplementedError:
+                return None
+
+        return await self._in_thread(sign, self._path(key))
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+        """Ask the store; what its client raises is any exception at all.
+
+        A request that is under way cannot be taken back, so it is waited for.
+        """
+        try:
+            return await trio.to_thread.run_sync(partial(function, *args), limiter=self._threads)
+        except BlobError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+            raise BlobError(f"the blob store did not do it: {reason}") from error
+
+    def _path(self, key: str) -> str:
+        shard, rest = _parse(key)
+        if not shard:
+            return f"{self._root}/{rest}"
+        return "/".join(each for each in (self._bucket, shard, self._prefix, rest) if each)
+
+    async def _parts(self, path: str, start: int, end: int) -> AsyncGenerator[bytes]:
+        while start < end:
+            upto = min(start + _BLOCK, end)
+            part = await self._in_thread(partial(self._files.cat_file, start=start, end=upto), path)
+            if len(part) != upto - start:
+                raise BlobError("the blob was cut while it was read")
+            start = upto
+            yield part
+
+    def _info(self, path: str) -> dict[str, Any] | None:
+        # What is remembered of a listing may be old.
+        self._files.invalidate_cache()
+        try:
+            found: dict[str, Any] = self._files.info(path)
+        except FileNotFoundError:
+            return None
+        return found if found.get("type") == "file" else None
+
+    def _hand_over(self, spool: Spool, path: str) -> None:
+        try:
+            self._files.put_file(str(spool.path), path, mode="create")
+        except FileExistsError:
+            found = self._info(path)
+            if found is None or found["size"] != spool.size or self._md5(path) != spool.md5:
+                raise BlobExists(
+                    "the key has another content already: choose another name"
+                ) from None
+
+    def _md5(self, path: str) -> bytes:
+        digest = hashlib.md5(usedforsecurity=False)
+        with self._files.open(path, "rb") as file:
+            while part := file.read(_BLOCK):
+                digest.update(part)
+        return digest.digest()
+
+    def _delete(self, path: str) -> bool:
+        if self._info(path) is None:
+            return False
+        try:
+            self._files.rm_file(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _find(self, path: str) -> list[tuple[str, dict[str, Any]]]:
+        self._files.invalidate_cache()
+        found: dict[str, dict[str, Any]] = self._files.find(path, detail=True)
+        return sorted(
+            (name, info)
+            for name, info in found.items()
+            # A store without folders finds what begins with the same letters, too.
+            if name.startswith(f"{path}/") and info.get("type") == "file"
+        )
+
+
+def _parse(key: str) -> tuple[str, str]:
+    """The characters that spread outputs, or none, and the rest of a key."""
+    parts = check_key(key)
+    if not key.startswith("@"):
+        return "", key
+    if not _SHARD.fullmatch(parts[0]) or len(parts) == 1:
+        raise InvalidArgument("key", "what begins with @ has two characters, and more below that")
+    return parts[0][1:], "/".join(parts[1:])
+
+
+def _info(key: str, found: dict[str, Any]) -> BlobInfo:
+    modified = next(
+        (
+            found[name].timestamp()
+            for name in ("LastModified", "last_modified", "mtime", "created")
+            if hasattr(found.get(name), "timestamp")
+        ),
+        0.0,
+    )
+    return BlobInfo(key, int(found["size"]), modified)

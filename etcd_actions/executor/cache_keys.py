@@ -1,0 +1,141 @@
+"""Which call an action is, for the cache: by task, version, interface and inputs.
+
+Children bring their key: the SDK makes it in the parent. Of a root the SDK leaves that to the
+service, so it is made here, from the same parts, though not to the same key: an input that has a
+hash of its own counts by that, and those that the task ignores do not count.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from flyteidl2.core.interface_pb2 import TypedInterface
+from flyteidl2.task.common_pb2 import Inputs
+from google.protobuf.message import DecodeError as BadMessage
+
+from etcd_actions.catalog import scope_of
+from etcd_actions.errors import InvalidArgument
+from etcd_actions.model import ANNOTATION_OVERWRITE_CACHE, Keyspace, TaskAction
+from etcd_actions.model.durations import limit_of
+from etcd_actions.untrusted_files import UnusableFile, in_thread, local_path, read_regular
+
+if TYPE_CHECKING:
+    from flyteidl2.core.literals_pb2 import Literal
+    from flyteidl2.core.tasks_pb2 import TaskTemplate
+
+_MOST_OF_INPUTS: Final = 64 * 1024 * 1024
+_READ_WITHIN: Final = 10.0
+
+
+class Call(NamedTuple):
+    """A call whose result is cached.
+
+    Attributes:
+        cache_key: Tells it from other calls.
+        entry: The key of its result in etcd.
+        reservation: The key of who makes the result.
+        overwrites: Whether its run replaces results instead of using them.
+        serialized: Whether one action at a time makes the result, and others wait for it.
+        max_age: Seconds after which a result is not used any more; None for no limit.
+    """
+
+    cache_key: str
+    entry: bytes
+    reservation: bytes
+    overwrites: bool
+    serialized: bool
+    max_age: float | None
+
+
+async def call_of(keys: Keyspace, action: TaskAction, template: TaskTemplate) -> Call | None:
+    """Say which call an action is; None where its task is not cached.
+
+    Raises:
+        InvalidArgument: The template has an age that is none, or its inputs cannot be read.
+        UnusableFile: The inputs are no regular file, or do not answer.
+        OSError: There are no inputs.
+    """
+    metadata = template.metadata
+    if not metadata.discoverable:
+        return None
+    cache_key = action.spec.cache_key or await _key_of_root(action, template)
+    scope = scope_of(keys, action)
+    return Call(
+        cache_key,
+        scope.entry(cache_key),
+        scope.reservation(cache_key),
+        action.metadata.annotations.get(ANNOTATION_OVERWRITE_CACHE) == "true",
+        metadata.cache_serializable,
+        limit_of(metadata.cache_max_age, "spec.taskTemplate.metadata.cacheMaxAge"),
+    )
+
+
+async def _key_of_root(action: TaskAction, template: TaskTemplate) -> str:
+    path = local_path(action.spec.input_uri)
+    if path is None:
+        raise InvalidArgument(
+            "spec.inputUri", f"{action.spec.input_uri[:200]!r} is not on this machine"
+        )
+
+    def read() -> bytes:
+        return read_regular(path, limit=_MOST_OF_INPUTS)
+
+    try:
+        inputs = Inputs.FromString(await in_thread(_READ_WITHIN, path, read))
+    except BadMessage as error:
+        raise UnusableFile(f"{path} is no Inputs: {error}") from None
+    return cache_key(template, inputs)
+
+
+def cache_key(template: TaskTemplate, inputs: Inputs) -> str:
+    """The cache key of a call of a task.
+
+    Args:
+        template: The task's.
+        inputs: What it is called with.
+    """
+    ignored = set(template.metadata.cache_ignore_input_vars)
+    by_name = {each.name: each.value for each in inputs.literals if each.name not in ignored}
+    parts = [
+        template.id.name.encode(),
+        template.metadata.discovery_version.encode(),
+        _interface(template.interface),
+    ]
+    for name, value in sorted(by_name.items()):
+        parts += [name.encode(), _bytes_of(value)]
+    return base64.b64encode(hashlib.sha256(_framed(parts)).digest()).decode()
+
+
+def _framed(parts: Iterable[bytes]) -> bytes:
+    """Parts in one, so that no other parts give the same."""
+    return b"".join(b"%d:%b" % (len(part), part) for part in parts)
+
+
+def _interface(interface: TypedInterface) -> bytes:
+    """The bytes of an interface, whatever order its variables are in."""
+    ordered = TypedInterface()
+    ordered.CopyFrom(interface)
+    for variables in (ordered.inputs.variables, ordered.outputs.variables):
+        variables.sort(key=lambda entry: entry.key)
+    data: bytes = ordered.SerializeToString(deterministic=True)
+    return data
+
+
+def _bytes_of(literal: Literal) -> bytes:
+    """What tells one literal from another; a hash of its own stands for it, at any depth."""
+    if literal.hash:
+        own: bytes = literal.hash.encode()
+        return b"h" + own
+    kind = literal.WhichOneof("value")
+    if kind == "collection":
+        return b"c" + _framed(map(_bytes_of, literal.collection.literals))
+    if kind == "map":
+        entries = sorted(literal.map.literals.items())
+        return b"m" + _framed(
+            part for key, each in entries for part in (key.encode(), _bytes_of(each))
+        )
+    value: bytes = literal.SerializeToString(deterministic=True)
+    return b"v" + value

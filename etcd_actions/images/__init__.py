@@ -1,0 +1,47 @@
+"""Images of tasks as the SDK defines them, and what of them can be had without containers.
+
+The SDK describes an image by layers, and asks by its name whether it was built. Here nothing is
+built into an image: what a layer installs goes into a virtual environment of the local executor.
+"""
+
+from etcd_actions.images.builds import (
+    Executing,
+    ImageBuilds,
+    build_task_spec,
+    is_build,
+)
+from etcd_actions.images.definition import (
+    Definition,
+    IndexOptions,
+    Packages,
+    Project,
+    Requirements,
+    Step,
+    Wheels,
+    parse_image,
+)
+from etcd_actions.images.honoured import Problem, refusal, what_is_lacking
+from etcd_actions.images.reference import ImageReference, parse_reference
+from etcd_actions.images.stored import Images, StoredImage
+
+__all__ = [
+    "Definition",
+    "Executing",
+    "ImageBuilds",
+    "ImageReference",
+    "Images",
+    "IndexOptions",
+    "Packages",
+    "Problem",
+    "Project",
+    "Requirements",
+    "Step",
+    "StoredImage",
+    "Wheels",
+    "build_task_spec",
+    "is_build",
+    "parse_image",
+    "parse_reference",
+    "refusal",
+    "what_is_lacking",
+]

@@ -1,0 +1,238 @@
+"""Deploys tasks, and reads them.
+
+A version that stands there with the same spec is refused: Flyte's SDK skips it. With another spec
+it is replaced, as Flyte's own service does it. The time of its first deployment stays, so a version
+that is deployed again does not become the latest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+from flyteidl2.task.task_definition_pb2 import TaskSpec
+from google.protobuf.message import DecodeError as UnreadableMessage
+
+from etcd_actions.containment import Containment
+from etcd_actions.errors import AlreadyExists, DecodeError, NotFound
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Etcd,
+    Get,
+    KeyRange,
+    KeyValue,
+    Put,
+    RangeResult,
+    Txn,
+)
+from etcd_actions.model import Keyspace
+from etcd_actions.quoting import quoted
+from etcd_actions.registry.index import TaskIndex, TaskNameKey, open_task_index
+from etcd_actions.registry.record import TaskId, TaskRecord, decode, encode, task_key
+from etcd_actions.store import Store
+from etcd_actions.watch import ReflectorSettings
+
+if TYPE_CHECKING:
+    from flyteidl2.task.task_definition_pb2 import TaskIdentifier
+
+_LATEST_LEFT: Final = 3
+"""Tries to read the latest version, where it is deleted after the index named it."""
+
+_log = structlog.get_logger(__name__)
+
+
+def task_id_of(identifier: TaskIdentifier) -> TaskId:
+    """The version of a task that Flyte's message names; the organisation does not count."""
+    return TaskId(identifier.project, identifier.domain, identifier.name, identifier.version)
+
+
+class Registry:
+    """Made by :func:`open_registry`.
+
+    Attributes:
+        index: All deployed tasks.
+    """
+
+    def __init__(
+        self, store: Store, keys: Keyspace, index: TaskIndex, now: Callable[[], datetime]
+    ) -> None:
+        self.index = index
+        self._store = store
+        self._prefix = keys.tasks
+        self._now = now
+        self._built_in: dict[TaskId, TaskRecord] = {}
+
+    def build_in(self, spec: TaskSpec) -> None:
+        """Have a version of a task without anybody deploying it; it is not in etcd.
+
+        It counts before what is deployed under its name and version.
+        """
+        named = spec.task_template.id
+        task = TaskId(named.project, named.domain, named.name, named.version)
+        record = self._record(task, spec, "", "", None)
+        self._built_in[task] = record
+        self.index.build_in(record)
+
+    async def deploy(
+        self, task: TaskId, spec: TaskSpec, *, org: str = "", deployed_by: str = ""
+    ) -> None:
+        """Write a version of a task; on return lists have it.
+
+        Cancelled, it may have been written: the same again is then refused, which is as good.
+
+        Raises:
+            InvalidArgument: A part of the name is missing, or too long.
+            AlreadyExists: The version stands there with the same spec.
+            DecodeError: What stands there cannot be read, so it is not replaced.
+            EtcdError: etcd did not do it.
+        """
+        task.check()
+        key = task_key(self._prefix, task)
+        before: KeyValue | None = None
+        while True:
+            record = self._record(task, spec, org, deployed_by, before)
+            expected = 0 if before is None else before.mod_revision
+            unchanged = Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, expected)
+            result = await self._store.txn(
+                Txn([unchanged], [Put(key, encode(record))], [Get(KeyRange.of_key(key))])
+            )
+            if result.succeeded:
+                break
+            found = result.responses[0]
+            assert isinstance(found, RangeResult)
+            before = found.kvs[0] if found.kvs else None
+        if before is not None:
+            _log.warning("task_replaced", task=str(task))
+        if not await self.index.wait_for(result.revision):
+            _log.warning("task_index_behind", revision=result.revision)
+
+    async def get(self, task: TaskId) -> TaskRecord:
+        """A version of a task; without a version the one that was deployed last.
+
+        Raises:
+            NotFound: There is none.
+            DecodeError: It cannot be read.
+            EtcdError: etcd could not be asked.
+        """
+        if (built_in := self._built_in.get(task)) is not None:
+            await trio.lowlevel.checkpoint()
+            return built_in
+        if task.version:
+            found = await self._read(task)
+        else:
+            found = await self._read_latest(TaskNameKey(task.project, task.domain, task.name))
+        if found is None:
+            wanted = task if task.version else quoted_name(task)
+            raise NotFound(f"there is no deployed task {wanted}: deploy it, or look at the list")
+        return found
+
+    async def task_spec(self, task: TaskId) -> TaskSpec:
+        """The spec of a version of a task; without a version of the one that was deployed last.
+
+        Raises:
+            NotFound: There is none.
+            DecodeError: It cannot be read.
+            EtcdError: etcd could not be asked.
+        """
+        return spec_of(await self.get(task))
+
+    async def _read(self, task: TaskId) -> TaskRecord | None:
+        key = task_key(self._prefix, task)
+        kv = await self._store.get(key)
+        return None if kv is None else decode(self._prefix, key, kv.value)
+
+    async def _read_latest(self, task: TaskNameKey) -> TaskRecord | None:
+        await self.index.ready()
+        for _ in range(_LATEST_LEFT):
+            latest = self.index.latest(task)
+            if latest is None:
+                return None
+            found = self._built_in.get(latest.id) or await self._read(latest.id)
+            if found is not None:
+                return found
+        return None
+
+    def _record(
+        self, task: TaskId, spec: TaskSpec, org: str, deployed_by: str, before: KeyValue | None
+    ) -> TaskRecord:
+        """What is to be written.
+
+        Raises:
+            AlreadyExists: It is what stands there.
+            DecodeError: What stands there cannot be read.
+        """
+        now = deployed = self._now()
+        if before is not None:
+            stands = decode(self._prefix, before.key, before.value)
+            if spec_of(stands) == spec:
+                raise AlreadyExists(f"this very task is deployed already: {task}")
+            deployed = stands.deployed
+        template = spec.task_template
+        return TaskRecord(
+            org=org,
+            project=task.project,
+            domain=task.domain,
+            name=task.name,
+            version=task.version,
+            deployed=deployed,
+            updated=now,
+            deployed_by=deployed_by,
+            short_name=spec.short_name,
+            environment=spec.environment.name,
+            environment_description=spec.environment.description,
+            description=spec.documentation.short_description,
+            task_type=template.type,
+            is_entrypoint=template.metadata.is_entrypoint,
+            spec=spec.SerializeToString(deterministic=True),
+        )
+
+
+def spec_of(record: TaskRecord) -> TaskSpec:
+    """Read the spec of a record.
+
+    Raises:
+        DecodeError: It is none.
+    """
+    try:
+        return TaskSpec.FromString(record.spec)
+    except UnreadableMessage as error:
+        raise DecodeError(f"the spec of {record.id}: {error}") from None
+
+
+def quoted_name(task: TaskId) -> str:
+    """A task of whatever version, for messages."""
+    return f"{quoted(task.name)} of {task.place}"
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def open_registry(
+    etcd: Etcd,
+    store: Store,
+    keys: Keyspace,
+    *,
+    now: Callable[[], datetime] = _utc_now,
+    settings: ReflectorSettings | None = None,
+    containment: Containment | None = None,
+) -> AsyncIterator[Registry]:
+    """Keep the deployed tasks below a prefix, for as long as the context lasts.
+
+    Args:
+        etcd: The connection; it must live longer.
+        store: Reads and writes.
+        keys: Where the tasks are.
+        now: The time that is written down.
+        settings: How the keys are watched.
+        containment: The boundaries of the process.
+    """
+    async with open_task_index(etcd, keys, settings=settings, containment=containment) as index:
+        yield Registry(store, keys, index, now)

@@ -1,0 +1,366 @@
+"""Creates runs: the root and the record of what was asked for, in one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import string
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import msgspec
+from flyteidl2.actions.actions_service_pb2 import Action
+from flyteidl2.common.run_pb2 import RELATION_TYPE_RECOVER
+from flyteidl2.task.run_pb2 import RunSpec
+from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
+
+from etcd_actions.actions import validation
+from etcd_actions.actions.recovery import RELATED_TO, source_of
+from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.client import ActionsClient
+from etcd_actions.errors import AlreadyExists, InvalidArgument, NameTaken, NotFound, NotServed
+from etcd_actions.etcd.api import Put
+from etcd_actions.images import ImageBuilds, is_build
+from etcd_actions.model import ROOT_ACTION, ActionId
+from etcd_actions.model import flyte as conversions
+from etcd_actions.runs.reading import RunReader
+from etcd_actions.runs.record import RunRecord, TaskName, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flyteidl2.common.run_pb2 import OffloadedInputData
+    from flyteidl2.task.common_pb2 import Inputs
+    from flyteidl2.workflow.run_service_pb2 import CreateRunRequest
+
+_ALPHABET: Final = string.ascii_lowercase + string.digits
+_MOST_TRIES: Final = 5
+
+
+class Deployed(Protocol):
+    """The deployed tasks."""
+
+    async def task_spec(self, task_id: TaskIdentifier) -> TaskSpec:
+        """The specification of a task; without a version, that of the latest one.
+
+        Raises:
+            NotFound: There is no such task, or no such version of it.
+        """
+        ...
+
+
+class RunData(Protocol):
+    """Where runs keep their inputs and outputs."""
+
+    def outputs_of(self, run: ActionId) -> str:
+        """What the outputs of a run are below, unless it says otherwise: a path or a URL.
+
+        Raises:
+            EtcdActionsError: There is no such place.
+        """
+        ...
+
+    async def keep_inputs(
+        self, run: ActionId, inputs: Inputs, spec: TaskSpec
+    ) -> OffloadedInputData:
+        """Keep inputs, durably, and never over those of another run; say where, and their hash.
+
+        Raises:
+            EtcdActionsError: They were not kept.
+        """
+        ...
+
+
+class Created(NamedTuple):
+    """What came of a request.
+
+    Attributes:
+        action: The root; None where it has expired since the same request created it.
+        record: What was asked for; None where somebody else enqueued the same root.
+        created: Whether this request did it; False where the same one had.
+    """
+
+    action: StoredTaskAction | None
+    record: RunRecord | None
+    created: bool
+
+
+class RunCreator:
+    """Creates runs.
+
+    Args:
+        client: Who enqueues.
+        data: Where runs keep their data; None refuses runs that need a place for it.
+        deployed: The deployed tasks; None refuses runs of these.
+        builds: Says what to run where the build of an image is asked for; None refuses it.
+        clock: The time, aware.
+    """
+
+    def __init__(
+        self,
+        client: ActionsClient,
+        data: RunData | None,
+        deployed: Deployed | None,
+        *,
+        builds: ImageBuilds | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._client = client
+        self._reader = RunReader(client)
+        self._data = data
+        self._deployed = deployed
+        self._builds = builds
+        self._clock = clock
+
+    async def create(self, request: CreateRunRequest, subject: str = "") -> Created:
+        """Create a run; the same request again for the same name is answered as before.
+
+        A request without a name gets one, and is another run each time.
+
+        Args:
+            request: Flyte's message.
+            subject: Who asks, empty where nobody knows.
+
+        Raises:
+            InvalidArgument: A field is missing or unusable.
+            AlreadyExists: The name is taken.
+            NotFound: There is no such deployed task, or no such run to recover.
+            NotServed: It needs what this service does not have.
+            EtcdError: etcd did not do it. Cancelled or cut off, the run may have been created:
+                the same request for the same name is safe.
+        """
+        kind = request.WhichOneof("id")
+        if kind is None:
+            raise InvalidArgument("run_id", "it is not set: give it, or project_id")
+        if kind == "run_id":
+            named = request.run_id
+            run = ActionId(named.project, named.domain, named.name, ROOT_ACTION, named.org)
+            _check(run, "run_id")
+            digest = _digest(request)
+            if (before := await self._before(run, digest)) is not None:
+                return before
+            return await self._create(run, request, digest, subject)
+        project = request.project_id
+        for tries in range(1, _MOST_TRIES + 1):
+            run = ActionId(
+                project.name, project.domain, make_name(), ROOT_ACTION, project.organization
+            )
+            _check(run, "project_id")
+            try:
+                return await self._create(run, request, "", subject)
+            except AlreadyExists:
+                if tries == _MOST_TRIES:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _before(self, run: ActionId, digest: str) -> Created | None:
+        """What the same request made before; None where the name is free, as it seems."""
+        try:
+            found = await self._reader.run(run)
+        except NotFound:
+            # Another project's run may have the name: that is found out when it is created.
+            return None
+        if found.record is None:
+            # Somebody else enqueued it; whether that was the same, the enqueue tells.
+            return None
+        if found.record.request_digest != digest:
+            raise AlreadyExists(f"run {run.run} exists already: give another name")
+        return Created(found.action, found.record, created=False)
+
+    async def _create(
+        self, run: ActionId, request: CreateRunRequest, digest: str, subject: str
+    ) -> Created:
+        spec = await self._task(request)
+        if is_build(spec):
+            spec = await self._build(request)
+        run_spec = RunSpec()
+        run_spec.CopyFrom(request.run_spec)
+        if request.HasField("run_start_time"):
+            run_spec.run_start_time.CopyFrom(request.run_start_time)
+        await self._check_source(run, run_spec)
+        output_base = self._output_base(run, run_spec)
+        inputs = await self._inputs(run, request, spec)
+        record = _record(run, request, run_spec, spec, self._clock())
+        record = msgspec.structs.replace(
+            record,
+            request_digest=digest,
+            creator=subject,
+            input_uri=inputs.uri,
+            inputs_hash=inputs.inputs_hash,
+            output_base=output_base,
+        )
+        action = _root(run, spec, inputs.uri, output_base, subject)
+        keys = self._client.keys
+        beside = (
+            Put(keys.run_record(run), encode(record)),
+            Put(keys.run_task(run), spec.SerializeToString(deterministic=True)),
+        )
+        with _fields_of_the_request(request):
+            try:
+                enqueued = await self._client.enqueue(action, run_spec, beside=beside)
+            except (AlreadyExists, NameTaken):
+                # Who was faster may have asked for the same.
+                before = await self._before(run, digest) if digest else None
+                if before is None:
+                    raise AlreadyExists(f"the name {run.run} is taken: give another name") from None
+                return before
+        if enqueued.created:
+            return Created(enqueued.action, record, created=True)
+        found = await self._reader.run(run)
+        return Created(enqueued.action, found.record, created=False)
+
+    async def _check_source(self, run: ActionId, run_spec: RunSpec) -> None:
+        """Refuse to recover what is not known. Of what has expired nothing is taken over."""
+        if run_spec.relation.relation_type != RELATION_TYPE_RECOVER:
+            return
+        source = source_of(run, run_spec.relation.related_to)
+        try:
+            await self._reader.run(source)
+        except NotFound:
+            raise NotFound(
+                f"{RELATED_TO}: there is no run {source.run} in {run.project}/{run.domain}"
+            ) from None
+
+    async def _task(self, request: CreateRunRequest) -> TaskSpec:
+        kind = request.WhichOneof("task")
+        if kind == "trigger_name":
+            raise NotServed("trigger_name: there are no triggers: give task_spec or task_id")
+        if kind == "task_id":
+            if self._deployed is None:
+                raise NotServed("task_id: no deployed tasks are served: give task_spec")
+            return await self._deployed.task_spec(request.task_id)
+        if kind is None or not request.task_spec.HasField("task_template"):
+            raise InvalidArgument("task_spec.task_template", "it is not set: say what to run")
+        return request.task_spec
+
+    async def _build(self, request: CreateRunRequest) -> TaskSpec:
+        """What is run for the build of an image, once its definition is checked and kept."""
+        if self._builds is None:
+            raise NotServed("task: no images are built here (--images off, or no --executor local)")
+        if request.WhichOneof("input_wrapper") == "offloaded_input_data":
+            return await self._builds.task_spec_at(request.offloaded_input_data.uri)
+        return await self._builds.task_spec(request.inputs)
+
+    def _output_base(self, run: ActionId, run_spec: RunSpec) -> str:
+        base = run_spec.run_base_dir or run_spec.raw_data_storage.raw_data_prefix
+        if not base:
+            return self._require_data("run_spec.run_base_dir").outputs_of(run)
+        return f"{base.rstrip('/')}/{run.project}/{run.domain}/{run.run}"
+
+    async def _inputs(
+        self, run: ActionId, request: CreateRunRequest, spec: TaskSpec
+    ) -> OffloadedInputData:
+        """Where the inputs are, and their hash; inline ones are kept first."""
+        if request.WhichOneof("input_wrapper") == "offloaded_input_data":
+            if not request.offloaded_input_data.uri:
+                raise InvalidArgument("offloaded_input_data.uri", "it is empty")
+            return request.offloaded_input_data
+        return await self._require_data("inputs").keep_inputs(run, request.inputs, spec)
+
+    def _require_data(self, field: str) -> RunData:
+        if self._data is None:
+            raise NotServed(f"{field}: this service has no place for data of runs (--blob-dir)")
+        return self._data
+
+
+def make_name() -> str:
+    """A name for a run, of the form that Flyte's own are of."""
+    return "r" + "".join(secrets.choice(_ALPHABET) for _ in range(19))
+
+
+def _record(
+    run: ActionId, request: CreateRunRequest, run_spec: RunSpec, spec: TaskSpec, now: datetime
+) -> RunRecord:
+    template = spec.task_template
+    recovered_from = ""
+    if run_spec.relation.relation_type == RELATION_TYPE_RECOVER:
+        recovered_from = run_spec.relation.related_to.name
+    return RunRecord(
+        org=run.org,
+        project=run.project,
+        domain=run.domain,
+        name=run.run,
+        run_spec=run_spec.SerializeToString(deterministic=True),
+        task=TaskName(
+            org=template.id.org,
+            project=template.id.project or run.project,
+            domain=template.id.domain or run.domain,
+            name=template.id.name,
+            version=template.id.version,
+        ),
+        short_name=spec.short_name,
+        environment=spec.environment.name,
+        task_type=template.type,
+        source=request.source,
+        created=now,
+        labels=dict(run_spec.labels.values),
+        recovered_from=recovered_from,
+    )
+
+
+def _root(run: ActionId, spec: TaskSpec, input_uri: str, output_base: str, subject: str) -> Action:
+    # The organisation is the client's name for this service, and no part of the object.
+    root = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
+    action = Action(
+        action_id=conversions.action_identifier(root),
+        input_uri=input_uri,
+        run_output_base=output_base,
+        subject=subject,
+    )
+    action.task.spec.CopyFrom(spec)
+    template = spec.task_template.id
+    action.task.id.CopyFrom(
+        TaskIdentifier(
+            org=template.org,
+            project=template.project or run.project,
+            domain=template.domain or run.domain,
+            name=template.name,
+            version=template.version,
+        )
+    )
+    return action
+
+
+def _check(run: ActionId, field: str) -> None:
+    try:
+        validation.check_names(run, "")
+    except InvalidArgument as error:
+        raise InvalidArgument(_FIELDS[field].get(error.field, error.field), error.reason) from None
+
+
+@contextmanager
+def _fields_of_the_request(request: CreateRunRequest) -> Iterator[None]:
+    """Name the fields as who asks for a run knows them."""
+    names = _FIELDS[request.WhichOneof("id") or "run_id"]
+    try:
+        yield
+    except InvalidArgument as error:
+        raise InvalidArgument(names.get(error.field, error.field), error.reason) from None
+
+
+_FIELDS: Final = {
+    "run_id": {
+        "action_id": "run_id.name",
+        "action_id.run.name": "run_id.name",
+        "action_id.run.project": "run_id.project",
+        "action_id.run.domain": "run_id.domain",
+        "action_id.run.org": "run_id.org",
+        "task": "task_spec",
+    },
+    "project_id": {
+        "action_id.run.project": "project_id.name",
+        "action_id.run.domain": "project_id.domain",
+        "action_id.run.org": "project_id.organization",
+        "task": "task_spec",
+    },
+}
+
+
+def _digest(request: CreateRunRequest) -> str:
+    """Tells one request from another, by whatever name of this service it came."""
+    copy = type(request)()
+    copy.CopyFrom(request)
+    copy.run_id.org = ""
+    return "sha256:" + hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()

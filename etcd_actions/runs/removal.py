@@ -1,0 +1,401 @@
+"""Removes one run that is over: its objects, histories and blobs, and at last its record.
+
+The order is what makes a removal that is cut off harmless. The root goes first, in one transaction
+with as many of the other actions as fit, which compares that nothing of the run has changed or been
+added since it was read. From then on the run has expired: its record says what it was. The record
+goes last, so what is left is found again by who comes next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Final, NamedTuple
+
+import msgspec
+import structlog
+import trio
+
+from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.blobs import BlobError, BlobStore
+from etcd_actions.errors import DecodeError
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Delete,
+    KeyRange,
+    KeyValue,
+    Txn,
+)
+from etcd_actions.model import FINALIZER_RECORD, ROOT_ACTION, ActionId, Keyspace, canonical_name
+from etcd_actions.model.names import parse_key
+from etcd_actions.runs.record import ActionHistory, RunRecord, decode_history
+from etcd_actions.store import Store
+
+RunName = tuple[str, str, str]
+"""Project, domain and name of a run."""
+
+# etcd takes 128 operations in a transaction, and as many compares.
+_BATCH: Final = 100
+# So often it is read again where others write at the same time.
+_MOST_TRIES: Final = 3
+_SHARD: Final = re.compile(r"@?[a-z0-9]{2}/")
+# Between two transactions, so that a removal is never all that etcd does.
+PAUSE: Final = 0.005
+
+_log = structlog.get_logger(__name__)
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """What was removed of runs.
+
+    Attributes:
+        records: Number of runs that are gone.
+        histories: Number of histories.
+        objects: Number of actions and traces.
+        blobs: Number of blobs.
+        bytes: What was freed in etcd: keys and values.
+    """
+
+    records: int = 0
+    histories: int = 0
+    objects: int = 0
+    blobs: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Removed) -> Removed:
+        return Removed(
+            self.records + other.records,
+            self.histories + other.histories,
+            self.objects + other.objects,
+            self.blobs + other.blobs,
+            self.bytes + other.bytes,
+        )
+
+
+class Needed(NamedTuple):
+    """What others still need of runs.
+
+    Attributes:
+        outputs: The runs whose outputs cached results or recovered runs refer to.
+        inputs: How many runs name each inputs' URI.
+    """
+
+    outputs: Collection[RunName] = ()
+    inputs: Mapping[str, int] = {}
+
+
+class _Object(NamedTuple):
+    """An action or a trace that may go."""
+
+    key: bytes
+    mod_revision: int
+    size: int
+
+
+class _Run(NamedTuple):
+    """All objects of a run, parents first.
+
+    Attributes:
+        objects: Them.
+        unchanged: What holds while nothing was added or changed.
+    """
+
+    objects: list[_Object]
+    unchanged: tuple[Compare, ...]
+
+
+class RunRemover:
+    """See the module's text.
+
+    Args:
+        store: Where runs are.
+        keys: Under which keys.
+        objects: Whether objects are removed, too; else they are another's.
+        blobs: Where data of runs is; None leaves it.
+    """
+
+    def __init__(
+        self, store: Store, keys: Keyspace, *, objects: bool, blobs: BlobStore | None
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._objects = objects
+        self._blobs = blobs
+
+    async def remove(
+        self, seen: KeyValue, record: RunRecord, needed: Needed, before: float
+    ) -> Removed:
+        """Remove a run, or what may go of it. Cancelled, it did a part.
+
+        Args:
+            seen: Its record as it was read.
+            record: The same, decoded.
+            needed: What others still need.
+            before: Blobs that were stored later, in seconds since 1970, stay.
+
+        Returns:
+            What was removed; no record where a part has to stay.
+
+        Raises:
+            EtcdError: etcd did not do it; a part may be done.
+        """
+        removed = Removed()
+        try:
+            namespace, name = parse_key(self._keys.runs, seen.key)
+            keys = self._keys.within(namespace)
+            root = keys.task_action(ActionId("", "", name, ROOT_ACTION))
+        except (DecodeError, ValueError):
+            return removed
+        if self._objects:
+            done, removed = await self._remove_objects(seen, record, keys, root)
+            if not done:
+                return removed
+        fence = await self._root_is_over(root)
+        if fence is None:
+            return removed
+        run = (record.project, record.domain, record.name)
+        # The record says where they are, so it stays as long as they do.
+        is_needed = self._blobs is not None and run in needed.outputs
+        gone = not is_needed
+        if not is_needed:
+            # Before the histories, which say where the outputs are.
+            places = await self._places(record, keys, seen)
+            blobs, gone = await self._remove_blobs(record, places, needed, before)
+            removed += Removed(blobs=blobs)
+        if gone or is_needed:
+            removed += await self._remove_histories(seen, record, keys)
+        if not gone:
+            return removed
+        task = self._keys.run_tasks + seen.key.removeprefix(self._keys.runs)
+        if await self._delete(seen, fence, task):
+            removed += Removed(records=1, bytes=_size(seen))
+        return removed
+
+    async def _remove_objects(
+        self, seen: KeyValue, record: RunRecord, keys: Keyspace, root: bytes
+    ) -> tuple[bool, Removed]:
+        """Remove actions and traces; whether none is left, and what was removed."""
+        removed = Removed()
+        tries = 0
+        while tries < _MOST_TRIES:
+            tries += 1
+            run = await self._read(record, keys, root)
+            if run is None:
+                return False, removed
+            if not run.objects:
+                return True, removed
+            record_unchanged = _unchanged(seen)
+            for at in range(0, len(run.objects), _BATCH):
+                batch = run.objects[at : at + _BATCH]
+                compares = [record_unchanged, *run.unchanged]
+                compares += [
+                    Compare(
+                        each.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, each.mod_revision
+                    )
+                    for each in batch
+                ]
+                deletes = [Delete(KeyRange.of_key(each.key)) for each in batch]
+                if not (await self._store.txn(Txn(compares, deletes, ()))).succeeded:
+                    # Something was added or changed, or deleted by who collects orphans.
+                    break
+                removed += Removed(objects=len(batch), bytes=sum(each.size for each in batch))
+                tries = 0
+                await trio.sleep(PAUSE)
+            else:
+                return True, removed
+        return False, removed
+
+    async def _read(self, record: RunRecord, keys: Keyspace, root: bytes) -> _Run | None:
+        """The objects of a run; None where one has to stay, and so all."""
+        found: dict[bytes, tuple[_Object, str, str]] = {}
+        unchanged: list[Compare] = []
+        for prefix in keys.run_prefixes(record.name)[:2]:
+            keyrange = KeyRange.of_prefix(prefix)
+            newest = 0
+            async with aclosing(self._store.each(keyrange)) as kvs:
+                async for kv in kvs:
+                    newest = max(newest, kv.mod_revision)
+                    try:
+                        action = StoredTaskAction.of(kv)
+                    except DecodeError:
+                        # Of whose run it is nobody knows.
+                        return None
+                    there = action.action_id
+                    if (there.project, there.domain, there.run) != _name(record):
+                        continue
+                    if not _may_go(action):
+                        return None
+                    stored = _Object(kv.key, kv.mod_revision, _size(kv))
+                    name = canonical_name(there.run, there.name)
+                    found[kv.key] = stored, name, canonical_name(there.run, action.parent)
+            unchanged.append(
+                Compare(
+                    keyrange.start,
+                    CompareTarget.MOD_REVISION,
+                    CompareResult.LESS,
+                    newest + 1,
+                    keyrange.end,
+                )
+            )
+        depths = _depths({name: parent for _, name, parent in found.values()})
+        ordered = sorted(found.values(), key=lambda each: (each[0].key != root, depths[each[1]]))
+        return _Run([each for each, _, _ in ordered], tuple(unchanged))
+
+    async def _root_is_over(self, root: bytes) -> Compare | None:
+        """What holds while the root is as it is, over or gone; None where it goes on."""
+        kv = await self._store.get(root)
+        if kv is not None:
+            try:
+                if not StoredTaskAction.of(kv).is_terminal:
+                    return None
+            except DecodeError:
+                # Whether it is over nobody knows.
+                return None
+        revision = 0 if kv is None else kv.mod_revision
+        return Compare(root, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
+
+    async def _histories(
+        self, seen: KeyValue, record: RunRecord, keys: Keyspace
+    ) -> list[tuple[KeyValue, ActionHistory]]:
+        """The histories of a run's actions; those of ``<run>-<more>`` are not among them."""
+        prefix = self._keys.histories + f"{keys.namespace}/{record.name}-".encode()
+        found: list[tuple[KeyValue, ActionHistory]] = []
+        async with aclosing(self._store.each(KeyRange.of_prefix(prefix))) as kvs:
+            async for kv in kvs:
+                try:
+                    history = decode_history(kv.value)
+                except DecodeError:
+                    continue
+                # One that was made since is of a run that has the name now.
+                if history.create_revision > seen.mod_revision:
+                    continue
+                if (history.project, history.domain, history.run) == _name(record):
+                    found.append((kv, history))
+        return found
+
+    async def _remove_histories(self, seen: KeyValue, record: RunRecord, keys: Keyspace) -> Removed:
+        removed = Removed()
+        kvs = [kv for kv, _ in await self._histories(seen, record, keys)]
+        for at in range(0, len(kvs), _BATCH):
+            batch = kvs[at : at + _BATCH]
+            if not self._objects:
+                batch = [kv for kv in batch if not await self._goes_on(kv)]
+            # Where one was written meanwhile, each by itself.
+            for part in ([batch], [[kv] for kv in batch]):
+                done = [each for each in part if each and await self._delete_all(each)]
+                removed += Removed(
+                    histories=sum(map(len, done)),
+                    bytes=sum(_size(kv) for kvs in done for kv in kvs),
+                )
+                if done:
+                    break
+            await trio.sleep(PAUSE)
+        return removed
+
+    async def _delete_all(self, kvs: Sequence[KeyValue]) -> bool:
+        """Delete keys where all are as they were read."""
+        deletes = [Delete(KeyRange.of_key(kv.key)) for kv in kvs]
+        return (await self._store.txn(Txn([*map(_unchanged, kvs)], deletes, ()))).succeeded
+
+    async def _goes_on(self, history: KeyValue) -> bool:
+        """Whether the action of a history is not over."""
+        name = history.key[len(self._keys.histories) :]
+        kv = await self._store.get(self._keys.prefix + name)
+        if kv is None:
+            return False
+        try:
+            return not StoredTaskAction.of(kv).is_terminal
+        except DecodeError:
+            return True
+
+    async def _places(self, record: RunRecord, keys: Keyspace, seen: KeyValue) -> list[str]:
+        """Below which keys of the store the run's outputs are: its own, and nobody else's."""
+        if self._blobs is None or not record.output_base:
+            return []
+        base = self._blobs.key_of(record.output_base.rstrip("/"))
+        if base is None or tuple(base.split("/")[-3:]) != _name(record):
+            return []
+        places = {base}
+        # In an object store Flyte's rule spreads outputs over the key space.
+        for _, history in await self._histories(seen, record, keys):
+            for attempt in history.attempts:
+                key = self._blobs.key_of(attempt.output_uri) if attempt.output_uri else None
+                spread = None if key is None else _SHARD.match(key)
+                if key is not None and spread and key[spread.end() :].startswith(f"{base}/"):
+                    places.add(key)
+        return sorted(places)
+
+    async def _remove_blobs(
+        self, record: RunRecord, places: Iterable[str], needed: Needed, before: float
+    ) -> tuple[int, bool]:
+        """Remove outputs and inputs; how many, and whether none is left."""
+        if self._blobs is None:
+            return 0, True
+        count, young = 0, False
+        try:
+            for place in places:
+                async with aclosing(self._blobs.below(place)) as found:
+                    async for info in found:
+                        if info.modified <= before:
+                            count += await self._blobs.delete(info.key)
+                        else:
+                            young = True
+            if needed.inputs.get(record.input_uri, 0) <= 1:
+                count += await self._remove_inputs(self._blobs, record, before)
+        except BlobError as error:
+            _log.warning("blobs_not_collected", run=record.name, error=str(error))
+            return count, False
+        return count, not young
+
+    async def _remove_inputs(self, blobs: BlobStore, record: RunRecord, before: float) -> int:
+        """Remove the inputs that were uploaded for a run."""
+        key = blobs.key_of(record.input_uri) if record.input_uri else None
+        if key is None or not key.startswith(f"inputs/{record.project}/{record.domain}/"):
+            return 0
+        info = await blobs.stat(key)
+        if info is None or info.modified > before:
+            return 0
+        return int(await blobs.delete(key))
+
+    async def _delete(self, seen: KeyValue, fence: Compare, *beside: bytes) -> bool:
+        """Delete a key as it was read, and what goes with it."""
+        deletes = [Delete(KeyRange.of_key(key)) for key in (seen.key, *beside)]
+        return (await self._store.txn(Txn([_unchanged(seen), fence], deletes, ()))).succeeded
+
+
+def _name(record: RunRecord) -> RunName:
+    return record.project, record.domain, record.name
+
+
+def _size(kv: KeyValue) -> int:
+    return len(kv.key) + len(kv.value)
+
+
+def _unchanged(seen: KeyValue) -> Compare:
+    return Compare(seen.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen.mod_revision)
+
+
+def _may_go(action: StoredTaskAction) -> bool:
+    """Whether nobody waits for an action: it is over and recorded, and nobody else holds it."""
+    if not action.is_terminal or not action.is_recorded:
+        return False
+    return all(each == FINALIZER_RECORD for each in action.metadata.finalizers)
+
+
+def _depths(parents: Mapping[str, str]) -> dict[str, int]:
+    """How far below the root each action is; what has no parent there is at the top."""
+    depths: dict[str, int] = {}
+    for name in parents:
+        path: list[str] = []
+        at = name
+        while at in parents and at not in depths and at not in path:
+            path.append(at)
+            at = parents[at]
+        depth = depths.get(at, -1)
+        for each in reversed(path):
+            depth += 1
+            depths[each] = depth
+    return depths

@@ -1,0 +1,186 @@
+"""Lists of a run's actions: filtered, sorted, page by page."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import msgspec
+import trio
+from flyteidl2.common.list_pb2 import ListRequest
+from flyteidl2.common.phase_pb2 import ActionPhase
+from flyteidl2.workflow.run_definition_pb2 import ActionType
+
+from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.model import (
+    ACTION_TYPE_CONDITION,
+    ACTION_TYPE_TASK,
+    ACTION_TYPE_TRACE,
+    ActionId,
+    Phase,
+    canonical_name,
+)
+from etcd_actions.runs.filters import Field, Fields, Kind, microseconds
+from etcd_actions.runs.paging import Query, parse, take_sorted
+from etcd_actions.runs.reading import RunReader
+from etcd_actions.runs.record import RunRecord
+from etcd_actions.server.front.attempts import time_of
+from etcd_actions.server.front.views import action_id_of
+
+_DEFAULT: Final = "created_at"
+_PORTION: Final = 1_000
+_MOST_KEPT: Final = 50_000
+"""Rows of all lists that are kept between two of their pages."""
+_KEPT_FOR: Final = 30.0
+_TYPES: Final = {ACTION_TYPE_TASK: 1, ACTION_TYPE_TRACE: 2, ACTION_TYPE_CONDITION: 3}
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """What an action is filtered and sorted by. Times are microseconds since 1970."""
+
+    key: bytes
+    name: str
+    parent: str
+    phase: int
+    action_type: int
+    task_type: str
+    short_name: str
+    group: str
+    attempts: int
+    created: int | None
+    updated: int | None
+    ended: int | None
+
+
+def row_of(action: StoredTaskAction) -> Row:
+    """The row of an action."""
+    spec, history = action.spec, action.status.phase_history
+    created = _microseconds(time_of(action.metadata.creation_timestamp))
+    ended = _microseconds(time_of(action.end_time))
+    updated = _microseconds(time_of(history[-1].occurred_at)) if history else None
+    return Row(
+        key=action.key,
+        name=action_id_of(action).name,
+        parent=canonical_name(spec.run_name, spec.parent_action_name),
+        phase=(action.phase or Phase.QUEUED).value,
+        action_type=_TYPES.get(spec.kind, 0),
+        task_type=spec.task_type,
+        short_name=spec.short_name,
+        group=spec.group,
+        attempts=max(action.attempts, 1),
+        created=created,
+        updated=updated or ended or created,
+        ended=ended,
+    )
+
+
+def _microseconds(time: datetime | None) -> int | None:
+    return None if time is None else microseconds(time)
+
+
+FIELDS: Final[Fields[Row]] = Fields(
+    {
+        "name": Field(lambda row: row.name),
+        "parent_name": Field(lambda row: row.parent),
+        "phase": Field(
+            lambda row: row.phase,
+            Kind.CHOICE,
+            {name.removeprefix("ACTION_PHASE_"): number for name, number in ActionPhase.items()},
+            "ACTION_PHASE_",
+        ),
+        "action_type": Field(
+            lambda row: row.action_type,
+            Kind.CHOICE,
+            {name.removeprefix("ACTION_TYPE_"): number for name, number in ActionType.items()},
+            "ACTION_TYPE_",
+        ),
+        "task_type": Field(lambda row: row.task_type),
+        "short_name": Field(lambda row: row.short_name),
+        "group": Field(lambda row: row.group),
+        "attempts": Field(lambda row: row.attempts, Kind.NUMBER),
+        "created_at": Field(lambda row: row.created, Kind.TIME),
+        "updated_at": Field(lambda row: row.updated, Kind.TIME),
+        "ended_at": Field(lambda row: row.ended, Kind.TIME),
+    }
+)
+"""What clients may filter and sort actions by."""
+
+
+class ActionPage(NamedTuple):
+    """Some actions, the record of their run, and the token of the page behind them."""
+
+    actions: list[StoredTaskAction]
+    record: RunRecord | None
+    token: str
+
+
+class _Kept(NamedTuple):
+    rows: list[Row]
+    at: float
+
+
+class ActionLists:
+    """Pages of actions.
+
+    The first page of a list reads the run. The rows are kept for a while, so that the others read
+    their own actions only; each is told as it is by then.
+
+    Args:
+        reader: Where the actions are.
+    """
+
+    def __init__(self, reader: RunReader) -> None:
+        self._reader = reader
+        self._kept: OrderedDict[ActionId, _Kept] = OrderedDict()
+
+    async def page(self, run: ActionId, request: ListRequest) -> ActionPage:
+        """One page.
+
+        Raises:
+            InvalidArgument: A part of the request is unusable.
+            NotFound: There is no such run.
+            EtcdError: etcd could not be asked.
+        """
+        run = ActionId(run.project, run.domain, run.run, "")
+        query = parse(
+            request,
+            FIELDS,
+            identity=lambda row: row.key.decode(errors="backslashreplace"),
+            default=_DEFAULT,
+            scope=f"{run.project}/{run.domain}/{run.run}".encode(),
+        )
+        kept = self._kept.get(run)
+        if request.token and kept is not None and trio.current_time() - kept.at < _KEPT_FOR:
+            return await self._behind(run, query, kept.rows)
+        listing = await self._reader.actions(run)
+        by_key = {action.key: action for action in listing.actions}
+        rows = []
+        for action in listing.actions:
+            rows.append(row_of(action))
+            if len(rows) % _PORTION == 0:
+                await trio.lowlevel.checkpoint()
+        found = await take_sorted(query, _portions(rows))
+        if found.token:
+            self._keep(run, rows)
+        return ActionPage([by_key[row.key] for row in found.rows], listing.record, found.token)
+
+    async def _behind(self, run: ActionId, query: Query[Row], rows: list[Row]) -> ActionPage:
+        found = await take_sorted(query, _portions(rows))
+        present = await self._reader.present([row.key for row in found.rows], run)
+        matching = query.select([row_of(action) for action in present])
+        by_key = {action.key: action for action in present}
+        if not found.token:
+            self._kept.pop(run, None)
+        record = await self._reader.record(run)
+        return ActionPage([by_key[row.key] for row in matching], record, found.token)
+
+    def _keep(self, run: ActionId, rows: list[Row]) -> None:
+        self._kept[run] = _Kept(rows, trio.current_time())
+        self._kept.move_to_end(run)
+        while self._kept and sum(len(each.rows) for each in self._kept.values()) > _MOST_KEPT:
+            self._kept.popitem(last=False)
+
+
+def _portions(rows: list[Row]) -> list[list[Row]]:
+    return [rows[at : at + _PORTION] for at in range(0, len(rows), _PORTION)]

@@ -1,0 +1,122 @@
+"""The services of the front door, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from etcd_actions.blobs import BlobStore, UrlSigner
+from etcd_actions.client import ActionsClient
+from etcd_actions.images import ImageBuilds
+from etcd_actions.registry.registry import Registry
+from etcd_actions.runs.index import RunIndex
+from etcd_actions.server.application import Route
+from etcd_actions.server.caller import CALLER
+from etcd_actions.server.front.cluster import ClusterService
+from etcd_actions.server.front.data_proxy import DataProxy
+from etcd_actions.server.front.identity import IdentityService
+from etcd_actions.server.front.images import ImageService
+from etcd_actions.server.front.local_files import LocalFiles
+from etcd_actions.server.front.logs import Logs, LogService
+from etcd_actions.server.front.projects import ProjectService, ProjectSettings
+from etcd_actions.server.front.refused import NoApps, RefusedMethods
+from etcd_actions.server.front.run_data import RunBlobs
+from etcd_actions.server.front.run_lists import Paused, RunLists
+from etcd_actions.server.front.runs import DeployedTasks, RunService
+from etcd_actions.server.front.tasks import TaskService
+from etcd_actions.server.front.transfers import Transfers
+from etcd_actions.server.front.triggers import TriggerService
+from etcd_actions.server.methods import Service
+from etcd_actions.server.streams import Streams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """What the SDK's own entry points need; made by who runs the service.
+
+    Attributes:
+        client: Who changes and reads actions; its containment is the boundary of what runs here.
+        keepalive: After so many seconds without news a stream sends something, where it can.
+        blobs: Where bundles, inputs and, unless a run says otherwise, outputs are; None serves no
+            data, and refuses runs that need a place for it.
+        signer: Signs the URLs of transfers; by default with the client's keys.
+        reads_local_files: Whether files of runs are read from this machine, too.
+        max_upload_bytes: Bytes of an upload, at most.
+        logs: What the logs of attempts are read with.
+        index: All runs; None serves no lists of them.
+        registry: The deployed tasks; None serves none.
+        paused: Says which runs wait for a signal; see :data:`Paused`.
+        projects: Which projects there are.
+        projects_with_runs: Gives the names of projects that have runs.
+        builds: Answers the builder of images; None: nothing is ever built.
+    """
+
+    client: ActionsClient
+    keepalive: float
+    blobs: BlobStore | None = None
+    signer: UrlSigner | None = None
+    reads_local_files: bool = False
+    max_upload_bytes: int = 5 << 30
+    logs: Logs | None = None
+    index: RunIndex | None = None
+    registry: Registry | None = None
+    paused: Paused | None = None
+    projects: ProjectSettings = field(default_factory=ProjectSettings)
+    projects_with_runs: Callable[[], Iterable[str]] = tuple
+    builds: ImageBuilds | None = None
+
+    def services(self, streams: Streams) -> Iterable[Service]:
+        """The services, each with its methods."""
+        deployed = None if self.registry is None else DeployedTasks(self.registry)
+        data = None if self.blobs is None else RunBlobs(self.blobs)
+        yield RunService(
+            self.client,
+            streams,
+            self.keepalive,
+            data=data,
+            deployed=deployed,
+            builds=self.builds,
+        )
+        if self.blobs is not None and self._transfers is not None:
+            yield DataProxy(
+                self.client,
+                self.blobs,
+                self._local_files,
+                self._signer,
+                self._transfers,
+                most=self.max_upload_bytes,
+                find_task=None if deployed is None else deployed.task_spec,
+            )
+        if self.logs is not None:
+            yield LogService(self.logs, streams, self.keepalive)
+        if self.index is not None:
+            yield RunLists(self.index, streams, self.keepalive, self.paused)
+            if self.registry is not None:
+                yield TaskService(self.registry, self.index, lambda: CALLER.get().subject)
+        yield ClusterService()
+        yield ProjectService(self.projects, self.projects_with_runs)
+        yield IdentityService()
+        yield ImageService(None if self.builds is None else self.builds.find)
+        yield TriggerService()
+        yield NoApps()
+        yield RefusedMethods()
+
+    def routes(self) -> Iterable[Route]:
+        """What is served by plain HTTP."""
+        return () if self._transfers is None else (self._transfers,)
+
+    @cached_property
+    def _signer(self) -> UrlSigner:
+        return self.signer or UrlSigner(self.client.store, self.client.keys)
+
+    @cached_property
+    def _local_files(self) -> LocalFiles | None:
+        return LocalFiles() if self.reads_local_files else None
+
+    @cached_property
+    def _transfers(self) -> Transfers | None:
+        """One for all ports: it bounds how many go on at once."""
+        if self.blobs is None:
+            return None
+        return Transfers(self.blobs, self._local_files, self._signer, self.max_upload_bytes)

@@ -1,0 +1,70 @@
+"""The hash of inputs that a cache key is made of: the one that a task computes for its children.
+
+So an action finds in the cache what the same task with the same inputs left, whether it was the
+root of its run or not.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from flyteidl2.core.literals_pb2 import Literal
+    from flyteidl2.task.common_pb2 import NamedLiteral
+
+_MSGPACK: Final = "msgpack"
+
+
+def inputs_hash(literals: Iterable[NamedLiteral], ignored: Collection[str] = ()) -> str:
+    """Hash inputs; empty where none counts.
+
+    Args:
+        literals: The inputs, in their order.
+        ignored: The names of those that do not count.
+    """
+    counting = [each for each in literals if each.name not in ignored]
+    if not counting:
+        return ""
+    digest = hashlib.sha256()
+    for each in counting:
+        digest.update(b"%b:%b;" % (each.name.encode(), _form(each.value)))
+    return base64.b64encode(digest.digest()).decode()
+
+
+def _form(literal: Literal) -> bytes:
+    """The bytes that a literal counts as; where it says its own hash, that."""
+    if literal.hash:
+        return bytes(literal.hash.encode())
+    kind = literal.WhichOneof("value")
+    if kind == "collection":
+        return b"".join(map(_form, literal.collection.literals))
+    if kind == "map":
+        found = literal.map.literals
+        return b"".join(name.encode() + _form(found[name]) for name in sorted(found))
+    if kind == "scalar" and literal.scalar.WhichOneof("value") == "binary":
+        binary = literal.scalar.binary
+        if binary.tag == _MSGPACK and (ordered := _ordered(binary.value)) != binary.value:
+            changed = type(literal)()
+            changed.CopyFrom(literal)
+            changed.scalar.binary.value = ordered
+            literal = changed
+    return bytes(literal.SerializeToString(deterministic=True))
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same value with the keys of each map in order; what cannot be read stays as it is."""
+    try:
+        return msgspec.msgpack.encode(_in_order(msgspec.msgpack.decode(data)))
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError, OverflowError):
+        return data
+
+
+def _in_order(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _in_order(value[key]) for key in sorted(value, key=msgspec.msgpack.encode)}
+    return [_in_order(each) for each in value] if isinstance(value, list) else value

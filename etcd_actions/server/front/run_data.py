@@ -1,0 +1,52 @@
+"""The data of runs in a store of blobs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+import trio
+from flyteidl2.common.run_pb2 import OffloadedInputData
+
+from etcd_actions.blobs import BlobStore
+from etcd_actions.model import ActionId
+from etcd_actions.server.front.inputs_hash import inputs_hash
+
+if TYPE_CHECKING:
+    from flyteidl2.task.common_pb2 import Inputs
+    from flyteidl2.task.task_definition_pb2 import TaskSpec
+
+
+class RunBlobs:
+    """Keeps it there; see :class:`~etcd_actions.runs.creation.RunData`.
+
+    Args:
+        store: Where it is.
+    """
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+
+    def outputs_of(self, run: ActionId) -> str:
+        """What the outputs of a run are below, unless it says otherwise."""
+        return self._store.native_url(f"runs/{run.project}/{run.domain}/{run.run}")
+
+    async def keep_inputs(
+        self, run: ActionId, inputs: Inputs, spec: TaskSpec
+    ) -> OffloadedInputData:
+        """Keep inputs that came with a request; the same ones again are the same blob."""
+        data = inputs.SerializeToString(deterministic=True)
+        # By their content: who asks for a name that is taken changes nothing of its run.
+        tag = hashlib.sha256(data).hexdigest()[:32]
+        key = f"inputs/{run.project}/{run.domain}/{run.run}/{tag}/inputs.pb"
+        await self._store.put(key, _one(data), most=len(data))
+        ignored = frozenset(spec.task_template.metadata.cache_ignore_input_vars)
+        return OffloadedInputData(
+            uri=self._store.native_url(key), inputs_hash=inputs_hash(inputs.literals, ignored)
+        )
+
+
+async def _one(data: bytes) -> AsyncGenerator[bytes]:
+    await trio.lowlevel.checkpoint()
+    yield data

@@ -1,0 +1,252 @@
+"""Lists of runs: a page of them, and a stream of what becomes of them.
+
+Both read the index in memory, and neither an action nor etcd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+from connectrpc.code import Code
+from flyteidl2.workflow import run_service_pb2 as pb
+
+from etcd_actions.errors import InvalidArgument
+from etcd_actions.runs.entry import RunEntry
+from etcd_actions.runs.index import OfProject, OfTask, Place, RunIndex, Shelf
+from etcd_actions.runs.paging import Query, parse, take_in_order, take_sorted
+from etcd_actions.runs.run_fields import CREATED, PHASES, RUN_FIELDS, phase_of
+from etcd_actions.server.caller import CALLER
+from etcd_actions.server.codes import Refusal
+from etcd_actions.server.front.run_views import run_message
+
+if TYPE_CHECKING:
+    from flyteidl2.common.identifier_pb2 import ProjectIdentifier
+    from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskName
+
+    from etcd_actions.client import ActionsClient
+    from etcd_actions.model import Keyspace
+    from etcd_actions.server.methods import Methods
+    from etcd_actions.server.streams import Streams
+
+RUNS: Final = "flyteidl2.workflow.RunService"
+
+Paused = Callable[[], Collection[bytes]]
+"""The keys of the records of runs below which a condition waits for a signal."""
+
+_SNAPSHOT: Final = 200
+"""Runs of one message of a snapshot."""
+
+_PAUSED: Final = PHASES["PAUSED"]
+
+
+class RunLists:
+    """ListRuns and WatchRuns.
+
+    Args:
+        index: All runs.
+        streams: The open streams.
+        keepalive: Seconds of silence after which a stream is sent a message without runs.
+        paused: See :data:`Paused`; None where that is not known: then only a root that is paused
+            itself counts.
+    """
+
+    def __init__(
+        self,
+        index: RunIndex,
+        streams: Streams,
+        keepalive: float,
+        paused: Paused | None = None,
+    ) -> None:
+        self._index = index
+        self._streams = streams
+        self._keepalive = keepalive
+        self._paused = paused
+
+    def add_to(self, methods: Methods) -> None:
+        """Add its methods to those that are served."""
+        methods.unary(RUNS, "ListRuns", pb.ListRunsRequest, pb.ListRunsResponse, self.list_runs)
+        methods.server_stream(
+            RUNS, "WatchRuns", pb.WatchRunsRequest, pb.WatchRunsResponse, self.watch_runs
+        )
+        methods.server_stream(
+            RUNS, "WatchGroups", pb.WatchGroupsRequest, pb.WatchGroupsResponse, self.watch_groups
+        )
+
+    async def list_runs(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
+        """A page of the runs of a scope, the newest first unless asked otherwise."""
+        shelf, only = _scope(request)
+        paused = request.paused_actions_only
+        query = parse(
+            request.request,
+            RUN_FIELDS,
+            identity=_identity,
+            default=CREATED,
+            scope=msgspec.json.encode([shelf, only, paused]),
+        )
+        await self._index.ready()
+        if request.WhichOneof("scope_by") == "trigger_name":
+            # Triggers are not served here, so none has made a run.
+            return pb.ListRunsResponse()
+        descending = query.descending_by(CREATED)
+        portions = self._index.portions(
+            shelf,
+            descending=descending is not False,
+            behind=None if descending is None else _place(query),
+            first=query.limit + 1,
+        )
+        narrowed = self._narrowed(portions, only, paused)
+        take = take_sorted if descending is None else take_in_order
+        page = await take(query, narrowed)
+        runs = [run_message(entry.record()) for entry in page.rows]
+        return pb.ListRunsResponse(runs=runs, token=page.token)
+
+    async def watch_runs(self, request: pb.WatchRunsRequest) -> AsyncIterator[pb.WatchRunsResponse]:
+        """The runs of a target, the newest first, and then each that changes or is new.
+
+        A run that changes often is sent in its latest state; one that is deleted is not mentioned.
+        """
+        shelf, only = _target(request)
+        with self._streams.open() as stream:
+            await self._index.ready()
+            with self._index.watch(shelf) as watch:
+                portions = self._index.portions(shelf, descending=True, first=_SNAPSHOT)
+                for portion in portions:
+                    for start in range(0, len(portion), _SNAPSHOT):
+                        if stream.is_over:
+                            return
+                        entries = portion[start : start + _SNAPSHOT]
+                        if chosen := [each for each in entries if _is_of(each, only)]:
+                            yield _told(chosen)
+                        await trio.lowlevel.checkpoint()
+                while not stream.is_over:
+                    changed = await stream.receive(watch, self._keepalive)
+                    if changed is None:
+                        if not stream.is_over:
+                            yield pb.WatchRunsResponse()
+                    elif chosen := [each for each in changed if _is_of(each, only)]:
+                        self._streams.sent += len(chosen)
+                        yield _told(chosen)
+
+    async def watch_groups(self, _: pb.WatchGroupsRequest) -> AsyncIterator[pb.WatchGroupsResponse]:
+        """Not served: no client of the SDK's asks for it."""
+        await trio.lowlevel.checkpoint()
+        raise Refusal(
+            Code.UNIMPLEMENTED,
+            "WatchGroups is not served here: use ListRuns, which has the scope task_name",
+        )
+        yield pb.WatchGroupsResponse()
+
+    def _narrowed(
+        self, portions: Iterable[Sequence[RunEntry]], only: str | None, paused: bool
+    ) -> Iterable[Sequence[RunEntry]]:
+        """Those of one version of a task, and of paused runs, where that is asked for."""
+        if only is None and not paused and CALLER.get().projects is None:
+            return portions
+        waiting = self._paused() if paused and self._paused is not None else ()
+
+        def is_meant(entry: RunEntry) -> bool:
+            if not _is_of(entry, only):
+                return False
+            return not paused or phase_of(entry) == _PAUSED or entry.key in waiting
+
+        return ([entry for entry in portion if is_meant(entry)] for portion in portions)
+
+
+def paused_runs(client: ActionsClient, keys: Keyspace) -> Paused:
+    """The runs below which a condition waits, as the watch of a client knows them."""
+
+    def paused() -> Collection[bytes]:
+        found = set()
+        for action_id in client.waiting_conditions():
+            # What is stored may name a project that makes no namespace: it has no record.
+            with suppress(InvalidArgument):
+                found.add(keys.run_record(action_id))
+        return found
+
+    return paused
+
+
+def _identity(entry: RunEntry) -> str:
+    # Each byte a character, so that the order is the same.
+    return entry.key.decode("latin-1")
+
+
+def _place(query: Query[RunEntry]) -> Place | None:
+    if query.position is None:
+        return None
+    created, key = query.position
+    try:
+        return int(created or 0), str(key).encode("latin-1")
+    except UnicodeEncodeError:
+        raise InvalidArgument("request.token", "it is not of this list") from None
+
+
+def _is_of(entry: RunEntry, version: str | None) -> bool:
+    # A run may be of a task of another project.
+    return (version is None or entry.task.version == version) and CALLER.get().may_use(
+        entry.project
+    )
+
+
+def _told(entries: Sequence[RunEntry]) -> pb.WatchRunsResponse:
+    return pb.WatchRunsResponse(runs=[run_message(entry.record()) for entry in entries])
+
+
+def _scope(request: pb.ListRunsRequest) -> tuple[Shelf, str | None]:
+    """Which runs are meant, and of which version of a task only."""
+    which = request.WhichOneof("scope_by")
+    if which == "org":
+        return None, None
+    if which == "project_id":
+        return _of_project(request.project_id, which), None
+    if which == "task_name":
+        return _of_task(request.task_name, which), None
+    if which == "task_id":
+        return _of_task(request.task_id, which), _version(request.task_id, which)
+    if which == "trigger_name":
+        return None, None
+    raise InvalidArgument(
+        "scope_by", "it is missing: give one of org, project_id, task_name and task_id"
+    )
+
+
+def _target(request: pb.WatchRunsRequest) -> tuple[Shelf, str | None]:
+    """The same of a stream."""
+    which = request.WhichOneof("target")
+    if which == "org":
+        return None, None
+    if which == "project_id":
+        return _of_project(request.project_id, which), None
+    if which == "task_id":
+        return _of_task(request.task_id, which), request.task_id.version or None
+    if which == "cluster_id":
+        raise Refusal(
+            Code.UNIMPLEMENTED, "cluster_id: there are no clusters here: give a project_id"
+        )
+    raise InvalidArgument("target", "it is missing: give one of org, project_id and task_id")
+
+
+def _of_project(project: ProjectIdentifier, where: str) -> OfProject:
+    _need(where, name=project.name, domain=project.domain)
+    return OfProject(project.name, project.domain)
+
+
+def _of_task(task: TaskName | TaskIdentifier, where: str) -> OfTask:
+    _need(where, project=task.project, domain=task.domain, name=task.name)
+    return OfTask(task.project, task.domain, task.name)
+
+
+def _version(task: TaskIdentifier, where: str) -> str:
+    version: str = task.version
+    _need(where, version=version)
+    return version
+
+
+def _need(where: str, **values: str) -> None:
+    for name, value in values.items():
+        if not value:
+            raise InvalidArgument(f"{where}.{name}", "it is missing")

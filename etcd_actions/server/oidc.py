@@ -1,0 +1,322 @@
+"""Tokens of an external OpenID Connect issuer: found, verified, and their keys kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import IO, Any, Final
+from urllib.parse import urlsplit
+
+import jwt
+import structlog
+import trio
+from connectrpc.code import Code
+from flyteidl2.auth import auth_service_pb2 as pb
+
+from etcd_actions.server.codes import Refusal
+from etcd_actions.server.settings import OidcSettings
+from etcd_actions.server.tokens import Identity
+
+# Only pairs of keys: with a shared secret whoever can verify can sign.
+_KINDS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "RSA"),
+    **dict.fromkeys(("ES256", "ES384", "ES512"), "EC"),
+    "EdDSA": "OKP",
+}
+_DISCOVERY = "/.well-known/openid-configuration"
+_MOST_BYTES = 1024 * 1024
+_MOST_TOKEN = 16 * 1024
+_MOST_KEYS = 100
+# Seconds that clocks may differ by.
+_LEEWAY = 30
+
+_WHY: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (
+    (jwt.ExpiredSignatureError, "it has expired"),
+    (jwt.ImmatureSignatureError, "it is not valid yet"),
+    (jwt.InvalidAudienceError, "it is for another audience"),
+    (jwt.InvalidIssuerError, "another issuer made it"),
+    (jwt.InvalidSignatureError, "its signature is wrong"),
+    (jwt.MissingRequiredClaimError, "a claim is missing"),
+)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ages:
+    """How long what was fetched counts, in seconds.
+
+    Attributes:
+        fresh: So long nothing is fetched again.
+        stale: So long it counts where it cannot be fetched again.
+        between: Between two tries, at least, whether for a new key or after a failure.
+        timeout: How long a try may take.
+    """
+
+    fresh: float = 600.0
+    stale: float = 3600.0
+    between: float = 10.0
+    timeout: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fetched:
+    """What an issuer says of itself."""
+
+    at: float
+    document: Mapping[str, Any]
+    keys: Sequence[Mapping[str, Any]]
+
+    def candidates(self, algorithm: str, kid: object) -> Iterable[Mapping[str, Any]]:
+        """The keys that may have signed."""
+        return (
+            key
+            for key in self.keys
+            if key.get("kty") == _KINDS[algorithm]
+            and key.get("use", "sig") == "sig"
+            and key.get("alg", algorithm) == algorithm
+            and (kid is None or key.get("kid") == kid)
+        )
+
+
+class OidcIssuer:
+    """Verifies an issuer's tokens, and says where clients get them.
+
+    Its keys are fetched when they are needed: at first, when they are old, and when a token has a
+    key that is not known, so that the issuer may change them. While that fails those that were
+    fetched count on for an hour, and after it no token does.
+
+    Args:
+        settings: See :class:`OidcSettings`.
+        ages: See :class:`Ages`.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        settings: OidcSettings,
+        ages: Ages = Ages(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._ages = ages
+        self._clock = clock
+        self._lock = trio.Lock()
+        self._limiter = trio.CapacityLimiter(2)
+        self._fetched: _Fetched | None = None
+        self._tried_at = -math.inf
+        self._failure = ""
+
+    async def identify(self, token: str) -> Identity:
+        """Whose token it is.
+
+        Raises:
+            Refusal: UNAUTHENTICATED: it is not accepted. UNAVAILABLE: no key can be fetched now.
+        """
+        if len(token) > _MOST_TOKEN:
+            raise _refused("it is too long")
+        try:
+            header = jwt.get_unverified_header(token)
+        except jwt.PyJWTError:
+            raise _refused("it is no JWT") from None
+        algorithm, kid = header.get("alg"), header.get("kid")
+        if not isinstance(algorithm, str) or algorithm not in _KINDS:
+            raise _refused("its algorithm is not accepted: sign with a private key")
+        fetched = await self._current()
+        if not any(fetched.candidates(algorithm, kid)):
+            fetched = await self._current(newer_than=fetched)
+        claims = self._claims(token, algorithm, fetched.candidates(algorithm, kid), fetched)
+        return self._identity(claims)
+
+    async def metadata(self) -> pb.GetOAuth2MetadataResponse:
+        """Where the issuer is asked for tokens.
+
+        Raises:
+            Refusal: UNAVAILABLE: it cannot be fetched now.
+        """
+        document = (await self._current()).document
+        return pb.GetOAuth2MetadataResponse(
+            issuer=_text(document, "issuer"),
+            authorization_endpoint=_text(document, "authorization_endpoint"),
+            token_endpoint=_text(document, "token_endpoint"),
+            jwks_uri=_text(document, "jwks_uri"),
+            device_authorization_endpoint=_text(document, "device_authorization_endpoint"),
+            response_types_supported=_texts(document, "response_types_supported"),
+            scopes_supported=_texts(document, "scopes_supported"),
+            grant_types_supported=_texts(document, "grant_types_supported"),
+            code_challenge_methods_supported=_texts(document, "code_challenge_methods_supported"),
+            token_endpoint_auth_methods_supported=_texts(
+                document, "token_endpoint_auth_methods_supported"
+            ),
+        )
+
+    def client_config(self) -> pb.GetPublicClientConfigResponse:
+        """How a client without a secret asks it."""
+        return pb.GetPublicClientConfigResponse(
+            client_id=self._settings.client_id,
+            redirect_uri=self._settings.redirect_uri,
+            scopes=self._settings.scopes,
+            audience=self._settings.audience,
+            authorization_metadata_key="authorization",
+        )
+
+    def _claims(
+        self,
+        token: str,
+        algorithm: str,
+        keys: Iterable[Mapping[str, Any]],
+        fetched: _Fetched,
+    ) -> Mapping[str, Any]:
+        why = "its key is none of the issuer's"
+        for key in keys:
+            try:
+                return jwt.decode(
+                    token,
+                    jwt.PyJWK(dict(key), algorithm=algorithm),
+                    algorithms=[algorithm],
+                    audience=self._settings.audience,
+                    issuer=fetched.document["issuer"],
+                    leeway=_LEEWAY,
+                    options={"require": ["exp", "iss", "aud"]},
+                )
+            except jwt.PyJWTError as error:
+                why = next((text for kind, text in _WHY if isinstance(error, kind)), "it is broken")
+            except (ValueError, TypeError, KeyError) as error:
+                # A key of the issuer that cannot be read is no key.
+                _log.warning("oidc_key_unusable", kid=str(key.get("kid")), error=str(error))
+        raise _refused(why)
+
+    def _identity(self, claims: Mapping[str, Any]) -> Identity:
+        subject = claims.get(self._settings.subject_claim)
+        if not isinstance(subject, str) or not subject:
+            raise _refused(f"its claim {self._settings.subject_claim!r} is no name")
+        projects = None
+        if name := self._settings.projects_claim:
+            value = claims.get(name)
+            if isinstance(value, str):
+                value = value.replace(",", " ").split()
+            if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+                raise _refused(f"its claim {name!r} is no list of projects")
+            projects = frozenset(value)
+        return Identity(client=f"subject {subject}", subject=subject, projects=projects)
+
+    async def _current(self, newer_than: _Fetched | None = None) -> _Fetched:
+        """What the issuer says, fetched where it has to be.
+
+        Args:
+            newer_than: It did not do; it is given again where a newer one is not to be had yet.
+
+        Raises:
+            Refusal: Nothing that counts is there.
+        """
+        async with self._lock:
+            now = self._clock()
+            fetched = self._fetched
+            age = math.inf if fetched is None else now - fetched.at
+            wanted = age >= self._ages.fresh or (newer_than is not None and fetched is newer_than)
+            if wanted and now - self._tried_at >= self._ages.between:
+                await self._try(now)
+                fetched = self._fetched
+                age = math.inf if fetched is None else self._clock() - fetched.at
+            if fetched is None or age >= self._ages.stale:
+                raise Refusal(
+                    Code.UNAVAILABLE,
+                    f"tokens cannot be verified now: {self._settings.issuer}: {self._failure}",
+                )
+            return fetched
+
+    async def _try(self, now: float) -> None:
+        """Fetch anew; a failure is noted, and what was there stays."""
+        self._tried_at = now
+        self._failure = "it was asked a moment ago, and the answer has yet to come"
+        with trio.move_on_after(self._ages.timeout) as scope:
+            try:
+                self._fetched = await trio.to_thread.run_sync(
+                    self._fetch, now, abandon_on_cancel=True, limiter=self._limiter
+                )
+                self._failure = ""
+            except (OSError, HTTPException, ValueError) as error:
+                self._failure = str(error) or type(error).__name__
+        if scope.cancelled_caught:
+            self._failure = f"no answer within {self._ages.timeout:g} s"
+        if self._failure:
+            _log.warning("oidc_issuer_unusable", issuer=self._settings.issuer, error=self._failure)
+
+    def _fetch(self, now: float) -> _Fetched:
+        """In a thread.
+
+        Raises:
+            OSError: The issuer is not reached.
+            HTTPException: It speaks no HTTP.
+            ValueError: What it says is unusable.
+        """
+        issuer = self._settings.issuer
+        document = _get(issuer.rstrip("/") + _DISCOVERY, self._ages.timeout)
+        if _text(document, "issuer").rstrip("/") != issuer.rstrip("/"):
+            raise ValueError(f"its discovery document is of {_text(document, 'issuer')!r}")
+        url = _text(document, "jwks_uri")
+        if not _is_safe(url, issuer):
+            raise ValueError("its jwks_uri is no https:// URL")
+        keys = _get(url, self._ages.timeout).get("keys")
+        if not isinstance(keys, list) or len(keys) > _MOST_KEYS:
+            raise ValueError("its jwks_uri gives no list of keys")
+        usable = [key for key in keys if isinstance(key, dict)]
+        return _Fetched(at=now, document=document, keys=usable)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """An issuer says where its things are; nothing else is followed."""
+
+    def redirect_request(
+        self, req: object, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
+    ) -> None:
+        return None
+
+
+def _get(url: str, timeout: float) -> Mapping[str, Any]:
+    """A JSON object by GET."""
+    request = urllib.request.Request(url, headers={"accept": "application/json"})
+    try:
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout) as response:
+            data: bytes = response.read(_MOST_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ValueError(f"{url} answers {error.code}") from None
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"{url} gives more than {_MOST_BYTES} bytes")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{url} gives no JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{url} gives no JSON object")  # noqa: TRY004 (of another's value)
+    return value
+
+
+def _is_safe(url: str, issuer: str) -> bool:
+    """Whether nobody in between can change what is read there."""
+    return url.startswith("https://") or (
+        issuer.startswith("http://")
+        and url.startswith("http://")
+        and urlsplit(url).hostname == urlsplit(issuer).hostname
+    )
+
+
+def _text(document: Mapping[str, Any], name: str) -> str:
+    value = document.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _texts(document: Mapping[str, Any], name: str) -> list[str]:
+    value = document.get(name)
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def _refused(why: str) -> Refusal:
+    return Refusal(Code.UNAUTHENTICATED, f"the token is not accepted: {why}")

@@ -1,0 +1,186 @@
+"""A prefix of which a process keeps a picture in memory, for as long as a context lasts.
+
+A :class:`Reflector` brings the changes, and the picture takes them. A list that etcd refuses is
+tried again, for ever; until the prefix has been read readers wait, or learn why it cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Protocol
+
+import structlog
+import trio
+
+from etcd_actions.backoff import Backoff
+from etcd_actions.containment import Containment
+from etcd_actions.errors import EtcdError, Unavailable, first_error
+from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.watch.change import Change
+from etcd_actions.watch.reflector import Reflector, ReflectorSettings
+
+_BACKOFF = Backoff(initial=0.1, cap=10.0)
+
+_log = structlog.get_logger(__name__)
+
+
+class Picture(Protocol):
+    """What is known of the keys below a prefix."""
+
+    def take(self, change: Change, /) -> None:
+        """Take one change in. What it raises is contained, and concerns its key alone."""
+        ...
+
+    def forget_all(self) -> None:
+        """All keys are going to be read anew, and those that are gone are not mentioned."""
+        ...
+
+
+class Followed:
+    """How far a picture is; made by :func:`follow`."""
+
+    def __init__(
+        self, picture: Picture, name: str, prefix: bytes, containment: Containment
+    ) -> None:
+        self._picture = picture
+        self._name = name
+        self._prefix = prefix
+        self._containment = containment
+        # Set once the prefix was read, or etcd has refused that: then it says why.
+        self._loaded = trio.Event()
+        self._refusal: EtcdError | None = None
+        self._newest = 0
+        self._more = trio.Event()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether all keys have been read."""
+        return self._loaded.is_set() and self._refusal is None
+
+    async def ready(self, patience: float) -> None:
+        """Return once all keys have been read.
+
+        Raises:
+            EtcdError: etcd refuses to show them, or they were not read in time.
+        """
+        with trio.move_on_after(patience):
+            await self._loaded.wait()
+        if not self._loaded.is_set():
+            raise Unavailable(f"{self._name}: they are still being read from etcd: try again")
+        if self._refusal is not None:
+            raise self._refusal
+
+    async def wait_for(self, revision: int, patience: float) -> bool:
+        """Return once a write below the prefix is in the picture; False if it is not in time.
+
+        Args:
+            revision: That of the write.
+            patience: Seconds.
+        """
+        with trio.move_on_after(patience):
+            while self._newest < revision:
+                await self._more.wait()
+        return self._newest >= revision
+
+    def dispatch(self, changes: Sequence[Change], /) -> None:
+        """Take what the watch tells."""
+        newest = self._newest
+        for change in changes:
+            try:
+                self._picture.take(change)
+            except BaseException as error:
+                key = change.key.decode(errors="backslashreplace")
+                self._containment.caught("stored_record", key, error)
+            # A list comes in the order of its keys: nothing follows from one of its revisions.
+            if not change.listed:
+                newest = max(newest, change.mod_revision)
+        self._have(newest)
+
+    async def wait_list_room(self) -> None:
+        """There is room: others have their turn between two pages."""
+        await trio.lowlevel.checkpoint()
+
+    async def wait_stream_room(self) -> None:
+        """There is room."""
+
+    async def _follow(self, etcd: Etcd, settings: ReflectorSettings) -> None:
+        failures = 0
+        while True:
+            self._begin()
+            reflector = Reflector(
+                etcd,
+                KeyRange.of_prefix(self._prefix),
+                self,
+                on_replaced=self._begin_again,
+                settings=settings,
+                containment=self._containment,
+                names_known_bugs=False,
+            )
+            try:
+                async with trio.open_nursery() as nursery:
+                    revision = await nursery.start(reflector.run)
+                    self._refusal = None
+                    self._have(revision)
+                    self._loaded.set()
+                    failures = 0
+            except* EtcdError as group:
+                failures += 1
+                delay = _BACKOFF.delay(failures)
+                self._refusal = first_error(group)
+                self._loaded.set()
+                if failures & (failures - 1) == 0:
+                    _log.warning(
+                        "prefix_unreadable",
+                        what=self._name,
+                        error=str(self._refusal),
+                        retry_in=round(delay, 3),
+                    )
+                await trio.sleep(delay)
+
+    def _begin(self) -> None:
+        if self.is_loaded:
+            self._loaded = trio.Event()
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        self._newest = 0
+        self._picture.forget_all()
+
+    def _have(self, revision: int) -> None:
+        self._newest = max(self._newest, revision)
+        self._more.set()
+        self._more = trio.Event()
+
+
+@asynccontextmanager
+async def follow(
+    etcd: Etcd,
+    prefix: bytes,
+    picture: Picture,
+    *,
+    name: str,
+    settings: ReflectorSettings,
+    containment: Containment,
+) -> AsyncIterator[Followed]:
+    """Keep a picture of a prefix up to date; leaving the context ends that.
+
+    Args:
+        etcd: The connection.
+        prefix: What the keys begin with.
+        picture: What takes the changes.
+        name: What the keys are, for messages.
+        settings: How they are watched; by one range, so that their changes come in order.
+        containment: The boundaries of the process.
+    """
+    settings = replace(settings, ranges=1, prev_kv=False)
+    followed = Followed(picture, name, prefix, containment)
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            await followed._follow(etcd, settings)
+
+        nursery.start_soon(containment.keep, "task", f"following {name}", run)
+        yield followed
+        nursery.cancel_scope.cancel("nobody follows any more")

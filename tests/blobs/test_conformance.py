@@ -1,0 +1,189 @@
+"""What every store of blobs promises."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+
+from etcd_actions.blobs import (
+    BlobExists,
+    BlobMismatch,
+    BlobStore,
+    BlobTooLarge,
+)
+from etcd_actions.errors import InvalidArgument
+
+KEY = "uploads/p/d/content/x/a b%20ü.tar.gz"
+MOST = 1 << 30
+
+
+async def parts(*data: bytes) -> AsyncIterator[bytes]:
+    for each in data:
+        await trio.lowlevel.checkpoint()
+        yield each
+
+
+async def content(blobs: BlobStore, key: str, *bounds: int) -> bytes | None:
+    async with blobs.read(key, *bounds) as blob:
+        if blob is None:
+            return None
+        return b"".join([part async for part in blob.parts])
+
+
+async def keys(blobs: BlobStore, prefix: str) -> list[str]:
+    return [info.key async for info in blobs.below(prefix)]
+
+
+async def test_what_is_put_is_read(blobs: BlobStore) -> None:
+    data = bytes(range(256)) * 20_000
+    assert await blobs.stat(KEY) is None
+    assert await content(blobs, KEY) is None
+    put = await blobs.put(KEY, parts(data[:1000], b"", data[1000:]), most=MOST)
+    assert (put.key, put.size) == (KEY, len(data))
+    found = await blobs.stat(KEY)
+    assert found is not None
+    assert found.size == len(data)
+    assert await content(blobs, KEY) == data
+    assert await content(blobs, KEY, 10, 20) == data[10:30]
+    assert await content(blobs, KEY, len(data) - 5) == data[-5:]
+    assert await content(blobs, KEY, len(data) + 5, 7) == b""
+
+
+async def test_an_empty_blob_is_one(blobs: BlobStore) -> None:
+    await blobs.put(KEY, parts(), most=0, length=0, md5=hashlib.md5(b"").digest())
+    assert await content(blobs, KEY) == b""
+
+
+async def test_what_was_announced_has_to_arrive(blobs: BlobStore) -> None:
+    with pytest.raises(BlobMismatch):
+        await blobs.put(KEY, parts(b"abc"), most=MOST, length=4)
+    with pytest.raises(BlobMismatch):
+        await blobs.put(KEY, parts(b"abc"), most=MOST, md5=hashlib.md5(b"abd").digest())
+    with pytest.raises(BlobTooLarge):
+        await blobs.put(KEY, parts(b"abc", b"d"), most=3)
+    assert await blobs.stat(KEY) is None
+    await blobs.put(KEY, parts(b"abc"), most=3, length=3, md5=hashlib.md5(b"abc").digest())
+    assert await content(blobs, KEY) == b"abc"
+
+
+async def test_a_blob_never_changes(blobs: BlobStore) -> None:
+    await blobs.put(KEY, parts(b"one"), most=MOST)
+    await blobs.put(KEY, parts(b"one"), most=MOST)
+    for other in (b"two", b"longer"):
+        with pytest.raises(BlobExists):
+            await blobs.put(KEY, parts(other), most=MOST)
+    assert await content(blobs, KEY) == b"one"
+
+
+async def test_a_broken_or_cancelled_upload_leaves_nothing(blobs: BlobStore) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"a" * (3 << 20)
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await blobs.put(KEY, broken(), most=MOST)
+
+    async def hanging() -> AsyncIterator[bytes]:
+        yield b"a" * (3 << 20)
+        scope.cancel()
+        await trio.sleep_forever()
+
+    with trio.CancelScope() as scope:
+        await blobs.put(KEY, hanging(), most=MOST)
+    assert scope.cancelled_caught
+    assert await blobs.stat(KEY) is None
+    assert await keys(blobs, "uploads") == []
+
+
+async def test_of_two_uploads_at_once_one_wins(blobs: BlobStore) -> None:
+    outcomes: list[str] = []
+    both = trio.Event()
+    begun: list[bytes] = []
+
+    async def put(letter: bytes) -> None:
+        async def slow() -> AsyncIterator[bytes]:
+            yield letter * (2 << 20)
+            begun.append(letter)
+            if len(begun) == 2:
+                both.set()
+            await both.wait()
+            yield letter
+
+        try:
+            await blobs.put(KEY, slow(), most=MOST)
+            outcomes.append("stored")
+        except BlobExists:
+            outcomes.append("refused")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put, b"a")
+        nursery.start_soon(put, b"b")
+    assert sorted(outcomes) == ["refused", "stored"]
+    found = await content(blobs, KEY)
+    assert found is not None
+    assert found in [letter * ((2 << 20) + 1) for letter in (b"a", b"b")]
+
+
+async def test_blobs_are_listed_below_whole_parts_and_deleted(blobs: BlobStore) -> None:
+    for key in ("runs/p/d/r1/a", "runs/p/d/r1/b/c", "runs/p/d/r10/a", "runs/p/d/r2"):
+        await blobs.put(key, parts(b"x"), most=1)
+    assert await keys(blobs, "runs/p/d/r1") == ["runs/p/d/r1/a", "runs/p/d/r1/b/c"]
+    assert len(await keys(blobs, "runs")) == 4
+    assert await keys(blobs, "nothing/here") == []
+    assert await blobs.delete("runs/p/d/r1/b/c")
+    assert not await blobs.delete("runs/p/d/r1/b/c")
+    assert await keys(blobs, "runs/p/d/r1") == ["runs/p/d/r1/a"]
+
+
+async def test_a_native_url_leads_back(blobs: BlobStore) -> None:
+    url = blobs.native_url(KEY)
+    assert blobs.key_of(url) == KEY
+    base = blobs.native_url("x").removesuffix("/x")
+    for other in (
+        base,
+        base + "/",
+        base + "/../x",
+        base + "x/y",
+        "s3://other/x",
+        "/etc/passwd",
+        "",
+    ):
+        assert blobs.key_of(other) is None
+
+
+HOSTILE = [
+    "",
+    "/etc/passwd",
+    "..",
+    "../x",
+    "a/../../x",
+    "a/./b",
+    "a//b",
+    "a/",
+    "a\0b",
+    "a\nb",
+    ".partial/x",
+    "x" * 256,
+    "/".join(["x" * 200] * 6),
+    "/".join("x" * 60),
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("key", HOSTILE, ids=range(len(HOSTILE)))
+async def test_a_hostile_key_is_refused_by_everything(blobs: BlobStore, key: str) -> None:
+    with pytest.raises(InvalidArgument):
+        await blobs.put(key, parts(b"x"), most=1)
+    with pytest.raises(InvalidArgument):
+        await content(blobs, key)
+    with pytest.raises(InvalidArgument):
+        await blobs.stat(key)
+    with pytest.raises(InvalidArgument):
+        await blobs.delete(key)
+    with pytest.raises(InvalidArgument):
+        await keys(blobs, key)
+    with pytest.raises(InvalidArgument):
+        blobs.native_url(key)

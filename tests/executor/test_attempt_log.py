@@ -1,0 +1,184 @@
+"""A log that is read while it is written, renamed and put together."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from etcd_actions.executor import bounded_log
+from etcd_actions.executor.attempt_log import AttemptLog, LocalLogs
+from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.model import Incarnation
+from etcd_actions.untrusted_files import UnusableFile
+from tests.support.odd_files import KINDS
+
+STREAM = b"".join(b"%06d\n" % number for number in range(3000))
+MOST = 64 + 2 * 700
+
+_WRITER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from bounded_log import BoundedLog
+log = BoundedLog(os.open(sys.argv[2], os.O_RDONLY), int(sys.argv[3]))
+stream = b"".join(b"%06d\\n" % number for number in range(3000))
+for line in sys.stdin:
+    if line == "finish\\n":
+        log.finish()
+    else:
+        begin, end = map(int, line.split())
+        log.write(stream[begin:end])
+    print(flush=True)
+"""
+
+
+class Writer:
+    """A supervisor's log, written by a process of its own: it is descriptor 2 there."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.at = 0
+
+    def write(self, count: int) -> None:
+        end = min(self.at + count, len(STREAM))
+        self._do(f"{self.at} {end}")
+        self.at = end
+
+    def finish(self) -> None:
+        self._do("finish")
+
+    def _do(self, what: str) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> AttemptPlace:
+    place = AttemptPlace(tmp_path / "state", Incarnation(b"/k/a", 7, "u"), 1)
+    place.make()
+    return place
+
+
+@contextmanager
+def writing(place: AttemptPlace) -> Iterator[Writer]:
+    room = str(Path(bounded_log.__file__).parent)
+    command = [sys.executable, "-c", _WRITER, room, str(place.path), str(MOST)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        writer = Writer(process)
+        writer.write(1)
+        yield writer
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+async def read_all(log: AttemptLog, into: list[bytes]) -> None:
+    while data := await log.read():
+        if log.is_torn:
+            into.append(b"")
+        into[-1] += data
+
+
+def check(pieces: list[bytes], written: bytes) -> None:
+    """Each piece is a part of what was written, behind the one before; the last is its end."""
+    at = 0
+    for piece in pieces:
+        head, _, rest = piece.partition(b"left out here)\n")
+        text = rest or head
+        found = written.find(text, at)
+        assert found >= 0, text[:20]
+        at = found + len(text)
+    assert at == len(written)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_was_there_at_a_look_is_read_whatever_follows(
+    place: AttemptPlace, seed: int
+) -> None:
+    """Looks are close enough together: nothing is missing, and nothing comes twice."""
+    choose = random.Random(seed)
+    with writing(place) as writer:
+        log = AttemptLog(place)
+        pieces = [b""]
+        while writer.at < 6000:
+            writer.write(choose.choice((1, 7, 100, 650)))
+            await read_all(log, pieces)
+        last = choose.choice((0, 300, 650))
+        writer.write(last)
+        writer.finish()
+        await read_all(log, pieces)
+        log.close()
+    assert pieces == [STREAM[: writer.at]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_was_missed_is_said(place: AttemptPlace, seed: int) -> None:
+    choose = random.Random(seed)
+    with writing(place) as writer:
+        log = AttemptLog(place)
+        pieces = [b""]
+        for _ in range(12):
+            writer.write(choose.choice((10, 650, 1500, 3000)))
+            if choose.random() < 0.5:
+                await read_all(log, pieces)
+        writer.finish()
+        await read_all(log, pieces)
+        log.close()
+    check(pieces, STREAM[: writer.at])
+
+
+async def test_a_reader_that_comes_late_reads_both_files(place: AttemptPlace) -> None:
+    with writing(place) as writer:
+        writer.write(600)
+        writer.write(600)
+        assert (place.path / "log.before").exists()
+        log = AttemptLog(place)
+        pieces = [b""]
+        await read_all(log, pieces)
+        assert pieces == [STREAM[:1201]]
+        writer.finish()
+        await read_all(log, pieces)
+        assert pieces == [STREAM[:1201]]
+        log.close()
+
+
+@pytest.mark.parametrize("name", ["log", "log.before"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_is_no_regular_file_is_not_read(
+    place: AttemptPlace, tmp_path: Path, name: str, kind: str
+) -> None:
+    (place.path / "log").touch()
+    (place.path / name).unlink(missing_ok=True)
+    KINDS[kind][0](place.path / name)
+    logs = LocalLogs(tmp_path / "state")
+    assert place.incarnation is not None
+    assert not await logs.is_there(place.incarnation, 1)
+    with pytest.raises((UnusableFile, OSError)):
+        async with logs.open(place.incarnation, 1):
+            pass
+
+
+async def test_an_attempt_is_not_taken_for_over_by_who_reads(place: AttemptPlace) -> None:
+    """Its lock is left alone: an executor that finds it locked takes the attempt for alive."""
+    (place.path / "log").touch()
+    log = AttemptLog(place)
+    lock = place.try_lock()
+    assert lock is not None
+    try:
+        assert not await log.has_ended()
+        (place.path / "exit").write_text("0")
+        assert await log.has_ended()
+    finally:
+        log.close()
+        os.close(lock)

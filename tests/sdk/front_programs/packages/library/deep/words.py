@@ -1,0 +1,5 @@
+"""Deep in a package that a task imports."""
+
+
+def shout(text: str) -> str:
+    return text.upper() + "!"

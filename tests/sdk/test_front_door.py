@@ -1,0 +1,289 @@
+"""The stock SDK and its command, through their own front door, on an etcd and a folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command import ROOT, Running
+from tests.executor.wheels import make_wheel
+from tests.sdk.service import Site, free_port
+from tests.support.etcd_server import EtcdServer
+
+pytestmark = pytest.mark.slow
+
+PROGRAMS = Path(__file__).parent / "front_programs"
+_LONGEST = 180.0
+
+
+class Door:
+    """A service with its executor, and what reaches it from outside."""
+
+    def __init__(self, site: Site, port: int, service: Running, python: Path) -> None:
+        self.site = site
+        self.service = service
+        self.port = port
+        self.python = python
+        self.home = site.directory / "home"
+        self.home.mkdir()
+
+    @property
+    def endpoint(self) -> str:
+        """What the SDK is given."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """What a person's shell has, and nothing of ours."""
+        return {
+            "PATH": f"{self.python.parent}:/usr/bin:/bin",
+            "HOME": str(self.home),
+            "COLUMNS": "200",
+            "LANG": "C.UTF-8",
+        }
+
+    def run(self, program: str, *arguments: str, project: str = "p") -> dict[str, Any]:
+        """Run a program to its end, and give what it printed last."""
+        done = self.finish(
+            str(self.python), str(PROGRAMS / program), self.endpoint, project, *arguments
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-6000:]}\n{self.tail()}"
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return result
+
+    def flyte(self, *arguments: str, project: str = "p", code: int = 0) -> str:
+        """Run the command ``flyte``, and give what it printed."""
+        command = str(self.python.with_name("flyte"))
+        done = self.finish(command, "--config", str(self.configuration(project)), *arguments)
+        assert done.returncode == code, f"{done.stdout}\n{done.stderr[-6000:]}\n{self.tail()}"
+        return done.stdout + done.stderr
+
+    def configuration(self, project: str) -> Path:
+        """What a person writes once, and then the command needs no flags."""
+        path = self.site.directory / f"{project}.yaml"
+        path.write_text(
+            f"admin:\n  endpoint: {self.endpoint}\n  insecure: true\n"
+            f"image:\n  builder: remote\n"
+            f"task:\n  project: {project}\n  domain: development\n"
+        )
+        return path
+
+    def tail(self) -> str:
+        """The end of the service's log."""
+        return self.service.err[-6000:]
+
+    def finish(self, *command: str, cwd: Path = PROGRAMS) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; the SDK takes code from the working directory."""
+        return subprocess.run(
+            command,
+            env=self.environment(),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def door(
+    etcd_server: EtcdServer, tmp_path_factory: pytest.TempPathFactory, sdk_python: Path
+) -> Iterator[Door]:
+    """One service for all programs: each has a project of its own."""
+    directory = tmp_path_factory.mktemp("door")
+    site = Site(directory, etcd_server.endpoint, b"/front-door/", sdk_python)
+    port = free_port()
+    with ExitStack() as stack:
+        stack.callback(site.end_all)
+        service = stack.enter_context(
+            site.service(port, "--blob-dir", str(directory / "blobs"), "--executor-slots", "8")
+        )
+        until = time.monotonic() + 60
+        while not service.logs("serving"):
+            assert service.process.poll() is None, service.err
+            assert time.monotonic() < until, service.err
+            time.sleep(0.05)
+        yield Door(site, port, service, sdk_python)
+
+
+def test_a_program_comes_to_its_result(door: Door) -> None:
+    told = door.run("hello.py", project="hello")
+    assert told == {
+        "outputs": ["0, 2, 4, 6"],
+        "inputs": {"count": 4},
+        "phase": "ActionPhase.SUCCEEDED",
+        "task": "hello.main",
+        "has_url": True,
+        "failure": True,
+        "done": True,
+        "attempts": 1,
+    }
+
+
+def test_a_fan_out_of_500(door: Door) -> None:
+    assert door.run("fan_out.py", "500", project="fan") == {
+        "sum": sum(each * each for each in range(500)),
+        "actions": 501,
+        "phases": ["ActionPhase.SUCCEEDED"],
+        "groups": ["", "squares"],
+    }
+
+
+def test_files_and_directories(door: Door) -> None:
+    assert door.run("files.py", project="files") == {"text": "SOME TEXT", "count": 3}
+
+
+def test_inputs_of_many_types(door: Door) -> None:
+    assert door.run("shapes.py", project="shapes") == {
+        "end": 4.0,
+        "keys": ["first", "k"],
+        "said": "None ['red', 'blue'] 1 b 90",
+    }
+
+
+def test_a_cached_result_is_used_by_another_run(door: Door) -> None:
+    assert door.run("cached.py", project="cached") == {"hit": True, "overwritten": True}
+
+
+def test_a_condition_is_signalled_from_outside(door: Door) -> None:
+    assert door.run("condition.py", project="condition") == {"outputs": ["True 12"]}
+
+
+def test_a_run_is_aborted_in_the_middle(door: Door) -> None:
+    assert door.run("abort.py", project="abort") == {
+        "phase": "ActionPhase.ABORTED",
+        "reason": "enough",
+        "raised": True,
+        "phases": ["ActionPhase.ABORTED"],
+    }
+
+
+def test_a_task_starts_a_run(door: Door) -> None:
+    assert door.run("nested.py", project="nested") == {"text": "cba", "own": True, "listed": True}
+
+
+def test_a_deployed_task_is_found_and_run(door: Door) -> None:
+    assert door.run("deployed.py", project="deployed") == {
+        "sum": 6,
+        "within": 15,
+        "listed": ["v2"],
+        "latest": "v2",
+    }
+
+
+def test_a_run_is_run_again(door: Door, tmp_path: Path) -> None:
+    told = door.run("again.py", str(tmp_path / "flag"), project="again")
+    assert told == {"failed": True, "again": True, "other": True}
+
+
+def test_code_in_several_folders(door: Door, tmp_path: Path) -> None:
+    told = door.run("packages_main.py", str(tmp_path / "code"), project="packages")
+    assert told == {"outputs": ["HEY!"], "code": True, "at": True}
+
+
+def test_packages_of_an_image(door: Door, tmp_path: Path) -> None:
+    """The first run has its environment made; what cannot be had is refused before a run."""
+    make_wheel(tmp_path, "made_here", "VALUE = 42")
+    told = door.run("packaged.py", str(tmp_path), project="packaged")
+    assert told == {"values": [42, 42], "refused": True}
+
+
+def test_a_report(door: Door) -> None:
+    assert door.run("report.py", project="report") == {"report": True}
+
+
+def test_the_remote_builder_makes_the_image_of_a_task(door: Door, tmp_path: Path) -> None:
+    """And what cannot be had is told in the user's terminal, before the run is there."""
+    make_wheel(tmp_path / "wheels", "made_here", "VALUE = 42")
+    told = door.run("images.py", "pip", str(tmp_path / "wheels"), project="images")
+    assert told == {"outputs": ["42"], "runs": ["build-image", "images.main"]}
+    told = door.run("images.py", "apt", str(tmp_path / "wheels"), project="apt")
+    refused = told.pop("refused")
+    assert told == {"runs": []}
+    assert "installs packages of the system: 'vim'" in refused
+    assert "leave with_apt_packages() out" in refused
+
+
+def test_what_a_run_is_given_besides_inputs(door: Door) -> None:
+    told = door.run("context.py", "a-run-of-mine", project="context")
+    taken, long = told.pop("taken"), told.pop("long")
+    assert told == {
+        "outputs": ["green"],
+        "name": True,
+        "labelled": True,
+        "other": True,
+        "attempts": ["it rained", ""],
+    }
+    assert "a-run-of-mine" in taken
+    assert "at most 30" in long
+
+
+def test_what_the_terminal_interface_asks_for(door: Door) -> None:
+    assert door.run("tui.py", project="tui") == {
+        "projects": True,
+        "runs": 2,
+        "succeeded": [True],
+        "named": 2,
+        "aborted": "ActionPhase.ABORTED",
+        "actions": 2,
+        "tasks": ["tui.main"],
+        "apps": 0,
+        "triggers": 0,
+        "log": True,
+        "log_of_action": True,
+    }
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/tutorial.md"])
+def test_the_program_that_a_newcomer_copies(door: Door, tmp_path: Path, document: str) -> None:
+    text = (ROOT / document).read_text()
+    program = next(each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    port = f":{door.port}"
+    (tmp_path / "hello.py").write_text(program.replace(":8091", port))
+    connection = ("--insecure", "--project", "mine", "--domain", "development")
+    flyte = str(door.python.with_name("flyte"))
+    made = door.finish(
+        flyte, "create", "config", "--endpoint", door.endpoint, *connection, cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    done = door.finish(str(door.python), "hello.py", cwd=tmp_path)
+    assert done.stdout.split()[-1:] == ["30"], f"{done.stdout}\n{done.stderr}\n{door.tail()}"
+    listed = door.finish(flyte, "get", "run", cwd=tmp_path)
+    assert "hello.main" in listed.stdout, listed.stderr
+
+
+def test_the_command(door: Door) -> None:
+    """Run, look, read the log, abort, deploy, run what is deployed, run again."""
+    program = "hello.py"
+    door.flyte("run", "--name", "by-command", program, "main", "--count", "2", project="command")
+    again = door.flyte("run", "--follow", program, "main", project="command")
+    assert "doubling 3 numbers" in again
+    runs = door.flyte("get", "run", project="command")
+    assert "by-command" in runs
+    assert "hello.main" in runs
+    for phase, there in (("succeeded", True), ("failed", False)):
+        listed = door.flyte("get", "run", "--in-phase", phase, project="command")
+        assert ("by-command" in listed) is there, listed
+    assert "by-command" in door.flyte("get", "run", "--only-mine", project="command")
+    actions = door.flyte("get", "action", "by-command", project="command")
+    assert "hello.double" in actions
+    assert "doubling 2 numbers" in door.flyte("get", "logs", "by-command", project="command")
+    assert "0, 2" in door.flyte("get", "io", "by-command", project="command")
+    door.flyte("deploy", "--version", "v7", program, "env", project="command")
+    assert "hello.main" in door.flyte("get", "task", project="command")
+    door.flyte("run", "deployed-task", "hello.main", "--count", "1", project="command")
+    door.flyte("rerun", "by-command", project="command")
+    assert "command" in door.flyte("get", "project")
+    assert "anonymous" in door.flyte("whoami")
+    door.flyte("run", "--name", "to-abort", "abort.py", "main", project="command")
+    door.flyte("abort", "run", "to-abort", project="command")
+    aborted = door.flyte("get", "run", "--in-phase", "aborted", project="command")
+    assert "to-abort" in aborted

@@ -1,0 +1,216 @@
+"""Lists of runs over the wire, from an index that a real etcd feeds."""
+
+from __future__ import annotations
+
+import pytest
+from flyteidl2.auth import identity_pb2
+from flyteidl2.common import identifier_pb2 as names_pb
+from flyteidl2.common.list_pb2 import Filter, ListRequest, Sort
+from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskName
+from flyteidl2.workflow import run_service_pb2 as pb
+
+from etcd_actions import ActionId, ActionsClient
+from etcd_actions.runs.record import RunStatus
+from etcd_actions.server import ActionsServer
+from etcd_actions.server.front.identity import IDENTITY
+from etcd_actions.server.front.run_lists import RUNS, paused_runs
+from tests.server.clients import Failed
+from tests.server.front.calling import Caller, Reading
+from tests.server.front.conftest import Lists
+from tests.support import flyte
+from tests.support.runs import BEGIN, key_of, record, status
+from tests.support.waiting import eventually
+
+PROJECT = names_pb.ProjectIdentifier(organization="any", name="p", domain="d")
+
+
+async def listed(
+    caller: Caller, request: pb.ListRunsRequest | None = None, **more: object
+) -> list[str]:
+    if request is None:
+        request = pb.ListRunsRequest(project_id=PROJECT, request=ListRequest(**more))
+    answer = await caller.call(RUNS, "ListRuns", request, pb.ListRunsResponse)
+    return [run.action.id.run.name for run in answer.runs]
+
+
+async def test_a_run_has_all_that_lists_show(caller: Caller, lists: Lists) -> None:
+    ended = status(6, ended=90, attempts=3)
+    await lists.put(record("a", at=30, status=ended, creator="me", labels={"team": "ml"}))
+    request = pb.ListRunsRequest(project_id=PROJECT)
+    (run,) = (await caller.call(RUNS, "ListRuns", request, pb.ListRunsResponse)).runs
+    assert dict(run.labels) == {"team": "ml"}
+    action = run.action
+    assert (action.id.name, action.id.run.org, action.id.run.project) == ("a0", "o", "p")
+    task = action.metadata.task
+    assert (task.id.name, task.id.version, task.short_name) == ("env.main", "v1", "main")
+    assert (task.task_type, action.metadata.environment_name) == ("python", "env")
+    assert action.metadata.executed_by.user.id.subject == "me"
+    assert (action.status.phase, action.status.attempts) == (6, 3)
+    assert action.status.start_time.ToDatetime(BEGIN.tzinfo) == BEGIN
+    assert action.status.duration_ms == 90_000
+
+
+async def test_a_run_of_which_nothing_was_recorded_is_queued(caller: Caller, lists: Lists) -> None:
+    await lists.put(record("a"), record("b", status=RunStatus()))
+    queued = Filter(function=Filter.EQUAL, field="phase", values=["QUEUED"])
+    assert await listed(caller, filters=[queued]) == ["b", "a"]
+
+
+async def test_runs_without_a_creator_are_those_of_who_showed_no_token(
+    caller: Caller, lists: Lists
+) -> None:
+    await lists.put(record("a", at=1), record("b", at=2, creator="me"))
+    answer = await caller.call(
+        IDENTITY, "UserInfo", identity_pb2.UserInfoRequest(), identity_pb2.UserInfoResponse
+    )
+    for field in ("created_by", "creator"):
+        mine = Filter(function=Filter.EQUAL, field=field, values=[answer.subject])
+        assert await listed(caller, filters=[mine]) == ["a"]
+
+
+async def test_scopes(caller: Caller, lists: Lists) -> None:
+    await lists.put(
+        record("a", at=1),
+        record("b", at=2, version="v2"),
+        record("c", at=3, task="env.other"),
+        record("d", at=4, project="q"),
+    )
+    name = TaskName(project="p", domain="d", name="env.main")
+    version = TaskIdentifier(project="p", domain="d", name="env.main", version="v2")
+    assert await listed(caller) == ["c", "b", "a"]
+    assert await listed(caller, pb.ListRunsRequest(org="any")) == ["d", "c", "b", "a"]
+    assert await listed(caller, pb.ListRunsRequest(task_name=name)) == ["b", "a"]
+    assert await listed(caller, pb.ListRunsRequest(task_id=version)) == ["b"]
+    trigger = names_pb.TriggerName(project="p", domain="d", name="t", task_name="env.main")
+    assert await listed(caller, pb.ListRunsRequest(trigger_name=trigger)) == []
+
+
+async def test_paused_runs_are_those_with_a_condition_that_waits(
+    caller: Caller, lists: Lists
+) -> None:
+    waiting = record("waiting", at=1, status=status(4))
+    await lists.put(waiting, record("root", at=2, status=status(9)), record("on", status=status(4)))
+    lists.paused.add(key_of(lists.keys, waiting))
+    request = pb.ListRunsRequest(project_id=PROJECT, paused_actions_only=True)
+    assert await listed(caller, request) == ["root", "waiting"]
+
+
+async def test_a_condition_pauses_its_run_until_it_has_its_value(
+    client: ActionsClient, lists: Lists
+) -> None:
+    run = record("r1")
+    paused = paused_runs(client, lists.keys)
+    root, condition = ActionId("p", "d", "r1", "a0", "o"), ActionId("p", "d", "r1", "c1", "o")
+    await client.enqueue(flyte.task(root))
+    assert paused() == set()
+    await client.enqueue(flyte.condition(condition, "a0"))
+    await eventually(lambda: paused() == {key_of(lists.keys, run)})
+    await client.signal(condition, flyte.boolean(True))
+    await eventually(lambda: paused() == set())
+
+
+@pytest.mark.parametrize("key", ["created_at", "task_name", "ended_at"])
+@pytest.mark.parametrize("direction", [Sort.ASCENDING, Sort.DESCENDING])
+async def test_pages_follow_each_other(
+    caller: Caller, lists: Lists, key: str, direction: Sort.Direction
+) -> None:
+    runs = [record(f"r{at}", at=at, status=status(5, ended=at // 2)) for at in range(7)]
+    await lists.put(*runs)
+    request = ListRequest(limit=3, sort_by=Sort(key=key, direction=direction))
+    found: list[str] = []
+    pages = 0
+    while True:
+        asked = pb.ListRunsRequest(project_id=PROJECT, request=request)
+        answer = await caller.call(RUNS, "ListRuns", asked, pb.ListRunsResponse)
+        pages += 1
+        found += [run.action.id.run.name for run in answer.runs]
+        if not answer.token:
+            break
+        request.token = answer.token
+    expected = [run.name for run in runs]
+    assert found == (expected if direction == Sort.ASCENDING else expected[::-1])
+    assert pages == 3
+
+
+UNUSABLE = {
+    "scope_by: it is missing": pb.ListRunsRequest(),
+    "project_id.domain: it is missing": pb.ListRunsRequest(
+        project_id=names_pb.ProjectIdentifier(name="p")
+    ),
+    "task_id.version: it is missing": pb.ListRunsRequest(
+        task_id=TaskIdentifier(project="p", domain="d", name="n")
+    ),
+    "request.filters[0].field: there is no field 'state'": pb.ListRunsRequest(
+        project_id=PROJECT, request=ListRequest(filters=[Filter(field="state", values=["x"])])
+    ),
+    "request.token: it is not of this list": pb.ListRunsRequest(
+        project_id=PROJECT, request=ListRequest(token="50")
+    ),
+}
+
+
+@pytest.mark.parametrize(("said", "request_"), UNUSABLE.items(), ids=UNUSABLE)
+async def test_what_is_unusable_is_named(
+    caller: Caller, said: str, request_: pb.ListRunsRequest
+) -> None:
+    with pytest.raises(Failed) as caught:
+        await listed(caller, request_)
+    assert caught.value.code == "invalid_argument"
+    assert caught.value.message.startswith(said)
+
+
+async def news(reading: Reading[pb.WatchRunsResponse]) -> list[tuple[str, int]]:
+    """The next runs that a stream has."""
+    while True:
+        message = await reading.next()
+        assert message is not None
+        if message.runs:
+            return [(run.action.id.run.name, run.action.status.phase) for run in message.runs]
+
+
+async def test_a_watch_sends_what_is_there_and_then_each_change(
+    caller: Caller, lists: Lists
+) -> None:
+    await lists.put(record("a", at=1), record("b", at=2), record("c", project="q"))
+    request = pb.WatchRunsRequest(project_id=PROJECT)
+    with caller.stream(RUNS, "WatchRuns", request, pb.WatchRunsResponse) as reading:
+        assert await news(reading) == [("b", 1), ("a", 1)]
+        await lists.put(record("a", at=1, status=status(5)))
+        assert await news(reading) == [("a", 5)]
+        await lists.put(record("other", project="q"), record("new"))
+        assert await news(reading) == [("new", 1)]
+        # Of silence it is told, too.
+        message = await reading.next()
+        assert message == pb.WatchRunsResponse()
+
+
+async def test_a_watch_of_a_version_leaves_others_out(caller: Caller, lists: Lists) -> None:
+    version = TaskIdentifier(project="p", domain="d", name="env.main", version="v2")
+    request = pb.WatchRunsRequest(task_id=version)
+    await lists.put(record("a", version="v2"))
+    with caller.stream(RUNS, "WatchRuns", request, pb.WatchRunsResponse) as reading:
+        assert await news(reading) == [("a", 1)]
+        await lists.put(record("b"), record("c", version="v2"))
+        assert await news(reading) == [("c", 1)]
+
+
+async def test_a_watch_ends_without_an_error_when_the_service_ends(
+    caller: Caller, lists: Lists, front_server: ActionsServer
+) -> None:
+    await lists.put(record("a"))
+    request = pb.WatchRunsRequest(project_id=PROJECT)
+    with caller.stream(RUNS, "WatchRuns", request, pb.WatchRunsResponse) as reading:
+        assert await news(reading) == [("a", 1)]
+        front_server.drain()
+        while (message := await reading.next()) is not None:
+            assert not message.runs
+
+
+async def test_groups_are_clearly_not_served(caller: Caller) -> None:
+    request = pb.WatchGroupsRequest(project_id=PROJECT)
+    with (
+        caller.stream(RUNS, "WatchGroups", request, pb.WatchGroupsResponse) as reading,
+        pytest.raises(Failed, match="WatchGroups is not served here") as caught,
+    ):
+        await reading.next()
+    assert caught.value.code == "unimplemented"
