@@ -777,7 +777,11 @@ async def test_the_role_of_the_document_is_enough_for_the_front_door(
 
         async def recorded() -> bool:
             found = await asker("GetRunDetails", pb.GetRunDetailsRequest(run_id=run_id("r1")))
-            return bool(found.details.action.status.phase == ActionPhase.ACTION_PHASE_ABORTED)
+            listed = await trio.to_thread.run_sync(partial(finish, "list", **env))
+            # Collected is only what is marked, and the next sweep is a minute away.
+            marked = [json.loads(line)["recorded"] for line in listed.out.splitlines()]
+            ended = found.details.action.status.phase == ActionPhase.ACTION_PHASE_ABORTED
+            return bool(ended and marked == [True])
 
         await eventually_holds(recorded)
         run.signal(signal.SIGTERM)
