@@ -1,7 +1,7 @@
 """Cached results: where the outputs are that a task left for the same inputs before.
 
 The catalogue is in etcd, one key for each scope and cache key, with a digest of the outputs. What
-it says is checked by whoever uses it: an entry that cannot be read is none.
+it says is checked at each use: an entry that cannot be read is none.
 """
 
 from etcd_actions.catalog.catalog import Catalog, Found

@@ -1,4 +1,4 @@
-"""How the settings say who is told of runs, how long that is kept, and where logs are."""
+"""How the settings say which run services record runs, how long records stay, where logs are."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 async def open_run_services(
     etcd: Etcd, keys: Keyspace, config: Config, containment: Containment, *, served: bool
 ) -> AsyncIterator[RunService]:
-    """Who is told of each action: ourselves where the service is served, then Flyte's.
+    """The run services: our own where the service is served, then Flyte's.
 
     Args:
         etcd: The connection.

@@ -27,7 +27,7 @@ class RunService(Protocol):
       it, and then marked.
     - ``update_action_state(update, action)``: is called instead of `update_action_status`, with
       the object whose state it is, None where that is gone.
-    - ``keeps_order = True``: it takes no state once a newer one was told, whoever tells it. Then
+    - ``keeps_order = True``: it takes no state once a newer one was told, from any leader. Then
       it may be told at any time, and an ending is told once after a change of the leader.
     """
 

@@ -1,7 +1,7 @@
 """The stored form of a run's record, and of the history of an action; no I/O.
 
-A run's record is written in the transaction that creates its root, and its status by whoever
-records: it is what a list of runs shows, also when the objects of the run have expired. The
+A run's record is written in the transaction that creates its root, and its status by the leader,
+as it records: it is what a list of runs shows, also when the objects of the run have expired. The
 history of an action keeps what its object has room for only once: how each attempt went.
 
 Values are JSON. Fields that this version does not know are lost by a rewrite, so a later version

@@ -23,7 +23,7 @@ from etcd_actions.server.codes import Refusal
 from etcd_actions.server.settings import OidcSettings
 from etcd_actions.server.tokens import Identity
 
-# Only pairs of keys: with a shared secret whoever can verify can sign.
+# Only pairs of keys: with a shared secret each verifier could sign.
 _KINDS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "RSA"),
     **dict.fromkeys(("ES256", "ES384", "ES512"), "EC"),

@@ -328,7 +328,7 @@ def _details_of_record(found: Found, org: str) -> pb.ActionDetails:
     assert record is not None
     how = record.status
     if how is None or not Phase(how.phase).is_terminal:
-        # Whoever deletes what goes on aborts it.
+        # To delete what goes on is to abort it.
         how = RunStatus(
             phase=Phase.ABORTED, ended=None if how is None else how.ended, abort_reason=_GONE
         )
