@@ -116,7 +116,7 @@ def killable_etcd(own_etcd: OwnEtcd) -> OwnEtcd:
 
 @pytest.fixture(params=first_everyday(["grpc", "gateway"]))
 def transport(request: pytest.FixtureRequest) -> TransportName:
-    """Each way to talk to etcd: whoever asks for it runs once with each.
+    """Each way to talk to etcd: a test that uses it runs once with each.
 
     That both behave alike is up to the conformance suite, which has both in the everyday suite.
     """

@@ -21,9 +21,7 @@ from etcd_actions.config.settings import BLOB_DIR, EXECUTOR, MAX_UPLOAD_BYTES, S
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.embedded import default_data_dir
-from etcd_actions.images.builds import (
-    build_task_spec,
-)
+from etcd_actions.images.builds import build_task_spec
 
 if TYPE_CHECKING:
     from etcd_actions.server.front import Front

@@ -122,7 +122,7 @@ async def test_the_issuer_changes_its_keys(issuer: SmallIssuer) -> None:
         await verifier.identify(before)
     assert issuer.asked == ["/.well-known/openid-configuration", "/keys"]
     issuer.rotate()
-    # Unknown keys do not make it ask at once again, whoever sends them.
+    # Unknown keys do not make it ask at once again, from any client.
     for _ in range(3):
         assert (await refused(verifier, issuer.token())).code is Code.UNAUTHENTICATED
     assert len(issuer.asked) == 2
