@@ -10,14 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
-
 from etcd_actions import errors
+from etcd_actions.logger import get_logger
 from etcd_actions.quoting import clipped, printable
 
 _MOST_CHARACTERS = 8_000
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class ExitCode(enum.IntEnum):

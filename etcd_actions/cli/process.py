@@ -5,6 +5,7 @@ This module imports nothing that is slow to import.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -83,6 +84,22 @@ def _reap(child: int) -> None:
         if pid == child:
             code = os.waitstatus_to_exitcode(status)
             os._exit(code if code >= 0 else 128 - code)
+
+
+def collect_later() -> None:
+    """Collect no garbage until :func:`collect_from_now`, while modules are imported."""
+    gc.disable()
+
+
+def collect_from_now() -> None:
+    """Collect garbage again where it was put off, but never look at what is there by now.
+
+    What is imported stays for the whole life of the process, and each collection of the oldest
+    objects would look at all of it.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def has_terminal() -> bool:

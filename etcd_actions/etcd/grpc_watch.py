@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import grpc
-import structlog
 import trio
 
 from etcd_actions.containment import describe
@@ -23,12 +22,13 @@ from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd import grpc_errors, grpc_wire
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import WatchCreate, WatchResponse
+from etcd_actions.logger import get_logger
 
 _BUFFERED_EVENTS = 4096
 _BUFFERED_BYTES = 16 * 1024 * 1024
 _CLOSE_TIMEOUT = 5.0
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class GrpcWatchStream:
