@@ -111,7 +111,7 @@ async def open_actions_client(
     containment = containment or Containment()
     form = codec_named(codec)
     async with open_group_commit(etcd, containment) as commit:
-        store = Store(etcd, commit.txn)
+        store = Store(etcd, commit.txn, commit.get)
         keys = Keyspace(prefix, namespace, template=template)
         async with (
             open_processor(
