@@ -16,6 +16,7 @@ from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
 from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.recovery import Recovery
+from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored import StoredTaskAction
@@ -113,6 +114,7 @@ async def open_actions_client(
     async with open_group_commit(etcd, containment) as commit:
         store = Store(etcd, commit.txn, commit.get)
         keys = Keyspace(prefix, namespace, template=template)
+        seen = Seen()
         async with (
             open_processor(
                 etcd,
@@ -132,7 +134,8 @@ async def open_actions_client(
                 store,
                 keys,
                 processor,
-                Enqueuer(store, keys, form, finalizer=settings.finalizer),
+                Enqueuer(store, keys, form, finalizer=settings.finalizer, seen=seen),
+                seen,
                 settings,
                 containment,
             )
@@ -184,6 +187,7 @@ class ActionsClient:
         keys: Keyspace,
         processor: Processor,
         enqueuer: Enqueuer,
+        seen: Seen,
         settings: ProcessorSettings,
         containment: Containment,
     ) -> None:
@@ -195,6 +199,7 @@ class ActionsClient:
         self._keys = keys
         self._processor = processor
         self._enqueuer = enqueuer
+        self._seen = seen
         self._settings = settings
         self._aborter = Aborter(store, keys, finalizer=settings.finalizer)
         self._lister = Lister(store, keys)
@@ -330,6 +335,7 @@ class ActionsClient:
             message=message,
             fence=None if claim is None else claim.fence,
             incarnation=incarnation,
+            seen=self._seen,
         )
 
     @_request
@@ -347,7 +353,14 @@ class ActionsClient:
             NotFound: There is no such action.
             FailedPrecondition: It is no condition, has another value, or is over.
         """
-        return await signal(self._store, self._keys, action_id_of(action_id), value, signalled_by)
+        return await signal(
+            self._store,
+            self._keys,
+            action_id_of(action_id),
+            value,
+            signalled_by,
+            seen=self._seen,
+        )
 
     @_request
     async def list_run_actions(
