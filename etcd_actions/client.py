@@ -19,14 +19,20 @@ from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored import StoredTaskAction, check_identity, missing
 from etcd_actions.catalog import Catalog
 from etcd_actions.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.codecs import codec_named
 from etcd_actions.containment import Containment, describe
 from etcd_actions.dead_letters import DeadLetter, LetterDesk
-from etcd_actions.errors import ConfigError, EtcdActionsError, InvalidArgument, UnexpectedFailure
-from etcd_actions.etcd.api import Etcd, Put
+from etcd_actions.errors import (
+    ConfigError,
+    EtcdActionsError,
+    InvalidArgument,
+    NotFound,
+    UnexpectedFailure,
+)
+from etcd_actions.etcd.api import Etcd, KeyValue, Put
 from etcd_actions.group_commit import (
     GroupCommit,
     GroupCommitStatistics,
@@ -202,7 +208,7 @@ class ActionsClient:
         self._seen = seen
         self._settings = settings
         self._aborter = Aborter(store, keys, finalizer=settings.finalizer)
-        self._lister = Lister(store, keys)
+        self._lister = Lister(store, keys, seen)
         self._recovery = Recovery(store, keys)
         self._desk = LetterDesk(etcd, store, keys)
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
@@ -361,6 +367,24 @@ class ActionsClient:
             signalled_by,
             seen=self._seen,
         )
+
+    def note_read(self, action_id: ActionId, kv: KeyValue | None) -> StoredTaskAction:
+        """Decode an object that was read with something else: the next report needs no read.
+
+        Args:
+            action_id: Which action it is to be.
+            kv: What its key holds; None for nothing.
+
+        Raises:
+            NotFound: There is no object, or it is another action's.
+            DecodeError: What is stored cannot be read.
+        """
+        if kv is None:
+            raise NotFound(missing(action_id, self._keys))
+        found = StoredTaskAction.of(kv)
+        check_identity(found, action_id)
+        self._seen.keep(kv)
+        return found
 
     @_request
     async def list_run_actions(

@@ -25,8 +25,11 @@ from statistics import median
 
 import trio
 
+import etcd_actions
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.etcd import open_etcd
+from etcd_actions.testing import EtcdProcess
+from tests.support import flyte
 
 _ROOT = ActionId("p", "d", "r1", "a0")
 _HERE = Path(__file__).resolve().parents[2]
@@ -35,14 +38,14 @@ _WARM = 200
 
 async def _enqueues(together: int, client: ActionsClient, count: int) -> tuple[float, float]:
     """Children of one parent."""
-    await client.enqueue(_task(_ROOT))
+    await client.enqueue(flyte.task(_ROOT))
     await _measured(functools.partial(_enqueue, client, "w"), together, _WARM)
     return await _measured(functools.partial(_enqueue, client, "c"), together, count)
 
 
 async def _reports(together: int, client: ActionsClient, count: int) -> tuple[float, float]:
     """Each of another action, which was enqueued by the same client."""
-    await client.enqueue(_task(_ROOT))
+    await client.enqueue(flyte.task(_ROOT))
     await _measured(functools.partial(_enqueue, client, "c"), 256, count)
     return await _measured(functools.partial(_report, client, Phase.RUNNING), together, count)
 
@@ -55,7 +58,7 @@ async def _seconds(together: int, client: ActionsClient, count: int) -> tuple[fl
 
 async def _lookups(together: int, client: ActionsClient, count: int) -> tuple[float, float]:
     """Single actions, read again and again."""
-    await client.enqueue(_task(_ROOT))
+    await client.enqueue(flyte.task(_ROOT))
     await _measured(functools.partial(_enqueue, client, "c"), 256, 256)
 
     async def look(number: int) -> None:
@@ -77,19 +80,11 @@ def _child(kind: str, number: int) -> ActionId:
     return ActionId("p", "d", "r1", f"{kind}{number}")
 
 
-def _task(action_id: ActionId, parent: str = "") -> object:
-    from tests.support import flyte
-
-    return flyte.task(action_id, parent)
-
-
 async def _enqueue(client: ActionsClient, kind: str, number: int) -> None:
-    await client.enqueue(_task(_child(kind, number), "a0"))  # type: ignore[arg-type]
+    await client.enqueue(flyte.task(_child(kind, number), "a0"))
 
 
 async def _report(client: ActionsClient, phase: Phase, number: int) -> None:
-    from tests.support import flyte
-
     await client.put_status(_child("c", number), 1, flyte.status(phase))
 
 
@@ -140,8 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds for each figure (3)")
     parser.add_argument("--count", type=int, default=3000, help="calls a side (3000)")
     given = parser.parse_args(arguments)
-    from etcd_actions.testing import EtcdProcess
-
     print("| | old 1/s | new 1/s | ratio | old µs CPU | new µs CPU | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for part in given.part or _PARTS:
@@ -168,8 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--side"]:
-        import etcd_actions
-
         endpoint, prefix, part, count = sys.argv[2:]
         measured = trio.run(_side, endpoint, prefix, part, int(count))
         print(json.dumps([str(Path(etcd_actions.__file__).parents[1]), *measured]))
