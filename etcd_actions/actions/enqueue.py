@@ -9,7 +9,8 @@ abort is under way in the run, and that the parent is what this client saw of it
 takes over labels and annotations, which may change, and an end or a deletion forbids it: so that
 guess compares the parent's revision. Where it fails the same transaction reads all that counts,
 and from then on only the parent's incarnation is compared. So one more transaction decides, and
-a parent that never rests holds nobody up: below one that moved, the next enqueue reads first.
+a parent that never rests holds nobody up. Below one that moved, and in a run with an abort, the
+next enqueue reads first.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class _Asked(NamedTuple):
     Attributes:
         request: What is asked for.
         key: Where the object goes.
+        aborts: Where the aborts are that count.
         lookups: What decides: the key, the aborts, the parent, and the keys of ``beside``.
         beside: What is created with it.
         uid: The identity of what is created.
@@ -107,6 +109,7 @@ class _Asked(NamedTuple):
 
     request: objects.Request
     key: bytes
+    aborts: KeyRange
     lookups: Sequence[Get]
     beside: Sequence[Put]
     uid: str
@@ -191,10 +194,11 @@ class Enqueuer:
         """
         request = objects.read_request(action, run_spec, trace_error)
         try:
-            key, lookups = self._key(request), self._lookups(request, beside)
+            key, aborts = self._key(request), self._aborts(request)
+            lookups = self._lookups(request, key, aborts, beside)
         except ValueError as error:
             raise InvalidArgument("action_id", str(error)) from None
-        asked = _Asked(request, key, lookups, beside, self._new_uid())
+        asked = _Asked(request, key, aborts, lookups, beside, self._new_uid())
         scene = self._guess(asked) or await self._look(asked)
         tried = 0
         while True:
@@ -257,6 +261,7 @@ class Enqueuer:
             ) from None
         if not result.succeeded:
             found = _scene(result.responses, asked.beside)
+            self._note_aborts(asked, found)
             if (
                 scene.guessed
                 and found.parent
@@ -295,7 +300,8 @@ class Enqueuer:
             return None if recovers else _Scene(None, (), None, guessed=True)
         key = self._keys.task_action(request.parent_id)
         kv = self._seen.get(key)
-        if kv is None or self._parents.is_restless(key):
+        restless = self._parents.is_restless(key)
+        if kv is None or restless or self._parents.has_aborts(asked.aborts.start):
             return None
         try:
             parent = self._parents.read(kv)
@@ -312,15 +318,22 @@ class Enqueuer:
         scene = _scene(result.responses, asked.beside)
         if scene.parent is not None and self._parents.rests(scene.parent):
             self._seen.keep(scene.parent)
+        self._note_aborts(asked, scene)
         return scene
+
+    def _note_aborts(self, asked: _Asked, scene: _Scene) -> None:
+        if not asked.request.is_root:
+            self._parents.note_aborts(asked.aborts.start, bool(scene.markers))
 
     def _key(self, request: objects.Request) -> bytes:
         if request.kind == ACTION_TYPE_TRACE:
             return self._keys.trace(request.action_id)
         return self._keys.task_action(request.action_id)
 
-    def _lookups(self, request: objects.Request, beside: Sequence[Put]) -> list[Get]:
-        lookups = [Get(KeyRange.of_key(self._key(request))), Get(self._aborts(request))]
+    def _lookups(
+        self, request: objects.Request, key: bytes, aborts: KeyRange, beside: Sequence[Put]
+    ) -> list[Get]:
+        lookups = [Get(KeyRange.of_key(key)), Get(aborts)]
         if not request.is_root:
             lookups.append(Get(KeyRange.of_key(self._keys.task_action(request.parent_id))))
         lookups += (Get(KeyRange.of_key(put.key)) for put in beside)
@@ -335,7 +348,7 @@ class Enqueuer:
 
     def _guards(self, asked: _Asked, scene: _Scene) -> list[Compare]:
         """What has to be as it was read, or guessed."""
-        aborts, end = self._aborts(asked.request)
+        aborts, end = asked.aborts
         # A marker may go, but none may come: over no key at all this is true.
         newest = max((marker.mod_revision for marker in scene.markers), default=0)
         revision = _revision(scene.present)

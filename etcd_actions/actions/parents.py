@@ -35,6 +35,7 @@ class Parents:
         # By key and revision.
         self._found: OrderedDict[tuple[bytes, int], Parent] = OrderedDict()
         self._moved: OrderedDict[bytes, int] = OrderedDict()
+        self._aborts: OrderedDict[bytes, None] = OrderedDict()
 
     def read(self, kv: KeyValue) -> Parent:
         """A parent, decoded unless it was.
@@ -82,7 +83,20 @@ class Parents:
         self.moved(kv)
         return False
 
+    def note_aborts(self, run: bytes, under_way: bool) -> None:
+        """Note whether aborts were under way in a run, which is known by where they are kept."""
+        self._aborts.pop(run, None)
+        if under_way:
+            self._aborts[run] = None
+            if len(self._aborts) > _MOST:
+                self._aborts.popitem(last=False)
+
+    def has_aborts(self, run: bytes) -> bool:
+        """Whether aborts were under way in a run, when that was looked at last."""
+        return run in self._aborts
+
     def clear(self) -> None:
         """Drop all."""
         self._found.clear()
         self._moved.clear()
+        self._aborts.clear()
