@@ -33,6 +33,8 @@ from etcd_actions.store import CasResult, Store
 Change = Callable[[StoredTaskAction, dict[str, Any]], bool]
 """Changes the tree of an object in place, and says whether there was anything to change.
 
+It leaves ``spec`` and ``metadata.managedFields`` alone.
+
 It is called again with the newer object whenever somebody else was faster, and after a lost
 answer maybe with what it has written itself; an error of its own ends the attempt.
 """
@@ -147,10 +149,12 @@ def _changed(
     """The bytes of an object after a change; None where that says nothing that is not there."""
     codec = codec_of(before.value)
     tree = codec.decode_tree(before.value, key=before.key, revision=before.mod_revision)
+    # What is asked for, and who wrote which field, is most of an object, and changed by nobody.
+    unchanged = (tree.get("spec"), tree["metadata"].get("managedFields"))
     if not change(action, tree):
         return None
     try:
-        value = codec.encode_tree(tree)
+        value = codec.encode_tree(tree, unchanged=unchanged)
     except ValueError as error:
         raise InvalidArgument(field, f"the object cannot be stored: {error}") from None
     return None if value == before.value else value
