@@ -55,6 +55,8 @@ _MOST_OPERATIONS: Final = 128 - _MOST_MEMBERS
 """Of a member: etcd's --max-txn-ops counts the group's own and its largest member's together."""
 _MOST_BYTES: Final = 1024 * 1024
 """Of a group: etcd's --max-request-bytes is 1.5 MiB."""
+_MOST_ANSWERED: Final = 4 * 1024 * 1024
+"""Bytes of values that reads of a group are to have, going by those before."""
 _MOST_SET_ASIDE: Final = 100
 """How many that meet others are passed over in search of more for a group."""
 _IN_FLIGHT: Final = 2
@@ -124,6 +126,7 @@ class GroupCommit:
         self._reads: _Line[Read] = _Line()
         self._closed = False
         self._counts = _Counts()
+        self._most_gets = _MOST_MEMBERS
 
     def statistics(self) -> GroupCommitStatistics:
         """See :class:`GroupCommitStatistics`."""
@@ -266,7 +269,7 @@ class GroupCommit:
             member = waiting[0]
             if member.task is not None:
                 new = [get for get in member.gets if get not in gets]
-                if group and len(gets) + len(new) > _MOST_MEMBERS:
+                if group and len(gets) + len(new) > self._most_gets:
                     break
                 gets.update(new)
                 group.append(member)
@@ -307,15 +310,24 @@ class GroupCommit:
         gets = list(dict.fromkeys(get for member in group for get in member.gets))
         try:
             answers, revision = await self._ask(gets)
-        except OutcomeUnknown as error:
-            # Nothing was to be written.
-            _fail_all(group, Unavailable(str(error)))
         except Unavailable as error:
-            _fail_all(group, error)
+            # Maybe it was too much for the time that there is.
+            self._most_gets = max(1, len(gets) // 2)
+            # Nothing was to be written, so nothing is left open.
+            lost = isinstance(error, OutcomeUnknown)
+            _fail_all(group, Unavailable(str(error)) if lost else error)
         except EtcdError as error:
             await self._halve(group, error, self._fetch)
         else:
             self._counts.add(len(group))
+            size = sum(
+                len(kv.value)
+                for answer in answers.values()
+                if isinstance(answer, RangeResult)
+                for kv in answer.kvs
+            )
+            enough = _MOST_ANSWERED * len(gets) // max(size, 1)
+            self._most_gets = max(1, min(enough, _MOST_MEMBERS))
             for member in group:
                 member.take(answers, revision)
 

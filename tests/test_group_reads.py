@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import urllib.request
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from etcd_actions.etcd.api import (
     Txn,
     TxnResult,
 )
-from etcd_actions.group_commit import open_group_commit
+from etcd_actions.group_commit import GroupCommit, open_group_commit
 from etcd_actions.group_members import Touched, Write
 from tests.support.etcd_server import EtcdServer
 from tests.test_group_commit import Calls, Gate, cas, gated, grouped
@@ -133,6 +134,48 @@ async def test_as_many_reads_as_etcd_takes(etcd: Etcd, prefix: bytes) -> None:
     calls, gate = await read_together(etcd, *txns, many, *[txns[0]] * 150)
     assert all(calls.succeeded())
     assert [len(sent.success) for sent in gate.sent] == [2, 2, 110, 80, 80, 40, 40]
+
+
+async def test_large_values_are_read_by_few(etcd: Etcd, prefix: bytes) -> None:
+    """An answer is not to hold up all others: those before tell how large the next will be."""
+    for n in range(20):
+        await etcd.put(prefix + b"%d" % n, b"x" * 1_000_000)
+    large = [Txn([], [get(prefix + b"%d" % n), get(prefix)]) for n in range(20)]
+    small = [Txn([], [get(prefix + b"s%d" % n), get(prefix)]) for n in range(200)]
+    gate, slow = gated(etcd)
+    gate.open()
+    async with open_group_commit(slow) as group_commit:
+        for txns in (large, large, small, small):
+            await trio.testing.wait_all_tasks_blocked()
+            async with trio.open_nursery() as nursery:
+                for txn in txns:
+                    nursery.start_soon(group_commit.txn, txn)
+    reads = [len(sent.success) for sent in gate.sent]
+    assert reads[0] == 21
+    assert max(reads[1:5]) <= 9
+    assert max(reads[-2:]) > 90
+
+
+async def test_reads_that_time_out_are_fewer_the_next_time(etcd: Etcd, prefix: bytes) -> None:
+    gate, slow = gated(etcd)
+    gate.open()
+
+    async def read_all(group_commit: GroupCommit) -> None:
+        async def one(n: int) -> None:
+            with contextlib.suppress(Unavailable):
+                await group_commit.txn(Txn([], [get(prefix + b"%d" % n)]))
+
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            for n in range(80):
+                nursery.start_soon(one, n)
+
+    async with open_group_commit(slow) as group_commit:
+        gate.error = OutcomeUnknown("it took too long")
+        await read_all(group_commit)
+        gate.error = None
+        await read_all(group_commit)
+    assert [len(sent.success) for sent in gate.sent] == [80, 40, 40]
 
 
 async def test_a_lost_answer_to_reads_leaves_nothing_open(etcd: Etcd, prefix: bytes) -> None:
