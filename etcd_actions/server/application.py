@@ -22,10 +22,11 @@ from etcd_actions.server.authentication import Authentication
 from etcd_actions.server.boundaries import guarded
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.codes import Refusal, told
+from etcd_actions.server.disconnects import without_a_task
 from etcd_actions.server.health import HEALTH
 from etcd_actions.server.methods import Methods, UnaryCalls
 from etcd_actions.server.streams import CONNECTION, Connection
-from etcd_actions.serving import ClientGone, Message, Receive, Send
+from etcd_actions.serving import ClientGone, Message, Receive, Send, on_lost
 from etcd_actions.tracing import CallSpan
 
 # Load balancers and clients that have yet to log in show no token.
@@ -179,21 +180,21 @@ class Application(ConnectASGIApplication[Methods]):
         connection = Connection()
         CONNECTION.set(connection)
         CALLER.set(Caller.of(scope))
-
-        async def receive_and_notice() -> Message:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                connection.lost()
-            return message
-
+        on_lost(scope, connection.lost)
         try:
-            await super().__call__(scope, receive_and_notice, send)
+            await super().__call__(scope, receive, send)
         except ConnectError as error:
             if error.code not in (Code.DEADLINE_EXCEEDED, Code.CANCELED):
                 raise
             # A client may set any deadline: one that passes while its answer is sent is no
             # failure of ours.
             raise ClientGone("its deadline passed while its answer was sent") from error
+
+    async def _call_unary(self, *arguments: Any) -> Any:
+        return await super()._call_unary(*without_a_task(arguments))
+
+    async def _call_stream(self, *arguments: Any) -> None:
+        await super()._call_stream(*without_a_task(arguments))
 
 
 def _unusable(scope: Message) -> tuple[int, str] | None:

@@ -6,6 +6,7 @@ from etcd_actions.serving.asgi import (
     Message,
     Receive,
     Send,
+    on_lost,
     take_long_body,
 )
 from etcd_actions.serving.bind import Bind
@@ -24,6 +25,7 @@ __all__ = [
     "Receive",
     "Send",
     "ServerTls",
+    "on_lost",
     "open_listener",
     "take_long_body",
 ]

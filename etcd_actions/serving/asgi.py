@@ -33,21 +33,17 @@ def take_long_body(scope: Message) -> None:
         extension()
 
 
-def on_lost(scope: Message, callback: Callable[[], None]) -> bool:
+def on_lost(scope: Message, callback: Callable[[], None]) -> None:
     """Have a function called when a request's client is gone, at once where it is already.
 
     It is called when ``receive`` would say so next: what arrived before is read first. That
     spares an application the task that waits for it. The function must not wait, and must not
     raise.
 
-    Returns:
-        Whether the server can do that.
+    Raises:
+        KeyError: The server is another one than this.
     """
-    extension = scope.get("extensions", {}).get(ON_LOST)
-    if extension is None:
-        return False
-    extension(callback)
-    return True
+    scope["extensions"][ON_LOST](callback)
 
 
 class ClientGone(ConnectionError):

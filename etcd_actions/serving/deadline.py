@@ -25,8 +25,10 @@ class Deadline:
         """Set another time and reason."""
         self.at = at
         self.reason = reason
-        if at < self._scope.deadline:
-            self._scope.deadline = at
+        if self._scope.deadline <= at:
+            # To set it, even to what it is, costs more than all else here.
+            return
+        self._scope.deadline = at
 
     def scope(self) -> trio.CancelScope:
         """A scope that is cancelled at the deadline, or too early: see :attr:`is_reached`."""

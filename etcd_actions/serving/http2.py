@@ -34,6 +34,9 @@ _HASTE: Final = 1.0
 # Each may change the windows of all streams: so many at once, and so many a second after that.
 _MOST_SETTINGS: Final = 1_000
 _SETTINGS_PER_SECOND: Final = 10.0
+# What the bodies of all streams together may have on the way. The default of 64 KiB would have
+# requests trickle in that could be written together.
+_WINDOW: Final = 2**20
 # What may wait for the system before no more is read.
 _MOST_UNSENT: Final = 2**16
 
@@ -92,6 +95,7 @@ class Http2:
     def initiate(self) -> None:
         """Greet the client."""
         self._state.initiate_connection()
+        self._state.increment_flow_control_window(_WINDOW - 2**16 + 1)
         self._sending.wake()
         self._context.requests.spawn(self._send_in_turn)
 

@@ -198,6 +198,8 @@ async def test_an_exception_in_the_protocol_ends_its_connection_alone(
 ) -> None:
     async with served() as server, h2_client(server.address) as other:
         assert await other.is_answered(await other.ask("/ok")) == 200
+        # Until what it has acknowledged is read.
+        await trio.testing.wait_all_tasks_blocked(0.02)
 
         def fail(*_: Any) -> None:
             monkeypatch.undo()
