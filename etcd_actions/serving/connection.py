@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import time
 from typing import Final
 
 import trio
@@ -25,8 +24,8 @@ from etcd_actions.serving.wire import Stream, Wire
 _LINGER: Final = 1.0
 # How often to look whether a client that sends no more is still there.
 _LOOK_EVERY: Final = 0.25
-# Seconds for which what has arrived is looked at before others have their turn.
-_TURN: Final = 0.01
+# Events that are looked at before others have their turn.
+_TURN: Final = 400
 
 
 class Shared:
@@ -190,12 +189,12 @@ class Connection:
 
     async def _parse(self) -> None:
         """Look at all that has arrived, of the socket, too."""
-        since = time.perf_counter()
+        since = self._protocol.parsed
         while True:
             while self._protocol.parse():
-                if time.perf_counter() - since > _TURN:
+                if self._protocol.parsed - since > _TURN:
                     await trio.lowlevel.checkpoint()
-                    since = time.perf_counter()
+                    since = self._protocol.parsed
             if self._protocol.assumed is not None:
                 self._assume()
                 continue

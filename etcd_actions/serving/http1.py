@@ -18,7 +18,7 @@ from etcd_actions.serving.request import Request
 from etcd_actions.serving.signal import Signal
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"
-# What is parsed before others have their turn.
+# What is parsed without a look at how much that was.
 _MOST_EVENTS: Final = 100
 
 
@@ -32,6 +32,7 @@ class Http1:
     Attributes:
         assumed: What came, from HTTP/2's preface on; None where the client speaks HTTP/1.1.
         is_over: Whether nothing that comes is looked at any more.
+        parsed: How many events there were.
     """
 
     def __init__(self, context: Context, scopes: Scopes) -> None:
@@ -45,6 +46,7 @@ class Http1:
         self._answered = Signal()
         self.assumed: bytes | None = None
         self.is_over = False
+        self.parsed = 0
 
     @property
     def is_partial(self) -> bool:
@@ -75,6 +77,7 @@ class Http1:
             except h11.RemoteProtocolError as error:
                 self._refuse(error, error.error_status_hint)
                 return False
+            self.parsed += 1
             if isinstance(event, h11.Request):
                 self._begin(event)
             elif isinstance(event, h11.Data):
@@ -119,8 +122,9 @@ class Http1:
             self.is_over = True
             return
         headers = list(event.headers)
-        if (why := _unusable(event, headers)) is not None:
-            self._refuse(ValueError(why), 400)
+        most = self._context.answering.limits.header_bytes
+        if (refusal := _refusal(event, headers, most)) is not None:
+            self._refuse(ValueError(refusal[1]), refusal[0])
             return
         scope = self._scopes.make(
             event.http_version.decode("ascii"),
@@ -185,7 +189,8 @@ class _Exchange:
 
     def want_body(self) -> None:
         if self._state.they_are_waiting_for_100_continue and not self._protocol.is_over:
-            self._send(h11.InformationalResponse(status_code=100, headers=[]))
+            go_on = h11.InformationalResponse(status_code=100, headers=[])
+            self._context.wire.write(self._state.send(go_on) or b"")
 
     def taken(self, count: int) -> None:
         """The connection's reader looks itself."""
@@ -194,20 +199,10 @@ class _Exchange:
         self._waiting = status, headers
 
     def body(self, data: bytes) -> bool:
-        if self._is_broken:
-            return True
-        events = self._begun(None)
-        if data:
-            events.append(h11.Data(data=data))
-        return self._send(*events)
+        return self._is_broken or self._send(data, None)
 
     def end(self, data: bytes, trailers: Headers | None) -> bool:
-        is_sent = True
-        if not self._is_broken:
-            events = self._begun(len(data))
-            if data:
-                events.append(h11.Data(data=data))
-            is_sent = self._send(*events, h11.EndOfMessage())
+        is_sent = self._is_broken or self._send(data, len(data), h11.EndOfMessage())
         self._ends_connection = not self._protocol.is_done(self)
         return is_sent and not self._ends_connection
 
@@ -240,28 +235,35 @@ class _Exchange:
             headers.append((b"connection", b"close"))
         return [h11.Response(status_code=status, headers=headers)]
 
-    def _send(self, *events: h11.Event) -> bool:
+    def _send(self, data: bytes, length: int | None, *end: h11.Event) -> bool:
+        """Send headers that wait, data and the end; returns whether the system has it all."""
         try:
-            data = b"".join([self._state.send(event) or b"" for event in events])
+            events = self._begun(length)
+            if data:
+                events.append(h11.Data(data=data))
+            sent = b"".join([self._state.send(event) or b"" for event in (*events, *end)])
         except h11.LocalProtocolError as error:
             # Of what the client did h11 says so when it parses. This is the application's.
             raise RuntimeError(f"this answer cannot be sent: {error}") from error
-        return self._context.wire.write(data)
+        return self._context.wire.write(sent)
 
 
-def _unusable(request: h11.Request, headers: Headers) -> str | None:
-    """Why a request is not answered.
+def _refusal(request: h11.Request, headers: Headers, most: int) -> tuple[int, str] | None:
+    """The status for a request that is not answered, and why; None for one that is.
 
-    A proxy may see another end of its body than h11 (RFC 9112, 6.1 and 6.3); or it asks for a
+    Its headers are larger than they may be, which h11 looks at only while they arrive. Or a
+    proxy may see another end of its body than h11 (RFC 9112, 6.1 and 6.3). Or it asks for a
     tunnel, which h11 would wait for.
     """
+    if len(request.target) + sum(len(name) + len(value) + 4 for name, value in headers) > most:
+        return 431, "a request with too large headers"
     if request.method == b"CONNECT":
-        return "a request for a tunnel"
+        return 400, "a request for a tunnel"
     names = [name for name, _ in headers]
     if b"transfer-encoding" not in names:
         return None
     if b"content-length" in names:
-        return "a request with Content-Length and Transfer-Encoding"
+        return 400, "a request with Content-Length and Transfer-Encoding"
     if request.http_version != b"1.1":
-        return "a request of HTTP/1.0 with Transfer-Encoding"
+        return 400, "a request of HTTP/1.0 with Transfer-Encoding"
     return None

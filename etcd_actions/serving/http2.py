@@ -25,7 +25,7 @@ from etcd_actions.serving.exchange import Exchange
 from etcd_actions.serving.frames import Frames
 from etcd_actions.serving.signal import Signal
 
-# What is looked at without a look at the clock.
+# What is parsed without a look at how much that was.
 _BATCH: Final = 2**13
 # Requests that are taken back at once cost the client nothing and the server much
 # (CVE-2023-44487): so many more than were answered are too many.
@@ -37,6 +37,8 @@ _SETTINGS_PER_SECOND: Final = 10.0
 # What the bodies of all streams together may have on the way. The default of 64 KiB would have
 # requests trickle in that could be written together.
 _WINDOW: Final = 2**20
+# To these h2 has nothing to say at once.
+_UNANSWERED: Final = (h2.events.RequestReceived, h2.events.DataReceived, h2.events.StreamEnded)
 # What may wait for the system before no more is read.
 _MOST_UNSENT: Final = 2**16
 
@@ -50,6 +52,7 @@ class Http2:
 
     Attributes:
         is_over: Whether nothing that comes is looked at any more.
+        parsed: How many events there were.
     """
 
     assumed: bytes | None = None
@@ -77,6 +80,7 @@ class Http2:
         self._greeted = False
         self._exchanges: dict[int, Exchange] = {}
         self.is_over = False
+        self.parsed = 0
 
     @property
     def is_partial(self) -> bool:
@@ -134,20 +138,24 @@ class Http2:
 
     def _take(self, data: bytes) -> None:
         self._frames.feed(data)
+        events: list[h2.events.Event] = []
         try:
             if self._frames.is_too_large:
                 self._state.close_connection(ErrorCodes.FRAME_SIZE_ERROR)
                 raise h2.exceptions.FrameTooLargeError("a frame is too large")
             if (abuse := self._abuse.of_settings(self._frames.settings)) is not None:
                 raise self._enough(abuse)
-            for event in self._state.receive_data(data):
+            events = self._state.receive_data(data)
+            self.parsed += len(events)
+            for event in events:
                 self._handle(event)
             if (abuse := self._abuse.of_requests) is not None:
                 raise self._enough(abuse)
         except h2.exceptions.ProtocolError as error:
             self._context.answering.protocol_error(error)
             self.is_over = True
-        self._sending.wake()
+        if not (events and all(isinstance(event, _UNANSWERED) for event in events)):
+            self._sending.wake()
         if self.is_over:
             # What h2 has to say of it goes before the end.
             self._sending.send_now()
