@@ -10,7 +10,6 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etcd_actions.serving import HttpLimits
 from tests.serving.listeners import PREFACE, SETTINGS, Served, connect, request, rest, served
 from tests.support.waiting import eventually
 
@@ -32,8 +31,6 @@ PIECES = [
     b"\0\0\x08\6\0\0\0\0\0" + bytes(8),
     b"\0\0\4\x08\0\0\0\0\0\0\1\0\0",
 ]
-# Shorter than what would be waited for otherwise.
-LIMITS = HttpLimits(header_timeout=0.05, idle_timeout=0.05, body_timeout=0.05, stall_timeout=0.2)
 
 
 @st.composite
@@ -60,8 +57,9 @@ async def send(server: Served, data: bytes, cuts: list[int], end: str) -> None:
                 await trio.lowlevel.checkpoint()
             if end == "fin":
                 await stream.send_eof()
-            if end != "close":
                 await rest(stream)
+            elif end == "listen":
+                await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 @pytest.mark.slow
@@ -76,7 +74,7 @@ def test_any_bytes_in_any_pieces_end_in_order(
 ) -> None:
     async def main() -> None:
         tasks = trio.lowlevel.current_statistics().tasks_living
-        async with served(limits=LIMITS) as server:
+        async with served() as server:
             await server.is_well()
             await trio.testing.wait_all_tasks_blocked()
             listening = trio.lowlevel.current_statistics().tasks_living
