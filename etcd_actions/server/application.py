@@ -27,7 +27,7 @@ from etcd_actions.server.health import HEALTH
 from etcd_actions.server.methods import Methods, UnaryCalls
 from etcd_actions.server.streams import CONNECTION, Connection
 from etcd_actions.serving import ClientGone, Message, Receive, Send, on_lost
-from etcd_actions.tracing import CallSpan
+from etcd_actions.tracing import CallSpan, is_traced
 
 # Load balancers and clients that have yet to log in show no token.
 _OPEN = frozenset({HEALTH, AUTH_METADATA})
@@ -37,7 +37,7 @@ class _Begun(NamedTuple):
     """A call that goes on."""
 
     at: float
-    span: CallSpan
+    span: CallSpan | None
 
 
 class Calls:
@@ -72,9 +72,12 @@ class Calls:
             # Its end is told to nobody who was not told of its beginning.
             self.ended[ctx.method.name, refusal.code.value] += 1
             raise
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return _Begun(trio.current_time(), self._span(ctx) if is_traced() else None)
+
+    def _span(self, ctx: RequestContext[Any, Any]) -> CallSpan:
         method = ctx.method
-        span = CallSpan(
+        return CallSpan(
             f"{method.service_name}/{method.name}",
             ctx.request_headers,
             {
@@ -83,7 +86,6 @@ class Calls:
                 "rpc.method": method.name,
             },
         )
-        return _Begun(trio.current_time(), span)
 
     async def _admit(self, ctx: RequestContext[Any, Any]) -> None:
         client = (ctx.client_address or "").rpartition(":")[0]
@@ -102,11 +104,13 @@ class Calls:
         self.seconds[method] += trio.current_time() - token.at
         if error is None:
             self.ended[method, "ok"] += 1
-            token.span.end("ok")
+            if token.span is not None:
+                token.span.end("ok")
             return
         meant = told(error, method, self.containment)
         self.ended[method, meant.code.value] += 1
-        token.span.end(meant.code.value)
+        if token.span is not None:
+            token.span.end(meant.code.value)
         if meant is not error:
             raise meant from error
 

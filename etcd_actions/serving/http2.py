@@ -21,6 +21,7 @@ from h2.errors import ErrorCodes
 from etcd_actions.serving.asgi import Headers
 from etcd_actions.serving.context import Context, Scopes
 from etcd_actions.serving.counting import CountingConnection
+from etcd_actions.serving.encoding import PlainEncoder
 from etcd_actions.serving.exchange import Exchange
 from etcd_actions.serving.frames import Frames
 from etcd_actions.serving.signal import Signal
@@ -64,8 +65,15 @@ class Http2:
         limits = context.answering.limits
         self._most_streams = limits.streams_per_connection
         self._state = CountingConnection(
-            h2.config.H2Configuration(client_side=False, header_encoding=None)
+            h2.config.H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                # request.py has done that.
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
         )
+        self._state.encoder = PlainEncoder()  # type: ignore[assignment]
         self._state.local_settings = h2.settings.Settings(
             client=False,
             initial_values={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, Protocol
@@ -18,6 +19,7 @@ _QUIET: Final = 0.25
 # What an application may send before others have their turn.
 _TURN: Final = 2**16
 _COST: Final = 2**10
+_CONTROL: Final = re.compile(rb"[\r\n\0]")
 _NO_BODY: Final = frozenset({204, 304})
 
 
@@ -317,11 +319,13 @@ def _checked(headers: object) -> Headers:
     """The headers of an answer, in lower case.
 
     Raises:
-        ValueError: One belongs to the protocol alone.
+        ValueError: One belongs to the protocol alone, or would be more than one header.
     """
     checked: Headers = []
     for name, value in headers:  # type: ignore[attr-defined]
         if name.startswith(b":"):
             raise ValueError(f"{name!r} is no header of an answer")
+        if _CONTROL.search(name) or _CONTROL.search(value):
+            raise ValueError(f"header {name!r} has a line break or a NUL in it")
         checked.append((bytes(name).strip().lower(), bytes(value).strip()))
     return checked
