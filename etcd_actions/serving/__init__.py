@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Message,
         Receive,
         Send,
+        on_lost,
         take_long_body,
     )
     from etcd_actions.serving.bind import Bind
@@ -30,6 +31,7 @@ __all__ = [
     "Receive",
     "Send",
     "ServerTls",
+    "on_lost",
     "open_listener",
     "take_long_body",
 ]
@@ -46,6 +48,7 @@ _HOMES = {
     "Receive": "asgi",
     "Send": "asgi",
     "ServerTls": "tls",
+    "on_lost": "asgi",
     "open_listener": "listener",
     "take_long_body": "asgi",
 }

@@ -192,18 +192,23 @@ async def test_an_exception_in_a_connection_ends_it_alone(
 
 
 @pytest.mark.parametrize("error", UNEXPECTED)
-@pytest.mark.parametrize("where", ["handle", "_send_in_turn"])
+@pytest.mark.parametrize("where", ["parse", "_send_in_turn"])
 async def test_an_exception_in_the_protocol_ends_its_connection_alone(
     error: BaseException, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served() as server, h2_client(server.address) as other:
         assert await other.is_answered(await other.ask("/ok")) == 200
+        # Until what it has acknowledged is read.
+        await trio.testing.wait_all_tasks_blocked(0.02)
 
-        async def fail(*_: Any) -> None:
+        def fail(*_: Any) -> None:
             monkeypatch.undo()
             raise error
 
-        monkeypatch.setattr(Http2, where, fail)
+        async def fail_later(*_: Any) -> None:
+            fail()
+
+        monkeypatch.setattr(Http2, where, fail if where == "parse" else fail_later)
         async with h2_client(server.address) as client:
             await client.until(lambda: client.is_over)
         assert await other.is_answered(await other.ask("/ok")) == 200
