@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import assert_never
 
+import trio
+
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.auth import read_password
 from etcd_actions.etcd.client import EtcdClient
@@ -25,6 +27,7 @@ from etcd_actions.etcd.connection import (
 from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
 from etcd_actions.etcd.tls import read_pem
 from etcd_actions.etcd.transport import Connection
+from etcd_actions.owned_tasks import owned_tasks
 
 __all__ = [
     "ConnectionSettings",
@@ -97,20 +100,23 @@ async def open_connection(settings: ConnectionSettings) -> AsyncIterator[EtcdCli
             read_pem(tls)
     if settings.user is not None:
         read_password(settings.user)
-    client = EtcdClient(settings, _transport(settings))
-    try:
-        yield client
-    finally:
-        client.close()
+    async with owned_tasks() as nursery:
+        client = EtcdClient(settings, _transport(settings, nursery))
+        try:
+            yield client
+        finally:
+            client.close()
 
 
-def _transport(settings: ConnectionSettings) -> Callable[[Endpoint], Connection]:
+def _transport(
+    settings: ConnectionSettings, nursery: trio.Nursery
+) -> Callable[[Endpoint], Connection]:
     """What makes connections. Each transport is imported by those who use it."""
     match settings.transport:
         case "grpc":
             from etcd_actions.etcd.grpc import grpc_connections  # noqa: PLC0415
 
-            return grpc_connections(settings)
+            return grpc_connections(settings, nursery)
         case "gateway":
             from etcd_actions.etcd.gateway import gateway_connections  # noqa: PLC0415
 

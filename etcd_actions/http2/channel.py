@@ -15,6 +15,7 @@ import trio
 
 from etcd_actions.backoff import Backoff
 from etcd_actions.containment import describe, split
+from etcd_actions.errors import EtcdActionsError
 from etcd_actions.http2.errors import CallFailed, Code
 from etcd_actions.http2.exchange import Exchange
 from etcd_actions.http2.headers import literal, request_head
@@ -22,6 +23,7 @@ from etcd_actions.http2.link import CLOSED, KeepAlive, Link
 from etcd_actions.http2.messages import answer, framed, timeout_text
 from etcd_actions.http2.stream import Stream
 from etcd_actions.http2.wire import Target, Wire, connect
+from etcd_actions.owned_tasks import owned_tasks
 
 _REMEMBERED_HEADS: Final = 64
 _LARGEST_ANSWER: Final = 512 * 1024 * 1024
@@ -106,10 +108,19 @@ class Channel:
     async def stream(
         self, path: str, *, within: float = math.inf, metadata: Metadata = ()
     ) -> AsyncIterator[Exchange]:
-        """Call a method with a stream of messages for another one, for ``async with``.
+        """The same as :meth:`open_stream` for ``async with``, whose end ends the call."""
+        exchange = await self.open_stream(path, within=within, metadata=metadata)
+        try:
+            yield exchange
+        finally:
+            exchange.close()
 
-        Leaving the context ends the call. It waits for a connection, as long as ``within``
-        and the settings allow.
+    async def open_stream(
+        self, path: str, *, within: float = math.inf, metadata: Metadata = ()
+    ) -> Exchange:
+        """Call a method with a stream of messages for another one; close what it returns.
+
+        It waits for a connection, as long as ``within`` and the settings allow.
 
         Args:
             path: ``/package.Service/Method``.
@@ -125,12 +136,8 @@ class Channel:
         head = self._head(path, metadata)
         link = await self._ready_link(deadline)
         stream = self._open(link, head, b"", deadline, end=False, gathers=False)
-        exchange = Exchange(link, stream)
         link.opened()
-        try:
-            yield exchange
-        finally:
-            exchange.close()
+        return Exchange(link, stream)
 
     async def connect(self, *, within: float = math.inf) -> None:
         """See that there is a connection, without a call.
@@ -277,6 +284,10 @@ class Channel:
         with trio.move_on_after(limit) as dial:
             try:
                 wire = await connect(self.target)
+            except EtcdActionsError as error:
+                # A file of TLS: it was good before; it is being replaced, perhaps.
+                dialling.failure = str(error)
+                return
             except (OSError, RuntimeError, ValueError) as error:
                 # No thread for a name or a certificate, or no name at all, counts, too.
                 dialling.failure = failure_text(error)
@@ -331,11 +342,12 @@ class _Dialling:
 
 def failure_text(error: BaseException) -> str:
     """Why no connection came to be: the cause, where trio tried several addresses."""
-    cause = error.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        error, cause = cause.exceptions[0], cause.exceptions[0]
+    if isinstance(error.__cause__, BaseExceptionGroup):
+        error = error.__cause__.exceptions[0]
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"connecting failed: {error.strerror}"
     return f"connecting failed: {describe(error)}"
 
 
@@ -350,16 +362,3 @@ async def open_channel(
             yield channel
         finally:
             channel.close()
-
-
-@asynccontextmanager
-async def owned_tasks() -> AsyncIterator[trio.Nursery]:
-    """A nursery for connections; its body ends them, and what it raises comes out as is."""
-    raised: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            yield nursery
-        except BaseException as error:
-            raised = error
-    if raised is not None:
-        raise raised

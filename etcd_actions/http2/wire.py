@@ -178,11 +178,6 @@ class EncryptedWire:
         """Whether something waits for room."""
         return self._plain.pending
 
-    @property
-    def protocol(self) -> str | None:
-        """What was agreed on by ALPN."""
-        return self._tls.selected_alpn_protocol()
-
     async def handshake(self) -> None:
         """Agree on keys; see to the certificate.
 
@@ -200,6 +195,9 @@ class EncryptedWire:
                 raise
             else:
                 await self._flush()
+                chosen = self._tls.selected_alpn_protocol()
+                if chosen not in {"h2", None}:
+                    raise OSError(f"the server chose to speak {chosen}, not HTTP/2")
                 return
             await self._plain.readable()
             data = self._plain.receive()
@@ -306,6 +304,9 @@ async def connect(target: Target) -> Wire:
         context.set_alpn_protocols(["h2"])
         encrypted = EncryptedWire(wire, context, target.server_name or target.host)
         await encrypted.handshake()
+    except ConnectionResetError:
+        wire.close()
+        raise OSError("reset in the TLS handshake; does it use TLS?") from None
     except BaseException:
         wire.close()
         raise

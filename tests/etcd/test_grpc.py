@@ -9,6 +9,7 @@ from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.etcd.grpc import grpc_connections
 from etcd_actions.etcd.grpc_watch import GrpcWatchStream
+from etcd_actions.http2.connection import STREAM_WINDOW
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually
 
@@ -17,19 +18,22 @@ async def test_the_buffer_of_a_stream_is_bounded_by_bytes(
     shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes
 ) -> None:
     """A reader that does not read holds etcd back, not memory; nothing is lost by it."""
-    settings = ConnectionSettings(endpoints=parse_endpoints(shared_etcd.endpoint))
-    connection = grpc_connections(settings)(settings.endpoints[0])
-    async with connection.watch(token="") as stream:
-        assert isinstance(stream, GrpcWatchStream)
-        now = await etcd.put(prefix + b"k", b"")
-        stream.create(WatchCreate(1, KeyRange.of_prefix(prefix), now.revision + 1))
-        for _ in range(40):
-            await etcd.put(prefix + b"k", b"x" * 1_000_000)
-        await eventually(lambda: stream._buffered_bytes > 10_000_000)
-        assert stream._buffered_bytes < 20_000_000
-        events = 0
-        with trio.fail_after(60):
-            while events < 40:
-                events += sum(len(response.events) for response in await stream.receive())
+    async with trio.open_nursery() as nursery:
+        settings = ConnectionSettings(endpoints=parse_endpoints(shared_etcd.endpoint))
+        connection = grpc_connections(settings, nursery)(settings.endpoints[0])
+        async with connection.watch(token="") as stream:
+            assert isinstance(stream, GrpcWatchStream)
+            assert stream._exchange is not None
+            arrived = stream._exchange._stream
+            now = await etcd.put(prefix + b"k", b"")
+            stream.create(WatchCreate(1, KeyRange.of_prefix(prefix), now.revision + 1))
+            for _ in range(40):
+                await etcd.put(prefix + b"k", b"x" * 1_000_000)
+            await eventually(lambda: arrived.size > 15_000_000)
+            assert arrived.size <= STREAM_WINDOW
+            events = 0
+            with trio.fail_after(60):
+                while events < 40:
+                    events += sum(len(response.events) for response in await stream.receive())
+        connection.close()
     assert events == 40
-    connection.close()
