@@ -46,12 +46,9 @@ class Peer:
         self.h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
         )
-        if settings:
-            self.h2.local_settings = h2.settings.Settings(
-                client=False,
-                initial_values={h2.settings.SettingCodes(k): v for k, v in settings.items()},
-            )
         self.h2.initiate_connection()
+        if settings:
+            self.h2.update_settings({h2.settings.SettingCodes(k): v for k, v in settings.items()})
         self.requests: dict[int, Request] = {}
         self.goaway: int | None = None
         self.gives_back = True
