@@ -9,6 +9,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+import hpack
 
 from etcd_actions.http2 import frames
 from etcd_actions.http2.connection import ClientConnection
@@ -52,6 +53,8 @@ class Peer:
         self.requests: dict[int, Request] = {}
         self.goaway: int | None = None
         self.gives_back = True
+        self.answered: set[int] = set()
+        self.before = b""
         self._answers: dict[int, memoryview] = {}
 
     def receive(self, data: bytes) -> None:
@@ -79,13 +82,15 @@ class Peer:
 
     def answer(self, number: int, body: bytes) -> None:
         """Answer a call, as far as the windows allow; the rest follows."""
+        self.answered.add(number)
         self.h2.send_headers(number, HEADERS)
         self._answers[number] = memoryview(body)
         self._pump()
 
     def take(self) -> bytes:
         """What the client is to get."""
-        return self.h2.data_to_send()
+        data, self.before = self.before + self.h2.data_to_send(), b""
+        return data
 
     def _pump(self) -> None:
         for number, body in list(self._answers.items()):
@@ -139,3 +144,39 @@ def greeted(settings: dict[int, int] | None = None) -> ClientConnection:
     client.receive(frames.settings(settings or {}))
     client.take()
     return client
+
+
+def block(*fields: tuple[str, str]) -> bytes:
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 0
+    return encoder.encode(list(fields))
+
+
+ANSWER = block(*HEADERS)
+DONE = block(*OK)
+
+
+def headers(number: int, data: bytes = ANSWER, flags: int = frames.END_HEADERS) -> bytes:
+    return frames.frame(frames.HEADERS, flags, number, data)
+
+
+def trailers(number: int, data: bytes = DONE) -> bytes:
+    return headers(number, data, frames.END_HEADERS | frames.END_STREAM)
+
+
+def data(number: int, payload: bytes, flags: int = 0) -> bytes:
+    return frames.frame(frames.DATA, flags, number, payload)
+
+
+def whole(number: int, message: bytes) -> bytes:
+    return headers(number) + data(number, framed(message)) + trailers(number)
+
+
+def sent_kinds(written: bytes) -> list[tuple[int, int, int]]:
+    """Kind, stream and length of all frames that were written."""
+    found, position = [], 0
+    while position < len(written):
+        word, _, number = frames.HEADER.unpack_from(written, position)
+        found.append((word & 0xFF, number, word >> 8))
+        position += frames.HEADER_LENGTH + (word >> 8)
+    return found
