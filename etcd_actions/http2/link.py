@@ -261,8 +261,8 @@ class Link:
                 self._end_late(stream)
             self.flush()
             if not self.connection.streams:
-                self._pinged_at = None
-            elif self._pinged_at is not None and self._pinged_at >= self._heard:
+                continue
+            if self._pinged_at is not None and self._pinged_at >= self._heard:
                 if now >= self._pinged_at + self._keepalive.timeout:
                     self.lose(
                         f"the server has been silent for {now - self._heard:.3g} s",

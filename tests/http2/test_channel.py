@@ -203,6 +203,24 @@ class TestSilence:
             await echo(channel)
             assert len(server.connections) == 2
 
+    async def test_a_server_that_stopped_is_found_by_calls_that_time_out_before(self) -> None:
+        """Each is over before the answer to the ping is late; all of them together find it."""
+
+        def script(served: Served) -> None:
+            served.mute = served.number == 1 and bool(served.peer.requests)
+            answering(served) if not served.mute else None
+
+        settings = ChannelSettings(keepalive=self.KEEPALIVE)
+        async with serving(script) as server, open_channel(server.target, settings) as channel:
+            failures: list[CallFailed] = []
+            with trio.fail_after(PATIENCE):
+                while len(server.connections) < 2:
+                    try:
+                        await echo(channel, within=0.03)
+                    except CallFailed as failure:
+                        failures.append(failure)
+            assert {each.code for each in failures} <= {Code.DEADLINE_EXCEEDED, Code.UNAVAILABLE}
+
     async def test_a_server_that_is_only_slow_is_kept(self) -> None:
         """It answers pings. Without a call there are none."""
         pings = 0
