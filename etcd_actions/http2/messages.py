@@ -53,18 +53,21 @@ def answer(stream: Stream) -> bytes:
         CallFailed: There is none.
     """
     check_status(stream)
-    data = stream.chunks[0] if len(stream.chunks) == 1 else b"".join(stream.chunks)
-    if len(data) < PREFIX.size:
+    chunks = stream.chunks
+    if chunks and len(chunks[0]) < PREFIX.size:
+        chunks = [b"".join(chunks)]
+    if not chunks or stream.size < PREFIX.size:
         raise CallFailed(Code.INTERNAL, "the server answered OK without a message", answered=True)
-    compressed, size = PREFIX.unpack_from(data)
+    compressed, size = PREFIX.unpack_from(chunks[0])
     _check_prefix(stream, compressed, size)
-    if len(data) != PREFIX.size + size:
+    if stream.size != PREFIX.size + size:
         raise CallFailed(
             Code.INTERNAL,
-            f"the server sent {len(data) - PREFIX.size} bytes for one message of {size}",
+            f"the server sent {stream.size - PREFIX.size} bytes for one message of {size}",
             answered=True,
         )
-    return data[PREFIX.size :]
+    # A large message is copied once.
+    return b"".join((chunks[0][PREFIX.size :], *chunks[1:]))
 
 
 def check_status(stream: Stream) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
+from etcd_actions import open_etcd
 from etcd_actions.etcd import ConnectionSettings
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.etcd.endpoints import parse_endpoints
@@ -37,3 +39,41 @@ async def test_the_buffer_of_a_stream_is_bounded_by_bytes(
                     events += sum(len(response.events) for response in await stream.receive())
         connection.close()
     assert events == 40
+
+
+@pytest.mark.slow
+async def test_a_large_answer_holds_up_neither_the_watch_nor_a_lease(
+    shared_etcd: EtcdServer, prefix: bytes
+) -> None:
+    """100 MiB over the connection that they use: renewals and events come in the middle of it."""
+    renewed = seen = 0
+    async with open_etcd(shared_etcd.endpoint, request_timeout=60) as etcd:
+        for number in range(100):
+            await etcd.put(prefix + b"large/%d" % number, bytes(1024 * 1024))
+        lease = await etcd.lease_grant(60)
+        async with etcd.watch() as stream, trio.open_nursery() as nursery:
+            stream.create(WatchCreate(1, KeyRange.of_prefix(prefix + b"small/"), 0))
+
+            async def watch() -> None:
+                nonlocal seen
+                while True:
+                    seen += sum(len(response.events) for response in await stream.receive())
+
+            async def renew() -> None:
+                nonlocal renewed
+                while True:
+                    await etcd.put(prefix + b"small/k", b"")
+                    await etcd.lease_keep_alive(lease.id)
+                    renewed += 1
+
+            nursery.start_soon(watch)
+            nursery.start_soon(renew)
+            await eventually(lambda: seen > 3 and renewed > 3)
+            before = (seen, renewed)
+            with trio.fail_after(60):
+                listed = await etcd.range(KeyRange.of_prefix(prefix + b"large/"))
+            assert seen > before[0] + 1
+            assert renewed > before[1] + 1
+            nursery.cancel_scope.cancel("seen enough")
+        assert sum(len(kv.value) for kv in listed.kvs) == 100 * 1024 * 1024
+        await etcd.delete(KeyRange.of_prefix(prefix))
