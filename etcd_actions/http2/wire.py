@@ -288,20 +288,25 @@ async def connect(target: Target) -> Wire:
     Raises:
         OSError: It cannot be reached, or is not the one that it should be.
     """
+    # Files that cannot be read are the first to be told of.
+    context = None
+    if target.tls is not None:
+        context = await trio.to_thread.run_sync(target.tls, abandon_on_cancel=True)
+        context.set_alpn_protocols(["h2"])
+    stream: trio.SocketStream
     if target.is_unix:
         stream = await trio.open_unix_socket(target.host)
     else:
         stream = await trio.open_tcp_stream(target.host, target.port)
     # Sent to and received from without trio's wrapper, from any task.
-    wire = PlainWire(socket.socket(fileno=stream.socket.detach()))
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(False)
+    if not target.is_unix:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    wire = PlainWire(sock)
+    if context is None:
+        return wire
     try:
-        wire._sock.setblocking(False)
-        if not target.is_unix:
-            wire._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if target.tls is None:
-            return wire
-        context = await trio.to_thread.run_sync(target.tls, abandon_on_cancel=True)
-        context.set_alpn_protocols(["h2"])
         encrypted = EncryptedWire(wire, context, target.server_name or target.host)
         await encrypted.handshake()
     except ConnectionResetError:

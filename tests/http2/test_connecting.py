@@ -127,6 +127,15 @@ class TestConnecting:
                 await echo(channel, b"x" * 300_000)
             assert server.last.peer.requests[1].headers[":authority"] == "localhost"
 
+    async def test_an_address_of_version_6(self) -> None:
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("no IPv6 here")
+        async with serving(answering, host="::1") as server, open_channel(server.target) as channel:
+            await echo(channel)
+            assert server.last.peer.requests[1].headers[":authority"].startswith("[::1]:")
+
     async def test_a_closed_channel(self) -> None:
         async with serving(silent) as server, open_channel(server.target) as channel:
             async with trio.open_nursery() as nursery:

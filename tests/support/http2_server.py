@@ -97,15 +97,16 @@ async def serving(
     script: Script,
     *,
     settings: dict[int, int] | None = None,
+    host: str = "127.0.0.1",
     unix: Path | None = None,
     context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Server]:
     """Listen, and do after each read what the script says."""
     listeners: list[trio.SocketListener]
     if unix is None:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        listeners = await trio.open_tcp_listeners(0, host=host)
         port: int = listeners[0].socket.getsockname()[1]
-        server = Server(Target(host="127.0.0.1", port=port))
+        server = Server(Target(host=host, port=port))
     else:
         sock = trio.socket.socket(trio.socket.AF_UNIX)
         await sock.bind(str(unix))
