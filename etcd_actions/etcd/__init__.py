@@ -23,6 +23,8 @@ from etcd_actions.etcd.connection import (
 from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
 
 if TYPE_CHECKING:
+    import trio
+
     from etcd_actions.etcd.api import Etcd
     from etcd_actions.etcd.client import EtcdClient
     from etcd_actions.etcd.transport import Connection
@@ -97,26 +99,30 @@ async def open_connection(settings: ConnectionSettings) -> AsyncIterator[EtcdCli
     from etcd_actions.etcd.auth import read_password  # noqa: PLC0415
     from etcd_actions.etcd.client import EtcdClient  # noqa: PLC0415
     from etcd_actions.etcd.tls import read_pem  # noqa: PLC0415
+    from etcd_actions.owned_tasks import owned_tasks  # noqa: PLC0415
 
     for tls in {settings.tls_for(endpoint) for endpoint in settings.endpoints}:
         if tls is not None:
             read_pem(tls)
     if settings.user is not None:
         read_password(settings.user)
-    client = EtcdClient(settings, _transport(settings))
-    try:
-        yield client
-    finally:
-        client.close()
+    async with owned_tasks() as nursery:
+        client = EtcdClient(settings, _transport(settings, nursery))
+        try:
+            yield client
+        finally:
+            client.close()
 
 
-def _transport(settings: ConnectionSettings) -> Callable[[Endpoint], Connection]:
+def _transport(
+    settings: ConnectionSettings, nursery: trio.Nursery
+) -> Callable[[Endpoint], Connection]:
     """What makes connections. Each transport is imported by those who use it."""
     match settings.transport:
         case "grpc":
             from etcd_actions.etcd.grpc import grpc_connections  # noqa: PLC0415
 
-            return grpc_connections(settings)
+            return grpc_connections(settings, nursery)
         case "gateway":
             from etcd_actions.etcd.gateway import gateway_connections  # noqa: PLC0415
 

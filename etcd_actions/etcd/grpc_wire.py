@@ -92,6 +92,12 @@ def watch_response(message: pb.WatchResponse, *, prev_kv: bool) -> WatchResponse
     )
 
 
+def watch_responses(messages: Iterable[bytes], *, prev_kv: bool) -> list[WatchResponse]:
+    """Messages of a watch stream."""
+    parse = pb.WatchResponse.FromString
+    return [watch_response(parse(message), prev_kv=prev_kv) for message in messages]
+
+
 def watch_create(request: WatchCreate) -> pb.WatchRequest:
     """The request for one watcher; responses may be fragmented."""
     return pb.WatchRequest(
