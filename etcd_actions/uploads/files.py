@@ -95,11 +95,14 @@ class ReferencedFiles:
             except (BlobError, Incomplete) as error:
                 failures.append(error)
                 return
+            if references is None:
+                continue
             found |= references
             if files[url] and len(self._known) < _MOST_KNOWN:
                 self._known[url] = references
 
-    async def _read(self, url: str) -> frozenset[str]:
+    async def _read(self, url: str) -> frozenset[str] | None:
+        """What a file refers to; None where there is none now, though there may be one later."""
         key = self._blobs.key_of(url)
         if key is not None:
             opened = self._blobs.read(key)
@@ -109,10 +112,10 @@ class ReferencedFiles:
             raise Incomplete(f"{quoted(url, 300)} is outside the store, and cannot be read here")
         try:
             async with opened as blob:
-                return frozenset() if blob is None else await self._find(blob)
+                return None if blob is None else await self._find(blob)
         except BlobUnusable:
             # Nobody who reads data of runs follows a link, or opens a directory.
-            return frozenset()
+            return None
 
     async def _find(self, blob: Blob) -> frozenset[str]:
         found: set[str] = set()
