@@ -99,7 +99,7 @@ class Marker:
             async for kv in kvs:
                 if kv.key == self._keys.deployment:
                     continue
-                references.add(self._in(kv))
+                references.add(self._finder.find(kv.value))
                 try:
                     self._name_files(kv, files)
                 except (DecodeError, msgspec.MsgspecError, ValueError) as error:
@@ -108,13 +108,6 @@ class Marker:
                 count += 1
                 if not count % _TURN:
                     await trio.lowlevel.checkpoint()
-
-    def _in(self, kv: KeyValue) -> Iterable[str]:
-        found = self._finder.find(kv.value)
-        if kv.key.startswith(self._keys.images):
-            # A definition and its name are no use of it.
-            return [each for each in found if not each.startswith("image/")]
-        return found
 
     def _name_files(self, kv: KeyValue, files: dict[str, bool]) -> None:
         """Add the inputs and outputs that a value names, and whether they may still change."""

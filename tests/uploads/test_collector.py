@@ -116,8 +116,9 @@ async def test_what_is_uploaded_again_while_it_is_moved_stays(
     assert await world.stored() == [key]
 
 
+@pytest.mark.parametrize("is_replaced", [True, False])
 async def test_an_upload_notices_that_the_same_was_moved_away(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, *, is_replaced: bool
 ) -> None:
     key = await world.upload()
     path = Path(world.blobs.native_url(key))
@@ -128,11 +129,15 @@ async def test_an_upload_notices_that_the_same_was_moved_away(
         utime(descriptor)
         if not moved:
             moved.append(path.rename(world.folder / "elsewhere"))
+            if is_replaced:
+                path.write_bytes(b"code")
+                utime(path, (1, 1))
 
     monkeypatch.setattr(os, "utime", too_late)
     await world.upload()
     assert moved
     assert path.read_bytes() == b"code"
+    assert path.stat().st_mtime > 1
 
 
 async def test_what_is_uploaded_again_after_it_was_moved_is_another_file(world: World) -> None:
