@@ -14,6 +14,7 @@ import bisect
 import re
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
+from urllib.parse import unquote
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 _SAFE: Final = re.compile(r"[A-Za-z0-9._~-]*")
@@ -24,6 +25,7 @@ _URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
 _DEPTH: Final = 3
 """How many times bytes may have been written in base64, one within the other."""
 _IMAGE: Final = re.compile(rb"@sha256:([0-9a-f]{64})")
+_OF_A_RUN: Final = re.compile(rb"/runs" + 3 * (_SLASH + rb"([^/\\\x00-\x1f\"]{1,255})") + _SLASH)
 _ALL: Final = "*"
 _TRASH: Final = "trash"
 _UPLOADS: Final = ("content", "named")
@@ -51,6 +53,15 @@ def parse_trash(key: str) -> tuple[int, str] | None:
     if len(parts) < 4 or parts[0] != _TRASH or not (parts[2].isascii() and parts[2].isdigit()):
         return None
     return int(parts[2]), parts[3]
+
+
+def runs_in(data: bytes) -> set[str]:
+    """The runs whose outputs are named in bytes: project, domain and name, with slashes."""
+    found: set[str] = set()
+    for each in _OF_A_RUN.finditer(data):
+        run = b"/".join(each.groups()).decode(errors="replace")
+        found |= {run, unquote(run)}
+    return found
 
 
 def unit_of(key: str, deployment: str) -> str | None:

@@ -23,6 +23,7 @@ import trio
 
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.blobs import BlobError, BlobInfo, BlobStore, Deployment
+from etcd_actions.blobs.files import Incomplete, LocalFiles, SearchedFiles
 from etcd_actions.blobs.uploads import (
     ReferenceFinder,
     References,
@@ -35,7 +36,6 @@ from etcd_actions.errors import DecodeError, EtcdError, InvalidArgument
 from etcd_actions.images import Images, UnusedImage
 from etcd_actions.model import Keyspace
 from etcd_actions.store import Store
-from etcd_actions.uploads.files import Incomplete, LocalFiles, ReferencedFiles
 from etcd_actions.uploads.mark import Marker
 
 LEAST_AGE: Final = timedelta(hours=48)
@@ -214,7 +214,7 @@ class UploadCollector:
 
     def _make_marker(self, deployment: str) -> Marker:
         finder = ReferenceFinder(deployment)
-        files = ReferencedFiles(self._blobs, finder, self._local)
+        files = SearchedFiles(self._blobs, finder.find, self._local)
         return Marker(self._store, self._keys, self._blobs, files, finder)
 
     async def _look(self, deployment: str) -> _Look:

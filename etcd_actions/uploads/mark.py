@@ -15,15 +15,13 @@ import trio
 
 from etcd_actions.actions.stored import StoredTaskAction
 from etcd_actions.blobs import BlobStore
+from etcd_actions.blobs.files import Incomplete, SearchedFiles
 from etcd_actions.blobs.uploads import ReferenceFinder, References
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyRange, KeyValue
 from etcd_actions.model import Keyspace, Phase
 from etcd_actions.runs.record import decode_history, decode_record
 from etcd_actions.store import Store
-from etcd_actions.uploads.files import Incomplete, ReferencedFiles
-
-__all__ = ["Incomplete", "Marker"]
 
 # Others have their turn after so many values.
 _TURN: Final = 20
@@ -61,7 +59,7 @@ class Marker:
         store: Store,
         keys: Keyspace,
         blobs: BlobStore,
-        files: ReferencedFiles,
+        files: SearchedFiles,
         finder: ReferenceFinder,
     ) -> None:
         self._store = store

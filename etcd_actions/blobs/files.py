@@ -1,15 +1,14 @@
-"""What files of inputs and outputs refer to; each is read once, as long as there is room."""
+"""What is found in files of inputs and outputs; each is read once, as long as there is room."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 import trio
 
-from etcd_actions.blobs import Blob, BlobError, BlobStore, BlobUnusable
-from etcd_actions.blobs.uploads import ReferenceFinder
+from etcd_actions.blobs.protocol import Blob, BlobError, BlobStore, BlobUnusable
 from etcd_actions.errors import EtcdActionsError
 from etcd_actions.quoting import quoted
 
@@ -38,25 +37,28 @@ class LocalFiles(Protocol):
         ...
 
 
-class ReferencedFiles:
+class SearchedFiles:
     """See the module's text.
 
     Args:
         blobs: Where files are.
-        finder: Finds references.
+        find: Says what is in bytes: texts of fewer than 4096 bytes, or what they mean.
         local: Reads files outside the store; None where they are another machine's.
     """
 
     def __init__(
-        self, blobs: BlobStore, finder: ReferenceFinder, local: LocalFiles | None = None
+        self,
+        blobs: BlobStore,
+        find: Callable[[bytes], Collection[str]],
+        local: LocalFiles | None = None,
     ) -> None:
         self._blobs = blobs
-        self._finder = finder
+        self._find_in_bytes = find
         self._local = local
         self._known: dict[str, frozenset[str]] = {}
 
     async def read(self, files: Mapping[str, bool]) -> Collection[str]:
-        """What files refer to, all together. What is not there refers to nothing.
+        """What is in files, all together. In what is not there is nothing.
 
         Args:
             files: Where each is, and whether it never changes.
@@ -102,7 +104,7 @@ class ReferencedFiles:
                 self._known[url] = references
 
     async def _read(self, url: str) -> frozenset[str] | None:
-        """What a file refers to; None where there is none now, though there may be one later."""
+        """What is in a file; None where there is none now, though there may be one later."""
         key = self._blobs.key_of(url)
         if key is not None:
             opened = self._blobs.read(key)
@@ -123,11 +125,12 @@ class ReferencedFiles:
         async for each in blob.parts:
             part += each
             if len(part) >= _PART:
-                found |= await self._find_in(bytes(part))
+                found.update(await self._find_in(bytes(part)))
                 del part[:-_OVERLAP]
-        return frozenset(found | await self._find_in(bytes(part)))
+        found.update(await self._find_in(bytes(part)))
+        return frozenset(found)
 
-    async def _find_in(self, data: bytes) -> set[str]:
+    async def _find_in(self, data: bytes) -> Collection[str]:
         if len(data) < _IN_THREAD:
-            return self._finder.find(data)
-        return await trio.to_thread.run_sync(self._finder.find, data)
+            return self._find_in_bytes(data)
+        return await trio.to_thread.run_sync(self._find_in_bytes, data)
