@@ -296,9 +296,9 @@ class UploadCollector:
         moved: list[tuple[str, str]] = []
         now = int(self._clock().timestamp())
         for unit in units:
-            if len(moved) >= _MOST:
-                break
             for info in look.old[unit].files:
+                if len(moved) >= _MOST:
+                    return moved
                 try:
                     to = trash_key(deployment, now, info.key)
                     is_moved = self._dry_run or await self._blobs.move(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,12 +17,15 @@ import pytest
 import structlog.testing
 import trio
 
+from etcd_actions import open_actions_client, open_etcd
 from etcd_actions.blobs import BlobError, BlobInfo, BlobStore
 from etcd_actions.blobs.uploads import trash_key
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.images import StoredImage
 from etcd_actions.uploads import Incomplete, Swept
+from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 from tests.uploads.test_references import literal, spec_of
 from tests.uploads.world import KEEP, ROOT, World
@@ -479,7 +485,7 @@ class TestImages:
         assert await world.sweeps() == Swept()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", first_everyday(range(12), 3))
 async def test_exactly_what_can_be_reached_stays(world: World, seed: int) -> None:
     """Random uploads, inputs that name some, runs and tasks that come and go."""
     chance = random.Random(seed)
@@ -541,3 +547,72 @@ async def test_a_store_that_tells_no_time_keeps_everything(world: World) -> None
     world.now += KEEP * 2
     await world.sweeps(world.collector(blobs=Timeless()))  # type: ignore[arg-type]
     assert await world.there(key)
+
+
+class _Dying:
+    """A store whose process is killed at the n-th change of a name in the file system."""
+
+    def __init__(self, changes: int) -> None:
+        self._changes = changes
+        for name in ("link", "unlink", "rename", "rmdir"):
+            setattr(os, name, partial(self._change, getattr(os, name)))
+
+    def _change(self, change: Callable[..., None], *args: object, **named: object) -> None:
+        self._changes -= 1
+        if self._changes < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        change(*args, **named)
+
+
+async def _sweep_and_die(endpoint: str, prefix: str, folder: str, changes: int) -> None:
+    async with (
+        open_etcd(endpoint) as etcd,
+        open_actions_client(etcd, prefix=prefix.encode()) as client,
+    ):
+        world = await World.open(etcd, client, Path(folder))
+        world.now += KEEP * 2
+        collector = world.collector()
+        await collector.sweep()
+        _Dying(changes)
+        await collector.sweep()
+        world.now += timedelta(days=1)
+        await collector.sweep()
+
+
+def killed(endpoint: str, prefix: str, folder: str, changes: str) -> None:
+    """Run `_sweep_and_die` in a process of its own."""
+    trio.run(_sweep_and_die, endpoint, prefix, folder, int(changes))
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", range(0, 16, 3))
+async def test_wherever_a_process_is_killed_the_next_one_finds_everything(
+    world: World, shared_etcd: EtcdServer, changes: int
+) -> None:
+    """In the middle of a move, between moves, and while the trash is emptied."""
+    keys = [await world.upload(b"%d" % number) for number in range(3)]
+    kept = await world.upload(b"kept")
+    spec = spec_of(world.blobs.native_url(kept))
+    await world.etcd.put(world.keys.run_task(ROOT), spec.SerializeToString())
+    program = "import sys; from tests.uploads.test_collector import killed; killed(*sys.argv[1:])"
+    prefix = world.keys.prefix.decode()
+    arguments = [shared_etcd.endpoint, prefix, str(world.folder), str(changes)]
+    died = await trio.run_process(
+        [sys.executable, "-c", program, *arguments], check=False, cwd=Path(__file__).parents[2]
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert await world.there(kept)
+    # Whatever is left is needed after all, as far as it was not deleted by then.
+    stored = await world.stored()
+    left = {each for each in keys if any(found.endswith(each) for found in stored)}
+    assert len(left) >= 2
+    for number, key in enumerate(left):
+        named = spec_of(world.blobs.native_url(key)).SerializeToString()
+        await world.etcd.put(world.keys.run_tasks + b"flyte/x%d" % number, named)
+    world.now += KEEP * 2
+    await world.sweeps(times=4)
+    assert set(await world.stored()) == left | {kept}
+    await world.forget()
+    await world.sweeps(times=5)
+    assert await world.stored() == []
