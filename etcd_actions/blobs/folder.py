@@ -45,6 +45,8 @@ _THREADS: Final = 16
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
 # A directory that becomes empty is removed, maybe while another blob is about to come into it.
 _TRIES: Final = 20
+_LISTED: Final = 100
+"""Directories, or files, that are listed at once."""
 
 
 class FolderStore:
@@ -136,11 +138,8 @@ class FolderStore:
         """See :meth:`~etcd_actions.blobs.BlobStore.below`."""
         waiting = [check_key(prefix)]
         while waiting:
-            names = waiting.pop()
-            files, directories = await self._in_thread(self._list, names)
-            for each in files:
+            for each in await self._in_thread(self._list_some, waiting):
                 yield each
-            waiting += [(*names, name) for name in reversed(directories)]
 
     def native_url(self, key: str) -> str:
         """See :meth:`~etcd_actions.blobs.BlobStore.native_url`: an absolute path."""
@@ -333,6 +332,18 @@ class FolderStore:
                 self._prune(names)
                 return True
         raise AssertionError("the last try returns or raises")
+
+    def _list_some(self, waiting: list[tuple[str, ...]]) -> list[BlobInfo]:
+        """List as many directories as one turn of a thread is worth; the others wait."""
+        found: list[BlobInfo] = []
+        listed = 0
+        while waiting and listed < _LISTED and len(found) < _LISTED:
+            names = waiting.pop()
+            files, directories = self._list(names)
+            found += files
+            waiting += [(*names, name) for name in reversed(directories)]
+            listed += 1
+        return found
 
     def _list(self, names: tuple[str, ...]) -> tuple[list[BlobInfo], list[str]]:
         files: list[BlobInfo] = []
