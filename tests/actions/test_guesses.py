@@ -11,7 +11,7 @@ from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.actions import seen as seen_module
 from etcd_actions.actions.enqueue import Enqueuer
 from etcd_actions.actions.parents import Parents
-from etcd_actions.actions.seen import LARGEST, MOST, MOST_BYTES, Seen
+from etcd_actions.actions.seen import LARGEST, MOST, MOST_BYTES, OLDEST, Seen
 from etcd_actions.actions.status import ActionStatus, put_status
 from etcd_actions.claims import open_claims
 from etcd_actions.codecs import CODEC_NAMES, codec_of, json
@@ -19,6 +19,7 @@ from etcd_actions.errors import (
     Aborted,
     AlreadyExists,
     ClaimLost,
+    DecodeError,
     EtcdError,
     FailedPrecondition,
     NoSpace,
@@ -32,6 +33,7 @@ from etcd_actions.model import ErrorState, Incarnation, Keyspace
 from etcd_actions.model.conditions import write_phase
 from etcd_actions.store import Store
 from tests.actions.stored import T0, Tree
+from tests.data.captured import PUTS
 from tests.support import flyte
 
 ROOT = ActionId("p", "d", "r1", "a0")
@@ -461,6 +463,34 @@ def test_what_was_seen_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 1
     seen.clear()
     assert len(seen) == 0
+
+
+def test_what_was_seen_long_ago_is_read_anew() -> None:
+    """Though it was used meanwhile: a restored store may have other bytes at that revision."""
+    now = 0.0
+    seen = Seen(clock=lambda: now)
+    seen.keep(kv(b"k"))
+    now = OLDEST
+    assert seen.get(b"k") is not None
+    now = OLDEST + 1
+    assert seen.get(b"k") is None
+    assert len(seen) == 0
+    seen.keep(kv(b"k"))
+    assert seen.get(b"k") is not None
+
+
+def test_a_parent_is_decoded_once_for_each_of_its_states() -> None:
+    """Its bytes tell, and not its revision."""
+    parents = Parents()
+    states = [(put.key, put.value) for put in PUTS if b'"conditionSpec"' not in put.value][:2]
+    (key, one), (_, other) = states
+    first = parents.read(KeyValue(key, one, 1, 5, 1))
+    assert parents.read(KeyValue(key, bytes(bytearray(one)), 1, 6, 2)) is first
+    second = parents.read(KeyValue(key, other, 1, 5, 1))
+    assert second is not first
+    assert second.action_id == json.decode(other).action_id
+    with pytest.raises(DecodeError):
+        parents.read(KeyValue(key, b"{}", 1, 7, 1))
 
 
 def test_a_larger_state_replaces_what_was_seen_with_nothing() -> None:
