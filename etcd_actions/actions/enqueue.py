@@ -276,7 +276,7 @@ class Enqueuer:
         return built.stored(key, created, result.revision)
 
     def _forget(self) -> None:
-        """Drop what was seen: after a lost connection etcd may be another, restored store."""
+        """Drop what was seen: after a lost connection etcd may be a restored store."""
         self._seen.clear()
         self._parents.clear()
 

@@ -32,8 +32,8 @@ class Parents:
     """The parents that were read last, of bounded number; those used least go first."""
 
     def __init__(self) -> None:
-        # By key and revision.
-        self._found: OrderedDict[tuple[bytes, int], Parent] = OrderedDict()
+        # By key, with the bytes that it was decoded from.
+        self._found: OrderedDict[bytes, tuple[bytes, Parent]] = OrderedDict()
         self._moved: OrderedDict[bytes, int] = OrderedDict()
         self._aborts: OrderedDict[bytes, None] = OrderedDict()
 
@@ -43,11 +43,10 @@ class Parents:
         Raises:
             DecodeError: It is no TaskAction.
         """
-        name = (kv.key, kv.mod_revision)
-        parent = self._found.get(name)
-        if parent is not None:
-            self._found.move_to_end(name)
-            return parent
+        found = self._found.get(kv.key)
+        if found is not None and found[0] == kv.value:
+            self._found.move_to_end(kv.key)
+            return found[1]
         action = StoredTaskAction.of(kv)
         refusal = ""
         if action.is_deleting:
@@ -56,7 +55,8 @@ class Parents:
             refusal = "is aborted"
         parent = Parent(action.action_id, refusal, Inherited.of(action))
         if len(kv.value) <= LARGEST:
-            self._found[name] = parent
+            self._found[kv.key] = kv.value, parent
+            self._found.move_to_end(kv.key)
             if len(self._found) > _MOST:
                 self._found.popitem(last=False)
         return parent

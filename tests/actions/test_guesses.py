@@ -8,10 +8,8 @@ from typing import cast
 import pytest
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
-from etcd_actions.actions import seen as seen_module
 from etcd_actions.actions.enqueue import Enqueuer
-from etcd_actions.actions.parents import Parents
-from etcd_actions.actions.seen import LARGEST, MOST, MOST_BYTES, Seen
+from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.status import ActionStatus, put_status
 from etcd_actions.claims import open_claims
 from etcd_actions.codecs import CODEC_NAMES, codec_of, json
@@ -26,7 +24,7 @@ from etcd_actions.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, Put, RangeResult, Txn, TxnResult
+from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn, TxnResult
 from etcd_actions.group_members import reads_of
 from etcd_actions.model import ErrorState, Incarnation, Keyspace
 from etcd_actions.model.conditions import write_phase
@@ -429,63 +427,3 @@ async def test_a_claim_whose_answer_is_lost(
         assert claimed is not None
         assert claimed.object is not None
         assert claimed.object.mod_revision == first.revision
-
-
-# --- what is kept -------------------------------------------------------------------------
-
-
-def kv(key: bytes, size: int = 1, revision: int = 1) -> KeyValue:
-    return KeyValue(key, b"x" * size, 1, revision, 1)
-
-
-def test_what_was_seen_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In number, in bytes, and in the size of one; what is used stays."""
-    seen = Seen()
-    seen.keep(kv(b"large", LARGEST + 1))
-    assert seen.get(b"large") is None
-    seen.keep(kv(b"used"))
-    for number in range(MOST + 10):
-        seen.keep(kv(b"%d" % number))
-        seen.get(b"used")
-    assert len(seen) == MOST
-    assert seen.get(b"used") is not None
-    assert seen.get(b"10") is None
-    for number in range(2 * MOST_BYTES // LARGEST):
-        seen.keep(kv(b"l%d" % number, LARGEST))
-    assert len(seen) == MOST_BYTES // LARGEST
-    seen.forget(b"l%d" % (2 * MOST_BYTES // LARGEST - 1))
-    seen.keep(kv(b"one more", LARGEST))
-    assert len(seen) == MOST_BYTES // LARGEST
-    monkeypatch.setattr(seen_module, "MOST", 1)
-    seen.keep(kv(b"alone"))
-    assert len(seen) == 1
-    seen.clear()
-    assert len(seen) == 0
-
-
-def test_a_larger_state_replaces_what_was_seen_with_nothing() -> None:
-    """Not with the smaller one before it, which is old."""
-    seen = Seen()
-    seen.keep(kv(b"k"))
-    seen.keep(kv(b"k", LARGEST + 1))
-    assert seen.get(b"k") is None
-
-
-def test_a_parent_is_guessed_again_when_it_rests() -> None:
-    parents = Parents()
-    assert parents.rests(kv(b"k", revision=1))
-    parents.moved(kv(b"k", revision=2))
-    assert parents.is_restless(b"k")
-    assert not parents.rests(kv(b"k", revision=3))
-    assert parents.is_restless(b"k")
-    assert parents.rests(kv(b"k", revision=3))
-    assert not parents.is_restless(b"k")
-    for number in range(1000):
-        parents.moved(kv(b"%d" % number))
-        parents.note_aborts(b"%d" % number, True)
-    assert parents.is_restless(b"999")
-    assert not parents.is_restless(b"0")
-    assert parents.has_aborts(b"999")
-    assert not parents.has_aborts(b"0")
-    parents.note_aborts(b"999", False)
-    assert not parents.has_aborts(b"999")
