@@ -27,6 +27,11 @@ class Exchange:
         """Whether nothing more comes; what came may still be there to be received."""
         return self._stream.ended or self._failure is not None
 
+    @property
+    def is_held_back(self) -> bool:
+        """Whether something that was sent still waits for the server's window."""
+        return bool(self._stream.unsent)
+
     def send(self, message: bytes) -> None:
         """Send a message, or queue it; never waits. After the end it is dropped."""
         self._link.connection.send(self._stream, framed(message))

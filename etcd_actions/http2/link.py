@@ -203,6 +203,9 @@ class Link:
                         return connection.draining
                 if connection.woken:
                     await self._wake_gathering()
+                elif self._waiting:
+                    # The server may allow more.
+                    self._next()
                 self.flush()
                 if wire.drained:
                     break
@@ -312,12 +315,7 @@ class Link:
         """Let those in who wait for a stream."""
         if not self._waiting:
             return
-        if not self.usable:
-            count = len(self._waiting)
-        elif self.connection.can_open:
-            count = 1
-        else:
-            return
+        count = self.connection.room if self.usable else len(self._waiting)
         for task in list(itertools.islice(self._waiting, count)):
             del self._waiting[task]
             trio.lowlevel.reschedule(task)
