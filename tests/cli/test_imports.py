@@ -1,5 +1,6 @@
 """What a command imports: start-up is mostly imports, and one at the wrong place brings many."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -130,3 +131,26 @@ def test_a_line_of_the_log_looks_as_the_settings_say(
     )
     (line,) = process.stderr.splitlines()
     assert json.loads(line)["event"] == "unknown_variable"
+
+
+def test_garbage_is_put_off_in_the_process_and_never_in_the_library() -> None:
+    program = (
+        "import gc, sys\n"
+        "from etcd_actions.cli import process\n"
+        "from etcd_actions.cli.parsing.start import run_async\n"
+        "async def seen(): return gc.isenabled(), gc.get_freeze_count() > 0, gc.get_threshold()\n"
+        "print(run_async(seen))\n"
+        "process.collect_later()\n"
+        "print(gc.isenabled(), run_async(seen))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=True,
+    )
+    library, of_a_command = done.stdout.splitlines()
+    assert library == f"(True, False, {gc.get_threshold()})"
+    assert of_a_command == "False (True, True, (10000, 20, 20))"
