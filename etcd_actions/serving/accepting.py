@@ -103,7 +103,8 @@ class Door:
                 await trio.sleep(_WAIT)
             return
         # The connection reads and writes without trio's own wrapper around it.
-        sock = socket.socket(fileno=accepted.detach())
+        kind = accepted.family, accepted.type, accepted.proto
+        sock = socket.socket(*kind, fileno=accepted.detach())
         try:
             sock.setblocking(False)
             host = _plain(address[0])

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from etcd_actions.serving.counting import CountingConnection
     from etcd_actions.serving.http2 import Sending
 
+# What an answer cannot have in HTTP/2 (RFC 9113, 8.2.2).
+_OF_HTTP1: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+)
 # Two frames of the default size.
 _HIGH_WATER: Final = 2 * 2**14
 
@@ -153,10 +157,12 @@ class Exchange:
         """Send status and headers."""
         if self._is_gone:
             return
+        sent = [(b":status", b"%d" % status)]
+        sent += [field for field in headers if field[0] not in _OF_HTTP1]
         if all(name != b"date" for name, _ in headers):
-            headers.append(self._answering.date)
+            sent.append(self._answering.date)
         try:
-            self._state.send_headers(self._stream_id, [(b":status", b"%d" % status), *headers])
+            self._state.send_headers(self._stream_id, sent)
         except h2.exceptions.ProtocolError:
             self._lost()
             return

@@ -19,6 +19,8 @@ Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
 MOST_BYTES: Final = 2**16
 """What is read at once, and what a client must take within the time for that."""
+# How often that is done before others have their turn.
+_MOST_IN_A_ROW: Final = 4
 # How long the other side may take to end the encryption.
 _LINGER: Final = 1.0
 
@@ -58,6 +60,7 @@ class Wire:
         self._unsent = bytearray()
         self._sending = trio.Lock()
         self._is_full = False
+        self._in_a_row = 0
         self.is_closed = False
         self.is_ended = False
 
@@ -80,12 +83,13 @@ class Wire:
                 raise trio.ClosedResourceError("the connection is closed")
             if not self._is_full:
                 await trio.lowlevel.wait_readable(self._socket)
+                self._in_a_row = 0
+            elif self._in_a_row >= _MOST_IN_A_ROW:
+                await trio.lowlevel.checkpoint()
+                self._in_a_row = 0
+            self._in_a_row += 1
             if (data := self._receive_now()) is not None:
                 return data
-
-    def more(self) -> bytes | None:
-        """What else has come already; None for nothing, or where only :meth:`receive` can tell."""
-        return self._receive_now() if self._is_full else None
 
     def _receive_now(self) -> bytes | None:
         self._is_full = False
