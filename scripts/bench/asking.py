@@ -107,15 +107,14 @@ def by_connect(asking: Asking) -> array[int]:
         for _ in range(asking.together):
             sock = socket.create_connection((asking.host, asking.port), timeout=_ANSWER_SECONDS)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            selector.register(sock, selectors.EVENT_READ)
+            selector.register(sock, selectors.EVENT_READ, sock)
             ask(sock)
         while started:
             ready = selector.select(_ANSWER_SECONDS)
             if not ready:
                 raise RuntimeError(f"no answer within {_ANSWER_SECONDS:.0f} s")
             for key, _ in ready:
-                sock = key.fileobj
-                assert isinstance(sock, socket.socket)
+                sock = key.data
                 data = sock.recv(1 << 16)
                 if not data:
                     raise RuntimeError("the service closed a connection")

@@ -24,6 +24,7 @@ PROJECT, DOMAIN, PARENT = "flytesnacks", "development", "a0"
 
 _RUN, _ACTION, _UID, _STAMP = "@RUN@", "@ACTION@", "@UID@", "@STAMP@"
 
+
 class Body(NamedTuple):
     """One value of one key, cut around its stamp."""
 

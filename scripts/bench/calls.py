@@ -191,7 +191,9 @@ def _first_request(authority: str, method: str, *, indexed: bool) -> bytes:
     """The headers of a request, as literals, which enter the dynamic table if ``indexed``."""
     # A literal with the name's index in the static table: of six bits, or of four.
     path, host, kind, new = (
-        (b"\x44", b"\x41", b"\x5f", b"\x40") if indexed else (b"\x04", b"\x01", b"\x0f\x10", b"\x00")
+        (b"\x44", b"\x41", b"\x5f", b"\x40")
+        if indexed
+        else (b"\x04", b"\x01", b"\x0f\x10", b"\x00")
     )
     return b"\x83\x86" + b"".join(
         (

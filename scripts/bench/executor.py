@@ -84,9 +84,7 @@ def sequential(setting: Setting) -> Iterator[Take]:
             yield take
 
 
-def measure(
-    etcd: str, python: Path, directory: Path, task: str, count: int, fork: bool
-) -> Figures:
+def measure(etcd: str, python: Path, directory: Path, task: str, count: int, fork: bool) -> Figures:
     """Run a program with so many tasks.
 
     Raises:
@@ -119,9 +117,7 @@ def measure(
             AttemptPlace.at(attempt).kill(signal.SIGKILL)
 
 
-def _submit(
-    etcd: str, python: Path, directory: Path, task: str, count: int, fork: bool
-) -> float:
+def _submit(etcd: str, python: Path, directory: Path, task: str, count: int, fork: bool) -> float:
     """Run the program; seconds from the start of its parent to its end."""
     log = directory / "submit.log"
     with log.open("wb") as errors:
@@ -132,7 +128,8 @@ def _submit(
                 "--output-base", str(directory / f"{task}-{fork}"), "--output", "jsonl",
                 "--log-level", "error",
             ],
-            stdout=subprocess.PIPE, stderr=errors, text=True, timeout=_SUBMIT_SECONDS,
+            check=False, stdout=subprocess.PIPE, stderr=errors, text=True,
+            timeout=_SUBMIT_SECONDS,
         )  # fmt: skip
     if done.returncode:
         print(last_lines(directory / "service.log"), file=sys.stderr)

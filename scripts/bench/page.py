@@ -14,9 +14,10 @@ Written by `scripts/bench/run --write`, from what it measured;
 [scripts/bench](../scripts/bench/README.md) says how it measures. Each goal was set for two cores
 that client, load and etcd share. *Floor* is what the row's third column names, measured in the same
 round as *ours*; figures are medians over the rounds, and *ratio* is the median of the ratios to the
-floor of the same round, which says more than a figure: machines drift. A bound with × is one of
+floor of the same round, which says more than a figure: machines drift. A bound with x is one of
 that ratio. Go's clientv3, by which some goals were set, decodes into a struct; the grpcio reader
-that stands in for it only receives and counts, so these goals are stricter here than they were meant.
+that stands in for it only receives and counts, so these goals are stricter here than they were
+meant.
 """
 _LOADS = """\
 ## The loads
@@ -63,7 +64,7 @@ def summary(result: Result) -> str:
         return f"{row.name}: skipped, {result.skipped}"
     said = [
         f"{goal.label} {_cell(ours, goal.form)}"
-        + (f" ({ratio:,.2f} ×)" if ratio is not None else "")
+        + (f" ({ratio:,.2f} x)" if ratio is not None else "")
         + f" {goal.text}: {verdict.strip('*')}"
         for goal, _, ours, ratio, verdict in lines(row, result)
     ]
@@ -116,23 +117,23 @@ def _loads(results: Mapping[str, Result]) -> Iterator[str]:
         if result is None:
             continue
         for side in dict.fromkeys(side for one in result.rounds for side in one):
+            if median_of(result, side, "load_rate") is not None:
+                yield _load(result, side)
 
-            def of(figure: str, *, form: str = ",.0f", which: str = side) -> str:
-                assert result is not None
-                return _cell(median_of(result, which, figure), form)
 
-            if median_of(result, side, "load_rate") is None:
-                continue
-            who = {FLOOR: "bare grpcio reader", OURS: "etcd-actions"}.get(side, side)
-            planned = of("load_planned")
-            yield (
-                f"| `{name}` | {who} | {'as many as go' if planned == '0' else planned} "
-                f"| {of('load_rate')} | {of('load_refused')} "
-                f"| {of('load_late_p99_ms', form=',.2f')} "
-                f"| {of('load_put_p50_ms', form=',.2f')} / {of('load_put_p99_ms', form=',.2f')} "
-                f"| {of('load_cpu_us')} | {of('seen')} / {of('sent')} | {of('backlog')} "
-                f"| {of('rss_mb')} |"
-            )
+def _load(result: Result, side: str) -> str:
+    def of(figure: str, form: str = ",.0f") -> str:
+        return _cell(median_of(result, side, figure), form)
+
+    who = {FLOOR: "bare grpcio reader", OURS: "etcd-actions"}.get(side, side)
+    planned = of("load_planned")
+    return (
+        f"| `{result.row}` | {who} | {'as many as go' if planned == '0' else planned} "
+        f"| {of('load_rate')} | {of('load_refused')} | {of('load_late_p99_ms', ',.2f')} "
+        f"| {of('load_put_p50_ms', ',.2f')} / {of('load_put_p99_ms', ',.2f')} "
+        f"| {of('load_cpu_us')} | {of('seen')} / {of('sent')} | {of('backlog')} "
+        f"| {of('rss_mb')} |"
+    )
 
 
 def _doubts(results: Mapping[str, Result]) -> Iterator[str]:
@@ -144,4 +145,4 @@ def _doubts(results: Mapping[str, Result]) -> Iterator[str]:
 
 
 def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return "-" if value is None else format(value, form)

@@ -287,7 +287,12 @@ def command_cost(command: Sequence[str], log: Path) -> tuple[float, float]:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         began = time.perf_counter()
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
         )
         took = time.perf_counter() - began
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

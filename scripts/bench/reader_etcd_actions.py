@@ -55,7 +55,7 @@ async def _process(task: Task, recorder: Recorder) -> None:
     ):
         _count_handled(processor, task, recorder)
         await processor.start_watching()
-        while task.mode == "prepare" and not processor.statistics().position:
+        while task.mode == "prepare" and not processor.statistics().position:  # noqa: ASYNC110
             await trio.sleep(_SAVE_AT_ONCE)
         if task.mode != "prepare":
             recorder.watching.set()

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import traceback
+import tracemalloc
 from array import array
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from scripts.bench.channel import Channel, inherited
 
 _POLL_SECONDS = 0.005
 _QUIET_SECONDS = 0.5
+_SETTLING_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class Task:
         times: A file for the times at which events were sent and seen.
         spawned: When the process was started, by ``time.monotonic_ns()``.
         run: The run whose root a subscriber subscribes to.
+        trace: Whether to count the bytes that Python has allocated, which makes it slow.
     """
 
     mode: Literal["watch", "list", "catch-up", "prepare"]
@@ -53,6 +56,7 @@ class Task:
     times: str
     spawned: int
     run: str = ""
+    trace: bool = False
 
     @property
     def target(self) -> str:
@@ -120,6 +124,8 @@ def serve(read: Callable[[Task, Recorder], None]) -> None:
     channel, argument = inherited()
     task = Task(**json.loads(argument))
     recorder = Recorder()
+    if task.trace:
+        tracemalloc.start()
     threading.Thread(target=_command, args=(channel, task, recorder), daemon=True).start()
     try:
         read(task, recorder)
@@ -141,7 +147,11 @@ def _command(channel: Channel, task: Task, recorder: Recorder) -> None:
                 case ["held", count]:
                     while recorder.listed_count < int(count):
                         time.sleep(_POLL_SECONDS)
-                    channel.say("held", bytes=_settled_rss() - recorder.rss_opening)
+                    # What the last page held is let go of after its last object was handled.
+                    time.sleep(_SETTLING_SECONDS)
+                    resident = _settled_rss() - recorder.rss_opening
+                    allocated = tracemalloc.get_traced_memory()[0]
+                    channel.say("held", resident=resident, allocated=allocated)
                 case ["baseline", count]:
                     while recorder.count < int(count):
                         time.sleep(_POLL_SECONDS)

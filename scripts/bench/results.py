@@ -37,7 +37,7 @@ class Goal:
     @property
     def text(self) -> str:
         """The bound, for people."""
-        return f"{self.relation} {self.limit:,g}{' ×' if self.times else ''}"
+        return f"{self.relation} {self.limit:,g}{' x' if self.times else ''}"
 
     def met_by(self, value: float) -> bool:
         """Whether a figure, or its ratio, is within the bound."""

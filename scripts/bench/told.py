@@ -24,7 +24,7 @@ from etcd_actions import ProcessorSettings, RunService, open_etcd, open_processo
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace, build_action_update
-from etcd_actions.run_service import NullRunService, open_run_service
+from etcd_actions.run_service import open_run_service
 from etcd_actions.runs.own_run_service import open_own_run_service
 from scripts.bench.processes import etcd_binary, etcd_server
 from scripts.bench.writer import put_ended

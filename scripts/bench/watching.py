@@ -153,8 +153,17 @@ def keys(setting: Setting) -> Iterator[Take]:
             least, most = sizes[0], sizes[-1]
             found["growth"] = found[f"cpu_us_{most}"] / found[f"cpu_us_{least}"]
             if side == OURS:
-                held = found[f"held_{most}"] - found[f"held_{least}"]
-                found["key_bytes"] = held / (most - least)
+                for size in (least, most):
+                    task = replace(
+                        _task("list", server, directory, 0), prefix=_sized(size), trace=True
+                    )
+                    with child(READERS[side], task.to_json(), directory / "reader.log") as reading:
+                        reading.tell(f"held {size}")
+                        held = reading.hear("held", size / 1_000 + START_SECONDS)
+                    found[f"allocated_{size}"] = held["allocated"]
+                for figure in ("allocated", "resident"):
+                    more = found[f"{figure}_{most}"] - found[f"{figure}_{least}"]
+                    found[f"{figure}_key"] = more / (most - least)
             return found
 
         yield take
@@ -214,7 +223,7 @@ def _watched(
         reading.hear("watching", START_SECONDS)
         if listed and reader == READERS[OURS]:
             reading.tell(f"held {listed}")
-            held = reading.hear("held", START_SECONDS)["bytes"]
+            held = reading.hear("held", START_SECONDS)["resident"]
         generator.tell("warm")
         generator.hear("warmed", START_SECONDS)
         reading.tell(f"baseline {WARM_EVENTS}")
@@ -238,7 +247,7 @@ def _watched(
         "max_ms": most,
         "rate": seen / (times.seen[-1] - times.sent[0]) * 1e9,
         "rss_mb": result["rss"] / 1e6,
-        "held": held,
+        "resident": held,
         "seen": seen,
         "sent": done["acked"],
         "disordered": result["disordered"],
