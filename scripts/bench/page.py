@@ -89,6 +89,8 @@ def _sections(results: Mapping[str, Result]) -> Iterator[str]:
     if doubts:
         yield "## Doubts\n"
         yield "\n".join(doubts)
+    if not results:
+        return
     conditions = dict.fromkeys(one.conditions for one in results.values() if not one.skipped)
     yield "## Conditions\n"
     for text in conditions:

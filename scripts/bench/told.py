@@ -24,7 +24,7 @@ from etcd_actions import ProcessorSettings, RunService, open_etcd, open_processo
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace, build_action_update
-from etcd_actions.run_service import open_run_service
+from etcd_actions.run_service import NullRunService, open_run_service
 from etcd_actions.runs.own_run_service import open_own_run_service
 from scripts.bench.processes import etcd_binary, etcd_server
 from scripts.bench.writer import put_ended
@@ -82,6 +82,12 @@ async def marked(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
         return await _mark_all(etcd, prefix, count, service)
 
 
+async def unheard(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
+    """List and mark, with a run service that accepts at once."""
+    await put_ended(etcd, prefix, count)
+    return await _mark_all(etcd, prefix, count, NullRunService())
+
+
 async def kept(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
     """The same of roots, with their records and histories in etcd: three writes more for each."""
     await put_ended(etcd, prefix, count)
@@ -114,6 +120,7 @@ async def _mark_all(
 SIDES = {
     "bare calls: record and status": bare,
     "told and marked": marked,
+    "nobody told, marked": unheard,
     "kept by ourselves and marked: roots": kept,
     "kept by ourselves and marked: others": kept_children,
 }
