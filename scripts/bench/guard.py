@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import grpc
 import msgspec
@@ -326,7 +327,19 @@ CHECKS = {
 }
 
 
-def measured(place: Place, names: list[str], rounds: int) -> dict[str, float]:
+class Ratio(NamedTuple):
+    """Two costs, in microseconds."""
+
+    ours: float
+    floor: float
+
+    @property
+    def value(self) -> float:
+        """How often the floor goes into ours."""
+        return self.ours / self.floor
+
+
+def measured(place: Place, names: list[str], rounds: int) -> dict[str, Ratio]:
     """The ratio of each check: medians of both sides, measured in turns."""
     found: dict[Cost, list[float]] = {}
     for _ in range(rounds):
@@ -338,7 +351,7 @@ def measured(place: Place, names: list[str], rounds: int) -> dict[str, float]:
         ]:
             found.setdefault(cost, []).append(cost(place))
     costs = {cost: median(values) for cost, values in found.items()}
-    return {name: costs[CHECKS[name].ours] / costs[CHECKS[name].floor] for name in names}
+    return {name: Ratio(costs[CHECKS[name].ours], costs[CHECKS[name].floor]) for name in names}
 
 
 def compare(place: Place, names: list[str], limits: dict[str, float]) -> list[str]:
@@ -347,9 +360,12 @@ def compare(place: Place, names: list[str], limits: dict[str, float]) -> list[st
     for number in range(_TRIES):
         ratios = measured(place, left, _ROUNDS)
         for name in left:
-            said = "ok" if ratios[name] <= limits[name] else "ABOVE"
-            print(f"{name:8} {ratios[name]:7.2f}  limit {limits[name]:7.2f}  {said}", flush=True)
-        left = [name for name in left if ratios[name] > limits[name]]
+            ours, floor = ratios[name]
+            value, limit = ratios[name].value, limits[name]
+            said = "ok" if value <= limit else "ABOVE"
+            costs = f"{ours:9,.0f} / {floor:6,.0f} µs"
+            print(f"{name:8} {value:7.2f}  limit {limit:7.2f}  {costs}  {said}", flush=True)
+        left = [name for name in left if ratios[name].value > limits[name]]
         if not left:
             break
         if number + 1 < _TRIES:
@@ -366,7 +382,7 @@ def calibrate(place: Place) -> None:
         f"# {FACTOR} times what was measured; beside each the least and the most of that.",
     ]
     for name in names:
-        ratios = sorted(one[name] for one in found)
+        ratios = sorted(one[name].value for one in found)
         print(f"{name:8} {' '.join(f'{ratio:.2f}' for ratio in ratios)}")
         text += [
             "",
