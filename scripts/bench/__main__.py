@@ -160,7 +160,7 @@ def main() -> None:
     for name in options.rows or ROWS:
         print(summary(run.measure(name)), file=sys.stderr, flush=True)
     run.judge_machine()
-    print(table(run.results))
+    print(table(run.results, run.results))
     noisy = [name for name, one in run.results.items() if one.doubts]
     if noisy:
         print(f"The machine was not quiet in {len(noisy)} of {len(run.results)} rows:")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from scripts.bench.results import FLOOR, OURS, Result, lines, load_doubts, median_of
 from scripts.bench.rows import ROWS
@@ -30,17 +30,17 @@ one replaced, never the last.
 
 def page(results: Mapping[str, Result]) -> str:
     """All of docs/performance.md."""
-    parts = [_INTRODUCTION, table(results), *_sections(results)]
+    parts = [_INTRODUCTION, table(results, ROWS), *_sections(results)]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
-def table(results: Mapping[str, Result]) -> str:
-    """One line for each goal of each row that was measured, or of all rows."""
+def table(results: Mapping[str, Result], names: Iterable[str]) -> str:
+    """One line for each goal of the rows of these names."""
     text = [
         "| what | figure | beside | goal | floor | ours | ratio | |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |",
     ]
-    for row in ROWS.values():
+    for row in map(ROWS.__getitem__, names):
         result = results.get(row.name)
         title, beside = row.title, row.floor
         doubtful = result is not None and bool(
@@ -65,7 +65,7 @@ def summary(result: Result) -> str:
     said = [
         f"{goal.label} {_cell(ours, goal.form)}"
         + (f" ({ratio:,.2f} x)" if ratio is not None else "")
-        + f" {goal.text}: {verdict.strip('*')}"
+        + f" {goal.text}: {verdict.replace('*', '')}"
         for goal, _, ours, ratio, verdict in lines(row, result)
     ]
     return f"{row.name}: " + "; ".join(said) + f" [{result.seconds:.0f} s]"
