@@ -2,12 +2,13 @@
 
 A value is built once and cut where its stamp goes, so sending one costs a concatenation.
 The stamp is ``time.monotonic_ns()`` just before the put: on one machine all processes
-read the same clock.
+read the same clock. It is the action's short name, which subscribers are sent, too.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import random
 import uuid
@@ -16,13 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 STAMP_DIGITS = 19
-STAMP_ANNOTATION = "bench/sent"
-STAMP_MARK = f'"{STAMP_ANNOTATION}":"'.encode()
+STAMP_MARK = b'"shortName":"'
 
 ACTIONS_PER_RUN = 20
+PROJECT, DOMAIN, PARENT = "flytesnacks", "development", "a0"
 
 _RUN, _ACTION, _UID, _STAMP = "@RUN@", "@ACTION@", "@UID@", "@STAMP@"
-_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 class Body(NamedTuple):
@@ -48,22 +48,31 @@ def stamp_of(value: bytes) -> int:
     return int(value[start : start + STAMP_DIGITS])
 
 
-def bodies(history: Path, prefix: str, keys: int, seed: int) -> Iterator[list[Body]]:
+def run_name(number: int) -> str:
+    """The name of one of the load's runs; runs are spread over the keys by chance."""
+    digest = hashlib.sha256(str(number).encode()).digest()
+    return "r" + base64.b32encode(digest)[:11].decode().lower()
+
+
+def bodies(
+    history: Path, prefix: str, keys: int, *, per_run: int = ACTIONS_PER_RUN, small: bool = False
+) -> Iterator[list[Body]]:
     """For each of ``keys`` keys the states that it goes through, in order.
 
     Args:
         history: Captured etcd events, as JSON lines with ``key`` and ``value`` (base64).
         prefix: What all keys begin with.
-        keys: How many keys; they are spread over runs of :data:`ACTIONS_PER_RUN` actions.
-        seed: The same seed gives the same names.
+        keys: How many keys; they are spread over runs.
+        per_run: Actions of a run, all of them children of :data:`PARENT`.
+        small: Leave the task's template out, which is most of a value.
     """
-    lives = _lives(history)
-    rng = random.Random(seed)
+    lives = _lives(history, small)
+    rng = random.Random(1)
     run = ""
     for index in range(keys):
-        number = index % ACTIONS_PER_RUN
+        number = index % per_run
         if number == 0:
-            run = "r" + "".join(rng.choices(_BASE32, k=11))
+            run = run_name(index // per_run)
         action = f"a{number + 1}"
         uid = str(uuid.UUID(int=rng.getrandbits(128), version=4))
         key = f"{prefix}{run}-{action}".encode()
@@ -75,7 +84,7 @@ def bodies(history: Path, prefix: str, keys: int, seed: int) -> Iterator[list[Bo
         yield states
 
 
-def _lives(history: Path) -> list[list[str]]:
+def _lives(history: Path, small: bool) -> list[list[str]]:
     """Templates of the captured states of about 3 KB, one list for each captured action.
 
     Roots are left out, having no parent, and so are states that are being deleted.
@@ -88,7 +97,9 @@ def _lives(history: Path) -> list[list[str]]:
             if not 2500 <= len(value) <= 4000:
                 continue
             action = json.loads(value)
-            if action["spec"].get("parentActionName") and not action["metadata"].get(
+            if small:
+                action["spec"].pop("taskTemplate", None)
+            if action["spec"].get("parentActionName") == PARENT and not action["metadata"].get(
                 "deletionTimestamp"
             ):
                 lives.setdefault(event["key"], []).append(_template(action))
@@ -100,7 +111,7 @@ def _lives(history: Path) -> list[list[str]]:
 def _template(action: dict[str, Any]) -> str:
     metadata, spec = action["metadata"], action["spec"]
     run, name = spec["runName"], spec["actionName"]
-    metadata.setdefault("annotations", {})[STAMP_ANNOTATION] = _STAMP
+    spec["shortName"] = _STAMP
     metadata["uid"] = _UID
     metadata["name"] = f"{_RUN}-{_ACTION}"
     metadata["labels"]["flyte.org/action"] = _ACTION

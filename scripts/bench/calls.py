@@ -2,7 +2,7 @@
 
 grpcio costs the generator about as much for each call as etcd and a reader together; at
 8,000 puts a second on two cores it would be the generator that is measured. This knows
-just what etcd's server needs, over plain TCP on loopback, and reads no answer: a call that
+just what a gRPC server needs, over plain TCP on loopback, and reads no answer: a call that
 brought a message was done.
 """
 
@@ -19,8 +19,11 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE = 4
 _DEFAULT_WINDOW = 65_535
+_DEFAULT_TABLE = 4_096
 _LARGEST_WINDOW = 2**31 - 1
 _LARGEST_FRAME = 16_384
+
+_HEADER_TABLE_SIZE = 1
 
 # :method POST and :scheme http of the static table, then the dynamic table that the first
 # request has filled, oldest first.
@@ -28,7 +31,7 @@ _LATER_REQUEST = b"\x83\x86\xc1\xc0\xbf\xbe"
 
 
 class ConnectionEnded(Exception):
-    """etcd ended the connection."""
+    """The server ended the connection."""
 
 
 class Calls:
@@ -48,7 +51,9 @@ class Calls:
         self._done = done
         self._socket = socket.create_connection((host, port), timeout=10)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._headers = _first_request(f"{host}:{port}", method)
+        self._names = f"{host}:{port}", method
+        self._headers = b""
+        self._later = _LATER_REQUEST
         self._stream = -1
         self._started: dict[int, int] = {}
         self._answered: set[int] = set()
@@ -62,6 +67,9 @@ class Calls:
             + _frame(_SETTINGS, 0, 0, b"")
             + _frame(_WINDOW_UPDATE, 0, 0, _int32(_LARGEST_WINDOW - _DEFAULT_WINDOW))
         )
+        # The server's settings say whether it has a table for headers.
+        while not self._headers:
+            self.wait(10)
 
     @property
     def in_flight(self) -> int:
@@ -74,7 +82,7 @@ class Calls:
         self._started[self._stream] = time.monotonic_ns()
         body = b"\0" + _int32(len(message)) + message
         head = _frame(_HEADERS, _END_HEADERS, self._stream, self._headers)
-        self._headers = _LATER_REQUEST
+        self._headers = self._later
         if not self._unsent and len(body) <= min(
             self._window, self._initial_stream_window, _LARGEST_FRAME
         ):
@@ -93,7 +101,7 @@ class Calls:
             return
         data = self._socket.recv(1 << 18)
         if not data:
-            raise ConnectionEnded("etcd closed the connection")
+            raise ConnectionEnded("the server closed the connection")
         self._received += data
         self._take_frames()
         if self._unsent:
@@ -126,22 +134,32 @@ class Calls:
 
     def _take_control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _SETTINGS and not flags & _ACK:
-            for at in range(0, len(payload), 6):
-                if int.from_bytes(payload[at : at + 2], "big") == _INITIAL_WINDOW_SIZE:
-                    size = int.from_bytes(payload[at + 2 : at + 6], "big")
-                    self._stream_window += size - self._initial_stream_window
-                    self._initial_stream_window = size
+            self._take_settings(payload)
             self._socket.sendall(_frame(_SETTINGS, _ACK, 0, b""))
         elif kind == _PING and not flags & _ACK:
             self._socket.sendall(_frame(_PING, _ACK, 0, payload))
         elif kind == _GOAWAY:
-            raise ConnectionEnded(f"etcd said goodbye: {payload[8:].decode()}")
+            raise ConnectionEnded(f"the server said goodbye: {payload[8:].decode()}")
         elif kind == _WINDOW_UPDATE:
             increment = int.from_bytes(payload, "big")
             if stream == 0:
                 self._window += increment
             elif self._unsent and stream == self._unsent[0][0]:
                 self._stream_window += increment
+
+    def _take_settings(self, payload: bytes) -> None:
+        table = True
+        for at in range(0, len(payload), 6):
+            setting = int.from_bytes(payload[at : at + 2], "big")
+            value = int.from_bytes(payload[at + 2 : at + 6], "big")
+            if setting == _INITIAL_WINDOW_SIZE:
+                self._stream_window += value - self._initial_stream_window
+                self._initial_stream_window = value
+            elif setting == _HEADER_TABLE_SIZE:
+                table = value >= _DEFAULT_TABLE
+        if not self._headers:
+            self._headers = _first_request(*self._names, indexed=table)
+            self._later = _LATER_REQUEST if table else self._headers
 
     def _end(self, stream: int) -> None:
         started = self._started.pop(stream, None)
@@ -169,14 +187,20 @@ class Calls:
                 self._unsent[0] = (stream, body[size:])
 
 
-def _first_request(authority: str, method: str) -> bytes:
-    """The headers of a request, as literals that enter the dynamic table."""
+def _first_request(authority: str, method: str, *, indexed: bool) -> bytes:
+    """The headers of a request, as literals, which enter the dynamic table if ``indexed``."""
+    # A literal with the name's index in the static table: of six bits, or of four.
+    path, host, kind, new = (
+        (b"\x44", b"\x41", b"\x5f", b"\x40")
+        if indexed
+        else (b"\x04", b"\x01", b"\x0f\x10", b"\x00")
+    )
     return b"\x83\x86" + b"".join(
         (
-            b"\x44" + _text(method),  # :path
-            b"\x41" + _text(authority),  # :authority
-            b"\x5f" + _text("application/grpc"),  # content-type
-            b"\x40" + _text("te") + _text("trailers"),
+            path + _text(method),
+            host + _text(authority),
+            kind + _text("application/grpc"),
+            new + _text("te") + _text("trailers"),
         )
     )
 

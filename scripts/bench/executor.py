@@ -3,7 +3,7 @@
     .venv/bin/python -m scripts.bench.executor --python SDK/bin/python [--tasks 40]
 
 A parent that calls one task after the other, and one that calls all at once; started by the fork
-server, and by exec.
+server, and by exec. The row of the table is the first of these.
 """
 
 from __future__ import annotations
@@ -14,14 +14,28 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from etcd_actions.executor.places import AttemptPlace
-from etcd_actions.testing import EtcdProcess
-from scripts.bench.service import free_port
+from scripts.bench.processes import (
+    ROOT,
+    ChildFailed,
+    command_cost,
+    etcd_binary,
+    etcd_server,
+    last_lines,
+    service,
+)
+from scripts.bench.results import OURS, Figures
+from scripts.bench.setting import Setting, Skipped, Take
+
+SDK = ROOT / ".venv-sdk/bin/python"
+_TASKS = 40
+_SUBMIT_SECONDS = 180
 
 PROGRAM = """
 import asyncio
@@ -46,59 +60,86 @@ async def at_once(count: int) -> int:
 """
 
 
-def measure(etcd: str, python: Path, directory: Path, task: str, count: int, fork: bool) -> None:
-    """Run one, and print a row."""
-    log = (directory / "log").open("ab")
-    service = subprocess.Popen(
-        [
-            sys.executable, "-m", "etcd_actions", "run", "--endpoints", etcd,
-            "--listen", f"127.0.0.1:{free_port()}", "--monitoring-listen", "none",
-            "--executor", "local", "--python", str(python),
-            f"--executor-fork-server={str(fork).lower()}",
-            "--executor-state-dir", str(directory / f"state-{fork}"), "--log-format", "json",
-        ],
-        stderr=log,
-    )  # fmt: skip
+@contextmanager
+def sequential(setting: Setting) -> Iterator[Take]:
+    """A row: tasks one after the other, started by the fork server; and the SDK's import.
+
+    Raises:
+        Skipped: There is no Python with Flyte's SDK.
+    """
+    if not SDK.exists():
+        raise Skipped("no .venv-sdk: make it by scripts/_sdk-venv")
+    with tempfile.TemporaryDirectory(dir=setting.directory) as name:
+        directory = Path(name)
+        count = setting.scaled(_TASKS)
+        (directory / "bench.py").write_text(PROGRAM)
+        with etcd_server(setting.etcd, directory) as server:
+
+            def take(side: str) -> Figures:
+                if side == OURS:
+                    return measure(server.address, SDK, directory, "one_by_one", count, fork=True)
+                cpu, _ = command_cost([str(SDK), "-c", "import flyte"], directory / "import.log")
+                return {"cpu_s": cpu / 1000}
+
+            yield take
+
+
+def measure(etcd: str, python: Path, directory: Path, task: str, count: int, fork: bool) -> Figures:
+    """Run a program with so many tasks.
+
+    Raises:
+        ChildFailed: It did not succeed.
+    """
+    log = directory / "service.log"
+    settings = [
+        "--executor", "local", "--python", str(python),
+        f"--executor-fork-server={str(fork).lower()}",
+        "--executor-state-dir", str(directory / f"state-{fork}"),
+    ]  # fmt: skip
     try:
-        time.sleep(4)
-        before = _of_children(directory)
-        own = sum(psutil.Process(service.pid).cpu_times()[:2])
-        submitted = subprocess.run(
+        with service(etcd, log, *settings) as (_, process):
+            # One before, so that the fork server has imported what it shares.
+            _submit(etcd, python, directory, task, 1, fork)
+            before = _of_children(directory)
+            own = sum(process.cpu_times()[:2])
+            took = _submit(etcd, python, directory, task, count, fork)
+            figures = {
+                "rate": count / took,
+                "ms": 1000 * took / count,
+                "service_cpu_ms": 1000 * (sum(process.cpu_times()[:2]) - own) / count,
+            }
+            if fork:
+                # Of the tasks and of their parent, which is a task itself.
+                figures["cpu_s"] = (_of_children(directory) - before) / (count + 1)
+            return figures
+    finally:
+        for attempt in directory.glob("state-*/attempts/*/*"):
+            AttemptPlace.at(attempt).kill(signal.SIGKILL)
+
+
+def _submit(etcd: str, python: Path, directory: Path, task: str, count: int, fork: bool) -> float:
+    """Run the program; seconds from the start of its parent to its end."""
+    log = directory / "submit.log"
+    with log.open("wb") as errors:
+        done = subprocess.run(
             [
                 sys.executable, "-m", "etcd_actions", "submit", f"{directory / 'bench.py'}:{task}",
                 "--endpoints", etcd, "--python", str(python), "--input", f"count={count}",
                 "--output-base", str(directory / f"{task}-{fork}"), "--output", "jsonl",
                 "--log-level", "error",
             ],
-            capture_output=True, text=True, check=True,
+            check=False, stdout=subprocess.PIPE, stderr=errors, text=True,
+            timeout=_SUBMIT_SECONDS,
         )  # fmt: skip
-        rows = [json.loads(line) for line in submitted.stdout.splitlines()]
-        after = _of_children(directory)
-        (end,) = [
-            row["seconds"]
-            for row in rows
-            if row.get("action") == "a0" and row["phase"] == "SUCCEEDED"
-        ]
-        (start,) = [
-            row["seconds"]
-            for row in rows
-            if row.get("action") == "a0" and row["phase"] == "RUNNING"
-        ]
-        own = sum(psutil.Process(service.pid).cpu_times()[:2]) - own
-        took = end - start
-        how = "fork server" if fork else "exec"
-        cpu = f"{(after - before) / count:.2f}" if fork else "-"
-        print(
-            f"| {task} | {how} | {count / took:.1f} | {1000 * took / count:.0f} | "
-            f"{cpu} | {1000 * own / count:.1f} |"
-        )
-    finally:
-        service.terminate()
-        service.wait()
-        log.close()
-        for attempt in directory.glob("state-*/attempts/*/*"):
-            place = AttemptPlace.at(attempt)
-            place.kill(signal.SIGKILL)
+    if done.returncode:
+        print(last_lines(directory / "service.log"), file=sys.stderr)
+        raise ChildFailed(f"submit ends with {done.returncode}", log)
+    at = {
+        row["phase"]: row["seconds"]
+        for row in map(json.loads, done.stdout.splitlines())
+        if row.get("action") == "a0"
+    }
+    return float(at["SUCCEEDED"] - at["RUNNING"])
 
 
 def _of_children(directory: Path) -> float:
@@ -119,15 +160,13 @@ def _of_children(directory: Path) -> float:
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--python", type=Path, required=True)
-    parser.add_argument("--tasks", type=int, default=40)
+    parser.add_argument("--python", type=Path, default=SDK)
+    parser.add_argument("--tasks", type=int, default=_TASKS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "bench.py").write_text(PROGRAM)
-        (directory / "etcd").mkdir()
-        with EtcdProcess(directory / "etcd") as own:
-            own.start()
+        with etcd_server(etcd_binary(None), directory) as own:
             print(
                 "| program | started by | tasks/s | ms a task | CPU s a task, of its process | "
                 "CPU ms a task, of the service |"
@@ -135,8 +174,14 @@ def main() -> None:
             print("| --- | --- | ---: | ---: | ---: | ---: |")
             for fork in (True, False):
                 for task in ("one_by_one", "at_once"):
-                    python = options.python.absolute()
-                    measure(own.endpoint, python, directory, task, options.tasks, fork)
+                    one = measure(
+                        own.address, options.python.absolute(), directory, task, options.tasks, fork
+                    )
+                    cpu = f"{one['cpu_s']:.2f}" if fork else "-"
+                    print(
+                        f"| {task} | {'fork server' if fork else 'exec'} | {one['rate']:.1f} | "
+                        f"{one['ms']:.0f} | {cpu} | {one['service_cpu_ms']:.1f} |"
+                    )
 
 
 if __name__ == "__main__":

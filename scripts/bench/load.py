@@ -4,13 +4,13 @@ At a fixed rate it is an open loop: what is due is sent, whether or not earlier 
 answered, and how late each one was is reported. Without a rate it keeps a number of
 transactions in flight.
 
-Commands come as lines on stdin: ``warm`` sends some puts slowly, ``go`` the load.
+It speaks HTTP/2 by itself (``calls.py``), so that it costs little beside what it loads.
+Commands: ``warm`` sends some puts slowly, ``go`` the load.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from array import array
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
 
-from scripts.bench.bodies import STAMP_DIGITS, Body, bodies, stamp
+from scripts.bench.bodies import ACTIONS_PER_RUN, STAMP_DIGITS, Body, bodies, stamp
 from scripts.bench.calls import Calls
+from scripts.bench.channel import Channel, serve
 from scripts.bench.wire import Message, put_request, txn_operation
 
 _MOST_IN_FLIGHT = 20_000
@@ -45,6 +46,8 @@ class Plan:
         warm: Events to send at ``warm``.
         rewrite: Go through the keys again and again; else write each key once.
         acks: A file for the time of each answer.
+        per_run: Actions of a run.
+        small: Send values without a task's template.
     """
 
     host: str
@@ -60,6 +63,8 @@ class Plan:
     warm: int
     rewrite: bool
     acks: str
+    per_run: int = ACTIONS_PER_RUN
+    small: bool = False
 
     def to_json(self) -> str:
         """For the command line of the process."""
@@ -173,7 +178,9 @@ class Generator:
 
     def _cycle(self) -> Iterator[Message]:
         plan = self._plan
-        lives = bodies(Path(plan.history), plan.prefix, plan.keys, seed=1)
+        lives = bodies(
+            Path(plan.history), plan.prefix, plan.keys, per_run=plan.per_run, small=plan.small
+        )
         message = put_request if plan.batch == 1 else _operation
         if not plan.rewrite:
             for index, states in enumerate(lives):
@@ -197,19 +204,18 @@ def _at(ordered: Sequence[int], percent: int) -> float:
     return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] / 1e6
 
 
-def main() -> None:
-    """Run as a process."""
-    generator = Generator(Plan(**json.loads(sys.argv[1])))
-    for line in sys.stdin:
-        match line.strip():
-            case "warm":
+def _serve(channel: Channel, argument: str) -> None:
+    generator = Generator(Plan(**json.loads(argument)))
+    for command in channel.commands():
+        match command:
+            case ["warm"]:
                 generator.warm()
-                print(json.dumps({"event": "warmed"}), flush=True)
-            case "go":
-                print(json.dumps({"event": "done"} | generator.go()), flush=True)
-            case command:
-                raise ValueError(command)
+                channel.say("warmed")
+            case ["go"]:
+                channel.say("done", **generator.go())
+            case _:
+                raise ValueError(f"unknown command {command}")
 
 
 if __name__ == "__main__":
-    main()
+    serve(_serve)

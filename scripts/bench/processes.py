@@ -1,100 +1,130 @@
-"""Processes of a measurement: a child that talks in JSON lines, and an etcd of its own."""
+"""Processes of a measurement: children that answer over a channel, etcd, and the service.
+
+All of them die with this process, however it ends.
+"""
 
 from __future__ import annotations
 
 import json
-import queue
+import os
+import resource
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
+import psutil
 
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 
 ROOT = Path(__file__).resolve().parents[2]
 
 _START_SECONDS = 20.0
+_STOP_SECONDS = 15.0
 _QUOTA_BYTES = 8 << 30
-# Kills its command when stdin ends: an etcd outlives this process by no means.
-_GUARD = 'exec 3<&0; "$@" </dev/null & cat <&3 >/dev/null; kill -9 $!; wait $!'
+_SHOWN_LINES = 12
+# Asks the kernel to kill it with its parent, then becomes the command. A function that is run
+# between fork and exec would do, but grpcio does not survive a fork of its process.
+_LAUNCHER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 class ChildFailed(Exception):
-    """A child said that it failed, ended, or did not answer in time."""
+    """A process said that it failed, ended, or did not answer in time.
+
+    Attributes:
+        output: The last lines that it printed.
+    """
+
+    def __init__(self, message: str, log: Path) -> None:
+        super().__init__(message)
+        self.output = last_lines(log)
+
+
+def last_lines(log: Path, count: int = _SHOWN_LINES) -> str:
+    """The end of what a process printed."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return "\n".join(text.strip().splitlines()[-count:])
 
 
 class Child:
-    """A Python process that takes commands on stdin and answers in JSON lines."""
+    """A Python process of this bench, which takes commands and answers in messages."""
 
-    def __init__(self, module: str, argument: str, stderr: Path) -> None:
+    def __init__(self, module: str, argument: str, log: Path) -> None:
         self._module = module
-        self._stderr = stderr
-        with stderr.open("w") as file:
+        self._log = log
+        self._received = bytearray()
+        self._socket, theirs = socket.socketpair()
+        with theirs, log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, argument],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
+                [sys.executable, "-m", module, str(theirs.fileno()), argument],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                text=True,
+                pass_fds=[theirs.fileno()],
             )
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._pump, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
 
     def tell(self, command: str) -> None:
         """Send one command."""
-        assert self._process.stdin is not None
         try:
-            print(command, file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            raise ChildFailed(self._why("has ended")) from None
+            self._socket.sendall(command.encode() + b"\n")
+        except OSError:
+            raise self._failed("has ended") from None
 
     def hear(self, event: str, seconds: float) -> dict[str, Any]:
-        """Wait for an answer.
+        """Wait for a message.
 
         Raises:
-            ChildFailed: It does not come within ``seconds``, or never.
+            ChildFailed: Another one came, none within ``seconds``, or none ever will.
         """
-        try:
-            line = self._lines.get(timeout=seconds)
-        except queue.Empty:
-            raise ChildFailed(f"{self._module}: no {event!r} within {seconds:.0f} s") from None
-        if not line:
-            raise ChildFailed(self._why("has ended"))
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._received:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                data = self._socket.recv(1 << 16)
+            except TimeoutError:
+                raise self._failed(f"no {event!r} within {seconds:.0f} s") from None
+            except OSError:
+                data = b""
+            if not data:
+                raise self._failed("has ended")
+            self._received += data
+        line, _, rest = self._received.partition(b"\n")
+        self._received = rest
         message: dict[str, Any] = json.loads(line)
         if message["event"] != event:
-            raise ChildFailed(self._why(message.get("error") or f"said {message['event']}"))
+            raise self._failed(str(message.get("error") or f"said {message['event']}"))
         return message
 
     def end(self) -> None:
         """End the process, whatever it does."""
         self._process.kill()
         self._process.wait()
+        self._socket.close()
 
-    def _why(self, text: str) -> str:
-        lines = self._stderr.read_text(errors="replace").strip().splitlines()
-        last = f" ({lines[-1][:200]})" if lines and lines[-1] != text else ""
-        return f"{self._module}: {text}{last}"
-
-    def _pump(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
-        self._lines.put("")
+    def _failed(self, text: str) -> ChildFailed:
+        return ChildFailed(f"{self._module.rpartition('.')[2]}: {text}", self._log)
 
 
 @contextmanager
-def child(module: str, argument: str, stderr: Path) -> Iterator[Child]:
+def child(module: str, argument: str, log: Path) -> Iterator[Child]:
     """A :class:`Child` that is gone afterwards."""
-    process = Child(f"scripts.bench.{module}", argument, stderr)
+    process = Child(f"scripts.bench.{module}", argument, log)
     try:
         yield process
     finally:
@@ -108,6 +138,11 @@ class Server(NamedTuple):
     port: int
     channel: grpc.Channel
 
+    @property
+    def address(self) -> str:
+        """As HOST:PORT."""
+        return f"{self.host}:{self.port}"
+
     def range(self, prefix: str, range_end: bytes) -> tuple[int, dict[str, int]]:
         """The store's revision, and the keys below ``prefix`` with their revisions."""
         get = self.channel.unary_unary(
@@ -116,8 +151,12 @@ class Server(NamedTuple):
             response_deserializer=pb.RangeResponse.FromString,
         )
         request = pb.RangeRequest(key=prefix.encode(), range_end=range_end, keys_only=True)
-        response: pb.RangeResponse = get(request, timeout=10)
+        response: pb.RangeResponse = get(request, timeout=30)
         return response.header.revision, {kv.key.decode(): kv.mod_revision for kv in response.kvs}
+
+    def revision(self) -> int:
+        """The store's revision."""
+        return self.range("/", b"0"[:0])[0]
 
 
 def etcd_binary(path: str | None) -> str:
@@ -143,7 +182,7 @@ def etcd_version(binary: str) -> str:
 def etcd_server(binary: str, directory: Path) -> Iterator[Server]:
     """An empty etcd on loopback, with its data in ``directory``; gone afterwards."""
     host = "127.0.0.1"
-    client_port, peer_port = _free_ports(2)
+    client_port, peer_port = free_ports(2)
     client, peer = f"http://{host}:{client_port}", f"http://{host}:{peer_port}"
     arguments = {
         "name": "bench",
@@ -159,43 +198,132 @@ def etcd_server(binary: str, directory: Path) -> Iterator[Server]:
     }
     log = directory / "etcd.log"
     command = [binary, *(f"--{name}={value}" for name, value in arguments.items())]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            ["sh", "-c", _GUARD, "sh", *command],
-            stdin=subprocess.PIPE,
-            stdout=file,
+    with process(command, log):
+        options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
+        channel = grpc.insecure_channel(f"{host}:{client_port}", options=options)
+        try:
+            server = Server(host, client_port, channel)
+            _await_server(server, log)
+            yield server
+        finally:
+            channel.close()
+    shutil.rmtree(directory / "etcd", ignore_errors=True)
+
+
+@contextmanager
+def process(
+    command: Sequence[str], log: Path, *, gentle: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process whose output goes to ``log``; gone afterwards, terminated first if ``gentle``."""
+    with log.open("ab") as output:
+        started = subprocess.Popen(
+            [sys.executable, "-S", "-c", _LAUNCHER, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
             stderr=subprocess.STDOUT,
             # An interrupt from the terminal is for this process, which ends the others.
             start_new_session=True,
         )
-    options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
-    channel = grpc.insecure_channel(f"{host}:{client_port}", options=options)
     try:
-        server = Server(host, client_port, channel)
-        _await_server(server, log)
-        yield server
+        yield started
     finally:
-        channel.close()
-        process.communicate()
-        shutil.rmtree(directory / "etcd", ignore_errors=True)
+        if gentle:
+            started.terminate()
+            try:
+                started.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                print(f"bench: {command[0]} did not stop and is killed", file=sys.stderr)
+        started.kill()
+        started.wait()
+
+
+@contextmanager
+def service(etcd: str, log: Path, *more: str) -> Iterator[tuple[str, psutil.Process]]:
+    """``etcd-actions run``, once it answers: its address, and its process.
+
+    Raises:
+        ChildFailed: It does not come up.
+    """
+    (port,) = free_ports(1)
+    command = [
+        sys.executable, "-m", "etcd_actions", "run", "--endpoints", etcd,
+        "--listen", f"127.0.0.1:{port}", "--monitoring-listen", "none",
+        "--rate-limit", "0", "--log-level", "error", "--max-streams", "100000", *more,
+    ]  # fmt: skip
+    with process(command, log, gentle=True) as started:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            with socket.socket() as sock:
+                if sock.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if started.poll() is not None or time.monotonic() > deadline:
+                raise ChildFailed("etcd-actions run does not come up", log)
+            time.sleep(0.02)
+        yield f"127.0.0.1:{port}", psutil.Process(started.pid)
+
+
+def cpu_seconds(of: psutil.Process) -> float:
+    """Processor time of a process so far, user and system, of all threads that it has now.
+
+    What the kernel's scheduler counts, since the usual counters come in steps of 10 ms.
+    """
+    spent = 0
+    for task in Path(f"/proc/{of.pid}/task").iterdir():
+        try:
+            spent += int((task / "schedstat").read_text(encoding="ascii").split()[0])
+        except OSError:
+            # A thread that has just ended.
+            continue
+    return spent / 1e9
+
+
+def command_cost(command: Sequence[str], log: Path) -> tuple[float, float]:
+    """Run a command to its end: milliseconds of processor time, and of time.
+
+    Raises:
+        ChildFailed: It fails.
+    """
+    with log.open("wb") as output:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        began = time.perf_counter()
+        done = subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+        )
+        took = time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise ChildFailed(f"{' '.join(command)} ends with {done.returncode}", log)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return 1000 * spent, 1000 * took
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that are free now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _await_server(server: Server, log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
-            server.range("/", b"0")
+            server.revision()
         except grpc.RpcError as error:
             if time.monotonic() > deadline:
-                raise ChildFailed(f"etcd does not start: {log.read_text()[-500:]}") from error
+                raise ChildFailed("etcd does not start", log) from error
             time.sleep(0.05)
         else:
             return
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

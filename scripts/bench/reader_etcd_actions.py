@@ -1,12 +1,13 @@
-"""etcd-actions: every event is decoded, routed to its key's channel and handled.
+"""etcd-actions to its handler: every event is decoded, remembered and handled.
 
-The only reader that does all of the work, and the only one that may merge states of a key
-when it is behind. Nothing is told to a run service, and so nothing is marked: marks are
-writes, and would be measured with the watch. All that this benchmark knows of the library
-is in this file.
+It does all of the work, and may merge states of a key when it is behind. Nothing is reported to
+a run service, and so nothing is marked: marks are writes, and would be measured with the watch.
+The only name of the library here that is not public is the handler, which is counted.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import trio
 
@@ -14,17 +15,21 @@ from etcd_actions import (
     NullRunService,
     Phase,
     Processor,
-    TaskAction,
+    ProcessorSettings,
     open_etcd,
     open_processor,
 )
-from etcd_actions.model import Summary
-from etcd_actions.watch import Change
 from scripts.bench.recorder import Recorder, Task, serve
 
+_NEVER_SAVE = 3600.0
+_SAVE_AT_ONCE = 0.1
 
-class _Silence(NullRunService):
+
+class Silence(NullRunService):
+    """A run service that wants to know nothing."""
+
     def wants(self, phase: Phase, deleted: bool) -> bool:
+        """Nothing."""
         return False
 
 
@@ -35,34 +40,40 @@ def read(task: Task, recorder: Recorder) -> None:
 
 async def _process(task: Task, recorder: Recorder) -> None:
     prefix, namespace, _ = task.prefix.rsplit("/", 2)
+    every = _SAVE_AT_ONCE if task.mode == "prepare" else _NEVER_SAVE
     recorder.opening()
     async with (
         open_etcd([task.target]) as etcd,
         open_processor(
-            etcd, prefix=f"{prefix}/".encode(), namespace=namespace, run_service=_Silence()
+            etcd,
+            prefix=f"{prefix}/".encode(),
+            namespace=namespace,
+            run_service=Silence(),
+            # The load has no roots: looking for them would be measured, too.
+            settings=ProcessorSettings(save_every=every, collect_orphans=False),
         ) as processor,
     ):
         _count_handled(processor, task, recorder)
         await processor.start_watching()
-        recorder.watching.set()
-        while True:
-            await trio.sleep(0.5)
-            recorder.notes = {"statistics": repr(processor.statistics())}
+        while task.mode == "prepare" and not processor.statistics().position:  # noqa: ASYNC110
+            await trio.sleep(_SAVE_AT_ONCE)
+        if task.mode != "prepare":
+            recorder.watching.set()
+            await trio.sleep_forever()
+    recorder.watching.set()
 
 
 def _count_handled(processor: Processor, task: Task, recorder: Recorder) -> None:
-    """Count what the processor has handled: decoded, remembered, and told to subscribers."""
+    """Count what the processor has handled, when its handler returns."""
     handle = processor.handle_task_action_event
 
-    def listed(change: Change, summary: Summary, previous: TaskAction | None = None) -> None:
-        handle(change, summary, previous)
-        recorder.listed()
+    def counted(change: Any, *rest: Any, **more: Any) -> None:
+        handle(change, *rest, **more)
+        if task.mode == "list" or change.mod_revision < task.revision:
+            recorder.listed()
+        else:
+            recorder.event(change.key, change.mod_revision, change.value or b"")
 
-    def watched(change: Change, summary: Summary, previous: TaskAction | None = None) -> None:
-        handle(change, summary, previous)
-        recorder.event(change.key, change.mod_revision, change.value or b"")
-
-    counted = listed if task.mode == "list" else watched
     processor.handle_task_action_event = counted  # type: ignore[method-assign]
 
 

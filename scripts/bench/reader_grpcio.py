@@ -20,10 +20,10 @@ def read(task: Task, recorder: Recorder) -> None:
     """Watch, or list page by page."""
     recorder.opening()
     channel = grpc.insecure_channel(task.target, options=_OPTIONS)
-    if task.mode == "watch":
-        _watch(channel, task, recorder)
-    else:
+    if task.mode == "list":
         _list(channel, task, recorder)
+    else:
+        _watch(channel, task, recorder)
 
 
 def _watch(channel: grpc.Channel, task: Task, recorder: Recorder) -> None:
@@ -63,7 +63,7 @@ def _list(channel: grpc.Channel, task: Task, recorder: Recorder) -> None:
     while more:
         response: pb.RangeResponse = get(request)
         for kv in response.kvs:
-            # Copies the value, as whoever uses it does.
+            # Copies the value, as any use of it does.
             if kv.value:
                 recorder.listed()
         more = response.more

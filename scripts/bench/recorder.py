@@ -1,19 +1,20 @@
 """What all readers share: how they are told what to do, and what they count.
 
-A reader is a process: ``python -m scripts.bench.reader_NAME TASK``. Its main thread reads
-events for ever; a second thread takes commands as lines on stdin and, but for a time after
-the load, sleeps. The process ends by ``os._exit``, since some readers cannot be stopped.
+A reader is a process. Its main thread reads events for ever; a second thread takes commands
+and, but for a time after the load, sleeps. The process ends by ``os._exit``, since some readers
+cannot be stopped.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
-import resource
-import sys
 import threading
 import time
 import traceback
+import tracemalloc
 from array import array
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,9 +22,11 @@ from pathlib import Path
 from typing import Literal
 
 from scripts.bench.bodies import stamp_of
+from scripts.bench.channel import Channel, inherited
 
 _POLL_SECONDS = 0.005
 _QUIET_SECONDS = 0.5
+_SETTLING_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +34,20 @@ class Task:
     """What a reader is to do.
 
     Attributes:
-        mode: Watch a prefix, or list it to the last object.
+        mode: Watch a prefix; list it to the last object; watch from ``revision`` what is in
+            history already; or only make what a later one of these needs.
         host: etcd's host.
         port: etcd's port.
         prefix: What keys begin with; a namespace of TaskActions and a slash.
-        revision: The first revision to watch.
+        revision: The first revision to watch; what is older is listed.
         page: Objects a page, for readers that list by hand.
         times: A file for the times at which events were sent and seen.
         spawned: When the process was started, by ``time.monotonic_ns()``.
+        run: The run whose root a subscriber subscribes to.
+        trace: Whether to count the bytes that Python has allocated, which makes it slow.
     """
 
-    mode: Literal["watch", "list"]
+    mode: Literal["watch", "list", "catch-up", "prepare"]
     host: str
     port: int
     prefix: str
@@ -49,6 +55,8 @@ class Task:
     page: int
     times: str
     spawned: int
+    run: str = ""
+    trace: bool = False
 
     @property
     def target(self) -> str:
@@ -78,11 +86,13 @@ class Recorder:
         self.listed_at = 0
         self.opened_at = 0
         self.opened_cpu = 0
-        self.notes: dict[str, object] = {}
+        self.conflated = 0
+        self.rss_opening = 0
         self.watching = threading.Event()
 
     def opening(self) -> None:
         """Call before connecting, when all is imported."""
+        self.rss_opening = _settled_rss()
         self.opened_at = time.monotonic_ns()
         self.opened_cpu = time.process_time_ns()
 
@@ -105,50 +115,68 @@ class Recorder:
 
     @property
     def count(self) -> int:
-        """Events and listed objects so far."""
-        return len(self.seen) or self.listed_count
+        """Events so far."""
+        return len(self.seen)
 
 
 def serve(read: Callable[[Task, Recorder], None]) -> None:
     """Run ``read`` in this thread, and commands in another, until told to finish."""
-    task = Task(**json.loads(sys.argv[1]))
+    channel, argument = inherited()
+    task = Task(**json.loads(argument))
     recorder = Recorder()
-    threading.Thread(target=_command, args=(task, recorder), daemon=True).start()
+    if task.trace:
+        tracemalloc.start()
+    threading.Thread(target=_command, args=(channel, task, recorder), daemon=True).start()
     try:
         read(task, recorder)
     except BaseException as error:
         traceback.print_exc()
-        _say({"event": "failed", "error": f"{type(error).__name__}: {error}"})
-    # Whoever reads has ended; the commander decides when the process does.
+        channel.say("failed", error=f"{type(error).__name__}: {error}")
+    # The driver decides when the process ends.
     threading.Event().wait()
 
 
-def _command(task: Task, recorder: Recorder) -> None:
+def _command(channel: Channel, task: Task, recorder: Recorder) -> None:
     cpu = 0
     try:
-        for line in sys.stdin:
-            match line.split():
+        for command in channel.commands():
+            match command:
                 case ["watch"]:
                     recorder.watching.wait()
-                    _say({"event": "watching"})
+                    channel.say("watching")
+                case ["held", count]:
+                    while recorder.listed_count < int(count):
+                        time.sleep(_POLL_SECONDS)
+                    # What the last page held is let go of after its last object was handled.
+                    time.sleep(_SETTLING_SECONDS)
+                    resident = _settled_rss() - recorder.rss_opening
+                    allocated = tracemalloc.get_traced_memory()[0]
+                    channel.say("held", resident=resident, allocated=allocated)
                 case ["baseline", count]:
                     while recorder.count < int(count):
                         time.sleep(_POLL_SECONDS)
                     cpu = time.process_time_ns()
-                    _say({"event": "ready"})
+                    channel.say("ready")
                 case ["finish", count, revision, timeout]:
                     _await_all(recorder, int(count), int(revision), float(timeout))
                     spent = time.process_time_ns() - (cpu or recorder.opened_cpu)
-                    _say(_result(task, recorder, spent))
-                case command:
-                    _say({"event": "failed", "error": f"unknown command {command}"})
+                    channel.say("result", **_result(task, recorder, spent))
+                case _:
+                    channel.say("failed", error=f"unknown command {command}")
     finally:
         os._exit(0)
 
 
 def _await_all(recorder: Recorder, count: int, revision: int, timeout: float) -> None:
-    """Wait for ``count`` events; or, of one that merges events, for the last and then quiet."""
+    """Wait for ``count`` events; or, of one that merges events, for the last and then quiet.
+
+    Without a ``revision`` for as many listed objects.
+    """
     deadline = time.monotonic() + timeout
+    if not revision:
+        while time.monotonic() < deadline and recorder.listed_count < count:
+            time.sleep(_POLL_SECONDS)
+        return
     seen, since = -1, time.monotonic()
     while (now := time.monotonic()) < deadline and recorder.count < count:
         if recorder.count != seen:
@@ -169,28 +197,31 @@ def _result(task: Task, recorder: Recorder, cpu: int) -> dict[str, object]:
         seen.tofile(file)
         sent[: len(seen)].tofile(file)
     return {
-        "event": "result",
         "cpu_ns": cpu,
         "rss": rss,
+        "seen": len(seen),
         "disordered": recorder.disordered,
         "last": {key.decode(): revision for key, revision in recorder.last.copy().items()},
         "listed": recorder.listed_count,
         "listed_at": recorder.listed_at,
         "opened_at": recorder.opened_at,
-        "notes": recorder.notes,
+        "seen_at": seen[-1] if seen else 0,
+        "conflated": recorder.conflated,
     }
 
 
 def _peak_rss() -> int:
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except FileNotFoundError:
-        # Only a fallback: on Linux it can be the peak of the process that started this one.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return _of_status("VmHWM")
+
+
+def _settled_rss() -> int:
+    """Bytes of memory in use, when what is free went back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return _of_status("VmRSS")
+
+
+def _of_status(name: str) -> int:
+    with Path("/proc/self/status").open(encoding="ascii") as lines:
+        line = next(line for line in lines if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
-
-
-def _say(message: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()

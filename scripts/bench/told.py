@@ -1,24 +1,34 @@
-"""Marks a second with a run service in another process, beside the rate of bare calls to it."""
+"""Marks a second with a run service in another process, and with our own; prints a table.
+
+    .venv/bin/python -m scripts.bench.told [--rounds 3] [--count 4000]
+
+Each round has an etcd of its own and measures all ways in turns, beginning with another one each;
+figures are medians of the rounds, ratios medians of the ratios within a round.
+"""
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
 
 import trio
 
-from etcd_actions import ProcessorSettings, RunService, open_processor
+from etcd_actions import ProcessorSettings, RunService, open_etcd, open_processor
 from etcd_actions.codecs import json
-from etcd_actions.etcd.api import Etcd, KeyValue, Put, Txn
+from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace, build_action_update
 from etcd_actions.run_service import NullRunService, open_run_service
 from etcd_actions.runs.own_run_service import open_own_run_service
-from scripts.bench.marks import ended
+from scripts.bench.processes import etcd_binary, etcd_server
+from scripts.bench.writer import put_ended
 
-_PUTS_TOGETHER = 100
 _TOGETHER = 256
 
 
@@ -46,7 +56,7 @@ async def told() -> AsyncIterator[RunService]:
 
 async def bare(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
     """Record and status of as many actions, and nothing else."""
-    stored = await _put_all(etcd, prefix, count)
+    stored = await put_ended(etcd, prefix, count)
     async with told() as service:
         left = iter(stored)
 
@@ -67,27 +77,27 @@ async def bare(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
 
 async def marked(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
     """All of it: list, tell, mark."""
-    await _put_all(etcd, prefix, count)
+    await put_ended(etcd, prefix, count)
     async with told() as service:
         return await _mark_all(etcd, prefix, count, service)
 
 
 async def unheard(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
-    """List and mark, with nobody to be told."""
-    await _put_all(etcd, prefix, count)
+    """List and mark, with a run service that accepts at once."""
+    await put_ended(etcd, prefix, count)
     return await _mark_all(etcd, prefix, count, NullRunService())
 
 
 async def kept(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
     """The same of roots, with their records and histories in etcd: three writes more for each."""
-    await _put_all(etcd, prefix, count)
+    await put_ended(etcd, prefix, count)
     async with open_own_run_service(etcd, Keyspace(prefix)) as service:
         return await _mark_all(etcd, prefix, count, service)
 
 
 async def kept_children(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
     """The same of actions that are no roots: one write more for each."""
-    await _put_all(etcd, prefix, count, parent="a0")
+    await put_ended(etcd, prefix, count, parent="a0")
     async with open_own_run_service(etcd, Keyspace(prefix)) as service:
         return await _mark_all(etcd, prefix, count, service)
 
@@ -116,16 +126,45 @@ SIDES = {
 }
 
 
-async def _put_all(etcd: Etcd, prefix: bytes, count: int, parent: str = "") -> list[KeyValue]:
-    tree = json.decode_tree(ended())
-    stored = []
-    for first in range(0, count, _PUTS_TOGETHER):
-        puts = []
-        for number in range(first, min(first + _PUTS_TOGETHER, count)):
-            run, name = f"r{number:07d}", "c1" if parent else "a0"
-            tree["metadata"] |= {"name": f"{run}-{name}", "uid": f"uid-{number}"}
-            tree["spec"] |= {"runName": run, "actionName": name, "parentActionName": parent}
-            puts.append(Put(prefix + f"flyte/{run}-{name}".encode(), json.encode_tree(tree)))
-        done = await etcd.txn(Txn((), puts))
-        stored += [KeyValue(put.key, put.value, done.revision, done.revision, 1) for put in puts]
-    return stored
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=4_000, help="marks of each way")
+    options = parser.parse_args()
+    rounds = [_round(number, options.count) for number in range(options.rounds)]
+    print("| mark | 1/s | µs CPU | rate, x the first |\n| --- | --- | --- | --- |")
+    base = next(iter(SIDES))
+    for name in SIDES:
+        rate, cpu = (median(one[name][at] for one in rounds) for at in (0, 1))
+        ratio = median(one[name][0] / one[base][0] for one in rounds)
+        print(f"| {name} | {rate:,.0f} | {cpu:.1f} | {ratio:.1f} |")
+
+
+def _round(number: int, count: int) -> dict[str, tuple[float, float]]:
+    """All ways, on one etcd."""
+    names = list(SIDES)
+    first = number % len(names)
+    measured = {}
+    with (
+        tempfile.TemporaryDirectory() as place,
+        etcd_server(etcd_binary(None), Path(place)) as server,
+    ):
+        for at, name in enumerate(names[first:] + names[:first]):
+            prefix = f"/bench/{at}/".encode()
+            measured[name] = trio.run(_connected, server.address, SIDES[name], prefix, count)
+    return measured
+
+
+async def _connected(
+    address: str,
+    side: Callable[[Etcd, bytes, int], Awaitable[tuple[float, float]]],
+    prefix: bytes,
+    count: int,
+) -> tuple[float, float]:
+    async with open_etcd([address]) as etcd:
+        return await side(etcd, prefix, count)
+
+
+if __name__ == "__main__":
+    main()

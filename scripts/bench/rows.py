@@ -1,0 +1,258 @@
+"""The rows of the table: what each is to reach, and what stands in the way where it does not.
+
+The bounds are those of docs/performance.md. A row is measured by the function of its name in
+:data:`SCENARIOS`; ``OBSTACLES`` is the honest word beside a goal that is not reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from scripts.bench import asked, executor, starting, watching, writing
+from scripts.bench.results import Goal, Row
+from scripts.bench.setting import Setting
+from scripts.bench.watching import CHILDREN, READERS, SUBSCRIBERS, Load
+
+_READER = "bare grpcio reader"
+_EQUAL = 1.1
+
+
+def _cpu(limit: float, *, times: bool = True) -> Goal:
+    return Goal(figure="cpu_us", label="CPU µs an event", relation="≤", limit=limit, times=times)
+
+
+def _latency(percent: int, limit: float) -> Goal:
+    return Goal(
+        figure=f"p{percent}_ms",
+        label=f"p{percent} ms",
+        relation="≤",
+        limit=limit,
+        times=True,
+        form=",.2f",
+    )
+
+
+def _rate(limit: float, label: str = "a second", *, times: bool = False) -> Goal:
+    return Goal(figure="rate", label=label, relation="≥", limit=limit, times=times, form=",.0f")
+
+
+def _seconds(limit: float, *, times: bool = False) -> Goal:
+    return Goal(
+        figure="seconds", label="seconds", relation="≤", limit=limit, times=times, form=",.2f"
+    )
+
+
+def _memory(limit: float) -> Goal:
+    return Goal(figure="rss_mb", label="peak memory MB", relation="≤", limit=limit, form=",.0f")
+
+
+def _cpu_ms(limit: float, label: str) -> Goal:
+    return Goal(figure="cpu_ms", label=label, relation="≤", limit=limit, form=",.2f")
+
+
+_WAKING = (
+    "A single event costs wake-ups, not work: the transport's threads, then several turns of"
+    " trio's loop between the socket and the handler."
+)
+_QUEUES = "An update passes the handlers' queue and the subscription's queue; each is a wake-up."
+_FRONT = (
+    "Of a call most is the way in: HTTP, the adapter of the RPC framework, messages in Python. The"
+    " library's own part is the floor beside it."
+)
+
+OBSTACLES = {
+    "watch-200": _WAKING,
+    "watch-1000": _WAKING,
+    "watch-2000": _WAKING,
+    "watch-8000": "Reader, load and etcd share cores that are busy: p99 is the wait for one of"
+    " them, and what the reader spends the others lack.",
+    "subscriber-1000": _QUEUES,
+    "subscriber-3000": "Under this load the wait is for a core; what the reader spends counts"
+    " twice, because etcd and the load lack it.",
+    "batched": "Each transaction comes as one message for each key range that is watched. Of the"
+    " rest, decoding and remembering an object take about 6 µs, taking messages apart 3.",
+    "marks": "A mark reads, changes and writes an object of 3 KB. One transaction a mark, 64 in"
+    " flight, profits from every gain of the transport, too, so that the distance shrinks while"
+    " both get faster.",
+    "enqueue-256": "Each enqueue checks the request, builds the object and encodes it in Python;"
+    " etcd has the other core.",
+    "enqueue-1": "One at a time is one round trip for the write, with etcd's fsync in it, and"
+    " one for the parent where that is read first.",
+    "status-64": "A report reads the action, decides, and writes it by a compare-and-swap.",
+    "service-connect": _FRONT,
+    "service-grpc": _FRONT + " gRPC adds its own HTTP/2 frames and headers.",
+    "leaf": "The snapshot lists and decodes the actions of the whole run, also for a leaf.",
+    "list": "Every object is decoded; pages of the list are held until they are handled. The bare"
+    " reader decodes nothing, where the peer that the goal was set by decodes into a struct.",
+    "catch-up": "Every value is decoded, on one core; several ranges are read side by side.",
+    "abort": "Each descendant is read, changed and written, 100 in a transaction.",
+    "version": "The interpreter's start, then imports that no command can do without.",
+    "list-100": "The interpreter's start, the imports of the transport, and a connection.",
+    "executor": "A task's process makes a TLS context and imports modules after the fork; the rest"
+    " is the SDK's client and controller.",
+    "keys": "What is remembered of a key is a packed summary in a dict; the dict and the key count."
+    " More stays resident than is allocated: a list leaves holes that the allocator keeps.",
+}
+
+_TABLE: tuple[tuple[str, str, str, tuple[Goal, ...], Callable[[Setting], Any]], ...] = (
+    *(
+        (
+            f"watch-{rate}",
+            f"Single puts at {rate:,}/s, put → handler",
+            f"{_READER}, for Go's clientv3",
+            (_cpu(_EQUAL), _latency(50, _EQUAL), _latency(99, _EQUAL)),
+            watching.watch(Load(rate=rate), READERS),
+        )
+        for rate in (200, 1_000, 2_000)
+    ),
+    (
+        "subscriber-1000",
+        "Single puts at 1,000/s, put → subscriber",
+        _READER,
+        (_cpu(1.35), _latency(50, 1.3)),
+        watching.watch(Load(rate=1_000, keys=CHILDREN, per_run=CHILDREN), SUBSCRIBERS),
+    ),
+    (
+        "subscriber-3000",
+        "Single puts at 3,000/s, put → subscriber",
+        _READER,
+        (_latency(50, 0.3),),
+        watching.watch(Load(rate=3_000, keys=CHILDREN, per_run=CHILDREN), SUBSCRIBERS),
+    ),
+    (
+        "watch-8000",
+        "Single puts at 8,000/s, put → handler",
+        _READER,
+        (_cpu(1.7), _latency(99, 1)),
+        watching.watch(Load(rate=8_000), READERS),
+    ),
+    (
+        "batched",
+        "Transactions of 100 puts, as many as go, put → handler",
+        _READER,
+        (_rate(0.95, "events/s", times=True), _cpu(22, times=False)),
+        watching.watch(Load(batch=100), READERS),
+    ),
+    (
+        "marks",
+        "Marks, with a run service that accepts at once",
+        "one a transaction, 64 in flight",
+        (_rate(7, "marks/s", times=True),),
+        writing.marking,
+    ),
+    (
+        "enqueue-256",
+        "Library: Enqueue, 256 in flight",
+        "plain puts of 3 KB, 256 in flight",
+        (_rate(3_000),),
+        writing.beside_plain_puts("enqueue", 256, 10_000),
+    ),
+    (
+        "enqueue-1",
+        "Library: Enqueue, one at a time",
+        "plain puts of 3 KB, one at a time",
+        (_rate(600),),
+        writing.beside_plain_puts("enqueue", 1, 3_000),
+    ),
+    (
+        "status-64",
+        "Library: status report, 64 in flight",
+        "plain puts of 3 KB, 64 in flight",
+        (_rate(2_400),),
+        writing.beside_plain_puts("status", 64, 10_000),
+    ),
+    (
+        "service-connect",
+        "Service: Enqueue by Connect, 16 in flight",
+        "the library's, 16 in flight",
+        (_rate(1_000), _cpu_ms(1.0, "CPU ms a call")),
+        asked.enqueuing("connect"),
+    ),
+    (
+        "service-grpc",
+        "Service: Enqueue by gRPC, 16 in flight",
+        "the library's, 16 in flight",
+        (_rate(800), _cpu_ms(1.2, "CPU ms a call")),
+        asked.enqueuing("grpc"),
+    ),
+    (
+        "leaf",
+        "Service: opening a stream on a leaf of a run of 10,000",
+        "on a leaf of a run of 3",
+        (_cpu_ms(3, "CPU ms a stream"),),
+        asked.leaf,
+    ),
+    (
+        "list",
+        "First list of 100,000 objects, to the last handler",
+        f"{_READER}, also for Go's clientv3",
+        (_seconds(2), _memory(200), _seconds(0.5, times=True), _memory(120)),
+        watching.listing,
+    ),
+    (
+        "catch-up",
+        "Catch-up of 100,000 revisions, after a restart",
+        f"{_READER}, also for Go's clientv3",
+        (_rate(45_000, "revisions/s"), _rate(1, "revisions/s", times=True), _memory(200)),
+        watching.catching_up,
+    ),
+    (
+        "abort",
+        "Abort of 10,000 descendants",
+        "plain puts, 100 in a transaction",
+        (_seconds(1.5),),
+        writing.aborting,
+    ),
+    (
+        "version",
+        "`etcd-actions --version`",
+        "`python -c pass`",
+        (_cpu_ms(150, "CPU ms"),),
+        starting.version,
+    ),
+    (
+        "list-100",
+        "`etcd-actions list` on 100 actions",
+        "`python -c pass`",
+        (_cpu_ms(300, "CPU ms"),),
+        starting.listing,
+    ),
+    (
+        "executor",
+        "Executor: tasks one after the other",
+        "`import flyte` in a new process",
+        (
+            Goal(
+                figure="cpu_s", label="CPU s a task", relation="≤", limit=0.12, form=",.3f"
+            ),
+        ),
+        executor.sequential,
+    ),
+    (
+        "keys",
+        "One event at 1,000/s, in stores of 1,000 keys to the largest",
+        _READER,
+        (
+            Goal(
+                figure="growth", label="CPU, largest / 1,000 keys", relation="≤", limit=1.2,
+                form=",.2f",
+            ),
+            Goal(
+                figure="allocated_key", label="bytes a key, allocated", relation="≤", limit=250,
+                form=",.0f",
+            ),
+            Goal(
+                figure="resident_key", label="bytes a key, resident after the list", relation="≤",
+                limit=250, form=",.0f",
+            ),
+        ),
+        watching.keys,
+    ),
+)  # fmt: skip
+
+ROWS = {
+    name: Row(name=name, title=title, floor=floor, goals=goals, obstacle=OBSTACLES[name])
+    for name, title, floor, goals, _ in _TABLE
+}
+SCENARIOS = {name: scenario for name, _, _, _, scenario in _TABLE}
