@@ -25,7 +25,7 @@ from etcd_actions.etcd.connection import (
     User,
 )
 from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
-from etcd_actions.etcd.tls import read_pem
+from etcd_actions.etcd.tls import check_tls
 from etcd_actions.etcd.transport import Connection
 from etcd_actions.owned_tasks import owned_tasks
 
@@ -97,7 +97,7 @@ async def open_connection(settings: ConnectionSettings) -> AsyncIterator[EtcdCli
     """
     for tls in {settings.tls_for(endpoint) for endpoint in settings.endpoints}:
         if tls is not None:
-            read_pem(tls)
+            check_tls(tls)
     if settings.user is not None:
         read_password(settings.user)
     async with owned_tasks() as nursery:
