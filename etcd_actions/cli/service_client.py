@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
-import grpc
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 from google.protobuf.message import DecodeError as BadMessage
@@ -19,25 +19,38 @@ from etcd_actions import errors
 from etcd_actions.config.settings import SERVICE_CACERT, SERVICE_TOKEN_FILE
 from etcd_actions.etcd.connection import Tls
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.tls import read_pem_file, ssl_context
-from etcd_actions.grpc_bridge import Bell, finished
+from etcd_actions.etcd.tls import client_context, explained, ssl_context
+from etcd_actions.http2 import (
+    CallFailed,
+    Channel,
+    ChannelSettings,
+    Code,
+    Exchange,
+    Metadata,
+    Target,
+    open_channel,
+)
 from etcd_actions.named_files import read_named_file, text_of
 
 _PREFIX: Final = "/flyteidl2.actions.ActionsService/"
 _DEADLINE = 35.0
-_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)
+_SETTINGS: Final = ChannelSettings(largest_answer=4 * 1024 * 1024)
 _MOST_TOKEN_BYTES = 64 * 1024
+_TOO_LARGE: Final = ("an answer of more than", "above the largest", "larger than max")
+"""What is said of an answer: by this side, or by another that it came through."""
 
-_ERRORS: Final[dict[grpc.StatusCode, type[errors.EtcdActionsError]]] = {
-    grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
-    grpc.StatusCode.NOT_FOUND: errors.NotFound,
-    grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
-    grpc.StatusCode.ABORTED: errors.Aborted,
-    grpc.StatusCode.UNAVAILABLE: errors.ServiceUnavailable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: errors.ServiceUnavailable,
-    grpc.StatusCode.CANCELLED: errors.ServiceUnavailable,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ServiceUnavailable,
+_ERRORS: Final[dict[Code, type[errors.EtcdActionsError]]] = {
+    Code.ALREADY_EXISTS: errors.AlreadyExists,
+    Code.NOT_FOUND: errors.NotFound,
+    Code.FAILED_PRECONDITION: errors.FailedPrecondition,
+    Code.ABORTED: errors.Aborted,
+    Code.UNAVAILABLE: errors.ServiceUnavailable,
+    Code.DEADLINE_EXCEEDED: errors.ServiceUnavailable,
+    Code.CANCELLED: errors.ServiceUnavailable,
+    Code.RESOURCE_EXHAUSTED: errors.ServiceUnavailable,
 }
+
+MessageT = TypeVar("MessageT", bound=Message)
 
 
 @asynccontextmanager
@@ -54,28 +67,53 @@ async def open_service_client(
     Raises:
         ConfigError: A file cannot be read, or holds something else; the message names both.
     """
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: Metadata = ()
     if token_file is not None:
         metadata = (("authorization", f"Bearer {_token(token_file)}"),)
+    tls = None
     if target.encrypted or cacert is not None:
-        authorities = None if cacert is None else _authorities(cacert)
-        credentials = grpc.ssl_channel_credentials(authorities)
-        channel = grpc.secure_channel(str(target), credentials, options=_OPTIONS)
-    else:
-        channel = grpc.insecure_channel(str(target), options=_OPTIONS)
-    try:
+        if cacert is not None:
+            _check_authorities(cacert)
+        tls = partial(client_context, Tls(ca=cacert))
+    server = Target(host=target.host, port=target.port, tls=tls)
+    async with open_channel(server, _SETTINGS) as channel:
         yield ServiceClient(channel, metadata)
-    finally:
-        channel.close()
+
+
+class Answers(Generic[MessageT]):
+    """The messages of a stream, for ``async for``; it ends when the stream does.
+
+    Raises:
+        ServiceError: The stream ended with an error.
+    """
+
+    def __init__(self, exchange: Exchange, kind: type[MessageT]) -> None:
+        self._exchange = exchange
+        self._kind = kind
+        self._arrived: deque[bytes] = deque()
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+        return self
+
+    async def __anext__(self) -> MessageT:
+        """The next message."""
+        if not self._arrived:
+            try:
+                self._arrived.extend(await self._exchange.receive())
+            except trio.EndOfChannel:
+                raise StopAsyncIteration from None
+            except CallFailed as failure:
+                raise _translated(failure) from None
+        return _parsed(self._arrived.popleft(), self._kind)
 
 
 class ServiceClient:
     """Made by :func:`open_service_client`."""
 
-    def __init__(self, channel: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, channel: Channel, metadata: Metadata) -> None:
         self._channel = channel
         self._metadata = metadata
-        self._bell = Bell()
 
     async def enqueue(self, request: pb.EnqueueRequest) -> None:
         """See :meth:`etcd_actions.client.ActionsClient.enqueue`."""
@@ -96,62 +134,40 @@ class ServiceClient:
     @asynccontextmanager
     async def watch(
         self, request: pb.WatchForUpdatesRequest
-    ) -> AsyncIterator[trio.MemoryReceiveChannel[pb.WatchForUpdatesResponse]]:
-        """What becomes of an action and its children; the channel ends when the stream does.
+    ) -> AsyncIterator[Answers[pb.WatchForUpdatesResponse]]:
+        """What becomes of an action and its children.
 
         Raises:
-            ServiceError: In the body, when the stream ended with an error.
+            ServiceError: There is no connection; or, in the body, the stream ended with an error.
         """
-        method = self._channel.unary_stream(
-            f"{_PREFIX}WatchForUpdates",
-            request_serializer=pb.WatchForUpdatesRequest.SerializeToString,
-        )
-        call = method(request, metadata=self._metadata)
-        send, receive = trio.open_memory_channel[pb.WatchForUpdatesResponse](math.inf)
-        failure: list[Exception] = []
-
-        def read() -> None:
-            try:
-                for answer in call:
-                    message = _parsed(answer, pb.WatchForUpdatesResponse)
-                    trio.from_thread.run_sync(send.send_nowait, message)
-            except grpc.RpcError as error:
-                failure.append(_translated(error.code(), error.details()))
-            except errors.ServiceError as error:
-                failure.append(error)
-            except trio.RunFinishedError:
-                return
-
-        async def run() -> None:
-            with send:
-                await trio.to_thread.run_sync(read, limiter=trio.CapacityLimiter(1))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run)
-            try:
-                yield receive
-                if failure:
-                    raise failure[0]
-            finally:
-                call.cancel()
+        try:
+            exchange = await self._channel.open_stream(
+                f"{_PREFIX}WatchForUpdates", metadata=self._metadata
+            )
+        except CallFailed as failure:
+            raise _translated(failure) from None
+        try:
+            exchange.send(request.SerializeToString())
+            exchange.end()
+            yield Answers(exchange, pb.WatchForUpdatesResponse)
+        finally:
+            exchange.close()
 
     async def _call(self, method: str, request: Message, response: type[Message]) -> None:
-        stub = self._channel.unary_unary(
-            _PREFIX + method,
-            request_serializer=type(request).SerializeToString,
-        )
-        future = stub.future(request, timeout=_DEADLINE, metadata=self._metadata)
-        await finished(future, self._bell)
-        if future.code() is not grpc.StatusCode.OK:
-            raise _translated(future.code(), future.details())
-        _parsed(future.result(), response)
-
-
-MessageT = TypeVar("MessageT", bound=Message)
+        try:
+            answer = await self._channel.unary(
+                _PREFIX + method,
+                request.SerializeToString(),
+                within=_DEADLINE,
+                metadata=self._metadata,
+            )
+        except CallFailed as failure:
+            raise _translated(failure) from None
+        _parsed(answer, response)
 
 
 def _parsed(answer: bytes, kind: type[MessageT]) -> MessageT:
-    """The message of an answer; gRPC itself would log what is none with a traceback."""
+    """The message of an answer."""
     try:
         return kind.FromString(answer)
     except BadMessage:
@@ -160,12 +176,12 @@ def _parsed(answer: bytes, kind: type[MessageT]) -> MessageT:
         ) from None
 
 
-def _translated(code: grpc.StatusCode, details: str | None) -> errors.EtcdActionsError:
-    message = details or code.name
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
-        # gRPC itself says so of an answer; another try gives the same.
+def _translated(failure: CallFailed) -> errors.EtcdActionsError:
+    code, message = failure.code, explained(failure.details) or failure.code.name
+    if code is Code.RESOURCE_EXHAUSTED and any(text in message for text in _TOO_LARGE):
+        # Another try gives the same.
         return errors.ServiceRefused(f"the service: {message}")
-    if code is grpc.StatusCode.INVALID_ARGUMENT:
+    if code is Code.INVALID_ARGUMENT:
         field, _, reason = message.partition(": ")
         return errors.InvalidArgument(field, reason) if reason else errors.ActionError(message)
     return _ERRORS.get(code, errors.ServiceRefused)(f"the service: {message}")
@@ -188,10 +204,9 @@ def _token(path: Path) -> str:
     return words[0]
 
 
-def _authorities(path: Path) -> bytes:
+def _check_authorities(path: Path) -> None:
     try:
-        # gRPC would tell of what is no certificate at the first call only, and not clearly.
+        # The first call would find it, too, as a server that cannot be reached.
         ssl_context(Tls(ca=path))
-        return read_pem_file(path)
     except errors.ConfigError as error:
         raise errors.ConfigError(f"{SERVICE_CACERT.flag}: {error}") from None

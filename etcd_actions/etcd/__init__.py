@@ -98,12 +98,12 @@ async def open_connection(settings: ConnectionSettings) -> AsyncIterator[EtcdCli
     # Imported on first use, as they import trio: settings are read without them.
     from etcd_actions.etcd.auth import read_password  # noqa: PLC0415
     from etcd_actions.etcd.client import EtcdClient  # noqa: PLC0415
-    from etcd_actions.etcd.tls import read_pem  # noqa: PLC0415
+    from etcd_actions.etcd.tls import check_tls  # noqa: PLC0415
     from etcd_actions.owned_tasks import owned_tasks  # noqa: PLC0415
 
     for tls in {settings.tls_for(endpoint) for endpoint in settings.endpoints}:
         if tls is not None:
-            read_pem(tls)
+            check_tls(tls)
     if settings.user is not None:
         read_password(settings.user)
     async with owned_tasks() as nursery:

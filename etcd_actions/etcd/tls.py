@@ -6,7 +6,6 @@ import re
 import ssl
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection import Tls
@@ -18,39 +17,25 @@ _MOST_BYTES = 16 * 1024 * 1024
 _VERIFICATION = re.compile(
     r"CERTIFICATE_VERIFY_FAILED\]?(?: certificate verify failed)?(?:: (?P<why>[^:(\n]*[^:(\s]))?"
 )
-_OTHER_NAME = re.compile(
-    r"Hostname Verification Check failed|is not in peer certificate|"
-    r"(?:Hostname|IP address) mismatch"
-)
+_OTHER_NAME = re.compile(r"(?:Hostname|IP address) mismatch")
 _OWN_CERTIFICATE = re.compile(
-    r"TSI_DATA_CORRUPTED|alert.(?:bad.certificate|certificate.required|unknown.ca)", re.IGNORECASE
+    r"alert.(?:bad.certificate|certificate.required|unknown.ca)", re.IGNORECASE
 )
-_NO_TLS = re.compile(
-    r"Handshake read failed|WRONG_VERSION_NUMBER|UNEXPECTED_EOF_WHILE_READING|record layer failure"
-)
-_CLOSED = re.compile(r"failed to connect to all addresses.*: Socket closed")
+_NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|UNEXPECTED_EOF_WHILE_READING|record layer failure")
 
 
-class Pem(NamedTuple):
-    """What gRPC wants: the authorities, and the client's own certificate with its key."""
-
-    roots: bytes
-    cert: bytes | None
-    key: bytes | None
-
-
-def read_pem(tls: Tls) -> Pem:
-    """Read the files.
+def check_tls(tls: Tls) -> None:
+    """Read the files, and see that there are authorities.
 
     Raises:
         ConfigError: One cannot be read or used; the message names it.
     """
-    ssl_context(tls)
-    return Pem(
-        _system_roots() if tls.ca is None else _read("ca", tls.ca),
-        None if tls.cert is None else _read("cert", tls.cert),
-        None if tls.key is None else _read("key", tls.key),
-    )
+    context = ssl_context(tls)
+    if tls.ca is not None or tls.skip_verify or context.get_ca_certs(binary_form=True):
+        return
+    # A system that has them as files in a directory shows none before one was needed.
+    if not _has_certificates(ssl.get_default_verify_paths().capath):
+        raise ConfigError("tls: this system has no certificate authorities: give a ca file")
 
 
 def ssl_context(tls: Tls) -> ssl.SSLContext:
@@ -96,7 +81,7 @@ def client_context(tls: Tls) -> ssl.SSLContext:
 
 
 def explained(problem: str) -> str:
-    """What gRPC or Python says of a connection that failed, in words where TLS is the cause."""
+    """What Python says of a connection that failed, in words where TLS is the cause."""
     if _OTHER_NAME.search(problem):
         return "certificate verification failed: it is for another name; see server_name"
     if found := _VERIFICATION.search(problem):
@@ -105,8 +90,6 @@ def explained(problem: str) -> str:
         return f"the server wants a client certificate, or another one ({problem})"
     if _NO_TLS.search(problem):
         return f"the server ended the TLS handshake; does it use TLS? ({problem})"
-    if _CLOSED.search(problem):
-        return f"the server closed the connection at once; does it want TLS? ({problem})"
     return problem
 
 
@@ -136,20 +119,9 @@ def _read(what: str, path: Path) -> bytes:
         raise ConfigError(f"tls {what} {error}") from None
 
 
-def _system_roots() -> bytes:
-    context = ssl.create_default_context()
-    roots = "".join(map(ssl.DER_cert_to_PEM_cert, context.get_ca_certs(binary_form=True))).encode()
-    # A system that has them as files in a directory shows none before one was needed.
-    roots = roots or _roots_in_directory(ssl.get_default_verify_paths().capath)
-    if not roots:
-        raise ConfigError("tls: this system has no certificate authorities: give a ca file")
-    return roots
-
-
-def _roots_in_directory(directory: str | None) -> bytes:
+def _has_certificates(directory: str | None) -> bool:
     files = [] if directory is None else Path(directory).iterdir()
-    texts = {path.read_bytes() for path in files if path.is_file()}
-    return b"\n".join(sorted(text for text in texts if b"BEGIN CERTIFICATE" in text))
+    return any(b"BEGIN CERTIFICATE" in path.read_bytes() for path in files if path.is_file())
 
 
 def _no_password(key: Path) -> str:

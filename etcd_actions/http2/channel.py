@@ -77,18 +77,28 @@ class Channel:
         self._closed = False
 
     async def unary(
-        self, path: str, message: bytes, *, within: float, metadata: Metadata = ()
+        self,
+        path: str,
+        message: bytes,
+        *,
+        within: float,
+        metadata: Metadata = (),
+        resend: bool = True,
     ) -> bytes:
         """Call a method with one message, for one.
 
         It is sent again, once, where the server certainly did nothing with it, as when it ends
         the connection just then. Cancelled, the server may have done it, or may still.
 
+        Where there is a connection with room, as after :meth:`connect`, nothing is awaited before
+        it is sent.
+
         Args:
             path: ``/package.Service/Method``.
             message: The request.
             within: Seconds; the server is told.
             metadata: Names in lower case, and values.
+            resend: Whether it is sent again.
 
         Raises:
             CallFailed: There is no answer; it says whether the server certainly did nothing.
@@ -100,7 +110,8 @@ class Channel:
         try:
             return await self._unary(head, message, deadline)
         except CallFailed as failure:
-            if not failure.not_done or not failure.connected or trio.current_time() >= deadline:
+            again = resend and failure.not_done and failure.connected
+            if not again or trio.current_time() >= deadline:
                 raise
         return await self._unary(head, message, deadline)
 
@@ -140,7 +151,9 @@ class Channel:
         return Exchange(link, stream)
 
     async def connect(self, *, within: float = math.inf) -> None:
-        """See that there is a connection, without a call.
+        """See that there is a connection with room for a call, without a call.
+
+        Nothing is awaited where there is.
 
         Raises:
             CallFailed: There is none.

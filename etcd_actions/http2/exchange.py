@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from etcd_actions.http2.errors import CallFailed, Code
@@ -28,9 +30,24 @@ class Exchange:
         return self._stream.ended or self._failure is not None
 
     @property
-    def is_held_back(self) -> bool:
-        """Whether something that was sent still waits for the server's window."""
-        return bool(self._stream.unsent)
+    def unsent(self) -> bool:
+        """Whether something waits for the server, so that one more message would wait, too."""
+        return self._link.unsent(self._stream)
+
+    def when_draining(self, callback: Callable[[], None]) -> None:
+        """Call a function when the server asks that its connection comes to its end.
+
+        It is called once, at once where the server has asked, and must not raise. A stream that
+        then ends by itself loses nothing; one that does not is cut off some time.
+        """
+        self._link.when_draining(self._stream, callback)
+
+    async def all_sent(self) -> None:
+        """Wait until nothing is :attr:`unsent`, or the stream has ended.
+
+        Cancellation changes nothing.
+        """
+        await self._link.all_sent(self._stream)
 
     def send(self, message: bytes) -> None:
         """Send a message, or queue it; never waits. After the end it is dropped."""

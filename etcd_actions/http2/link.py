@@ -70,6 +70,8 @@ class Link:
         self._pings = itertools.count(1)
         self._deadlines: dict[Stream, float] = {}
         self._waiting: dict[trio.lowlevel.Task, None] = {}
+        self._senders: dict[trio.lowlevel.Task, Stream] = {}
+        self._drainers: dict[Stream, Callable[[], None]] = {}
         self._ready = trio.Event()
         self._clock = trio.CancelScope()
 
@@ -132,15 +134,40 @@ class Link:
         self._look_by(self._heard + self._keepalive.time)
         self.flush()
 
+    def unsent(self, stream: Stream) -> bool:
+        """Whether windows or the socket hold back what was sent on a stream."""
+        return bool(stream.unsent) or self._wire.pending or not self._writable
+
+    async def all_sent(self, stream: Stream) -> None:
+        """Wait until nothing of a stream is held back, or it has ended."""
+        while not stream.ended and self.unsent(stream):
+            task = trio.lowlevel.current_task()
+            self._senders[task] = stream
+
+            def abort(_: object, waiting: trio.lowlevel.Task = task) -> trio.lowlevel.Abort:
+                self._senders.pop(waiting, None)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def when_draining(self, stream: Stream, callback: Callable[[], None]) -> None:
+        """Call a function, once, when the server ends the connection in order, or now."""
+        if self.usable:
+            self._drainers[stream] = callback
+        else:
+            callback()
+
     def forget(self, stream: Stream) -> None:
         """A stream has ended, or its caller does not want it any more."""
         self._deadlines.pop(stream, None)
+        self._drainers.pop(stream, None)
         if not stream.ended:
             self.connection.reset(stream)
             self.flush()
         if self.connection.draining is not None and not self.connection.streams:
             self.lose(self.connection.draining)
         self._next()
+        self._wake_senders()
 
     def flush(self) -> None:
         """Write what is to be written, as far as there is room now."""
@@ -169,6 +196,7 @@ class Link:
         self._end()
         self._ready.set()
         self._wake()
+        self._wake_senders()
         self._scope.cancel(reason)
 
     # Tasks
@@ -207,6 +235,7 @@ class Link:
                     # The server may allow more.
                     self._next()
                 self.flush()
+                self._wake_senders()
                 if wire.drained:
                     break
                 await trio.lowlevel.checkpoint()
@@ -234,6 +263,7 @@ class Link:
                     self._wire.push()
                 except OSError as error:
                     self._not_written(error)
+                self._wake_senders()
                 continue
             self._writer = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(self._no_writer)
@@ -263,6 +293,7 @@ class Link:
                 del self._deadlines[stream]
                 self._end_late(stream)
             self.flush()
+            self._wake_senders()
             if not self.connection.streams:
                 continue
             if self._pinged_at is not None and self._pinged_at >= self._heard:
@@ -320,11 +351,24 @@ class Link:
             del self._waiting[task]
             trio.lowlevel.reschedule(task)
 
+    def _wake_senders(self) -> None:
+        """Let those look again who wait until all is sent."""
+        if not self._senders:
+            return
+        for task, stream in list(self._senders.items()):
+            if stream.ended or not self.unsent(stream):
+                del self._senders[task]
+                trio.lowlevel.reschedule(task)
+
     def _end(self) -> None:
         if self.usable:
             self.usable = False
             self._on_end(self)
             self._next()
+            drainers, self._drainers = self._drainers, {}
+            if not self._lost:
+                for callback in drainers.values():
+                    callback()
 
     def _why(self) -> str:
         return self.connection.draining or "the connection is gone"

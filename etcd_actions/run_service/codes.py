@@ -62,18 +62,10 @@ _NO_ROW: Final = ("record not found", "no rows in result set")
 
 _TOO_LARGE: Final = ("larger than max", "larger than configured max")
 
-_ANSWER_TOO_LARGE: Final = "CLIENT: Received message"
 _LONGEST_MESSAGE: Final = 2_000
 """Characters: what comes from outside is kept with each dead letter, and logged."""
 
 NO_TIME_LEFT: Final = "no time is left to send it in"
-
-_UNSENT: Final = (
-    NO_TIME_LEFT,
-    "failed to connect to all addresses",
-    "DNS resolution failed",
-    "errors resolving",
-)
 
 
 def meaning(code: int) -> Meaning:
@@ -91,12 +83,7 @@ def meaning_of_call(code: int, details: str = "") -> Meaning:
     """
     if code in ACCEPTED:
         return Meaning.ACCEPTED
-    too_large = (
-        code == Code.RESOURCE_EXHAUSTED
-        and any(text in details for text in _TOO_LARGE)
-        # That is the answer, which this side did not take.
-        and _ANSWER_TOO_LARGE not in details
-    )
+    too_large = code == Code.RESOURCE_EXHAUSTED and any(text in details for text in _TOO_LARGE)
     return Meaning.PERMANENT if too_large or code == Code.INVALID_ARGUMENT else Meaning.TRANSIENT
 
 
@@ -142,18 +129,16 @@ class CallFailed(Exception):
         method: Which call.
         code: What gRPC says of it.
         details: The same in words, perhaps empty.
+        unsent: Whether the server certainly has not begun with it: it never left this machine,
+            or the server says so. Any other may still be applied.
     """
 
-    def __init__(self, method: str, code: Code, details: str) -> None:
+    def __init__(self, method: str, code: Code, details: str, *, unsent: bool = False) -> None:
         super().__init__(method, code, details)
         self.method = method
         self.code = code
         self.details = details
-
-    @property
-    def unsent(self) -> bool:
-        """Whether it surely never left this machine. Any other may still be applied."""
-        return any(text in self.details for text in _UNSENT)
+        self.unsent = unsent
 
     def error(self, meant: Meaning) -> RunServiceError:
         """What callers are told."""

@@ -1,22 +1,25 @@
-"""Flyte's run service over gRPC."""
+"""Flyte's run service over gRPC, by :mod:`etcd_actions.http2`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
-import grpc
 import trio
 
+from etcd_actions import http2
+from etcd_actions.backoff import Backoff
 from etcd_actions.call_time import time_left
 from etcd_actions.containment import describe
 from etcd_actions.errors import ConfigError, RunServiceRejected
 from etcd_actions.etcd.connection import Tls
-from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.tls import explained, read_pem
-from etcd_actions.grpc_bridge import Bell, finished
+from etcd_actions.etcd.endpoints import Endpoint, check_host
+from etcd_actions.etcd.tls import check_tls, client_context, explained
+from etcd_actions.http2 import Channel, ChannelSettings, KeepAlive, Target
 from etcd_actions.model import ActionUpdate, Phase, TaskAction
+from etcd_actions.owned_tasks import owned_tasks
 from etcd_actions.run_service import codes
 from etcd_actions.run_service.codes import CallFailed, Code, Meaning
 from etcd_actions.run_service.status_stream import METHOD as STREAM
@@ -24,12 +27,13 @@ from etcd_actions.run_service.status_stream import StatusStreams
 from etcd_actions.run_service.target import parse_target
 from etcd_actions.run_service.unsettled import Unsettled
 
-_SERVICE = "/flyteidl2.workflow.InternalRunService/"
-_LARGEST_ANSWER = 16 * 1024 * 1024
-_MARGIN = 0.5
+_SERVICE: Final = "/flyteidl2.workflow.InternalRunService/"
+_LARGEST_ANSWER: Final = 16 * 1024 * 1024
+_RECONNECTING: Final = Backoff(initial=0.1, cap=5.0)
+_MARGIN: Final = 0.5
 """Seconds after its deadline in which a call may still be applied: the server counts from
 when it got it."""
-_LEAST_CALL = 0.001
+_LEAST_CALL: Final = 0.001
 
 
 @asynccontextmanager
@@ -49,7 +53,8 @@ async def open_run_service(
 
     Args:
         target: Where it listens: ``host:port``, ``http://host:port`` or ``https://host:port``.
-        tls: Files for TLS, which an ``https`` target uses in any case. They are read once.
+        tls: Files for TLS, which an ``https`` target uses in any case. They are checked at once,
+            and read again for each new connection.
         deadline: Seconds that one call may take.
         concurrency: How many calls may be under way at once.
         streaming: Use a stream for status updates where the server has one.
@@ -74,32 +79,27 @@ async def open_run_service(
     ):
         if not number >= least:
             raise ConfigError(f"{name}: {number:g} is too small: give {least:g} or more")
-    options: tuple[tuple[str, int | str], ...] = (
-        ("grpc.keepalive_time_ms", round(max(10.0, keepalive_time) * 1000)),
-        ("grpc.keepalive_timeout_ms", round(keepalive_timeout * 1000)),
-        ("grpc.http2.ping_timeout_ms", round(keepalive_timeout * 1000)),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1_000),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
-        ("grpc.max_receive_message_length", _LARGEST_ANSWER),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_http_proxy", 0),
+    settings = ChannelSettings(
+        keepalive=KeepAlive(time=max(10.0, keepalive_time), timeout=keepalive_timeout),
+        backoff=_RECONNECTING,
+        largest_answer=_LARGEST_ANSWER,
     )
-    channel = _channel(parse_target(target) if isinstance(target, str) else target, tls, options)
-    service = GrpcRunService(
-        channel,
-        messages,
-        deadline=deadline,
-        concurrency=concurrency,
-        streaming=streaming,
-    )
-    try:
-        yield service
-    finally:
-        await service._close()
-        channel.close()
+    server = _target(parse_target(target) if isinstance(target, str) else target, tls)
+    async with owned_tasks() as nursery:
+        channel = Channel(nursery, server, settings)
+        service = GrpcRunService(
+            channel,
+            nursery,
+            messages,
+            deadline=deadline,
+            concurrency=concurrency,
+            streaming=streaming,
+        )
+        try:
+            yield service
+        finally:
+            service._close()
+            channel.close()
 
 
 class GrpcRunService:
@@ -111,7 +111,8 @@ class GrpcRunService:
 
     def __init__(
         self,
-        channel: grpc.Channel,
+        channel: Channel,
+        nursery: trio.Nursery,
         messages: Any,
         *,
         deadline: float,
@@ -122,9 +123,7 @@ class GrpcRunService:
         self._messages = messages
         self._deadline = deadline
         self._limit = trio.CapacityLimiter(concurrency)
-        self._bell = Bell()
-        self._stubs: dict[str, Any] = {}
-        self._streams = StatusStreams(channel, self._bell, deadline=deadline) if streaming else None
+        self._streams = StatusStreams(channel, nursery, deadline=deadline) if streaming else None
         self._unsettled = Unsettled()
 
     def wants(self, phase: Phase, deleted: bool) -> bool:
@@ -142,7 +141,8 @@ class GrpcRunService:
         request = _written(what, lambda: self._messages.record_action(update, action))
         async with self._limit:
             try:
-                response = await self._call("RecordAction", request)
+                by = trio.current_time() + self._deadline
+                response = await self._call("RecordAction", request, by)
             except CallFailed as failure:
                 _check_failure(failure)
                 return
@@ -171,11 +171,11 @@ class GrpcRunService:
         return self._unsettled.until(key)
 
     async def _update(self, update: ActionUpdate, request: Any) -> None:
-        until = trio.current_time() + self._deadline + _MARGIN
+        by = trio.current_time() + self._deadline
         # An ending that lands late says nothing new.
         settled = update.phase.is_terminal
         try:
-            response = await self._ask(request)
+            response = await self._ask(request, by)
             settled = True
         except CallFailed as failure:
             settled = settled or failure.unsent
@@ -183,76 +183,86 @@ class GrpcRunService:
             return
         finally:
             if not settled:
-                self._unsettled.note(update.key, until, now=trio.current_time())
+                self._unsettled.note(update.key, by + _MARGIN, now=trio.current_time())
         _check(response, request, f"UpdateActionStatus of {update.name}", of_status=True)
 
-    async def _ask(self, request: Any) -> Any:
+    async def _ask(self, request: Any, by: float) -> Any:
         stream = self._streams.current() if self._streams is not None else None
         if stream is not None:
             try:
-                return await stream.ask(request, self._timeout())
-            except CallFailed:
-                if not stream.unsupported:
+                return await stream.ask(request, self._timeout("UpdateActionStatus", by))
+            except CallFailed as failure:
+                if not (failure.unsent or stream.unsupported):
                     raise
-        return await self._call("UpdateActionStatus", request)
+        return await self._call("UpdateActionStatus", request, by)
 
-    async def _call(self, method: str, request: Any) -> Any:
-        stub = self._stubs.get(method)
-        if stub is None:
-            stub = self._stubs[method] = self._channel.unary_unary(_SERVICE + method)
+    async def _call(self, method: str, request: Any, by: float) -> Any:
         message = request.SerializeToString()
         try:
-            # Directly before it is sent: a process that was stopped in between finds no time left.
-            future = stub.future(message, timeout=self._timeout())
-        except CallFailed:
-            raise
-        except Exception as error:
-            raise CallFailed(method, Code.UNAVAILABLE, describe(error)) from error
-        await finished(future, self._bell)
-        code = future.code()
-        if code is not grpc.StatusCode.OK:
-            known = Code.__members__.get(code.name, Code.UNKNOWN)
-            raise CallFailed(method, known, explained(future.details() or ""))
+            answer = await self._sent(method, message, by)
+        except http2.CallFailed as failure:
+            known = Code(failure.code)
+            details = explained(failure.details)
+            raise CallFailed(method, known, details, unsent=failure.not_done) from None
         try:
-            return self._messages.answer(method).FromString(future.result())
+            return self._messages.answer(method).FromString(answer)
         except Exception as error:
             details = f"the answer cannot be read: {describe(error)}"
             raise CallFailed(method, Code.INTERNAL, details) from error
 
-    def _timeout(self) -> float:
+    async def _sent(self, method: str, message: bytes, by: float) -> bytes:
+        """Send a message, once more where the server certainly did nothing with it."""
+        try:
+            return await self._sent_once(method, message, by)
+        except http2.CallFailed as failure:
+            if not (failure.not_done and failure.connected) or trio.current_time() >= by:
+                raise
+        return await self._sent_once(method, message, by)
+
+    async def _sent_once(self, method: str, message: bytes, by: float) -> bytes:
+        await self._channel.connect(within=self._timeout(method, by))
+        # Directly before it is sent: a process that was stopped in between finds no time left.
+        within = self._timeout(method, by)
+        return await self._channel.unary(_SERVICE + method, message, within=within, resend=False)
+
+    def _timeout(self, method: str, by: float) -> float:
         """Seconds that a call may take which is sent now.
 
         Raises:
             CallFailed: None are left; it was not sent.
         """
-        left = min(self._deadline, time_left())
+        left = min(by - trio.current_time(), time_left())
         if left < _LEAST_CALL:
-            raise CallFailed("UpdateActionStatus", Code.DEADLINE_EXCEEDED, codes.NO_TIME_LEFT)
+            raise CallFailed(method, Code.DEADLINE_EXCEEDED, codes.NO_TIME_LEFT, unsent=True)
         return left
 
-    async def _close(self) -> None:
+    def _close(self) -> None:
         if self._streams is not None:
-            await self._streams.aclose()
+            self._streams.close()
 
 
-def _channel(
-    target: Endpoint, tls: Tls | None, options: tuple[tuple[str, int | str], ...]
-) -> grpc.Channel:
-    if tls is None and not target.encrypted:
-        return grpc.insecure_channel(str(target), options=options)
-    if target.encrypted is False:
+def _target(server: Endpoint, tls: Tls | None) -> Target:
+    try:
+        check_host(server.host)
+    except ValueError as error:
+        raise ConfigError(f"run service {server}: {error}") from None
+    if tls is None and not server.encrypted:
+        return Target(host=server.host, port=server.port)
+    if server.encrypted is False:
         raise ConfigError(
-            f"run service http://{target} is not encrypted, but TLS is asked for: "
+            f"run service http://{server} is not encrypted, but TLS is asked for: "
             "write https:// or leave the scheme out"
         )
     tls = tls or Tls()
     if tls.skip_verify:
         raise ConfigError("tls: skip_verify is not for the run service: give its certificate as ca")
-    pem = read_pem(tls)
-    credentials = grpc.ssl_channel_credentials(pem.roots, pem.key, pem.cert)
-    if tls.server_name:
-        options += (("grpc.ssl_target_name_override", tls.server_name),)
-    return grpc.secure_channel(str(target), credentials, options=options)
+    check_tls(tls)
+    return Target(
+        host=server.host,
+        port=server.port,
+        tls=partial(client_context, tls),
+        server_name=tls.server_name,
+    )
 
 
 def _written(what: str, write: Callable[[], Any]) -> Any:

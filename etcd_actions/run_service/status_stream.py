@@ -6,27 +6,27 @@ all behind it. It is therefore given no more than it answers in a moment, and wh
 full, broken or not proven yet makes a call of its own instead.
 
 A call has a deadline, which both sides know; a message in a stream has none. So no message is
-handed to gRPC once its own deadline has passed, and under a leader's lease the stream as a whole
-has the lease's end for its deadline, behind which neither side handles anything that is still on
-its way. A lease that is renewed gets another stream, and the one before ends with its answers.
+sent once its own deadline has passed, none is queued behind what the server holds back, and under
+a leader's lease the stream as a whole has the lease's end for its deadline, behind which neither
+side handles anything that is still on its way. A lease that is renewed gets another stream, and the
+one before ends with its answers; so does the stream of a server that ends its connection.
 """
 
 from __future__ import annotations
 
 import math
-import queue
-import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import grpc
 import structlog
 import trio
 
+from etcd_actions import http2
 from etcd_actions.backoff import Backoff
 from etcd_actions.call_time import boot_time, lease_left
-from etcd_actions.containment import describe
-from etcd_actions.grpc_bridge import Bell
+from etcd_actions.containment import describe, split
+from etcd_actions.http2 import Channel, Exchange
 from etcd_actions.run_service.codes import CallFailed, Code
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 METHOD = "UpdateActionStatusStream"
 _PATH = f"/flyteidl2.workflow.InternalRunService/{METHOD}"
 _REOPENING = Backoff(initial=0.2, cap=10.0)
-_CLOSE_TIMEOUT = 5.0
 _MOMENT = 0.1
 """Seconds that a request may wait for those before it."""
 _CLOSE = 0.01
@@ -53,10 +52,13 @@ _log = structlog.get_logger(__name__)
 class _Waiter:
     """One request on its way, and its answer."""
 
-    __slots__ = ("done", "response", "sent")
+    __slots__ = ("asked", "done", "handed", "message", "response", "until")
 
-    def __init__(self, sent: float) -> None:
-        self.sent = sent
+    def __init__(self, message: bytes, asked: float, until: float) -> None:
+        self.message = message
+        self.asked = asked
+        self.until = until
+        self.handed = False
         self.done = trio.Event()
         self.response: UpdateActionStatusResponse | None = None
 
@@ -64,23 +66,26 @@ class _Waiter:
 class StatusStream:
     """A stream that is open until it breaks; :meth:`close` ends it.
 
+    Its task runs in the nursery that it is given. A cancellation of that leaves it be, so that
+    calls in a shielded scope still work.
+
     Args:
         channel: The connection.
-        bell: The way back from gRPC's threads.
+        nursery: Where its task runs.
         life: Seconds after which both sides give it up; infinite for never.
         on_end: Called when it ended.
 
     Attributes:
         answered: Whether any answer has come.
+        retired: Whether it takes nothing more, and ends when all is answered.
         lapsed: Whether it ended because its life was over, with nothing on it.
         failure: How it ended, None while it is open.
-        thread_ended: Set when nothing of it is left.
     """
 
     def __init__(
         self,
-        channel: grpc.Channel,
-        bell: Bell,
+        channel: Channel,
+        nursery: trio.Nursery,
         *,
         life: float = math.inf,
         on_end: Callable[[StatusStream], None],
@@ -88,31 +93,27 @@ class StatusStream:
         from flyteidl2.workflow import internal_run_service_pb2 as pb  # noqa: PLC0415
 
         self._message = pb.UpdateActionStatusStreamRequest
-        self._bell = bell
+        self._parse = pb.UpdateActionStatusStreamResponse.FromString
+        self._channel = channel
+        self._nursery = nursery
         self._on_end = on_end
         self._waiting: dict[int, _Waiter] = {}
+        self._queue: deque[int] = deque()
+        self._held_back = False
+        self._exchange: Exchange | None = None
+        self._scope = trio.CancelScope(shield=True)
         self._nonce = 0
         self._last_answer = float("-inf")
         self._pace = 0.0
         self.answered = False
         self.expires = trio.current_time() + life
+        self._expires_by_boot_time = boot_time() + life
         self.retired = False
         self._trusted = False
         self.failure: tuple[Code, str] | None = None
+        self._not_done = False
         self.lapsed = False
-        self.thread_ended = trio.Event()
-        self._requests: queue.SimpleQueue[tuple[bytes, float] | None] = queue.SimpleQueue()
-        self._parse = pb.UpdateActionStatusStreamResponse.FromString
-        # Bytes go in and come out: what cannot be encoded or decoded is one action's trouble,
-        # and in gRPC's own threads it would be that of all on the stream.
-        timeout = None if math.isinf(life) else life
-        self._call = channel.stream_stream(_PATH)(self._outgoing(), timeout=timeout)
-        try:
-            threading.Thread(target=self._read, name="run-service", daemon=True).start()
-        except RuntimeError:
-            self._call.cancel()
-            self._requests.put(None)
-            raise
+        nursery.start_soon(self._run)
 
     @property
     def unsupported(self) -> bool:
@@ -139,7 +140,7 @@ class StatusStream:
     def is_overdue(self, deadline: float) -> bool:
         """Whether an answer is late, and nobody may be waiting for it any more."""
         oldest = next(iter(self._waiting.values()), None)
-        return oldest is not None and oldest.sent + deadline < trio.current_time()
+        return oldest is not None and oldest.asked + deadline < trio.current_time()
 
     async def ask(
         self, request: UpdateActionStatusRequest, deadline: float
@@ -154,97 +155,135 @@ class StatusStream:
         self._nonce += 1
         # Before anything waits for it: it may be that it cannot be encoded.
         message = self._message(request=request, nonce=self._nonce).SerializeToString()
-        waiter = self._waiting[self._nonce] = _Waiter(trio.current_time())
-        self._requests.put((message, boot_time() + deadline))
+        waiter = _Waiter(message, trio.current_time(), boot_time() + deadline)
+        self._waiting[self._nonce] = waiter
+        self._queue.append(self._nonce)
+        self._send()
         with trio.move_on_after(deadline):
             await waiter.done.wait()
         if waiter.response is not None:
             return waiter.response
         self.close(Code.DEADLINE_EXCEEDED, f"no answer in {deadline:g} s")
         assert self.failure is not None
-        raise CallFailed(METHOD, *self.failure)
+        raise CallFailed(METHOD, *self.failure, unsent=self._not_done or not waiter.handed)
 
     def retire(self) -> None:
         """Send nothing more; it ends when all that was sent is answered."""
         self.retired = True
-        if not self._waiting:
-            self._requests.put(None)
+        self._end_if_answered()
 
-    def _outgoing(self) -> Iterator[bytes]:
-        """What gRPC sends, from a thread of its own; it asks when it can send one more."""
-        while (item := self._requests.get()) is not None:
-            message, until = item
-            # One that is late is not sent: who asked has given up, or is about to.
-            if boot_time() < until:
-                yield message
+    def close(self, code: Code, details: str, *, not_done: bool = False) -> None:
+        """End the stream; who waits is told that it broke. Twice is harmless.
 
-    def close(self, code: Code, details: str) -> None:
-        """End the stream; who waits is told that it broke. Twice is harmless."""
+        Args:
+            code: How it ends.
+            details: Why.
+            not_done: Whether the server certainly has not begun with any of it.
+        """
         if self.failure is not None:
             return
         self.failure = (code, details)
+        self._not_done = not_done
         out_of_time = (
             code is Code.DEADLINE_EXCEEDED and trio.current_time() >= self.expires - _CLOSE
         )
         self.lapsed = out_of_time and not self._waiting
-        self._call.cancel()
-        # The thread that grpcio reads requests with waits until it is told to end.
-        self._requests.put(None)
+        if self._exchange is not None:
+            # What is not written yet never is.
+            self._exchange.close()
+        self._scope.cancel("the stream is at its end")
         for waiter in self._waiting.values():
             waiter.done.set()
         self._waiting.clear()
+        self._queue.clear()
         self._on_end(self)
 
-    def _read(self) -> None:
-        """The thread: hand over answers until the stream ends, however it ends."""
-        code, details = Code.UNAVAILABLE, "the server ended the stream"
+    async def _run(self) -> None:
+        """The task: hand over answers until the stream ends, however it ends."""
+        code, details, not_done = Code.CANCELLED, "closed", False
         try:
-            for data in self._call:
-                self._bell.call_soon(_deliverer(self, self._parse(data)))
-        except grpc.RpcError:
-            code, details = _code_of(self._call.code()), self._call.details() or ""
+            with self._scope:
+                await self._hand_over()
+        except http2.CallFailed as failure:
+            code, details, not_done = Code(failure.code), failure.details, failure.not_done
+        except trio.EndOfChannel:
+            code, details = Code.UNAVAILABLE, "the server ended the stream"
         except BaseException as error:
-            # A thread has no one who could catch it, and an answer may be anything.
-            code, details = Code.INTERNAL, f"an answer cannot be read: {describe(error)}"
+            # An answer may be anything, and must not end all that runs beside it.
+            passing, contained = split(error)
+            if contained is not None:
+                code, details = Code.INTERNAL, f"an answer cannot be read: {describe(contained)}"
+            if passing is not None:
+                raise passing from None
         finally:
-            self._bell.call_soon(lambda: self.close(code, details))
-            self._bell.call_soon(self.thread_ended.set)
+            self.close(code, details, not_done=not_done)
+
+    async def _hand_over(self) -> None:
+        # trio's clock stands still while the machine is suspended; the lease goes on.
+        left = min(self.expires - trio.current_time(), self._expires_by_boot_time - boot_time())
+        async with self._channel.stream(_PATH, within=left) as exchange:
+            self._exchange = exchange
+            exchange.when_draining(self.retire)
+            self._send()
+            while True:
+                for data in await exchange.receive():
+                    self.deliver(self._parse(data))
+
+    def _send(self) -> None:
+        """Send what is queued, as far as the server takes it at once."""
+        exchange = self._exchange
+        if exchange is None or self._held_back:
+            return
+        while self._queue:
+            if exchange.unsent:
+                self._held_back = True
+                self._nursery.start_soon(self._send_later, exchange)
+                return
+            nonce = self._queue.popleft()
+            waiter = self._waiting.get(nonce)
+            if waiter is None:
+                continue
+            # One that is late is not sent: who asked has given up, or is about to.
+            if boot_time() < waiter.until:
+                waiter.handed = True
+                exchange.send(waiter.message)
+            else:
+                del self._waiting[nonce]
+        self._end_if_answered()
+
+    async def _send_later(self, exchange: Exchange) -> None:
+        with trio.CancelScope(shield=True):
+            await exchange.all_sent()
+        self._held_back = False
+        if self.failure is None:
+            self._send()
+
+    def _end_if_answered(self) -> None:
+        if not self.retired or self._waiting or self.failure is not None:
+            return
+        if self._exchange is None:
+            self.close(Code.CANCELLED, "nothing was on it")
+        else:
+            self._exchange.end()
 
     def deliver(self, answer: UpdateActionStatusStreamResponse) -> None:
         """Hand an answer to who waits for it, if it is one."""
         waiter = self._waiting.pop(answer.nonce, None)
         if waiter is not None:
-            self._keep_pace(waiter.sent)
+            self._keep_pace(waiter.asked)
         # An answer without a response accepts nothing: it is as good as none.
         if waiter is not None and answer.HasField("response"):
             waiter.response = answer.response
             waiter.done.set()
-        if self.retired and not self._waiting:
-            self._requests.put(None)
+        self._end_if_answered()
 
-    def _keep_pace(self, sent: float) -> None:
+    def _keep_pace(self, asked: float) -> None:
         """Reckon how long the server takes for one, once it has answered the one before."""
         now = trio.current_time()
-        taken = now - max(sent, self._last_answer)
+        taken = now - max(asked, self._last_answer)
         self._pace = taken if not self.answered else self._pace + _WEIGHT * (taken - self._pace)
         self._last_answer = now
         self.answered = True
-
-
-def _deliverer(
-    stream: StatusStream, answer: UpdateActionStatusStreamResponse
-) -> Callable[[], None]:
-    def deliver() -> None:
-        try:
-            stream.deliver(answer)
-        except Exception as error:
-            stream.close(Code.INTERNAL, f"an answer cannot be read: {describe(error)}")
-
-    return deliver
-
-
-def _code_of(status: grpc.StatusCode) -> Code:
-    return Code.__members__.get(getattr(status, "name", ""), Code.UNKNOWN)
 
 
 class StatusStreams:
@@ -255,13 +294,13 @@ class StatusStreams:
 
     Args:
         channel: The connection.
-        bell: The way back from gRPC's threads.
+        nursery: Where its tasks run.
         deadline: Seconds after which an answer is late.
     """
 
-    def __init__(self, channel: grpc.Channel, bell: Bell, *, deadline: float) -> None:
+    def __init__(self, channel: Channel, nursery: trio.Nursery, *, deadline: float) -> None:
         self._channel = channel
-        self._bell = bell
+        self._nursery = nursery
         self._deadline = deadline
         self._stream: StatusStream | None = None
         self._ending: set[StatusStream] = set()
@@ -272,7 +311,7 @@ class StatusStreams:
 
     def current(self) -> StatusStream | None:
         """A stream that takes one more update; None where a call is to be made instead."""
-        if not self._supported:
+        if not self._supported or self._closed:
             return None
         if self._stream is not None and self._stream.is_overdue(self._deadline):
             self._stream.close(Code.DEADLINE_EXCEEDED, f"no answer in {self._deadline:g} s")
@@ -280,7 +319,7 @@ class StatusStreams:
         if left <= 0:
             return None
         old = self._stream
-        if old is not None and not self._fits(old, left):
+        if old is not None and (old.retired or not self._fits(old, left)):
             if old.unproven:
                 return None
             self._stream = None
@@ -289,22 +328,7 @@ class StatusStreams:
         if self._stream is None:
             if trio.current_time() < self._reopen_at:
                 return None
-            try:
-                self._stream = StatusStream(
-                    self._channel, self._bell, life=left, on_end=self._ended
-                )
-            except Exception as error:
-                # There can be no more threads, say: calls of their own have to do.
-                self._failures += 1
-                delay = _REOPENING.delay(self._failures)
-                self._reopen_at = trio.current_time() + delay
-                _log.warning(
-                    "run_service_stream_broken",
-                    code=Code.UNAVAILABLE.name,
-                    details=describe(error),
-                    reopened_in=round(delay, 3),
-                )
-                return None
+            self._stream = StatusStream(self._channel, self._nursery, life=left, on_end=self._ended)
             if old is not None:
                 self._stream.trust(old)
         return self._stream if self._stream.has_room() else None
@@ -316,24 +340,17 @@ class StatusStreams:
             stream.expires <= now + left + _CLOSE
         )
 
-    async def aclose(self) -> None:
-        """End the stream and its thread. Not interrupted by cancellation, but bounded."""
+    def close(self) -> None:
+        """End all streams, and open none any more."""
         self._closed = True
-        if self._stream is not None:
-            self._stream.close(Code.CANCELLED, "closed")
-        for stream in list(self._ending):
-            stream.close(Code.CANCELLED, "closed")
-        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True) as scope:
-            for stream in list(self._ending):
-                await stream.thread_ended.wait()
-        if scope.cancelled_caught:
-            _log.warning("run_service_thread_did_not_end", seconds=_CLOSE_TIMEOUT)
+        for stream in [self._stream, *self._ending]:
+            if stream is not None:
+                stream.close(Code.CANCELLED, "closed")
 
     def _ended(self, stream: StatusStream) -> None:
         if self._stream is stream:
             self._stream = None
-        self._ending = {each for each in self._ending if not each.thread_ended.is_set()}
-        self._ending.add(stream)
+        self._ending.discard(stream)
         if self._closed:
             return
         if stream.unsupported:

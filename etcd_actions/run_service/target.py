@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from etcd_actions.errors import ConfigError
-from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.etcd.endpoints import Endpoint, check_host
 
 _ENCRYPTED = {"": None, "http": False, "https": True}
 _PORTS = {"http": 80, "https": 443}
@@ -33,4 +33,8 @@ def parse_target(text: str) -> Endpoint:
         port = _PORTS.get(split.scheme)
     if not split.hostname or not port or split.path not in ("", "/") or split.query:
         raise ConfigError(f"run service {text!r}: {form}")
+    try:
+        check_host(split.hostname)
+    except ValueError as error:
+        raise ConfigError(f"run service {text!r}: {error}: {form}") from None
     return Endpoint(split.hostname, port, _ENCRYPTED[split.scheme])

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Collection
 from typing import Final
 
 from connectrpc.code import Code
-from grpc_health.v1 import health_pb2 as pb
 
+from etcd_actions.server._pb import grpc_health_pb2 as pb
 from etcd_actions.server.codes import Refusal
 from etcd_actions.server.methods import Methods
 from etcd_actions.server.streams import Streams
@@ -61,7 +61,7 @@ class Health:
                     yield pb.HealthCheckResponse(status=status)
                 await stream.wait(_LOOK_EVERY)
 
-    def _status(self) -> pb.HealthCheckResponse.ServingStatus.ValueType:
+    def _status(self) -> pb.HealthCheckResponse.ServingStatus:
         if self._is_serving() and not self._streams.draining:
             return pb.HealthCheckResponse.SERVING
         return pb.HealthCheckResponse.NOT_SERVING

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from google.protobuf.descriptor import FileDescriptor
-from grpc_reflection.v1alpha import reflection_pb2 as pb
+from google.protobuf.descriptor_pool import DescriptorPool
 
+from etcd_actions.server._pb import POOL
+from etcd_actions.server._pb import grpc_reflection_pb2 as pb
 from etcd_actions.server.methods import Methods
 
 REFLECTION: Final = (
@@ -29,7 +31,7 @@ class Reflection:
 
     def __init__(self, services: Callable[[], Iterable[str]]) -> None:
         self._services = services
-        self._pool = descriptor_pool.Default()
+        self._pools = (descriptor_pool.Default(), _described())
 
     def add_to(self, methods: Methods) -> None:
         """Add its methods to those that are served."""
@@ -58,20 +60,44 @@ class Reflection:
                 case "list_services":
                     return self._list()
                 case "file_by_filename":
-                    return _files(self._pool.FindFileByName(request.file_by_filename))
+                    name = request.file_by_filename
+                    return _files(self._find(lambda pool: pool.FindFileByName(name)))
                 case "file_containing_symbol":
                     symbol = request.file_containing_symbol
-                    return _files(self._pool.FindFileContainingSymbol(symbol))
+                    return _files(self._find(lambda pool: pool.FindFileContainingSymbol(symbol)))
                 case other:
                     return _error(_UNIMPLEMENTED, f"{other} is not supported")
         except KeyError:
             return _error(_NOT_FOUND, "there is no such file or symbol")
+
+    def _find(self, find: Callable[[DescriptorPool], FileDescriptor]) -> FileDescriptor:
+        common, ours = self._pools
+        try:
+            return find(ours)
+        except KeyError:
+            return find(common)
 
     def _list(self) -> pb.ServerReflectionResponse:
         services = [pb.ServiceResponse(name=name) for name in self._services()]
         return pb.ServerReflectionResponse(
             list_services_response=pb.ListServiceResponse(service=services)
         )
+
+
+def _described() -> DescriptorPool:
+    """The pool of health and reflection, with reflection's older name in it, too."""
+    old = "grpc_reflection_v1alpha.proto"
+    try:
+        POOL.FindFileByName(old)
+    except KeyError:
+        file = descriptor_pb2.FileDescriptorProto()
+        pb.DESCRIPTOR.CopyToProto(file)
+        package = "grpc.reflection.v1"
+        text = text_format.MessageToString(file).replace(package, f"{package}alpha")
+        file = text_format.Parse(text, descriptor_pb2.FileDescriptorProto())
+        file.name = old
+        POOL.Add(file)
+    return POOL
 
 
 def _files(file: FileDescriptor) -> pb.ServerReflectionResponse:

@@ -14,7 +14,7 @@ from etcd_actions.errors import (
     RunServiceUnavailable,
 )
 from etcd_actions.run_service import codes
-from etcd_actions.run_service.codes import CallFailed, Code, Meaning
+from etcd_actions.run_service.codes import Code, Meaning
 
 DOCS = Path(__file__).parents[2] / "docs" / "run-service.md"
 
@@ -116,16 +116,3 @@ def test_the_errors() -> None:
     passing = codes.error(T, Code.ABORTED, "")
     assert isinstance(passing, RunServiceUnavailable)
     assert str(passing) == "ABORTED"
-
-
-@pytest.mark.parametrize(
-    ("details", "unsent"),
-    [
-        ("failed to connect to all addresses; last error: UNAVAILABLE: ipv4:1", True),
-        ("DNS resolution failed for nowhere:1", True),
-        ("Socket closed", False),
-        ("", False),
-    ],
-)
-def test_what_was_surely_not_sent(details: str, unsent: bool) -> None:
-    assert CallFailed("RecordAction", Code.UNAVAILABLE, details).unsent is unsent

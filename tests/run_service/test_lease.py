@@ -14,6 +14,7 @@ from etcd_actions.call_time import boot_time, call_until
 from etcd_actions.errors import RunServiceUnavailable
 from etcd_actions.run_service import grpc as grpc_module
 from etcd_actions.run_service.grpc import GrpcRunService
+from etcd_actions.run_service.status_stream import _Waiter
 from tests.run_service.test_grpc import UPDATE, at, connected
 from tests.support.run_service_server import Fault, RunServiceServer
 from tests.support.waiting import eventually
@@ -77,14 +78,15 @@ async def test_nothing_is_sent_where_no_time_is_left(
     assert server.calls["record"] == 0
 
 
-async def test_a_late_message_is_not_handed_to_grpc(streaming: RunServiceServer) -> None:
+async def test_a_late_message_is_not_sent(streaming: RunServiceServer) -> None:
     """It waited in a stream that was stalled, or the process was stopped."""
     async with connected(streaming) as service:
         await service.update_action_status(UPDATE)
         assert service._streams is not None
         stream = service._streams.current()
         assert stream is not None
-        stream._requests.put((b"late", boot_time() - 0.001))
+        stream._waiting[99] = _Waiter(b"late", trio.current_time(), boot_time() - 0.001)
+        stream._queue.append(99)
         await service.update_action_status(at(Phase.RUNNING, "c2"))
     assert streaming.names("status") == ["c1", "c2"]
 

@@ -87,6 +87,8 @@ class RunServiceServer:
         threads: How many requests are handled at once, an open stream being one of them.
         delay: Seconds that each request takes, as a database would.
         credentials: For TLS.
+        host: Where it listens.
+        options: More of grpcio's.
 
     Attributes:
         told: What was applied, in order.
@@ -108,6 +110,8 @@ class RunServiceServer:
         threads: int = 16,
         delay: float = 0.0,
         credentials: grpc.ServerCredentials | None = None,
+        host: str = "127.0.0.1",
+        options: tuple[tuple[str, int], ...] = (),
     ) -> None:
         self.told: list[Told] = []
         self.phases: dict[str, int] = {}
@@ -122,6 +126,8 @@ class RunServiceServer:
         self._threads = threads
         self._delay = delay
         self._credentials = credentials
+        self._host = host
+        self._options = options
         self._at_once = 0
         self._recorded: set[str] = set()
         self._faults: dict[tuple[str, str], deque[Fault]] = defaultdict(deque)
@@ -149,6 +155,10 @@ class RunServiceServer:
         for hold in self._holds:
             hold.set()
         stopped.wait()
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing new, and go away when all is answered, or after some time."""
+        self._server.stop(seconds).wait()
 
     def start(self) -> None:
         """Come back on the same port after :meth:`stop`."""
@@ -178,7 +188,7 @@ class RunServiceServer:
 
     def _bind(self) -> grpc.Server:
         # Several servers on one port would share its connections.
-        options = (("grpc.so_reuseport", 0),)
+        options = (("grpc.so_reuseport", 0), *self._options)
         server = grpc.server(ThreadPoolExecutor(self._threads), options=options)
         handlers = {
             "RecordAction": grpc.unary_unary_rpc_method_handler(
@@ -199,7 +209,7 @@ class RunServiceServer:
                 response_serializer=pb.UpdateActionStatusStreamResponse.SerializeToString,
             )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        address = f"127.0.0.1:{self.port}"
+        address = f"{self._host}:{self.port}"
         if self._credentials is None:
             self.port = server.add_insecure_port(address)
         else:
