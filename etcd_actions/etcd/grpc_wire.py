@@ -51,7 +51,10 @@ def messages(
     method: Rpc[Request, Result],
 ) -> tuple[Callable[[Request], Message], Decode[Message, Result]]:
     """How the request of a method is written, and how its answer is read."""
-    return cast(tuple[Callable[[Request], Message], Decode[Message, Result]], _METHODS[method.name])
+    # As a text: the type would be built at each call.
+    return cast(
+        "tuple[Callable[[Request], Message], Decode[Message, Result]]", _METHODS[method.name]
+    )
 
 
 def key_value(kv: pb.KeyValue) -> KeyValue:

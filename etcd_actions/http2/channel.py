@@ -18,9 +18,9 @@ from etcd_actions.containment import describe, split
 from etcd_actions.errors import EtcdActionsError
 from etcd_actions.http2.errors import CallFailed, Code
 from etcd_actions.http2.exchange import Exchange
-from etcd_actions.http2.headers import literal, request_head
+from etcd_actions.http2.headers import request_head
 from etcd_actions.http2.link import CLOSED, KeepAlive, Link
-from etcd_actions.http2.messages import answer, framed, timeout_text
+from etcd_actions.http2.messages import answer, framed, timeout_field
 from etcd_actions.http2.stream import Stream
 from etcd_actions.http2.wire import Target, Wire, connect
 from etcd_actions.owned_tasks import owned_tasks
@@ -200,7 +200,7 @@ class Channel:
             left = deadline - trio.current_time()
             if left <= 0:
                 raise CallFailed(Code.DEADLINE_EXCEEDED, "no time is left", not_done=True)
-            head += literal("grpc-timeout", timeout_text(left))
+            head += timeout_field(left)
         stream = link.connection.open(
             head, body, end=end, largest=self._settings.largest_answer, gathers=gathers
         )

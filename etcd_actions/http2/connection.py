@@ -103,6 +103,11 @@ class ClientConnection:
         """Whether the server allows one more stream now."""
         return self.draining is None and len(self._streams) < self._peer_streams
 
+    @property
+    def room(self) -> int:
+        """How many more streams the server allows now."""
+        return max(0, self._peer_streams - len(self._streams)) if self.draining is None else 0
+
     # Towards the server
 
     def open(

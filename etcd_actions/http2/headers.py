@@ -44,19 +44,16 @@ def request_head(
         b"\x0f\x2b" + _text("etcd-actions"),  # user-agent
     ]
     for name, value in metadata:
-        if not _NAME.fullmatch(name) or name.endswith("-bin"):
-            raise ValueError(f"{name!r} is no name of a header: use a-z, 0-9, '-', '_' and '.'")
-        fields.append(literal(name, value))
+        fields.append(_literal(name, value))
     return b"".join(fields)
 
 
-def literal(name: str, value: str) -> bytes:
-    """One field, which no one on the way may put into a table.
-
-    Raises:
-        ValueError: The value cannot be in a header. It is not quoted: it may be a secret.
-    """
+def _literal(name: str, value: str) -> bytes:
+    """One field, which no one on the way may put into a table."""
+    if not _NAME.fullmatch(name) or name.endswith("-bin"):
+        raise ValueError(f"{name!r} is no name of a header: use a-z, 0-9, '-', '_' and '.'")
     if not _VALUE.fullmatch(value):
+        # It is not quoted: it may be a secret.
         raise ValueError(f"the value of {name} has a character that no header may have")
     return b"\x10" + _text(name) + _text(value)
 
@@ -93,11 +90,9 @@ class HeaderDecoder:
         }
         # A block stands for itself only where no table takes part; one that begins with a
         # change of the table's size changes the decoder.
-        if (
-            self._decoder.header_table_size == 0
-            and len(block) <= _LARGEST_REMEMBERED
-            and not b"\x20" <= block[:1] < b"\x40"
-        ):
+        if self._decoder.header_table_size:
+            self._known.clear()
+        elif len(block) <= _LARGEST_REMEMBERED and not b"\x20" <= block[:1] < b"\x40":
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[block] = decoded

@@ -134,13 +134,13 @@ class Link:
         self._look_by(self._heard + self._keepalive.time)
         self.flush()
 
-    def unsent(self, stream: Stream) -> bool:
+    def is_held_back(self, stream: Stream) -> bool:
         """Whether windows or the socket hold back what was sent on a stream."""
         return bool(stream.unsent) or self._wire.pending or not self._writable
 
     async def all_sent(self, stream: Stream) -> None:
         """Wait until nothing of a stream is held back, or it has ended."""
-        while not stream.ended and self.unsent(stream):
+        while not stream.ended and self.is_held_back(stream):
             task = trio.lowlevel.current_task()
             self._senders[task] = stream
 
@@ -231,6 +231,9 @@ class Link:
                         return connection.draining
                 if connection.woken:
                     await self._wake_gathering()
+                elif self._waiting:
+                    # The server may allow more.
+                    self._next()
                 self.flush()
                 self._wake_senders()
                 if wire.drained:
@@ -343,12 +346,7 @@ class Link:
         """Let those in who wait for a stream."""
         if not self._waiting:
             return
-        if not self.usable:
-            count = len(self._waiting)
-        elif self.connection.can_open:
-            count = 1
-        else:
-            return
+        count = self.connection.room if self.usable else len(self._waiting)
         for task in list(itertools.islice(self._waiting, count)):
             del self._waiting[task]
             trio.lowlevel.reschedule(task)
@@ -358,7 +356,7 @@ class Link:
         if not self._senders:
             return
         for task, stream in list(self._senders.items()):
-            if stream.ended or not self.unsent(stream):
+            if stream.ended or not self.is_held_back(stream):
                 del self._senders[task]
                 trio.lowlevel.reschedule(task)
 

@@ -16,6 +16,7 @@ from etcd_actions.http2.stream import Stream
 PREFIX: Final = struct.Struct(">BI")
 """Whether the message is compressed, and its length."""
 
+_TIMEOUT: Final = b"\x10\x0cgrpc-timeout"
 _LONGEST_DETAILS: Final = 4_000
 _TAKEN_AT_ONCE: Final = 1024 * 1024
 """Bytes of messages that are handed out together, so that one reader holds nobody up."""
@@ -38,12 +39,14 @@ def framed(message: bytes) -> bytes:
     return PREFIX.pack(0, len(message)) + message
 
 
-def timeout_text(seconds: float) -> str:
-    """The value of ``grpc-timeout``: at most eight digits and a unit, never less than it is."""
+def timeout_field(seconds: float) -> bytes:
+    """The header ``grpc-timeout``: at most eight digits and a unit, never less than it is."""
     milliseconds = max(1, math.ceil(seconds * 1000))
     if milliseconds < 100_000_000:
-        return f"{milliseconds}m"
-    return f"{min(99_999_999, math.ceil(seconds))}S"
+        text = b"%dm" % milliseconds
+    else:
+        text = b"%dS" % min(99_999_999, math.ceil(seconds))
+    return _TIMEOUT + bytes((len(text),)) + text
 
 
 def answer(stream: Stream) -> bytes:

@@ -208,7 +208,9 @@ class EncryptedWire:
 
     def send(self, data: bytes) -> None:
         """Encrypt all, and write as much as there is room for."""
-        self._tls.write(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._tls.write(rest) :]
         self._encrypted += len(data)
         self._forward()
 

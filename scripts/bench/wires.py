@@ -23,7 +23,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from etcd_actions import NullRunService, Phase, TaskAction, open_processor
+from etcd_actions import NullRunService, Phase, ProcessorSettings, TaskAction, open_processor
 from etcd_actions.etcd import ConnectionSettings, EtcdClient, open_connection
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.etcd.endpoints import parse_endpoints
@@ -125,15 +125,23 @@ async def watched(etcd: Etcd, load: Child, seconds: float) -> dict[str, float]:
 async def handled(etcd: Etcd, load: Child, seconds: float) -> dict[str, float]:
     """All of the line, to the handler."""
     prefix, namespace, _ = PREFIX.rsplit("/", 2)
+    # The load's actions have no parents.
+    settings = ProcessorSettings(collect_orphans=False)
     async with open_processor(
-        etcd, prefix=f"{prefix}/".encode(), namespace=namespace, run_service=_Silence()
+        etcd,
+        prefix=f"{prefix}/".encode(),
+        namespace=namespace,
+        run_service=_Silence(),
+        settings=settings,
     ) as processor:
         handle = processor.handle_task_action_event
         seen = Seen()
 
         def counted(change: Change, summary: Summary, previous: TaskAction | None = None) -> None:
             handle(change, summary, previous)
-            seen.add(change.value or b"")
+            # Without a value the state was merged into a later one.
+            if change.value:
+                seen.add(change.value)
 
         processor.handle_task_action_event = counted  # type: ignore[method-assign]
         await processor.start_watching()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
+from h2.settings import SettingCodes
 
 from etcd_actions.http2 import (
     CallFailed,
@@ -363,6 +364,24 @@ class TestLimits:
             while nursery.child_tasks:
                 await trio.testing.wait_all_tasks_blocked()
         assert 0 < most <= 2
+
+    async def test_a_server_may_allow_more_later(self) -> None:
+        """Nothing ends meanwhile."""
+        async with (
+            serving(silent, settings={frames.MAX_CONCURRENT_STREAMS: 1}) as server,
+            open_channel(server.target) as channel,
+            channel.stream("/s/m"),
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(5):
+                nursery.start_soon(echo, channel)
+            await trio.testing.wait_all_tasks_blocked()
+            served = server.last
+            served.peer.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 6})
+            await served.send()
+            await eventually(lambda: len(served.open_calls) == 5)
+            answering(served)
+            await served.send()
 
     async def test_a_call_that_waits_in_vain_was_not_done(self) -> None:
         async with (

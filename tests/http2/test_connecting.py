@@ -21,6 +21,7 @@ from etcd_actions.http2 import (
     Target,
     open_channel,
 )
+from etcd_actions.http2.connection import ClientConnection
 from etcd_actions.testing import free_port
 from tests.support.http2_server import answering, serving, silent
 from tests.support.waiting import eventually
@@ -149,6 +150,35 @@ class TestConnecting:
                 channel.close()
             with pytest.raises(CallFailed, match="the channel is closed"):
                 await echo(channel)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unexpected"),
+        MemoryError(),
+        SystemExit(1),
+        BaseExceptionGroup("several", [RuntimeError("a"), SystemExit(1)]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_whatever_goes_wrong_inside_ends_one_connection(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calls fail, the next one connects anew, and nothing else ends."""
+    async with serving(answering) as server, open_channel(server.target) as channel:
+        await echo(channel)
+        with monkeypatch.context() as patched:
+
+            def receive(_: ClientConnection, __: bytes) -> None:
+                raise error
+
+            patched.setattr(ClientConnection, "receive", receive)
+            with pytest.raises(CallFailed) as caught:
+                await echo(channel)
+            assert not caught.value.not_done
+        await echo(channel)
+        assert len(server.connections) == 2
 
 
 class TestEncrypted:

@@ -115,6 +115,23 @@ class TestBounds:
             assert stream.trailers["n"] == str(number)
         assert len(client._decoder._known) <= 256
 
+    def test_a_server_that_uses_a_table_again_is_understood(self) -> None:
+        """What was remembered without one would leave a field out of it."""
+        client = greeted()
+        fields = [*HEADERS, *OK]
+        encoder = hpack.Encoder()
+        encoder.header_table_size = 0
+        plain = encoder.encode(fields)
+        again = encoder.encode(fields)
+        assert plain[1:] == again
+        encoder.header_table_size = 4096
+        blocks = [plain, again, again, *(encoder.encode(fields) for _ in range(3))]
+        for each in blocks:
+            stream = open_call(client)
+            client.receive(trailers(stream.id, each))
+            assert stream.trailers == dict(fields)
+        assert not client._decoder._known
+
     def test_a_server_that_keeps_its_table_is_understood(self) -> None:
         """Equal blocks mean other things then, and none is remembered."""
         client = greeted()
