@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib.util import find_spec
 from typing import NoReturn
@@ -43,8 +42,6 @@ def process_main() -> NoReturn:
 def main() -> int:
     """Run the command line of this process and return its exit code."""
     hide_secret_arguments()
-    # gRPC writes each failed handshake to stderr, beside the error that says the same.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         print(

@@ -340,7 +340,7 @@ def _spawn(directory: Path, binary: _Binary, name: str, endpoint: str) -> subpro
         *_FLAGS,
     ]
     if sys.platform == "linux":
-        # preexec_fn would do without a second exec, but deadlocks beside gRPC's threads.
+        # preexec_fn would do without a second exec, but deadlocks beside other threads.
         shim = [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())]
         command = [*shim, *command]
     log_file = directory / "etcd.log"

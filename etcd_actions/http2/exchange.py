@@ -30,9 +30,9 @@ class Exchange:
         return self._stream.ended or self._failure is not None
 
     @property
-    def unsent(self) -> bool:
-        """Whether something waits for the server, so that one more message would wait, too."""
-        return self._link.unsent(self._stream)
+    def is_held_back(self) -> bool:
+        """Whether something that was sent still waits, for the server's window or the socket."""
+        return self._link.is_held_back(self._stream)
 
     def when_draining(self, callback: Callable[[], None]) -> None:
         """Call a function when the server asks that its connection comes to its end.
@@ -43,7 +43,7 @@ class Exchange:
         self._link.when_draining(self._stream, callback)
 
     async def all_sent(self) -> None:
-        """Wait until nothing is :attr:`unsent`, or the stream has ended.
+        """Wait until nothing is held back, or the stream has ended.
 
         Cancellation changes nothing.
         """

@@ -134,13 +134,13 @@ class Link:
         self._look_by(self._heard + self._keepalive.time)
         self.flush()
 
-    def unsent(self, stream: Stream) -> bool:
+    def is_held_back(self, stream: Stream) -> bool:
         """Whether windows or the socket hold back what was sent on a stream."""
         return bool(stream.unsent) or self._wire.pending or not self._writable
 
     async def all_sent(self, stream: Stream) -> None:
         """Wait until nothing of a stream is held back, or it has ended."""
-        while not stream.ended and self.unsent(stream):
+        while not stream.ended and self.is_held_back(stream):
             task = trio.lowlevel.current_task()
             self._senders[task] = stream
 
@@ -356,7 +356,7 @@ class Link:
         if not self._senders:
             return
         for task, stream in list(self._senders.items()):
-            if stream.ended or not self.unsent(stream):
+            if stream.ended or not self.is_held_back(stream):
                 del self._senders[task]
                 trio.lowlevel.reschedule(task)
 

@@ -235,7 +235,7 @@ class StatusStream:
         if exchange is None or self._held_back:
             return
         while self._queue:
-            if exchange.unsent:
+            if exchange.is_held_back:
                 self._held_back = True
                 self._nursery.start_soon(self._send_later, exchange)
                 return

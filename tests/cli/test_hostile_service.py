@@ -113,7 +113,7 @@ async def test_an_answer_that_is_none(
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert line.rstrip("\n").isprintable()
-    # gRPC's own log goes to stderr, with a traceback.
+    # What is logged goes to stderr, too.
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 

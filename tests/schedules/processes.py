@@ -165,7 +165,7 @@ class Process:
                 stdout=subprocess.DEVNULL,
                 stderr=out,
                 # As the program does itself, before it has loaded gRPC.
-                env=environment(GRPC_VERBOSITY="NONE"),
+                env=environment(),
             )
         self.lives.append(Life(self.number, self._process.pid, log, time.monotonic()))
 

@@ -32,6 +32,13 @@ async def over_grpc(server: ActionsServer, function: Callable[[grpc.Channel], T]
     return await trio.to_thread.run_sync(run)
 
 
+_OF_GRPC = (
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+
+
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 async def test_reflection_describes_the_service(server: ActionsServer, version: str) -> None:
     requests = [
@@ -43,6 +50,10 @@ async def test_reflection_describes_the_service(server: ActionsServer, version: 
             file_by_filename="flyteidl2/actions/actions_service.proto"
         ),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="no.such.Thing"),
+        *(
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=service)
+            for service in _OF_GRPC
+        ),
     ]
 
     def ask(channel: grpc.Channel) -> list[reflection_pb2.ServerReflectionResponse]:
@@ -53,12 +64,10 @@ async def test_reflection_describes_the_service(server: ActionsServer, version: 
         )
         return list(call(iter(requests), timeout=20))
 
-    listed, by_symbol, by_name, missing = await over_grpc(server, ask)
+    listed, by_symbol, by_name, missing, *ours = await over_grpc(server, ask)
     assert [each.name for each in listed.list_services_response.service] == [
         "flyteidl2.actions.ActionsService",
-        "grpc.health.v1.Health",
-        "grpc.reflection.v1.ServerReflection",
-        "grpc.reflection.v1alpha.ServerReflection",
+        *_OF_GRPC,
         "flyteidl2.auth.AuthMetadataService",
     ]
     files = by_symbol.file_descriptor_response.file_descriptor_proto
@@ -74,6 +83,10 @@ async def test_reflection_describes_the_service(server: ActionsServer, version: 
     names = {descriptor_pb2.FileDescriptorProto.FromString(each).name for each in files}
     assert set(first.dependency) <= names
     assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+    for service, answer in zip(_OF_GRPC, ours, strict=True):
+        (data,) = answer.file_descriptor_response.file_descriptor_proto
+        file = descriptor_pb2.FileDescriptorProto.FromString(data)
+        assert f"{file.package}.{file.service[0].name}" == service
 
 
 async def test_health_is_told_and_watched(client: ActionsClient) -> None:
