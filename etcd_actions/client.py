@@ -49,7 +49,6 @@ from etcd_actions.processor import (
     ProcessorStatistics,
     open_processor,
 )
-from etcd_actions.recorder import Recorder
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.store import Store
 from etcd_actions.subscriptions import (
@@ -596,7 +595,7 @@ class ActionsClient:
             self._nursery,
             self._etcd,
             self._store,
-            Recorder(self._store),
+            None,
             prefix=self._keys.prefix,
             namespace=namespace,
             runs=parent.run if isinstance(parent, ActionId) else None,

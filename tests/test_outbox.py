@@ -89,7 +89,7 @@ async def tell(client: ActionsClient, name: str, phases: Iterable[Phase], attemp
 
 def is_idle(client: ActionsClient) -> bool:
     statistics = client.statistics()
-    router, outbox = statistics.router, statistics.outbox
+    router, outbox = statistics.handlers, statistics.outbox
     return router is not None and outbox is not None and not router.keys and not outbox.keys
 
 

@@ -24,10 +24,13 @@ history reaches back to it: then every change since is given out, deletes too, a
 reflector had never been away.
 
 The sink is called from the task that reads the stream: it is a plain function, so the
-reader never waits for handlers. It waits for room before each page of a list, which costs
-nothing, and at the sink's hard limit before it reads on from the stream, which costs
-history: a reader that stalls for long falls behind a compaction and gets synthesised deletes
-instead of real ones.
+reader never waits for it, and others have their turn between some hundred changes. A sink that
+queues what it takes may have the reader wait for room, before each page of a list, which costs
+nothing, and before it reads on from the stream, which costs history: a reader that stalls for
+long falls behind a compaction and gets synthesised deletes instead of real ones.
+
+What was delivered of each key is in one index that the reflector shares with its sink
+(:mod:`etcd_actions.watch.known`): a list is compared with that.
 
 Silence is not trusted: when nothing was heard for half of ``dead_after``, a linearizable
 read asks whether the cluster still answers; if it does not within the rest, the stream is
@@ -40,10 +43,10 @@ prefix is listed again, every present state is given out, new or not, and revisi
 lower than before: the one case in which the ``mod_revision`` of a key goes back.
 
 What is raised unexpectedly, by a response that cannot be used or by the sink, ends the stream
-and not the reflector. It is then not known which changes the sink has taken, so the present
-state is read from a list (reason ``failed``), compared with what was surely delivered, and
-the rest is delivered, maybe for the second time. Until a stream has lived for a while after
-that, the reflector is parked in its :class:`~etcd_actions.containment.Containment`.
+and not the reflector. Then the state is read from a list (reason ``failed``), compared with what
+was surely delivered, and the rest is delivered, maybe for the second time. Until a stream has
+lived for a while after that, the reflector is parked in its
+:class:`~etcd_actions.containment.Containment`.
 
 Cancelling :meth:`Reflector.run` at any point leaves nothing behind.
 """
@@ -53,11 +56,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from operator import length_hint
-from typing import Protocol
 
 import structlog
 import trio
@@ -76,7 +77,6 @@ from etcd_actions.errors import (
 )
 from etcd_actions.etcd.api import (
     Etcd,
-    Event,
     KeyRange,
     KeyValue,
     WatchCreate,
@@ -93,6 +93,7 @@ from etcd_actions.etcd.versions import (
     known_bugs,
 )
 from etcd_actions.watch.change import Change, ChangeKind
+from etcd_actions.watch.known import Known, Noting, Sink
 from etcd_actions.watch.ranges import split
 from etcd_actions.watch.resume import Resume, repartition
 
@@ -104,20 +105,9 @@ _MANY_FAILURES = 8
 _LISTS_BEHIND_COMPACTIONS = 5
 _MOST_COMPARED = 1000
 """Keys of a range up to which it is cheap to read whether it is idle."""
+_TURN = 128
+"""Changes that the sink takes before others have their turn."""
 _REFUSALS = (PermissionDenied, Unauthenticated, InvalidRequest)
-
-
-class Sink(Protocol):
-    """Who consumes the changes."""
-
-    def dispatch(self, changes: Sequence[Change], /) -> None:
-        """Take changes, in order. Must not fail."""
-
-    async def wait_list_room(self) -> None:
-        """Return when there is room for another page of a list."""
-
-    async def wait_stream_room(self) -> None:
-        """Return at once, unless at the hard limit: then when there is room again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,15 +162,18 @@ class ReflectorStatistics:
 
 @dataclass(eq=False)
 class _Range:
-    """One watched range, with the last revision of each of its keys.
+    """One watched range.
 
-    ``listed_at`` is the revision of the last list of it, finished or not; ``idle_until`` one
-    up to which it was read to be as it is known, ``compared_at`` the newest such read and
-    ``compared_done`` what was done then; ``confirmed_at`` when etcd confirmed its watcher.
+    ``keys`` counts its known keys. ``handing_out`` is what was given out before the changes at
+    hand; None where there are none. ``listed_at`` is the revision of the last list of it,
+    finished or not; ``idle_until`` one up to which it was read to be as it is known,
+    ``compared_at`` the newest such read and ``compared_done`` what was done then;
+    ``confirmed_at`` when etcd confirmed its watcher.
     """
 
     resume: Resume
-    known: dict[bytes, int] = field(default_factory=dict)
+    keys: int = 0
+    handing_out: int | None = None
     listed_at: int = 0
     idle_until: int = 0
     compared_at: int = 0
@@ -190,68 +183,9 @@ class _Range:
     @property
     def given_out(self) -> int:
         """Every change up to it has been given out."""
+        if self.handing_out is not None:
+            return self.handing_out
         return max(self.resume.done, self.idle_until)
-
-
-class _Batch(list[Change]):
-    """Changes for the sink; it is noted how far the sink has come in taking them."""
-
-    __slots__ = ("_taking",)
-
-    def __init__(self, changes: Sequence[Change]) -> None:
-        super().__init__(changes)
-        self._taking: Iterator[Change] | None = None
-
-    def __iter__(self) -> Iterator[Change]:
-        iterator = super().__iter__()
-        if self._taking is None:
-            self._taking = iterator
-        return iterator
-
-    @property
-    def taken(self) -> int:
-        """How many the sink has looked at; with the last of them it may have failed."""
-        return 0 if self._taking is None else len(self) - length_hint(self._taking)
-
-
-@dataclass(slots=True)
-class _InDoubt:
-    """What is being delivered.
-
-    ``known`` has the events of a stream already, and what a list found not yet. After an
-    unexpected failure :meth:`settle` makes it say what the sink has surely taken, so that the
-    next list gives out the rest: no state twice in the wrong order, no deletion not at all.
-    """
-
-    known: dict[bytes, int]
-    events: Sequence[Event]
-    batch: _Batch | None = None
-
-    def settle(self) -> None:
-        """See above."""
-        known, batch = self.known, self.batch or _Batch(())
-        looked_at = batch.taken
-        sure = max(0, looked_at - 1)
-        settled: set[bytes] = set()
-        for change in batch[:sure]:
-            settled.add(change.key)
-            if change.version:
-                known[change.key] = change.mod_revision
-            else:
-                known.pop(change.key, None)
-        for event in self.events:
-            if event.key in settled:
-                continue
-            # Before its first event here the key was absent, or as it was some time before.
-            # Negative: to be delivered again, whatever a list finds.
-            settled.add(event.key)
-            if event.version == 1:
-                known.pop(event.key, None)
-            else:
-                known[event.key] = 1 - event.mod_revision
-        if looked_at and batch[sure].version:
-            # Maybe taken: it is to have an end if it is gone by then.
-            known.setdefault(batch[sure].key, -batch[sure].mod_revision)
 
 
 class Reflector:
@@ -263,8 +197,9 @@ class Reflector:
             first one, which is taken to have most of the keys, is cut into ranges that are
             watched side by side; each other one is watched as it is.
         sink: Who gets the changes.
-        known: Keys given out in an earlier life, with the revision of their last change. They
-            are given out again, after their delete if they were deleted meanwhile.
+        known: What the sink knows of the keys: it notes each change there when it takes it. By
+            default the reflector keeps that. What is known at the start is given out again,
+            after its delete if it was deleted meanwhile.
         start_revision: Where to make the first list, so that deletions since then are seen;
             0 for the newest. It is never made below a revision of ``known``. Where history
             does not reach back to it the oldest state that can be read is listed; a store
@@ -288,7 +223,7 @@ class Reflector:
         keys: KeyRange | Sequence[KeyRange],
         sink: Sink,
         *,
-        known: Mapping[bytes, int] | None = None,
+        known: Known | None = None,
         start_revision: int = 0,
         on_replaced: Callable[[], None] | None = None,
         likely_prefix: bytes = b"",
@@ -299,18 +234,21 @@ class Reflector:
         self._containment = containment or Containment()
         self._names_known_bugs = names_known_bugs
         self._failed = False
-        # What is being delivered, and the keys that are known meanwhile.
-        self._in_doubt: _InDoubt | None = None
         self._etcd = etcd
         self._keys, *self._more_keys = _disjoint([keys] if isinstance(keys, KeyRange) else keys)
+        if known is None:
+            known = sink = Noting(sink)
         self._sink = sink
-        self._start_revision = start_revision and max(start_revision, *(known or {}).values(), 0)
+        self._known = known
+        known.deliver_all_again()
+        if start_revision:
+            start_revision = max(start_revision, *map(self._known_at, self._known), 0)
+        self._start_revision = start_revision
         self._list_at = self._start_revision
         self._on_replaced = on_replaced
         self._likely_prefix = likely_prefix or self._keys.start
         self._settings = settings or ReflectorSettings()
-        # Negative: known, but to be given out again.
-        self._ranges = self._unsplit({key: -revision for key, revision in (known or {}).items()})
+        self._ranges = self._unsplit()
         self._by_watch_id: dict[int, _Range] = {}
         self._last_watch_id = 0
         self._synced = False
@@ -326,6 +264,8 @@ class Reflector:
         self._heard = -math.inf
         self._failures = 0
         self._events = 0
+        # Changes that the sink has taken since others had their turn.
+        self._turn = 0
         self._reconnects: Counter[str] = Counter()
         self._relists: Counter[str] = Counter()
 
@@ -336,7 +276,7 @@ class Reflector:
             streaming=self._streaming,
             revision=self.revision,
             ranges=len(self._ranges),
-            keys=sum(len(range_.known) for range_ in self._ranges),
+            keys=sum(range_.keys for range_ in self._ranges),
             events=self._events,
             reconnects=dict(self._reconnects),
             relists=dict(self._relists),
@@ -415,9 +355,6 @@ class Reflector:
         contained = self._containment.caught("watch", name, error, parks=True)
         self._failed = True
         self._suspicion = self._suspicion or "failed"
-        if self._in_doubt is not None:
-            self._in_doubt.settle()
-            self._in_doubt = None
         return Unavailable(f"watch: {describe(contained)}")
 
     def _heal(self) -> None:
@@ -505,10 +442,7 @@ class Reflector:
             return
         replaced = self._suspicion not in ("unverifiable", "failed")
         self._tell_relist(self._suspicion)
-        known: dict[bytes, int] = {}
-        for range_ in self._ranges:
-            known.update(range_.known)
-        self._ranges = self._unsplit(known)
+        self._ranges = self._unsplit()
         if self._suspicion != "failed":
             self._last_put = self._last_delete = None
         if replaced and self._on_replaced is not None:
@@ -557,25 +491,28 @@ class Reflector:
 
     async def _agrees(self, range_: _Range, revision: int) -> bool:
         """Whether what was delivered of a range can have led to its state at a revision."""
-        known, done = range_.known, range_.resume.done
+        done = range_.handing_out if range_.handing_out is not None else range_.resume.done
         async with open_pages(
             self._etcd, range_.resume.keys, revision=revision, keys_only=True
         ) as pages:
             async for page in pages:
                 for kv in page.kvs:
-                    seen = known.get(kv.key, 0)
+                    seen = self._known.revision_of(kv.key)
                     # It is not sure which of these were delivered.
                     if seen >= 0 and not (kv.mod_revision == seen or kv.mod_revision > done):
                         return False
         return True
 
-    def _unsplit(self, known: Mapping[bytes, int]) -> list[_Range]:
+    def _known_at(self, key: bytes) -> int:
+        """At which revision a key was delivered last, surely or not."""
+        return abs(self._known.revision_of(key))
+
+    def _unsplit(self) -> list[_Range]:
         """The ranges as they were asked for, the first one whole, to be listed."""
         ranges = [_Range(Resume(keys, 0)) for keys in (self._keys, *self._more_keys)]
-        for key, revision in known.items():
+        for key in self._known:
             for range_ in ranges:
-                if key in range_.resume.keys:
-                    range_.known[key] = revision
+                range_.keys += key in range_.resume.keys
         return ranges
 
     async def _list_first(self) -> None:
@@ -601,7 +538,7 @@ class Reflector:
             first_key = KeyRange.of_key(range_.resume.keys.start)
             self._list_at = (await self._etcd.range(first_key, keys_only=True)).revision
             # Whatever was given out so far is of another store.
-            range_.known = {key: -abs(revision) for key, revision in range_.known.items()}
+            self._known.deliver_all_again()
             if self._on_replaced is not None:
                 self._on_replaced()
         else:
@@ -620,38 +557,33 @@ class Reflector:
             replaced: The store is another one: equal revisions prove nothing, so every
                 state is given out.
         """
-        known = range_.known
-        missing = set(known)
-        async with open_pages(self._etcd, range_.resume.keys, revision=revision) as pages:
+        known, keys, listed = self._known, range_.resume.keys, 0
+        missing = {key for key in known if key in keys} if range_.keys else set()
+        async with open_pages(self._etcd, keys, revision=revision) as pages:
             async for page in pages:
                 await self._sink.wait_list_room()
                 self._heard = trio.current_time()
                 revision = range_.listed_at = page.revision
+                listed += len(page.kvs)
+                range_.keys = max(range_.keys, listed)
                 changes = []
-                taken: dict[bytes, int] = {}
                 for kv in page.kvs:
-                    seen = known.get(kv.key)
-                    if seen is not None:
+                    seen = known.revision_of(kv.key)
+                    if seen:
                         missing.discard(kv.key)
                         if kv.mod_revision == seen and not replaced:
                             continue
                         if kv.create_revision > abs(seen):
                             changes.append(_synthesised_delete(kv.key, kv.create_revision - 1))
-                            seen = None
-                    taken[kv.key] = kv.mod_revision
-                    kind = ChangeKind.ADDED if seen is None else ChangeKind.MODIFIED
-                    changes.append(_listed(kv, kind))
-                self._in_doubt = _InDoubt(known, ())
-                self._give(changes)
-                self._in_doubt = None
-                # Only now: what a failing sink did not take is delivered by the next list.
-                known.update(taken)
-        self._in_doubt = _InDoubt(known, ())
-        self._give([_synthesised_delete(key, max(abs(known[key]), revision)) for key in missing])
-        self._in_doubt = None
-        for key in missing:
-            del known[key]
+                            seen = 0
+                    changes.append(_listed(kv, ChangeKind.MODIFIED if seen else ChangeKind.ADDED))
+                await self._give(changes)
+        await self._give(
+            [_synthesised_delete(key, max(self._known_at(key), revision)) for key in missing]
+        )
+        range_.keys = listed
         range_.resume.restart(revision)
+        range_.handing_out = None
         return revision
 
     async def _stream(self) -> None:
@@ -679,8 +611,10 @@ class Reflector:
                         responses = await stream.receive()
                     except trio.EndOfChannel:
                         break
+                    self._turn = 0
                     for response in responses:
-                        self._handle(response, stream, nursery)
+                        if (changed := self._handle(response, stream, nursery)) is not None:
+                            await self._give_events(changed, response)
                     self._heard = trio.current_time()
             nursery.cancel_scope.cancel("the stream has lived long enough, or been silent")
 
@@ -688,21 +622,20 @@ class Reflector:
         """Move the range boundaries to where the keys are, when that is worth it."""
         more = len(self._more_keys)
         old, others = self._ranges[: len(self._ranges) - more], self._ranges[-more:] if more else []
-        total = sum(len(range_.known) for range_ in old)
+        total = sum(range_.keys for range_ in old)
         count = self._settings.ranges
-        largest = max(len(range_.known) for range_ in old)
+        largest = max(range_.keys for range_ in old)
         if len(old) == count and largest <= max(_FEW_KEYS, 2 * total // count):
             return
-        known = [key for range_ in old for key in range_.known]
+        known = [key for key in self._known if key in self._keys]
         bounds = split(self._keys, count, known, likely_prefix=self._likely_prefix)
         moved = repartition([range_.resume for range_ in old], bounds)
         listed_at = max(range_.listed_at for range_ in old)
         idle_until = min(range_.given_out for range_ in old)
         ranges = [_Range(resume, listed_at=listed_at, idle_until=idle_until) for resume in moved]
         starts = [resume.keys.start for resume in moved]
-        for range_ in old:
-            for key, revision in range_.known.items():
-                ranges[bisect_right(starts, key) - 1].known[key] = revision
+        for key in known:
+            ranges[bisect_right(starts, key) - 1].keys += 1
         self._ranges = [*ranges, *others]
 
     def _open(self, stream: WatchStream, range_: _Range) -> None:
@@ -721,11 +654,14 @@ class Reflector:
             )
         )
 
-    def _handle(self, response: WatchResponse, stream: WatchStream, nursery: trio.Nursery) -> None:
+    def _handle(
+        self, response: WatchResponse, stream: WatchStream, nursery: trio.Nursery
+    ) -> _Range | None:
+        """Take a response; the range that it has events of, if it has any."""
         range_ = self._by_watch_id.get(response.watch_id)
         if response.canceled:
             if response.watch_id >= 0 and range_ is None:
-                return
+                return None
             if not response.compact_revision or range_ is None:
                 reason = response.cancel_reason or "etcd cancelled the watch"
                 raise (error_kind(reason) or Unavailable)(f"watch: {reason}")
@@ -734,8 +670,7 @@ class Reflector:
             stream.cancel(response.watch_id)
             nursery.start_soon(self._recover, stream, range_, response.compact_revision)
         elif response.events:
-            if range_ is not None:
-                self._give_events(range_, response)
+            return range_
         elif response.created:
             if range_ is not None:
                 range_.confirmed_at = trio.current_time()
@@ -745,46 +680,53 @@ class Reflector:
         elif self._progress_counts:
             for each in self._by_watch_id.values():
                 each.resume.progress(response.revision)
+        return None
 
-    def _give_events(self, range_: _Range, response: WatchResponse) -> None:
-        events = range_.resume.accept(response.events, fragment=response.fragment)
-        known = range_.known
-        self._in_doubt = _InDoubt(known, events)
+    async def _give_events(self, range_: _Range, response: WatchResponse) -> None:
+        # Until all are taken, and after a failure until the next list.
+        range_.handing_out = range_.given_out
         changes = []
-        for event in events:
-            key, version, revision = event.key, event.version, event.mod_revision
-            if version:
-                known[key] = revision
-                kind = ChangeKind.ADDED if version == 1 else ChangeKind.MODIFIED
+        for event in range_.resume.accept(response.events, fragment=response.fragment):
+            version = event.version
+            if version == 1:
+                kind = ChangeKind.ADDED
+                range_.keys += 1
+            elif version:
+                kind = ChangeKind.MODIFIED
             else:
-                known.pop(key, None)
                 kind = ChangeKind.DELETED
+                range_.keys -= 1
             changes.append(
                 Change(
                     kind,
-                    key,
+                    event.key,
                     event.value,
                     event.create_revision,
-                    revision,
+                    event.mod_revision,
                     version,
                     event.lease,
                     prev_value=None if event.prev_kv is None else event.prev_kv.value,
                 )
             )
-        self._give(changes)
-        self._in_doubt = None
+        await self._give(changes)
+        range_.handing_out = None
 
-    def _give(self, changes: list[Change]) -> None:
-        if not changes:
-            return
+    async def _give(self, changes: Sequence[Change]) -> None:
+        """Have the sink take changes; others have their turn in between.
+
+        It is never left half-way but by a failure: where it is, is what counts as given out.
+        """
         self._events += len(changes)
         self._remember_witnesses(changes)
-        batch = _Batch(changes)
-        if self._in_doubt is not None:
-            self._in_doubt.batch = batch
-        self._sink.dispatch(batch)
+        for start in range(0, len(changes), _TURN):
+            part = changes if len(changes) <= _TURN else changes[start : start + _TURN]
+            if self._turn >= _TURN:
+                self._turn = 0
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            self._turn += len(part)
+            self._sink.dispatch(part)
 
-    def _remember_witnesses(self, changes: list[Change]) -> None:
+    def _remember_witnesses(self, changes: Sequence[Change]) -> None:
         """Keep the newest put and the newest delete, to tell a replaced store by."""
         newest_put = self._last_put.mod_revision if self._last_put else 0
         newest_delete = self._last_delete.mod_revision if self._last_delete else 0
@@ -846,7 +788,7 @@ class Reflector:
             if self._trust_progress:
                 continue
             for range_ in tuple(self._by_watch_id.values()):
-                if len(range_.known) > _MOST_COMPARED:
+                if range_.keys > _MOST_COMPARED:
                     continue
                 try:
                     await self._compare(range_)
@@ -857,11 +799,13 @@ class Reflector:
     async def _compare(self, range_: _Range) -> None:
         """Read whether a range is as it is known; see :attr:`revision`."""
         done = range_.resume.done
-        keys, limit = range_.resume.keys, len(range_.known) + 1
+        keys, limit = range_.resume.keys, range_.keys + 1
         found = await self._etcd.range(keys, limit=limit, keys_only=True)
         # A watcher that was opened just now may have yet to be sent what it missed.
         settled = trio.current_time() - range_.confirmed_at >= self._settings.dead_after / 6
-        same = range_.known == {kv.key: kv.mod_revision for kv in found.kvs}
+        same = len(found.kvs) == range_.keys and all(
+            kv.mod_revision == self._known.revision_of(kv.key) for kv in found.kvs
+        )
         idle = settled and same and range_.resume.done == done
         if idle and range_.compared_at and range_.compared_done == done:
             range_.idle_until = max(range_.idle_until, range_.compared_at)

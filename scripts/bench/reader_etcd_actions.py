@@ -13,11 +13,11 @@ import trio
 from etcd_actions import (
     NullRunService,
     Phase,
-    Processor,
     TaskAction,
     open_etcd,
     open_processor,
 )
+from etcd_actions.follow import Handler
 from etcd_actions.model import Summary
 from etcd_actions.watch import Change
 from scripts.bench.recorder import Recorder, Task, serve
@@ -42,7 +42,7 @@ async def _process(task: Task, recorder: Recorder) -> None:
             etcd, prefix=f"{prefix}/".encode(), namespace=namespace, run_service=_Silence()
         ) as processor,
     ):
-        _count_handled(processor, task, recorder)
+        _count_handled(task, recorder)
         await processor.start_watching()
         recorder.watching.set()
         while True:
@@ -50,20 +50,24 @@ async def _process(task: Task, recorder: Recorder) -> None:
             recorder.notes = {"statistics": repr(processor.statistics())}
 
 
-def _count_handled(processor: Processor, task: Task, recorder: Recorder) -> None:
-    """Count what the processor has handled: decoded, remembered, and told to subscribers."""
-    handle = processor.handle_task_action_event
+def _count_handled(task: Task, recorder: Recorder) -> None:
+    """Count what the handler has handled: decoded, remembered, and told to subscribers."""
+    handle = Handler.handle_task_action_event
 
-    def listed(change: Change, summary: Summary, previous: TaskAction | None = None) -> None:
-        handle(change, summary, previous)
+    def listed(
+        handler: Handler, change: Change, summary: Summary, previous: TaskAction | None = None
+    ) -> None:
+        handle(handler, change, summary, previous)
         recorder.listed()
 
-    def watched(change: Change, summary: Summary, previous: TaskAction | None = None) -> None:
-        handle(change, summary, previous)
+    def watched(
+        handler: Handler, change: Change, summary: Summary, previous: TaskAction | None = None
+    ) -> None:
+        handle(handler, change, summary, previous)
         recorder.event(change.key, change.mod_revision, change.value or b"")
 
     counted = listed if task.mode == "list" else watched
-    processor.handle_task_action_event = counted  # type: ignore[method-assign]
+    setattr(Handler, handle.__name__, counted)
 
 
 if __name__ == "__main__":
