@@ -64,6 +64,8 @@ from etcd_actions.workqueue import WorkQueue, WorkQueueSettings, WorkQueueStatis
 
 _NO_ENDING = -1
 _MOST_OF_A_UID = 128
+_BYTES_OF_OBJECTS = 256 * 1024
+"""Bytes of values that wait up to which their decoded objects are kept with them."""
 _BEFORE_RUNNING = (
     Phase.UNSPECIFIED,
     Phase.QUEUED,
@@ -121,6 +123,8 @@ class _Delivery(Change, frozen=True, gc=False):
     update: ActionUpdate | None = None
     read: bool = False
     """Whether its value was read in this term, when it was the newest."""
+    action: TaskAction | None = None
+    """The value, decoded, where that is at hand."""
 
 
 class Outbox:
@@ -310,10 +314,22 @@ class Outbox:
             self._containment.caught("run_service", "wants", error)
             return True
 
-    def deliver(self, change: Change, update: ActionUpdate | None) -> None:
-        """Queue a state, or a deletion with what is to be told of it. Never waits."""
+    def deliver(
+        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+    ) -> None:
+        """Queue a state, or a deletion with what is to be told of it. Never waits.
+
+        A few decoded objects are kept with their states; of many the bytes are enough.
+
+        Args:
+            change: What happened.
+            update: What is to be told of a deletion.
+            action: The decoded object of a state, where it is at hand.
+        """
         assert self._queue is not None
-        self._queue.dispatch((_delivery(change, update),))
+        if self._queue.pending_bytes > _BYTES_OF_OBJECTS:
+            action = None
+        self._queue.dispatch((_delivery(change, update, action=action),))
 
     def redeliver(self, key: bytes) -> None:
         """Have the letters about an object that is known, or gone, offered again in its turn."""
@@ -353,7 +369,8 @@ class Outbox:
         except DecodeError as error:
             # Trying again would cure nothing; another value comes by the watch.
             known = self._index.get(key)
-            if known is not None and known.revision == delivery.mod_revision:
+            is_newest = known is not None and known.revision == delivery.mod_revision
+            if is_newest and key not in self._set_aside:
                 self._set_aside.add(delivery, error)
             self._accepted.pop(key, None)
             await self._letters.unanswerable(key, f"the object cannot be read: {error.reason}")
@@ -377,7 +394,9 @@ class Outbox:
 
     async def _handle(self, delivery: Change) -> None:
         key, value = delivery.key, delivery.value or b""
-        action = codec_of(value).decode(value, key=key, revision=delivery.mod_revision)
+        action = delivery.action if isinstance(delivery, _Delivery) else None
+        if action is None:
+            action = codec_of(value).decode(value, key=key, revision=delivery.mod_revision)
         update = build_action_update(
             action,
             key=key,
@@ -665,7 +684,13 @@ class Outbox:
         return name == update.action_id.object_name
 
 
-def _delivery(change: Change, update: ActionUpdate | None, *, read: bool = False) -> _Delivery:
+def _delivery(
+    change: Change,
+    update: ActionUpdate | None,
+    *,
+    read: bool = False,
+    action: TaskAction | None = None,
+) -> _Delivery:
     return _Delivery(
         change.kind,
         change.key,
@@ -676,6 +701,7 @@ def _delivery(change: Change, update: ActionUpdate | None, *, read: bool = False
         change.lease,
         update=update,
         read=read,
+        action=action,
     )
 
 
@@ -685,6 +711,8 @@ def _as_known(key: bytes, known: Summary) -> Change:
 
 
 def _without_value(change: Change) -> Change:
+    if isinstance(change, _Delivery):
+        return msgspec.structs.replace(change, value=None, action=None)
     return msgspec.structs.replace(change, value=None)
 
 

@@ -535,6 +535,7 @@ class Processor:
                 handler,
                 known=self._index,
                 start_revision=start_revision,
+                merge=handler.latest,
                 on_replaced=self._subscriptions.forget_revisions,
                 likely_prefix=self._likely_prefix,
                 settings=self._settings.reflector,

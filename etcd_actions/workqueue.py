@@ -324,6 +324,11 @@ class WorkQueue:
         self._wake_one()
 
     @property
+    def pending_bytes(self) -> int:
+        """Bytes of the values of the changes that no worker has taken."""
+        return self._counts.bytes
+
+    @property
     def has_work(self) -> bool:
         """Whether any key has."""
         return bool(self._channels)

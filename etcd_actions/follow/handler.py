@@ -24,6 +24,7 @@ import trio
 from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.codecs import codec_of
 from etcd_actions.containment import Containment
+from etcd_actions.errors import DecodeError
 from etcd_actions.follow.index import Index
 from etcd_actions.follow.set_aside import SetAside
 from etcd_actions.model import (
@@ -63,8 +64,16 @@ class Recording(Protocol):
         """Whether there is anything to do for a state, or a deletion."""
         ...
 
-    def deliver(self, change: Change, update: ActionUpdate | None) -> None:
-        """Queue a state, or a deletion with what is to be told of it. Never waits."""
+    def deliver(
+        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+    ) -> None:
+        """Queue a state, or a deletion with what is to be told of it. Never waits.
+
+        Args:
+            change: What happened.
+            update: What is to be told of a deletion.
+            action: The decoded object of a state, where it is at hand.
+        """
         ...
 
 
@@ -142,8 +151,6 @@ class Handler:
         """Handle changes, in order; what fails is put off. Never waits."""
         began = perf_counter()
         self._taken += len(changes)
-        if len(changes) > 1:
-            changes = self._latest(changes)
         put_off = self._put_off
         for change in changes:
             if put_off.has_work and put_off.has_work_for(change.key):
@@ -166,8 +173,11 @@ class Handler:
     async def wait_stream_room(self) -> None:
         """There is room: what was read is handled."""
 
-    def _latest(self, changes: Sequence[Change]) -> Sequence[Change]:
-        """The last change of each key; never across a delete, or another incarnation."""
+    def latest(self, changes: Sequence[Change]) -> Sequence[Change]:
+        """What of a batch is to be dispatched: of each key the last state.
+
+        Never across a delete, or another incarnation.
+        """
         if len({change.key for change in changes}) == len(changes):
             return changes
         latest: list[Change] = []
@@ -180,6 +190,7 @@ class Handler:
             else:
                 places[change.key] = len(latest)
                 latest.append(change)
+        self._taken += len(changes) - len(latest)
         return latest
 
     async def _handle_again(self, change: Change) -> None:
@@ -205,19 +216,17 @@ class Handler:
     def handle_watch_event(self, change: Change) -> None:
         """Decode a change, remember what its deletion will need, and act on it.
 
-        A value that cannot be decoded is counted, logged and set aside until the next good
-        write of its key: it is nothing that trying again would cure. Where the decoder failed
-        for another reason it is looked at again, seldom.
+        Summary and object come from one pass where somebody may want the object, and the outbox
+        gets it with the change. A value that cannot be decoded is counted, logged and set aside
+        until the next good write of its key: it is nothing that trying again would cure. Where
+        the decoder failed for another reason it is looked at again, seldom.
         """
-        key, revision = change.key, change.mod_revision
+        key = change.key
         if change.is_delete:
             self._handle_deletion(change)
             return
-        value = change.value or b""
         try:
-            summary = codec_of(value).summarize(
-                value, key=key, revision=revision, create_revision=change.create_revision
-            )
+            summary, action, refusal = self._read(change)
         except BaseException as error:
             self._index.note(change)
             self._set_aside.add(change, error)
@@ -228,7 +237,29 @@ class Handler:
         if summary.other_version:
             self._note_version(summary.other_version, change)
         self._set_aside.forget(key)
-        self.handle_task_action_event(change, summary)
+        if refusal is not None:
+            # Its deletion can be told, and nothing else.
+            self._set_aside.add(change, refusal)
+        self.handle_task_action_event(change, summary, action)
+
+    def _read(self, change: Change) -> tuple[Summary, TaskAction | None, DecodeError | None]:
+        """The facts of a state; and, in one pass, the object where somebody may want it.
+
+        With the reason, where only the facts can be read.
+        """
+        key, revision, created = change.key, change.mod_revision, change.create_revision
+        value, refusal = change.value or b"", None
+        codec = codec_of(value)
+        recording = self._recording
+        if self._subscriptions.are_open or (recording is not None and recording.working):
+            try:
+                action = codec.decode(value, key=key, revision=revision)
+            except DecodeError as error:
+                refusal = error
+            else:
+                return summarize(action, revision, created), action, None
+        summary = codec.summarize(value, key=key, revision=revision, create_revision=created)
+        return summary, None, refusal
 
     def _handle_deletion(self, change: Change) -> None:
         key = change.key
@@ -236,7 +267,7 @@ class Handler:
         self._set_aside.forget(key)
         if self._timeouts is not None:
             self._timeouts.forget(key)
-        previous = self._decode(change, change.prev_value) if change.prev_value else None
+        previous = self._previous(change)
         if known is None and previous is not None:
             known = summarize(previous, change.mod_revision)
         if known is not None:
@@ -245,33 +276,24 @@ class Handler:
         self._index.remove(key)
 
     def handle_task_action_event(
-        self, change: Change, summary: Summary, previous: TaskAction | None = None
+        self, change: Change, summary: Summary, action: TaskAction | None = None
     ) -> None:
         """Notify subscribers, then queue what the run service is to be told, if anything.
 
         Args:
             change: What happened.
             summary: The facts by which it is decided who is to be notified.
-            previous: For a deletion the last object, where etcd sent it.
+            action: The object, where it could be read; of a deletion the last one, where etcd
+                sent it.
         """
         deleted, recording = change.is_delete, self._recording
         subscribed = self._subscriptions.wants(summary)
         queue = recording is not None and (deleted or recording.wants(change, summary))
-        if not queue and not subscribed:
-            return
-        source: TaskAction | Summary | None = previous or summary
-        if not deleted:
-            # The outbox decodes for itself, when its turn comes.
-            source = None
-            if subscribed:
-                source = self._decode(change, change.value or b"")
-                if source is None:
-                    return
         update = None
-        if source is not None:
+        if deleted or (subscribed and action is not None):
             try:
                 update = build_action_update(
-                    source,
+                    action or summary,
                     key=change.key,
                     revision=change.mod_revision,
                     create_revision=summary.create_revision,
@@ -290,17 +312,18 @@ class Handler:
             # Whichever process leads has to know it until it is done with.
             self._index.add_deletion(update)
         if recording.working:
-            recording.deliver(change, update if deleted else None)
+            recording.deliver(change, update if deleted else None, None if deleted else action)
 
     def notify_subscribers(self, update: ActionUpdate) -> None:
         """Hand an update to the subscriptions. Never waits."""
         self._subscriptions.notify(update)
 
-    def _decode(self, change: Change, value: bytes) -> TaskAction | None:
-        """Decode the whole of a value; one that cannot be is set aside."""
-        key, revision = change.key, 0 if change.is_delete else change.mod_revision
+    def _previous(self, change: Change) -> TaskAction | None:
+        """What a deleted key held before, where etcd sent that, and it can be read."""
+        if not (value := change.prev_value):
+            return None
         try:
-            return codec_of(value).decode(value, key=key, revision=revision)
+            return codec_of(value).decode(value, key=change.key)
         except BaseException as error:
             self._set_aside.add(change, error)
             return None

@@ -1,8 +1,8 @@
 """Packs what is remembered of an action, next to its name, in about 60 bytes.
 
-Actions of one project and output location share those texts, and run, action and uid are mostly
-in the name or a number. What does not fit that form, as an odd object may not, is packed as a
-whole by :func:`etcd_actions.model.pack`. Both forms begin with the revision.
+Actions of one project and output location share those texts; run and action are in the name, and a
+uid is mostly a number. What does not fit that form, as an odd object may not, is packed as a whole
+by :func:`etcd_actions.model.pack`. Both forms begin with the revision.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from etcd_actions.model import Phase, Summary, pack, task_action_name, unpack
 
 _REVISION: Final = struct.Struct("<q")
 # Revision, form, phase, flags, length of the run's name, shared texts, attempts, create revision,
-# cache status, mark, uid.
+# cache status, mark, uid. Behind them the parent's name, and the uid where it is no number.
 _COMPACT: Final = struct.Struct("<qBBBHIIqbI16s")
 _WHOLE: Final = b"\x00"
 _FORM: Final = _REVISION.size
 _PARENT: Final = _COMPACT.size
-_NO_UID: Final = bytes(16)
+_RAW: Final = _PARENT - 16
 
-_RECORDED, _DELETING, _HELD, _HELD_BY_OTHERS, _STRAY, _CONDITION, _UID = (
+_RECORDED, _DELETING, _HELD, _HELD_BY_OTHERS, _STRAY, _CONDITION, _TEXT = (
     1 << bit for bit in range(7)
 )
 
@@ -44,9 +44,10 @@ class Packing:
         try:
             if f"{run}-{summary.action}".encode() != name:
                 return self._whole(summary)
-            raw = bytes.fromhex(uid.replace("-", ""))
-            if uid and _text_of(raw) != uid:
-                return self._whole(summary)
+            parent = summary.parent.encode()
+            raw, text = _raw_of(uid), None
+            if raw is None:
+                raw, text = len(parent).to_bytes(16, "little"), uid.encode()
             before, found, behind = summary.run_output_base.partition(run)
             texts = (
                 summary.project,
@@ -69,7 +70,7 @@ class Packing:
                 | summary.held_by_others * _HELD_BY_OTHERS
                 | summary.stray * _STRAY
                 | summary.condition * _CONDITION
-                | (_UID if uid else 0),
+                | (text is not None) * _TEXT,
                 len(run),
                 number,
                 summary.attempts,
@@ -78,7 +79,7 @@ class Packing:
                 summary.mark,
                 raw,
             )
-            packed += summary.parent.encode()
+            packed += parent + (text or b"")
         except (ValueError, struct.error):
             return self._whole(summary)
         self._use(texts, number)
@@ -104,14 +105,19 @@ class Packing:
         project, domain, org, version, before, behind = self._texts[number]
         text = name.decode()
         run = text[:length]
+        if flags & _TEXT:
+            middle = _PARENT + int.from_bytes(raw, "little")
+            parent, uid = packed[_PARENT:middle].decode(), packed[middle:].decode()
+        else:
+            parent, uid = packed[_PARENT:].decode(), _text_of(raw)
         return Summary(
             project,
             domain,
             run,
             text[length + 1 :],
             org,
-            packed[_PARENT:].decode(),
-            _text_of(raw) if flags & _UID else "",
+            parent,
+            uid,
             Phase(phase),
             attempts,
             cache_status,
@@ -164,7 +170,8 @@ def have_one_parent(packed: bytes, other: bytes) -> bool:
     return (
         packed[_FORM] == other[_FORM] == 1
         and packed[11:13] == other[11:13]
-        and packed[_PARENT:] == other[_PARENT:]
+        and packed[10] & _TEXT == other[10] & _TEXT
+        and packed[_RAW:] == other[_RAW:]
     )
 
 
@@ -174,9 +181,23 @@ def parent_of(name: bytes, packed: bytes) -> bytes:
         summary = unpack(packed[_FORM + 1 :])
         run, parent = summary.run, summary.parent
     else:
+        end = len(packed)
+        if packed[10] & _TEXT:
+            end = _PARENT + int.from_bytes(packed[_RAW:_PARENT], "little")
         run = name.decode()[: int.from_bytes(packed[11:13], "little")]
-        parent = packed[_PARENT:].decode()
+        parent = packed[_PARENT:end].decode()
     return task_action_name(run, parent).encode(errors="replace") if parent else b""
+
+
+def _raw_of(uid: str) -> bytes | None:
+    """The number that a uid stands for; None for one that is no number in the usual form."""
+    if len(uid) != 36:
+        return None
+    try:
+        raw = bytes.fromhex(uid.replace("-", ""))
+    except ValueError:
+        return None
+    return raw if _text_of(raw) == uid else None
 
 
 def _text_of(raw: bytes) -> str:

@@ -31,6 +31,10 @@ class SetAside:
         self.keys = Undecodable()
         self.count = 0
 
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a key holds such a value now."""
+        return key in self.keys
+
     def add(self, change: Change, error: BaseException) -> None:
         """Set the value of a change aside.
 

@@ -205,6 +205,8 @@ class Reflector:
             does not reach back to it the oldest state that can be read is listed; a store
             that is not there yet is another one, and is listed as it is. Both are logged,
             and counted as relists for ``position_compacted`` and ``position_ahead``.
+        merge: Gives what the sink needs of a batch, where it can do without states that newer ones
+            of the same batch replace.
         on_replaced: Called when the store turns out to be another one, before its states
             are given out.
         likely_prefix: What most keys begin with; see :func:`~etcd_actions.watch.ranges.split`.
@@ -225,6 +227,7 @@ class Reflector:
         *,
         known: Known | None = None,
         start_revision: int = 0,
+        merge: Callable[[Sequence[Change]], Sequence[Change]] | None = None,
         on_replaced: Callable[[], None] | None = None,
         likely_prefix: bytes = b"",
         settings: ReflectorSettings | None = None,
@@ -245,6 +248,7 @@ class Reflector:
             start_revision = max(start_revision, *map(self._known_at, self._known), 0)
         self._start_revision = start_revision
         self._list_at = self._start_revision
+        self._merge = merge
         self._on_replaced = on_replaced
         self._likely_prefix = likely_prefix or self._keys.start
         self._settings = settings or ReflectorSettings()
@@ -612,9 +616,7 @@ class Reflector:
                     except trio.EndOfChannel:
                         break
                     self._turn = 0
-                    for response in responses:
-                        if (changed := self._handle(response, stream, nursery)) is not None:
-                            await self._give_events(changed, response)
+                    await self._take(responses, stream, nursery)
                     self._heard = trio.current_time()
             nursery.cancel_scope.cancel("the stream has lived long enough, or been silent")
 
@@ -654,6 +656,30 @@ class Reflector:
             )
         )
 
+    async def _take(
+        self, responses: Sequence[WatchResponse], stream: WatchStream, nursery: trio.Nursery
+    ) -> None:
+        """Take what has been received; its changes are given out as one batch."""
+        changes: list[Change] = []
+        ranges: list[_Range] = []
+        for response in responses:
+            if response.canceled and changes:
+                # The range is listed then, behind its changes.
+                await self._give_batch(changes, ranges)
+                changes, ranges = [], []
+            if (range_ := self._handle(response, stream, nursery)) is not None:
+                ranges.append(range_)
+                if range_.handing_out is None:
+                    # Until all are taken, and after a failure until the next list.
+                    range_.handing_out = range_.given_out
+                changes += _changes_of(range_, response)
+        await self._give_batch(changes, ranges)
+
+    async def _give_batch(self, changes: list[Change], ranges: list[_Range]) -> None:
+        await self._give(changes)
+        for range_ in ranges:
+            range_.handing_out = None
+
     def _handle(
         self, response: WatchResponse, stream: WatchStream, nursery: trio.Nursery
     ) -> _Range | None:
@@ -682,35 +708,6 @@ class Reflector:
                 each.resume.progress(response.revision)
         return None
 
-    async def _give_events(self, range_: _Range, response: WatchResponse) -> None:
-        # Until all are taken, and after a failure until the next list.
-        range_.handing_out = range_.given_out
-        changes = []
-        for event in range_.resume.accept(response.events, fragment=response.fragment):
-            version = event.version
-            if version == 1:
-                kind = ChangeKind.ADDED
-                range_.keys += 1
-            elif version:
-                kind = ChangeKind.MODIFIED
-            else:
-                kind = ChangeKind.DELETED
-                range_.keys -= 1
-            changes.append(
-                Change(
-                    kind,
-                    event.key,
-                    event.value,
-                    event.create_revision,
-                    event.mod_revision,
-                    version,
-                    event.lease,
-                    prev_value=None if event.prev_kv is None else event.prev_kv.value,
-                )
-            )
-        await self._give(changes)
-        range_.handing_out = None
-
     async def _give(self, changes: Sequence[Change]) -> None:
         """Have the sink take changes; others have their turn in between.
 
@@ -718,6 +715,8 @@ class Reflector:
         """
         self._events += len(changes)
         self._remember_witnesses(changes)
+        if self._merge is not None and len(changes) > 1:
+            changes = self._merge(changes)
         for start in range(0, len(changes), _TURN):
             part = changes if len(changes) <= _TURN else changes[start : start + _TURN]
             if self._turn >= _TURN:
@@ -828,6 +827,34 @@ class Reflector:
             if scope.cancelled_caught:
                 raise Unavailable(f"watch: nothing heard for {dead_after:g} s")
             self._heard = trio.current_time()
+
+
+def _changes_of(range_: _Range, response: WatchResponse) -> list[Change]:
+    """What the events of a response are to a sink; they count as received."""
+    changes = []
+    for event in range_.resume.accept(response.events, fragment=response.fragment):
+        version = event.version
+        if version == 1:
+            kind = ChangeKind.ADDED
+            range_.keys += 1
+        elif version:
+            kind = ChangeKind.MODIFIED
+        else:
+            kind = ChangeKind.DELETED
+            range_.keys -= 1
+        changes.append(
+            Change(
+                kind,
+                event.key,
+                event.value,
+                event.create_revision,
+                event.mod_revision,
+                version,
+                event.lease,
+                prev_value=None if event.prev_kv is None else event.prev_kv.value,
+            )
+        )
+    return changes
 
 
 def _disjoint(keys: Sequence[KeyRange]) -> Sequence[KeyRange]:

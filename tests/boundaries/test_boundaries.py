@@ -268,9 +268,7 @@ async def test_a_value_that_a_decoder_fails_at_is_set_aside(
 ) -> None:
     """Not tried for ever, but listed; the next good write heals."""
     fault = Fault(error, left=1000)
-    monkeypatch.setattr(
-        json, "summarize", fault.before(json.summarize, lambda value, **_: is_bad(value))
-    )
+    monkeypatch.setattr(json, "decode", fault.before(json.decode, lambda value, **_: is_bad(value)))
     good, bad = make_run(prefix, "good", 1)[0], make_run(prefix, "bad", 1)[0]
     async with playing(etcd, prefix) as scene:
         await scene.end(bad)

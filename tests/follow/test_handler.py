@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from etcd_actions.backoff import Backoff
 from etcd_actions.containment import Containment
 from etcd_actions.follow import Handler, Index, SetAside
-from etcd_actions.model import ActionUpdate, Summary
+from etcd_actions.model import ActionUpdate, Summary, TaskAction
 from etcd_actions.subscriptions import Subscriptions
 from etcd_actions.watch import Change, ChangeKind
 from etcd_actions.workqueue import WorkQueueSettings
@@ -37,7 +37,9 @@ class Recording:
     def wants(self, change: Change, summary: Summary) -> bool:
         return True
 
-    def deliver(self, change: Change, update: ActionUpdate | None) -> None:
+    def deliver(
+        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+    ) -> None:
         if self.fails(change):
             raise MemoryError
         self.delivered.append((change.key, change.mod_revision, change.is_delete))
@@ -103,7 +105,8 @@ async def test_of_a_batch_the_latest_state_is_handled() -> None:
     key = ACTIONS["a1"].key
     changes = [put("a1", r, 3) for r in (3, 4, 5)] + [delete("a1", 6), put("a1", 7, 7)]
     async with handling() as scene:
-        scene.handler.dispatch([*changes, put("a1", 8, 7), put("a2", 8, 8)])
+        changes += [put("a1", 8, 7), put("a2", 8, 8)]
+        scene.handler.dispatch(scene.handler.latest(changes))
         told = [each[1:] for each in scene.recording.delivered if each[0] == key]
         assert told == [(5, False), (6, True), (8, False)]
         statistics = scene.handler.statistics()
@@ -190,7 +193,7 @@ def test_over_any_schedule_all_ends_are_handled_in_order_and_the_index_is_exact(
         async with handling() as scene:
             scene.recording.fails = lambda _: next(failures, False)
             for batch in batches:
-                scene.handler.dispatch(batch)
+                scene.handler.dispatch(scene.handler.latest(batch))
                 for change in batch:
                     last[change.key] = change
                     if change.is_delete:
