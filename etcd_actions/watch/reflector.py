@@ -36,11 +36,9 @@ Silence is not trusted: when nothing was heard for half of ``dead_after``, a lin
 read asks whether the cluster still answers; if it does not within the rest, the stream is
 given up and opened again. So is a stream whose member lost its leader.
 
-A store can be replaced behind the same address, by a restore or a wiped directory. At every
-reconnect the cluster id, the revision and two witnesses (the newest put and the newest delete
-that were given out, read at their own revisions) are compared. When they disagree the whole
-prefix is listed again, every present state is given out, new or not, and revisions may be
-lower than before: the one case in which the ``mod_revision`` of a key goes back.
+At every reconnect the store is verified (:mod:`etcd_actions.watch.store_identity`). Where it is
+another one than before the whole prefix is listed again, every present state is given out, new or
+not, and revisions may be lower: the one case in which the ``mod_revision`` of a key goes back.
 
 What is raised unexpectedly, by a response that cannot be used or by the sink, ends the stream
 and not the reflector. Then the state is read from a list (reason ``failed``), compared with what
@@ -54,16 +52,12 @@ Cancelling :meth:`Reflector.run` at any point leaves nothing behind.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 import structlog
 import trio
 
-from etcd_actions.backoff import Backoff
 from etcd_actions.containment import Containment, describe
 from etcd_actions.errors import (
     Compacted,
@@ -75,117 +69,22 @@ from etcd_actions.errors import (
     Unavailable,
     first_error,
 )
-from etcd_actions.etcd.api import (
-    Etcd,
-    KeyRange,
-    KeyValue,
-    WatchCreate,
-    WatchResponse,
-    WatchStream,
-)
+from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate, WatchResponse, WatchStream
 from etcd_actions.etcd.history import find_oldest_revision
-from etcd_actions.etcd.paging import open_pages
 from etcd_actions.etcd.reasons import error_kind
-from etcd_actions.etcd.versions import (
-    EtcdVersion,
-    free_of_known_bugs,
-    has_reliable_progress,
-    known_bugs,
-)
-from etcd_actions.watch.change import Change, ChangeKind
+from etcd_actions.watch.change import Change
+from etcd_actions.watch.delivery import Delivery, Lister, Merge
+from etcd_actions.watch.idle import IdleRanges
 from etcd_actions.watch.known import Known, Noting, Sink
-from etcd_actions.watch.ranges import split
-from etcd_actions.watch.resume import Resume, repartition
+from etcd_actions.watch.settings import ReflectorSettings, ReflectorStatistics
+from etcd_actions.watch.store_identity import StoreIdentity
+from etcd_actions.watch.watched_range import WatchedRange, disjoint, divided, whole_ranges
 
 _log = structlog.get_logger(__name__)
 
-_BACKOFF = Backoff(initial=0.05, cap=2.0)
-_FEW_KEYS = 256
 _MANY_FAILURES = 8
 _LISTS_BEHIND_COMPACTIONS = 5
-_MOST_COMPARED = 1000
-"""Keys of a range up to which it is cheap to read whether it is idle."""
-_TURN = 128
-"""Changes that the sink takes before others have their turn."""
 _REFUSALS = (PermissionDenied, Unauthenticated, InvalidRequest)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReflectorSettings:
-    """How a prefix is watched. Times are in seconds.
-
-    Attributes:
-        ranges: How many key ranges to watch side by side. One watcher alone falls behind,
-            and slows etcd down, from a few thousand changes a second on.
-        prev_kv: Whether to ask for the previous value with each change. It costs etcd a read
-            an event, and is not there after a compaction.
-        dead_after: The longest silence, and unanswered question, before a stream counts
-            as dead. etcd itself says nothing for ten minutes when nothing changes.
-        stream_life: A stream is opened anew after this time: boundaries follow the keys,
-            and etcd checks permissions only when a watch is opened.
-        backoff: Delays between failed tries.
-    """
-
-    ranges: int = 4
-    prev_kv: bool = False
-    dead_after: float = 15.0
-    stream_life: float = 1800.0
-    backoff: Backoff = _BACKOFF
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReflectorStatistics:
-    """What a reflector has done so far.
-
-    Attributes:
-        synced: Whether the first list has been given out.
-        streaming: Whether a stream is open and all its ranges are watched.
-        revision: Every change up to it has been given out.
-        ranges: Number of key ranges watched side by side.
-        keys: Number of keys that exist, as far as is known.
-        events: Number of changes given out.
-        reconnects: Streams lost, by the name of the error.
-        relists: Lists after the first, by reason.
-        silence: Seconds since etcd was last heard; infinite before the first time.
-    """
-
-    synced: bool
-    streaming: bool
-    revision: int
-    ranges: int
-    keys: int
-    events: int
-    reconnects: dict[str, int]
-    relists: dict[str, int]
-    silence: float
-
-
-@dataclass(eq=False)
-class _Range:
-    """One watched range.
-
-    ``keys`` counts its known keys. ``handing_out`` is what was given out before the changes at
-    hand; None where there are none. ``listed_at`` is the revision of the last list of it,
-    finished or not; ``idle_until`` one up to which it was read to be as it is known,
-    ``compared_at`` the newest such read and ``compared_done`` what was done then;
-    ``confirmed_at`` when etcd confirmed its watcher.
-    """
-
-    resume: Resume
-    keys: int = 0
-    handing_out: int | None = None
-    listed_at: int = 0
-    idle_until: int = 0
-    compared_at: int = 0
-    compared_done: int = 0
-    confirmed_at: float = math.inf
-
-    @property
-    def given_out(self) -> int:
-        """Every change up to it has been given out."""
-        if self.handing_out is not None:
-            return self.handing_out
-        return max(self.resume.done, self.idle_until)
 
 
 class Reflector:
@@ -227,7 +126,7 @@ class Reflector:
         *,
         known: Known | None = None,
         start_revision: int = 0,
-        merge: Callable[[Sequence[Change]], Sequence[Change]] | None = None,
+        merge: Merge | None = None,
         on_replaced: Callable[[], None] | None = None,
         likely_prefix: bytes = b"",
         settings: ReflectorSettings | None = None,
@@ -235,41 +134,30 @@ class Reflector:
         names_known_bugs: bool = True,
     ) -> None:
         self._containment = containment or Containment()
-        self._names_known_bugs = names_known_bugs
-        self._failed = False
         self._etcd = etcd
-        self._keys, *self._more_keys = _disjoint([keys] if isinstance(keys, KeyRange) else keys)
+        self._keys, *self._more_keys = disjoint([keys] if isinstance(keys, KeyRange) else keys)
+        self._settings = settings or ReflectorSettings()
         if known is None:
             known = sink = Noting(sink)
-        self._sink = sink
-        self._known = known
         known.deliver_all_again()
         if start_revision:
-            start_revision = max(start_revision, *map(self._known_at, self._known), 0)
-        self._start_revision = start_revision
-        self._list_at = self._start_revision
-        self._merge = merge
+            start_revision = max([start_revision, *(abs(known.revision_of(key)) for key in known)])
+        self._known = known
+        self._identity = StoreIdentity(etcd, self._keys.start, names_known_bugs=names_known_bugs)
+        self._delivery = Delivery(sink, merge, self._identity)
+        self._lister = Lister(etcd, known, self._delivery)
+        self._idle = IdleRanges(etcd, known, self._identity, self._settings.dead_after)
+        self._start_revision = self._list_at = start_revision
         self._on_replaced = on_replaced
         self._likely_prefix = likely_prefix or self._keys.start
-        self._settings = settings or ReflectorSettings()
-        self._ranges = self._unsplit()
-        self._by_watch_id: dict[int, _Range] = {}
+        self._ranges = whole_ranges((self._keys, *self._more_keys), known)
+        self._by_watch_id: dict[int, WatchedRange] = {}
         self._last_watch_id = 0
-        self._synced = False
-        self._suspicion = ""
-        self._last_put: KeyValue | None = None
-        self._last_delete: Change | None = None
-        self._cluster_id = 0
-        self._versions: set[EtcdVersion] = set()
-        self._trust_progress = False
         self._progress_counts = False
-        self._compare_next = -math.inf
+        self._synced = False
+        self._failed = False
         self._streaming = False
-        self._heard = -math.inf
         self._failures = 0
-        self._events = 0
-        # Changes that the sink has taken since others had their turn.
-        self._turn = 0
         self._reconnects: Counter[str] = Counter()
         self._relists: Counter[str] = Counter()
 
@@ -281,23 +169,18 @@ class Reflector:
             revision=self.revision,
             ranges=len(self._ranges),
             keys=sum(range_.keys for range_ in self._ranges),
-            events=self._events,
+            events=self._delivery.events,
             reconnects=dict(self._reconnects),
             relists=dict(self._relists),
-            silence=trio.current_time() - self._heard,
+            silence=trio.current_time() - self._delivery.heard,
         )
 
     @property
     def revision(self) -> int:
         """Every change up to it has been given out: what may be kept as a position.
 
-        Each range has it from its own changes, and while it is idle from etcd's word, where
-        that can be trusted (see :func:`~etcd_actions.etcd.versions.has_reliable_progress`).
-        Where it cannot, or is not to be had, an idle range of few keys is read every
-        ``dead_after`` seconds: what twice in a row was found to be just as it is known, with
-        no change in between, counts as given out up to the first of the two reads. So a key
-        that was made and deleted in between could be passed over, by a stream that lags by
-        more than that time; it is given out late, but a start from here would not see it.
+        Each range has it from its own changes, and while it is idle from etcd's word, where that
+        can be trusted, or from :mod:`etcd_actions.watch.idle`.
         """
         return min(range_.given_out for range_ in self._ranges)
 
@@ -343,8 +226,9 @@ class Reflector:
                 await self._list_first()
                 self._synced = True
                 task_status.started(self.revision)
-            await self._verify_store()
-            if self._suspicion:
+            done = max(range_.resume.highest for range_ in self._ranges)
+            await self._identity.verify(done)
+            if self._identity.suspicion:
                 await self._relist()
             await self._stream()
         except* EtcdError as group:
@@ -358,7 +242,7 @@ class Reflector:
         name = _text(self._keys.start)
         contained = self._containment.caught("watch", name, error, parks=True)
         self._failed = True
-        self._suspicion = self._suspicion or "failed"
+        self._identity.suspicion = self._identity.suspicion or "failed"
         return Unavailable(f"watch: {describe(contained)}")
 
     def _heal(self) -> None:
@@ -374,86 +258,25 @@ class Reflector:
             log = _log.warning if failures < _MANY_FAILURES else _log.error
             log("watch_lost", error=str(failure), failures=failures, retry_in=round(delay, 3))
 
-    async def _verify_store(self) -> None:
-        """Is this still the store that was watched? Sets ``_suspicion`` if that is not sure."""
-        done = max(range_.resume.highest for range_ in self._ranges)
-        newest = await self._etcd.range(KeyRange.of_key(self._keys.start), keys_only=True)
-        if self._cluster_id and newest.cluster_id != self._cluster_id:
-            self._suspicion = "replaced"
-        elif newest.revision < done:
-            self._suspicion = "went_back"
-        elif self._suspicion in ("", "unverifiable", "failed"):
-            self._suspicion = await self._hear_witnesses() or self._suspicion
-        self._cluster_id = newest.cluster_id
-        try:
-            version = EtcdVersion.parse((await self._etcd.status()).version)
-        except (PermissionDenied, InvalidRequest, ValueError):
-            # Only a known version is known to be reliable; proxies may not know the method.
-            self._trust_progress = False
-        else:
-            self._trust_progress = has_reliable_progress(version)
-            self._tell_known_bugs(version)
-
-    def _tell_known_bugs(self, version: EtcdVersion) -> None:
-        """Log what a version does wrong, once: it explains what nothing here can."""
-        if version in self._versions or not self._names_known_bugs:
-            return
-        self._versions.add(version)
-        if bugs := known_bugs(version):
-            log = _log.info if all(bug.averted for bug in bugs) else _log.warning
-            log(
-                "etcd_has_known_bugs",
-                version=str(version),
-                bugs=[f"{bug.id}: {bug.consequence}" for bug in bugs],
-                fixed_in=str(free_of_known_bugs(version)),
-            )
-
-    async def _hear_witnesses(self) -> str:
-        """What the newest changes that were given out say against the store; empty if nothing."""
-        put, delete = self._last_put, self._last_delete
-        try:
-            if delete is not None:
-                key, revision = KeyRange.of_key(delete.key), delete.mod_revision
-                after = await self._etcd.range(key, revision=revision, keys_only=True)
-                before = await self._etcd.range(key, revision=revision - 1, keys_only=True)
-                if after.kvs or not before.kvs:
-                    return "replaced"
-        except FutureRevision:
-            return "went_back"
-        except Compacted:
-            # Without its history a delete proves nothing: the put decides.
-            delete = None
-        if put is None:
-            return "" if delete is not None or self._last_delete is None else "unverifiable"
-        key = KeyRange.of_key(put.key)
-        try:
-            return (
-                ""
-                if (await self._etcd.range(key, revision=put.mod_revision)).kvs == [put]
-                else "replaced"
-            )
-        except FutureRevision:
-            return "went_back"
-        except Compacted:
-            # Unchanged at the head it proves as much; changed since, only a list can tell.
-            return "" if (await self._etcd.range(key)).kvs == [put] else "unverifiable"
-
     async def _relist(self) -> None:
         """List everything: the store may be another one."""
-        if self._suspicion in ("unverifiable", "failed") and not await self._list_history():
-            self._suspicion = "replaced"
-        if not self._suspicion:
+        if (
+            self._identity.suspicion in ("unverifiable", "failed")
+            and not await self._list_history()
+        ):
+            self._identity.suspicion = "replaced"
+        if not self._identity.suspicion:
             return
-        replaced = self._suspicion not in ("unverifiable", "failed")
-        self._tell_relist(self._suspicion)
-        self._ranges = self._unsplit()
-        if self._suspicion != "failed":
-            self._last_put = self._last_delete = None
+        replaced = self._identity.suspicion not in ("unverifiable", "failed")
+        self._tell_relist(self._identity.suspicion)
+        self._ranges = whole_ranges((self._keys, *self._more_keys), self._known)
+        if self._identity.suspicion != "failed":
+            self._identity.forget_witnesses()
         if replaced and self._on_replaced is not None:
             self._on_replaced()
         for range_ in self._ranges:
-            await self._list(range_, 0, replaced=replaced)
-        self._suspicion = ""
+            await self._lister.list(range_, 0, replaced=replaced)
+        self._identity.suspicion = ""
 
     def _tell_relist(self, reason: str, revision: int = 0) -> None:
         log = _log.warning if reason in ("unverifiable", "failed") else _log.error
@@ -468,7 +291,7 @@ class Reflector:
         another store. Clears ``_suspicion`` when it is done. While compactions are faster than
         the list, the newest states are all that can be had, and it stays as it is.
         """
-        reason = self._suspicion
+        reason = self._identity.suspicion
         verify = reason == "unverifiable"
         delivered = max(range_.resume.highest for range_ in self._ranges)
         revision = max(delivered, *(range_.listed_at for range_ in self._ranges))
@@ -477,47 +300,21 @@ class Reflector:
         for _ in range(_LISTS_BEHIND_COMPACTIONS):
             try:
                 for range_ in self._ranges:
-                    if verify and not await self._agrees(range_, revision):
+                    if verify and not await self._lister.agrees(range_, revision):
                         return False
                 self._tell_relist(reason, revision)
                 if verify:
-                    self._last_put = self._last_delete = None
+                    self._identity.forget_witnesses()
                 for range_ in self._ranges:
-                    await self._list(range_, revision)
+                    await self._lister.list(range_, revision)
             except* Compacted:
                 oldest = await find_oldest_revision(self._etcd, self._keys)
                 revision = max(revision, oldest)
                 _log.warning("history_compacted", listing_at=revision)
             else:
-                self._suspicion = ""
+                self._identity.suspicion = ""
                 return True
         return True
-
-    async def _agrees(self, range_: _Range, revision: int) -> bool:
-        """Whether what was delivered of a range can have led to its state at a revision."""
-        done = range_.handing_out if range_.handing_out is not None else range_.resume.done
-        async with open_pages(
-            self._etcd, range_.resume.keys, revision=revision, keys_only=True
-        ) as pages:
-            async for page in pages:
-                for kv in page.kvs:
-                    seen = self._known.revision_of(kv.key)
-                    # It is not sure which of these were delivered.
-                    if seen >= 0 and not (kv.mod_revision == seen or kv.mod_revision > done):
-                        return False
-        return True
-
-    def _known_at(self, key: bytes) -> int:
-        """At which revision a key was delivered last, surely or not."""
-        return abs(self._known.revision_of(key))
-
-    def _unsplit(self) -> list[_Range]:
-        """The ranges as they were asked for, the first one whole, to be listed."""
-        ranges = [_Range(Resume(keys, 0)) for keys in (self._keys, *self._more_keys)]
-        for key in self._known:
-            for range_ in ranges:
-                range_.keys += key in range_.resume.keys
-        return ranges
 
     async def _list_first(self) -> None:
         """List what was not listed yet, all at one revision if etcd can still read it."""
@@ -525,11 +322,11 @@ class Reflector:
             while not range_.resume.done:
                 await self._list_from_start(range_)
 
-    async def _list_from_start(self, range_: _Range) -> None:
+    async def _list_from_start(self, range_: WatchedRange) -> None:
         """List a range, unless that must be done at another revision: then choose that."""
         failure: EtcdError | None = None
         try:
-            self._list_at = await self._list(range_, self._list_at)
+            self._list_at = await self._lister.list(range_, self._list_at)
         except* (Compacted, FutureRevision) as group:
             failure = first_error(group)
         if failure is None:
@@ -552,48 +349,13 @@ class Reflector:
         start = _text(range_.resume.keys.start)
         _log.warning(reason, start=start, position=wanted, listing_at=self._list_at)
 
-    async def _list(self, range_: _Range, revision: int, *, replaced: bool = False) -> int:
-        """List a range and give out what differs from what was given out before.
-
-        Args:
-            range_: It is watched from the list's revision afterwards.
-            revision: Where to list, not below anything given out; 0 for the newest.
-            replaced: The store is another one: equal revisions prove nothing, so every
-                state is given out.
-        """
-        known, keys, listed = self._known, range_.resume.keys, 0
-        missing = {key for key in known if key in keys} if range_.keys else set()
-        async with open_pages(self._etcd, keys, revision=revision) as pages:
-            async for page in pages:
-                await self._sink.wait_list_room()
-                self._heard = trio.current_time()
-                revision = range_.listed_at = page.revision
-                listed += len(page.kvs)
-                range_.keys = max(range_.keys, listed)
-                changes = []
-                for kv in page.kvs:
-                    seen = known.revision_of(kv.key)
-                    if seen:
-                        missing.discard(kv.key)
-                        if kv.mod_revision == seen and not replaced:
-                            continue
-                        if kv.create_revision > abs(seen):
-                            changes.append(_synthesised_delete(kv.key, kv.create_revision - 1))
-                            seen = 0
-                    changes.append(_listed(kv, ChangeKind.MODIFIED if seen else ChangeKind.ADDED))
-                await self._give(changes)
-        await self._give(
-            [_synthesised_delete(key, max(self._known_at(key), revision)) for key in missing]
-        )
-        range_.keys = listed
-        range_.resume.restart(revision)
-        range_.handing_out = None
-        return revision
-
     async def _stream(self) -> None:
         """Watch all ranges on one stream, until it fails or another one is due."""
-        self._progress_counts = self._trust_progress
-        self._repartition()
+        self._progress_counts = self._identity.tells_progress
+        first = len(self._ranges) - len(self._more_keys)
+        divisible, count = self._ranges[:first], self._settings.ranges
+        divisible = divided(divisible, count, self._known, likely_prefix=self._likely_prefix)
+        self._ranges[:first] = divisible
         self._by_watch_id.clear()
         for range_ in self._ranges:
             range_.resume.stream_lost()
@@ -607,40 +369,20 @@ class Reflector:
             if self._failures:
                 _log.info("watch_restored", failures=self._failures)
             nursery.start_soon(self._probe, stream)
-            nursery.start_soon(self._compare_idle)
+            nursery.start_soon(self._idle.run, lambda: tuple(self._by_watch_id.values()))
             with trio.move_on_after(self._settings.stream_life):
                 while True:
-                    await self._sink.wait_stream_room()
+                    await self._delivery.wait_stream_room()
                     try:
                         responses = await stream.receive()
                     except trio.EndOfChannel:
                         break
-                    self._turn = 0
+                    self._delivery.turn = 0
                     await self._take(responses, stream, nursery)
-                    self._heard = trio.current_time()
+                    self._delivery.heard = trio.current_time()
             nursery.cancel_scope.cancel("the stream has lived long enough, or been silent")
 
-    def _repartition(self) -> None:
-        """Move the range boundaries to where the keys are, when that is worth it."""
-        more = len(self._more_keys)
-        old, others = self._ranges[: len(self._ranges) - more], self._ranges[-more:] if more else []
-        total = sum(range_.keys for range_ in old)
-        count = self._settings.ranges
-        largest = max(range_.keys for range_ in old)
-        if len(old) == count and largest <= max(_FEW_KEYS, 2 * total // count):
-            return
-        known = [key for key in self._known if key in self._keys]
-        bounds = split(self._keys, count, known, likely_prefix=self._likely_prefix)
-        moved = repartition([range_.resume for range_ in old], bounds)
-        listed_at = max(range_.listed_at for range_ in old)
-        idle_until = min(range_.given_out for range_ in old)
-        ranges = [_Range(resume, listed_at=listed_at, idle_until=idle_until) for resume in moved]
-        starts = [resume.keys.start for resume in moved]
-        for key in known:
-            ranges[bisect_right(starts, key) - 1].keys += 1
-        self._ranges = [*ranges, *others]
-
-    def _open(self, stream: WatchStream, range_: _Range) -> None:
+    def _open(self, stream: WatchStream, range_: WatchedRange) -> None:
         """Watch ``range_`` under an id that this stream has not seen."""
         self._last_watch_id += 1
         self._by_watch_id[self._last_watch_id] = range_
@@ -661,7 +403,7 @@ class Reflector:
     ) -> None:
         """Take what has been received; its changes are given out as one batch."""
         changes: list[Change] = []
-        ranges: list[_Range] = []
+        ranges: list[WatchedRange] = []
         for response in responses:
             if response.canceled and changes:
                 # The range is listed then, behind its changes.
@@ -672,17 +414,17 @@ class Reflector:
                 if range_.handing_out is None:
                     # Until all are taken, and after a failure until the next list.
                     range_.handing_out = range_.given_out
-                changes += _changes_of(range_, response)
+                changes += range_.take(response)
         await self._give_batch(changes, ranges)
 
-    async def _give_batch(self, changes: list[Change], ranges: list[_Range]) -> None:
-        await self._give(changes)
+    async def _give_batch(self, changes: list[Change], ranges: list[WatchedRange]) -> None:
+        await self._delivery.give(changes)
         for range_ in ranges:
             range_.handing_out = None
 
     def _handle(
         self, response: WatchResponse, stream: WatchStream, nursery: trio.Nursery
-    ) -> _Range | None:
+    ) -> WatchedRange | None:
         """Take a response; the range that it has events of, if it has any."""
         range_ = self._by_watch_id.get(response.watch_id)
         if response.canceled:
@@ -708,47 +450,7 @@ class Reflector:
                 each.resume.progress(response.revision)
         return None
 
-    async def _give(self, changes: Sequence[Change]) -> None:
-        """Have the sink take changes; others have their turn in between.
-
-        It is never left half-way but by a failure: where it is, is what counts as given out.
-        """
-        self._events += len(changes)
-        self._remember_witnesses(changes)
-        if self._merge is not None and len(changes) > 1:
-            changes = self._merge(changes)
-        for start in range(0, len(changes), _TURN):
-            part = changes if len(changes) <= _TURN else changes[start : start + _TURN]
-            if self._turn >= _TURN:
-                self._turn = 0
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            self._turn += len(part)
-            self._sink.dispatch(part)
-
-    def _remember_witnesses(self, changes: Sequence[Change]) -> None:
-        """Keep the newest put and the newest delete, to tell a replaced store by."""
-        newest_put = self._last_put.mod_revision if self._last_put else 0
-        newest_delete = self._last_delete.mod_revision if self._last_delete else 0
-        for change in reversed(changes):
-            if change.version:
-                if change.mod_revision > newest_put:
-                    self._last_put = KeyValue(
-                        change.key,
-                        change.value or b"",
-                        change.create_revision,
-                        change.mod_revision,
-                        change.version,
-                        change.lease,
-                    )
-                    newest_put = change.mod_revision
-                # The stream is in order, so this was its newest; a list is not.
-                if not change.listed:
-                    return
-            elif not change.synthesised and change.mod_revision > newest_delete:
-                self._last_delete = change
-                newest_delete = change.mod_revision
-
-    async def _recover(self, stream: WatchStream, range_: _Range, compacted: int) -> None:
+    async def _recover(self, stream: WatchStream, range_: WatchedRange, compacted: int) -> None:
         """List a range whose history was compacted away, and watch it again.
 
         The compaction revision itself is still readable. Never below what was given out
@@ -763,52 +465,15 @@ class Reflector:
         _log.warning("history_compacted", start=_text(keys.start), listing_at=revision)
         for _ in range(_LISTS_BEHIND_COMPACTIONS):
             try:
-                await self._list(range_, revision)
+                await self._lister.list(range_, revision)
             except* Compacted:
                 # What the next compaction left is readable, too.
                 revision = max(await find_oldest_revision(self._etcd, keys), revision)
             else:
                 break
         else:
-            await self._list(range_, 0)
+            await self._lister.list(range_, 0)
         self._open(stream, range_)
-
-    async def _compare_idle(self) -> None:
-        """Move on the revision of idle ranges, where etcd cannot be asked for progress.
-
-        The pause counts from one stream to the next: streams of the gateway do not last as long.
-        """
-        dead_after = self._settings.dead_after
-        if self._compare_next < trio.current_time():
-            self._compare_next = trio.current_time() + dead_after
-        while True:
-            await trio.sleep_until(self._compare_next)
-            self._compare_next = trio.current_time() + dead_after
-            if self._trust_progress:
-                continue
-            for range_ in tuple(self._by_watch_id.values()):
-                if range_.keys > _MOST_COMPARED:
-                    continue
-                try:
-                    await self._compare(range_)
-                except EtcdError as error:
-                    # The probe sees to a cluster that does not answer.
-                    _log.debug("idle_range_unread", error=str(error))
-
-    async def _compare(self, range_: _Range) -> None:
-        """Read whether a range is as it is known; see :attr:`revision`."""
-        done = range_.resume.done
-        keys, limit = range_.resume.keys, range_.keys + 1
-        found = await self._etcd.range(keys, limit=limit, keys_only=True)
-        # A watcher that was opened just now may have yet to be sent what it missed.
-        settled = trio.current_time() - range_.confirmed_at >= self._settings.dead_after / 6
-        same = len(found.kvs) == range_.keys and all(
-            kv.mod_revision == self._known.revision_of(kv.key) for kv in found.kvs
-        )
-        idle = settled and same and range_.resume.done == done
-        if idle and range_.compared_at and range_.compared_done == done:
-            range_.idle_until = max(range_.idle_until, range_.compared_at)
-        range_.compared_at, range_.compared_done = (found.revision, done) if idle else (0, 0)
 
     async def _probe(self, stream: WatchStream) -> None:
         """Raise Unavailable when the cluster has gone silent."""
@@ -818,7 +483,7 @@ class Reflector:
             self._heal()
             if self._progress_counts:
                 stream.request_progress()
-            silence = trio.current_time() - self._heard
+            silence = trio.current_time() - self._delivery.heard
             if silence < dead_after / 2:
                 continue
             # Less than nothing is left when this process itself was stopped for a while.
@@ -826,63 +491,7 @@ class Reflector:
                 await self._etcd.range(KeyRange.of_key(self._keys.start), keys_only=True)
             if scope.cancelled_caught:
                 raise Unavailable(f"watch: nothing heard for {dead_after:g} s")
-            self._heard = trio.current_time()
-
-
-def _changes_of(range_: _Range, response: WatchResponse) -> list[Change]:
-    """What the events of a response are to a sink; they count as received."""
-    changes = []
-    for event in range_.resume.accept(response.events, fragment=response.fragment):
-        version = event.version
-        if version == 1:
-            kind = ChangeKind.ADDED
-            range_.keys += 1
-        elif version:
-            kind = ChangeKind.MODIFIED
-        else:
-            kind = ChangeKind.DELETED
-            range_.keys -= 1
-        changes.append(
-            Change(
-                kind,
-                event.key,
-                event.value,
-                event.create_revision,
-                event.mod_revision,
-                version,
-                event.lease,
-                prev_value=None if event.prev_kv is None else event.prev_kv.value,
-            )
-        )
-    return changes
-
-
-def _disjoint(keys: Sequence[KeyRange]) -> Sequence[KeyRange]:
-    """The same ranges, if no key is in two of them."""
-    if not keys:
-        raise ValueError("keys: there is nothing to watch: give at least one range")
-    in_order = sorted(keys)
-    for before, after in pairwise(in_order):
-        if after.start < before.end:
-            raise ValueError(f"keys: {before} and {after} overlap: give each key once")
-    return keys
-
-
-def _listed(kv: KeyValue, kind: ChangeKind) -> Change:
-    return Change(
-        kind,
-        kv.key,
-        kv.value,
-        kv.create_revision,
-        kv.mod_revision,
-        kv.version,
-        kv.lease,
-        listed=True,
-    )
-
-
-def _synthesised_delete(key: bytes, revision: int) -> Change:
-    return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, listed=True, synthesised=True)
+            self._delivery.heard = trio.current_time()
 
 
 def _text(key: bytes) -> str:

@@ -184,7 +184,7 @@ async def test_the_position_of_an_idle_range_moves_where_etcd_can_tell(
     etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By progress, on versions where that is reliable: so a compaction costs no list."""
-    monkeypatch.setattr("etcd_actions.watch.reflector.has_reliable_progress", lambda _: True)
+    monkeypatch.setattr("etcd_actions.watch.store_identity.has_reliable_progress", lambda _: True)
     async with reflecting(etcd, prefix, dead_after=6) as (reflector, _, _):
         last = await etcd.put(b"/elsewhere", b"")
         await eventually(lambda: reflector.statistics().revision >= last.revision)

@@ -450,7 +450,7 @@ class HeldStream:
 @pytest.fixture
 def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on the versions, and for the users, of which progress cannot be trusted."""
-    monkeypatch.setattr("etcd_actions.watch.reflector.has_reliable_progress", lambda _: False)
+    monkeypatch.setattr("etcd_actions.watch.store_identity.has_reliable_progress", lambda _: False)
 
 
 @pytest.mark.usefixtures("no_progress")
