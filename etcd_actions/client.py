@@ -43,12 +43,8 @@ from etcd_actions.model import (
     NamespaceTemplate,
     build_action_update,
 )
-from etcd_actions.processor import (
-    Processor,
-    ProcessorSettings,
-    ProcessorStatistics,
-    open_processor,
-)
+from etcd_actions.processor import Processor, open_processor
+from etcd_actions.processor_settings import ProcessorSettings, ProcessorStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.shared_watches import Scope, SharedWatches
 from etcd_actions.store import Store

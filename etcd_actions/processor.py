@@ -19,26 +19,20 @@ Any number of processes watch the same keys and serve subscribers; one of them l
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, overload
 
 import structlog
 import trio
 
-from etcd_actions.actions.abort import Aborter
-from etcd_actions.actions.condition_timeouts import ConditionTimeouts
-from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.backoff import Backoff
-from etcd_actions.clock import Clock
 from etcd_actions.containment import Containment
-from etcd_actions.dead_letters import DeadLetter, LetterBook
 from etcd_actions.errors import EtcdError, Unavailable, first_error
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.follow import Handler, Index, SetAside
 from etcd_actions.group_commit import open_group_commit
-from etcd_actions.leader import Duties, Leader
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
     DEFAULT_NAMESPACE,
@@ -46,15 +40,14 @@ from etcd_actions.model import (
     ActionUpdate,
     Keyspace,
 )
-from etcd_actions.outbox import Outbox, OutboxStatistics
-from etcd_actions.position import Position
-from etcd_actions.recorder import Recorder
+from etcd_actions.outbox import OutboxStatistics
+from etcd_actions.processor_settings import ProcessorSettings, ProcessorStatistics
+from etcd_actions.recording import Recording
 from etcd_actions.retention import Retention
 from etcd_actions.run_service import NullRunService, RunService
-from etcd_actions.store import Fence, FencedStore, Store
+from etcd_actions.store import Store
 from etcd_actions.subscriptions import AnySubscription, SnapshotEnd, Subscription, Subscriptions
-from etcd_actions.watch import Reflector, ReflectorSettings, ReflectorStatistics
-from etcd_actions.workqueue import WorkQueueSettings, WorkQueueStatistics
+from etcd_actions.watch import Reflector
 
 _LIKELY_RUN = b"r"
 _BACKOFF = Backoff(initial=0.1, cap=5.0)
@@ -62,98 +55,6 @@ _RESTARTS = Backoff(initial=0.2, cap=30.0)
 _WATCH = "the watch"
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProcessorSettings:
-    """How a processor works. Times are in seconds.
-
-    Attributes:
-        record: Whether to tell the run service, and to mark, at all; without it a processor
-            serves subscribers only, and writes nothing.
-        elect: Whether to do that only while elected, as one of all processes on this prefix.
-            Without it this one always does, and keeps no position.
-        collect_orphans: Whether to end and delete what lost its parent, as Kubernetes'
-            garbage collector does where there is one. What goes on without an owner
-            reference, and names a parent that is not there, is collected in any case: nobody
-            else does it.
-        finalizer: Whether our finalizer holds objects until their end is recorded.
-        election_ttl: For how long the leader may be silent before another takes over.
-        save_every: How often the leader saves the position.
-        outbox_workers: How many calls to the run service, and marks, are under way at once.
-        most_dead_letters: How many dead letters are kept; the oldest go.
-        retain_terminal: For how long recorded actions are kept before they expire; None
-            for ever, where something else collects them. With an action that expires goes
-            what is below it, also what still goes on: choose longer than that may last.
-        grace: How long stopping may take to finish the work at hand.
-        reflector: How the prefix is watched.
-        queue: Limits of the outbox, and of the keys whose handling failed.
-        clock: What time-outs of conditions are counted on.
-    """
-
-    record: bool = True
-    elect: bool = True
-    collect_orphans: bool = True
-    finalizer: bool = True
-    election_ttl: int = 10
-    save_every: float = 5.0
-    outbox_workers: int = 256
-    most_dead_letters: int = 10_000
-    retain_terminal: float | None = None
-    grace: float = 10.0
-    reflector: ReflectorSettings = field(default_factory=ReflectorSettings)
-    queue: WorkQueueSettings = field(default_factory=WorkQueueSettings)
-    clock: Clock = field(default_factory=Clock)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProcessorStatistics:
-    """What a processor holds and has done since it was started.
-
-    Attributes:
-        watching: Whether it is started.
-        reflector: The watch; None before the first start.
-        handlers: What was handled; what waits there is to be handled again. None before the
-            first start.
-        outbox: The run service's queue; None before this process was first to have one.
-        told: Number of calls that the run service accepted, by ``record`` and ``status``.
-        rejected: Number of calls that it will never accept, likewise.
-        failed: Number of calls that failed and are made again, likewise.
-        cut: Number of calls that ended with the time of the leader's lease, likewise.
-        held: Number of endings that are told again, after a takeover, before they are marked.
-        dead_letters: The letters about these that are in etcd, by action and call, and what is
-            no letter among them; empty while another process is elected.
-        dropped_letters: Number of these that made room for newer ones.
-        marks: Number of marks by result, see :class:`~etcd_actions.recorder.MarkResult`.
-        elected: Whether this process is the one that records and marks.
-        position: Every deletion up to this revision is done with, as last saved or read.
-        subscriptions: Number of open subscriptions.
-        undelivered: Number of updates that their readers have yet to receive.
-        decode_errors: Number of values that could not be decoded.
-        undecodable: The keys that hold such a value now, and why it cannot be decoded.
-        undecodable_since: When the first of these was found, in seconds since 1970; None
-            without one.
-    """
-
-    watching: bool
-    reflector: ReflectorStatistics | None
-    handlers: WorkQueueStatistics | None
-    outbox: WorkQueueStatistics | None
-    told: dict[str, int]
-    rejected: dict[str, int]
-    failed: dict[str, int]
-    cut: dict[str, int]
-    held: int
-    dead_letters: tuple[DeadLetter, ...]
-    dropped_letters: int
-    marks: dict[str, int]
-    elected: bool
-    position: int
-    subscriptions: int
-    undelivered: int
-    decode_errors: int
-    undecodable: dict[bytes, str]
-    undecodable_since: float | None
 
 
 @dataclass(frozen=True)
@@ -248,79 +149,6 @@ class _Life:
         self.grace = grace
 
 
-class _Recording:
-    """What a processor that records has besides its watch.
-
-    Attributes:
-        recorder: Marks.
-        timeouts: The conditions that wait.
-        outbox: Tells the run service.
-        leader: Is elected, or not.
-    """
-
-    def __init__(
-        self,
-        etcd: Etcd,
-        store: Store,
-        leases: Retention | None,
-        index: Index,
-        set_aside: SetAside,
-        keyspace: Keyspace,
-        namespace: str | None,
-        *,
-        owns: Callable[[bytes], bool],
-        run_service: RunService,
-        settings: ProcessorSettings,
-        containment: Containment,
-    ) -> None:
-        fence = Fence()
-        self.recorder = Recorder(FencedStore(store, fence), leases)
-        self.timeouts = ConditionTimeouts(store, clock=settings.clock, containment=containment)
-        aborter = Aborter(store, keyspace, finalizer=settings.finalizer, containment=containment)
-        orphans = OrphanCollector(
-            store,
-            keyspace,
-            unowned_only=not settings.collect_orphans,
-            finalizer=settings.finalizer,
-            containment=containment,
-        )
-        self.outbox = Outbox(
-            index,
-            store,
-            run_service=run_service,
-            recorder=self.recorder,
-            aborter=aborter,
-            orphans=orphans,
-            letters=LetterBook(
-                etcd,
-                store,
-                keyspace,
-                owns=owns,
-                settings=settings.reflector,
-                containment=containment,
-                most=settings.most_dead_letters,
-            ),
-            set_aside=set_aside,
-            prefix=keyspace.prefix,
-            traces=keyspace.traces,
-            workers=settings.outbox_workers,
-            settings=settings.queue,
-            containment=containment,
-        )
-        self.leader = Leader(
-            etcd,
-            keyspace.election(namespace),
-            Position(etcd, keyspace.position(namespace)),
-            self.outbox,
-            index,
-            Duties(aborter, orphans, self.timeouts),
-            fence=fence,
-            ttl=settings.election_ttl if settings.elect else None,
-            save_every=settings.save_every,
-            containment=containment,
-        )
-
-
 class Processor:
     """Watches TaskActions and does what their changes ask for; see the module's text.
 
@@ -356,7 +184,7 @@ class Processor:
         self._subscriptions = Subscriptions(containment)
         self._set_aside = SetAside(containment)
         self._recording = (
-            _Recording(
+            Recording(
                 etcd,
                 store,
                 leases,

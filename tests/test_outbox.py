@@ -13,7 +13,7 @@ from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ActionUpdate, Keyspace, TaskAction
-from etcd_actions.processor import ProcessorSettings
+from etcd_actions.processor_settings import ProcessorSettings
 from etcd_actions.run_service.grpc import open_run_service
 from tests.support import flyte
 from tests.support.run_service_server import Fault, RunServiceServer

@@ -45,7 +45,7 @@ from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.embedded import QUOTA, EmbeddedEtcd, is_default_data_dir, open_embedded_etcd
 from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
 from etcd_actions.monitoring import Monitoring, open_monitoring
-from etcd_actions.processor import ProcessorSettings, ProcessorStatistics
+from etcd_actions.processor_settings import ProcessorSettings, ProcessorStatistics
 from etcd_actions.recorder import MarkResult
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.serving import Bind

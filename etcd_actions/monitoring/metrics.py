@@ -21,7 +21,7 @@ from etcd_actions import __version__
 from etcd_actions.client import ActionsClient
 from etcd_actions.containment import Containment
 from etcd_actions.monitoring.health import Health
-from etcd_actions.processor import ProcessorStatistics
+from etcd_actions.processor_settings import ProcessorStatistics
 from etcd_actions.serving import ListenerStatistics
 from etcd_actions.workqueue import WorkQueueStatistics
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from etcd_actions.backoff import Backoff
 from etcd_actions.cli import process_main, run
-from etcd_actions.processor import ProcessorSettings
+from etcd_actions.processor_settings import ProcessorSettings
 from etcd_actions.run_service import grpc
 from etcd_actions.watch import ReflectorSettings
 from etcd_actions.workqueue import WorkQueueSettings
