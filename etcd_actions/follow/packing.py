@@ -19,7 +19,9 @@ _COMPACT: Final = struct.Struct("<qBBBHIIqbI16s")
 _WHOLE: Final = b"\x00"
 _FORM: Final = _REVISION.size
 _PARENT: Final = _COMPACT.size
-_RAW: Final = _PARENT - 16
+_UID: Final = 36
+_RAW_UID: Final = 16
+_RAW: Final = _PARENT - _RAW_UID
 
 _RECORDED, _DELETING, _HELD, _HELD_BY_OTHERS, _STRAY, _CONDITION, _TEXT = (
     1 << bit for bit in range(7)
@@ -191,13 +193,14 @@ def parent_of(name: bytes, packed: bytes) -> bytes:
 
 def _raw_of(uid: str) -> bytes | None:
     """The number that a uid stands for; None for one that is no number in the usual form."""
-    if len(uid) != 36:
+    if len(uid) != _UID or not uid[8] == uid[13] == uid[18] == uid[23] == "-":
         return None
     try:
         raw = bytes.fromhex(uid.replace("-", ""))
     except ValueError:
         return None
-    return raw if _text_of(raw) == uid else None
+    # Spaces are passed over, and capitals count as the small letters.
+    return raw if len(raw) == _RAW_UID and uid == uid.lower() else None
 
 
 def _text_of(raw: bytes) -> str:

@@ -77,8 +77,9 @@ class SetAside:
 
     def forget(self, key: bytes) -> None:
         """The key has a good value now, or none."""
-        self.keys.forget(key)
-        self._doubtful.pop(key, None)
+        if self.count:
+            self.keys.forget(key)
+            self._doubtful.pop(key, None)
 
     def begin_again(self) -> None:
         """Everything is going to be read again."""

@@ -278,7 +278,8 @@ async def test_a_value_that_a_decoder_fails_at_is_set_aside(
         assert set(statistics.undecodable) == {bad.key}
         assert statistics.handlers is not None
         assert statistics.handlers.failing == ()
-        assert fault.raised == 1
+        # Others decode it, too: a sweep for orphans, say.
+        assert statistics.decode_errors == 1
         fault.end()
         await scene.end(bad)
         await eventually(lambda: scene.is_done(bad))

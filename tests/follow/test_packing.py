@@ -22,7 +22,19 @@ def summaries(draw: st.DrawFn) -> Summary:
         action=draw(_names | st.just(run)),
         org=draw(st.sampled_from(["", "o"])),
         parent=draw(st.sampled_from(["", "a0", run]) | _texts),
-        uid=draw(st.uuids().map(str) | st.sampled_from(["", "uid", "A" * 32]) | _texts),
+        uid=draw(
+            st.uuids().map(str)
+            | st.sampled_from(
+                [
+                    "",
+                    "uid",
+                    "A" * 32,
+                    "ABCDEF01-2345-6789-abcd-0123456789ab",
+                    "0123456 -2345-6789-abcd-0123456789ab",
+                ]
+            )
+            | _texts
+        ),
         phase=draw(st.sampled_from(Phase)),
         attempts=draw(st.integers(0, 2**32 - 1)),
         cache_status=draw(st.integers(-(2**31), 2**31 - 1)),
