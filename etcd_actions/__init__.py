@@ -12,12 +12,8 @@ if TYPE_CHECKING:
     from etcd_actions.dead_letters import DeadLetter
     from etcd_actions.etcd import Tls, User, open_etcd
     from etcd_actions.model import ActionId, ActionUpdate, Phase, TaskAction
-    from etcd_actions.processor import (
-        Processor,
-        ProcessorSettings,
-        ProcessorStatistics,
-        open_processor,
-    )
+    from etcd_actions.processor import Processor, open_processor
+    from etcd_actions.processor_settings import ProcessorSettings, ProcessorStatistics
     from etcd_actions.run_service import NullRunService, RunService, open_run_service
     from etcd_actions.subscriptions import SnapshotEnd, Subscription
 
@@ -58,8 +54,8 @@ _HOMES = {
     "NullRunService": "run_service",
     "Phase": "model",
     "Processor": "processor",
-    "ProcessorSettings": "processor",
-    "ProcessorStatistics": "processor",
+    "ProcessorSettings": "processor_settings",
+    "ProcessorStatistics": "processor_settings",
     "RunService": "run_service",
     "SnapshotEnd": "subscriptions",
     "StoredTaskAction": "actions.stored",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Literal, TypeVar, cast, overload
@@ -50,14 +50,10 @@ from etcd_actions.model import (
     NamespaceTemplate,
     build_action_update,
 )
-from etcd_actions.processor import (
-    Processor,
-    ProcessorSettings,
-    ProcessorStatistics,
-    open_processor,
-)
-from etcd_actions.recorder import Recorder
+from etcd_actions.processor import Processor, open_processor
+from etcd_actions.processor_settings import ProcessorSettings, ProcessorStatistics
 from etcd_actions.run_service import NullRunService, RunService
+from etcd_actions.shared_watches import Scope, SharedWatches
 from etcd_actions.store import Store
 from etcd_actions.subscriptions import (
     WHOLE_RUN,
@@ -211,6 +207,7 @@ class ActionsClient:
         self._lister = Lister(store, keys, seen)
         self._recovery = Recovery(store, keys)
         self._desk = LetterDesk(etcd, store, keys)
+        self._watches = SharedWatches(self._watcher)
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
 
     @property
@@ -507,7 +504,7 @@ class ActionsClient:
 
         Each action's updates come in order. Of one whose updates are not read in time the
         older ones are left out, never the last; ``statistics()`` of the subscription counts
-        them. A client that does not watch watches the action's run for the subscription.
+        them. A client that does not watch watches the action's run for all its subscriptions.
 
         Args:
             parent: The action; its organisation counts where both sides know it. An empty
@@ -603,40 +600,41 @@ class ActionsClient:
     async def _subscribe(
         self, parent: ActionId | str | None, snapshot: bool
     ) -> AsyncIterator[AnySubscription]:
-        watching = self._processor.watching
-        processor = self._processor if watching else self._watcher(parent)
-        subscription = processor.subscribe(parent, snapshot=snapshot)
-        self._subscribed[subscription] = processor
-        try:
-            async with subscription:
-                if not watching:
-                    if not snapshot:
-                        subscription.skip_to(await self._lister.revision())
-                    await processor.start_watching()
-                if snapshot:
-                    listing = await self._states_of(parent)
-                    states = [_update(action) for action in listing.actions]
-                    if isinstance(parent, ActionId) and parent.name not in ("", WHOLE_RUN):
-                        states += await self._recovery.traces(parent, listing)
-                    subscription.begin_with(states, listing.revision)
-                yield subscription
-        finally:
-            if not watching:
-                await processor.stop_watching(0)
+        async with AsyncExitStack() as stack:
+            processor = self._processor
+            if shared := not processor.watching:
+                processor = await stack.enter_async_context(self._watches.of(self._scope(parent)))
+            subscription = processor.subscribe(parent, snapshot=snapshot)
+            self._subscribed[subscription] = processor
+            await stack.enter_async_context(subscription)
+            if shared:
+                if not snapshot:
+                    subscription.skip_to(await self._lister.revision())
+                await processor.start_watching()
+            if snapshot:
+                listing = await self._states_of(parent)
+                states = [_update(action) for action in listing.actions]
+                if isinstance(parent, ActionId) and parent.name not in ("", WHOLE_RUN):
+                    states += await self._recovery.traces(parent, listing)
+                subscription.begin_with(states, listing.revision)
+            yield subscription
 
-    def _watcher(self, parent: ActionId | str | None) -> Processor:
-        """One that watches for a single subscription, and writes nothing."""
-        namespace = self._keys.namespace
+    def _scope(self, parent: ActionId | str | None) -> Scope:
+        """What a subscription needs to be watched."""
         if isinstance(parent, ActionId):
-            namespace = self._keys.namespace_of(parent)
+            return Scope(self._keys.namespace_of(parent), parent.run)
+        return Scope(self._keys.namespace, None)
+
+    def _watcher(self, scope: Scope) -> Processor:
+        """One that watches for subscriptions only, and writes nothing."""
         return Processor(
             self._nursery,
             self._etcd,
             self._store,
-            Recorder(self._store),
+            None,
             prefix=self._keys.prefix,
-            namespace=namespace,
-            runs=parent.run if isinstance(parent, ActionId) else None,
+            namespace=scope.namespace,
+            runs=scope.run,
             run_service=NullRunService(),
             settings=replace(self._settings, record=False),
             containment=self.containment,

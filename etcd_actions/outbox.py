@@ -1,6 +1,6 @@
 """What is to be done for an action behind its handlers: tell the run service, then mark.
 
-A router of its own: a run service that hangs or refuses slows no subscriber. Each action has
+A queue of its own: a run service that hangs or refuses slows no subscriber. Each action has
 its turn in order, its states conflate, and what fails is tried again after a back-off, for
 ever; only what the run service will never accept is set aside as a dead letter, which is in
 etcd before anything is marked, and what cannot be decoded until the next good write.
@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -39,6 +38,7 @@ from etcd_actions.containment import Containment
 from etcd_actions.dead_letters import DeadLetterStatistics, LetterBook
 from etcd_actions.errors import DecodeError, RunServiceActionUnknown, RunServiceRejected
 from etcd_actions.etcd.api import KeyValue
+from etcd_actions.follow import Index, SetAside
 from etcd_actions.held import HeldEndings
 from etcd_actions.leader_calls import LeaderCalls, LeaseTooShort
 from etcd_actions.model import (
@@ -54,15 +54,18 @@ from etcd_actions.model import (
     task_action_name,
 )
 from etcd_actions.recorder import Ending, MarkResult, Recorder
-from etcd_actions.router import Reread, Router, RouterSettings, RouterStatistics
 from etcd_actions.run_service import RunService
 from etcd_actions.run_service.protocol import keeps_order, tell_status
+from etcd_actions.store import Store
 from etcd_actions.term import Term
 from etcd_actions.tracing import span
 from etcd_actions.watch import Change, ChangeKind
+from etcd_actions.workqueue import WorkQueue, WorkQueueSettings, WorkQueueStatistics
 
 _NO_ENDING = -1
 _MOST_OF_A_UID = 128
+_BYTES_OF_OBJECTS = 256 * 1024
+"""Bytes of values that wait up to which their decoded objects are kept with them."""
 _BEFORE_RUNNING = (
     Phase.UNSPECIFIED,
     Phase.QUEUED,
@@ -78,7 +81,7 @@ class OutboxStatistics:
     """What an outbox holds and has done.
 
     Attributes:
-        router: The queue; None before the first time it worked.
+        queue: The queue; None before the first time it worked.
         told: Number of calls that the run service accepted, by ``record`` and ``status``.
         rejected: Number of calls that it will never accept, likewise.
         failed: Number of calls that failed and are made again, likewise.
@@ -87,7 +90,7 @@ class OutboxStatistics:
         dead_letters: The letters about these, by action and call; accepted later, one goes.
     """
 
-    router: RouterStatistics | None
+    queue: WorkQueueStatistics | None
     told: dict[str, int]
     rejected: dict[str, int]
     failed: dict[str, int]
@@ -95,19 +98,20 @@ class OutboxStatistics:
     held: int
     dead_letters: DeadLetterStatistics
 
-
-class Known(Protocol):
-    """Looks up what is remembered of a key."""
-
-    def __call__(self, key: bytes, /) -> Summary | None:
-        """Return its summary, None for a key that is not known."""
-
-
-class IsNewest(Protocol):
-    """Says what is surely known of a key."""
-
-    def __call__(self, key: bytes, revision: int, since: int, /) -> bool:
-        """Whether the state of ``revision`` surely was a key's newest at revision ``since``."""
+    @classmethod
+    def of_none(cls) -> OutboxStatistics:
+        """Those of a process that has none."""
+        nothing: dict[str, int] = {}
+        letters = DeadLetterStatistics(letters=(), dropped=0)
+        return cls(
+            queue=None,
+            told=nothing,
+            rejected=nothing,
+            failed=nothing,
+            cut=nothing,
+            held=0,
+            dead_letters=letters,
+        )
 
 
 class _Delivery(Change, frozen=True, gc=False):
@@ -119,25 +123,24 @@ class _Delivery(Change, frozen=True, gc=False):
     update: ActionUpdate | None = None
     read: bool = False
     """Whether its value was read in this term, when it was the newest."""
+    action: TaskAction | None = None
+    """The value, decoded, where that is at hand."""
 
 
 class Outbox:
     """See the module's text.
 
     Args:
+        index: What is known of the keys, and of the deletions that are not done with.
+        store: Where values are read again.
         run_service: Who is told.
         recorder: Who marks.
         aborter: Ends what is to be deleted and is not over.
         orphans: Collects what a deleted action leaves behind.
-        known: See :class:`Known`.
-        newest: Restores the value of a change that is the newest of its key; None for others.
-        is_newest: See :class:`IsNewest`.
-        present: Reads a key as it is now.
         letters: Where what is refused for good is written.
         traces: What the keys of traces begin with.
         prefix: What the keys of the other actions begin with.
-        on_deletion_told: Called with the key and revision of a deletion that is done.
-        on_undecodable: Called with a change whose value cannot be decoded, and why.
+        set_aside: Where a value goes that was good enough for the handlers, but not to be told.
         workers: How many actions have their turn side by side.
         settings: Limits of the queue.
         containment: Where unexpected failures are counted.
@@ -145,41 +148,35 @@ class Outbox:
 
     def __init__(
         self,
+        index: Index,
+        store: Store,
         *,
         run_service: RunService,
         recorder: Recorder,
         aborter: Aborter,
         orphans: OrphanCollector,
-        known: Known,
-        newest: Reread,
-        is_newest: IsNewest,
-        present: Callable[[bytes], Awaitable[KeyValue | None]],
         letters: LetterBook,
+        set_aside: SetAside,
         prefix: bytes,
         traces: bytes,
-        on_deletion_told: Callable[[bytes, int], None],
-        on_undecodable: Callable[[Change, DecodeError], None],
         workers: int,
-        settings: RouterSettings,
+        settings: WorkQueueSettings,
         containment: Containment,
     ) -> None:
         self._containment = containment
-        self._on_undecodable = on_undecodable
+        self._index = index
+        self._store = store
+        self._set_aside = set_aside
         self._run_service = run_service
         self._recorder = recorder
         self._aborter = aborter
         self._orphans = orphans
-        self._known = known
-        self._newest = newest
-        self._is_newest = is_newest
-        self._present = present
         self._letters = letters
         self._prefix = prefix
         self._traces = traces
-        self._on_deletion_told = on_deletion_told
         self._workers = workers
         self._settings = settings
-        self._router: Router | None = None
+        self._queue: WorkQueue | None = None
         self._working = False
         self._calls = LeaderCalls()
         self._held = HeldEndings(self._give_back)
@@ -209,7 +206,7 @@ class Outbox:
     def statistics(self) -> OutboxStatistics:
         """See :class:`OutboxStatistics`."""
         return OutboxStatistics(
-            router=self._router.statistics() if self._router else None,
+            queue=self._queue.statistics() if self._queue else None,
             told=dict(self._told),
             rejected=dict(self._rejected),
             failed=dict(self._failed),
@@ -245,7 +242,7 @@ class Outbox:
         self._accepted.clear()
         self._last_told.clear()
         self._told_late.clear()
-        router = self._router = Router(
+        queue = self._queue = WorkQueue(
             self.notify_run_service,
             self._read_again,
             self._settings,
@@ -256,8 +253,8 @@ class Outbox:
         fence = None if term is None else term.leadership.fence
         async with self._letters.at_work(fence, self.redeliver), trio.open_nursery() as nursery:
             for _ in range(self._workers):
-                nursery.start_soon(keep, "task", "a worker of the outbox", router.worker)
-            nursery.start_soon(keep, "task", "retries of the outbox", router.retry_failed)
+                nursery.start_soon(keep, "task", "a worker of the outbox", queue.worker)
+            nursery.start_soon(keep, "task", "retries of the outbox", queue.retry_failed)
             nursery.start_soon(keep, "task", "endings to be told again", self._held.run)
             self._working = True
             try:
@@ -270,12 +267,12 @@ class Outbox:
 
     async def wait_idle(self) -> None:
         """Return once nothing is left to be done now; what is held does not count."""
-        if self._router is not None:
-            await self._router.wait_idle()
+        if self._queue is not None:
+            await self._queue.wait_idle()
 
     def close_if_settled(self) -> bool:
         """Make no more calls, if all is done and nothing that was told can still land."""
-        busy = self._router is not None and self._router.has_work
+        busy = self._queue is not None and self._queue.has_work
         if busy or len(self._held) or trio.current_time() < self.doubt_until:
             return False
         self._calls.close()
@@ -317,20 +314,32 @@ class Outbox:
             self._containment.caught("run_service", "wants", error)
             return True
 
-    def deliver(self, change: Change, update: ActionUpdate | None) -> None:
-        """Queue a state, or a deletion with what is to be told of it. Never waits."""
-        assert self._router is not None
-        self._router.dispatch((_delivery(change, update),))
+    def deliver(
+        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+    ) -> None:
+        """Queue a state, or a deletion with what is to be told of it. Never waits.
+
+        A few decoded objects are kept with their states; of many the bytes are enough.
+
+        Args:
+            change: What happened.
+            update: What is to be told of a deletion.
+            action: The decoded object of a state, where it is at hand.
+        """
+        assert self._queue is not None
+        if self._queue.pending_bytes > _BYTES_OF_OBJECTS:
+            action = None
+        self._queue.dispatch((_delivery(change, update, action=action),))
 
     def redeliver(self, key: bytes) -> None:
         """Have the letters about an object that is known, or gone, offered again in its turn."""
-        if self._router is None:
+        if self._queue is None:
             return
-        known = self._known(key)
+        known = self._index.get(key)
         if known is None:
-            self._router.dispatch((_Delivery(ChangeKind.DELETED, key, b"", 0, 0, 0),))
+            self._queue.dispatch((_Delivery(ChangeKind.DELETED, key, b"", 0, 0, 0),))
         else:
-            self._router.dispatch((_as_known(key, known),))
+            self._queue.dispatch((_as_known(key, known),))
 
     def forget(self, key: bytes) -> None:
         """The key is gone, and nothing is to be told of it."""
@@ -359,7 +368,10 @@ class Outbox:
                 await self._handle(newest)
         except DecodeError as error:
             # Trying again would cure nothing; another value comes by the watch.
-            self._on_undecodable(delivery, error)
+            known = self._index.get(key)
+            is_newest = known is not None and known.revision == delivery.mod_revision
+            if is_newest and key not in self._set_aside:
+                self._set_aside.add(delivery, error)
             self._accepted.pop(key, None)
             await self._letters.unanswerable(key, f"the object cannot be read: {error.reason}")
 
@@ -372,17 +384,19 @@ class Outbox:
         key, revision = delivery.key, delivery.mod_revision
         began = self._calls.term_revision
         was_read = isinstance(delivery, _Delivery) and delivery.read
-        if was_read or revision >= began or self._is_newest(key, revision, began):
+        if was_read or revision >= began or self._index.is_newest(key, revision, began):
             return delivery
-        return await self._newest(delivery)
+        return await self._store.newest(delivery)
 
     async def _read_again(self, change: Change) -> Change | None:
-        found = await self._newest(change)
+        found = await self._store.newest(change)
         return None if found is None else _delivery(found, None, read=True)
 
     async def _handle(self, delivery: Change) -> None:
         key, value = delivery.key, delivery.value or b""
-        action = codec_of(value).decode(value, key=key, revision=delivery.mod_revision)
+        action = delivery.action if isinstance(delivery, _Delivery) else None
+        if action is None:
+            action = codec_of(value).decode(value, key=key, revision=delivery.mod_revision)
         update = build_action_update(
             action,
             key=key,
@@ -451,7 +465,7 @@ class Outbox:
         return max(self._calls.hold_until, own)
 
     def _give_back(self, change: Change) -> bool:
-        return self._router is not None and self._router.dispatch_if_idle(change)
+        return self._queue is not None and self._queue.dispatch_if_idle(change)
 
     def _let_go(self, key: bytes) -> None:
         """Something newer of a key is handled: what is held of it need not be told again."""
@@ -459,7 +473,7 @@ class Outbox:
         self._held.drop(key)
         if isinstance(held, _Delivery) and held.update is not None:
             self._done_with.discard(held.update.incarnation)
-            self._on_deletion_told(key, held.mod_revision)
+            self._index.forget_deletion(key, held.mod_revision)
 
     async def mark_terminal_status_recorded(self, seen: KeyValue, ending: Ending) -> MarkResult:
         """Label an ending that the run service accepted, by compare-and-swap.
@@ -579,7 +593,7 @@ class Outbox:
             return
         name = task_action_name(child.action_id.run, child.parent)
         parent = self._prefix + f"{child.namespace}/{name}".encode(errors="replace")
-        known = self._known(parent)
+        known = self._index.get(parent)
         if known is None or known.phase not in _BEFORE_RUNNING or parent in self._has_children:
             return
         # Another run's action may have the key by now.
@@ -587,8 +601,8 @@ class Outbox:
         if (known.project, known.domain, known.run) != (run.project, run.domain, run.run):
             return
         self._has_children.add(parent)
-        if self._router is not None:
-            self._router.dispatch((_as_known(parent, known),))
+        if self._queue is not None:
+            self._queue.dispatch((_as_known(parent, known),))
 
     async def _end_deleted(self, delivery: Change, update: ActionUpdate) -> None:
         """Tell a deletion, if anybody wants to know, and see to what it leaves behind."""
@@ -617,11 +631,11 @@ class Outbox:
         await self._redeliver_gone(key)
         self._done_with.discard(update.incarnation)
         self.forget(key)
-        self._on_deletion_told(key, update.revision)
+        self._index.forget_deletion(key, update.revision)
 
     async def _is_followed(self, deleted: ActionUpdate) -> bool:
         """Whether the action was made again: another leader may have told all of that."""
-        kv = await self._present(deleted.key)
+        kv = await self._store.get(deleted.key)
         if kv is None:
             return False
         try:
@@ -670,7 +684,13 @@ class Outbox:
         return name == update.action_id.object_name
 
 
-def _delivery(change: Change, update: ActionUpdate | None, *, read: bool = False) -> _Delivery:
+def _delivery(
+    change: Change,
+    update: ActionUpdate | None,
+    *,
+    read: bool = False,
+    action: TaskAction | None = None,
+) -> _Delivery:
     return _Delivery(
         change.kind,
         change.key,
@@ -681,6 +701,7 @@ def _delivery(change: Change, update: ActionUpdate | None, *, read: bool = False
         change.lease,
         update=update,
         read=read,
+        action=action,
     )
 
 
@@ -690,6 +711,8 @@ def _as_known(key: bytes, known: Summary) -> Change:
 
 
 def _without_value(change: Change) -> Change:
+    if isinstance(change, _Delivery):
+        return msgspec.structs.replace(change, value=None, action=None)
     return msgspec.structs.replace(change, value=None)
 
 

@@ -287,6 +287,11 @@ class Subscriptions:
         self._forget(subscription)
         subscription._end()
 
+    @property
+    def are_open(self) -> bool:
+        """Whether there are any."""
+        return bool(self._by_topic)
+
     def wants(self, summary: Summary) -> bool:
         """Whether anybody subscribed to this action or to its parent."""
         if not self._by_topic:

@@ -22,6 +22,9 @@ class Undecodable:
     def __len__(self) -> int:
         return len(self._reasons)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._reasons
+
     def add(self, key: bytes, reason: str) -> None:
         """A key's value cannot be read; it may be another one than before."""
         self._found.setdefault(key, self._clock())

@@ -13,6 +13,7 @@ from etcd_actions import (
     ActionsClient,
     ActionUpdate,
     Phase,
+    Processor,
     ProcessorSettings,
     SnapshotEnd,
     Subscription,
@@ -103,6 +104,41 @@ async def test_without_watching_a_subscriber_is_told(client: ActionsClient) -> N
         assert not update.recorded
     assert not (await client.get_task_action(ROOT)).is_recorded
     assert not client.statistics().watching
+
+
+async def test_subscriptions_of_a_client_that_does_not_watch_share_a_watch(
+    client: ActionsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one run; the last that ends, ends it. One of another run has its own."""
+    made: list[Processor] = []
+    init = Processor.__init__
+
+    def counted(processor: Processor, *arguments: object, **options: object) -> None:
+        made.append(processor)
+        init(processor, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Processor, "__init__", counted)
+    other = ActionId("p", "d", "r2", "a0")
+    await client.enqueue(flyte.task(ROOT))
+    await client.enqueue(flyte.task(CHILD, "a0"))
+    await client.enqueue(flyte.task(other))
+    async with client.subscribe(ROOT) as first:
+        async with client.subscribe(CHILD) as child, client.subscribe(ROOT) as root:
+            assert len(made) == 1
+            async with client.subscribe(other):
+                assert len(made) == 2
+            assert [each.watching for each in made] == [True, False]
+            await client.put_status(CHILD, 1, flyte.status(Phase.SUCCEEDED))
+            for updates in (child, root):
+                await until(updates, "c1", Phase.SUCCEEDED)
+        assert made[0].watching
+        await until(first, "c1", Phase.SUCCEEDED)
+    assert not made[0].watching
+    assert len(client._watches) == 0
+    async with client.subscribe(ROOT) as again:
+        assert len(made) == 3
+        await client.put_status(ROOT, 1, flyte.status(Phase.SUCCEEDED))
+        await until(again, "a0", Phase.SUCCEEDED)
 
 
 @pytest.mark.parametrize("watches", [True, False], ids=["watching", "not-watching"])

@@ -321,7 +321,7 @@ async def test_the_deletion_of_what_ended_before_an_older_status_is_not_told(
         await eventually(marked(client, 1))
         await edit(etcd, prefix, in_phase(Phase.RUNNING))
         await etcd.delete(KeyRange.of_key(key_of(prefix)))
-        await eventually(lambda: client.statistics().router is not None and is_idle(client))
+        await eventually(lambda: client.statistics().handlers is not None and is_idle(client))
     assert service.of("a0") == [Phase.SUCCEEDED]
 
 

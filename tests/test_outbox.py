@@ -13,7 +13,7 @@ from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ActionUpdate, Keyspace, TaskAction
-from etcd_actions.processor import ProcessorSettings
+from etcd_actions.processor_settings import ProcessorSettings
 from etcd_actions.run_service.grpc import open_run_service
 from tests.support import flyte
 from tests.support.run_service_server import Fault, RunServiceServer
@@ -89,7 +89,7 @@ async def tell(client: ActionsClient, name: str, phases: Iterable[Phase], attemp
 
 def is_idle(client: ActionsClient) -> bool:
     statistics = client.statistics()
-    router, outbox = statistics.router, statistics.outbox
+    router, outbox = statistics.handlers, statistics.outbox
     return router is not None and outbox is not None and not router.keys and not outbox.keys
 
 

@@ -19,9 +19,9 @@ from etcd_actions.codecs import json
 from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchResponse, WatchStream
 from etcd_actions.model import ActionUpdate, Keyspace, TaskAction
-from etcd_actions.router import RouterSettings
 from etcd_actions.run_service.unsettled import Unsettled
 from etcd_actions.testing import EtcdServer
+from etcd_actions.workqueue import WorkQueueSettings
 from tests.support import flyte
 from tests.support.waiting import eventually
 from tests.test_outbox import LONG, ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
@@ -311,7 +311,7 @@ class Schedule:
             election_ttl=4,
             reflector=replace(SETTINGS.reflector, dead_after=10),
             save_every=self.random.choice((0.02, 0.2, NEVER)),
-            router=RouterSettings(backoff=Backoff(0.01, 0.1)),
+            queue=WorkQueueSettings(backoff=Backoff(0.01, 0.1)),
         )
         with trio.CancelScope() as life:
             async with open_actions_client(

@@ -21,7 +21,7 @@ from etcd_actions.config.settings import (
 from etcd_actions.errors import ConfigError
 from etcd_actions.model import DEFAULT_NAMESPACE, ActionId
 from etcd_actions.model import flyte as conversions
-from etcd_actions.processor import ProcessorSettings
+from etcd_actions.processor_settings import ProcessorSettings
 from etcd_actions.quoting import quoted
 
 

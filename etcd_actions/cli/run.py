@@ -51,7 +51,7 @@ from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.embedded import QUOTA, EmbeddedEtcd, is_default_data_dir, open_embedded_etcd
 from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
 from etcd_actions.monitoring import Monitoring, open_monitoring
-from etcd_actions.processor import ProcessorSettings, ProcessorStatistics
+from etcd_actions.processor_settings import ProcessorSettings, ProcessorStatistics
 from etcd_actions.recorder import MarkResult
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.serving import Bind
@@ -372,8 +372,8 @@ async def _tell_often(client: ActionsClient, interval: float) -> None:
     while True:
         await trio.sleep(interval)
         statistics = client.statistics()
-        reflector, router, outbox = statistics.reflector, statistics.router, statistics.outbox
-        if reflector is None or router is None:
+        reflector, handlers, outbox = statistics.reflector, statistics.handlers, statistics.outbox
+        if reflector is None or handlers is None:
             continue
         _log.info(
             "statistics",
@@ -382,8 +382,8 @@ async def _tell_often(client: ActionsClient, interval: float) -> None:
             keys=reflector.keys,
             elected=statistics.elected,
             position=statistics.position,
-            pending=router.pending_changes + (outbox.pending_changes if outbox else 0),
-            failing=len(router.failing) + (len(outbox.failing) if outbox else 0),
+            pending=handlers.pending_changes + (outbox.pending_changes if outbox else 0),
+            failing=len(handlers.failing) + (len(outbox.failing) if outbox else 0),
             dead_letters=len(statistics.dead_letters),
             undecodable=len(statistics.undecodable),
             reconnects=sum(reflector.reconnects.values()),
@@ -406,10 +406,10 @@ def _tell_about(embedded: EmbeddedEtcd) -> None:
 
 def _counts(statistics: ProcessorStatistics) -> dict[str, int]:
     """What was done, in four numbers."""
-    router = statistics.router
+    handlers = statistics.handlers
     return {
-        "handled": router.handled if router else 0,
+        "handled": handlers.handled if handlers else 0,
         "marked": statistics.marks.get(MarkResult.MARKED.value, 0),
-        "conflated": router.conflated if router else 0,
+        "conflated": handlers.conflated if handlers else 0,
         "decode_errors": statistics.decode_errors,
     }

@@ -135,9 +135,9 @@ class Health:
         now = trio.current_time()
         failing = [
             key
-            for router in (statistics.router, statistics.outbox)
-            if router is not None
-            for key in router.failing
+            for queue in (statistics.handlers, statistics.outbox)
+            if queue is not None
+            for key in queue.failing
             if now - key.since > self._failing_for
         ]
         if not failing:

@@ -21,9 +21,9 @@ from etcd_actions import __version__
 from etcd_actions.client import ActionsClient
 from etcd_actions.containment import Containment
 from etcd_actions.monitoring.health import Health
-from etcd_actions.processor import ProcessorStatistics
-from etcd_actions.router import RouterStatistics
+from etcd_actions.processor_settings import ProcessorStatistics
 from etcd_actions.serving import ListenerStatistics
+from etcd_actions.workqueue import WorkQueueStatistics
 
 if TYPE_CHECKING:
     from etcd_actions.runs.removal import Removed
@@ -289,19 +289,19 @@ class _Alone(Collector):
 
 
 def _of_queues(statistics: ProcessorStatistics) -> Iterator[Metric]:
-    queues = [("handlers", statistics.router), ("outbox", statistics.outbox)]
-    present = [(name, router) for name, router in queues if router is not None]
+    queues = [("handlers", statistics.handlers), ("outbox", statistics.outbox)]
+    present = [(name, queue) for name, queue in queues if queue is not None]
 
-    def gauge(name: str, text: str, value: Callable[[RouterStatistics], float]) -> Metric:
+    def gauge(name: str, text: str, value: Callable[[WorkQueueStatistics], float]) -> Metric:
         family = GaugeMetricFamily(f"workqueue_{name}", text, labels=["name"])
-        for queue, router in present:
-            family.add_metric([queue], value(router))
+        for name_of, queue in present:
+            family.add_metric([name_of], value(queue))
         return family
 
-    def counter(name: str, text: str, value: Callable[[RouterStatistics], float]) -> Metric:
+    def counter(name: str, text: str, value: Callable[[WorkQueueStatistics], float]) -> Metric:
         family = CounterMetricFamily(f"workqueue_{name}", text, labels=["name"])
-        for queue, router in present:
-            family.add_metric([queue], value(router))
+        for name_of, queue in present:
+            family.add_metric([name_of], value(queue))
         return family
 
     yield gauge("depth", "Keys with work.", lambda each: each.keys)
@@ -313,7 +313,6 @@ def _of_queues(statistics: ProcessorStatistics) -> Iterator[Metric]:
     yield counter("conflated", "Changes that a newer one replaced.", lambda each: each.conflated)
     yield counter("dropped_values", "Values to be read again.", lambda each: each.dropped_values)
     yield counter("retries", "Handlers that failed.", lambda each: each.failures)
-    yield counter("stalls", "Times the stream had to wait.", lambda each: each.stalls)
     yield counter(
         "work_duration_seconds", "Time spent in handlers.", lambda each: each.handler_seconds
     )

@@ -19,7 +19,8 @@ from etcd_actions.containment import Containment
 from etcd_actions.errors import EtcdError, Unavailable, first_error
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.watch.change import Change
-from etcd_actions.watch.reflector import Reflector, ReflectorSettings
+from etcd_actions.watch.reflector import Reflector
+from etcd_actions.watch.settings import ReflectorSettings
 
 _BACKOFF = Backoff(initial=0.1, cap=10.0)
 

@@ -24,26 +24,27 @@ history reaches back to it: then every change since is given out, deletes too, a
 reflector had never been away.
 
 The sink is called from the task that reads the stream: it is a plain function, so the
-reader never waits for handlers. It waits for room before each page of a list, which costs
-nothing, and at the sink's hard limit before it reads on from the stream, which costs
-history: a reader that stalls for long falls behind a compaction and gets synthesised deletes
-instead of real ones.
+reader never waits for it, and others have their turn between some hundred changes. A sink that
+queues what it takes may have the reader wait for room, before each page of a list, which costs
+nothing, and before it reads on from the stream, which costs history: a reader that stalls for
+long falls behind a compaction and gets synthesised deletes instead of real ones.
+
+What was delivered of each key is in one index that the reflector shares with its sink
+(:mod:`etcd_actions.watch.known`): a list is compared with that.
 
 Silence is not trusted: when nothing was heard for half of ``dead_after``, a linearizable
 read asks whether the cluster still answers; if it does not within the rest, the stream is
 given up and opened again. So is a stream whose member lost its leader.
 
-A store can be replaced behind the same address, by a restore or a wiped directory. At every
-reconnect the cluster id, the revision and two witnesses (the newest put and the newest delete
-that were given out, read at their own revisions) are compared. When they disagree the whole
-prefix is listed again, every present state is given out, new or not, and revisions may be
-lower than before: the one case in which the ``mod_revision`` of a key goes back.
+At every reconnect the store is verified (:mod:`etcd_actions.watch.store_identity`). Where it is
+another one than before the whole prefix is listed again, every present state is given out, new or
+not, and revisions may be lower: the one case in which the ``mod_revision`` of a key goes back.
 
 What is raised unexpectedly, by a response that cannot be used or by the sink, ends the stream
-and not the reflector. It is then not known which changes the sink has taken, so the present
-state is read from a list (reason ``failed``), compared with what was surely delivered, and
-the rest is delivered, maybe for the second time. Until a stream has lived for a while after
-that, the reflector is parked in its :class:`~etcd_actions.containment.Containment`.
+and not the reflector. Then the state is read from a list (reason ``failed``), compared with what
+was surely delivered, and the rest is delivered, maybe for the second time. Until a stream has
+lived for a while after that, the reflector is parked in its
+:class:`~etcd_actions.containment.Containment`.
 
 Cancelling :meth:`Reflector.run` at any point leaves nothing behind.
 """
@@ -51,18 +52,12 @@ Cancelling :meth:`Reflector.run` at any point leaves nothing behind.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from operator import length_hint
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import structlog
 import trio
 
-from etcd_actions.backoff import Backoff
 from etcd_actions.containment import Containment, describe
 from etcd_actions.errors import (
     Compacted,
@@ -74,184 +69,22 @@ from etcd_actions.errors import (
     Unavailable,
     first_error,
 )
-from etcd_actions.etcd.api import (
-    Etcd,
-    Event,
-    KeyRange,
-    KeyValue,
-    WatchCreate,
-    WatchResponse,
-    WatchStream,
-)
+from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate, WatchResponse, WatchStream
 from etcd_actions.etcd.history import find_oldest_revision
-from etcd_actions.etcd.paging import open_pages
 from etcd_actions.etcd.reasons import error_kind
-from etcd_actions.etcd.versions import (
-    EtcdVersion,
-    free_of_known_bugs,
-    has_reliable_progress,
-    known_bugs,
-)
-from etcd_actions.watch.change import Change, ChangeKind
-from etcd_actions.watch.ranges import split
-from etcd_actions.watch.resume import Resume, repartition
+from etcd_actions.watch.change import Change
+from etcd_actions.watch.delivery import Delivery, Lister, Merge
+from etcd_actions.watch.idle import IdleRanges
+from etcd_actions.watch.known import Known, Noting, Sink
+from etcd_actions.watch.settings import ReflectorSettings, ReflectorStatistics
+from etcd_actions.watch.store_identity import StoreIdentity
+from etcd_actions.watch.watched_range import WatchedRange, disjoint, divided, whole_ranges
 
 _log = structlog.get_logger(__name__)
 
-_BACKOFF = Backoff(initial=0.05, cap=2.0)
-_FEW_KEYS = 256
 _MANY_FAILURES = 8
 _LISTS_BEHIND_COMPACTIONS = 5
-_MOST_COMPARED = 1000
-"""Keys of a range up to which it is cheap to read whether it is idle."""
 _REFUSALS = (PermissionDenied, Unauthenticated, InvalidRequest)
-
-
-class Sink(Protocol):
-    """Who consumes the changes."""
-
-    def dispatch(self, changes: Sequence[Change], /) -> None:
-        """Take changes, in order. Must not fail."""
-
-    async def wait_list_room(self) -> None:
-        """Return when there is room for another page of a list."""
-
-    async def wait_stream_room(self) -> None:
-        """Return at once, unless at the hard limit: then when there is room again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReflectorSettings:
-    """How a prefix is watched. Times are in seconds.
-
-    Attributes:
-        ranges: How many key ranges to watch side by side. One watcher alone falls behind,
-            and slows etcd down, from a few thousand changes a second on.
-        prev_kv: Whether to ask for the previous value with each change. It costs etcd a read
-            an event, and is not there after a compaction.
-        dead_after: The longest silence, and unanswered question, before a stream counts
-            as dead. etcd itself says nothing for ten minutes when nothing changes.
-        stream_life: A stream is opened anew after this time: boundaries follow the keys,
-            and etcd checks permissions only when a watch is opened.
-        backoff: Delays between failed tries.
-    """
-
-    ranges: int = 4
-    prev_kv: bool = False
-    dead_after: float = 15.0
-    stream_life: float = 1800.0
-    backoff: Backoff = _BACKOFF
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReflectorStatistics:
-    """What a reflector has done so far.
-
-    Attributes:
-        synced: Whether the first list has been given out.
-        streaming: Whether a stream is open and all its ranges are watched.
-        revision: Every change up to it has been given out.
-        ranges: Number of key ranges watched side by side.
-        keys: Number of keys that exist, as far as is known.
-        events: Number of changes given out.
-        reconnects: Streams lost, by the name of the error.
-        relists: Lists after the first, by reason.
-        silence: Seconds since etcd was last heard; infinite before the first time.
-    """
-
-    synced: bool
-    streaming: bool
-    revision: int
-    ranges: int
-    keys: int
-    events: int
-    reconnects: dict[str, int]
-    relists: dict[str, int]
-    silence: float
-
-
-@dataclass(eq=False)
-class _Range:
-    """One watched range, with the last revision of each of its keys.
-
-    ``listed_at`` is the revision of the last list of it, finished or not; ``idle_until`` one
-    up to which it was read to be as it is known, ``compared_at`` the newest such read and
-    ``compared_done`` what was done then; ``confirmed_at`` when etcd confirmed its watcher.
-    """
-
-    resume: Resume
-    known: dict[bytes, int] = field(default_factory=dict)
-    listed_at: int = 0
-    idle_until: int = 0
-    compared_at: int = 0
-    compared_done: int = 0
-    confirmed_at: float = math.inf
-
-    @property
-    def given_out(self) -> int:
-        """Every change up to it has been given out."""
-        return max(self.resume.done, self.idle_until)
-
-
-class _Batch(list[Change]):
-    """Changes for the sink; it is noted how far the sink has come in taking them."""
-
-    __slots__ = ("_taking",)
-
-    def __init__(self, changes: Sequence[Change]) -> None:
-        super().__init__(changes)
-        self._taking: Iterator[Change] | None = None
-
-    def __iter__(self) -> Iterator[Change]:
-        iterator = super().__iter__()
-        if self._taking is None:
-            self._taking = iterator
-        return iterator
-
-    @property
-    def taken(self) -> int:
-        """How many the sink has looked at; with the last of them it may have failed."""
-        return 0 if self._taking is None else len(self) - length_hint(self._taking)
-
-
-@dataclass(slots=True)
-class _InDoubt:
-    """What is being delivered.
-
-    ``known`` has the events of a stream already, and what a list found not yet. After an
-    unexpected failure :meth:`settle` makes it say what the sink has surely taken, so that the
-    next list gives out the rest: no state twice in the wrong order, no deletion not at all.
-    """
-
-    known: dict[bytes, int]
-    events: Sequence[Event]
-    batch: _Batch | None = None
-
-    def settle(self) -> None:
-        """See above."""
-        known, batch = self.known, self.batch or _Batch(())
-        looked_at = batch.taken
-        sure = max(0, looked_at - 1)
-        settled: set[bytes] = set()
-        for change in batch[:sure]:
-            settled.add(change.key)
-            if change.version:
-                known[change.key] = change.mod_revision
-            else:
-                known.pop(change.key, None)
-        for event in self.events:
-            if event.key in settled:
-                continue
-            # Before its first event here the key was absent, or as it was some time before.
-            # Negative: to be delivered again, whatever a list finds.
-            settled.add(event.key)
-            if event.version == 1:
-                known.pop(event.key, None)
-            else:
-                known[event.key] = 1 - event.mod_revision
-        if looked_at and batch[sure].version:
-            # Maybe taken: it is to have an end if it is gone by then.
-            known.setdefault(batch[sure].key, -batch[sure].mod_revision)
 
 
 class Reflector:
@@ -263,13 +96,16 @@ class Reflector:
             first one, which is taken to have most of the keys, is cut into ranges that are
             watched side by side; each other one is watched as it is.
         sink: Who gets the changes.
-        known: Keys given out in an earlier life, with the revision of their last change. They
-            are given out again, after their delete if they were deleted meanwhile.
+        known: What the sink knows of the keys: it notes each change there when it takes it. By
+            default the reflector keeps that. What is known at the start is given out again,
+            after its delete if it was deleted meanwhile.
         start_revision: Where to make the first list, so that deletions since then are seen;
             0 for the newest. It is never made below a revision of ``known``. Where history
             does not reach back to it the oldest state that can be read is listed; a store
             that is not there yet is another one, and is listed as it is. Both are logged,
             and counted as relists for ``position_compacted`` and ``position_ahead``.
+        merge: Gives what the sink needs of a batch, where it can do without states that newer ones
+            of the same batch replace.
         on_replaced: Called when the store turns out to be another one, before its states
             are given out.
         likely_prefix: What most keys begin with; see :func:`~etcd_actions.watch.ranges.split`.
@@ -288,8 +124,9 @@ class Reflector:
         keys: KeyRange | Sequence[KeyRange],
         sink: Sink,
         *,
-        known: Mapping[bytes, int] | None = None,
+        known: Known | None = None,
         start_revision: int = 0,
+        merge: Merge | None = None,
         on_replaced: Callable[[], None] | None = None,
         likely_prefix: bytes = b"",
         settings: ReflectorSettings | None = None,
@@ -297,35 +134,30 @@ class Reflector:
         names_known_bugs: bool = True,
     ) -> None:
         self._containment = containment or Containment()
-        self._names_known_bugs = names_known_bugs
-        self._failed = False
-        # What is being delivered, and the keys that are known meanwhile.
-        self._in_doubt: _InDoubt | None = None
         self._etcd = etcd
-        self._keys, *self._more_keys = _disjoint([keys] if isinstance(keys, KeyRange) else keys)
-        self._sink = sink
-        self._start_revision = start_revision and max(start_revision, *(known or {}).values(), 0)
-        self._list_at = self._start_revision
+        self._keys, *self._more_keys = disjoint([keys] if isinstance(keys, KeyRange) else keys)
+        self._settings = settings or ReflectorSettings()
+        if known is None:
+            known = sink = Noting(sink)
+        known.deliver_all_again()
+        if start_revision:
+            start_revision = max([start_revision, *(abs(known.revision_of(key)) for key in known)])
+        self._known = known
+        self._identity = StoreIdentity(etcd, self._keys.start, names_known_bugs=names_known_bugs)
+        self._delivery = Delivery(sink, merge, self._identity)
+        self._lister = Lister(etcd, known, self._delivery)
+        self._idle = IdleRanges(etcd, known, self._identity, self._settings.dead_after)
+        self._start_revision = self._list_at = start_revision
         self._on_replaced = on_replaced
         self._likely_prefix = likely_prefix or self._keys.start
-        self._settings = settings or ReflectorSettings()
-        # Negative: known, but to be given out again.
-        self._ranges = self._unsplit({key: -revision for key, revision in (known or {}).items()})
-        self._by_watch_id: dict[int, _Range] = {}
+        self._ranges = whole_ranges((self._keys, *self._more_keys), known)
+        self._by_watch_id: dict[int, WatchedRange] = {}
         self._last_watch_id = 0
-        self._synced = False
-        self._suspicion = ""
-        self._last_put: KeyValue | None = None
-        self._last_delete: Change | None = None
-        self._cluster_id = 0
-        self._versions: set[EtcdVersion] = set()
-        self._trust_progress = False
         self._progress_counts = False
-        self._compare_next = -math.inf
+        self._synced = False
+        self._failed = False
         self._streaming = False
-        self._heard = -math.inf
         self._failures = 0
-        self._events = 0
         self._reconnects: Counter[str] = Counter()
         self._relists: Counter[str] = Counter()
 
@@ -336,24 +168,19 @@ class Reflector:
             streaming=self._streaming,
             revision=self.revision,
             ranges=len(self._ranges),
-            keys=sum(len(range_.known) for range_ in self._ranges),
-            events=self._events,
+            keys=sum(range_.keys for range_ in self._ranges),
+            events=self._delivery.events,
             reconnects=dict(self._reconnects),
             relists=dict(self._relists),
-            silence=trio.current_time() - self._heard,
+            silence=trio.current_time() - self._delivery.heard,
         )
 
     @property
     def revision(self) -> int:
         """Every change up to it has been given out: what may be kept as a position.
 
-        Each range has it from its own changes, and while it is idle from etcd's word, where
-        that can be trusted (see :func:`~etcd_actions.etcd.versions.has_reliable_progress`).
-        Where it cannot, or is not to be had, an idle range of few keys is read every
-        ``dead_after`` seconds: what twice in a row was found to be just as it is known, with
-        no change in between, counts as given out up to the first of the two reads. So a key
-        that was made and deleted in between could be passed over, by a stream that lags by
-        more than that time; it is given out late, but a start from here would not see it.
+        Each range has it from its own changes, and while it is idle from etcd's word, where that
+        can be trusted, or from :mod:`etcd_actions.watch.idle`.
         """
         return min(range_.given_out for range_ in self._ranges)
 
@@ -399,8 +226,9 @@ class Reflector:
                 await self._list_first()
                 self._synced = True
                 task_status.started(self.revision)
-            await self._verify_store()
-            if self._suspicion:
+            done = max(range_.resume.highest for range_ in self._ranges)
+            await self._identity.verify(done)
+            if self._identity.suspicion:
                 await self._relist()
             await self._stream()
         except* EtcdError as group:
@@ -414,10 +242,7 @@ class Reflector:
         name = _text(self._keys.start)
         contained = self._containment.caught("watch", name, error, parks=True)
         self._failed = True
-        self._suspicion = self._suspicion or "failed"
-        if self._in_doubt is not None:
-            self._in_doubt.settle()
-            self._in_doubt = None
+        self._identity.suspicion = self._identity.suspicion or "failed"
         return Unavailable(f"watch: {describe(contained)}")
 
     def _heal(self) -> None:
@@ -433,89 +258,25 @@ class Reflector:
             log = _log.warning if failures < _MANY_FAILURES else _log.error
             log("watch_lost", error=str(failure), failures=failures, retry_in=round(delay, 3))
 
-    async def _verify_store(self) -> None:
-        """Is this still the store that was watched? Sets ``_suspicion`` if that is not sure."""
-        done = max(range_.resume.highest for range_ in self._ranges)
-        newest = await self._etcd.range(KeyRange.of_key(self._keys.start), keys_only=True)
-        if self._cluster_id and newest.cluster_id != self._cluster_id:
-            self._suspicion = "replaced"
-        elif newest.revision < done:
-            self._suspicion = "went_back"
-        elif self._suspicion in ("", "unverifiable", "failed"):
-            self._suspicion = await self._hear_witnesses() or self._suspicion
-        self._cluster_id = newest.cluster_id
-        try:
-            version = EtcdVersion.parse((await self._etcd.status()).version)
-        except (PermissionDenied, InvalidRequest, ValueError):
-            # Only a known version is known to be reliable; proxies may not know the method.
-            self._trust_progress = False
-        else:
-            self._trust_progress = has_reliable_progress(version)
-            self._tell_known_bugs(version)
-
-    def _tell_known_bugs(self, version: EtcdVersion) -> None:
-        """Log what a version does wrong, once: it explains what nothing here can."""
-        if version in self._versions or not self._names_known_bugs:
-            return
-        self._versions.add(version)
-        if bugs := known_bugs(version):
-            log = _log.info if all(bug.averted for bug in bugs) else _log.warning
-            log(
-                "etcd_has_known_bugs",
-                version=str(version),
-                bugs=[f"{bug.id}: {bug.consequence}" for bug in bugs],
-                fixed_in=str(free_of_known_bugs(version)),
-            )
-
-    async def _hear_witnesses(self) -> str:
-        """What the newest changes that were given out say against the store; empty if nothing."""
-        put, delete = self._last_put, self._last_delete
-        try:
-            if delete is not None:
-                key, revision = KeyRange.of_key(delete.key), delete.mod_revision
-                after = await self._etcd.range(key, revision=revision, keys_only=True)
-                before = await self._etcd.range(key, revision=revision - 1, keys_only=True)
-                if after.kvs or not before.kvs:
-                    return "replaced"
-        except FutureRevision:
-            return "went_back"
-        except Compacted:
-            # Without its history a delete proves nothing: the put decides.
-            delete = None
-        if put is None:
-            return "" if delete is not None or self._last_delete is None else "unverifiable"
-        key = KeyRange.of_key(put.key)
-        try:
-            return (
-                ""
-                if (await self._etcd.range(key, revision=put.mod_revision)).kvs == [put]
-                else "replaced"
-            )
-        except FutureRevision:
-            return "went_back"
-        except Compacted:
-            # Unchanged at the head it proves as much; changed since, only a list can tell.
-            return "" if (await self._etcd.range(key)).kvs == [put] else "unverifiable"
-
     async def _relist(self) -> None:
         """List everything: the store may be another one."""
-        if self._suspicion in ("unverifiable", "failed") and not await self._list_history():
-            self._suspicion = "replaced"
-        if not self._suspicion:
+        if (
+            self._identity.suspicion in ("unverifiable", "failed")
+            and not await self._list_history()
+        ):
+            self._identity.suspicion = "replaced"
+        if not self._identity.suspicion:
             return
-        replaced = self._suspicion not in ("unverifiable", "failed")
-        self._tell_relist(self._suspicion)
-        known: dict[bytes, int] = {}
-        for range_ in self._ranges:
-            known.update(range_.known)
-        self._ranges = self._unsplit(known)
-        if self._suspicion != "failed":
-            self._last_put = self._last_delete = None
+        replaced = self._identity.suspicion not in ("unverifiable", "failed")
+        self._tell_relist(self._identity.suspicion)
+        self._ranges = whole_ranges((self._keys, *self._more_keys), self._known)
+        if self._identity.suspicion != "failed":
+            self._identity.forget_witnesses()
         if replaced and self._on_replaced is not None:
             self._on_replaced()
         for range_ in self._ranges:
-            await self._list(range_, 0, replaced=replaced)
-        self._suspicion = ""
+            await self._lister.list(range_, 0, replaced=replaced)
+        self._identity.suspicion = ""
 
     def _tell_relist(self, reason: str, revision: int = 0) -> None:
         log = _log.warning if reason in ("unverifiable", "failed") else _log.error
@@ -530,7 +291,7 @@ class Reflector:
         another store. Clears ``_suspicion`` when it is done. While compactions are faster than
         the list, the newest states are all that can be had, and it stays as it is.
         """
-        reason = self._suspicion
+        reason = self._identity.suspicion
         verify = reason == "unverifiable"
         delivered = max(range_.resume.highest for range_ in self._ranges)
         revision = max(delivered, *(range_.listed_at for range_ in self._ranges))
@@ -539,44 +300,21 @@ class Reflector:
         for _ in range(_LISTS_BEHIND_COMPACTIONS):
             try:
                 for range_ in self._ranges:
-                    if verify and not await self._agrees(range_, revision):
+                    if verify and not await self._lister.agrees(range_, revision):
                         return False
                 self._tell_relist(reason, revision)
                 if verify:
-                    self._last_put = self._last_delete = None
+                    self._identity.forget_witnesses()
                 for range_ in self._ranges:
-                    await self._list(range_, revision)
+                    await self._lister.list(range_, revision)
             except* Compacted:
                 oldest = await find_oldest_revision(self._etcd, self._keys)
                 revision = max(revision, oldest)
                 _log.warning("history_compacted", listing_at=revision)
             else:
-                self._suspicion = ""
+                self._identity.suspicion = ""
                 return True
         return True
-
-    async def _agrees(self, range_: _Range, revision: int) -> bool:
-        """Whether what was delivered of a range can have led to its state at a revision."""
-        known, done = range_.known, range_.resume.done
-        async with open_pages(
-            self._etcd, range_.resume.keys, revision=revision, keys_only=True
-        ) as pages:
-            async for page in pages:
-                for kv in page.kvs:
-                    seen = known.get(kv.key, 0)
-                    # It is not sure which of these were delivered.
-                    if seen >= 0 and not (kv.mod_revision == seen or kv.mod_revision > done):
-                        return False
-        return True
-
-    def _unsplit(self, known: Mapping[bytes, int]) -> list[_Range]:
-        """The ranges as they were asked for, the first one whole, to be listed."""
-        ranges = [_Range(Resume(keys, 0)) for keys in (self._keys, *self._more_keys)]
-        for key, revision in known.items():
-            for range_ in ranges:
-                if key in range_.resume.keys:
-                    range_.known[key] = revision
-        return ranges
 
     async def _list_first(self) -> None:
         """List what was not listed yet, all at one revision if etcd can still read it."""
@@ -584,11 +322,11 @@ class Reflector:
             while not range_.resume.done:
                 await self._list_from_start(range_)
 
-    async def _list_from_start(self, range_: _Range) -> None:
+    async def _list_from_start(self, range_: WatchedRange) -> None:
         """List a range, unless that must be done at another revision: then choose that."""
         failure: EtcdError | None = None
         try:
-            self._list_at = await self._list(range_, self._list_at)
+            self._list_at = await self._lister.list(range_, self._list_at)
         except* (Compacted, FutureRevision) as group:
             failure = first_error(group)
         if failure is None:
@@ -601,7 +339,7 @@ class Reflector:
             first_key = KeyRange.of_key(range_.resume.keys.start)
             self._list_at = (await self._etcd.range(first_key, keys_only=True)).revision
             # Whatever was given out so far is of another store.
-            range_.known = {key: -abs(revision) for key, revision in range_.known.items()}
+            self._known.deliver_all_again()
             if self._on_replaced is not None:
                 self._on_replaced()
         else:
@@ -611,53 +349,13 @@ class Reflector:
         start = _text(range_.resume.keys.start)
         _log.warning(reason, start=start, position=wanted, listing_at=self._list_at)
 
-    async def _list(self, range_: _Range, revision: int, *, replaced: bool = False) -> int:
-        """List a range and give out what differs from what was given out before.
-
-        Args:
-            range_: It is watched from the list's revision afterwards.
-            revision: Where to list, not below anything given out; 0 for the newest.
-            replaced: The store is another one: equal revisions prove nothing, so every
-                state is given out.
-        """
-        known = range_.known
-        missing = set(known)
-        async with open_pages(self._etcd, range_.resume.keys, revision=revision) as pages:
-            async for page in pages:
-                await self._sink.wait_list_room()
-                self._heard = trio.current_time()
-                revision = range_.listed_at = page.revision
-                changes = []
-                taken: dict[bytes, int] = {}
-                for kv in page.kvs:
-                    seen = known.get(kv.key)
-                    if seen is not None:
-                        missing.discard(kv.key)
-                        if kv.mod_revision == seen and not replaced:
-                            continue
-                        if kv.create_revision > abs(seen):
-                            changes.append(_synthesised_delete(kv.key, kv.create_revision - 1))
-                            seen = None
-                    taken[kv.key] = kv.mod_revision
-                    kind = ChangeKind.ADDED if seen is None else ChangeKind.MODIFIED
-                    changes.append(_listed(kv, kind))
-                self._in_doubt = _InDoubt(known, ())
-                self._give(changes)
-                self._in_doubt = None
-                # Only now: what a failing sink did not take is delivered by the next list.
-                known.update(taken)
-        self._in_doubt = _InDoubt(known, ())
-        self._give([_synthesised_delete(key, max(abs(known[key]), revision)) for key in missing])
-        self._in_doubt = None
-        for key in missing:
-            del known[key]
-        range_.resume.restart(revision)
-        return revision
-
     async def _stream(self) -> None:
         """Watch all ranges on one stream, until it fails or another one is due."""
-        self._progress_counts = self._trust_progress
-        self._repartition()
+        self._progress_counts = self._identity.tells_progress
+        first = len(self._ranges) - len(self._more_keys)
+        divisible, count = self._ranges[:first], self._settings.ranges
+        divisible = divided(divisible, count, self._known, likely_prefix=self._likely_prefix)
+        self._ranges[:first] = divisible
         self._by_watch_id.clear()
         for range_ in self._ranges:
             range_.resume.stream_lost()
@@ -671,41 +369,20 @@ class Reflector:
             if self._failures:
                 _log.info("watch_restored", failures=self._failures)
             nursery.start_soon(self._probe, stream)
-            nursery.start_soon(self._compare_idle)
+            nursery.start_soon(self._idle.run, lambda: tuple(self._by_watch_id.values()))
             with trio.move_on_after(self._settings.stream_life):
                 while True:
-                    await self._sink.wait_stream_room()
+                    await self._delivery.wait_stream_room()
                     try:
                         responses = await stream.receive()
                     except trio.EndOfChannel:
                         break
-                    for response in responses:
-                        self._handle(response, stream, nursery)
-                    self._heard = trio.current_time()
+                    self._delivery.turn = 0
+                    await self._take(responses, stream, nursery)
+                    self._delivery.heard = trio.current_time()
             nursery.cancel_scope.cancel("the stream has lived long enough, or been silent")
 
-    def _repartition(self) -> None:
-        """Move the range boundaries to where the keys are, when that is worth it."""
-        more = len(self._more_keys)
-        old, others = self._ranges[: len(self._ranges) - more], self._ranges[-more:] if more else []
-        total = sum(len(range_.known) for range_ in old)
-        count = self._settings.ranges
-        largest = max(len(range_.known) for range_ in old)
-        if len(old) == count and largest <= max(_FEW_KEYS, 2 * total // count):
-            return
-        known = [key for range_ in old for key in range_.known]
-        bounds = split(self._keys, count, known, likely_prefix=self._likely_prefix)
-        moved = repartition([range_.resume for range_ in old], bounds)
-        listed_at = max(range_.listed_at for range_ in old)
-        idle_until = min(range_.given_out for range_ in old)
-        ranges = [_Range(resume, listed_at=listed_at, idle_until=idle_until) for resume in moved]
-        starts = [resume.keys.start for resume in moved]
-        for range_ in old:
-            for key, revision in range_.known.items():
-                ranges[bisect_right(starts, key) - 1].known[key] = revision
-        self._ranges = [*ranges, *others]
-
-    def _open(self, stream: WatchStream, range_: _Range) -> None:
+    def _open(self, stream: WatchStream, range_: WatchedRange) -> None:
         """Watch ``range_`` under an id that this stream has not seen."""
         self._last_watch_id += 1
         self._by_watch_id[self._last_watch_id] = range_
@@ -721,11 +398,38 @@ class Reflector:
             )
         )
 
-    def _handle(self, response: WatchResponse, stream: WatchStream, nursery: trio.Nursery) -> None:
+    async def _take(
+        self, responses: Sequence[WatchResponse], stream: WatchStream, nursery: trio.Nursery
+    ) -> None:
+        """Take what has been received; its changes are given out as one batch."""
+        changes: list[Change] = []
+        ranges: list[WatchedRange] = []
+        for response in responses:
+            if response.canceled and changes:
+                # The range is listed then, behind its changes.
+                await self._give_batch(changes, ranges)
+                changes, ranges = [], []
+            if (range_ := self._handle(response, stream, nursery)) is not None:
+                ranges.append(range_)
+                if range_.handing_out is None:
+                    # Until all are taken, and after a failure until the next list.
+                    range_.handing_out = range_.given_out
+                changes += range_.take(response)
+        await self._give_batch(changes, ranges)
+
+    async def _give_batch(self, changes: list[Change], ranges: list[WatchedRange]) -> None:
+        await self._delivery.give(changes)
+        for range_ in ranges:
+            range_.handing_out = None
+
+    def _handle(
+        self, response: WatchResponse, stream: WatchStream, nursery: trio.Nursery
+    ) -> WatchedRange | None:
+        """Take a response; the range that it has events of, if it has any."""
         range_ = self._by_watch_id.get(response.watch_id)
         if response.canceled:
             if response.watch_id >= 0 and range_ is None:
-                return
+                return None
             if not response.compact_revision or range_ is None:
                 reason = response.cancel_reason or "etcd cancelled the watch"
                 raise (error_kind(reason) or Unavailable)(f"watch: {reason}")
@@ -734,8 +438,7 @@ class Reflector:
             stream.cancel(response.watch_id)
             nursery.start_soon(self._recover, stream, range_, response.compact_revision)
         elif response.events:
-            if range_ is not None:
-                self._give_events(range_, response)
+            return range_
         elif response.created:
             if range_ is not None:
                 range_.confirmed_at = trio.current_time()
@@ -745,69 +448,9 @@ class Reflector:
         elif self._progress_counts:
             for each in self._by_watch_id.values():
                 each.resume.progress(response.revision)
+        return None
 
-    def _give_events(self, range_: _Range, response: WatchResponse) -> None:
-        events = range_.resume.accept(response.events, fragment=response.fragment)
-        known = range_.known
-        self._in_doubt = _InDoubt(known, events)
-        changes = []
-        for event in events:
-            key, version, revision = event.key, event.version, event.mod_revision
-            if version:
-                known[key] = revision
-                kind = ChangeKind.ADDED if version == 1 else ChangeKind.MODIFIED
-            else:
-                known.pop(key, None)
-                kind = ChangeKind.DELETED
-            changes.append(
-                Change(
-                    kind,
-                    key,
-                    event.value,
-                    event.create_revision,
-                    revision,
-                    version,
-                    event.lease,
-                    prev_value=None if event.prev_kv is None else event.prev_kv.value,
-                )
-            )
-        self._give(changes)
-        self._in_doubt = None
-
-    def _give(self, changes: list[Change]) -> None:
-        if not changes:
-            return
-        self._events += len(changes)
-        self._remember_witnesses(changes)
-        batch = _Batch(changes)
-        if self._in_doubt is not None:
-            self._in_doubt.batch = batch
-        self._sink.dispatch(batch)
-
-    def _remember_witnesses(self, changes: list[Change]) -> None:
-        """Keep the newest put and the newest delete, to tell a replaced store by."""
-        newest_put = self._last_put.mod_revision if self._last_put else 0
-        newest_delete = self._last_delete.mod_revision if self._last_delete else 0
-        for change in reversed(changes):
-            if change.version:
-                if change.mod_revision > newest_put:
-                    self._last_put = KeyValue(
-                        change.key,
-                        change.value or b"",
-                        change.create_revision,
-                        change.mod_revision,
-                        change.version,
-                        change.lease,
-                    )
-                    newest_put = change.mod_revision
-                # The stream is in order, so this was its newest; a list is not.
-                if not change.listed:
-                    return
-            elif not change.synthesised and change.mod_revision > newest_delete:
-                self._last_delete = change
-                newest_delete = change.mod_revision
-
-    async def _recover(self, stream: WatchStream, range_: _Range, compacted: int) -> None:
+    async def _recover(self, stream: WatchStream, range_: WatchedRange, compacted: int) -> None:
         """List a range whose history was compacted away, and watch it again.
 
         The compaction revision itself is still readable. Never below what was given out
@@ -822,50 +465,15 @@ class Reflector:
         _log.warning("history_compacted", start=_text(keys.start), listing_at=revision)
         for _ in range(_LISTS_BEHIND_COMPACTIONS):
             try:
-                await self._list(range_, revision)
+                await self._lister.list(range_, revision)
             except* Compacted:
                 # What the next compaction left is readable, too.
                 revision = max(await find_oldest_revision(self._etcd, keys), revision)
             else:
                 break
         else:
-            await self._list(range_, 0)
+            await self._lister.list(range_, 0)
         self._open(stream, range_)
-
-    async def _compare_idle(self) -> None:
-        """Move on the revision of idle ranges, where etcd cannot be asked for progress.
-
-        The pause counts from one stream to the next: streams of the gateway do not last as long.
-        """
-        dead_after = self._settings.dead_after
-        if self._compare_next < trio.current_time():
-            self._compare_next = trio.current_time() + dead_after
-        while True:
-            await trio.sleep_until(self._compare_next)
-            self._compare_next = trio.current_time() + dead_after
-            if self._trust_progress:
-                continue
-            for range_ in tuple(self._by_watch_id.values()):
-                if len(range_.known) > _MOST_COMPARED:
-                    continue
-                try:
-                    await self._compare(range_)
-                except EtcdError as error:
-                    # The probe sees to a cluster that does not answer.
-                    _log.debug("idle_range_unread", error=str(error))
-
-    async def _compare(self, range_: _Range) -> None:
-        """Read whether a range is as it is known; see :attr:`revision`."""
-        done = range_.resume.done
-        keys, limit = range_.resume.keys, len(range_.known) + 1
-        found = await self._etcd.range(keys, limit=limit, keys_only=True)
-        # A watcher that was opened just now may have yet to be sent what it missed.
-        settled = trio.current_time() - range_.confirmed_at >= self._settings.dead_after / 6
-        same = range_.known == {kv.key: kv.mod_revision for kv in found.kvs}
-        idle = settled and same and range_.resume.done == done
-        if idle and range_.compared_at and range_.compared_done == done:
-            range_.idle_until = max(range_.idle_until, range_.compared_at)
-        range_.compared_at, range_.compared_done = (found.revision, done) if idle else (0, 0)
 
     async def _probe(self, stream: WatchStream) -> None:
         """Raise Unavailable when the cluster has gone silent."""
@@ -875,7 +483,7 @@ class Reflector:
             self._heal()
             if self._progress_counts:
                 stream.request_progress()
-            silence = trio.current_time() - self._heard
+            silence = trio.current_time() - self._delivery.heard
             if silence < dead_after / 2:
                 continue
             # Less than nothing is left when this process itself was stopped for a while.
@@ -883,35 +491,7 @@ class Reflector:
                 await self._etcd.range(KeyRange.of_key(self._keys.start), keys_only=True)
             if scope.cancelled_caught:
                 raise Unavailable(f"watch: nothing heard for {dead_after:g} s")
-            self._heard = trio.current_time()
-
-
-def _disjoint(keys: Sequence[KeyRange]) -> Sequence[KeyRange]:
-    """The same ranges, if no key is in two of them."""
-    if not keys:
-        raise ValueError("keys: there is nothing to watch: give at least one range")
-    in_order = sorted(keys)
-    for before, after in pairwise(in_order):
-        if after.start < before.end:
-            raise ValueError(f"keys: {before} and {after} overlap: give each key once")
-    return keys
-
-
-def _listed(kv: KeyValue, kind: ChangeKind) -> Change:
-    return Change(
-        kind,
-        kv.key,
-        kv.value,
-        kv.create_revision,
-        kv.mod_revision,
-        kv.version,
-        kv.lease,
-        listed=True,
-    )
-
-
-def _synthesised_delete(key: bytes, revision: int) -> Change:
-    return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, listed=True, synthesised=True)
+            self._delivery.heard = trio.current_time()
 
 
 def _text(key: bytes) -> str:

@@ -7,18 +7,20 @@ The only name of the library here that is not public is the handler, which is co
 
 from __future__ import annotations
 
-from typing import Any
 
 import trio
 
 from etcd_actions import (
     NullRunService,
     Phase,
-    Processor,
     ProcessorSettings,
+    TaskAction,
     open_etcd,
     open_processor,
 )
+from etcd_actions.follow import Handler
+from etcd_actions.model import Summary
+from etcd_actions.watch import Change
 from scripts.bench.recorder import Recorder, Task, serve
 
 _NEVER_SAVE = 3600.0
@@ -53,7 +55,7 @@ async def _process(task: Task, recorder: Recorder) -> None:
             settings=ProcessorSettings(save_every=every, collect_orphans=False),
         ) as processor,
     ):
-        _count_handled(processor, task, recorder)
+        _count_handled(task, recorder)
         await processor.start_watching()
         while task.mode == "prepare" and not processor.statistics().position:  # noqa: ASYNC110
             await trio.sleep(_SAVE_AT_ONCE)
@@ -63,18 +65,20 @@ async def _process(task: Task, recorder: Recorder) -> None:
     recorder.watching.set()
 
 
-def _count_handled(processor: Processor, task: Task, recorder: Recorder) -> None:
-    """Count what the processor has handled, when its handler returns."""
-    handle = processor.handle_task_action_event
+def _count_handled(task: Task, recorder: Recorder) -> None:
+    """Count what the handler has handled: decoded, remembered, and told to subscribers."""
+    handle = Handler.handle_task_action_event
 
-    def counted(change: Any, *rest: Any, **more: Any) -> None:
-        handle(change, *rest, **more)
+    def counted(
+        handler: Handler, change: Change, summary: Summary, previous: TaskAction | None = None
+    ) -> None:
+        handle(handler, change, summary, previous)
         if task.mode == "list" or change.mod_revision < task.revision:
             recorder.listed()
         else:
             recorder.event(change.key, change.mod_revision, change.value or b"")
 
-    processor.handle_task_action_event = counted  # type: ignore[method-assign]
+    setattr(Handler, handle.__name__, counted)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from etcd_actions import NullRunService, Phase, ProcessorSettings, TaskAction, o
 from etcd_actions.etcd import ConnectionSettings, EtcdClient, open_connection
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.etcd.endpoints import parse_endpoints
+from etcd_actions.follow import Handler
 from etcd_actions.model import Summary
 from etcd_actions.testing import EtcdProcess
 from etcd_actions.watch import Change
@@ -134,19 +135,24 @@ async def handled(etcd: Etcd, load: Child, seconds: float) -> dict[str, float]:
         run_service=_Silence(),
         settings=settings,
     ) as processor:
-        handle = processor.handle_task_action_event
+        handle = Handler.handle_task_action_event
         seen = Seen()
 
-        def counted(change: Change, summary: Summary, previous: TaskAction | None = None) -> None:
-            handle(change, summary, previous)
+        def counted(
+            handler: Handler, change: Change, summary: Summary, previous: TaskAction | None = None
+        ) -> None:
+            handle(handler, change, summary, previous)
             # Without a value the state was merged into a later one.
             if change.value:
                 seen.add(change.value)
 
-        processor.handle_task_action_event = counted  # type: ignore[method-assign]
+        setattr(Handler, handle.__name__, counted)
         await processor.start_watching()
         seen = Seen()
-        await loaded(load, seconds, seen)
+        try:
+            await loaded(load, seconds, seen)
+        finally:
+            setattr(Handler, handle.__name__, handle)
         return seen.figures()
 
 

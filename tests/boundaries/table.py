@@ -36,20 +36,20 @@ BOUNDARIES = (
     ),
     Boundary(
         "change",
-        "Router.worker of the handlers",
+        "Handler.dispatch",
         "that key is tried again after a back-off, for ever; all others go on",
         "handler_failed, workqueue_failing_keys{name=handlers}; /readyz handlers after 60 s",
     ),
     Boundary(
         "value",
-        "Processor.handle_watch_event, and each codec",
+        "Handler.handle_watch_event, and each codec",
         "set aside until the next good write; looked at again each minute where the decoder "
         "failed for want of something else",
         "value_undecodable, storage_undecodable_keys",
     ),
     Boundary(
         "delivery",
-        "Router.worker of the outbox",
+        "WorkQueue.worker of the outbox",
         "that action is told and marked again after a back-off, for ever",
         "handler_failed, workqueue_failing_keys{name=outbox}; /readyz handlers after 60 s",
     ),
@@ -115,7 +115,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "log_line",
-        "Containment, Router, Processor",
+        "Containment, WorkQueue, Processor",
         "it is not written",
         "the metric only",
     ),

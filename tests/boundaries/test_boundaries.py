@@ -16,12 +16,11 @@ from etcd_actions import (
     ActionId,
     ActionsClient,
     ActionUpdate,
-    Processor,
     ProcessorSettings,
     SnapshotEnd,
     open_actions_client,
 )
-from etcd_actions import processor as processors
+from etcd_actions import leader as leading
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.enqueue import Enqueuer
 from etcd_actions.actions.orphans import OrphanCollector
@@ -34,16 +33,19 @@ from etcd_actions.election import Election
 from etcd_actions.errors import EtcdError, UnexpectedFailure
 from etcd_actions.etcd import grpc_wire
 from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.follow import Handler
+from etcd_actions.follow import handler as handling
 from etcd_actions.group_commit import GroupCommit
 from etcd_actions.held import HeldEndings
+from etcd_actions.leader import Leader
 from etcd_actions.model import Keyspace
 from etcd_actions.monitoring.health import Health
 from etcd_actions.monitoring.metrics import Metrics
 from etcd_actions.outbox import Outbox
 from etcd_actions.position import Position
-from etcd_actions.router import Router, RouterSettings
 from etcd_actions.subscriptions import Subscription
 from etcd_actions.watch import Reflector, ReflectorSettings
+from etcd_actions.workqueue import WorkQueue, WorkQueueSettings
 from tests.boundaries.table import BOUNDARIES
 from tests.support import flyte
 from tests.support.load import Action, make_run
@@ -53,11 +55,10 @@ from tests.support.waiting import eventually
 SOON = Backoff(0.01, 0.1)
 SETTINGS = ProcessorSettings(
     save_every=0.05,
-    workers=4,
     outbox_workers=8,
     collect_orphans=False,
     reflector=ReflectorSettings(dead_after=3, backoff=SOON),
-    router=RouterSettings(backoff=SOON),
+    queue=WorkQueueSettings(backoff=SOON),
 )
 # One of each in the everyday tests, the others in the marked tier.
 ERRORS = [
@@ -173,11 +174,11 @@ def whatever(*_: Any, **__: Any) -> bool:
 # A unit of which kind fails, where the fault is put, for what, and how often.
 PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     "a watch response": ("watch", Reflector, "_handle", whatever, 3),
-    "a batch that the sink does not take": ("watch", Router, "dispatch", whatever, 1),
+    "a batch that the sink does not take": ("watch", Handler, "dispatch", whatever, 1),
     "a probe of the stream": ("watch", Reflector, "_heal", whatever, 2),
     "a handler": (
         "change",
-        Processor,
+        Handler,
         "handle_task_action_event",
         lambda _, change, *__: is_bad(change.key),
         3,
@@ -208,13 +209,13 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     "sending a group": ("transaction_group", GroupCommit, "_commit", whatever, 3),
     "leading": ("election", Election, "_wait_ended", whatever, 1),
     "saving the position": ("task", Position, "save", whatever, 1),
-    "the backlog of a new leader": ("task", Processor, "_deliver_backlog", whatever, 2),
-    "a worker": ("task", Router, "_next", whatever, 6),
+    "the backlog of a new leader": ("task", Leader, "_deliver_backlog", whatever, 2),
+    "a worker": ("task", WorkQueue, "_next", whatever, 6),
     "cleaning up": ("task", Aborter, "resume", whatever, 2),
-    "a second look": ("task", Processor, "_look_again", whatever, 2),
-    "retries": ("task", Router, "retry_failed", whatever, 2),
+    "a second look": ("task", Handler, "_look_again", whatever, 2),
+    "retries": ("task", WorkQueue, "retry_failed", whatever, 2),
     "endings to be told again": ("task", HeldEndings, "run", whatever, 1),
-    "all of a watch": ("task", processors, "open_election", whatever, 2),
+    "all of a watch": ("task", leading, "open_election", whatever, 2),
 }
 ONCE = {
     "_wait_ended",
@@ -267,9 +268,7 @@ async def test_a_value_that_a_decoder_fails_at_is_set_aside(
 ) -> None:
     """Not tried for ever, but listed; the next good write heals."""
     fault = Fault(error, left=1000)
-    monkeypatch.setattr(
-        json, "summarize", fault.before(json.summarize, lambda value, **_: is_bad(value))
-    )
+    monkeypatch.setattr(json, "decode", fault.before(json.decode, lambda value, **_: is_bad(value)))
     good, bad = make_run(prefix, "good", 1)[0], make_run(prefix, "bad", 1)[0]
     async with playing(etcd, prefix) as scene:
         await scene.end(bad)
@@ -277,9 +276,10 @@ async def test_a_value_that_a_decoder_fails_at_is_set_aside(
         await eventually(lambda: scene.is_done(good))
         statistics = scene.client.statistics()
         assert set(statistics.undecodable) == {bad.key}
-        assert statistics.router is not None
-        assert statistics.router.failing == ()
-        assert fault.raised == 1
+        assert statistics.handlers is not None
+        assert statistics.handlers.failing == ()
+        # Others decode it, too: a sweep for orphans, say.
+        assert statistics.decode_errors == 1
         fault.end()
         await scene.end(bad)
         await eventually(lambda: scene.is_done(bad))
@@ -290,7 +290,7 @@ async def test_a_value_that_may_be_good_is_looked_at_again(
     etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lack of memory passes: nobody need write the value anew."""
-    monkeypatch.setattr(processors, "_LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(handling, "_LOOK_AGAIN", 0.05)
 
     async def nothing(_: OrphanCollector) -> None:
         await trio.lowlevel.checkpoint()

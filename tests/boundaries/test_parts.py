@@ -26,11 +26,11 @@ from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Put, Txn, TxnResult, W
 from etcd_actions.etcd.connection import TransportName
 from etcd_actions.group_commit import open_group_commit
 from etcd_actions.model import build_action_update
-from etcd_actions.router import Router, RouterSettings
 from etcd_actions.run_service import codes
 from etcd_actions.run_service.codes import Code, Meaning
 from etcd_actions.subscriptions import Subscriptions
 from etcd_actions.watch import Change, ChangeKind, Reflector
+from etcd_actions.workqueue import WorkQueue, WorkQueueSettings
 from tests.boundaries.test_boundaries import playing
 from tests.data.captured import PUTS
 from tests.support.etcd_server import EtcdServer
@@ -257,7 +257,7 @@ async def test_a_worker_outlives_all_that_handlers_raise() -> None:
         return change
 
     containment = Containment()
-    router = Router(handle, reread, RouterSettings(backoff=_SOON), containment=containment)
+    router = WorkQueue(handle, reread, WorkQueueSettings(backoff=_SOON), containment=containment)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(router.worker)

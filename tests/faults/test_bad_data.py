@@ -66,7 +66,7 @@ async def test_garbage_is_set_aside_and_healed(
             assert set(processor.statistics().undecodable) == {action.key for action in bad}
             assert processor.statistics().decode_errors == len(bad)
             assert not {action.key for action in bad} & {one.key for one in run_service.told}
-            router = processor.statistics().router
+            router = processor.statistics().handlers
             assert router is not None
             assert router.failing == ()
             for action in bad:
@@ -96,7 +96,7 @@ async def test_a_key_that_is_nobodys_harms_nobody(
             await etcd.put(prefix + name, stored)
             await etcd.put(action.key, action.ended)
             await eventually(lambda: processor.statistics().marks == {"marked": 1})
-            router, outbox = processor.statistics().router, processor.statistics().outbox
+            router, outbox = processor.statistics().handlers, processor.statistics().outbox
             assert router is not None
             assert outbox is not None
             assert router.failing == ()

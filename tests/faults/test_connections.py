@@ -163,7 +163,7 @@ async def test_a_long_absence_at_the_start_and_in_between_costs_little(
     cap = 0.1
     backoff = Backoff(0.02, cap)
     settings = replace(
-        PROCESSOR, reflector=replace(REFLECTOR, backoff=backoff), router=PROCESSOR.router
+        PROCESSOR, reflector=replace(REFLECTOR, backoff=backoff), queue=PROCESSOR.queue
     )
     with trio.fail_after(120):
         async with (

@@ -155,9 +155,14 @@ async def test_nothing_is_kept_of_what_is_gone(
             await load.delete_all(action.key for action in actions)
             await judge_marks([processor], [run_service], etcd, prefix)
             await eventually(lambda: not _reflected(processor))
-            held = [*vars(processor).items(), *vars(processor._outbox).items()]
+            recording = processor._recording
+            assert recording is not None
+            index = vars(processor._index)
+            held = [*index.items(), *vars(recording.outbox).items()]
+            held += vars(index["_packing"]).items()
             kept = {name for name, value in held if value in ({}, set())}
-    assert {"_known", "_deletions", "_introduced", "_accepted", "_has_children"} <= kept
+    names = {"_shelves", "_delivered", "_deletions", "_introduced", "_accepted", "_has_children"}
+    assert names | {"_numbers"} <= kept
 
 
 def _failures(processor: Processor) -> int:

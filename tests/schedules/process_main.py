@@ -10,10 +10,10 @@ from functools import partial
 
 from etcd_actions.backoff import Backoff
 from etcd_actions.cli import process_main, run
-from etcd_actions.processor import ProcessorSettings
-from etcd_actions.router import RouterSettings
+from etcd_actions.processor_settings import ProcessorSettings
 from etcd_actions.run_service import grpc
 from etcd_actions.watch import ReflectorSettings
+from etcd_actions.workqueue import WorkQueueSettings
 
 ELECTION_TTL = 3
 CALL_DEADLINE = 0.8
@@ -27,7 +27,7 @@ def shorten() -> None:
         election_ttl=ELECTION_TTL,
         save_every=0.3,
         reflector=ReflectorSettings(dead_after=1.5, backoff=Backoff(initial=0.05, cap=0.5)),
-        router=RouterSettings(backoff=Backoff(initial=0.05, cap=1.0)),
+        queue=WorkQueueSettings(backoff=Backoff(initial=0.05, cap=1.0)),
     )
     vars(run)["ProcessorSettings"] = settings
     vars(grpc)["open_run_service"] = partial(grpc.open_run_service, deadline=CALL_DEADLINE)

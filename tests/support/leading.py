@@ -14,8 +14,8 @@ import trio
 
 from etcd_actions import open_etcd, open_processor
 from etcd_actions.backoff import Backoff
-from etcd_actions.router import RouterSettings
 from etcd_actions.run_service.grpc import open_run_service
+from etcd_actions.workqueue import WorkQueueSettings
 from tests.support.scene import PROCESSOR
 
 SETTINGS = replace(
@@ -23,7 +23,7 @@ SETTINGS = replace(
     elect=True,
     save_every=0.1,
     # What waits for its retry is due when a process goes on that was stopped.
-    router=RouterSettings(backoff=Backoff(0.1, 0.5)),
+    queue=WorkQueueSettings(backoff=Backoff(0.1, 0.5)),
 )
 
 

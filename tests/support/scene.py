@@ -12,9 +12,9 @@ from etcd_actions import ActionId, ActionUpdate, Processor, ProcessorSettings, o
 from etcd_actions.backoff import Backoff
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
-from etcd_actions.router import RouterSettings
 from etcd_actions.run_service import RunService
 from etcd_actions.watch import Reflector, ReflectorSettings
+from etcd_actions.workqueue import WorkQueueSettings
 from tests.support import oracle
 from tests.support.oracle import Entry, Skipped
 from tests.support.recording import RecordingRunService, RecordingSink, eventually, until_stored
@@ -25,7 +25,7 @@ REFLECTOR = ReflectorSettings(dead_after=DEAD_AFTER, backoff=_SOON)
 # Where nothing falls silent, and a machine that is slow must not be taken for it.
 UNHURRIED = ReflectorSettings(backoff=_SOON)
 PROCESSOR = ProcessorSettings(
-    elect=False, collect_orphans=False, reflector=REFLECTOR, router=RouterSettings(backoff=_SOON)
+    elect=False, collect_orphans=False, reflector=REFLECTOR, queue=WorkQueueSettings(backoff=_SOON)
 )
 
 
@@ -146,5 +146,5 @@ async def judge_marks(
 def _is_idle(processor: Processor) -> bool:
     """Whether everything that was taken in was handled."""
     statistics = processor.statistics()
-    router, outbox = statistics.router, statistics.outbox
+    router, outbox = statistics.handlers, statistics.outbox
     return router is not None and outbox is not None and not router.keys and not outbox.keys

@@ -48,7 +48,7 @@ async def test_the_revision_of_an_idle_range_moves_beside_one_with_traffic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Over the gateway too, whose streams end before two comparisons are made on one."""
-    module = "etcd_actions.watch.reflector.has_reliable_progress"
+    module = "etcd_actions.watch.store_identity.has_reliable_progress"
     monkeypatch.setattr(module, lambda _: tells)
     monkeypatch.setattr("etcd_actions.etcd.gateway_watch._LONGEST_SILENCE", 0.8)
     async with (

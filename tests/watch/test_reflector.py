@@ -12,6 +12,7 @@ import trio.testing
 
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn, WatchCreate
 from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings
+from etcd_actions.watch.known import Noting
 from tests.support.waiting import eventually
 
 
@@ -44,11 +45,12 @@ async def reflecting(
     etcd: Etcd, prefix: bytes, *, known: Mapping[bytes, int] | None = None, **settings: object
 ) -> AsyncIterator[tuple[Reflector, Recording, int]]:
     sink = Recording()
+    noting = Noting(sink, known)
     reflector = Reflector(
         etcd,
         KeyRange.of_prefix(prefix),
-        sink,
-        known=known,
+        noting,
+        known=noting,
         settings=ReflectorSettings(**settings),  # type: ignore[arg-type]
     )
     async with trio.open_nursery() as nursery:
@@ -173,9 +175,7 @@ async def test_streams_are_renewed_and_boundaries_follow_the_keys(
         await eventually(lambda: len(sink.changes) >= len(names))
         await eventually(lambda: reflector.statistics().ranges == 4)
         # On a starved machine the streams after the last key are still to come.
-        await eventually(
-            lambda: max(len(range_.known) for range_ in reflector._ranges) < len(names)
-        )
+        await eventually(lambda: max(range_.keys for range_ in reflector._ranges) < len(names))
     assert sorted(change.key for change in sink.changes) == [prefix + name for name in names]
     assert {change.kind for change in sink.changes} == {ChangeKind.ADDED}
 
@@ -184,7 +184,7 @@ async def test_the_position_of_an_idle_range_moves_where_etcd_can_tell(
     etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By progress, on versions where that is reliable: so a compaction costs no list."""
-    monkeypatch.setattr("etcd_actions.watch.reflector.has_reliable_progress", lambda _: True)
+    monkeypatch.setattr("etcd_actions.watch.store_identity.has_reliable_progress", lambda _: True)
     async with reflecting(etcd, prefix, dead_after=6) as (reflector, _, _):
         last = await etcd.put(b"/elsewhere", b"")
         await eventually(lambda: reflector.statistics().revision >= last.revision)

@@ -17,6 +17,7 @@ from etcd_actions.etcd.connection import TransportName
 from etcd_actions.etcd.history import find_oldest_revision
 from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
+from etcd_actions.watch.known import Noting
 from tests.support.recording import RecordingSink
 from tests.support.waiting import eventually
 
@@ -34,12 +35,13 @@ async def reflecting(
     on_replaced: Callable[[], None] | None = None,
     **settings: object,
 ) -> AsyncIterator[tuple[Reflector, int]]:
+    noting = Noting(sink, known)
     reflector = Reflector(
         etcd,
         keys,
-        sink,
+        noting,
         start_revision=start_revision,
-        known=known,
+        known=noting,
         on_replaced=on_replaced,
         settings=ReflectorSettings(**settings),  # type: ignore[arg-type]
     )
@@ -337,11 +339,9 @@ async def test_boundaries_move_in_the_first_range_only(etcd: Etcd, prefix: bytes
             await put(etcd, *(prefix + name for name in part))
         await eventually(lambda: len(sink.changes) >= len(names) + len(others))
         await eventually(lambda: reflector.statistics().ranges == 5)
-        sizes = [len(range_.known) for range_ in reflector._ranges]
+        sizes = [range_.keys for range_ in reflector._ranges]
         assert sizes[-1] == len(others)
-        await eventually(
-            lambda: max(len(range_.known) for range_ in reflector._ranges[:-1]) < len(names)
-        )
+        await eventually(lambda: max(range_.keys for range_ in reflector._ranges[:-1]) < len(names))
     assert sorted(change.key for change in sink.changes) == [
         prefix + name for name in [*others, *names]
     ]
@@ -450,7 +450,7 @@ class HeldStream:
 @pytest.fixture
 def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on the versions, and for the users, of which progress cannot be trusted."""
-    monkeypatch.setattr("etcd_actions.watch.reflector.has_reliable_progress", lambda _: False)
+    monkeypatch.setattr("etcd_actions.watch.store_identity.has_reliable_progress", lambda _: False)
 
 
 @pytest.mark.usefixtures("no_progress")

@@ -1,4 +1,7 @@
-"""Routes changes to one channel a key, and the channels to a pool of workers.
+"""A queue of work by key: a short-lived trio channel a key, and a pool of workers.
+
+For work that waits for others, such as a run service. What needs no waiting is done where the
+change arrives, see :mod:`etcd_actions.follow.handler`.
 
 - **Ordered.** The changes of one key are handled in the order in which they were
   dispatched, and never two at a time. Different keys are handled side by side, by at most
@@ -11,16 +14,15 @@
   again faster than it is handled, for more than :data:`_LONGEST` steps, loses the oldest of
   them: what is kept begins with its last delete.
 - **Bounded.** Above ``soft_bytes`` the values of newly dispatched puts are dropped and read
-  again, at their own revision, when their turn comes. Above ``hard_changes`` the stream is
-  made to wait, which is counted: see :meth:`Router.wait_stream_room`.
+  again, at their own revision, when their turn comes.
 - **Patient.** A handler that fails is called again after a back-off, for ever, with the
   failed change or a newer state of the same incarnation; it does not hold a worker
-  meanwhile. :meth:`Router.statistics` lists the failing keys.
+  meanwhile. :meth:`WorkQueue.statistics` lists the failing keys.
 - **Contained.** A change is a unit of :mod:`etcd_actions.containment`: whatever its handler
   raises, even ``SystemExit``, fails that key alone. What is no error of this package is
   counted as an unexpected failure of a unit, too.
 
-A change that a cancelled worker was handling is not handled again by this router.
+A change that a cancelled worker was handling is not handled again by this queue.
 """
 
 from __future__ import annotations
@@ -52,17 +54,15 @@ Reread = Callable[[Change], Awaitable[Change | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterSettings:
-    """Limits of a router.
+class WorkQueueSettings:
+    """Limits of a queue.
 
     Attributes:
         soft_bytes: Bytes of pending values above which new ones are dropped and read again.
-        hard_changes: Number of pending changes above which the stream is made to wait.
         backoff: Delays, in seconds, before a failed handler is called again.
     """
 
     soft_bytes: int = 64 * 1024 * 1024
-    hard_changes: int = 1_000_000
     backoff: Backoff = _BACKOFF
 
 
@@ -77,8 +77,8 @@ class FailingKey:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterStatistics:
-    """What a router holds and has done.
+class WorkQueueStatistics:
+    """What a queue holds and has done.
 
     Attributes:
         keys: Number of keys with work: waiting, being handled or to be tried again.
@@ -88,7 +88,6 @@ class RouterStatistics:
         handled: Number of changes handled with success.
         conflated: Number of changes that a newer one replaced before they were handled.
         dropped_values: Number of values dropped above the soft limit.
-        stalls: How often the hard limit made the stream wait.
         failures: Number of failed handler calls.
         handler_seconds: Time spent in handlers, of all workers together.
         turns: How often a worker took a key with work.
@@ -103,7 +102,6 @@ class RouterStatistics:
     handled: int
     conflated: int
     dropped_values: int
-    stalls: int
     failures: int
     handler_seconds: float
     turns: int
@@ -113,7 +111,7 @@ class RouterStatistics:
 
 @dataclass(slots=True)
 class _Counts:
-    """Shared by a router and its channels."""
+    """Shared by a queue and its channels."""
 
     changes: int = 0
     bytes: int = 0
@@ -121,7 +119,6 @@ class _Counts:
     handled: int = 0
     conflated: int = 0
     dropped_values: int = 0
-    stalls: int = 0
     failures: int = 0
     handler_seconds: float = 0.0
     turns: int = 0
@@ -138,6 +135,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
 
     __slots__ = (
         "_counts",
+        "_ended",
         "_on_end",
         "_reread",
         "failures",
@@ -160,13 +158,14 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
         self._counts = counts
         self._reread = reread
         self._on_end = on_end
+        self._ended = False
 
     def put(self, change: Change) -> None:
         """Append a change, conflating it with the last one if that is allowed."""
         counts, pending = self._counts, self.pending
         if change.value:
             counts.bytes += len(change.value)
-        if pending and (merged := _conflated(pending[-1], change)) is not None:
+        if pending and (merged := conflated(pending[-1], change)) is not None:
             counts.bytes -= len(pending[-1].value or b"")
             counts.conflated += 1
             pending[-1] = merged
@@ -179,7 +178,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
     def put_back(self, change: Change) -> None:
         """Return a change that could not be handled, to be received again."""
         counts, pending = self._counts, self.pending
-        if pending and (merged := _conflated(change, pending[0])) is not None:
+        if pending and (merged := conflated(change, pending[0])) is not None:
             counts.conflated += 1
             pending[0] = merged
             return
@@ -195,7 +194,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
             trio.EndOfChannel: The key has no more work.
         """
         if not self.pending:
-            self._on_end(self.key)
+            self.close()
             raise trio.EndOfChannel
         change = self.pending[0]
         if change.value is None:
@@ -225,10 +224,16 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
                 if found is not None:
                     return found
 
-    async def aclose(self) -> None:
-        """Give up what is pending and end the channel."""
+    def close(self) -> None:
+        """Give up what is pending and end the channel; twice is harmless."""
         self._forget(len(self.pending))
-        self._on_end(self.key)
+        if not self._ended:
+            self._ended = True
+            self._on_end(self.key)
+
+    async def aclose(self) -> None:
+        """The same, as channels of trio have it."""
+        self.close()
         await trio.lowlevel.checkpoint()
 
     def _forget_before_last_delete(self) -> None:
@@ -238,12 +243,14 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
             self._forget(deletes[-1])
 
     def _forget(self, count: int) -> None:
+        if not count:
+            return
         self._counts.bytes -= sum(len(change.value or b"") for change in self.pending[:count])
         self._counts.changes -= count
         del self.pending[:count]
 
 
-class Router:
+class WorkQueue:
     """See the module's text.
 
     Run :meth:`worker` in as many tasks as there may be handlers at work, and
@@ -252,8 +259,8 @@ class Router:
     Args:
         handler: Called with each change; an exception from it means: try again.
         reread: Reads a dropped value again: the change with its value, or None to skip it.
-        settings: See :class:`RouterSettings`.
-        containment: Counts unexpected failures; by default the router has its own.
+        settings: See :class:`WorkQueueSettings`.
+        containment: Counts unexpected failures; by default the queue has its own.
         unit: What kind of unit a change is there.
     """
 
@@ -261,7 +268,7 @@ class Router:
         self,
         handler: Handler,
         reread: Reread,
-        settings: RouterSettings | None = None,
+        settings: WorkQueueSettings | None = None,
         *,
         containment: Containment | None = None,
         unit: str = "change",
@@ -270,7 +277,7 @@ class Router:
         self._unit = unit
         self._handler = handler
         self._reread = reread
-        self._settings = settings or RouterSettings()
+        self._settings = settings or WorkQueueSettings()
         self._counts = _Counts()
         self._channels: dict[bytes, KeyChannel] = {}
         self._ready: deque[KeyChannel] = deque()
@@ -279,14 +286,12 @@ class Router:
         self._failing: dict[bytes, FailingKey] = {}
         self._retries: list[tuple[float, int, KeyChannel]] = []
         self._retry_added = trio.Event()
-        self._list_room: trio.Event | None = None
-        self._stream_room: trio.Event | None = None
         self._idle: trio.Event | None = None
 
-    def statistics(self) -> RouterStatistics:
-        """See :class:`RouterStatistics`."""
+    def statistics(self) -> WorkQueueStatistics:
+        """See :class:`WorkQueueStatistics`."""
         counts = self._counts
-        return RouterStatistics(
+        return WorkQueueStatistics(
             keys=len(self._channels),
             pending_changes=counts.changes,
             pending_bytes=counts.bytes,
@@ -294,7 +299,6 @@ class Router:
             handled=counts.handled,
             conflated=counts.conflated,
             dropped_values=counts.dropped_values,
-            stalls=counts.stalls,
             failures=counts.failures,
             handler_seconds=counts.handler_seconds,
             turns=counts.turns,
@@ -317,8 +321,12 @@ class Router:
                 channel.put(_without_value(change))
             else:
                 channel.put(change)
-        self._tell_room()
         self._wake_one()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of the values of the changes that no worker has taken."""
+        return self._counts.bytes
 
     @property
     def has_work(self) -> bool:
@@ -349,27 +357,6 @@ class Router:
                 self._idle = trio.Event()
             await self._idle.wait()
         await trio.lowlevel.checkpoint()
-
-    async def wait_list_room(self) -> None:
-        """Return once the pending values are below the soft limit."""
-        while self._counts.bytes > self._settings.soft_bytes:
-            if self._list_room is None:
-                self._list_room = trio.Event()
-            await self._list_room.wait()
-
-    async def wait_stream_room(self) -> None:
-        """Return at once, unless more changes are pending than the hard limit allows.
-
-        Reaching it is a fault of the handlers, or of the machine: it is counted and logged.
-        """
-        if self._counts.changes < self._settings.hard_changes:
-            return
-        self._counts.stalls += 1
-        _log.error("handlers_too_slow", pending=self._counts.changes)
-        while self._counts.changes >= self._settings.hard_changes:
-            if self._stream_room is None:
-                self._stream_room = trio.Event()
-            await self._stream_room.wait()
 
     def dispatch_if_idle(self, change: Change) -> bool:
         """Queue a change, unless its key has work; whether it was queued.
@@ -410,13 +397,9 @@ class Router:
                     if channel.failures:
                         channel.failures = 0
                         self._failing.pop(channel.key, None)
-                    if self._list_room is not None or self._stream_room is not None:
-                        self._tell_room()
-                self._end(channel.key)
+                channel.close()
             except BaseException as error:
                 self._failed(channel, change, error)
-            # Changes that nobody needed any more have made room, too.
-            self._tell_room()
 
     async def retry_failed(self) -> None:
         """Make failed keys ready again when their delay is over, until cancelled."""
@@ -466,13 +449,19 @@ class Router:
             self._idle.set()
             self._idle = None
 
-    def _tell_room(self) -> None:
-        if self._list_room is not None and self._counts.bytes <= self._settings.soft_bytes:
-            self._list_room.set()
-            self._list_room = None
-        if self._stream_room is not None and self._counts.changes < self._settings.hard_changes:
-            self._stream_room.set()
-            self._stream_room = None
+    def put_off(self, change: Change, error: BaseException) -> None:
+        """Have a change handled after a delay: it was handled elsewhere, which failed.
+
+        The key must have no work. What of the failure passes through every boundary is raised.
+        """
+        channel = KeyChannel(change.key, self._counts, self._reread, self._end)
+        self._channels[change.key] = channel
+        self._failed(channel, change, error)
+
+    def newest_of(self, key: bytes) -> Change | None:
+        """The last change of a key that no worker has taken; None without one."""
+        channel = self._channels.get(key)
+        return channel.pending[-1] if channel is not None and channel.pending else None
 
     def _failed(self, channel: KeyChannel, change: Change | None, error: BaseException) -> None:
         """Put off what failed; raise what is not the handler's failure but a cancellation."""
@@ -514,7 +503,7 @@ class Router:
             )
 
 
-def _conflated(old: Change, new: Change) -> Change | None:
+def conflated(old: Change, new: Change) -> Change | None:
     """What both together say, None when they must stay apart."""
     if old.is_delete or new.is_delete or old.create_revision != new.create_revision:
         return None

@@ -1,4 +1,4 @@
-"""The router: order, conflation, patience and limits."""
+"""The queue of work: order, conflation, patience and limits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from etcd_actions.backoff import Backoff
 from etcd_actions.errors import Unavailable
-from etcd_actions.router import KeyChannel, Router, RouterSettings, _Counts
 from etcd_actions.watch import Change, ChangeKind
+from etcd_actions.workqueue import KeyChannel, WorkQueue, WorkQueueSettings, _Counts
 
 
 def put(key: bytes, revision: int, *, created: int = 0, value: bytes | None = b"v") -> Change:
@@ -42,14 +42,14 @@ async def running(
     workers: int = 4,
     reread: Callable[[Change], Awaitable[Change | None]] = keep,
     **settings: float | Backoff,
-) -> AsyncIterator[Router]:
-    router = Router(handler, reread, RouterSettings(**settings))  # type: ignore[arg-type]
+) -> AsyncIterator[WorkQueue]:
+    queue = WorkQueue(handler, reread, WorkQueueSettings(**settings))  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         for _ in range(workers):
-            nursery.start_soon(router.worker)
-        nursery.start_soon(router.retry_failed)
+            nursery.start_soon(queue.worker)
+        nursery.start_soon(queue.retry_failed)
         await trio.testing.wait_all_tasks_blocked()
-        yield router
+        yield queue
         nursery.cancel_scope.cancel()
 
 
@@ -73,38 +73,38 @@ class Gate:
 async def test_changes_of_a_key_are_never_handled_side_by_side() -> None:
     """One key: in order, one at a time. Other keys go on meanwhile."""
     gate = Gate()
-    async with running(gate) as router:
-        router.dispatch([put(b"a", 1), delete(b"a", 2), put(b"a", 3), put(b"b", 4)])
+    async with running(gate) as queue:
+        queue.dispatch([put(b"a", 1), delete(b"a", 2), put(b"a", 3), put(b"b", 4)])
         await trio.testing.wait_all_tasks_blocked()
         assert [(c.key, c.mod_revision) for c in gate.begun] == [(b"a", 1), (b"b", 4)]
         gate.open()
-        await router.wait_idle()
+        await queue.wait_idle()
         assert [c.mod_revision for c in gate.done if c.key == b"a"] == [1, 2, 3]
 
 
 async def test_parallel_work_is_bounded_by_the_workers() -> None:
     """Ten keys and three workers: three handlers run, then the others."""
     gate = Gate()
-    async with running(gate, workers=3) as router:
-        router.dispatch(put(b"%d" % number, number + 1) for number in range(10))
+    async with running(gate, workers=3) as queue:
+        queue.dispatch(put(b"%d" % number, number + 1) for number in range(10))
         await trio.testing.wait_all_tasks_blocked()
         assert len(gate.begun) == 3
         gate.open()
-        await router.wait_idle()
+        await queue.wait_idle()
         assert len(gate.done) == 10
 
 
 async def test_a_lagging_key_gets_the_latest_state_only() -> None:
     """Puts of one incarnation conflate, and the count says so; what was ADDED stays ADDED."""
     gate = Gate()
-    async with running(gate) as router:
-        router.dispatch([put(b"a", 1)])
+    async with running(gate) as queue:
+        queue.dispatch([put(b"a", 1)])
         await trio.testing.wait_all_tasks_blocked()
-        router.dispatch(put(b"a", revision, created=1) for revision in (2, 3, 4))
-        router.dispatch([delete(b"a", 5), put(b"a", 6), put(b"a", 7, created=6)])
-        assert router.statistics().conflated == 3
+        queue.dispatch(put(b"a", revision, created=1) for revision in (2, 3, 4))
+        queue.dispatch([delete(b"a", 5), put(b"a", 6), put(b"a", 7, created=6)])
+        assert queue.statistics().conflated == 3
         gate.open()
-        await router.wait_idle()
+        await queue.wait_idle()
     assert [(c.kind.value, c.mod_revision) for c in gate.done] == [
         ("ADDED", 1),
         ("MODIFIED", 4),
@@ -116,16 +116,16 @@ async def test_a_lagging_key_gets_the_latest_state_only() -> None:
 async def test_a_key_made_and_deleted_for_ever_stays_bounded() -> None:
     """Past the limit what is kept begins with the key's last delete."""
     gate = Gate()
-    async with running(gate) as router:
-        router.dispatch([put(b"a", 1)])
+    async with running(gate) as queue:
+        queue.dispatch([put(b"a", 1)])
         await trio.testing.wait_all_tasks_blocked()
         for revision in range(2, 2000, 2):
-            router.dispatch([delete(b"a", revision), put(b"a", revision + 1)])
-        assert router.statistics().pending_changes <= 17
+            queue.dispatch([delete(b"a", revision), put(b"a", revision + 1)])
+        assert queue.statistics().pending_changes <= 17
         gate.open()
-        await router.wait_idle()
+        await queue.wait_idle()
     assert [c.mod_revision for c in gate.done[-2:]] == [1998, 1999]
-    assert router.statistics().pending_bytes == 0
+    assert queue.statistics().pending_bytes == 0
 
 
 @st.composite
@@ -163,12 +163,12 @@ def test_order_ends_and_conflation_over_any_schedule(
         handled[change.key].append(change)
 
     async def main() -> None:
-        async with running(handler, workers=2) as router:
+        async with running(handler, workers=2) as queue:
             for change in changes:
-                router.dispatch([change])
+                queue.dispatch([change])
                 await trio.sleep(data.draw(st.integers(0, 1)))
-            await router.wait_idle()
-            statistics = router.statistics()
+            await queue.wait_idle()
+            statistics = queue.statistics()
             assert statistics.dispatched == len(changes)
             assert statistics.handled + statistics.conflated == len(changes)
             assert (statistics.keys, statistics.pending_changes, statistics.failing) == (0, 0, ())
@@ -202,16 +202,16 @@ async def test_a_failing_key_is_tried_again_and_holds_no_worker(
         handled.append(change.key)
 
     backoff = Backoff(initial=1.0, cap=1.5)
-    async with running(handler, workers=1, backoff=backoff) as router:
-        router.dispatch([put(b"bad", 1), put(b"good", 2)])
+    async with running(handler, workers=1, backoff=backoff) as queue:
+        queue.dispatch([put(b"bad", 1), put(b"good", 2)])
         await trio.testing.wait_all_tasks_blocked()
         assert handled == [b"good"]
-        (failing,) = router.statistics().failing
+        (failing,) = queue.statistics().failing
         assert (failing.key, failing.failures, failing.error) == (b"bad", 1, "ValueError: not yet")
-        await router.wait_idle()
+        await queue.wait_idle()
         assert handled == [b"good", b"bad"]
-        assert router.statistics().failing == ()
-        assert router.statistics().failures == 3
+        assert queue.statistics().failing == ()
+        assert queue.statistics().failures == 3
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert 0.5 <= gaps[0] <= 1.0
     assert all(0.75 <= gap <= 1.5 for gap in gaps[1:])
@@ -228,11 +228,11 @@ async def test_a_failed_state_is_replaced_by_a_newer_one(
         if change.mod_revision == 1:
             raise ValueError("no")
 
-    async with running(handler) as router:
-        router.dispatch([put(b"a", 1)])
+    async with running(handler) as queue:
+        queue.dispatch([put(b"a", 1)])
         await trio.testing.wait_all_tasks_blocked()
-        router.dispatch([put(b"a", 2, created=1)])
-        await router.wait_idle()
+        queue.dispatch([put(b"a", 2, created=1)])
+        await queue.wait_idle()
     assert tried == [1, 2]
 
 
@@ -245,11 +245,11 @@ async def test_above_the_soft_limit_values_are_dropped_and_read_again() -> None:
         asked.append(change.mod_revision)
         return msgspec.structs.replace(change, value=b"at %d" % change.mod_revision)
 
-    async with running(gate, workers=1, reread=reread, soft_bytes=10) as router:
-        router.dispatch(put(b"%d" % number, number, value=b"12345678") for number in range(1, 6))
-        assert router.statistics().dropped_values == 3
+    async with running(gate, workers=1, reread=reread, soft_bytes=10) as queue:
+        queue.dispatch(put(b"%d" % number, number, value=b"12345678") for number in range(1, 6))
+        assert queue.statistics().dropped_values == 3
         gate.open()
-        await router.wait_idle()
+        await queue.wait_idle()
     assert [c.value for c in gate.done] == [b"12345678"] * 2 + [b"at 3", b"at 4", b"at 5"]
     assert asked == [3, 4, 5]
 
@@ -264,9 +264,9 @@ async def test_a_value_that_nobody_needs_any_more_is_skipped() -> None:
     async def reread(change: Change) -> Change | None:
         return None
 
-    async with running(handler, reread=reread, soft_bytes=0) as router:
-        router.dispatch([put(b"a", 1), put(b"b", 2)])
-        await router.wait_idle()
+    async with running(handler, reread=reread, soft_bytes=0) as queue:
+        queue.dispatch([put(b"a", 1), put(b"b", 2)])
+        await queue.wait_idle()
     assert [c.key for c in handled] == [b"a"]
 
 
@@ -283,9 +283,9 @@ async def test_a_failed_reread_is_tried_again(autojump_clock: trio.testing.MockC
             raise error
         return msgspec.structs.replace(change, value=b"back")
 
-    async with running(handler, reread=reread, soft_bytes=0) as router:
-        router.dispatch([put(b"a", 1), put(b"b", 2)])
-        await router.wait_idle()
+    async with running(handler, reread=reread, soft_bytes=0) as queue:
+        queue.dispatch([put(b"a", 1), put(b"b", 2)])
+        await queue.wait_idle()
     assert [(c.key, c.value) for c in handled] == [(b"a", b"v"), (b"b", b"back")]
 
 
@@ -302,36 +302,13 @@ async def test_a_newer_state_that_comes_during_a_reread_is_not_lost() -> None:
         await go_on.wait()
         return msgspec.structs.replace(change, value=b"old")
 
-    async with running(handler, reread=reread, soft_bytes=0) as router:
-        router.dispatch([put(b"x", 1), put(b"a", 2)])
+    async with running(handler, reread=reread, soft_bytes=0) as queue:
+        queue.dispatch([put(b"x", 1), put(b"a", 2)])
         await reading.wait()
-        router.dispatch([put(b"a", 3, created=2)])
+        queue.dispatch([put(b"a", 3, created=2)])
         go_on.set()
-        await router.wait_idle()
+        await queue.wait_idle()
     assert [(c.key, c.mod_revision, c.value) for c in handled] == [(b"x", 1, b"v"), (b"a", 3, b"v")]
-
-
-async def test_lists_wait_for_room_and_streams_at_the_hard_limit() -> None:
-    """A list waits at the soft limit, the stream only at the hard one, which is counted."""
-    gate = Gate()
-    async with running(gate, workers=1, soft_bytes=10, hard_changes=3) as router:
-        await router.wait_list_room()
-        await router.wait_stream_room()
-        router.dispatch(put(b"%d" % number, number, value=b"x" * 20) for number in range(1, 5))
-        passed: list[str] = []
-
-        async def wait(name: str, room: Callable[[], Awaitable[None]]) -> None:
-            await room()
-            passed.append(name)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait, "list", router.wait_list_room)
-            nursery.start_soon(wait, "stream", router.wait_stream_room)
-            await trio.testing.wait_all_tasks_blocked()
-            assert not passed or passed == ["list"]
-            assert router.statistics().stalls == 1
-            gate.open()
-        assert sorted(passed) == ["list", "stream"]
 
 
 async def test_a_key_channel_reads_as_a_trio_channel() -> None:
@@ -359,53 +336,20 @@ async def test_cancelled_workers_leave_nothing_parked() -> None:
     async def handler(change: Change) -> None:
         handled.append(change)
 
-    router = Router(handler, keep)
+    queue = WorkQueue(handler, keep)
     for _ in range(3):
         with trio.move_on_after(math.inf) as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(router.worker)
-                nursery.start_soon(router.worker)
+                nursery.start_soon(queue.worker)
+                nursery.start_soon(queue.worker)
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(router.worker)
-        router.dispatch([put(b"a", 1)])
-        await router.wait_idle()
+        nursery.start_soon(queue.worker)
+        queue.dispatch([put(b"a", 1)])
+        await queue.wait_idle()
         nursery.cancel_scope.cancel()
     assert len(handled) == 1
-
-
-async def test_the_stream_goes_on_while_a_failing_key_holds_bytes() -> None:
-    """The hard limit counts changes: what a failing key keeps above the soft one is no matter."""
-
-    async def handler(change: Change) -> None:
-        if change.key == b"bad":
-            raise ValueError("never")
-
-    backoff = Backoff(initial=0.01, cap=0.01)
-    async with running(
-        handler, workers=1, soft_bytes=10, hard_changes=3, backoff=backoff
-    ) as router:
-        router.dispatch([put(b"bad", 1, value=b"x" * 50), *(put(b"%d" % n, n) for n in (2, 3, 4))])
-        with trio.fail_after(60):
-            await router.wait_stream_room()
-        assert router.statistics().pending_bytes > 10
-
-
-async def test_room_made_by_dispatching_is_told() -> None:
-    """A newer state without a value replaces the large one that filled the budget."""
-
-    async def nobody(change: Change) -> None:
-        await trio.sleep_forever()
-
-    async with running(nobody, workers=0, soft_bytes=10) as router, trio.open_nursery() as nursery:
-        router.dispatch([put(b"a", 1, value=b"x" * 50)])
-        nursery.start_soon(router.wait_list_room)
-        await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(60):
-            router.dispatch([put(b"a", 2, created=1, value=b"y" * 50)])
-            while nursery.child_tasks:
-                await trio.lowlevel.checkpoint()
 
 
 async def test_a_key_whose_failed_change_is_skipped_is_failing_no_more() -> None:
@@ -421,9 +365,32 @@ async def test_a_key_whose_failed_change_is_skipped_is_failing_no_more() -> None
         return None
 
     backoff = Backoff(initial=0.01, cap=0.01)
-    async with running(handler, reread=reread, backoff=backoff) as router:
-        router.dispatch([put(b"a", 1, value=None)])
+    async with running(handler, reread=reread, backoff=backoff) as queue:
+        queue.dispatch([put(b"a", 1, value=None)])
         with trio.fail_after(60):
-            await router.wait_idle()
-        assert router.statistics().failures == 1
-        assert router.statistics().failing == ()
+            await queue.wait_idle()
+        assert queue.statistics().failures == 1
+        assert queue.statistics().failing == ()
+
+
+async def test_what_failed_elsewhere_is_handled_after_a_delay_before_what_is_newer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    handled: list[int] = []
+
+    async def handler(change: Change) -> None:
+        handled.append(change.mod_revision)
+
+    async with running(handler, backoff=Backoff(initial=1.0, cap=1.0)) as queue:
+        queue.put_off(delete(b"a", 3), ValueError("not yet"))
+        assert [failing.error for failing in queue.statistics().failing] == ["ValueError: not yet"]
+        assert queue.has_work_for(b"a")
+        assert queue.oldest_delete() == 3
+        queue.dispatch([put(b"a", 4)])
+        assert queue.newest_of(b"a") == put(b"a", 4)
+        await trio.testing.wait_all_tasks_blocked()
+        assert handled == []
+        await queue.wait_idle()
+        assert handled == [3, 4]
+        assert queue.newest_of(b"a") is None
+        assert queue.statistics().failing == ()

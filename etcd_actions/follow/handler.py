@@ -1,0 +1,343 @@
+"""What a change means: decoded, remembered, and passed on to those who want it.
+
+Handling waits for nothing, so it is done where the changes arrive, in the turn of the task that
+reads the watch. Those who are notified have queues of their own: each subscription, and the outbox.
+
+A key whose handling fails unexpectedly is put off: it is handled again with a back-off, for ever,
+in the order of its changes, by a :class:`~etcd_actions.workqueue.WorkQueue` that is empty
+otherwise. All other keys go on.
+
+The methods have the names of Flyte's ``ActionsClient``, so that someone who knows the Go code
+finds each; docs/architecture.md has a table of them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from etcd_actions.actions.condition_timeouts import ConditionTimeouts
+from etcd_actions.codecs import codec_of
+from etcd_actions.containment import Containment
+from etcd_actions.errors import DecodeError
+from etcd_actions.follow.index import Index
+from etcd_actions.follow.set_aside import SetAside
+from etcd_actions.model import (
+    API_VERSION,
+    ActionUpdate,
+    Summary,
+    TaskAction,
+    build_action_update,
+    summarize,
+)
+from etcd_actions.subscriptions import Subscriptions
+from etcd_actions.watch import Change
+from etcd_actions.workqueue import (
+    Reread,
+    WorkQueue,
+    WorkQueueSettings,
+    WorkQueueStatistics,
+    conflated,
+)
+
+_MOST_VERSIONS: Final = 100
+_LOOK_AGAIN: Final = 60.0
+"""Seconds between two tries to decode what could not be for lack of memory or the like."""
+
+_log: Final = structlog.get_logger(__name__)
+
+
+class Recording(Protocol):
+    """Who tells the run service, and marks; see :class:`etcd_actions.outbox.Outbox`."""
+
+    @property
+    def working(self) -> bool:
+        """Whether this process is the one that does that now."""
+        ...
+
+    def wants(self, change: Change, summary: Summary) -> bool:
+        """Whether there is anything to do for a state, or a deletion."""
+        ...
+
+    def deliver(
+        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+    ) -> None:
+        """Queue a state, or a deletion with what is to be told of it. Never waits.
+
+        Args:
+            change: What happened.
+            update: What is to be told of a deletion.
+            action: The decoded object of a state, where it is at hand.
+        """
+        ...
+
+
+class Handler:
+    """The sink of the processor's reflector; see the module's text.
+
+    Args:
+        index: Where each change is noted.
+        subscriptions: Who is notified.
+        set_aside: Where values go that cannot be decoded.
+        recording: Who records; None in a process that only serves subscribers.
+        timeouts: Who notes the conditions that wait; None likewise.
+        reread: Reads a value again that was dropped while its key was put off.
+        settings: Limits of the queue of what was put off.
+        containment: Where unexpected failures are counted.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        subscriptions: Subscriptions,
+        set_aside: SetAside,
+        *,
+        recording: Recording | None,
+        timeouts: ConditionTimeouts | None,
+        reread: Reread,
+        settings: WorkQueueSettings,
+        containment: Containment,
+    ) -> None:
+        self._index = index
+        self._subscriptions = subscriptions
+        self._set_aside = set_aside
+        self._recording = recording
+        self._timeouts = timeouts
+        self._containment = containment
+        self._put_off = WorkQueue(self._handle_again, reread, settings, containment=containment)
+        self._versions: set[str] = set()
+        self._taken = 0
+        self._conflated = 0
+        self._handled = 0
+        self._seconds = 0.0
+
+    def statistics(self) -> WorkQueueStatistics:
+        """What it has done; what waits is what was put off."""
+        again = self._put_off.statistics()
+        return replace(
+            again,
+            dispatched=self._taken,
+            handled=self._handled + again.handled,
+            conflated=self._conflated + again.conflated,
+            handler_seconds=self._seconds + again.handler_seconds,
+        )
+
+    @property
+    def oldest_delete(self) -> int | None:
+        """The lowest revision of a deletion that was put off; None without one."""
+        return self._put_off.oldest_delete() if self._put_off.has_work else None
+
+    async def wait_idle(self) -> None:
+        """Return once nothing is put off."""
+        await self._put_off.wait_idle()
+
+    async def retry(self) -> None:
+        """Handle again what was put off, until cancelled."""
+        keep = self._containment.keep
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep, "task", "a worker of the handlers", self._put_off.worker)
+            retries = self._put_off.retry_failed
+            nursery.start_soon(keep, "task", "retries of the handlers", retries)
+            nursery.start_soon(keep, "task", "a second look", self._look_again)
+
+    # The reflector's sink.
+
+    def dispatch(self, changes: Sequence[Change], /) -> None:
+        """Handle changes, in order; what fails is put off. Never waits."""
+        began = perf_counter()
+        self._taken += len(changes)
+        put_off = self._put_off
+        for change in changes:
+            if put_off.has_work and put_off.has_work_for(change.key):
+                # Behind what was put off of its key.
+                self._index.note(change)
+                put_off.dispatch((change,))
+                continue
+            try:
+                self.handle_watch_event(change)
+            except BaseException as error:
+                self._index.note(change)
+                put_off.put_off(change, error)
+            else:
+                self._handled += 1
+        self._seconds += perf_counter() - began
+
+    async def wait_list_room(self) -> None:
+        """There is room: what was read is handled."""
+
+    async def wait_stream_room(self) -> None:
+        """There is room: what was read is handled."""
+
+    def latest(self, changes: Sequence[Change]) -> Sequence[Change]:
+        """What of a batch is to be dispatched: of each key the last state.
+
+        Never across a delete, or another incarnation.
+        """
+        if len({change.key for change in changes}) == len(changes):
+            return changes
+        latest: list[Change] = []
+        places: dict[bytes, int] = {}
+        for change in changes:
+            place = places.get(change.key)
+            if place is not None and (merged := conflated(latest[place], change)) is not None:
+                latest[place] = merged
+                self._conflated += 1
+            else:
+                places[change.key] = len(latest)
+                latest.append(change)
+        self._taken += len(changes) - len(latest)
+        return latest
+
+    async def _handle_again(self, change: Change) -> None:
+        try:
+            self.handle_watch_event(change)
+        except BaseException:
+            self._index.note(self._put_off.newest_of(change.key) or change)
+            raise
+        if (newest := self._put_off.newest_of(change.key)) is not None:
+            self._index.note(newest)
+
+    async def _look_again(self) -> None:
+        """Now and then handle again what could not be decoded for want of something else."""
+        while True:
+            await trio.sleep(_LOOK_AGAIN)
+            for change in self._set_aside.doubtful():
+                # With newer work for the key it heals, or comes here again, by itself.
+                if self._put_off.dispatch_if_idle(change):
+                    self._set_aside.look_again(change.key)
+
+    # The steps.
+
+    def handle_watch_event(self, change: Change) -> None:
+        """Decode a change, remember what its deletion will need, and act on it.
+
+        Summary and object come from one pass where somebody may want the object, and the outbox
+        gets it with the change. A value that cannot be decoded is counted, logged and set aside
+        until the next good write of its key: it is nothing that trying again would cure. Where
+        the decoder failed for another reason it is looked at again, seldom.
+        """
+        key = change.key
+        if change.is_delete:
+            self._handle_deletion(change)
+            return
+        try:
+            summary, action, refusal = self._read(change)
+        except BaseException as error:
+            self._index.note(change)
+            self._set_aside.add(change, error)
+            return
+        self._index.put(key, summary)
+        if summary.condition and self._timeouts is not None:
+            self._timeouts.note(key, summary)
+        if summary.other_version:
+            self._note_version(summary.other_version, change)
+        self._set_aside.forget(key)
+        if refusal is not None:
+            # Its deletion can be told, and nothing else.
+            self._set_aside.add(change, refusal)
+        self.handle_task_action_event(change, summary, action)
+
+    def _read(self, change: Change) -> tuple[Summary, TaskAction | None, DecodeError | None]:
+        """The facts of a state; and, in one pass, the object where somebody may want it.
+
+        With the reason, where only the facts can be read.
+        """
+        key, revision, created = change.key, change.mod_revision, change.create_revision
+        value, refusal = change.value or b"", None
+        codec = codec_of(value)
+        recording = self._recording
+        if self._subscriptions.are_open or (recording is not None and recording.working):
+            try:
+                action = codec.decode(value, key=key, revision=revision)
+            except DecodeError as error:
+                refusal = error
+            else:
+                return summarize(action, revision, created), action, None
+        summary = codec.summarize(value, key=key, revision=revision, create_revision=created)
+        return summary, None, refusal
+
+    def _handle_deletion(self, change: Change) -> None:
+        key = change.key
+        known = self._index.get(key)
+        self._set_aside.forget(key)
+        if self._timeouts is not None:
+            self._timeouts.forget(key)
+        previous = self._previous(change)
+        if known is None and previous is not None:
+            known = summarize(previous, change.mod_revision)
+        if known is not None:
+            self.handle_task_action_event(change, known, previous)
+        # Not before: a handler that fails is called again, and needs it then.
+        self._index.remove(key)
+
+    def handle_task_action_event(
+        self, change: Change, summary: Summary, action: TaskAction | None = None
+    ) -> None:
+        """Notify subscribers, then queue what the run service is to be told, if anything.
+
+        Args:
+            change: What happened.
+            summary: The facts by which it is decided who is to be notified.
+            action: The object, where it could be read; of a deletion the last one, where etcd
+                sent it.
+        """
+        deleted, recording = change.is_delete, self._recording
+        subscribed = self._subscriptions.wants(summary)
+        queue = recording is not None and (deleted or recording.wants(change, summary))
+        update = None
+        if deleted or (subscribed and action is not None):
+            try:
+                update = build_action_update(
+                    action or summary,
+                    key=change.key,
+                    revision=change.mod_revision,
+                    create_revision=summary.create_revision,
+                    deleted=deleted,
+                )
+            except BaseException as error:
+                if deleted:
+                    raise
+                self._set_aside.add(change, error)
+                return
+        if subscribed and update is not None:
+            self.notify_subscribers(update)
+        if not queue or recording is None:
+            return
+        if deleted and update is not None:
+            # Whichever process leads has to know it until it is done with.
+            self._index.add_deletion(update)
+        if recording.working:
+            recording.deliver(change, update if deleted else None, None if deleted else action)
+
+    def notify_subscribers(self, update: ActionUpdate) -> None:
+        """Hand an update to the subscriptions. Never waits."""
+        self._subscriptions.notify(update)
+
+    def _previous(self, change: Change) -> TaskAction | None:
+        """What a deleted key held before, where etcd sent that, and it can be read."""
+        if not (value := change.prev_value):
+            return None
+        try:
+            return codec_of(value).decode(value, key=change.key)
+        except BaseException as error:
+            self._set_aside.add(change, error)
+            return None
+
+    def _note_version(self, version: str, change: Change) -> None:
+        """Say once that objects are stored at another version of the API."""
+        if version in self._versions or len(self._versions) >= _MOST_VERSIONS:
+            return
+        self._versions.add(version)
+        with self._containment.unit("log_line", "stored_at_another_version"):
+            _log.warning(
+                "stored_at_another_version",
+                version=version,
+                known=API_VERSION,
+                key=change.key.decode(errors="backslashreplace"),
+                revision=change.mod_revision,
+            )

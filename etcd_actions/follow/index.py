@@ -1,0 +1,250 @@
+"""The index: what this process knows of each key. Everybody looks here, and nobody copies it.
+
+Of each key it has the facts that its deletion needs, packed, with the revision that was delivered
+last; of the deletions, what is to be told of them until that is done; and the children of each
+action. One key takes about 200 bytes, whatever the number of keys, and nothing walks over all of
+them while events are handled, the position is saved or metrics are read.
+
+The reflector compares its lists with it (:class:`etcd_actions.watch.known.Known`), so whoever
+takes a change notes it here in the same step: a change that was not noted is delivered again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+from etcd_actions.follow.packing import Packing, have_one_parent, parent_of, revision_in
+from etcd_actions.keyed_heap import KeyedHeap
+from etcd_actions.model import ActionUpdate, Summary
+from etcd_actions.watch import Change
+
+_FEW: Final = 32
+"""Children up to which a tuple is small and fast enough."""
+
+_Children = tuple[bytes, ...] | dict[bytes, None]
+
+
+class Watching(Protocol):
+    """Says how far a watch is."""
+
+    def revision_of(self, key: bytes, /) -> int:
+        """Every change of a key up to it was delivered; 0 where it is not watched."""
+        ...
+
+
+class _Shelf:
+    """The keys that differ only behind the last slash."""
+
+    __slots__ = ("children", "facts")
+
+    def __init__(self) -> None:
+        self.facts: dict[bytes, bytes] = {}
+        # By the parent's name; which may be none of the facts.
+        self.children: dict[bytes, _Children] = {}
+
+
+class Index:
+    """See the module's text. None of its methods waits."""
+
+    def __init__(self) -> None:
+        self._shelves: defaultdict[bytes, _Shelf] = defaultdict(_Shelf)
+        self._packing = Packing()
+        self._count = 0
+        # Of keys whose last delivered state is not the one of the facts: its revision, 0 for a
+        # deletion that is still to be handled.
+        self._delivered: dict[bytes, int] = {}
+        self._again: set[bytes] = set()
+        # By key, what is to be told of its deletions, by their revisions.
+        self._deletions: dict[bytes, dict[int, ActionUpdate]] = {}
+        self._by_revision: KeyedHeap[tuple[bytes, int], int] = KeyedHeap()
+        self._watching: Watching | None = None
+
+    # What a reflector asks.
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self) if self._delivered else self._count
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The keys that exist, as far as is known."""
+        for head, shelf in list(self._shelves.items()):
+            for name in list(shelf.facts):
+                key = head + b"/" + name
+                if self._delivered.get(key) != 0:
+                    yield key
+        for key, revision in list(self._delivered.items()):
+            if revision and self._packed(key) is None:
+                yield key
+
+    def revision_of(self, key: bytes, /) -> int:
+        """The revision that was delivered last, 0 for none; negative where it is to come again."""
+        revision = self._delivered.get(key)
+        if revision is None:
+            packed = self._packed(key)
+            revision = 0 if packed is None else revision_in(packed)
+        return -revision if self._again and key in self._again else revision
+
+    def deliver_all_again(self) -> None:
+        """A watch begins, or the store is another one: all states are going to come again.
+
+        What waited to be handled is forgotten: of these keys the last state that was handled
+        counts, so that a deletion that was not comes again, too.
+        """
+        self._delivered = {
+            key: revision for key, revision in self._delivered.items() if self._packed(key) is None
+        }
+        self._again = set(self)
+
+    # What those who take changes note.
+
+    def note(self, change: Change) -> None:
+        """A change was taken, and its facts are not known yet, or never will be."""
+        key = change.key
+        if change.version:
+            self._delivered[key] = change.mod_revision
+        elif self._packed(key) is None:
+            self._delivered.pop(key, None)
+        else:
+            self._delivered[key] = 0
+        self._again.discard(key)
+
+    def put(self, key: bytes, summary: Summary) -> None:
+        """The facts of a state that was taken, behind which nothing waits."""
+        head, _, name = key.rpartition(b"/")
+        shelf = self._shelves[head]
+        before = shelf.facts.get(name)
+        packed = self._packing.pack(name, summary)
+        shelf.facts[name] = packed
+        if before is None:
+            self._count += 1
+            self._add_child(shelf, parent_of(name, packed), name)
+        else:
+            if not have_one_parent(before, packed):
+                self._remove_child(shelf, parent_of(name, before), name)
+                self._add_child(shelf, parent_of(name, packed), name)
+            self._packing.release(before)
+        if self._delivered:
+            self._delivered.pop(key, None)
+        if self._again:
+            self._again.discard(key)
+
+    def remove(self, key: bytes) -> None:
+        """A deletion was handled."""
+        if self._delivered:
+            self._delivered.pop(key, None)
+        if self._again:
+            self._again.discard(key)
+        head, _, name = key.rpartition(b"/")
+        shelf = self._shelves.get(head)
+        if shelf is None or (packed := shelf.facts.pop(name, None)) is None:
+            return
+        self._count -= 1
+        self._remove_child(shelf, parent_of(name, packed), name)
+        self._packing.release(packed)
+        if not shelf.facts:
+            del self._shelves[head]
+
+    def watched_by(self, watching: Watching | None) -> None:
+        """A watch begins, which brings the changes from now on."""
+        self._watching = watching
+
+    # What everybody asks.
+
+    def get(self, key: bytes) -> Summary | None:
+        """The facts of the last state that was handled and could be read; None for none."""
+        packed = self._packed(key)
+        return None if packed is None else self._packing.unpack(key.rpartition(b"/")[2], packed)
+
+    def children(self, key: bytes) -> list[bytes]:
+        """The keys beside one whose objects name that one's as their parent, of whatever run.
+
+        The parent itself need not be known. Traces of an action are beside the key that the
+        action would have among the traces.
+        """
+        head, _, name = key.rpartition(b"/")
+        shelf = self._shelves.get(head)
+        if shelf is None:
+            return []
+        return [head + b"/" + child for child in shelf.children.get(name, ())]
+
+    def comes_again(self, key: bytes) -> bool:
+        """Whether the watch that began has yet to deliver what is known of a key."""
+        return key in self._again
+
+    def is_newest(self, key: bytes, revision: int, since: int) -> bool:
+        """Whether a state surely was the newest of its key at revision ``since``.
+
+        All changes up to then have come, of this key none is to be handled yet, and the last
+        one that was handled is this.
+        """
+        if self._watching is None or key in self._delivered or key in self._again:
+            return False
+        packed = self._packed(key)
+        return (
+            packed is not None
+            and revision_in(packed) == revision
+            and self._watching.revision_of(key) >= since
+        )
+
+    # Deletions that are not done with.
+
+    def add_deletion(self, update: ActionUpdate) -> None:
+        """A deletion is to be told by the leader; it is kept until that is done."""
+        key, revision = update.key, update.revision
+        self._deletions.setdefault(key, {})[revision] = update
+        self._by_revision.put((key, revision), revision)
+
+    def forget_deletion(self, key: bytes, revision: int) -> None:
+        """A deletion is done with, and so are those of the key before it."""
+        deletions = self._deletions.get(key)
+        if deletions is None:
+            return
+        for each in [each for each in deletions if each <= revision]:
+            del deletions[each]
+            self._by_revision.remove((key, each))
+        if not deletions:
+            del self._deletions[key]
+
+    def forget_deletions(self, revision: int) -> None:
+        """All deletions up to a revision are done with."""
+        while (first := self._by_revision.first()) is not None and first[1] <= revision:
+            self.forget_deletion(first[0][0], first[1])
+
+    def deletions(self) -> list[ActionUpdate]:
+        """What is to be told of deletions, those of a key in their order."""
+        return [each for updates in self._deletions.values() for each in updates.values()]
+
+    @property
+    def oldest_deletion(self) -> int | None:
+        """The lowest revision of these; None without one."""
+        first = self._by_revision.first()
+        return None if first is None else first[1]
+
+    def _packed(self, key: bytes) -> bytes | None:
+        head, _, name = key.rpartition(b"/")
+        shelf = self._shelves.get(head)
+        return None if shelf is None else shelf.facts.get(name)
+
+    def _add_child(self, shelf: _Shelf, parent: bytes, name: bytes) -> None:
+        if not parent:
+            return
+        children = shelf.children.get(parent, ())
+        if isinstance(children, dict):
+            children[name] = None
+        elif len(children) < _FEW:
+            shelf.children[parent] = (*children, name)
+        else:
+            shelf.children[parent] = dict.fromkeys((*children, name))
+
+    def _remove_child(self, shelf: _Shelf, parent: bytes, name: bytes) -> None:
+        if not parent:
+            return
+        children = shelf.children.get(parent, ())
+        if isinstance(children, dict):
+            children.pop(name, None)
+        else:
+            children = tuple(each for each in children if each != name)
+            shelf.children[parent] = children
+        if not children:
+            shelf.children.pop(parent, None)

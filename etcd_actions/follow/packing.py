@@ -1,0 +1,208 @@
+"""Packs what is remembered of an action, next to its name, in about 60 bytes.
+
+Actions of one project and output location share those texts; run and action are in the name, and a
+uid is mostly a number. What does not fit that form, as an odd object may not, is packed as a whole
+by :func:`etcd_actions.model.pack`. Both forms begin with the revision.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from etcd_actions.model import Phase, Summary, pack, task_action_name, unpack
+
+_REVISION: Final = struct.Struct("<q")
+# Revision, form, phase, flags, length of the run's name, shared texts, attempts, create revision,
+# cache status, mark, uid. Behind them the parent's name, and the uid where it is no number.
+_COMPACT: Final = struct.Struct("<qBBBHIIqbI16s")
+_WHOLE: Final = b"\x00"
+_FORM: Final = _REVISION.size
+_PARENT: Final = _COMPACT.size
+_UID: Final = 36
+_RAW_UID: Final = 16
+_RAW: Final = _PARENT - _RAW_UID
+
+_RECORDED, _DELETING, _HELD, _HELD_BY_OTHERS, _STRAY, _CONDITION, _TEXT = (
+    1 << bit for bit in range(7)
+)
+
+_Texts = tuple[str, str, str, str, str, str | None]
+"""Project, domain, organisation, version, and the output location before and behind the run."""
+
+
+class Packing:
+    """Packs summaries; the texts that they share are kept here, as long as any needs them."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[_Texts, int] = {}
+        self._texts: list[_Texts] = []
+        self._uses: list[int] = []
+        self._free: list[int] = []
+
+    def pack(self, name: bytes, summary: Summary) -> bytes:
+        """Pack what is remembered of the object of a name; to be released after use."""
+        run, uid = summary.run, summary.uid
+        try:
+            if f"{run}-{summary.action}".encode() != name:
+                return self._whole(summary)
+            parent = summary.parent.encode()
+            raw, text = _raw_of(uid), None
+            if raw is None:
+                raw, text = len(parent).to_bytes(16, "little"), uid.encode()
+            before, found, behind = summary.run_output_base.partition(run)
+            texts = (
+                summary.project,
+                summary.domain,
+                summary.org,
+                summary.other_version,
+                before,
+                behind if found else None,
+            )
+            number = self._numbers.get(texts)
+            if number is None:
+                number = self._free[-1] if self._free else len(self._texts)
+            packed = _COMPACT.pack(
+                summary.revision,
+                1,
+                summary.phase,
+                summary.recorded * _RECORDED
+                | summary.deleting * _DELETING
+                | summary.held * _HELD
+                | summary.held_by_others * _HELD_BY_OTHERS
+                | summary.stray * _STRAY
+                | summary.condition * _CONDITION
+                | (text is not None) * _TEXT,
+                len(run),
+                number,
+                summary.attempts,
+                summary.create_revision,
+                summary.cache_status,
+                summary.mark,
+                raw,
+            )
+            packed += parent + (text or b"")
+        except (ValueError, struct.error):
+            return self._whole(summary)
+        self._use(texts, number)
+        return packed
+
+    def unpack(self, name: bytes, packed: bytes) -> Summary:
+        """Unpack what :meth:`pack` made."""
+        if not packed[_FORM]:
+            return unpack(packed[_FORM + 1 :])
+        (
+            revision,
+            _,
+            phase,
+            flags,
+            length,
+            number,
+            attempts,
+            create_revision,
+            cache_status,
+            mark,
+            raw,
+        ) = _COMPACT.unpack_from(packed)
+        project, domain, org, version, before, behind = self._texts[number]
+        text = name.decode()
+        run = text[:length]
+        if flags & _TEXT:
+            middle = _PARENT + int.from_bytes(raw, "little")
+            parent, uid = packed[_PARENT:middle].decode(), packed[middle:].decode()
+        else:
+            parent, uid = packed[_PARENT:].decode(), _text_of(raw)
+        return Summary(
+            project,
+            domain,
+            run,
+            text[length + 1 :],
+            org,
+            parent,
+            uid,
+            Phase(phase),
+            attempts,
+            cache_status,
+            bool(flags & _RECORDED),
+            before if behind is None else before + run + behind,
+            create_revision,
+            revision,
+            bool(flags & _DELETING),
+            bool(flags & _HELD),
+            bool(flags & _HELD_BY_OTHERS),
+            bool(flags & _STRAY),
+            mark,
+            bool(flags & _CONDITION),
+            version,
+        )
+
+    def release(self, packed: bytes) -> None:
+        """What :meth:`pack` made is not needed any more."""
+        if not packed[_FORM]:
+            return
+        number = _COMPACT.unpack_from(packed)[5]
+        self._uses[number] -= 1
+        if not self._uses[number]:
+            del self._numbers[self._texts[number]]
+            self._free.append(number)
+
+    def _use(self, texts: _Texts, number: int) -> None:
+        if number == len(self._texts):
+            self._texts.append(texts)
+            self._uses.append(0)
+        if not self._uses[number]:
+            if self._free and self._free[-1] == number:
+                self._free.pop()
+            self._texts[number] = texts
+            self._numbers[texts] = number
+        self._uses[number] += 1
+
+    def _whole(self, summary: Summary) -> bytes:
+        return _REVISION.pack(summary.revision) + _WHOLE + pack(summary)
+
+
+def revision_in(packed: bytes) -> int:
+    """The revision of what was packed."""
+    revision: int = _REVISION.unpack_from(packed)[0]
+    return revision
+
+
+def have_one_parent(packed: bytes, other: bytes) -> bool:
+    """Whether two states of one name surely name the same parent."""
+    return (
+        packed[_FORM] == other[_FORM] == 1
+        and packed[11:13] == other[11:13]
+        and packed[10] & _TEXT == other[10] & _TEXT
+        and packed[_RAW:] == other[_RAW:]
+    )
+
+
+def parent_of(name: bytes, packed: bytes) -> bytes:
+    """The name of the parent's object; empty for none."""
+    if not packed[_FORM]:
+        summary = unpack(packed[_FORM + 1 :])
+        run, parent = summary.run, summary.parent
+    else:
+        end = len(packed)
+        if packed[10] & _TEXT:
+            end = _PARENT + int.from_bytes(packed[_RAW:_PARENT], "little")
+        run = name.decode()[: int.from_bytes(packed[11:13], "little")]
+        parent = packed[_PARENT:end].decode()
+    return task_action_name(run, parent).encode(errors="replace") if parent else b""
+
+
+def _raw_of(uid: str) -> bytes | None:
+    """The number that a uid stands for; None for one that is no number in the usual form."""
+    if len(uid) != _UID or not uid[8] == uid[13] == uid[18] == uid[23] == "-":
+        return None
+    try:
+        raw = bytes.fromhex(uid.replace("-", ""))
+    except ValueError:
+        return None
+    # Spaces are passed over, and capitals count as the small letters.
+    return raw if len(raw) == _RAW_UID and uid == uid.lower() else None
+
+
+def _text_of(raw: bytes) -> str:
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,150 @@
+"""Hands changes to a sink, in turns; and lists what differs from what was delivered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import trio
+
+from etcd_actions.etcd.api import Etcd, KeyValue
+from etcd_actions.etcd.paging import open_pages
+from etcd_actions.watch.change import Change, ChangeKind
+from etcd_actions.watch.known import Known, Sink
+from etcd_actions.watch.store_identity import StoreIdentity
+from etcd_actions.watch.watched_range import WatchedRange
+
+_TURN = 128
+"""Changes that the sink takes before others have their turn."""
+
+Merge = Callable[[Sequence[Change]], Sequence[Change]]
+"""Gives what a sink needs of a batch."""
+
+
+class Delivery:
+    """What a reflector gives its sink.
+
+    Args:
+        sink: Takes the changes.
+        merge: See :class:`~etcd_actions.watch.reflector.Reflector`.
+        identity: Remembers the newest of them.
+
+    Attributes:
+        events: Number of changes that were given out.
+        turn: How many of them since others had their turn.
+        heard: When etcd was heard last, on trio's clock.
+    """
+
+    def __init__(self, sink: Sink, merge: Merge | None, identity: StoreIdentity) -> None:
+        self._sink = sink
+        self._merge = merge
+        self._identity = identity
+        self.wait_list_room = sink.wait_list_room
+        self.wait_stream_room = sink.wait_stream_room
+        self.events = 0
+        self.turn = 0
+        self.heard = -math.inf
+
+    async def give(self, changes: Sequence[Change]) -> None:
+        """Have the sink take changes; others have their turn in between.
+
+        It is never left half-way but by a failure: where it is, is what counts as given out.
+        """
+        self.events += len(changes)
+        self._identity.remember(changes)
+        if self._merge is not None and len(changes) > 1:
+            changes = self._merge(changes)
+        for start in range(0, len(changes), _TURN):
+            part = changes if len(changes) <= _TURN else changes[start : start + _TURN]
+            if self.turn >= _TURN:
+                self.turn = 0
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            self.turn += len(part)
+            self._sink.dispatch(part)
+
+
+class Lister:
+    """Lists ranges, and gives out what differs from what was given out before.
+
+    Args:
+        etcd: The connection.
+        known: What was given out.
+        delivery: Takes what differs.
+    """
+
+    def __init__(self, etcd: Etcd, known: Known, delivery: Delivery) -> None:
+        self._etcd = etcd
+        self._known = known
+        self._delivery = delivery
+
+    async def list(self, range_: WatchedRange, revision: int, *, replaced: bool = False) -> int:
+        """List a range and give out what differs from what was given out before.
+
+        Args:
+            range_: It is watched from the list's revision afterwards.
+            revision: Where to list, not below anything given out; 0 for the newest.
+            replaced: The store is another one: equal revisions prove nothing, so every
+                state is given out.
+        """
+        known, keys, listed = self._known, range_.resume.keys, 0
+        missing = {key for key in known if key in keys} if range_.keys else set()
+        async with open_pages(self._etcd, keys, revision=revision) as pages:
+            async for page in pages:
+                await self._delivery.wait_list_room()
+                self._delivery.heard = trio.current_time()
+                revision = range_.listed_at = page.revision
+                listed += len(page.kvs)
+                range_.keys = max(range_.keys, listed)
+                changes = []
+                for kv in page.kvs:
+                    seen = known.revision_of(kv.key)
+                    if seen:
+                        missing.discard(kv.key)
+                        if kv.mod_revision == seen and not replaced:
+                            continue
+                        if kv.create_revision > abs(seen):
+                            changes.append(_synthesised_delete(kv.key, kv.create_revision - 1))
+                            seen = 0
+                    changes.append(_listed(kv, ChangeKind.MODIFIED if seen else ChangeKind.ADDED))
+                await self._delivery.give(changes)
+        await self._delivery.give(
+            [
+                _synthesised_delete(key, max(abs(known.revision_of(key)), revision))
+                for key in missing
+            ]
+        )
+        range_.keys = listed
+        range_.resume.restart(revision)
+        range_.handing_out = None
+        return revision
+
+    async def agrees(self, range_: WatchedRange, revision: int) -> bool:
+        """Whether what was delivered of a range can have led to its state at a revision."""
+        done = range_.handing_out if range_.handing_out is not None else range_.resume.done
+        async with open_pages(
+            self._etcd, range_.resume.keys, revision=revision, keys_only=True
+        ) as pages:
+            async for page in pages:
+                for kv in page.kvs:
+                    seen = self._known.revision_of(kv.key)
+                    # It is not sure which of these were delivered.
+                    if seen >= 0 and not (kv.mod_revision == seen or kv.mod_revision > done):
+                        return False
+        return True
+
+
+def _listed(kv: KeyValue, kind: ChangeKind) -> Change:
+    return Change(
+        kind,
+        kv.key,
+        kv.value,
+        kv.create_revision,
+        kv.mod_revision,
+        kv.version,
+        kv.lease,
+        listed=True,
+    )
+
+
+def _synthesised_delete(key: bytes, revision: int) -> Change:
+    return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, listed=True, synthesised=True)

@@ -1,0 +1,83 @@
+"""Reads whether idle ranges are as they are known, where etcd cannot be asked for progress.
+
+Such a range, if it has few keys, is read every ``dead_after`` seconds: what twice in a row was
+found to be just as it is known, with no change in between, counts as given out up to the first of
+the two reads. So a key that was made and deleted in between could be passed over, by a stream that
+lags by more than that time; it is given out late, but a start from here would not see it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from etcd_actions.errors import EtcdError
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.watch.known import Known
+from etcd_actions.watch.store_identity import StoreIdentity
+from etcd_actions.watch.watched_range import WatchedRange
+
+_MOST_COMPARED = 1000
+"""Keys of a range up to which it is cheap to read whether it is idle."""
+
+_log = structlog.get_logger(__name__)
+
+
+class IdleRanges:
+    """Moves on the revision of ranges in which nothing happens.
+
+    Args:
+        etcd: The connection.
+        known: What was delivered.
+        identity: Says whether etcd can be asked for progress.
+        dead_after: Seconds between two reads of a range.
+    """
+
+    def __init__(
+        self, etcd: Etcd, known: Known, identity: StoreIdentity, dead_after: float
+    ) -> None:
+        self._etcd = etcd
+        self._known = known
+        self._identity = identity
+        self._dead_after = dead_after
+        self._next = -math.inf
+
+    async def run(self, ranges: Callable[[], Sequence[WatchedRange]]) -> None:
+        """Move on the revision of idle ranges, where etcd cannot be asked for progress.
+
+        The pause counts from one stream to the next: streams of the gateway do not last as long.
+        """
+        dead_after = self._dead_after
+        if self._next < trio.current_time():
+            self._next = trio.current_time() + dead_after
+        while True:
+            await trio.sleep_until(self._next)
+            self._next = trio.current_time() + dead_after
+            if self._identity.tells_progress:
+                continue
+            for range_ in ranges():
+                if range_.keys > _MOST_COMPARED:
+                    continue
+                try:
+                    await self._compare(range_)
+                except EtcdError as error:
+                    # The probe sees to a cluster that does not answer.
+                    _log.debug("idle_range_unread", error=str(error))
+
+    async def _compare(self, range_: WatchedRange) -> None:
+        """Read whether a range is as it is known; see :attr:`Reflector.revision`."""
+        done = range_.resume.done
+        keys, limit = range_.resume.keys, range_.keys + 1
+        found = await self._etcd.range(keys, limit=limit, keys_only=True)
+        # A watcher that was opened just now may have yet to be sent what it missed.
+        settled = trio.current_time() - range_.confirmed_at >= self._dead_after / 6
+        same = len(found.kvs) == range_.keys and all(
+            kv.mod_revision == self._known.revision_of(kv.key) for kv in found.kvs
+        )
+        idle = settled and same and range_.resume.done == done
+        if idle and range_.compared_at and range_.compared_done == done:
+            range_.idle_until = max(range_.idle_until, range_.compared_at)
+        range_.compared_at, range_.compared_done = (found.revision, done) if idle else (0, 0)

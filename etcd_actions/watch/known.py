@@ -1,0 +1,132 @@
+"""What was delivered of each key: a reflector compares lists with it.
+
+A sink that keeps something of each key keeps that, too, and notes a change when it takes it: then
+both are one index (:class:`etcd_actions.follow.Index`). For all other sinks :class:`Noting` keeps
+the revisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from operator import length_hint
+from typing import Protocol
+
+from etcd_actions.watch.change import Change
+
+
+class Known(Protocol):
+    """The keys that were delivered and not deleted since."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def revision_of(self, key: bytes, /) -> int:
+        """The ``mod_revision`` that was delivered last; 0 for a key that is not known.
+
+        Negative where that state, or what took its place, is to be delivered again.
+        """
+        ...
+
+    def deliver_all_again(self) -> None:
+        """What was delivered so far counts for nothing but deletions."""
+        ...
+
+
+class Sink(Protocol):
+    """Who consumes the changes."""
+
+    def dispatch(self, changes: Sequence[Change], /) -> None:
+        """Take changes, in order. Must not fail."""
+        ...
+
+    async def wait_list_room(self) -> None:
+        """Return when there is room for another page of a list."""
+        ...
+
+    async def wait_stream_room(self) -> None:
+        """Return at once, unless at a hard limit: then when there is room again."""
+        ...
+
+
+class Noting:
+    """Keeps the revisions of what a sink has taken.
+
+    Args:
+        sink: Takes the changes.
+        earlier: Keys that were delivered in an earlier life: they are delivered again.
+    """
+
+    def __init__(self, sink: Sink, earlier: Mapping[bytes, int] | None = None) -> None:
+        self._sink = sink
+        self._revisions = {key: -revision for key, revision in (earlier or {}).items()}
+
+    def __len__(self) -> int:
+        return len(self._revisions)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._revisions)
+
+    def revision_of(self, key: bytes, /) -> int:
+        """See :class:`Known`."""
+        return self._revisions.get(key, 0)
+
+    def deliver_all_again(self) -> None:
+        """See :class:`Known`."""
+        self._revisions = {key: -abs(revision) for key, revision in self._revisions.items()}
+
+    def dispatch(self, changes: Sequence[Change], /) -> None:
+        """Hand changes to the sink, and note those that it has surely taken.
+
+        Of the one at which it failed it is not known: it is delivered again, and has an end if
+        it is gone by then. Those behind it are as they were, so a list finds them.
+        """
+        batch = _Batch(changes)
+        try:
+            self._sink.dispatch(batch)
+        except BaseException:
+            looked_at = batch.taken
+            self._note(batch[: max(0, looked_at - 1)])
+            if looked_at:
+                doubtful = batch[looked_at - 1]
+                before = self._revisions.get(doubtful.key, doubtful.mod_revision)
+                self._revisions[doubtful.key] = -abs(before)
+            raise
+        self._note(changes)
+
+    async def wait_list_room(self) -> None:
+        """See :class:`Sink`."""
+        await self._sink.wait_list_room()
+
+    async def wait_stream_room(self) -> None:
+        """See :class:`Sink`."""
+        await self._sink.wait_stream_room()
+
+    def _note(self, changes: Sequence[Change]) -> None:
+        revisions = self._revisions
+        for change in changes:
+            if change.version:
+                revisions[change.key] = change.mod_revision
+            else:
+                revisions.pop(change.key, None)
+
+
+class _Batch(list[Change]):
+    """Changes for a sink; it is noted how far the sink has come in looking at them."""
+
+    __slots__ = ("_taking",)
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        super().__init__(changes)
+        self._taking: Iterator[Change] | None = None
+
+    def __iter__(self) -> Iterator[Change]:
+        iterator = super().__iter__()
+        if self._taking is None:
+            self._taking = iterator
+        return iterator
+
+    @property
+    def taken(self) -> int:
+        """How many the sink has looked at; with the last of them it may have failed."""
+        return 0 if self._taking is None else len(self) - length_hint(self._taking)

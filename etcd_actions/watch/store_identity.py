@@ -1,0 +1,146 @@
+"""Whether a store is still the one that was watched, and what its version does wrong.
+
+A store can be replaced behind the same address, by a restore or a wiped directory. The cluster id,
+the revision and two witnesses tell: the newest put and the newest delete that were delivered, read
+again at their own revisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from etcd_actions.errors import Compacted, FutureRevision, InvalidRequest, PermissionDenied
+from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
+from etcd_actions.etcd.versions import (
+    EtcdVersion,
+    free_of_known_bugs,
+    has_reliable_progress,
+    known_bugs,
+)
+from etcd_actions.watch.change import Change
+
+_log = structlog.get_logger(__name__)
+
+
+class StoreIdentity:
+    """See the module's text.
+
+    Args:
+        etcd: The connection.
+        first_key: What is read to learn where the store is.
+        names_known_bugs: Whether it logs what the version of etcd does wrong.
+
+    Attributes:
+        suspicion: What speaks against it, so that all is to be listed again; empty for nothing.
+        tells_progress: Whether its version can be believed when it says how far a watch is.
+    """
+
+    def __init__(self, etcd: Etcd, first_key: bytes, *, names_known_bugs: bool) -> None:
+        self._etcd = etcd
+        self._first_key = KeyRange.of_key(first_key)
+        self._names_known_bugs = names_known_bugs
+        self._cluster_id = 0
+        self._versions: set[EtcdVersion] = set()
+        self._last_put: KeyValue | None = None
+        self._last_delete: Change | None = None
+        self.suspicion = ""
+        self.tells_progress = False
+
+    def forget_witnesses(self) -> None:
+        """What was delivered so far proves nothing."""
+        self._last_put = self._last_delete = None
+
+    async def verify(self, done: int) -> None:
+        """Look whether this still is the store that was watched; sets :attr:`suspicion`.
+
+        Args:
+            done: Up to where changes were delivered.
+
+        Raises:
+            EtcdError: etcd could not be asked. What it said before that counts.
+        """
+        newest = await self._etcd.range(self._first_key, keys_only=True)
+        if self._cluster_id and newest.cluster_id != self._cluster_id:
+            self.suspicion = "replaced"
+        elif newest.revision < done:
+            self.suspicion = "went_back"
+        elif self.suspicion in ("", "unverifiable", "failed"):
+            self.suspicion = await self._hear_witnesses() or self.suspicion
+        self._cluster_id = newest.cluster_id
+        try:
+            version = EtcdVersion.parse((await self._etcd.status()).version)
+        except (PermissionDenied, InvalidRequest, ValueError):
+            # Only a known version is known to be reliable; proxies may not know the method.
+            self.tells_progress = False
+        else:
+            self.tells_progress = has_reliable_progress(version)
+            self._tell_known_bugs(version)
+
+    def _tell_known_bugs(self, version: EtcdVersion) -> None:
+        """Log what a version does wrong, once: it explains what nothing here can."""
+        if version in self._versions or not self._names_known_bugs:
+            return
+        self._versions.add(version)
+        if bugs := known_bugs(version):
+            log = _log.info if all(bug.averted for bug in bugs) else _log.warning
+            log(
+                "etcd_has_known_bugs",
+                version=str(version),
+                bugs=[f"{bug.id}: {bug.consequence}" for bug in bugs],
+                fixed_in=str(free_of_known_bugs(version)),
+            )
+
+    async def _hear_witnesses(self) -> str:
+        """What the newest changes that were given out say against the store; empty if nothing."""
+        put, delete = self._last_put, self._last_delete
+        try:
+            if delete is not None:
+                key, revision = KeyRange.of_key(delete.key), delete.mod_revision
+                after = await self._etcd.range(key, revision=revision, keys_only=True)
+                before = await self._etcd.range(key, revision=revision - 1, keys_only=True)
+                if after.kvs or not before.kvs:
+                    return "replaced"
+        except FutureRevision:
+            return "went_back"
+        except Compacted:
+            # Without its history a delete proves nothing: the put decides.
+            delete = None
+        if put is None:
+            return "" if delete is not None or self._last_delete is None else "unverifiable"
+        key = KeyRange.of_key(put.key)
+        try:
+            return (
+                ""
+                if (await self._etcd.range(key, revision=put.mod_revision)).kvs == [put]
+                else "replaced"
+            )
+        except FutureRevision:
+            return "went_back"
+        except Compacted:
+            # Unchanged at the head it proves as much; changed since, only a list can tell.
+            return "" if (await self._etcd.range(key)).kvs == [put] else "unverifiable"
+
+    def remember(self, changes: Sequence[Change]) -> None:
+        """Keep the newest put and the newest delete, to tell a replaced store by."""
+        newest_put = self._last_put.mod_revision if self._last_put else 0
+        newest_delete = self._last_delete.mod_revision if self._last_delete else 0
+        for change in reversed(changes):
+            if change.version:
+                if change.mod_revision > newest_put:
+                    self._last_put = KeyValue(
+                        change.key,
+                        change.value or b"",
+                        change.create_revision,
+                        change.mod_revision,
+                        change.version,
+                        change.lease,
+                    )
+                    newest_put = change.mod_revision
+                # The stream is in order, so this was its newest; a list is not.
+                if not change.listed:
+                    return
+            elif not change.synthesised and change.mod_revision > newest_delete:
+                self._last_delete = change
+                newest_delete = change.mod_revision
