@@ -7,7 +7,6 @@ The only name of the library here that is not public is the handler, which is co
 
 from __future__ import annotations
 
-
 import trio
 
 from etcd_actions import (
