@@ -15,6 +15,7 @@ from etcd_actions.server.application import Route
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.front.cluster import ClusterService
 from etcd_actions.server.front.data_proxy import DataProxy
+from etcd_actions.server.front.earlier import EarlierData, EarlierLogs
 from etcd_actions.server.front.identity import IdentityService
 from etcd_actions.server.front.images import ImageService
 from etcd_actions.server.front.local_files import LocalFiles
@@ -79,7 +80,7 @@ class Front:
             builds=self.builds,
         )
         if self.blobs is not None and self._transfers is not None:
-            yield DataProxy(
+            proxy = DataProxy(
                 self.client,
                 self.blobs,
                 self._local_files,
@@ -88,8 +89,12 @@ class Front:
                 most=self.max_upload_bytes,
                 find_task=None if deployed is None else deployed.task_spec,
             )
+            yield proxy
+            yield EarlierData(proxy.get_action_data)
         if self.logs is not None:
-            yield LogService(self.logs, streams, self.keepalive)
+            log_service = LogService(self.logs, streams, self.keepalive)
+            yield log_service
+            yield EarlierLogs(log_service.tail_logs)
         if self.index is not None:
             yield RunLists(self.index, streams, self.keepalive, self.paused)
             if self.registry is not None:

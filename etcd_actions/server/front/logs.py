@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -120,7 +120,7 @@ class LogService:
             DATA_PROXY, "TailLogs", pb.TailLogsRequest, pb.TailLogsResponse, self.tail_logs
         )
 
-    async def tail_logs(self, request: pb.TailLogsRequest) -> AsyncIterator[pb.TailLogsResponse]:
+    async def tail_logs(self, request: pb.TailLogsRequest) -> AsyncGenerator[pb.TailLogsResponse]:
         """The lines of an attempt's log, from the first one on, until the attempt has ended.
 
         An attempt that has yet to begin is waited for. Attempt 0 is the present one. What

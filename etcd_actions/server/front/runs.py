@@ -18,7 +18,6 @@ from etcd_actions.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    NotServed,
 )
 from etcd_actions.images import ImageBuilds
 from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name
@@ -141,13 +140,6 @@ class RunService:
             pb.GetActionLogContextRequest,
             pb.GetActionLogContextResponse,
             self.get_action_log_context,
-        )
-        unary(
-            RUNS,
-            "GetActionData",
-            pb.GetActionDataRequest,
-            pb.GetActionDataResponse,
-            self.get_action_data,
         )
 
     async def create_run(self, request: pb.CreateRunRequest) -> pb.CreateRunResponse:
@@ -278,10 +270,6 @@ class RunService:
                     response.end_time.CopyFrom(attempt.end_time)
                 return response
         raise NotFound(f"{describe(found.action_id)} has no attempt {number}")
-
-    async def get_action_data(self, request: pb.GetActionDataRequest) -> pb.GetActionDataResponse:
-        """Not served here, as by Flyte's own service."""
-        raise NotServed("GetActionData of RunService: ask the one of DataProxyService")
 
 
 def _subject() -> str:

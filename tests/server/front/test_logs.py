@@ -33,15 +33,19 @@ from tests.support import flyte
 from tests.support.waiting import eventually
 
 METHOD = "/flyteidl2.dataproxy.DataProxyService/TailLogs"
+# Its messages have the same fields, as far as these go.
+EARLIER = "/flyteidl2.workflow.RunLogsService/TailLogs"
 
 
 class Tail:
     """A stream of lines, read by a thread."""
 
-    def __init__(self, address: str, action_id: ActionId, attempt: int) -> None:
+    def __init__(
+        self, address: str, action_id: ActionId, attempt: int, method: str = METHOD
+    ) -> None:
         self._channel = grpc.insecure_channel(address)
         stub = self._channel.unary_stream(
-            METHOD,
+            method,
             request_serializer=pb.TailLogsRequest.SerializeToString,
             response_deserializer=pb.TailLogsResponse.FromString,
         )
@@ -111,10 +115,10 @@ async def server(
 
 @asynccontextmanager
 async def tailing(
-    server: ActionsServer, action_id: ActionId, attempt: int = 1
+    server: ActionsServer, action_id: ActionId, attempt: int = 1, method: str = METHOD
 ) -> AsyncIterator[Tail]:
     async with trio.open_nursery() as nursery:
-        tail = Tail(str(server.address), action_id, attempt)
+        tail = Tail(str(server.address), action_id, attempt, method)
         nursery.start_soon(tail.run)
         try:
             with trio.fail_after(30):
@@ -123,8 +127,10 @@ async def tailing(
             tail.close()
 
 
-async def read(server: ActionsServer, action_id: ActionId, attempt: int = 1) -> Tail:
-    async with tailing(server, action_id, attempt) as tail:
+async def read(
+    server: ActionsServer, action_id: ActionId, attempt: int = 1, method: str = METHOD
+) -> Tail:
+    async with tailing(server, action_id, attempt, method) as tail:
         await tail.ended.wait()
         return tail
 
@@ -185,6 +191,8 @@ async def test_a_stream_ends_with_its_action_where_its_supervisor_left_nothing(
             await client.put_status(ROOT, 1, ActionStatus(Phase.FAILED))
             await tail.ended.wait()
     assert (tail.text, tail.failure) == ("one\ntwo\n", None)
+    earlier = await read(server, ROOT, method=EARLIER)
+    assert (earlier.text, earlier.failure) == (tail.text, None)
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ async def test_what_is_not_served_says_what_to_use(client: ActionsClient) -> Non
             with pytest.raises(Failed, match=word) as caught:
                 await ask.ask(service, method, request, type(request))
             assert caught.value.code == "unimplemented"
-        with pytest.raises(Failed, match=r"RunLogsService\.TailLogs: .*DataProxyService") as caught:
+        with pytest.raises(Failed, match=r"RunLogsService\.TailLogs: .*no logs") as caught:
             await ask.first(
                 "flyteidl2.workflow.RunLogsService",
                 "TailLogs",

@@ -259,9 +259,6 @@ async def test_log_context_of_an_attempt(asker: RunsAsker, client: ActionsClient
     with pytest.raises(Failed, match="attempt 2") as caught:
         await asker("GetActionLogContext", request)
     assert caught.value.code == "not_found"
-    with pytest.raises(Failed, match="DataProxyService") as caught:
-        await asker("GetActionData", pb.GetActionDataRequest(action_id=wanted))
-    assert caught.value.code == "unimplemented"
 
 
 async def test_what_cannot_be_read_beside_the_object_counts_as_missing(
