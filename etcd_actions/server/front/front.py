@@ -24,6 +24,7 @@ from etcd_actions.server.front.projects import ProjectService, ProjectSettings
 from etcd_actions.server.front.refused import NoApps, RefusedMethods
 from etcd_actions.server.front.run_data import RunBlobs
 from etcd_actions.server.front.run_lists import Paused, RunLists
+from etcd_actions.server.front.run_messages import RunMessages
 from etcd_actions.server.front.runs import DeployedTasks, RunService
 from etcd_actions.server.front.tasks import TaskService
 from etcd_actions.server.front.transfers import Transfers
@@ -51,6 +52,7 @@ class Front:
         projects: Which projects there are.
         projects_with_runs: Gives the names of projects that have runs.
         builds: Answers the builder of images; None: nothing is ever built.
+        run_messages: Makes the messages with runs, for all ports.
     """
 
     client: ActionsClient
@@ -66,6 +68,7 @@ class Front:
     projects: ProjectSettings = field(default_factory=ProjectSettings)
     projects_with_runs: Callable[[], Iterable[str]] = tuple
     builds: ImageBuilds | None = None
+    run_messages: RunMessages = field(default_factory=RunMessages)
 
     def services(self, streams: Streams) -> Iterable[Service]:
         """The services, each with its methods."""
@@ -96,7 +99,7 @@ class Front:
             yield log_service
             yield EarlierLogs(log_service.tail_logs)
         if self.index is not None:
-            yield RunLists(self.index, streams, self.keepalive, self.paused)
+            yield RunLists(self.index, streams, self.keepalive, self.paused, self.run_messages)
             if self.registry is not None:
                 yield TaskService(self.registry, self.index, lambda: CALLER.get().subject)
         yield ClusterService()
