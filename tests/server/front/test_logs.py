@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -30,7 +30,7 @@ from etcd_actions.store import Store
 from tests.executor.tasks import ROOT, Machine, named, until
 from tests.runs.test_own_run_service import update_of
 from tests.support import flyte
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 
 METHOD = "/flyteidl2.dataproxy.DataProxyService/TailLogs"
 # Its messages have the same fields, as far as these go.
@@ -106,6 +106,7 @@ async def server(
         client=client,
         source=LocalLogs(machine.state_dir),
         history=lambda action_id: history_of_action(Store(etcd), keys, action_id),
+        most_open=3,
     )
     settings = ServerSettings(bind=Bind("127.0.0.1", 0))
     front = Front(client=client, keepalive=0.2, logs=logs)
@@ -220,6 +221,29 @@ async def test_whatever_is_in_it_comes_as_lines_of_bounded_length(
     assert tail.failure is None
     assert [len(line.message) for line in tail.lines] == lengths
     assert tail.text.replace("\n", "") == contents.decode(errors="replace").replace("\n", "")
+
+
+async def test_more_logs_than_there_are_descriptors_for_are_refused(
+    client: ActionsClient, machine: Machine, server: ActionsServer
+) -> None:
+    place = await started(client, machine, Phase.RUNNING)
+    (place.path / "log").write_bytes(b"one\n")
+    async with AsyncExitStack() as stack:
+        tails = [await stack.enter_async_context(tailing(server, ROOT)) for _ in range(3)]
+        for tail in tails:
+            await tail.until("one\n")
+        code, text = (await read(server, ROOT)).refused()
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "3 logs are being read" in text
+        tails[0].close()
+        await tails[0].ended.wait()
+
+        async def is_free() -> bool:
+            async with tailing(server, ROOT) as again:
+                await eventually(lambda: bool(again.text) or again.ended.is_set())
+                return again.text == "one\n"
+
+        await eventually_holds(is_free)
 
 
 async def test_what_is_no_log_is_refused(
