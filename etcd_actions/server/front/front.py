@@ -20,6 +20,7 @@ from etcd_actions.server.front.identity import IdentityService
 from etcd_actions.server.front.images import ImageService
 from etcd_actions.server.front.local_files import LocalFiles
 from etcd_actions.server.front.logs import Logs, LogService
+from etcd_actions.server.front.pages import Admission, Pages
 from etcd_actions.server.front.projects import ProjectService, ProjectSettings
 from etcd_actions.server.front.refused import NoApps, RefusedMethods
 from etcd_actions.server.front.run_data import RunBlobs
@@ -110,9 +111,11 @@ class Front:
         yield NoApps()
         yield RefusedMethods()
 
-    def routes(self) -> Iterable[Route]:
+    def routes(self, admission: Admission) -> Iterable[Route]:
         """What is served by plain HTTP."""
-        return () if self._transfers is None else (self._transfers,)
+        if self._transfers is not None:
+            yield self._transfers
+        yield Pages(self.client, admission, None if self.logs is None else self.logs.source)
 
     @cached_property
     def _signer(self) -> UrlSigner:
