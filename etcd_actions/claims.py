@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from etcd_actions.etcd.api import (
     Get,
     KeyRange,
     KeyValue,
+    OperationResult,
     Put,
     RangeResult,
     Txn,
@@ -64,6 +65,18 @@ class Claim(NamedTuple):
         )
 
 
+class Claimed(NamedTuple):
+    """A claim that was made, or was there.
+
+    Attributes:
+        claim: The claim.
+        object: The object of the action at that moment; None where it is gone, or was not read.
+    """
+
+    claim: Claim
+    object: KeyValue | None = None
+
+
 class _Stored(msgspec.Struct, frozen=True):
     """The value of a claim's key."""
 
@@ -85,6 +98,13 @@ async def claimed_by(store: Store, keys: Keyspace, action_id: ActionId) -> str:
         return msgspec.json.decode(kv.value, type=_Stored).owner
     except (msgspec.DecodeError, RecursionError, ValueError):
         return ""
+
+
+def _first(responses: Sequence[OperationResult]) -> list[KeyValue | None]:
+    """What each answer found, None for one that is no read or found nothing."""
+    return [
+        each.kvs[0] if isinstance(each, RangeResult) and each.kvs else None for each in responses
+    ]
 
 
 @asynccontextmanager
@@ -151,10 +171,21 @@ class Claims:
         Raises:
             EtcdError: etcd did not do it, or maybe did.
         """
+        claimed = await self.claim_and_read(action_id, incarnation)
+        return None if claimed is None else claimed.claim
+
+    async def claim_and_read(self, action_id: ActionId, incarnation: Incarnation) -> Claimed | None:
+        """Claim an action as `claim` does, and read its object, in one transaction."""
         key, object_key = self._keys.claim(action_id), self._keys.task_action(action_id)
         revision = incarnation.create_revision
         same = Compare(object_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, revision)
-        return await self._take(key, incarnation.path_component, [same], replace=True)
+        return await self._take(
+            key,
+            incarnation.path_component,
+            [same],
+            [Get(KeyRange.of_key(object_key))],
+            replace=True,
+        )
 
     async def reserve(self, key: bytes, subject: str) -> Claim | None:
         """Hold a key that others wait for; None where somebody else has it.
@@ -168,7 +199,8 @@ class Claims:
         Raises:
             EtcdError: etcd did not do it, or maybe did.
         """
-        return await self._take(key, subject, [], replace=False)
+        taken = await self._take(key, subject, [], [], replace=False)
+        return None if taken is None else taken.claim
 
     async def unreserve(self, key: bytes, subject: str) -> None:
         """Let a key go that `reserve` may have made; another's is left alone.
@@ -182,29 +214,29 @@ class Claims:
             await self.release(Claim(key, found.create_revision))
 
     async def _take(
-        self, key: bytes, subject: str, also: list[Compare], *, replace: bool
-    ) -> Claim | None:
+        self, key: bytes, subject: str, also: list[Compare], reads: list[Get], *, replace: bool
+    ) -> Claimed | None:
         value = msgspec.json.encode(_Stored(subject, self._owner))
         while True:
             lease = self._lease
             free = Compare(key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
-            txn = Txn([free, *also], [Put(key, value, lease)], [Get(KeyRange.of_key(key))])
+            put, present = Put(key, value, lease), Get(KeyRange.of_key(key))
             try:
-                result = await self._store.txn(txn)
+                result = await self._store.txn(Txn([free, *also], [put, *reads], [present, *reads]))
             except LeaseNotFound:
                 if lease == self._lease:
                     await self._begin()
                 continue
             except OutcomeUnknown:
-                found = await self._store.get(key)
+                found, *objects = _first(
+                    (await self._store.txn(Txn((), (present, *reads)))).responses
+                )
                 if found is None or found.lease != lease or found.value != value:
                     raise
-                return Claim(key, found.create_revision)
+                return Claimed(Claim(key, found.create_revision), *objects)
+            found, *objects = _first(result.responses)
             if result.succeeded:
-                return Claim(key, result.revision)
-            response = result.responses[0]
-            assert isinstance(response, RangeResult)
-            found = response.kvs[0] if response.kvs else None
+                return Claimed(Claim(key, result.revision), *objects)
             if found is not None and not found.lease:
                 await self._delete(found)
                 continue
@@ -212,7 +244,7 @@ class Claims:
                 return None
             claim = Claim(key, found.create_revision)
             if found.value == value:
-                return claim
+                return Claimed(claim, *objects)
             if not replace:
                 return None
             await self.release(claim)

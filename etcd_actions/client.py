@@ -16,16 +16,23 @@ from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
 from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.recovery import Recovery
+from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored import StoredTaskAction, check_identity, missing
 from etcd_actions.catalog import Catalog
 from etcd_actions.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.codecs import codec_named
 from etcd_actions.containment import Containment, describe
 from etcd_actions.dead_letters import DeadLetter, LetterDesk
-from etcd_actions.errors import ConfigError, EtcdActionsError, InvalidArgument, UnexpectedFailure
-from etcd_actions.etcd.api import Etcd, Put
+from etcd_actions.errors import (
+    ConfigError,
+    EtcdActionsError,
+    InvalidArgument,
+    NotFound,
+    UnexpectedFailure,
+)
+from etcd_actions.etcd.api import Etcd, KeyValue, Put
 from etcd_actions.group_commit import (
     GroupCommit,
     GroupCommitStatistics,
@@ -111,8 +118,9 @@ async def open_actions_client(
     containment = containment or Containment()
     form = codec_named(codec)
     async with open_group_commit(etcd, containment) as commit:
-        store = Store(etcd, commit.txn)
+        store = Store(etcd, commit.txn, commit.get)
         keys = Keyspace(prefix, namespace, template=template)
+        seen = Seen()
         async with (
             open_processor(
                 etcd,
@@ -132,7 +140,8 @@ async def open_actions_client(
                 store,
                 keys,
                 processor,
-                Enqueuer(store, keys, form, finalizer=settings.finalizer),
+                Enqueuer(store, keys, form, finalizer=settings.finalizer, seen=seen),
+                seen,
                 settings,
                 containment,
             )
@@ -184,6 +193,7 @@ class ActionsClient:
         keys: Keyspace,
         processor: Processor,
         enqueuer: Enqueuer,
+        seen: Seen,
         settings: ProcessorSettings,
         containment: Containment,
     ) -> None:
@@ -195,9 +205,10 @@ class ActionsClient:
         self._keys = keys
         self._processor = processor
         self._enqueuer = enqueuer
+        self._seen = seen
         self._settings = settings
         self._aborter = Aborter(store, keys, finalizer=settings.finalizer)
-        self._lister = Lister(store, keys)
+        self._lister = Lister(store, keys, seen)
         self._recovery = Recovery(store, keys)
         self._desk = LetterDesk(etcd, store, keys)
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
@@ -330,6 +341,7 @@ class ActionsClient:
             message=message,
             fence=None if claim is None else claim.fence,
             incarnation=incarnation,
+            seen=self._seen,
         )
 
     @_request
@@ -347,7 +359,32 @@ class ActionsClient:
             NotFound: There is no such action.
             FailedPrecondition: It is no condition, has another value, or is over.
         """
-        return await signal(self._store, self._keys, action_id_of(action_id), value, signalled_by)
+        return await signal(
+            self._store,
+            self._keys,
+            action_id_of(action_id),
+            value,
+            signalled_by,
+            seen=self._seen,
+        )
+
+    def note_read(self, action_id: ActionId, kv: KeyValue | None) -> StoredTaskAction:
+        """Decode an object that was read with something else: the next report needs no read.
+
+        Args:
+            action_id: Which action it is to be.
+            kv: What its key holds; None for nothing.
+
+        Raises:
+            NotFound: There is no object, or it is another action's.
+            DecodeError: What is stored cannot be read.
+        """
+        if kv is None:
+            raise NotFound(missing(action_id, self._keys))
+        found = StoredTaskAction.of(kv)
+        check_identity(found, action_id)
+        self._seen.keep(kv)
+        return found
 
     @_request
     async def list_run_actions(

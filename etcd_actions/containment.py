@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
+from etcd_actions.logger import get_logger
 
 # So many lines of a kind of unit at once, and so many a second after that.
 _LINES: Final = 20.0
@@ -30,7 +30,7 @@ _LONGEST: Final = 1_000
 """Characters of an identity or an error that are kept and logged; they may come from outside."""
 _BACKOFF: Final = Backoff(initial=0.2, cap=30.0)
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Parked(NamedTuple):

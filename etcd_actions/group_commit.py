@@ -10,6 +10,10 @@ sync of the disk. A group is formed when there is room for one in flight; there 
   Groups in flight side by side need no such care: each is a transaction of etcd, one is done
   after the other, whichever comes first, as if their members had been sent on their own.
   Who waits for an answer before asking for the next transaction gets them in that order.
+- **Reads are no proposals.** etcd writes each transaction that nests others to its log, also one
+  that only reads. So what only reads, and compares nothing, goes in groups of its own: all reads
+  of a group side by side in one transaction, equal ones once, which etcd answers without its log.
+  What compares and reads is sent alone for the same reason.
 - **One error, one member.** What is true of all (etcd is away, or full) is told to all. Any
   other error may be one member's doing (a lease that is gone, a forbidden key): nothing was
   written, so the group is halved until the culprit is alone.
@@ -26,31 +30,44 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import trio
 
 from etcd_actions.containment import Containment, describe
 from etcd_actions.errors import EtcdError, NoSpace, OutcomeUnknown, Unavailable
-from etcd_actions.etcd.api import Compare, Delete, Etcd, Get, KeyRange, Put, Txn, TxnResult
+from etcd_actions.etcd.api import Etcd, Get, OperationResult, RangeResult, Txn, TxnResult
+from etcd_actions.group_members import (
+    Read,
+    Touched,
+    Waiting,
+    Write,
+    is_guarded_read,
+    nested,
+    reads_of,
+)
 
 _MOST_MEMBERS: Final = 100
 _MOST_OPERATIONS: Final = 128 - _MOST_MEMBERS
 """Of a member: etcd's --max-txn-ops counts the group's own and its largest member's together."""
 _MOST_BYTES: Final = 1024 * 1024
 """Of a group: etcd's --max-request-bytes is 1.5 MiB."""
+_MOST_ANSWERED: Final = 4 * 1024 * 1024
+"""Bytes of values that reads of a group are to have, going by those before."""
 _MOST_SET_ASIDE: Final = 100
 """How many that meet others are passed over in search of more for a group."""
 _IN_FLIGHT: Final = 2
 _MOST_SUSPECTS: Final = 1000
 
+_Any = TypeVar("_Any", Write, Read)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCommitStatistics:
-    """What was written so far.
+    """What was written and read so far.
 
     Attributes:
         members: Number of transactions that etcd answered.
@@ -88,6 +105,7 @@ async def open_group_commit(
         async with trio.open_nursery() as nursery:
             for _ in range(_IN_FLIGHT):
                 nursery.start_soon(group_commit.write)
+                nursery.start_soon(group_commit.read)
             try:
                 yield group_commit
             finally:
@@ -104,24 +122,22 @@ class GroupCommit:
         self._containment = containment
         # What was in a group that failed unexpectedly, by a key of it: it is sent alone.
         self._suspects: OrderedDict[bytes, None] = OrderedDict()
-        self._waiting: deque[_Member] = deque()
-        self._idle = trio.lowlevel.ParkingLot()
+        self._writes: _Line[Write] = _Line()
+        self._reads: _Line[Read] = _Line()
         self._closed = False
-        self._members = 0
-        self._groups = 0
-        self._sizes = [0] * ((_MOST_MEMBERS - 1).bit_length() + 1)
-        self._largest = 0
-        self._halved = 0
+        self._counts = _Counts()
+        self._most_gets = _MOST_MEMBERS
 
     def statistics(self) -> GroupCommitStatistics:
         """See :class:`GroupCommitStatistics`."""
+        counts = self._counts
         return GroupCommitStatistics(
-            members=self._members,
-            groups=self._groups,
-            sizes=tuple(self._sizes),
-            largest=self._largest,
-            halved=self._halved,
-            waiting=sum(member.task is not None for member in self._waiting),
+            members=counts.members,
+            groups=counts.groups,
+            sizes=tuple(counts.sizes),
+            largest=counts.largest,
+            halved=counts.halved,
+            waiting=self._writes.count() + self._reads.count(),
         )
 
     async def txn(self, txn: Txn) -> TxnResult:
@@ -136,32 +152,61 @@ class GroupCommit:
         """
         if self._closed:
             raise trio.ClosedResourceError("the group commit is closed")
-        member = _Member(txn)
+        gets = reads_of(txn)
+        if gets is not None:
+            if len(gets) > _MOST_MEMBERS:
+                return await self._etcd.txn(txn)
+            read = Read(gets)
+            return await self._answer(read, self._reads, txn)
+        if is_guarded_read(txn):
+            return await self._etcd.txn(txn)
+        member = Write(txn)
         if member.size > _MOST_BYTES or member.operations > _MOST_OPERATIONS:
             return await self._etcd.txn(txn)
+        return await self._answer(member, self._writes, txn)
+
+    async def get(self, get: Get) -> RangeResult:
+        """Read, with others or alone.
+
+        Raises:
+            EtcdError: etcd did not do it.
+            trio.ClosedResourceError: The context was left; nothing was sent.
+        """
+        (answer,) = (await self.txn(Txn((), (get,)))).responses
+        assert isinstance(answer, RangeResult)
+        return answer
+
+    async def _answer(self, member: _Any, line: _Line[_Any], txn: Txn) -> TxnResult:
         if self._suspects and member.name in self._suspects:
             result = await self._etcd.txn(txn)
             self._suspects.pop(member.name, None)
             return result
-        self._waiting.append(member)
-        self._idle.unpark()
-        await trio.lowlevel.wait_task_rescheduled(member.abandon)
-        if member.error is not None:
-            raise member.error
-        assert member.result is not None
-        return member.result
+        line.add(member)
+        return await member.answer()
 
     async def write(self) -> None:
-        """Send groups, until closed and nothing waits. Run by :func:`open_group_commit`."""
+        """Send what writes, until closed and nothing waits. Run by :func:`open_group_commit`."""
+        await self._serve(self._writes, self._next_writes, self._commit)
+
+    async def read(self) -> None:
+        """Send what reads, until closed and nothing waits. Run by :func:`open_group_commit`."""
+        await self._serve(self._reads, self._next_reads, self._fetch)
+
+    async def _serve(
+        self,
+        line: _Line[_Any],
+        take: Callable[[list[_Any]], bool],
+        send: Callable[[Sequence[_Any]], Awaitable[None]],
+    ) -> None:
         while True:
-            group: list[_Member] = []
+            group: list[_Any] = []
             try:
-                if not self._next_group(group):
-                    if self._closed and not self._waiting:
+                if not take(group):
+                    if self._closed and not line.waiting:
                         return
-                    await self._idle.park()
+                    await line.idle.park()
                     continue
-                await self._commit(group)
+                await send(group)
             except BaseException as error:
                 failure = OutcomeUnknown(f"a group of transactions failed: {describe(error)}")
                 self._suspect(group)
@@ -171,56 +216,75 @@ class GroupCommit:
     def close(self) -> None:
         """Take no more transactions."""
         self._closed = True
-        self._idle.unpark_all()
+        self._writes.idle.unpark_all()
+        self._reads.idle.unpark_all()
 
     def give_up(self) -> None:
         """Tell those that still wait that nothing will come of it."""
-        while self._waiting:
-            self._waiting.popleft().fail(Unavailable("the group commit was given up"))
+        for waiting in (self._writes.waiting, self._reads.waiting):
+            while waiting:
+                waiting.popleft().fail(Unavailable("the group commit was given up"))
 
-    def _suspect(self, group: Iterable[_Member]) -> None:
+    def _suspect(self, group: Iterable[Write | Read]) -> None:
         """Send the members of a group alone when they are tried again."""
         for member in group:
             self._suspects[member.name] = None
         while len(self._suspects) > _MOST_SUSPECTS:
             self._suspects.popitem(last=False)
 
-    def _next_group(self, group: list[_Member]) -> bool:
+    def _next_writes(self, group: list[Write]) -> bool:
         """Take from those that wait, oldest first, what goes together; whether there is any.
 
         Each goes into ``group`` before it is looked at, so that it is told if that fails.
         """
-        aside: list[_Member] = []
+        aside: list[Write] = []
         try:
             self._fill(group, aside)
         finally:
             if aside:
-                self._waiting.extendleft(reversed(aside))
-            if self._waiting:
-                self._idle.unpark()
+                self._writes.waiting.extendleft(reversed(aside))
+            if self._writes.waiting:
+                self._writes.idle.unpark()
         return bool(group)
 
-    def _fill(self, group: list[_Member], aside: list[_Member]) -> None:
-        keys = _Keys()
+    def _fill(self, group: list[Write], aside: list[Write]) -> None:
+        touched = Touched()
         size = 0
-        waiting = self._waiting
+        waiting = self._writes.waiting
         while waiting and len(group) < _MOST_MEMBERS and len(aside) < _MOST_SET_ASIDE:
             member = waiting.popleft()
             if member.task is None:
                 continue
             group.append(member)
-            if (size and size + member.size > _MOST_BYTES) or not keys.add(member):
+            if (size and size + member.size > _MOST_BYTES) or not touched.add(member):
                 aside.append(group.pop())
                 continue
             size += member.size
 
-    async def _commit(self, group: Sequence[_Member]) -> None:
+    def _next_reads(self, group: list[Read]) -> bool:
+        """Take from those that wait as many as one request has room for; whether there is any."""
+        waiting = self._reads.waiting
+        gets: set[Get] = set()
+        while waiting and len(group) < _MOST_MEMBERS:
+            member = waiting[0]
+            if member.task is not None:
+                new = [get for get in member.gets if get not in gets]
+                if group and len(gets) + len(new) > self._most_gets:
+                    break
+                gets.update(new)
+                group.append(member)
+            waiting.popleft()
+        if waiting:
+            self._reads.idle.unpark()
+        return bool(group)
+
+    async def _commit(self, group: Sequence[Write]) -> None:
         """Write a group, and tell its members."""
         try:
             if len(group) == 1:
                 results = [await self._etcd.txn(group[0].txn)]
             else:
-                answer = await self._etcd.txn(_grouped(group))
+                answer = await self._etcd.txn(nested(group))
                 results = [each for each in answer.responses if isinstance(each, TxnResult)]
                 if len(results) != len(group):
                     raise OutcomeUnknown(
@@ -234,172 +298,99 @@ class GroupCommit:
         except Unavailable as error:
             _fail_all(group, error)
         except EtcdError as error:
-            if len(group) == 1:
-                group[0].fail(error)
-                return
-            self._halved += 1
-            middle = len(group) // 2
-            await self._commit(group[:middle])
-            await self._commit(group[middle:])
+            await self._halve(group, error, self._commit)
         else:
-            self._members += len(group)
-            self._groups += 1
-            self._sizes[(len(group) - 1).bit_length()] += 1
-            self._largest = max(self._largest, len(group))
+            self._counts.add(len(group))
             for member, result in zip(group, results, strict=True):
                 member.succeed(result)
 
-
-class _Member:
-    """A transaction, who waits for it, and what matters of it to a group.
-
-    Most are a compare-and-swap of one key: that ``key`` is all they write and look at.
-    """
-
-    __slots__ = (
-        "error",
-        "key",
-        "keys",
-        "operations",
-        "puts",
-        "result",
-        "size",
-        "task",
-        "txn",
-    )
-
-    def __init__(self, txn: Txn) -> None:
-        self.txn = txn
-        self.result: TxnResult | None = None
-        self.error: Exception | None = None
-        self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
-        self.keys: _Keys | None = None
-        self.key = _only_key(txn)
-        if self.key:
-            change = txn.success[0]
-            self.puts = type(change) is Put
-            self.operations = 1
-            self.size = 128 + 3 * len(self.key)
-            if type(change) is Put:
-                self.size += len(change.value)
+    async def _fetch(self, group: Sequence[Read]) -> None:
+        """Read for a group, and tell its members."""
+        # In the order in which they were asked for, each once.
+        gets = list(dict.fromkeys(get for member in group for get in member.gets))
+        try:
+            answers, revision = await self._ask(gets)
+        except Unavailable as error:
+            # Maybe it was too much for the time that there is.
+            self._most_gets = max(1, len(gets) // 2)
+            # Nothing was to be written, so nothing is left open.
+            lost = isinstance(error, OutcomeUnknown)
+            _fail_all(group, Unavailable(str(error)) if lost else error)
+        except EtcdError as error:
+            await self._halve(group, error, self._fetch)
         else:
-            self.keys = keys = _Keys()
-            keys.add_txn(txn)
-            self.puts = keys.a_put is not None
-            self.operations = _operations(txn)
-            self.size = keys.size
+            self._counts.add(len(group))
+            size = sum(
+                len(kv.value)
+                for answer in answers.values()
+                if isinstance(answer, RangeResult)
+                for kv in answer.kvs
+            )
+            enough = _MOST_ANSWERED * len(gets) // max(size, 1)
+            self._most_gets = max(1, min(enough, _MOST_MEMBERS))
+            for member in group:
+                member.take(answers, revision)
 
-    @property
-    def name(self) -> bytes:
-        """A key that it is known by, when it is tried again."""
-        if self.keys is None:
-            return self.key
-        keys = self.keys
-        return min(keys.written or keys.read, default=b"")
+    async def _ask(self, gets: Sequence[Get]) -> tuple[dict[Get, OperationResult], int]:
+        """The answers to reads, at one revision."""
+        if len(gets) == 1:
+            # A plain read may be asked of another member, and a full etcd 3.5.1 answers it.
+            ((keys, limit, keys_only),) = gets
+            found = await self._etcd.range(keys, limit=limit, keys_only=keys_only)
+            return {gets[0]: found}, found.revision
+        result = await self._etcd.txn(Txn((), gets))
+        return dict(zip(gets, result.responses, strict=True)), result.revision
 
-    def succeed(self, result: TxnResult) -> None:
-        """Wake who waits."""
-        if self.task is not None:
-            self.result = result
-            trio.lowlevel.reschedule(self.task)
-            self.task = None
-
-    def fail(self, error: Exception) -> None:
-        """Wake who waits; once only."""
-        if self.task is not None:
-            self.error = error
-            trio.lowlevel.reschedule(self.task)
-            self.task = None
-
-    def abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        """Nobody waits any more."""
-        self.task = None
-        return trio.lowlevel.Abort.SUCCEEDED
+    async def _halve(
+        self,
+        group: Sequence[_Any],
+        error: EtcdError,
+        send: Callable[[Sequence[_Any]], Awaitable[None]],
+    ) -> None:
+        """Send each half of a group that was refused; one member alone is told why."""
+        if len(group) == 1:
+            group[0].fail(error)
+            return
+        self._counts.halved += 1
+        middle = len(group) // 2
+        await send(group[:middle])
+        await send(group[middle:])
 
 
-class _Keys:
-    """The keys that transactions write, and those that they look at."""
-
-    __slots__ = ("a_put", "read", "read_ranges", "size", "written", "written_ranges")
+class _Line(Generic[_Any]):
+    """Members that wait to be sent, and the senders that wait for them."""
 
     def __init__(self) -> None:
-        self.written: set[bytes] = set()
-        self.written_ranges: list[KeyRange] = []
-        self.read: set[bytes] = set()
-        self.read_ranges: list[KeyRange] = []
-        self.a_put: Put | None = None
-        self.size = 0
-        """About what the transactions have on the wire."""
+        self.waiting: deque[_Any] = deque()
+        self.idle = trio.lowlevel.ParkingLot()
 
-    def add(self, member: _Member) -> bool:
-        """Add a member's keys, unless it meets those that are here; whether it was added."""
-        key, keys = member.key, member.keys
-        if keys is not None:
-            if self._hit_by(keys) or keys._hit_by(self):
-                return False
-            self.written |= keys.written
-            self.written_ranges += keys.written_ranges
-            self.read |= keys.read
-            self.read_ranges += keys.read_ranges
-            return True
-        if key in self.written or key in self.read:
-            return False
-        ranges = (*self.written_ranges, *self.read_ranges)
-        if ranges and any(key in each for each in ranges):
-            return False
-        self.written.add(key)
-        return True
+    def add(self, member: _Any) -> None:
+        self.waiting.append(member)
+        self.idle.unpark()
 
-    def _hit_by(self, other: _Keys) -> bool:
-        """Whether the other writes what is read or written here."""
-        if not other.written.isdisjoint(self.written) or not other.written.isdisjoint(self.read):
-            return True
-        ranges = (*self.written_ranges, *self.read_ranges)
-        if ranges and any(key in each for each in ranges for key in other.written):
-            return True
-        for written in other.written_ranges:
-            if any(key in written for key in self.written) or any(
-                key in written for key in self.read
-            ):
-                return True
-            if any(written.start < each.end and each.start < written.end for each in ranges):
-                return True
-        return False
-
-    def add_txn(self, txn: Txn) -> None:
-        """Add all that a transaction may touch, on either branch."""
-        self.size += 16
-        for compare in txn.compare:
-            self._look(_compared(compare))
-            if isinstance(compare.operand, bytes):
-                self.size += len(compare.operand)
-        for branch in (txn.success, txn.failure):
-            for operation in branch:
-                match operation:
-                    case Put(key, value):
-                        self.written.add(key)
-                        self.a_put = operation
-                        self.size += 32 + len(key) + len(value)
-                    case Delete(keys):
-                        if _is_one_key(keys):
-                            self.written.add(keys.start)
-                        else:
-                            self.written_ranges.append(keys)
-                        self.size += 32 + len(keys.start) + len(keys.end)
-                    case Get(keys):
-                        self._look(keys)
-                    case Txn():
-                        self.add_txn(operation)
-
-    def _look(self, keys: KeyRange) -> None:
-        if _is_one_key(keys):
-            self.read.add(keys.start)
-        else:
-            self.read_ranges.append(keys)
-        self.size += 32 + len(keys.start) + len(keys.end)
+    def count(self) -> int:
+        return sum(member.task is not None for member in self.waiting)
 
 
-def _fail_all(members: Iterable[_Member], error: EtcdError) -> None:
+class _Counts:
+    """What was done so far, see :class:`GroupCommitStatistics`."""
+
+    def __init__(self) -> None:
+        self.members = 0
+        self.groups = 0
+        self.sizes = [0] * ((_MOST_MEMBERS - 1).bit_length() + 1)
+        self.largest = 0
+        self.halved = 0
+
+    def add(self, size: int) -> None:
+        """Count a request of so many members that was answered."""
+        self.members += size
+        self.groups += 1
+        self.sizes[(size - 1).bit_length()] += 1
+        self.largest = max(self.largest, size)
+
+
+def _fail_all(members: Iterable[Waiting], error: EtcdError) -> None:
     for member in members:
         # Raised in several tasks, each copy gets the traceback of its own.
         member.fail(_copy(error))
@@ -411,54 +402,3 @@ def _copy(error: EtcdError) -> EtcdError:
     except Exception:
         # An error whose constructor does not take its own arguments: it has to do for all.
         return error
-
-
-def _only_key(txn: Txn) -> bytes:
-    """The one key of a compare-and-swap or compare-and-delete; empty for any other."""
-    compares, success, failure = txn
-    if len(compares) != 1 or len(success) != 1 or len(failure) > 1:
-        return b""
-    compare, change = compares[0], success[0]
-    key = compare.key
-    if compare.range_end or type(compare.operand) is bytes:
-        return b""
-    if type(change) is Put:
-        if change.key != key:
-            return b""
-    elif type(change) is not Delete or change.keys.start != key or not _is_one_key(change.keys):
-        return b""
-    if failure:
-        other = failure[0]
-        if type(other) is not Get or other.keys.start != key or not _is_one_key(other.keys):
-            return b""
-    return key
-
-
-def _is_one_key(keys: KeyRange) -> bool:
-    return len(keys.end) == len(keys.start) + 1 and keys.end == keys.start + b"\0"
-
-
-def _compared(compare: Compare) -> KeyRange:
-    return KeyRange(compare.key, compare.range_end or compare.key + b"\0")
-
-
-def _operations(txn: Txn) -> int:
-    """How much of etcd's budget of operations a transaction takes, as etcd counts."""
-    inner = max(
-        (_operations(each) for each in (*txn.success, *txn.failure) if isinstance(each, Txn)),
-        default=0,
-    )
-    return inner + max(len(txn.compare), len(txn.success), len(txn.failure))
-
-
-def _grouped(group: Sequence[_Member]) -> Txn:
-    """The members in one transaction, with something for the quota to count."""
-    put = next((member for member in group if member.puts), None)
-    if put is None:
-        counted: tuple[Put, ...] = ()
-    elif put.keys is None:
-        counted = (Put(put.key, b""),)
-    else:
-        assert put.keys.a_put is not None
-        counted = (Put(put.keys.a_put.key, b""),)
-    return Txn((), [member.txn for member in group], counted)

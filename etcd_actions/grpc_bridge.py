@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import structlog
 import trio
 
-_log = structlog.get_logger(__name__)
+from etcd_actions.logger import get_logger
+
+_log = get_logger(__name__)
 
 
 class Future(Protocol):

@@ -76,8 +76,8 @@ from etcd_actions.subscriptions import AnySubscription, SnapshotEnd, Subscriptio
 from etcd_actions.term import Term
 from etcd_actions.undecodable import Undecodable
 from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings, ReflectorStatistics
+from etcd_actions.watched_keys import watched_keys
 
-_LIKELY_RUN = b"r"
 _BACKOFF = Backoff(initial=0.1, cap=5.0)
 _RESTARTS = Backoff(initial=0.2, cap=30.0)
 _CLEANING = Backoff(initial=0.5, cap=60.0)
@@ -951,10 +951,3 @@ class Processor:
         if (waiting := watching.router.oldest_delete()) is not None:
             oldest.append(waiting)
         return min([watching.reflector.revision, *(revision - 1 for revision in oldest)])
-
-
-def watched_keys(prefix: bytes, namespace: str | None) -> tuple[KeyRange, bytes]:
-    """The range of keys to watch, and what most of them begin with."""
-    whole = prefix if namespace is None else prefix + namespace.encode() + b"/"
-    likely = prefix + f"{namespace or DEFAULT_NAMESPACE}/".encode() + _LIKELY_RUN
-    return KeyRange.of_prefix(whole), likely

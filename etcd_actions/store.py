@@ -28,6 +28,7 @@ from etcd_actions.watch import Change
 _PAGE = 1000
 
 Commit = Callable[[Txn], Awaitable[TxnResult]]
+Read = Callable[[Get], Awaitable[RangeResult]]
 
 
 class CasResult(NamedTuple):
@@ -46,20 +47,29 @@ class Store:
     Args:
         etcd: The connection.
         commit: Does the transactions, as a rule by group commit; etcd itself by default.
+        read: Reads a key, as a rule together with others; etcd itself by default.
     """
 
-    def __init__(self, etcd: Etcd, commit: Commit | None = None) -> None:
+    def __init__(self, etcd: Etcd, commit: Commit | None = None, read: Read | None = None) -> None:
         self._etcd = etcd
         self._commit = commit or etcd.txn
+        self._read = read
 
     async def txn(self, txn: Txn) -> TxnResult:
         """Do a transaction, maybe in one with others, each by itself."""
         return await self._commit(txn)
 
     async def get(self, key: bytes, *, revision: int = 0) -> KeyValue | None:
-        """The key as it is, or was at ``revision``; None if it does, or did, not exist."""
-        result = await self._etcd.range(KeyRange.of_key(key), revision=revision)
-        return result.kvs[0] if result.kvs else None
+        """The key as it is, or was at ``revision``; None if it does, or did, not exist.
+
+        As it is now it may be read together with what others ask for.
+        """
+        keys = KeyRange.of_key(key)
+        if revision or self._read is None:
+            found = await self._etcd.range(keys, revision=revision)
+        else:
+            found = await self._read(Get(keys))
+        return found.kvs[0] if found.kvs else None
 
     async def read(self, keys: KeyRange, *, revision: int = 0) -> tuple[list[KeyValue], int]:
         """All of a range and the revision that it was read at, which is one for all pages."""
@@ -195,7 +205,7 @@ class FencedStore(Store):
     """
 
     def __init__(self, store: Store, fence: Fence) -> None:
-        super().__init__(store._etcd, store._commit)
+        super().__init__(store._etcd, store._commit, store._read)
         self._fence = fence
 
     async def _if_unchanged(

@@ -28,6 +28,11 @@ def span(
     return made
 
 
+def is_traced() -> bool:
+    """Whether this program uses OpenTelemetry."""
+    return "opentelemetry.trace" in sys.modules
+
+
 class CallSpan:
     """The span of a call that came from outside, below the caller's own.
 
@@ -43,7 +48,7 @@ class CallSpan:
         self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
     ) -> None:
         self._span: Any = None
-        if "opentelemetry.trace" not in sys.modules:
+        if not is_traced():
             return
         from opentelemetry import context, propagate, trace  # noqa: PLC0415
 

@@ -3,6 +3,14 @@
 One transaction compares that the name is free, that the parent is the incarnation that was
 read, and that no abort of it, or of what is above it, is under way. It does not compare the
 parent's state, which changes all the time.
+
+As a rule nothing is read before: the first transaction guesses that the name is free, that no
+abort is under way in the run, and that the parent is what this client saw of it last. A child
+takes over labels and annotations, which may change, and an end or a deletion forbids it: so that
+guess compares the parent's revision. Where it fails the same transaction reads all that counts,
+and from then on only the parent's incarnation is compared. So one more transaction decides, and
+a parent that never rests holds nobody up. Below one that moved, and in a run with an abort, the
+next enqueue reads first.
 """
 
 from __future__ import annotations
@@ -14,17 +22,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from etcd_actions.actions import conflicts, objects, validation
 from etcd_actions.actions.abort import Aborter, Marker, read_marker
+from etcd_actions.actions.parents import Parents
 from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.rewrite import utc_now
+from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.stored import StoredTaskAction, describe, missing, same_action, same_run
 from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.errors import (
     Aborted,
+    ActionError,
     DecodeError,
     EtcdError,
     InvalidArgument,
     OutcomeUnknown,
     RequestTooLarge,
+    Unavailable,
 )
 from etcd_actions.etcd.api import (
     Compare,
@@ -44,7 +56,6 @@ from etcd_actions.model import (
     ActionId,
     ErrorState,
     Keyspace,
-    Phase,
     TaskAction,
 )
 from etcd_actions.store import Store
@@ -67,19 +78,62 @@ class Enqueued(NamedTuple):
 
 
 class _Scene(NamedTuple):
-    """What was read at one revision.
+    """What was read at one revision, or is guessed.
 
     Attributes:
         present: The action's own key.
         markers: The aborts of the run, of a root only its own.
         parent: The parent's key.
         beside: What is there of the keys that are to be created with it.
+        guessed: Whether nothing was read: the parent is what was seen of it last.
     """
 
     present: KeyValue | None
     markers: Sequence[KeyValue]
     parent: KeyValue | None
     beside: Sequence[KeyValue] = ()
+    guessed: bool = False
+
+
+class _Asked(NamedTuple):
+    """An enqueue under way.
+
+    Attributes:
+        request: What is asked for.
+        key: Where the object goes.
+        aborts: Where the aborts are that count.
+        lookups: What decides: the key, the aborts, the parent, and the keys of ``beside``.
+        beside: What is created with it.
+        uid: The identity of what is created.
+    """
+
+    request: objects.Request
+    key: bytes
+    aborts: KeyRange
+    lookups: Sequence[Get]
+    beside: Sequence[Put]
+    uid: str
+
+
+class _Built(NamedTuple):
+    """An object that is to be written, and its bytes."""
+
+    action: TaskAction
+    value: bytes
+
+    def stored(self, key: bytes, create_revision: int, revision: int) -> StoredTaskAction:
+        """The object as it stands in etcd."""
+        action = self.action
+        return StoredTaskAction(
+            action.api_version,
+            action.kind,
+            action.metadata,
+            action.spec,
+            action.status,
+            key=key,
+            create_revision=create_revision,
+            revision=revision,
+        )
 
 
 class Enqueuer:
@@ -92,6 +146,7 @@ class Enqueuer:
         finalizer: Whether our finalizer holds tasks and conditions until they are recorded.
         clock: The time.
         new_uid: Makes the identity of an incarnation.
+        seen: What was seen of objects; by default nothing is.
     """
 
     def __init__(
@@ -103,6 +158,7 @@ class Enqueuer:
         finalizer: bool = True,
         clock: Callable[[], datetime] = utc_now,
         new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
+        seen: Seen | None = None,
     ) -> None:
         self._store = store
         self._keys = keys
@@ -110,6 +166,8 @@ class Enqueuer:
         self._clock = clock
         self._new_uid = new_uid
         self._finalizer = finalizer
+        self._seen = Seen() if seen is None else seen
+        self._parents = Parents()
         self._recovery = Recovery(store, keys, clock=clock)
         self._aborter = Aborter(store, keys, finalizer=finalizer, clock=clock)
 
@@ -135,22 +193,24 @@ class Enqueuer:
             EtcdError: etcd did not do it.
         """
         request = objects.read_request(action, run_spec, trace_error)
-        scene = await self._look(request, beside)
-        uid = self._new_uid()
+        try:
+            key, aborts = self._key(request), self._aborts(request)
+            lookups = self._lookups(request, key, aborts, beside)
+        except ValueError as error:
+            raise InvalidArgument("action_id", str(error)) from None
+        asked = _Asked(request, key, aborts, lookups, beside, self._new_uid())
+        scene = self._guess(asked) or await self._look(asked)
         tried = 0
         while True:
-            built = self._build(request, scene, uid)
-            if isinstance(built, StoredTaskAction):
-                return Enqueued(built, created=built.metadata.uid == uid)
-            if scene.beside:
-                raise conflicts.beside(scene.beside[0].key, describe(request.action_id))
-            await self._check_ancestors(request, scene)
-            built = await self._recovery.apply(request, built)
             try:
-                value = self._codec.encode(built)
-            except ValueError as error:
-                raise InvalidArgument(request.kind, f"it cannot be stored: {error}") from None
-            validation.check_size(value, request.kind)
+                built = await self._build(asked, scene)
+            except ActionError:
+                if not scene.guessed:
+                    raise
+                scene = await self._look(asked)
+                continue
+            if isinstance(built, StoredTaskAction):
+                return Enqueued(built, created=built.metadata.uid == asked.uid)
             if left := self._was_aborted(request, scene):
                 if left == tried:
                     name = describe(request.action_id)
@@ -158,33 +218,67 @@ class Enqueuer:
                 tried = left
                 namespace = self._keys.namespace_of(request.action_id)
                 await self._aborter.action_gone(request.action_id, namespace)
-                scene = await self._look(request, beside)
+                scene = await self._look(asked)
                 continue
-            key = self._key(request)
-            txn = Txn(
-                self._guards(request, scene, beside),
-                [Put(key, value), Get(KeyRange.of_key(key)), *beside],
-                self._lookups(request, beside),
-            )
-            try:
-                result = await self._store.txn(txn)
-            except RequestTooLarge:
-                raise InvalidArgument(
-                    request.kind,
-                    f"the object has {_bytes(value, beside)} bytes, more than this etcd takes "
-                    "(--max-request-bytes): make it smaller",
-                ) from None
-            except OutcomeUnknown as lost:
-                kv = await self._reread(key, lost)
-                # A trace that was recorded again has the identity that it had before.
-                anew = kv.value == value and kv.mod_revision > _revision(scene.present)
-                if not anew and _uid(kv) != uid:
-                    raise
-                return Enqueued(StoredTaskAction.of(kv), created=True)
-            if result.succeeded:
-                (written,) = _range(result.responses[1]).kvs
-                return Enqueued(StoredTaskAction.of(written), created=True)
-            scene = _scene(result.responses, beside)
+            written = await self._write(asked, scene, built)
+            if isinstance(written, StoredTaskAction):
+                return Enqueued(written, created=True)
+            scene = written
+
+    async def _write(
+        self, asked: _Asked, scene: _Scene, built: _Built
+    ) -> StoredTaskAction | _Scene:
+        """Write an object if all is as in the scene; gives what is there where it is not."""
+        key, value = asked.key, built.value
+        guards = self._guards(asked, scene)
+        txn = Txn(guards, [Put(key, value), *asked.beside], asked.lookups)
+        try:
+            result = await self._store.txn(txn)
+        except OutcomeUnknown as lost:
+            self._forget()
+            kv = await self._reread(key, lost)
+            # A trace that was recorded again has the identity that it had before.
+            anew = kv.value == value and kv.mod_revision > _revision(scene.present)
+            if anew or _uid(kv) == asked.uid:
+                return StoredTaskAction.of(kv)
+            if scene.guessed:
+                # It was there before: by the same request, or another.
+                return await self._look(asked)
+            raise
+        except Unavailable:
+            self._forget()
+            raise
+        except EtcdError as error:
+            if scene.guessed:
+                # A request that was done before writes nothing, whatever etcd takes.
+                return await self._look(asked)
+            if not isinstance(error, RequestTooLarge):
+                raise
+            raise InvalidArgument(
+                asked.request.kind,
+                f"the object has {_bytes(value, asked.beside)} bytes, more than this etcd takes "
+                "(--max-request-bytes): make it smaller",
+            ) from None
+        if not result.succeeded:
+            found = _scene(result.responses, asked.beside)
+            self._note_aborts(asked, found)
+            if (
+                scene.guessed
+                and found.parent
+                and _revision(scene.parent) != _revision(found.parent)
+            ):
+                self._parents.moved(found.parent)
+            return found
+        present = scene.present
+        created = result.revision if present is None else present.create_revision
+        version = 1 if present is None else present.version + 1
+        self._seen.keep(KeyValue(key, value, created, result.revision, version))
+        return built.stored(key, created, result.revision)
+
+    def _forget(self) -> None:
+        """Drop what was seen: after a lost connection etcd may be a restored store."""
+        self._seen.clear()
+        self._parents.clear()
 
     async def _reread(self, key: bytes, lost: OutcomeUnknown) -> KeyValue:
         """The key whose write went unanswered; that error where there is nothing to see."""
@@ -196,20 +290,50 @@ class Enqueuer:
             raise lost
         return kv
 
-    async def _look(self, request: objects.Request, beside: Sequence[Put]) -> _Scene:
+    def _guess(self, asked: _Asked) -> _Scene | None:
+        """What is there if nothing changed; None where that cannot be told, or does not help."""
+        request = asked.request
+        if request.is_root:
+            spec = request.run_spec
+            # A run that recovers another reads there: only when it is sure to be made.
+            recovers = spec is not None and spec.relation.relation_type
+            return None if recovers else _Scene(None, (), None, guessed=True)
+        key = self._keys.task_action(request.parent_id)
+        kv = self._seen.get(key)
+        restless = self._parents.is_restless(key)
+        if kv is None or restless or self._parents.has_aborts(asked.aborts.start):
+            return None
         try:
-            lookups = self._lookups(request, beside)
-        except ValueError as error:
-            raise InvalidArgument("action_id", str(error)) from None
-        return _scene((await self._store.txn(Txn([], lookups))).responses, beside)
+            parent = self._parents.read(kv)
+        except DecodeError:
+            return None
+        return None if parent.inherited.recovers else _Scene(None, (), kv, guessed=True)
+
+    async def _look(self, asked: _Asked) -> _Scene:
+        try:
+            result = await self._store.txn(Txn((), asked.lookups))
+        except Unavailable:
+            self._forget()
+            raise
+        scene = _scene(result.responses, asked.beside)
+        if scene.parent is not None and self._parents.rests(scene.parent):
+            self._seen.keep(scene.parent)
+        self._note_aborts(asked, scene)
+        return scene
+
+    def _note_aborts(self, asked: _Asked, scene: _Scene) -> None:
+        if not asked.request.is_root:
+            self._parents.note_aborts(asked.aborts.start, bool(scene.markers))
 
     def _key(self, request: objects.Request) -> bytes:
         if request.kind == ACTION_TYPE_TRACE:
             return self._keys.trace(request.action_id)
         return self._keys.task_action(request.action_id)
 
-    def _lookups(self, request: objects.Request, beside: Sequence[Put]) -> list[Get]:
-        lookups = [Get(KeyRange.of_key(self._key(request))), Get(self._aborts(request))]
+    def _lookups(
+        self, request: objects.Request, key: bytes, aborts: KeyRange, beside: Sequence[Put]
+    ) -> list[Get]:
+        lookups = [Get(KeyRange.of_key(key)), Get(aborts)]
         if not request.is_root:
             lookups.append(Get(KeyRange.of_key(self._keys.task_action(request.parent_id))))
         lookups += (Get(KeyRange.of_key(put.key)) for put in beside)
@@ -222,36 +346,49 @@ class Enqueuer:
         *_, aborts = self._keys.of(request.action_id).run_prefixes(request.action_id.run)
         return KeyRange.of_prefix(aborts)
 
-    def _guards(
-        self, request: objects.Request, scene: _Scene, beside: Sequence[Put]
-    ) -> list[Compare]:
-        """What has to be as it was read."""
-        key, (aborts, end) = self._key(request), self._aborts(request)
+    def _guards(self, asked: _Asked, scene: _Scene) -> list[Compare]:
+        """What has to be as it was read, or guessed."""
+        aborts, end = asked.aborts
         # A marker may go, but none may come: over no key at all this is true.
         newest = max((marker.mod_revision for marker in scene.markers), default=0)
+        revision = _revision(scene.present)
         guards = [
-            Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, _revision(scene.present)),
+            Compare(asked.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision),
             Compare(aborts, CompareTarget.MOD_REVISION, CompareResult.LESS, newest + 1, end),
         ]
-        if scene.parent is not None:
-            guards.append(
-                Compare(
-                    scene.parent.key,
-                    CompareTarget.CREATE_REVISION,
-                    CompareResult.EQUAL,
-                    scene.parent.create_revision,
-                )
+        if (parent := scene.parent) is not None:
+            target, revision = (
+                (CompareTarget.MOD_REVISION, parent.mod_revision)
+                if scene.guessed
+                else (CompareTarget.CREATE_REVISION, parent.create_revision)
             )
+            guards.append(Compare(parent.key, target, CompareResult.EQUAL, revision))
         guards += (
             Compare(put.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
-            for put in beside
+            for put in asked.beside
         )
         return guards
 
-    def _build(
+    async def _build(self, asked: _Asked, scene: _Scene) -> _Built | StoredTaskAction:
+        """The object to be written, and its bytes; or the stored one, where it is there already."""
+        request = asked.request
+        built = self._object(request, scene, asked.uid)
+        if isinstance(built, StoredTaskAction):
+            return built
+        if scene.beside:
+            raise conflicts.beside(scene.beside[0].key, describe(request.action_id))
+        await self._check_ancestors(request, scene)
+        built = await self._recovery.apply(request, built)
+        try:
+            value = self._codec.encode(built)
+        except ValueError as error:
+            raise InvalidArgument(request.kind, f"it cannot be stored: {error}") from None
+        validation.check_size(value, request.kind)
+        return _Built(built, value)
+
+    def _object(
         self, request: objects.Request, scene: _Scene, uid: str
     ) -> TaskAction | StoredTaskAction:
-        """The object to be written; or the stored one, where it is there already."""
         present = None
         one_namespace = self._keys.namespace is not None
         asked = conflicts.Asked(request.action_id, request.kind, one_namespace)
@@ -293,23 +430,21 @@ class Enqueuer:
         validation.check(built)
         return built
 
-    def _parent(self, request: objects.Request, scene: _Scene) -> TaskAction:
+    def _parent(self, request: objects.Request, scene: _Scene) -> objects.Inherited:
         wanted = request.parent_id
         if scene.parent is None:
             raise Aborted(f"the parent is gone: {missing(wanted, self._keys)}")
         try:
-            parent = StoredTaskAction.of(scene.parent)
+            parent = self._parents.read(scene.parent)
         except DecodeError as error:
             raise Aborted(f"the parent cannot be read: {error}") from None
         if not same_action(parent.action_id, wanted):
             raise Aborted(
                 f"the parent is gone: {wanted.object_name} is action {describe(parent.action_id)}"
             )
-        if parent.is_deleting:
-            raise Aborted(f"the parent, action {describe(wanted)}, is being deleted")
-        if parent.phase is Phase.ABORTED:
-            raise Aborted(f"the parent, action {describe(wanted)}, is aborted")
-        return parent
+        if parent.refusal:
+            raise Aborted(f"the parent, action {describe(wanted)}, {parent.refusal}")
+        return parent.inherited
 
     def _was_aborted(self, request: objects.Request, scene: _Scene) -> int:
         """The revision of an abort of the action that had the name before, 0 without one.

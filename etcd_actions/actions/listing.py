@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import structlog
 
+from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.stored import (
     StoredTaskAction,
     check_identity,
@@ -33,11 +34,18 @@ class Listing(NamedTuple):
 
 
 class Lister:
-    """Reads the actions of one keyspace."""
+    """Reads the actions of one keyspace.
 
-    def __init__(self, store: Store, keys: Keyspace) -> None:
+    Args:
+        store: Where they are.
+        keys: Under which keys.
+        seen: Where single objects that were read are noted.
+    """
+
+    def __init__(self, store: Store, keys: Keyspace, seen: Seen | None = None) -> None:
         self._store = store
         self._keys = keys
+        self._seen = Seen() if seen is None else seen
 
     async def get_task_action(self, action_id: ActionId) -> StoredTaskAction:
         """One action as it is now; a trace is found by its name, too.
@@ -59,6 +67,7 @@ class Lister:
                 # Beside another run's task there may be the trace that is meant.
                 others = others or error
             else:
+                self._seen.keep(kv)
                 return found
         raise others or NotFound(missing(action_id, self._keys))
 

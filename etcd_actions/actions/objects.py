@@ -185,9 +185,60 @@ def _time(timestamp: Timestamp, field: str) -> datetime:
         raise InvalidArgument(field, str(error)) from None
 
 
+class Inherited(NamedTuple):
+    """What a child takes over from its parent; shared by all of its children.
+
+    Attributes:
+        owner: The reference to the parent's object.
+        labels: Of a task, all but those of the system.
+        annotations: Of a task, the run's and those of others.
+        env_vars: Of a task.
+        interruptible: Of a task.
+        recovers: Where the run takes over what succeeded in others; empty where it does not.
+        run_start_time: When the run began, as far as the parent tells; empty if it does not.
+        org: The run's organisation, empty where nobody knows it.
+    """
+
+    owner: OwnerReference
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    env_vars: dict[str, str]
+    interruptible: bool | None
+    recovers: str
+    run_start_time: str
+    org: str
+
+    @classmethod
+    def of(cls, parent: TaskAction) -> Inherited:
+        """What there is to take over from an object."""
+        metadata, spec = parent.metadata, parent.spec
+        return cls(
+            OwnerReference(
+                API_VERSION, KIND, metadata.name, metadata.uid, block_owner_deletion=True
+            ),
+            # System labels say what the parent is: a mark would hide the child for ever.
+            {
+                label: text
+                for label, text in metadata.labels.items()
+                if not label.startswith(_SYSTEM_DOMAIN)
+            },
+            {
+                annotation: text
+                for annotation, text in metadata.annotations.items()
+                if annotation in RUN_ANNOTATIONS
+                or not annotation.startswith((_SYSTEM_DOMAIN, OWN_DOMAIN + "/"))
+            },
+            spec.env_vars,
+            spec.interruptible,
+            metadata.annotations.get(ANNOTATION_RECOVERS, ""),
+            _run_start_time(parent),
+            parent.action_id.org,
+        )
+
+
 def build(
     request: Request,
-    parent: TaskAction | None,
+    parent: Inherited | None,
     *,
     namespace: str,
     now: datetime,
@@ -198,7 +249,7 @@ def build(
 
     Args:
         request: What is asked for.
-        parent: The parent's object, None for a root.
+        parent: What it takes over from its parent, None for a root.
         namespace: The object's namespace.
         now: The time.
         new_uid: Makes a UUID.
@@ -211,26 +262,14 @@ def build(
     interruptible: bool | None = None
     run_spec = request.run_spec
     if parent is not None:
-        inherited = parent.metadata
         if kind == ACTION_TYPE_TASK:
-            env_vars = dict(parent.spec.env_vars)
-            interruptible = parent.spec.interruptible
-            # System labels say what the parent is: a mark would hide the child for ever.
-            passed_on = {
-                label: text
-                for label, text in inherited.labels.items()
-                if not label.startswith(_SYSTEM_DOMAIN)
-            }
-            labels = {**passed_on, **labels}
-            annotations = {
-                annotation: text
-                for annotation, text in inherited.annotations.items()
-                if annotation in RUN_ANNOTATIONS
-                or not annotation.startswith((_SYSTEM_DOMAIN, OWN_DOMAIN + "/"))
-            }
-        elif recovers := inherited.annotations.get(ANNOTATION_RECOVERS):
-            annotations = {ANNOTATION_RECOVERS: recovers}
-        if run_start_time := request.run_start_time or _run_start_time(parent):
+            env_vars = dict(parent.env_vars)
+            interruptible = parent.interruptible
+            labels = {**parent.labels, **labels}
+            annotations = dict(parent.annotations)
+        elif parent.recovers:
+            annotations = {ANNOTATION_RECOVERS: parent.recovers}
+        if run_start_time := request.run_start_time or parent.run_start_time:
             annotations[ANNOTATION_RUN_START_TIME] = run_start_time
     elif run_spec is not None and kind == ACTION_TYPE_TASK:
         env_vars = {each.key: each.value for each in run_spec.envs.values}
@@ -254,7 +293,7 @@ def build(
             labels=labels,
             annotations=annotations,
             finalizers=(FINALIZER_RECORD,) if finalizer else (),
-            owner_references=_owner(parent),
+            owner_references=() if parent is None else (parent.owner,),
         ),
         TaskActionSpec(
             request.action_id.project,
@@ -282,7 +321,7 @@ def build(
 def build_trace(
     request: Request,
     trace: Trace,
-    parent: TaskAction,
+    parent: Inherited,
     before: TaskAction | None,
     *,
     namespace: str,
@@ -296,7 +335,7 @@ def build_trace(
     Args:
         request: What is asked for.
         trace: What the trace tells of itself.
-        parent: The parent's object.
+        parent: What it takes over from its parent.
         before: The same trace as it was recorded before.
         namespace: The object's namespace.
         now: The time, for what the trace does not say.
@@ -316,7 +355,7 @@ def build_trace(
             labels=_own_labels(request),
             annotations=annotations,
             finalizers=(FINALIZER_RECORD,),
-            owner_references=_owner(parent),
+            owner_references=(parent.owner,),
         ),
         TaskActionSpec(
             request.action_id.project,
@@ -411,22 +450,13 @@ def _own_labels(request: Request) -> dict[str, str]:
     }
 
 
-def _annotate(annotations: dict[str, str], request: Request, parent: TaskAction | None) -> None:
+def _annotate(annotations: dict[str, str], request: Request, parent: Inherited | None) -> None:
     annotations[ANNOTATION_DIGEST] = request.digest
     # All of a run is of one organisation.
-    if org := request.action_id.org or (parent.action_id.org if parent is not None else ""):
+    if org := request.action_id.org or (parent.org if parent is not None else ""):
         annotations[ANNOTATION_ORG] = org
     if request.action.subject:
         annotations[ANNOTATION_SUBJECT] = request.action.subject
-
-
-def _owner(parent: TaskAction | None) -> tuple[OwnerReference, ...]:
-    if parent is None:
-        return ()
-    metadata = parent.metadata
-    return (
-        OwnerReference(API_VERSION, KIND, metadata.name, metadata.uid, block_owner_deletion=True),
-    )
 
 
 def _base64(message: Message) -> str:

@@ -14,15 +14,18 @@ away. No garbage collector ever collects that, so it is collected where Kubernet
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from datetime import datetime
 from typing import NamedTuple
 
 import structlog
+import trio
 
 from etcd_actions.actions.abort import aborted_value, ask_for_deletion, encoded
 from etcd_actions.actions.rewrite import utc_now
+from etcd_actions.actions.run_listings import Listed, Run, RunListings
 from etcd_actions.actions.stored import StoredTaskAction, same_run
 from etcd_actions.codecs import codec_of
 from etcd_actions.containment import Containment
@@ -51,6 +54,9 @@ from etcd_actions.model import (
 from etcd_actions.store import Store
 
 REASON = "the parent is gone"
+
+# Objects that are decoded before others have their turn: some milliseconds.
+_AT_A_TIME = 200
 
 _log = structlog.get_logger(__name__)
 
@@ -137,6 +143,7 @@ class OrphanCollector:
         self._store = store
         self._keys = keys
         self._clock = clock
+        self._listings = RunListings(self._list)
 
     async def owner_gone(self, deleted: ActionUpdate) -> None:
         """Collect the direct children, and the traces, of an action that was deleted.
@@ -144,16 +151,27 @@ class OrphanCollector:
         Raises:
             EtcdError: etcd did not do it all; it may be done again.
         """
-        keys = self._keys.within(deleted.namespace)
-        orphans: list[_Owned] = []
-        for prefix in keys.run_prefixes(deleted.action_id.run)[:2]:
-            kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
-            for one in map(self._owned, kvs):
-                if one is None or one.owner_key != deleted.key:
-                    continue
-                if one.run is not None or one.owner_uid == deleted.uid:
-                    orphans.append(one)
+        run = Run(deleted.namespace, deleted.action_id.run)
+        owned = await self._listings.owned(run, deleted.key, deleted.revision)
+        orphans = [one for one in owned if one.run is not None or one.owner_uid == deleted.uid]
         await self._collect_all(orphans)
+
+    async def _list(self, run: Run) -> Listed[_Owned]:
+        """Who names which owner in a run, its traces included."""
+        keys = self._keys.within(run.namespace)
+        by_owner: defaultdict[bytes, list[_Owned]] = defaultdict(list)
+        revision = 0
+        for prefix in keys.run_prefixes(run.name)[:2]:
+            kvs, read_at = await self._store.read(KeyRange.of_prefix(prefix))
+            # What comes later may be in the second range alone.
+            revision = revision or read_at
+            for number, kv in enumerate(kvs):
+                if number % _AT_A_TIME == 0:
+                    await trio.lowlevel.checkpoint()
+                one = self._owned(kv)
+                if one is not None:
+                    by_owner[one.owner_key].append(one)
+        return Listed(revision, by_owner)
 
     async def sweep(self) -> None:
         """Collect all orphans that there are: what lost its parent while nobody watched.

@@ -1,4 +1,4 @@
-"""Changes the object of one action: read, change, write if it is still what was read."""
+"""Changes the object of one action: change what was seen last, write if it still is that."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.stored import (
     StoredTaskAction,
     check_identity,
@@ -16,12 +17,14 @@ from etcd_actions.actions.stored import (
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import (
     ClaimLost,
+    EtcdActionsError,
     EtcdError,
     InvalidArgument,
     LeaseNotFound,
     NotFound,
     OutcomeUnknown,
     RequestTooLarge,
+    Unavailable,
 )
 from etcd_actions.etcd.api import Compare, KeyValue
 from etcd_actions.model import ActionId, Incarnation, Keyspace
@@ -29,6 +32,8 @@ from etcd_actions.store import CasResult, Store
 
 Change = Callable[[StoredTaskAction, dict[str, Any]], bool]
 """Changes the tree of an object in place, and says whether there was anything to change.
+
+It leaves ``spec`` and ``metadata.managedFields`` alone.
 
 It is called again with the newer object whenever somebody else was faster, and after a lost
 answer maybe with what it has written itself; an error of its own ends the attempt.
@@ -44,10 +49,13 @@ async def rewrite(
     field: str,
     fence: Compare | None = None,
     incarnation: Incarnation | None = None,
+    seen: Seen | None = None,
 ) -> StoredTaskAction:
     """Change a task's or condition's object, however often others change it meanwhile.
 
-    All else in the object stays, in the form that it was stored in.
+    All else in the object stays, in the form that it was stored in. What was seen of it last is
+    changed without a read. It may be old: so an error, and that there is nothing to change, are
+    believed only of an object that was read.
 
     Args:
         store: Where the object is.
@@ -58,6 +66,7 @@ async def rewrite(
         fence: What must hold for the write to count, in the same transaction.
         incarnation: Which object is meant; by default the one that is there at first. One that
             is made under its key meanwhile is not changed.
+        seen: What was seen of objects; what is read and written here is noted there.
 
     Returns:
         The object as it is now, written or found so, with its revision. Reads that begin
@@ -78,33 +87,77 @@ async def rewrite(
         key = keys.task_action(action_id)
     except ValueError as error:
         raise InvalidArgument("action_id", str(error)) from None
-    seen = await store.get(key)
+    seen = Seen() if seen is None else seen
+    try:
+        return await _rewrite(store, keys, action_id, key, change, field, fence, incarnation, seen)
+    except Unavailable:
+        seen.clear()
+        raise
+
+
+async def _rewrite(
+    store: Store,
+    keys: Keyspace,
+    action_id: ActionId,
+    key: bytes,
+    change: Change,
+    field: str,
+    fence: Compare | None,
+    incarnation: Incarnation | None,
+    seen: Seen,
+) -> StoredTaskAction:
+    before = seen.get(key)
+    sure = before is None
+    if before is None:
+        before = await store.get(key)
     while True:
-        if seen is None:
-            raise NotFound(missing(action_id, keys))
-        codec = codec_of(seen.value)
-        action = StoredTaskAction.of(seen)
-        check_identity(action, action_id)
-        incarnation = incarnation or action.incarnation
-        check_incarnation(action, incarnation)
-        tree = codec.decode_tree(seen.value, key=key, revision=seen.mod_revision)
-        if not change(action, tree):
-            return action
+        value = None
         try:
-            value = codec.encode_tree(tree)
-        except ValueError as error:
-            raise InvalidArgument(field, f"the object cannot be stored: {error}") from None
-        if value == seen.value:
-            # The change says nothing that is not there.
-            return action
-        applied, current = await _write(store, seen, value, field, fence)
+            if before is None:
+                seen.forget(key)
+                raise NotFound(missing(action_id, keys))
+            action = StoredTaskAction.of(before)
+            check_identity(action, action_id)
+            if sure:
+                incarnation = incarnation or action.incarnation
+            if incarnation is not None:
+                check_incarnation(action, incarnation)
+            value = _changed(before, action, change, field)
+            if value is None and sure:
+                seen.keep(before)
+                return action
+        except EtcdActionsError:
+            if sure:
+                raise
+        if before is None or value is None:
+            before, sure = await store.get(key), True
+            continue
+        applied, current = await _write(store, before, value, field, fence)
         if applied:
             assert current is not None
+            seen.keep(current)
             return StoredTaskAction.of(current)
-        unchanged = current is not None and current.mod_revision == seen.mod_revision
-        if fence is not None and unchanged and value != seen.value:
+        unchanged = current is not None and current.mod_revision == before.mod_revision
+        if fence is not None and unchanged:
             raise ClaimLost(f"{describe(action_id)} is claimed by somebody else, or by nobody")
-        seen = current
+        before, sure = current, True
+
+
+def _changed(
+    before: KeyValue, action: StoredTaskAction, change: Change, field: str
+) -> bytes | None:
+    """The bytes of an object after a change; None where that says nothing that is not there."""
+    codec = codec_of(before.value)
+    tree = codec.decode_tree(before.value, key=before.key, revision=before.mod_revision)
+    # What is asked for, and who wrote which field, is most of an object, and changed by nobody.
+    unchanged = (tree.get("spec"), tree["metadata"].get("managedFields"))
+    if not change(action, tree):
+        return None
+    try:
+        value = codec.encode_tree(tree, unchanged=unchanged)
+    except ValueError as error:
+        raise InvalidArgument(field, f"the object cannot be stored: {error}") from None
+    return None if value == before.value else value
 
 
 async def _write(

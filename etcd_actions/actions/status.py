@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from etcd_actions.actions.rewrite import rewrite, utc_now
+from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.stored import StoredTaskAction, describe
 from etcd_actions.errors import FailedPrecondition, InvalidArgument
 from etcd_actions.etcd.api import Compare
@@ -69,6 +70,7 @@ async def put_status(
     message: str = "",
     fence: Compare | None = None,
     incarnation: Incarnation | None = None,
+    seen: Seen | None = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> StoredTaskAction:
     """Report the status of an action.
@@ -94,6 +96,7 @@ async def put_status(
         message: A line for people, kept in condition and history; empty: the executor's own.
         fence: What must hold for the report to count: a claim, as a rule.
         incarnation: Which object the report is about; by default the one that is there.
+        seen: What was seen of objects: what is there of this one is tried without a read.
         clock: The time.
 
     Returns:
@@ -141,7 +144,14 @@ async def put_status(
         return changed
 
     return await rewrite(
-        store, keys, action_id, change, field="status", fence=fence, incarnation=incarnation
+        store,
+        keys,
+        action_id,
+        change,
+        field="status",
+        fence=fence,
+        incarnation=incarnation,
+        seen=seen,
     )
 
 

@@ -7,6 +7,7 @@ Kubernetes' own validation.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -34,6 +35,7 @@ _LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
 _PART: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 _MOST_OF_A_NAME: Final = 30
+_MOST_OF_A_QUALIFIED: Final = 253 + len("/") + 63
 _LENGTHS: Final = (
     ("cache_key", "task.cache_key", 256),
     ("task_type", "task.spec.task_template.type", 63),
@@ -112,11 +114,10 @@ def check(action: TaskAction) -> None:
         _check_length(path, getattr(action.spec, field), most)
     metadata = action.metadata
     for label, text in metadata.labels.items():
-        path = _LABEL_SOURCES.get(label, f"run_spec.labels[{label[:80]}]")
         _check_qualified(label, label, "run_spec.labels")
         if len(text) > 63 or not _LABEL_VALUE.fullmatch(text):
             raise InvalidArgument(
-                path,
+                _LABEL_SOURCES.get(label, f"run_spec.labels[{label[:80]}]"),
                 f"{text[:80]!r} is no label: give at most 63 letters, digits, '-', '_' and '.', "
                 "with a letter or digit at both ends",
             )
@@ -161,13 +162,18 @@ def _check_length(field: str, text: str, most: int) -> None:
 
 def _check_qualified(checked: str, name: str, path: str) -> None:
     """Kubernetes' form of the names of labels and annotations: ``[domain/]name``."""
-    domain, slash, rest = checked.rpartition("/")
-    good = len(rest) <= 63 and _PART.fullmatch(rest)
-    if slash:
-        good = good and len(domain) <= 253 and _NAME.fullmatch(domain)
-    if not good:
+    if len(checked) > _MOST_OF_A_QUALIFIED or not _is_qualified(checked):
         raise InvalidArgument(
             f"{path}[{name[:80]}]",
             "no name of a label or annotation: give letters, digits, '-', '_' and '.', "
             "maybe after a domain and a slash",
         )
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_qualified(name: str) -> bool:
+    """Objects share nearly all of these names. They are short, so what is kept is, too."""
+    domain, slash, rest = name.rpartition("/")
+    if len(rest) > 63 or not _PART.fullmatch(rest):
+        return False
+    return not slash or (len(domain) <= 253 and bool(_NAME.fullmatch(domain)))

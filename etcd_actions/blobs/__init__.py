@@ -1,5 +1,6 @@
 """Files of runs: bundles, inputs, outputs and reports, in a folder or an object store."""
 
+from etcd_actions.blobs.deployment import Deployment
 from etcd_actions.blobs.opening import NoStore, open_blob_store
 from etcd_actions.blobs.protocol import (
     Blob,
@@ -24,6 +25,7 @@ __all__ = [
     "BlobStore",
     "BlobTooLarge",
     "BlobUnusable",
+    "Deployment",
     "Grant",
     "NoStore",
     "UrlSigner",

@@ -45,6 +45,8 @@ _THREADS: Final = 16
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
 # A directory that becomes empty is removed, maybe while another blob is about to come into it.
 _TRIES: Final = 20
+_LISTED: Final = 100
+"""Directories, or files, that are listed at once."""
 
 
 class FolderStore:
@@ -128,15 +130,16 @@ class FolderStore:
         """See :meth:`~etcd_actions.blobs.BlobStore.delete`."""
         return await self._in_thread(self._delete, check_key(key))
 
+    async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
+        """See :meth:`~etcd_actions.blobs.BlobStore.move`: its time stays."""
+        return await self._in_thread(self._rename, check_key(key), check_key(to), unless_after)
+
     async def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
         """See :meth:`~etcd_actions.blobs.BlobStore.below`."""
         waiting = [check_key(prefix)]
         while waiting:
-            names = waiting.pop()
-            files, directories = await self._in_thread(self._list, names)
-            for each in files:
+            for each in await self._in_thread(self._list_some, waiting):
                 yield each
-            waiting += [(*names, name) for name in reversed(directories)]
 
     def native_url(self, key: str) -> str:
         """See :meth:`~etcd_actions.blobs.BlobStore.native_url`: an absolute path."""
@@ -214,7 +217,7 @@ class FolderStore:
         try:
             os.link(spool.path, name, dst_dir_fd=directory, follow_symlinks=False)
         except FileExistsError:
-            self._check_same(spool, name, directory)
+            self._refresh(spool, name, directory)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
@@ -228,13 +231,18 @@ class FolderStore:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             try:
-                self._check_same(spool, name, directory)
+                self._refresh(spool, name, directory)
             except FileNotFoundError:
                 os.replace(spool.path, name, dst_dir_fd=directory)
         finally:
             os.close(descriptor)
 
-    def _check_same(self, spool: Spool, name: str, directory: int) -> None:
+    def _refresh(self, spool: Spool, name: str, directory: int) -> None:
+        """Let the blob that has the name count as stored now, if its content is the same.
+
+        Raises:
+            FileNotFoundError: It was moved away before it could count.
+        """
         descriptor = open_regular(name, dir_fd=directory)
         try:
             is_same = os.fstat(descriptor).st_size == spool.size
@@ -243,10 +251,16 @@ class FolderStore:
                 while part := os.read(descriptor, BLOCK):
                     digest.update(part)
                 is_same = digest.digest() == spool.md5
+            if not is_same:
+                raise BlobExists("the key has another content already: choose another name")
+            os.utime(descriptor)
+            # Who moves it away looks at the time afterwards. So one of the two notices.
+            refreshed = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        if not is_same:
-            raise BlobExists("the key has another content already: choose another name")
+        there = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if not os.path.samestat(there, refreshed):
+            raise FileNotFoundError(errno.ENOENT, "it was moved away meanwhile", name)
 
     def _open(self, names: tuple[str, ...]) -> int | None:
         try:
@@ -269,6 +283,11 @@ class FolderStore:
                 os.unlink(names[-1], dir_fd=directory)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        self._prune(names)
+        return True
+
+    def _prune(self, names: tuple[str, ...]) -> None:
+        """Remove the directories of a key that are empty."""
         for count in range(len(names) - 1, 0, -1):
             try:
                 with self._directory(names[: count - 1]) as directory:
@@ -276,7 +295,55 @@ class FolderStore:
             except OSError:
                 # It has other blobs.
                 break
-        return True
+
+    def _rename(
+        self, names: tuple[str, ...], to: tuple[str, ...], unless_after: float | None
+    ) -> bool:
+        """Move a blob, and back where it was stored again before it had left its place."""
+        if not self._give_other_name(names, to):
+            return False
+        if unless_after is None:
+            return True
+        moved = self._stat(to)
+        if moved is None or moved.st_mtime <= unless_after:
+            return True
+        if not self._give_other_name(to, names):
+            self._delete(to)
+        return False
+
+    def _give_other_name(self, names: tuple[str, ...], to: tuple[str, ...]) -> bool:
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with self._directory(names[:-1]) as source:
+                    found = os.stat(names[-1], dir_fd=source, follow_symlinks=False)
+                    if not stat.S_ISREG(found.st_mode):
+                        return False
+                    with self._directory(to[:-1], make=True) as target:
+                        if not _link_or_rename(names[-1], source, to[-1], target):
+                            return False
+                        os.fsync(target)
+            except (FileNotFoundError, NotADirectoryError):
+                if self._stat(names) is None:
+                    return False
+                if not tries_left:
+                    raise
+            else:
+                self._delete(names)
+                self._prune(names)
+                return True
+        raise AssertionError("the last try returns or raises")
+
+    def _list_some(self, waiting: list[tuple[str, ...]]) -> list[BlobInfo]:
+        """List as many directories as one turn of a thread is worth; the others wait."""
+        found: list[BlobInfo] = []
+        listed = 0
+        while waiting and listed < _LISTED and len(found) < _LISTED:
+            names = waiting.pop()
+            files, directories = self._list(names)
+            found += files
+            waiting += [(*names, name) for name in reversed(directories)]
+            listed += 1
+        return found
 
     def _list(self, names: tuple[str, ...]) -> tuple[list[BlobInfo], list[str]]:
         files: list[BlobInfo] = []
@@ -303,3 +370,21 @@ class FolderStore:
             with suppress(FileNotFoundError, IsADirectoryError):
                 if path.lstat().st_mtime < time.time() - _LEFT_OVER:
                     path.unlink()
+
+
+def _link_or_rename(name: str, source: int, to: str, target: int) -> bool:
+    """Give a file a second name, or another one where it can have one only; never over another."""
+    try:
+        os.link(name, to, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        try:
+            os.stat(to, dir_fd=target, follow_symlinks=False)
+        except FileNotFoundError:
+            os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
+        else:
+            return False
+    return True

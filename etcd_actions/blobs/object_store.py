@@ -113,6 +113,14 @@ class ObjectStore:
         """See :meth:`~etcd_actions.blobs.BlobStore.delete`."""
         return await self._in_thread(self._delete, self._path(key))
 
+    async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
+        """See :meth:`~etcd_actions.blobs.BlobStore.move`: it counts as stored now.
+
+        It is copied. What is stored at its key in the instant before the original is deleted is
+        deleted, too.
+        """
+        return await self._in_thread(self._rename, key, to, unless_after)
+
     async def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
         """See :meth:`~etcd_actions.blobs.BlobStore.below`."""
         path = self._path(prefix)
@@ -211,6 +219,8 @@ class ObjectStore:
                 raise BlobExists(
                     "the key has another content already: choose another name"
                 ) from None
+            # Once more, so that it counts as stored now.
+            self._files.put_file(str(spool.path), path)
 
     def _md5(self, path: str) -> bytes:
         digest = hashlib.md5(usedforsecurity=False)
@@ -226,6 +236,23 @@ class ObjectStore:
             self._files.rm_file(path)
         except FileNotFoundError:
             return False
+        return True
+
+    def _rename(self, key: str, to: str, unless_after: float | None) -> bool:
+        path, target = self._path(key), self._path(to)
+        found = self._info(path)
+        if found is None or self._info(target) is not None:
+            return False
+        if unless_after is not None and _info(key, found).modified > unless_after:
+            return False
+        self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self._files.cp_file(path, target)
+        again = self._info(path)
+        if again is None or _info(key, again) != _info(key, found):
+            # It was stored again while it was copied.
+            self._delete(target)
+            return False
+        self._delete(path)
         return True
 
     def _find(self, path: str) -> list[tuple[str, dict[str, Any]]]:

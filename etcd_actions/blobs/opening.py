@@ -66,6 +66,10 @@ class NoStore:
         """Refuse it."""
         self._refuse()
 
+    async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
+        """Refuse it."""
+        self._refuse()
+
     def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
         """Refuse it."""
         self._refuse()

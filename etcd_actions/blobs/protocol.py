@@ -79,7 +79,7 @@ class BlobStore(Protocol):
         length: int | None = None,
         md5: bytes = b"",
     ) -> BlobInfo:
-        """Store what arrives. The same content again changes nothing.
+        """Store what arrives. The same content again changes nothing but the time.
 
         Cancelled, it leaves nothing, or the whole blob.
 
@@ -115,6 +115,19 @@ class BlobStore(Protocol):
 
     async def delete(self, key: str) -> bool:
         """Remove a blob; returns whether there was one."""
+        ...
+
+    async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
+        """Give a blob another key; returns whether it was done.
+
+        It is not where there is no such blob, or the other key has one. Cut off, the blob has the
+        one key, the other, or both.
+
+        Args:
+            key: Its key.
+            to: Its key afterwards.
+            unless_after: It stays where it was stored later than that, or is meanwhile.
+        """
         ...
 
     def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from etcd_actions.cli.first_signal import handle_signals
-from etcd_actions.cli.process import keep_descriptors, leave, reap_as_init
+from etcd_actions.cli.process import collect_later, keep_descriptors, leave, reap_as_init
 from etcd_actions.cli.secret_arguments import hide_secret_arguments
 
 _NEEDED = ("click", "msgpack", "rich")
@@ -22,6 +22,7 @@ def process_main() -> NoReturn:
     """
     command = next((text for text in sys.argv[1:] if not text.startswith("-")), "")
     with handle_signals(command, owns_process=True) as signals:
+        collect_later()
         keep_descriptors()
         reap_as_init()
         code = _UNEXPECTED

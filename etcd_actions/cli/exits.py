@@ -10,14 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
-
 from etcd_actions import errors
+from etcd_actions.logger import get_logger
 from etcd_actions.quoting import clipped, printable
 
 _MOST_CHARACTERS = 8_000
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class ExitCode(enum.IntEnum):
@@ -133,7 +132,8 @@ _EXTRAS = {
     "flyteidl2": "flyte",
     "grpc_health": "server",
     "grpc_reflection": "server",
-    "hypercorn": "server",
+    "h11": "server",
+    "h2": "server",
     "opentelemetry": "telemetry",
     "prometheus_client": "server",
     "psutil": "executor",

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from etcd_actions.cli.output import output_by_print
-from etcd_actions.config.settings import Group, Setting
+from etcd_actions.cli.exits import MEANINGS
+from etcd_actions.cli.printing import output_by_print
 from etcd_actions.quoting import quoted
+
+if TYPE_CHECKING:
+    from etcd_actions.config.settings import Group, Setting
+
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<9} {text}" for code, text in MEANINGS)
+"""What ends the help of a command."""
 
 
 class SettingOption(click.Option):
@@ -125,3 +131,13 @@ class CommandGroup(click.Group):
         if rest is None:
             raise click.exceptions.Exit(0)
         return rest
+
+
+def command(name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command of a function; its name is the function's without another."""
+    return click.command(name, cls=Command, epilog=EPILOG)
+
+
+def group(name: str | None = None, **rest: Any) -> Callable[[Callable[..., Any]], CommandGroup]:
+    """Make a group of a function; see :func:`command`."""
+    return click.group(name, cls=CommandGroup, **rest)

@@ -18,7 +18,7 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyRange, KeyValue, RangeResult
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.model import Summary, parse_key
-from etcd_actions.processor import watched_keys
+from etcd_actions.watched_keys import watched_keys
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,17 +7,17 @@ shown is left out of it; and its length is bounded.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any, Final
-
-import structlog
 
 from etcd_actions.cli.stderr import TolerantStderr
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from structlog.typing import EventDict, Processor, WrappedLogger
 
     from etcd_actions.containment import Containment
@@ -52,10 +52,49 @@ _failures: Final = _Failures()
 def configure_logs(level: str = "info", form: str = "auto") -> None:
     """Send the logs of this process to stderr.
 
+    Structlog is configured when it is imported, which a command that logs nothing does not do.
+
     Args:
         level: One of :data:`LEVELS`.
         form: One of :data:`FORMATS`; ``auto`` is ``console`` on a terminal, else ``json``.
     """
+    sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, _AtImport)]
+    if "structlog" in sys.modules:
+        _configure(level, form)
+    else:
+        sys.meta_path.insert(0, _AtImport(lambda: _configure(level, form)))
+
+
+class _AtImport:
+    """Finds structlog as Python does, and has it configured as soon as it is imported."""
+
+    def __init__(self, configure: Callable[[], None]) -> None:
+        self._configure = configure
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module's own specification, whose loader configures it at the end; see importlib."""
+        if name != "structlog":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self._configure()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _configure(level: str, form: str) -> None:
+    import structlog  # noqa: PLC0415 (slow to import)
+
     terminal = sys.stderr is not None and sys.stderr.isatty()
     processors: list[Processor] = [structlog.processors.add_log_level]
     if form == "console" or (form == "auto" and terminal):
@@ -77,7 +116,7 @@ def configure_logs(level: str = "info", form: str = "auto") -> None:
         ]
     structlog.configure(
         processors=[_Line(processors)],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         # Looked up at each line: a progress bar replaces sys.stderr while it is drawn.
         logger_factory=lambda *_: _Output(),
     )

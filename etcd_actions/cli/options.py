@@ -10,9 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
-
-import structlog
+from typing import TYPE_CHECKING, Any
 
 from etcd_actions.cli.first_signal import raising
 from etcd_actions.cli.flags import setting_option
@@ -43,12 +41,14 @@ from etcd_actions.config.settings import (
     SUBMITTING,
 )
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
-from etcd_actions.etcd import EtcdClient, open_connection
-from etcd_actions.etcd.embedded import running_endpoint
+from etcd_actions.logger import get_logger
+
+if TYPE_CHECKING:
+    from etcd_actions.etcd import EtcdClient
 
 _DEFAULT_ENDPOINT = "127.0.0.1:2379"
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Common:
@@ -97,6 +97,8 @@ class Common:
                 f"{source} is for the embedded etcd, which knows neither TLS nor users, but "
                 f"{', '.join(security)} asks for them: leave one of them out"
             )
+        from etcd_actions.etcd.embedded import running_endpoint  # noqa: PLC0415 (imports trio)
+
         embedded = None if security else running_endpoint(self.data_dir)
         if embedded is None and source is not None:
             raise EmbeddedEtcdError(
@@ -110,6 +112,8 @@ class Common:
         self, default_endpoints: str | None = None
     ) -> AbstractAsyncContextManager[EtcdClient]:
         """Connect as the settings say, without endpoints to those, or to the ones in use."""
+        from etcd_actions.etcd import open_connection  # noqa: PLC0415 (imports trio)
+
         return open_connection(self.config.connection(default_endpoints or self.endpoints_to_use))
 
 

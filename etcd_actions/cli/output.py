@@ -8,21 +8,20 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, Protocol, cast
+from typing import IO, Protocol, cast
 
-import click
 import msgspec
-import structlog
 import trio
 
 from etcd_actions.cli.exits import unwritable
 from etcd_actions.cli.rows import Row
 from etcd_actions.cli.signals import Stop
 from etcd_actions.errors import InputError
+from etcd_actions.logger import get_logger
 
 Write = Callable[[bytes], None]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Format(Protocol):
@@ -42,21 +41,6 @@ class JsonLines:
     def format(self, rows: Sequence[Row], /) -> bytes:
         """The bytes of whole lines."""
         return self._encoder.encode_lines(rows)
-
-
-def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]], Any]:
-    """Give a command the flag ``--output``; see :func:`chosen_format`.
-
-    Args:
-        formats: What it can print.
-        elsewhere: What it prints where standard output is no terminal.
-    """
-    return click.option(
-        "-o",
-        "--output",
-        type=click.Choice(formats),
-        help=f"[default: table on a terminal, else {elsewhere}]",
-    )
 
 
 def chosen_format(output: str | None, *, elsewhere: str) -> str:
@@ -88,27 +72,6 @@ def check_input_open() -> None:
     """
     if cast("IO[str] | None", sys.stdin) is None:
         raise InputError("standard input is closed: give a file")
-
-
-@contextmanager
-def output_by_print() -> Iterator[None]:
-    """Let the body print to standard output, which it may leave buffered.
-
-    A reader that reads no further ends the body early and is no error.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    try:
-        yield
-        if cast("IO[str] | None", sys.stdout) is not None:
-            sys.stdout.flush()
-    except OSError as error:
-        # What is still buffered would fail again as the process ends.
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (no path of anybody's)
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise unwritable(error) from error
 
 
 @contextmanager

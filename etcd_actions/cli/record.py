@@ -30,8 +30,8 @@ from etcd_actions.etcd.api import KeyRange
 from etcd_actions.etcd.history import find_oldest_revision
 from etcd_actions.etcd.versions import EtcdVersion, has_reliable_progress
 from etcd_actions.model.keyspace import OWN_PREFIX
-from etcd_actions.processor import watched_keys
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
+from etcd_actions.watched_keys import watched_keys
 
 # Seconds for the reader of a pipe to take what was seen before the signal; a file takes all.
 _DRAIN = 5.0

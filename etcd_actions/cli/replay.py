@@ -18,7 +18,8 @@ from etcd_actions.backoff import Backoff
 from etcd_actions.cli.exits import ExitCode, say
 from etcd_actions.cli.history import Destination, HistoryEvent, HistoryReader, reader_of
 from etcd_actions.cli.options import Common
-from etcd_actions.cli.output import check_input_open, output_by_print
+from etcd_actions.cli.output import check_input_open
+from etcd_actions.cli.printing import output_by_print
 from etcd_actions.cli.signals import Stop, at_once, open_stop
 from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
 from etcd_actions.etcd import Etcd

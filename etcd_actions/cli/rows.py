@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -20,7 +20,9 @@ from etcd_actions.model import (
     summarize,
     unpack,
 )
-from etcd_actions.watch import Change
+
+if TYPE_CHECKING:
+    from etcd_actions.watch import Change
 
 
 class ActionRow(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):

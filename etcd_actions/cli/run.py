@@ -18,7 +18,13 @@ from etcd_actions.cli.front import open_front
 from etcd_actions.cli.logs import count_failed_lines, lines_dropped
 from etcd_actions.cli.options import Common
 from etcd_actions.cli.process import has_terminal
-from etcd_actions.cli.run_history import collect_runs, open_run_services, run_collector
+from etcd_actions.cli.run_history import (
+    collect_runs,
+    collect_uploads,
+    open_run_services,
+    run_collector,
+    upload_collector,
+)
 from etcd_actions.cli.serving import is_installed, server_settings
 from etcd_actions.cli.signals import LEAST_GRACE, Stop, open_stop
 from etcd_actions.cli.telemetry import open_telemetry
@@ -222,6 +228,11 @@ async def _serve(
                     if monitoring is not None:
                         monitoring.metrics.collected = lambda: collector.collected
                     nursery.start_soon(collect_runs, client, collector)
+                    uploads = upload_collector(client, config, blobs=front.blobs)
+                    if uploads is not None:
+                        nursery.start_soon(collect_uploads, client, uploads)
+                        if monitoring is not None:
+                            monitoring.metrics.swept = lambda: uploads.collected
                 if interval := config[STATS_INTERVAL]:
                     nursery.start_soon(_tell_often, client, interval)
                 await stop.wait()

@@ -7,15 +7,17 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from etcd_actions.blobs import BlobStore, NoStore
+from etcd_actions.blobs import BlobStore, Deployment, NoStore
 from etcd_actions.cli.executing import state_dir_of
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config
 from etcd_actions.config.settings import (
+    COLLECT_UPLOADS,
     ETCD_QUOTA,
     EXECUTOR,
     RETAIN_RUNS,
     RETAIN_SHARE,
+    RETAIN_UPLOADS,
     RUN_SERVICE,
 )
 from etcd_actions.containment import Containment
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from etcd_actions.runs.collector import RunCollector
     from etcd_actions.runs.record import ActionHistory
     from etcd_actions.server.front.logs import Logs
+    from etcd_actions.uploads import UploadCollector
 
 
 @asynccontextmanager
@@ -98,10 +101,52 @@ def run_collector(
         keys,
         timedelta(seconds=config[RETAIN_RUNS]),
         namespace=namespace,
-        objects=config[EXECUTOR] != "none" or config[RUN_SERVICE] is None,
+        objects=_has_objects(config),
         blobs=None if isinstance(blobs, NoStore) else blobs,
         space=space,
         containment=client.containment,
+    )
+
+
+def _has_objects(config: Config) -> bool:
+    """Whether the objects of runs are ours to remove; else Flyte's executor does it."""
+    return config[EXECUTOR] != "none" or config[RUN_SERVICE] is None
+
+
+def upload_collector(
+    client: ActionsClient, config: Config, *, blobs: BlobStore | None
+) -> UploadCollector | None:
+    """What removes uploads that nothing needs; None where they are left alone.
+
+    Args:
+        client: Whose keys.
+        config: The settings.
+        blobs: Where uploads are.
+    """
+    wanted = config[COLLECT_UPLOADS]
+    if wanted == "no" or blobs is None or isinstance(blobs, NoStore) or not _has_objects(config):
+        return None
+    from etcd_actions.server.front.local_files import LocalFiles  # noqa: PLC0415
+    from etcd_actions.uploads import UploadCollector  # noqa: PLC0415
+
+    return UploadCollector(
+        client.store,
+        client.keys,
+        blobs,
+        Deployment(client.store, client.keys),
+        client.images,
+        timedelta(seconds=config[RETAIN_UPLOADS]),
+        dry_run=wanted == "dry-run",
+        local=LocalFiles() if config[EXECUTOR] == "local" else None,
+    )
+
+
+async def collect_uploads(client: ActionsClient, collector: UploadCollector) -> None:
+    """Remove uploads that nothing needs, as long as this process leads; for ever."""
+    await client.containment.keep(
+        "task",
+        "collecting uploads",
+        lambda: collector.run(lambda: client.statistics().elected),
     )
 
 

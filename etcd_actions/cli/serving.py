@@ -55,7 +55,8 @@ _NEEDED = (
     "flyteidl2",
     "grpc_health",
     "grpc_reflection",
-    "hypercorn",
+    "h11",
+    "h2",
     "prometheus_client",
 )
 _ROOT = 0

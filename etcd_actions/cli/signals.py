@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
-import structlog
 import trio
 
 from etcd_actions.cli.exits import report
 from etcd_actions.cli.first_signal import current_signals
+from etcd_actions.logger import get_logger
 
 GRACE: Final = 10.0
 """Seconds in which a command ends that has no setting for it."""
@@ -30,7 +30,7 @@ _FORCED_PART: Final = 0.1
 _FORCED_MOST: Final = 0.5
 _OK: Final = 0
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Stop:

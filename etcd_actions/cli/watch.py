@@ -19,8 +19,8 @@ from etcd_actions.cli.output import (
 )
 from etcd_actions.cli.rows import RowMaker, SyncedRow
 from etcd_actions.cli.signals import Stop, open_stop
-from etcd_actions.processor import watched_keys
 from etcd_actions.watch import Reflector, ReflectorSettings
+from etcd_actions.watched_keys import watched_keys
 
 # Seconds for the output to take what was seen before the signal.
 _DRAIN = 5.0

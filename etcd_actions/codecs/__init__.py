@@ -7,7 +7,7 @@ first bytes; a change is written in the codec that the value had.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from etcd_actions.codecs import json, magic, msgpack
@@ -64,8 +64,13 @@ class Codec(Protocol):
         """
         ...
 
-    def encode_tree(self, tree: dict[str, Any]) -> bytes:
+    def encode_tree(self, tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> bytes:
         """Encode what `decode_tree` gave, changed or not.
+
+        Args:
+            tree: The object.
+            unchanged: Parts of it that `decode_tree` gave and nobody changed, which are not
+                checked again.
 
         Raises:
             TypeError: The tree holds something that the form has no place for.

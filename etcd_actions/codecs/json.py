@@ -10,7 +10,7 @@ as the API server's own writes do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -105,15 +105,19 @@ def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[st
         _refuse(value, error, key, revision)
 
 
-def encode_tree(tree: dict[str, Any]) -> bytes:
+def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> bytes:
     """Encode an object as Kubernetes does.
+
+    Args:
+        tree: The object.
+        unchanged: Parts of it that `decode_tree` gave and nobody changed.
 
     Raises:
         TypeError: Something in it is no JSON value.
         ValueError: A number is not finite, a string is not Unicode, it is nested too deeply,
             or too large to be read again.
     """
-    if trees.check(tree):
+    if trees.check(tree, unchanged):
         tree = trees.with_numbers(tree)
     try:
         return magic.written(_as_kubernetes(trees.to_json(tree)))

@@ -50,8 +50,13 @@ _SCALARS: Final = frozenset({str, int, bool, type(None), Number})
 _TEXT: Final = frozenset({str})
 
 
-def check(tree: dict[str, Any]) -> bool:
+def check(tree: dict[str, Any], unchanged: Iterable[object] = ()) -> bool:
     """Refuse what an encoder would write as something else, or another codec could not hold.
+
+    Args:
+        tree: An object.
+        unchanged: Parts of it that a codec decoded, and nobody changed: they hold nothing of that
+            kind, and are not looked into.
 
     Returns:
         Whether there are floats that are no `Number`.
@@ -63,8 +68,11 @@ def check(tree: dict[str, Any]) -> bool:
     if type(tree) is not dict:
         raise TypeError(f"{type(tree).__name__} is no JSON object")
     waiting: list[Any] = [tree]
+    passed_over = set(map(id, unchanged))
     while waiting:
         node = waiting.pop()
+        if passed_over and id(node) in passed_over:
+            continue
         items: Iterable[Any] = node
         if type(node) is dict:
             items = node.values()

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-import structlog
-
 from etcd_actions.config.resolution import Resolution, Value
 from etcd_actions.config.settings import (
     CACERT,
@@ -28,6 +26,7 @@ from etcd_actions.etcd.connection import Tls, User
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.password_file import read_password_file
 from etcd_actions.etcd.tls import read_pem_file, ssl_context
+from etcd_actions.logger import get_logger
 
 AskPassword: TypeAlias = Callable[[str], str]
 """Asks the user for the password of a name; :class:`ConfigError` where nobody can be asked."""
@@ -35,7 +34,7 @@ AskPassword: TypeAlias = Callable[[str], str]
 # Each of them asks for TLS by being given.
 _ASKING: tuple[Setting[object], ...] = (CACERT, CERT, KEY, TLS_SERVER_NAME)
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def asking_for_tls(values: Resolution) -> list[str]:

@@ -358,6 +358,31 @@ RETAIN_SHARE: Setting[float] = Setting(
     "0 for none",
     for_run=True,
 )
+RETAIN_UPLOADS: Setting[float] = Setting(
+    name="retain_uploads",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_RETAIN_UPLOADS",
+    metavar="DURATION",
+    parse=values.time_of_uploads,
+    default="336h",
+    help="How long uploads, inputs and definitions of images are kept at least that nothing names; "
+    "48h or more",
+    for_run=True,
+)
+_collect_uploads: Callable[[str], Literal["yes", "no", "dry-run"]] = values.one_of(
+    "yes", "no", "dry-run"
+)
+COLLECT_UPLOADS: Setting[Literal["yes", "no", "dry-run"]] = Setting(
+    name="collect_uploads",
+    group=Group.RUN,
+    variable="ETCD_ACTIONS_COLLECT_UPLOADS",
+    metavar="yes|no|dry-run",
+    parse=_collect_uploads,
+    default="yes",
+    help="Whether to delete uploads, inputs and definitions of images that nothing names; dry-run "
+    "only logs how many there are",
+    for_run=True,
+)
 ETCD_QUOTA: Setting[int | None] = Setting(
     name="etcd_quota",
     group=Group.RUN,
@@ -940,6 +965,8 @@ SETTINGS: tuple[Setting[object], ...] = (
     RETAIN_TERMINAL,
     RETAIN_RUNS,
     RETAIN_SHARE,
+    RETAIN_UPLOADS,
+    COLLECT_UPLOADS,
     ETCD_QUOTA,
     COLLECT_ORPHANS,
     GRACE,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from pathlib import Path
@@ -143,6 +141,8 @@ def _toml(text: str) -> dict[str, Any]:
     Raises:
         ValueError: It is none.
     """
+    import tomllib  # noqa: PLC0415 (where there is a file)
+
     for number, line in enumerate(text.splitlines(), 1):
         # The parser looks at each part of a key once for each part before it.
         if line.count(".") > _MOST_DOTS:
@@ -172,8 +172,15 @@ def _named(key: str) -> str:
 def _what_instead(key: str, known: Sequence[str]) -> str:
     if key == "password":
         return "a password does not belong here: use password_file"
-    near = difflib.get_close_matches(key[:80].replace("-", "_"), known, n=1, cutoff=0.6)
-    return f"there is no such setting{f': did you mean {near[0]}?' if near else ''}"
+    near = _nearest(key[:80].replace("-", "_"), known, 0.6)
+    return f"there is no such setting{f': did you mean {near}?' if near else ''}"
+
+
+def _nearest(word: str, known: Iterable[str], cutoff: float) -> str | None:
+    # Imported for a mistake only.
+    import difflib  # noqa: PLC0415
+
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), None)
 
 
 def _as_text(value: object) -> str | None:
@@ -207,8 +214,8 @@ def unknown_variables(variables: Mapping[str, str]) -> Iterator[UnknownVariable]
         # Those of etcd_actions.testing are for test runs, which start commands too.
         ours = name.startswith(("ETCD_ACTIONS_", "ETCDCTL_")) and not name.startswith(_TESTS)
         if ours and name not in known and name not in _OTHERS:
-            near = difflib.get_close_matches(_bare(name)[:80], bare, n=1, cutoff=0.8)
-            yield UnknownVariable(name, bare[near[0]] if near else None)
+            near = _nearest(_bare(name)[:80], bare, 0.8)
+            yield UnknownVariable(name, bare[near] if near else None)
 
 
 def _bare(name: str) -> str:

@@ -65,6 +65,16 @@ def positive_duration(text: str) -> float:
     return seconds
 
 
+def time_of_uploads(text: str) -> float:
+    """A Go duration, in seconds, that is longer than the SDK remembers an upload."""
+    seconds = duration(text)
+    if seconds < _LEAST_OF_UPLOADS:
+        raise ValueError(
+            f"{quoted(text)} is too short: the SDK uses an upload again for a day; give 48h or more"
+        )
+    return seconds
+
+
 def seconds(text: str) -> float:
     """A Go duration, or a bare number of seconds."""
     return duration(f"{text}s" if re.fullmatch(_NUMBER, text) else text)
@@ -192,6 +202,7 @@ def users(text: str) -> Literal["own", "any"] | frozenset[int]:
     return frozenset(map(int, numbers))
 
 
+_LEAST_OF_UPLOADS = 48 * 3600
 _SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import assert_never
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, assert_never
 
-from etcd_actions.etcd.api import Etcd
-from etcd_actions.etcd.auth import read_password
-from etcd_actions.etcd.client import EtcdClient
 from etcd_actions.etcd.connection import (
     DEFAULT_DIAL_TIMEOUT,
     DEFAULT_KEEPALIVE_TIME,
@@ -23,8 +21,13 @@ from etcd_actions.etcd.connection import (
     User,
 )
 from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
-from etcd_actions.etcd.tls import read_pem
-from etcd_actions.etcd.transport import Connection
+
+if TYPE_CHECKING:
+    import trio
+
+    from etcd_actions.etcd.api import Etcd
+    from etcd_actions.etcd.client import EtcdClient
+    from etcd_actions.etcd.transport import Connection
 
 __all__ = [
     "ConnectionSettings",
@@ -92,28 +95,48 @@ async def open_connection(settings: ConnectionSettings) -> AsyncIterator[EtcdCli
     Raises:
         ConfigError: A file that they name cannot be used.
     """
+    # Imported on first use, as they import trio: settings are read without them.
+    from etcd_actions.etcd.auth import read_password  # noqa: PLC0415
+    from etcd_actions.etcd.client import EtcdClient  # noqa: PLC0415
+    from etcd_actions.etcd.tls import read_pem  # noqa: PLC0415
+    from etcd_actions.owned_tasks import owned_tasks  # noqa: PLC0415
+
     for tls in {settings.tls_for(endpoint) for endpoint in settings.endpoints}:
         if tls is not None:
             read_pem(tls)
     if settings.user is not None:
         read_password(settings.user)
-    client = EtcdClient(settings, _transport(settings))
-    try:
-        yield client
-    finally:
-        client.close()
+    async with owned_tasks() as nursery:
+        client = EtcdClient(settings, _transport(settings, nursery))
+        try:
+            yield client
+        finally:
+            client.close()
 
 
-def _transport(settings: ConnectionSettings) -> Callable[[Endpoint], Connection]:
+def _transport(
+    settings: ConnectionSettings, nursery: trio.Nursery
+) -> Callable[[Endpoint], Connection]:
     """What makes connections. Each transport is imported by those who use it."""
     match settings.transport:
         case "grpc":
             from etcd_actions.etcd.grpc import grpc_connections  # noqa: PLC0415
 
-            return grpc_connections(settings)
+            return grpc_connections(settings, nursery)
         case "gateway":
             from etcd_actions.etcd.gateway import gateway_connections  # noqa: PLC0415
 
             return gateway_connections(settings)
         case _:
             assert_never(settings.transport)
+
+
+_HOMES = {"Etcd": "api", "EtcdClient": "client"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
-import structlog
 import trio
 
 from etcd_actions.containment import describe
@@ -50,8 +49,9 @@ from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.transport import Connection, TransportStream
+from etcd_actions.logger import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class _InUse:

@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, final
 
 import msgspec
-import structlog
 import trio
 
 from etcd_actions.errors import ConfigError, DataDirectoryInUse, EmbeddedEtcdError
 from etcd_actions.etcd.versions import EtcdVersion, loses_writes_when_killed
+from etcd_actions.logger import get_logger
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -84,7 +84,7 @@ if os.getppid() != int(sys.argv[1]):
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
-_log: FilteringBoundLogger = structlog.get_logger()
+_log: FilteringBoundLogger = get_logger(__name__)
 
 
 class _State(msgspec.Struct, kw_only=True, frozen=True):

@@ -29,7 +29,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from etcd_actions.etcd.connection import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.gateway_errors import ConnectFailed
-from etcd_actions.etcd.tls import ssl_context
+from etcd_actions.etcd.tls import client_context
 
 FAILURES = (
     requests.RequestException,
@@ -340,9 +340,7 @@ class HttpSession:
         options: dict[str, Any] = {"socket_options": _socket_options(settings)}
         tls = settings.tls_for(endpoint)
         if tls is not None:
-            context = ssl_context(tls)
-            context.check_hostname = not tls.skip_verify
-            context.hostname_checks_common_name = False
+            context = client_context(tls)
             context.set_alpn_protocols(["http/1.1"])
             options["ssl_context"] = context
             options["server_hostname"] = tls.server_name or endpoint.host

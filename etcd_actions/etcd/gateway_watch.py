@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import msgspec
-import structlog
 import trio
 import urllib3
 
@@ -31,6 +30,7 @@ from etcd_actions.etcd.connection import ConnectionSettings
 from etcd_actions.etcd.gateway_errors import Asked
 from etcd_actions.etcd.gateway_http import FAILURES, Body, Exchange, HttpSession
 from etcd_actions.etcd.gateway_wire import Refusal
+from etcd_actions.logger import get_logger
 
 _BUFFERED_EVENTS = 4096
 _BUFFERED_BYTES = 16 * 1024 * 1024
@@ -50,7 +50,7 @@ _READ_SIZE = 256 * 1024
 _LONGEST_LINE = 256 * 1024 * 1024
 _ERROR_BODY = 64 * 1024
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class _Leg:

@@ -1,44 +1,39 @@
-"""From gRPC's status to this package's errors."""
+"""From a failed call to this package's errors."""
 
 from __future__ import annotations
-
-import grpc
 
 from etcd_actions import errors
 from etcd_actions.containment import describe
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.tls import explained
+from etcd_actions.http2 import CallFailed, Code
 
-_UNSENT = (
-    "failed to connect to all addresses",
-    "DNS resolution failed",
-    "errors resolving",
-)
-
-_BY_CODE: dict[grpc.StatusCode, type[errors.EtcdError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
-    grpc.StatusCode.FAILED_PRECONDITION: errors.InvalidRequest,
-    grpc.StatusCode.NOT_FOUND: errors.InvalidRequest,
-    grpc.StatusCode.UNIMPLEMENTED: errors.InvalidRequest,
-    grpc.StatusCode.OUT_OF_RANGE: errors.InvalidRequest,
-    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
-    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+_BY_CODE: dict[Code, type[errors.EtcdError]] = {
+    Code.INVALID_ARGUMENT: errors.InvalidRequest,
+    Code.FAILED_PRECONDITION: errors.InvalidRequest,
+    Code.NOT_FOUND: errors.InvalidRequest,
+    Code.UNIMPLEMENTED: errors.InvalidRequest,
+    Code.OUT_OF_RANGE: errors.InvalidRequest,
+    Code.PERMISSION_DENIED: errors.PermissionDenied,
+    Code.UNAUTHENTICATED: errors.Unauthenticated,
 }
 
 
-def from_status(
-    code: grpc.StatusCode, details: str, *, what: str, writes: bool = False
-) -> errors.EtcdError:
+def from_failure(failure: CallFailed, *, what: str, writes: bool = False) -> errors.EtcdError:
     """The error for a failed call.
 
-    A write is known not to have happened only where etcd refused it, or where it never
-    left this machine; any other failure is an :class:`~etcd_actions.errors.OutcomeUnknown`.
+    A write is known not to have happened only where etcd refused it, or where etcd certainly
+    has not begun with it (:attr:`~etcd_actions.http2.CallFailed.not_done`); any other failure
+    is an :class:`~etcd_actions.errors.OutcomeUnknown`.
     """
-    message = f"{what}: {explained(details) or code.name}"
-    kind = error_kind(details) or _BY_CODE.get(code)
+    details = failure.details
+    message = f"{what}: {explained(details) or failure.code.name}"
+    kind = error_kind(details)
+    if kind is None and failure.answered:
+        kind = _BY_CODE.get(failure.code)
     if kind is not None:
         return kind(message)
-    if writes and not any(part in details for part in _UNSENT):
+    if writes and not failure.not_done:
         return errors.OutcomeUnknown(message)
     return errors.Unavailable(message)
 

@@ -51,7 +51,10 @@ def messages(
     method: Rpc[Request, Result],
 ) -> tuple[Callable[[Request], Message], Decode[Message, Result]]:
     """How the request of a method is written, and how its answer is read."""
-    return cast(tuple[Callable[[Request], Message], Decode[Message, Result]], _METHODS[method.name])
+    # As a text: the type would be built at each call.
+    return cast(
+        "tuple[Callable[[Request], Message], Decode[Message, Result]]", _METHODS[method.name]
+    )
 
 
 def key_value(kv: pb.KeyValue) -> KeyValue:
@@ -90,6 +93,12 @@ def watch_response(message: pb.WatchResponse, *, prev_kv: bool) -> WatchResponse
         message.compact_revision,
         message.cancel_reason,
     )
+
+
+def watch_responses(messages: Iterable[bytes], *, prev_kv: bool) -> list[WatchResponse]:
+    """Messages of a watch stream."""
+    parse = pb.WatchResponse.FromString
+    return [watch_response(parse(message), prev_kv=prev_kv) for message in messages]
 
 
 def watch_create(request: WatchCreate) -> pb.WatchRequest:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import socket
 import ssl
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from etcd_actions.errors import ConfigError, Unavailable
+from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection import Tls
-from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.named_files import read_named_file
 
 # The certificates of all authorities of a system are some hundred KiB.
@@ -20,7 +18,10 @@ _MOST_BYTES = 16 * 1024 * 1024
 _VERIFICATION = re.compile(
     r"CERTIFICATE_VERIFY_FAILED\]?(?: certificate verify failed)?(?:: (?P<why>[^:(\n]*[^:(\s]))?"
 )
-_OTHER_NAME = re.compile(r"Hostname Verification Check failed|is not in peer certificate")
+_OTHER_NAME = re.compile(
+    r"Hostname Verification Check failed|is not in peer certificate|"
+    r"(?:Hostname|IP address) mismatch"
+)
 _OWN_CERTIFICATE = re.compile(
     r"TSI_DATA_CORRUPTED|alert.(?:bad.certificate|certificate.required|unknown.ca)", re.IGNORECASE
 )
@@ -82,12 +83,24 @@ def ssl_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
+def client_context(tls: Tls) -> ssl.SSLContext:
+    """A context for connections: it verifies name and certificate, or neither.
+
+    Raises:
+        ConfigError: A file cannot be read or used; the message names it.
+    """
+    context = ssl_context(tls)
+    context.check_hostname = not tls.skip_verify
+    context.hostname_checks_common_name = False
+    return context
+
+
 def explained(problem: str) -> str:
     """What gRPC or Python says of a connection that failed, in words where TLS is the cause."""
-    if found := _VERIFICATION.search(problem):
-        return f"certificate verification failed: {found['why'] or 'see the ca'}"
     if _OTHER_NAME.search(problem):
         return "certificate verification failed: it is for another name; see server_name"
+    if found := _VERIFICATION.search(problem):
+        return f"certificate verification failed: {found['why'] or 'see the ca'}"
     if _OWN_CERTIFICATE.search(problem):
         return f"the server wants a client certificate, or another one ({problem})"
     if _NO_TLS.search(problem):
@@ -95,52 +108,6 @@ def explained(problem: str) -> str:
     if _CLOSED.search(problem):
         return f"the server closed the connection at once; does it want TLS? ({problem})"
     return problem
-
-
-def look_at_certificate(endpoint: Endpoint, tls: Tls, timeout: float) -> tuple[bytes, str]:
-    """The certificate that a server shows, in PEM and unverified, and a name in it.
-
-    gRPC in Python cannot leave out verification; it can be told to trust this very
-    certificate under this very name. Blocks; for a thread.
-
-    Raises:
-        Unavailable: It cannot be had.
-    """
-    address = (endpoint.host, endpoint.port)
-    context = ssl_context(tls)
-    try:
-        pem = _peer_certificate(context, address, timeout)
-        context.load_verify_locations(cadata=pem)
-        # What is in a certificate is told only of one that was verified.
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        with _connect(context, address, timeout) as connection:
-            shown = connection.getpeercert() or {}
-    except ConnectionResetError:
-        raise Unavailable(f"TLS at {endpoint}: reset in the handshake; does it use TLS?") from None
-    except (OSError, ValueError) as error:
-        raise Unavailable(f"TLS at {endpoint}: {explained(str(error))}") from None
-    names = [entry[1] for entry in shown.get("subjectAltName", ())]
-    if not names or not isinstance(names[0], str):
-        raise Unavailable(f"TLS at {endpoint}: the certificate has no name")
-    return pem.encode(), names[0].replace("*", "any", 1)
-
-
-def _connect(context: ssl.SSLContext, address: tuple[str, int], timeout: float) -> ssl.SSLSocket:
-    plain = socket.create_connection(address, timeout)
-    try:
-        return context.wrap_socket(plain, server_hostname=address[0])
-    except BaseException:
-        plain.close()
-        raise
-
-
-def _peer_certificate(context: ssl.SSLContext, address: tuple[str, int], timeout: float) -> str:
-    with _connect(context, address, timeout) as connection:
-        der = connection.getpeercert(binary_form=True)
-    if der is None:
-        raise ValueError("the server shows no certificate")
-    return ssl.DER_cert_to_PEM_cert(der)
 
 
 def read_pem_file(path: Path) -> bytes:

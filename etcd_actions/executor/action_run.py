@@ -158,13 +158,14 @@ class ActionRun:
         if self._put_off(action, work):
             return None
         incarnation = action.incarnation
-        claim = await self._claims.claim(action.action_id, incarnation)
-        if claim is None:
+        claimed = await self._claims.claim_and_read(action.action_id, incarnation)
+        if claimed is None:
             work.elsewhere = True
             return None
+        claim = claimed.claim
         try:
-            # Somebody may have ended it, and let it go, between the two.
-            action = await self._client.get_task_action(action.action_id)
+            # It may have been ended since it was seen.
+            action = self._client.note_read(action.action_id, claimed.object)
             while not action.is_terminal and action.incarnation == incarnation:
                 action = await self._run_attempt(action, claim, work)
                 self._callbacks.note(action)

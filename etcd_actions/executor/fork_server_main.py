@@ -55,7 +55,21 @@ _MODULES = (
     "flyte.report",
     "flyte.storage",
     "fsspec.implementations.local",
+    "importlib.readers",
+    "pyqwest._glue",
 )
+
+# What its HTTP client imports, and what looks at variables as it is imported.
+_TELEMETRY = "opentelemetry"
+_TELEMETRY_MODULES = (
+    "opentelemetry.metrics",
+    "opentelemetry.propagate",
+    "opentelemetry.trace",
+)
+_TELEMETRY_VARIABLES = "OTEL_"
+
+# A task makes two, and each costs the start of this process, and of no task, 20 ms.
+_READY_CONTEXTS = 4
 
 
 class Unusable(Exception):
@@ -66,7 +80,7 @@ def main(descriptor: int, *, plain: bool = False) -> None:
     """Serve until the socket is closed and all supervisors have ended."""
     supervisor = _beside("supervisor")
     try:
-        run = None if plain else _prepare()
+        run = None if plain else _prepare(_beside("ready_tls"))
     except Unusable as error:
         print(f"fork server: {error}", file=sys.stderr)
         sys.exit(3)
@@ -81,19 +95,16 @@ def main(descriptor: int, *, plain: bool = False) -> None:
     _Server(sock, supervisor, run).serve()
 
 
-def _prepare() -> Callable[[dict[str, Any]], int]:
+def _prepare(ready_tls: Any) -> Callable[[dict[str, Any]], int]:
     """Import the SDK; gives what runs its command in a child."""
     try:
         importlib.import_module("flyte._bin.runtime").main  # noqa: B018 - it is there
     except BaseException as error:
         traceback.print_exc()
         raise Unusable("the SDK cannot be imported") from error
-    for name in _MODULES:
-        # The SDK's inside may change: what is missing is imported by the task.
-        try:
-            importlib.import_module(name)
-        except BaseException as error:
-            print(f"fork server: {name} is not imported: {error!r}", file=sys.stderr)
+    _import_all(_MODULES)
+    telemetry = _import_telemetry()
+    contexts = _contexts(ready_tls)
     loop = _background_loop()
     if loop is not None:
         # A thread would not be there in the child, and what it holds would be held for ever.
@@ -105,7 +116,43 @@ def _prepare() -> Callable[[dict[str, Any]], int]:
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate())
         raise Unusable(f"there are threads, which would be missing after a fork: {names}")
-    return lambda request: _run(request, loop)
+
+    def share(environment: dict[str, str]) -> None:
+        if any(each.startswith(_TELEMETRY_VARIABLES) for each in environment):
+            # They count as the modules are imported, which the task does then.
+            for name in telemetry:
+                sys.modules.pop(name, None)
+        if contexts is not None:
+            contexts.stand_in()
+
+    return lambda request: _run(request, loop, share)
+
+
+def _import_all(names: tuple[str, ...]) -> None:
+    for name in names:
+        # The SDK's inside may change: what is missing is imported by the task.
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(f"fork server: {name} is not imported: {error!r}", file=sys.stderr)
+
+
+def _import_telemetry() -> list[str]:
+    """Import what the SDK's HTTP client would, and nothing else has; gives what was imported."""
+    if any(each.startswith(_TELEMETRY_VARIABLES) for each in os.environ):
+        return []
+    before = set(sys.modules)
+    _import_all(_TELEMETRY_MODULES)
+    return [each for each in sys.modules if each not in before and each.startswith(_TELEMETRY)]
+
+
+def _contexts(ready_tls: Any) -> Any:
+    """TLS contexts of the authorities that the SDK's HTTP clients use; None without such."""
+    try:
+        return ready_tls.ReadyContexts(importlib.import_module("certifi").where(), _READY_CONTEXTS)
+    except Exception as error:
+        print(f"fork server: no TLS contexts are made: {error!r}", file=sys.stderr)
+        return None
 
 
 class _Server:
@@ -204,7 +251,7 @@ class _Server:
             self._supervisor.end_orphans(self._children)
 
 
-def _run(request: dict[str, Any], loop: Any) -> int:
+def _run(request: dict[str, Any], loop: Any, share: Callable[[dict[str, str]], None]) -> int:
     """Be the SDK's command; does not return."""
     code = 1
     try:
@@ -212,6 +259,7 @@ def _run(request: dict[str, Any], loop: Any) -> int:
         os.environ.update(request["environment"])
         sys.argv = request["arguments"]
         sys.path.insert(0, request["directory"])
+        share(request["environment"])
         if loop is not None:
             _start_again(loop)
         from flyte._bin.runtime import main as a0  # noqa: PLC0415

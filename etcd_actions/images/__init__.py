@@ -22,7 +22,7 @@ from etcd_actions.images.definition import (
 )
 from etcd_actions.images.honoured import Problem, refusal, what_is_lacking
 from etcd_actions.images.reference import ImageReference, parse_reference
-from etcd_actions.images.stored import Images, StoredImage
+from etcd_actions.images.stored import Images, StoredImage, UnusedImage
 
 __all__ = [
     "Definition",
@@ -37,6 +37,7 @@ __all__ = [
     "Requirements",
     "Step",
     "StoredImage",
+    "UnusedImage",
     "Wheels",
     "build_task_spec",
     "is_build",

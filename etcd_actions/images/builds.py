@@ -123,7 +123,7 @@ class ImageBuilds:
             return None
         if stored.context_uri and not await self._exists(stored.context_uri):
             return None
-        return str(stored.reference)
+        return str(stored.reference) if await self._images.use(stored.digest) else None
 
     async def task_spec_at(self, uri: str) -> TaskSpec:
         """The same for inputs that were uploaded.

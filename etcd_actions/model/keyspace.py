@@ -37,6 +37,7 @@ class Keyspace:
         catalog: The same of cached results.
         images: The same of the definitions of images.
         signing: The same of the keys that sign URLs.
+        deployment: The key of the name that is in the keys of uploads.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Keyspace:
         self.catalog = self.side + b"catalog/"
         self.images = self.side + b"images/"
         self.signing = self.side + b"signing/"
+        self.deployment = self.side + b"deployment"
 
     def namespace_of(self, action_id: ActionId) -> str:
         """The namespace of an action; project and domain count.

@@ -27,6 +27,7 @@ from etcd_actions.serving import ListenerStatistics
 
 if TYPE_CHECKING:
     from etcd_actions.runs.removal import Removed
+    from etcd_actions.uploads import Swept
 
 
 class ServerNumbers(Protocol):
@@ -132,6 +133,7 @@ class Metrics(Collector):
         self.server = server
         self.executor = executor
         self.collected: Callable[[], Removed] | None = None
+        self.swept: Callable[[], Swept] | None = None
         self.listeners: dict[str, Callable[[], ListenerStatistics]] = {}
         self.lines_dropped = lines_dropped
 
@@ -158,6 +160,7 @@ class Metrics(Collector):
             ("server", self._of_server),
             ("executor", self._of_executor),
             ("collected", self._of_collected),
+            ("swept", self._of_swept),
             ("listeners", self._of_listeners),
             ("log", self._of_log),
         ):
@@ -208,6 +211,21 @@ class Metrics(Collector):
         yield _counters("etcd_actions_collected", text, "kind", numbers)
         text = "Keys and values in etcd that were deleted with these."
         yield _counter("etcd_actions_collected_bytes", text, collected.bytes)
+
+    def _of_swept(self) -> Iterator[Metric]:
+        if self.swept is None:
+            return
+        swept = self.swept()
+        numbers = {
+            "upload": swept.uploads,
+            "image": swept.images,
+            "moved": swept.moved,
+            "restored": swept.restored,
+        }
+        text = "Uploads and definitions of images: deleted; moved to the trash; restored from it."
+        yield _counters("etcd_actions_swept", text, "kind", numbers)
+        text = "Bytes of uploads that were deleted."
+        yield _counter("etcd_actions_swept_bytes", text, swept.bytes)
 
     def _of_watch(self, statistics: ProcessorStatistics) -> Iterator[Metric]:
         reflector = statistics.reflector

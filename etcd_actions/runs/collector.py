@@ -11,7 +11,7 @@ is enough.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -20,7 +20,9 @@ import structlog
 import trio
 
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.blobs import BlobStore
+from etcd_actions.blobs import BlobError, BlobStore
+from etcd_actions.blobs.files import SearchedFiles
+from etcd_actions.blobs.uploads import runs_in
 from etcd_actions.catalog import source_of
 from etcd_actions.containment import Containment
 from etcd_actions.errors import DecodeError, EtcdError
@@ -94,7 +96,9 @@ class RunCollector:
         self._keep = keep
         self._records = keys.runs + (b"" if namespace is None else f"{namespace}/".encode())
         self._space = space if objects else None
-        self._remover = RunRemover(store, keys, objects=objects, blobs=blobs if objects else None)
+        self._blobs = blobs if objects else None
+        self._remover = RunRemover(store, keys, objects=objects, blobs=self._blobs)
+        self._inputs = None if self._blobs is None else SearchedFiles(self._blobs, runs_in)
         self._clock = clock
         self._containment = containment or Containment()
 
@@ -192,7 +196,8 @@ class RunCollector:
         """Read all records, and where there is something to be done what it may hit."""
         due: list[tuple[datetime, bytes]] = []
         inputs: Counter[str] = Counter()
-        outputs: set[RunName] = set()
+        outputs: Collection[RunName]
+        outputs = found = set()
         async with aclosing(self._store.each(KeyRange.of_prefix(self._keys.runs))) as kvs:
             async for kv in kvs:
                 record = _decoded(kv)
@@ -200,7 +205,7 @@ class RunCollector:
                     continue
                 inputs[record.input_uri] += 1
                 if record.recovered_from:
-                    outputs.add((record.project, record.domain, record.recovered_from))
+                    found.add((record.project, record.domain, record.recovered_from))
                 if not kv.key.startswith(self._records) or kv.key in tried:
                     continue
                 if _end(record) < before and (not ended or _has_ended(record)):
@@ -210,11 +215,41 @@ class RunCollector:
             async with aclosing(self._store.each(entries)) as kvs:
                 async for kv in kvs:
                     try:
-                        outputs.add(source_of(kv.value))
+                        found.add(source_of(kv.value))
                     except DecodeError:
                         # Nobody can use it.
                         continue
+            try:
+                found |= await self._passed_on(inputs)
+            except BlobError as error:
+                _log.warning("blobs_not_collected", error=str(error))
+                outputs = _All()
         return _Look(sorted(due), Needed(outputs, inputs))
+
+    async def _passed_on(self, inputs: Iterable[str]) -> set[RunName]:
+        """The runs whose outputs are among the inputs of runs.
+
+        Raises:
+            BlobError: Not all inputs could be read.
+        """
+        if self._inputs is None or self._blobs is None:
+            return set()
+        blobs = self._blobs
+        files = {url: True for url in inputs if url and blobs.key_of(url) is not None}
+        found: set[RunName] = set()
+        for each in await self._inputs.read(files):
+            project, domain, name = each.split("/", 2)
+            found.add((project, domain, name))
+        return found
+
+
+class _All(tuple[RunName, ...]):
+    """Every run, where nobody knows which ones."""
+
+    __slots__ = ()
+
+    def __contains__(self, run: object) -> bool:
+        return True
 
 
 def _decoded(kv: KeyValue) -> RunRecord | None:

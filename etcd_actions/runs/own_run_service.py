@@ -96,7 +96,7 @@ async def open_own_run_service(
         clock: The time, for what is deleted before it is over.
     """
     async with open_group_commit(etcd, containment) as commit:
-        yield OwnRunService(Store(etcd, commit.txn), keys, clock=clock)
+        yield OwnRunService(Store(etcd, commit.txn, commit.get), keys, clock=clock)
 
 
 async def history_of_action(

@@ -22,12 +22,13 @@ from etcd_actions.server.authentication import Authentication
 from etcd_actions.server.boundaries import guarded
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.codes import Refusal, told
+from etcd_actions.server.disconnects import without_a_task
 from etcd_actions.server.health import HEALTH
 from etcd_actions.server.methods import Methods, UnaryCalls
 from etcd_actions.server.streams import CONNECTION, Connection
 from etcd_actions.server.tokens import Identity
-from etcd_actions.serving import ClientGone, Message, Receive, Send
-from etcd_actions.tracing import CallSpan
+from etcd_actions.serving import ClientGone, Message, Receive, Send, on_lost
+from etcd_actions.tracing import CallSpan, is_traced
 
 # Load balancers and clients that have yet to log in show no token.
 _OPEN = frozenset({HEALTH, AUTH_METADATA})
@@ -37,7 +38,7 @@ class _Begun(NamedTuple):
     """A call that goes on."""
 
     at: float
-    span: CallSpan
+    span: CallSpan | None
 
 
 class Calls:
@@ -72,9 +73,12 @@ class Calls:
             # Its end is told to nobody who was not told of its beginning.
             self.ended[ctx.method.name, refusal.code.value] += 1
             raise
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return _Begun(trio.current_time(), self._span(ctx) if is_traced() else None)
+
+    def _span(self, ctx: RequestContext[Any, Any]) -> CallSpan:
         method = ctx.method
-        span = CallSpan(
+        return CallSpan(
             f"{method.service_name}/{method.name}",
             ctx.request_headers,
             {
@@ -83,7 +87,6 @@ class Calls:
                 "rpc.method": method.name,
             },
         )
-        return _Begun(trio.current_time(), span)
 
     async def _admit(self, ctx: RequestContext[Any, Any]) -> None:
         address = (ctx.client_address or "").rpartition(":")[0]
@@ -121,11 +124,13 @@ class Calls:
         self.seconds[method] += trio.current_time() - token.at
         if error is None:
             self.ended[method, "ok"] += 1
-            token.span.end("ok")
+            if token.span is not None:
+                token.span.end("ok")
             return
         meant = told(error, method, self.containment)
         self.ended[method, meant.code.value] += 1
-        token.span.end(meant.code.value)
+        if token.span is not None:
+            token.span.end(meant.code.value)
         if meant is not error:
             raise meant from error
 
@@ -199,21 +204,21 @@ class Application(ConnectASGIApplication[Methods]):
         connection = Connection()
         CONNECTION.set(connection)
         CALLER.set(Caller.of(scope))
-
-        async def receive_and_notice() -> Message:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                connection.lost()
-            return message
-
+        on_lost(scope, connection.lost)
         try:
-            await super().__call__(scope, receive_and_notice, send)
+            await super().__call__(scope, receive, send)
         except ConnectError as error:
             if error.code not in (Code.DEADLINE_EXCEEDED, Code.CANCELED):
                 raise
             # A client may set any deadline: one that passes while its answer is sent is no
             # failure of ours.
             raise ClientGone("its deadline passed while its answer was sent") from error
+
+    async def _call_unary(self, *arguments: Any) -> Any:
+        return await super()._call_unary(*without_a_task(arguments))
+
+    async def _call_stream(self, *arguments: Any) -> None:
+        await super()._call_stream(*without_a_task(arguments))
 
 
 def _unusable(scope: Message) -> tuple[int, str] | None:

@@ -31,13 +31,13 @@ async def guarded(containment: Containment, method: str, work: Awaitable[_Result
     Raises:
         Refusal: Something unexpected was raised.
     """
-    expected: list[Exception] = []
-    with containment.unit("request", method):
-        try:
-            return await work
-        except (ConnectError, EtcdActionsError, ClientGone) as error:
-            expected.append(error)
-    raise expected[0] if expected else failure()
+    try:
+        return await work
+    except (ConnectError, EtcdActionsError, ClientGone):
+        raise
+    except BaseException as error:
+        containment.caught("request", method, error)
+    raise failure()
 
 
 async def guarded_stream(

@@ -28,11 +28,14 @@ class Caller:
     @classmethod
     def of(cls, scope: Message) -> Caller:
         """The caller of an ASGI request, before its token is looked at."""
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        host = headers.get(b"host", b"").decode("latin-1")
+        host = authorization = ""
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value.decode("latin-1")
+            elif name == b"authorization":
+                authorization = value.decode("latin-1")
         if not host and (server := scope.get("server")):
             host = f"{server[0]}:{server[1]}"
-        authorization = headers.get(b"authorization", b"").decode("latin-1")
         return cls(f"{scope['scheme']}://{host}", authorization)
 
     def may_use(self, project: str) -> bool:

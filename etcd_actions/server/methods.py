@@ -170,10 +170,21 @@ class Methods:
                 self._check(method, each)
                 yield each
 
+        async def answers(requests: AsyncIterator[_Request]) -> AsyncIterator[_Response]:
+            checked_requests = checked(requests)
+            responses = function(checked_requests)
+            try:
+                async for each in responses:
+                    yield each
+            finally:
+                for generator in (responses, checked_requests):
+                    if isinstance(generator, AsyncGenerator):
+                        await generator.aclose()
+
         def call(
             requests: AsyncIterator[_Request], _: RequestContext[_Request, _Response]
         ) -> AsyncIterator[_Response]:
-            return guarded_stream(self._containment, name, function(checked(requests)))
+            return guarded_stream(self._containment, name, answers(requests))
 
         self._add(Endpoint.bidi_stream(method, call))
 

@@ -36,10 +36,19 @@ class Connection:
     def __init__(self) -> None:
         self.is_lost = False
         self.on_lost: Callable[[], None] = lambda: None
+        self._watch: Callable[[], None] | None = None
+
+    def watch(self, callback: Callable[[], None] | None) -> None:
+        """Have a function called when the client is gone, at once if it is; None for no more."""
+        self._watch = callback
+        if callback is not None and self.is_lost:
+            callback()
 
     def lost(self) -> None:
         """The client is gone."""
         self.is_lost = True
+        if self._watch is not None:
+            self._watch()
         self.on_lost()
 
 

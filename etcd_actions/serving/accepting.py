@@ -77,11 +77,11 @@ class Door:
         with self._leaving:
             await self._shared.answering.containment.keep("listener", self._flag, accept)
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """Take no more connections and requests; those under way may finish."""
         self._leaving.cancel("the listener ends")
         self._listening.close()
-        await self._shared.leave()
+        self._shared.is_leaving = True
         for connection in self._open:
             connection.leave()
 
@@ -93,7 +93,7 @@ class Door:
     async def _accept(self, nursery: trio.Nursery) -> None:
         answering = self._shared.answering
         try:
-            sock, address = await self._listening.accept()
+            accepted, address = await self._listening.accept()
         except OSError as error:
             # Of the others each is about one connection, which is gone already.
             if error.errno in _EXHAUSTED:
@@ -102,7 +102,11 @@ class Door:
                 _replace(self._connections.replaceable())
                 await trio.sleep(_WAIT)
             return
+        # The connection reads and writes without trio's own wrapper around it.
+        kind = accepted.family, accepted.type, accepted.proto
+        sock = socket.socket(*kind, fileno=accepted.detach())
         try:
+            sock.setblocking(False)
             host = _plain(address[0])
             peer = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
             ends = (host, address[1]), _end(sock.getsockname())
@@ -126,7 +130,7 @@ class Door:
         nursery.start_soon(self._serve, sock, slot, ends)
 
     def _refusal(
-        self, sock: trio.socket.SocketType, ends: tuple[Address, Address]
+        self, sock: socket.socket, ends: tuple[Address, Address]
     ) -> tuple[str, dict[str, object]] | None:
         """Why a connection is not let in; another one may make room for it."""
         if self._admission is not None and (why := self._admission.refusal(*ends)) is not None:
@@ -141,9 +145,7 @@ class Door:
             return "descriptors", {"limit": descriptors.limit()}
         return None
 
-    async def _serve(
-        self, sock: trio.socket.SocketType, slot: Slot, ends: tuple[Address, Address]
-    ) -> None:
+    async def _serve(self, sock: socket.socket, slot: Slot, ends: tuple[Address, Address]) -> None:
         if slot.is_replaced:
             # Before it began.
             return
@@ -160,10 +162,8 @@ class Door:
             sock.close()
             slot.leave()
 
-    async def _run(
-        self, sock: trio.socket.SocketType, slot: Slot, ends: tuple[Address, Address]
-    ) -> None:
-        plain = trio.SocketStream(sock)
+    async def _run(self, sock: socket.socket, slot: Slot, ends: tuple[Address, Address]) -> None:
+        plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] = plain
         if self._shared.context is not None:
             stream = trio.SSLStream(

@@ -1,15 +1,15 @@
-"""HTTP/2 of one connection, without a socket; what each stream means is hypercorn's.
+"""HTTP/2 of one connection, by h2's state machine, without a socket.
 
-It takes the place of hypercorn's own class, whose priority tree has room for 1,000 streams and
-which lets the exceptions of one stream end the connection. Streams take turns here: priorities
-are deprecated (RFC 9113, 5.3), and PRIORITY frames change nothing.
+All that has arrived is looked at before the first of its requests goes on, so that what they
+write can go together. What requests send in one turn of the loop is sent at once. Streams take
+turns where there is more than the client takes: priorities are deprecated (RFC 9113, 5.3), and
+PRIORITY frames change nothing.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import h2.config
 import h2.events
@@ -17,19 +17,16 @@ import h2.exceptions
 import h2.settings
 import trio
 from h2.errors import ErrorCodes
-from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol import events as of_stream
-from hypercorn.protocol.http_stream import HTTPStream
-from hypercorn.utils import filter_pseudo_headers
 
-from etcd_actions.serving.asgi import ClientGone
+from etcd_actions.serving.asgi import Headers
+from etcd_actions.serving.context import Context, Scopes
 from etcd_actions.serving.counting import CountingConnection
+from etcd_actions.serving.encoding import PlainEncoder
+from etcd_actions.serving.exchange import Exchange
 from etcd_actions.serving.frames import Frames
+from etcd_actions.serving.signal import Signal
 
-if TYPE_CHECKING:
-    from etcd_actions.serving.connection import Context
-
-# What is read at once, so that others have their turn between some hundred frames.
+# What is parsed without a look at how much that was.
 _BATCH: Final = 2**13
 # Requests that are taken back at once cost the client nothing and the server much
 # (CVE-2023-44487): so many more than were answered are too many.
@@ -38,372 +35,355 @@ _HASTE: Final = 1.0
 # Each may change the windows of all streams: so many at once, and so many a second after that.
 _MOST_SETTINGS: Final = 1_000
 _SETTINGS_PER_SECOND: Final = 10.0
-# Two frames of the default size.
-_HIGH_WATER: Final = 2 * 2**14
-
-
-class Outgoing:
-    """What a stream has yet to send.
-
-    Attributes:
-        began_at: When its request came.
-        is_answered: Whether its answer has begun.
-        is_complete: Whether nothing more will come.
-    """
-
-    def __init__(self, patience: float) -> None:
-        self._data = bytearray()
-        self._patience = patience
-        self._taken = trio.Event()
-        self.began_at = trio.current_time()
-        self.is_answered = False
-        self._stuck_since: float | None = None
-        self._closed = False
-        self.is_complete = False
-
-    def __bool__(self) -> bool:
-        return bool(self._data)
-
-    async def push(self, data: bytes) -> None:
-        """Add data; waits while there is much.
-
-        What a client would get that has left is dropped.
-
-        Raises:
-            ClientGone: The client has taken nothing for too long.
-        """
-        if self._closed:
-            await trio.lowlevel.checkpoint()
-            return
-        now = trio.current_time()
-        if self._data and self._stuck_since is not None:
-            if now - self._stuck_since > self._patience:
-                raise ClientGone(f"it has taken nothing for {self._patience:g} s")
-        else:
-            self._stuck_since = now
-        self._data += data
-        while len(self._data) >= _HIGH_WATER and not self._closed:
-            await self._taken.wait()
-
-    async def drain(self) -> None:
-        """Wait until all is sent, or nothing can be sent any more."""
-        while self._data and not self._closed:
-            await self._taken.wait()
-
-    def pop(self, most: int) -> bytes:
-        """Take what is to be sent now."""
-        data = bytes(self._data[:most])
-        if data:
-            del self._data[:most]
-            self._stuck_since = trio.current_time()
-            self._wake()
-        return data
-
-    def close(self) -> None:
-        """Nothing can be sent any more."""
-        self._closed = True
-        self._data.clear()
-        self._wake()
-
-    def _wake(self) -> None:
-        self._taken.set()
-        self._taken = trio.Event()
+# What the bodies of all streams together may have on the way. The default of 64 KiB would have
+# requests trickle in that could be written together.
+_WINDOW: Final = 2**20
+# To these h2 has nothing to say at once.
+_UNANSWERED: Final = (h2.events.RequestReceived, h2.events.DataReceived, h2.events.StreamEnded)
+# What may wait for the system before no more is read.
+_MOST_UNSENT: Final = 2**16
 
 
 class Http2:
     """The protocol of one connection.
 
     Args:
-        context: What it shares with the other protocol.
-        send: Takes what is to be sent.
+        context: What it needs of the connection.
+        scopes: Makes the scopes of requests.
+
+    Attributes:
+        is_over: Whether nothing that comes is looked at any more.
+        parsed: How many events there were.
     """
 
-    def __init__(self, context: Context, send: Callable[[Event], Awaitable[None]]) -> None:
+    assumed: bytes | None = None
+
+    def __init__(self, context: Context, scopes: Scopes) -> None:
         self._context = context
-        self._send = send
-        self._connection = CountingConnection(
-            h2.config.H2Configuration(client_side=False, header_encoding=None)
-        )
+        self._scopes = scopes
         codes = h2.settings.SettingCodes
         limits = context.answering.limits
         self._most_streams = limits.streams_per_connection
-        self._connection.local_settings = h2.settings.Settings(
+        self._state = CountingConnection(
+            h2.config.H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                # request.py has done that.
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+        self._state.encoder = PlainEncoder()  # type: ignore[assignment]
+        self._state.local_settings = h2.settings.Settings(
             client=False,
             initial_values={
                 codes.MAX_CONCURRENT_STREAMS: self._most_streams,
                 codes.MAX_HEADER_LIST_SIZE: limits.header_bytes,
             },
         )
-        self._hasty = 0
-        self._began = trio.current_time()
+        self._received = bytearray()
+        self._sending = Sending(self._state, context)
+        self._abuse = _Abuse()
         self._frames = Frames()
         self._greeted = False
-        self._closed = False
-        self._streams: dict[int, HTTPStream] = {}
-        self._outgoing: dict[int, Outgoing] = {}
-        # The streams whose body has not arrived.
-        self._arriving: set[int] = set()
-        self._ready: OrderedDict[int, None] = OrderedDict()
-        self._has_data = trio.Event()
+        self._exchanges: dict[int, Exchange] = {}
+        self.is_over = False
+        self.parsed = 0
 
     @property
     def is_partial(self) -> bool:
         """Whether the client is in the middle of something that it should finish soon."""
         return not self._greeted or self._frames.is_partial
 
-    async def initiate(self) -> None:
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing more may be read: the client takes too little of what is sent."""
+        return self._context.wire.unsent > _MOST_UNSENT
+
+    async def ready(self) -> None:
+        """Wait until that may have changed."""
+        await self._context.wire.flush()
+
+    def initiate(self) -> None:
         """Greet the client."""
-        self._connection.initiate_connection()
-        await self._flush()
+        self._state.initiate_connection()
+        self._state.increment_flow_control_window(_WINDOW - 2**16 + 1)
+        self._sending.wake()
         self._context.requests.spawn(self._send_in_turn)
 
-    async def goodbye(self) -> None:
+    def goodbye(self) -> None:
         """Tell the client that no more requests are taken."""
-        if not self._closed:
-            self._connection.close_connection()
-            await self._flush()
+        if not self.is_over:
+            self._state.close_connection()
+            self._sending.send_now()
 
-    async def handle(self, event: Event) -> None:
-        """Take what the client sent, or that it is gone."""
-        if isinstance(event, RawData):
-            await self._received(event.data)
-        elif isinstance(event, Closed):
-            self._closed = True
-            for stream_id in list(self._streams):
-                await self._close_stream(stream_id)
-            for outgoing in self._outgoing.values():
-                outgoing.close()
-            self._outgoing.clear()
-            self._has_data.set()
+    def send_now(self) -> None:
+        """Send what is not sent yet, in this turn of the loop."""
+        self._sending.send_now()
 
-    async def _received(self, data: bytes) -> None:
-        for at in range(0, len(data), _BATCH) or (0,):
-            if at:
-                await trio.lowlevel.checkpoint()
-            if self._closed or not await self._taken_in(data[at : at + _BATCH]):
-                return
+    def closed(self) -> None:
+        """The connection is closed."""
+        self.is_over = True
+        for stream_id in list(self._exchanges):
+            self.drop(stream_id)
+        self._sending.close()
 
-    async def _taken_in(self, data: bytes) -> bool:
-        """Take some bytes; returns whether the connection goes on."""
+    def receive(self, data: bytes) -> None:
+        """Take what the client sent; nothing at its end."""
+        if not self.is_over:
+            self._received += data
+
+    def parse(self) -> bool:
+        """Look at some of what came; returns whether there is more to look at now."""
+        data = bytes(self._received[:_BATCH])
+        del self._received[:_BATCH]
+        if data and not self.is_over:
+            self._take(data)
+        return bool(self._received) and not self.is_over
+
+    async def _send_in_turn(self) -> None:
+        await self._sending.run()
+
+    def _take(self, data: bytes) -> None:
         self._frames.feed(data)
+        events: list[h2.events.Event] = []
         try:
             if self._frames.is_too_large:
-                self._connection.close_connection(ErrorCodes.FRAME_SIZE_ERROR)
+                self._state.close_connection(ErrorCodes.FRAME_SIZE_ERROR)
                 raise h2.exceptions.FrameTooLargeError("a frame is too large")
-            lived = trio.current_time() - self._began
-            if self._frames.settings > _MOST_SETTINGS + _SETTINGS_PER_SECOND * lived:
-                raise self._enough("settings")
-            events = self._connection.receive_data(data)
-            await self._handle_events(events)
-            if self._hasty > _MOST_HASTY:
-                raise self._enough("requests that are reset at once")
+            if (abuse := self._abuse.of_settings(self._frames.settings)) is not None:
+                raise self._enough(abuse)
+            events = self._state.receive_data(data)
+            self.parsed += len(events)
+            for event in events:
+                self._handle(event)
+            if (abuse := self._abuse.of_requests) is not None:
+                raise self._enough(abuse)
         except h2.exceptions.ProtocolError as error:
             self._context.answering.protocol_error(error)
-            await self._flush()
-            await self._send(Closed())
-            return False
-        return True
+            self.is_over = True
+        if not (events and all(isinstance(event, _UNANSWERED) for event in events)):
+            self._sending.wake()
+        if self.is_over:
+            # What h2 has to say of it goes before the end.
+            self._sending.send_now()
+            self.closed()
 
     def _enough(self, what: str) -> h2.exceptions.ProtocolError:
-        self._connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+        self._state.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
         return h2.exceptions.ProtocolError(f"too many {what}")
 
-    async def _handle_events(self, events: list[h2.events.Event]) -> None:
-        wider: set[int | None] = set()
-        for event in events:
-            if isinstance(event, h2.events.RequestReceived):
-                await self._request_received(event)
-            elif isinstance(event, h2.events.DataReceived):
-                await self._data_received(event)
-            elif isinstance(event, h2.events.StreamEnded):
-                self._arriving.discard(event.stream_id)
-                if (stream := self._streams.get(event.stream_id)) is not None:
-                    await stream.handle(of_stream.EndBody(event.stream_id))
-            elif isinstance(event, h2.events.StreamReset):
-                self._arriving.discard(event.stream_id)
-                self._note_haste(event.stream_id)
-                await self._close_stream(event.stream_id)
-                self._drop(event.stream_id)
-            elif isinstance(event, h2.events.WindowUpdated):
-                wider.add(event.stream_id or None)
-            elif isinstance(event, h2.events.RemoteSettingsChanged):
-                self._greeted = True
-                if h2.settings.SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
-                    wider.add(None)
-            elif isinstance(event, h2.events.ConnectionTerminated):
-                await self._send(Closed())
-        for stream_id in (None,) if None in wider else wider:
-            self._window_updated(stream_id)
-        await self._flush()
+    def _handle(self, event: h2.events.Event) -> None:
+        if isinstance(event, h2.events.RequestReceived):
+            self._request_received(event)
+        elif isinstance(event, h2.events.DataReceived):
+            self._data_received(event)
+        elif isinstance(event, h2.events.StreamEnded):
+            if (exchange := self._exchanges.get(event.stream_id or 0)) is not None:
+                exchange.request.body.end()
+        elif isinstance(event, h2.events.StreamReset):
+            self._stream_reset(event.stream_id or 0)
+        elif isinstance(event, h2.events.WindowUpdated):
+            self._window_updated(event.stream_id or None)
+        elif isinstance(event, h2.events.RemoteSettingsChanged):
+            self._greeted = True
+            if h2.settings.SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
+                self._window_updated(None)
+        elif isinstance(event, h2.events.ConnectionTerminated):
+            self.is_over = True
 
-    def _note_haste(self, stream_id: int) -> None:
-        outgoing = self._outgoing.get(stream_id)
-        if outgoing is None or outgoing.is_answered:
-            return
-        if trio.current_time() - outgoing.began_at < _HASTE:
-            self._hasty += 1
-
-    async def _request_received(self, event: h2.events.RequestReceived) -> None:
+    def _request_received(self, event: h2.events.RequestReceived) -> None:
         stream_id = event.stream_id
         assert stream_id is not None
-        headers = list(event.headers or ())
-        if event.stream_ended is None:
-            self._arriving.add(stream_id)
-        if self._context.is_leaving or len(self._context.requests) >= self._most_streams:
-            self._reset(stream_id, ErrorCodes.REFUSED_STREAM)
+        if self._context.is_leaving() or len(self._context.requests) >= self._most_streams:
+            self.reset(stream_id, ErrorCodes.REFUSED_STREAM)
             return
-        fields = dict(headers)
+        headers: Headers = []
+        fields: dict[bytes, bytes] = {}
+        for name, value in event.headers or ():
+            if name.startswith(b":"):
+                fields[name] = value
+            else:
+                headers.append((name, value))
+        if b":authority" in fields:
+            headers.insert(0, (b"host", fields[b":authority"]))
         method, path = fields.get(b":method", b""), fields.get(b":path", b"")
         if not (method.isascii() and path.isascii() and method and path):
             self._context.answering.protocol_error(
                 ValueError(f"a request for {method[:100]!r} {path[:100]!r}")
             )
-            self._reset(stream_id, ErrorCodes.PROTOCOL_ERROR)
+            self.reset(stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
         with self._context.answering.containment.unit(
             "request", f"a request of {self._context.peer}"
         ) as unit:
-            self._outgoing[stream_id] = Outgoing(self._context.answering.limits.stall_timeout)
-            stream = self._streams[stream_id] = self._context.stream(self._stream_send, stream_id)
-            await stream.handle(
-                of_stream.Request(
-                    stream_id=stream_id,
-                    headers=filter_pseudo_headers(headers),
-                    http_version="2",
-                    method=method.decode("ascii").upper(),
-                    raw_path=path,
-                    state=self._context.state,
-                )
-            )
+            scope = self._scopes.make("2", method.decode("ascii"), path, headers, has_trailers=True)
+            exchange = Exchange(self, self._context, self._state, self._sending, stream_id)
+            exchange.takes_trailers = (b"te", b"trailers") in headers
+            self._exchanges[stream_id] = exchange
+            exchange.request = self._context.requests.begin(scope, exchange)
         if unit.failed:
-            self._streams.pop(stream_id, None)
-            self._drop(stream_id)
-            self._reset(stream_id, ErrorCodes.INTERNAL_ERROR)
+            self._exchanges.pop(stream_id, None)
+            self.reset(stream_id, ErrorCodes.INTERNAL_ERROR)
 
-    async def _data_received(self, event: h2.events.DataReceived) -> None:
+    def _data_received(self, event: h2.events.DataReceived) -> None:
         stream_id = event.stream_id
         assert stream_id is not None
-        if (stream := self._streams.get(stream_id)) is not None:
-            await stream.handle(of_stream.Body(stream_id, event.data or b""))
-        # What nobody wants any more was sent before its client knew: it counts as taken.
-        self._connection.acknowledge_received_data(event.flow_controlled_length or 0, stream_id)
+        data = event.data or b""
+        exchange = self._exchanges.get(stream_id)
+        size = event.flow_controlled_length or 0
+        if exchange is None:
+            # It was sent before its client knew that nobody wants it.
+            self.acknowledge(stream_id, size)
+            return
+        if padding := size - len(data):
+            self.acknowledge(stream_id, padding)
+        exchange.untaken += len(data)
+        exchange.request.body.put(data)
+
+    def _stream_reset(self, stream_id: int) -> None:
+        exchange = self._exchanges.get(stream_id)
+        if exchange is not None:
+            if not exchange.is_begun:
+                self._abuse.note_reset(exchange.began_at)
+            self.drop(stream_id)
 
     def _window_updated(self, stream_id: int | None) -> None:
-        if stream_id:
-            if self._outgoing.get(stream_id):
-                self._ready_to_send(stream_id)
-            return
-        for each, outgoing in self._outgoing.items():
-            if outgoing:
-                self._ready_to_send(each)
+        if stream_id is None:
+            self._sending.all_ready(self._exchanges)
+        elif (exchange := self._exchanges.get(stream_id)) is not None and exchange.outgoing:
+            self._sending.ready(exchange)
 
-    async def _stream_send(self, event: Any) -> None:
-        stream_id: int = event.stream_id
-        if self._closed:
-            # Thousands of streams may end with their connection.
-            await trio.lowlevel.checkpoint()
-            return
-        try:
-            if isinstance(event, of_stream.Response | of_stream.InformationalResponse):
-                self._connection.send_headers(
-                    stream_id,
-                    [
-                        (b":status", b"%d" % event.status_code),
-                        *event.headers,
-                        *self._context.config.response_headers("h2"),
-                    ],
-                )
-                self._note_answer(stream_id)
-                await self._flush()
-            elif isinstance(event, of_stream.StreamClosed):
-                await self._stream_closed(stream_id)
-            elif (outgoing := self._outgoing.get(stream_id)) is None:
-                # The client left while the answer was made.
-                return
-            elif isinstance(event, of_stream.Body):
-                self._ready_to_send(stream_id)
-                await outgoing.push(event.data)
-            elif isinstance(event, of_stream.EndBody):
-                await outgoing.drain()
-                outgoing.is_complete = True
-                self._connection.end_stream(stream_id)
-                await self._flush()
-            elif isinstance(event, of_stream.Trailers):
-                await outgoing.drain()
-                outgoing.is_complete = True
-                self._connection.send_headers(stream_id, event.headers, end_stream=True)
-                await self._flush()
-        except h2.exceptions.ProtocolError:
-            # The stream, or the connection, is closed already.
-            self._drop(stream_id)
+    def acknowledge(self, stream_id: int, count: int) -> None:
+        """So many bytes of a body were taken, or dropped: the client may send as many more."""
+        if count and not self.is_over:
+            self._state.acknowledge_received_data(count, stream_id)
+            self._sending.wake()
 
-    def _note_answer(self, stream_id: int) -> None:
-        outgoing = self._outgoing.get(stream_id)
-        if outgoing is not None and not outgoing.is_answered:
-            outgoing.is_answered = True
-            self._hasty = max(0, self._hasty - 1)
+    def note_answer(self) -> None:
+        """A request that was not taken back has its answer."""
+        self._abuse.note_answer()
 
-    async def _stream_closed(self, stream_id: int) -> None:
-        """A request is answered, or its application gave up."""
-        outgoing = self._outgoing.get(stream_id)
-        await self._close_stream(stream_id)
-        if outgoing is not None:
-            if not outgoing.is_complete:
-                self._reset(stream_id, ErrorCodes.INTERNAL_ERROR)
-            elif stream_id in self._arriving:
-                # The rest of the body is of no use.
-                self._reset(stream_id, ErrorCodes.NO_ERROR)
-            await self._flush()
-        self._arriving.discard(stream_id)
-        self._drop(stream_id)
-
-    async def _close_stream(self, stream_id: int) -> None:
-        stream = self._streams.pop(stream_id, None)
-        if stream is not None:
-            await stream.handle(of_stream.StreamClosed(stream_id))
-
-    def _reset(self, stream_id: int, code: ErrorCodes) -> None:
-        self._arriving.discard(stream_id)
-        if not self._closed:
+    def reset(self, stream_id: int, code: ErrorCodes) -> None:
+        """End a stream at once."""
+        if not self.is_over:
             try:
-                self._connection.reset_stream(stream_id, code)
+                self._state.reset_stream(stream_id, code)
             except h2.exceptions.ProtocolError as error:
                 # The client was faster.
                 self._context.answering.protocol_error(error)
+            self._sending.wake()
 
-    def _drop(self, stream_id: int) -> None:
-        self._ready.pop(stream_id, None)
-        outgoing = self._outgoing.pop(stream_id, None)
-        if outgoing is not None:
-            outgoing.close()
+    def drop(self, stream_id: int) -> None:
+        """A stream is over: nothing more goes there, or comes from there."""
+        exchange = self._exchanges.pop(stream_id, None)
+        if exchange is None:
+            return
+        self._sending.forget(exchange)
+        self.acknowledge(stream_id, exchange.untaken)
+        exchange.untaken = 0
+        exchange.request.disconnect()
 
-    def _ready_to_send(self, stream_id: int) -> None:
-        self._ready[stream_id] = None
-        self._has_data.set()
 
-    async def _send_in_turn(self) -> None:
-        """Send a frame of each stream that may send, in turn."""
-        while not self._closed:
-            if not self._ready:
-                self._has_data = trio.Event()
-                await self._has_data.wait()
+class _Abuse:
+    """Counts what costs the server more than the client."""
+
+    def __init__(self) -> None:
+        self._began = trio.current_time()
+        self._hasty = 0
+
+    def of_settings(self, count: int) -> str | None:
+        """What there is too much of, after so many frames of settings; None for nothing."""
+        if count <= _MOST_SETTINGS:
+            return None
+        lived = trio.current_time() - self._began
+        return "settings" if count > _MOST_SETTINGS + _SETTINGS_PER_SECOND * lived else None
+
+    @property
+    def of_requests(self) -> str | None:
+        """What there is too much of; None for nothing."""
+        return "requests that are reset at once" if self._hasty > _MOST_HASTY else None
+
+    def note_reset(self, began_at: float) -> None:
+        """A request was taken back before its answer began."""
+        self._hasty += trio.current_time() - began_at < _HASTE
+
+    def note_answer(self) -> None:
+        """An answer has begun."""
+        self._hasty = max(0, self._hasty - 1)
+
+
+class Sending:
+    """What the streams of one connection send, in turn.
+
+    Args:
+        state: The state machine.
+        context: Where the bytes go.
+    """
+
+    def __init__(self, state: CountingConnection, context: Context) -> None:
+        self._state = state
+        self._wire = context.wire
+        self._ready: OrderedDict[Exchange, None] = OrderedDict()
+        self._unsent = 0
+        self._has_output = False
+        self._is_over = False
+        self._signal = Signal()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the client and the system take what there is."""
+        return not (self._ready or self._unsent > _MOST_UNSENT or self._wire.unsent)
+
+    def note(self, size: int) -> None:
+        """So much was given to the state machine."""
+        self._unsent += size
+        self.wake()
+
+    def wake(self) -> None:
+        """Send what the state machine has, in this turn of the loop."""
+        self._has_output = True
+        self._signal.send()
+
+    def ready(self, exchange: Exchange) -> None:
+        """A stream has something to send, and may be able to."""
+        self._ready[exchange] = None
+        self._signal.send()
+
+    def all_ready(self, exchanges: dict[int, Exchange]) -> None:
+        """All of these that have something to send may be able to."""
+        for exchange in exchanges.values():
+            if exchange.outgoing:
+                self.ready(exchange)
+
+    def forget(self, exchange: Exchange) -> None:
+        """A stream sends nothing more."""
+        self._ready.pop(exchange, None)
+        exchange.outgoing.close()
+
+    def close(self) -> None:
+        """Nothing more is sent."""
+        self._is_over = True
+        self._signal.send()
+
+    def send_now(self) -> None:
+        """Send what the state machine has at once, as far as the system takes it."""
+        self._wire.write(self._state.data_to_send())
+
+    async def run(self) -> None:
+        """Send until it is closed: a frame of each stream in turn."""
+        while not self._is_over:
+            if not (self._ready or self._has_output):
+                await self._signal.wait()
                 continue
-            stream_id, _ = self._ready.popitem(last=False)
-            outgoing = self._outgoing.get(stream_id)
-            if outgoing is None:
-                continue
-            try:
-                window = self._connection.local_flow_control_window(stream_id)
-                data = outgoing.pop(max(0, min(window, self._connection.max_outbound_frame_size)))
-                if data:
-                    self._connection.send_data(stream_id, data)
-                    if outgoing:
-                        self._ready[stream_id] = None
-            except h2.exceptions.ProtocolError:
-                self._drop(stream_id)
-            await self._flush()
-
-    async def _flush(self) -> None:
-        data = self._connection.data_to_send()
-        if data:
-            await self._send(RawData(data))
+            while self._ready and self._unsent <= _MOST_UNSENT:
+                exchange, _ = self._ready.popitem(last=False)
+                self._unsent += exchange.send_a_frame()
+                if exchange.outgoing and exchange.window:
+                    self._ready[exchange] = None
+            self._has_output, self._unsent = False, 0
+            data = self._state.data_to_send()
+            if data and not self._wire.write(data):
+                await self._wire.flush()
+            elif self._ready:
+                await trio.lowlevel.checkpoint()

@@ -19,6 +19,7 @@ import trio
 from etcd_actions.containment import Containment
 from etcd_actions.errors import ConfigError
 from etcd_actions.serving import descriptors
+from etcd_actions.serving.answering import Answering, Counts
 from etcd_actions.serving.asgi import Application
 from etcd_actions.serving.bind import Bind, is_loopback_address
 from etcd_actions.serving.connections import Connections
@@ -26,7 +27,6 @@ from etcd_actions.serving.floods import Floods
 from etcd_actions.serving.hosts import Hosts
 from etcd_actions.serving.limits import HttpLimits
 from etcd_actions.serving.peers import open_peers
-from etcd_actions.serving.requests import Answering, Counts
 from etcd_actions.serving.tls import ServerTls
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ async def open_listener(
             later, when requests still go on; likewise.
 
     Raises:
-        ConfigError: The address, a limit or a file of TLS cannot be used, hypercorn is
-            missing, or the system does not tell which user a connection comes from.
+        ConfigError: The address, a limit or a file of TLS cannot be used, h11 or h2
+            is missing, or the system does not tell which user a connection comes from.
     """
     limits = limits or HttpLimits()
     try:
@@ -193,8 +193,7 @@ async def open_listener(
                 on_leave()
                 scope.deadline = trio.current_time() + grace
                 nursery.start_soon(_tell_when_late, lateness, grace, on_late)
-                with trio.CancelScope(shield=True):
-                    await door.leave()
+                door.leave()
 
 
 async def _run(door: Door, scope: trio.CancelScope, lateness: trio.CancelScope) -> None:

@@ -15,6 +15,7 @@ from etcd_actions.blobs import (
     BlobTooLarge,
 )
 from etcd_actions.errors import InvalidArgument
+from tests.support.waiting import eventually_holds
 
 KEY = "uploads/p/d/content/x/a b%20ü.tar.gz"
 MOST = 1 << 30
@@ -187,3 +188,46 @@ async def test_a_hostile_key_is_refused_by_everything(blobs: BlobStore, key: str
         await keys(blobs, key)
     with pytest.raises(InvalidArgument):
         blobs.native_url(key)
+
+
+async def test_a_blob_gets_another_key(blobs: BlobStore) -> None:
+    await blobs.put(KEY, parts(b"one"), most=MOST)
+    assert not await blobs.move("uploads/nothing", "trash/x")
+    assert await blobs.move(KEY, "trash/17/x")
+    assert await blobs.stat(KEY) is None
+    assert await content(blobs, "trash/17/x") == b"one"
+    # Never over another one.
+    await blobs.put(KEY, parts(b"two"), most=MOST)
+    assert not await blobs.move("trash/17/x", KEY)
+    assert await content(blobs, KEY) == b"two"
+    assert await content(blobs, "trash/17/x") == b"one"
+    assert await blobs.delete(KEY)
+    assert await blobs.move("trash/17/x", KEY)
+    assert await keys(blobs, "trash") == []
+    assert await content(blobs, KEY) == b"one"
+
+
+async def test_a_blob_that_was_stored_again_stays(blobs: BlobStore) -> None:
+    await blobs.put(KEY, parts(b"one"), most=MOST)
+    info = await blobs.stat(KEY)
+    assert info is not None
+    assert info.modified > 0
+    assert not await blobs.move(KEY, "trash/x", unless_after=info.modified - 1)
+    assert await keys(blobs, "trash") == []
+    assert await content(blobs, KEY) == b"one"
+    assert await blobs.move(KEY, "trash/x", unless_after=info.modified)
+
+
+async def test_the_same_content_again_counts_as_stored_now(blobs: BlobStore) -> None:
+    await blobs.put(KEY, parts(b"one"), most=MOST)
+    before = await blobs.stat(KEY)
+    assert before is not None
+
+    async def is_newer() -> bool:
+        await blobs.put(KEY, parts(b"one"), most=MOST)
+        after = await blobs.stat(KEY)
+        return after is not None and after.modified > before.modified
+
+    # The clock of a file system has steps.
+    await eventually_holds(is_newer)
+    assert await content(blobs, KEY) == b"one"

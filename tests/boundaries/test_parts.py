@@ -206,12 +206,12 @@ async def test_a_request_that_cannot_be_written_is_refused(
 
 
 async def test_without_threads_a_stream_fails_and_the_next_one_does_not(
-    shared_etcd: EtcdServer,
-    prefix: bytes,
-    transport: TransportName,
-    monkeypatch: pytest.MonkeyPatch,
+    shared_etcd: EtcdServer, prefix: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The machine has no more threads: an error of the package, not the end of the process."""
+    """The machine has no more threads: an error of the package, not the end of the process.
+
+    Of the gateway; gRPC needs none.
+    """
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -225,7 +225,7 @@ async def test_without_threads_a_stream_fails_and_the_next_one_does_not(
             await stream.receive()
 
     with trio.fail_after(30):
-        async with open_etcd(shared_etcd.endpoint, transport=transport) as etcd:
+        async with open_etcd(shared_etcd.endpoint, transport="gateway") as etcd:
             with monkeypatch.context() as patched:
                 patched.setattr(threading.Thread, "start", refuse)
                 with pytest.raises(Unavailable, match="no thread can be started"):

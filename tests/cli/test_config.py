@@ -72,6 +72,8 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "retain_terminal": ("1h", "90s"),
     "retain_runs": ("1h", "90s"),
     "retain_share": ("0.25", "0"),
+    "retain_uploads": ("48h", "500h"),
+    "collect_uploads": ("no", "dry-run"),
     "etcd_quota": ("1GiB", "4194304"),
     "collect_orphans": ("true", "false"),
     "grace": ("1s", "2"),

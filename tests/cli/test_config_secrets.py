@@ -131,9 +131,9 @@ def test_arguments_that_are_not_the_processes_are_left_alone(
 )
 def test_traceback_has_no_password(form: str, user: list[str]) -> None:
     script = (
-        "import sys, etcd_actions.cli.options as options; from etcd_actions.cli import main\n"
+        "import sys, etcd_actions.etcd as etcd; from etcd_actions.cli import main\n"
         "def fail(settings): raise RuntimeError(f'bug with {settings}')\n"
-        "options.open_connection = fail\n"
+        "etcd.open_connection = fail\n"
         "sys.exit(main())"
     )
     done = subprocess.run(

@@ -244,7 +244,7 @@ def test_embedded_etcd_knows_neither_tls_nor_users(
 
 
 def settings_of(name: str) -> list[str]:
-    command = commands.commands[name]
+    command = commands.load(name)
     return [each.opts[0] for each in command.params if isinstance(each, SettingOption)]
 
 
@@ -277,7 +277,7 @@ def test_help_tells_every_setting_and_no_value(
 def test_shells_complete_the_values() -> None:
     options = {
         each.opts[0]: each
-        for each in commands.commands["watch"].params
+        for each in commands.load("watch").params
         if isinstance(each, SettingOption)
     }
     context = click.Context(commands)

@@ -170,6 +170,19 @@ def test_what_is_no_json_is_refused(item: object, error: type[Exception]) -> Non
         codec.encode_tree({"x": [item]})
 
 
+def test_what_nobody_changed_is_not_looked_into_again() -> None:
+    """Parts that are named, not those that are equal to them; all else is checked."""
+    tree = codec.decode_tree(b'{"a":{"b":[1.50,{"c":null}]},"d":{"e":[2]}}')
+    a, d = tree["a"], tree["d"]
+    assert codec.encode_tree(tree, unchanged=(a, d, None)) == codec.encode_tree(tree)
+    a["b"][1]["c"] = (1,)
+    # A tuple would be written as a list: that is what the check is for.
+    assert b'"c":[1]' in codec.encode_tree(tree, unchanged=(a, d))
+    for unchanged in ((), (d,), ({"b": [1.5, {"c": (1,)}]},)):
+        with pytest.raises(TypeError, match="tuple is no JSON value"):
+            codec.encode_tree(tree, unchanged=unchanged)
+
+
 def test_no_object_is_refused() -> None:
     """Verify that only objects are encoded."""
     with pytest.raises(TypeError, match="list is no JSON object"):

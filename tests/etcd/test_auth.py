@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import grpc
 import pytest
 import structlog.testing
 import trio
@@ -61,6 +60,7 @@ from etcd_actions.etcd.gateway_wire import Refusal
 from etcd_actions.etcd.permissions import needed_for
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.rpc import AuthenticateRequest
+from etcd_actions.http2 import CallFailed, Code
 from etcd_actions.model import DEFAULT_KEY_PREFIX, Keyspace
 from etcd_actions.testing.process import etcdctl_for, packaged_binary, sound_binary_on_path
 from etcd_actions.watch import Reflector
@@ -219,7 +219,8 @@ def test_no_text_of_a_user_has_the_password() -> None:
 )
 def test_a_token_from_before_a_change_of_users_is_known_by_its_text(text: str) -> None:
     """As etcd says it, and as 3.5.1 does: the call was refused, and wants a new token."""
-    failed = grpc_errors.from_status(grpc.StatusCode.UNKNOWN, text, what="KV/Put", writes=True)
+    call = CallFailed(Code.UNKNOWN, text, answered=True)
+    failed = grpc_errors.from_failure(call, what="KV/Put", writes=True)
     assert type(failed) is Unauthenticated
     asked = gateway_errors.Asked("KV/Put", writes=True)
     refused = gateway_errors.from_refusal(Refusal(2, text), asked)

@@ -115,6 +115,7 @@ each_use = pytest.mark.parametrize("use", [write, watch], ids=lambda use: use.__
         pytest.param(
             lambda s: (s.mutual, replace(s.own, ca=None, skip_verify=True)), id="unverified-mutual"
         ),
+        pytest.param(lambda s: (s.expired, Tls(skip_verify=True)), id="unverified-expired"),
     ],
 )
 async def test_encrypted(
@@ -197,13 +198,6 @@ async def test_not_let_in(
 def with_pair(tls: Tls, certs: Certificates) -> Tls:
     pair = certs.issue("client", "client")
     return replace(tls, cert=pair.cert, key=pair.key)
-
-
-async def test_an_expired_certificate_is_not_verified_away(servers: Servers) -> None:
-    """gRPC cannot leave out verification; the very certificate is trusted, but not for ever."""
-    async with open_etcd(servers.expired.endpoints, tls=Tls(skip_verify=True)) as etcd:
-        with pytest.raises(Unavailable, match=_NOT_VERIFIED + "certificate has expired"):
-            await etcd.status()
 
 
 async def test_comments_in_any_language(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grpc
 import pytest
 
 from etcd_actions.errors import EtcdError, NoSpace, OutcomeUnknown, Unavailable
@@ -10,13 +9,14 @@ from etcd_actions.etcd import gateway_errors, grpc_errors
 from etcd_actions.etcd.gateway_errors import Asked
 from etcd_actions.etcd.gateway_wire import Refusal
 from etcd_actions.etcd.reasons import REASONS, Reason
+from etcd_actions.http2 import CallFailed, Code
 
 _CODES = [
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DATA_LOSS,
-    grpc.StatusCode.UNKNOWN,
+    Code.UNAVAILABLE,
+    Code.FAILED_PRECONDITION,
+    Code.RESOURCE_EXHAUSTED,
+    Code.DATA_LOSS,
+    Code.UNKNOWN,
 ]
 """Of those that versions of etcd have sent with these texts."""
 
@@ -32,27 +32,25 @@ OPEN = [
 ]
 
 
-def both(code: grpc.StatusCode, text: str, *, writes: bool) -> list[EtcdError]:
+def both(code: Code, text: str, *, writes: bool) -> list[EtcdError]:
     """The error over gRPC, and over the gateway."""
-    number: int = code.value[0]
-    refusal = Refusal(number, text)
+    refusal = Refusal(code, text)
+    failure = CallFailed(code, text, answered=True)
     return [
-        grpc_errors.from_status(code, text, what="call", writes=writes),
+        grpc_errors.from_failure(failure, what="call", writes=writes),
         gateway_errors.from_refusal(refusal, Asked("call", writes)).error,
     ]
 
 
 @pytest.mark.parametrize("code", _CODES, ids=lambda code: code.name)
 @pytest.mark.parametrize("reason", REASONS, ids=lambda reason: reason.text)
-def test_a_known_text_means_the_same_whatever_its_code(
-    reason: Reason, code: grpc.StatusCode
-) -> None:
+def test_a_known_text_means_the_same_whatever_its_code(reason: Reason, code: Code) -> None:
     """So a write that a member refused is never of unknown outcome; and another is asked."""
     for error in both(code, f"etcdserver: {reason.text}", writes=True):
         assert type(error) is reason.kind
         assert not isinstance(error, OutcomeUnknown)
     assert not reason.elsewhere or reason.kind is Unavailable
-    refusal = Refusal(code.value[0], f"etcdserver: {reason.text}")
+    refusal = Refusal(code, f"etcdserver: {reason.text}")
     failed = gateway_errors.from_refusal(refusal, Asked("call", writes=True))
     assert failed.broken or not reason.elsewhere
 
@@ -60,9 +58,9 @@ def test_a_known_text_means_the_same_whatever_its_code(
 @pytest.mark.parametrize("text", OPEN)
 def test_what_may_have_been_proposed_is_of_unknown_outcome(text: str) -> None:
     """A read that fails so is Unavailable; a write may have been applied, or may be yet."""
-    for error in both(grpc.StatusCode.UNAVAILABLE, text, writes=True):
+    for error in both(Code.UNAVAILABLE, text, writes=True):
         assert type(error) is OutcomeUnknown
-    for error in both(grpc.StatusCode.UNAVAILABLE, text, writes=False):
+    for error in both(Code.UNAVAILABLE, text, writes=False):
         assert type(error) is Unavailable
 
 

@@ -497,8 +497,6 @@ async def run_processor(way: Way, prefix: bytes, when: str) -> int:
     return done.returncode
 
 
-# gRPC itself aborts a process that may open no more files, now and then.
-@pytest.mark.parametrize("transport", ["gateway"])
 async def test_no_more_files_may_be_opened(tmp_path: Path, transport: TransportName) -> None:
     """The connection is gone and no other can be made: Unavailable, until that is over."""
     single = EtcdCluster(tmp_path / "etcd")

@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +40,7 @@ COMMANDS = sorted(commands.commands.commands)
 FLAGS = sorted(
     {
         name
-        for command in commands.commands.commands.values()
+        for command in map(commands.commands.load, COMMANDS)
         for param in command.params
         for name in param.opts
         if name.startswith("-")
@@ -62,7 +62,7 @@ ARGUMENTS = st.builds(
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commands are read to the end, and not run."""
     before = structlog.get_config()
-    monkeypatch.setattr(commands, "trio", SimpleNamespace(run=lambda *_, **__: 0))
+    monkeypatch.setattr(trio, "run", lambda *_, **__: 0)
     yield
     structlog.configure(**before)
 

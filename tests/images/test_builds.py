@@ -82,7 +82,8 @@ async def test_an_image_is_found_under_its_name_once_its_build_was_asked_for(
     reference = parse_reference(found)
     assert reference is not None
     stored = await client.images.get(reference.digest)
-    assert stored == StoredImage(name="n:t", spec=PACKAGES)
+    assert stored is not None
+    assert stored == StoredImage(name="n:t", spec=PACKAGES, used=stored.used)
 
 
 async def test_the_run_of_a_build_is_one_that_the_executor_takes(client: ActionsClient) -> None:

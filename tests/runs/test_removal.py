@@ -246,6 +246,52 @@ async def test_a_run_cut_off_in_its_removal_has_expired_and_is_finished(scene: S
             await reader.run(ActionId("p", "d", name, "a0"))
 
 
+class Unreadable:
+    """A store that does not answer who reads."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def read(self, key: str) -> object:
+        raise BlobError(f"not {key} now")
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+async def test_outputs_that_a_run_got_stay(scene: Scene, *, is_readable: bool) -> None:
+    await scene.run("first")
+    await scene.run("plain")
+    scene.clock.now += KEEP * 2
+    await scene.run("second")
+    key = "inputs/p/d/second/y/inputs.pb"
+    url = scene.blobs.native_url("runs/p/d/first/a0/1/part.txt")
+
+    async def named() -> AsyncIterator[bytes]:
+        yield b"\x0a\x30" + url.encode() + b"2\x04"
+
+    await scene.blobs.put(key, named(), most=1000)
+    await scene.change_record(
+        "second",
+        created=scene.clock.now,
+        status=None,
+        input_uri=scene.blobs.native_url(key),
+    )
+    if not is_readable:
+        scene.blobs = Unreadable(scene.blobs)  # type: ignore[assignment]
+    collector = scene.collector()
+    await collector.sweep()
+    assert "runs/p/d/first/a0/1/outputs.pb" in await scene.data()
+    assert await scene.is_gone("plain") is is_readable
+    assert "flyte/first" in await scene.there(scene.keys.runs)
+    if is_readable:
+        # Once nobody names them they go.
+        await scene.change_record("second", input_uri="")
+        await collector.sweep()
+        assert await scene.is_gone("first")
+
+
 async def test_what_others_need_of_a_run_stays(scene: Scene) -> None:
     """A cached result, a run that recovers from it, and a run with the same inputs."""
     for name in ("cached", "recovered", "same", "plain"):

@@ -17,6 +17,7 @@ from etcd_actions.server.health import HEALTH, Health
 from etcd_actions.server.methods import Methods, UnaryCalls
 from etcd_actions.server.streams import Streams
 from etcd_actions.serving import ClientGone, Message
+from etcd_actions.serving.asgi import ON_LOST
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def scope_of(milliseconds: bytes) -> Message:
             (b"content-type", b"application/json"),
             (b"connect-timeout-ms", milliseconds),
         ],
+        "extensions": {ON_LOST: lambda _: None},
     }
 
 

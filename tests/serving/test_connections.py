@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -192,18 +193,23 @@ async def test_an_exception_in_a_connection_ends_it_alone(
 
 
 @pytest.mark.parametrize("error", UNEXPECTED)
-@pytest.mark.parametrize("where", ["handle", "_send_in_turn"])
+@pytest.mark.parametrize("where", ["parse", "_send_in_turn"])
 async def test_an_exception_in_the_protocol_ends_its_connection_alone(
     error: BaseException, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served() as server, h2_client(server.address) as other:
         assert await other.is_answered(await other.ask("/ok")) == 200
+        # Until what it has acknowledged is read.
+        await trio.testing.wait_all_tasks_blocked(0.02)
 
-        async def fail(*_: Any) -> None:
+        def fail(*_: Any) -> None:
             monkeypatch.undo()
             raise error
 
-        monkeypatch.setattr(Http2, where, fail)
+        async def fail_later(*_: Any) -> None:
+            fail()
+
+        monkeypatch.setattr(Http2, where, fail if where == "parse" else fail_later)
         async with h2_client(server.address) as client:
             await client.until(lambda: client.is_over)
         assert await other.is_answered(await other.ask("/ok")) == 200
@@ -408,3 +414,31 @@ async def test_it_listens_where_it_says() -> None:
     async with served(bind=LOOPBACK) as server:
         assert server.listener.address.port
         assert (await get(server.address, "/nothing"))[0] == 404
+
+
+async def test_headers_of_http_1_are_left_out_of_http_2() -> None:
+    async def close(_scope: Message, _receive: Receive, send: Send) -> None:
+        headers = [(b"Connection", b"close"), (b"x-a", b"b")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with served(close) as server, h2_client(server.address) as client:
+        # h2 ends the connection of a client that gets them.
+        assert await client.is_answered(await client.ask("/")) == 200
+        assert await client.is_answered(await client.ask("/")) == 200
+
+
+async def test_a_flood_that_nobody_wants_leaves_turns_to_others() -> None:
+    async with served() as server, await connect(server.address) as stream:
+        await stream.send_all(b"garbage\r\n\r\n")
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def flood() -> None:
+                with suppress(trio.BrokenResourceError):
+                    while True:
+                        await stream.send_all(b"x" * 2**20)
+
+            for _ in range(5):
+                await server.is_well()
+            nursery.cancel_scope.cancel()

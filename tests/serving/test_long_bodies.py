@@ -6,22 +6,46 @@ import pytest
 import trio
 import trio.testing
 
-from etcd_actions.serving import HttpLimits, Message
-from etcd_actions.serving.requests import Request
+from etcd_actions.serving import HttpLimits
+from etcd_actions.serving.asgi import Headers
+from etcd_actions.serving.request import Body
 from tests.serving.listeners import connect, h2_client, parsed, request, rest, served
 
 LIMITS = HttpLimits(body_timeout=10, long_body_bytes=100)
 
 
-async def _nowhere(_: Message | None) -> None:
-    await trio.lowlevel.checkpoint()
+class _Nowhere:
+    """A reply that nobody gets."""
+
+    has_trailers = False
+
+    def want_body(self) -> None:
+        """It comes unasked."""
+
+    def taken(self, count: int) -> None:
+        """Nobody counts it."""
+
+    def begin(self, status: int, headers: Headers) -> None:
+        raise AssertionError("there is no answer")
+
+    def body(self, data: bytes) -> bool:
+        raise AssertionError("there is no answer")
+
+    def end(self, data: bytes, trailers: Headers | None) -> bool:
+        raise AssertionError("there is no answer")
+
+    async def wait(self) -> None:
+        raise AssertionError("there is no answer")
+
+    def break_off(self) -> None:
+        raise AssertionError("there is no answer")
 
 
 async def _arrives(size: int, *, is_long: bool, pause: float = 6.0, own: float = 0.0) -> int:
     """How many parts of a body arrive, of twenty; there are seconds before each."""
-    answering = Request(_nowhere, LIMITS)
+    body = Body(_Nowhere(), LIMITS)
     if is_long:
-        answering.take_long_body()
+        body.take_long()
     arrived = 0
     async with trio.open_nursery() as nursery:
 
@@ -29,16 +53,17 @@ async def _arrives(size: int, *, is_long: bool, pause: float = 6.0, own: float =
         async def send() -> None:
             for number in range(20):
                 await trio.sleep(pause)
-                body = {"type": "http.request", "body": b"x" * size, "more_body": number < 19}
-                await answering.put(body)
+                body.put(b"x" * size)
+                if number == 19:
+                    body.end()
 
-        while (message := await answering.receive())["type"] != "http.disconnect":
-            arrived += 1
+        while (message := await body.receive())["type"] != "http.disconnect":
+            arrived += len(message["body"])
             await trio.sleep(own)
             if not message["more_body"]:
                 break
         nursery.cancel_scope.cancel()
-    return arrived
+    return arrived // size
 
 
 async def test_progress_is_what_counts(autojump_clock: trio.testing.MockClock) -> None:

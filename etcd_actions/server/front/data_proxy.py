@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError as NoMessage
 from google.protobuf.message import Message
 
 from etcd_actions.actions.stored import StoredTaskAction
-from etcd_actions.blobs import BlobStore, Grant, UrlSigner, check_key, check_part
+from etcd_actions.blobs import BlobStore, Deployment, Grant, UrlSigner, check_key, check_part
+from etcd_actions.blobs.uploads import trash_key
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import FailedPrecondition, InvalidArgument, NotFound
 from etcd_actions.model import ROOT_ACTION, ActionId, Phase, flyte
@@ -58,6 +59,7 @@ class DataProxy:
         signer: Says when what is signed expires.
         transfers: Makes the URLs.
         most: Bytes of an upload, at most.
+        deployment: Whose uploads they are.
         find_task: Finds deployed tasks; None where there are none.
     """
 
@@ -70,6 +72,7 @@ class DataProxy:
         transfers: Transfers,
         *,
         most: int,
+        deployment: Deployment,
         find_task: FindTask | None = None,
     ) -> None:
         self._client = client
@@ -79,6 +82,7 @@ class DataProxy:
         self._signer = signer
         self._transfers = transfers
         self._most = most
+        self._deployment = deployment
         self._find_task = find_task
         self._readers = trio.CapacityLimiter(_READERS)
 
@@ -135,13 +139,15 @@ class DataProxy:
         content = md5.hex() or secrets.token_hex(_MD5_BYTES)
         name = check_part(request.filename or content, "filename")
         place = _project("uploads", request.project, request.domain)
+        place = f"{place}/{await self._deployment.name()}"
         if request.filename_root:
             root = request.filename_root.strip("/")
             check_key(root, "filename_root")
             key = f"{place}/named/{root}/{name}"
         else:
             key = f"{place}/content/{content}/{name}"
-        check_key(key, "filename_root and filename")
+        # Before it is collected it is moved, so the other key has to be possible, too.
+        check_key(trash_key("0" * 16, 0, key), "filename_root and filename")
         seconds = _seconds(request.expires_in, "expires_in")
         expires = self._signer.expiry(seconds)
         url = await self._store.signed_url("PUT", key, expires_in=seconds, md5=md5)
@@ -168,7 +174,7 @@ class DataProxy:
             raise InvalidArgument("run_id", "there is none, and no project_id: give one of them")
         ignored = await self._ignored_inputs(request)
         data = request.inputs.SerializeToString(deterministic=True)
-        key = f"{place}/{secrets.token_hex(16)}/inputs.pb"
+        key = f"{place}/{await self._deployment.name()}/{secrets.token_hex(16)}/inputs.pb"
         await self._store.put(key, _one(data), most=len(data))
         return pb.UploadInputsResponse(
             offloaded_input_data=run_pb2.OffloadedInputData(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from etcd_actions.blobs import BlobStore, UrlSigner
+from etcd_actions.blobs import BlobStore, Deployment, UrlSigner
 from etcd_actions.client import ActionsClient
 from etcd_actions.images import ImageBuilds
 from etcd_actions.registry.registry import Registry
@@ -74,7 +74,7 @@ class Front:
     def services(self, streams: Streams) -> Iterable[Service]:
         """The services, each with its methods."""
         deployed = None if self.registry is None else DeployedTasks(self.registry)
-        data = None if self.blobs is None else RunBlobs(self.blobs)
+        data = None if self.blobs is None else RunBlobs(self.blobs, self._deployment)
         yield RunService(
             self.client,
             streams,
@@ -91,6 +91,7 @@ class Front:
                 self._signer,
                 self._transfers,
                 most=self.max_upload_bytes,
+                deployment=self._deployment,
                 find_task=None if deployed is None else deployed.task_spec,
             )
             yield proxy
@@ -120,6 +121,10 @@ class Front:
     @cached_property
     def _signer(self) -> UrlSigner:
         return self.signer or UrlSigner(self.client.store, self.client.keys)
+
+    @cached_property
+    def _deployment(self) -> Deployment:
+        return Deployment(self.client.store, self.client.keys)
 
     @cached_property
     def _local_files(self) -> LocalFiles | None:

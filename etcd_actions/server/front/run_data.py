@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 from flyteidl2.common.run_pb2 import OffloadedInputData
 
-from etcd_actions.blobs import BlobStore
+from etcd_actions.blobs import BlobStore, Deployment
 from etcd_actions.model import ActionId
 from etcd_actions.server.front.inputs_hash import inputs_hash
 
@@ -23,10 +23,12 @@ class RunBlobs:
 
     Args:
         store: Where it is.
+        deployment: Whose it is.
     """
 
-    def __init__(self, store: BlobStore) -> None:
+    def __init__(self, store: BlobStore, deployment: Deployment) -> None:
         self._store = store
+        self._deployment = deployment
 
     def outputs_of(self, run: ActionId) -> str:
         """What the outputs of a run are below, unless it says otherwise."""
@@ -37,9 +39,10 @@ class RunBlobs:
     ) -> OffloadedInputData:
         """Keep inputs that came with a request; the same ones again are the same blob."""
         data = inputs.SerializeToString(deterministic=True)
-        # By their content: who asks for a name that is taken changes nothing of its run.
-        tag = hashlib.sha256(data).hexdigest()[:32]
-        key = f"inputs/{run.project}/{run.domain}/{run.run}/{tag}/inputs.pb"
+        # By run and content: who asks for a name that is taken changes nothing of its run.
+        tag = hashlib.sha256(f"{run.run}/".encode() + data).hexdigest()[:32]
+        deployment = await self._deployment.name()
+        key = f"inputs/{run.project}/{run.domain}/{deployment}/{tag}/inputs.pb"
         await self._store.put(key, _one(data), most=len(data))
         ignored = frozenset(spec.task_template.metadata.cache_ignore_input_vars)
         return OffloadedInputData(

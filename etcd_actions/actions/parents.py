@@ -1,0 +1,102 @@
+"""Parents of actions that are created: each state of one is decoded once for all children."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+from etcd_actions.actions.objects import Inherited
+from etcd_actions.actions.seen import LARGEST
+from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.etcd.api import KeyValue
+from etcd_actions.model import ActionId, Phase
+
+_MOST: Final = 256
+
+
+class Parent(NamedTuple):
+    """What counts of a parent's object.
+
+    Attributes:
+        action_id: Which action it is.
+        refusal: Why it can have no children; empty where it can.
+        inherited: What they take over.
+    """
+
+    action_id: ActionId
+    refusal: str
+    inherited: Inherited
+
+
+class Parents:
+    """The parents that were read last, of bounded number; those used least go first."""
+
+    def __init__(self) -> None:
+        # By key, with the bytes that it was decoded from.
+        self._found: OrderedDict[bytes, tuple[bytes, Parent]] = OrderedDict()
+        self._moved: OrderedDict[bytes, int] = OrderedDict()
+        self._aborts: OrderedDict[bytes, None] = OrderedDict()
+
+    def read(self, kv: KeyValue) -> Parent:
+        """A parent, decoded unless it was.
+
+        Raises:
+            DecodeError: It is no TaskAction.
+        """
+        found = self._found.get(kv.key)
+        if found is not None and found[0] == kv.value:
+            self._found.move_to_end(kv.key)
+            return found[1]
+        action = StoredTaskAction.of(kv)
+        refusal = ""
+        if action.is_deleting:
+            refusal = "is being deleted"
+        elif action.phase is Phase.ABORTED:
+            refusal = "is aborted"
+        parent = Parent(action.action_id, refusal, Inherited.of(action))
+        if len(kv.value) <= LARGEST:
+            self._found[kv.key] = kv.value, parent
+            self._found.move_to_end(kv.key)
+            if len(self._found) > _MOST:
+                self._found.popitem(last=False)
+        return parent
+
+    def moved(self, kv: KeyValue) -> None:
+        """Note that a parent was not what was seen of it last."""
+        self._moved[kv.key] = kv.mod_revision
+        self._moved.move_to_end(kv.key)
+        if len(self._moved) > _MOST:
+            self._moved.popitem(last=False)
+
+    def is_restless(self, key: bytes) -> bool:
+        """Whether a parent changed from one enqueue to the next, when that was looked at last."""
+        return key in self._moved
+
+    def rests(self, kv: KeyValue) -> bool:
+        """Whether a parent that was read is worth a guess: it did not just change again."""
+        before = self._moved.get(kv.key)
+        if before is None:
+            return True
+        if before == kv.mod_revision:
+            del self._moved[kv.key]
+            return True
+        self.moved(kv)
+        return False
+
+    def note_aborts(self, run: bytes, under_way: bool) -> None:
+        """Note whether aborts were under way in a run, which is known by where they are kept."""
+        self._aborts.pop(run, None)
+        if under_way:
+            self._aborts[run] = None
+            if len(self._aborts) > _MOST:
+                self._aborts.popitem(last=False)
+
+    def has_aborts(self, run: bytes) -> bool:
+        """Whether aborts were under way in a run, when that was looked at last."""
+        return run in self._aborts
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._found.clear()
+        self._moved.clear()
+        self._aborts.clear()

@@ -1,0 +1,200 @@
+"""The keys of uploads, and how they are found where something refers to them; no I/O.
+
+What is collected is a unit: all that is below ``content/<digest>`` or ``named/<root>`` of one
+deployment, or the directory of one run's inputs. A reference is found by the deployment's name in
+any bytes, however the rest of the URL is written. What refers to less than a unit refers to all
+uploads. So at worst something is kept that nobody needs.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import bisect
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+from urllib.parse import unquote
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{32}")
+_SAFE: Final = re.compile(r"[A-Za-z0-9._~-]*")
+# A slash, also as JSON and URLs may have it, and what a path may have instead of one.
+_SLASH: Final = rb"(?:/|\\/|%2[Ff]|(?<=/)\.(?=/))+"
+_BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
+_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
+_DEPTH: Final = 3
+"""How many times bytes may have been written in base64, one within the other."""
+_IMAGE: Final = re.compile(rb"@sha256:([0-9a-f]{64})")
+_OF_A_RUN: Final = re.compile(rb"/runs" + 3 * (_SLASH + rb"([^/\\\x00-\x1f\"]{1,255})") + _SLASH)
+_ALL: Final = "*"
+_TRASH: Final = "trash"
+_UPLOADS: Final = ("content", "named")
+
+
+def trash_key(deployment: str, moved: int, key: str) -> str:
+    """Where an upload is between its use and its end.
+
+    Args:
+        deployment: Whose it is.
+        moved: When, in seconds of the wall clock.
+        key: Its key.
+    """
+    return f"{trash_of(deployment)}/{moved}/{key}"
+
+
+def trash_of(deployment: str) -> str:
+    """What the keys of a deployment's trash are below."""
+    return f"{_TRASH}/{deployment}"
+
+
+def parse_trash(key: str) -> tuple[int, str] | None:
+    """When an upload was moved, and what its key was; None for what is not in the trash."""
+    parts = key.split("/", 3)
+    if len(parts) < 4 or parts[0] != _TRASH or not (parts[2].isascii() and parts[2].isdigit()):
+        return None
+    return int(parts[2]), parts[3]
+
+
+def runs_in(data: bytes) -> set[str]:
+    """The runs whose outputs are named in bytes: project, domain and name, with slashes."""
+    found: set[str] = set()
+    for each in _OF_A_RUN.finditer(data):
+        run = b"/".join(each.groups()).decode(errors="replace")
+        found |= {run, unquote(run)}
+    return found
+
+
+def unit_of(key: str, deployment: str) -> str | None:
+    """The unit of a key of a deployment; None for what is another's, or no upload."""
+    parts = key.split("/")
+    if len(parts) < 6 or parts[3] != deployment:
+        return None
+    if parts[0] == "inputs" and _DIGEST.fullmatch(parts[4]):
+        return f"inputs/{parts[4]}"
+    if parts[0] != "uploads" or len(parts) < 7 or parts[4] not in _UPLOADS:
+        return None
+    if parts[4] == "content" and not _DIGEST.fullmatch(parts[5]):
+        return None
+    return f"{parts[4]}/{parts[5]}"
+
+
+class References:
+    """What is referred to.
+
+    Attributes:
+        images: The digests of images' definitions.
+    """
+
+    def __init__(self, found: Iterable[str] = ()) -> None:
+        self.images: set[str] = set()
+        self._units: set[str] = set()
+        self._names: list[str] = []
+        self._all = False
+        self.add(found)
+
+    def add(self, found: Iterable[str]) -> None:
+        """Add what `ReferenceFinder.find` found."""
+        for each in found:
+            kind, _, rest = each.partition("/")
+            if each == _ALL:
+                self._all = True
+            elif kind == "image":
+                self.images.add(rest)
+            elif each not in self._units:
+                self._units.add(each)
+                if kind == "named":
+                    bisect.insort(self._names, rest)
+
+    def keeps(self, unit: str) -> bool:
+        """Whether something refers to a unit, or may do so."""
+        if self._all or unit in self._units:
+            return True
+        kind, _, name = unit.partition("/")
+        if kind != "named":
+            return False
+        # What follows a name in the bytes may look like a part of it, and a character that is
+        # written in another way ends it. So one may begin with the other.
+        matched = _SAFE.match(name)
+        assert matched is not None
+        safe = matched[0]
+        at = bisect.bisect_left(self._names, safe)
+        if at < len(self._names) and self._names[at].startswith(safe):
+            return True
+        return any(f"named/{safe[:end]}" in self._units for end in range(len(safe)))
+
+
+class ReferenceFinder:
+    """Finds what bytes refer to.
+
+    Args:
+        deployment: Whose uploads are looked for.
+    """
+
+    def __init__(self, deployment: str) -> None:
+        name = deployment.encode()
+        self._name = re.compile(re.escape(name))
+        self._unit = re.compile(
+            re.escape(name)
+            + _SLASH
+            + rb"(?:content"
+            + _SLASH
+            + rb"(?P<content>[0-9a-f]{32})|named"
+            + _SLASH
+            + rb"(?P<named>[A-Za-z0-9._~-]{0,255})|(?P<inputs>[0-9a-f]{32}))"
+        )
+        self._needles = tuple(_hidden([name, b"@sha256:"]))
+
+    def find(self, data: bytes) -> set[str]:
+        """What bytes refer to, in base64, too."""
+        found: set[str] = set()
+        self._find(data, found, _DEPTH)
+        return found
+
+    def _find(self, data: bytes, found: set[str], depth: int) -> None:
+        for at in self._name.finditer(data):
+            unit = self._unit.match(data, at.start())
+            if unit is None or unit.lastgroup is None:
+                found.add(_ALL)
+            else:
+                found.add(f"{unit.lastgroup}/{unit[unit.lastgroup].decode()}")
+        found.update(f"image/{each[1].decode()}" for each in _IMAGE.finditer(data))
+        if not depth or not any(needle in data for needle in self._needles):
+            return
+        for run in _BASE64.finditer(data):
+            text = run[0].rstrip(b"=").translate(_URL_SAFE)
+            # Where the text begins that what is before it only looks like, nobody knows.
+            for start in range(4):
+                for end in (0, 1):
+                    decoded = _decoded(text[start:], end)
+                    if decoded:
+                        self._find(decoded, found, depth - 1)
+
+
+def _decoded(text: bytes, cut: int) -> bytes:
+    """Decode base64 without padding; one character is cut off where it cannot be decoded."""
+    if (len(text) % 4 == 1) != bool(cut):
+        return b""
+    text = text[: len(text) - cut]
+    try:
+        return base64.b64decode(text + b"=" * (-len(text) % 4))
+    except (binascii.Error, ValueError):
+        return b""
+
+
+class _Text(NamedTuple):
+    data: bytes
+    depth: int
+
+
+def _hidden(names: Iterable[bytes]) -> Iterator[bytes]:
+    """How base64 writes names within other bytes: each in three ways, and so on."""
+    waiting = [_Text(name, _DEPTH) for name in names]
+    while waiting:
+        name, depth = waiting.pop()
+        for before in range(3):
+            text = base64.b64encode(bytes(before) + name)
+            # Characters that depend on what is around the name are left out.
+            needle = text[-(-before * 8 // 6) : (before + len(name)) * 8 // 6]
+            yield needle
+            if depth > 1:
+                waiting.append(_Text(needle, depth - 1))

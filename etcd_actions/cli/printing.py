@@ -1,0 +1,52 @@
+"""What is printed while a command line is parsed: help, the version, scripts.
+
+What the output of a command is written with is in :mod:`etcd_actions.cli.output`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+import click
+
+from etcd_actions.cli.exits import unwritable
+
+
+def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]], Any]:
+    """Give a command the flag ``--output``; see :func:`~etcd_actions.cli.output.chosen_format`.
+
+    Args:
+        formats: What it can print.
+        elsewhere: What it prints where standard output is no terminal.
+    """
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(formats),
+        help=f"[default: table on a terminal, else {elsewhere}]",
+    )
+
+
+@contextmanager
+def output_by_print() -> Iterator[None]:
+    """Let the body print to standard output, which it may leave buffered.
+
+    A reader that reads no further ends the body early and is no error.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        yield
+        if cast("IO[str] | None", sys.stdout) is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered would fail again as the process ends.
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (no path of anybody's)
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise unwritable(error) from error

@@ -1,0 +1,370 @@
+"""Members of a group commit: what each touches, and whether it meets the others of its group.
+
+The check costs a few look-ups by hash and by bisection for each member, however many the group
+has: see :class:`Touched`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from etcd_actions.etcd.api import (
+    Compare,
+    Delete,
+    Get,
+    KeyRange,
+    OperationResult,
+    Put,
+    Txn,
+    TxnResult,
+)
+
+_OVERHEAD: Final = 32
+"""About the bytes that an operation or a compare has on the wire besides keys and value."""
+
+
+class Waiting:
+    """A task that waits for the answer to its transaction."""
+
+    __slots__ = ("error", "result", "task")
+
+    def __init__(self) -> None:
+        self.result: TxnResult | None = None
+        self.error: Exception | None = None
+        self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+
+    async def answer(self) -> TxnResult:
+        """Wait for it.
+
+        Cancelled, the transaction may have been done.
+
+        Raises:
+            Exception: What `fail` was called with.
+        """
+        await trio.lowlevel.wait_task_rescheduled(self._abandon)
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
+
+    def succeed(self, result: TxnResult) -> None:
+        """Wake the task."""
+        if self.task is not None:
+            self.result = result
+            trio.lowlevel.reschedule(self.task)
+            self.task = None
+
+    def fail(self, error: Exception) -> None:
+        """Wake the task; once only."""
+        if self.task is not None:
+            self.error = error
+            trio.lowlevel.reschedule(self.task)
+            self.task = None
+
+    def _abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """Nobody waits any more."""
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class Write(Waiting):
+    """A transaction that may write, and what matters of it to a group.
+
+    Most are a compare-and-swap of one key: that ``key`` is all that they write and look at.
+    """
+
+    __slots__ = ("key", "operations", "puts", "size", "touches", "txn")
+
+    def __init__(self, txn: Txn) -> None:
+        super().__init__()
+        self.txn = txn
+        self.touches: Footprint | None = None
+        self.key = _only_key(txn)
+        if self.key:
+            change = txn.success[0]
+            self.puts = type(change) is Put
+            self.operations = 1
+            self.size = 128 + 3 * len(self.key)
+            if type(change) is Put:
+                self.size += len(change.value)
+        else:
+            self.touches = touches = Footprint()
+            touches.add(txn)
+            self.puts = touches.a_put is not None
+            self.operations = _operations(txn)
+            self.size = touches.size
+
+    @property
+    def name(self) -> bytes:
+        """A key that it is known by, when it is tried again."""
+        if self.touches is None:
+            return self.key
+        return min(self.touches.written or self.touches.looked, default=b"")
+
+    @property
+    def counted(self) -> Put | None:
+        """A put of it for the quota to count."""
+        if self.touches is None:
+            return Put(self.key, b"") if self.puts else None
+        put = self.touches.a_put
+        return None if put is None else Put(put.key, b"")
+
+
+class Read(Waiting):
+    """A transaction that only reads, without a compare."""
+
+    __slots__ = ("gets",)
+
+    def __init__(self, gets: Sequence[Get]) -> None:
+        super().__init__()
+        self.gets = gets
+
+    @property
+    def name(self) -> bytes:
+        """A key that it is known by, when it is tried again."""
+        return min((get.keys.start for get in self.gets), default=b"")
+
+    def take(self, answers: dict[Get, OperationResult], revision: int) -> None:
+        """Wake the task with its own of the answers to a group."""
+        self.succeed(TxnResult(True, [answers[get] for get in self.gets], revision))
+
+
+def reads_of(txn: Txn) -> Sequence[Get] | None:
+    """What a transaction reads that does nothing else and compares nothing; else None."""
+    compares, success, failure = txn
+    if compares or failure or not success:
+        return None
+    for operation in success:
+        if type(operation) is not Get:
+            return None
+    return success  # type: ignore[return-value]
+
+
+def is_guarded_read(txn: Txn) -> bool:
+    """Whether a transaction compares, and only reads on both branches."""
+    return bool(txn.compare) and all(
+        type(operation) is Get for operation in (*txn.success, *txn.failure)
+    )
+
+
+class Footprint:
+    """The keys that a transaction may write, and those that it may look at.
+
+    Attributes:
+        written: Keys that it puts or deletes.
+        written_ranges: Ranges that it deletes.
+        looked: Keys that it compares or reads.
+        looked_ranges: Ranges that it compares or reads.
+        a_put: One of its puts; None without any.
+        size: About what the transaction has on the wire, in bytes.
+    """
+
+    __slots__ = ("a_put", "looked", "looked_ranges", "size", "written", "written_ranges")
+
+    def __init__(self) -> None:
+        self.written: set[bytes] = set()
+        self.written_ranges: set[KeyRange] = set()
+        self.looked: set[bytes] = set()
+        self.looked_ranges: set[KeyRange] = set()
+        self.a_put: Put | None = None
+        self.size = 0
+
+    def add(self, txn: Txn) -> None:
+        """Add all that a transaction may touch, on either branch."""
+        self.size += 16
+        for compare in txn.compare:
+            self._look(_compared(compare))
+            if isinstance(compare.operand, bytes):
+                self.size += len(compare.operand)
+        for branch in (txn.success, txn.failure):
+            for operation in branch:
+                match operation:
+                    case Put(key, value):
+                        self.written.add(key)
+                        self.a_put = operation
+                        self.size += _OVERHEAD + len(key) + len(value)
+                    case Delete(keys):
+                        if _is_one_key(keys):
+                            self.written.add(keys.start)
+                        else:
+                            self.written_ranges.add(keys)
+                        self.size += _OVERHEAD + len(keys.start) + len(keys.end)
+                    case Get(keys):
+                        self._look(keys)
+                    case Txn():
+                        self.add(operation)
+
+    def _look(self, keys: KeyRange) -> None:
+        start, end = keys
+        if _is_one_key(keys):
+            self.looked.add(start)
+        else:
+            self.looked_ranges.add(keys)
+        self.size += _OVERHEAD + len(start) + len(end)
+
+
+class Touched:
+    """The keys that the members of a group write, and those that they look at.
+
+    A key is found by its hash. A range is found among sorted keys, and a key or a range among
+    sorted ranges that do not overlap, by bisection: n members need O(n log n) comparisons.
+    """
+
+    def __init__(self) -> None:
+        self._written = _SortedKeys()
+        self._looked = _SortedKeys()
+        self._written_spans = _Spans()
+        self._looked_spans = _Spans()
+
+    def add(self, member: Write) -> bool:
+        """Add what a member touches, unless it meets what is here; whether it was added."""
+        touches = member.touches
+        if touches is None:
+            key = member.key
+            if self._meets_written_key(key):
+                return False
+            self._written.add(key)
+            return True
+        if self._meets(touches):
+            return False
+        for key in touches.written:
+            self._written.add(key)
+        for key in touches.looked:
+            self._looked.add(key)
+        for keys in touches.written_ranges:
+            self._written_spans.add(keys)
+        for keys in touches.looked_ranges:
+            self._looked_spans.add(keys)
+        return True
+
+    def _meets_written_key(self, key: bytes) -> bool:
+        """Whether a key that another writes is written or looked at here."""
+        return (
+            key in self._written.keys
+            or key in self._looked.keys
+            or key in self._looked_spans
+            or key in self._written_spans
+        )
+
+    def _meets(self, other: Footprint) -> bool:
+        """Whether one of the two writes what the other writes or looks at."""
+        written, written_spans = self._written, self._written_spans
+        return (
+            any(map(self._meets_written_key, other.written))
+            or any(key in written.keys or key in written_spans for key in other.looked)
+            or any(
+                written.is_any_in(keys) or written_spans.is_any_in(keys)
+                for keys in other.looked_ranges
+            )
+            or any(
+                part.is_any_in(keys)
+                for keys in other.written_ranges
+                for part in (written, self._looked, written_spans, self._looked_spans)
+            )
+        )
+
+
+class _SortedKeys:
+    """A set of keys that also finds those of a range.
+
+    Attributes:
+        keys: The set.
+    """
+
+    __slots__ = ("_sorted", "keys")
+
+    def __init__(self) -> None:
+        self.keys: set[bytes] = set()
+        self._sorted: list[bytes] = []
+
+    def add(self, key: bytes) -> None:
+        if key not in self.keys:
+            self.keys.add(key)
+            insort(self._sorted, key)
+
+    def is_any_in(self, keys: KeyRange) -> bool:
+        at = bisect_left(self._sorted, keys.start)
+        return at < len(self._sorted) and self._sorted[at] < keys.end
+
+
+class _Spans:
+    """A union of ranges: sorted, without overlaps."""
+
+    __slots__ = ("_ends", "_known", "_starts")
+
+    def __init__(self) -> None:
+        self._starts: list[bytes] = []
+        self._ends: list[bytes] = []
+        self._known: set[KeyRange] = set()
+
+    def add(self, keys: KeyRange) -> None:
+        start, end = keys
+        if keys in self._known or start >= end:
+            return
+        self._known.add(keys)
+        # Those that overlap or adjoin it become one with it.
+        first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)
+        if first < last:
+            start, end = min(start, self._starts[first]), max(end, self._ends[last - 1])
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [end]
+
+    def __contains__(self, key: bytes) -> bool:
+        at = bisect_right(self._starts, key)
+        return at > 0 and key < self._ends[at - 1]
+
+    def is_any_in(self, keys: KeyRange) -> bool:
+        """Whether a range overlaps one of these."""
+        start, end = keys
+        at = bisect_left(self._starts, end)
+        return at > 0 and start < end and start < self._ends[at - 1]
+
+
+def nested(group: Sequence[Write]) -> Txn:
+    """Members in one transaction, with something for the quota to count."""
+    counted = next((put for member in group if (put := member.counted) is not None), None)
+    never = () if counted is None else (counted,)
+    return Txn((), [member.txn for member in group], never)
+
+
+def _only_key(txn: Txn) -> bytes:
+    """The one key of a compare-and-swap or compare-and-delete; empty for any other."""
+    compares, success, failure = txn
+    if len(compares) != 1 or len(success) != 1 or len(failure) > 1:
+        return b""
+    compare, change = compares[0], success[0]
+    key = compare.key
+    if compare.range_end or type(compare.operand) is bytes:
+        return b""
+    if type(change) is Put:
+        if change.key != key:
+            return b""
+    elif type(change) is not Delete or change.keys.start != key or not _is_one_key(change.keys):
+        return b""
+    if failure:
+        other = failure[0]
+        if type(other) is not Get or other.keys.start != key or not _is_one_key(other.keys):
+            return b""
+    return key
+
+
+def _is_one_key(keys: KeyRange) -> bool:
+    start, end = keys
+    return len(end) == len(start) + 1 and end == start + b"\0"
+
+
+def _compared(compare: Compare) -> KeyRange:
+    return KeyRange(compare.key, compare.range_end or compare.key + b"\0")
+
+
+def _operations(txn: Txn) -> int:
+    """How much of etcd's budget of operations a transaction takes, as etcd counts."""
+    inner = max(
+        (_operations(each) for each in (*txn.success, *txn.failure) if isinstance(each, Txn)),
+        default=0,
+    )
+    return inner + max(len(txn.compare), len(txn.success), len(txn.failure))

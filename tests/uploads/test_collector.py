@@ -1,0 +1,618 @@
+"""What is collected, when, and what becomes of it if something happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+import structlog.testing
+import trio
+
+from etcd_actions import open_actions_client, open_etcd
+from etcd_actions.blobs import BlobError, BlobInfo, BlobStore
+from etcd_actions.blobs.uploads import trash_key
+from etcd_actions.errors import EtcdError, Unavailable
+from etcd_actions.etcd.api import KeyRange
+from etcd_actions.images import StoredImage
+from etcd_actions.uploads import Incomplete, Swept
+from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
+from tests.support.waiting import eventually
+from tests.uploads.test_references import literal, spec_of
+from tests.uploads.world import KEEP, ROOT, World
+
+Then = Callable[[], Awaitable[object]]
+
+
+class Meanwhile:
+    """A store in which something happens just before, or after, something is moved."""
+
+    def __init__(
+        self, store: BlobStore, *, before: Then | None = None, after: Then | None = None
+    ) -> None:
+        self._store = store
+        self.before, self.after = before, after
+        self.moved: list[tuple[str, str]] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
+        if (then := self.before) is not None:
+            self.before = None
+            await then()
+        is_moved = await self._store.move(key, to, unless_after=unless_after)
+        self.moved.append((key, to))
+        if (then := self.after) is not None:
+            self.after = None
+            await then()
+        return is_moved
+
+
+def meanwhile(world: World, *, before: Then | None = None, after: Then | None = None) -> BlobStore:
+    return Meanwhile(world.blobs, before=before, after=after)  # type: ignore[return-value]
+
+
+async def test_what_nothing_names_goes_step_by_step(world: World) -> None:
+    key = await world.upload()
+    collector = world.collector()
+    world.now += KEEP - timedelta(hours=1)
+    assert [await collector.sweep() for _ in range(2)] == [Swept(), Swept()]
+    world.now += timedelta(hours=2)
+    # One mark is not enough.
+    assert await collector.sweep() == Swept()
+    assert await world.there(key)
+    assert await collector.sweep() == Swept(moved=1)
+    assert await world.stored() == [trash_key(world.deployment, int(world.now.timestamp()), key)]
+    world.now += timedelta(minutes=59)
+    assert await collector.sweep() == Swept()
+    world.now += timedelta(minutes=2)
+    assert await collector.sweep() == Swept(uploads=1, bytes=4)
+    assert await world.stored() == []
+    assert await collector.sweep() == Swept()
+
+
+async def test_an_upload_of_the_same_content_counts_as_new(world: World) -> None:
+    key = await world.upload()
+    old = world.now.timestamp() - 3600
+    os.utime(world.blobs.native_url(key), (old, old))
+    await world.upload()
+    world.now += KEEP - timedelta(minutes=10)
+    await world.sweeps(times=1)
+    await world.sweeps(times=1)
+    collector = world.collector()
+    world.now -= timedelta(hours=4)
+    assert [await collector.sweep() for _ in range(3)] == [Swept()] * 3
+    assert await world.there(key)
+
+
+async def test_what_is_uploaded_again_before_it_is_moved_stays(world: World) -> None:
+    key = await world.upload()
+    world.now += KEEP * 2
+    done = await world.sweeps(world.collector(blobs=meanwhile(world, before=world.upload)))
+    assert await world.stored() == [key]
+    assert done == Swept()
+
+
+async def test_what_is_uploaded_again_while_it_is_moved_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await world.upload()
+    path = world.blobs.native_url(key)
+    link = os.link
+
+    def refreshed(*args: object, **named: object) -> None:
+        link(*args, **named)  # type: ignore[arg-type]
+        os.utime(path)
+
+    world.now += KEEP * 2
+    collector = world.collector()
+    await collector.sweep()
+    monkeypatch.setattr(os, "link", refreshed)
+    assert await collector.sweep() == Swept()
+    assert await world.stored() == [key]
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+async def test_an_upload_notices_that_the_same_was_moved_away(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, is_replaced: bool
+) -> None:
+    key = await world.upload()
+    path = Path(world.blobs.native_url(key))
+    utime = os.utime
+    moved: list[Path] = []
+
+    def too_late(descriptor: int) -> None:
+        utime(descriptor)
+        if not moved:
+            moved.append(path.rename(world.folder / "elsewhere"))
+            if is_replaced:
+                path.write_bytes(b"code")
+                utime(path, (1, 1))
+
+    monkeypatch.setattr(os, "utime", too_late)
+    await world.upload()
+    assert moved
+    assert path.read_bytes() == b"code"
+    assert path.stat().st_mtime > 1
+
+
+async def test_what_is_uploaded_again_after_it_was_moved_is_another_file(world: World) -> None:
+    key = await world.upload()
+    world.now += KEEP * 2
+    store = meanwhile(world, after=world.upload)
+    done = await world.sweeps(world.collector(blobs=store))
+    assert await world.stored() == [key]
+    assert done == Swept(uploads=1, bytes=4, moved=1)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_what_a_run_names_while_it_is_swept_gets_its_place_back(
+    world: World, when: str
+) -> None:
+    key = await world.upload()
+    spec = spec_of(world.blobs.native_url(key))
+
+    async def run() -> None:
+        await world.etcd.put(world.keys.run_task(ROOT), spec.SerializeToString())
+
+    world.now += KEEP * 2
+    store = meanwhile(world, **{when: run})
+    done = await world.sweeps(world.collector(blobs=store))
+    assert await world.stored() == [key]
+    assert done == Swept(moved=1, restored=1)
+
+
+async def test_inputs_bring_back_what_they_name(world: World) -> None:
+    key = await world.upload()
+    inputs = await world.inputs(literal(world.blobs.native_url(key)))
+    world.now += KEEP * 2
+    collector = world.collector()
+    assert (await world.sweeps(collector, 2)).moved == 2
+    assert not await world.there(key)
+    # Of a client that kept the URL. It is in the trash for longer than needed.
+    await world.record(input_uri=inputs)
+    done = await world.sweeps(collector, 3)
+    assert (done.restored, done.uploads) == (2, 0)
+    assert await world.there(key)
+    assert Path(inputs).exists()
+
+
+async def test_inputs_that_a_run_names_while_they_are_swept_bring_back_what_they_name(
+    world: World,
+) -> None:
+    key = await world.upload()
+    inputs = await world.inputs(literal(world.blobs.native_url(key)))
+    world.now += KEEP * 2
+    store = meanwhile(world, after=lambda: world.record(input_uri=inputs))
+    collector = world.collector(blobs=store)
+    await collector.sweep()
+    assert await collector.sweep() == Swept(moved=2, restored=2)
+    assert await world.there(key)
+
+
+class _Away:
+    """An etcd that goes away at the n-th reading of a range of keys."""
+
+    def __init__(self, world: World, calls: int) -> None:
+        self.calls = calls
+        self._each = world.store.each
+
+    async def __call__(self, keys: KeyRange) -> AsyncGenerator[object]:
+        self.calls -= 1
+        async with aclosing(self._each(keys)) as kvs:
+            async for kv in kvs:
+                if not self.calls:
+                    raise Unavailable("etcd is away")
+                yield kv
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+async def test_where_etcd_is_away_nothing_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    key = await world.upload()
+    await world.record()
+    world.now += KEEP * 2
+    collector = world.collector()
+    await collector.sweep()
+    away = _Away(world, calls)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "each", away)
+        with pytest.raises(EtcdError, match="etcd is away"):
+            await collector.sweep()
+    assert away.calls == 0
+    assert await world.stored() == [key]
+
+
+async def _undecodable(world: World) -> None:
+    await world.etcd.put(world.keys.run_record(ROOT), b"{}")
+
+
+async def _of_a_later_version(world: World) -> None:
+    await world.record()
+    kv = await world.store.get(world.keys.run_record(ROOT))
+    assert kv is not None
+    value = msgspec.json.decode(kv.value) | {"form": 2}
+    await world.etcd.put(kv.key, msgspec.json.encode(value))
+
+
+async def _no_object(world: World) -> None:
+    await world.etcd.put(world.keys.task_action(ROOT), b"k8s:enc:aescbc:v1:x")
+
+
+async def _elsewhere(world: World) -> None:
+    await world.record(input_uri="s3://elsewhere/inputs.pb")
+
+
+@pytest.mark.parametrize("spoil", [_undecodable, _of_a_later_version, _no_object, _elsewhere])
+async def test_where_something_cannot_be_read_nothing_goes(
+    world: World, spoil: Callable[[World], Awaitable[None]]
+) -> None:
+    key = await world.upload()
+    world.now += KEEP * 2
+    collector = world.collector()
+    await collector.sweep()
+    await spoil(world)
+    with pytest.raises(Incomplete):
+        await collector.sweep()
+    assert await world.stored() == [key]
+    # What is in the trash stays there, too.
+    await world.forget()
+    await collector.sweep()
+    await spoil(world)
+    world.now += timedelta(days=1)
+    with pytest.raises(Incomplete):
+        await collector.sweep()
+    assert len(await world.stored()) == 1
+
+
+async def test_where_the_store_does_not_answer_nothing_goes(world: World) -> None:
+    class Failing(Meanwhile):
+        def read(self, key: str) -> AbstractAsyncContextManager[object]:
+            raise BlobError(f"not {key} now")
+
+    key = await world.upload()
+    inputs = await world.inputs(literal(world.blobs.native_url(key)))
+    await world.record(input_uri=inputs)
+    world.now += KEEP * 2
+    failing = Failing(world.blobs)
+    with pytest.raises(BlobError, match=r"not inputs/.* now"):
+        await world.sweeps(world.collector(blobs=failing))  # type: ignore[arg-type]
+    assert failing.moved == []
+    assert await world.there(key)
+
+
+async def test_who_is_cut_off_in_the_middle_is_followed_by_another(world: World) -> None:
+    keys = [await world.upload(b"%d" % number) for number in range(4)]
+    named = spec_of(world.blobs.native_url(keys[0]))
+    world.now += KEEP * 2
+    with trio.CancelScope() as scope:
+
+        async def cut() -> None:
+            await world.etcd.put(world.keys.run_task(ROOT), named.SerializeToString())
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+
+        await world.sweeps(world.collector(blobs=meanwhile(world, after=cut)))
+    assert scope.cancelled_caught
+    assert len(await world.stored()) == 4
+    world.now += timedelta(days=1)
+    await world.sweeps(times=4)
+    assert await world.stored() == [keys[0]]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+async def test_a_move_that_was_cut_off_left_two_names(world: World, *, is_named: bool) -> None:
+    key = await world.upload()
+    trash = world.folder / trash_key(world.deployment, int(world.now.timestamp()), key)
+    trash.parent.mkdir(parents=True)
+    trash.hardlink_to(world.folder / key)
+    if is_named:
+        spec = spec_of(world.blobs.native_url(key))
+        await world.etcd.put(world.keys.run_task(ROOT), spec.SerializeToString())
+    world.now += KEEP * 2
+    await world.sweeps(times=4)
+    assert await world.stored() == ([key] if is_named else [])
+
+
+async def test_what_is_of_others_stays(world: World) -> None:
+    digest = "ab" * 16
+    others = [
+        f"uploads/p/d/content/{digest}/code.tar.gz",
+        "uploads/p/d/named/x/y",
+        f"uploads/p/d/{'f' * 16}/content/{digest}/code.tar.gz",
+        f"uploads/p/d/{world.deployment}/content/no-digest/x",
+        f"inputs/p/d/{'f' * 16}/{digest}/inputs.pb",
+        "inputs/p/d/r1/x/inputs.pb",
+        f"trash/{'f' * 16}/1/uploads/p/d/{world.deployment}/content/{digest}/x",
+        f"trash/{world.deployment}/1/uploads/p/d/{'f' * 16}/content/{digest}/x",
+        "runs/p/d/r1/a0/1/outputs.pb",
+    ]
+    for each in others:
+        await world.put(each, b"x")
+    world.now += KEEP * 2
+    assert await world.sweeps() == Swept()
+    assert sorted(await world.stored()) == sorted(others)
+
+
+async def test_no_link_leads_elsewhere(world: World, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("x")
+    mine = world.folder / f"uploads/p/d/{world.deployment}"
+    key = await world.upload()
+    digest = "cd" * 16
+    (mine / "content" / digest).mkdir()
+    (mine / "content" / digest / "code.tar.gz").symlink_to(outside / "precious")
+    (mine / "content" / ("ef" * 16)).symlink_to(outside)
+    (mine / "named").symlink_to(outside)
+    (world.folder / "inputs").symlink_to(outside)
+    world.now += KEEP * 2
+    assert (await world.sweeps()).uploads == 1
+    assert not await world.there(key)
+    # The trash itself may be one.
+    again = await world.upload(b"again")
+    (world.folder / "trash").symlink_to(outside)
+    world.now += KEEP * 2
+    with pytest.raises(BlobError):
+        await world.sweeps()
+    assert await world.there(again)
+    assert [each.name for each in outside.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a\\b", "%2e%2e%2f", "..x", "x" * 255, "ünï", "a b", "*?[", "-rf"]
+)
+async def test_whatever_an_upload_is_called_it_goes(world: World, name: str) -> None:
+    await world.upload(name=name)
+    await world.named(name, name)
+    world.now += KEEP * 2
+    assert (await world.sweeps()).uploads == 2
+    assert await world.stored() == []
+
+
+async def test_a_dry_run_only_says_what_would_go(world: World) -> None:
+    key = await world.upload()
+    await world.images.put(StoredImage(name="n:t", spec=b"x"))
+    world.now += KEEP * 2
+    done = await world.sweeps(world.collector(dry_run=True))
+    assert (done.moved, done.uploads, done.images) == (2, 0, 0)
+    assert await world.stored() == [key]
+    assert await world.images.named("n:t") is not None
+
+
+async def test_only_so_many_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etcd_actions.uploads.collector._MOST", 3)
+    for number in range(5):
+        key = await world.upload(b"%d" % number)
+        await world.inputs(literal(world.blobs.native_url(key)))
+    world.now += KEEP * 2
+    collector = world.collector()
+    assert [(await collector.sweep()).moved for _ in range(6)] == [0, 3, 3, 3, 1, 0]
+
+
+async def test_the_leader_alone_sweeps_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_FIRST", "_SOON", "_EVERY", "_LEADS_EVERY"):
+        monkeypatch.setattr(f"etcd_actions.uploads.collector.{name}", 0.001)
+    await world.upload()
+    world.now += KEEP * 2
+    leads, asked = False, 0
+
+    def is_leading() -> bool:
+        nonlocal asked
+        asked += 1
+        # A day between two looks.
+        world.now += timedelta(days=1)
+        return leads
+
+    collector = world.collector()
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collector.run, is_leading)
+            await eventually(lambda: asked > 5)
+            assert len(await world.stored()) == 1
+            leads = True
+            await eventually(lambda: collector.collected.uploads == 1)
+            nursery.cancel_scope.cancel()
+    events = [each for each in logs if each["event"] == "uploads_collected"]
+    assert [(each["moved"], each["uploads"]) for each in events] == [(1, 0), (0, 1)]
+
+
+class TestImages:
+    """Definitions of images."""
+
+    async def test_what_nothing_names_goes(self, world: World) -> None:
+        reference = await world.images.put(StoredImage(name="n:t", spec=b"x"))
+        # Two names of one definition; another one is named by what a run runs.
+        await world.images.put(StoredImage(name="m:t", spec=b"x"))
+        named = await world.images.put(StoredImage(name="k:t", spec=b"y"))
+        spec = spec_of("")
+        spec.task_template.container.image = str(named)
+        await world.etcd.put(world.keys.run_task(ROOT), spec.SerializeToString())
+        world.now += KEEP - timedelta(hours=8)
+        assert (await world.sweeps()).images == 0
+        world.now += timedelta(days=1)
+        assert (await world.sweeps()).images == 1
+        assert await world.images.get(reference.digest) is None
+        assert await world.images.named("k:t") is not None
+        names, _ = await world.store.read(KeyRange.of_prefix(world.keys.images + b"names/"))
+        assert [kv.key.rpartition(b"/")[2] for kv in names] == [b"k:t"]
+
+    async def test_what_is_asked_for_stays(self, world: World) -> None:
+        reference = await world.images.put(StoredImage(name="n:t", spec=b"x"))
+        collector = world.collector()
+        world.now += KEEP * 2
+        await collector.sweep()
+        assert await world.images.use(reference.digest)
+        assert (await world.sweeps(collector)).images == 0
+        assert await world.images.use(reference.digest)
+
+    async def test_what_is_asked_for_while_it_is_swept_stays(self, world: World) -> None:
+        reference = await world.images.put(StoredImage(name="n:t", spec=b"x"))
+        world.now += KEEP * 2
+        (seen,) = await world.images.unused(world.now - KEEP)
+        assert await world.images.use(reference.digest)
+        assert not await world.images.remove(seen)
+        assert await world.images.get(reference.digest) is not None
+
+    async def test_what_is_gone_is_not_used(self, world: World) -> None:
+        assert not await world.images.use("0" * 64)
+
+    async def test_of_an_earlier_version_the_age_begins_now(self, world: World) -> None:
+        image = StoredImage(name="n:t", spec=b"x")
+        key = world.keys.images + b"definitions/" + image.digest.encode()
+        await world.etcd.put(key, msgspec.json.encode(image))
+        world.now += KEEP * 2
+        assert (await world.sweeps()).images == 0
+        world.now += KEEP * 2
+        assert (await world.sweeps()).images == 1
+
+    async def test_a_definition_that_cannot_be_read_stays(self, world: World) -> None:
+        await world.etcd.put(world.keys.images + b"definitions/x", b"?")
+        world.now += KEEP * 2
+        assert await world.sweeps() == Swept()
+
+
+@pytest.mark.parametrize("seed", first_everyday(range(12), 3))
+async def test_exactly_what_can_be_reached_stays(world: World, seed: int) -> None:
+    """Random uploads, inputs that name some, runs and tasks that come and go."""
+    chance = random.Random(seed)
+    uploads: list[str] = []
+    for number in range(12):
+        kind = chance.choice((world.upload, world.named))
+        if kind == world.upload:
+            uploads.append(await world.upload(b"%d" % number, chance.choice("ab")))
+        else:
+            uploads.append(await world.named(f"x{number:02}", chance.choice("ab")))
+    inputs: list[tuple[str, list[str]]] = []
+    for _ in range(6):
+        names = chance.sample(uploads, chance.randrange(4))
+        data = b"".join(literal(world.blobs.native_url(each)) for each in names)
+        inputs.append((await world.inputs(data), names))
+    world.now += KEEP * 2
+    collector = world.collector()
+    runs: dict[str, set[str]] = {}
+    tasks: dict[str, set[str]] = {}
+    for step in range(12):
+        name = f"r{chance.randrange(4)}"
+        choice = chance.randrange(4)
+        alive = [each for each in uploads if await world.there(each)]
+        readable = [each for each in inputs if Path(each[0]).exists()]
+        if choice == 0 and readable:
+            url, names = chance.choice(readable)
+            if all([await world.there(each) for each in names]):
+                await world.record(name, input_uri=url)
+                runs[name] = {url, *map(world.blobs.native_url, names)}
+        elif choice == 1 and alive:
+            url = world.blobs.native_url(chance.choice(alive))
+            key = world.keys.tasks + name.encode()
+            await world.etcd.put(key, msgspec.json.encode({"spec": literal(url)}))
+            tasks[name] = {url}
+        elif choice == 2:
+            await world.delete(world.keys.runs)
+            runs.clear()
+        await collector.sweep()
+        if step % 2:
+            world.now += timedelta(hours=2)
+        needed = set().union(*runs.values(), *tasks.values())
+        for url in needed:
+            assert Path(url).exists()
+    await world.sweeps(collector, 4)
+    needed = set().union(*runs.values(), *tasks.values())
+    assert {world.blobs.native_url(each) for each in await world.stored()} == needed
+
+
+async def test_a_store_that_tells_no_time_keeps_everything(world: World) -> None:
+    class Timeless:
+        def __getattr__(self, name: str) -> object:
+            return getattr(world.blobs, name)
+
+        async def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
+            async for each in world.blobs.below(prefix):
+                yield each._replace(modified=0.0)
+
+    key = await world.upload()
+    world.now += KEEP * 2
+    await world.sweeps(world.collector(blobs=Timeless()))  # type: ignore[arg-type]
+    assert await world.there(key)
+
+
+class _Dying:
+    """A store whose process is killed at the n-th change of a name in the file system."""
+
+    def __init__(self, changes: int) -> None:
+        self._changes = changes
+        for name in ("link", "unlink", "rename", "rmdir"):
+            setattr(os, name, partial(self._change, getattr(os, name)))
+
+    def _change(self, change: Callable[..., None], *args: object, **named: object) -> None:
+        self._changes -= 1
+        if self._changes < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        change(*args, **named)
+
+
+async def _sweep_and_die(endpoint: str, prefix: str, folder: str, changes: int) -> None:
+    async with (
+        open_etcd(endpoint) as etcd,
+        open_actions_client(etcd, prefix=prefix.encode()) as client,
+    ):
+        world = await World.open(etcd, client, Path(folder))
+        world.now += KEEP * 2
+        collector = world.collector()
+        await collector.sweep()
+        _Dying(changes)
+        await collector.sweep()
+        world.now += timedelta(days=1)
+        await collector.sweep()
+
+
+def killed(endpoint: str, prefix: str, folder: str, changes: str) -> None:
+    """Run `_sweep_and_die` in a process of its own."""
+    trio.run(_sweep_and_die, endpoint, prefix, folder, int(changes))
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", range(0, 16, 3))
+async def test_wherever_a_process_is_killed_the_next_one_finds_everything(
+    world: World, shared_etcd: EtcdServer, changes: int
+) -> None:
+    """In the middle of a move, between moves, and while the trash is emptied."""
+    keys = [await world.upload(b"%d" % number) for number in range(3)]
+    kept = await world.upload(b"kept")
+    spec = spec_of(world.blobs.native_url(kept))
+    await world.etcd.put(world.keys.run_task(ROOT), spec.SerializeToString())
+    program = "import sys; from tests.uploads.test_collector import killed; killed(*sys.argv[1:])"
+    prefix = world.keys.prefix.decode()
+    arguments = [shared_etcd.endpoint, prefix, str(world.folder), str(changes)]
+    died = await trio.run_process(
+        [sys.executable, "-c", program, *arguments], check=False, cwd=Path(__file__).parents[2]
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert await world.there(kept)
+    # Whatever is left is needed after all, as far as it was not deleted by then.
+    stored = await world.stored()
+    left = {each for each in keys if any(found.endswith(each) for found in stored)}
+    assert len(left) >= 2
+    for number, key in enumerate(left):
+        named = spec_of(world.blobs.native_url(key)).SerializeToString()
+        await world.etcd.put(world.keys.run_tasks + b"flyte/x%d" % number, named)
+    world.now += KEEP * 2
+    await world.sweeps(times=4)
+    assert set(await world.stored()) == left | {kept}
+    await world.forget()
+    await world.sweeps(times=5)
+    assert await world.stored() == []
