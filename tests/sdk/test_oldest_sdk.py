@@ -32,3 +32,6 @@ def test_the_essential_path(door: Door) -> None:
     }
     for phase in ("succeeded", "aborted"):
         assert "essential." in door.flyte("get", "run", "--in-phase", phase, project="essential")
+    # It cannot be forked, which is found out once.
+    assert len(door.service.logs("fork_server_not_used")) == 1
+    assert door.service.logs("unit_failed") == []
