@@ -199,3 +199,21 @@ def test_the_command(door: Door) -> None:
     door.flyte("abort", "run", "to-abort", project="command")
     aborted = door.flyte("get", "run", "--in-phase", "aborted", project="command")
     assert "to-abort" in aborted
+
+
+def test_projects_are_created_changed_and_archived(door: Door) -> None:
+    named = ("--name", "A new one", "--description", "To try it", "-l", "team=vision")
+    assert "created" in door.flyte("create", "project", "--id", "brand-new", *named)
+    shown = door.flyte("get", "project", "brand-new")
+    for each in ("A new one", "To try it", "team: vision", "PROJECT_STATE_ACTIVE"):
+        assert each in shown
+    assert "brand-new" in door.flyte("get", "project")
+    again = door.flyte("create", "project", "--id", "brand-new", "--name", "x", code=1)
+    assert "'brand-new' exists" in again
+    door.flyte("update", "project", "brand-new", "--description", "Tried", "--archive")
+    assert "brand-new" not in door.flyte("get", "project")
+    shown = door.flyte("get", "project", "--archived")
+    assert "A new one" in shown
+    assert "Tried" in shown
+    door.flyte("update", "project", "brand-new", "--unarchive")
+    assert "brand-new" in door.flyte("get", "project")

@@ -9,6 +9,7 @@ from functools import cached_property
 from etcd_actions.blobs import BlobStore, Deployment, UrlSigner
 from etcd_actions.client import ActionsClient
 from etcd_actions.images import ImageBuilds
+from etcd_actions.registry.projects import Projects
 from etcd_actions.registry.registry import Registry
 from etcd_actions.runs.index import RunIndex
 from etcd_actions.server.application import Route
@@ -105,7 +106,7 @@ class Front:
             if self.registry is not None:
                 yield TaskService(self.registry, self.index, lambda: CALLER.get().subject)
         yield ClusterService()
-        yield ProjectService(self.projects, self.projects_with_runs)
+        yield ProjectService(self.projects, self._stored_projects, self.projects_with_runs)
         yield IdentityService()
         yield ImageService(None if self.builds is None else self.builds.find)
         yield TriggerService()
@@ -117,6 +118,10 @@ class Front:
         if self._transfers is not None:
             yield self._transfers
         yield Pages(self.client, admission, None if self.logs is None else self.logs.source)
+
+    @cached_property
+    def _stored_projects(self) -> Projects:
+        return Projects(self.client.store, self.client.keys)
 
     @cached_property
     def _signer(self) -> UrlSigner:

@@ -191,12 +191,6 @@ async def test_what_is_not_served_says_what_to_use(client: ActionsClient) -> Non
                 tracked.CreateTrackedRunRequest(),
                 "local_tracked",
             ),
-            (
-                PROJECT,
-                "CreateProject",
-                projects.CreateProjectRequest(project=projects.Project(id="p")),
-                "'p' can be used as it is",
-            ),
             (AUTH, "GetOAuth2Metadata", auth_service_pb2.GetOAuth2MetadataRequest(), "External"),
         ):
             with pytest.raises(Failed, match=word) as caught:
