@@ -114,7 +114,7 @@ async def open_actions_server(
         methods,
         unary_calls,
         calls,
-        () if front is None else tuple(front.routes()),
+        () if front is None else tuple(front.routes(calls)),
         message_bytes=settings.message_bytes,
     )
     async with open_listener(
