@@ -132,6 +132,11 @@ class Handler:
         """The lowest revision of a deletion that was put off; None without one."""
         return self._put_off.oldest_delete() if self._put_off.has_work else None
 
+    @property
+    def has_put_off(self) -> bool:
+        """Whether there are keys of which the index does not have the last state."""
+        return self._put_off.has_work
+
     async def wait_idle(self) -> None:
         """Return once nothing is put off."""
         await self._put_off.wait_idle()
