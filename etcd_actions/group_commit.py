@@ -29,6 +29,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Final
 
 import trio
@@ -36,6 +37,7 @@ import trio
 from etcd_actions.containment import Containment, describe
 from etcd_actions.errors import EtcdError, NoSpace, OutcomeUnknown, Unavailable
 from etcd_actions.etcd.api import Compare, Delete, Etcd, Get, KeyRange, Put, Txn, TxnResult
+from etcd_actions.histogram import Distribution, Histogram
 
 _MOST_MEMBERS: Final = 100
 _MOST_OPERATIONS: Final = 128 - _MOST_MEMBERS
@@ -59,6 +61,7 @@ class GroupCommitStatistics:
         largest: The most transactions in one request.
         halved: How often a group was refused and halved.
         waiting: Number of transactions that wait to be sent.
+        times: How long these requests took.
     """
 
     members: int
@@ -67,6 +70,7 @@ class GroupCommitStatistics:
     largest: int
     halved: int
     waiting: int
+    times: Distribution
 
 
 @asynccontextmanager
@@ -112,6 +116,7 @@ class GroupCommit:
         self._sizes = [0] * ((_MOST_MEMBERS - 1).bit_length() + 1)
         self._largest = 0
         self._halved = 0
+        self._times = Histogram()
 
     def statistics(self) -> GroupCommitStatistics:
         """See :class:`GroupCommitStatistics`."""
@@ -122,6 +127,7 @@ class GroupCommit:
             largest=self._largest,
             halved=self._halved,
             waiting=sum(member.task is not None for member in self._waiting),
+            times=self._times.read(),
         )
 
     async def txn(self, txn: Txn) -> TxnResult:
@@ -216,6 +222,7 @@ class GroupCommit:
 
     async def _commit(self, group: Sequence[_Member]) -> None:
         """Write a group, and tell its members."""
+        began = perf_counter()
         try:
             if len(group) == 1:
                 results = [await self._etcd.txn(group[0].txn)]
@@ -242,6 +249,7 @@ class GroupCommit:
             await self._commit(group[:middle])
             await self._commit(group[middle:])
         else:
+            self._times.observe(perf_counter() - began)
             self._members += len(group)
             self._groups += 1
             self._sizes[(len(group) - 1).bit_length()] += 1

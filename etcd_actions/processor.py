@@ -38,6 +38,7 @@ from etcd_actions.errors import EtcdError, Unavailable, first_error
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.follow import FamilyReader, Handler, Index, SetAside
 from etcd_actions.group_commit import open_group_commit
+from etcd_actions.histogram import Distribution
 from etcd_actions.leader import Duties, Leader
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
@@ -120,6 +121,7 @@ class ProcessorStatistics:
         rejected: Number of calls that it will never accept, likewise.
         failed: Number of calls that failed and are made again, likewise.
         cut: Number of calls that ended with the time of the leader's lease, likewise.
+        call_times: How long these calls took, likewise.
         held: Number of endings that are told again, after a takeover, before they are marked.
         dead_letters: The letters about these that are in etcd, by action and call, and what is
             no letter among them; empty while another process is elected.
@@ -143,6 +145,7 @@ class ProcessorStatistics:
     rejected: dict[str, int]
     failed: dict[str, int]
     cut: dict[str, int]
+    call_times: dict[str, Distribution]
     held: int
     dead_letters: tuple[DeadLetter, ...]
     dropped_letters: int
@@ -392,6 +395,7 @@ class Processor:
             rejected=outbox.rejected,
             failed=outbox.failed,
             cut=outbox.cut,
+            call_times=outbox.call_times,
             held=outbox.held,
             dead_letters=outbox.dead_letters.letters,
             dropped_letters=outbox.dead_letters.dropped,
