@@ -16,6 +16,7 @@ from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication
 
 from etcd_actions.containment import Containment
+from etcd_actions.histogram import Histogram
 from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.auth_metadata import AUTH_METADATA
 from etcd_actions.server.authentication import Authentication
@@ -47,6 +48,7 @@ class Calls:
     Attributes:
         ended: Number of calls by method and code, ``ok`` for those without an error.
         seconds: Their time, by method; of streams, too.
+        times: How long they took, by method.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Calls:
         self.containment = containment
         self.ended: Counter[tuple[str, str]] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.times: defaultdict[str, Histogram] = defaultdict(Histogram)
 
     async def on_start(self, ctx: RequestContext[Any, Any]) -> _Begun:
         """Let a call in.
@@ -121,6 +124,7 @@ class Calls:
     ) -> None:
         """Note how it ended, and give an error the code that its client understands."""
         method = ctx.method.name
+        self.times[method].observe(trio.current_time() - token.at)
         self.seconds[method] += trio.current_time() - token.at
         if error is None:
             self.ended[method, "ok"] += 1
