@@ -13,8 +13,8 @@ from etcd_actions.call_time import suspended
 from etcd_actions.containment import Containment
 from etcd_actions.errors import LeaseNotFound, OutcomeUnknown, Unavailable
 from etcd_actions.etcd import session as sessions
-from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.etcd.session import open_session
+from etcd_actions.etcd.api import Etcd, KeyRange, Lease
+from etcd_actions.etcd.session import Session, open_session
 from tests.support.lessor import Lessor
 
 TTL = 9
@@ -218,6 +218,7 @@ async def test_a_machine_that_was_suspended_counts_that(
     """trio's clock stood still, and etcd's went on."""
     lessor = Lessor()
     async with open_session(lessor.etcd, TTL) as session:
+        await trio.testing.wait_all_tasks_blocked()
         asleep = suspended() + SURE - 1
         monkeypatch.setattr(sessions, "suspended", lambda: asleep)
         assert session.is_sure
@@ -300,3 +301,36 @@ async def test_an_answer_that_is_lost_is_asked_for_again(
         lessor.failure = None
         await session.wait_renewed()
         assert session.is_sure
+
+
+async def test_an_answer_that_a_paused_process_finds_comes_too_late(
+    mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there before the process noticed the time: somebody may have looked already."""
+    lessor, answer, asked, told = Lessor(), trio.Event(), trio.Event(), []
+
+    async def keep_alive(lease_id: int) -> Lease:
+        asked.set()
+        await answer.wait()
+        return Lease(lease_id, TTL)
+
+    monkeypatch.setattr(lessor, "lease_keep_alive", keep_alive)
+
+    async def wait(session: Session) -> None:
+        await session.wait_renewed()
+        told.append(session.is_sure)
+
+    async with open_session(lessor.etcd, 10 * TTL) as session, trio.open_nursery() as nursery:
+        nursery.start_soon(wait, session)
+        await trio.testing.wait_all_tasks_blocked()
+        # One that was begun late, so that it would last on from when it was sent.
+        mock_clock.jump(10 * SURE - 1)
+        await asked.wait()
+        mock_clock.jump(2)
+        assert not session.is_sure
+        answer.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not session.is_sure
+        assert session.over.is_set()
+        assert told == []
+        nursery.cancel_scope.cancel()
