@@ -78,7 +78,13 @@ from etcd_actions.watch.idle import IdleRanges
 from etcd_actions.watch.known import Known, Noting, Sink
 from etcd_actions.watch.settings import ReflectorSettings, ReflectorStatistics
 from etcd_actions.watch.store_identity import StoreIdentity
-from etcd_actions.watch.watched_range import WatchedRange, disjoint, divided, whole_ranges
+from etcd_actions.watch.watched_range import (
+    WatchedRange,
+    count_keys,
+    disjoint,
+    divided,
+    whole_ranges,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -331,6 +337,8 @@ class Reflector:
         """
         reason = self._identity.suspicion
         verify = reason == "unverifiable"
+        # Of a batch that failed all was counted, and not all was taken.
+        count_keys(self._ranges, self._known)
         delivered = max(range_.resume.highest for range_ in self._ranges)
         revision = max(delivered, *(range_.listed_at for range_ in self._ranges))
         if verify:
@@ -445,23 +453,32 @@ class Reflector:
     async def _take(
         self, responses: Sequence[WatchResponse], stream: WatchStream, nursery: trio.Nursery
     ) -> None:
-        """Take what has been received; its changes are given out as one batch."""
+        """Take what has been received; its changes are given out as one batch.
+
+        What comes before a response that cannot be used is given out, too: it counts as received,
+        and no list has all of it.
+        """
         changes: list[Change] = []
         ranges: list[WatchedRange] = []
-        for response in responses:
-            if response.canceled and changes:
-                # The range is listed then, behind its changes.
-                await self._give_batch(changes, ranges)
-                changes, ranges = [], []
-            if (range_ := self._handle(response, stream, nursery)) is not None:
-                ranges.append(range_)
-                if range_.handing_out is None:
-                    # Until all are taken, and after a failure until the next list.
-                    range_.handing_out = range_.given_out
-                changes += range_.take(response)
+        try:
+            for response in responses:
+                if response.canceled and ranges:
+                    # The range is listed then, behind its changes.
+                    before, changes = changes, []
+                    await self._give_batch(before, ranges)
+                    ranges = []
+                if (range_ := self._handle(response, stream, nursery)) is not None:
+                    ranges.append(range_)
+                    if range_.handing_out is None:
+                        # Until all are taken, and after a failure until the next list.
+                        range_.handing_out = range_.given_out
+                    changes += range_.take(response)
+        except BaseException:
+            await self._give_batch(changes, ())
+            raise
         await self._give_batch(changes, ranges)
 
-    async def _give_batch(self, changes: list[Change], ranges: list[WatchedRange]) -> None:
+    async def _give_batch(self, changes: list[Change], ranges: Sequence[WatchedRange]) -> None:
         await self._delivery.give(changes)
         for range_ in ranges:
             range_.handing_out = None
