@@ -239,12 +239,13 @@ class Subscriptions:
     def __init__(self, containment: Containment | None = None) -> None:
         self._containment = containment or Containment()
         self._by_topic: defaultdict[_Topic, set[AnySubscription]] = defaultdict(set)
+        self._count = 0
         self._bare = 0
         self._of_all = 0
         self._of_runs = 0
 
     def __len__(self) -> int:
-        return sum(len(subscriptions) for subscriptions in self._by_topic.values())
+        return self._count
 
     def pending(self) -> int:
         """Number of updates that wait to be received, of all together."""
@@ -276,6 +277,7 @@ class Subscriptions:
         """
         subscription: AnySubscription = Subscription(parent, self._forget, snapshot=snapshot)
         self._by_topic[_topic_of(parent)].add(subscription)
+        self._count += 1
         self._bare += isinstance(parent, str)
         self._of_all += parent is None
         self._of_runs += _is_run(parent)
@@ -339,8 +341,11 @@ class Subscriptions:
                 subscription._end()
 
     def _notify(self, topic: _Topic, update: ActionUpdate) -> None:
+        subscriptions = self._by_topic.get(topic)
+        if subscriptions is None:
+            return
         failed: list[tuple[AnySubscription, BaseException]] = []
-        for subscription in self._by_topic.get(topic, ()):
+        for subscription in subscriptions:
             try:
                 if isinstance(subscription.parent, ActionId):
                     wanted, org = subscription.parent.org, update.action_id.org
@@ -361,6 +366,7 @@ class Subscriptions:
         if subscriptions is None or subscription not in subscriptions:
             return
         subscriptions.remove(subscription)
+        self._count -= 1
         self._bare -= isinstance(subscription.parent, str)
         self._of_all -= subscription.parent is None
         self._of_runs -= _is_run(subscription.parent)

@@ -100,7 +100,9 @@ class Lister:
             EtcdError: etcd could not be asked.
         """
         listing = await self.list_run_actions(parent, traces=traces)
-        return Listing(below(listing.actions, parent), listing.revision)
+        return Listing(
+            [each for each in listing.actions if _is_below(each, parent)], listing.revision
+        )
 
     async def list_child_traces(self, parent: ActionId) -> list[StoredTaskAction]:
         """The traces directly below an action, whether or not that is there."""

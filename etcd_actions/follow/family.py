@@ -121,7 +121,8 @@ class FamilyReader:
         """
         family = self._family(parent, traces)
         for _ in range(_TRIES):
-            if (progress := self._progress()) is None:
+            large = any(len(self._index.children(key)) > _MOST for key in family.parents)
+            if large or (progress := self._progress()) is None:
                 return None
             read = self._known(family, since())
             if len(read) > _MOST:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -159,11 +160,13 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See :class:`prometheus_client.registry.Collector`."""
+        # Once for all parts; what raises is asked again by the next.
+        statistics = cache(self._client.statistics)
         for name, metrics in (
             ("build", self._of_build),
-            ("watch", lambda: self._of_watch(self._client.statistics())),
-            ("queues", lambda: _of_queues(self._client.statistics())),
-            ("recording", lambda: _of_recording(self._client.statistics())),
+            ("watch", lambda: self._of_watch(statistics())),
+            ("queues", lambda: _of_queues(statistics())),
+            ("recording", lambda: _of_recording(statistics())),
             ("writes", self._of_writes),
             ("containment", lambda: _of_containment(self._client.containment)),
             ("server", self._of_server),
