@@ -90,6 +90,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._snapshot: deque[Any] = deque()
         self._boundaries = 0
         self._awaits_snapshot = snapshot
+        self._replaced_meanwhile = False
         self._newer_than = 0
         # Taking the first of a dict walks over the places of those that were taken before.
         self._pending: OrderedDict[bytes, Any] = OrderedDict()
@@ -154,11 +155,19 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         await trio.lowlevel.checkpoint()
 
     def begin_with(self, states: Iterable[ActionUpdate], revision: int) -> None:
-        """Give the snapshot that was read at ``revision``; nothing older is told from now on."""
+        """Give the snapshot that was read at ``revision``; nothing older is told from now on.
+
+        Where the store was replaced since the subscription was opened, all that was seen follows:
+        the snapshot may have been read before or after that.
+        """
         self._snapshot.extend(states)
         self._snapshot.append(SnapshotEnd(revision))
         self._awaits_snapshot = False
-        self.skip_to(revision)
+        if self._replaced_meanwhile:
+            # The snapshot may be the old store's, whose revision says nothing about the new one's.
+            self._begin_anew()
+        else:
+            self.skip_to(revision)
         self._wake()
 
     def skip_to(self, revision: int) -> None:
@@ -176,10 +185,13 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         """The store was replaced: its revisions say nothing about those seen before."""
         self._newer_than = 0
         if self._awaits_snapshot:
-            # Nothing was told yet, so there is nothing to compare with.
+            self._replaced_meanwhile = True
             return
         self._snapshot.extend(self._pending.values())
         self._pending.clear()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self._snapshot.append(_REPLACED)
         self._boundaries += 1
 

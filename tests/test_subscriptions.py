@@ -335,3 +335,18 @@ async def test_a_store_that_is_replaced_before_the_snapshot_is_nothing_new() -> 
         assert isinstance(subscription.receive_nowait(), ActionUpdate)
         assert subscription.receive_nowait() == SnapshotEnd(4)
         assert subscription.replaced == 0
+
+
+async def test_a_snapshot_of_a_store_that_is_replaced_hides_nothing_of_the_next() -> None:
+    """It was read before the replacement, and its revision is higher than any of the new store."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0"), snapshot=True) as subscription:
+        subscriptions.forget_revisions()
+        subscriptions.notify(update(action("c1"), revision=3))
+        subscription.begin_with([update(action("a0"), parent="", revision=90)], 100)
+        subscriptions.notify(update(action("c2"), revision=5))
+        got = []
+        for _ in range(4):
+            item = subscription.receive_nowait()
+            got.append((item.revision, subscription.replaced))
+        assert got == [(90, 0), (100, 0), (3, 1), (5, 1)]
