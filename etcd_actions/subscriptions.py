@@ -90,7 +90,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._snapshot: deque[Any] = deque()
         self._boundaries = 0
         self._awaits_snapshot = snapshot
-        self._replaced_meanwhile = False
+        self._other_store = False
         self._newer_than = 0
         # Taking the first of a dict walks over the places of those that were taken before.
         self._pending: OrderedDict[bytes, Any] = OrderedDict()
@@ -163,15 +163,18 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._snapshot.extend(states)
         self._snapshot.append(SnapshotEnd(revision))
         self._awaits_snapshot = False
-        if self._replaced_meanwhile:
-            # The snapshot may be the old store's, whose revision says nothing about the new one's.
+        if self._other_store:
             self._begin_anew()
-        else:
-            self.skip_to(revision)
+        self.skip_to(revision)
         self._wake()
 
     def skip_to(self, revision: int) -> None:
-        """Tell only what is newer than ``revision``."""
+        """Tell only what is newer than ``revision``, which was read since this was opened.
+
+        Where the store was replaced since then it may be the old one's, and counts for nothing.
+        """
+        if self._other_store:
+            return
         self._newer_than = revision
         self._pending = OrderedDict(
             (key, update) for key, update in self._pending.items() if update.revision > revision
@@ -184,8 +187,8 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
     def _forget_revisions(self) -> None:
         """The store was replaced: its revisions say nothing about those seen before."""
         self._newer_than = 0
+        self._other_store = True
         if self._awaits_snapshot:
-            self._replaced_meanwhile = True
             return
         self._snapshot.extend(self._pending.values())
         self._pending.clear()

@@ -350,3 +350,12 @@ async def test_a_snapshot_of_a_store_that_is_replaced_hides_nothing_of_the_next(
             item = subscription.receive_nowait()
             got.append((item.revision, subscription.replaced))
         assert got == [(90, 0), (100, 0), (3, 1), (5, 1)]
+
+
+async def test_a_revision_of_a_store_that_was_replaced_hides_nothing_of_the_next() -> None:
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0")) as subscription:
+        subscriptions.forget_revisions()
+        subscription.skip_to(100)
+        subscriptions.notify(update(action("c1"), revision=3))
+        assert subscription.receive_nowait().revision == 3
