@@ -463,13 +463,14 @@ def aborted_value(
 
 
 def encoded(kv: KeyValue, tree: dict[str, Any]) -> bytes:
-    """A changed tree in the form that the object has.
+    """A tree in the form that the object has, after a change of neither spec nor managedFields.
 
     Raises:
         DecodeError: The object cannot be written so: it would be too large, say.
     """
+    unchanged = (tree.get("spec"), tree["metadata"].get("managedFields"))
     try:
-        return codec_of(kv.value).encode_tree(tree)
+        return codec_of(kv.value).encode_tree(tree, unchanged=unchanged)
     except (TypeError, ValueError) as error:
         reason = f"it cannot be changed: {error}"
         raise DecodeError(reason, key=kv.key, revision=kv.mod_revision) from None
