@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
+
 import msgspec
 import pytest
 import trio
@@ -77,6 +80,32 @@ async def test_a_lagging_subscriber_gets_the_last_states() -> None:
         assert subscription.statistics() == (3, 997)
         got = [(await subscription.receive()).revision for _ in range(3)]
         assert sorted(got) == [998, 999, 1000]
+
+
+class Walked(OrderedDict[bytes, object]):
+    """Counts how often it is walked over."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.walks += 1
+        return super().__iter__()
+
+
+async def test_taking_what_waits_walks_over_nothing() -> None:
+    """The first key of a plain dict is behind the places of all that were taken before."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0")) as subscription:
+        for number in range(100):
+            subscriptions.notify(update(action(f"c{number}"), revision=number + 1))
+        assert type(subscription._pending) is OrderedDict
+        pending = subscription._pending = Walked(subscription._pending)
+        before = pending.walks
+        # A newer state has the place of the one that it replaces.
+        subscriptions.notify(update(action("c0"), revision=1000))
+        got = [subscription.receive_nowait().revision for _ in range(100)]
+        assert got == [1000, *range(2, 101)]
+        assert pending.walks == before
 
 
 async def test_a_deletion_told_from_memory_keeps_the_details_of_the_ending() -> None:
