@@ -132,7 +132,7 @@ async def open_actions_client(
             ) as processor,
             trio.open_nursery() as nursery,
         ):
-            yield ActionsClient(
+            client = ActionsClient(
                 nursery,
                 etcd,
                 commit,
@@ -144,6 +144,10 @@ async def open_actions_client(
                 settings,
                 containment,
             )
+            try:
+                yield client
+            finally:
+                client._watches.end_subscriptions()
             nursery.cancel_scope.cancel("the client is closed")
 
 

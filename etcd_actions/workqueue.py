@@ -347,12 +347,12 @@ class WorkQueue:
         return key in self._channels
 
     def oldest_delete(self) -> int | None:
-        """The lowest revision of a delete that is not handled yet, None without one.
+        """The lowest revision that a delete which is not handled yet may have, None without one.
 
-        It looks at every key that has work: ask now and then, not for each change.
+        A synthesised one may have any below its own. It looks at every key that has work: ask now and then, not for each change.
         """
         deletes = [
-            change.mod_revision
+            1 if change.synthesised else change.mod_revision
             for channel in self._channels.values()
             for change in (channel.handling, *channel.pending)
             if change is not None and change.is_delete

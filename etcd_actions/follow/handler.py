@@ -132,7 +132,7 @@ class Handler:
 
     @property
     def oldest_delete(self) -> int | None:
-        """The lowest revision of a deletion that was put off; None without one."""
+        """The lowest revision that a deletion which was put off may have; None without one."""
         return self._put_off.oldest_delete() if self._put_off.has_work else None
 
     @property
@@ -320,7 +320,7 @@ class Handler:
             return
         if deleted and update is not None:
             # Whichever process leads has to know it until it is done with.
-            self._index.add_deletion(update)
+            self._index.add_deletion(update, concluded=change.synthesised)
         if recording.working:
             recording.deliver(change, update if deleted else None, None if deleted else action)
 
