@@ -349,7 +349,8 @@ class WorkQueue:
     def oldest_delete(self) -> int | None:
         """The lowest revision that a delete which is not handled yet may have, None without one.
 
-        A synthesised one may have any below its own. It looks at every key that has work: ask now and then, not for each change.
+        A synthesised one may have any below its own. It looks at every key that has work: ask
+        now and then, not for each change.
         """
         deletes = [
             1 if change.synthesised else change.mod_revision
