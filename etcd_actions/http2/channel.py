@@ -277,6 +277,9 @@ class Channel:
         """A task: connect, and see to the connection until its end."""
         with trio.CancelScope(shield=True) as scope:
             self._scopes.add(scope)
+            if self._closed:
+                # Before this task came to run.
+                scope.cancel("the channel was closed")
             try:
                 await self._connect(dialling)
             except BaseException as error:
