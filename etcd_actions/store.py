@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import NamedTuple
 
 import msgspec
@@ -22,10 +23,8 @@ from etcd_actions.etcd.api import (
     Txn,
     TxnResult,
 )
-from etcd_actions.etcd.paging import open_pages
+from etcd_actions.etcd.paging import open_pages, read_pages
 from etcd_actions.watch import Change
-
-_PAGE = 1000
 
 Commit = Callable[[Txn], Awaitable[TxnResult]]
 Read = Callable[[Get], Awaitable[RangeResult]]
@@ -91,17 +90,10 @@ class Store:
 
     async def each(self, keys: KeyRange) -> AsyncGenerator[KeyValue]:
         """All of a range, page by page, at one revision; to be closed when it is left early."""
-        after, revision = keys.start, 0
-        while True:
-            page = await self._etcd.range(KeyRange(after, keys.end), revision=revision, limit=_PAGE)
-            revision = revision or page.revision
-            for kv in page.kvs:
-                yield kv
-            if not page.more:
-                return
-            if not page.kvs:
-                raise Unavailable("a page of a list is empty, and says that there is more")
-            after = page.kvs[-1].key + b"\0"
+        async with aclosing(read_pages(self._etcd, keys)) as pages:
+            async for page in pages:
+                for kv in page.kvs:
+                    yield kv
 
     async def reread(self, change: Change) -> Change | None:
         """Restore the value of a change, None where nobody needs it any more.

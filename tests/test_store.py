@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
 from etcd_actions import open_etcd
-from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.etcd import paging
+from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 from etcd_actions.store import Store
 from etcd_actions.watch import Change, ChangeKind
 from tests.support.etcd_server import EtcdServer
@@ -44,6 +50,54 @@ async def test_a_value_of_a_store_that_went_back_is_skipped(etcd: Etcd, prefix: 
     """It never was there: waiting for its revision would block what was listed instead."""
     await etcd.put(prefix + b"k", b"restored")
     assert await Store(etcd).reread(dropped(prefix + b"k", 10**12)) is None
+
+
+class Pages:
+    """An etcd that notes how many keys each answer to a read had, and at which revision."""
+
+    def __init__(self, etcd: Etcd) -> None:
+        self._etcd = etcd
+        self.sizes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._etcd, name)
+
+    async def range(self, keys: KeyRange, **options: Any) -> RangeResult:
+        found = await self._etcd.range(keys, **options)
+        self.sizes.append(len(found.kvs))
+        return found
+
+
+async def test_each_of_many_keys_is_read_in_pages_of_some_megabytes(
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large values come few at a time; all are of one revision, whatever is written meanwhile."""
+    monkeypatch.setattr(paging, "_FIRST_LIMIT", 2)
+    size = paging.PAGE_BYTES // 4
+    for number in range(9):
+        await etcd.put(prefix + b"%d" % number, bytes(size - len(prefix) - 1))
+    pages: Any = Pages(etcd)
+    seen: list[bytes] = []
+    async with aclosing(Store(pages).each(KeyRange.of_prefix(prefix))) as kvs:
+        async for kv in kvs:
+            if not seen:
+                await etcd.delete(KeyRange.of_key(prefix + b"8"))
+            seen.append(kv.key.removeprefix(prefix))
+    assert seen == [b"%d" % number for number in range(9)]
+    assert pages.sizes == [2, 4, 3]
+
+
+async def test_pages_of_small_values_grow_in_steps(
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small values first do not have thousands of large ones asked for."""
+    monkeypatch.setattr(paging, "_FIRST_LIMIT", 1)
+    for number in range(120):
+        await etcd.put(prefix + b"%03d" % number, b"small")
+    pages: Any = Pages(etcd)
+    async with aclosing(Store(pages).each(KeyRange.of_prefix(prefix))) as kvs:
+        assert len([kv async for kv in kvs]) == 120
+    assert pages.sizes == [1, 10, 100, 9]
 
 
 async def test_compare_and_put(etcd: Etcd, prefix: bytes) -> None:

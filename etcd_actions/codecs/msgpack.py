@@ -79,14 +79,9 @@ def summarize(
     """
     stored = _behind_magic(value, key, revision)
     try:
-        summary = _decode_facts(stored).summary(revision, create_revision)
-        if summary is None:
-            summary = _decode_marked(stored).summary(revision, create_revision)
+        return _decode_facts(stored).summary(revision, create_revision)
     except Exception:
-        return _summarize_by_tree(
-            value, key=key, revision=revision, create_revision=create_revision
-        )
-    return summary
+        return _summarize_odd(value, key=key, revision=revision, create_revision=create_revision)
 
 
 @refusing("msgpack")
@@ -249,7 +244,14 @@ def _decode_by_tree(value: bytes, *, key: bytes, revision: int) -> TaskAction:
 
 
 @refusing("msgpack")
-def _summarize_by_tree(value: bytes, *, key: bytes, revision: int, create_revision: int) -> Summary:
+def _summarize_odd(value: bytes, *, key: bytes, revision: int, create_revision: int) -> Summary:
+    stored = _behind_magic(value, key, revision)
+    try:
+        summary = _decode_unmarked(stored).summary(revision, create_revision)
+    except Exception:
+        summary = None
+    if summary is not None:
+        return summary
     tree = decode_tree(value, key=key, revision=revision)
     return summary_of_tree(tree, key=key, revision=revision, create_revision=create_revision)
 
@@ -271,8 +273,9 @@ def _number(code: int, data: memoryview) -> int | Number:
 _decode_number = msgspec.json.Decoder(float_hook=Number).decode
 _decode_tree = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_number).decode
 _decode_action = msgspec.msgpack.Decoder(BinaryTaskAction, ext_hook=_number).decode
-_decode_facts = msgspec.msgpack.Decoder(Facts, ext_hook=_number).decode
-_decode_marked = msgspec.msgpack.Decoder(MarkedFacts, ext_hook=_number).decode
+# Of all values as if they had a mark, as in `etcd_actions.codecs.json`.
+_decode_facts = msgspec.msgpack.Decoder(MarkedFacts, ext_hook=_number).decode
+_decode_unmarked = msgspec.msgpack.Decoder(Facts, ext_hook=_number).decode
 _decode_outline = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _decode_texts = msgspec.msgpack.Decoder(dict[str, msgspec.Raw] | None).decode
 _decode_list = msgspec.msgpack.Decoder(list[msgspec.Raw] | None).decode

@@ -136,7 +136,8 @@ class LetterBook:
 
     def asked(self, key: bytes) -> frozenset[str]:
         """The ids of the requests for another try of letters about an object."""
-        asked = self._asked.get(key, ())
+        if not (asked := self._asked.get(key)):
+            return frozenset()
         requests = (self._letters[each].request for each in asked)
         return frozenset(request.id for request in requests if request is not None)
 

@@ -1,18 +1,28 @@
-"""Reading a large range page by page, all at one revision."""
+"""Reading a large range page by page, all at one revision.
+
+The number of keys of a page follows the sizes seen. It grows in steps, so that a first page of
+small values does not ask for thousands of large ones. etcd counts the rest of the range for each
+page: that is why pages are not smaller still.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
 
 import trio
 
 from etcd_actions.errors import Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 
-_FIRST_LIMIT = 500
-_LEAST_LIMIT = 50
+PAGE_BYTES: Final = 4 * 1024 * 1024
+"""About how large a page gets."""
+
+_FIRST_LIMIT = 20
+_LEAST_LIMIT = 1
 _MOST_LIMIT = 20_000
+_GROWTH = 10
 
 
 @asynccontextmanager
@@ -21,13 +31,31 @@ async def open_pages(
     keys: KeyRange,
     *,
     revision: int = 0,
-    page_bytes: int = 12 * 1024 * 1024,
+    page_bytes: int = PAGE_BYTES,
     keys_only: bool = False,
 ) -> AsyncIterator[trio.MemoryReceiveChannel[RangeResult]]:
-    """Read ``keys`` in pages; the next is fetched while one is used.
+    """Read ``keys`` in pages as :func:`read_pages` does; the next is fetched while one is used.
 
-    etcd counts the rest of the range for each page, so few large pages are much cheaper than
-    many small ones; their number of keys follows the sizes seen, to about ``page_bytes``.
+    Errors come in an exception group, as from any nursery.
+    """
+    pages = read_pages(etcd, keys, revision=revision, page_bytes=page_bytes, keys_only=keys_only)
+    send, receive = trio.open_memory_channel[RangeResult](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_forward, pages, send)
+        async with receive:
+            yield receive
+        nursery.cancel_scope.cancel("the reader of the pages is done")
+
+
+async def read_pages(
+    etcd: Etcd,
+    keys: KeyRange,
+    *,
+    revision: int = 0,
+    page_bytes: int = PAGE_BYTES,
+    keys_only: bool = False,
+) -> AsyncGenerator[RangeResult]:
+    """Read ``keys`` in pages, one at a time; to be closed when it is left early.
 
     Args:
         etcd: The connection.
@@ -36,39 +64,42 @@ async def open_pages(
         page_bytes: About how large a page may get.
         keys_only: Leave out the values.
 
-    Each page's ``revision`` is the one that was read at. Errors, such as
-    :class:`~etcd_actions.errors.Compacted` when a compaction passed the revision, come in
-    an exception group, as from any nursery.
+    Each page's ``revision`` is the one that was read at.
+
+    Raises:
+        Compacted: A compaction passed the revision.
+        EtcdError: etcd could not be read for another reason.
     """
-    send, receive = trio.open_memory_channel[RangeResult](0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_fetch, etcd, keys, revision, page_bytes, keys_only, send)
-        async with receive:
-            yield receive
-        nursery.cancel_scope.cancel("the reader of the pages is done")
-
-
-async def _fetch(
-    etcd: Etcd,
-    keys: KeyRange,
-    revision: int,
-    page_bytes: int,
-    keys_only: bool,
-    send: trio.MemorySendChannel[RangeResult],
-) -> None:
     limit = _FIRST_LIMIT
-    async with send:
-        while True:
-            page = await etcd.range(keys, revision=revision, limit=limit, keys_only=keys_only)
-            # A read at an old revision is answered with the store's newest in its header.
-            revision = revision or page.revision
-            await send.send(page._replace(revision=revision))
-            if not page.more:
-                return
-            if not page.kvs:
-                # Taken for the end it would be taken for a deletion of all that follows.
-                raise Unavailable("a page of a list is empty, and says that there is more")
-            keys = KeyRange(page.kvs[-1].key + b"\0", keys.end)
-            size = sum(len(kv.key) + len(kv.value) for kv in page.kvs)
-            average = max(1, size // len(page.kvs))
-            limit = min(_MOST_LIMIT, max(_LEAST_LIMIT, page_bytes // average))
+    while True:
+        page = await etcd.range(keys, revision=revision, limit=limit, keys_only=keys_only)
+        # A read at an old revision is answered with the store's newest in its header.
+        revision = revision or page.revision
+        next_ = _next(page, keys, limit, page_bytes) if page.more and page.kvs else None
+        more = page.more
+        yield page._replace(revision=revision)
+        # It is in memory no longer than its reader wants it.
+        del page
+        if not more:
+            return
+        if next_ is None:
+            # Taken for the end it would be taken for a deletion of all that follows.
+            raise Unavailable("a page of a list is empty, and says that there is more")
+        keys, limit = next_
+
+
+def _next(page: RangeResult, keys: KeyRange, limit: int, page_bytes: int) -> tuple[KeyRange, int]:
+    """What is left of the keys, and how many of them to read."""
+    size = sum(len(kv.key) + len(kv.value) for kv in page.kvs)
+    fitting = max(_LEAST_LIMIT, page_bytes * len(page.kvs) // max(1, size))
+    rest = KeyRange(page.kvs[-1].key + b"\0", keys.end)
+    return rest, min(_MOST_LIMIT, limit * _GROWTH, fitting)
+
+
+async def _forward(
+    pages: AsyncGenerator[RangeResult], send: trio.MemorySendChannel[RangeResult]
+) -> None:
+    async with send, aclosing(pages):
+        async for page in pages:
+            await send.send(page)
+            del page

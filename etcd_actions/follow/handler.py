@@ -112,6 +112,8 @@ class Handler:
         self._containment = containment
         self._put_off = WorkQueue(self._handle_again, reread, settings, containment=containment)
         self._versions: set[str] = set()
+        # Whether somebody wanted the last state: mostly somebody wants the next one, too, or not.
+        self._is_wanted = True
         self._taken = 0
         self._conflated = 0
         self._handled = 0
@@ -226,8 +228,9 @@ class Handler:
     def handle_watch_event(self, change: Change) -> None:
         """Decode a change, remember what its deletion will need, and act on it.
 
-        Summary and object come from one pass where somebody may want the object, and the outbox
-        gets it with the change. A value that cannot be decoded is counted, logged and set aside
+        Summary and object come from one pass where somebody is likely to want the object, and the
+        outbox gets it with the change; else the object is decoded when it turns out to be wanted,
+        as few of a list are. A value that cannot be decoded is counted, logged and set aside
         until the next good write of its key: it is nothing that trying again would cure. Where
         the decoder failed for another reason it is looked at again, seldom.
         """
@@ -253,15 +256,14 @@ class Handler:
         self.handle_task_action_event(change, summary, action)
 
     def _read(self, change: Change) -> tuple[Summary, TaskAction | None, DecodeError | None]:
-        """The facts of a state; and, in one pass, the object where somebody may want it.
+        """The facts of a state; and, in one pass, the object where somebody is likely to want it.
 
         With the reason, where only the facts can be read.
         """
         key, revision, created = change.key, change.mod_revision, change.create_revision
         value, refusal = change.value or b"", None
         codec = codec_of(value)
-        recording = self._recording
-        if self._subscriptions.are_open or (recording is not None and recording.working):
+        if self._is_wanted:
             try:
                 action = codec.decode(value, key=key, revision=revision)
             except DecodeError as error:
@@ -299,6 +301,10 @@ class Handler:
         deleted, recording = change.is_delete, self._recording
         subscribed = self._subscriptions.wants(summary)
         queue = recording is not None and (deleted or recording.wants(change, summary))
+        if not deleted:
+            self._is_wanted = subscribed or queue
+            if self._is_wanted and action is None and change.key not in self._set_aside:
+                action = self._object(change)
         update = None
         if deleted or (subscribed and action is not None):
             try:
@@ -327,6 +333,15 @@ class Handler:
     def notify_subscribers(self, update: ActionUpdate) -> None:
         """Hand an update to the subscriptions. Never waits."""
         self._subscriptions.notify(update)
+
+    def _object(self, change: Change) -> TaskAction | None:
+        """The object of a state whose facts were read; None where nothing else of it can be."""
+        try:
+            value, revision = change.value or b"", change.mod_revision
+            return codec_of(value).decode(value, key=change.key, revision=revision)
+        except BaseException as error:
+            self._set_aside.add(change, error)
+            return None
 
     def _previous(self, change: Change) -> TaskAction | None:
         """What a deleted key held before, where etcd sent that, and it can be read."""

@@ -15,7 +15,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from etcd_actions.follow.packing import Packing, have_one_parent, parent_of, revision_in
+from etcd_actions.follow.packing import (
+    Packing,
+    have_one_parent,
+    parent_name,
+    parent_of,
+    revision_in,
+)
 from etcd_actions.keyed_heap import KeyedHeap
 from etcd_actions.model import ActionUpdate, Summary
 from etcd_actions.watch import Change
@@ -120,7 +126,7 @@ class Index:
         shelf.facts[name] = packed
         if before is None:
             self._count += 1
-            self._add_child(shelf, parent_of(name, packed), name)
+            self._add_child(shelf, parent_name(summary.run, summary.parent), name)
         else:
             if not have_one_parent(before, packed):
                 self._remove_child(shelf, parent_of(name, before), name)

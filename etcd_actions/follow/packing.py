@@ -39,6 +39,9 @@ class Packing:
         self._texts: list[_Texts] = []
         self._uses: list[int] = []
         self._free: list[int] = []
+        # Those of the last object, and what they were made of: the next one is mostly of its run.
+        self._last: tuple[str, ...] = ()
+        self._last_texts: _Texts = ("", "", "", "", "", None)
 
     def pack(self, name: bytes, summary: Summary) -> bytes:
         """Pack what is remembered of the object of a name; to be released after use."""
@@ -50,15 +53,7 @@ class Packing:
             raw, text = _raw_of(uid), None
             if raw is None:
                 raw, text = len(parent).to_bytes(16, "little"), uid.encode()
-            before, found, behind = summary.run_output_base.partition(run)
-            texts = (
-                summary.project,
-                summary.domain,
-                summary.org,
-                summary.other_version,
-                before,
-                behind if found else None,
-            )
+            texts = self._texts_of(summary)
             number = self._numbers.get(texts)
             if number is None:
                 number = self._free[-1] if self._free else len(self._texts)
@@ -84,7 +79,10 @@ class Packing:
             packed += parent + (text or b"")
         except (ValueError, struct.error):
             return self._whole(summary)
-        self._use(texts, number)
+        if number < len(self._uses) and self._uses[number]:
+            self._uses[number] += 1
+        else:
+            self._begin_use(texts, number)
         return packed
 
     def unpack(self, name: bytes, packed: bytes) -> Summary:
@@ -146,16 +144,30 @@ class Packing:
             del self._numbers[self._texts[number]]
             self._free.append(number)
 
-    def _use(self, texts: _Texts, number: int) -> None:
+    def _texts_of(self, summary: Summary) -> _Texts:
+        made_of = (
+            summary.run,
+            summary.run_output_base,
+            summary.project,
+            summary.domain,
+            summary.org,
+            summary.other_version,
+        )
+        if made_of != self._last:
+            before, found, behind = summary.run_output_base.partition(summary.run)
+            self._last_texts = (*made_of[2:], before, behind if found else None)
+            self._last = made_of
+        return self._last_texts
+
+    def _begin_use(self, texts: _Texts, number: int) -> None:
         if number == len(self._texts):
             self._texts.append(texts)
             self._uses.append(0)
-        if not self._uses[number]:
-            if self._free and self._free[-1] == number:
-                self._free.pop()
-            self._texts[number] = texts
-            self._numbers[texts] = number
-        self._uses[number] += 1
+        if self._free and self._free[-1] == number:
+            self._free.pop()
+        self._texts[number] = texts
+        self._numbers[texts] = number
+        self._uses[number] = 1
 
     def _whole(self, summary: Summary) -> bytes:
         return _REVISION.pack(summary.revision) + _WHOLE + pack(summary)
@@ -181,13 +193,16 @@ def parent_of(name: bytes, packed: bytes) -> bytes:
     """The name of the parent's object; empty for none."""
     if not packed[_FORM]:
         summary = unpack(packed[_FORM + 1 :])
-        run, parent = summary.run, summary.parent
-    else:
-        end = len(packed)
-        if packed[10] & _TEXT:
-            end = _PARENT + int.from_bytes(packed[_RAW:_PARENT], "little")
-        run = name.decode()[: int.from_bytes(packed[11:13], "little")]
-        parent = packed[_PARENT:end].decode()
+        return parent_name(summary.run, summary.parent)
+    end = len(packed)
+    if packed[10] & _TEXT:
+        end = _PARENT + int.from_bytes(packed[_RAW:_PARENT], "little")
+    run = name.decode()[: int.from_bytes(packed[11:13], "little")]
+    return parent_name(run, packed[_PARENT:end].decode())
+
+
+def parent_name(run: str, parent: str) -> bytes:
+    """The name of the object of an action's parent; empty for none."""
     return task_action_name(run, parent).encode(errors="replace") if parent else b""
 
 

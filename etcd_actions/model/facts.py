@@ -152,16 +152,17 @@ class MarkedFacts(Facts, rename="camel", frozen=True, gc=False):
         if type(signal) is bytes:
             # As Go writes ``[]byte``, by the fastest way.
             signal = msgspec.to_builtins(signal)
-        state = read_state(
-            metadata.annotations.recorded,
-            phase_of(status.conditions),
-            status.attempts,
-            create_revision,
-            subject_digest(
+        mark = metadata.annotations.recorded
+        subject = details = ""
+        if mark is not None:
+            # Without one nobody looks at them.
+            subject = subject_digest(
                 spec.project, spec.domain, spec.run_name, spec.action_name, metadata.uid
-            ),
-            details_digest(status.error_state, signal, status.output_uri if is_trace else ""),
-        )
+            )
+            output = status.output_uri if is_trace else ""
+            details = details_digest(status.error_state, signal, output)
+        phase = phase_of(status.conditions)
+        state = read_state(mark, phase, status.attempts, create_revision, subject, details)
         return self._summary(
             revision,
             create_revision,
