@@ -13,15 +13,15 @@ import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
 import structlog
 import trio
 
-from etcd_actions.backoff import Backoff
 from etcd_actions.containment import Containment
-from etcd_actions.errors import EtcdError, LeaseNotFound, OutcomeUnknown
+from etcd_actions.errors import LeaseNotFound, OutcomeUnknown
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -36,12 +36,10 @@ from etcd_actions.etcd.api import (
     RangeResult,
     Txn,
 )
+from etcd_actions.etcd.session import Session, open_session
 from etcd_actions.model import ActionId, Incarnation, Keyspace
+from etcd_actions.retrying import seldom
 from etcd_actions.store import Store
-
-_BACKOFF = Backoff(initial=0.05, cap=2.0)
-_RENEWALS = 3
-_LEAVE_TIMEOUT = 2.0
 
 _log = structlog.get_logger(__name__)
 
@@ -128,34 +126,25 @@ async def open_claims(
     Raises:
         EtcdError: etcd gave no lease.
     """
-    containment = containment or Containment()
-    claims = Claims(etcd, store, keys, ttl)
-    await claims._begin()
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(containment.keep, "task", "renewing the claims", claims._renew)
-            yield claims
-            nursery.cancel_scope.cancel("the claims are left")
-    finally:
-        await claims._leave()
+    runner = partial((containment or Containment()).keep, "task", "renewing the claims")
+    report = seldom(_log, "claims_not_renewed")
+    async with open_session(etcd, ttl, replaces=True, report=report, runner=runner) as session:
+        yield Claims(store, keys, session)
 
 
 class Claims:
     """The claims of one process; made by :func:`open_claims`."""
 
-    def __init__(self, etcd: Etcd, store: Store, keys: Keyspace, ttl: int) -> None:
-        self._etcd = etcd
+    def __init__(self, store: Store, keys: Keyspace, session: Session) -> None:
         self._store = store
         self._keys = keys
-        self._ttl = ttl
+        self._session = session
         self._owner = f"{socket.gethostname()}/{os.getpid()}"
-        self._lease = 0
-        self._lost = trio.Event()
 
     @property
     def lost(self) -> trio.Event:
         """Set when all claims that were made before are lost; later ones have another event."""
-        return self._lost
+        return self._session.over
 
     async def claim(self, action_id: ActionId, incarnation: Incarnation) -> Claim | None:
         """Claim an action; None where somebody else has it, or it is another one by now.
@@ -210,7 +199,7 @@ class Claims:
         """
         found = await self._store.get(key)
         value = msgspec.json.encode(_Stored(subject, self._owner))
-        if found is not None and found.lease == self._lease and found.value == value:
+        if found is not None and found.lease == self._session.lease.id and found.value == value:
             await self.release(Claim(key, found.create_revision))
 
     async def _take(
@@ -218,14 +207,13 @@ class Claims:
     ) -> Claimed | None:
         value = msgspec.json.encode(_Stored(subject, self._owner))
         while True:
-            lease = self._lease
+            lease = self._session.lease.id
             free = Compare(key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
             put, present = Put(key, value, lease), Get(KeyRange.of_key(key))
             try:
                 result = await self._store.txn(Txn([free, *also], [put, *reads], [present, *reads]))
             except LeaseNotFound:
-                if lease == self._lease:
-                    await self._begin()
+                await self._session.replace(lease)
                 continue
             except OutcomeUnknown:
                 found, *objects = _first(
@@ -279,34 +267,3 @@ class Claims:
         result = await self._store.txn(Txn([unchanged], [delete]))
         key = found.key.decode(errors="backslashreplace")
         _log.warning("claim_without_lease", key=key, deleted=result.succeeded)
-
-    async def _begin(self) -> None:
-        """Get a lease; all that hung on the one before is lost."""
-        self._lease = (await self._etcd.lease_grant(self._ttl)).id
-        lost, self._lost = self._lost, trio.Event()
-        lost.set()
-
-    async def _renew(self) -> None:
-        failures = 0
-        while True:
-            await trio.sleep(_BACKOFF.delay(failures) if failures else self._ttl / _RENEWALS)
-            try:
-                try:
-                    await self._etcd.lease_keep_alive(self._lease)
-                except LeaseNotFound:
-                    _log.warning("claims_lost", owner=self._owner)
-                    await self._begin()
-            except EtcdError as error:
-                failures += 1
-                if failures & (failures - 1) == 0:
-                    _log.warning("claims_not_renewed", error=str(error), failures=failures)
-            else:
-                failures = 0
-
-    async def _leave(self) -> None:
-        """Let all claims go at once, if etcd answers soon."""
-        with trio.move_on_after(_LEAVE_TIMEOUT, shield=True):
-            try:
-                await self._etcd.lease_revoke(self._lease)
-            except EtcdError as error:
-                _log.debug("claims_not_released", error=str(error))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import wraps
-from typing import TYPE_CHECKING, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -69,6 +69,9 @@ if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal as LiteralValue
     from flyteidl2.task.run_pb2 import RunSpec
 
+_TURN: Final = 64
+"""Actions of a snapshot that are told before others have their turn."""
+
 
 @asynccontextmanager
 async def open_actions_client(
@@ -129,7 +132,7 @@ async def open_actions_client(
             ) as processor,
             trio.open_nursery() as nursery,
         ):
-            yield ActionsClient(
+            client = ActionsClient(
                 nursery,
                 etcd,
                 commit,
@@ -141,6 +144,10 @@ async def open_actions_client(
                 settings,
                 containment,
             )
+            try:
+                yield client
+            finally:
+                client._watches.end_subscriptions()
             nursery.cancel_scope.cancel("the client is closed")
 
 
@@ -395,7 +402,12 @@ class ActionsClient:
         self, parent: ActionId | ActionIdentifier, *, traces: bool = False
     ) -> Listing:
         """An action and its direct children, at one revision, and their traces if asked for."""
-        return await self._lister.list_child_actions(action_id_of(parent), traces=traces)
+        parent = action_id_of(parent)
+        if self._processor.watching:
+            known = await self._processor.families.read(parent, traces=traces)
+            if known is not None:
+                return known
+        return await self._lister.list_child_actions(parent, traces=traces)
 
     @_request
     async def get_task_action(self, action_id: ActionId | ActionIdentifier) -> StoredTaskAction:
@@ -612,8 +624,8 @@ class ActionsClient:
                     subscription.skip_to(await self._lister.revision())
                 await processor.start_watching()
             if snapshot:
-                listing = await self._states_of(parent)
-                states = [_update(action) for action in listing.actions]
+                listing = await self._states_of(parent, processor, subscription)
+                states = await _updates(listing)
                 if isinstance(parent, ActionId) and parent.name not in ("", WHOLE_RUN):
                     states += await self._recovery.traces(parent, listing)
                 subscription.begin_with(states, listing.revision)
@@ -640,13 +652,19 @@ class ActionsClient:
             containment=self.containment,
         )
 
-    async def _states_of(self, parent: ActionId | str | None) -> Listing:
+    async def _states_of(
+        self, parent: ActionId | str | None, processor: Processor, subscription: AnySubscription
+    ) -> Listing:
         if parent is None:
             return await self._lister.list_all()
         if isinstance(parent, str):
             return await self._lister.list_named(parent)
         if parent.name == WHOLE_RUN:
             return await self._lister.list_run_actions(parent, traces=True)
+        if parent.name:
+            known = await processor.families.read(parent, traces=True, since=subscription.awaited)
+            if known is not None:
+                return known
         return await self._lister.list_child_actions(parent, traces=True)
 
 
@@ -692,10 +710,18 @@ _FIELDS = {
 }
 
 
-def _update(action: StoredTaskAction) -> ActionUpdate:
-    return build_action_update(
-        action,
-        key=action.key,
-        revision=action.revision,
-        create_revision=action.create_revision,
-    )
+async def _updates(listing: Listing) -> list[ActionUpdate]:
+    """What a snapshot tells of what was read. Others have their turn in between."""
+    updates = []
+    for number, action in enumerate(listing.actions, 1):
+        if not number % _TURN:
+            await trio.lowlevel.checkpoint()
+        updates.append(
+            build_action_update(
+                action,
+                key=action.key,
+                revision=action.revision,
+                create_revision=action.create_revision,
+            )
+        )
+    return updates

@@ -27,8 +27,9 @@ import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
@@ -44,13 +45,14 @@ from etcd_actions.etcd.api import (
     Etcd,
     KeyRange,
     KeyValue,
-    Lease,
     Put,
     Txn,
     WatchCreate,
 )
 from etcd_actions.etcd.reasons import error_kind
-from etcd_actions.term import Leadership, Moment, Term
+from etcd_actions.etcd.session import Session, open_session
+from etcd_actions.retrying import retrying
+from etcd_actions.term import Leadership, Term
 
 __all__ = ["Election", "ElectionStatistics", "Leadership", "Term", "open_election"]
 
@@ -58,8 +60,6 @@ LEAST_TTL = 2
 """Seconds; etcd with its usual timing grants no less."""
 
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
-_RENEWALS = 3
-_RESIGN_TIMEOUT = 2.0
 _AFTER_GIVING_UP = 1.0
 """Seconds that others have for themselves to be elected."""
 _LONGEST_NAME = 200
@@ -120,13 +120,19 @@ async def open_election(
         ttl=ttl,
         containment=containment or Containment(),
     )
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(election._run)
+    # It leads for as long as the body takes to end, also when that is cancelled.
+    scope = trio.CancelScope(shield=True)
+
+    async def run() -> None:
+        with scope:
+            await election._run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        try:
             yield election
-            nursery.cancel_scope.cancel("the election is left")
-    finally:
-        await election._resign()
+        finally:
+            scope.cancel("the election is left")
 
 
 class Election:
@@ -143,8 +149,8 @@ class Election:
         self._key = key
         self._name = name
         self._ttl = ttl
-        # Granted, and not known to be gone.
-        self._lease = 0
+        # The lease of an earlier try that etcd could not be asked to revoke.
+        self._unrevoked = 0
         self._term: Term | None = None
         self._elected = trio.Event()
         self._leader = ""
@@ -203,7 +209,7 @@ class Election:
     def give_up(self) -> None:
         """End the term that lasts, if one does; stand again when others had the time to."""
         if self._term is not None and not self._term.over.is_set():
-            self._term.given_up.set()
+            self._term.given_up = True
             self._end_term()
 
     async def _run(self) -> None:
@@ -240,7 +246,7 @@ class Election:
     async def _stand(self) -> None:
         """Wait until nobody leads, then try to, and lead while that lasts."""
         await self._revoke()
-        if self._term is not None and self._term.given_up.is_set():
+        if self._term is not None and self._term.given_up:
             self._term = None
             await trio.sleep(_AFTER_GIVING_UP)
         found = await self._etcd.range(KeyRange.of_key(self._key))
@@ -251,15 +257,23 @@ class Election:
             return
         self._leader = ""
         self._orphan = None
-        asked = Moment.now()
-        lease = await self._etcd.lease_grant(self._ttl)
-        self._lease = lease.id
+        report = partial(self._tell_failure, "election_not_renewed")
+        async with open_session(
+            self._etcd, self._ttl, report=report, unrevoked=self._not_resigned
+        ) as session:
+            await self._create(session)
+
+    def _not_resigned(self, lease_id: int, reason: str) -> None:
+        self._unrevoked = lease_id
+        _log.warning("not_resigned", error=reason)
+
+    async def _create(self, session: Session) -> None:
+        """Create the key, and lead where that was done."""
         absent = Compare(self._key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
-        create = Put(self._key, self._name.encode(), lease.id)
+        create = Put(self._key, self._name.encode(), session.lease.id)
         created = await self._etcd.txn(Txn([absent], [create]))
         if created.succeeded:
-            term = Term(Leadership(self._key, created.revision), asked, lease.ttl)
-            await self._lead(term, lease)
+            await self._lead(Leadership(self._key, created.revision), session)
 
     async def _delete_orphan(self, found: KeyValue) -> bool:
         """Delete a key that hangs on no lease, when it has been like that for long enough.
@@ -307,116 +321,66 @@ class Election:
                         ):
                             return
 
-    async def _lead(self, term: Term, lease: Lease) -> None:
+    async def _lead(self, leadership: Leadership, session: Session) -> None:
         """Lead until the term is over, whatever ends it."""
-        key, revision = self._identity, term.leadership.create_revision
+        key, revision, ttl = self._identity, leadership.create_revision, session.lease.ttl
         reason = "not_renewed"
-        self._term = term
+        term = self._term = Term(leadership, session)
         self._terms += 1
         self._leader = self._name
         self._elected.set()
-        _log.info("elected", key=key, revision=revision, ttl=lease.ttl)
+        _log.info("elected", key=key, revision=revision, ttl=ttl)
         try:
-            with trio.CancelScope(deadline=term.deadline) as scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._renew, term, lease, scope)
-                    nursery.start_soon(self._wait_given_up, term, scope)
-                    heal = self._containment.heal_later
-                    nursery.start_soon(heal, "election", self._identity, self._ttl)
-                    reason = await self._wait_ended(term, lease)
-                    nursery.cancel_scope.cancel(reason)
-        except* LeaseNotFound:
-            reason = "lease_expired"
-            self._lease = 0
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_over, session, nursery.cancel_scope)
+                heal = self._containment.heal_later
+                nursery.start_soon(heal, "election", self._identity, self._ttl)
+                reason = await self._wait_ended(leadership, session.lease.id)
+                nursery.cancel_scope.cancel(reason)
         finally:
             # For a cancelled one it is no loss.
             self._end_term()
-        if term.given_up.is_set():
+        if term.given_up:
             reason = "failed"
+        elif session.gone:
+            reason = "lease_expired"
         self._losses[reason] += 1
         _log.warning("deposed", key=key, revision=revision, reason=reason)
 
-    async def _renew(self, term: Term, lease: Lease, scope: trio.CancelScope) -> None:
-        """Move the end of the term on, for as long as etcd grants it."""
-        failures = 0
-        while True:
-            pause = _BACKOFF.delay(failures) if failures else lease.ttl / _RENEWALS
-            await trio.sleep(pause)
-            asked = Moment.now()
-            try:
-                renewed = await self._etcd.lease_keep_alive(lease.id)
-            except LeaseNotFound:
-                raise
-            except EtcdError as error:
-                failures += 1
-                self._tell_failure("election_not_renewed", error, failures, pause)
-                continue
-            if not term.lasts:
-                # Somebody may have looked already, and seen that it is over.
-                scope.cancel("not renewed in time")
-                continue
-            failures = 0
-            term.renewed(asked, renewed.ttl)
-            scope.deadline = term.deadline
+    async def _cancel_when_over(self, session: Session, scope: trio.CancelScope) -> None:
+        await session.over.wait()
+        scope.cancel("the term is over")
 
-    async def _wait_given_up(self, term: Term, scope: trio.CancelScope) -> None:
-        await term.given_up.wait()
-        scope.cancel("given up")
-
-    async def _wait_ended(self, term: Term, lease: Lease) -> str:
+    async def _wait_ended(self, leadership: Leadership, lease_id: int) -> str:
         """Return once the key is gone, which only somebody else can have done."""
-        failures = 0
+        report = partial(self._tell_failure, "election_not_watched")
         while True:
-            failure: EtcdError | None = None
-            try:
-                found = await self._etcd.range(KeyRange.of_key(self._key))
-                if [kv.create_revision for kv in found.kvs] != [term.leadership.create_revision]:
-                    return "deleted"
-                if not self._is_mine(found.kvs[0], lease):
-                    await self._write_again(found.kvs[0], lease)
-                    continue
-                await self._wait_deleted(found.revision, or_put=True)
-            except* EtcdError as group:
-                failure = first_error(group)
-            failures = failures + 1 if failure is not None else 0
-            if failure is not None:
-                delay = _BACKOFF.delay(failures)
-                self._tell_failure("election_not_watched", failure, failures, delay)
-                await trio.sleep(delay)
+            async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
+                with attempt:
+                    found = await self._etcd.range(KeyRange.of_key(self._key))
+                    if [kv.create_revision for kv in found.kvs] != [leadership.create_revision]:
+                        return "deleted"
+                    [kv] = found.kvs
+                    if (kv.lease, kv.value) != (lease_id, self._name.encode()):
+                        await self._write_again(kv, lease_id)
+                    else:
+                        await self._wait_deleted(found.revision, or_put=True)
 
-    def _is_mine(self, found: KeyValue, lease: Lease) -> bool:
-        return found.lease == lease.id and found.value == self._name.encode()
-
-    async def _write_again(self, found: KeyValue, lease: Lease) -> None:
+    async def _write_again(self, found: KeyValue, lease_id: int) -> None:
         """Undo what somebody wrote to the key of this term; the term goes on."""
         unchanged = Compare(
             self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
         )
-        mine = Put(self._key, self._name.encode(), lease.id)
+        mine = Put(self._key, self._name.encode(), lease_id)
         result = await self._etcd.txn(Txn([unchanged], [mine]))
         _log.warning("election_key_overwritten", key=self._identity, written_again=result.succeeded)
 
     async def _revoke(self) -> None:
-        """End the lease of the last try, if it has one: nobody need wait for it to expire."""
-        if not self._lease:
-            return
-        try:
-            await self._etcd.lease_revoke(self._lease)
-        except LeaseNotFound:
-            _log.debug("election_lease_expired")
-        self._lease = 0
-
-    async def _resign(self) -> None:
-        """Let another one lead at once, if etcd answers soon."""
-        self._end_term()
-        with trio.move_on_after(_RESIGN_TIMEOUT, shield=True) as scope:
-            with self._containment.unit("election", self._identity):
-                try:
-                    await self._revoke()
-                except EtcdError as error:
-                    _log.warning("not_resigned", error=str(error))
-        if scope.cancelled_caught:
-            _log.warning("not_resigned", error=f"no answer within {_RESIGN_TIMEOUT:g} s")
+        """End the lease of an earlier try: nobody need wait for it to expire."""
+        if self._unrevoked:
+            with suppress(LeaseNotFound):
+                await self._etcd.lease_revoke(self._unrevoked)
+            self._unrevoked = 0
 
     def _end_term(self) -> None:
         if self._elected.is_set():

@@ -33,6 +33,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Final, Generic, TypeVar
 
 import trio
@@ -49,6 +50,7 @@ from etcd_actions.group_members import (
     nested,
     reads_of,
 )
+from etcd_actions.histogram import Distribution, Histogram
 
 _MOST_MEMBERS: Final = 100
 _MOST_OPERATIONS: Final = 128 - _MOST_MEMBERS
@@ -76,6 +78,7 @@ class GroupCommitStatistics:
         largest: The most transactions in one request.
         halved: How often a group was refused and halved.
         waiting: Number of transactions that wait to be sent.
+        times: How long these requests took.
     """
 
     members: int
@@ -84,6 +87,7 @@ class GroupCommitStatistics:
     largest: int
     halved: int
     waiting: int
+    times: Distribution
 
 
 @asynccontextmanager
@@ -138,6 +142,7 @@ class GroupCommit:
             largest=counts.largest,
             halved=counts.halved,
             waiting=self._writes.count() + self._reads.count(),
+            times=counts.times.read(),
         )
 
     async def txn(self, txn: Txn) -> TxnResult:
@@ -280,6 +285,7 @@ class GroupCommit:
 
     async def _commit(self, group: Sequence[Write]) -> None:
         """Write a group, and tell its members."""
+        began = perf_counter()
         try:
             if len(group) == 1:
                 results = [await self._etcd.txn(group[0].txn)]
@@ -301,6 +307,7 @@ class GroupCommit:
             await self._halve(group, error, self._commit)
         else:
             self._counts.add(len(group))
+            self._counts.times.observe(perf_counter() - began)
             for member, result in zip(group, results, strict=True):
                 member.succeed(result)
 
@@ -381,6 +388,7 @@ class _Counts:
         self.sizes = [0] * ((_MOST_MEMBERS - 1).bit_length() + 1)
         self.largest = 0
         self.halved = 0
+        self.times = Histogram()
 
     def add(self, size: int) -> None:
         """Count a request of so many members that was answered."""

@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 
 import msgspec
 import structlog
@@ -40,6 +41,7 @@ from etcd_actions.errors import DecodeError, RunServiceActionUnknown, RunService
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.follow import Index, SetAside
 from etcd_actions.held import HeldEndings
+from etcd_actions.histogram import Distribution, Histogram
 from etcd_actions.leader_calls import LeaderCalls, LeaseTooShort
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
@@ -87,6 +89,7 @@ class OutboxStatistics:
         failed: Number of calls that failed and are made again, likewise.
         cut: Number of calls that ended with the time of the lease, and are made again, likewise.
         held: Number of endings that were accepted, and are told again before they are marked.
+        call_times: How long calls took, whatever came of them, likewise.
         dead_letters: The letters about these, by action and call; accepted later, one goes.
     """
 
@@ -96,6 +99,7 @@ class OutboxStatistics:
     failed: dict[str, int]
     cut: dict[str, int]
     held: int
+    call_times: dict[str, Distribution]
     dead_letters: DeadLetterStatistics
 
     @classmethod
@@ -110,6 +114,7 @@ class OutboxStatistics:
             failed=nothing,
             cut=nothing,
             held=0,
+            call_times={},
             dead_letters=letters,
         )
 
@@ -197,6 +202,7 @@ class Outbox:
         self._rejected: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
         self._cut: Counter[str] = Counter()
+        self._call_times = {"record": Histogram(), "status": Histogram()}
 
     @property
     def working(self) -> bool:
@@ -212,6 +218,7 @@ class Outbox:
             failed=dict(self._failed),
             cut=dict(self._cut),
             held=len(self._held),
+            call_times={what: times.read() for what, times in self._call_times.items()},
             dead_letters=self._letters.statistics(),
         )
 
@@ -547,6 +554,7 @@ class Outbox:
         self, what: str, update: ActionUpdate, action: TaskAction | None, value: bytes | None
     ) -> bool:
         """Make a call; whether it was accepted, and not refused for ever."""
+        began = perf_counter()
         try:
             with span(f"run_service.{what}", {"action": update.name, "phase": update.phase.name}):
                 if what == "record":
@@ -565,6 +573,8 @@ class Outbox:
         except BaseException:
             self._failed[what] += 1
             raise
+        finally:
+            self._call_times[what].observe(perf_counter() - began)
         self._told[what] += 1
         await self._letters.accepted(what, update)
         return True

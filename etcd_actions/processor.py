@@ -31,7 +31,7 @@ from etcd_actions.backoff import Backoff
 from etcd_actions.containment import Containment
 from etcd_actions.errors import EtcdError, Unavailable, first_error
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.follow import Handler, Index, SetAside
+from etcd_actions.follow import FamilyReader, Handler, Index, SetAside
 from etcd_actions.group_commit import open_group_commit
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
@@ -153,6 +153,9 @@ class Processor:
     """Watches TaskActions and does what their changes ask for; see the module's text.
 
     Made by :func:`open_processor`.
+
+    Attributes:
+        families: Reads actions and their children by what the watch knows.
     """
 
     def __init__(
@@ -202,6 +205,7 @@ class Processor:
         )
         self._reread = store.reread
         self._life = _Life(settings.grace)
+        self.families = FamilyReader(store, keyspace, self._index, self._progress)
 
     def statistics(self) -> ProcessorStatistics:
         """See :class:`ProcessorStatistics`."""
@@ -216,6 +220,7 @@ class Processor:
             rejected=outbox.rejected,
             failed=outbox.failed,
             cut=outbox.cut,
+            call_times=outbox.call_times,
             held=outbox.held,
             dead_letters=outbox.dead_letters.letters,
             dropped_letters=outbox.dead_letters.dropped,
@@ -397,6 +402,13 @@ class Processor:
             # Only the first list can be refused.
             raise refusal
         return refusal
+
+    def _progress(self) -> Reflector | None:
+        """How far the watch is; None where its index lacks what was put off."""
+        watching = self._life.watching
+        if watching is None or watching.handler.has_put_off:
+            return None
+        return watching.reflector
 
     def _tell_unfinished(self, handler: Handler) -> None:
         outbox = self._recording.outbox.statistics().queue if self._recording else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from etcd_actions.clock import Clock
 from etcd_actions.dead_letters import DeadLetter
+from etcd_actions.histogram import Distribution
 from etcd_actions.watch import ReflectorSettings, ReflectorStatistics
 from etcd_actions.workqueue import WorkQueueSettings, WorkQueueStatistics
 
@@ -66,6 +67,7 @@ class ProcessorStatistics:
         rejected: Number of calls that it will never accept, likewise.
         failed: Number of calls that failed and are made again, likewise.
         cut: Number of calls that ended with the time of the leader's lease, likewise.
+        call_times: How long these calls took, likewise.
         held: Number of endings that are told again, after a takeover, before they are marked.
         dead_letters: The letters about these that are in etcd, by action and call, and what is
             no letter among them; empty while another process is elected.
@@ -89,6 +91,7 @@ class ProcessorStatistics:
     rejected: dict[str, int]
     failed: dict[str, int]
     cut: dict[str, int]
+    call_times: dict[str, Distribution]
     held: int
     dead_letters: tuple[DeadLetter, ...]
     dropped_letters: int

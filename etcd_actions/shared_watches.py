@@ -31,6 +31,11 @@ class SharedWatches:
     def __len__(self) -> int:
         return len(self._processors)
 
+    def end_subscriptions(self) -> None:
+        """Let every subscriber have what is pending, and then the end."""
+        for processor in self._processors.values():
+            processor.close_subscriptions()
+
     @asynccontextmanager
     async def of(self, scope: Scope) -> AsyncIterator[Processor]:
         """The processor of a scope; the user subscribes, and then starts it.

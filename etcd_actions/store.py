@@ -58,6 +58,10 @@ class Store:
         """Do a transaction, maybe in one with others, each by itself."""
         return await self._commit(txn)
 
+    async def look(self, txn: Txn) -> TxnResult:
+        """Do a transaction that only reads, by itself: so it takes no place in etcd's log."""
+        return await self._etcd.txn(txn)
+
     async def get(self, key: bytes, *, revision: int = 0) -> KeyValue | None:
         """The key as it is, or was at ``revision``; None if it does, or did, not exist.
 

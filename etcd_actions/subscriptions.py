@@ -14,7 +14,7 @@ it, it ends alone. Its reader gets an error, and subscribes again, with a snapsh
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast, final, overload
 
@@ -90,8 +90,10 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._snapshot: deque[Any] = deque()
         self._boundaries = 0
         self._awaits_snapshot = snapshot
+        self._other_store = False
         self._newer_than = 0
-        self._pending: dict[bytes, Any] = {}
+        # Taking the first of a dict walks over the places of those that were taken before.
+        self._pending: OrderedDict[bytes, Any] = OrderedDict()
         self._conflated = 0
         self._closed = False
         self._ended = False
@@ -124,7 +126,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
             self._boundaries -= 1
             self.replaced += 1
         if self._pending and not self._awaits_snapshot:
-            return cast(Item_co, self._pending.pop(next(iter(self._pending))))
+            return cast(Item_co, self._pending.popitem(last=False)[1])
         if self._ended:
             raise trio.EndOfChannel
         raise trio.WouldBlock
@@ -153,28 +155,46 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         await trio.lowlevel.checkpoint()
 
     def begin_with(self, states: Iterable[ActionUpdate], revision: int) -> None:
-        """Give the snapshot that was read at ``revision``; nothing older is told from now on."""
+        """Give the snapshot that was read at ``revision``; nothing older is told from now on.
+
+        Where the store was replaced since the subscription was opened, all that was seen follows:
+        the snapshot may have been read before or after that.
+        """
         self._snapshot.extend(states)
         self._snapshot.append(SnapshotEnd(revision))
         self._awaits_snapshot = False
+        if self._other_store:
+            self._begin_anew()
         self.skip_to(revision)
         self._wake()
 
     def skip_to(self, revision: int) -> None:
-        """Tell only what is newer than ``revision``."""
+        """Tell only what is newer than ``revision``, which was read since this was opened.
+
+        Where the store was replaced since then it may be the old one's, and counts for nothing.
+        """
+        if self._other_store:
+            return
         self._newer_than = revision
-        self._pending = {
-            key: update for key, update in self._pending.items() if update.revision > revision
-        }
+        self._pending = OrderedDict(
+            (key, update) for key, update in self._pending.items() if update.revision > revision
+        )
+
+    def awaited(self) -> list[ActionUpdate]:
+        """What waits for the snapshot."""
+        return list(self._pending.values()) if self._awaits_snapshot else []
 
     def _forget_revisions(self) -> None:
         """The store was replaced: its revisions say nothing about those seen before."""
         self._newer_than = 0
+        self._other_store = True
         if self._awaits_snapshot:
-            # Nothing was told yet, so there is nothing to compare with.
             return
         self._snapshot.extend(self._pending.values())
         self._pending.clear()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self._snapshot.append(_REPLACED)
         self._boundaries += 1
 
@@ -234,12 +254,13 @@ class Subscriptions:
     def __init__(self, containment: Containment | None = None) -> None:
         self._containment = containment or Containment()
         self._by_topic: defaultdict[_Topic, set[AnySubscription]] = defaultdict(set)
+        self._count = 0
         self._bare = 0
         self._of_all = 0
         self._of_runs = 0
 
     def __len__(self) -> int:
-        return sum(len(subscriptions) for subscriptions in self._by_topic.values())
+        return self._count
 
     def pending(self) -> int:
         """Number of updates that wait to be received, of all together."""
@@ -271,6 +292,7 @@ class Subscriptions:
         """
         subscription: AnySubscription = Subscription(parent, self._forget, snapshot=snapshot)
         self._by_topic[_topic_of(parent)].add(subscription)
+        self._count += 1
         self._bare += isinstance(parent, str)
         self._of_all += parent is None
         self._of_runs += _is_run(parent)
@@ -334,8 +356,11 @@ class Subscriptions:
                 subscription._end()
 
     def _notify(self, topic: _Topic, update: ActionUpdate) -> None:
+        subscriptions = self._by_topic.get(topic)
+        if subscriptions is None:
+            return
         failed: list[tuple[AnySubscription, BaseException]] = []
-        for subscription in self._by_topic.get(topic, ()):
+        for subscription in subscriptions:
             try:
                 if isinstance(subscription.parent, ActionId):
                     wanted, org = subscription.parent.org, update.action_id.org
@@ -356,6 +381,7 @@ class Subscriptions:
         if subscriptions is None or subscription not in subscriptions:
             return
         subscriptions.remove(subscription)
+        self._count -= 1
         self._bare -= isinstance(subscription.parent, str)
         self._of_all -= subscription.parent is None
         self._of_runs -= _is_run(subscription.parent)

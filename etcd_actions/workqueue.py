@@ -30,7 +30,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import final
 
@@ -41,6 +41,7 @@ import trio
 from etcd_actions.backoff import Backoff
 from etcd_actions.containment import Containment, describe
 from etcd_actions.errors import EtcdActionsError
+from etcd_actions.histogram import Distribution, Histogram
 from etcd_actions.watch import Change, ChangeKind
 
 _BACKOFF = Backoff(initial=0.1, cap=30.0)
@@ -93,6 +94,8 @@ class WorkQueueStatistics:
         turns: How often a worker took a key with work.
         wait_seconds: How long keys with work waited for that, all together.
         failing: The keys that wait to be tried again.
+        turn_times: How long a handler took: for one change, or for what arrived together.
+        wait_times: How long a key with work waited for a worker.
     """
 
     keys: int
@@ -107,6 +110,8 @@ class WorkQueueStatistics:
     turns: int
     wait_seconds: float
     failing: tuple[FailingKey, ...]
+    turn_times: Distribution
+    wait_times: Distribution
 
 
 @dataclass(slots=True)
@@ -123,6 +128,8 @@ class _Counts:
     handler_seconds: float = 0.0
     turns: int = 0
     wait_seconds: float = 0.0
+    turn_times: Histogram = field(default_factory=Histogram)
+    wait_times: Histogram = field(default_factory=Histogram)
 
 
 @final
@@ -304,6 +311,8 @@ class WorkQueue:
             turns=counts.turns,
             wait_seconds=counts.wait_seconds,
             failing=tuple(self._failing.values()),
+            turn_times=counts.turn_times.read(),
+            wait_times=counts.wait_times.read(),
         )
 
     def dispatch(self, changes: Iterable[Change]) -> None:
@@ -338,12 +347,13 @@ class WorkQueue:
         return key in self._channels
 
     def oldest_delete(self) -> int | None:
-        """The lowest revision of a delete that is not handled yet, None without one.
+        """The lowest revision that a delete which is not handled yet may have, None without one.
 
-        It looks at every key that has work: ask now and then, not for each change.
+        A synthesised one may have any below its own. It looks at every key that has work: ask
+        now and then, not for each change.
         """
         deletes = [
-            change.mod_revision
+            1 if change.synthesised else change.mod_revision
             for channel in self._channels.values()
             for change in (channel.handling, *channel.pending)
             if change is not None and change.is_delete
@@ -391,7 +401,9 @@ class WorkQueue:
                         await handler(change)
                     finally:
                         channel.handling = None
-                        counts.handler_seconds += perf_counter() - began
+                        took = perf_counter() - began
+                        counts.handler_seconds += took
+                        counts.turn_times.observe(took)
                     change = None
                     counts.handled += 1
                     if channel.failures:
@@ -421,7 +433,9 @@ class WorkQueue:
             self._waking = False
         channel = self._ready.popleft()
         self._counts.turns += 1
-        self._counts.wait_seconds += perf_counter() - channel.ready_at
+        waited = perf_counter() - channel.ready_at
+        self._counts.wait_seconds += waited
+        self._counts.wait_times.observe(waited)
         self._wake_one()
         return channel
 

@@ -106,6 +106,25 @@ async def test_without_watching_a_subscriber_is_told(client: ActionsClient) -> N
     assert not client.statistics().watching
 
 
+async def test_those_that_subscribed_without_watching_hear_that_the_client_is_closed(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    ended = trio.Event()
+
+    async def read(client: ActionsClient, *, task_status: trio.TaskStatus[None]) -> None:
+        async with client.subscribe(ROOT) as updates:
+            task_status.started()
+            async for _ in updates:
+                pass
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        async with open_actions_client(etcd, prefix=prefix) as client:
+            await nursery.start(read, client)
+        with trio.fail_after(10):
+            await ended.wait()
+
+
 async def test_subscriptions_of_a_client_that_does_not_watch_share_a_watch(
     client: ActionsClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,3 +127,25 @@ async def test_deletions_that_nobody_could_be_told_of_are_done_with(
         service.failures.clear()
         await eventually(lambda: is_idle(client))
         await eventually(lambda: client.statistics().position >= revision)
+
+
+async def test_a_deletion_that_was_only_concluded_is_found_by_who_starts_anew(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    """The list that shows it is newer than the deletion: the position stays before both."""
+    service = Scripted()
+    async with watching(etcd, prefix, service) as client:
+        await client.enqueue(flyte.task(ROOT))
+        await tell(client, "a0", [Phase.RUNNING])
+        await eventually(lambda: service.of("a0")[-1:] == [Phase.RUNNING])
+        await client.stop_watching()
+        deleted = await delete(etcd, prefix)
+        await etcd.put(prefix + b"unrelated", b"")
+        service.failures["status", "a0"] = [RunServiceUnavailable("scripted")] * 100_000
+        await client.start_watching()
+        await eventually(lambda: client.statistics().failed.get("status", 0) > 0)
+        await client.stop_watching(grace=0.01)
+        assert client.statistics().position < deleted
+    service.failures.clear()
+    async with watching(etcd, prefix, service):
+        await eventually(lambda: service.of("a0")[-1:] == [Phase.ABORTED])

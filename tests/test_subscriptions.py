@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
+
 import msgspec
 import pytest
 import trio
@@ -77,6 +80,32 @@ async def test_a_lagging_subscriber_gets_the_last_states() -> None:
         assert subscription.statistics() == (3, 997)
         got = [(await subscription.receive()).revision for _ in range(3)]
         assert sorted(got) == [998, 999, 1000]
+
+
+class Walked(OrderedDict[bytes, object]):
+    """Counts how often it is walked over."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.walks += 1
+        return super().__iter__()
+
+
+async def test_taking_what_waits_walks_over_nothing() -> None:
+    """The first key of a plain dict is behind the places of all that were taken before."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0")) as subscription:
+        for number in range(100):
+            subscriptions.notify(update(action(f"c{number}"), revision=number + 1))
+        assert type(subscription._pending) is OrderedDict
+        pending = subscription._pending = Walked(subscription._pending)
+        before = pending.walks
+        # A newer state has the place of the one that it replaces.
+        subscriptions.notify(update(action("c0"), revision=1000))
+        got = [subscription.receive_nowait().revision for _ in range(100)]
+        assert got == [1000, *range(2, 101)]
+        assert pending.walks == before
 
 
 async def test_a_deletion_told_from_memory_keeps_the_details_of_the_ending() -> None:
@@ -306,3 +335,27 @@ async def test_a_store_that_is_replaced_before_the_snapshot_is_nothing_new() -> 
         assert isinstance(subscription.receive_nowait(), ActionUpdate)
         assert subscription.receive_nowait() == SnapshotEnd(4)
         assert subscription.replaced == 0
+
+
+async def test_a_snapshot_of_a_store_that_is_replaced_hides_nothing_of_the_next() -> None:
+    """It was read before the replacement, and its revision is higher than any of the new store."""
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0"), snapshot=True) as subscription:
+        subscriptions.forget_revisions()
+        subscriptions.notify(update(action("c1"), revision=3))
+        subscription.begin_with([update(action("a0"), parent="", revision=90)], 100)
+        subscriptions.notify(update(action("c2"), revision=5))
+        got = []
+        for _ in range(4):
+            item = subscription.receive_nowait()
+            got.append((item.revision, subscription.replaced))
+        assert got == [(90, 0), (100, 0), (3, 1), (5, 1)]
+
+
+async def test_a_revision_of_a_store_that_was_replaced_hides_nothing_of_the_next() -> None:
+    subscriptions = Subscriptions()
+    async with subscriptions.subscribe(action("a0")) as subscription:
+        subscriptions.forget_revisions()
+        subscription.skip_to(100)
+        subscriptions.notify(update(action("c1"), revision=3))
+        assert subscription.receive_nowait().revision == 3

@@ -9,30 +9,34 @@ import pytest
 import trio
 import trio.testing
 
-from etcd_actions import term as terms
 from etcd_actions.call_time import call_until, lease_left, time_left
 from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
+from etcd_actions.etcd import session as sessions
+from etcd_actions.etcd.api import Lease
+from etcd_actions.etcd.session import Moment, Session
 from etcd_actions.leader_calls import LANDING, LeaderCalls, LeaseTooShort
-from etcd_actions.term import Leadership, Moment, Term
+from etcd_actions.term import Leadership, Term
+from tests.support.lessor import session_of
 
 TTL = 10
 SURE = 9.0
 
 
-def begun(ttl: int = TTL) -> Term:
-    return Term(Leadership(b"key", 7), Moment.now(), ttl)
+def begun(session: Session | None = None) -> Term:
+    return Term(Leadership(b"key", 7), session or session_of(TTL))
 
 
 async def test_the_lease_is_sure_from_when_its_renewal_was_sent(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Less a margin, for servers that count a deadline from when they got the call."""
-    term = begun()
+    session = session_of(TTL)
+    term = begun(session)
     assert term.sure_until() == pytest.approx(trio.current_time() + SURE)
     asked = Moment.now()
     # The answer is late.
     await trio.sleep(3)
-    term.renewed(asked, TTL)
+    session.renewed(Lease(1, TTL), asked)
     assert term.sure_until() == pytest.approx(trio.current_time() + SURE - 3)
     await trio.sleep(SURE - 3)
     assert not term.lasts
@@ -42,7 +46,7 @@ async def test_a_suspended_machine_counts_as_paused(monkeypatch: pytest.MonkeyPa
     """trio's clock stands still meanwhile, and etcd's goes on."""
     term = begun()
     assert term.lasts
-    monkeypatch.setattr(terms, "suspended", lambda: 3600.0)
+    monkeypatch.setattr(sessions, "suspended", lambda: 3600.0)
     assert not term.lasts
     assert term.sure_until() < trio.current_time()
 
@@ -50,7 +54,8 @@ async def test_a_suspended_machine_counts_as_paused(monkeypatch: pytest.MonkeyPa
 async def test_a_call_waits_for_the_renewal_when_too_little_is_left(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    term, calls, made = begun(), LeaderCalls(), []
+    session = session_of(TTL)
+    term, calls, made = begun(session), LeaderCalls(), []
 
     async def call() -> None:
         made.append(trio.current_time())
@@ -63,7 +68,7 @@ async def test_a_call_waits_for_the_renewal_when_too_little_is_left(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(calls.make, call)
         await trio.testing.wait_all_tasks_blocked()
-        term.renewed(Moment.now(), TTL)
+        session.renewed(Lease(1, TTL), Moment.now())
     assert made == [trio.current_time()]
 
 

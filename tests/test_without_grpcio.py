@@ -53,6 +53,7 @@ def test_no_installation_brings_it() -> None:
     assert [each for part in wanted for each in part if each.startswith("grpc")] == []
 
 
+@pytest.mark.slow
 async def test_a_process_that_serves_and_tells(
     shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ is finished by whoever finds the marker. It stays until the object of the action
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,7 +69,10 @@ if TYPE_CHECKING:
     from flyteidl2.common.identity_pb2 import EnrichedIdentity
 
 _MOST_ABORTED_BY = 4096
-_SIDE_BY_SIDE = 64
+_SIDE_BY_SIDE = 256
+"""Enough for full groups of the group commit, two of which are in flight."""
+_TURN = 64
+"""Values that are decoded before others have their turn."""
 
 _log = structlog.get_logger(__name__)
 
@@ -306,43 +309,89 @@ class Aborter:
         return found
 
     async def _cascade(self, marker: Marker) -> tuple[str, ...]:
-        """End all below an action, and the action itself where somebody revived it."""
+        """End all below an action, and the action itself where somebody revived it.
+
+        Behind the marker nothing is enqueued there, so one list has it all. There is another one
+        only where some key was made since, by whatever does not look at markers.
+        """
         aborted: set[str] = set()
         prefix, *_ = self._keys.of(marker.action_id).run_prefixes(marker.run)
+        keys = KeyRange.of_prefix(prefix)
         while True:
-            kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
-            going_on = _going_on(kvs, marker)
-            if not going_on:
+            kvs, revision = await self._store.read(keys)
+            going_on = await _going_on(kvs, marker)
+            if not going_on or (
+                await self._end_all(going_on, marker, aborted)
+                and await self._has_nothing_newer(keys, revision)
+            ):
                 return tuple(sorted(aborted))
-            limit = trio.CapacityLimiter(_SIDE_BY_SIDE)
-            failures: list[EtcdActionsError] = []
 
-            async def end(
-                kv: KeyValue,
-                name: str,
-                limit: trio.CapacityLimiter = limit,
-                failures: list[EtcdActionsError] = failures,
-            ) -> None:
-                async with limit:
-                    try:
-                        value = self._aborted(kv, marker.reason, marker.aborted_by)
-                        applied, current = await self._store.compare_and_put(kv, value)
-                        if applied:
-                            aborted.add(name)
-                        elif current is not None and current.mod_revision == kv.mod_revision:
-                            # It would be found going on again and again.
-                            raise DecodeError(
-                                "it cannot be ended", key=kv.key, revision=kv.mod_revision
-                            )
-                    except EtcdActionsError as error:
-                        failures.append(error)
+    async def _end_all(
+        self, going_on: Sequence[_GoingOn], marker: Marker, aborted: set[str]
+    ) -> bool:
+        """End some actions, and add their names to those aborted.
 
-            async with trio.open_nursery() as nursery:
-                for kv, name in going_on:
-                    nursery.start_soon(end, kv, name)
-            if failures:
-                # The others are ended: one that cannot be must not keep them.
-                raise next((each for each in failures if isinstance(each, EtcdError)), failures[0])
+        Returns:
+            Whether each of them is over; False where another object took the place of one.
+        """
+        left = iter(going_on)
+        replaced: list[_GoingOn] = []
+        failures: list[EtcdActionsError] = []
+
+        async def worker() -> None:
+            for one in left:
+                try:
+                    ended, applied = await self._end(one, marker)
+                except EtcdActionsError as error:
+                    failures.append(error)
+                    continue
+                if applied:
+                    aborted.add(one.name)
+                if not ended:
+                    replaced.append(one)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(_SIDE_BY_SIDE, len(going_on))):
+                nursery.start_soon(worker)
+        if failures:
+            # The others are ended: one that cannot be must not keep them.
+            raise next((each for each in failures if isinstance(each, EtcdError)), failures[0])
+        return not replaced
+
+    async def _end(self, one: _GoingOn, marker: Marker) -> tuple[bool, bool]:
+        """End an action, however often it changes meanwhile.
+
+        Returns:
+            Whether it is over, and whether it was ended here.
+        """
+        seen = one.kv
+        while True:
+            value = self._aborted(seen, marker.reason, marker.aborted_by)
+            applied, current = await self._store.compare_and_put(seen, value)
+            if applied:
+                return True, True
+            if current is None or current.create_revision != seen.create_revision:
+                return False, False
+            if current.mod_revision == seen.mod_revision:
+                # It would be found going on again and again.
+                raise DecodeError("it cannot be ended", key=seen.key, revision=seen.mod_revision)
+            try:
+                action = StoredTaskAction.of(current)
+            except DecodeError:
+                return False, False
+            if action.metadata.uid != one.uid:
+                return False, False
+            if action.is_terminal:
+                return True, False
+            seen = current
+
+    async def _has_nothing_newer(self, keys: KeyRange, revision: int) -> bool:
+        """Whether no key of a range was made after a revision."""
+        start, end = keys
+        made = Compare(
+            start, CompareTarget.CREATE_REVISION, CompareResult.LESS, revision + 1, range_end=end
+        )
+        return (await self._store.look(Txn([made], []))).succeeded
 
     async def _forget(self, marker: Marker) -> None:
         """Delete a marker, if the action's object is gone."""
@@ -414,13 +463,14 @@ def aborted_value(
 
 
 def encoded(kv: KeyValue, tree: dict[str, Any]) -> bytes:
-    """A changed tree in the form that the object has.
+    """A tree in the form that the object has, after a change of neither spec nor managedFields.
 
     Raises:
         DecodeError: The object cannot be written so: it would be too large, say.
     """
+    unchanged = (tree.get("spec"), tree["metadata"].get("managedFields"))
     try:
-        return codec_of(kv.value).encode_tree(tree)
+        return codec_of(kv.value).encode_tree(tree, unchanged=unchanged)
     except (TypeError, ValueError) as error:
         reason = f"it cannot be changed: {error}"
         raise DecodeError(reason, key=kv.key, revision=kv.mod_revision) from None
@@ -450,6 +500,14 @@ def subject_of(identity: EnrichedIdentity) -> str:
     return subject
 
 
+class _GoingOn(NamedTuple):
+    """An object of an action that is to be ended."""
+
+    kv: KeyValue
+    name: str
+    uid: str
+
+
 class _Below(NamedTuple):
     """An object of a run, and what it is below."""
 
@@ -460,11 +518,16 @@ class _Below(NamedTuple):
     parent_uid: str
 
 
-def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[tuple[KeyValue, str]]:
-    """What of a run is the aborted action or below it, and not over."""
+async def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[_GoingOn]:
+    """What of a run is the aborted action or below it, and not over.
+
+    Others have their turn in between.
+    """
     found: dict[str, _Below] = {}
     children: dict[str, list[str]] = {}
-    for kv in kvs:
+    for number, kv in enumerate(kvs, 1):
+        if not number % _TURN:
+            await trio.lowlevel.checkpoint()
         try:
             action = StoredTaskAction.of(kv)
         except DecodeError as error:
@@ -499,7 +562,7 @@ def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[tuple[KeyValue, s
             # Both may have one uid: what came later is below the later one.
             until = math.inf if meant else one.kv.create_revision
         if one is not None and meant and not one.is_over:
-            going_on.append((one.kv, name))
+            going_on.append(_GoingOn(one.kv, name, one.uid))
         for child in children.get(name, ()):
             below = found[child]
             if below.parent_uid in ("", uid) and below.kv.create_revision < until:

@@ -7,9 +7,10 @@ and of runs of the same name in other projects: what is read is filtered by what
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
+import trio
 
 from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.stored import (
@@ -22,6 +23,9 @@ from etcd_actions.errors import Compacted, DecodeError, NotFound
 from etcd_actions.etcd.api import KeyRange, KeyValue
 from etcd_actions.model import ActionId, Keyspace, TaskAction, canonical_name
 from etcd_actions.store import Store
+
+_TURN: Final = 64
+"""Values that are decoded before others have their turn."""
 
 _log = structlog.get_logger(__name__)
 
@@ -140,16 +144,19 @@ class Lister:
                     kvs, revision = await self._store.read(
                         KeyRange.of_prefix(prefix), revision=revision
                     )
-                    actions += _readable(kvs)
+                    actions += await readable(kvs)
             except Compacted:
                 # A compaction between two pages: the newest state is as good.
                 continue
             return Listing(actions, revision)
 
 
-def _readable(kvs: Iterable[KeyValue]) -> list[StoredTaskAction]:
+async def readable(kvs: Iterable[KeyValue]) -> list[StoredTaskAction]:
+    """Decode values; what cannot be is logged and left out. Others have their turn in between."""
     actions = []
-    for kv in kvs:
+    for number, kv in enumerate(kvs, 1):
+        if not number % _TURN:
+            await trio.lowlevel.checkpoint()
         try:
             actions.append(StoredTaskAction.of(kv))
         except DecodeError as error:
@@ -160,6 +167,13 @@ def _readable(kvs: Iterable[KeyValue]) -> list[StoredTaskAction]:
                 reason=error.reason,
             )
     return actions
+
+
+def below(actions: Iterable[StoredTaskAction], parent: ActionId) -> list[StoredTaskAction]:
+    """An action and its direct children, of those that are given."""
+    return [
+        each for each in actions if same_run(each.action_id, parent) and _is_below(each, parent)
+    ]
 
 
 def _is_below(action: TaskAction, parent: ActionId) -> bool:

@@ -132,7 +132,7 @@ async def _rewrite(
         if before is None or value is None:
             before, sure = await store.get(key), True
             continue
-        applied, current = await _write(store, before, value, field, fence)
+        applied, current = await _write(store, before, value, field, fence, seen)
         if applied:
             assert current is not None
             seen.keep(current)
@@ -161,10 +161,15 @@ def _changed(
 
 
 async def _write(
-    store: Store, seen: KeyValue, value: bytes, field: str, fence: Compare | None
+    store: Store,
+    before: KeyValue,
+    value: bytes,
+    field: str,
+    fence: Compare | None,
+    seen: Seen,
 ) -> CasResult:
     try:
-        return await store.compare_and_put(seen, value, fence=fence)
+        return await store.compare_and_put(before, value, fence=fence)
     except RequestTooLarge:
         raise InvalidArgument(
             field,
@@ -172,11 +177,14 @@ async def _write(
             "(--max-request-bytes): make it shorter",
         ) from None
     except (OutcomeUnknown, LeaseNotFound) as lost:
+        if isinstance(lost, OutcomeUnknown):
+            # After a lost connection etcd may be a restored store.
+            seen.clear()
         try:
-            current = await store.get(seen.key)
+            current = await store.get(before.key)
         except EtcdError:
             raise lost from None
-        if current is not None and current.mod_revision == seen.mod_revision:
+        if current is not None and current.mod_revision == before.mod_revision:
             raise
         return CasResult(applied=False, current=current)
 

@@ -53,6 +53,7 @@ from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.processor_settings import ProcessorSettings, ProcessorStatistics
 from etcd_actions.recorder import MarkResult
+from etcd_actions.retrying import retrying, seldom
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.serving import Bind
 from etcd_actions.serving.descriptors import raise_limit
@@ -293,39 +294,29 @@ async def _execute(
     """Run actions here, for ever. While etcd refuses, only this waits."""
     config, containment = running.common.config, running.containment
 
+    def wait(error: Exception, failures: int, delay: float) -> None:
+        containment.park("executor", "local", error)
+        seldom(_log, "executor_waits")(error, failures, delay)
+
     async def execute() -> None:
-        failures = 0
-        while True:
-            refusal: EtcdError | None = None
-            unusable: ConfigError | None = None
-            try:
-                async with open_local_executor(
-                    client,
-                    config,
-                    served,
-                    address,
-                    front=front,
-                    listeners=None if monitoring is None else monitoring.metrics.listeners,
-                ) as executor:
-                    failures = 0
-                    containment.forget("executor", "local")
-                    if monitoring is not None:
-                        monitoring.metrics.executor = executor.statistics
-                    await trio.sleep_forever()
-            except* EtcdError as group:
-                refusal = first_error(group)
-            except* ConfigError as group:
-                unusable = first_error(group)
-            if unusable is not None:
-                running.stop.request(unusable)
-                return
-            assert refusal is not None
-            failures += 1
-            delay = _BACKOFF.delay(failures)
-            containment.park("executor", "local", refusal)
-            if failures & (failures - 1) == 0:
-                _log.warning("executor_waits", error=str(refusal), retry_in=round(delay, 3))
-            await trio.sleep(delay)
+        try:
+            async for attempt in retrying(_BACKOFF, on=EtcdError, report=wait):
+                with attempt:
+                    async with open_local_executor(
+                        client,
+                        config,
+                        served,
+                        address,
+                        front=front,
+                        listeners=None if monitoring is None else monitoring.metrics.listeners,
+                    ) as executor:
+                        attempt.recovered()
+                        containment.forget("executor", "local")
+                        if monitoring is not None:
+                            monitoring.metrics.executor = executor.statistics
+                        await trio.sleep_forever()
+        except* ConfigError as group:
+            running.stop.request(first_error(group))
 
     await containment.keep("executor", "local", execute)
 

@@ -21,7 +21,7 @@ from etcd_actions.backoff import Backoff
 from etcd_actions.containment import Containment
 from etcd_actions.dead_letters import letter as form
 from etcd_actions.dead_letters.letter import RECORD, DeadLetter, Kept, LetterKeys
-from etcd_actions.errors import DecodeError, EtcdError, Unavailable, first_error
+from etcd_actions.errors import DecodeError, EtcdError, Unavailable
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -36,6 +36,7 @@ from etcd_actions.etcd.api import (
     Txn,
 )
 from etcd_actions.model import ActionUpdate, Keyspace
+from etcd_actions.retrying import retrying, seldom
 from etcd_actions.store import Store
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
 
@@ -286,8 +287,7 @@ class LetterBook:
 
     async def _follow(self) -> None:
         """Keep up with the letters' keys, for ever."""
-        failures = 0
-        while True:
+        async for attempt in retrying(_BACKOFF, on=EtcdError, report=self._unreadable):
             reflector = Reflector(
                 self._etcd,
                 KeyRange.of_prefix(self._keys.prefix),
@@ -297,24 +297,19 @@ class LetterBook:
                 containment=self._containment,
                 names_known_bugs=False,
             )
-            try:
+            with attempt:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(reflector.run)
                     self._refusal = None
                     self._loaded.set()
-                    failures = 0
-            except* EtcdError as group:
-                failures += 1
-                delay = _BACKOFF.delay(failures)
-                refusal = first_error(group)
-                if not isinstance(refusal, Unavailable):
-                    # A role may lack the keys for long: what is accepted is marked all the same.
-                    self._refusal = refusal
-                    self._loaded.set()
-                if failures & (failures - 1) == 0:
-                    error = str(refusal)
-                    _log.warning("dead_letters_unreadable", error=error, retry_in=round(delay, 3))
-                await trio.sleep(delay)
+                    attempt.recovered()
+
+    def _unreadable(self, error: Exception, failures: int, delay: float) -> None:
+        if isinstance(error, EtcdError) and not isinstance(error, Unavailable):
+            # A role may lack the keys for long: what is accepted is marked all the same.
+            self._refusal = error
+            self._loaded.set()
+        seldom(_log, "dead_letters_unreadable")(error, failures, delay)
 
     def dispatch(self, changes: Sequence[Change], /) -> None:
         """Take what the watch tells."""

@@ -1,4 +1,4 @@
-"""What is kept beside the actions: runs, histories, deployed tasks, cached results, images."""
+"""What is kept beside the actions: runs, histories, tasks, projects, cached results, images."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from etcd_actions.etcd.api import KeyRange, KeyValue
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.model import Keyspace
 from etcd_actions.model.names import parse_key
+from etcd_actions.registry.projects import decode as decode_project
 from etcd_actions.registry.record import decode_head
 from etcd_actions.runs.record import decode_history, decode_record
 
@@ -23,7 +24,7 @@ KEPT = Kind(id="kept", severity=Severity.OK)
 UNREADABLE = Kind(
     id="kept-undecodable",
     severity=Severity.WARNING,
-    meaning="What these say of runs, histories, deployed tasks or cached results is not known: "
+    meaning="What these say of runs, histories, tasks, projects or cached results is not known: "
     "lists leave them out, and nothing collects them. A later release wrote them, or somebody "
     "else.",
     remedy="etcdctl get '<key>' --print-value-only; update etcd-actions where a later release runs "
@@ -82,6 +83,8 @@ class _Tally:
             self.histories[record] = count + 1, first
         elif key.startswith(keys.tasks):
             decode_head(keys.tasks, key, kv.value)
+        elif key.startswith(keys.projects):
+            decode_project(keys.projects, key, kv.value)
         elif key.startswith(keys.catalog + b"entries/"):
             source_of(kv.value)
 

@@ -31,6 +31,7 @@ from etcd_actions.etcd.gateway_errors import Asked
 from etcd_actions.etcd.gateway_http import FAILURES, Body, Exchange, HttpSession
 from etcd_actions.etcd.gateway_wire import Refusal
 from etcd_actions.logger import get_logger
+from etcd_actions.parking import Parking
 
 _BUFFERED_EVENTS = 4096
 _BUFFERED_BYTES = 16 * 1024 * 1024
@@ -102,7 +103,7 @@ class GatewayWatchStream:
         self._buffered_bytes = 0
         self._over = False
         self._failure: EtcdError | None = None
-        self._parked: trio.lowlevel.Task | None = None
+        self._parking = Parking()
 
     def create(self, request: WatchCreate) -> None:
         """Ask for a watcher."""
@@ -125,7 +126,7 @@ class GatewayWatchStream:
             )
             if not self._over:
                 self._buffer.append(answer)
-        self._ring()
+        self._parking.wake()
         if leg is not None and not leg.live:
             leg.exchange.cut()
 
@@ -152,8 +153,7 @@ class GatewayWatchStream:
             if over:
                 break
             has_waited = True
-            self._parked = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._unpark)
+            await self._parking.park()
         await trio.lowlevel.checkpoint()
         if self._failure is None:
             raise trio.EndOfChannel
@@ -164,7 +164,7 @@ class GatewayWatchStream:
     def fail(self, failure: EtcdError) -> None:
         """End the stream for its reader, from trio's side."""
         self._end(failure)
-        self._ring()
+        self._parking.wake()
 
     async def aclose(self) -> None:
         """End the stream and its threads. Not interrupted by cancellation, but bounded."""
@@ -201,19 +201,10 @@ class GatewayWatchStream:
             self._legs.discard(leg)
             self.fail(Unavailable(f"{self._asked.what}: no thread can be started: {error}"))
 
-    def _unpark(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._parked = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def _ring(self) -> None:
-        if self._parked is not None:
-            task, self._parked = self._parked, None
-            trio.lowlevel.reschedule(task)
-
     def _ring_soon(self) -> None:
         # An event loop that has ended leaves nobody to be told.
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._ring, idempotent=True)
+            self._token.run_sync_soon(self._parking.wake, idempotent=True)
 
     def _end(self, failure: EtcdError | None) -> None:
         """Let nothing more into the buffer. The first cause is the one that is told."""

@@ -50,6 +50,7 @@ class GrpcConnection:
     ) -> None:
         self._endpoint = endpoint
         self._broken = False
+        self._patience = settings.request_timeout
         tls = settings.tls_for(endpoint)
         self._channel = Channel(
             nursery,
@@ -115,6 +116,8 @@ class GrpcConnection:
         """Open a watch stream; see the protocol."""
         what = f"watch at {self._endpoint}"
         try:
+            # The stream has no deadline; to get one has.
+            await self._channel.connect(within=self._patience)
             exchange = await self._channel.open_stream(
                 _WATCH, metadata=_metadata(token, leader=True)
             )

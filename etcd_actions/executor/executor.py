@@ -46,6 +46,7 @@ from etcd_actions.executor.settings import ExecutorSettings
 from etcd_actions.executor.turns import Turns
 from etcd_actions.executor.visits import Host, Visits
 from etcd_actions.model import ActionUpdate, Phase
+from etcd_actions.retrying import retrying, seldom
 
 _NOT_BEGUN = (Phase.UNSPECIFIED, Phase.QUEUED)
 
@@ -386,36 +387,30 @@ class Executor:
         if known is None:
             return
         action_id = known.update.action_id
-        failures = 0
-        while True:
-            try:
-                action = await self._client.get_task_action(action_id)
-                ended = await self._runs.run(action, work)
-            except RequestTooLarge:
+        report = seldom(_log, "action_delayed", action=work.name)
+        ended: StoredTaskAction | None = None
+        try:
+            async for attempt in retrying(
+                DELAYED, on=EtcdError, unless=RequestTooLarge, report=report
+            ):
+                with attempt:
+                    action = await self._client.get_task_action(action_id)
+                    ended = await self._runs.run(action, work)
+        except ClaimLost as error:
+            _log.info("action_left", action=work.name, reason=str(error))
+            work.elsewhere = True
+            await self._end_process(work)
+        except (NotFound, FailedPrecondition) as error:
+            # It was ended or deleted by somebody else, of which news is to come.
+            _log.info("action_left", action=work.name, reason=str(error))
+            await self._end_process(work)
+            if self._board.get(work.name) is not None and work.failures >= PATIENCE:
                 raise
-            except EtcdError as error:
-                failures += 1
-                if failures & (failures - 1) == 0:
-                    _log.warning("action_delayed", action=work.name, error=str(error))
-                await trio.sleep(DELAYED.delay(failures))
-            except ClaimLost as error:
-                _log.info("action_left", action=work.name, reason=str(error))
-                work.elsewhere = True
-                await self._end_process(work)
-                return
-            except (NotFound, FailedPrecondition) as error:
-                # It was ended or deleted by somebody else, of which news is to come.
-                _log.info("action_left", action=work.name, reason=str(error))
-                await self._end_process(work)
-                if self._board.get(work.name) is not None and work.failures >= PATIENCE:
-                    raise
-                return
-            else:
-                if ended is not None and ended.phase is not Phase.SUCCEEDED:
-                    for child in self._board.children(work.name):
-                        if (known := self._board.get(child)) is not None:
-                            self._nursery.start_soon(self._abort_child, ended, known.update)
-                return
+        else:
+            if ended is not None and ended.phase is not Phase.SUCCEEDED:
+                for child in self._board.children(work.name):
+                    if (known := self._board.get(child)) is not None:
+                        self._nursery.start_soon(self._abort_child, ended, known.update)
 
     async def _end_process(self, work: Work) -> None:
         """End the process of an action that is over; one that somebody took over goes on."""

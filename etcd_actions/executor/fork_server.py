@@ -31,12 +31,18 @@ _READY_WITHIN = 60.0
 # After so many ends in a row attempts are started without it.
 _TRIES = 3
 _LASTING = 60.0
+# What it exits with where it can fork nothing, however often it is tried.
+_USELESS = 4
 
 _log = structlog.get_logger(__name__)
 
 
 class ForkServerEnded(Exception):
     """It ended, or never became ready; the message has the end of its log."""
+
+
+class ForkServerUseless(ForkServerEnded):
+    """With the SDK of this interpreter there can be none: another try would end alike."""
 
 
 @asynccontextmanager
@@ -124,7 +130,11 @@ class ForkServer:
         while True:
             self._ready_since = float("inf")
             with self._containment.unit(UNIT, self._identity, parks=True) as unit:
-                await self._serve()
+                try:
+                    await self._serve()
+                except ForkServerUseless as error:
+                    self._do_without(error)
+                    return
             if trio.current_time() - self._ready_since > _LASTING:
                 self._failures = 0
             self._failures += 1
@@ -134,6 +144,19 @@ class ForkServer:
             elif self._decided.is_set():
                 self._decided = trio.Event()
             await trio.sleep(_BACKOFF.delay(self._failures))
+
+    def _do_without(self, error: ForkServerUseless) -> None:
+        """Have attempts executed for as long as this process lives, and say so once."""
+        self._failures = _TRIES
+        self._failure = str(error)
+        self._decided.set()
+        _log.warning(
+            "fork_server_not_used",
+            python=str(self._python),
+            error=self._failure,
+            instead="each task has an interpreter of its own, which takes longer; the fork server "
+            "is tried again when the service is restarted",
+        )
 
     async def _serve(self) -> None:
         """Run one server, until it ends."""
@@ -160,6 +183,8 @@ class ForkServer:
                         env=helper_environment() | {"FSSPEC_FILE_AUTO_MKDIR": "true"},
                         check=False,
                     )
+                if finished.returncode == _USELESS:
+                    raise ForkServerUseless(self._text("cannot be used with this SDK"))
                 if finished.returncode:
                     raise self._ended(f"ended with {finished.returncode}")
                 while not await self._is_ready(ours):
@@ -208,10 +233,13 @@ class ForkServer:
         return descriptor
 
     def _ended(self, how: str) -> ForkServerEnded:
+        return ForkServerEnded(self._text(how))
+
+    def _text(self, how: str) -> str:
         message = f"the fork server ({self._python}) {how}"
         if lines := self._last_lines():
             message = f"{message}; its log ends with:\n{lines}"
-        return ForkServerEnded(message)
+        return message
 
     def _last_lines(self) -> str:
         end = b""

@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -71,9 +72,24 @@ _TELEMETRY_VARIABLES = "OTEL_"
 # A task makes two, and each costs the start of this process, and of no task, 20 ms.
 _READY_CONTEXTS = 4
 
+# What says to the service why this ends: that another try may go well, or that none will.
+_CODE_NOT_READY = 3
+_CODE_USELESS = 4
+
+# A thread that only helps an import has this many seconds to end.
+_THREADS_END_WITHIN = 2.0
+
 
 class Unusable(Exception):
-    """With this SDK nothing can be forked; the message says why."""
+    """With this SDK nothing can be forked; the message says why.
+
+    Attributes:
+        code: What this process exits with.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def main(descriptor: int, *, plain: bool = False) -> None:
@@ -83,7 +99,7 @@ def main(descriptor: int, *, plain: bool = False) -> None:
         run = None if plain else _prepare(_beside("ready_tls"))
     except Unusable as error:
         print(f"fork server: {error}", file=sys.stderr)
-        sys.exit(3)
+        sys.exit(error.code)
     gc.collect()
     gc.freeze()
     # No child of our parent: that may end before we do.
@@ -101,7 +117,7 @@ def _prepare(ready_tls: Any) -> Callable[[dict[str, Any]], int]:
         importlib.import_module("flyte._bin.runtime").main  # noqa: B018 - it is there
     except BaseException as error:
         traceback.print_exc()
-        raise Unusable("the SDK cannot be imported") from error
+        raise Unusable("the SDK cannot be imported", _CODE_NOT_READY) from error
     _import_all(_MODULES)
     telemetry = _import_telemetry()
     contexts = _contexts(ready_tls)
@@ -112,10 +128,12 @@ def _prepare(ready_tls: Any) -> Callable[[dict[str, Any]], int]:
             loop.stop()
             loop._run  # noqa: B018 - it is there
         except Exception as error:
-            raise Unusable(f"the SDK's thread cannot be stopped: {error!r}") from error
-    if threading.active_count() > 1:
-        names = ", ".join(thread.name for thread in threading.enumerate())
-        raise Unusable(f"there are threads, which would be missing after a fork: {names}")
+            text = f"the SDK's thread cannot be stopped: {error!r}"
+            raise Unusable(text, _CODE_NOT_READY) from error
+    if threads := _lasting_threads():
+        names = ", ".join(thread.name for thread in threads)
+        text = f"there are threads, which would be missing after a fork: {names}"
+        raise Unusable(text, _CODE_USELESS)
 
     def share(environment: dict[str, str]) -> None:
         if any(each.startswith(_TELEMETRY_VARIABLES) for each in environment):
@@ -126,6 +144,15 @@ def _prepare(ready_tls: Any) -> Callable[[dict[str, Any]], int]:
             contexts.stand_in()
 
     return lambda request: _run(request, loop, share)
+
+
+def _lasting_threads() -> list[threading.Thread]:
+    """The other threads, those that are about to end left out."""
+    until = time.monotonic() + _THREADS_END_WITHIN
+    threads = [each for each in threading.enumerate() if each is not threading.current_thread()]
+    for each in threads:
+        each.join(max(0.0, until - time.monotonic()))
+    return [each for each in threads if each.is_alive()]
 
 
 def _import_all(names: tuple[str, ...]) -> None:

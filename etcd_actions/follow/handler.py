@@ -27,6 +27,7 @@ from etcd_actions.containment import Containment
 from etcd_actions.errors import DecodeError
 from etcd_actions.follow.index import Index
 from etcd_actions.follow.set_aside import SetAside
+from etcd_actions.histogram import Histogram
 from etcd_actions.model import (
     API_VERSION,
     ActionUpdate,
@@ -117,6 +118,7 @@ class Handler:
         self._conflated = 0
         self._handled = 0
         self._seconds = 0.0
+        self._turn_times = Histogram()
 
     def statistics(self) -> WorkQueueStatistics:
         """What it has done; what waits is what was put off."""
@@ -127,12 +129,18 @@ class Handler:
             handled=self._handled + again.handled,
             conflated=self._conflated + again.conflated,
             handler_seconds=self._seconds + again.handler_seconds,
+            turn_times=self._turn_times.read(),
         )
 
     @property
     def oldest_delete(self) -> int | None:
-        """The lowest revision of a deletion that was put off; None without one."""
+        """The lowest revision that a deletion which was put off may have; None without one."""
         return self._put_off.oldest_delete() if self._put_off.has_work else None
+
+    @property
+    def has_put_off(self) -> bool:
+        """Whether there are keys of which the index does not have the last state."""
+        return self._put_off.has_work
 
     async def wait_idle(self) -> None:
         """Return once nothing is put off."""
@@ -167,7 +175,9 @@ class Handler:
                 put_off.put_off(change, error)
             else:
                 self._handled += 1
-        self._seconds += perf_counter() - began
+        took = perf_counter() - began
+        self._seconds += took
+        self._turn_times.observe(took)
 
     async def wait_list_room(self) -> None:
         """There is room: what was read is handled."""
@@ -316,7 +326,7 @@ class Handler:
             return
         if deleted and update is not None:
             # Whichever process leads has to know it until it is done with.
-            self._index.add_deletion(update)
+            self._index.add_deletion(update, concluded=change.synthesised)
         if recording.working:
             recording.deliver(change, update if deleted else None, None if deleted else action)
 

@@ -65,6 +65,8 @@ class Index:
         # By key, what is to be told of its deletions, by their revisions.
         self._deletions: dict[bytes, dict[int, ActionUpdate]] = {}
         self._by_revision: KeyedHeap[tuple[bytes, int], int] = KeyedHeap()
+        # Those of which it is not known when they were.
+        self._concluded: set[tuple[bytes, int]] = set()
         self._watching: Watching | None = None
 
     # What a reflector asks.
@@ -195,9 +197,16 @@ class Index:
 
     # Deletions that are not done with.
 
-    def add_deletion(self, update: ActionUpdate) -> None:
-        """A deletion is to be told by the leader; it is kept until that is done."""
+    def add_deletion(self, update: ActionUpdate, *, concluded: bool = False) -> None:
+        """A deletion is to be told by the leader; it is kept until that is done.
+
+        Args:
+            update: What is to be told.
+            concluded: It was concluded from a list: it may have been earlier than its revision.
+        """
         key, revision = update.key, update.revision
+        if concluded:
+            self._concluded.add((key, revision))
         self._deletions.setdefault(key, {})[revision] = update
         self._by_revision.put((key, revision), revision)
 
@@ -209,6 +218,7 @@ class Index:
         for each in [each for each in deletions if each <= revision]:
             del deletions[each]
             self._by_revision.remove((key, each))
+            self._concluded.discard((key, each))
         if not deletions:
             del self._deletions[key]
 
@@ -223,7 +233,9 @@ class Index:
 
     @property
     def oldest_deletion(self) -> int | None:
-        """The lowest revision of these; None without one."""
+        """The lowest revision that one of these may have; None without one."""
+        if self._concluded:
+            return 1
         first = self._by_revision.first()
         return None if first is None else first[1]
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeAlias
 
-import structlog
 import trio
 
 from etcd_actions.backoff import Backoff
@@ -23,6 +22,7 @@ from etcd_actions.http2.link import CLOSED, KeepAlive, Link
 from etcd_actions.http2.messages import answer, framed, timeout_field
 from etcd_actions.http2.stream import Stream
 from etcd_actions.http2.wire import Target, Wire, connect
+from etcd_actions.logger import get_logger
 from etcd_actions.owned_tasks import owned_tasks
 
 _REMEMBERED_HEADS: Final = 64
@@ -30,7 +30,7 @@ _LARGEST_ANSWER: Final = 512 * 1024 * 1024
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +277,9 @@ class Channel:
         """A task: connect, and see to the connection until its end."""
         with trio.CancelScope(shield=True) as scope:
             self._scopes.add(scope)
+            if self._closed:
+                # Before this task came to run.
+                scope.cancel("the channel was closed")
             try:
                 await self._connect(dialling)
             except BaseException as error:

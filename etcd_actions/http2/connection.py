@@ -388,7 +388,8 @@ class ClientConnection:
             CallFailed(
                 _BY_RESET.get(code, Code.INTERNAL),
                 f"the server reset the stream: {error_name(code)}",
-                not_done=code == ErrorCode.REFUSED_STREAM,
+                # Who has answered has begun, whatever is said after that.
+                not_done=code == ErrorCode.REFUSED_STREAM and stream.headers is None,
             ),
         )
 
@@ -404,7 +405,8 @@ class ClientConnection:
             reason += f" ({debug})"
         self.draining = reason
         for stream in [each for each in self._streams.values() if each.id > last]:
-            self._fail(stream, CallFailed(Code.UNAVAILABLE, reason, not_done=True))
+            not_done = stream.headers is None
+            self._fail(stream, CallFailed(Code.UNAVAILABLE, reason, not_done=not_done))
 
     def _on_ping(self, flags: int, number: int, payload: bytes) -> None:
         _check_connection("PING", number)

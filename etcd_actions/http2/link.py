@@ -70,6 +70,7 @@ class Link:
         self._pings = itertools.count(1)
         self._deadlines: dict[Stream, float] = {}
         self._waiting: dict[trio.lowlevel.Task, None] = {}
+        self._looks_again = False
         self._senders: dict[trio.lowlevel.Task, Stream] = {}
         self._drainers: dict[Stream, Callable[[], None]] = {}
         self._ready = trio.Event()
@@ -79,10 +80,10 @@ class Link:
         """Wait for the server's settings: until then it may be anything.
 
         Raises:
-            CallFailed: It is gone.
+            CallFailed: It is gone, or the server ended it with its first words.
         """
         await self._ready.wait()
-        if not self.connection.ready:
+        if not (self.connection.ready and self.usable):
             raise CallFailed(Code.UNAVAILABLE, self._why(), not_done=True, connected=False)
 
     async def run(self) -> None:
@@ -294,6 +295,8 @@ class Link:
                 self._end_late(stream)
             self.flush()
             self._wake_senders()
+            self._looks_again = False
+            self._next()
             if not self.connection.streams:
                 continue
             if self._pinged_at is not None and self._pinged_at >= self._heard:
@@ -319,7 +322,7 @@ class Link:
                 deadline = min(deadline, self._pinged_at + self._keepalive.timeout)
             else:
                 deadline = min(deadline, self._heard + self._keepalive.time)
-        self._clock.deadline = deadline
+        self._clock.deadline = -math.inf if self._looks_again else deadline
 
     def _end_late(self, stream: Stream) -> None:
         if stream.ended:
@@ -350,6 +353,10 @@ class Link:
         for task in list(itertools.islice(self._waiting, count)):
             del self._waiting[task]
             trio.lowlevel.reschedule(task)
+        if self._waiting and count:
+            # One of them may have been cancelled, or be too late, and leave its turn unused.
+            self._looks_again = True
+            self._look_by(-math.inf)
 
     def _wake_senders(self) -> None:
         """Let those look again who wait until all is sent."""

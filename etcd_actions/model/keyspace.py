@@ -34,6 +34,7 @@ class Keyspace:
         run_tasks: The same of the task specifications of runs' roots.
         histories: The same of the histories of actions.
         tasks: What the keys of deployed tasks begin with.
+        projects: The same of the projects that clients created or changed.
         catalog: The same of cached results.
         images: The same of the definitions of images.
         signing: The same of the keys that sign URLs.
@@ -60,6 +61,7 @@ class Keyspace:
         self.run_tasks = self.side + b"run-tasks/"
         self.histories = self.side + b"history/"
         self.tasks = self.side + b"tasks/"
+        self.projects = self.side + b"projects/"
         self.catalog = self.side + b"catalog/"
         self.images = self.side + b"images/"
         self.signing = self.side + b"signing/"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from prometheus_client import generate_latest
@@ -20,6 +21,7 @@ from prometheus_client.registry import Collector
 from etcd_actions import __version__
 from etcd_actions.client import ActionsClient
 from etcd_actions.containment import Containment
+from etcd_actions.histogram import BOUNDS, Distribution
 from etcd_actions.monitoring.health import Health
 from etcd_actions.processor_settings import ProcessorStatistics
 from etcd_actions.serving import ListenerStatistics
@@ -28,6 +30,9 @@ from etcd_actions.workqueue import WorkQueueStatistics
 if TYPE_CHECKING:
     from etcd_actions.runs.removal import Removed
     from etcd_actions.uploads import Swept
+
+
+_BOUNDS: Final = (*map(str, BOUNDS), "+Inf")
 
 
 class ServerNumbers(Protocol):
@@ -41,6 +46,11 @@ class ServerNumbers(Protocol):
     @property
     def seconds(self) -> Mapping[str, float]:
         """What they took in all, by method."""
+        ...
+
+    @property
+    def times(self) -> Mapping[str, Distribution]:
+        """How long each took, by method."""
         ...
 
     @property
@@ -150,11 +160,13 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See :class:`prometheus_client.registry.Collector`."""
+        # Once for all parts; what raises is asked again by the next.
+        statistics = cache(self._client.statistics)
         for name, metrics in (
             ("build", self._of_build),
-            ("watch", lambda: self._of_watch(self._client.statistics())),
-            ("queues", lambda: _of_queues(self._client.statistics())),
-            ("recording", lambda: _of_recording(self._client.statistics())),
+            ("watch", lambda: self._of_watch(statistics())),
+            ("queues", lambda: _of_queues(statistics())),
+            ("recording", lambda: _of_recording(statistics())),
             ("writes", self._of_writes),
             ("containment", lambda: _of_containment(self._client.containment)),
             ("server", self._of_server),
@@ -273,6 +285,9 @@ class Metrics(Collector):
             buckets=_buckets(writes.sizes),
             sum_value=writes.members,
         )
+        yield _histograms(
+            "etcd_group_commit_seconds", "How long requests took.", {(): writes.times}
+        )
         yield _gauge("etcd_group_commit_largest", "Most in one request.", writes.largest)
         yield _gauge("etcd_group_commit_waiting", "Transactions that wait.", writes.waiting)
 
@@ -316,6 +331,19 @@ def _of_queues(statistics: ProcessorStatistics) -> Iterator[Metric]:
     yield counter(
         "work_duration_seconds", "Time spent in handlers.", lambda each: each.handler_seconds
     )
+    yield _histograms(
+        "workqueue_turn_seconds",
+        "How long a handler took: of the outbox for one change, of the handlers for what arrived "
+        "together.",
+        {(name,): queue.turn_times for name, queue in present},
+        "name",
+    )
+    yield _histograms(
+        "workqueue_wait_seconds",
+        "How long a key with work waited for a worker.",
+        {(name,): queue.wait_times for name, queue in present},
+        "name",
+    )
     yield counter("turns", "Keys taken by a worker.", lambda each: each.turns)
     yield counter(
         "queue_duration_seconds", "Time that keys waited for that.", lambda each: each.wait_seconds
@@ -345,6 +373,12 @@ def _of_recording(statistics: ProcessorStatistics) -> Iterator[Metric]:
         for call, count in counts.items():
             calls.add_metric([call, result], count)
     yield calls
+    yield _histograms(
+        "etcd_actions_run_service_call_seconds",
+        "How long these calls took, with what they waited for the lease.",
+        {(call,): times for call, times in statistics.call_times.items()},
+        "call",
+    )
     yield _gauge(
         "etcd_actions_held_endings",
         "Accepted, and told again before they are marked: after a takeover, say.",
@@ -445,6 +479,12 @@ def _of_server(server: ServerNumbers) -> Iterator[Metric]:
         "method",
         server.seconds,
     )
+    yield _histograms(
+        "etcd_actions_server_call_seconds",
+        "How long each call took; of streams, how long it was open.",
+        {(method,): times for method, times in server.times.items()},
+        "method",
+    )
     yield _gauge("etcd_actions_server_open_streams", "Open streams.", server.open_streams)
     yield _counter("etcd_actions_server_updates", "Updates given out.", server.updates)
     yield _counter(
@@ -488,6 +528,20 @@ def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> 
     for each, value in values.items():
         family.add_metric([each], value)
     return family
+
+
+def _histograms(
+    name: str, text: str, values: Mapping[tuple[str, ...], Distribution], *labels: str
+) -> Metric:
+    """Durations, by what is in the labels."""
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for each, (counts, seconds) in values.items():
+        family.add_metric(each, _cumulated(_BOUNDS, counts), seconds)
+    return family
+
+
+def _cumulated(bounds: Iterable[str], counts: Iterable[int]) -> list[tuple[str, float]]:
+    return list(zip(bounds, accumulate(counts), strict=True))
 
 
 def _buckets(sizes: Sequence[int]) -> list[tuple[str, float]]:

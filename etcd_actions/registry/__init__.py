@@ -1,1 +1,4 @@
-"""Deployed tasks: one key for each version of each task, and an index of them in memory."""
+"""Deployed tasks: one key for each version of each task, and an index of them in memory.
+
+And projects, as far as clients said anything of them: one key for each.
+"""

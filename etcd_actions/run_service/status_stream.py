@@ -27,7 +27,7 @@ from etcd_actions.backoff import Backoff
 from etcd_actions.call_time import boot_time, lease_left
 from etcd_actions.containment import describe, split
 from etcd_actions.http2 import Channel, Exchange
-from etcd_actions.run_service.codes import CallFailed, Code
+from etcd_actions.run_service.codes import NO_TIME_LEFT, CallFailed, Code
 
 if TYPE_CHECKING:
     from flyteidl2.workflow.internal_run_service_pb2 import (
@@ -150,7 +150,7 @@ class StatusStream:
         Cancelled, the server may have applied it, or may still, until the deadline.
 
         Raises:
-            CallFailed: The stream ended without the answer.
+            CallFailed: The stream ended without the answer, or the request was not sent in time.
         """
         self._nonce += 1
         # Before anything waits for it: it may be that it cannot be encoded.
@@ -163,6 +163,8 @@ class StatusStream:
             await waiter.done.wait()
         if waiter.response is not None:
             return waiter.response
+        if self.failure is None and waiter.done.is_set():
+            raise CallFailed(METHOD, Code.DEADLINE_EXCEEDED, NO_TIME_LEFT, unsent=True)
         self.close(Code.DEADLINE_EXCEEDED, f"no answer in {deadline:g} s")
         assert self.failure is not None
         raise CallFailed(METHOD, *self.failure, unsent=self._not_done or not waiter.handed)
@@ -243,12 +245,13 @@ class StatusStream:
             waiter = self._waiting.get(nonce)
             if waiter is None:
                 continue
-            # One that is late is not sent: who asked has given up, or is about to.
             if boot_time() < waiter.until:
                 waiter.handed = True
                 exchange.send(waiter.message)
             else:
+                # One that is late is not sent, and concerns no other.
                 del self._waiting[nonce]
+                waiter.done.set()
         self._end_if_answered()
 
     async def _send_later(self, exchange: Exchange) -> None:

@@ -1,7 +1,8 @@
 """Reads runs and actions as people look at them: the object, and what else is kept of it.
 
 A root that others enqueued has no record, and what has expired has nothing but its record: each
-part may be missing. What cannot be read of the parts beside the object counts as missing.
+part may be missing. What cannot be read of the parts beside the object counts as missing; so does
+what is about an earlier run of the same name, until the leader has replaced it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from etcd_actions.errors import DecodeError, InvalidArgument, NotFound
 from etcd_actions.etcd.api import Get, KeyRange, KeyValue, RangeResult, Txn
 from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name
 from etcd_actions.runs.record import ActionHistory, RunRecord, decode_history, decode_record
+from etcd_actions.runs.told import is_older
 
 _log = structlog.get_logger(__name__)
 
@@ -92,23 +94,23 @@ class RunReader:
             EtcdError: etcd could not be asked.
         """
         wanted = _checked(wanted)
-        keys = [
-            self._keys.task_action(wanted),
-            self._keys.trace(wanted),
-            self._keys.run_record(wanted),
-            self._keys.history(wanted),
+        gets = [
+            _get(self._keys.task_action(wanted)),
+            _get(self._keys.trace(wanted)),
+            _get(self._keys.run_record(wanted)),
+            _get(self._keys.history(wanted)),
         ]
         is_root = canonical_name(wanted.run, wanted.name) == ROOT_ACTION
-        if is_root:
-            keys.append(self._keys.run_task(wanted))
-        (stored, trace, record_kv, history_kv, *rest), revision = await self._get(keys)
-        record = _record(record_kv, wanted)
+        gets.append(_get(self._keys.run_task(wanted)) if is_root else self._root(wanted))
+        (stored, trace, record_kv, history_kv, last), revision = await self._read(gets)
+        root = stored if is_root else last
+        record = _record(record_kv, wanted, root)
         action = _own(stored, wanted) or _own(trace, wanted)
         if action is None and (record is None or not is_root):
             raise NotFound(f"there is no action {describe(wanted)}")
         task = None
-        if record is not None and rest and rest[0] is not None:
-            task = _part(rest[0].key, rest[0].value, TaskSpec.FromString)
+        if record is not None and is_root and last is not None:
+            task = _part(last.key, last.value, TaskSpec.FromString)
         history = None
         if history_kv is not None:
             history = _part(history_kv.key, history_kv.value, decode_history)
@@ -130,28 +132,37 @@ class RunReader:
 
     async def record(self, run: ActionId) -> RunRecord | None:
         """The record of a run; None without one."""
-        kv = await self._store.get(self._keys.run_record(run))
-        return _record(kv, run)
+        (kv, root), _ = await self._read([_get(self._keys.run_record(run)), self._root(run)])
+        return _record(kv, run, root)
 
     async def present(self, keys: Iterable[bytes], run: ActionId) -> list[StoredTaskAction]:
         """What is there of some actions of a run, by the keys of their objects."""
         wanted = list(keys)
         found: list[StoredTaskAction] = []
         for at in range(0, len(wanted), _MOST_AT_ONCE):
-            kvs, _ = await self._get(wanted[at : at + _MOST_AT_ONCE])
+            kvs, _ = await self._read([_get(key) for key in wanted[at : at + _MOST_AT_ONCE]])
             for kv in kvs:
                 action = None if kv is None else _part(kv.key, kv, StoredTaskAction.of)
                 if action is not None and _is_of(action, run):
                     found.append(action)
         return found
 
-    async def _get(self, keys: Sequence[bytes]) -> tuple[list[KeyValue | None], int]:
-        result = await self._store.txn(Txn([], [Get(KeyRange.of_key(key)) for key in keys]))
+    def _root(self, run: ActionId) -> Get:
+        """Whether there is a root, and since when."""
+        root = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
+        return Get(KeyRange.of_key(self._keys.task_action(root)), keys_only=True)
+
+    async def _read(self, gets: Sequence[Get]) -> tuple[list[KeyValue | None], int]:
+        result = await self._store.txn(Txn([], gets))
         found: list[KeyValue | None] = []
         for response in result.responses:
             assert isinstance(response, RangeResult)
             found.append(response.kvs[0] if response.kvs else None)
         return found, result.revision
+
+
+def _get(key: bytes) -> Get:
+    return Get(KeyRange.of_key(key))
 
 
 def run_spec_of(record: RunRecord) -> RunSpec | None:
@@ -191,9 +202,14 @@ def _is_of(action: StoredTaskAction, run: ActionId) -> bool:
     return (there.project, there.domain, there.run) == (run.project, run.domain, run.run)
 
 
-def _record(kv: KeyValue | None, wanted: ActionId) -> RunRecord | None:
+def _record(kv: KeyValue | None, wanted: ActionId, root: KeyValue | None) -> RunRecord | None:
+    """The record of a run, where it is that of the root which is there."""
     record = None if kv is None else _part(kv.key, kv.value, decode_record)
-    if record is None or (record.project, record.domain) != (wanted.project, wanted.domain):
+    if kv is None or record is None:
+        return None
+    if (record.project, record.domain) != (wanted.project, wanted.domain):
+        return None
+    if root is not None and is_older(record, kv.mod_revision, root.create_revision):
         return None
     return record
 

@@ -89,14 +89,25 @@ def is_of_another(record: RunRecord, seen: KeyValue | None, update: ActionUpdate
 
     One that was created with a run has no status, and was written when its root was.
     """
-    if seen is None or update.create_revision == 0:
+    return seen is not None and is_older(record, seen.mod_revision, update.create_revision)
+
+
+def is_older(record: RunRecord, revision: int, root_created: int) -> bool:
+    """Whether a record is of a run that had the name before the root that has it now.
+
+    Args:
+        record: The record.
+        revision: When it was written.
+        root_created: The root's create_revision; 0 where that is not known.
+    """
+    if root_created == 0:
         return False
     status = record.status
     if status is None or status.create_revision == 0:
-        return seen.mod_revision < update.create_revision
-    if status.revision >= seen.mod_revision:
+        return revision < root_created
+    if status.revision >= revision:
         return False
-    return status.create_revision < update.create_revision
+    return status.create_revision < root_created
 
 
 def history_of(

@@ -16,6 +16,7 @@ from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication
 
 from etcd_actions.containment import Containment
+from etcd_actions.histogram import Histogram
 from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.auth_metadata import AUTH_METADATA
 from etcd_actions.server.authentication import Authentication
@@ -26,6 +27,7 @@ from etcd_actions.server.disconnects import without_a_task
 from etcd_actions.server.health import HEALTH
 from etcd_actions.server.methods import Methods, UnaryCalls
 from etcd_actions.server.streams import CONNECTION, Connection
+from etcd_actions.server.tokens import Identity
 from etcd_actions.serving import ClientGone, Message, Receive, Send, on_lost
 from etcd_actions.tracing import CallSpan, is_traced
 
@@ -46,6 +48,7 @@ class Calls:
     Attributes:
         ended: Number of calls by method and code, ``ok`` for those without an error.
         seconds: Their time, by method; of streams, too.
+        times: How long they took, by method.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Calls:
         self.containment = containment
         self.ended: Counter[tuple[str, str]] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.times: defaultdict[str, Histogram] = defaultdict(Histogram)
 
     async def on_start(self, ctx: RequestContext[Any, Any]) -> _Begun:
         """Let a call in.
@@ -88,19 +92,39 @@ class Calls:
         )
 
     async def _admit(self, ctx: RequestContext[Any, Any]) -> None:
-        client = (ctx.client_address or "").rpartition(":")[0]
-        if self._authentication.is_demanded and ctx.method.service_name not in _OPEN:
-            shown = ctx.request_headers.get("authorization")
-            identity = await self._authentication.identify(shown)
-            client = identity.client
+        address = (ctx.client_address or "").rpartition(":")[0]
+        if ctx.method.service_name in _OPEN:
+            self._rate.take(address)
+            return
+        identity = await self.admit(ctx.request_headers.get("authorization"), address)
+        if identity is not None:
             CALLER.set(replace(CALLER.get(), subject=identity.subject, projects=identity.projects))
-        self._rate.take(client)
+
+    async def admit(self, authorization: str | None, address: str) -> Identity | None:
+        """Let a request in.
+
+        Args:
+            authorization: Its header of this name; None without one.
+            address: Where it comes from.
+
+        Returns:
+            Whose token it is; None where none is demanded.
+
+        Raises:
+            Refusal: Its client may not ask, or not so often.
+        """
+        identity = None
+        if self._authentication.is_demanded:
+            identity = await self._authentication.identify(authorization)
+        self._rate.take(address if identity is None else identity.client)
+        return identity
 
     async def on_end(
         self, token: _Begun, ctx: RequestContext[Any, Any], error: Exception | None
     ) -> None:
         """Note how it ended, and give an error the code that its client understands."""
         method = ctx.method.name
+        self.times[method].observe(trio.current_time() - token.at)
         self.seconds[method] += trio.current_time() - token.at
         if error is None:
             self.ended[method, "ok"] += 1

@@ -55,13 +55,16 @@ class Ages:
     Attributes:
         fresh: So long nothing is fetched again.
         stale: So long it counts where it cannot be fetched again.
-        between: Between two tries, at least, whether for a new key or after a failure.
+        between: Between two tries, at least, after one that failed.
+        new_key: Between a try and one for a key that is not known, at least. Anybody can name such
+            keys, so this bounds what that costs the issuer.
         timeout: How long a try may take.
     """
 
     fresh: float = 600.0
     stale: float = 3600.0
     between: float = 10.0
+    new_key: float = 3.0
     timeout: float = 10.0
 
 
@@ -215,16 +218,23 @@ class OidcIssuer:
         Raises:
             Refusal: Nothing that counts is there.
         """
+        fetched = self._fetched
+        if fetched is not None and newer_than is None:
+            age = self._clock() - fetched.at
+            # Others do not wait for who fetches, as long as what is there counts.
+            if age < (self._ages.stale if self._lock.locked() else self._ages.fresh):
+                await trio.lowlevel.checkpoint()
+                return fetched
         async with self._lock:
             now = self._clock()
             fetched = self._fetched
-            age = math.inf if fetched is None else now - fetched.at
-            wanted = age >= self._ages.fresh or (newer_than is not None and fetched is newer_than)
-            if wanted and now - self._tried_at >= self._ages.between:
+            is_old = fetched is None or now - fetched.at >= self._ages.fresh
+            is_wanted = newer_than is not None and fetched is newer_than
+            pause = self._ages.new_key if is_wanted and not self._failure else self._ages.between
+            if (is_old or is_wanted) and now - self._tried_at >= pause:
                 await self._try(now)
                 fetched = self._fetched
-                age = math.inf if fetched is None else self._clock() - fetched.at
-            if fetched is None or age >= self._ages.stale:
+            if fetched is None or self._clock() - fetched.at >= self._ages.stale:
                 raise Refusal(
                     Code.UNAVAILABLE,
                     f"tokens cannot be verified now: {self._settings.issuer}: {self._failure}",

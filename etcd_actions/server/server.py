@@ -11,6 +11,7 @@ import structlog
 
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
+from etcd_actions.histogram import Distribution
 from etcd_actions.server.settings import OidcSettings, ServerSettings
 from etcd_actions.serving import Bind, Listener, ListenerStatistics, open_listener
 
@@ -35,6 +36,7 @@ class ServerStatistics:
     Attributes:
         calls: Number of calls that ended, by method and code; ``ok`` for no error.
         seconds: What they took in all, by method; of streams, how long they were open.
+        times: How long each took, by method.
         open_streams: Number of open streams.
         updates: Number of updates given out.
         conflated: Number of states that a newer one replaced before they were given out, of
@@ -44,6 +46,7 @@ class ServerStatistics:
 
     calls: dict[tuple[str, str], int]
     seconds: dict[str, float]
+    times: dict[str, Distribution]
     open_streams: int
     updates: int
     conflated: int
@@ -114,7 +117,7 @@ async def open_actions_server(
         methods,
         unary_calls,
         calls,
-        () if front is None else tuple(front.routes()),
+        () if front is None else tuple(front.routes(calls)),
         message_bytes=settings.message_bytes,
     )
     async with open_listener(
@@ -161,6 +164,7 @@ class ActionsServer:
         return ServerStatistics(
             calls=dict(self._calls.ended),
             seconds=dict(self._calls.seconds),
+            times={method: times.read() for method, times in self._calls.times.items()},
             open_streams=len(self._streams),
             updates=self._streams.sent,
             conflated=self._streams.conflated,

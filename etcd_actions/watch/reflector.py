@@ -78,12 +78,19 @@ from etcd_actions.watch.idle import IdleRanges
 from etcd_actions.watch.known import Known, Noting, Sink
 from etcd_actions.watch.settings import ReflectorSettings, ReflectorStatistics
 from etcd_actions.watch.store_identity import StoreIdentity
-from etcd_actions.watch.watched_range import WatchedRange, disjoint, divided, whole_ranges
+from etcd_actions.watch.watched_range import (
+    WatchedRange,
+    count_keys,
+    disjoint,
+    divided,
+    whole_ranges,
+)
 
 _log = structlog.get_logger(__name__)
 
 _MANY_FAILURES = 8
 _LISTS_BEHIND_COMPACTIONS = 5
+_ASK_EVERY = 0.1
 _REFUSALS = (PermissionDenied, Unauthenticated, InvalidRequest)
 
 
@@ -157,6 +164,9 @@ class Reflector:
         self._synced = False
         self._failed = False
         self._streaming = False
+        self._open_stream: WatchStream | None = None
+        # Who waits for the watch to get further.
+        self._behind = trio.lowlevel.ParkingLot()
         self._failures = 0
         self._reconnects: Counter[str] = Counter()
         self._relists: Counter[str] = Counter()
@@ -188,6 +198,40 @@ class Reflector:
         """Every change of a key up to it was delivered; 0 where it is not watched."""
         found = (range_.given_out for range_ in self._ranges if key in range_.resume.keys)
         return min(found, default=0)
+
+    def progress(self, keys: KeyRange) -> list[tuple[KeyRange, int]]:
+        """How far the watch is with each part of a range: every change up to that was delivered.
+
+        Returns:
+            Adjacent parts; none where not all of the range is watched.
+        """
+        parts = [
+            (KeyRange(max(keys.start, each.start), min(keys.end, each.end)), range_.given_out)
+            for range_ in self._ranges
+            if (each := range_.resume.keys).start < keys.end and keys.start < each.end
+        ]
+        parts.sort()
+        ends = [keys.start, *(part.end for part, _ in parts)]
+        starts = [*(part.start for part, _ in parts), keys.end]
+        return parts if starts == ends else []
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether etcd can be asked how far the stream is, and its answer be trusted."""
+        return self._open_stream is not None and self._progress_counts
+
+    async def reach(self, keys: Sequence[KeyRange], revision: int) -> None:
+        """Return once every change of these keys up to a revision was delivered.
+
+        etcd is asked how far the stream is, and again each tenth of a second: it does not answer
+        while one of the stream's watchers has to catch up. Where it cannot be asked, changes of
+        the keys alone get the watch there: it may never return.
+        """
+        while any(at < revision for each in keys for _, at in self.progress(each)):
+            if self._open_stream is not None and self._progress_counts:
+                self._open_stream.request_progress()
+            with trio.move_on_after(_ASK_EVERY):
+                await self._behind.park()
 
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """List, then watch until cancelled.
@@ -293,6 +337,8 @@ class Reflector:
         """
         reason = self._identity.suspicion
         verify = reason == "unverifiable"
+        # Of a batch that failed all was counted, and not all was taken.
+        count_keys(self._ranges, self._known)
         delivered = max(range_.resume.highest for range_ in self._ranges)
         revision = max(delivered, *(range_.listed_at for range_ in self._ranges))
         if verify:
@@ -366,20 +412,26 @@ class Reflector:
                 # Where nothing can be asked on an open stream it is asked with these requests.
                 stream.request_progress()
             self._streaming = True
+            self._open_stream = stream
             if self._failures:
                 _log.info("watch_restored", failures=self._failures)
             nursery.start_soon(self._probe, stream)
             nursery.start_soon(self._idle.run, lambda: tuple(self._by_watch_id.values()))
-            with trio.move_on_after(self._settings.stream_life):
-                while True:
-                    await self._delivery.wait_stream_room()
-                    try:
-                        responses = await stream.receive()
-                    except trio.EndOfChannel:
-                        break
-                    self._delivery.turn = 0
-                    await self._take(responses, stream, nursery)
-                    self._delivery.heard = trio.current_time()
+            try:
+                with trio.move_on_after(self._settings.stream_life):
+                    while True:
+                        await self._delivery.wait_stream_room()
+                        try:
+                            responses = await stream.receive()
+                        except trio.EndOfChannel:
+                            break
+                        self._delivery.turn = 0
+                        await self._take(responses, stream, nursery)
+                        if self._behind:
+                            self._behind.unpark_all()
+                        self._delivery.heard = trio.current_time()
+            finally:
+                self._open_stream = None
             nursery.cancel_scope.cancel("the stream has lived long enough, or been silent")
 
     def _open(self, stream: WatchStream, range_: WatchedRange) -> None:
@@ -401,23 +453,32 @@ class Reflector:
     async def _take(
         self, responses: Sequence[WatchResponse], stream: WatchStream, nursery: trio.Nursery
     ) -> None:
-        """Take what has been received; its changes are given out as one batch."""
+        """Take what has been received; its changes are given out as one batch.
+
+        What comes before a response that cannot be used is given out, too: it counts as received,
+        and no list has all of it.
+        """
         changes: list[Change] = []
         ranges: list[WatchedRange] = []
-        for response in responses:
-            if response.canceled and changes:
-                # The range is listed then, behind its changes.
-                await self._give_batch(changes, ranges)
-                changes, ranges = [], []
-            if (range_ := self._handle(response, stream, nursery)) is not None:
-                ranges.append(range_)
-                if range_.handing_out is None:
-                    # Until all are taken, and after a failure until the next list.
-                    range_.handing_out = range_.given_out
-                changes += range_.take(response)
+        try:
+            for response in responses:
+                if response.canceled and ranges:
+                    # The range is listed then, behind its changes.
+                    before, changes = changes, []
+                    await self._give_batch(before, ranges)
+                    ranges = []
+                if (range_ := self._handle(response, stream, nursery)) is not None:
+                    ranges.append(range_)
+                    if range_.handing_out is None:
+                        # Until all are taken, and after a failure until the next list.
+                        range_.handing_out = range_.given_out
+                    changes += range_.take(response)
+        except BaseException:
+            await self._give_batch(changes, ())
+            raise
         await self._give_batch(changes, ranges)
 
-    async def _give_batch(self, changes: list[Change], ranges: list[WatchedRange]) -> None:
+    async def _give_batch(self, changes: list[Change], ranges: Sequence[WatchedRange]) -> None:
         await self._delivery.give(changes)
         for range_ in ranges:
             range_.handing_out = None

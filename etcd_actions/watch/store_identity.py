@@ -123,24 +123,28 @@ class StoreIdentity:
             return "" if (await self._etcd.range(key)).kvs == [put] else "unverifiable"
 
     def remember(self, changes: Sequence[Change]) -> None:
-        """Keep the newest put and the newest delete, to tell a replaced store by."""
+        """Keep the newest put and the newest delete, to tell a replaced store by.
+
+        Those of several key ranges come in any order, and a list is in that of its keys.
+        """
+        put = delete = None
         newest_put = self._last_put.mod_revision if self._last_put else 0
         newest_delete = self._last_delete.mod_revision if self._last_delete else 0
-        for change in reversed(changes):
+        for change in changes:
+            revision = change.mod_revision
             if change.version:
-                if change.mod_revision > newest_put:
-                    self._last_put = KeyValue(
-                        change.key,
-                        change.value or b"",
-                        change.create_revision,
-                        change.mod_revision,
-                        change.version,
-                        change.lease,
-                    )
-                    newest_put = change.mod_revision
-                # The stream is in order, so this was its newest; a list is not.
-                if not change.listed:
-                    return
-            elif not change.synthesised and change.mod_revision > newest_delete:
-                self._last_delete = change
-                newest_delete = change.mod_revision
+                if revision > newest_put:
+                    put, newest_put = change, revision
+            elif revision > newest_delete and not change.synthesised:
+                delete, newest_delete = change, revision
+        if put is not None:
+            self._last_put = KeyValue(
+                put.key,
+                put.value or b"",
+                put.create_revision,
+                put.mod_revision,
+                put.version,
+                put.lease,
+            )
+        if delete is not None:
+            self._last_delete = delete

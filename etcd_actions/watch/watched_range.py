@@ -74,10 +74,17 @@ class WatchedRange:
 def whole_ranges(keys: Sequence[KeyRange], known: Iterable[bytes]) -> list[WatchedRange]:
     """The ranges as they were asked for, to be listed."""
     ranges = [WatchedRange(Resume(each, 0)) for each in keys]
+    count_keys(ranges, known)
+    return ranges
+
+
+def count_keys(ranges: Sequence[WatchedRange], known: Iterable[bytes]) -> None:
+    """Count anew which of the known keys each range has."""
+    for range_ in ranges:
+        range_.keys = 0
     for key in known:
         for range_ in ranges:
             range_.keys += key in range_.resume.keys
-    return ranges
 
 
 def divided(

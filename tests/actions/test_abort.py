@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -12,12 +13,13 @@ from etcd_actions.actions.abort import Aborter
 from etcd_actions.codecs import CODEC_NAMES, codec_of
 from etcd_actions.errors import Aborted, InvalidArgument, NotFound, Unavailable
 from etcd_actions.etcd import TransportName
-from etcd_actions.etcd.api import Etcd, KeyRange, Txn, TxnResult
+from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, Txn, TxnResult
 from etcd_actions.model import (
     ANNOTATION_ABORT_REASON,
     ANNOTATION_ABORTED_BY,
     FINALIZER_PLUGIN,
     FINALIZER_RECORD,
+    ActionUpdate,
     Keyspace,
 )
 from etcd_actions.store import Store
@@ -221,6 +223,112 @@ async def test_nothing_gets_in_below_while_it_is_aborted(etcd: Etcd, prefix: byt
         now = await phases(client)
         assert set(now.values()) == {Phase.ABORTED}
         assert len(now) + len(refused) == len(names) + 60
+
+
+class Listing(Store):
+    """Counts its lists, and has something else done behind the first."""
+
+    def __init__(self, etcd: Etcd, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(etcd)
+        self.lists = 0
+        self._meanwhile = meanwhile
+
+    async def read(self, keys: KeyRange, *, revision: int = 0) -> tuple[list[KeyValue], int]:
+        """See the base."""
+        found = await super().read(keys, revision=revision)
+        self.lists += 1
+        if self.lists == 1:
+            await self._meanwhile()
+        return found
+
+
+async def test_one_list_is_enough(etcd: Etcd, prefix: bytes) -> None:
+    """Also where what was listed has changed since: it is ended as it is now."""
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        names = await grow(client, 2, 3)
+
+        async def go_on() -> None:
+            await client.put_status(named("n1"), 1, flyte.status(Phase.RUNNING))
+            await client.put_status(named("n2"), 1, flyte.status(Phase.FAILED))
+
+        store = Listing(etcd, go_on)
+        result = await Aborter(store, Keyspace(prefix)).abort_action(ROOT)
+        assert set(result.aborted) == {*names} - {"n2"}
+        assert store.lists == 1
+        now = await phases(client)
+        assert now.pop("n2") is Phase.FAILED
+        assert set(now.values()) == {Phase.ABORTED}
+
+
+@pytest.mark.parametrize("replaces", [False, True], ids=["new", "in-the-place-of-another"])
+async def test_what_is_made_past_the_markers_is_found_by_another_list(
+    etcd: Etcd, prefix: bytes, replaces: bool
+) -> None:
+    """By another writer, behind the list."""
+    keys = Keyspace(prefix)
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        names = await grow(client, 1, 3)
+        kv = await Store(etcd).get(keys.task_action(named("n1")))
+        assert kv is not None
+        name, value = "n1", kv.value
+        if not replaces:
+            name, value = "new", value.replace(b"r1-n1", b"r1-new").replace(b'"n1"', b'"new"')
+
+        async def make() -> None:
+            key = keys.task_action(named(name))
+            await etcd.delete(KeyRange.of_key(key))
+            await etcd.put(key, value)
+
+        store = Listing(etcd, make)
+        result = await Aborter(store, keys).abort_action(ROOT)
+        assert set(result.aborted) == {*names, name}
+        assert store.lists == 2
+        assert set((await phases(client)).values()) == {Phase.ABORTED}
+
+
+@pytest.mark.slow
+async def test_a_thousand_are_aborted_while_others_are_enqueued(etcd: Etcd, prefix: bytes) -> None:
+    """Each end is told once to subscribers, is the abort's own, and nothing is left behind."""
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        await client.start_watching()
+        await client.enqueue(flyte.task(ROOT))
+        refused: set[str] = set()
+        enough = trio.Event()
+        ended: dict[str, list[Phase]] = {}
+
+        async def enqueue(number: int) -> None:
+            name = f"x{number}"
+            try:
+                await client.enqueue(flyte.task(named(name), "a0"))
+            except Aborted:
+                refused.add(name)
+            if number == 1000:
+                enough.set()
+
+        async def enqueue_all() -> None:
+            async with trio.open_nursery() as nursery:
+                for number in range(1200):
+                    nursery.start_soon(enqueue, number)
+                    if number % 50 == 0:
+                        await trio.lowlevel.checkpoint()
+
+        async with client.subscribe(ROOT, snapshot=True) as updates:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(enqueue_all)
+                await enough.wait()
+                result = await client.abort_action(ROOT, "why", "alice")
+            now = await phases(client)
+            assert set(now.values()) == {Phase.ABORTED}
+            assert set(result.aborted) == set(now)
+            assert len(now) + len(refused) == 1201
+            with trio.fail_after(60):
+                while len(ended) < len(now):
+                    update = await updates.receive()
+                    if isinstance(update, ActionUpdate) and update.phase.is_terminal:
+                        ended.setdefault(update.action_id.name, []).append(update.phase)
+            assert {phase for each in ended.values() for phase in each} == {Phase.ABORTED}
+        actions = (await client.list_run_actions(ROOT)).actions
+        assert {each.metadata.annotations[ANNOTATION_ABORT_REASON] for each in actions} == {"why"}
 
 
 async def test_two_at_once(etcd: Etcd, prefix: bytes) -> None:

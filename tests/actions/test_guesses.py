@@ -370,6 +370,17 @@ async def test_a_lost_answer_to_a_guess(side: Side, other: ActionsClient) -> Non
     assert len(side.seen) == 0
 
 
+async def test_a_lost_answer_ends_all_guesses_though_the_write_is_found(
+    side: Side, keys: Keyspace
+) -> None:
+    """Behind a connection that was lost there may be a restored store."""
+    await side.enqueue()
+    side.recording.error = OutcomeUnknown("lost"), True
+    await side.report()
+    assert side.seen.get(keys.task_action(CHILD)) is None
+    assert side.seen.get(keys.task_action(ROOT)) is not None
+
+
 # --- claims -------------------------------------------------------------------------------
 
 

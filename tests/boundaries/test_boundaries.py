@@ -25,7 +25,6 @@ from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.enqueue import Enqueuer
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.backoff import Backoff
-from etcd_actions.claims import Claims
 from etcd_actions.codecs import json
 from etcd_actions.codecs import tree as trees
 from etcd_actions.containment import Containment
@@ -33,6 +32,7 @@ from etcd_actions.election import Election
 from etcd_actions.errors import EtcdError, UnexpectedFailure
 from etcd_actions.etcd import grpc_wire
 from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.etcd.session import Session
 from etcd_actions.follow import Handler
 from etcd_actions.follow import handler as handling
 from etcd_actions.group_commit import GroupCommit
@@ -377,7 +377,7 @@ async def test_claims_are_renewed_on(
     """A claim outlives the time that its lease would last, were it not renewed."""
     root = ActionId("p", "d", "r1", "a0")
     fault = Fault(error, left=1)
-    monkeypatch.setattr(Claims, "_renew", fault.before(Claims._renew, whatever))
+    monkeypatch.setattr(Session, "keep_alive", fault.before(Session.keep_alive, whatever))
     async with (
         open_actions_client(etcd, prefix=prefix) as client,
         client.open_claims(ttl=2) as claims,

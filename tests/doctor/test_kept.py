@@ -30,11 +30,16 @@ async def test_what_is_kept_is_measured_and_read(
     assert " in 2" in seen
     assert "runs " in seen
 
-    for key in (keys.runs + b"flyte/q", keys.catalog + b"entries/k", keys.tasks + b"x"):
+    for key in (
+        keys.runs + b"flyte/q",
+        keys.catalog + b"entries/k",
+        keys.tasks + b"x",
+        keys.projects + b"p",
+    ):
         await etcd.put(key, b"garbage")
     await etcd.put(keys.signing + b"key", b"secret")
     diagnosis = await diagnose(shared_etcd.endpoint, prefix=prefix)
     assert diagnosis.ill == {"orphaned-histories", "kept-undecodable"}
     undecodable = diagnosis.one("kept-undecodable")
-    assert undecodable.seen.startswith(f"3: {keys.catalog.decode()}entries/k (revision ")
+    assert undecodable.seen.startswith(f"4: {keys.catalog.decode()}entries/k (revision ")
     assert not any("secret" in each.seen for each in diagnosis.findings)

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from etcd_actions import ActionId, ActionUpdate, Phase, claims
+from etcd_actions import ActionId, ActionUpdate, Phase
+from etcd_actions.etcd import session
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor import action_run, command, outcome, room
 from etcd_actions.executor.board import Board
@@ -287,7 +288,7 @@ async def test_a_renewal_of_the_claims_that_fails_is_done_again(
             raise error
         return await keep_alive(lease)
 
-    monkeypatch.setattr(claims, "_RENEWALS", 100)
+    monkeypatch.setattr(session, "_RENEWALS", 100)
     monkeypatch.setattr(etcd, "lease_keep_alive", fail_once)
     async with bench.executor():
         await bench.enqueue(VICTIM)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from etcd_actions.containment import Containment
 from etcd_actions.executor import fork_server as fork_server_module
@@ -267,11 +268,6 @@ BROKEN = {
     "exits": "raise SystemExit('broken inside')",
     "has no command": "broken_inside = True",
     "is no Python": "broken inside",
-    "has a thread": (
-        "import threading, time\n"
-        "threading.Thread(target=time.sleep, args=(60,), daemon=True, name='broken inside')"
-        ".start()\ndef main(): ..."
-    ),
     "dies": "import os, sys\nprint('broken inside', file=sys.stderr, flush=True)\nos._exit(9)",
     "is not there": None,
 }
@@ -303,6 +299,43 @@ async def test_an_sdk_that_cannot_be_imported_is_executed_after_some_tries(
         (runtime / "runtime.py").write_text(WORKING_SDK)
         await eventually(lambda: not bench.containment.parked)
         assert await bench.run("raise SystemExit(5)", "mended") == 5
+
+
+def with_a_thread(seconds: float) -> str:
+    """An SDK whose import leaves a thread behind for so long."""
+    return (
+        "import threading, time\n"
+        f"threading.Thread(target=time.sleep, args=({seconds},), daemon=True, name='poller')"
+        f".start()\n{WORKING_SDK}"
+    )
+
+
+@pytest.mark.slow
+async def test_an_sdk_that_has_threads_is_executed_and_not_tried_again(tmp_path: Path) -> None:
+    """As releases with gRPC have: one warning says so, and nothing waits to be mended."""
+    sdk = with_a_thread(1000)
+    python = make_sdk(tmp_path / "sdk", sdk, command="#!/bin/sh\nexit 7\n")
+    with capture_logs() as lines:
+        async with open_bench(tmp_path, "fork", python=python) as bench:
+            assert await bench.run("pass") == 7
+            (said,) = (each for each in lines if each["event"] == "fork_server_not_used")
+            assert said["log_level"] == "warning"
+            assert "poller" in said["error"]
+            assert "restarted" in said["instead"]
+            assert (bench.containment.parked, bench.containment.failures) == ((), {})
+            server = bench.fork_server
+            assert server is not None
+            assert not server.is_healthy
+            assert "poller" in server.trouble
+            assert await bench.run("pass", "next") == 7
+    assert "unit_failed" not in {each["event"] for each in lines}
+
+
+@pytest.mark.slow
+async def test_a_thread_that_ends_is_waited_for(tmp_path: Path) -> None:
+    python = make_sdk(tmp_path / "sdk", with_a_thread(0.3), command="#!/bin/sh\nexit 7\n")
+    async with open_bench(tmp_path, "fork", python=python) as bench:
+        assert await bench.run("raise SystemExit(5)") == 5
 
 
 @pytest.mark.slow

@@ -132,6 +132,13 @@ def test_deletions_stay_until_they_are_done_with() -> None:
     assert [each.revision for each in index.deletions()] == [9]
     index.forget_deletion(b"/a", 9)
     assert index.deletions() == []
+    index.add_deletion(deletion(b"/a", 12), concluded=True)
+    index.add_deletion(deletion(b"/b", 11))
+    assert index.oldest_deletion == 1, "it may have been any time before"
+    index.forget_deletions(11)
+    assert [each.key for each in index.deletions()] == [b"/a"], "by then it surely was"
+    index.forget_deletions(12)
+    assert index.deletions() == []
     assert index.oldest_deletion is None
 
 

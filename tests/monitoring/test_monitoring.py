@@ -24,6 +24,7 @@ from etcd_actions import (
 )
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor import ExecutorStatistics
+from etcd_actions.histogram import Distribution
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.runs.removal import Removed
 from etcd_actions.server import ServerStatistics
@@ -266,6 +267,16 @@ async def test_metrics_follow_what_happens(client: ActionsClient, monitoring: Mo
     assert found["workqueue_work_duration_seconds_total", "handlers"] > 0
     assert found["workqueue_queue_duration_seconds_total", "handlers"] == 0
     assert found["storage_decode_errors_total",] == 0
+    assert found["etcd_group_commit_seconds_count",] == groups
+    for queue in ("handlers", "outbox"):
+        turns = found["workqueue_turn_seconds_count", queue]
+        assert found["workqueue_turn_seconds_bucket", "30.0", queue] == turns > 0
+        spent = found["workqueue_work_duration_seconds_total", queue]
+        assert found["workqueue_turn_seconds_sum", queue] == pytest.approx(spent)
+    assert found["workqueue_wait_seconds_count", "outbox"] >= 1
+    for call in ("record", "status"):
+        accepted = found["etcd_actions_run_service_calls_total", call, "accepted"]
+        assert found["etcd_actions_run_service_call_seconds_count", call] == accepted > 0
 
 
 async def test_server_and_executor_are_measured_where_they_are(
@@ -276,6 +287,7 @@ async def test_server_and_executor_are_measured_where_they_are(
     monitoring.metrics.server = lambda: ServerStatistics(
         calls={("Enqueue", "ok"): 3},
         seconds={"Enqueue": 0.5},
+        times={"Enqueue": Distribution((0, 0, 2, 1, *(0,) * 14), 0.5)},
         open_streams=2,
         updates=5,
         conflated=1,
@@ -302,6 +314,10 @@ async def test_server_and_executor_are_measured_where_they_are(
     assert found["etcd_actions_collected_bytes_total",] == 1000
     assert found["etcd_actions_server_handled_total", "ok", "Enqueue"] == 3
     assert found["etcd_actions_server_handling_seconds_total", "Enqueue"] == 0.5
+    assert found["etcd_actions_server_call_seconds_bucket", "0.00025", "Enqueue"] == 0
+    assert found["etcd_actions_server_call_seconds_bucket", "0.0005", "Enqueue"] == 2
+    assert found["etcd_actions_server_call_seconds_bucket", "+Inf", "Enqueue"] == 3
+    assert found["etcd_actions_server_call_seconds_sum", "Enqueue"] == 0.5
     assert found["etcd_actions_server_open_streams",] == 2
     assert found["etcd_actions_executor_running",] == 3
     assert found["etcd_actions_executor_ended_total", "FAILED"] == 2

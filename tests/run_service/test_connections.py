@@ -14,11 +14,18 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
+from h2.settings import SettingCodes
 from structlog.testing import capture_logs
 
 from etcd_actions import Phase
 from etcd_actions.errors import RunServiceUnavailable
+from etcd_actions.http2 import open_channel
+from etcd_actions.http2.messages import framed
+from etcd_actions.run_service.codes import CallFailed, Code
 from etcd_actions.run_service.grpc import GrpcRunService, open_run_service
+from etcd_actions.run_service.messages import update_action_status
+from etcd_actions.run_service.status_stream import StatusStream
 from tests.run_service.test_grpc import UPDATE, at, connected
 from tests.support.etcd_server import free_port
 from tests.support.http2_server import Served, serving
@@ -202,3 +209,41 @@ async def test_a_server_that_is_stopped_is_found(has_stream: bool) -> None:
                     await trio.sleep(0.05)
                 else:
                     break
+
+
+async def test_what_the_server_holds_back_is_not_queued_behind_it() -> None:
+    """Nothing is sent once its deadline has passed, however long the window stays shut."""
+
+    def shut(served: Served) -> None:
+        served.peer.gives_back = False
+
+    def got() -> int:
+        calls = server.last.peer.requests if server.connections else {}
+        return len(calls[1].body) if calls else 0
+
+    async def ask(name: str) -> None:
+        with pytest.raises(CallFailed) as raised:
+            await stream.ask(update_action_status(at(Phase.RUNNING, name)), 60)
+        unsent[name] = raised.value.unsent
+
+    unsent: dict[str, bool] = {}
+    async with (
+        serving(shut, settings={SettingCodes.INITIAL_WINDOW_SIZE: 10}) as server,
+        open_channel(server.target) as channel,
+        trio.open_nursery() as nursery,
+    ):
+        stream = StatusStream(channel, nursery, on_end=lambda _: None)
+        for name in ("c1", "c2", "c3"):
+            nursery.start_soon(ask, name)
+            await trio.testing.wait_all_tasks_blocked()
+            await eventually(lambda: got() == 10)
+        assert list(stream._queue) == [2, 3]
+        # As if the process had been stopped for longer than the second one may wait.
+        stream._waiting[2].until = 0.0
+        sent = [len(framed(stream._waiting[nonce].message)) for nonce in (1, 3)]
+        server.last.peer.h2.increment_flow_control_window(10_000, 1)
+        await server.last.send()
+        await eventually(lambda: got() == sum(sent))
+        await eventually(lambda: unsent == {"c2": True})
+        stream.close(Code.UNAVAILABLE, "enough")
+    assert unsent == {"c1": False, "c2": True, "c3": False}

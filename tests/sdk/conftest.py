@@ -13,8 +13,18 @@ from tests.cli.command import ROOT
 @pytest.fixture(scope="session")
 def sdk_python() -> Path:
     """The python of a virtual environment with the unmodified SDK."""
+    return _made()
+
+
+@pytest.fixture(scope="session")
+def oldest_sdk_python() -> Path:
+    """The same with the oldest version of the SDK that is supported."""
+    return _made("oldest")
+
+
+def _made(*version: str) -> Path:
     made = subprocess.run(
-        [ROOT / "scripts" / "_sdk-venv"], capture_output=True, text=True, check=False
+        [ROOT / "scripts" / "_sdk-venv", *version], capture_output=True, text=True, check=False
     )
     if made.returncode:
         pytest.skip(f"the SDK's environment cannot be made: {made.stderr[-500:]}")

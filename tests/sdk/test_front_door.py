@@ -2,95 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cli.command import ROOT, Running
+from tests.cli.command import ROOT
 from tests.executor.wheels import make_wheel
-from tests.sdk.service import Site, free_port
+from tests.sdk.door import Door, open_door
 from tests.support.etcd_server import EtcdServer
 
 pytestmark = pytest.mark.slow
-
-PROGRAMS = Path(__file__).parent / "front_programs"
-_LONGEST = 180.0
-
-
-class Door:
-    """A service with its executor, and what reaches it from outside."""
-
-    def __init__(self, site: Site, port: int, service: Running, python: Path) -> None:
-        self.site = site
-        self.service = service
-        self.port = port
-        self.python = python
-        self.home = site.directory / "home"
-        self.home.mkdir()
-
-    @property
-    def endpoint(self) -> str:
-        """What the SDK is given."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def environment(self) -> dict[str, str]:
-        """What a person's shell has, and nothing of ours."""
-        return {
-            "PATH": f"{self.python.parent}:/usr/bin:/bin",
-            "HOME": str(self.home),
-            "COLUMNS": "200",
-            "LANG": "C.UTF-8",
-        }
-
-    def run(self, program: str, *arguments: str, project: str = "p") -> dict[str, Any]:
-        """Run a program to its end, and give what it printed last."""
-        done = self.finish(
-            str(self.python), str(PROGRAMS / program), self.endpoint, project, *arguments
-        )
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-6000:]}\n{self.tail()}"
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return result
-
-    def flyte(self, *arguments: str, project: str = "p", code: int = 0) -> str:
-        """Run the command ``flyte``, and give what it printed."""
-        command = str(self.python.with_name("flyte"))
-        done = self.finish(command, "--config", str(self.configuration(project)), *arguments)
-        assert done.returncode == code, f"{done.stdout}\n{done.stderr[-6000:]}\n{self.tail()}"
-        return done.stdout + done.stderr
-
-    def configuration(self, project: str) -> Path:
-        """What a person writes once, and then the command needs no flags."""
-        path = self.site.directory / f"{project}.yaml"
-        path.write_text(
-            f"admin:\n  endpoint: {self.endpoint}\n  insecure: true\n"
-            f"image:\n  builder: remote\n"
-            f"task:\n  project: {project}\n  domain: development\n"
-        )
-        return path
-
-    def tail(self) -> str:
-        """The end of the service's log."""
-        return self.service.err[-6000:]
-
-    def finish(self, *command: str, cwd: Path = PROGRAMS) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; the SDK takes code from the working directory."""
-        return subprocess.run(
-            command,
-            env=self.environment(),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_LONGEST,
-            check=False,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -99,19 +22,8 @@ def door(
 ) -> Iterator[Door]:
     """One service for all programs: each has a project of its own."""
     directory = tmp_path_factory.mktemp("door")
-    site = Site(directory, etcd_server.endpoint, b"/front-door/", sdk_python)
-    port = free_port()
-    with ExitStack() as stack:
-        stack.callback(site.end_all)
-        service = stack.enter_context(
-            site.service(port, "--blob-dir", str(directory / "blobs"), "--executor-slots", "8")
-        )
-        until = time.monotonic() + 60
-        while not service.logs("serving"):
-            assert service.process.poll() is None, service.err
-            assert time.monotonic() < until, service.err
-            time.sleep(0.05)
-        yield Door(site, port, service, sdk_python)
+    with open_door(directory, etcd_server.endpoint, b"/front-door/", sdk_python) as door:
+        yield door
 
 
 def test_a_program_comes_to_its_result(door: Door) -> None:
@@ -287,3 +199,21 @@ def test_the_command(door: Door) -> None:
     door.flyte("abort", "run", "to-abort", project="command")
     aborted = door.flyte("get", "run", "--in-phase", "aborted", project="command")
     assert "to-abort" in aborted
+
+
+def test_projects_are_created_changed_and_archived(door: Door) -> None:
+    named = ("--name", "A new one", "--description", "To try it", "-l", "team=vision")
+    assert "created" in door.flyte("create", "project", "--id", "brand-new", *named)
+    shown = door.flyte("get", "project", "brand-new")
+    for each in ("A new one", "To try it", "team: vision", "PROJECT_STATE_ACTIVE"):
+        assert each in shown
+    assert "brand-new" in door.flyte("get", "project")
+    again = door.flyte("create", "project", "--id", "brand-new", "--name", "x", code=1)
+    assert "'brand-new' exists" in again
+    door.flyte("update", "project", "brand-new", "--description", "Tried", "--archive")
+    assert "brand-new" not in door.flyte("get", "project")
+    shown = door.flyte("get", "project", "--archived")
+    assert "A new one" in shown
+    assert "Tried" in shown
+    door.flyte("update", "project", "brand-new", "--unarchive")
+    assert "brand-new" in door.flyte("get", "project")

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from etcd_actions import open_actions_client, open_etcd
-from tests.sdk.test_front_door import Door, door
+from tests.sdk.door import Door
+from tests.sdk.test_front_door import door
 from tests.uploads.world import KEEP, World
 
 __all__ = ["door"]

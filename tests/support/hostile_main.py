@@ -13,11 +13,17 @@ import sys
 import traceback
 from typing import Any
 
-from tests.support import hostile_calls, hostile_connections, hostile_http1, hostile_http2
+from tests.support import (
+    hostile_calls,
+    hostile_connections,
+    hostile_front,
+    hostile_http1,
+    hostile_http2,
+)
 from tests.support.hostile_registry import ATTACKS
 from tests.support.hostile_wire import Target
 
-MODULES = (hostile_calls, hostile_connections, hostile_http1, hostile_http2)
+MODULES = (hostile_calls, hostile_connections, hostile_front, hostile_http1, hostile_http2)
 
 
 def _tell(**what: Any) -> None:

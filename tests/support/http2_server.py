@@ -37,7 +37,11 @@ class Served:
         """Calls that are complete and that nobody answered."""
         requests = self.peer.requests.items()
         answered = self.peer.answered
-        return [each for each, got in requests if got.ended and each not in answered]
+        return [
+            each
+            for each, got in requests
+            if got.ended and got.reset is None and each not in answered
+        ]
 
     def cut(self) -> None:
         """Close the connection, when what is to be sent was sent."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import jwt
@@ -25,6 +25,7 @@ class SmallIssuer:
     Attributes:
         asked: The paths that were asked for, in order.
         fails: Whether it answers 503 to everything.
+        speaks: Cleared, it answers nothing until it is set again.
         document: What it says of itself beside where its things are.
     """
 
@@ -32,6 +33,8 @@ class SmallIssuer:
         self.url = f"http://127.0.0.1:{port}"
         self.asked: list[str] = []
         self.fails = False
+        self.speaks = Event()
+        self.speaks.set()
         self.document: dict[str, Any] = {}
         self._made = 0
         self.rotate()
@@ -64,6 +67,7 @@ class SmallIssuer:
 
     def answer(self, path: str, authorization: str) -> tuple[int, object]:
         self.asked.append(path)
+        self.speaks.wait()
         if self.fails:
             return 503, {}
         match path:

@@ -1,10 +1,15 @@
-"""The actions of a run as a stream told them last, and how the children of each are."""
+"""The actions of a run as a stream told them last, and how the children of each are.
+
+Streams of one run share what they know of each state of an action: it is made once, and a thousand
+streams hold it once.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from weakref import WeakValueDictionary
 
 import msgspec
 from flyteidl2.workflow.run_definition_pb2 import Action, EnrichedAction
@@ -18,11 +23,48 @@ from etcd_actions.server.front.attempts import phase_number, timestamp
 from etcd_actions.server.front.views import action_id_of, action_message
 
 
-class _Node(msgspec.Struct):
-    """An action: what it is filtered by, and the message of it. Its object is not kept."""
+class _Node(msgspec.Struct, frozen=True, weakref=True, eq=False):
+    """A state of an action: what it is filtered by, and its message. Its object is not kept.
+
+    Attributes:
+        row: What it is filtered by.
+        message: Nobody changes it.
+        revision: Of the object; 0 for one that is gone.
+    """
 
     row: Row
     message: Action
+    revision: int = 0
+
+
+class Nodes:
+    """The newest state of each action that some stream holds; made once for all streams.
+
+    Attributes:
+        made: How many messages were made.
+    """
+
+    def __init__(self) -> None:
+        # By the organisation that clients named: messages have it.
+        self._nodes: WeakValueDictionary[tuple[bytes, str], _Node] = WeakValueDictionary()
+        self.made = 0
+
+    def of(self, action: StoredTaskAction, record: RunRecord | None, org: str) -> _Node:
+        """The state of an action."""
+        if (node := self.get(action.key, action.revision, org)) is not None:
+            return node
+        self.made += 1
+        message = action_message(action, record, action_id_of(action), org)
+        node = _Node(row_of(action), message, action.revision)
+        if action.parent:
+            # A root shows what its run's record says, too.
+            self._nodes[action.key, org] = node
+        return node
+
+    def get(self, key: bytes, revision: int, org: str) -> _Node | None:
+        """A state that some stream holds."""
+        node = self._nodes.get((key, org))
+        return node if node is not None and node.revision == revision else None
 
 
 class ActionTree:
@@ -31,11 +73,15 @@ class ActionTree:
     Args:
         org: The organisation that the client named.
         matches: Its filter; None where it has none.
+        shared: What other streams hold.
     """
 
-    def __init__(self, org: str, matches: Predicate[Row] | None) -> None:
+    def __init__(
+        self, org: str, matches: Predicate[Row] | None, shared: Nodes | None = None
+    ) -> None:
         self._org = org
         self._matches = matches
+        self._shared = shared or Nodes()
         self._nodes: dict[bytes, _Node] = {}
         self._keys: dict[str, bytes] = {}
         self._children: dict[str, Counter[int]] = {}
@@ -44,10 +90,13 @@ class ActionTree:
         """Note how actions are now; gives the keys of those, and of parents, that have changed."""
         changed = set()
         for action in actions:
-            action_id = action_id_of(action)
-            message = action_message(action, record, action_id, self._org)
-            changed |= self._put(action.key, _Node(row_of(action), message))
+            changed |= self._put(action.key, self._shared.of(action, record, self._org))
         return changed
+
+    def put_known(self, key: bytes, revision: int) -> set[bytes] | None:
+        """The same for a state that another stream read; None where none holds it."""
+        node = self._shared.get(key, revision, self._org)
+        return None if node is None else self._put(key, node)
 
     def end(self, update: ActionUpdate) -> set[bytes]:
         """Note that an object is gone: one that went on is aborted. Gives the keys likewise."""
@@ -73,14 +122,13 @@ class ActionTree:
                 changed |= self.end(update)
         return changed
 
-    def messages(self, keys: Iterable[bytes] | None = None) -> list[EnrichedAction]:
-        """Actions as they are known, with the number of their children by phase.
+    def keys(self) -> list[bytes]:
+        """The keys of all actions."""
+        return list(self._nodes)
 
-        Args:
-            keys: Which; None for all.
-        """
-        nodes = self._nodes.values() if keys is None else [self._nodes[key] for key in keys]
-        return [self._enriched(node) for node in nodes]
+    def messages(self, keys: Iterable[bytes]) -> list[EnrichedAction]:
+        """Actions as they are known, with the number of their children by phase."""
+        return [self._enriched(self._nodes[key]) for key in keys]
 
     def _enriched(self, node: _Node) -> EnrichedAction:
         children = self._children.get(node.row.name, Counter())
@@ -92,7 +140,7 @@ class ActionTree:
 
     def _put(self, key: bytes, node: _Node) -> set[bytes]:
         before = self._nodes.get(key)
-        if before is not None and before.message == node.message:
+        if before is not None and (before is node or before.message == node.message):
             # A mark, or a part of the state that is not shown.
             return set()
         self._nodes[key] = node

@@ -84,6 +84,11 @@ def error_info(failure: Failure) -> ErrorInfo:
     return ErrorInfo(message=failure.message, kind=kind, code=failure.code)
 
 
+def phase_name(phase: Phase) -> str:
+    """The name of a phase, as people read it."""
+    return (phase or Phase.QUEUED).name
+
+
 def phase_number(phase: Phase) -> ActionPhase.ValueType:
     """A phase as messages have it; what nobody has begun with is queued."""
     return ActionPhase.ValueType(phase or Phase.QUEUED)

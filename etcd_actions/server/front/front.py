@@ -9,20 +9,24 @@ from functools import cached_property
 from etcd_actions.blobs import BlobStore, Deployment, UrlSigner
 from etcd_actions.client import ActionsClient
 from etcd_actions.images import ImageBuilds
+from etcd_actions.registry.projects import Projects
 from etcd_actions.registry.registry import Registry
 from etcd_actions.runs.index import RunIndex
 from etcd_actions.server.application import Route
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.front.cluster import ClusterService
 from etcd_actions.server.front.data_proxy import DataProxy
+from etcd_actions.server.front.earlier import EarlierData, EarlierLogs
 from etcd_actions.server.front.identity import IdentityService
 from etcd_actions.server.front.images import ImageService
 from etcd_actions.server.front.local_files import LocalFiles
 from etcd_actions.server.front.logs import Logs, LogService
+from etcd_actions.server.front.pages import Admission, Pages
 from etcd_actions.server.front.projects import ProjectService, ProjectSettings
 from etcd_actions.server.front.refused import NoApps, RefusedMethods
 from etcd_actions.server.front.run_data import RunBlobs
 from etcd_actions.server.front.run_lists import Paused, RunLists
+from etcd_actions.server.front.run_messages import RunMessages
 from etcd_actions.server.front.runs import DeployedTasks, RunService
 from etcd_actions.server.front.tasks import TaskService
 from etcd_actions.server.front.transfers import Transfers
@@ -50,6 +54,7 @@ class Front:
         projects: Which projects there are.
         projects_with_runs: Gives the names of projects that have runs.
         builds: Answers the builder of images; None: nothing is ever built.
+        run_messages: Makes the messages with runs, for all ports.
     """
 
     client: ActionsClient
@@ -65,6 +70,7 @@ class Front:
     projects: ProjectSettings = field(default_factory=ProjectSettings)
     projects_with_runs: Callable[[], Iterable[str]] = tuple
     builds: ImageBuilds | None = None
+    run_messages: RunMessages = field(default_factory=RunMessages)
 
     def services(self, streams: Streams) -> Iterable[Service]:
         """The services, each with its methods."""
@@ -79,7 +85,7 @@ class Front:
             builds=self.builds,
         )
         if self.blobs is not None and self._transfers is not None:
-            yield DataProxy(
+            proxy = DataProxy(
                 self.client,
                 self.blobs,
                 self._local_files,
@@ -89,23 +95,33 @@ class Front:
                 deployment=self._deployment,
                 find_task=None if deployed is None else deployed.task_spec,
             )
+            yield proxy
+            yield EarlierData(proxy.get_action_data)
         if self.logs is not None:
-            yield LogService(self.logs, streams, self.keepalive)
+            log_service = LogService(self.logs, streams, self.keepalive)
+            yield log_service
+            yield EarlierLogs(log_service.tail_logs)
         if self.index is not None:
-            yield RunLists(self.index, streams, self.keepalive, self.paused)
+            yield RunLists(self.index, streams, self.keepalive, self.paused, self.run_messages)
             if self.registry is not None:
                 yield TaskService(self.registry, self.index, lambda: CALLER.get().subject)
         yield ClusterService()
-        yield ProjectService(self.projects, self.projects_with_runs)
+        yield ProjectService(self.projects, self._stored_projects, self.projects_with_runs)
         yield IdentityService()
         yield ImageService(None if self.builds is None else self.builds.find)
         yield TriggerService()
         yield NoApps()
         yield RefusedMethods()
 
-    def routes(self) -> Iterable[Route]:
+    def routes(self, admission: Admission) -> Iterable[Route]:
         """What is served by plain HTTP."""
-        return () if self._transfers is None else (self._transfers,)
+        if self._transfers is not None:
+            yield self._transfers
+        yield Pages(self.client, admission, None if self.logs is None else self.logs.source)
+
+    @cached_property
+    def _stored_projects(self) -> Projects:
+        return Projects(self.client.store, self.client.keys)
 
     @cached_property
     def _signer(self) -> UrlSigner:

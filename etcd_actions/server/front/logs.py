@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,6 +23,7 @@ from etcd_actions.runs.record import ActionHistory
 from etcd_actions.server.codes import Refusal
 from etcd_actions.server.methods import Methods
 from etcd_actions.server.streams import Stream, Streams
+from etcd_actions.serving import descriptors
 from etcd_actions.untrusted_files import UnusableFile
 
 DATA_PROXY: Final = "flyteidl2.dataproxy.DataProxyService"
@@ -30,6 +31,7 @@ DATA_PROXY: Final = "flyteidl2.dataproxy.DataProxyService"
 LONGEST_LINE: Final = 16 * 1024
 """Bytes; a longer line comes in parts."""
 _MOST_LINES: Final = 500
+_MOST_OPEN: Final = 1_000
 # Seconds between two looks at a file to which something is written, and at one that is quiet.
 _LOOK_SOON: Final = 0.1
 _LOOK_LATER: Final = 1.0
@@ -78,11 +80,14 @@ class Logs:
         client: Knows the actions.
         source: Where the logs are; None where no executor runs here.
         history: Knows the actions that are gone; None where no histories are kept.
+        most_open: Logs that are read at once, at most: each takes a descriptor. None for a share
+            of those that the process may have.
     """
 
     client: ActionsClient
     source: LogSource | None = None
     history: HistoryOf | None = None
+    most_open: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,8 @@ class LogService:
         self._logs = logs
         self._streams = streams
         self._keepalive = min(keepalive, _SIGN_OF_LIFE)
+        self._most_open = logs.most_open or min(_MOST_OPEN, max(1, descriptors.limit() // 8))
+        self._open = 0
 
     def add_to(self, methods: Methods) -> None:
         """Add its method to those that are served."""
@@ -120,7 +127,7 @@ class LogService:
             DATA_PROXY, "TailLogs", pb.TailLogsRequest, pb.TailLogsResponse, self.tail_logs
         )
 
-    async def tail_logs(self, request: pb.TailLogsRequest) -> AsyncIterator[pb.TailLogsResponse]:
+    async def tail_logs(self, request: pb.TailLogsRequest) -> AsyncGenerator[pb.TailLogsResponse]:
         """The lines of an attempt's log, from the first one on, until the attempt has ended.
 
         An attempt that has yet to begin is waited for. Attempt 0 is the present one. What
@@ -136,7 +143,7 @@ class LogService:
                 if source is not None and asked.begun:
                     try:
                         async with (
-                            source.open(asked.incarnation, asked.attempt) as log,
+                            self._opened(source, asked) as log,
                             aclosing(self._follow(stream, log, asked)) as answers,
                         ):
                             async for answer in answers:
@@ -154,6 +161,25 @@ class LogService:
                 await stream.wait(_LOOK_LATER)
                 if not stream.is_over:
                     asked = await self._look(action_id, asked.attempt, asked)
+
+    @asynccontextmanager
+    async def _opened(self, source: LogSource, asked: _Asked) -> AsyncIterator[Log]:
+        """A log, where not too many are open.
+
+        Raises:
+            Refusal: There are too many.
+        """
+        if self._open >= self._most_open:
+            raise Refusal(
+                Code.RESOURCE_EXHAUSTED,
+                f"{self._most_open} logs are being read, the most at once: try again later",
+            )
+        self._open += 1
+        try:
+            async with source.open(asked.incarnation, asked.attempt) as log:
+                yield log
+        finally:
+            self._open -= 1
 
     async def _follow(
         self, stream: Stream, log: Log, asked: _Asked

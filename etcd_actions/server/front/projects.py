@@ -1,19 +1,20 @@
-"""ProjectService: projects and their domains, which settings name or runs show."""
+"""ProjectService: projects and their domains, which settings name, clients create or runs show."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Final
 
-from connectrpc.code import Code
 from flyteidl2.common import list_pb2
 from flyteidl2.project import project_service_pb2 as pb
 
 from etcd_actions.errors import InvalidArgument, NotFound
+from etcd_actions.registry.projects import Projects, StoredProject
 from etcd_actions.server.caller import CALLER
-from etcd_actions.server.codes import Refusal
 from etcd_actions.server.methods import Methods
 
 PROJECT: Final = "flyteidl2.project.ProjectService"
@@ -24,7 +25,42 @@ DOMAINS: Final = ("development", "staging", "production")
 _PAGE = 100
 _MOST_PAGE = 1000
 _CONDITION: Final = re.compile(r"(eq|ne|contains|value_in)\(\s*(\w+)\s*,\s*([^()]*)\)")
-_SORT_KEYS = frozenset({"", "id", "identifier", "name", "created_at", "updated_at"})
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
+
+_Row = tuple[str, StoredProject | None]
+"""A project's id, and what is stored of it."""
+
+
+def _name(row: _Row) -> str:
+    return row[0] if row[1] is None else row[1].name or row[0]
+
+
+def _state(stored: StoredProject | None) -> pb.ProjectState:
+    if stored is not None and stored.is_archived:
+        return pb.PROJECT_STATE_ARCHIVED
+    return pb.PROJECT_STATE_ACTIVE
+
+
+def _time(time: datetime | None) -> str:
+    """A time as a text of the same order; what nobody created comes first."""
+    return (time or _NEVER).astimezone(UTC).isoformat(timespec="microseconds")
+
+
+_TEXTS: Final[Mapping[str, Callable[[_Row], str]]] = {
+    "id": lambda row: row[0],
+    "identifier": lambda row: row[0],
+    "name": _name,
+    "state": lambda row: str(int(_state(row[1]))),
+}
+_SORT_KEYS: Final[Mapping[str, Callable[[_Row], str]]] = {
+    "": lambda row: "",
+    "id": lambda row: "",
+    "identifier": lambda row: "",
+    "name": _name,
+    "created_at": lambda row: _time(None if row[1] is None else row[1].created),
+    "updated_at": lambda row: _time(None if row[1] is None else row[1].updated),
+}
+"""What projects are sorted by, before their ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +81,18 @@ class ProjectService:
 
     Args:
         settings: Which ones settings name.
+        stored: The ones that clients created or changed.
         with_runs: Gives the names of those that have runs, where something knows them.
     """
 
     def __init__(
-        self, settings: ProjectSettings, with_runs: Callable[[], Iterable[str]] = tuple
+        self,
+        settings: ProjectSettings,
+        stored: Projects,
+        with_runs: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._settings = settings
+        self._stored = stored
         self._with_runs = with_runs
 
     def add_to(self, methods: Methods) -> None:
@@ -87,89 +128,145 @@ class ProjectService:
         Raises:
             InvalidArgument: None is named.
             NotFound: Settings name the projects, and not this one.
+            DecodeError: What is stored of it cannot be read.
         """
         if not request.id:
             raise InvalidArgument("id", "it is empty: name a project")
-        known = self._settings.projects
-        if known is not None and request.id not in known:
-            raise NotFound(f"project {request.id!r} is none of those here: {', '.join(known)}")
-        return pb.GetProjectResponse(project=self._project(request.id, request.org))
+        self._check_known(request.id)
+        stored = await self._stored.get(request.id)
+        return pb.GetProjectResponse(project=self._project((request.id, stored), request.org))
 
     async def list_projects(self, request: pb.ListProjectsRequest) -> pb.ListProjectsResponse:
-        """The projects that settings name, else those with runs; only what the token may use.
+        """The projects that settings name, else those with runs or that clients created.
+
+        Only what the token may use.
 
         Raises:
             InvalidArgument: A filter or a sort key is none that projects have.
         """
+        conditions = _conditions(request.filters)
+        sort_key = _SORT_KEYS.get(request.sort_by.key)
+        if sort_key is None:
+            raise InvalidArgument(
+                "sort_by.key", "projects are sorted by id, name, created_at or updated_at"
+            )
         caller = CALLER.get()
+        stored = await self._stored.all()
         named = self._settings.projects
-        names: set[str] = set(self._with_runs() if named is None else named)
+        names = {*self._with_runs(), *stored} if named is None else set(named)
         if named is None and caller.projects is not None:
             names |= caller.projects
-        conditions = _conditions(request.filters)
-        fitting = sorted(
-            name
-            for name in names
-            if caller.may_use(name) and all(condition(name) for condition in conditions)
-        )
-        if request.sort_by.key not in _SORT_KEYS:
-            raise InvalidArgument("sort_by.key", "projects are sorted by id, name or created_at")
-        backwards = request.sort_by.direction == list_pb2.Sort.DESCENDING
+        rows = ((name, stored.get(name)) for name in names if caller.may_use(name))
+        fitting = [
+            (sort_key(row), row) for row in rows if all(condition(row) for condition in conditions)
+        ]
         # Nobody asked for an order where no key is given.
-        backwards = backwards and bool(request.sort_by.key)
+        backwards = bool(request.sort_by.key) and (
+            request.sort_by.direction == list_pb2.Sort.DESCENDING
+        )
         page, token = _page(fitting, backwards, request.limit, request.token)
-        projects = [self._project(name, request.org) for name in page]
+        projects = [self._project(row, request.org) for row in page]
         return pb.ListProjectsResponse(projects=pb.Projects(projects=projects, token=token))
 
     async def create_project(self, request: pb.CreateProjectRequest) -> pb.CreateProjectResponse:
-        """Refuse: nothing is stored of a project.
+        """Store a project, so that lists show it before it has runs.
 
         Raises:
-            Refusal: Always.
+            InvalidArgument: Its id cannot be used, it is too large, or it is not to be active.
+            NotFound: Settings name the projects, and not this one.
+            AlreadyExists: It was created or changed before.
+            FailedPrecondition: There are too many.
         """
-        raise Refusal(Code.UNIMPLEMENTED, self._no_change(request.project.id))
+        project = request.project
+        self._check_known(project.id)
+        if _archived(project.state):
+            raise InvalidArgument("project.state", "create it, then flyte update project archives")
+        await self._stored.create(
+            project.id,
+            name=project.name,
+            description=project.description,
+            labels=dict(project.labels.values),
+            by=CALLER.get().subject,
+        )
+        return pb.CreateProjectResponse()
 
     async def update_project(self, request: pb.UpdateProjectRequest) -> pb.UpdateProjectResponse:
-        """Refuse: nothing is stored of a project.
+        """Replace what is said of a project, which need not have been created.
 
         Raises:
-            Refusal: Always.
+            InvalidArgument: Its id or state cannot be used, or it is too large.
+            NotFound: Settings name the projects, and not this one.
+            DecodeError: What is stored of it cannot be read.
+            FailedPrecondition: Nothing is stored of it, and there are too many.
         """
-        raise Refusal(Code.UNIMPLEMENTED, self._no_change(request.project.id))
-
-    def _no_change(self, project: str) -> str:
-        if self._settings.projects is None:
-            return f"projects are not created or changed: {project!r} can be used as it is"
-        return "projects are not created or changed by clients: --projects of the service has them"
-
-    def _project(self, name: str, org: str) -> pb.Project:
-        domains = [pb.Domain(id=each, name=each) for each in self._settings.domains]
-        return pb.Project(
-            id=name, name=name, domains=domains, state=pb.PROJECT_STATE_ACTIVE, org=org
+        project = request.project
+        self._check_known(project.id)
+        await self._stored.update(
+            project.id,
+            name=project.name,
+            description=project.description,
+            labels=dict(project.labels.values),
+            is_archived=_archived(project.state),
+            by=CALLER.get().subject,
         )
+        return pb.UpdateProjectResponse()
+
+    def _check_known(self, project: str) -> None:
+        known = self._settings.projects
+        if known is not None and project not in known:
+            raise NotFound(f"project {project!r} is none of those here: {', '.join(known)}")
+
+    def _project(self, row: _Row, org: str) -> pb.Project:
+        project, stored = row
+        answer = pb.Project(
+            id=project,
+            name=_name(row),
+            domains=[pb.Domain(id=each, name=each) for each in self._settings.domains],
+            state=_state(stored),
+            org=org,
+        )
+        if stored is not None:
+            answer.description = stored.description
+            answer.labels.values.update(stored.labels)
+        return answer
+
+
+def _archived(state: pb.ProjectState) -> bool:
+    """Whether a state says so.
+
+    Raises:
+        InvalidArgument: It is none that a client may give.
+    """
+    if state not in (pb.PROJECT_STATE_ACTIVE, pb.PROJECT_STATE_ARCHIVED):
+        raise InvalidArgument("project.state", "a project is active or archived")
+    return bool(state == pb.PROJECT_STATE_ARCHIVED)
 
 
 def _page(
-    names: Sequence[str], backwards: bool, limit: int, token: str
-) -> tuple[Sequence[str], str]:
-    """A page, and the token of the next one, which is the last name of this one."""
+    rows: Iterable[tuple[str, _Row]], backwards: bool, limit: int, token: str
+) -> tuple[Sequence[_Row], str]:
+    """A page, and the token of the next one, which is where the last row of this one is."""
     size = min(limit or _PAGE, _MOST_PAGE)
-    rest = [
-        name
-        for name in (reversed(names) if backwards else names)
-        if not token or (name < token if backwards else name > token)
-    ]
-    return rest[:size], rest[size - 1] if len(rest) > size else ""
+    places = sorted((((value, row[0]), row) for value, row in rows), key=itemgetter(0))
+    if backwards:
+        places.reverse()
+    if token:
+        id_, _, value = token.partition("/")
+        after = (value, id_)
+        places = [each for each in places if (each[0] < after if backwards else each[0] > after)]
+    page = places[:size]
+    following = f"{page[-1][1][0]}/{page[-1][0][0]}" if len(places) > size else ""
+    return [row for _, row in page], following
 
 
-def _conditions(filters: str) -> list[Callable[[str], bool]]:
-    """What ``eq(id, a)+ne(state, 1)`` demands of a project's name."""
+def _conditions(filters: str) -> list[Callable[[_Row], bool]]:
+    """What ``eq(id, a)+ne(state, 1)`` demands of a project."""
     if not filters:
         return []
     return [_condition(text.strip()) for text in filters.split("+")]
 
 
-def _condition(text: str) -> Callable[[str], bool]:
+def _condition(text: str) -> Callable[[_Row], bool]:
     match = _CONDITION.fullmatch(text)
     if match is None:
         raise InvalidArgument(
@@ -177,12 +274,10 @@ def _condition(text: str) -> Callable[[str], bool]:
         )
     operator, field, operand = match.groups()
     operand = operand.strip()
-    if field in ("id", "identifier", "name"):
-        return lambda name: _holds(operator, name, operand)
-    if field == "state":
-        state = str(int(pb.PROJECT_STATE_ACTIVE))
-        return lambda _: _holds(operator, state, operand)
-    raise InvalidArgument("filters", f"{field!r} is no field of projects: use id, name or state")
+    if (read := _TEXTS.get(field)) is None:
+        known = "use id, name or state"
+        raise InvalidArgument("filters", f"{field!r} is no field of projects: {known}")
+    return lambda row: _holds(operator, read(row), operand)
 
 
 def _holds(operator: str, value: str, operand: str) -> bool:

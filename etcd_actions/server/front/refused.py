@@ -66,7 +66,7 @@ _FILES: Final[tuple[tuple[FileDescriptor, str], ...]] = (
     (queue_service_pb2.DESCRIPTOR, "there is no queue service here: see ActionsService.Enqueue"),
     (
         run_logs_service_pb2.DESCRIPTOR,
-        "logs are read by DataProxyService.TailLogs: use `flyte get logs` of Flyte 2.12 or newer",
+        "this service reads no logs: it was started without",
     ),
     (run_service_pb2.DESCRIPTOR, "this service does not answer for runs in this way"),
     (state_service_pb2.DESCRIPTOR, "there is no state service here: see ActionsService"),

@@ -21,7 +21,7 @@ from etcd_actions.runs.paging import Query, parse, take_in_order, take_sorted
 from etcd_actions.runs.run_fields import CREATED, PHASES, RUN_FIELDS, phase_of
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.codes import Refusal
-from etcd_actions.server.front.run_views import run_message
+from etcd_actions.server.front.run_messages import RunMessages
 
 if TYPE_CHECKING:
     from flyteidl2.common.identifier_pb2 import ProjectIdentifier
@@ -52,6 +52,7 @@ class RunLists:
         keepalive: Seconds of silence after which a stream is sent a message without runs.
         paused: See :data:`Paused`; None where that is not known: then only a root that is paused
             itself counts.
+        messages: What all ports make their messages with; by default its own.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class RunLists:
         streams: Streams,
         keepalive: float,
         paused: Paused | None = None,
+        messages: RunMessages | None = None,
     ) -> None:
         self._index = index
         self._streams = streams
         self._keepalive = keepalive
         self._paused = paused
+        self._messages = messages or RunMessages()
 
     def add_to(self, methods: Methods) -> None:
         """Add its methods to those that are served."""
@@ -101,8 +104,7 @@ class RunLists:
         narrowed = self._narrowed(portions, only, paused)
         take = take_sorted if descending is None else take_in_order
         page = await take(query, narrowed)
-        runs = [run_message(entry.record()) for entry in page.rows]
-        return pb.ListRunsResponse(runs=runs, token=page.token)
+        return self._messages.listed(page.rows, page.token)
 
     async def watch_runs(self, request: pb.WatchRunsRequest) -> AsyncIterator[pb.WatchRunsResponse]:
         """The runs of a target, the newest first, and then each that changes or is new.
@@ -120,7 +122,7 @@ class RunLists:
                             return
                         entries = portion[start : start + _SNAPSHOT]
                         if chosen := [each for each in entries if _is_of(each, only)]:
-                            yield _told(chosen)
+                            yield self._messages.watched(chosen)
                         await trio.lowlevel.checkpoint()
                 while not stream.is_over:
                     changed = await stream.receive(watch, self._keepalive)
@@ -129,7 +131,7 @@ class RunLists:
                             yield pb.WatchRunsResponse()
                     elif chosen := [each for each in changed if _is_of(each, only)]:
                         self._streams.sent += len(chosen)
-                        yield _told(chosen)
+                        yield self._messages.watched(chosen)
 
     async def watch_groups(self, _: pb.WatchGroupsRequest) -> AsyncIterator[pb.WatchGroupsResponse]:
         """Not served: no client of the SDK's asks for it."""
@@ -190,10 +192,6 @@ def _is_of(entry: RunEntry, version: str | None) -> bool:
     return (version is None or entry.task.version == version) and CALLER.get().may_use(
         entry.project
     )
-
-
-def _told(entries: Sequence[RunEntry]) -> pb.WatchRunsResponse:
-    return pb.WatchRunsResponse(runs=[run_message(entry.record()) for entry in entries])
 
 
 def _scope(request: pb.ListRunsRequest) -> tuple[Shelf, str | None]:

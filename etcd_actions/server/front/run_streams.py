@@ -2,7 +2,7 @@
 
 Changes come from the subscriptions of the process, which conflate: a stream that is read slowly
 misses states between, never the last one. Each time the action is read again, so what is told is
-never older than the change that it was told for.
+never older than the change that it was told for; streams that want the same share one read.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from etcd_actions.codecs import json
 from etcd_actions.errors import NotFound
 from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase, canonical_name
 from etcd_actions.model.conditions import write_phase
-from etcd_actions.runs.reading import Found, RunReader
+from etcd_actions.runs.reading import Actions, Found, RunReader
 from etcd_actions.runs.record import RunRecord
 from etcd_actions.server.front.action_tree import ActionTree
+from etcd_actions.server.front.joined import Joined
 from etcd_actions.server.streams import Stream, Streams
 from etcd_actions.subscriptions import SnapshotEnd, Subscription
 
@@ -50,6 +51,8 @@ class Follower:
         self._reader = reader
         self._streams = streams
         self._keepalive = keepalive
+        self._found: Joined[Found] = Joined()
+        self._listings: Joined[Actions] = Joined()
 
     async def action(self, wanted: ActionId) -> AsyncGenerator[Found]:
         """An action, each time it has changed, up to its end.
@@ -66,7 +69,7 @@ class Follower:
             # Before it is read, so that no change falls between.
             async with self._client.subscribe(wanted) as updates:
                 try:
-                    found: Found | None = await self._reader.action(wanted)
+                    found: Found | None = await self._read(wanted)
                     while found is not None and not stream.is_over:
                         self._streams.sent += 1
                         yield found
@@ -93,7 +96,7 @@ class Follower:
             if item.revision <= told.revision and updates.replaced == replaced:
                 continue
             try:
-                found = await self._reader.action(wanted)
+                found = await self._read(wanted)
             except NotFound:
                 if item.is_deleted:
                     return _ended(told, item)
@@ -121,14 +124,15 @@ class Follower:
         with self._streams.open() as stream:
             async with self._client.subscribe_run(run, snapshot=False) as updates:
                 try:
-                    listing = await self._reader.actions(run)
+                    listing = await self._listings.get(run, lambda: self._reader.actions(run))
                     tree.put(listing.actions, listing.record)
-                    everything = tree.messages()
+                    replaced, revision = updates.replaced, listing.revision
+                    del listing
+                    everything = tree.keys()
                     for at in range(0, max(1, len(everything)), _MOST_AT_ONCE):
                         self._streams.sent += 1
-                        yield everything[at : at + _MOST_AT_ONCE]
-                    replaced, revision = updates.replaced, listing.revision
-                    del listing, everything
+                        yield tree.messages(everything[at : at + _MOST_AT_ONCE])
+                    del everything
                     while not stream.is_over:
                         try:
                             items = await self._several(stream, updates)
@@ -161,9 +165,22 @@ class Follower:
     async def _changed(
         self, run: ActionId, tree: ActionTree, updates: Sequence[ActionUpdate]
     ) -> set[bytes]:
-        present = await self._reader.present((each.key for each in updates), run)
-        changed = tree.put(present, await self._reader.record(run))
-        return changed | tree.missing(updates, {action.key for action in present})
+        changed: set[bytes] = set()
+        unread = []
+        for each in updates:
+            if (known := tree.put_known(each.key, each.revision)) is None:
+                unread.append(each)
+            else:
+                changed |= known
+        if not unread:
+            return changed
+        present = await self._reader.present((each.key for each in unread), run)
+        has_root = any(not action.parent for action in present)
+        changed |= tree.put(present, await self._reader.record(run) if has_root else None)
+        return changed | tree.missing(unread, {action.key for action in present})
+
+    async def _read(self, wanted: ActionId) -> Found:
+        return await self._found.get(wanted, lambda: self._reader.action(wanted))
 
 
 def _is(update: ActionUpdate, wanted: ActionId) -> bool:

@@ -18,7 +18,6 @@ from etcd_actions.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    NotServed,
 )
 from etcd_actions.images import ImageBuilds
 from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name
@@ -30,7 +29,7 @@ from etcd_actions.runs.reading import Found, RunReader
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.front import views
 from etcd_actions.server.front.action_lists import FIELDS, ActionLists
-from etcd_actions.server.front.action_tree import ActionTree
+from etcd_actions.server.front.action_tree import ActionTree, Nodes
 from etcd_actions.server.front.attempts import attempts_of
 from etcd_actions.server.front.run_streams import Follower
 from etcd_actions.server.methods import Methods
@@ -83,6 +82,7 @@ class RunService:
         self._reader = RunReader(client)
         self._creator = RunCreator(client, data, deployed, builds=builds)
         self._lists = ActionLists(self._reader)
+        self._nodes = Nodes()
         self._follower = Follower(client, self._reader, streams, keepalive)
 
     def add_to(self, methods: Methods) -> None:
@@ -141,13 +141,6 @@ class RunService:
             pb.GetActionLogContextRequest,
             pb.GetActionLogContextResponse,
             self.get_action_log_context,
-        )
-        unary(
-            RUNS,
-            "GetActionData",
-            pb.GetActionDataRequest,
-            pb.GetActionDataResponse,
-            self.get_action_data,
         )
 
     async def create_run(self, request: pb.CreateRunRequest) -> pb.CreateRunResponse:
@@ -218,7 +211,8 @@ class RunService:
         seen to have left.
         """
         run = _run(request, request.run_id)
-        tree = ActionTree(request.run_id.org, compile_filters(request.filter, FIELDS, "filter"))
+        matches = compile_filters(request.filter, FIELDS, "filter")
+        tree = ActionTree(request.run_id.org, matches, self._nodes)
         async with aclosing(self._follower.run(run, tree)) as changes:
             async for actions in changes:
                 yield pb.WatchActionsResponse(enriched_actions=actions)
@@ -278,10 +272,6 @@ class RunService:
                     response.end_time.CopyFrom(attempt.end_time)
                 return response
         raise NotFound(f"{describe(found.action_id)} has no attempt {number}")
-
-    async def get_action_data(self, request: pb.GetActionDataRequest) -> pb.GetActionDataResponse:
-        """Not served here, as by Flyte's own service."""
-        raise NotServed("GetActionData of RunService: ask the one of DataProxyService")
 
 
 def _subject() -> str:

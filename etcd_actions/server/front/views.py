@@ -253,6 +253,16 @@ def _add_result(message: pb.ActionDetails, action: StoredTaskAction) -> None:
                 message.signal_info.signalled_by.CopyFrom(_identity(by))
 
 
+def why_failed(action: StoredTaskAction) -> str:
+    """Why an action failed or was aborted, for people; empty where it was not."""
+    if action.phase is Phase.ABORTED:
+        return action.metadata.annotations.get(ANNOTATION_ABORT_REASON, "")
+    if action.phase not in _FAILURES:
+        return ""
+    error = action.status.error_state
+    return _message_of_failure(action) if error is None else error.message
+
+
 def _message_of_failure(action: StoredTaskAction) -> str:
     for condition in action.status.conditions:
         if condition.type == "Failed" and condition.status == "True":

@@ -16,6 +16,7 @@ from etcd_actions.runs.index import RunIndex, open_run_index
 from etcd_actions.runs.record import RunRecord, encode
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
+from etcd_actions.server.front.run_messages import RunMessages
 from etcd_actions.store import Store
 from tests.server.conftest import LOOPBACK
 from tests.server.front.calling import Caller
@@ -29,6 +30,7 @@ class Lists:
 
     Attributes:
         paused: The keys of the records of runs that wait.
+        messages: What the server makes messages with.
     """
 
     etcd: Etcd
@@ -36,6 +38,7 @@ class Lists:
     index: RunIndex
     registry: Registry
     paused: set[bytes]
+    messages: RunMessages
 
     async def put(self, *runs: RunRecord) -> None:
         """Write records, and wait until the index has them."""
@@ -52,7 +55,7 @@ async def lists(etcd: Etcd, prefix: bytes) -> AsyncIterator[Lists]:
         open_run_index(etcd, keys) as index,
         open_registry(etcd, Store(etcd), keys) as registry,
     ):
-        yield Lists(etcd, keys, index, registry, set())
+        yield Lists(etcd, keys, index, registry, set(), RunMessages())
 
 
 @pytest.fixture
@@ -63,6 +66,7 @@ async def front_server(client: ActionsClient, lists: Lists) -> AsyncIterator[Act
         index=lists.index,
         registry=lists.registry,
         paused=lambda: lists.paused,
+        run_messages=lists.messages,
     )
     settings = ServerSettings(bind=LOOPBACK, keepalive=0.05)
     async with open_actions_server(client, settings, front=front) as server:

@@ -10,6 +10,7 @@ from flyteidl2.common.identifier_pb2 import ProjectIdentifier, RunIdentifier
 from flyteidl2.core.literals_pb2 import Literal, Primitive, Scalar
 from flyteidl2.dataproxy import dataproxy_service_pb2 as pb
 from flyteidl2.task.common_pb2 import Inputs, NamedLiteral, Outputs
+from flyteidl2.workflow import run_service_pb2 as run_pb
 
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from tests.server.front.transferring import MOST, Door, Refused, clock, door
@@ -89,6 +90,13 @@ async def test_inputs_are_kept_and_come_back_with_outputs(
     answer = await data(door)
     assert (answer.inputs, answer.outputs) == (given, made)
     assert (answer.inputs_uri, answer.outputs_uri) == (kept.uri, f"{outputs}/outputs.pb")
+    earlier = await door.call(
+        "GetActionData",
+        run_pb.GetActionDataRequest(action_id=identifier(ROOT)),
+        run_pb.GetActionDataResponse,
+        service="flyteidl2.workflow.RunService",
+    )
+    assert (earlier.inputs, earlier.outputs) == (given, made)
     # Whatever the SDK takes for the organisation.
     assert (await data(door, ActionId("p", "d", "r", "a0", "elsewhere"))).outputs == made
     Path(kept.uri).unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -30,18 +30,22 @@ from etcd_actions.store import Store
 from tests.executor.tasks import ROOT, Machine, named, until
 from tests.runs.test_own_run_service import update_of
 from tests.support import flyte
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 
 METHOD = "/flyteidl2.dataproxy.DataProxyService/TailLogs"
+# Its messages have the same fields, as far as these go.
+EARLIER = "/flyteidl2.workflow.RunLogsService/TailLogs"
 
 
 class Tail:
     """A stream of lines, read by a thread."""
 
-    def __init__(self, address: str, action_id: ActionId, attempt: int) -> None:
+    def __init__(
+        self, address: str, action_id: ActionId, attempt: int, method: str = METHOD
+    ) -> None:
         self._channel = grpc.insecure_channel(address)
         stub = self._channel.unary_stream(
-            METHOD,
+            method,
             request_serializer=pb.TailLogsRequest.SerializeToString,
             response_deserializer=pb.TailLogsResponse.FromString,
         )
@@ -102,6 +106,7 @@ async def server(
         client=client,
         source=LocalLogs(machine.state_dir),
         history=lambda action_id: history_of_action(Store(etcd), keys, action_id),
+        most_open=3,
     )
     settings = ServerSettings(bind=Bind("127.0.0.1", 0))
     front = Front(client=client, keepalive=0.2, logs=logs)
@@ -111,10 +116,10 @@ async def server(
 
 @asynccontextmanager
 async def tailing(
-    server: ActionsServer, action_id: ActionId, attempt: int = 1
+    server: ActionsServer, action_id: ActionId, attempt: int = 1, method: str = METHOD
 ) -> AsyncIterator[Tail]:
     async with trio.open_nursery() as nursery:
-        tail = Tail(str(server.address), action_id, attempt)
+        tail = Tail(str(server.address), action_id, attempt, method)
         nursery.start_soon(tail.run)
         try:
             with trio.fail_after(30):
@@ -123,8 +128,10 @@ async def tailing(
             tail.close()
 
 
-async def read(server: ActionsServer, action_id: ActionId, attempt: int = 1) -> Tail:
-    async with tailing(server, action_id, attempt) as tail:
+async def read(
+    server: ActionsServer, action_id: ActionId, attempt: int = 1, method: str = METHOD
+) -> Tail:
+    async with tailing(server, action_id, attempt, method) as tail:
         await tail.ended.wait()
         return tail
 
@@ -185,6 +192,8 @@ async def test_a_stream_ends_with_its_action_where_its_supervisor_left_nothing(
             await client.put_status(ROOT, 1, ActionStatus(Phase.FAILED))
             await tail.ended.wait()
     assert (tail.text, tail.failure) == ("one\ntwo\n", None)
+    earlier = await read(server, ROOT, method=EARLIER)
+    assert (earlier.text, earlier.failure) == (tail.text, None)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +221,29 @@ async def test_whatever_is_in_it_comes_as_lines_of_bounded_length(
     assert tail.failure is None
     assert [len(line.message) for line in tail.lines] == lengths
     assert tail.text.replace("\n", "") == contents.decode(errors="replace").replace("\n", "")
+
+
+async def test_more_logs_than_there_are_descriptors_for_are_refused(
+    client: ActionsClient, machine: Machine, server: ActionsServer
+) -> None:
+    place = await started(client, machine, Phase.RUNNING)
+    (place.path / "log").write_bytes(b"one\n")
+    async with AsyncExitStack() as stack:
+        tails = [await stack.enter_async_context(tailing(server, ROOT)) for _ in range(3)]
+        for tail in tails:
+            await tail.until("one\n")
+        code, text = (await read(server, ROOT)).refused()
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "3 logs are being read" in text
+        tails[0].close()
+        await tails[0].ended.wait()
+
+        async def is_free() -> bool:
+            async with tailing(server, ROOT) as again:
+                await eventually(lambda: bool(again.text) or again.ended.is_set())
+                return again.text == "one\n"
+
+        await eventually_holds(is_free)
 
 
 async def test_what_is_no_log_is_refused(

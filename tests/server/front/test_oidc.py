@@ -30,6 +30,7 @@ from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker
 from tests.support.oidc_issuer import AUDIENCE, SmallIssuer, small_issuer
+from tests.support.waiting import eventually
 
 AUTH = "flyteidl2.auth.AuthMetadataService"
 
@@ -122,14 +123,56 @@ async def test_the_issuer_changes_its_keys(issuer: SmallIssuer) -> None:
         await verifier.identify(before)
     assert issuer.asked == ["/.well-known/openid-configuration", "/keys"]
     issuer.rotate()
-    # Unknown keys do not make it ask at once again, from any client.
-    for _ in range(3):
-        assert (await refused(verifier, issuer.token())).code is Code.UNAUTHENTICATED
-    assert len(issuer.asked) == 2
-    clock.now += Ages().between
+    clock.now += Ages().new_key
     assert (await verifier.identify(issuer.token())).subject == "alice"
     assert len(issuer.asked) == 4
+    # Keys that nobody has do not make it ask again and again, from any client.
+    for number in range(3):
+        unknown = issuer.token(headers={"kid": f"none-{number}"})
+        assert (await refused(verifier, unknown)).code is Code.UNAUTHENTICATED
     assert (await refused(verifier, before)).code is Code.UNAUTHENTICATED
+    assert len(issuer.asked) == 4
+    clock.now += Ages().new_key
+    assert (await refused(verifier, before)).code is Code.UNAUTHENTICATED
+    assert len(issuer.asked) == 6
+
+
+async def test_an_issuer_that_fails_is_not_asked_sooner_for_new_keys(issuer: SmallIssuer) -> None:
+    clock = Clock()
+    verifier = OidcIssuer(settings_of(issuer), clock=clock)
+    await verifier.identify(issuer.token())
+    issuer.fails = True
+    unknown = issuer.token(headers={"kid": "none"})
+    asked = [len(issuer.asked)]
+    for _ in range(4):
+        clock.now += Ages().new_key
+        assert (await refused(verifier, unknown)).code is Code.UNAUTHENTICATED
+        asked.append(len(issuer.asked))
+    assert asked == [2, 3, 3, 3, 3]
+    clock.now += Ages().between - 3 * Ages().new_key
+    assert (await refused(verifier, unknown)).code is Code.UNAUTHENTICATED
+    assert len(issuer.asked) == 4
+
+
+async def test_nobody_with_a_known_key_waits_while_a_new_one_is_asked_for() -> None:
+    clock = Clock()
+    with small_issuer() as issuer:
+        verifier = OidcIssuer(settings_of(issuer), clock=clock)
+        token = issuer.token()
+        unknown = issuer.token(headers={"kid": "none"})
+        await verifier.identify(token)
+        clock.now += Ages().fresh
+        issuer.speaks.clear()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(refused, verifier, unknown)
+                await eventually(lambda: len(issuer.asked) == 3)
+                with trio.fail_after(2):
+                    assert (await verifier.identify(token)).subject == "alice"
+                assert len(issuer.asked) == 3
+                issuer.speaks.set()
+        finally:
+            issuer.speaks.set()
 
 
 async def test_while_keys_cannot_be_fetched_the_old_ones_count_for_a_while(

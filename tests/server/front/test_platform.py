@@ -191,18 +191,12 @@ async def test_what_is_not_served_says_what_to_use(client: ActionsClient) -> Non
                 tracked.CreateTrackedRunRequest(),
                 "local_tracked",
             ),
-            (
-                PROJECT,
-                "CreateProject",
-                projects.CreateProjectRequest(project=projects.Project(id="p")),
-                "'p' can be used as it is",
-            ),
             (AUTH, "GetOAuth2Metadata", auth_service_pb2.GetOAuth2MetadataRequest(), "External"),
         ):
             with pytest.raises(Failed, match=word) as caught:
                 await ask.ask(service, method, request, type(request))
             assert caught.value.code == "unimplemented"
-        with pytest.raises(Failed, match=r"RunLogsService\.TailLogs: .*DataProxyService") as caught:
+        with pytest.raises(Failed, match=r"RunLogsService\.TailLogs: .*no logs") as caught:
             await ask.first(
                 "flyteidl2.workflow.RunLogsService",
                 "TailLogs",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 from flyteidl2.auth import identity_pb2
 from flyteidl2.common import identifier_pb2 as names_pb
@@ -10,10 +12,12 @@ from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskName
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions import ActionId, ActionsClient
-from etcd_actions.runs.record import RunStatus
+from etcd_actions.runs.entry import Tasks, read_entry
+from etcd_actions.runs.record import RunStatus, encode
 from etcd_actions.server import ActionsServer
 from etcd_actions.server.front.identity import IDENTITY
 from etcd_actions.server.front.run_lists import RUNS, paused_runs
+from etcd_actions.server.front.run_messages import RunMessages
 from tests.server.clients import Failed
 from tests.server.front.calling import Caller, Reading
 from tests.server.front.conftest import Lists
@@ -182,6 +186,45 @@ async def test_a_watch_sends_what_is_there_and_then_each_change(
         # Of silence it is told, too.
         message = await reading.next()
         assert message == pb.WatchRunsResponse()
+
+
+async def test_a_run_is_encoded_once_a_state_for_all_lists_and_streams(
+    caller: Caller, lists: Lists
+) -> None:
+    await lists.put(record("a", at=1), record("b", at=2))
+    request = pb.WatchRunsRequest(project_id=PROJECT)
+    with ExitStack() as stack:
+        readings = [
+            stack.enter_context(caller.stream(RUNS, "WatchRuns", request, pb.WatchRunsResponse))
+            for _ in range(5)
+        ]
+        for reading in readings:
+            assert await news(reading) == [("b", 1), ("a", 1)]
+        assert await listed(caller) == ["b", "a"]
+        assert lists.messages.encoded == 2
+        await lists.put(record("a", at=1, status=status(5)))
+        for reading in readings:
+            assert await news(reading) == [("a", 5)]
+        assert await listed(caller) == ["b", "a"]
+        assert lists.messages.encoded == 3
+
+
+def test_what_is_kept_of_encoded_runs_is_bounded() -> None:
+    messages = RunMessages(most_bytes=5_000)
+    tasks = Tasks()
+    entries = [
+        read_entry(name.encode(), encode(record(name)), 1, tasks)
+        for name in (f"r{number}" for number in range(20))
+    ]
+    page = messages.listed(entries, "more")
+    assert [run.action.id.run.name for run in page.runs] == [each.name for each in entries]
+    assert page.token == "more"
+    assert 3_000 < messages.kept_bytes <= 5_000
+    # The newest are kept, the others are encoded again.
+    messages.watched(entries[-2:])
+    assert messages.encoded == 20
+    assert messages.watched(entries[:1]).runs[0].action.id.run.name == "r0"
+    assert messages.encoded == 21
 
 
 async def test_a_watch_of_a_version_leaves_others_out(caller: Caller, lists: Lists) -> None:

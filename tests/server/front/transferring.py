@@ -69,10 +69,10 @@ class Door:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await trio.to_thread.run_sync(self._http, method, url, body, named)
 
-    async def call(self, name: str, request: Message, kind: type[M]) -> M:
+    async def call(self, name: str, request: Message, kind: type[M], service: str = SERVICE) -> M:
         found = await self.http(
             "POST",
-            f"/{SERVICE}/{name}",
+            f"/{service}/{name}",
             request.SerializeToString(),
             content_type="application/proto",
         )

@@ -1,0 +1,216 @@
+"""A lease that is kept alive, as clientv3's ``concurrency.Session``.
+
+A lease is alive for its time to live from the moment on at which its last renewal was *sent*:
+etcd counts from when it got it. A session counts on this process's monotonic clock, adds the time
+for which the machine was suspended, and leaves a margin: for stopping what is under way, and for
+servers that count the deadline of a call from when they got it.
+
+What etcd fences, by a compare of a key that hangs on the lease, may go on for as long as etcd has
+the lease. What nothing fences may only be done while :attr:`Session.is_sure`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import trio
+
+from etcd_actions.backoff import Backoff
+from etcd_actions.call_time import suspended
+from etcd_actions.errors import EtcdError, LeaseNotFound
+from etcd_actions.etcd.api import Etcd, Lease
+from etcd_actions.logger import get_logger
+from etcd_actions.retrying import Report, retrying, seldom
+
+_BACKOFF = Backoff(initial=0.05, cap=2.0)
+_RENEWALS = 3
+_LEAST_MARGIN = 0.5
+_REVOKE_TIMEOUT = 2.0
+MARGIN = 0.1
+"""Of the time to live, that is not counted on."""
+
+_log = get_logger(__name__)
+
+Runner: TypeAlias = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
+"""Runs a function that is to run for ever, and keeps what it raises from others."""
+
+
+class Moment(NamedTuple):
+    """A moment on trio's clock, and how long the machine had been suspended by then."""
+
+    time: float
+    suspended: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        """This one."""
+        return cls(trio.current_time(), suspended())
+
+
+class Session:
+    """A lease, and how long it lasts; made by :func:`open_session`.
+
+    Args:
+        etcd: The connection.
+        lease: What etcd granted.
+        asked: When it was asked for it.
+        replaces: See :func:`open_session`.
+
+    Attributes:
+        lease: The lease of this moment.
+        over: Set when it has ended for good. One that takes its place has another event.
+        gone: Whether etcd has said that it is gone.
+    """
+
+    def __init__(self, etcd: Etcd, lease: Lease, asked: Moment, *, replaces: bool = False) -> None:
+        self.lease = lease
+        self.over = trio.Event()
+        self.gone = False
+        self._etcd = etcd
+        self._asked = asked
+        self._replaces = replaces
+        self._replacing = trio.Lock()
+        self._renewed = trio.Event()
+
+    @property
+    def deadline(self) -> float:
+        """Until when the lease is surely alive, in trio's time; it moves with each renewal."""
+        margin = max(_LEAST_MARGIN, self.lease.ttl * MARGIN)
+        asleep = suspended() - self._asked.suspended
+        return self._asked.time + self.lease.ttl - margin - max(0.0, asleep)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the lease is surely alive at this very moment."""
+        return not self.over.is_set() and trio.current_time() < self.deadline
+
+    def renewed(self, lease: Lease, asked: Moment) -> None:
+        """Take in what etcd granted, when it was asked at ``asked``."""
+        self.lease, self._asked = lease, asked
+        self._renewed.set()
+        self._renewed = trio.Event()
+
+    async def wait_renewed(self) -> None:
+        """Return once the lease is renewed the next time; never where it is over before."""
+        await self._renewed.wait()
+
+    async def replace(self, lease_id: int) -> None:
+        """Get another lease for one that is gone, unless that has been done.
+
+        Raises:
+            EtcdError: etcd granted none.
+        """
+        async with self._replacing:
+            if self.lease.id != lease_id:
+                return
+            asked = Moment.now()
+            lease = await self._etcd.lease_grant(self.lease.ttl)
+            _log.warning("lease_lost", lease=f"{lease_id:x}", replaced_by=f"{lease.id:x}")
+            over, self.over = self.over, trio.Event()
+            self.renewed(lease, asked)
+            over.set()
+
+    async def keep_alive(self, report: Report) -> None:
+        """Renew the lease until the session is over.
+
+        Args:
+            report: Called for each renewal that etcd did not answer, or refused.
+        """
+        with trio.CancelScope() as scope:
+            while not self.over.is_set():
+                scope.deadline = math.inf if self._replaces else self.deadline
+                await trio.sleep(self.lease.ttl / _RENEWALS)
+                async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
+                    with attempt:
+                        await self._renew()
+        self.over.set()
+
+    async def _renew(self) -> None:
+        asked, before = Moment.now(), self.lease
+        try:
+            lease = await self._etcd.lease_keep_alive(before.id)
+        except LeaseNotFound:
+            if self._replaces:
+                await self.replace(before.id)
+            else:
+                self.gone = True
+                self.over.set()
+            return
+        if not self._replaces and not self.is_sure:
+            # Somebody may have looked already, and seen that it is over.
+            self.over.set()
+        elif self.lease is before:
+            self.renewed(lease, asked)
+
+    async def revoke(self) -> str:
+        """End the session and its lease, so that nobody need wait for that to expire.
+
+        Returns:
+            Why it could not be revoked; empty where it is gone.
+        """
+        self.over.set()
+        if self.gone:
+            return ""
+        with trio.move_on_after(_REVOKE_TIMEOUT, shield=True):
+            try:
+                await self._etcd.lease_revoke(self.lease.id)
+            except LeaseNotFound:
+                return ""
+            except EtcdError as error:
+                return str(error)
+            else:
+                return ""
+        return f"no answer within {_REVOKE_TIMEOUT:g} s"
+
+
+def _log_unrevoked(lease_id: int, reason: str) -> None:
+    _log.debug("lease_not_revoked", lease=f"{lease_id:x}", error=reason)
+
+
+@asynccontextmanager
+async def open_session(
+    etcd: Etcd,
+    ttl: int,
+    *,
+    replaces: bool = False,
+    report: Report | None = None,
+    runner: Runner | None = None,
+    unrevoked: Callable[[int, str], object] = _log_unrevoked,
+) -> AsyncIterator[Session]:
+    """Have a lease, kept alive by one task, for as long as the context lasts.
+
+    Leaving it ends the session and revokes the lease, in at most two seconds, also when
+    cancelled; if etcd does not answer by then the lease expires. The context is not cancelled
+    when the lease is lost: see :attr:`Session.over`.
+
+    Args:
+        etcd: The connection; its request time-out should be at most half of ``ttl``.
+        ttl: Seconds for which the lease lives without a renewal.
+        replaces: For what etcd fences: renewals are tried until etcd says that the lease is gone,
+            and then another one takes its place. Otherwise the session is over when the lease is
+            gone, or was not renewed while it was surely alive.
+        report: Called for each renewal that failed; by default it is logged now and then.
+        runner: Runs the task; by default what it raises unexpectedly ends the context.
+        unrevoked: Called in the end with the lease, and the reason, where it was not revoked.
+
+    Raises:
+        EtcdError: etcd granted no lease.
+    """
+    asked = Moment.now()
+    session = Session(etcd, await etcd.lease_grant(ttl), asked, replaces=replaces)
+    keep_alive = partial(session.keep_alive, report or seldom(_log, "lease_not_renewed"))
+    try:
+        async with trio.open_nursery() as nursery:
+            if runner is None:
+                nursery.start_soon(keep_alive)
+            else:
+                nursery.start_soon(runner, keep_alive)
+            yield session
+            nursery.cancel_scope.cancel("the session is left")
+    finally:
+        if reason := await session.revoke():
+            unrevoked(session.lease.id, reason)

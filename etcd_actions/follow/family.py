@@ -1,0 +1,202 @@
+"""Reads an action with its children at one revision, without a list of its run.
+
+The index knows which children there are, as far as the watch has got. All are read in one
+transaction, at its revision; then it has to be sure that the index had them all at that revision:
+
+- Where etcd can be asked how far the stream is, it is asked, and what the index knows then is
+  compared with what was read. A child that was made up to that revision and was not read means:
+  once more.
+- Where it cannot (etcd below 3.4.25 and 3.5.8, and the gateway) the transaction itself compares: no
+  key of the run has changed since the revision that the watch has got to. etcd looks at all of the
+  run for that, and sends none of it.
+
+A family that is too large for one transaction, and one whose run changes all the time, is left to
+:class:`~etcd_actions.actions.listing.Lister`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+import trio
+
+from etcd_actions.actions.listing import Listing, below, readable
+from etcd_actions.errors import InvalidRequest, RequestTooLarge
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Get,
+    KeyRange,
+    RangeResult,
+    Txn,
+)
+from etcd_actions.follow.index import Index
+from etcd_actions.model import ActionId, ActionUpdate, Keyspace, canonical_name
+from etcd_actions.store import Store
+
+_MOST: Final = 100
+"""Keys read at once; etcd's --max-txn-ops is 128."""
+_TRIES: Final = 3
+_PATIENCE: Final = 0.5
+"""Seconds for the watch to get to the revision of what was read, where etcd is asked for that."""
+_PAUSE: Final = 0.05
+"""Seconds for it to get further, where it is not."""
+_ASK_AGAIN: Final = 60.0
+"""Seconds until etcd is asked again where it did not answer."""
+
+
+class Progress(Protocol):
+    """Says how far a watch is; see :class:`~etcd_actions.watch.Reflector`."""
+
+    def progress(self, keys: KeyRange, /) -> list[tuple[KeyRange, int]]:
+        """Adjacent parts of a range, with the revision up to which each was delivered."""
+        ...
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether etcd can be asked how far the stream is."""
+        ...
+
+    async def reach(self, keys: Sequence[KeyRange], revision: int, /) -> None:
+        """Return once every change of these keys up to a revision was delivered."""
+        ...
+
+
+class _Family(NamedTuple):
+    """Where an action, its children and their traces are.
+
+    Attributes:
+        ranges: The keys of the run: of its objects, then of its traces.
+        parents: The keys that the action has, or would have, in these.
+    """
+
+    ranges: tuple[KeyRange, ...]
+    parents: tuple[bytes, ...]
+
+    def has(self, key: bytes) -> bool:
+        """Whether a key is one of the run's."""
+        return any(key in each for each in self.ranges)
+
+
+class FamilyReader:
+    """See the module's text.
+
+    Args:
+        store: Where the actions are.
+        keys: Under which keys.
+        index: What is known of them.
+        progress: How far the watch is that keeps the index; None where the index cannot be relied
+            on.
+    """
+
+    def __init__(
+        self, store: Store, keys: Keyspace, index: Index, progress: Callable[[], Progress | None]
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._index = index
+        self._progress = progress
+        self._ask_from = -math.inf
+
+    async def read(
+        self,
+        parent: ActionId,
+        *,
+        traces: bool = False,
+        since: Callable[[], Iterable[ActionUpdate]] = tuple,
+    ) -> Listing | None:
+        """An action and its children, as they were at the listing's revision; None: list them.
+
+        Args:
+            parent: The action, of a known name.
+            traces: Whether to read the traces among them, too.
+            since: What was told of them since before the call. What was deleted since then is
+                known from that alone.
+
+        Raises:
+            EtcdError: etcd could not be asked.
+        """
+        family = self._family(parent, traces)
+        for _ in range(_TRIES):
+            large = any(len(self._index.children(key)) > _MOST for key in family.parents)
+            if large or (progress := self._progress()) is None:
+                return None
+            read = self._known(family, since())
+            if len(read) > _MOST:
+                return None
+            asks = progress.can_ask and trio.current_time() >= self._ask_from
+            compares = [] if asks else _unchanged(progress, family.ranges)
+            if compares is None:
+                return None
+            gets = [Get(KeyRange.of_key(key)) for key in sorted(read)]
+            try:
+                result = await self._store.look(Txn(compares, gets))
+            except (InvalidRequest, RequestTooLarge):
+                # A user who may not read all of the run, or an etcd that allows fewer operations.
+                return None
+            with trio.move_on_after(_PATIENCE if asks else _PAUSE) as patience:
+                if asks or not result.succeeded:
+                    await progress.reach(family.ranges, result.revision)
+            if patience.cancelled_caught and asks:
+                self._ask_from = trio.current_time() + _ASK_AGAIN
+            if not result.succeeded or patience.cancelled_caught:
+                continue
+            if asks and (
+                self._progress() is not progress
+                or self._has_more(family, read, since(), result.revision)
+            ):
+                continue
+            kvs = [
+                kv for each in result.responses if isinstance(each, RangeResult) for kv in each.kvs
+            ]
+            return Listing(below(await readable(kvs), parent), result.revision)
+        return None
+
+    def _family(self, parent: ActionId, traces: bool) -> _Family:
+        keys = self._keys.of(parent)
+        name = canonical_name(parent.run, parent.name)
+        parents = [keys.task_action(parent), keys.trace(parent)]
+        ranges = [KeyRange.of_prefix(each) for each in keys.run_prefixes(parent.run)[:2]]
+        assert name
+        count = 2 if traces else 1
+        return _Family(tuple(ranges[:count]), tuple(parents[:count]))
+
+    def _known(self, family: _Family, since: Iterable[ActionUpdate]) -> set[bytes]:
+        """The keys of a family, as far as they are known."""
+        known = set(family.parents)
+        for key in family.parents:
+            known.update(filter(family.has, self._index.children(key)))
+        known.update(each.key for each in since if family.has(each.key))
+        return known
+
+    def _has_more(
+        self, family: _Family, read: set[bytes], since: Iterable[ActionUpdate], revision: int
+    ) -> bool:
+        """Whether there is one, made up to a revision, that was not read."""
+        since = list(since)
+        created: dict[bytes, float] = {each.key: each.create_revision for each in since}
+        for key in self._known(family, since) - read:
+            if (known := self._index.get(key)) is not None:
+                created[key] = min(known.create_revision, created.get(key, math.inf))
+            if created[key] <= revision:
+                return True
+        return False
+
+
+def _unchanged(progress: Progress, ranges: Iterable[KeyRange]) -> list[Compare] | None:
+    """That nothing has changed since what was delivered; None where not all is watched."""
+    compares = []
+    for keys in ranges:
+        parts = progress.progress(keys)
+        if not parts:
+            return None
+        compares += [
+            Compare(
+                part.start, CompareTarget.MOD_REVISION, CompareResult.LESS, revision + 1, part.end
+            )
+            for part, revision in parts
+        ]
+    return compares

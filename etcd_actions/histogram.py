@@ -1,0 +1,43 @@
+"""How long things took, in buckets, for a cost that nobody notices: one bisection each."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final, NamedTuple
+
+BOUNDS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+"""Seconds: the upper end of each bucket but the last, which has none."""
+
+
+class Distribution(NamedTuple):
+    """How often something took how long.
+
+    Attributes:
+        counts: How often it ended in each bucket: above the bound before, up to its own.
+        seconds: All together.
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)
+    seconds: float = 0.0
+
+
+class Histogram:
+    """Counts durations. Not for several threads."""
+
+    __slots__ = ("_counts", "_seconds")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BOUNDS) + 1)
+        self._seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Something took so long."""
+        self._counts[bisect_left(BOUNDS, seconds)] += 1
+        self._seconds += seconds
+
+    def read(self) -> Distribution:
+        """What was counted so far."""
+        return Distribution(tuple(self._counts), self._seconds)

@@ -1,0 +1,266 @@
+"""A page for each run, at the address that the SDK makes of it (``Run.url``), and its logs as text.
+
+The page is read-only and made here: without scripts, and without anything from elsewhere. All that
+it shows is text of others, and escaped. Who may see a run is decided as for the methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from http import HTTPStatus
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from urllib.parse import quote
+
+import trio
+from connectrpc.code import Code
+
+from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.client import ActionsClient
+from etcd_actions.errors import EtcdActionsError, InvalidArgument, NotFound
+from etcd_actions.model import ACTION_TYPE_TASK, ROOT_ACTION, ActionId, Phase, canonical_name
+from etcd_actions.model.earlier import shortened
+from etcd_actions.runs.reading import Actions, RunReader
+from etcd_actions.runs.record import RunRecord
+from etcd_actions.server.codes import Refusal
+from etcd_actions.server.front.attempts import phase_name
+from etcd_actions.server.front.views import action_id_of, why_failed
+from etcd_actions.untrusted_files import UnusableFile
+
+if TYPE_CHECKING:
+    from etcd_actions.server.front.logs import LogSource
+    from etcd_actions.server.tokens import Identity
+    from etcd_actions.serving import Message, Receive, Send
+
+_MOST_ACTIONS: Final = 2_000
+_MOST_INDENTED: Final = 20
+_MOST_OF_AN_ERROR: Final = 4_000
+_MOST_OF_A_LOG: Final = 4 * 1024 * 1024
+_AT_ONCE: Final = 4
+_PATIENCE: Final = 20.0
+
+_SAFE: Final = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+_STYLE: Final = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"
+    "td,th{padding:.2em .8em .2em 0;text-align:left;vertical-align:top}th{color:#666}"
+    "pre{background:#f6f6f6;padding:.5em;white-space:pre-wrap;margin:0}"
+    ".FAILED,.TIMED_OUT,.ABORTED{color:#b00020}.SUCCEEDED,.RECOVERED{color:#0a7a2f}"
+)
+
+
+class Admission(Protocol):
+    """Decides who may ask."""
+
+    async def admit(self, authorization: str | None, address: str) -> Identity | None:
+        """Whose token it is; None where none is demanded.
+
+        Raises:
+            Refusal: They may not ask, or not so often.
+        """
+        ...
+
+
+class _Place(NamedTuple):
+    run: ActionId
+    log_of: str
+    """The action whose log is asked for; empty for the page."""
+
+
+class _Answer(NamedTuple):
+    status: HTTPStatus
+    text: str
+    kind: str = "text/plain"
+
+
+class Pages:
+    """The route; see :class:`~etcd_actions.server.application.Route`.
+
+    Args:
+        client: Whose actions.
+        admission: See :class:`Admission`.
+        logs: Where the logs of this machine are; None for nowhere.
+    """
+
+    path = "/v2/domain/"
+
+    def __init__(
+        self, client: ActionsClient, admission: Admission, logs: LogSource | None = None
+    ) -> None:
+        self._client = client
+        self._reader = RunReader(client)
+        self._admission = admission
+        self._logs = logs
+        self._turns = trio.CapacityLimiter(_AT_ONCE)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        answer = _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "it failed: see the log of the service")
+        with self._client.containment.unit("request", "page"):
+            with trio.move_on_after(_PATIENCE) as patience:
+                answer = await self._answer(scope)
+            if patience.cancelled_caught:
+                answer = _Answer(HTTPStatus.SERVICE_UNAVAILABLE, "it took too long: try again")
+        body = f"{answer.text}\n".encode(errors="replace")
+        headers = [
+            *_SAFE,
+            (b"content-type", f"{answer.kind}; charset=utf-8".encode()),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        shown = b"" if scope["method"] == "HEAD" else body
+        await send({"type": "http.response.body", "body": shown})
+
+    async def _answer(self, scope: Message) -> _Answer:
+        if scope["method"] not in ("GET", "HEAD"):
+            return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD are known here")
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        shown = headers.get(b"authorization")
+        place = _place(scope["path"])
+        try:
+            identity = await self._admission.admit(
+                None if shown is None else shown.decode("latin-1"), (scope["client"] or ("",))[0]
+            )
+            if place is None:
+                return _Answer(HTTPStatus.NOT_FOUND, "pages are /v2/domain/D/project/P/runs/RUN")
+            run = place.run
+            projects = None if identity is None else identity.projects
+            if projects is not None and run.project not in projects:
+                return _Answer(HTTPStatus.FORBIDDEN, "your token may not use this project")
+            async with self._turns:
+                if place.log_of:
+                    return _Answer(HTTPStatus.OK, await self._log(place))
+                found = await self._reader.actions(run)
+            # It may be large, and what it is made of does not change.
+            page = await trio.to_thread.run_sync(_page, run, found, self._logs is not None)
+            return _Answer(HTTPStatus.OK, page, "text/html")
+        except Refusal as error:
+            return _refused(error)
+        except (NotFound, FileNotFoundError) as error:
+            return _Answer(HTTPStatus.NOT_FOUND, str(error))
+        except (InvalidArgument, UnusableFile) as error:
+            return _Answer(HTTPStatus.BAD_REQUEST, str(error))
+        except EtcdActionsError as error:
+            return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"etcd cannot be asked now: {error}")
+
+    async def _log(self, place: _Place) -> str:
+        run = place.run
+        action = await self._client.get_task_action(
+            ActionId(run.project, run.domain, run.run, place.log_of)
+        )
+        if self._logs is None:
+            raise NotFound("the logs are not on this machine")
+        parts, size = list[bytes](), 0
+        try:
+            async with self._logs.open(action.incarnation, max(action.attempts, 1)) as log:
+                while size < _MOST_OF_A_LOG and (part := await log.read()):
+                    parts.append(part)
+                    size += len(part)
+        except FileNotFoundError:
+            raise NotFound("there is no log of it on this machine") from None
+        return b"".join(parts).decode(errors="replace")
+
+
+def _place(path: str) -> _Place | None:
+    match path.split("/"):
+        case ["", "v2", "domain", domain, "project", project, "runs", run]:
+            return _Place(ActionId(project, domain, run, ROOT_ACTION), "")
+        case ["", "v2", "domain", domain, "project", project, "runs", run, "log", name]:
+            return _Place(ActionId(project, domain, run, ROOT_ACTION), name)
+        case _:
+            return None
+
+
+def _refused(refusal: Refusal) -> _Answer:
+    if refusal.code is Code.UNAUTHENTICATED:
+        how = (
+            "A browser sends no token. Look at the run with `flyte get run NAME`, or fetch this "
+            'page with: curl -H "Authorization: Bearer TOKEN" URL'
+        )
+        return _Answer(HTTPStatus.UNAUTHORIZED, f"{refusal.message}\n\n{how}")
+    if refusal.code is Code.RESOURCE_EXHAUSTED:
+        return _Answer(HTTPStatus.TOO_MANY_REQUESTS, refusal.message)
+    return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, refusal.message)
+
+
+def _page(run: ActionId, found: Actions, has_logs: bool) -> str:
+    return "".join(_parts(run, found, has_logs))
+
+
+def _parts(run: ActionId, found: Actions, has_logs: bool) -> Iterator[str]:
+    title = f"{run.project}/{run.domain}/{run.run}"
+    yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+    yield f"<style>{_STYLE}</style><h1>{escape(run.run)}</h1><p>{escape(title)}</p>"
+    rows = list(islice(in_order(found.actions), _MOST_ACTIONS))
+    root = next((action for _, action in rows if not action.parent), None)
+    yield from _about(root, found.record)
+    yield "<h2>Actions</h2><table><tr><th>name<th>task<th>phase<th>attempts<th>from<th>to<th>"
+    base = f"/v2/domain/{quote(run.domain, safe='')}/project/{quote(run.project, safe='')}/runs/"
+    for depth, action in rows:
+        name = action_id_of(action).name
+        link = ""
+        if has_logs and action.spec.kind == ACTION_TYPE_TASK:
+            place = f"{base}{quote(run.run, safe='')}/log/{quote(name, safe='')}"
+            link = f'<a href="{escape(place)}">log</a>'
+        indented = f'style="padding-left:{1.2 * min(depth, _MOST_INDENTED):.1f}em"'
+        yield f"<tr><td {indented}>{escape(name)}<td>{escape(action.spec.short_name)}"
+        yield f"<td>{_phase(action.phase)}<td>{max(action.attempts, 1)}"
+        yield f"<td>{escape(action.metadata.creation_timestamp)}<td>{escape(action.end_time)}"
+        yield f"<td>{link}"
+        if error := why_failed(action):
+            yield f"<tr><td {indented} colspan=7><pre>{_text(error)}</pre>"
+    yield "</table>"
+    if left_out := len(found.actions) - len(rows):
+        yield f"<p>{left_out} more are left out: flyte get action lists them."
+
+
+def _about(root: StoredTaskAction | None, record: RunRecord | None) -> Iterator[str]:
+    """The table above the actions; of what has expired there is the record."""
+    yield "<table>"
+    phase = Phase.UNSPECIFIED if root is None else root.phase
+    if record is not None:
+        status = record.status
+        if root is None and status is not None and status.phase in list(Phase):
+            phase = Phase(status.phase)
+        yield f"<tr><th>task<td>{escape(record.task.name)} {escape(record.task.version)}"
+        yield f"<tr><th>created<td>{escape(record.created.isoformat())}"
+        yield f"<tr><th>by<td>{escape(record.creator or 'anonymous')}"
+        if root is None and status is not None and status.failure is not None:
+            yield f"<tr><th>error<td><pre>{_text(status.failure.message)}</pre>"
+    yield f"<tr><th>phase<td>{_phase(phase)}</table>"
+
+
+def in_order(actions: Sequence[StoredTaskAction]) -> Iterator[tuple[int, StoredTaskAction]]:
+    """Each action once, behind its parent, with its depth; parents may be missing, or go round."""
+    names = {action_id_of(action).name: action for action in actions}
+    children: dict[str, list[StoredTaskAction]] = {}
+    for action in sorted(actions, key=lambda each: each.metadata.creation_timestamp, reverse=True):
+        parent = canonical_name(action.spec.run_name, action.parent)
+        children.setdefault(parent if parent in names else "", []).append(action)
+    seen: set[bytes] = set()
+    for beginning in (children.get("", []), actions):
+        stack = [(0, action) for action in beginning]
+        while stack:
+            depth, action = stack.pop()
+            if action.key not in seen:
+                seen.add(action.key)
+                yield depth, action
+                below = children.get(action_id_of(action).name, [])
+                stack.extend((depth + 1, each) for each in below)
+
+
+def _phase(phase: Phase) -> str:
+    name = phase_name(phase)
+    return f'<span class="{name}">{name}</span>'
+
+
+def _text(text: str) -> str:
+    return escape(shortened(text, _MOST_OF_AN_ERROR))
