@@ -73,18 +73,18 @@ async def test_each_of_many_keys_is_read_in_pages_of_some_megabytes(
 ) -> None:
     """Large values come few at a time; all are of one revision, whatever is written meanwhile."""
     monkeypatch.setattr(paging, "_FIRST_LIMIT", 2)
-    size = paging.PAGE_BYTES // 4
-    for number in range(9):
-        await etcd.put(prefix + b"%d" % number, bytes(size - len(prefix) - 1))
+    size = paging.PAGE_BYTES // 8
+    for number in range(17):
+        await etcd.put(prefix + b"%02d" % number, bytes(size - len(prefix) - 2))
     pages: Any = Pages(etcd)
     seen: list[bytes] = []
     async with aclosing(Store(pages).each(KeyRange.of_prefix(prefix))) as kvs:
         async for kv in kvs:
             if not seen:
-                await etcd.delete(KeyRange.of_key(prefix + b"8"))
+                await etcd.delete(KeyRange.of_key(prefix + b"16"))
             seen.append(kv.key.removeprefix(prefix))
-    assert seen == [b"%d" % number for number in range(9)]
-    assert pages.sizes == [2, 4, 3]
+    assert seen == [b"%02d" % number for number in range(17)]
+    assert pages.sizes == [2, 8, 7]
 
 
 async def test_pages_of_small_values_grow_in_steps(

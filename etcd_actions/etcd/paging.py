@@ -16,7 +16,7 @@ import trio
 from etcd_actions.errors import Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 
-PAGE_BYTES: Final = 4 * 1024 * 1024
+PAGE_BYTES: Final = 8 * 1024 * 1024
 """About how large a page gets."""
 
 _FIRST_LIMIT = 20
