@@ -59,7 +59,13 @@ class Store:
         return await self._commit(txn)
 
     async def look(self, txn: Txn) -> TxnResult:
-        """Do a transaction that only reads, by itself: so it takes no place in etcd's log."""
+        """Do a transaction that only reads, by itself: so it takes no place in etcd's log.
+
+        What only compares is given a read: without one a member answers from what it has, and may
+        be behind the others.
+        """
+        if not txn.success and not txn.failure:
+            txn = Txn(txn.compare, (Get(KeyRange.of_key(txn.compare[0].key)),))
         return await self._etcd.txn(txn)
 
     async def get(self, key: bytes, *, revision: int = 0) -> KeyValue | None:

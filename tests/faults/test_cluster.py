@@ -18,7 +18,15 @@ import trio
 from etcd_actions.codecs import json
 from etcd_actions.errors import OutcomeUnknown, Unauthenticated, Unavailable
 from etcd_actions.etcd import EtcdClient, TransportName, User
-from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Etcd,
+    KeyRange,
+    Txn,
+    WatchCreate,
+)
 from etcd_actions.store import Store
 from tests.faults.conftest import REQUEST_TIMEOUT, Way
 from tests.support import oracle
@@ -206,6 +214,17 @@ async def test_a_member_that_was_away_shows_nothing_old(
             assert (await patiently(etcd.range, KeyRange.of_key(key))).revision >= newest
             await judge_delivery(sink, direct, prefix)
             assert reflector.statistics().relists == {}
+
+
+async def test_a_member_that_may_be_behind_answers_no_compare(way: Way, prefix: bytes) -> None:
+    """A transaction that reads nothing is one that etcd answers without asking the others."""
+    made = Compare(prefix, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
+    with trio.fail_after(60):
+        async with way.open() as etcd:
+            assert (await Store(etcd).look(Txn([made], []))).succeeded
+            stopped = [each for each in way.cluster.members if each is not way.in_use(etcd)]
+            with suspended(*stopped), pytest.raises(Unavailable):
+                await Store(etcd).look(Txn([made], []))
 
 
 async def test_without_a_majority_nothing_is_promised_that_does_not_hold(
