@@ -22,7 +22,7 @@ from etcd_actions.serving.asgi import Headers
 from etcd_actions.serving.context import Context, Scopes
 from etcd_actions.serving.counting import CountingConnection
 from etcd_actions.serving.encoding import PlainEncoder
-from etcd_actions.serving.exchange import Exchange
+from etcd_actions.serving.exchange import Exchange, Held
 from etcd_actions.serving.frames import Frames
 from etcd_actions.serving.signal import Signal
 
@@ -42,6 +42,8 @@ _STREAMS_PER_SETTING: Final = 200
 _WINDOW: Final = 2**20
 # To these h2 has nothing to say at once.
 _UNANSWERED: Final = (h2.events.RequestReceived, h2.events.DataReceived, h2.events.StreamEnded)
+# Of answers that the client does not take: where there is more, new requests are refused.
+_MOST_HELD: Final = 2**25
 # What may wait for the system before no more is read.
 _MOST_UNSENT: Final = 2**16
 
@@ -203,7 +205,11 @@ class Http2:
     def _request_received(self, event: h2.events.RequestReceived) -> None:
         stream_id = event.stream_id
         assert stream_id is not None
-        if self._context.is_leaving() or len(self._context.requests) >= self._most_streams:
+        is_full = (
+            len(self._context.requests) >= self._most_streams
+            or self._sending.held.size > _MOST_HELD
+        )
+        if is_full or self._context.is_leaving():
             self.reset(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         headers: Headers = []
@@ -338,11 +344,15 @@ class Sending:
     Args:
         state: The state machine.
         context: Where the bytes go.
+
+    Attributes:
+        held: What streams have yet to send.
     """
 
     def __init__(self, state: CountingConnection, context: Context) -> None:
         self._state = state
         self._wire = context.wire
+        self.held = Held()
         self._ready: OrderedDict[Exchange, None] = OrderedDict()
         self._unsent = 0
         self._has_output = False

@@ -22,6 +22,7 @@ from etcd_actions.serving import HttpLimits, Message, Receive, Send, descriptors
 from etcd_actions.serving.connections import Connections
 from etcd_actions.serving.exchange import Outgoing
 from tests.serving.listeners import (
+    H2,
     PREFACE,
     SETTINGS,
     Served,
@@ -793,3 +794,36 @@ async def test_settings_that_nobody_knows_are_not_remembered_without_an_end() ->
             # GOAWAY, since it is too much.
             assert b"\0\0\0\x0b" in await rest(stream)
         await server.is_well()
+
+
+async def test_answers_that_are_not_taken_have_requests_refused() -> None:
+    """A client that lets nothing in gets no more of them made, until it takes what there is."""
+    asked = 0
+
+    async def large(_scope: Message, _receive: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 2**20})
+
+    async with served(large) as server, h2_client(server.address, window=0) as client:
+        for _ in range(100):
+            number = await client.ask("/")
+            await client.until(lambda n=number: n in client.statuses or n in client.resets)  # type: ignore[misc]
+        assert set(client.resets.values()) == {7}
+        assert 32 <= asked <= 40
+        held = client.statuses.keys() - client.resets.keys()
+        for number in held:
+            client.connection.increment_flow_control_window(2**20, number)
+        client.connection.increment_flow_control_window(2**26)
+        await client.flush()
+        await client.until(lambda: client.ended.issuperset(held))
+        assert await server_answers(client)
+
+
+async def server_answers(client: H2) -> bool:
+    """Whether a new request is not refused."""
+    number = await client.ask("/")
+    client.connection.increment_flow_control_window(2**20, number)
+    await client.flush()
+    return await client.is_answered(number) == 200
