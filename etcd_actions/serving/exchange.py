@@ -44,10 +44,27 @@ class Owner(Protocol):
         """A stream is over."""
 
 
-class Outgoing:
-    """What a stream has yet to send, and its client does not take yet."""
+class Held:
+    """What all streams of a connection have yet to send.
 
-    def __init__(self, patience: float) -> None:
+    Attributes:
+        size: In bytes.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+
+
+class Outgoing:
+    """What a stream has yet to send, and its client does not take yet.
+
+    Args:
+        patience: Seconds in which its client must take something.
+        held: Where that is counted.
+    """
+
+    def __init__(self, patience: float, held: Held) -> None:
+        self._held = held
         self._data = bytearray()
         self._patience = patience
         self._taken = Signal()
@@ -77,6 +94,7 @@ class Outgoing:
         else:
             self._stuck_since = now
         self._data += data
+        self._held.size += len(data)
 
     async def wait(self, enough: Callable[[], bool]) -> None:
         """Wait until a client has taken enough, or is gone.
@@ -95,6 +113,7 @@ class Outgoing:
         data = bytes(self._data[:most])
         if data:
             del self._data[:most]
+            self._held.size -= len(data)
             self._stuck_since = trio.current_time()
             self._taken.send()
         return data
@@ -102,6 +121,7 @@ class Outgoing:
     def close(self) -> None:
         """Nothing can be sent any more."""
         self.is_closed = True
+        self._held.size -= len(self._data)
         self._data.clear()
         self._taken.send()
 
@@ -138,7 +158,7 @@ class Exchange:
         self._stream_id = stream_id
         self._end: Headers | None = None
         self._is_ending = False
-        self.outgoing = Outgoing(context.answering.limits.stall_timeout)
+        self.outgoing = Outgoing(context.answering.limits.stall_timeout, sending.held)
         self.began_at = trio.current_time()
         self.is_begun = False
         self.takes_trailers = False

@@ -10,6 +10,7 @@ _HEADER: Final = 9
 _MOST_BYTES: Final = 2**14
 _HEADERS, _SETTINGS, _CONTINUATION = 1, 4, 9
 _ACK: Final = 1
+_SETTING: Final = 6
 _END_HEADERS: Final = 4
 
 
@@ -19,12 +20,14 @@ class Frames:
     Attributes:
         is_too_large: Whether a frame is larger than it may be. h2 finds out at the frame's end,
             and keeps its 16 MiB until then.
-        settings: How many frames of settings came.
+        settings: How many settings came, of which an empty frame counts as one.
+        frames_of_settings: How many frames of them.
     """
 
     def __init__(self) -> None:
         self.is_too_large = False
         self.settings = 0
+        self.frames_of_settings = 0
         self._skip = _PREFACE
         self._header = bytearray()
         self._in_headers = False
@@ -50,7 +53,9 @@ class Frames:
                 self._skip = int.from_bytes(self._header[:3], "big")
                 self.is_too_large |= self._skip > _MOST_BYTES
                 kind, flags = self._header[3], self._header[4]
-                self.settings += kind == _SETTINGS and not flags & _ACK
+                if kind == _SETTINGS and not flags & _ACK:
+                    self.frames_of_settings += 1
+                    self.settings += max(1, self._skip // _SETTING)
                 if kind in (_HEADERS, _CONTINUATION):
                     self._in_headers = not flags & _END_HEADERS
                 self._header.clear()

@@ -22,7 +22,7 @@ from etcd_actions.serving.asgi import Headers
 from etcd_actions.serving.context import Context, Scopes
 from etcd_actions.serving.counting import CountingConnection
 from etcd_actions.serving.encoding import PlainEncoder
-from etcd_actions.serving.exchange import Exchange
+from etcd_actions.serving.exchange import Exchange, Held
 from etcd_actions.serving.frames import Frames
 from etcd_actions.serving.signal import Signal
 
@@ -32,14 +32,18 @@ _BATCH: Final = 2**13
 # (CVE-2023-44487): so many more than were answered are too many.
 _MOST_HASTY: Final = 200
 _HASTE: Final = 1.0
-# Each may change the windows of all streams: so many at once, and so many a second after that.
+# Each setting is remembered, and each frame of them may change the windows of all streams: so
+# many at once, and so many a second after that. A frame counts once more for so many streams.
 _MOST_SETTINGS: Final = 1_000
-_SETTINGS_PER_SECOND: Final = 10.0
+_SETTINGS_PER_SECOND: Final = 20.0
+_STREAMS_PER_SETTING: Final = 200
 # What the bodies of all streams together may have on the way. The default of 64 KiB would have
 # requests trickle in that could be written together.
 _WINDOW: Final = 2**20
 # To these h2 has nothing to say at once.
 _UNANSWERED: Final = (h2.events.RequestReceived, h2.events.DataReceived, h2.events.StreamEnded)
+# Of answers that the client does not take: where there is more, new requests are refused.
+_MOST_HELD: Final = 2**25
 # What may wait for the system before no more is read.
 _MOST_UNSENT: Final = 2**16
 
@@ -86,6 +90,7 @@ class Http2:
         self._abuse = _Abuse()
         self._frames = Frames()
         self._greeted = False
+        self._windows_changed = False
         self._exchanges: dict[int, Exchange] = {}
         self.is_over = False
         self.parsed = 0
@@ -151,12 +156,17 @@ class Http2:
             if self._frames.is_too_large:
                 self._state.close_connection(ErrorCodes.FRAME_SIZE_ERROR)
                 raise h2.exceptions.FrameTooLargeError("a frame is too large")
-            if (abuse := self._abuse.of_settings(self._frames.settings)) is not None:
+            if (
+                abuse := self._abuse.of_settings(self._frames, len(self._state.streams))
+            ) is not None:
                 raise self._enough(abuse)
             events = self._state.receive_data(data)
             self.parsed += len(events)
             for event in events:
                 self._handle(event)
+            if self._windows_changed:
+                self._windows_changed = False
+                self._sending.all_ready(self._exchanges)
             if (abuse := self._abuse.of_requests) is not None:
                 raise self._enough(abuse)
         except h2.exceptions.ProtocolError as error:
@@ -184,18 +194,22 @@ class Http2:
         elif isinstance(event, h2.events.StreamReset):
             self._stream_reset(event.stream_id or 0)
         elif isinstance(event, h2.events.WindowUpdated):
-            self._window_updated(event.stream_id or None)
+            self._window_updated(event.stream_id or 0)
         elif isinstance(event, h2.events.RemoteSettingsChanged):
             self._greeted = True
             if h2.settings.SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
-                self._window_updated(None)
+                self._windows_changed = True
         elif isinstance(event, h2.events.ConnectionTerminated):
             self.is_over = True
 
     def _request_received(self, event: h2.events.RequestReceived) -> None:
         stream_id = event.stream_id
         assert stream_id is not None
-        if self._context.is_leaving() or len(self._context.requests) >= self._most_streams:
+        is_full = (
+            len(self._context.requests) >= self._most_streams
+            or self._sending.held.size > _MOST_HELD
+        )
+        if is_full or self._context.is_leaving():
             self.reset(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         headers: Headers = []
@@ -248,9 +262,9 @@ class Http2:
                 self._abuse.note_reset(exchange.began_at)
             self.drop(stream_id)
 
-    def _window_updated(self, stream_id: int | None) -> None:
-        if stream_id is None:
-            self._sending.all_ready(self._exchanges)
+    def _window_updated(self, stream_id: int) -> None:
+        if not stream_id:
+            self._sending.opened()
         elif (exchange := self._exchanges.get(stream_id)) is not None and exchange.outgoing:
             self._sending.ready(exchange)
 
@@ -291,13 +305,24 @@ class _Abuse:
     def __init__(self) -> None:
         self._began = trio.current_time()
         self._hasty = 0
+        self._frames_of_settings = 0
+        self._cost_of_streams = 0.0
 
-    def of_settings(self, count: int) -> str | None:
-        """What there is too much of, after so many frames of settings; None for nothing."""
-        if count <= _MOST_SETTINGS:
+    def of_settings(self, frames: Frames, streams: int) -> str | None:
+        """What there is too much of; None for nothing.
+
+        Args:
+            frames: What has come.
+            streams: How many there are now.
+        """
+        new = frames.frames_of_settings - self._frames_of_settings
+        if not new:
             return None
+        self._frames_of_settings += new
+        self._cost_of_streams += new * streams / _STREAMS_PER_SETTING
         lived = trio.current_time() - self._began
-        return "settings" if count > _MOST_SETTINGS + _SETTINGS_PER_SECOND * lived else None
+        cost = frames.settings + self._cost_of_streams
+        return "settings" if cost > _MOST_SETTINGS + _SETTINGS_PER_SECOND * lived else None
 
     @property
     def of_requests(self) -> str | None:
@@ -319,11 +344,15 @@ class Sending:
     Args:
         state: The state machine.
         context: Where the bytes go.
+
+    Attributes:
+        held: What streams have yet to send.
     """
 
     def __init__(self, state: CountingConnection, context: Context) -> None:
         self._state = state
         self._wire = context.wire
+        self.held = Held()
         self._ready: OrderedDict[Exchange, None] = OrderedDict()
         self._unsent = 0
         self._has_output = False
@@ -350,6 +379,11 @@ class Sending:
         self._ready[exchange] = None
         self._signal.send()
 
+    def opened(self) -> None:
+        """The window that all streams share has grown."""
+        if self._ready:
+            self._signal.send()
+
     def all_ready(self, exchanges: dict[int, Exchange]) -> None:
         """All of these that have something to send may be able to."""
         for exchange in exchanges.values():
@@ -370,20 +404,29 @@ class Sending:
         """Send what the state machine has at once, as far as the system takes it."""
         self._wire.write(self._state.data_to_send())
 
+    @property
+    def _is_open(self) -> bool:
+        """Whether the window that all streams share has room."""
+        return self._state.outbound_flow_control_window > 0
+
     async def run(self) -> None:
-        """Send until it is closed: a frame of each stream in turn."""
+        """Send until it is closed: a frame of each stream in turn.
+
+        Those that only the shared window holds back keep their turn: a client may let it grow
+        by one byte at a time, and that is no reason to look at all of them.
+        """
         while not self._is_over:
-            if not (self._ready or self._has_output):
+            if not (self._has_output or (self._ready and self._is_open)):
                 await self._signal.wait()
                 continue
-            while self._ready and self._unsent <= _MOST_UNSENT:
+            while self._ready and self._is_open and self._unsent <= _MOST_UNSENT:
                 exchange, _ = self._ready.popitem(last=False)
                 self._unsent += exchange.send_a_frame()
-                if exchange.outgoing and exchange.window:
+                if exchange.outgoing and (exchange.window or not self._is_open):
                     self._ready[exchange] = None
             self._has_output, self._unsent = False, 0
             data = self._state.data_to_send()
             if data and not self._wire.write(data):
                 await self._wire.flush()
-            elif self._ready:
+            elif self._ready and self._is_open:
                 await trio.lowlevel.checkpoint()

@@ -188,6 +188,7 @@ class H2:
         self.resets: dict[int, int] = {}
         self.is_over = False
         self.sends_no_more = False
+        self.gives_back = True
 
     async def greet(self) -> None:
         self.connection.initiate_connection()
@@ -253,7 +254,9 @@ class H2:
         elif isinstance(event, h2.events.DataReceived):
             number = event.stream_id or 0
             self.bodies[number] = self.bodies.get(number, b"") + (event.data or b"")
-            self.connection.acknowledge_received_data(event.flow_controlled_length or 0, number)
+            size = event.flow_controlled_length or 0
+            if self.gives_back:
+                self.connection.acknowledge_received_data(size, number)
         elif isinstance(event, h2.events.StreamEnded):
             self.ended.add(event.stream_id or 0)
         elif isinstance(event, h2.events.StreamReset):

@@ -20,7 +20,9 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.monitoring.monitoring import _LIMITS as PROBES
 from etcd_actions.serving import HttpLimits, Message, Receive, Send, descriptors
 from etcd_actions.serving.connections import Connections
+from etcd_actions.serving.exchange import Outgoing
 from tests.serving.listeners import (
+    H2,
     PREFACE,
     SETTINGS,
     Served,
@@ -732,3 +734,96 @@ async def test_an_idle_flood_does_not_keep_others_out(many: int) -> None:
 
 async def _is_empty(server: Served) -> None:
     await eventually(lambda: server.listener.statistics().open_connections == 0)
+
+
+async def test_a_shared_window_that_grows_by_little_costs_no_look_at_all_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that it holds back are sent in turn, and all of it once it has grown enough."""
+    looks = 0
+    look = Outgoing.__bool__
+
+    def counted(self: Outgoing) -> bool:
+        nonlocal looks
+        looks += 1
+        return look(self)
+
+    async def large(_scope: Message, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 1_000})
+
+    streams, updates = 200, 1_000
+    async with served(large) as server, h2_client(server.address) as client:
+
+        def size() -> int:
+            return sum(map(len, client.bodies.values()))
+
+        client.gives_back = False
+        numbers = [await client.ask("/") for _ in range(streams)]
+        await client.until(lambda: client.statuses.keys() >= set(numbers))
+        monkeypatch.setattr(Outgoing, "__bool__", counted)
+        for _ in range(updates):
+            client.connection.increment_flow_control_window(1)
+        await client.flush()
+        await client.until(lambda: size() == 65_535 + updates)
+        assert looks < 10 * (streams + updates)
+        client.connection.increment_flow_control_window(2**20)
+        await client.flush()
+        await client.until(lambda: client.ended.issuperset(numbers))
+        assert size() == 1_000 * streams
+
+
+async def test_settings_cost_more_where_there_are_many_streams() -> None:
+    """Each frame of them has h2 look at all."""
+    application = Small()
+    async with served(application) as server, h2_client(server.address) as client:
+        for number in range(1, 2_000, 2):
+            await client.stream.send_all(headers_frame(number))
+        await eventually(lambda: application.waiting == 1_000)
+        await client.stream.send_all(frame(4, 0, b"\0\4\0\1\0\0") * 400)
+        await client.until(lambda: client.is_over)
+        application.go.set()
+        await server.is_well()
+
+
+async def test_settings_that_nobody_knows_are_not_remembered_without_an_end() -> None:
+    async with served() as server, await connect(server.address) as stream:
+        unknown = b"".join(b"%b\0\0\0\1" % n.to_bytes(2, "big") for n in range(100, 2_800))
+        await stream.send_all(PREFACE + SETTINGS + frame(4, 0, unknown))
+        with suppress(trio.BrokenResourceError):
+            # GOAWAY, since it is too much.
+            assert b"\0\0\0\x0b" in await rest(stream)
+        await server.is_well()
+
+
+async def test_answers_that_are_not_taken_have_requests_refused() -> None:
+    """A client that lets nothing in gets no more of them made, until it takes what there is."""
+    asked = 0
+
+    async def large(_scope: Message, _receive: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 2**20})
+
+    async with served(large) as server, h2_client(server.address, window=0) as client:
+        for _ in range(100):
+            number = await client.ask("/")
+            await client.until(lambda n=number: n in client.statuses or n in client.resets)  # type: ignore[misc]
+        assert set(client.resets.values()) == {7}
+        assert 32 <= asked <= 40
+        held = client.statuses.keys() - client.resets.keys()
+        for number in held:
+            client.connection.increment_flow_control_window(2**20, number)
+        client.connection.increment_flow_control_window(2**26)
+        await client.flush()
+        await client.until(lambda: client.ended.issuperset(held))
+        assert await server_answers(client)
+
+
+async def server_answers(client: H2) -> bool:
+    """Whether a new request is not refused."""
+    number = await client.ask("/")
+    client.connection.increment_flow_control_window(2**20, number)
+    await client.flush()
+    return await client.is_answered(number) == 200
