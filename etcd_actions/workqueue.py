@@ -40,13 +40,14 @@ import trio
 
 from etcd_actions.backoff import Backoff
 from etcd_actions.containment import Containment, describe
-from etcd_actions.errors import EtcdActionsError
+from etcd_actions.errors import EtcdActionsError, RunServiceUnavailable, Unavailable
 from etcd_actions.histogram import Distribution, Histogram
 from etcd_actions.watch import Change, ChangeKind
 
 _BACKOFF = Backoff(initial=0.1, cap=30.0)
 _LONGEST = 16
 _TURN = 64
+_AWAY = (Unavailable, RunServiceUnavailable)
 
 _log = structlog.get_logger(__name__)
 
@@ -512,8 +513,9 @@ class WorkQueue:
                 error=reason,
                 failures=channel.failures,
                 retry_in=round(delay, 3),
-                # Once is enough: the same traceback for ever would bury everything else.
-                exc_info=error if channel.failures == 1 else None,
+                # Once is enough, and in an outage not once for each key: the same traceback
+                # again and again would bury everything else.
+                exc_info=error if channel.failures == 1 and not isinstance(error, _AWAY) else None,
             )
 
 

@@ -14,9 +14,10 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from etcd_actions.backoff import Backoff
-from etcd_actions.errors import Unavailable
+from etcd_actions.errors import NoSpace, OutcomeUnknown, RunServiceUnavailable, Unavailable
 from etcd_actions.watch import Change, ChangeKind
 from etcd_actions.workqueue import KeyChannel, WorkQueue, WorkQueueSettings, _Counts
 
@@ -215,6 +216,34 @@ async def test_a_failing_key_is_tried_again_and_holds_no_worker(
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert 0.5 <= gaps[0] <= 1.0
     assert all(0.75 <= gap <= 1.5 for gap in gaps[1:])
+
+
+@pytest.mark.parametrize(
+    ("error", "has_traceback"),
+    [
+        (Unavailable("nobody there"), False),
+        (OutcomeUnknown("cut off"), False),
+        (RunServiceUnavailable("nobody there"), False),
+        (NoSpace("full"), True),
+        (ValueError("not expected"), True),
+    ],
+)
+async def test_an_absent_peer_is_logged_without_tracebacks(
+    autojump_clock: trio.testing.MockClock, error: Exception, has_traceback: bool
+) -> None:
+    """In an outage each key fails for the same reason; of other failures the place is logged."""
+    failing = [error]
+
+    async def handler(_change: Change) -> None:
+        if failing:
+            raise failing.pop()
+
+    with capture_logs() as logs:
+        async with running(handler) as queue:
+            queue.dispatch([put(b"k", 1)])
+            await queue.wait_idle()
+    [line] = [line for line in logs if line["event"] == "handler_failed"]
+    assert bool(line["exc_info"]) is has_traceback
 
 
 async def test_a_failed_state_is_replaced_by_a_newer_one(

@@ -103,6 +103,7 @@ class EtcdClient:
         self._connect = connect
         self._next = 0
         self._current: _InUse | None = None
+        self._closed = False
         self._authenticator = None if settings.user is None else Authenticator(settings.user)
 
     @property
@@ -273,6 +274,8 @@ class EtcdClient:
             self._authenticator.reject(token)
 
     def _in_use(self) -> _InUse:
+        if self._closed:
+            raise Unavailable("the connection to etcd is closed")
         if self._current is None:
             endpoints = self._settings.endpoints
             endpoint = endpoints[self._next % len(endpoints)]
@@ -298,7 +301,8 @@ class EtcdClient:
             self._next += 1
 
     def close(self) -> None:
-        """Free the connection in use, as soon as nobody uses it."""
+        """Free the connection in use, as soon as nobody uses it; there will be no other."""
+        self._closed = True
         if self._current is not None:
             self._retire(self._current)
 

@@ -71,6 +71,11 @@ def _parse_endpoint(text: str) -> Endpoint:
     # What urlsplit leaves out without a word is no part of an endpoint.
     if any(letter <= " " or letter == "\x7f" for letter in text):
         raise ConfigError(f"endpoint {quoted(text)}: there is a space or a control character in it")
+    if text.startswith("unix:"):
+        raise ConfigError(
+            f"endpoint {quoted(text)} is a unix socket, which is not supported: have etcd listen "
+            "on an address of this machine, too, and give host:port, such as 127.0.0.1:2379"
+        )
     try:
         split = urlsplit(text if "://" in text else f"//{text}")
     except ValueError as error:

@@ -167,7 +167,7 @@ class Channel:
             scope.cancel("the channel was closed")
 
     async def _unary(self, head: bytes, message: bytes, deadline: float) -> bytes:
-        link = self._link
+        link = self._usable_link()
         if link is None or not link.connection.can_open:
             link = await self._ready_link(deadline)
         stream = self._open(link, head, framed(message), deadline, end=True, gathers=True)
@@ -232,7 +232,7 @@ class Channel:
         """
         with trio.move_on_at(deadline):
             while True:
-                link = self._link
+                link = self._usable_link()
                 if link is None:
                     link = await self._dialled()
                 if link.connection.can_open:
@@ -247,6 +247,11 @@ class Channel:
             not_done=True,
             connected=self._link is not None,
         )
+
+    def _usable_link(self) -> Link | None:
+        if self._link is not None:
+            self._link.look_before_use()
+        return self._link
 
     async def _dialled(self) -> Link:
         if self._closed:

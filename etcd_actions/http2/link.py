@@ -24,6 +24,8 @@ from etcd_actions.http2.wire import Wire
 _GATHERED: Final = 64 * 1024
 """Bytes that are not held back for others."""
 CLOSED: Final = "the server closed the connection"
+_SILENT: Final = 0.02
+"""Seconds without a byte after which it is worth a look whether the connection still stands."""
 _TURNS: Final = 2
 """Of the event loop, in which those who were woken have run."""
 
@@ -106,6 +108,15 @@ class Link:
         self.lose(reason)
 
     # For calls
+
+    def look_before_use(self) -> None:
+        """Find out whether the server ended a connection that has been silent for a while.
+
+        The reader finds that, too, but perhaps only after a call was written: its outcome would
+        be unknown then, though the server certainly did nothing.
+        """
+        if trio.current_time() - self._heard > _SILENT and self._wire.ended:
+            self.lose(CLOSED)
 
     async def room(self) -> None:
         """Wait until one more stream may be opened.

@@ -92,6 +92,11 @@ class Wire(Protocol):
         """Whether the last :meth:`receive` has left nothing behind, as far as it can tell."""
         ...
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more arrives, as the socket knows at once. It takes nothing."""
+        ...
+
     async def readable(self) -> None:
         """Wait until something has arrived."""
 
@@ -142,6 +147,16 @@ class PlainWire:
             return None
         self.drained = len(data) < READ_SIZE
         return data
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more arrives."""
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
 
     async def readable(self) -> None:
         """Wait until something has arrived."""
@@ -253,6 +268,11 @@ class EncryptedWire:
             self.drained = self.drained and not ended
             return b"".join(parts)
         return b"" if ended or data == b"" else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more arrives."""
+        return self._plain.ended
 
     async def readable(self) -> None:
         """Wait until something has arrived."""

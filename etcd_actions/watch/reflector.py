@@ -300,7 +300,13 @@ class Reflector:
         failures = self._failures
         if failures & (failures - 1) == 0:
             log = _log.warning if failures < _MANY_FAILURES else _log.error
-            log("watch_lost", error=str(failure), failures=failures, retry_in=round(delay, 3))
+            log(
+                "watch_lost",
+                prefix=_text(self._keys.start),
+                error=str(failure),
+                failures=failures,
+                retry_in=round(delay, 3),
+            )
 
     async def _relist(self) -> None:
         """List everything: the store may be another one."""
@@ -414,7 +420,7 @@ class Reflector:
             self._streaming = True
             self._open_stream = stream
             if self._failures:
-                _log.info("watch_restored", failures=self._failures)
+                _log.info("watch_restored", prefix=_text(self._keys.start), failures=self._failures)
             nursery.start_soon(self._probe, stream)
             nursery.start_soon(self._idle.run, lambda: tuple(self._by_watch_id.values()))
             try:

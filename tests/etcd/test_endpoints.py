@@ -40,6 +40,9 @@ def test_ipv6_is_bracketed_again() -> None:
         ("http://etcd/path", "host:port"),
         ("user:hidden@etcd:2379", "^an endpoint has a user or password in it: .*--user"),
         ("etcd:port", "etcd:port"),
+        ("unix:/run/etcd.sock", "'unix:/run/etcd.sock' is a unix socket.*host:port"),
+        ("unix:///run/etcd.sock", "'unix:///run/etcd.sock' is a unix socket.*host:port"),
+        ("unix://localhost:2379", "is a unix socket"),
     ],
 )
 def test_refused(text: str, complaint: str) -> None:

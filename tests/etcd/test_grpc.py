@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 
 from etcd_actions import open_etcd
+from etcd_actions.errors import Unavailable
 from etcd_actions.etcd import ConnectionSettings
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.etcd.endpoints import parse_endpoints
@@ -77,3 +79,26 @@ async def test_a_large_answer_holds_up_neither_the_watch_nor_a_lease(
             nursery.cancel_scope.cancel("seen enough")
         assert sum(len(kv.value) for kv in listed.kvs) == 100 * 1024 * 1024
         await etcd.delete(KeyRange.of_prefix(prefix))
+
+
+async def test_a_client_that_was_closed_connects_no_more(
+    shared_etcd: EtcdServer, prefix: bytes
+) -> None:
+    """A task that outlives it gets an error, and does not keep its end waiting."""
+    with trio.fail_after(30):
+        async with open_etcd(shared_etcd.endpoint) as etcd:
+            await etcd.put(prefix + b"k", b"")
+        with pytest.raises(Unavailable, match="closed"):
+            await etcd.put(prefix + b"k", b"")
+        async with trio.open_nursery() as nursery, open_etcd(shared_etcd.endpoint) as other:
+            closing = trio.Event()
+
+            async def late() -> None:
+                await closing.wait()
+                with pytest.raises(Unavailable, match="closed"):
+                    await other.put(prefix + b"k", b"")
+
+            await other.put(prefix + b"k", b"")
+            nursery.start_soon(late)
+            await trio.testing.wait_all_tasks_blocked()
+            closing.set()

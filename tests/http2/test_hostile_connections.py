@@ -15,7 +15,7 @@ from etcd_actions.errors import Unavailable
 from etcd_actions.etcd.connection import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.grpc import grpc_connections
-from etcd_actions.http2 import CallFailed, Channel, Code, Target, frames
+from etcd_actions.http2 import CallFailed, Channel, Code, Target, frames, link
 from etcd_actions.http2 import open_channel as opened
 from etcd_actions.http2.errors import ErrorCode
 from etcd_actions.owned_tasks import owned_tasks
@@ -216,3 +216,15 @@ async def test_a_cancellation_at_any_checkpoint_leaves_nothing(
                 assert not link.connection._blocked
                 assert await channel.unary("/s/m", b"x", within=PATIENCE) == b"x"
                 assert len(server.connections) == 1
+
+
+async def test_an_end_that_the_reader_has_yet_to_see_costs_no_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What would be written on it certainly reaches nobody: it goes over another connection."""
+    monkeypatch.setattr(link, "_SILENT", -1.0)
+    async with serving(answering) as server, opened(server.target) as channel:
+        assert await channel.unary("/s/m", b"first", within=PATIENCE)
+        server.last.cut_at_once()
+        assert await channel.unary("/s/m", b"second", within=PATIENCE, resend=False)
+        assert len(server.connections) == 2

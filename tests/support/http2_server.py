@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -46,6 +47,12 @@ class Served:
     def cut(self) -> None:
         """Close the connection, when what is to be sent was sent."""
         self._gone.set()
+
+    def cut_at_once(self) -> None:
+        """Close the connection without a turn of the loop, so that nobody has seen it yet."""
+        stream = self._stream
+        assert isinstance(stream, trio.SocketStream)
+        stream.socket.shutdown(socket.SHUT_RDWR)
 
     async def run(self, script: Script) -> None:
         try:

@@ -22,6 +22,7 @@ from tests.support.recording import RecordingSink
 from tests.support.waiting import eventually
 
 PATIENCE = 60
+OUTAGE = ("watch_lost", "watch_restored")
 
 
 @asynccontextmanager
@@ -314,13 +315,17 @@ async def test_a_list_that_breaks_off_goes_on_with_the_next_range(
 
     before = await put(etcd, prefix + b"also/a", prefix + b"main/a")
     sink = RecordingSink()
-    async with reflecting(Breaking(etcd), two(prefix), sink, start_revision=before) as (
-        reflector,
-        listed_at,
-    ):
-        await eventually(lambda: len(sink.changes) == 3)
-        assert reflector.statistics().reconnects == {"Unavailable": 1}
+    with capture_logs() as logs:
+        async with reflecting(Breaking(etcd), two(prefix), sink, start_revision=before) as (
+            reflector,
+            listed_at,
+        ):
+            await eventually(lambda: len(sink.changes) == 3)
+            assert reflector.statistics().reconnects == {"Unavailable": 1}
     assert listed_at == before
+    # A process has several watches: the lines say which one it was.
+    told = [(line["event"], line["prefix"]) for line in logs if line["event"] in OUTAGE]
+    assert told == [(event, (prefix + b"main/").decode()) for event in OUTAGE]
     assert rows(sink.changes, prefix) == [
         ("ADDED", "main/a", True),
         ("ADDED", "also/a", True),
