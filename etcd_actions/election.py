@@ -73,7 +73,7 @@ class ElectionStatistics:
 
     Attributes:
         is_leader: Whether this process leads.
-        leader: The name of whoever leads, as far as is known; empty for nobody.
+        leader: The name of the leader, as far as it is known; empty without one.
         terms: How often this process was elected.
         losses: How often it was deposed, by reason: ``not_renewed`` in time,
             ``lease_expired``, the key was ``deleted``, or the work ``failed`` and was given up.
@@ -103,7 +103,7 @@ async def open_election(
 
     Args:
         etcd: The connection; its request time-out should be at most half of ``ttl``.
-        key: What is fought for: whoever creates it leads.
+        key: What candidates compete for: the process that creates it leads.
         name: What the key's value says; by default host and process.
         ttl: Seconds after which a leader that fell silent is replaced; at least 2.
         containment: Where unexpected failures are counted; by default one of its own.

@@ -97,7 +97,7 @@ async def open_group_commit(
     """Write small transactions together; see the module's text.
 
     Leaving the context finishes what waits. An exception or a cancellation gives it up: what
-    was sent may have been applied, what waits is not done, and whoever still waits is told
+    was sent may have been applied, what waits is not done, and a task that still waits is told
     so.
 
     Args:

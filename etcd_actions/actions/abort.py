@@ -3,7 +3,7 @@
 An abort begins with one transaction, which writes the end of the action and creates a marker.
 While the marker is there nothing can be enqueued below the action, at any depth: each enqueue
 compares that. So the list of what is below can be made in peace, and an abort that was cut off
-is finished by whoever finds the marker. It stays until the object of the action is gone.
+is finished by the process that finds the marker. It stays until the object of the action is gone.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ last; of the deletions, what is to be told of them until that is done; and the c
 action. One key takes about 200 bytes, whatever the number of keys, and nothing walks over all of
 them while events are handled, the position is saved or metrics are read.
 
-The reflector compares its lists with it (:class:`etcd_actions.watch.known.Known`), so whoever
+The reflector compares its lists with it (:class:`etcd_actions.watch.known.Known`), so what
 takes a change notes it here in the same step: a change that was not noted is delivered again.
 """
 

@@ -30,7 +30,7 @@ class Delivery:
         identity: Remembers the newest of them.
 
     Attributes:
-        events: Number of changes that were given out.
+        events: Number of changes that were delivered.
         turn: How many of them since others had their turn.
         heard: When etcd was heard last, on trio's clock.
     """
@@ -48,7 +48,7 @@ class Delivery:
     async def give(self, changes: Sequence[Change]) -> None:
         """Have the sink take changes; others have their turn in between.
 
-        It is never left half-way but by a failure: where it is, is what counts as given out.
+        It is never left half-way but by a failure: where it is, is what counts as delivered.
         """
         self.events += len(changes)
         self._identity.remember(changes)
@@ -64,11 +64,11 @@ class Delivery:
 
 
 class Lister:
-    """Lists ranges, and gives out what differs from what was given out before.
+    """Lists ranges, and delivers what differs from what was delivered before.
 
     Args:
         etcd: The connection.
-        known: What was given out.
+        known: What was delivered.
         delivery: Takes what differs.
     """
 
@@ -78,13 +78,13 @@ class Lister:
         self._delivery = delivery
 
     async def list(self, range_: WatchedRange, revision: int, *, replaced: bool = False) -> int:
-        """List a range and give out what differs from what was given out before.
+        """List a range and deliver what differs from what was delivered before.
 
         Args:
             range_: It is watched from the list's revision afterwards.
-            revision: Where to list, not below anything given out; 0 for the newest.
+            revision: Where to list, not below anything delivered; 0 for the newest.
             replaced: The store is another one: equal revisions prove nothing, so every
-                state is given out.
+                state is delivered.
         """
         known, keys, listed = self._known, range_.resume.keys, 0
         missing = {key for key in known if key in keys} if range_.keys else set()

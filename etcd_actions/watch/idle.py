@@ -1,9 +1,9 @@
 """Reads whether idle ranges are as they are known, where etcd cannot be asked for progress.
 
 Such a range, if it has few keys, is read every ``dead_after`` seconds: what twice in a row was
-found to be just as it is known, with no change in between, counts as given out up to the first of
+found to be just as it is known, with no change in between, counts as delivered up to the first of
 the two reads. So a key that was made and deleted in between could be passed over, by a stream that
-lags by more than that time; it is given out late, but a start from here would not see it.
+lags by more than that time; it is delivered late, but a start from here would not see it.
 """
 
 from __future__ import annotations

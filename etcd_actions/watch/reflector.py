@@ -10,17 +10,17 @@ ends in the key's true last state.
 
 States are left out only where etcd no longer has them: those before the first list, and
 those lost to a compaction while the reflector was cut off. Then the present state is read
-from a list and given out instead (``listed``). A key that vanished meanwhile gets a
-*synthesised* delete, so no key that was ever given out ends without one. A key that was
+from a list and delivered instead (``listed``). A key that vanished meanwhile gets a
+*synthesised* delete, so no key that was ever delivered ends without one. A key that was
 deleted and made again meanwhile gets the delete first, then its new state. Through
 disconnects, leader changes and restarts of etcd within its history nothing is left out,
-and nothing is given out twice.
+and nothing is delivered twice.
 
 Changes of different keys have no promised order, since the prefix is watched as several key
 ranges side by side. What one transaction changed can arrive in parts for the same reason.
 
 Whoever kept :attr:`Reflector.revision` can have the first list made there, while etcd's
-history reaches back to it: then every change since is given out, deletes too, as if the
+history reaches back to it: then every change since is delivered, deletes too, as if the
 reflector had never been away.
 
 The sink is called from the task that reads the stream: it is a plain function, so the
@@ -37,7 +37,7 @@ read asks whether the cluster still answers; if it does not within the rest, the
 given up and opened again. So is a stream whose member lost its leader.
 
 At every reconnect the store is verified (:mod:`etcd_actions.watch.store_identity`). Where it is
-another one than before the whole prefix is listed again, every present state is given out, new or
+another one than before the whole prefix is listed again, every present state is delivered, new or
 not, and revisions may be lower: the one case in which the ``mod_revision`` of a key goes back.
 
 What is raised unexpectedly, by a response that cannot be used or by the sink, ends the stream
@@ -104,7 +104,7 @@ class Reflector:
             watched side by side; each other one is watched as it is.
         sink: Who gets the changes.
         known: What the sink knows of the keys: it notes each change there when it takes it. By
-            default the reflector keeps that. What is known at the start is given out again,
+            default the reflector keeps that. What is known at the start is delivered again,
             after its delete if it was deleted meanwhile.
         start_revision: Where to make the first list, so that deletions since then are seen;
             0 for the newest. It is never made below a revision of ``known``. Where history
@@ -114,7 +114,7 @@ class Reflector:
         merge: Gives what the sink needs of a batch, where it can do without states that newer ones
             of the same batch replace.
         on_replaced: Called when the store turns out to be another one, before its states
-            are given out.
+            are delivered.
         likely_prefix: What most keys begin with; see :func:`~etcd_actions.watch.ranges.split`.
         settings: See :class:`ReflectorSettings`.
         containment: Where unexpected failures are counted; by default one of its own.
@@ -187,7 +187,7 @@ class Reflector:
 
     @property
     def revision(self) -> int:
-        """Every change up to it has been given out: what may be kept as a position.
+        """Every change up to it has been delivered: what may be kept as a position.
 
         Each range has it from its own changes, and while it is idle from etcd's word, where that
         can be trusted, or from :mod:`etcd_actions.watch.idle`.
@@ -236,7 +236,7 @@ class Reflector:
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """List, then watch until cancelled.
 
-        With ``nursery.start`` returns the list's revision once the list was given out.
+        With ``nursery.start`` returns the list's revision once the list was delivered.
         Until then a refusal (:class:`~etcd_actions.errors.PermissionDenied`,
         :class:`~etcd_actions.errors.Unauthenticated`,
         :class:`~etcd_actions.errors.InvalidRequest`) is raised; afterwards it is
@@ -390,7 +390,7 @@ class Reflector:
             reason = "position_ahead"
             first_key = KeyRange.of_key(range_.resume.keys.start)
             self._list_at = (await self._etcd.range(first_key, keys_only=True)).revision
-            # Whatever was given out so far is of another store.
+            # Whatever was delivered so far is of another store.
             self._known.deliver_all_again()
             if self._on_replaced is not None:
                 self._on_replaced()
@@ -459,9 +459,9 @@ class Reflector:
     async def _take(
         self, responses: Sequence[WatchResponse], stream: WatchStream, nursery: trio.Nursery
     ) -> None:
-        """Take what has been received; its changes are given out as one batch.
+        """Take what has been received; its changes are delivered as one batch.
 
-        What comes before a response that cannot be used is given out, too: it counts as received,
+        What comes before a response that cannot be used is delivered, too: it counts as received,
         and no list has all of it.
         """
         changes: list[Change] = []
@@ -520,7 +520,7 @@ class Reflector:
     async def _recover(self, stream: WatchStream, range_: WatchedRange, compacted: int) -> None:
         """List a range whose history was compacted away, and watch it again.
 
-        The compaction revision itself is still readable. Never below what was given out
+        The compaction revision itself is still readable. Never below what was delivered
         already: with moved boundaries or after a broken-off list that can be above it.
         """
         revision = max(compacted, range_.resume.highest, range_.listed_at)

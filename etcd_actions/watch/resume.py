@@ -1,7 +1,7 @@
 """Where to resume one watched key range: the rules, without any I/O.
 
 A range is *done* at revision D when every event of its keys with ``mod_revision`` <= D has
-been given out, completely. Everything here keeps D true:
+been delivered, completely. Everything here keeps D true:
 
 - A response's header revision is no resume point when the response carries events: during
   catch-up etcd stamps each batch with the store's newest revision. Only the events' own
@@ -49,7 +49,7 @@ class Resume:
         return max([self.done, *self._floors])
 
     def accept(self, events: Sequence[Event], *, fragment: bool) -> Sequence[Event]:
-        """Take the events of one response; returns those to give out now, in order.
+        """Take the events of one response; returns those to deliver now, in order.
 
         The caller must give them all out: they count as done.
         """

@@ -37,12 +37,12 @@ class ReflectorStatistics:
     """What a reflector has done so far.
 
     Attributes:
-        synced: Whether the first list has been given out.
+        synced: Whether the first list has been delivered.
         streaming: Whether a stream is open and all its ranges are watched.
-        revision: Every change up to it has been given out.
+        revision: Every change up to it has been delivered.
         ranges: Number of key ranges watched side by side.
         keys: Number of keys that exist, as far as is known.
-        events: Number of changes given out.
+        events: Number of changes delivered.
         reconnects: Streams lost, by the name of the error.
         relists: Lists after the first, by reason.
         silence: Seconds since etcd was last heard; infinite before the first time.

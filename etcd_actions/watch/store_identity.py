@@ -93,7 +93,7 @@ class StoreIdentity:
             )
 
     async def _hear_witnesses(self) -> str:
-        """What the newest changes that were given out say against the store; empty if nothing."""
+        """What the newest changes that were delivered say against the store; empty if nothing."""
         put, delete = self._last_put, self._last_delete
         try:
             if delete is not None:

@@ -20,7 +20,7 @@ _FEW_KEYS = 256
 class WatchedRange:
     """One watched range.
 
-    ``keys`` counts its known keys. ``handing_out`` is what was given out before the changes at
+    ``keys`` counts its known keys. ``handing_out`` is what was delivered before the changes at
     hand; None where there are none. ``listed_at`` is the revision of the last list of it,
     finished or not; ``idle_until`` one up to which it was read to be as it is known,
     ``compared_at`` the newest such read and ``compared_done`` what was done then;
@@ -38,7 +38,7 @@ class WatchedRange:
 
     @property
     def given_out(self) -> int:
-        """Every change up to it has been given out."""
+        """Every change up to it has been delivered."""
         if self.handing_out is not None:
             return self.handing_out
         return max(self.resume.done, self.idle_until)
