@@ -52,10 +52,12 @@ def _cpu_ms(limit: float, label: str) -> Goal:
 
 
 _WAKING = (
-    "A single event costs wake-ups, not work: the transport's threads, then several turns of"
-    " trio's loop between the socket and the handler."
+    "The bare reader decodes nothing. Here a single event is a turn of trio's loop, its protobuf"
+    " message, the facts decoded from 3 KB of JSON, and their place in the index."
 )
-_QUEUES = "An update passes the handlers' queue and the subscription's queue; each is a wake-up."
+_QUEUES = (
+    "The whole object is decoded for a subscriber, and its task has a turn of the loop of its own."
+)
 _FRONT = (
     "Of a call most is the way in: HTTP, the adapter of the RPC framework, messages in Python. The"
     " library's own part is the floor beside it."
@@ -77,20 +79,21 @@ OBSTACLES = {
     " both get faster.",
     "enqueue-256": "Each enqueue checks the request, builds the object and encodes it in Python;"
     " etcd has the other core.",
-    "enqueue-1": "One at a time is one round trip for the write, with etcd's fsync in it, and"
-    " one for the parent where that is read first.",
-    "status-64": "A report reads the action, decides, and writes it by a compare-and-swap.",
+    "enqueue-1": "One at a time is one round trip, with etcd's fsync in it, and two turns of the"
+    " group that the write is put into.",
+    "status-64": "A report changes what was seen last and writes 3 KB by a compare-and-swap.",
     "service-connect": _FRONT,
     "service-grpc": _FRONT + " gRPC adds its own HTTP/2 frames and headers.",
-    "leaf": "The snapshot lists and decodes the actions of the whole run, also for a leaf.",
+    "leaf": "The action and its children are read in one transaction; the rest is the stream, by"
+    " the RPC framework and HTTP/2.",
     "list": "Every object is decoded; pages of the list are held until they are handled. The bare"
     " reader decodes nothing, where the peer that the goal was set by decodes into a struct.",
     "catch-up": "Every value is decoded, on one core; several ranges are read side by side.",
     "abort": "Each descendant is read, changed and written, 100 in a transaction.",
     "version": "The interpreter's start, then imports that no command can do without.",
     "list-100": "The interpreter's start, the imports of the transport, and a connection.",
-    "executor": "A task's process makes a TLS context and imports modules after the fork; the rest"
-    " is the SDK's client and controller.",
+    "executor": "After the fork there is the program's import, and the SDK's client and"
+    " controller.",
     "keys": "What is remembered of a key is a packed summary in a dict; the dict and the key count."
     " More stays resident than is allocated: a list leaves holes that the allocator keeps.",
 }
