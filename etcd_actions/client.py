@@ -129,6 +129,7 @@ async def open_actions_client(
                 settings=settings,
                 store=store,
                 containment=containment,
+                on_replaced=seen.clear,
             ) as processor,
             trio.open_nursery() as nursery,
         ):

@@ -19,7 +19,7 @@ Any number of processes watch the same keys and serve subscribers; one of them l
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, overload
@@ -84,6 +84,7 @@ async def open_processor(
     store: Store | None = None,
     runs: str | None = None,
     containment: Containment | None = None,
+    on_replaced: Callable[[], None] | None = None,
 ) -> AsyncIterator[Processor]:
     """Make a processor, which owns tasks from :meth:`Processor.start_watching` on.
 
@@ -100,6 +101,7 @@ async def open_processor(
         runs: Watch only the objects and traces of runs whose name is this, or begins with
             this and a dash; needs ``namespace``.
         containment: The boundaries of the process; by default the processor has its own.
+        on_replaced: Called when the store turns out to be another one, or an older copy of itself.
     """
     settings = settings or ProcessorSettings()
     containment = containment or Containment()
@@ -121,6 +123,7 @@ async def open_processor(
             run_service=run_service or NullRunService(),
             settings=settings,
             containment=containment,
+            on_replaced=on_replaced,
         )
         try:
             yield processor
@@ -171,8 +174,10 @@ class Processor:
         run_service: RunService,
         settings: ProcessorSettings,
         containment: Containment,
+        on_replaced: Callable[[], None] | None = None,
     ) -> None:
         self._containment = containment
+        self._on_replaced = on_replaced
         self._nursery = nursery
         self._etcd = etcd
         self._settings = settings
@@ -369,7 +374,7 @@ class Processor:
                 known=self._index,
                 start_revision=start_revision,
                 merge=handler.latest,
-                on_replaced=self._subscriptions.forget_revisions,
+                on_replaced=self._forget_revisions,
                 likely_prefix=self._likely_prefix,
                 settings=self._settings.reflector,
                 containment=self._containment,
@@ -415,6 +420,12 @@ class Processor:
         handlers, told = handler.statistics().keys, outbox.keys if outbox else 0
         if handlers or told:
             _log.warning("stopped_with_unfinished_work", handlers=handlers, outbox=told)
+
+    def _forget_revisions(self) -> None:
+        """The store is another one: what was known of the old one's revisions counts no more."""
+        self._subscriptions.forget_revisions()
+        if self._on_replaced is not None:
+            self._on_replaced()
 
     async def _start_revision(self) -> int:
         """Where the first list is made: deletions since are seen then."""

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from etcd_actions import open_etcd
+from etcd_actions import ActionId, ActionsClient, open_actions_client, open_etcd
 from etcd_actions.errors import Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.watch import Reflector, ReflectorStatistics
+from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import Load, make_action, make_run, with_uid
 from tests.support.patient import patiently
@@ -291,3 +292,31 @@ async def test_a_reflector_lists_when_etcd_comes(own_etcd: EtcdServer, prefix: b
                     await trio.to_thread.run_sync(own_etcd.start)
                     await judge_delivery(sink, direct, prefix)
                     nursery.cancel_scope.cancel("the test is over")
+
+
+def watched(client: ActionsClient) -> ReflectorStatistics:
+    reflector = client.statistics().reflector
+    assert reflector is not None
+    return reflector
+
+
+async def test_what_a_client_has_seen_of_the_old_store_leads_to_no_guess(
+    own_etcd: EtcdServer, prefix: bytes
+) -> None:
+    """It made no call meanwhile, so nothing but the watch tells it."""
+    with trio.fail_after(60):
+        async with (
+            open_proxy(own_etcd.port) as proxy,
+            open_etcd(proxy.endpoint) as etcd,
+            open_actions_client(etcd, prefix=prefix) as client,
+        ):
+            await client.start_watching()
+            await client.enqueue(flyte.task(ActionId("p", "d", "r1", "a0")))
+            assert len(client._seen) == 1
+            await eventually(lambda: watched(client).events > 0)
+            await proxy.go_down()
+            own_etcd.stop()
+            own_etcd.wipe()
+            own_etcd.start()
+            await proxy.come_up()
+            await eventually(lambda: len(client._seen) == 0)
