@@ -105,6 +105,7 @@ class FamilyReader:
         self,
         parent: ActionId,
         *,
+        keys: Keyspace | None = None,
         traces: bool = False,
         since: Callable[[], Iterable[ActionUpdate]] = tuple,
     ) -> Listing | None:
@@ -112,6 +113,7 @@ class FamilyReader:
 
         Args:
             parent: The action, of a known name.
+            keys: Where it is kept, if not where the reader's own keys say.
             traces: Whether to read the traces among them, too.
             since: What was told of them since before the call. What was deleted since then is
                 known from that alone.
@@ -119,13 +121,14 @@ class FamilyReader:
         Raises:
             EtcdError: etcd could not be asked.
         """
-        family = self._family(parent, traces)
+        family = self._family(keys or self._keys, parent, traces)
         for _ in range(_TRIES):
             large = any(len(self._index.children(key)) > _MOST for key in family.parents)
             if large or (progress := self._progress()) is None:
                 return None
+            watched = all(progress.progress(each) for each in family.ranges)
             read = self._known(family, since())
-            if len(read) > _MOST:
+            if not watched or len(read) > _MOST:
                 return None
             asks = progress.can_ask and trio.current_time() >= self._ask_from
             compares = [] if asks else _unchanged(progress, family.ranges)
@@ -155,8 +158,8 @@ class FamilyReader:
             return Listing(below(await readable(kvs), parent), result.revision)
         return None
 
-    def _family(self, parent: ActionId, traces: bool) -> _Family:
-        keys = self._keys.of(parent)
+    def _family(self, keys: Keyspace, parent: ActionId, traces: bool) -> _Family:
+        keys = keys.of(parent)
         name = canonical_name(parent.run, parent.name)
         parents = [keys.task_action(parent), keys.trace(parent)]
         ranges = [KeyRange.of_prefix(each) for each in keys.run_prefixes(parent.run)[:2]]

@@ -34,6 +34,9 @@ _MARGIN: Final = 0.5
 """Seconds after its deadline in which a call may still be applied: the server counts from
 when it got it."""
 _LEAST_CALL: Final = 0.001
+_REFUSALS: Final = 3
+_REFUSED_PAUSE: Final = 0.01
+"""Seconds before a call that was refused is sent again."""
 
 
 @asynccontextmanager
@@ -211,12 +214,18 @@ class GrpcRunService:
             raise CallFailed(method, Code.INTERNAL, details) from error
 
     async def _sent(self, method: str, message: bytes, by: float) -> bytes:
-        """Send a message, once more where the server certainly did nothing with it."""
-        try:
-            return await self._sent_once(method, message, by)
-        except http2.CallFailed as failure:
-            if not (failure.not_done and failure.connected) or trio.current_time() >= by:
-                raise
+        """Send a message, and again where the server certainly did nothing with it.
+
+        A server that counts a stream until its client has taken the answer refuses the next one
+        for a moment.
+        """
+        for _ in range(_REFUSALS):
+            try:
+                return await self._sent_once(method, message, by)
+            except http2.CallFailed as failure:
+                if not (failure.not_done and failure.connected) or trio.current_time() >= by:
+                    raise
+            await trio.sleep(_REFUSED_PAUSE)
         return await self._sent_once(method, message, by)
 
     async def _sent_once(self, method: str, message: bytes, by: float) -> bytes:

@@ -207,8 +207,8 @@ class Scripted:
         self.asked = 0
 
     def progress(self, keys: KeyRange, /) -> list[tuple[KeyRange, int]]:
-        """It could not say."""
-        return []
+        """All is watched, from long ago."""
+        return [(keys, 1)]
 
     async def reach(self, keys: Sequence[KeyRange], revision: int, /) -> None:
         """Deliver what there is."""
@@ -257,20 +257,37 @@ async def test_a_watch_that_never_answers_is_not_waited_for(
 ) -> None:
     """The family is listed then, and for a while etcd is not asked again."""
 
+    waited: list[float] = []
+
     class Silent(Scripted):
         async def reach(self, keys: Sequence[KeyRange], revision: int, /) -> None:
-            self.asked += 1
-            await trio.sleep_forever()
+            began = trio.current_time()
+            try:
+                await trio.sleep_forever()
+            finally:
+                waited.append(round(trio.current_time() - began, 2))
 
-    class Answering(Store):
+    class Changing(Store):
         async def look(self, txn: Txn) -> TxnResult:
-            return TxnResult(True, [], 7)
+            return TxnResult(not txn.compare, [], 7)
 
     progress = Silent(lambda: None)
-    reader = FamilyReader(Answering(etcd), Keyspace(prefix), Index(), lambda: progress)
+    reader = FamilyReader(Changing(etcd), Keyspace(prefix), Index(), lambda: progress)
     for _ in range(3):
         assert await reader.read(LEAF) is None
-    assert progress.asked == 1
+    assert waited.count(0.5) == 1
     await trio.sleep(61)
     assert await reader.read(LEAF) is None
-    assert progress.asked == 2
+    assert waited.count(0.5) == 2
+
+
+async def test_a_run_that_is_not_watched_is_listed(etcd: Etcd, prefix: bytes) -> None:
+    """The index knows nothing of it, and the watch has nothing to reach."""
+
+    class Elsewhere(Scripted):
+        def progress(self, keys: KeyRange, /) -> list[tuple[KeyRange, int]]:
+            return []
+
+    progress = Elsewhere(lambda: None)
+    reader = FamilyReader(Store(etcd), Keyspace(prefix), Index(), lambda: progress)
+    assert await reader.read(LEAF) is None
