@@ -139,7 +139,9 @@ def _submit(etcd: str, python: Path, directory: Path, task: str, count: int, for
         for row in map(json.loads, done.stdout.splitlines())
         if row.get("action") == "a0"
     }
-    return float(at["SUCCEEDED"] - at["RUNNING"])
+    # A state may be merged into the next one, as RUNNING of a parent that is fast.
+    began = at.get("RUNNING", min(at.values()))
+    return float(at["SUCCEEDED"] - began)
 
 
 def _of_children(directory: Path) -> float:
