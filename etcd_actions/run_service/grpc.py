@@ -17,11 +17,11 @@ from etcd_actions.errors import ConfigError, RunServiceRejected
 from etcd_actions.etcd.connection import Tls
 from etcd_actions.etcd.endpoints import Endpoint, check_host
 from etcd_actions.etcd.tls import check_tls, client_context, explained
-from etcd_actions.http2 import Channel, ChannelSettings, KeepAlive, Target
+from etcd_actions.http2 import Channel, ChannelSettings, Code, KeepAlive, Target
 from etcd_actions.model import ActionUpdate, Phase, TaskAction
 from etcd_actions.owned_tasks import owned_tasks
 from etcd_actions.run_service import codes
-from etcd_actions.run_service.codes import CallFailed, Code, Meaning
+from etcd_actions.run_service.codes import CallFailed, Meaning
 from etcd_actions.run_service.status_stream import METHOD as STREAM
 from etcd_actions.run_service.status_stream import StatusStreams
 from etcd_actions.run_service.target import parse_target
@@ -204,9 +204,8 @@ class GrpcRunService:
         try:
             answer = await self._sent(method, message, by)
         except http2.CallFailed as failure:
-            known = Code(failure.code)
             details = explained(failure.details)
-            raise CallFailed(method, known, details, unsent=failure.not_done) from None
+            raise CallFailed(method, failure.code, details, unsent=failure.not_done) from None
         try:
             return self._messages.answer(method).FromString(answer)
         except Exception as error:

@@ -26,8 +26,8 @@ from etcd_actions import http2
 from etcd_actions.backoff import Backoff
 from etcd_actions.call_time import boot_time, lease_left
 from etcd_actions.containment import describe, split
-from etcd_actions.http2 import Channel, Exchange
-from etcd_actions.run_service.codes import NO_TIME_LEFT, CallFailed, Code
+from etcd_actions.http2 import Channel, Code, Exchange
+from etcd_actions.run_service.codes import NO_TIME_LEFT, CallFailed
 
 if TYPE_CHECKING:
     from flyteidl2.workflow.internal_run_service_pb2 import (
@@ -207,7 +207,7 @@ class StatusStream:
             with self._scope:
                 await self._hand_over()
         except http2.CallFailed as failure:
-            code, details, not_done = Code(failure.code), failure.details, failure.not_done
+            code, details, not_done = failure.code, failure.details, failure.not_done
         except trio.EndOfChannel:
             code, details = Code.UNAVAILABLE, "the server ended the stream"
         except BaseException as error:

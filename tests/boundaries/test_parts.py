@@ -25,9 +25,10 @@ from etcd_actions.errors import (
 from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Put, Txn, TxnResult, WatchCreate
 from etcd_actions.etcd.connection import TransportName
 from etcd_actions.group_commit import open_group_commit
+from etcd_actions.http2 import Code
 from etcd_actions.model import build_action_update
 from etcd_actions.run_service import codes
-from etcd_actions.run_service.codes import Code, Meaning
+from etcd_actions.run_service.codes import Meaning
 from etcd_actions.subscriptions import Subscriptions
 from etcd_actions.watch import Change, ChangeKind, Reflector
 from etcd_actions.workqueue import WorkQueue, WorkQueueSettings

@@ -13,8 +13,9 @@ from etcd_actions.errors import (
     RunServiceRejected,
     RunServiceUnavailable,
 )
+from etcd_actions.http2 import Code
 from etcd_actions.run_service import codes
-from etcd_actions.run_service.codes import Code, Meaning
+from etcd_actions.run_service.codes import Meaning
 
 DOCS = Path(__file__).parents[2] / "docs" / "run-service.md"
 

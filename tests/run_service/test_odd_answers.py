@@ -15,8 +15,9 @@ from flyteidl2.workflow import internal_run_service_pb2 as pb
 
 from etcd_actions import ActionId, ActionUpdate, Phase
 from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
+from etcd_actions.http2 import Code
 from etcd_actions.run_service import codes
-from etcd_actions.run_service.codes import Code, Meaning
+from etcd_actions.run_service.codes import Meaning
 from etcd_actions.run_service.grpc import GrpcRunService, open_run_service
 from etcd_actions.run_service.status_stream import StatusStream
 
