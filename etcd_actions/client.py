@@ -405,7 +405,7 @@ class ActionsClient:
         """An action and its direct children, at one revision, and their traces if asked for."""
         parent = action_id_of(parent)
         if self._processor.watching:
-            known = await self._processor.families.read(parent, keys=self._keys, traces=traces)
+            known = await self._processor.families.read(parent, self._keys, traces=traces)
             if known is not None:
                 return known
         return await self._lister.list_child_actions(parent, traces=traces)
@@ -664,7 +664,7 @@ class ActionsClient:
             return await self._lister.list_run_actions(parent, traces=True)
         if parent.name:
             known = await processor.families.read(
-                parent, keys=self._keys, traces=True, since=subscription.awaited
+                parent, self._keys, traces=True, since=subscription.awaited
             )
             if known is not None:
                 return known

@@ -210,7 +210,7 @@ class Processor:
         )
         self._reread = store.reread
         self._life = _Life(settings.grace)
-        self.families = FamilyReader(store, keyspace, self._index, self._progress)
+        self.families = FamilyReader(store, self._index, self._progress)
 
     def statistics(self) -> ProcessorStatistics:
         """See :class:`ProcessorStatistics`."""

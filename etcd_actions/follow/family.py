@@ -34,7 +34,7 @@ from etcd_actions.etcd.api import (
     Txn,
 )
 from etcd_actions.follow.index import Index
-from etcd_actions.model import ActionId, ActionUpdate, Keyspace, canonical_name
+from etcd_actions.model import ActionId, ActionUpdate, Keyspace
 from etcd_actions.store import Store
 
 _MOST: Final = 100
@@ -86,17 +86,13 @@ class FamilyReader:
 
     Args:
         store: Where the actions are.
-        keys: Under which keys.
         index: What is known of them.
         progress: How far the watch is that keeps the index; None where the index cannot be relied
             on.
     """
 
-    def __init__(
-        self, store: Store, keys: Keyspace, index: Index, progress: Callable[[], Progress | None]
-    ) -> None:
+    def __init__(self, store: Store, index: Index, progress: Callable[[], Progress | None]) -> None:
         self._store = store
-        self._keys = keys
         self._index = index
         self._progress = progress
         self._ask_from = -math.inf
@@ -104,8 +100,8 @@ class FamilyReader:
     async def read(
         self,
         parent: ActionId,
+        keys: Keyspace,
         *,
-        keys: Keyspace | None = None,
         traces: bool = False,
         since: Callable[[], Iterable[ActionUpdate]] = tuple,
     ) -> Listing | None:
@@ -113,7 +109,7 @@ class FamilyReader:
 
         Args:
             parent: The action, of a known name.
-            keys: Where it is kept, if not where the reader's own keys say.
+            keys: Where it is kept.
             traces: Whether to read the traces among them, too.
             since: What was told of them since before the call. What was deleted since then is
                 known from that alone.
@@ -121,7 +117,7 @@ class FamilyReader:
         Raises:
             EtcdError: etcd could not be asked.
         """
-        family = self._family(keys or self._keys, parent, traces)
+        family = _family(keys, parent, traces)
         for _ in range(_TRIES):
             large = any(len(self._index.children(key)) > _MOST for key in family.parents)
             if large or (progress := self._progress()) is None:
@@ -158,15 +154,6 @@ class FamilyReader:
             return Listing(below(await readable(kvs), parent), result.revision)
         return None
 
-    def _family(self, keys: Keyspace, parent: ActionId, traces: bool) -> _Family:
-        keys = keys.of(parent)
-        name = canonical_name(parent.run, parent.name)
-        parents = [keys.task_action(parent), keys.trace(parent)]
-        ranges = [KeyRange.of_prefix(each) for each in keys.run_prefixes(parent.run)[:2]]
-        assert name
-        count = 2 if traces else 1
-        return _Family(tuple(ranges[:count]), tuple(parents[:count]))
-
     def _known(self, family: _Family, since: Iterable[ActionUpdate]) -> set[bytes]:
         """The keys of a family, as far as they are known."""
         known = set(family.parents)
@@ -187,6 +174,14 @@ class FamilyReader:
             if created[key] <= revision:
                 return True
         return False
+
+
+def _family(keys: Keyspace, parent: ActionId, traces: bool) -> _Family:
+    keys = keys.of(parent)
+    parents = [keys.task_action(parent), keys.trace(parent)]
+    ranges = [KeyRange.of_prefix(each) for each in keys.run_prefixes(parent.run)[:2]]
+    count = 2 if traces else 1
+    return _Family(tuple(ranges[:count]), tuple(parents[:count]))
 
 
 def _unchanged(progress: Progress, ranges: Iterable[KeyRange]) -> list[Compare] | None:

@@ -244,8 +244,8 @@ async def test_what_the_watch_brings_behind_the_read_is_read_too(etcd: Etcd, pre
 
     present, _ = await store.read(KeyRange.of_prefix(keys.prefix))
     progress = Scripted(catch_up)
-    reader = FamilyReader(store, keys, index, lambda: progress)
-    listing = await reader.read(LEAF)
+    reader = FamilyReader(store, index, lambda: progress)
+    listing = await reader.read(LEAF, Keyspace(prefix))
     assert listing is not None
     assert {each.action_id.name for each in listing.actions} == {"c3", "g1"}
     assert store.read_at_once == [1, 2]
@@ -272,12 +272,12 @@ async def test_a_watch_that_never_answers_is_not_waited_for(
             return TxnResult(not txn.compare, [], 7)
 
     progress = Silent(lambda: None)
-    reader = FamilyReader(Changing(etcd), Keyspace(prefix), Index(), lambda: progress)
+    reader = FamilyReader(Changing(etcd), Index(), lambda: progress)
     for _ in range(3):
-        assert await reader.read(LEAF) is None
+        assert await reader.read(LEAF, Keyspace(prefix)) is None
     assert waited.count(0.5) == 1
     await trio.sleep(61)
-    assert await reader.read(LEAF) is None
+    assert await reader.read(LEAF, Keyspace(prefix)) is None
     assert waited.count(0.5) == 2
 
 
@@ -289,5 +289,5 @@ async def test_a_run_that_is_not_watched_is_listed(etcd: Etcd, prefix: bytes) ->
             return []
 
     progress = Elsewhere(lambda: None)
-    reader = FamilyReader(Store(etcd), Keyspace(prefix), Index(), lambda: progress)
-    assert await reader.read(LEAF) is None
+    reader = FamilyReader(Store(etcd), Index(), lambda: progress)
+    assert await reader.read(LEAF, Keyspace(prefix)) is None
