@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from etcd_actions._internal.containment import Containment, describe
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
 from etcd_actions.actions.listing import Lister, Listing
@@ -122,7 +123,7 @@ async def open_actions_client(
                 containment=containment,
                 on_replaced=seen.clear,
             ) as processor,
-            trio.open_nursery() as nursery,
+            owned_tasks("the client") as nursery,
         ):
             client = ActionsClient(
                 nursery,

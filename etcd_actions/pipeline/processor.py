@@ -29,6 +29,7 @@ import trio
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.errors import EtcdError, Unavailable, first_error
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.etcd.group_commit import open_group_commit
@@ -116,7 +117,7 @@ async def open_processor(
             store = Store(etcd, commit.txn, commit.get)
         keep = settings.retain_terminal if settings.record else None
         leases = None if keep is None else Retention(etcd, keep)
-        nursery = await stack.enter_async_context(trio.open_nursery())
+        nursery = await stack.enter_async_context(owned_tasks("the processor"))
         processor = Processor(
             nursery,
             etcd,

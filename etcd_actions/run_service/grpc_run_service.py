@@ -88,7 +88,7 @@ async def open_run_service(
         largest_answer=_LARGEST_ANSWER,
     )
     server = _target(parse_target(target) if isinstance(target, str) else target, tls)
-    async with owned_tasks() as nursery:
+    async with owned_tasks("the run service's client") as nursery:
         channel = Channel(nursery, server, settings)
         service = GrpcRunService(
             channel,
