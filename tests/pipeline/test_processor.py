@@ -12,12 +12,12 @@ import trio.testing
 
 from etcd_actions import (
     ActionId,
+    ActionObject,
     ActionUpdate,
     Phase,
     Processor,
     ProcessorSettings,
     Subscription,
-    TaskAction,
     open_etcd,
     open_processor,
 )
@@ -52,7 +52,7 @@ RUNNING = captured("rh7k2m9p4qv3-a1", Phase.RUNNING)
 SUCCEEDED = captured("rh7k2m9p4qv3-a1", Phase.SUCCEEDED)
 
 
-async def value_of(etcd: Etcd, key: bytes) -> TaskAction:
+async def value_of(etcd: Etcd, key: bytes) -> ActionObject:
     return json.decode((await etcd.range(KeyRange.of_key(key))).kvs[0].value)
 
 
@@ -69,7 +69,7 @@ class RecordingRunService:
     def wants(self, phase: Phase, deleted: bool) -> bool:
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         await self._answer()
         self.records.append(update)
 
