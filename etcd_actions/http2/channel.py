@@ -364,7 +364,7 @@ async def open_channel(
     target: Target, settings: ChannelSettings | None = None
 ) -> AsyncIterator[Channel]:
     """A channel with its own tasks, for ``async with``; raises what the body raises, ungrouped."""
-    async with owned_tasks() as nursery:
+    async with owned_tasks("the HTTP/2 channel") as nursery:
         channel = Channel(nursery, target, settings)
         try:
             yield channel
