@@ -57,7 +57,7 @@ from etcd_actions.etcd import open_connection
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
 from etcd_actions.monitoring import Monitoring, open_monitoring
-from etcd_actions.pipeline.processor_settings import ProcessorSettings, ProcessorStatistics
+from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.record.recorder import MarkResult
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.web import Bind
@@ -180,7 +180,7 @@ class App:
                     all_namespaces=namespace is None,
                     run_service=run_service,
                     codec=config[CODEC],
-                    settings=ProcessorSettings(
+                    settings=WatchingSettings(
                         collect_orphans=config[COLLECT_ORPHANS],
                         finalizer=config[FINALIZER],
                         retain_terminal=config[RETAIN_TERMINAL],
@@ -383,7 +383,7 @@ async def _log_progress(client: ActionsClient, interval: float) -> None:
         )
 
 
-def _counts(statistics: ProcessorStatistics) -> dict[str, int]:
+def _counts(statistics: WatchingStatistics) -> dict[str, int]:
     handlers = statistics.handlers
     return {
         "handled": handlers.handled if handlers else 0,
