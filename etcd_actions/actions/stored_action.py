@@ -5,17 +5,17 @@ from __future__ import annotations
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import AnotherAction, NotFound
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ActionId, Incarnation, Keyspace, State, TaskAction
+from etcd_actions.model import ActionId, ActionObject, Incarnation, Keyspace, State
 
 
-class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, rename="camel"):
+class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """A TaskAction and where it stands in etcd."""
 
     kv: KeyValue = KeyValue(b"", b"", 0, 0, 0)
     """The key and its value, as etcd has them."""
 
     @classmethod
-    def of(cls, kv: KeyValue) -> StoredTaskAction:
+    def of(cls, kv: KeyValue) -> StoredAction:
         """Decode a key's value.
 
         Raises:
@@ -89,7 +89,7 @@ def same_action(one: ActionId, other: ActionId) -> bool:
     return same_run(one, other) and one.object_name == other.object_name
 
 
-def check_identity(found: TaskAction, wanted: ActionId) -> None:
+def check_identity(found: ActionObject, wanted: ActionId) -> None:
     """Two actions can have one key: neither project nor domain is in it.
 
     Raises:
@@ -107,7 +107,7 @@ def check_identity(found: TaskAction, wanted: ActionId) -> None:
     )
 
 
-def check_incarnation(found: StoredTaskAction, wanted: Incarnation) -> None:
+def check_incarnation(found: StoredAction, wanted: Incarnation) -> None:
     """An action that was deleted and made again is another object under the same key.
 
     Raises:
