@@ -25,7 +25,7 @@ class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rena
         return cls.at(kv, decode(kv.value, key=kv.key, revision=kv.mod_revision))
 
     @classmethod
-    def at(cls, kv: KeyValue, action: TaskAction) -> StoredTaskAction:
+    def at(cls, kv: KeyValue, action: ActionObject) -> StoredAction:
         """An object whose value was decoded before."""
         return cls(
             action.api_version,
@@ -52,7 +52,7 @@ class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rena
         return self.kv.mod_revision
 
     def state(self, create_revision: int = 0) -> State:
-        """See `TaskAction.state`; the key's own ``create_revision`` counts."""
+        """See `ActionObject.state`; the key's own ``create_revision`` counts."""
         return super().state(create_revision or self.create_revision)
 
     @property
