@@ -393,7 +393,7 @@ async def test_what_a_cancelled_worker_had_is_handled_by_the_next_one() -> None:
         if not reading.is_set():
             reading.set()
             await trio.sleep_forever()
-        return msgspec.structs.replace(change, value=b"read again")
+        return change.with_value(msgspec.structs.replace(change.kv, value=b"read again"))
 
     queue = WorkQueue(gate, read)
     queue.dispatch([put(b"a", 1), put(b"b", 2, value=None)])
