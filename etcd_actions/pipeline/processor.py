@@ -382,13 +382,17 @@ class Processor:
             )
             self._index.watched_by(reflector)
             watching = self._life.last = _Watching(reflector, intake, ended)
-            standing = recording.leader.standing(self._done_up_to) if recording else nullcontext()
+            listed = trio.Event()
+            standing = (
+                recording.leader.standing(self._done_up_to, listed) if recording else nullcontext()
+            )
             async with standing, trio.open_nursery() as nursery:
                 nursery.start_soon(keep, "task", "the handlers", handler.retry)
                 nursery.start_soon(self._containment.heal_later, "task", _WATCH)
                 with intake:
                     async with trio.open_nursery() as taking_in:
                         await taking_in.start(reflector.run)
+                        listed.set()
                         self._life.watching = watching
                         if not started:
                             started = True
