@@ -231,7 +231,7 @@ class Leader:
         for number, key in enumerate(list(self._index)):
             if number % _PORTION == _PORTION - 1:
                 await trio.lowlevel.checkpoint()
-            if self._index.comes_again(key):
+            if self._index.is_redelivery(key):
                 # This start has not come to it yet: it is going to be handled again.
                 continue
             if (known := self._index.get(key)) is None:

@@ -40,8 +40,8 @@ async def test_take_waits(autojump_clock: trio.testing.MockClock) -> None:
 async def check_bound(feed: Feed) -> None:
     """Room is waited for, and found again by taking."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(feed.wait_stream_room)
-        nursery.start_soon(feed.wait_list_room)
+        nursery.start_soon(feed.wait_stream_capacity)
+        nursery.start_soon(feed.wait_list_capacity)
         await trio.testing.wait_all_tasks_blocked()
         assert len(nursery.child_tasks) == 2
         while nursery.child_tasks:
@@ -53,7 +53,7 @@ async def test_number_of_pending_changes_is_bounded() -> None:
     feed = Feed()
     feed.dispatch([change(1)] * 20_000)
     with trio.fail_after(60):
-        await feed.wait_stream_room()
+        await feed.wait_stream_capacity()
     feed.dispatch([change(1)])
     await check_bound(feed)
 
@@ -72,7 +72,7 @@ async def test_a_slow_output_is_told_now_and_then(
     async def fill_and_empty() -> None:
         feed.dispatch([change(1)] * 20_001)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(feed.wait_stream_room)
+            nursery.start_soon(feed.wait_stream_capacity)
             await trio.testing.wait_all_tasks_blocked()
             while feed._pending:
                 await feed.take()

@@ -250,13 +250,13 @@ class _Recording:
             self._approach.see(changes)
             self._mark_present()
 
-    async def wait_list_room(self) -> None:
+    async def wait_list_capacity(self) -> None:
         """Return when there is room for another page of a list."""
-        await self._feed.wait_list_room()
+        await self._feed.wait_list_capacity()
 
-    async def wait_stream_room(self) -> None:
+    async def wait_stream_capacity(self) -> None:
         """Return at once, or when there is room again."""
-        await self._feed.wait_stream_room()
+        await self._feed.wait_stream_capacity()
 
     async def _write(self, header: bytes, written: trio.Event) -> None:
         """Write what the feed holds until it ends, or until nobody reads."""
