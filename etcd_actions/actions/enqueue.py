@@ -18,7 +18,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from etcd_actions.actions import conflicts, object_builder, validation
 from etcd_actions.actions.abort import Aborter, Marker, read_marker
@@ -64,11 +64,8 @@ from etcd_actions.model import (
     ErrorState,
     Keyspace,
 )
+from etcd_actions.model.flyte_types import Action, RunSpec
 from etcd_actions.storage.store import Store
-
-if TYPE_CHECKING:
-    from flyteidl2.actions.actions_service_pb2 import Action
-    from flyteidl2.task.run_pb2 import RunSpec
 
 
 class Enqueued(NamedTuple):
