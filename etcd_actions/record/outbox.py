@@ -44,11 +44,11 @@ from etcd_actions.follow import Index, SetAside
 from etcd_actions.follow.workqueue import WorkQueue, WorkQueueSettings, WorkQueueStatistics
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
+    ActionObject,
     ActionUpdate,
     Incarnation,
     Phase,
     Summary,
-    TaskAction,
     build_action_update,
     mark_number,
 )
@@ -92,7 +92,7 @@ class _Delivery(Change, frozen=True, gc=False):
     update: ActionUpdate | None = None
     read: bool = False
     """Whether its value was read in this term, when it was the newest."""
-    action: TaskAction | None = None
+    action: ActionObject | None = None
     """The value, decoded, where that is available."""
 
 
@@ -269,7 +269,7 @@ class Outbox:
         return mark != 0 and last is not None and last != mark
 
     def deliver(
-        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+        self, change: Change, update: ActionUpdate | None, action: ActionObject | None = None
     ) -> None:
         """Queue a state, or a deletion with the update to report. Never waits.
 
@@ -389,7 +389,7 @@ class Outbox:
         self,
         delivery: Change,
         update: ActionUpdate,
-        action: TaskAction,
+        action: ActionObject,
         reported: _Reported,
         requests: frozenset[str],
     ) -> None:
@@ -451,7 +451,7 @@ class Outbox:
     async def _report(
         self,
         update: ActionUpdate,
-        action: TaskAction,
+        action: ActionObject,
         value: bytes,
         requests: frozenset[str],
         companions: MarkCompanions | None = None,
@@ -523,7 +523,7 @@ def _delivery(
     update: ActionUpdate | None = None,
     *,
     read: bool = False,
-    action: TaskAction | None = None,
+    action: ActionObject | None = None,
 ) -> _Delivery:
     return _Delivery(
         change.kind,

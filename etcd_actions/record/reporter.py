@@ -28,11 +28,11 @@ from etcd_actions.errors import RunServiceActionUnknown, RunServiceError, RunSer
 from etcd_actions.etcd.term import Term
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
+    ActionObject,
     ActionUpdate,
     Incarnation,
     Keyspace,
     Phase,
-    TaskAction,
     task_action_name,
 )
 from etcd_actions.record.leader_calls import LeaderCalls, LeaseTooShort
@@ -175,7 +175,7 @@ class Reporter:
         return True
 
     async def mark_companions(
-        self, update: ActionUpdate, action: TaskAction
+        self, update: ActionUpdate, action: ActionObject
     ) -> MarkCompanions | None:
         """What the run service stores in the transaction of the mark.
 
@@ -193,7 +193,7 @@ class Reporter:
     async def report(
         self,
         update: ActionUpdate,
-        action: TaskAction | None,
+        action: ActionObject | None,
         value: bytes | None,
         companions: MarkCompanions | None = None,
     ) -> bool:
@@ -220,7 +220,7 @@ class Reporter:
     async def _report(
         self,
         update: ActionUpdate,
-        action: TaskAction | None,
+        action: ActionObject | None,
         value: bytes | None,
         run_service: RunService | None,
     ) -> bool:
@@ -252,7 +252,7 @@ class Reporter:
     async def _known_status(
         self,
         update: ActionUpdate,
-        action: TaskAction | None,
+        action: ActionObject | None,
         value: bytes | None,
         run_service: RunService,
         recorded: bool | None,
@@ -289,7 +289,7 @@ class Reporter:
             self._introduced[key] = introduced
 
     async def _record(
-        self, update: ActionUpdate, action: TaskAction | None, value: bytes | None
+        self, update: ActionUpdate, action: ActionObject | None, value: bytes | None
     ) -> bool:
         call = partial(self._run_service.record_action, update, action)
         return await self._call("record", call, update, value)
@@ -297,7 +297,7 @@ class Reporter:
     async def _status(
         self,
         update: ActionUpdate,
-        action: TaskAction | None,
+        action: ActionObject | None,
         value: bytes | None,
         run_service: RunService,
     ) -> bool:

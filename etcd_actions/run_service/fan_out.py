@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from etcd_actions.errors import RunServiceActionUnknown, RunServiceError, RunServiceRejected
-from etcd_actions.model import ActionUpdate, Phase, TaskAction
+from etcd_actions.model import ActionObject, ActionUpdate, Phase
 from etcd_actions.run_service.protocol import (
     MarkCompanions,
     RunService,
@@ -34,7 +34,7 @@ class BothRunServices:
         """Whether one of them does."""
         return self._first.wants(phase, deleted) or self._second.wants(phase, deleted)
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Make the action known to both.
 
         Raises:
@@ -47,7 +47,7 @@ class BothRunServices:
         """See :meth:`update_action_state`."""
         await self.update_action_state(update, None)
 
-    async def update_action_state(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def update_action_state(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Report a state to both.
 
         Raises:
@@ -67,7 +67,7 @@ class BothRunServices:
         return until
 
     def mark_companions(
-        self, update: ActionUpdate, action: TaskAction | None
+        self, update: ActionUpdate, action: ActionObject | None
     ) -> MarkCompanions | None:
         """What the first one stores in the transaction of the mark; the second one is reported to.
 

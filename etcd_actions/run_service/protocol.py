@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from etcd_actions.model import ActionUpdate, Phase, TaskAction
+from etcd_actions.model import ActionObject, ActionUpdate, Phase
 from etcd_actions.storage.store import KeyChange
 
 
@@ -41,7 +41,7 @@ class RunService(Protocol):
         """Whether a state of this phase, or a deletion, is to be told at all."""
         ...
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Make the action known, before its first status.
 
         ``action`` is the stored object, None where it was deleted before it could be read.
@@ -83,16 +83,16 @@ class MarkCompanions:
 
 
 def mark_companions(
-    run_service: RunService, update: ActionUpdate, action: TaskAction | None
+    run_service: RunService, update: ActionUpdate, action: ActionObject | None
 ) -> MarkCompanions | None:
     """What a run service stores in the transaction of the mark; None where it does not."""
-    prepare: Callable[[ActionUpdate, TaskAction | None], MarkCompanions | None] | None
+    prepare: Callable[[ActionUpdate, ActionObject | None], MarkCompanions | None] | None
     prepare = getattr(run_service, "mark_companions", None)
     return None if prepare is None else prepare(update, action)
 
 
 async def tell_status(
-    run_service: RunService, update: ActionUpdate, action: TaskAction | None
+    run_service: RunService, update: ActionUpdate, action: ActionObject | None
 ) -> None:
     """Tell a state, with the object where the run service takes it; raises what that raises."""
     with_object = getattr(run_service, "update_action_state", None)
@@ -119,7 +119,7 @@ class NullRunService:
         """Whether the action is over and can be marked."""
         return phase.is_terminal and not deleted
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Accept."""
 
     async def update_action_status(self, update: ActionUpdate) -> None:

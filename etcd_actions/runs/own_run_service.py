@@ -35,10 +35,10 @@ from etcd_actions.etcd.group_commit import open_group_commit
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ActionId,
+    ActionObject,
     ActionUpdate,
     Keyspace,
     Phase,
-    TaskAction,
 )
 from etcd_actions.run_service.protocol import MarkCompanions
 from etcd_actions.runs.progress import (
@@ -128,7 +128,7 @@ class OwnRunService:
         """Every state: only an action's name tells a root from others."""
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Store a record for the run of a root that has none.
 
         Cancelled, it may have been stored, which is safe.
@@ -152,7 +152,7 @@ class OwnRunService:
         """See :meth:`update_action_state`; without the object less is known."""
         await self.update_action_state(update, None)
 
-    async def update_action_state(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def update_action_state(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Store a state, unless a newer one is stored. Cancelled, it may have been stored.
 
         Args:
@@ -166,7 +166,7 @@ class OwnRunService:
         for change in self._changes(update, action):
             await self._store_change(change)
 
-    def mark_companions(self, update: ActionUpdate, action: TaskAction | None) -> MarkCompanions:
+    def mark_companions(self, update: ActionUpdate, action: ActionObject | None) -> MarkCompanions:
         """The same as changes for the transaction of the mark.
 
         Raises:
@@ -175,7 +175,7 @@ class OwnRunService:
         write = partial(self.update_action_state, update, action)
         return MarkCompanions(self._changes(update, action), write)
 
-    def _changes(self, update: ActionUpdate, action: TaskAction | None) -> list[KeyChange]:
+    def _changes(self, update: ActionUpdate, action: ActionObject | None) -> list[KeyChange]:
         changes = []
         if is_root(update):
             status = partial(self._with_status, update, action)
@@ -187,7 +187,7 @@ class OwnRunService:
         return changes
 
     def _with_status(
-        self, update: ActionUpdate, action: TaskAction | None, seen: KeyValue | None
+        self, update: ActionUpdate, action: ActionObject | None, seen: KeyValue | None
     ) -> bytes | None:
         """The record of a run with a state of its root; None where it has a newer one."""
         record = _record(seen)
@@ -253,7 +253,7 @@ class OwnRunService:
 
 
 def _with_attempts(
-    update: ActionUpdate, action: TaskAction | None, seen: KeyValue | None
+    update: ActionUpdate, action: ActionObject | None, seen: KeyValue | None
 ) -> bytes | None:
     """The history of an action with a state of it; None where it has all of that."""
     before = _history(seen)

@@ -12,14 +12,12 @@ import trio.testing
 
 from etcd_actions import (
     ActionId,
+    ActionObject,
     ActionUpdate,
     Phase,
-    Processor,
-    ProcessorSettings,
     Subscription,
-    TaskAction,
+    WatchingSettings,
     open_etcd,
-    open_processor,
 )
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.codecs import json
@@ -27,6 +25,7 @@ from etcd_actions.errors import InvalidRequest, PermissionDenied
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 from etcd_actions.follow import Handler
 from etcd_actions.follow.workqueue import WorkQueueSettings
+from etcd_actions.pipeline.processor import Processor, open_processor
 from etcd_actions.watch import Change
 from tests.data.captured import PUTS
 from tests.support.endings import marked as as_marked
@@ -34,7 +33,7 @@ from tests.support.etcd_server import EtcdServer, free_port
 from tests.support.waiting import eventually
 
 # The captured actions are stored one by one, without their parents.
-_ALONE = ProcessorSettings(elect=False, collect_orphans=False)
+_ALONE = WatchingSettings(elect=False, collect_orphans=False)
 _FAST = replace(_ALONE, queue=WorkQueueSettings(backoff=Backoff(initial=0.01, cap=0.05)))
 _ROOT = ActionId("flytesnacks", "development", "rh7k2m9p4qv3", "a0")
 
@@ -52,7 +51,7 @@ RUNNING = captured("rh7k2m9p4qv3-a1", Phase.RUNNING)
 SUCCEEDED = captured("rh7k2m9p4qv3-a1", Phase.SUCCEEDED)
 
 
-async def value_of(etcd: Etcd, key: bytes) -> TaskAction:
+async def value_of(etcd: Etcd, key: bytes) -> ActionObject:
     return json.decode((await etcd.range(KeyRange.of_key(key))).kvs[0].value)
 
 
@@ -69,7 +68,7 @@ class RecordingRunService:
     def wants(self, phase: Phase, deleted: bool) -> bool:
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         await self._answer()
         self.records.append(update)
 
@@ -559,7 +558,7 @@ async def test_subscribers_hear_of_a_processor_that_ends_by_an_exception(
         ended.set()
 
     async with trio.open_nursery() as nursery:
-        with pytest.raises(ExceptionGroup):  # noqa: PT012 - the context is what must raise
+        with pytest.raises(LookupError, match="scripted"):  # noqa: PT012 - the context is what must raise
             async with open_processor(etcd, prefix=prefix, settings=_ALONE) as processor:
                 await processor.start_watching()
                 nursery.start_soon(read, processor.subscribe(_ROOT))
