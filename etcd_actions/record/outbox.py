@@ -58,7 +58,7 @@ from etcd_actions.record.recorder import MarkResult, Recorder, TerminalState
 from etcd_actions.record.reporter import BEFORE_RUNNING, CallStatistics, Reporter
 from etcd_actions.run_service.protocol import MarkCompanions
 from etcd_actions.storage.store import Store
-from etcd_actions.watch import Change, ChangeKind
+from etcd_actions.watch import Change
 
 _NOT_TERMINAL = -1
 _LONGEST_UID = 128
@@ -93,7 +93,11 @@ class _Delivery(Change, frozen=True, gc=False):
     read: bool = False
     """Whether its value was read in this term, when it was the newest."""
     action: ActionObject | None = None
-    """The value, decoded, where that is available."""
+    """The decoded value, if it is available."""
+
+    def without_value(self) -> Change:
+        """The same change with its value dropped."""
+        return msgspec.structs.replace(super().without_value(), action=None)
 
 
 class _Accepted(NamedTuple):
@@ -250,7 +254,7 @@ class Outbox:
             return (
                 summary.held
                 or free
-                or self._recorder.needs_lease(change.lease)
+                or self._recorder.needs_lease(change.kv.lease)
                 or self._is_other_mark(change.key, summary.mark)
             )
         deletion_requested = summary.deleting and not summary.phase.is_terminal
@@ -291,11 +295,9 @@ class Outbox:
             return
         known = self._index.get(key)
         if known is None:
-            change: Change = _Delivery(ChangeKind.DELETED, key, b"", 0, 0, 0)
+            change: Change = _Delivery.deletion(key, 0)
         else:
-            # Its value is read again.
-            revisions = known.create_revision, known.revision
-            change = Change(ChangeKind.MODIFIED, key, None, *revisions, 1)
+            change = Change.unread(key, known.create_revision, known.revision)
         self._queue.dispatch((change,))
 
     def forget(self, key: bytes) -> None:
@@ -348,7 +350,7 @@ class Outbox:
         return None if found is None else _delivery(found, read=True)
 
     async def _handle(self, delivery: Change) -> None:
-        key, value = delivery.key, delivery.value or b""
+        key, value = delivery.key, delivery.value
         action = delivery.action if isinstance(delivery, _Delivery) else None
         if action is None:
             action = codec_of(value).decode(value, key=key, revision=delivery.mod_revision)
@@ -358,7 +360,7 @@ class Outbox:
             revision=delivery.mod_revision,
             create_revision=delivery.create_revision,
         )
-        seen = _key_value(delivery)
+        seen = delivery.kv.plain()
         self._supersede_deferred(key)
         reported = self._reported.setdefault(key, _Reported())
         if requests := self.reporter.dead_letters.asked(key):
@@ -394,7 +396,7 @@ class Outbox:
         requests: frozenset[str],
     ) -> None:
         """Report a terminal state, unless it was accepted already, then mark it."""
-        key, value, seen = delivery.key, delivery.value or b"", _key_value(delivery)
+        key, value, seen = delivery.key, delivery.value, delivery.kv.plain()
         reporter = self.reporter
         companions = None
         if not requests:
@@ -414,7 +416,7 @@ class Outbox:
         if reported.started < (until := reporter.uncertain_until(key)):
             if companions is not None:
                 await companions.write()
-            self._deferred.put(_without_value(delivery), until)
+            self._deferred.put(delivery.without_value(), until)
             return
         await reporter.dead_letters.carry(update, value)
         try:
@@ -527,30 +529,9 @@ def _delivery(
 ) -> _Delivery:
     return _Delivery(
         change.kind,
-        change.key,
-        change.value,
-        change.create_revision,
-        change.mod_revision,
-        change.version,
-        change.lease,
+        change.kv,
+        value_dropped=change.value_dropped,
         update=update,
         read=read,
         action=action,
-    )
-
-
-def _without_value(change: Change) -> Change:
-    if isinstance(change, _Delivery):
-        return msgspec.structs.replace(change, value=None, action=None)
-    return msgspec.structs.replace(change, value=None)
-
-
-def _key_value(change: Change) -> KeyValue:
-    return KeyValue(
-        change.key,
-        change.value or b"",
-        change.create_revision,
-        change.mod_revision,
-        change.version,
-        change.lease,
     )
