@@ -45,6 +45,7 @@ from etcd_actions.record.checkpoint import Position
 from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.leader import Leader
 from etcd_actions.record.outbox import Outbox
+from etcd_actions.record.reporter import Reporter
 from etcd_actions.watch import Reflector, ReflectorSettings
 from tests.boundaries.table import BOUNDARIES
 from tests.support import flyte
@@ -185,9 +186,9 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     ),
     "what is told of a run service": (
         "delivery",
-        Outbox,
-        "_offer",
-        lambda _, __, update, *___: is_bad(update.key),
+        Reporter,
+        "_call",
+        lambda _, __, ___, update, *____: is_bad(update.key),
         3,
     ),
     "a mark": (
