@@ -9,7 +9,7 @@ import h2.exceptions
 import trio
 from h2.errors import ErrorCodes
 
-from etcd_actions.web.asgi import ClientGone, Headers
+from etcd_actions.web.asgi import ClientDisconnected, Headers
 from etcd_actions.web.context import Context
 from etcd_actions.web.request import Request
 from etcd_actions.web.wakeup import Signal
@@ -83,7 +83,7 @@ class Outgoing:
         """Add data. What a client would get that has left is dropped.
 
         Raises:
-            ClientGone: The client has taken nothing for too long.
+            ClientDisconnected: The client has taken nothing for too long.
         """
         if self.is_closed:
             return
@@ -100,7 +100,7 @@ class Outgoing:
         """Wait until a client has taken enough, or is gone.
 
         Raises:
-            ClientGone: The client has taken too little for too long.
+            ClientDisconnected: The client has taken too little for too long.
         """
         with trio.move_on_after(self._patience) as scope:
             while not (enough() or self.is_closed):
@@ -125,8 +125,8 @@ class Outgoing:
         self._data.clear()
         self._taken.send()
 
-    def _given_up(self) -> ClientGone:
-        return ClientGone(f"it has taken nothing for {self._patience:g} s")
+    def _given_up(self) -> ClientDisconnected:
+        return ClientDisconnected(f"it has taken nothing for {self._patience:g} s")
 
 
 class Exchange:

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import trio
 
-from etcd_actions.web.asgi import ClientGone, Headers, Message, is_protocol_error
+from etcd_actions.web.asgi import ClientDisconnected, Headers, Message, is_protocol_error
 from etcd_actions.web.http_limits import HttpLimits
 from etcd_actions.web.wakeup import Signal
 
@@ -56,7 +56,7 @@ class Reply(Protocol):
         """Wait until there is room, or, after the end, until all is sent.
 
         Raises:
-            ClientGone: The client has taken nothing for too long.
+            ClientDisconnected: The client has taken nothing for too long.
         """
 
     def break_off(self) -> None:
@@ -116,12 +116,12 @@ class Request:
         """ASGI's send.
 
         Raises:
-            ClientGone: The client has taken nothing for too long.
+            ClientDisconnected: The client has taken nothing for too long.
             RuntimeError: The application sends what cannot come now.
         """
         try:
             await self._take(message)
-        except ClientGone:
+        except ClientDisconnected:
             self.is_lost = True
             raise
 
@@ -227,7 +227,7 @@ class Body:
         self._changed = Signal()
         self._is_over = False
         self._is_delivered = False
-        self._on_lost: Callable[[], None] | None = None
+        self._on_disconnect: Callable[[], None] | None = None
         self._until = trio.current_time() + limits.body_timeout
         # Of a long body: seconds that its client has left for the bytes at hand, and these.
         self._patience: float | None = None
@@ -258,9 +258,9 @@ class Body:
         self._changed.send()
         self._report_loss()
 
-    def on_lost(self, callback: Callable[[], None]) -> None:
-        """See :func:`~etcd_actions.web.asgi.on_lost`."""
-        self._on_lost = callback
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        """See :func:`~etcd_actions.web.asgi.on_disconnect`."""
+        self._on_disconnect = callback
         self._report_loss()
 
     async def changed(self) -> None:
@@ -310,8 +310,8 @@ class Body:
         return bool(self._unread) or (self.is_whole and not self._is_delivered)
 
     def _report_loss(self) -> None:
-        if self._is_over and not self._has_news and self._on_lost is not None:
-            callback, self._on_lost = self._on_lost, None
+        if self._is_over and not self._has_news and self._on_disconnect is not None:
+            callback, self._on_disconnect = self._on_disconnect, None
             callback()
 
 

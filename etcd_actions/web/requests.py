@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from etcd_actions.web.answering import Answering
-from etcd_actions.web.asgi import LONG_BODY, ON_LOST, Message, is_protocol_error
+from etcd_actions.web.asgi import LONG_BODY, ON_DISCONNECT, Message, is_protocol_error
 from etcd_actions.web.request import Reply, Request
 
 _LONGEST_PATH: Final = 200
@@ -98,7 +98,7 @@ class Requests:
         if refused is None:
             extensions = scope["extensions"]
             extensions[LONG_BODY] = request.body.take_long
-            extensions[ON_LOST] = request.body.on_lost
+            extensions[ON_DISCONNECT] = request.body.on_disconnect
             await answering.application(scope, request.receive, request.send)
             return
         answering.counts.refused_requests[refused] += 1
