@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from etcd_actions.web.answering import ListenerStatistics
     from etcd_actions.web.asgi import (
         Application,
         ClientDisconnected,
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     )
     from etcd_actions.web.bind import Bind
     from etcd_actions.web.http_limits import HttpLimits
-    from etcd_actions.web.listener import Listener, ListenerStatistics, open_listener
+    from etcd_actions.web.listener import Listener, open_listener
     from etcd_actions.web.server_tls import ServerTls
 
 __all__ = [
@@ -43,7 +44,7 @@ _MODULES = {
     "Bind": "bind",
     "HttpLimits": "http_limits",
     "Listener": "listener",
-    "ListenerStatistics": "listener",
+    "ListenerStatistics": "answering",
     "ServerTls": "server_tls",
     "open_listener": "listener",
 }
