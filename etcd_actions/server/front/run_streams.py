@@ -17,7 +17,7 @@ from flyteidl2.workflow.run_definition_pb2 import EnrichedAction
 
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
-from etcd_actions.codecs import json
+from etcd_actions.codecs import codec_of
 from etcd_actions.errors import NotFound
 from etcd_actions.follow.subscriptions import SnapshotEnd, Subscription
 from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase, canonical_name
@@ -194,13 +194,13 @@ def _ended(sent: Found, update: ActionUpdate) -> Found:
 
     An action that was deleted while it ran is aborted.
     """
-    action: StoredAction | None = sent.action
-    assert action is not None
+    assert sent.action is not None
+    kv = sent.action.kv
     phase = update.phase if update.phase.is_terminal else Phase.ABORTED
-    tree = json.decode_tree(json.encode(action))
+    codec = codec_of(kv.value)
+    tree = codec.decode_tree(kv.value)
     write_phase(tree, phase, now=datetime.now(UTC), attempts=update.attempts, error=update.error)
-    ended = json.decode(json.encode_tree(tree))
-    action = msgspec.structs.replace(
-        action, metadata=ended.metadata, status=ended.status, revision=update.revision
-    )
+    value = codec.encode_tree(tree)
+    kv = msgspec.structs.replace(kv, value=value, mod_revision=update.revision)
+    action = StoredAction.of(kv)
     return sent._replace(action=action, revision=update.revision)
