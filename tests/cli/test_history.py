@@ -95,7 +95,7 @@ def test_pieces_of_any_size() -> None:
 def test_positions_are_those_of_the_input() -> None:
     for data in (HISTORY, RECORD):
         steps = list(reader_of("file", data, Destination(b"/p/")).feed(data))
-        positions = [step.position for step in steps]
+        positions = [step.offset for step in steps]
         assert positions == sorted(set(positions))
         assert len(data) // 2 < positions[-1] <= len(data)
 
@@ -211,7 +211,7 @@ def test_a_record_may_be_cut_off_anywhere() -> None:
     for end in range(HEADER_END, len(SMALL_RECORD)):
         events, reader = read(SMALL_RECORD[:end])
         assert events == SMALL[: len(events)]
-        assert "cut off" in reader.warning
+        assert "truncated" in reader.warning
     assert read(SMALL_RECORD)[1].warning == ""
     for end in range(1, HEADER_END):
         assert "there is no header" in complaint(SMALL_RECORD[:end])
@@ -246,7 +246,7 @@ def entry(**changes: Any) -> bytes:
     ("made", "told"),
     [
         (lambda: b"\xc1", "no msgpack"),
-        (lambda: b"\x05", "a map is wanted, not int"),
+        (lambda: b"\x05", "no map, but int"),
         (lambda: b"\xdf\xff\xff\xff\xff", "no msgpack"),
         (lambda: b"\x81\x90\x01", "no msgpack"),
         (lambda: b"\x81" * 2000, "nested too deeply"),

@@ -1,4 +1,4 @@
-"""What the SDK of ``submit`` speaks to: the service, or a front door for this submission alone."""
+"""The endpoint that the SDK of ``submit`` calls: the service, or a front door of our own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 
 from etcd_actions.blobs import BlobStore, open_blob_store
-from etcd_actions.cli.backends import Asked, Directly, open_asked
+from etcd_actions.cli.backends import Backend, EtcdBackend, open_backend, open_client
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.config import Config
 from etcd_actions.config.settings import BLOB_DIR, SERVICE, SERVICE_CACERT, SERVICE_TOKEN_FILE
@@ -26,39 +26,36 @@ _ROOT = 0
 _KEEPALIVE = 30.0
 
 
-class Door(NamedTuple):
-    """Where runs are created.
+class RunEndpoint(NamedTuple):
+    """Where runs are created: the backend for the run, and the SDK's connection to it."""
 
-    Attributes:
-        asked: Who is asked how the run goes on.
-        connection: What the SDK is told to reach it.
-    """
-
-    asked: Asked
+    backend: Backend
     connection: dict[str, Any]
 
 
 @asynccontextmanager
-async def open_door(common: CommonOptions, output_base: str | None) -> AsyncIterator[Door]:
+async def open_run_endpoint(
+    common: CommonOptions, output_base: str | None
+) -> AsyncIterator[RunEndpoint]:
     """The service that the settings name, else services of our own on their etcd.
 
-    Our own listen on this machine, for this user, for as long as the context lasts.
+    Our own listen on the loopback interface, for this user, while the context is open.
 
     Args:
         common: The settings.
-        output_base: Where the files of the run go; None for the store of blobs. Our own services
-            keep its inputs there, too.
+        output_base: Where the outputs of the run are stored, and with our own services its
+            inputs; None for the blob store.
 
     Raises:
-        ConfigError: There is no place for the files of runs, or a token cannot be sent.
-        EtcdError: etcd does not answer.
+        ConfigError: There is no store for the files of runs, or a token cannot be sent.
+        EtcdError: etcd does not respond.
     """
     config = common.config
     service = config[SERVICE]
     if service is not None:
-        connection = _of_service(config, service)
-        async with open_asked(common) as asked:
-            yield Door(asked, connection)
+        connection = _connection(config, service)
+        async with open_backend(common) as backend:
+            yield RunEndpoint(backend, connection)
         return
     store = await trio.to_thread.run_sync(_store, config, output_base)
     from etcd_actions.server import ServerSettings, open_actions_server  # noqa: PLC0415
@@ -67,26 +64,22 @@ async def open_door(common: CommonOptions, output_base: str | None) -> AsyncIter
     settings = ServerSettings(
         bind=Bind("127.0.0.1", 0), rate=0, users=frozenset({os.geteuid(), _ROOT})
     )
-    async with open_asked(common) as asked:
-        assert isinstance(asked, Directly)
-        # Before the SDK is started, which takes seconds and cannot say which etcd it is.
-        await asked.client.store.get(asked.client.keys.runs)
-        front = Front(
-            client=asked.client, keepalive=_KEEPALIVE, blobs=store, reads_local_files=True
-        )
-        async with open_actions_server(
-            asked.client, settings, front=front, announce=False
-        ) as server:
-            yield Door(asked, {"endpoint": f"http://{server.address}", "insecure": True})
+    async with open_client(common) as client:
+        # Checked before the SDK starts, which takes seconds and cannot name the etcd.
+        await client.store.get(client.keys.runs)
+        front = Front(client=client, keepalive=_KEEPALIVE, blobs=store, reads_local_files=True)
+        async with open_actions_server(client, settings, front=front, announce=False) as server:
+            connection = {"endpoint": f"http://{server.address}", "insecure": True}
+            yield RunEndpoint(EtcdBackend(client), connection)
 
 
-def _of_service(config: Config, service: Endpoint) -> dict[str, Any]:
+def _connection(config: Config, service: Endpoint) -> dict[str, Any]:
     cacert, token_file = config[SERVICE_CACERT], config[SERVICE_TOKEN_FILE]
     if not service.encrypted and cacert is None:
         if token_file is not None:
             raise ConfigError(
-                f"{SERVICE_TOKEN_FILE.flag}: the SDK sends no token without TLS: have the service "
-                f"use it, and write https:// before {SERVICE.flag} {service}"
+                f"{SERVICE_TOKEN_FILE.flag}: the SDK sends no token without TLS: use TLS in the "
+                f"service, and write https:// before {SERVICE.flag} {service}"
             )
         return {"endpoint": f"http://{service}", "insecure": True}
     connection: dict[str, Any] = {"endpoint": f"https://{service}"}
@@ -107,8 +100,8 @@ def _store(config: Config, output_base: str | None) -> BlobStore:
             where = Path(where).expanduser().absolute()
     except (ConfigError, OSError, RuntimeError):
         raise ConfigError(
-            "there is no default place for the run's files, as this user has no home directory, "
-            "or the place is not found from this one: give one with --output-base, or set HOME"
+            "there is no default directory for the run's files, as this user has no home "
+            "directory, or it cannot be found: give one with --output-base, or set HOME"
         ) from None
     try:
         return open_blob_store(where)
