@@ -260,7 +260,7 @@ def entry(**changes: Any) -> bytes:
         (lambda: entry(value=b"other"), "crc32"),
         (lambda: entry(crc32=0), "crc32"),
         (lambda: msgpack.packb({"type": "END", "events": 2}), "END counts 2"),
-        (lambda: msgpack.packb({"type": "END", "events": 1}) + entry(), "behind the END"),
+        (lambda: msgpack.packb({"type": "END", "events": 1}) + entry(), "after the END"),
         # A length that is too large swallows what follows.
         (lambda: entry().replace(b"\xc4\x07{", b"\xc5\xff\xff{") + entry(), "does not end"),
     ],
@@ -269,7 +269,7 @@ def test_what_is_no_entry_is_named(made: Callable[[], bytes], told: str) -> None
     before = as_record(SMALL[:1])[: -len(ENDING)]
     corrupt = made()
     message = complaint(before + corrupt)
-    at = len(before) + (len(corrupt) - len(entry()) if "behind" in told else 0)
+    at = len(before) + (len(corrupt) - len(entry()) if "after" in told else 0)
     assert message.startswith(f"file: offset {at}: ")
     assert told in message
     assert message.endswith("this entry and those after it are not written")

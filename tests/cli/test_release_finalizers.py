@@ -147,7 +147,7 @@ def test_a_name_that_is_none_is_never_an_argument(kubectl: Kubectl) -> None:
     kubectl.has({"flyte/--all": [OURS]})
     done = kubectl.release()
     assert done.code == 4
-    assert "printed what is no name: 'flyte --all 0'" in done.complaint
+    assert "printed no name: 'flyte --all 0'" in done.complaint
     assert [call[0] for call in kubectl.calls] == ["get"]
 
 
