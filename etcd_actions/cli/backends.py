@@ -13,13 +13,7 @@ from etcd_actions._internal.quoting import quoted
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.client import ActionsClient, open_actions_client
-from etcd_actions.config.settings import (
-    CODEC,
-    FINALIZER,
-    SERVICE,
-    SERVICE_CACERT,
-    SERVICE_TOKEN_FILE,
-)
+from etcd_actions.config import settings
 from etcd_actions.errors import ConfigError
 from etcd_actions.model import DEFAULT_NAMESPACE, ActionId, ErrorState
 from etcd_actions.model import flyte as conversions
@@ -90,8 +84,8 @@ async def open_client(common: CommonOptions) -> AsyncIterator[ActionsClient]:
             prefix=common.prefix,
             namespace=common.namespace or DEFAULT_NAMESPACE,
             namespace_template=common.config.namespace_template,
-            codec=common.config[CODEC],
-            settings=WatchingSettings(finalizer=common.config[FINALIZER]),
+            codec=common.config[settings.CODEC],
+            settings=WatchingSettings(finalizer=common.config[settings.FINALIZER]),
         ) as client,
     ):
         yield client
@@ -101,13 +95,15 @@ async def open_client(common: CommonOptions) -> AsyncIterator[ActionsClient]:
 async def open_backend(common: CommonOptions) -> AsyncIterator[Backend]:
     """The service if the settings name one, else etcd."""
     config = common.config
-    service = config[SERVICE]
+    service = config[settings.SERVICE]
     if service is None:
         async with open_client(common) as client:
             yield EtcdBackend(client)
         return
     async with open_service_client(
-        service, cacert=config[SERVICE_CACERT], token_file=config[SERVICE_TOKEN_FILE]
+        service,
+        cacert=config[settings.SERVICE_CACERT],
+        token_file=config[settings.SERVICE_TOKEN_FILE],
     ) as backend:
         yield backend
 

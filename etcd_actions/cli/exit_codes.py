@@ -73,51 +73,33 @@ _CODES: tuple[tuple[type[errors.EtcdActionsError], ExitCode], ...] = (
     (errors.EtcdError, ExitCode.REFUSED),
 )
 
-# For an error whose message has this part; the first that matches applies.
-_ADVICE: tuple[tuple[type[errors.EtcdActionsError], str, str], ...] = (
-    (
-        errors.Unavailable,
-        "it is for another name",
-        "name one of the certificate's with --tls-server-name, or in --endpoints",
-    ),
-    (
-        errors.Unavailable,
-        "certificate verification failed",
-        "give the authority that signed etcd's certificate with --cacert",
-    ),
-    (
-        errors.Unavailable,
-        "wants a client certificate",
-        "give one that etcd's authority signed, with --cert and --key",
-    ),
-    (
-        errors.Unavailable,
-        "does it use TLS?",
-        "for an etcd without TLS leave out https:// and the settings of TLS: see config show",
-    ),
-    (
-        errors.Unavailable,
-        "does it want TLS?",
-        "if this etcd uses TLS, write https:// before its address, or give --cacert",
-    ),
-    (errors.Unavailable, "", "is etcd running, and is this its address? See --endpoints"),
-    (
-        errors.PermissionDenied,
-        "",
-        "grant the etcd user read and write on the prefix, or choose another with --prefix",
-    ),
-    (
-        errors.Unauthenticated,
-        "user name is empty",
-        "this etcd needs a user: give --user and --password-file, or ETCDCTL_USER and "
-        "ETCDCTL_PASSWORD",
-    ),
-    (errors.Unauthenticated, "", "is this the user, and the password? See config show"),
-    (errors.Compacted, "", "etcd compacted its history during the command: retry"),
-    (errors.NoSpace, "", "compact and defragment etcd, or raise its quota"),
-    (errors.RequestTooLarge, "", "raise etcd's --max-request-bytes"),
-)
-
+# By the kind of the error and a part of its message; the first that matches applies.
+_ADVICE: dict[type[errors.EtcdActionsError], dict[str, str]] = {
+    errors.Unavailable: {
+        "it is for another name": "name one of the certificate's with --tls-server-name, or in "
+        "--endpoints",
+        "certificate verification failed": "give the authority that signed etcd's certificate "
+        "with --cacert",
+        "wants a client certificate": "give one that etcd's authority signed, with --cert and "
+        "--key",
+        "does it use TLS?": "for an etcd without TLS leave out https:// and the settings of TLS: "
+        "see config show",
+        "does it want TLS?": "if this etcd uses TLS, write https:// before its address, or give "
+        "--cacert",
+        "": "is etcd running, and is this its address? See --endpoints",
+    },
+    errors.PermissionDenied: {
+        "": "grant the etcd user read and write on the prefix, or choose another with --prefix"
+    },
+    errors.Unauthenticated: {
+        "user name is empty": "this etcd needs a user: give --user and --password-file, or "
+        "ETCDCTL_USER and ETCDCTL_PASSWORD",
+        "": "is this the user, and the password? See config show",
+    },
+    errors.Compacted: {"": "etcd compacted its history during the command: retry"},
+    errors.NoSpace: {"": "compact and defragment etcd, or raise its quota"},
+    errors.RequestTooLarge: {"": "raise etcd's --max-request-bytes"},
+}
 
 # The errors of a write to standard output.
 _OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
@@ -156,7 +138,14 @@ def report(error: BaseException) -> ExitCode:
     known = next(_leaf_errors(error))
     message = str(known)
     advice = next(
-        (text for kind, part, text in _ADVICE if isinstance(known, kind) and part in message), ""
+        (
+            text
+            for kind, texts in _ADVICE.items()
+            if isinstance(known, kind)
+            for part, text in texts.items()
+            if part in message
+        ),
+        "",
     )
     code = next((code for kind, code in _CODES if isinstance(known, kind)), ExitCode.FAILURE)
     if code is ExitCode.FAILURE:

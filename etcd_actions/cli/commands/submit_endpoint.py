@@ -13,8 +13,7 @@ import trio
 from etcd_actions.blobs import BlobStore, open_blob_store
 from etcd_actions.cli.backends import Backend, EtcdBackend, open_backend, open_client
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.config import Config
-from etcd_actions.config.settings import BLOB_DIR, SERVICE, SERVICE_CACERT, SERVICE_TOKEN_FILE
+from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import default_data_dir
 from etcd_actions.errors import ConfigError
 from etcd_actions.web import Bind
@@ -51,7 +50,7 @@ async def open_run_endpoint(
         EtcdError: etcd does not respond.
     """
     config = common.config
-    service = config[SERVICE]
+    service = config[settings.SERVICE]
     if service is not None:
         connection = _connection(config, service)
         async with open_backend(common) as backend:
@@ -61,25 +60,25 @@ async def open_run_endpoint(
     from etcd_actions.server import ServerSettings, open_actions_server  # noqa: PLC0415
     from etcd_actions.server.front import Front  # noqa: PLC0415
 
-    settings = ServerSettings(
+    served = ServerSettings(
         bind=Bind("127.0.0.1", 0), rate=0, users=frozenset({os.geteuid(), _ROOT})
     )
     async with open_client(common) as client:
         # Checked before the SDK starts, which takes seconds and cannot name the etcd.
         await client.store.get(client.keys.runs)
         front = Front(client=client, keepalive=_KEEPALIVE, blobs=store, reads_local_files=True)
-        async with open_actions_server(client, settings, front=front, announce=False) as server:
+        async with open_actions_server(client, served, front=front, announce=False) as server:
             connection = {"endpoint": f"http://{server.address}", "insecure": True}
             yield RunEndpoint(EtcdBackend(client), connection)
 
 
 def _connection(config: Config, service: Endpoint) -> dict[str, Any]:
-    cacert, token_file = config[SERVICE_CACERT], config[SERVICE_TOKEN_FILE]
+    cacert, token_file = config[settings.SERVICE_CACERT], config[settings.SERVICE_TOKEN_FILE]
     if not service.encrypted and cacert is None:
         if token_file is not None:
             raise ConfigError(
-                f"{SERVICE_TOKEN_FILE.flag}: the SDK sends no token without TLS: use TLS in the "
-                f"service, and write https:// before {SERVICE.flag} {service}"
+                f"{settings.SERVICE_TOKEN_FILE.flag}: the SDK sends no token without TLS: use TLS "
+                f"in the service, and write https:// before {settings.SERVICE.flag} {service}"
             )
         return {"endpoint": f"http://{service}", "insecure": True}
     connection: dict[str, Any] = {"endpoint": f"https://{service}"}
@@ -92,8 +91,8 @@ def _connection(config: Config, service: Endpoint) -> dict[str, Any]:
 
 
 def _store(config: Config, output_base: str | None) -> BlobStore:
-    where: Path | str | None = output_base or config[BLOB_DIR]
-    flag = "--output-base" if output_base else BLOB_DIR.flag
+    where: Path | str | None = output_base or config[settings.BLOB_DIR]
+    flag = "--output-base" if output_base else settings.BLOB_DIR.flag
     try:
         where = default_data_dir().with_name("blobs") if where is None else where
         if isinstance(where, Path) or output_base:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import click
 
@@ -50,14 +51,10 @@ def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
 def list_(
     common: CommonOptions,
     *,
-    run: str | None,
-    project: str | None,
-    domain: str | None,
     phases: tuple[str, ...],
-    parent: str | None,
-    unrecorded: bool,
     limit: int | None,
     output: str | None,
+    **fields: Any,
 ) -> int:
     """Show the existing actions.
 
@@ -68,14 +65,7 @@ def list_(
     """
     from etcd_actions.cli.commands.list_actions import Filter, list_actions  # noqa: PLC0415
 
-    selected = Filter(
-        run=run,
-        project=project,
-        domain=domain,
-        phases=frozenset(phases),
-        parent=parent,
-        unrecorded=unrecorded,
-    )
+    selected = Filter(phases=frozenset(phases), **fields)
     return run_async(partial(list_actions, common, selected, output=output, limit=limit))
 
 

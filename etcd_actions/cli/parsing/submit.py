@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from etcd_actions.cli.flags import command
@@ -35,20 +37,7 @@ from etcd_actions.config.settings import SUBMIT
 @click.option("--detach", is_flag=True, help="Do not wait for the result.")
 @output_option("table", "jsonl", elsewhere="jsonl")
 @with_settings(SUBMIT)
-def submit(
-    common: CommonOptions,
-    *,
-    target: str,
-    inputs: tuple[str, ...],
-    project: str,
-    domain: str,
-    org: str,
-    run: str | None,
-    root_dir: str | None,
-    output_base: str | None,
-    detach: bool,
-    output: str | None,
-) -> int:
+def submit(common: CommonOptions, *, output: str | None, **flags: Any) -> int:
     """Run a task of a program that is written with Flyte's SDK.
 
     The SDK, in the interpreter that --python names, converts the inputs and creates the run; an
@@ -58,15 +47,4 @@ def submit(
     """
     from etcd_actions.cli.commands.submit import Submission, submit_program  # noqa: PLC0415
 
-    submission = Submission(
-        target=target,
-        inputs=inputs,
-        project=project,
-        domain=domain,
-        org=org,
-        run=run,
-        root_dir=root_dir,
-        output_base=output_base,
-        detach=detach,
-    )
-    return run_async(submit_program, common, submission, output)
+    return run_async(submit_program, common, Submission(**flags), output)
