@@ -90,7 +90,7 @@ async def unheard(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
 
 
 async def kept(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
-    """The same of roots, with their records and histories in etcd, in the transaction of the mark."""
+    """The same of roots, with records and histories in etcd, in the mark's transaction."""
     await put_ended(etcd, prefix, count)
     async with open_own_run_service(etcd, Keyspace(prefix)) as service:
         return await _mark_all(etcd, prefix, count, service)
