@@ -673,9 +673,10 @@ class ActionsClient:
             if snapshot:
                 listing = await self._states_of(parent, processor, subscription)
                 states = await _updates(listing)
+                traces: list[ActionUpdate] = []
                 if isinstance(parent, ActionId) and parent.name not in ("", WHOLE_RUN):
-                    states += await self._recovery.traces(parent, listing)
-                subscription.begin_with(states, listing.revision)
+                    traces = await self._recovery.traces(parent, listing)
+                processor.start_with(subscription, states, listing.revision, others=traces)
             yield subscription
 
     def _scope(self, parent: ActionId | str | None) -> Scope:
