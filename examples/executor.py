@@ -23,9 +23,12 @@ from etcd_actions import (
     open_actions_client,
     open_etcd,
 )
-from etcd_actions.claims import Claim, Claims
 from etcd_actions.errors import EtcdActionsError, FailedPrecondition
 from etcd_actions.model import ErrorState
+from etcd_actions.storage.claims import (
+    Claim,
+    Claims,
+)
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 

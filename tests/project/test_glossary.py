@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"
 # ``count word`` a line. A word that is not here has a ceiling of none.
 CEILINGS = ROOT / "tests" / "data" / "word_ceilings.txt"
