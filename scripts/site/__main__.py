@@ -46,7 +46,7 @@ def main() -> None:
     """Build the site, or write what is generated in docs/."""
     parser = argparse.ArgumentParser(prog="scripts/docs", description=__doc__)
     parser.add_argument(
-        "--write", action="store_true", help="only write the tables of docs/configuration.md anew"
+        "--write", action="store_true", help="only write the tables of docs/configuration.md"
     )
     if parser.parse_args().write:
         page = DOCS / "configuration.md"

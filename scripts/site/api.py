@@ -56,7 +56,7 @@ class _Writer:
         self._written: set[str] = set()
 
     def module(self, module: ModuleType, names: Iterable[str]) -> Iterator[str]:
-        """The public names of a module; one that was written before is left out."""
+        """The public names of a module; each is written once."""
         for name in sorted(set(names) - {"__version__", "pytest_plugins"}, key=str.lower):
             value = getattr(module, name)
             if name in self._written:
