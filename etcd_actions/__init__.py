@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from etcd_actions.actions.status import ActionStatus
-    from etcd_actions.actions.stored_action import StoredTaskAction
+    from etcd_actions.actions.stored_action import StoredAction
     from etcd_actions.client import ActionsClient, open_actions_client
     from etcd_actions.dead_letters import DeadLetter
     from etcd_actions.etcd import Tls, User, open_etcd
     from etcd_actions.follow.subscriptions import SnapshotEnd, Subscription
-    from etcd_actions.model import ActionId, ActionUpdate, Phase, TaskAction
+    from etcd_actions.model import ActionId, ActionObject, ActionUpdate, Phase
     from etcd_actions.pipeline.processor import Processor, open_processor
     from etcd_actions.pipeline.processor_settings import ProcessorSettings, ProcessorStatistics
     from etcd_actions.run_service import NullRunService, RunService, open_run_service
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActionId",
+    "ActionObject",
     "ActionStatus",
     "ActionUpdate",
     "ActionsClient",
@@ -32,9 +33,8 @@ __all__ = [
     "ProcessorStatistics",
     "RunService",
     "SnapshotEnd",
-    "StoredTaskAction",
+    "StoredAction",
     "Subscription",
-    "TaskAction",
     "Tls",
     "User",
     "__version__",
@@ -58,9 +58,9 @@ _HOMES = {
     "ProcessorStatistics": "pipeline.processor_settings",
     "RunService": "run_service",
     "SnapshotEnd": "follow.subscriptions",
-    "StoredTaskAction": "actions.stored_action",
+    "StoredAction": "actions.stored_action",
     "Subscription": "follow.subscriptions",
-    "TaskAction": "model",
+    "ActionObject": "model",
     "Tls": "etcd",
     "User": "etcd",
     "open_actions_client": "client",

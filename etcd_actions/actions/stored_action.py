@@ -5,10 +5,10 @@ from __future__ import annotations
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import AnotherAction, NotFound
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ActionId, Incarnation, Keyspace, State, TaskAction
+from etcd_actions.model import ActionId, ActionObject, Incarnation, Keyspace, State
 
 
-class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, rename="camel"):
+class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """A TaskAction and where it stands in etcd."""
 
     key: bytes = b""
@@ -17,7 +17,7 @@ class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, re
     """``mod_revision`` of the value."""
 
     @classmethod
-    def of(cls, kv: KeyValue) -> StoredTaskAction:
+    def of(cls, kv: KeyValue) -> StoredAction:
         """Decode a key's value.
 
         Raises:
@@ -73,7 +73,7 @@ def same_action(one: ActionId, other: ActionId) -> bool:
     return same_run(one, other) and one.object_name == other.object_name
 
 
-def check_identity(found: TaskAction, wanted: ActionId) -> None:
+def check_identity(found: ActionObject, wanted: ActionId) -> None:
     """Two actions can have one key: neither project nor domain is in it.
 
     Raises:
@@ -91,7 +91,7 @@ def check_identity(found: TaskAction, wanted: ActionId) -> None:
     )
 
 
-def check_incarnation(found: StoredTaskAction, wanted: Incarnation) -> None:
+def check_incarnation(found: StoredAction, wanted: Incarnation) -> None:
     """An action that was deleted and made again is another object under the same key.
 
     Raises:

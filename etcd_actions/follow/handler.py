@@ -38,9 +38,9 @@ from etcd_actions.follow.workqueue import (
 )
 from etcd_actions.model import (
     API_VERSION,
+    ActionObject,
     ActionUpdate,
     Summary,
-    TaskAction,
     build_action_update,
     summarize,
 )
@@ -66,7 +66,7 @@ class Recording(Protocol):
         ...
 
     def deliver(
-        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+        self, change: Change, update: ActionUpdate | None, action: ActionObject | None = None
     ) -> None:
         """Queue a state, or a deletion with what is to be told of it. Never waits.
 
@@ -255,7 +255,7 @@ class Handler:
             self._set_aside.add(change, refusal)
         self.handle_task_action_event(change, summary, action)
 
-    def _read(self, change: Change) -> tuple[Summary, TaskAction | None, DecodeError | None]:
+    def _read(self, change: Change) -> tuple[Summary, ActionObject | None, DecodeError | None]:
         """The facts of a state; and, in one pass, the object where somebody is likely to want it.
 
         With the reason, where only the facts can be read.
@@ -288,7 +288,7 @@ class Handler:
         self._index.remove(key)
 
     def handle_task_action_event(
-        self, change: Change, summary: Summary, action: TaskAction | None = None
+        self, change: Change, summary: Summary, action: ActionObject | None = None
     ) -> None:
         """Notify subscribers, then queue what the run service is to be told, if anything.
 
@@ -334,7 +334,7 @@ class Handler:
         """Hand an update to the subscriptions. Never waits."""
         self._subscriptions.notify(update)
 
-    def _object(self, change: Change) -> TaskAction | None:
+    def _object(self, change: Change) -> ActionObject | None:
         """The object of a state whose facts were read; None where nothing else of it can be."""
         try:
             value, revision = change.value or b"", change.mod_revision
@@ -343,7 +343,7 @@ class Handler:
             self._set_aside.add(change, error)
             return None
 
-    def _previous(self, change: Change) -> TaskAction | None:
+    def _previous(self, change: Change) -> ActionObject | None:
         """What a deleted key held before, where etcd sent that, and it can be read."""
         if not (value := change.prev_value):
             return None

@@ -22,7 +22,7 @@ change arrives, see :mod:`etcd_actions.follow.handler`.
   handler raises, even ``SystemExit``, fails that key alone. What is no error of this package is
   counted as an unexpected failure of a unit, too.
 
-A change that a cancelled worker was handling is not handled again by this queue.
+A change that a cancelled worker was handling is handled again by another one.
 """
 
 from __future__ import annotations
@@ -411,6 +411,12 @@ class WorkQueue:
                         channel.failures = 0
                         self._failing.pop(channel.key, None)
                 channel.close()
+            except trio.Cancelled:
+                if change is not None:
+                    channel.put_back(change)
+                if self._channels.get(channel.key) is channel:
+                    self._ready.append(channel)
+                raise
             except BaseException as error:
                 self._failed(channel, change, error)
 

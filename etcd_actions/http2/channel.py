@@ -377,7 +377,7 @@ async def open_channel(
     target: Target, settings: ChannelSettings | None = None
 ) -> AsyncIterator[Channel]:
     """A channel with tasks of its own, for ``async with``; what the body raises comes out as is."""
-    async with owned_tasks() as nursery:
+    async with owned_tasks("the HTTP/2 channel") as nursery:
         channel = Channel(nursery, target, settings)
         try:
             yield channel

@@ -46,11 +46,11 @@ from etcd_actions.follow import Index, SetAside
 from etcd_actions.follow.workqueue import WorkQueue, WorkQueueSettings, WorkQueueStatistics
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
+    ActionObject,
     ActionUpdate,
     Incarnation,
     Phase,
     Summary,
-    TaskAction,
     build_action_update,
     mark_number,
     parse_key,
@@ -128,7 +128,7 @@ class _Delivery(Change, frozen=True, gc=False):
     update: ActionUpdate | None = None
     read: bool = False
     """Whether its value was read in this term, when it was the newest."""
-    action: TaskAction | None = None
+    action: ActionObject | None = None
     """The value, decoded, where that is at hand."""
 
 
@@ -322,7 +322,7 @@ class Outbox:
             return True
 
     def deliver(
-        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+        self, change: Change, update: ActionUpdate | None, action: ActionObject | None = None
     ) -> None:
         """Queue a state, or a deletion with what is to be told of it. Never waits.
 
@@ -492,7 +492,7 @@ class Outbox:
             return await self._recorder.mark(seen, ending)
 
     async def _tell(
-        self, update: ActionUpdate, action: TaskAction | None, value: bytes | None
+        self, update: ActionUpdate, action: ActionObject | None, value: bytes | None
     ) -> bool:
         """Tell a state; whether it was accepted, and not refused for ever."""
         self._last_told[update.key] = _NO_ENDING
@@ -523,7 +523,7 @@ class Outbox:
     async def _tell_status(
         self,
         update: ActionUpdate,
-        action: TaskAction | None,
+        action: ActionObject | None,
         value: bytes | None,
         recorded: bool | None,
     ) -> bool:
@@ -551,7 +551,7 @@ class Outbox:
             return False
 
     async def _offer(
-        self, what: str, update: ActionUpdate, action: TaskAction | None, value: bytes | None
+        self, what: str, update: ActionUpdate, action: ActionObject | None, value: bytes | None
     ) -> bool:
         """Make a call; whether it was accepted, and not refused for ever."""
         began = perf_counter()
@@ -655,7 +655,7 @@ class Outbox:
         return action.action_id == deleted.action_id
 
     async def _tell_state(
-        self, update: ActionUpdate, action: TaskAction, value: bytes, retry: frozenset[str]
+        self, update: ActionUpdate, action: ActionObject, value: bytes, retry: frozenset[str]
     ) -> bool:
         """Tell a state, and with it what letters about its object are to be tried again."""
         accepted = await self._tell(update, action, value)
@@ -699,7 +699,7 @@ def _delivery(
     update: ActionUpdate | None,
     *,
     read: bool = False,
-    action: TaskAction | None = None,
+    action: ActionObject | None = None,
 ) -> _Delivery:
     return _Delivery(
         change.kind,

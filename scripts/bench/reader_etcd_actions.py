@@ -10,10 +10,10 @@ from __future__ import annotations
 import trio
 
 from etcd_actions import (
+    ActionObject,
     NullRunService,
     Phase,
     ProcessorSettings,
-    TaskAction,
     open_etcd,
     open_processor,
 )
@@ -69,7 +69,7 @@ def _count_handled(task: Task, recorder: Recorder) -> None:
     handle = Handler.handle_task_action_event
 
     def counted(
-        handler: Handler, change: Change, summary: Summary, previous: TaskAction | None = None
+        handler: Handler, change: Change, summary: Summary, previous: ActionObject | None = None
     ) -> None:
         handle(handler, change, summary, previous)
         if task.mode == "list" or change.mod_revision < task.revision:

@@ -23,7 +23,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from etcd_actions import NullRunService, Phase, ProcessorSettings, TaskAction, open_processor
+from etcd_actions import ActionObject, NullRunService, Phase, ProcessorSettings, open_processor
 from etcd_actions.etcd import ConnectionSettings, EtcdClient, open_connection
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.etcd.endpoints import parse_endpoints
@@ -139,7 +139,7 @@ async def handled(etcd: Etcd, load: Child, seconds: float) -> dict[str, float]:
         seen = Seen()
 
         def counted(
-            handler: Handler, change: Change, summary: Summary, previous: TaskAction | None = None
+            handler: Handler, change: Change, summary: Summary, previous: ActionObject | None = None
         ) -> None:
             handle(handler, change, summary, previous)
             # Without a value the state was merged into a later one.

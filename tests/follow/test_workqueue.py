@@ -381,6 +381,34 @@ async def test_cancelled_workers_leave_nothing_parked() -> None:
     assert len(handled) == 1
 
 
+async def test_what_a_cancelled_worker_had_is_handled_by_the_next_one() -> None:
+    """Also where it was cancelled while it read a dropped value."""
+    gate, reading = Gate(), trio.Event()
+
+    async def read(change: Change) -> Change:
+        if not reading.is_set():
+            reading.set()
+            await trio.sleep_forever()
+        return msgspec.structs.replace(change, value=b"read again")
+
+    queue = WorkQueue(gate, read)
+    queue.dispatch([put(b"a", 1), put(b"b", 2, value=None)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.worker)
+        nursery.start_soon(queue.worker)
+        await trio.testing.wait_all_tasks_blocked()
+        assert reading.is_set()
+        nursery.cancel_scope.cancel()
+    assert [change.key for change in gate.begun] == [b"a"]
+    gate.open()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.worker)
+        with trio.fail_after(10):
+            await queue.wait_idle()
+        nursery.cancel_scope.cancel()
+    assert sorted(change.key for change in gate.done) == [b"a", b"b"]
+
+
 async def test_a_key_whose_failed_change_is_skipped_is_failing_no_more() -> None:
     """Else it would degrade readiness for ever."""
     outcomes = iter([Unavailable("away"), None])

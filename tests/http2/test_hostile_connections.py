@@ -152,7 +152,7 @@ async def test_a_watch_that_gets_no_stream_fails_in_time() -> None:
     """Its reader is told, so that another member is tried."""
     async with (
         serving(silent, settings={frames.MAX_CONCURRENT_STREAMS: 0}) as server,
-        owned_tasks() as nursery,
+        owned_tasks("a test") as nursery,
     ):
         endpoint = Endpoint(server.target.host, server.target.port)
         settings = ConnectionSettings(endpoints=(endpoint,), request_timeout=0.1)

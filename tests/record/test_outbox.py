@@ -12,7 +12,7 @@ import trio
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.model import ActionUpdate, Keyspace, TaskAction
+from etcd_actions.model import ActionObject, ActionUpdate, Keyspace
 from etcd_actions.pipeline.processor_settings import ProcessorSettings
 from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.support import flyte
@@ -52,7 +52,7 @@ class Scripted:
     def wants(self, phase: Phase, deleted: bool) -> bool:
         return self._wants_all
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         self._take("record", update)
 
     async def update_action_status(self, update: ActionUpdate) -> None:

@@ -12,9 +12,9 @@ from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
+    ActionObject,
     ActionUpdate,
     ErrorState,
-    TaskAction,
     build_action_update,
     pack,
     parse_key,
@@ -150,7 +150,7 @@ def stored_row(prefix: bytes, kv: KeyValue) -> ActionRow | UndecodableRow:
     return _row("ACTION", update, ended_at(action))
 
 
-def ended_at(action: TaskAction) -> str:
+def ended_at(action: ActionObject) -> str:
     """When an action was over, as stored; empty where it is not over or nobody noted it."""
     for condition in action.status.conditions if action.is_terminal else ():
         if condition.status == "True" and condition.type in ("Succeeded", "Failed"):

@@ -16,7 +16,7 @@ from flyteidl2.logs.dataplane.payload_pb2 import LogLine, LogLineOriginator
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from etcd_actions._internal.untrusted_files import UnusableFile
-from etcd_actions.actions.stored_action import StoredTaskAction, describe
+from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.client import ActionsClient, action_id_of
 from etcd_actions.errors import InvalidArgument, NotFound
 from etcd_actions.model import ACTION_TYPE_TASK, ActionId, Incarnation
@@ -292,7 +292,7 @@ def _check(asked: _Asked) -> None:
         )
 
 
-def _of_action(action_id: ActionId, attempt: int, action: StoredTaskAction) -> _Asked:
+def _of_action(action_id: ActionId, attempt: int, action: StoredAction) -> _Asked:
     present = max(action.attempts, 1)
     attempt = attempt or present
     return _Asked(

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError as NoMessage
 from google.protobuf.message import Message
 
 from etcd_actions._internal.quoting import quoted
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.blobs import BlobStore, Deployment, Grant, UrlSigner, check_key, check_part
 from etcd_actions.blobs.uploads import trash_key
 from etcd_actions.client import ActionsClient
@@ -235,7 +235,7 @@ class DataProxy:
                     raise
         return response
 
-    async def _action(self, identifier: ActionIdentifier, field: str) -> StoredTaskAction:
+    async def _action(self, identifier: ActionIdentifier, field: str) -> StoredAction:
         run = identifier.run
         for part, text in (
             ("run.project", run.project),
@@ -361,6 +361,6 @@ def _below(directory: str, name: str) -> str:
     return f"{directory.rstrip('/')}/{name}"
 
 
-def _has_outputs(action: StoredTaskAction) -> bool:
+def _has_outputs(action: StoredAction) -> bool:
     template = flyte.task_template(action)
     return template is None or bool(template.interface.outputs.variables)
