@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from etcd_actions import ActionUpdate, Phase, TaskAction, open_actions_client, open_etcd
+from etcd_actions import ActionObject, ActionUpdate, Phase, open_actions_client, open_etcd
 from etcd_actions.errors import RunServiceUnavailable
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
@@ -44,7 +44,7 @@ class SqliteRunService:
         """Take every state, and deletions."""
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Make the row, before the first status of an action."""
         await self.update_action_status(update)
 
