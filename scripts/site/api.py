@@ -7,13 +7,19 @@ import enum
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from types import ModuleType
 
-import etcd_actions
-import etcd_actions.errors
-import etcd_actions.testing
-
+# The modules with public names. Of a module without names here all that it exports is public.
+_MODULES: Mapping[str, Sequence[str]] = {
+    "etcd_actions": (),
+    "etcd_actions.errors": (),
+    "etcd_actions.server": ("ServerSettings", "open_actions_server"),
+    "etcd_actions.executor": ("ExecutorSettings", "open_executor"),
+    "etcd_actions.embedded.embedded_etcd": ("open_embedded_etcd",),
+    "etcd_actions.testing": (),
+}
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields):$", re.MULTILINE)
 _ROLE = re.compile(r":\w+:`~?([\w.]+)`")
 _WIDTH = 88
@@ -26,28 +32,23 @@ def page() -> str:
         "Generated from the code. What is not here is internal, and may change in any version. "
         "Terms are those of the [glossary](glossary.md).",
     ]
-    known = set(etcd_actions.__all__) | set(etcd_actions.testing.__all__) | set(_errors())
-    writer = _Writer(known)
-    for heading, module, names in (
-        ("etcd_actions", etcd_actions, etcd_actions.__all__),
-        ("etcd_actions.errors", etcd_actions.errors, _errors()),
-        ("etcd_actions.testing", etcd_actions.testing, etcd_actions.testing.__all__),
-    ):
-        parts += [f"## {heading}", *writer.module(module, names)]
+    public = {name: import_module(name) for name in _MODULES}
+    names = {name: _MODULES[name] or _public(module) for name, module in public.items()}
+    writer = _Writer({each for some in names.values() for each in some})
+    for name, module in public.items():
+        parts += [f"## {name}", *writer.module(module, names[name])]
     return "\n\n".join(parts) + "\n"
 
 
-def _errors() -> list[str]:
-    found = vars(etcd_actions.errors).items()
-    return [name for name, each in found if _is_error(each)]
-
-
-def _is_error(value: object) -> bool:
-    return (
-        inspect.isclass(value)
-        and issubclass(value, Exception)
-        and value.__module__ == etcd_actions.errors.__name__
-    )
+def _public(module: ModuleType) -> Sequence[str]:
+    """What a module exports; of one that does not say, the classes that it defines."""
+    if exported := getattr(module, "__all__", None):
+        return [each for each in exported if not inspect.ismodule(getattr(module, each))]
+    return [
+        name
+        for name, each in vars(module).items()
+        if inspect.isclass(each) and each.__module__ == module.__name__ and name[0] != "_"
+    ]
 
 
 class _Writer:
