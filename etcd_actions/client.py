@@ -48,8 +48,8 @@ from etcd_actions.model import (
     build_action_update,
 )
 from etcd_actions.pipeline.processor import Processor, open_processor
-from etcd_actions.pipeline.processor_settings import ProcessorSettings, ProcessorStatistics
 from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
+from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.storage.store import Store
@@ -75,7 +75,7 @@ async def open_actions_client(
     all_namespaces: bool = False,
     run_service: RunService | None = None,
     codec: str = "json",
-    settings: ProcessorSettings | None = None,
+    settings: WatchingSettings | None = None,
     containment: Containment | None = None,
 ) -> AsyncIterator[ActionsClient]:
     """Make a client; leaving the context stops watching and ends all subscriptions.
@@ -93,7 +93,7 @@ async def open_actions_client(
         codec: How new objects are stored: ``json``, which a Kubernetes API server reads,
             too, ``protobuf`` or ``msgpack``.
         settings: How it watches, and whether its finalizer is on what it creates, see
-            :class:`~etcd_actions.pipeline.processor.ProcessorSettings`.
+            :class:`~etcd_actions.pipeline.processor.WatchingSettings`.
         containment: The boundaries of the process; by default the client has its own.
 
     Raises:
@@ -105,7 +105,7 @@ async def open_actions_client(
             template = NamespaceTemplate(template)
         except ValueError as error:
             raise ConfigError(f"namespace_template: {template!r} {error}") from None
-    settings = settings or ProcessorSettings()
+    settings = settings or WatchingSettings()
     containment = containment or Containment()
     form = codec_named(codec)
     async with open_group_commit(etcd, containment) as commit:
@@ -190,7 +190,7 @@ class ActionsClient:
         processor: Processor,
         enqueuer: Enqueuer,
         seen: Seen,
-        settings: ProcessorSettings,
+        settings: WatchingSettings,
         containment: Containment,
     ) -> None:
         self.containment = containment
@@ -233,7 +233,7 @@ class ActionsClient:
         """
         return self._keys.namespace_of(action_id)
 
-    def statistics(self) -> ProcessorStatistics:
+    def statistics(self) -> WatchingStatistics:
         """What the watching does and has done."""
         return self._processor.statistics()
 

@@ -22,7 +22,7 @@ from etcd_actions.config.settings import (
 from etcd_actions.errors import ConfigError
 from etcd_actions.model import DEFAULT_NAMESPACE, ActionId
 from etcd_actions.model import flyte as conversions
-from etcd_actions.pipeline.processor_settings import ProcessorSettings
+from etcd_actions.pipeline.watching_settings import WatchingSettings
 
 
 class Asked(Protocol):
@@ -76,7 +76,7 @@ async def open_client(common: Common) -> AsyncIterator[ActionsClient]:
             namespace=common.namespace or DEFAULT_NAMESPACE,
             namespace_template=common.config.namespace_template,
             codec=common.config.codec,
-            settings=ProcessorSettings(finalizer=common.config[FINALIZER]),
+            settings=WatchingSettings(finalizer=common.config[FINALIZER]),
         ) as client,
     ):
         yield client

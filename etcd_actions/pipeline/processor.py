@@ -48,8 +48,8 @@ from etcd_actions.model import (
     ActionUpdate,
     Keyspace,
 )
-from etcd_actions.pipeline.processor_settings import ProcessorSettings, ProcessorStatistics
 from etcd_actions.pipeline.recording import Recording
+from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.record.outbox import OutboxStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.retention import Retention
@@ -80,7 +80,7 @@ async def open_processor(
     prefix: bytes = DEFAULT_KEY_PREFIX,
     namespace: str | None = None,
     run_service: RunService | None = None,
-    settings: ProcessorSettings | None = None,
+    settings: WatchingSettings | None = None,
     store: Store | None = None,
     runs: str | None = None,
     containment: Containment | None = None,
@@ -96,14 +96,14 @@ async def open_processor(
         prefix: What comes before ``<namespace>/<name>`` in the keys.
         namespace: Watch this namespace only; all when None.
         run_service: Who is told; by default nobody, and endings are marked at once.
-        settings: See :class:`ProcessorSettings`.
+        settings: See :class:`WatchingSettings`.
         store: Where to write; by default a group commit of its own over ``etcd``.
         runs: Watch only the objects and traces of runs whose name is this, or begins with
             this and a dash; needs ``namespace``.
         containment: The boundaries of the process; by default the processor has its own.
         on_replaced: Called when the store turns out to be another one, or an older copy of itself.
     """
-    settings = settings or ProcessorSettings()
+    settings = settings or WatchingSettings()
     containment = containment or Containment()
     async with AsyncExitStack() as stack:
         if store is None:
@@ -172,7 +172,7 @@ class Processor:
         namespace: str | None,
         runs: str | None,
         run_service: RunService,
-        settings: ProcessorSettings,
+        settings: WatchingSettings,
         containment: Containment,
         on_replaced: Callable[[], None] | None = None,
     ) -> None:
@@ -222,11 +222,11 @@ class Processor:
         self._life = _Life(settings.grace)
         self.families = FamilyReader(store, self._index, self._progress)
 
-    def statistics(self) -> ProcessorStatistics:
-        """See :class:`ProcessorStatistics`."""
+    def statistics(self) -> WatchingStatistics:
+        """See :class:`WatchingStatistics`."""
         last, recording = self._life.last, self._recording
         outbox = recording.outbox.statistics() if recording else OutboxStatistics.of_none()
-        return ProcessorStatistics(
+        return WatchingStatistics(
             watching=self._life.watching is not None,
             reflector=last.reflector.statistics() if last else None,
             handlers=self._handler.statistics() if last else None,

@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import trio
 
-from etcd_actions import (
-    ActionObject,
-    NullRunService,
-    Phase,
-    ProcessorSettings,
-    open_etcd,
-    open_processor,
-)
+from etcd_actions import ActionObject, Phase, WatchingSettings, open_etcd
 from etcd_actions.follow import Handler
 from etcd_actions.model import Summary
+from etcd_actions.pipeline.processor import open_processor
+from etcd_actions.run_service import NullRunService
 from etcd_actions.watch import Change
 from scripts.bench.recorder import Recorder, Task, serve
 
@@ -51,7 +46,7 @@ async def _process(task: Task, recorder: Recorder) -> None:
             namespace=namespace,
             run_service=Silence(),
             # The load has no roots: looking for them would be measured, too.
-            settings=ProcessorSettings(save_every=every, collect_orphans=False),
+            settings=WatchingSettings(save_every=every, collect_orphans=False),
         ) as processor,
     ):
         _count_handled(task, recorder)

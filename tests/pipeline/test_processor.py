@@ -15,11 +15,9 @@ from etcd_actions import (
     ActionObject,
     ActionUpdate,
     Phase,
-    Processor,
-    ProcessorSettings,
     Subscription,
+    WatchingSettings,
     open_etcd,
-    open_processor,
 )
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.codecs import json
@@ -27,6 +25,7 @@ from etcd_actions.errors import InvalidRequest, PermissionDenied
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 from etcd_actions.follow import Handler
 from etcd_actions.follow.workqueue import WorkQueueSettings
+from etcd_actions.pipeline.processor import Processor, open_processor
 from etcd_actions.watch import Change
 from tests.data.captured import PUTS
 from tests.support.endings import marked as as_marked
@@ -34,7 +33,7 @@ from tests.support.etcd_server import EtcdServer, free_port
 from tests.support.waiting import eventually
 
 # The captured actions are stored one by one, without their parents.
-_ALONE = ProcessorSettings(elect=False, collect_orphans=False)
+_ALONE = WatchingSettings(elect=False, collect_orphans=False)
 _FAST = replace(_ALONE, queue=WorkQueueSettings(backoff=Backoff(initial=0.01, cap=0.05)))
 _ROOT = ActionId("flytesnacks", "development", "rh7k2m9p4qv3", "a0")
 

@@ -13,7 +13,7 @@ from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ActionObject, ActionUpdate, Keyspace
-from etcd_actions.pipeline.processor_settings import ProcessorSettings
+from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.support import flyte
 from tests.support.run_service_server import Fault, RunServiceServer
@@ -72,7 +72,7 @@ class Scripted:
 
 @asynccontextmanager
 async def watching(
-    etcd: Etcd, prefix: bytes, service: Scripted, settings: ProcessorSettings = SETTINGS
+    etcd: Etcd, prefix: bytes, service: Scripted, settings: WatchingSettings = SETTINGS
 ) -> AsyncIterator[ActionsClient]:
     async with open_actions_client(
         etcd, prefix=prefix, run_service=service, settings=settings

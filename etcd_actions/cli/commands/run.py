@@ -57,7 +57,7 @@ from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError, first
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
 from etcd_actions.monitoring import Monitoring, open_monitoring
-from etcd_actions.pipeline.processor_settings import ProcessorSettings, ProcessorStatistics
+from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.record.recorder import MarkResult
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.web import Bind
@@ -156,7 +156,7 @@ async def _serve(
     """Run all parts until the end is asked for; leaves the last numbers in ``counts``."""
     common, stop, containment = running.common, running.stop, running.containment
     config = common.config
-    settings = ProcessorSettings(
+    settings = WatchingSettings(
         collect_orphans=config[COLLECT_ORPHANS],
         finalizer=config[FINALIZER],
         retain_terminal=config[RETAIN_TERMINAL],
@@ -400,7 +400,7 @@ def _tell_about(embedded: EmbeddedEtcd) -> None:
     )
 
 
-def _counts(statistics: ProcessorStatistics) -> dict[str, int]:
+def _counts(statistics: WatchingStatistics) -> dict[str, int]:
     """What was done, in four numbers."""
     handlers = statistics.handlers
     return {
