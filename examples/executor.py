@@ -18,17 +18,15 @@ from etcd_actions import (
     ActionsClient,
     ActionStatus,
     ActionUpdate,
+    Claims,
+    ErrorState,
+    EtcdActionsError,
     Phase,
     SnapshotEnd,
     open_actions_client,
     open_etcd,
 )
-from etcd_actions.errors import EtcdActionsError, FailedPrecondition
-from etcd_actions.model import ErrorState
-from etcd_actions.storage.claims import (
-    Claim,
-    Claims,
-)
+from etcd_actions.errors import FailedPrecondition
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
@@ -70,16 +68,19 @@ class Executor:
         while (update := self._open.get(key)) is not None:
             try:
                 async with self._slots:
-                    claim = await self._claims.claim(update.action_id, update.incarnation)
-                    if claim is not None:
-                        await self._attempt(self._open.get(key, update), claim)
+                    if await self._try(update):
                         return
             except EtcdActionsError as error:
                 print(f"{update.name}: {error}", flush=True)
             # Another process has it, or etcd is away.
             await trio.sleep(5)
 
-    async def _attempt(self, update: ActionUpdate, claim: Claim) -> None:
+    async def _try(self, update: ActionUpdate) -> bool:
+        """Run an action if no other process has its claim; whether it was free."""
+        claim = await self._claims.claim(update.action_id, update.incarnation)
+        if claim is None:
+            return False
+        update = self._open.get(update.key, update)
         # A process that died left the action RUNNING: this is another attempt.
         number = max(update.attempts, 1) + (update.phase is Phase.RUNNING)
         report = partial(self._client.put_status, update.action_id, number, claim=claim)
@@ -98,6 +99,7 @@ class Executor:
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(5):
                 await self._claims.release(claim)
+        return True
 
 
 async def main(endpoint: str, prefix: str) -> None:

@@ -72,11 +72,9 @@ def build() -> None:
     (BUILD / "pages" / "api-reference.md").write_text(api.page())
     shutil.copy(Path(__file__).with_name(CONFIG), BUILD)
     _check_navigation()
-    # Colours would hide the text of warnings from logs.
     done = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", CONFIG],
         cwd=BUILD,
-        env=os.environ | {"NO_COLOR": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -84,7 +82,7 @@ def build() -> None:
     if done.returncode:
         # In strict mode it ends by a traceback of its own, which says nothing.
         text, _, _ = (done.stdout + done.stderr).partition("Traceback (most recent call last)")
-        raise Broken(text)
+        raise Broken(re.sub(r"\x1b\[[0-9;]*m", "", text))
     fetched = sorted({f"{path.relative_to(BUILD)}: {text}" for path, text in _fetched()})
     if fetched:
         raise Broken("a browser would fetch from other hosts:\n" + "\n".join(fetched))

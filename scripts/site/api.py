@@ -29,8 +29,8 @@ def page() -> str:
     """The page, in Markdown."""
     parts = [
         "# API reference",
-        "Generated from the code. What is not here is internal, and may change in any version. "
-        "Terms are those of the [glossary](glossary.md).",
+        "Generated from the code. [Public names](api.md) lists what is public; the "
+        "[glossary](glossary.md) has the terms.",
     ]
     public = {name: import_module(name) for name in _MODULES}
     names = {name: _MODULES[name] or _public(module) for name, module in public.items()}

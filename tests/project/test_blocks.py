@@ -28,7 +28,14 @@ import pytest
 import trio
 import trustme
 
-from etcd_actions import ActionId, ActionStatus, Phase, open_actions_client, open_etcd
+from etcd_actions import (
+    ActionId,
+    ActionStatus,
+    NotFound,
+    Phase,
+    open_actions_client,
+    open_etcd,
+)
 from etcd_actions.cli.command_line import commands
 from etcd_actions.config import SETTINGS
 from etcd_actions.model.earlier_attempts import EarlierAttempt
@@ -325,9 +332,18 @@ async def _run_part(text: str, **names: object) -> None:
 
 
 @runs("docs/run-service.md", "python")
-async def test_a_processor_with_a_run_service(shown: Block, shared_etcd: EtcdServer) -> None:
+async def test_a_client_with_a_run_service(shown: Block, shared_etcd: EtcdServer) -> None:
     """Nothing is listening there, which is not needed before there is something to report."""
     await _run_part(shown.text, endpoint=shared_etcd.endpoint)
+
+
+@runs("docs/api.md", "python")
+async def test_the_error_of_a_body_comes_out_as_it_is(
+    shown: Block, shared_etcd: EtcdServer
+) -> None:
+    text = shown.text.replace("127.0.0.1:2379", shared_etcd.endpoint)
+    with pytest.raises(NotFound):
+        await _run_part(text, action_id=ActionId("p", "d", "no-such-run", "a0"))
 
 
 @runs("README.md", "python", 2)
