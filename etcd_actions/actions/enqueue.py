@@ -127,20 +127,6 @@ class _Built(NamedTuple):
     action: ActionObject
     value: bytes
 
-    def stored(self, key: bytes, create_revision: int, revision: int) -> StoredAction:
-        """The object as it stands in etcd."""
-        action = self.action
-        return StoredAction(
-            action.api_version,
-            action.kind,
-            action.metadata,
-            action.spec,
-            action.status,
-            key=key,
-            create_revision=create_revision,
-            revision=revision,
-        )
-
 
 class Enqueuer:
     """Creates the actions of one keyspace.
@@ -276,8 +262,9 @@ class Enqueuer:
         present = scene.present
         created = result.revision if present is None else present.create_revision
         version = 1 if present is None else present.version + 1
-        self._seen.keep(KeyValue(key, value, created, result.revision, version))
-        return built.stored(key, created, result.revision)
+        kv = KeyValue(key, value, created, result.revision, version)
+        self._seen.keep(kv)
+        return StoredAction.at(kv, built.action)
 
     def _forget(self) -> None:
         """Drop what was seen: after a lost connection etcd may be a restored store."""
