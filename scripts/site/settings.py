@@ -16,7 +16,7 @@ def tables() -> str:
     parts = []
     for group, settings in groupby(SETTINGS, key=lambda each: each.group):
         rows = [
-            f"### {group.value}\n",
+            f"### {group}\n",
             "| flag | variable | default | meaning |",
             "| --- | --- | --- | --- |",
             *map(_row, settings),
