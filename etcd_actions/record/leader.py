@@ -242,7 +242,7 @@ class Leader:
         if before is None:
             return -math.inf
         if before.own:
-            return self._outbox.doubt_until
+            return self._outbox.reporter.calls.uncertain_until
         hold = (before.ttl or term.ttl) + LANDING
         _log.info("endings_held", seconds=hold)
         return term.began + hold
