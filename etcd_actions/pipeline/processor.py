@@ -219,7 +219,7 @@ class Processor:
             containment=containment,
         )
         self._life = _Life(settings.grace)
-        self.families = FamilyReader(store, self._index, self._progress)
+        self.families: FamilyReader = FamilyReader(store, self._index, self._progress)
 
     def statistics(self) -> WatchingStatistics:
         """See :class:`WatchingStatistics`."""

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from etcd_actions.server.methods import Methods
     from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
+else:
+    # Extras, loaded on demand; typing.get_type_hints finds the names.
+    Calls = Front = MethodInfo = Methods = OidcIssuer = Streams = Any
 
 _FLAG = "--listen"
 
