@@ -71,8 +71,8 @@ async def main(endpoint: str, database: str, prefix: str) -> None:
     async with (
         open_etcd(endpoint) as etcd,
         open_actions_client(etcd, prefix=prefix.encode(), run_service=run_service) as client,
+        client.watching(),
     ):
-        await client.start_watching()
         print("watching", flush=True)
         await trio.sleep_forever()
 
