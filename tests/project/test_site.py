@@ -23,6 +23,14 @@ def test_the_reference_has_each_public_name_and_each_link_of_it_leads_somewhere(
     assert "#### ActionsClient.enqueue {#ActionsClient.enqueue}" in page
 
 
+def test_the_reference_has_what_the_page_of_public_names_lists() -> None:
+    table = (DOCS / "api.md").read_text().partition("## Other modules")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| `[\w.]+` \| (.*) \|$", table, re.MULTILINE)
+    names = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert names
+    assert names <= set(re.findall(r"\{#(\w+)\}$", api.page(), re.MULTILINE))
+
+
 def test_the_reference_shows_no_object_s_address_and_no_markup_of_docstrings() -> None:
     page = api.page()
     assert " at 0x" not in page
