@@ -14,7 +14,13 @@ from pathlib import Path
 import structlog
 import trio
 
-from etcd_actions import ActionObject, ActionUpdate, Phase, open_actions_client, open_etcd
+from etcd_actions import (
+    ActionObject,
+    ActionUpdate,
+    RunService,
+    open_actions_client,
+    open_etcd,
+)
 from etcd_actions.errors import RunServiceUnavailable
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
@@ -32,7 +38,7 @@ INSERT INTO actions VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
 """
 
 
-class SqliteRunService:
+class SqliteRunService(RunService):
     """Accepts a state by writing its row; what it raises is retried until it returns."""
 
     keeps_order = True  # by the condition on the revision
@@ -40,12 +46,8 @@ class SqliteRunService:
     def __init__(self, database: Path) -> None:
         self._database = database
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
-        """Take every state, and deletions."""
-        return True
-
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
-        """Make the row, before the first status of an action."""
+        """Make the row, before the first status of the action."""
         await self.update_action_status(update)
 
     async def update_action_status(self, update: ActionUpdate) -> None:
