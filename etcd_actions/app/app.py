@@ -373,7 +373,7 @@ async def _log_progress(client: ActionsClient, interval: float) -> None:
             revision=reflector.revision,
             keys=reflector.keys,
             elected=statistics.elected,
-            position=statistics.position,
+            position=statistics.checkpoint,
             pending=handlers.pending_changes + (outbox.pending_changes if outbox else 0),
             failing=len(handlers.failing) + (len(outbox.failing) if outbox else 0),
             dead_letters=len(statistics.dead_letters),

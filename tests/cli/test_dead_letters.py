@@ -56,7 +56,7 @@ async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix
         await refuse(client, service, "c1", "c2")
         await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(named("c2"))))
         await eventually(lambda: is_idle(client))
-        await etcd.put(Keyspace(prefix).letters + b"x", b"garbage")
+        await etcd.put(Keyspace(prefix).dead_letters + b"x", b"garbage")
 
         listed = await site.run("list")
         assert listed.code == ExitCode.OK
@@ -111,7 +111,7 @@ async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix
         everything = await site.run("retry", "--all", "--wait")
         assert everything.code == ExitCode.OK
         assert "no dead letter" in everything.err
-        key = (Keyspace(prefix).letters + b"x").decode()
+        key = (Keyspace(prefix).dead_letters + b"x").decode()
         assert (await site.run("delete", key)).code == ExitCode.OK
         assert await client.dead_letters() == []
         nothing = await site.run("retry", "--all")
