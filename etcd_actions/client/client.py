@@ -23,7 +23,7 @@ from etcd_actions.client.arguments import action_id_of, expect, parent_id_of, ru
 from etcd_actions.client.dead_letters import DeadLetterRequests
 from etcd_actions.client.requests import request
 from etcd_actions.client.subscribing import Subscribing
-from etcd_actions.dead_letters import LetterDesk
+from etcd_actions.dead_letters import DeadLetterOperations
 from etcd_actions.errors import InvalidArgument, NotFound
 from etcd_actions.etcd.api import Etcd, KeyValue, Put
 from etcd_actions.etcd.group_commit import GroupCommit, GroupCommitStatistics
@@ -80,7 +80,7 @@ class ActionsClient(DeadLetterRequests):
         lister: Lister,
         subscribing: Subscribing,
     ) -> None:
-        super().__init__(containment, LetterDesk(etcd, store, keys))
+        super().__init__(containment, DeadLetterOperations(etcd, store, keys))
         self._etcd = etcd
         self._commit = commit
         self._store = store

@@ -9,13 +9,13 @@ import trio
 from etcd_actions._internal.containment import Containment
 from etcd_actions.client.arguments import expect
 from etcd_actions.client.requests import Requests, request
-from etcd_actions.dead_letters import DeadLetter, LetterDesk
+from etcd_actions.dead_letters import DeadLetter, DeadLetterOperations
 
 
 class DeadLetterRequests(Requests):
     """Lists, retries and deletes reports that the run service rejected for good."""
 
-    def __init__(self, containment: Containment, operations: LetterDesk) -> None:
+    def __init__(self, containment: Containment, operations: DeadLetterOperations) -> None:
         super().__init__(containment)
         self._dead_letters = operations
 
