@@ -38,7 +38,6 @@ from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_KEY_PREFIX
 from tests.cli.command import finish
 
-
 # Two usable texts for each setting.
 SAMPLES: dict[str, tuple[str, str]] = {
     "config": ("a", "b"),
