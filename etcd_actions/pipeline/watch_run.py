@@ -196,7 +196,7 @@ class WatchRun:
                 await recording.outbox.wait_idle()
         if not scope.cancelled_caught:
             return
-        queue = recording.outbox.statistics().queue if recording else None
+        queue = recording.outbox.statistics() if recording else None
         handlers, reports = handler.statistics().keys, queue.keys if queue else 0
         if handlers or reports:
             _log.warning("stopped_with_unfinished_work", handlers=handlers, outbox=reports)

@@ -26,7 +26,6 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -36,7 +35,6 @@ import trio
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.tracing import span
 from etcd_actions.codecs import codec_of
-from etcd_actions.dead_letters import DeadLetterStatistics
 from etcd_actions.errors import DecodeError, RunServiceRejected
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.etcd.term import Term
@@ -55,7 +53,7 @@ from etcd_actions.model import (
 from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.deletions import Deletions
 from etcd_actions.record.recorder import MarkResult, Recorder, TerminalState
-from etcd_actions.record.reporter import BEFORE_RUNNING, CallStatistics, Reporter
+from etcd_actions.record.reporter import BEFORE_RUNNING, Reporter
 from etcd_actions.run_service.protocol import MarkCompanions
 from etcd_actions.storage.store import Store
 from etcd_actions.watch import Change
@@ -64,23 +62,6 @@ _NOT_TERMINAL = -1
 _LONGEST_UID = 128
 _BYTES_OF_OBJECTS = 256 * 1024
 """Bytes of queued values up to which their decoded objects are kept with them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutboxStatistics:
-    """What an outbox has and has done.
-
-    Attributes:
-        queue: The queue; None before the first time it worked.
-        calls: Calls to the run service.
-        deferred: Number of accepted terminal states that are reported again before their mark.
-        dead_letters: What the run service rejected.
-    """
-
-    queue: WorkQueueStatistics | None
-    calls: CallStatistics
-    deferred: int
-    dead_letters: DeadLetterStatistics
 
 
 class _Delivery(Change, frozen=True, gc=False):
@@ -172,14 +153,14 @@ class Outbox:
         self._queue: WorkQueue | None = None
         self._reported: dict[bytes, _Reported] = {}
 
-    def statistics(self) -> OutboxStatistics:
-        """See :class:`OutboxStatistics`."""
-        return OutboxStatistics(
-            queue=self._queue.statistics() if self._queue else None,
-            calls=self.reporter.statistics(),
-            deferred=len(self._deferred),
-            dead_letters=self.reporter.dead_letters.statistics(),
-        )
+    def statistics(self) -> WorkQueueStatistics | None:
+        """What the queue has and has done; None while another process leads."""
+        return None if self._queue is None else self._queue.statistics()
+
+    @property
+    def deferred(self) -> int:
+        """Number of accepted terminal states that are reported again before their mark."""
+        return len(self._deferred)
 
     @property
     def working(self) -> bool:
