@@ -10,11 +10,11 @@ passes them.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -45,8 +45,19 @@ _PORTION: Final = 256
 
 _log: Final = structlog.get_logger(__name__)
 
-Progress = Callable[[], int]
-"""Returns the revision up to which every change was handled; 0 for none."""
+
+class Progress(Protocol):
+    """How far a watch is.
+
+    Attributes:
+        listed: Set once the first list was handled.
+    """
+
+    listed: trio.Event
+
+    def done_up_to(self) -> int:
+        """Every change up to this revision was handled; 0 for none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,13 @@ class LeaderTasks:
     orphans: OrphanCollector
     timeouts: ConditionTimeouts
 
-    async def clean_up(self) -> None:
-        """Complete what was interrupted; what etcd does not do is repeated, without limit."""
+    async def clean_up(self, listed: trio.Event) -> None:
+        """Complete what was interrupted; what etcd does not do is repeated, without limit.
+
+        It lists the objects again, so it waits for the first list: two at a time take twice as
+        long.
+        """
+        await listed.wait()
         report = seldom(_log, "clean_up_failed")
         async for refused in retrying(_CLEANING, on=EtcdError, report=report):
             with refused:
@@ -140,7 +156,7 @@ class Leader:
         """Stand for election, and work while elected; on leaving the term ends in order."""
         if self._ttl is None:
             async with self._outbox.at_work(), trio.open_nursery() as nursery:
-                self._start_work(nursery, None)
+                self._start_work(nursery, None, progress)
                 yield
                 nursery.cancel_scope.cancel("the watch was stopped")
             return
@@ -193,7 +209,7 @@ class Leader:
             self._outbox.at_work(term, hold_until=hold_until),
             trio.open_nursery() as nursery,
         ):
-            self._start_work(nursery, fence)
+            self._start_work(nursery, fence, progress)
             current = partial(self._done_up_to, progress)
             save = partial(
                 self._checkpoint.save_periodically, current, fence, every=self._save_every
@@ -202,12 +218,13 @@ class Leader:
             nursery.start_soon(self._containment.heal_later, "task", _TERM)
             await trio.sleep_forever()
 
-    def _start_work(self, nursery: trio.Nursery, fence: Compare | None) -> None:
+    def _start_work(self, nursery: trio.Nursery, fence: Compare | None, progress: Progress) -> None:
         keep = self._containment.keep
         for update in self._index.deletions():
             self._outbox.deliver(Change.deletion(update.key, update.revision), update)
         nursery.start_soon(keep, "task", "delivering the backlog", self._deliver_backlog)
-        nursery.start_soon(keep, "task", "cleaning up", self._tasks.clean_up)
+        clean_up = partial(self._tasks.clean_up, progress.listed)
+        nursery.start_soon(keep, "task", "cleaning up", clean_up)
         timeouts = partial(self._tasks.timeouts.end_in_time, lambda: fence)
         nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
 
@@ -217,7 +234,7 @@ class Leader:
             if number % _PORTION == _PORTION - 1:
                 await trio.lowlevel.checkpoint()
             # What the watch has yet to deliver again is handled then.
-            if self._index.comes_again(key) or (known := self._index.get(key)) is None:
+            if self._index.is_redelivery(key) or (known := self._index.get(key)) is None:
                 continue
             # Without its value, which is read again; its lease is known only then.
             change = Change.unread(key, known.create_revision, known.revision)
@@ -270,5 +287,5 @@ class Leader:
         Puts do not count: their result is in the list that a successor starts with.
         """
         oldest = self._index.oldest_deletion
-        handled = progress()
+        handled = progress.done_up_to()
         return handled if oldest is None else min(handled, oldest - 1)
