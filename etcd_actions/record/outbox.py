@@ -226,7 +226,7 @@ class Outbox:
         """Whether there is anything to do for a state, or a deletion."""
         if self._queue is None:
             return False
-        if change.is_delete or self.reporter.dead_letters.asked(change.key):
+        if change.is_delete or self.reporter.dead_letters.requests(change.key):
             return True
         if summary.recorded:
             # An object without finalizers whose deletion is requested is deleted here: a plain put
@@ -311,7 +311,7 @@ class Outbox:
             if (reported := self._reported.get(key)) is not None:
                 reported.accepted = None
             reason = f"the object cannot be read: {error.reason}"
-            await self.reporter.dead_letters.unanswerable(key, reason)
+            await self.reporter.dead_letters.refuse_requests(key, reason)
 
     async def _if_newest(self, delivery: Change) -> Change | None:
         """A state; None for one from before the term that has a newer one.
@@ -344,7 +344,7 @@ class Outbox:
         seen = delivery.kv.plain()
         self._supersede_deferred(key)
         reported = self._reported.setdefault(key, _Reported())
-        if requests := self.reporter.dead_letters.asked(key):
+        if requests := self.reporter.dead_letters.requests(key):
             # The record first, then the status, whichever of the two was rejected.
             self.reporter.introduce_again(key)
             reported.accepted = None
@@ -486,8 +486,8 @@ class Outbox:
     async def _redeliver_deleted(self, key: bytes) -> None:
         """Report again what the requested dead letters about a deleted object keep."""
         dead_letters = self.reporter.dead_letters
-        requests = dead_letters.asked(key)
-        if requests and not await dead_letters.is_there(key):
+        requests = dead_letters.requests(key)
+        if requests and not await dead_letters.exists(key):
             await self.reporter.report_dead_letters(key, requests)
             if self._deferred.get(key) is None:
                 self.forget(key)

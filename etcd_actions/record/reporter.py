@@ -251,13 +251,13 @@ class Reporter:
     async def report_dead_letters(self, key: bytes, requests: frozenset[str]) -> None:
         """Report again what the dead letters about an object keep that is deleted, or another's."""
         introduced = self._introduced.pop(key, None)
-        for kept in await self.dead_letters.kept(key, requests):
+        for last in await self.dead_letters.last_reports(key, requests):
             action = (
-                None if kept.value is None else codec_of(kept.value).decode(kept.value, key=key)
+                None if last.value is None else codec_of(last.value).decode(last.value, key=key)
             )
-            await self.report(kept.update, action, kept.value)
+            await self.report(last.update, action, last.value)
             self.introduce_again(key)
-            await self.dead_letters.settle(kept.update, requests)
+            await self.dead_letters.settle(last.update, requests)
         if introduced is not None:
             self._introduced[key] = introduced
 
@@ -282,7 +282,7 @@ class Reporter:
         except RunServiceRejected as error:
             await self.reject(what, update, value, error)
             return False
-        await self.dead_letters.accepted(what, update)
+        await self.dead_letters.accept(what, update)
         return True
 
     @contextmanager
@@ -321,4 +321,4 @@ class Reporter:
             code=error.code,
             error=str(error),
         )
-        await self.dead_letters.refused(what, update, value, code=error.code, error=str(error))
+        await self.dead_letters.reject(what, update, value, code=error.code, error=str(error))
