@@ -1,4 +1,4 @@
-"""scripts/_venv: what is installed, when an environment is made anew, and what the one before is for."""
+"""scripts/_venv: what is installed, when it is made anew, and what the one before is for."""
 
 from __future__ import annotations
 
