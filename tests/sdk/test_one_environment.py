@@ -25,7 +25,7 @@ EXTRAS = "blobs,cli,executor,flyte"
 
 
 def pip(python: Path, *arguments: str) -> str:
-    command = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
