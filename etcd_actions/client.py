@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 import msgspec
 import trio
 
+from etcd_actions._internal.containment import Containment, describe
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
 from etcd_actions.actions.listing import Lister, Listing
@@ -19,11 +21,9 @@ from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
-from etcd_actions.actions.stored import StoredTaskAction, check_identity, missing
+from etcd_actions.actions.stored_action import StoredAction, check_identity, missing
 from etcd_actions.catalog import Catalog
-from etcd_actions.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.codecs import codec_named
-from etcd_actions.containment import Containment, describe
 from etcd_actions.dead_letters import DeadLetter, LetterDesk
 from etcd_actions.errors import (
     ConfigError,
@@ -33,11 +33,8 @@ from etcd_actions.errors import (
     UnexpectedFailure,
 )
 from etcd_actions.etcd.api import Etcd, KeyValue, Put
-from etcd_actions.group_commit import (
-    GroupCommit,
-    GroupCommitStatistics,
-    open_group_commit,
-)
+from etcd_actions.etcd.group_commit import GroupCommit, GroupCommitStatistics, open_group_commit
+from etcd_actions.follow.subscriptions import WHOLE_RUN, AnySubscription, SnapshotEnd, Subscription
 from etcd_actions.images import Images
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
@@ -50,17 +47,12 @@ from etcd_actions.model import (
     NamespaceTemplate,
     build_action_update,
 )
-from etcd_actions.processor import Processor, open_processor
-from etcd_actions.processor_settings import ProcessorSettings, ProcessorStatistics
+from etcd_actions.pipeline.processor import Processor, open_processor
+from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
+from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.run_service import NullRunService, RunService
-from etcd_actions.shared_watches import Scope, SharedWatches
-from etcd_actions.store import Store
-from etcd_actions.subscriptions import (
-    WHOLE_RUN,
-    AnySubscription,
-    SnapshotEnd,
-    Subscription,
-)
+from etcd_actions.storage.claims import Claim, Claims, claimed_by, open_claims
+from etcd_actions.storage.store import Store
 
 if TYPE_CHECKING:
     from flyteidl2.actions.actions_service_pb2 import Action
@@ -83,7 +75,7 @@ async def open_actions_client(
     all_namespaces: bool = False,
     run_service: RunService | None = None,
     codec: str = "json",
-    settings: ProcessorSettings | None = None,
+    settings: WatchingSettings | None = None,
     containment: Containment | None = None,
 ) -> AsyncIterator[ActionsClient]:
     """Make a client; leaving the context stops watching and ends all subscriptions.
@@ -101,7 +93,7 @@ async def open_actions_client(
         codec: How new objects are stored: ``json``, which a Kubernetes API server reads,
             too, ``protobuf`` or ``msgpack``.
         settings: How it watches, and whether its finalizer is on what it creates, see
-            :class:`~etcd_actions.processor.ProcessorSettings`.
+            :class:`~etcd_actions.pipeline.processor.WatchingSettings`.
         containment: The boundaries of the process; by default the client has its own.
 
     Raises:
@@ -113,7 +105,7 @@ async def open_actions_client(
             template = NamespaceTemplate(template)
         except ValueError as error:
             raise ConfigError(f"namespace_template: {template!r} {error}") from None
-    settings = settings or ProcessorSettings()
+    settings = settings or WatchingSettings()
     containment = containment or Containment()
     form = codec_named(codec)
     async with open_group_commit(etcd, containment) as commit:
@@ -131,7 +123,7 @@ async def open_actions_client(
                 containment=containment,
                 on_replaced=seen.clear,
             ) as processor,
-            trio.open_nursery() as nursery,
+            owned_tasks("the client") as nursery,
         ):
             client = ActionsClient(
                 nursery,
@@ -198,7 +190,7 @@ class ActionsClient:
         processor: Processor,
         enqueuer: Enqueuer,
         seen: Seen,
-        settings: ProcessorSettings,
+        settings: WatchingSettings,
         containment: Containment,
     ) -> None:
         self.containment = containment
@@ -241,7 +233,7 @@ class ActionsClient:
         """
         return self._keys.namespace_of(action_id)
 
-    def statistics(self) -> ProcessorStatistics:
+    def statistics(self) -> WatchingStatistics:
         """What the watching does and has done."""
         return self._processor.statistics()
 
@@ -320,7 +312,7 @@ class ActionsClient:
         message: str = "",
         claim: Claim | None = None,
         incarnation: Incarnation | None = None,
-    ) -> StoredTaskAction:
+    ) -> StoredAction:
         """Report how far an action is: phase, attempts, cache status, and why it failed.
 
         See docs/status.md for what is written and which changes are allowed. The same
@@ -355,7 +347,7 @@ class ActionsClient:
         action_id: ActionId | ActionIdentifier,
         value: LiteralValue,
         signalled_by: str | EnrichedIdentity = "",
-    ) -> StoredTaskAction:
+    ) -> StoredAction:
         """Give a condition the value that it waits for, which ends it. Twice the same is fine.
 
         Raises:
@@ -373,7 +365,7 @@ class ActionsClient:
             seen=self._seen,
         )
 
-    def note_read(self, action_id: ActionId, kv: KeyValue | None) -> StoredTaskAction:
+    def note_read(self, action_id: ActionId, kv: KeyValue | None) -> StoredAction:
         """Decode an object that was read with something else: the next report needs no read.
 
         Args:
@@ -386,7 +378,7 @@ class ActionsClient:
         """
         if kv is None:
             raise NotFound(missing(action_id, self._keys))
-        found = StoredTaskAction.of(kv)
+        found = StoredAction.of(kv)
         check_identity(found, action_id)
         self._seen.keep(kv)
         return found
@@ -411,7 +403,7 @@ class ActionsClient:
         return await self._lister.list_child_actions(parent, traces=traces)
 
     @_request
-    async def get_task_action(self, action_id: ActionId | ActionIdentifier) -> StoredTaskAction:
+    async def get_task_action(self, action_id: ActionId | ActionIdentifier) -> StoredAction:
         """One action as it is now.
 
         Raises:
@@ -525,7 +517,7 @@ class ActionsClient:
                 name stands for the actions of that name in all runs of all projects: two
                 runs have an ``a0`` each, so it is hardly ever what is wanted.
             snapshot: Begin with the states at one revision, and a
-                :class:`~etcd_actions.subscriptions.SnapshotEnd`. Nothing older follows, and
+                :class:`~etcd_actions.follow.subscriptions.SnapshotEnd`. Nothing older follows, and
                 nothing newer is missing. In a run that recovers another the traces that the
                 same action recorded there are among them, as RECOVERED.
 
@@ -564,7 +556,7 @@ class ActionsClient:
         return Images(self._etcd, self._keys)
 
     def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
-        """Say of actions that this process runs them; see :class:`~etcd_actions.claims.Claims`.
+        """Open claims, by which this process says that it runs an action.
 
         Args:
             ttl: Seconds after which the claims of a process that fell silent are free again.
@@ -598,14 +590,14 @@ class ActionsClient:
 
         Returns once the present states were handed out; while etcd is away it waits. While
         watching it does nothing. See
-        :meth:`etcd_actions.processor.Processor.start_watching`.
+        :meth:`etcd_actions.pipeline.processor.Processor.start_watching`.
         """
         await self._processor.start_watching()
 
     async def stop_watching(self, grace: float | None = None) -> None:
         """Finish what was taken in, within ``grace`` seconds, and stop; subscriptions stay.
 
-        See :meth:`etcd_actions.processor.Processor.stop_watching`.
+        See :meth:`etcd_actions.pipeline.processor.Processor.stop_watching`.
         """
         await self._processor.stop_watching(grace)
 

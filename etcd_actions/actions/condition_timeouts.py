@@ -15,20 +15,20 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.clock import Clock
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.keyed_heap import KeyedHeap
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored import StoredTaskAction, describe
-from etcd_actions.backoff import Backoff
-from etcd_actions.clock import Clock
+from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.codecs import codec_of
-from etcd_actions.containment import Containment
 from etcd_actions.errors import ConfigError, DecodeError, EtcdError, InvalidArgument
 from etcd_actions.etcd.api import Compare, KeyValue
-from etcd_actions.keyed_heap import KeyedHeap
 from etcd_actions.model import ErrorState, Phase, Summary
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.conditions import write_phase
 from etcd_actions.model.durations import age_of, limit_of
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 TOO_LONG: Final = ErrorState(
     code="ConditionTimedOut", kind="USER", message="nobody signalled it in time"
@@ -173,7 +173,7 @@ class ConditionTimeouts:
         if kv is None or seen is None or kv.create_revision != seen.create_revision:
             return None
         try:
-            action = StoredTaskAction.of(kv)
+            action = StoredAction.of(kv)
             # What Flyte's service was given and nobody made the end of is a signal that came first.
             if action.is_terminal or action.status.signal_value:
                 return None
@@ -197,7 +197,7 @@ class ConditionTimeouts:
         lost = current is not None and current.mod_revision == kv.mod_revision
         return self._clock.monotonic() + (_LEADERSHIP if lost else 0.0)
 
-    def _ends(self, action: StoredTaskAction, seen: _Seen) -> float | None:
+    def _ends(self, action: StoredAction, seen: _Seen) -> float | None:
         try:
             condition = conversions.condition_action(action)
         except ConfigError as error:

@@ -20,13 +20,19 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from etcd_actions.actions import conflicts, objects, validation
+from etcd_actions.actions import conflicts, object_builder, validation
 from etcd_actions.actions.abort import Aborter, Marker, read_marker
 from etcd_actions.actions.parents import Parents
 from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.seen import Seen
-from etcd_actions.actions.stored import StoredTaskAction, describe, missing, same_action, same_run
+from etcd_actions.actions.stored_action import (
+    StoredAction,
+    describe,
+    missing,
+    same_action,
+    same_run,
+)
 from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.errors import (
     Aborted,
@@ -54,11 +60,11 @@ from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ANNOTATION_DIGEST,
     ActionId,
+    ActionObject,
     ErrorState,
     Keyspace,
-    TaskAction,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 if TYPE_CHECKING:
     from flyteidl2.actions.actions_service_pb2 import Action
@@ -73,7 +79,7 @@ class Enqueued(NamedTuple):
         created: Whether this call wrote it; False where the same request had.
     """
 
-    action: StoredTaskAction
+    action: StoredAction
     created: bool
 
 
@@ -107,7 +113,7 @@ class _Asked(NamedTuple):
         uid: The identity of what is created.
     """
 
-    request: objects.Request
+    request: object_builder.Request
     key: bytes
     aborts: KeyRange
     lookups: Sequence[Get]
@@ -118,13 +124,13 @@ class _Asked(NamedTuple):
 class _Built(NamedTuple):
     """An object that is to be written, and its bytes."""
 
-    action: TaskAction
+    action: ActionObject
     value: bytes
 
-    def stored(self, key: bytes, create_revision: int, revision: int) -> StoredTaskAction:
+    def stored(self, key: bytes, create_revision: int, revision: int) -> StoredAction:
         """The object as it stands in etcd."""
         action = self.action
-        return StoredTaskAction(
+        return StoredAction(
             action.api_version,
             action.kind,
             action.metadata,
@@ -192,7 +198,7 @@ class Enqueuer:
             OutcomeUnknown: It may have been created, and could not be read back.
             EtcdError: etcd did not do it.
         """
-        request = objects.read_request(action, run_spec, trace_error)
+        request = object_builder.read_request(action, run_spec, trace_error)
         try:
             key, aborts = self._key(request), self._aborts(request)
             lookups = self._lookups(request, key, aborts, beside)
@@ -209,7 +215,7 @@ class Enqueuer:
                     raise
                 scene = await self._look(asked)
                 continue
-            if isinstance(built, StoredTaskAction):
+            if isinstance(built, StoredAction):
                 return Enqueued(built, created=built.metadata.uid == asked.uid)
             if left := self._was_aborted(request, scene):
                 if left == tried:
@@ -221,13 +227,11 @@ class Enqueuer:
                 scene = await self._look(asked)
                 continue
             written = await self._write(asked, scene, built)
-            if isinstance(written, StoredTaskAction):
+            if isinstance(written, StoredAction):
                 return Enqueued(written, created=True)
             scene = written
 
-    async def _write(
-        self, asked: _Asked, scene: _Scene, built: _Built
-    ) -> StoredTaskAction | _Scene:
+    async def _write(self, asked: _Asked, scene: _Scene, built: _Built) -> StoredAction | _Scene:
         """Write an object if all is as in the scene; gives what is there where it is not."""
         key, value = asked.key, built.value
         guards = self._guards(asked, scene)
@@ -240,7 +244,7 @@ class Enqueuer:
             # A trace that was recorded again has the identity that it had before.
             anew = kv.value == value and kv.mod_revision > _revision(scene.present)
             if anew or _uid(kv) == asked.uid:
-                return StoredTaskAction.of(kv)
+                return StoredAction.of(kv)
             if scene.guessed:
                 # It was there before: by the same request, or another.
                 return await self._look(asked)
@@ -325,13 +329,13 @@ class Enqueuer:
         if not asked.request.is_root:
             self._parents.note_aborts(asked.aborts.start, bool(scene.markers))
 
-    def _key(self, request: objects.Request) -> bytes:
+    def _key(self, request: object_builder.Request) -> bytes:
         if request.kind == ACTION_TYPE_TRACE:
             return self._keys.trace(request.action_id)
         return self._keys.task_action(request.action_id)
 
     def _lookups(
-        self, request: objects.Request, key: bytes, aborts: KeyRange, beside: Sequence[Put]
+        self, request: object_builder.Request, key: bytes, aborts: KeyRange, beside: Sequence[Put]
     ) -> list[Get]:
         lookups = [Get(KeyRange.of_key(key)), Get(aborts)]
         if not request.is_root:
@@ -339,7 +343,7 @@ class Enqueuer:
         lookups += (Get(KeyRange.of_key(put.key)) for put in beside)
         return lookups
 
-    def _aborts(self, request: objects.Request) -> KeyRange:
+    def _aborts(self, request: object_builder.Request) -> KeyRange:
         """Where the aborts are that count."""
         if request.is_root:
             return KeyRange.of_key(self._keys.abort(request.action_id))
@@ -369,11 +373,11 @@ class Enqueuer:
         )
         return guards
 
-    async def _build(self, asked: _Asked, scene: _Scene) -> _Built | StoredTaskAction:
+    async def _build(self, asked: _Asked, scene: _Scene) -> _Built | StoredAction:
         """The object to be written, and its bytes; or the stored one, where it is there already."""
         request = asked.request
         built = self._object(request, scene, asked.uid)
-        if isinstance(built, StoredTaskAction):
+        if isinstance(built, StoredAction):
             return built
         if scene.beside:
             raise conflicts.beside(scene.beside[0].key, describe(request.action_id))
@@ -387,20 +391,20 @@ class Enqueuer:
         return _Built(built, value)
 
     def _object(
-        self, request: objects.Request, scene: _Scene, uid: str
-    ) -> TaskAction | StoredTaskAction:
+        self, request: object_builder.Request, scene: _Scene, uid: str
+    ) -> ActionObject | StoredAction:
         present = None
         one_namespace = self._keys.namespace is not None
         asked = conflicts.Asked(request.action_id, request.kind, one_namespace)
         if scene.present is not None:
             try:
-                present = StoredTaskAction.of(scene.present)
+                present = StoredAction.of(scene.present)
             except DecodeError as error:
                 raise conflicts.unreadable(scene.present, asked, error) from None
         if request.trace is not None:
             if present is not None and not _is_trace_of(present, request):
                 raise conflicts.in_the_way(present, asked)
-            built = objects.build_trace(
+            built = object_builder.build_trace(
                 request,
                 request.trace,
                 self._parent(request, scene),
@@ -414,12 +418,12 @@ class Enqueuer:
             # Flyte's service leaves none. A digest alone may have come along with a copy.
             is_it = same_action(present.action_id, request.action_id)
             if (is_it and digest == request.digest) or (
-                digest is None and objects.same_action(present, request)
+                digest is None and object_builder.same_action(present, request)
             ):
                 return present
             raise conflicts.in_the_way(present, asked)
         else:
-            built = objects.build(
+            built = object_builder.build(
                 request,
                 None if request.is_root else self._parent(request, scene),
                 namespace=self._keys.namespace_of(request.action_id),
@@ -430,7 +434,7 @@ class Enqueuer:
         validation.check(built)
         return built
 
-    def _parent(self, request: objects.Request, scene: _Scene) -> objects.Inherited:
+    def _parent(self, request: object_builder.Request, scene: _Scene) -> object_builder.Inherited:
         wanted = request.parent_id
         if scene.parent is None:
             raise Aborted(f"the parent is gone: {missing(wanted, self._keys)}")
@@ -446,7 +450,7 @@ class Enqueuer:
             raise Aborted(f"the parent, action {describe(wanted)}, {parent.refusal}")
         return parent.inherited
 
-    def _was_aborted(self, request: objects.Request, scene: _Scene) -> int:
+    def _was_aborted(self, request: object_builder.Request, scene: _Scene) -> int:
         """The revision of an abort of the action that had the name before, 0 without one.
 
         It is still to be finished: left there it would count for the new one.
@@ -459,7 +463,7 @@ class Enqueuer:
             raise Aborted(f"the mark of an abort cannot be read: delete {own!r}")
         return _revision(found)
 
-    async def _check_ancestors(self, request: objects.Request, scene: _Scene) -> None:
+    async def _check_ancestors(self, request: object_builder.Request, scene: _Scene) -> None:
         """Refuse what is below an action that is being aborted."""
         if request.is_root or not scene.markers:
             return
@@ -474,7 +478,7 @@ class Enqueuer:
             if kv is None:
                 return
             try:
-                found = StoredTaskAction.of(kv)
+                found = StoredAction.of(kv)
             except DecodeError:
                 return
             parent = found.parent
@@ -523,13 +527,13 @@ def _counts(marked: KeyValue, action_id: ActionId, kv: KeyValue | None) -> bool:
     if kv is None:
         return True
     try:
-        found = StoredTaskAction.of(kv)
+        found = StoredAction.of(kv)
     except DecodeError:
         return True
     return marker.is_about(found.create_revision, found.metadata.uid)
 
 
-def _digest(action: TaskAction) -> str | None:
+def _digest(action: ActionObject) -> str | None:
     return action.metadata.annotations.get(ANNOTATION_DIGEST)
 
 
@@ -540,7 +544,7 @@ def _uid(kv: KeyValue) -> str:
         return ""
 
 
-def _is_trace_of(present: TaskAction, request: objects.Request) -> bool:
+def _is_trace_of(present: ActionObject, request: object_builder.Request) -> bool:
     return (
         present.spec.kind == ACTION_TYPE_TRACE
         and same_run(present.action_id, request.action_id)

@@ -10,13 +10,13 @@ import msgspec
 
 from etcd_actions.actions.rewrite import rewrite, utc_now
 from etcd_actions.actions.seen import Seen
-from etcd_actions.actions.stored import StoredTaskAction, describe
+from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.errors import FailedPrecondition, InvalidArgument
 from etcd_actions.etcd.api import Compare
 from etcd_actions.model import ActionId, ErrorState, Incarnation, Keyspace, Phase
 from etcd_actions.model.conditions import FOLLOWERS, rfc3339, write_phase
-from etcd_actions.model.earlier import note_earlier
-from etcd_actions.store import Store
+from etcd_actions.model.earlier_attempts import note_earlier
+from etcd_actions.storage.store import Store
 
 
 class ActionStatus(msgspec.Struct, frozen=True):
@@ -72,7 +72,7 @@ async def put_status(
     incarnation: Incarnation | None = None,
     seen: Seen | None = None,
     clock: Callable[[], datetime] = utc_now,
-) -> StoredTaskAction:
+) -> StoredAction:
     """Report the status of an action.
 
     The phase becomes conditions and history in the executor's form, see ``docs/status.md``.
@@ -92,7 +92,8 @@ async def put_status(
         status: The report.
         error: Why it failed, with the phases FAILED, TIMED_OUT and ABORTED.
         error_before: Why the attempt before failed, with a report that begins another one: it
-            is noted in the same write, see `etcd_actions.model.earlier`. Else it says nothing.
+            is noted in the same write, see `etcd_actions.model.earlier_attempts`. Else it says
+            nothing.
         message: A line for people, kept in condition and history; empty: the executor's own.
         fence: What must hold for the report to count: a claim, as a rule.
         incarnation: Which object the report is about; by default the one that is there.
@@ -115,7 +116,7 @@ async def put_status(
     """
     report = _checked(attempt, status, error, message)
 
-    def change(action: StoredTaskAction, tree: dict[str, Any]) -> bool:
+    def change(action: StoredAction, tree: dict[str, Any]) -> bool:
         phase = _next(action, report)
         now = report.ended or clock()
         before = max(action.status.attempts, 1)
@@ -205,7 +206,7 @@ def _time(time: Any) -> datetime | None:
     return ended
 
 
-def _next(action: StoredTaskAction, report: _Report) -> Phase:
+def _next(action: StoredAction, report: _Report) -> Phase:
     """The phase to write, UNSPECIFIED for none.
 
     Raises:

@@ -14,15 +14,16 @@ from typing import Final
 import structlog
 import trio
 
-from etcd_actions.backoff import Backoff
-from etcd_actions.containment import Containment
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.owned_tasks import owned_tasks
+from etcd_actions._internal.untrusted_files import UnusableFile, open_regular, read_end
 from etcd_actions.executor.environment import helper_environment
-from etcd_actions.untrusted_files import UnusableFile, open_regular, read_end
 
 START: Final = b"start"
 """The message that goes with the descriptors of an attempt."""
 UNIT: Final = "fork_server"
-"""The kind of unit that it is for :class:`~etcd_actions.containment.Containment`."""
+"""The kind of unit that it is for :class:`~etcd_actions._internal.containment.Containment`."""
 
 _PROGRAM = Path(__file__).with_name("fork_server_main.py")
 _MOST_LOG = 1 << 20
@@ -60,7 +61,7 @@ async def open_fork_server(
         plain: Whether it has no SDK, and executes what it starts.
     """
     server = ForkServer(python, state_dir, containment or Containment(), plain=plain)
-    async with trio.open_nursery() as nursery:
+    async with owned_tasks("the fork server") as nursery:
         nursery.start_soon(server._keep)
         yield server
         nursery.cancel_scope.cancel("the fork server is not needed any more")

@@ -4,7 +4,7 @@ Handling waits for nothing, so it is done where the changes arrive, in the turn 
 reads the watch. Those who are notified have queues of their own: each subscription, and the outbox.
 
 A key whose handling fails unexpectedly is put off: it is handled again with a back-off, for ever,
-in the order of its changes, by a :class:`~etcd_actions.workqueue.WorkQueue` that is empty
+in the order of its changes, by a :class:`~etcd_actions.follow.workqueue.WorkQueue` that is empty
 otherwise. All other keys go on.
 
 The methods have the names of Flyte's ``ActionsClient``, so that someone who knows the Go code
@@ -21,30 +21,30 @@ from typing import Final, Protocol
 import structlog
 import trio
 
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.histogram import Histogram
 from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.codecs import codec_of
-from etcd_actions.containment import Containment
 from etcd_actions.errors import DecodeError
 from etcd_actions.follow.index import Index
 from etcd_actions.follow.set_aside import SetAside
-from etcd_actions.histogram import Histogram
-from etcd_actions.model import (
-    API_VERSION,
-    ActionUpdate,
-    Summary,
-    TaskAction,
-    build_action_update,
-    summarize,
-)
-from etcd_actions.subscriptions import Subscriptions
-from etcd_actions.watch import Change
-from etcd_actions.workqueue import (
+from etcd_actions.follow.subscriptions import Subscriptions
+from etcd_actions.follow.workqueue import (
     Reread,
     WorkQueue,
     WorkQueueSettings,
     WorkQueueStatistics,
     conflated,
 )
+from etcd_actions.model import (
+    API_VERSION,
+    ActionObject,
+    ActionUpdate,
+    Summary,
+    build_action_update,
+    summarize,
+)
+from etcd_actions.watch import Change
 
 _MOST_VERSIONS: Final = 100
 _LOOK_AGAIN: Final = 60.0
@@ -54,7 +54,7 @@ _log: Final = structlog.get_logger(__name__)
 
 
 class Recording(Protocol):
-    """Who tells the run service, and marks; see :class:`etcd_actions.outbox.Outbox`."""
+    """Who tells the run service, and marks; see :class:`etcd_actions.record.outbox.Outbox`."""
 
     @property
     def working(self) -> bool:
@@ -66,7 +66,7 @@ class Recording(Protocol):
         ...
 
     def deliver(
-        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+        self, change: Change, update: ActionUpdate | None, action: ActionObject | None = None
     ) -> None:
         """Queue a state, or a deletion with what is to be told of it. Never waits.
 
@@ -255,7 +255,7 @@ class Handler:
             self._set_aside.add(change, refusal)
         self.handle_task_action_event(change, summary, action)
 
-    def _read(self, change: Change) -> tuple[Summary, TaskAction | None, DecodeError | None]:
+    def _read(self, change: Change) -> tuple[Summary, ActionObject | None, DecodeError | None]:
         """The facts of a state; and, in one pass, the object where somebody is likely to want it.
 
         With the reason, where only the facts can be read.
@@ -288,7 +288,7 @@ class Handler:
         self._index.remove(key)
 
     def handle_task_action_event(
-        self, change: Change, summary: Summary, action: TaskAction | None = None
+        self, change: Change, summary: Summary, action: ActionObject | None = None
     ) -> None:
         """Notify subscribers, then queue what the run service is to be told, if anything.
 
@@ -334,7 +334,7 @@ class Handler:
         """Hand an update to the subscriptions. Never waits."""
         self._subscriptions.notify(update)
 
-    def _object(self, change: Change) -> TaskAction | None:
+    def _object(self, change: Change) -> ActionObject | None:
         """The object of a state whose facts were read; None where nothing else of it can be."""
         try:
             value, revision = change.value or b"", change.mod_revision
@@ -343,7 +343,7 @@ class Handler:
             self._set_aside.add(change, error)
             return None
 
-    def _previous(self, change: Change) -> TaskAction | None:
+    def _previous(self, change: Change) -> ActionObject | None:
         """What a deleted key held before, where etcd sent that, and it can be read."""
         if not (value := change.prev_value):
             return None

@@ -16,7 +16,7 @@ import msgspec
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import names
 from etcd_actions.model.mark import State, details_digest, read_state, subject_digest
-from etcd_actions.model.output import output_uri
+from etcd_actions.model.output_location import output_uri
 from etcd_actions.model.phase import Condition, Phase, phase_of
 
 # Flyte's messages cannot carry a number beyond these.
@@ -209,7 +209,7 @@ class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, om
 _NO_STATUS = TaskActionStatus()
 
 
-class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
+class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
     """One action of a run, as stored.
 
     An API server may store another version of the API than the known one: what such an object
@@ -229,7 +229,7 @@ class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
     @classmethod
     def new(
         cls, metadata: ObjectMeta, spec: TaskActionSpec, status: TaskActionStatus = _NO_STATUS
-    ) -> TaskAction:
+    ) -> ActionObject:
         """Make one, with the type that it always has."""
         return cls(names.API_VERSION, names.KIND, metadata, spec, status)
 

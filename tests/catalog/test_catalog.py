@@ -10,17 +10,17 @@ import pytest
 
 from etcd_actions import open_actions_client
 from etcd_actions.catalog import Catalog, Entry, digest_of, scope_of
-from etcd_actions.catalog.entry import decode, encode
+from etcd_actions.catalog.cached_result import decode, encode
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import (
     ANNOTATION_CACHE_SCOPE,
+    ActionObject,
     Keyspace,
     ObjectMeta,
-    TaskAction,
     TaskActionSpec,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -135,9 +135,9 @@ async def test_what_cannot_be_read_is_deleted(scene: Scene) -> None:
         assert await scene.store.get(scene.key) is None
 
 
-def an_action(project: str, domain: str, scope: str = "") -> TaskAction:
+def an_action(project: str, domain: str, scope: str = "") -> ActionObject:
     annotations = {ANNOTATION_CACHE_SCOPE: scope} if scope else {}
-    return TaskAction.new(
+    return ActionObject.new(
         ObjectMeta("r1-a0", annotations=annotations), TaskActionSpec(project, domain, "r1", "a0")
     )
 

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from etcd_actions.etcd.connection import TransportName
+from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.testing import EtcdServer, OwnEtcd
 from etcd_actions.testing.choice import EtcdSource
 from etcd_actions.testing.container import EtcdImage, engine_problem

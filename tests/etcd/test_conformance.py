@@ -40,9 +40,9 @@ from etcd_actions.etcd.api import (
 )
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.etcd.paging import open_pages
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from etcd_actions.testing import EtcdServer, OwnEtcd
-from etcd_actions.testing.server import free_port
+from etcd_actions.testing.etcd_server import free_port
 from tests.support.recording import RecordingSink
 from tests.support.scene import judge_delivery, reflecting
 from tests.support.waiting import eventually

@@ -10,18 +10,18 @@ import pytest
 import trio
 import trio.testing
 
-from etcd_actions import ActionId, ActionsClient, Phase, ProcessorSettings, open_actions_client
+from etcd_actions import ActionId, ActionsClient, Phase, WatchingSettings, open_actions_client
 from etcd_actions.actions.listing import Lister, Listing, below, readable
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd, KeyRange, Txn, TxnResult
 from etcd_actions.follow import FamilyReader, Index
+from etcd_actions.follow.subscriptions import SnapshotEnd
 from etcd_actions.model import ActionUpdate, Keyspace, summarize
-from etcd_actions.store import Store
-from etcd_actions.subscriptions import SnapshotEnd
+from etcd_actions.storage.store import Store
 from etcd_actions.watch import Reflector
 from tests.support import flyte
 
-SERVES = ProcessorSettings(record=False)
+SERVES = WatchingSettings(record=False)
 
 
 def named(name: str, run: str = "r1") -> ActionId:

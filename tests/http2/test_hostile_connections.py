@@ -11,14 +11,14 @@ import trio
 import trio.lowlevel
 import trio.testing
 
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.errors import Unavailable
-from etcd_actions.etcd.connection import ConnectionSettings
+from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.grpc import grpc_connections
+from etcd_actions.etcd.grpc.transport import grpc_connections
 from etcd_actions.http2 import CallFailed, Channel, Code, Target, frames, link
 from etcd_actions.http2 import open_channel as opened
 from etcd_actions.http2.errors import ErrorCode
-from etcd_actions.owned_tasks import owned_tasks
 from tests.support.http2_peer import HEADERS
 from tests.support.http2_server import Served, answering, serving, silent
 from tests.support.waiting import eventually
@@ -152,7 +152,7 @@ async def test_a_watch_that_gets_no_stream_fails_in_time() -> None:
     """Its reader is told, so that another member is tried."""
     async with (
         serving(silent, settings={frames.MAX_CONCURRENT_STREAMS: 0}) as server,
-        owned_tasks() as nursery,
+        owned_tasks("a test") as nursery,
     ):
         endpoint = Endpoint(server.target.host, server.target.port)
         settings = ConnectionSettings(endpoints=(endpoint,), request_timeout=0.1)

@@ -18,19 +18,19 @@ from etcd_actions import (
     ActionsClient,
     ActionStatus,
     Phase,
-    ProcessorSettings,
+    WatchingSettings,
     open_actions_client,
     open_etcd,
 )
+from etcd_actions._internal.histogram import Distribution
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor import ExecutorStatistics
-from etcd_actions.histogram import Distribution
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.runs.removal import Removed
 from etcd_actions.server import ServerStatistics
-from etcd_actions.serving import Bind
 from etcd_actions.testing import OwnEtcd
 from etcd_actions.uploads import Swept
+from etcd_actions.web import Bind
 from tests.support import flyte
 from tests.support.waiting import eventually
 
@@ -180,7 +180,7 @@ async def test_a_handler_that_keeps_failing_degrades_it(
         async def update_action_status(self, *_: object) -> None:
             raise RuntimeError("it refuses")
 
-    settings = ProcessorSettings(elect=False, grace=0)
+    settings = WatchingSettings(elect=False, grace=0)
     async with (
         open_actions_client(
             etcd, prefix=prefix, run_service=Refusing(), settings=settings

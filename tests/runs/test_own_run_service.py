@@ -10,25 +10,25 @@ import msgspec
 import pytest
 import trio
 
-from etcd_actions import ActionId, ActionsClient, Phase, StoredTaskAction, open_actions_client
+from etcd_actions import ActionId, ActionsClient, Phase, StoredAction, open_actions_client
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.errors import NoSpace, RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, Put, Txn, TxnResult
 from etcd_actions.model import ActionUpdate, ErrorState, Keyspace, build_action_update
-from etcd_actions.run_service.both import BothRunServices
+from etcd_actions.run_service.fan_out import BothRunServices
 from etcd_actions.runs.own_run_service import OwnRunService, open_own_run_service
-from etcd_actions.runs.record import (
+from etcd_actions.runs.run_record import (
     ActionHistory,
     RunRecord,
     decode_history,
     decode_record,
     encode,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
+from tests.record.test_outbox import Scripted
 from tests.support import flyte
 from tests.support.scene import PROCESSOR
 from tests.support.waiting import eventually
-from tests.test_outbox import Scripted
 
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
@@ -63,7 +63,7 @@ async def history_in(store: Store, keys: Keyspace, action_id: ActionId) -> Actio
     return None if kv is None else decode_history(kv.value)
 
 
-def update_of(action: StoredTaskAction, **changes: Any) -> ActionUpdate:
+def update_of(action: StoredAction, **changes: Any) -> ActionUpdate:
     update = build_action_update(
         action,
         key=action.key,
@@ -82,13 +82,13 @@ async def put(
     action_id: ActionId = ROOT,
     error: ErrorState | None = None,
     before: ErrorState | None = None,
-) -> StoredTaskAction:
+) -> StoredAction:
     return await client.put_status(
         action_id, attempt, ActionStatus(phase), error=error, error_before=before
     )
 
 
-async def tell(own: OwnRunService, action: StoredTaskAction) -> None:
+async def tell(own: OwnRunService, action: StoredAction) -> None:
     await own.record_action(update_of(action), action)
     await own.update_action_state(update_of(action), action)
 

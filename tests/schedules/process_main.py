@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from etcd_actions.backoff import Backoff
-from etcd_actions.cli import process_main, run
-from etcd_actions.processor_settings import ProcessorSettings
-from etcd_actions.run_service import grpc
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions.cli import process_main
+from etcd_actions.cli.commands import run
+from etcd_actions.follow.workqueue import WorkQueueSettings
+from etcd_actions.pipeline.watching_settings import WatchingSettings
+from etcd_actions.run_service import grpc_run_service
 from etcd_actions.watch import ReflectorSettings
-from etcd_actions.workqueue import WorkQueueSettings
 
 ELECTION_TTL = 3
 CALL_DEADLINE = 0.8
@@ -23,14 +24,16 @@ CALL_DEADLINE = 0.8
 def shorten() -> None:
     """Make the times short that have no setting."""
     settings = partial(
-        ProcessorSettings,
+        WatchingSettings,
         election_ttl=ELECTION_TTL,
         save_every=0.3,
         reflector=ReflectorSettings(dead_after=1.5, backoff=Backoff(initial=0.05, cap=0.5)),
         queue=WorkQueueSettings(backoff=Backoff(initial=0.05, cap=1.0)),
     )
-    vars(run)["ProcessorSettings"] = settings
-    vars(grpc)["open_run_service"] = partial(grpc.open_run_service, deadline=CALL_DEADLINE)
+    vars(run)["WatchingSettings"] = settings
+    vars(grpc_run_service)["open_run_service"] = partial(
+        grpc_run_service.open_run_service, deadline=CALL_DEADLINE
+    )
 
 
 if __name__ == "__main__":

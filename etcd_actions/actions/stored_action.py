@@ -1,0 +1,104 @@
+"""An action as it is stored, and whether it is the one that was meant."""
+
+from __future__ import annotations
+
+from etcd_actions.codecs import codec_of
+from etcd_actions.errors import AnotherAction, NotFound
+from etcd_actions.etcd.api import KeyValue
+from etcd_actions.model import ActionId, ActionObject, Incarnation, Keyspace, State
+
+
+class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rename="camel"):
+    """A TaskAction and where it stands in etcd."""
+
+    key: bytes = b""
+    create_revision: int = 0
+    revision: int = 0
+    """``mod_revision`` of the value."""
+
+    @classmethod
+    def of(cls, kv: KeyValue) -> StoredAction:
+        """Decode a key's value.
+
+        Raises:
+            DecodeError: It is no TaskAction.
+        """
+        action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
+        return cls(
+            action.api_version,
+            action.kind,
+            action.metadata,
+            action.spec,
+            action.status,
+            key=kv.key,
+            create_revision=kv.create_revision,
+            revision=kv.mod_revision,
+        )
+
+    def state(self, create_revision: int = 0) -> State:
+        """See `TaskAction.state`; the key's own ``create_revision`` counts."""
+        return super().state(create_revision or self.create_revision)
+
+    @property
+    def incarnation(self) -> Incarnation:
+        """Which object it is."""
+        return Incarnation(self.key, self.create_revision, self.metadata.uid)
+
+    @property
+    def resource_version(self) -> str:
+        """What Kubernetes shows as ``metadata.resourceVersion``, which is never stored."""
+        return str(self.revision)
+
+
+def describe(action_id: ActionId) -> str:
+    """Name an action to a person."""
+    return f"{action_id.name} of run {action_id.project}/{action_id.domain}/{action_id.run}"
+
+
+def missing(action_id: ActionId, keys: Keyspace) -> str:
+    """Say that there is no such action; where a template chooses the namespace, in which."""
+    within = "" if keys.namespace is not None else f" in namespace {keys.namespace_of(action_id)}"
+    return f"there is no action {describe(action_id)}{within}"
+
+
+def same_run(one: ActionId, other: ActionId) -> bool:
+    """Whether two actions are of one run; the organisation counts where both know it."""
+    if one.org and other.org and one.org != other.org:
+        return False
+    return (one.project, one.domain, one.run) == (other.project, other.domain, other.run)
+
+
+def same_action(one: ActionId, other: ActionId) -> bool:
+    """Whether they are one action; the root of a run has two names."""
+    return same_run(one, other) and one.object_name == other.object_name
+
+
+def check_identity(found: ActionObject, wanted: ActionId) -> None:
+    """Two actions can have one key: neither project nor domain is in it.
+
+    Raises:
+        NotFound: The object is another action's.
+    """
+    is_ = found.action_id
+    if same_action(is_, wanted):
+        return
+    other_org = is_.org and wanted.org and is_.org != wanted.org
+    discreet = f"there is no action {describe(wanted)}"
+    raise AnotherAction(
+        f"{discreet}: {wanted.object_name} is action {describe(is_)}"
+        + (f" in organisation {is_.org}, not {wanted.org}" if other_org else ""),
+        discreet,
+    )
+
+
+def check_incarnation(found: StoredAction, wanted: Incarnation) -> None:
+    """An action that was deleted and made again is another object under the same key.
+
+    Raises:
+        NotFound: The object is another incarnation.
+    """
+    if not found.incarnation.may_be(wanted):
+        raise NotFound(
+            f"the object of action {describe(found.action_id)} that is meant is gone: another was "
+            f"made under its name, at revision {found.create_revision}"
+        )
