@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,7 +12,10 @@ from flyteidl2.actions.actions_service_pb2 import Action
 
 from etcd_actions import ActionsClient, Phase, open_actions_client
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor import ExecutorSettings, opening
+from etcd_actions.executor import (
+    ExecutorSettings,
+    open_executor,
+)
 from tests.executor.attempts import lives
 from tests.executor.fakes import SetClock
 from tests.executor.tasks import ROOT, Machine, named, until
@@ -78,7 +80,7 @@ async def test_a_time_out_reaches_every_process(
     """
     # Time passes when both processes are there to be ended: a busy machine may start them late.
     clock = SetClock()
-    monkeypatch.setattr(opening, "Clock", lambda: clock)
+    monkeypatch.setattr(open_executor, "Clock", lambda: clock)
     pid = machine.runs / "pid"
     async with machine.executor(client, machine.settings(kill_grace=0.5)) as executor:
         await client.enqueue(machine.task(ROOT, script, change=timed))
