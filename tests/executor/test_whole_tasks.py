@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,10 +13,7 @@ from flyteidl2.actions.actions_service_pb2 import Action
 
 from etcd_actions import ActionsClient, Phase, open_actions_client
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor import (
-    ExecutorSettings,
-    open_executor,
-)
+from etcd_actions.executor import ExecutorSettings, open_executor
 from tests.executor.attempts import lives
 from tests.executor.fakes import SetClock
 from tests.executor.tasks import ROOT, Machine, named, until
@@ -80,7 +78,7 @@ async def test_a_time_out_reaches_every_process(
     """
     # Time passes when both processes are there to be ended: a busy machine may start them late.
     clock = SetClock()
-    monkeypatch.setattr(open_executor, "Clock", lambda: clock)
+    monkeypatch.setattr(sys.modules[open_executor.__module__], "Clock", lambda: clock)
     pid = machine.runs / "pid"
     async with machine.executor(client, machine.settings(kill_grace=0.5)) as executor:
         await client.enqueue(machine.task(ROOT, script, change=timed))

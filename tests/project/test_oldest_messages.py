@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Imports every module, and says where the messages are from.
 IMPORTS = """
