@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import wraps
-from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast, overload
+from typing import Final, Literal, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -47,19 +47,20 @@ from etcd_actions.model import (
     NamespaceTemplate,
     build_action_update,
 )
+from etcd_actions.model.flyte_types import (
+    Action,
+    ActionIdentifier,
+    EnrichedIdentity,
+    RunIdentifier,
+    RunSpec,
+)
+from etcd_actions.model.flyte_types import Literal as LiteralValue
 from etcd_actions.pipeline.processor import Processor, open_processor
 from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.storage.store import Store
-
-if TYPE_CHECKING:
-    from flyteidl2.actions.actions_service_pb2 import Action
-    from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier
-    from flyteidl2.common.identity_pb2 import EnrichedIdentity
-    from flyteidl2.core.literals_pb2 import Literal as LiteralValue
-    from flyteidl2.task.run_pb2 import RunSpec
 
 _TURN: Final = 64
 """Actions of a snapshot that are told before others have their turn."""

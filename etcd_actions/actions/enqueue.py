@@ -18,7 +18,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from etcd_actions.actions import conflicts, object_builder, validation
 from etcd_actions.actions.abort import Aborter, Marker, read_marker
@@ -64,11 +64,8 @@ from etcd_actions.model import (
     ErrorState,
     Keyspace,
 )
+from etcd_actions.model.flyte_types import Action, RunSpec
 from etcd_actions.storage.store import Store
-
-if TYPE_CHECKING:
-    from flyteidl2.actions.actions_service_pb2 import Action
-    from flyteidl2.task.run_pb2 import RunSpec
 
 
 class Enqueued(NamedTuple):
@@ -126,20 +123,6 @@ class _Built(NamedTuple):
 
     action: ActionObject
     value: bytes
-
-    def stored(self, key: bytes, create_revision: int, revision: int) -> StoredAction:
-        """The object as it stands in etcd."""
-        action = self.action
-        return StoredAction(
-            action.api_version,
-            action.kind,
-            action.metadata,
-            action.spec,
-            action.status,
-            key=key,
-            create_revision=create_revision,
-            revision=revision,
-        )
 
 
 class Enqueuer:
@@ -276,8 +259,9 @@ class Enqueuer:
         present = scene.present
         created = result.revision if present is None else present.create_revision
         version = 1 if present is None else present.version + 1
-        self._seen.keep(KeyValue(key, value, created, result.revision, version))
-        return built.stored(key, created, result.revision)
+        kv = KeyValue(key, value, created, result.revision, version)
+        self._seen.keep(kv)
+        return StoredAction.at(kv, built.action)
 
     def _forget(self) -> None:
         """Drop what was seen: after a lost connection etcd may be a restored store."""

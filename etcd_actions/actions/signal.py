@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -14,11 +14,8 @@ from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.errors import DecodeError, FailedPrecondition, InvalidArgument
 from etcd_actions.model import ActionId, Keyspace, Phase, flyte
 from etcd_actions.model.conditions import rfc3339, write_phase
+from etcd_actions.model.flyte_types import EnrichedIdentity, Literal
 from etcd_actions.storage.store import Store
-
-if TYPE_CHECKING:
-    from flyteidl2.common.identity_pb2 import EnrichedIdentity
-    from flyteidl2.core.literals_pb2 import Literal
 
 _TYPES: Final = {
     "integer": (1, "INTEGER"),

@@ -11,10 +11,8 @@ from etcd_actions.model import ActionId, ActionObject, Incarnation, Keyspace, St
 class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """A TaskAction and where it stands in etcd."""
 
-    key: bytes = b""
-    create_revision: int = 0
-    revision: int = 0
-    """``mod_revision`` of the value."""
+    kv: KeyValue = KeyValue(b"", b"", 0, 0, 0)
+    """The key and its value, as etcd has them."""
 
     @classmethod
     def of(cls, kv: KeyValue) -> StoredAction:
@@ -23,20 +21,38 @@ class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rena
         Raises:
             DecodeError: It is no TaskAction.
         """
-        action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
+        decode = codec_of(kv.value).decode
+        return cls.at(kv, decode(kv.value, key=kv.key, revision=kv.mod_revision))
+
+    @classmethod
+    def at(cls, kv: KeyValue, action: ActionObject) -> StoredAction:
+        """An object whose value was decoded before."""
         return cls(
             action.api_version,
             action.kind,
             action.metadata,
             action.spec,
             action.status,
-            key=kv.key,
-            create_revision=kv.create_revision,
-            revision=kv.mod_revision,
+            kv=kv,
         )
 
+    @property
+    def key(self) -> bytes:
+        """The etcd key."""
+        return self.kv.key
+
+    @property
+    def create_revision(self) -> int:
+        """Revision of the object's creation."""
+        return self.kv.create_revision
+
+    @property
+    def revision(self) -> int:
+        """``mod_revision`` of the value."""
+        return self.kv.mod_revision
+
     def state(self, create_revision: int = 0) -> State:
-        """See `TaskAction.state`; the key's own ``create_revision`` counts."""
+        """See `ActionObject.state`; the key's own ``create_revision`` counts."""
         return super().state(create_revision or self.create_revision)
 
     @property

@@ -189,6 +189,13 @@ class LetterBook:
         while (before := self._letters.get(key)) is not None and before.request is None:
             await self._write(key, before, None)
 
+    async def has(self, update: ActionUpdate) -> bool:
+        """Whether a letter is about an action of this key and identity."""
+        if not self._loaded.is_set():
+            await self._loaded.wait()
+        keys = (self._keys.key(update.key, update.action_id, what) for what in form.CALLS)
+        return bool(self._letters) and any(key in self._letters for key in keys)
+
     async def carry(self, update: ActionUpdate, value: bytes | None) -> None:
         """Have a letter about a record say what the run service accepted of the action since.
 
@@ -326,7 +333,7 @@ class LetterBook:
             if change.is_delete:
                 self._forget(key)
             else:
-                value = change.value or b""
+                value = change.value
                 self._learn(KeyValue(key, value, change.create_revision, revision, change.version))
 
     async def wait_list_room(self) -> None:

@@ -163,7 +163,7 @@ class Handler:
         self._taken += len(changes)
         put_off = self._put_off
         for change in changes:
-            if put_off.has_work and put_off.has_work_for(change.key):
+            if put_off.has_work and put_off.has_work_for(change.kv.key):
                 # Behind what was put off of its key.
                 self._index.note(change)
                 put_off.dispatch((change,))
@@ -234,8 +234,8 @@ class Handler:
         until the next good write of its key: it is nothing that trying again would cure. Where
         the decoder failed for another reason it is looked at again, seldom.
         """
-        key = change.key
-        if change.is_delete:
+        key = change.kv.key
+        if not change.kv.version:
             self._handle_deletion(change)
             return
         try:
@@ -260,8 +260,8 @@ class Handler:
 
         With the reason, where only the facts can be read.
         """
-        key, revision, created = change.key, change.mod_revision, change.create_revision
-        value, refusal = change.value or b"", None
+        kv, refusal = change.kv, None
+        key, value, revision, created = kv.key, kv.value, kv.mod_revision, kv.create_revision
         codec = codec_of(value)
         if self._is_wanted:
             try:
@@ -298,20 +298,21 @@ class Handler:
             action: The object, where it could be read; of a deletion the last one, where etcd
                 sent it.
         """
-        deleted, recording = change.is_delete, self._recording
+        kv, recording = change.kv, self._recording
+        deleted = not kv.version
         subscribed = self._subscriptions.wants(summary)
         queue = recording is not None and (deleted or recording.wants(change, summary))
         if not deleted:
             self._is_wanted = subscribed or queue
-            if self._is_wanted and action is None and change.key not in self._set_aside:
+            if self._is_wanted and action is None and kv.key not in self._set_aside:
                 action = self._object(change)
         update = None
         if deleted or (subscribed and action is not None):
             try:
                 update = build_action_update(
                     action or summary,
-                    key=change.key,
-                    revision=change.mod_revision,
+                    key=kv.key,
+                    revision=kv.mod_revision,
                     create_revision=summary.create_revision,
                     deleted=deleted,
                 )
@@ -337,8 +338,8 @@ class Handler:
     def _object(self, change: Change) -> ActionObject | None:
         """The object of a state whose facts were read; None where nothing else of it can be."""
         try:
-            value, revision = change.value or b"", change.mod_revision
-            return codec_of(value).decode(value, key=change.key, revision=revision)
+            kv = change.kv
+            return codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
         except BaseException as error:
             self._set_aside.add(change, error)
             return None

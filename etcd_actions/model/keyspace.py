@@ -50,22 +50,22 @@ class Keyspace:
     ) -> None:
         self.prefix = prefix
         self._template = template
-        self.namespace = namespace if template is None else None
-        self.side = OWN_PREFIX + prefix.lstrip(b"/")
-        self.traces = self.side + b"traces/"
-        self.aborts = self.side + b"aborts/"
-        self.claims = self.side + b"claims/"
-        self.letters = self.side + b"dead-letters/"
-        self.elections = self.side + b"election/"
-        self.runs = self.side + b"runs/"
-        self.run_tasks = self.side + b"run-tasks/"
-        self.histories = self.side + b"history/"
-        self.tasks = self.side + b"tasks/"
-        self.projects = self.side + b"projects/"
-        self.catalog = self.side + b"catalog/"
-        self.images = self.side + b"images/"
-        self.signing = self.side + b"signing/"
-        self.deployment = self.side + b"deployment"
+        self.namespace: str | None = namespace if template is None else None
+        self.side: bytes = OWN_PREFIX + prefix.lstrip(b"/")
+        self.traces: bytes = self.side + b"traces/"
+        self.aborts: bytes = self.side + b"aborts/"
+        self.claims: bytes = self.side + b"claims/"
+        self.letters: bytes = self.side + b"dead-letters/"
+        self.elections: bytes = self.side + b"election/"
+        self.runs: bytes = self.side + b"runs/"
+        self.run_tasks: bytes = self.side + b"run-tasks/"
+        self.histories: bytes = self.side + b"history/"
+        self.tasks: bytes = self.side + b"tasks/"
+        self.projects: bytes = self.side + b"projects/"
+        self.catalog: bytes = self.side + b"catalog/"
+        self.images: bytes = self.side + b"images/"
+        self.signing: bytes = self.side + b"signing/"
+        self.deployment: bytes = self.side + b"deployment"
 
     def namespace_of(self, action_id: ActionId) -> str:
         """The namespace of an action; project and domain count.

@@ -50,7 +50,6 @@ from etcd_actions.model import (
 )
 from etcd_actions.pipeline.recording import Recording
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
-from etcd_actions.record.outbox import OutboxStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Store
@@ -220,25 +219,25 @@ class Processor:
             containment=containment,
         )
         self._life = _Life(settings.grace)
-        self.families = FamilyReader(store, self._index, self._progress)
+        self.families: FamilyReader = FamilyReader(store, self._index, self._progress)
 
     def statistics(self) -> WatchingStatistics:
         """See :class:`WatchingStatistics`."""
         last, recording = self._life.last, self._recording
-        outbox = recording.outbox.statistics() if recording else OutboxStatistics.of_none()
+        outbox = recording.outbox.statistics() if recording else None
         return WatchingStatistics(
             watching=self._life.watching is not None,
             reflector=last.reflector.statistics() if last else None,
             handlers=self._handler.statistics() if last else None,
-            outbox=outbox.queue,
-            told=outbox.told,
-            rejected=outbox.rejected,
-            failed=outbox.failed,
-            cut=outbox.cut,
-            call_times=outbox.call_times,
-            held=outbox.held,
-            dead_letters=outbox.dead_letters.letters,
-            dropped_letters=outbox.dead_letters.dropped,
+            outbox=outbox.queue if outbox else None,
+            told=outbox.calls.reported if outbox else {},
+            rejected=outbox.calls.rejected if outbox else {},
+            failed=outbox.calls.failed if outbox else {},
+            cut=outbox.calls.interrupted if outbox else {},
+            call_times=outbox.calls.call_times if outbox else {},
+            held=outbox.deferred if outbox else 0,
+            dead_letters=outbox.dead_letters.letters if outbox else (),
+            dropped_letters=outbox.dead_letters.dropped if outbox else 0,
             marks=recording.recorder.statistics() if recording else {},
             elected=recording is not None and recording.leader.is_elected,
             position=recording.leader.position if recording else 0,

@@ -33,7 +33,7 @@ from etcd_actions.record.checkpoint import Position, Predecessor
 from etcd_actions.record.leader_calls import LANDING
 from etcd_actions.record.outbox import Outbox
 from etcd_actions.storage.store import Fence
-from etcd_actions.watch import Change, ChangeKind
+from etcd_actions.watch import Change
 
 _BACKOFF: Final = Backoff(initial=0.1, cap=5.0)
 _CLEANING: Final = Backoff(initial=0.5, cap=60.0)
@@ -214,7 +214,7 @@ class Leader:
     def _deliver_deletions(self) -> None:
         for update in self._index.deletions():
             key, revision = update.key, update.revision
-            self._outbox.deliver(Change(ChangeKind.DELETED, key, b"", 0, revision, 0), update)
+            self._outbox.deliver(Change.deletion(key, revision), update)
 
     async def _deliver_backlog(self) -> None:
         """Have everything done that is known to be undone."""
@@ -227,9 +227,7 @@ class Leader:
             if (known := self._index.get(key)) is None:
                 continue
             # Without its value, which is read again; what its lease is shows then.
-            change = Change(
-                ChangeKind.MODIFIED, key, None, known.create_revision, known.revision, 1
-            )
+            change = Change.unread(key, known.create_revision, known.revision)
             if self._outbox.wants(change, known):
                 self._outbox.deliver(change, None)
 
@@ -244,7 +242,7 @@ class Leader:
         if before is None:
             return -math.inf
         if before.own:
-            return self._outbox.doubt_until
+            return self._outbox.reporter.calls.uncertain_until
         hold = (before.ttl or term.ttl) + LANDING
         _log.info("endings_held", seconds=hold)
         return term.began + hold

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from etcd_actions.model import ActionObject, ActionUpdate, Phase
+from etcd_actions.storage.store import KeyChange
 
 
 class RunService(Protocol):
@@ -27,6 +30,9 @@ class RunService(Protocol):
       it, and then marked.
     - ``update_action_state(update, action)``: is called instead of `update_action_status`, with
       the object whose state it is, None where that is gone.
+    - ``mark_companions(update, action)``: what it stores of a terminal state, as changes of keys
+      that are made in the transaction of the mark, see :class:`MarkCompanions`. Where that succeeds
+      `update_action_state` is not called.
     - ``keeps_order = True``: it takes no state once a newer one was told, from any leader. Then
       it may be told at any time, and an ending is told once after a change of the leader.
     """
@@ -57,6 +63,32 @@ class RunService(Protocol):
             RunServiceUnavailable: It may be accepted when told again.
             RunServiceRejected: It never will.
         """
+
+
+@dataclass(frozen=True)
+class MarkCompanions:
+    """What a run service that keeps its records in the same etcd stores of a terminal state.
+
+    Attributes:
+        changes: Are made in the transaction of the mark. One that cannot be made raises
+            :class:`~etcd_actions.errors.RunServiceRejected`.
+        write: Makes them in transactions of their own, as ``update_action_state`` does; safe to
+            repeat.
+        others: The run service that has to accept the state before it is marked; None for none.
+    """
+
+    changes: Sequence[KeyChange]
+    write: Callable[[], Awaitable[None]]
+    others: RunService | None = None
+
+
+def mark_companions(
+    run_service: RunService, update: ActionUpdate, action: ActionObject | None
+) -> MarkCompanions | None:
+    """What a run service stores in the transaction of the mark; None where it does not."""
+    prepare: Callable[[ActionUpdate, ActionObject | None], MarkCompanions | None] | None
+    prepare = getattr(run_service, "mark_companions", None)
+    return None if prepare is None else prepare(update, action)
 
 
 async def tell_status(

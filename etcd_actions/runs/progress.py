@@ -159,16 +159,8 @@ def history_of(
 
 def _placed(update: ActionUpdate, action: ActionObject) -> StoredAction:
     """The object with its place, which its mark is read by."""
-    return StoredAction(
-        action.api_version,
-        action.kind,
-        action.metadata,
-        action.spec,
-        action.status,
-        key=update.key,
-        create_revision=update.create_revision,
-        revision=update.revision,
-    )
+    kv = KeyValue(update.key, b"", update.create_revision, update.revision, 0)
+    return StoredAction.at(kv, action)
 
 
 def _clipped(attempt: Attempt) -> Attempt:

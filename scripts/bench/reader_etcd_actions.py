@@ -70,7 +70,7 @@ def _count_handled(task: Task, recorder: Recorder) -> None:
         if task.mode == "list" or change.mod_revision < task.revision:
             recorder.listed()
         else:
-            recorder.event(change.key, change.mod_revision, change.value or b"")
+            recorder.event(change.key, change.mod_revision, change.value)
 
     setattr(Handler, handle.__name__, counted)
 

@@ -42,9 +42,10 @@ from etcd_actions.monitoring.health import Health
 from etcd_actions.monitoring.metrics import Metrics
 from etcd_actions.record import leader as leading
 from etcd_actions.record.checkpoint import Position
-from etcd_actions.record.held_endings import HeldEndings
+from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.leader import Leader
 from etcd_actions.record.outbox import Outbox
+from etcd_actions.record.reporter import Reporter
 from etcd_actions.watch import Reflector, ReflectorSettings
 from tests.boundaries.table import BOUNDARIES
 from tests.support import flyte
@@ -185,16 +186,16 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     ),
     "what is told of a run service": (
         "delivery",
-        Outbox,
-        "_offer",
-        lambda _, __, update, *___: is_bad(update.key),
+        Reporter,
+        "_call",
+        lambda _, __, ___, update, *____: is_bad(update.key),
         3,
     ),
     "a mark": (
         "delivery",
         Outbox,
         "mark_terminal_status_recorded",
-        lambda _, seen, __: is_bad(seen.key),
+        lambda _, seen, *__: is_bad(seen.key),
         3,
     ),
     "whether a state is wanted": ("run_service", RecordingRunService, "wants", whatever, 1000),
@@ -214,7 +215,7 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     "cleaning up": ("task", Aborter, "resume", whatever, 2),
     "a second look": ("task", Handler, "_look_again", whatever, 2),
     "retries": ("task", WorkQueue, "retry_failed", whatever, 2),
-    "endings to be told again": ("task", HeldEndings, "run", whatever, 1),
+    "deferred reports": ("task", DeferredReports, "run", whatever, 1),
     "all of a watch": ("task", leading, "open_election", whatever, 2),
 }
 ONCE = {

@@ -31,7 +31,7 @@ from etcd_actions.model import (
     build_action_update,
 )
 from etcd_actions.model.conditions import write_phase
-from etcd_actions.record.recorder import Ending
+from etcd_actions.record.recorder import TerminalState
 from tests.codecs.strategies import CODECS
 from tests.record.test_outbox import ROOT, SETTINGS, Scripted, is_idle, tell, watching
 from tests.support import flyte
@@ -85,7 +85,7 @@ def annotation(kv: KeyValue) -> str | None:
 def assert_mark_fits(kv: KeyValue, phase: Phase, attempt: int = 1) -> None:
     update = read(kv)
     assert (update.phase, update.recorded) == (phase, True)
-    assert annotation(kv) == Ending.of(update).mark(kv.create_revision)
+    assert annotation(kv) == TerminalState.of(update).mark(kv.create_revision)
     assert (annotation(kv) or "").startswith(f"{phase.name}/{attempt} {kv.create_revision} ")
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import partial
 
 from etcd_actions._internal.backoff import Backoff
+from etcd_actions.app import app
 from etcd_actions.cli import process_main
-from etcd_actions.cli.commands import run
 from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.run_service import grpc_run_service
@@ -30,7 +30,7 @@ def shorten() -> None:
         reflector=ReflectorSettings(dead_after=1.5, backoff=Backoff(initial=0.05, cap=0.5)),
         queue=WorkQueueSettings(backoff=Backoff(initial=0.05, cap=1.0)),
     )
-    vars(run)["WatchingSettings"] = settings
+    vars(app)["WatchingSettings"] = settings
     vars(grpc_run_service)["open_run_service"] = partial(
         grpc_run_service.open_run_service, deadline=CALL_DEADLINE
     )

@@ -10,7 +10,7 @@ import trio
 from etcd_actions import ActionObject, ActionUpdate, Phase
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, WatchCreate
-from etcd_actions.record.recorder import Ending
+from etcd_actions.record.recorder import TerminalState
 from etcd_actions.watch import Change
 from tests.support.patient import patiently
 
@@ -64,7 +64,7 @@ class Told(NamedTuple):
 
     key: bytes
     revision: int
-    ending: Ending
+    ending: TerminalState
     is_deleted: bool
     at: int
 
@@ -106,7 +106,7 @@ class RecordingRunService:
             at = (await self._etcd.put(ACCEPTED + update.key, b"")).revision
         except EtcdError as error:
             raise Refused(str(error)) from error
-        ending = Ending.of(update)
+        ending = TerminalState.of(update)
         self.told.append(Told(update.key, update.revision, ending, update.is_deleted, at))
         self.bell.ring()
 

@@ -92,7 +92,7 @@ class RowMaker:
             parse_key(self._prefix, key)
             if change.is_delete:
                 return self._deleted(change)
-            value = change.value or b""
+            value = change.value
             action = codec_of(value).decode(value, key=key, revision=revision)
         except DecodeError as error:
             return UndecodableRow(as_text(key), revision, error.reason)
