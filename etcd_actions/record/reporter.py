@@ -39,9 +39,6 @@ from etcd_actions.record.leader_calls import LeaderCalls, LeaseTooShort
 from etcd_actions.run_service import RunService
 from etcd_actions.run_service.protocol import (
     MarkCompanions,
-    keeps_order,
-    mark_companions,
-    tell_status,
 )
 
 BEFORE_RUNNING = (
@@ -125,23 +122,21 @@ class Reporter:
 
     def start(self, term: Term | None, hold_until: float) -> None:
         """Make calls in this term from now on; see :meth:`LeaderCalls.start`."""
-        if keeps_order(self._run_service):
+        if self._run_service.keeps_order:
             # A late call changes nothing, so it needs no lease, and nothing older is waited for.
             term, hold_until = None, -math.inf
         self.calls.start(term, hold_until)
 
     def uncertain_until(self, key: bytes) -> float:
         """Until when an earlier call about an action may still land, on trio's clock."""
-        unsettled = getattr(self._run_service, "unsettled_until", None)
-        own: float = -math.inf if unsettled is None else unsettled(key)
-        return max(self.calls.hold_until, own)
+        return max(self.calls.hold_until, self._run_service.unsettled_until(key))
 
     def is_reportable(self, phase: Phase, deleted: bool) -> bool:
         """Whether the run service accepts a state; where it cannot say it gets the report."""
         try:
-            return self._run_service.wants(phase, deleted)
+            return self._run_service.accepts(phase, deleted)
         except BaseException as error:
-            self._containment.caught("run_service", "wants", error)
+            self._containment.caught("run_service", "accepts", error)
             return True
 
     def incarnation(self, update: ActionUpdate) -> Incarnation:
@@ -183,7 +178,7 @@ class Reporter:
         then the state is reported.
         """
         try:
-            companions = mark_companions(self._run_service, update, action)
+            companions = self._run_service.mark_companions(update, action)
         except RunServiceRejected:
             return None
         if companions is None or await self.dead_letters.has(update):
@@ -301,7 +296,7 @@ class Reporter:
         value: bytes | None,
         run_service: RunService,
     ) -> bool:
-        call = partial(tell_status, run_service, update, action)
+        call = partial(run_service.update_action_state, update, action)
         return await self._call("status", call, update, value)
 
     async def _call(

@@ -7,15 +7,10 @@ from dataclasses import replace
 
 from etcd_actions.errors import RunServiceActionUnknown, RunServiceError, RunServiceRejected
 from etcd_actions.model import ActionObject, ActionUpdate, Phase
-from etcd_actions.run_service.protocol import (
-    MarkCompanions,
-    RunService,
-    mark_companions,
-    tell_status,
-)
+from etcd_actions.run_service.protocol import MarkCompanions, RunService
 
 
-class BothRunServices:
+class BothRunServices(RunService):
     """Reports to one run service, then to another. Neither waits for what the other accepts.
 
     A call fails where one of the two did: what may be accepted later counts before what never
@@ -30,9 +25,9 @@ class BothRunServices:
         self._first = first
         self._second = second
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         """Whether one of them does."""
-        return self._first.wants(phase, deleted) or self._second.wants(phase, deleted)
+        return self._first.accepts(phase, deleted) or self._second.accepts(phase, deleted)
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Make the action known to both.
@@ -55,16 +50,11 @@ class BothRunServices:
             RunServiceUnavailable: One of them may accept it later.
             RunServiceRejected: One of them never will.
         """
-        await self._report(lambda service: tell_status(service, update, action), update)
+        await self._report(lambda service: service.update_action_state(update, action), update)
 
     def unsettled_until(self, key: bytes) -> float:
         """Until when an earlier call to one of them may still be applied, in trio's time."""
-        until = float("-inf")
-        for service in (self._first, self._second):
-            own = getattr(service, "unsettled_until", None)
-            if own is not None:
-                until = max(until, own(key))
-        return until
+        return max(each.unsettled_until(key) for each in (self._first, self._second))
 
     def mark_companions(
         self, update: ActionUpdate, action: ActionObject | None
@@ -73,8 +63,8 @@ class BothRunServices:
 
         None where the first one has no such form.
         """
-        companions = mark_companions(self._first, update, action)
-        if companions is None or not self._second.wants(update.phase, update.is_deleted):
+        companions = self._first.mark_companions(update, action)
+        if companions is None or not self._second.accepts(update.phase, update.is_deleted):
             return companions
         return replace(companions, others=self._second)
 
@@ -83,7 +73,7 @@ class BothRunServices:
     ) -> None:
         errors: list[RunServiceError] = []
         for service in (self._first, self._second):
-            if not service.wants(update.phase, update.is_deleted):
+            if not service.accepts(update.phase, update.is_deleted):
                 continue
             try:
                 await call(service)

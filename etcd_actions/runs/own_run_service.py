@@ -38,8 +38,8 @@ from etcd_actions.model import (
     ActionObject,
     ActionUpdate,
     Keyspace,
-    Phase,
 )
+from etcd_actions.run_service import RunService
 from etcd_actions.run_service.protocol import MarkCompanions
 from etcd_actions.runs.progress import (
     Told,
@@ -110,10 +110,10 @@ async def history_of_action(
     return found
 
 
-class OwnRunService:
+class OwnRunService(RunService):
     """Implements :class:`~etcd_actions.run_service.RunService`; see the module's text."""
 
-    keeps_order: Final = True
+    keeps_order = True
 
     def __init__(
         self, store: Store, keys: Keyspace, *, clock: Callable[[], datetime] = utc_now
@@ -123,10 +123,6 @@ class OwnRunService:
         self._clock = clock
         # What was there last, as a guess that spares a read.
         self._seen: OrderedDict[bytes, KeyValue] = OrderedDict()
-
-    def wants(self, phase: Phase, deleted: bool) -> bool:
-        """Every state: only an action's name tells a root from others."""
-        return True
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Store a record for the run of a root that has none.

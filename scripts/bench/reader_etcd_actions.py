@@ -24,7 +24,7 @@ _SAVE_AT_ONCE = 0.1
 class Silence(NullRunService):
     """A run service that wants to know nothing."""
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         """Nothing."""
         return False
 

@@ -198,7 +198,7 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
         lambda _, seen, *__: is_bad(seen.key),
         3,
     ),
-    "whether a state is wanted": ("run_service", RecordingRunService, "wants", whatever, 1000),
+    "whether a state is wanted": ("run_service", RecordingRunService, "accepts", whatever, 1000),
     "a subscription": (
         "subscription",
         Subscription,

@@ -20,6 +20,7 @@ from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchResponse, WatchStream
 from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.model import ActionObject, ActionUpdate, Keyspace
+from etcd_actions.run_service import RunService
 from etcd_actions.run_service.unsettled import Unsettled
 from etcd_actions.testing import EtcdServer
 from tests.record.test_outbox import LONG, ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
@@ -200,7 +201,7 @@ class Database:
         return wrong
 
 
-class Unsteady:
+class Unsteady(RunService):
     """A run service as one process sees it: it refuses, loses answers, and applies late."""
 
     DEADLINE = 0.3
@@ -212,7 +213,7 @@ class Unsteady:
         self._unsettled = Unsettled()
         self.trouble = 0.4
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return True
 
     def unsettled_until(self, key: bytes) -> float:

@@ -31,6 +31,7 @@ from etcd_actions.codecs import CODEC_NAMES, codec_of
 from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ActionObject, Keyspace, canonical_name
+from etcd_actions.run_service import RunService
 from tests.record.test_outbox import SETTINGS
 from tests.support import flyte, oracle
 from tests.support.etcd_server import EtcdServer
@@ -72,7 +73,7 @@ steps = st.one_of(
 sequences = st.tuples(st.sampled_from(CODEC_NAMES), st.lists(steps, min_size=5, max_size=40))
 
 
-class Service:
+class Service(RunService):
     """Accepts, fails so many times, or hangs until it is healed."""
 
     def __init__(self) -> None:
@@ -87,7 +88,7 @@ class Service:
             self.hangs.set()
             self.hangs = None
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return True
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:

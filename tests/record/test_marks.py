@@ -32,6 +32,7 @@ from etcd_actions.model import (
 )
 from etcd_actions.model.conditions import write_phase
 from etcd_actions.record.recorder import TerminalState
+from etcd_actions.run_service import RunService
 from tests.codecs.strategies import CODECS
 from tests.record.test_outbox import ROOT, SETTINGS, Scripted, is_idle, tell, watching
 from tests.support import flyte
@@ -335,13 +336,13 @@ async def _gone(etcd: Etcd, keys: KeyRange) -> None:
 # --- any of it ----------------------------------------------------------------------------
 
 
-class Ledger:
+class Ledger(RunService):
     """A run service's row of one action: what it accepted last."""
 
     def __init__(self) -> None:
         self.told: list[ActionUpdate] = []
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return True
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:

@@ -14,6 +14,7 @@ from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ActionObject, ActionUpdate, Keyspace
 from etcd_actions.pipeline.watching_settings import WatchingSettings
+from etcd_actions.run_service import RunService
 from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.support import flyte
 from tests.support.run_service_server import Fault, RunServiceServer
@@ -39,7 +40,7 @@ def named(name: str) -> ActionId:
     return ActionId("p", "d", "r1", name)
 
 
-class Scripted:
+class Scripted(RunService):
     """Accepts, or raises what it was told to; keeps every call that it accepted, in order."""
 
     def __init__(self, *, wants_all: bool = True) -> None:
@@ -49,7 +50,7 @@ class Scripted:
         self.failures: dict[tuple[str, str], list[Exception]] = {}
         self._wants_all = wants_all
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return self._wants_all
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
