@@ -63,6 +63,6 @@ if __name__ == "__main__":
         "tasks": deployed(),
     }
     print(json.dumps(found), flush=True)
-    # On a busy machine the interpreter's end has been aborted (SIGABRT), while native threads of the
-    # SDK's HTTP client still ran. What is tested is over.
+    # On a busy machine the program was aborted (SIGABRT) after its last call, while native threads
+    # of the SDK's HTTP client still ran. What is tested is over.
     os._exit(0)
