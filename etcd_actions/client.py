@@ -24,7 +24,7 @@ from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored_action import StoredAction, check_identity, missing
 from etcd_actions.catalog import Catalog
 from etcd_actions.codecs import codec_named
-from etcd_actions.dead_letters import DeadLetter, LetterDesk
+from etcd_actions.dead_letters import DeadLetter, DeadLetterOperations
 from etcd_actions.errors import (
     ConfigError,
     EtcdActionsError,
@@ -207,7 +207,7 @@ class ActionsClient:
         self._aborter = Aborter(store, keys, finalizer=settings.finalizer)
         self._lister = Lister(store, keys, cache)
         self._recovery = Recovery(store, keys)
-        self._desk = LetterDesk(etcd, store, keys)
+        self._desk = DeadLetterOperations(etcd, store, keys)
         self._watches = SharedWatches(self._watcher)
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
 

@@ -295,7 +295,7 @@ async def test_a_delete_while_nobody_watched_is_reported(etcd: Etcd, prefix: byt
         await client.enqueue(flyte.task(ROOT))
         await client.put_status(ROOT, 1, flyte.status(Phase.RUNNING))
         await eventually(lambda: client.statistics().elected)
-    assert client.statistics().position
+    assert client.statistics().checkpoint
     await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))
     service = Scripted()
     async with open_actions_client(
@@ -305,5 +305,5 @@ async def test_a_delete_while_nobody_watched_is_reported(etcd: Etcd, prefix: byt
             assert isinstance(await updates.receive(), SnapshotEnd)
         await later.start_watching()
         await eventually(lambda: later.statistics().elected)
-        await eventually(lambda: later.statistics().position > client.statistics().position)
+        await eventually(lambda: later.statistics().checkpoint > client.statistics().checkpoint)
         await eventually(lambda: service.of("a0")[-1:] == [Phase.ABORTED])
