@@ -338,11 +338,11 @@ class DeadLetterStore:
                 value = change.value
                 self._learn(KeyValue(key, value, change.create_revision, revision, change.version))
 
-    async def wait_list_room(self) -> None:
+    async def wait_list_capacity(self) -> None:
         """Letters are bounded: there is room."""
         await trio.lowlevel.checkpoint()
 
-    async def wait_stream_room(self) -> None:
+    async def wait_stream_capacity(self) -> None:
         """Letters are bounded: there is room."""
 
     def _learn(self, kv: KeyValue) -> None:

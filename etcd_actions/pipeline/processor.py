@@ -227,15 +227,13 @@ class Processor:
 
     @overload
     def subscribe(
-        self, parent: ActionId | str | None, *, snapshot: Literal[False] = False
+        self, parent: ActionId | None, *, snapshot: Literal[False] = False
     ) -> Subscription[ActionUpdate]: ...
     @overload
     def subscribe(
-        self, parent: ActionId | str | None, *, snapshot: bool
+        self, parent: ActionId | None, *, snapshot: bool
     ) -> Subscription[ActionUpdate | SnapshotEnd]: ...
-    def subscribe(
-        self, parent: ActionId | str | None, *, snapshot: bool = False
-    ) -> AnySubscription:
+    def subscribe(self, parent: ActionId | None, *, snapshot: bool = False) -> AnySubscription:
         """Subscribe to an action and its children; close the subscription after use.
 
         It delivers what is handled from now on: subscribe before reading the present state. See

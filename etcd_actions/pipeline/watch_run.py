@@ -134,13 +134,17 @@ class WatchRun:
             if intake.cancelled_caught:
                 return None
             reflector = self.reflector = self._new_reflector(start_revision)
-            standing = recording.leader.standing(self.done_up_to) if recording else nullcontext()
+            listed = trio.Event()
+            standing = (
+                recording.leader.standing(self.done_up_to, listed) if recording else nullcontext()
+            )
             async with standing, trio.open_nursery() as nursery:
                 nursery.start_soon(keep, "task", "the handlers", parts.handler.retry)
                 nursery.start_soon(parts.containment.heal_later, "task", _WATCH)
                 with self._until_stopped():
                     async with trio.open_nursery() as taking_in:
                         await taking_in.start(reflector.run)
+                        listed.set()
                         if not self.is_watching:
                             self.is_watching = True
                             task_status.started()
