@@ -62,7 +62,7 @@ async def open_door(common: CommonOptions, output_base: str | None) -> AsyncIter
         return
     store = await trio.to_thread.run_sync(_store, config, output_base)
     from etcd_actions.server import ServerSettings, open_actions_server  # noqa: PLC0415
-    from etcd_actions.server.front import Front  # noqa: PLC0415
+    from etcd_actions.server.front import FrontDoor  # noqa: PLC0415
 
     settings = ServerSettings(
         bind=Bind("127.0.0.1", 0), rate=0, users=frozenset({os.geteuid(), _ROOT})
@@ -71,7 +71,7 @@ async def open_door(common: CommonOptions, output_base: str | None) -> AsyncIter
         assert isinstance(asked, Directly)
         # Before the SDK is started, which takes seconds and cannot say which etcd it is.
         await asked.client.store.get(asked.client.keys.runs)
-        front = Front(
+        front = FrontDoor(
             client=asked.client, keepalive=_KEEPALIVE, blobs=store, reads_local_files=True
         )
         async with open_actions_server(
