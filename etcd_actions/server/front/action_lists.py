@@ -125,9 +125,6 @@ class ActionLists:
 
     The first page of a list reads the run. The rows are cached for a while, so that further pages
     read only their own actions, in their present state.
-
-    Args:
-        reader: Reads the actions.
     """
 
     def __init__(self, reader: RunReader) -> None:

@@ -129,12 +129,7 @@ def action_details(found: Found, org: str) -> pb.ActionDetails:
 
 
 def data_uris(found: Found, namespace: str) -> tuple[str, str]:
-    """The URIs of an action's inputs and outputs; empty for none.
-
-    Args:
-        found: The action.
-        namespace: The namespace of its object.
-    """
+    """The URIs of an action's inputs and outputs; empty for none."""
     action, record = found.action, found.record
     if action is not None:
         outputs = ""

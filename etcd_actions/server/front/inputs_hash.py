@@ -20,12 +20,7 @@ _MSGPACK: Final = "msgpack"
 
 
 def inputs_hash(literals: Iterable[NamedLiteral], ignored: Collection[str] = ()) -> str:
-    """Hash inputs; empty if there are none.
-
-    Args:
-        literals: The inputs, in their order.
-        ignored: The names of inputs that are not hashed.
-    """
+    """Hash inputs; empty if there are none."""
     hashed = [each for each in literals if each.name not in ignored]
     if not hashed:
         return ""
