@@ -179,10 +179,10 @@ class Handler:
         self._seconds += took
         self._turn_times.observe(took)
 
-    async def wait_list_room(self) -> None:
+    async def wait_list_capacity(self) -> None:
         """There is room: what was read is handled."""
 
-    async def wait_stream_room(self) -> None:
+    async def wait_stream_capacity(self) -> None:
         """There is room: what was read is handled."""
 
     def latest(self, changes: Sequence[Change]) -> Sequence[Change]:

@@ -5,8 +5,9 @@ last; of the deletions, what is to be told of them until that is done; and the c
 action. One key takes about 200 bytes, whatever the number of keys, and nothing walks over all of
 them while events are handled, the position is saved or metrics are read.
 
-The reflector compares its lists with it (:class:`etcd_actions.watch.known.Known`), so what
-takes a change notes it here in the same step: a change that was not noted is delivered again.
+The reflector compares its lists with it, as its
+:class:`~etcd_actions.watch.delivered.DeliveredRevisions`. The part that accepts a change notes it
+here in the same step: a change that was not noted is delivered again.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Index:
             revision = 0 if packed is None else revision_in(packed)
         return -revision if self._again and key in self._again else revision
 
-    def deliver_all_again(self) -> None:
+    def redeliver_all(self) -> None:
         """A watch begins, or the store is another one: all states are going to come again.
 
         What waited to be handled is forgotten: of these keys the last state that was handled
@@ -176,7 +177,7 @@ class Index:
             return []
         return [head + b"/" + child for child in shelf.children.get(name, ())]
 
-    def comes_again(self, key: bytes) -> bool:
+    def is_redelivery(self, key: bytes) -> bool:
         """Whether the watch that began has yet to deliver what is known of a key."""
         return key in self._again
 

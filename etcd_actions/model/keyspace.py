@@ -24,11 +24,11 @@ class Keyspace:
         prefix: What comes before ``<namespace>/<name>`` in the keys of Flyte's objects.
         namespace: The namespace of all actions; None where there is a template.
         side: What the keys begin with that this package keeps for itself: traces, the marks
-            of aborts, the position, the election, dead letters. One ``prefix`` has one.
+            of aborts, the checkpoint, the election, dead letters. One ``prefix`` has one.
         traces: What the keys of traces begin with; like ``prefix``, before the namespace.
         aborts: The same of the markers of aborts.
         claims: The same of the claims of those who run actions.
-        letters: What the keys of dead letters begin with.
+        dead_letters: What the keys of dead letters begin with.
         elections: The same of those that processes are elected by.
         runs: What the keys of runs' records begin with; like ``prefix``, before the namespace.
         run_tasks: The same of the task specifications of runs' roots.
@@ -55,7 +55,7 @@ class Keyspace:
         self.traces: bytes = self.side + b"traces/"
         self.aborts: bytes = self.side + b"aborts/"
         self.claims: bytes = self.side + b"claims/"
-        self.letters: bytes = self.side + b"dead-letters/"
+        self.dead_letters: bytes = self.side + b"dead-letters/"
         self.elections: bytes = self.side + b"election/"
         self.runs: bytes = self.side + b"runs/"
         self.run_tasks: bytes = self.side + b"run-tasks/"
@@ -126,8 +126,8 @@ class Keyspace:
         """The key of an action's history."""
         return object_key(self.histories, self.namespace_of(action_id), action_id.object_name)
 
-    def position(self, watched: str | None) -> bytes:
-        """Where the position is kept of those who watch a namespace, or, with None, all."""
+    def checkpoint(self, watched: str | None) -> bytes:
+        """The key of the checkpoint of leaders that watch a namespace, or, with None, all."""
         return self.side + b"position/" + (watched or "*").encode()
 
     def election(self, watched: str | None) -> bytes:

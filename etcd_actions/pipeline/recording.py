@@ -8,12 +8,12 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.actions.orphans import OrphanCollector
-from etcd_actions.dead_letters import LetterBook
+from etcd_actions.dead_letters import DeadLetterStore
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.follow import Index, SetAside
 from etcd_actions.model import Keyspace
 from etcd_actions.pipeline.watching_settings import WatchingSettings
-from etcd_actions.record.checkpoint import Position
+from etcd_actions.record.checkpoint import Checkpoint
 from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.deletions import Deletions
 from etcd_actions.record.leader import Duties, Leader
@@ -61,7 +61,7 @@ class Recording:
             finalizer=settings.finalizer,
             containment=containment,
         )
-        dead_letters = LetterBook(
+        dead_letters = DeadLetterStore(
             etcd,
             store,
             keyspace,
@@ -96,7 +96,7 @@ class Recording:
         self.leader = Leader(
             etcd,
             keyspace.election(namespace),
-            Position(etcd, keyspace.position(namespace)),
+            Checkpoint(etcd, keyspace.checkpoint(namespace)),
             self.outbox,
             index,
             Duties(aborter, orphans, self.timeouts),

@@ -29,7 +29,7 @@ from etcd_actions.etcd.api import Compare, Etcd
 from etcd_actions.etcd.election import Election, open_election
 from etcd_actions.etcd.term import Term
 from etcd_actions.follow import Index
-from etcd_actions.record.checkpoint import Position, Predecessor
+from etcd_actions.record.checkpoint import Checkpoint, Predecessor
 from etcd_actions.record.leader_calls import LANDING
 from etcd_actions.record.outbox import Outbox
 from etcd_actions.storage.store import Fence
@@ -63,8 +63,9 @@ class Duties:
     orphans: OrphanCollector
     timeouts: ConditionTimeouts
 
-    async def clean_up(self) -> None:
-        """Finish what was left half-way; what etcd does not do is tried again, for ever."""
+    async def clean_up(self, listed: trio.Event) -> None:
+        """Finish interrupted work after the first list; retry without limit if etcd fails."""
+        await listed.wait()
         report = seldom(_log, "clean_up_failed")
         async for refused in retrying(_CLEANING, on=EtcdError, report=report):
             with refused:
@@ -95,7 +96,7 @@ class Leader:
         self,
         etcd: Etcd,
         key: bytes,
-        position: Position,
+        position: Checkpoint,
         outbox: Outbox,
         index: Index,
         duties: Duties,
@@ -123,8 +124,8 @@ class Leader:
         return self._election is not None and self._election.is_leader
 
     @property
-    def position(self) -> int:
-        """The position as it was last saved or read; 0 for none."""
+    def checkpoint(self) -> int:
+        """The checkpoint as it was last saved or read; 0 for none."""
         return self._position.saved
 
     async def start_at(self) -> int:
@@ -136,11 +137,17 @@ class Leader:
         return 0 if self._ttl is None else await self._position.load()
 
     @asynccontextmanager
-    async def standing(self, progress: Progress) -> AsyncIterator[None]:
-        """Stand for election, and work while elected; on leaving the term ends in order."""
+    async def standing(self, progress: Progress, listed: trio.Event) -> AsyncIterator[None]:
+        """Stand for election, and work while elected; on leaving the term ends in order.
+
+        Args:
+            progress: See :data:`Progress`.
+            listed: Set once the first list was handled. The clean-up, which lists the objects
+                again, waits for it: two lists at a time take twice as long.
+        """
         if self._ttl is None:
             async with self._outbox.at_work(), trio.open_nursery() as nursery:
-                self._begin_work(nursery, None)
+                self._begin_work(nursery, None, listed)
                 yield
                 nursery.cancel_scope.cancel("the watch was stopped")
             return
@@ -150,12 +157,14 @@ class Leader:
             ) as self._election,
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(self._serve_terms, self._election, progress)
+            nursery.start_soon(self._serve_terms, self._election, progress, listed)
             yield
             await self._save_position(self._election, progress)
             nursery.cancel_scope.cancel("the watch was stopped")
 
-    async def _serve_terms(self, election: Election, progress: Progress) -> None:
+    async def _serve_terms(
+        self, election: Election, progress: Progress, listed: trio.Event
+    ) -> None:
         """Work while elected, for ever; meanwhile follow the leader's position.
 
         When the work fails unexpectedly another process may lead: this one gives up, and
@@ -165,14 +174,14 @@ class Leader:
         while True:
             began = trio.current_time()
             with self._containment.unit("task", _TERM, parks=True) as term:
-                await self._serve_term(election, progress)
+                await self._serve_term(election, progress, listed)
             if term.failed:
                 election.give_up()
                 lived = trio.current_time() - began > _RESTARTS.cap
                 failures = 1 if lived else failures + 1
                 await trio.sleep(_RESTARTS.delay(failures))
 
-    async def _serve_term(self, election: Election, progress: Progress) -> None:
+    async def _serve_term(self, election: Election, progress: Progress, listed: trio.Event) -> None:
         """Wait to be elected, then work while that lasts."""
         keep = self._containment.keep
         async with trio.open_nursery() as nursery:
@@ -182,11 +191,11 @@ class Leader:
         if (term := election.term) is None:
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._work, term, progress)
+            nursery.start_soon(self._work, term, progress, listed)
             await term.over.wait()
             nursery.cancel_scope.cancel("no longer elected")
 
-    async def _work(self, term: Term, progress: Progress) -> None:
+    async def _work(self, term: Term, progress: Progress, listed: trio.Event) -> None:
         """Tell and mark, until cancelled."""
         keep, fence = self._containment.keep, term.leadership.fence
         hold_until = await self._open_term(term)
@@ -195,19 +204,20 @@ class Leader:
             self._outbox.at_work(term, hold_until=hold_until),
             trio.open_nursery() as nursery,
         ):
-            self._begin_work(nursery, fence)
+            self._begin_work(nursery, fence, listed)
             current = partial(self._done_up_to, progress)
             save = partial(self._position.keep, current, fence, every=self._save_every)
             nursery.start_soon(keep, "task", "saving the position", save)
             nursery.start_soon(self._containment.heal_later, "task", _TERM)
             await trio.sleep_forever()
 
-    def _begin_work(self, nursery: trio.Nursery, fence: Compare | None) -> None:
+    def _begin_work(self, nursery: trio.Nursery, fence: Compare | None, listed: trio.Event) -> None:
         """Do what was left undone, and from now on what the one process at work has to."""
         keep = self._containment.keep
         self._deliver_deletions()
         nursery.start_soon(keep, "task", "delivering the backlog", self._deliver_backlog)
-        nursery.start_soon(keep, "task", "cleaning up", self._duties.clean_up)
+        clean_up = partial(self._duties.clean_up, listed)
+        nursery.start_soon(keep, "task", "cleaning up", clean_up)
         timeouts = partial(self._duties.timeouts.end_in_time, lambda: fence)
         nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
 
@@ -221,7 +231,7 @@ class Leader:
         for number, key in enumerate(list(self._index)):
             if number % _PORTION == _PORTION - 1:
                 await trio.lowlevel.checkpoint()
-            if self._index.comes_again(key):
+            if self._index.is_redelivery(key):
                 # This start has not come to it yet: it is going to be handled again.
                 continue
             if (known := self._index.get(key)) is None:

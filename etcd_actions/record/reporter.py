@@ -23,7 +23,7 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.histogram import Distribution, Histogram
 from etcd_actions._internal.tracing import span
 from etcd_actions.codecs import codec_of
-from etcd_actions.dead_letters import LetterBook
+from etcd_actions.dead_letters import DeadLetterStore
 from etcd_actions.errors import RunServiceActionUnknown, RunServiceError, RunServiceRejected
 from etcd_actions.etcd.term import Term
 from etcd_actions.model import (
@@ -96,7 +96,7 @@ class Reporter:
     def __init__(
         self,
         run_service: RunService,
-        dead_letters: LetterBook,
+        dead_letters: DeadLetterStore,
         keys: Keyspace,
         containment: Containment,
     ) -> None:

@@ -73,7 +73,7 @@ def _value(update: ActionUpdate) -> Literal | None:
     if not update.signal_base64:
         return None
     try:
-        return conversions.literal(update.signal_value or b"")
+        return conversions.literal(update.signal_literal or b"")
     except DecodeError as error:
         _log.error(
             "sent_without_field",

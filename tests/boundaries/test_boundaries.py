@@ -41,7 +41,7 @@ from etcd_actions.model import Keyspace
 from etcd_actions.monitoring.health import Health
 from etcd_actions.monitoring.metrics import Metrics
 from etcd_actions.record import leader as leading
-from etcd_actions.record.checkpoint import Position
+from etcd_actions.record.checkpoint import Checkpoint
 from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.leader import Leader
 from etcd_actions.record.outbox import Outbox
@@ -209,7 +209,7 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     "forming a group": ("transaction_group", GroupCommit, "_fill", whatever, 3),
     "sending a group": ("transaction_group", GroupCommit, "_commit", whatever, 3),
     "leading": ("election", Election, "_wait_ended", whatever, 1),
-    "saving the position": ("task", Position, "save", whatever, 1),
+    "saving the position": ("task", Checkpoint, "save", whatever, 1),
     "the backlog of a new leader": ("task", Leader, "_deliver_backlog", whatever, 2),
     "a worker": ("task", WorkQueue, "_next", whatever, 6),
     "cleaning up": ("task", Aborter, "resume", whatever, 2),

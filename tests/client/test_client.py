@@ -172,7 +172,7 @@ async def test_subscriptions_of_a_client_that_does_not_watch_share_a_watch(
         assert made[0].watching
         await until(first, "c1", Phase.SUCCEEDED)
     assert not made[0].watching
-    assert len(client._watches) == 0
+    assert len(client._subscribing.watches) == 0
     async with client.subscribe(ROOT) as again:
         assert len(made) == 3
         await client.put_status(ROOT, 1, flyte.status(Phase.SUCCEEDED))
@@ -295,7 +295,7 @@ async def test_a_delete_while_nobody_watched_is_reported(etcd: Etcd, prefix: byt
         await client.enqueue(flyte.task(ROOT))
         await client.put_status(ROOT, 1, flyte.status(Phase.RUNNING))
         await eventually(lambda: client.statistics().elected)
-    assert client.statistics().position
+    assert client.statistics().checkpoint
     await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))
     service = Scripted()
     async with open_actions_client(
@@ -305,5 +305,5 @@ async def test_a_delete_while_nobody_watched_is_reported(etcd: Etcd, prefix: byt
             assert isinstance(await updates.receive(), SnapshotEnd)
         await later.start_watching()
         await eventually(lambda: later.statistics().elected)
-        await eventually(lambda: later.statistics().position > client.statistics().position)
+        await eventually(lambda: later.statistics().checkpoint > client.statistics().checkpoint)
         await eventually(lambda: service.of("a0")[-1:] == [Phase.ABORTED])

@@ -78,7 +78,7 @@ def test_what_was_taken_and_is_not_handled_counts_as_delivered() -> None:
     assert (index.revision_of(key), index.get(key)) == (8, summary)
     index.note(delete(key, 9))
     assert (index.revision_of(key), index.get(key), len(index)) == (0, summary, 0)
-    index.deliver_all_again()
+    index.redeliver_all()
     assert (index.revision_of(key), list(index)) == (-7, [key])
     index.remove(key)
     assert (index.revision_of(key), list(index)) == (0, [])
@@ -89,13 +89,13 @@ def test_after_a_new_start_all_is_to_come_again() -> None:
     (one, of_one), (other, of_other) = facts("r1", "a1", 7), facts("r1", "a2", 8)
     index.put(one, of_one)
     index.put(other, of_other)
-    index.deliver_all_again()
+    index.redeliver_all()
     assert [index.revision_of(key) for key in (one, other)] == [-7, -8]
-    assert index.comes_again(one)
+    assert index.is_redelivery(one)
     index.put(one, of_one)
     index.note(put(other, 9))
     assert [index.revision_of(key) for key in (one, other)] == [7, 9]
-    assert not index.comes_again(one)
+    assert not index.is_redelivery(one)
 
 
 class _Watching:

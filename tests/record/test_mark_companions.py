@@ -423,7 +423,7 @@ async def test_an_ending_is_one_transaction(etcd: Etcd, prefix: bytes, external:
             assert history.mod_revision == obj.mod_revision
             assert decode_history(history.value).attempts[-1].phase == Phase.SUCCEEDED
             assert (record.mod_revision == obj.mod_revision) == (action_id == ROOT)
-        assert client.statistics().told["status"] >= 4
+        assert client.statistics().reported["status"] >= 4
     if service is not None:
         assert (service.of("a0")[-1], service.of("c1")[-1]) == (Phase.SUCCEEDED,) * 2
 
@@ -450,7 +450,7 @@ async def test_a_record_of_a_newer_version_is_a_dead_letter(etcd: Etcd, prefix: 
     newer = encode(RunRecord(project="p", domain="d", name="r1", created=NOW, form=FORM + 1))
     async with leading(etcd, prefix, None) as client:
         await client.enqueue(flyte.task(ROOT))
-        await eventually(lambda: client.statistics().told.get("record", 0) == 1)
+        await eventually(lambda: client.statistics().reported.get("record", 0) == 1)
         await etcd.put(keys.run_record(ROOT), newer)
         await end(client, ROOT)
         await eventually(lambda: "status" in {x.what for x in client.statistics().dead_letters})

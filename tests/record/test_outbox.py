@@ -304,12 +304,12 @@ async def test_a_deletion_that_nobody_saw_is_told_once(etcd: Etcd, prefix: bytes
     async with watching(etcd, prefix, service) as client:
         await client.enqueue(flyte.task(ROOT))
         written = await client.put_status(ROOT, 1, flyte.status(Phase.RUNNING))
-        await eventually(lambda: client.statistics().position >= written.revision)
+        await eventually(lambda: client.statistics().checkpoint >= written.revision)
     assert service.of("a0") in ([Phase.RUNNING], [Phase.UNSPECIFIED, Phase.RUNNING])
     deleted = await etcd.delete(KeyRange.of_key(key))
     async with watching(etcd, prefix, service) as client:
         await eventually(lambda: service.of("a0")[-1] is Phase.ABORTED)
-        await eventually(lambda: client.statistics().position >= deleted.revision)
+        await eventually(lambda: client.statistics().checkpoint >= deleted.revision)
     async with watching(etcd, prefix, service) as client:
         await eventually(lambda: is_idle(client))
     assert service.of("a0").count(Phase.ABORTED) == 1
