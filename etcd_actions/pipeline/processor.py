@@ -47,6 +47,7 @@ from etcd_actions.model import (
 from etcd_actions.pipeline.recording import Recording
 from etcd_actions.pipeline.watch_run import WatchParts, WatchRun
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
+from etcd_actions.record.reporter import CallCounts
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Store
@@ -197,20 +198,22 @@ class Processor:
         """See :class:`WatchingStatistics`."""
         run, recording = self._run, self._recording
         reflector = run.reflector if run else None
-        outbox = recording.outbox.statistics() if recording else None
+        outbox = recording.outbox if recording else None
+        counts = outbox.reporter.counts if outbox else CallCounts()
+        dead_letters = outbox.reporter.dead_letters.statistics() if outbox else None
         return WatchingStatistics(
             watching=run is not None and run.is_watching,
             reflector=reflector.statistics() if reflector else None,
             handlers=self._handler.statistics() if reflector else None,
-            outbox=outbox.queue if outbox else None,
-            reported=outbox.calls.reported if outbox else {},
-            rejected=outbox.calls.rejected if outbox else {},
-            failed=outbox.calls.failed if outbox else {},
-            interrupted=outbox.calls.interrupted if outbox else {},
-            call_times=outbox.calls.call_times if outbox else {},
+            outbox=outbox.statistics() if outbox else None,
+            reported=dict(counts.reported),
+            rejected=dict(counts.rejected),
+            failed=dict(counts.failed),
+            interrupted=dict(counts.interrupted),
+            call_times={what: times.read() for what, times in counts.times.items() if outbox},
             deferred=outbox.deferred if outbox else 0,
-            dead_letters=outbox.dead_letters.dead_letters if outbox else (),
-            dropped_dead_letters=outbox.dead_letters.dropped if outbox else 0,
+            dead_letters=dead_letters.dead_letters if dead_letters else (),
+            dropped_dead_letters=dead_letters.dropped if dead_letters else 0,
             marks=recording.recorder.statistics() if recording else {},
             elected=recording is not None and recording.leader.is_elected,
             checkpoint=recording.leader.checkpoint if recording else 0,
