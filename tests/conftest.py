@@ -18,7 +18,7 @@ import structlog
 from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.connection import TransportName
-from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
+from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, OwnEtcd
 from etcd_actions.testing.plugin import PULLS_UNASKED
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable

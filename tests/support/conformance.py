@@ -37,6 +37,10 @@ class ConformanceEtcd:
         return self.source if isinstance(self.source, str) else self.source.where
 
 
+MEMORY = ConformanceEtcd("memory", "memory")
+"""The column of the transport that needs no etcd."""
+
+
 def etcds_at_hand(config: pytest.Config) -> list[ConformanceEtcd]:
     """What ``--etcd`` names; without it every version on this machine, and a container."""
     wanted = wanted_etcd(config)
