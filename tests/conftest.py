@@ -8,18 +8,21 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import cast
 
 import hypothesis
 import pytest
 import structlog
+import trio
+import trio.testing
+from trio.abc import Clock, Instrument
 
 from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.connection import TransportName
 from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, OwnEtcd
-from etcd_actions.testing.plugin import PULLS_UNASKED
+from etcd_actions.testing.plugin import PULLS_UNASKED, wanted_etcd
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
 from tests.support.everyday import first_everyday
@@ -38,6 +41,8 @@ _SESSION = os.environ.get("PYTEST_XDIST_WORKER", "")
 
 # A test that has one of these, itself or through others, runs where --etcd says.
 _FOLLOWING = {"etcd_server", "etcd_factory", "conformance_etcd"}
+# One that has one of these has sockets, which a clock that jumps does not wait for.
+_REAL = {"shared_etcd", "own_etcd", "etcd_server", "etcd_factory"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,12 +55,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what starts an etcd of a fixed kind, or none."""
+    """Pass the time of tests in memory; leave out what starts an etcd of a fixed kind, or none."""
+    for item in items:
+        if _is_in_memory(item):
+            item.add_marker(pytest.mark.trio(run=_run_autojumping))
     if config.getoption("--follows-etcd"):
         follows = [not _FOLLOWING.isdisjoint(getattr(each, "fixturenames", ())) for each in items]
         others = [each for each, does in zip(items, follows, strict=True) if not does]
         config.hook.pytest_deselected(items=others)
         items[:] = [each for each, does in zip(items, follows, strict=True) if does]
+
+
+def _is_in_memory(item: pytest.Item) -> bool:
+    """Whether a test has no etcd but the one in memory."""
+    names = set(getattr(item, "fixturenames", ()))
+    spec = getattr(item, "callspec", None)
+    if spec is not None and spec.params.get("transport") == "memory":
+        return True
+    in_memory = item.get_closest_marker("memory") is not None
+    return in_memory and not wanted_etcd(item.config) and not names & _REAL
+
+
+def _run_autojumping(
+    main: Callable[[], Awaitable[object]],
+    *,
+    clock: Clock | None,
+    instruments: Sequence[Instrument],
+) -> object:
+    """``trio.run`` on a clock that jumps while all tasks wait."""
+    clock = clock or trio.testing.MockClock(autojump_threshold=0)
+    return trio.run(main, clock=clock, instruments=instruments)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,6 +99,9 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("tests")
     config.addinivalue_line(
         "markers", "conformance: what every transport promises, on every etcd at hand"
+    )
+    config.addinivalue_line(
+        "markers", "memory: runs on the etcd in memory, where --etcd does not ask for a real one"
     )
     config.pluginmanager.register(ConformanceTable(), "conformance-table")
     config.pluginmanager.register(Budget(), "budget")
@@ -124,9 +156,26 @@ def transport(request: pytest.FixtureRequest) -> TransportName:
 
 
 @pytest.fixture
-async def etcd(shared_etcd: EtcdServer) -> AsyncIterator[Etcd]:
-    """A connection to the shared etcd."""
-    async with open_etcd(shared_etcd.endpoint) as connection:
+def memory() -> MemoryStore:
+    """An etcd in memory of the test's own."""
+    return MemoryStore(least_ttl=1)
+
+
+@pytest.fixture
+def etcd_or_memory(request: pytest.FixtureRequest) -> EtcdServer | MemoryStore:
+    """For tests marked ``memory`` that, unless ``--etcd`` asks for a real one; else the shared."""
+    if _is_in_memory(request.node):
+        return cast(MemoryStore, request.getfixturevalue("memory"))
+    return cast(EtcdServer, request.getfixturevalue("shared_etcd"))
+
+
+@pytest.fixture
+async def etcd(etcd_or_memory: EtcdServer | MemoryStore) -> AsyncIterator[Etcd]:
+    """A connection to an etcd that is neither stopped nor compacted."""
+    if isinstance(etcd_or_memory, MemoryStore):
+        yield etcd_or_memory.client()
+        return
+    async with open_etcd(etcd_or_memory.endpoint) as connection:
         yield connection
 
 

@@ -52,12 +52,6 @@ class Connect(Protocol):
 
 
 @pytest.fixture
-def memory() -> MemoryStore:
-    """The etcd in memory of a test whose transport that is."""
-    return MemoryStore()
-
-
-@pytest.fixture
 def connect(transport: TransportName | Literal["memory"], memory: MemoryStore) -> Connect:
     """How the transport under test connects."""
 

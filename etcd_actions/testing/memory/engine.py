@@ -59,6 +59,7 @@ class Engine:
     Args:
         order: See ``MemoryStore``.
         seed: See there.
+        least_ttl: See there.
 
     Attributes:
         endpoint: Where clients find it.
@@ -69,7 +70,7 @@ class Engine:
         suspended: Whether nothing is answered.
     """
 
-    def __init__(self, *, order: Order, seed: int) -> None:
+    def __init__(self, *, order: Order, seed: int, least_ttl: int) -> None:
         self.endpoint = "memory:2379"
         self.version = EtcdVersion(3, 5, 16)
         self.cluster_id = random.SystemRandom().getrandbits(63) | 1
@@ -78,7 +79,7 @@ class Engine:
         self.suspended = False
         self._order = order
         self._random = random.Random(seed)
-        self._leases = Leases()
+        self._leases = Leases(least_ttl)
         self._watching: dict[Watching, None] = {}
 
     def serves(self, endpoint: Endpoint) -> bool:

@@ -7,18 +7,16 @@ from collections.abc import Iterable
 from etcd_actions.etcd.api import Lease
 from etcd_actions.testing.memory.keyspace import Refused
 
-LEAST_TTL = 2
-"""Seconds; what etcd grants at least, with its usual timing of elections."""
-
 MOST_TTL = 9_000_000_000
 
 _FIRST_ID = 0x6D65_6D6F_7279_0001
 
 
 class Leases:
-    """All leases; times are trio's, in seconds."""
+    """All leases, of at least some seconds; times are trio's."""
 
-    def __init__(self) -> None:
+    def __init__(self, least_ttl: int) -> None:
+        self._least_ttl = least_ttl
         self._next = _FIRST_ID
         self._ttls: dict[int, int] = {}
         self._expires: dict[int, float] = {}
@@ -39,7 +37,7 @@ class Leases:
         """Make a lease."""
         if ttl > MOST_TTL:
             raise Refused("etcdserver: too large lease TTL")
-        lease = Lease(self._next, max(ttl, LEAST_TTL))
+        lease = Lease(self._next, max(ttl, self._least_ttl))
         self._next += 1
         self._ttls[lease.id] = lease.ttl
         self._expires[lease.id] = now + lease.ttl

@@ -26,10 +26,11 @@ class MemoryStore:
         order: Which arrives first, the answer to a write or its event at a stream that waits:
             ``answers_first`` or ``events_first`` always, or ``any``.
         seed: Which of both it is each time in the order ``any``.
+        least_ttl: Seconds that each lease is granted at least; etcd's, with its usual timing, is 2.
     """
 
-    def __init__(self, *, order: Order = "any", seed: int = 0) -> None:
-        self._engine = Engine(order=order, seed=seed)
+    def __init__(self, *, order: Order = "any", seed: int = 0, least_ttl: int = 2) -> None:
+        self._engine = Engine(order=order, seed=seed, least_ttl=least_ttl)
         self._clients: list[Faults] = []
 
     @property

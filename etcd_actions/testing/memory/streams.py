@@ -168,10 +168,10 @@ class MemoryWatchStream:
     def _create(self, request: WatchCreate) -> None:
         start, end = request.keys
         refusal = ""
-        if request.watch_id in self._used_ids:
-            refusal = "mvcc: duplicate watch ID provided on the WatchStream"
-        elif end not in {b"", b"\0"} and start >= end:
+        if end not in {b"", b"\0"} and start >= end:
             refusal = "mvcc: watcher range is empty"
+        elif request.watch_id in self._used_ids:
+            refusal = "mvcc: duplicate watch ID provided on the WatchStream"
         revision = self._engine.keyspace.revision
         if refusal:
             self._answer(
@@ -206,7 +206,10 @@ class MemoryWatchStream:
             self._send(watcher, [event for group in batch for event in group], revision)
 
     def _cancel(self, watch_id: int) -> None:
-        if self._watchers.pop(watch_id, None) is not None:
+        # One that ended by itself has its id until it is cancelled, too.
+        if watch_id in self._used_ids:
+            self._used_ids.discard(watch_id)
+            self._watchers.pop(watch_id, None)
             self._answer(WatchResponse(watch_id, self._engine.keyspace.revision, 0, canceled=True))
 
     def _send(self, watcher: _Watcher, changes: Iterable[Event], revision: int) -> None:
