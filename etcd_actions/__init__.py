@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from etcd_actions.actions.status import ActionStatus
-    from etcd_actions.actions.stored import StoredTaskAction
+    from etcd_actions.actions.stored_action import StoredTaskAction
     from etcd_actions.client import ActionsClient, open_actions_client
     from etcd_actions.dead_letters import DeadLetter
     from etcd_actions.etcd import Tls, User, open_etcd
+    from etcd_actions.follow.subscriptions import SnapshotEnd, Subscription
     from etcd_actions.model import ActionId, ActionUpdate, Phase, TaskAction
-    from etcd_actions.processor import Processor, open_processor
-    from etcd_actions.processor_settings import ProcessorSettings, ProcessorStatistics
+    from etcd_actions.pipeline.processor import Processor, open_processor
+    from etcd_actions.pipeline.processor_settings import ProcessorSettings, ProcessorStatistics
     from etcd_actions.run_service import NullRunService, RunService, open_run_service
-    from etcd_actions.subscriptions import SnapshotEnd, Subscription
 
 __version__ = "0.1.0"
 
@@ -53,19 +53,19 @@ _HOMES = {
     "DeadLetter": "dead_letters",
     "NullRunService": "run_service",
     "Phase": "model",
-    "Processor": "processor",
-    "ProcessorSettings": "processor_settings",
-    "ProcessorStatistics": "processor_settings",
+    "Processor": "pipeline.processor",
+    "ProcessorSettings": "pipeline.processor_settings",
+    "ProcessorStatistics": "pipeline.processor_settings",
     "RunService": "run_service",
-    "SnapshotEnd": "subscriptions",
-    "StoredTaskAction": "actions.stored",
-    "Subscription": "subscriptions",
+    "SnapshotEnd": "follow.subscriptions",
+    "StoredTaskAction": "actions.stored_action",
+    "Subscription": "follow.subscriptions",
     "TaskAction": "model",
     "Tls": "etcd",
     "User": "etcd",
     "open_actions_client": "client",
     "open_etcd": "etcd",
-    "open_processor": "processor",
+    "open_processor": "pipeline.processor",
     "open_run_service": "run_service",
 }
 

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 import trio
 
+from etcd_actions._internal.containment import Containment, describe
 from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
 from etcd_actions.actions.listing import Lister, Listing
@@ -19,11 +20,9 @@ from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
-from etcd_actions.actions.stored import StoredTaskAction, check_identity, missing
+from etcd_actions.actions.stored_action import StoredTaskAction, check_identity, missing
 from etcd_actions.catalog import Catalog
-from etcd_actions.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.codecs import codec_named
-from etcd_actions.containment import Containment, describe
 from etcd_actions.dead_letters import DeadLetter, LetterDesk
 from etcd_actions.errors import (
     ConfigError,
@@ -33,11 +32,8 @@ from etcd_actions.errors import (
     UnexpectedFailure,
 )
 from etcd_actions.etcd.api import Etcd, KeyValue, Put
-from etcd_actions.group_commit import (
-    GroupCommit,
-    GroupCommitStatistics,
-    open_group_commit,
-)
+from etcd_actions.etcd.group_commit import GroupCommit, GroupCommitStatistics, open_group_commit
+from etcd_actions.follow.subscriptions import WHOLE_RUN, AnySubscription, SnapshotEnd, Subscription
 from etcd_actions.images import Images
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
@@ -50,17 +46,12 @@ from etcd_actions.model import (
     NamespaceTemplate,
     build_action_update,
 )
-from etcd_actions.processor import Processor, open_processor
-from etcd_actions.processor_settings import ProcessorSettings, ProcessorStatistics
+from etcd_actions.pipeline.processor import Processor, open_processor
+from etcd_actions.pipeline.processor_settings import ProcessorSettings, ProcessorStatistics
+from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
 from etcd_actions.run_service import NullRunService, RunService
-from etcd_actions.shared_watches import Scope, SharedWatches
-from etcd_actions.store import Store
-from etcd_actions.subscriptions import (
-    WHOLE_RUN,
-    AnySubscription,
-    SnapshotEnd,
-    Subscription,
-)
+from etcd_actions.storage.claims import Claim, Claims, claimed_by, open_claims
+from etcd_actions.storage.store import Store
 
 if TYPE_CHECKING:
     from flyteidl2.actions.actions_service_pb2 import Action
@@ -101,7 +92,7 @@ async def open_actions_client(
         codec: How new objects are stored: ``json``, which a Kubernetes API server reads,
             too, ``protobuf`` or ``msgpack``.
         settings: How it watches, and whether its finalizer is on what it creates, see
-            :class:`~etcd_actions.processor.ProcessorSettings`.
+            :class:`~etcd_actions.pipeline.processor.ProcessorSettings`.
         containment: The boundaries of the process; by default the client has its own.
 
     Raises:
@@ -525,7 +516,7 @@ class ActionsClient:
                 name stands for the actions of that name in all runs of all projects: two
                 runs have an ``a0`` each, so it is hardly ever what is wanted.
             snapshot: Begin with the states at one revision, and a
-                :class:`~etcd_actions.subscriptions.SnapshotEnd`. Nothing older follows, and
+                :class:`~etcd_actions.follow.subscriptions.SnapshotEnd`. Nothing older follows, and
                 nothing newer is missing. In a run that recovers another the traces that the
                 same action recorded there are among them, as RECOVERED.
 
@@ -564,7 +555,7 @@ class ActionsClient:
         return Images(self._etcd, self._keys)
 
     def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
-        """Say of actions that this process runs them; see :class:`~etcd_actions.claims.Claims`.
+        """Open claims, by which this process says that it runs an action.
 
         Args:
             ttl: Seconds after which the claims of a process that fell silent are free again.
@@ -598,14 +589,14 @@ class ActionsClient:
 
         Returns once the present states were handed out; while etcd is away it waits. While
         watching it does nothing. See
-        :meth:`etcd_actions.processor.Processor.start_watching`.
+        :meth:`etcd_actions.pipeline.processor.Processor.start_watching`.
         """
         await self._processor.start_watching()
 
     async def stop_watching(self, grace: float | None = None) -> None:
         """Finish what was taken in, within ``grace`` seconds, and stop; subscriptions stay.
 
-        See :meth:`etcd_actions.processor.Processor.stop_watching`.
+        See :meth:`etcd_actions.pipeline.processor.Processor.stop_watching`.
         """
         await self._processor.stop_watching(grace)
 

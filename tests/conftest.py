@@ -20,7 +20,7 @@ from trio.abc import Clock, Instrument
 
 from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.etcd.connection import TransportName
+from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, OwnEtcd
 from etcd_actions.testing.plugin import PULLS_UNASKED, wanted_etcd
 from tests.support.budget import Budget

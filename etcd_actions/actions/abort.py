@@ -17,8 +17,10 @@ import msgspec
 import structlog
 import trio
 
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.containment import describe as failure_text
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored import (
+from etcd_actions.actions.stored_action import (
     StoredTaskAction,
     check_identity,
     check_incarnation,
@@ -28,15 +30,7 @@ from etcd_actions.actions.stored import (
     same_run,
 )
 from etcd_actions.codecs import codec_of
-from etcd_actions.containment import Containment
-from etcd_actions.containment import describe as failure_text
-from etcd_actions.errors import (
-    DecodeError,
-    EtcdActionsError,
-    EtcdError,
-    InvalidArgument,
-    NotFound,
-)
+from etcd_actions.errors import DecodeError, EtcdActionsError, EtcdError, InvalidArgument, NotFound
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -63,7 +57,7 @@ from etcd_actions.model import (
     object_key,
 )
 from etcd_actions.model.conditions import MAX_MESSAGE, rfc3339, write_phase
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 if TYPE_CHECKING:
     from flyteidl2.common.identity_pb2 import EnrichedIdentity

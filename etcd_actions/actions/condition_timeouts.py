@@ -15,20 +15,20 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.clock import Clock
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.keyed_heap import KeyedHeap
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored import StoredTaskAction, describe
-from etcd_actions.backoff import Backoff
-from etcd_actions.clock import Clock
+from etcd_actions.actions.stored_action import StoredTaskAction, describe
 from etcd_actions.codecs import codec_of
-from etcd_actions.containment import Containment
 from etcd_actions.errors import ConfigError, DecodeError, EtcdError, InvalidArgument
 from etcd_actions.etcd.api import Compare, KeyValue
-from etcd_actions.keyed_heap import KeyedHeap
 from etcd_actions.model import ErrorState, Phase, Summary
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.conditions import write_phase
 from etcd_actions.model.durations import age_of, limit_of
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 TOO_LONG: Final = ErrorState(
     code="ConditionTimedOut", kind="USER", message="nobody signalled it in time"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from etcd_actions.actions.stored import StoredTaskAction, describe, same_action
+from etcd_actions.actions.stored_action import StoredTaskAction, describe, same_action
 from etcd_actions.errors import ActionError, AlreadyExists, DecodeError, NameTaken
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ACTION_TYPE_TRACE, ActionId, TaskAction

@@ -20,13 +20,19 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from etcd_actions.actions import conflicts, objects, validation
+from etcd_actions.actions import conflicts, object_builder, validation
 from etcd_actions.actions.abort import Aborter, Marker, read_marker
 from etcd_actions.actions.parents import Parents
 from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.seen import Seen
-from etcd_actions.actions.stored import StoredTaskAction, describe, missing, same_action, same_run
+from etcd_actions.actions.stored_action import (
+    StoredTaskAction,
+    describe,
+    missing,
+    same_action,
+    same_run,
+)
 from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.errors import (
     Aborted,
@@ -58,7 +64,7 @@ from etcd_actions.model import (
     Keyspace,
     TaskAction,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 if TYPE_CHECKING:
     from flyteidl2.actions.actions_service_pb2 import Action
@@ -107,7 +113,7 @@ class _Asked(NamedTuple):
         uid: The identity of what is created.
     """
 
-    request: objects.Request
+    request: object_builder.Request
     key: bytes
     aborts: KeyRange
     lookups: Sequence[Get]
@@ -192,7 +198,7 @@ class Enqueuer:
             OutcomeUnknown: It may have been created, and could not be read back.
             EtcdError: etcd did not do it.
         """
-        request = objects.read_request(action, run_spec, trace_error)
+        request = object_builder.read_request(action, run_spec, trace_error)
         try:
             key, aborts = self._key(request), self._aborts(request)
             lookups = self._lookups(request, key, aborts, beside)
@@ -325,13 +331,13 @@ class Enqueuer:
         if not asked.request.is_root:
             self._parents.note_aborts(asked.aborts.start, bool(scene.markers))
 
-    def _key(self, request: objects.Request) -> bytes:
+    def _key(self, request: object_builder.Request) -> bytes:
         if request.kind == ACTION_TYPE_TRACE:
             return self._keys.trace(request.action_id)
         return self._keys.task_action(request.action_id)
 
     def _lookups(
-        self, request: objects.Request, key: bytes, aborts: KeyRange, beside: Sequence[Put]
+        self, request: object_builder.Request, key: bytes, aborts: KeyRange, beside: Sequence[Put]
     ) -> list[Get]:
         lookups = [Get(KeyRange.of_key(key)), Get(aborts)]
         if not request.is_root:
@@ -339,7 +345,7 @@ class Enqueuer:
         lookups += (Get(KeyRange.of_key(put.key)) for put in beside)
         return lookups
 
-    def _aborts(self, request: objects.Request) -> KeyRange:
+    def _aborts(self, request: object_builder.Request) -> KeyRange:
         """Where the aborts are that count."""
         if request.is_root:
             return KeyRange.of_key(self._keys.abort(request.action_id))
@@ -387,7 +393,7 @@ class Enqueuer:
         return _Built(built, value)
 
     def _object(
-        self, request: objects.Request, scene: _Scene, uid: str
+        self, request: object_builder.Request, scene: _Scene, uid: str
     ) -> TaskAction | StoredTaskAction:
         present = None
         one_namespace = self._keys.namespace is not None
@@ -400,7 +406,7 @@ class Enqueuer:
         if request.trace is not None:
             if present is not None and not _is_trace_of(present, request):
                 raise conflicts.in_the_way(present, asked)
-            built = objects.build_trace(
+            built = object_builder.build_trace(
                 request,
                 request.trace,
                 self._parent(request, scene),
@@ -414,12 +420,12 @@ class Enqueuer:
             # Flyte's service leaves none. A digest alone may have come along with a copy.
             is_it = same_action(present.action_id, request.action_id)
             if (is_it and digest == request.digest) or (
-                digest is None and objects.same_action(present, request)
+                digest is None and object_builder.same_action(present, request)
             ):
                 return present
             raise conflicts.in_the_way(present, asked)
         else:
-            built = objects.build(
+            built = object_builder.build(
                 request,
                 None if request.is_root else self._parent(request, scene),
                 namespace=self._keys.namespace_of(request.action_id),
@@ -430,7 +436,7 @@ class Enqueuer:
         validation.check(built)
         return built
 
-    def _parent(self, request: objects.Request, scene: _Scene) -> objects.Inherited:
+    def _parent(self, request: object_builder.Request, scene: _Scene) -> object_builder.Inherited:
         wanted = request.parent_id
         if scene.parent is None:
             raise Aborted(f"the parent is gone: {missing(wanted, self._keys)}")
@@ -446,7 +452,7 @@ class Enqueuer:
             raise Aborted(f"the parent, action {describe(wanted)}, {parent.refusal}")
         return parent.inherited
 
-    def _was_aborted(self, request: objects.Request, scene: _Scene) -> int:
+    def _was_aborted(self, request: object_builder.Request, scene: _Scene) -> int:
         """The revision of an abort of the action that had the name before, 0 without one.
 
         It is still to be finished: left there it would count for the new one.
@@ -459,7 +465,7 @@ class Enqueuer:
             raise Aborted(f"the mark of an abort cannot be read: delete {own!r}")
         return _revision(found)
 
-    async def _check_ancestors(self, request: objects.Request, scene: _Scene) -> None:
+    async def _check_ancestors(self, request: object_builder.Request, scene: _Scene) -> None:
         """Refuse what is below an action that is being aborted."""
         if request.is_root or not scene.markers:
             return
@@ -540,7 +546,7 @@ def _uid(kv: KeyValue) -> str:
         return ""
 
 
-def _is_trace_of(present: TaskAction, request: objects.Request) -> bool:
+def _is_trace_of(present: TaskAction, request: object_builder.Request) -> bool:
     return (
         present.spec.kind == ACTION_TYPE_TRACE
         and same_run(present.action_id, request.action_id)

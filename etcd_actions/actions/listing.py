@@ -13,16 +13,11 @@ import structlog
 import trio
 
 from etcd_actions.actions.seen import Seen
-from etcd_actions.actions.stored import (
-    StoredTaskAction,
-    check_identity,
-    missing,
-    same_run,
-)
+from etcd_actions.actions.stored_action import StoredTaskAction, check_identity, missing, same_run
 from etcd_actions.errors import Compacted, DecodeError, NotFound
 from etcd_actions.etcd.api import KeyRange, KeyValue
 from etcd_actions.model import ActionId, Keyspace, TaskAction, canonical_name
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 _TURN: Final = 64
 """Values that are decoded before others have their turn."""

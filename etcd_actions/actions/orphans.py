@@ -23,12 +23,12 @@ from typing import NamedTuple
 import structlog
 import trio
 
+from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.abort import aborted_value, ask_for_deletion, encoded
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.run_listings import Listed, Run, RunListings
-from etcd_actions.actions.stored import StoredTaskAction, same_run
+from etcd_actions.actions.stored_action import StoredTaskAction, same_run
 from etcd_actions.codecs import codec_of
-from etcd_actions.containment import Containment
 from etcd_actions.errors import DecodeError, EtcdError
 from etcd_actions.etcd.api import (
     Compare,
@@ -51,7 +51,7 @@ from etcd_actions.model import (
     canonical_name,
     task_action_name,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 REASON = "the parent is gone"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
-from etcd_actions.actions.objects import Inherited
+from etcd_actions.actions.object_builder import Inherited
 from etcd_actions.actions.seen import LARGEST
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ActionId, Phase
 

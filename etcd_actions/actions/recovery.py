@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import structlog
 
+from etcd_actions._internal.untrusted_files import UnusableFile, in_thread, is_regular, local_path
 from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored import StoredTaskAction, same_action
+from etcd_actions.actions.stored_action import StoredTaskAction, same_action
 from etcd_actions.codecs import json
 from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.etcd.api import Get, KeyRange, KeyValue, RangeResult, Txn
@@ -42,11 +43,10 @@ from etcd_actions.model import (
 )
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.conditions import write_phase
-from etcd_actions.store import Store
-from etcd_actions.untrusted_files import UnusableFile, in_thread, is_regular, local_path
+from etcd_actions.storage.store import Store
 
 if TYPE_CHECKING:
-    from etcd_actions.actions.objects import Request
+    from etcd_actions.actions.object_builder import Request
 
 RELATED_TO: Final = "run_spec.relation.related_to"
 FORCED: Final = "run_spec.recover.force_rerun_actions"

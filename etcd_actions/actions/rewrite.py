@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from etcd_actions.actions.seen import Seen
-from etcd_actions.actions.stored import (
+from etcd_actions.actions.stored_action import (
     StoredTaskAction,
     check_identity,
     check_incarnation,
@@ -28,7 +28,7 @@ from etcd_actions.errors import (
 )
 from etcd_actions.etcd.api import Compare, KeyValue
 from etcd_actions.model import ActionId, Incarnation, Keyspace
-from etcd_actions.store import CasResult, Store
+from etcd_actions.storage.store import CasResult, Store
 
 Change = Callable[[StoredTaskAction, dict[str, Any]], bool]
 """Changes the tree of an object in place, and says whether there was anything to change.

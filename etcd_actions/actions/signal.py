@@ -10,11 +10,11 @@ import msgspec
 
 from etcd_actions.actions.rewrite import rewrite, utc_now
 from etcd_actions.actions.seen import Seen
-from etcd_actions.actions.stored import StoredTaskAction, describe
+from etcd_actions.actions.stored_action import StoredTaskAction, describe
 from etcd_actions.errors import DecodeError, FailedPrecondition, InvalidArgument
 from etcd_actions.model import ActionId, Keyspace, Phase, flyte
 from etcd_actions.model.conditions import rfc3339, write_phase
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 if TYPE_CHECKING:
     from flyteidl2.common.identity_pb2 import EnrichedIdentity

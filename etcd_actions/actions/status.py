@@ -10,13 +10,13 @@ import msgspec
 
 from etcd_actions.actions.rewrite import rewrite, utc_now
 from etcd_actions.actions.seen import Seen
-from etcd_actions.actions.stored import StoredTaskAction, describe
+from etcd_actions.actions.stored_action import StoredTaskAction, describe
 from etcd_actions.errors import FailedPrecondition, InvalidArgument
 from etcd_actions.etcd.api import Compare
 from etcd_actions.model import ActionId, ErrorState, Incarnation, Keyspace, Phase
 from etcd_actions.model.conditions import FOLLOWERS, rfc3339, write_phase
-from etcd_actions.model.earlier import note_earlier
-from etcd_actions.store import Store
+from etcd_actions.model.earlier_attempts import note_earlier
+from etcd_actions.storage.store import Store
 
 
 class ActionStatus(msgspec.Struct, frozen=True):
@@ -92,7 +92,8 @@ async def put_status(
         status: The report.
         error: Why it failed, with the phases FAILED, TIMED_OUT and ABORTED.
         error_before: Why the attempt before failed, with a report that begins another one: it
-            is noted in the same write, see `etcd_actions.model.earlier`. Else it says nothing.
+            is noted in the same write, see `etcd_actions.model.earlier_attempts`. Else it says
+            nothing.
         message: A line for people, kept in condition and history; empty: the executor's own.
         fence: What must hold for the report to count: a claim, as a rule.
         incarnation: Which object the report is about; by default the one that is there.

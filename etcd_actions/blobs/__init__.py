@@ -1,7 +1,7 @@
 """Files of runs: bundles, inputs, outputs and reports, in a folder or an object store."""
 
 from etcd_actions.blobs.deployment import Deployment
-from etcd_actions.blobs.opening import NoStore, open_blob_store
+from etcd_actions.blobs.open_store import NoStore, open_blob_store
 from etcd_actions.blobs.protocol import (
     Blob,
     BlobError,

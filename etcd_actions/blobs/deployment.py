@@ -11,7 +11,7 @@ import trio
 from etcd_actions.errors import DecodeError, Unavailable
 from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget, Put, Txn
 from etcd_actions.model import Keyspace
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 _NAME: Final = re.compile(r"[0-9a-f]{16}")
 

@@ -8,9 +8,9 @@ from typing import Final, Protocol
 
 import trio
 
+from etcd_actions._internal.quoting import quoted
 from etcd_actions.blobs.protocol import Blob, BlobError, BlobStore, BlobUnusable
 from etcd_actions.errors import EtcdActionsError
-from etcd_actions.quoting import quoted
 
 _AT_ONCE: Final = 8
 _MOST_KNOWN: Final = 100_000

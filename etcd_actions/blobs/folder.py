@@ -21,6 +21,7 @@ from typing import Final, Literal, TypeVar
 
 import trio
 
+from etcd_actions._internal.untrusted_files import UnusableFile, local_path, open_regular
 from etcd_actions.blobs.protocol import (
     Blob,
     BlobError,
@@ -31,7 +32,6 @@ from etcd_actions.blobs.protocol import (
 )
 from etcd_actions.blobs.spool import BLOCK, Spool, blocks
 from etcd_actions.errors import ConfigError, InvalidArgument
-from etcd_actions.untrusted_files import UnusableFile, local_path, open_regular
 
 T = TypeVar("T")
 

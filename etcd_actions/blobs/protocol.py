@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Literal, NamedTuple, Protocol
 
+from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import EtcdActionsError, InvalidArgument
-from etcd_actions.quoting import quoted
 
 LONGEST_KEY: Final = 1024
 """Bytes, as in S3."""

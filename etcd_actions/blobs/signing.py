@@ -15,16 +15,9 @@ import msgspec
 import trio
 
 from etcd_actions.errors import DecodeError, EtcdActionsError, Unavailable
-from etcd_actions.etcd.api import (
-    Compare,
-    CompareResult,
-    CompareTarget,
-    KeyValue,
-    Put,
-    Txn,
-)
+from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget, KeyValue, Put, Txn
 from etcd_actions.model import Keyspace
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 _FORM: Final = 1
 _SECRET_BYTES: Final = 32

@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
-from etcd_actions.catalog.entry import Entry, decode, encode
+from etcd_actions.catalog.cached_result import Entry, decode, encode
 from etcd_actions.errors import DecodeError, LeaseNotFound
 from etcd_actions.etcd.api import Etcd, KeyValue, Put, Txn
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 _DAY: Final = 24 * 3600.0
 # A lease is shared by what is written within a tenth of the time that entries are kept.

@@ -6,12 +6,7 @@ import hashlib
 from typing import NamedTuple
 from urllib.parse import quote
 
-from etcd_actions.model import (
-    ANNOTATION_CACHE_SCOPE,
-    CACHE_SCOPE_GLOBAL,
-    Keyspace,
-    TaskAction,
-)
+from etcd_actions.model import ANNOTATION_CACHE_SCOPE, CACHE_SCOPE_GLOBAL, Keyspace, TaskAction
 
 
 class Scope(NamedTuple):

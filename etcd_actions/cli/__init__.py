@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from etcd_actions.cli.first_signal import handle_signals
-from etcd_actions.cli.process import collect_later, keep_descriptors, leave, reap_as_init
+from etcd_actions.cli.process_setup import collect_later, keep_descriptors, leave, reap_as_init
 from etcd_actions.cli.secret_arguments import hide_secret_arguments
 
 _NEEDED = ("click", "msgpack", "rich")
@@ -50,6 +50,6 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    from etcd_actions.cli.commands import invoke  # noqa: PLC0415 (needs the extra)
+    from etcd_actions.cli.command_line import invoke  # noqa: PLC0415 (needs the extra)
 
     return invoke()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etcd_actions.cli.exits import MEANINGS
+from etcd_actions._internal.quoting import quoted
+from etcd_actions.cli.exit_codes import MEANINGS
 from etcd_actions.cli.printing import output_by_print
-from etcd_actions.quoting import quoted
 
 if TYPE_CHECKING:
     from etcd_actions.config.settings import Group, Setting

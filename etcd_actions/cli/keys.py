@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.model import run_key_prefix
-from etcd_actions.quoting import quoted
 
 
 async def find_namespaces(etcd: Etcd, prefix: bytes, only: str | None) -> tuple[Sequence[str], int]:

@@ -7,7 +7,7 @@ from typing import Final, NoReturn
 
 import click
 
-from etcd_actions.quoting import quoted
+from etcd_actions._internal.quoting import quoted
 
 _MOST_COUNT: Final = 2**32 - 1
 # One event in some twelve days: what is slower never ends.

@@ -12,9 +12,10 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etcd_actions._internal.logger import get_logger
 from etcd_actions.cli.first_signal import raising
 from etcd_actions.cli.flags import setting_option
-from etcd_actions.cli.logs import configure_logs
+from etcd_actions.cli.log_output import configure_logs
 from etcd_actions.config import (
     COMMON,
     SETTINGS,
@@ -41,7 +42,6 @@ from etcd_actions.config.settings import (
     SUBMITTING,
 )
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
-from etcd_actions.logger import get_logger
 
 if TYPE_CHECKING:
     from etcd_actions.etcd import EtcdClient
@@ -97,7 +97,7 @@ class Common:
                 f"{source} is for the embedded etcd, which knows neither TLS nor users, but "
                 f"{', '.join(security)} asks for them: leave one of them out"
             )
-        from etcd_actions.etcd.embedded import running_endpoint  # noqa: PLC0415 (imports trio)
+        from etcd_actions.embedded.embedded_etcd import running_endpoint  # noqa: PLC0415 (imports trio)
 
         embedded = None if security else running_endpoint(self.data_dir)
         if embedded is None and source is not None:

@@ -1,6 +1,6 @@
 """What is printed while a command line is parsed: help, the version, scripts.
 
-What the output of a command is written with is in :mod:`etcd_actions.cli.output`.
+What the output of a command is written with is in :mod:`etcd_actions.cli.formats.standard_output`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import IO, Any, cast
 
 import click
 
-from etcd_actions.cli.exits import unwritable
+from etcd_actions.cli.exit_codes import unwritable
 
 
 def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]], Any]:
-    """Give a command the flag ``--output``; see :func:`~etcd_actions.cli.output.chosen_format`.
+    """Give a command the flag ``--output``; see :mod:`etcd_actions.cli.formats.standard_output`.
 
     Args:
         formats: What it can print.

@@ -16,8 +16,9 @@ from google.protobuf.message import DecodeError as BadMessage
 from google.protobuf.message import Message
 
 from etcd_actions import errors
+from etcd_actions._internal.named_files import read_named_file, text_of
 from etcd_actions.config.settings import SERVICE_CACERT, SERVICE_TOKEN_FILE
-from etcd_actions.etcd.connection import Tls
+from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.tls import client_context, explained, ssl_context
 from etcd_actions.http2 import (
@@ -30,7 +31,6 @@ from etcd_actions.http2 import (
     Target,
     open_channel,
 )
-from etcd_actions.named_files import read_named_file, text_of
 
 _PREFIX: Final = "/flyteidl2.actions.ActionsService/"
 _DEADLINE = 35.0

@@ -16,9 +16,9 @@ from typing import Final
 
 import trio
 
-from etcd_actions.cli.exits import report
+from etcd_actions._internal.logger import get_logger
+from etcd_actions.cli.exit_codes import report
 from etcd_actions.cli.first_signal import current_signals
-from etcd_actions.logger import get_logger
 
 GRACE: Final = 10.0
 """Seconds in which a command ends that has no setting for it."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from etcd_actions.codecs import json, magic, msgpack
-from etcd_actions.codecs.holding import NO_TEXTS, Released
+from etcd_actions.codecs.finalizers import NO_TEXTS, Released
 from etcd_actions.codecs.magic import ENCRYPTED_AT_REST
 from etcd_actions.errors import ConfigError
 from etcd_actions.model.summary import Summary

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from etcd_actions.codecs.tree import base64_bytes, base64_text
+from etcd_actions.codecs.object_tree import base64_bytes, base64_text
 from etcd_actions.model.taskaction import TaskAction, TaskActionSpec, TaskActionStatus
 
 BASE64_FIELDS: Final = {

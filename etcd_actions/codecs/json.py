@@ -16,10 +16,10 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from etcd_actions.codecs import magic
-from etcd_actions.codecs import tree as trees
-from etcd_actions.codecs.holding import NO_TEXTS, Released, drop_finalizer, released
+from etcd_actions.codecs import object_tree as trees
+from etcd_actions.codecs.finalizers import NO_TEXTS, Released, drop_finalizer, released
+from etcd_actions.codecs.object_tree import Number
 from etcd_actions.codecs.refusal import refusal, refusing
-from etcd_actions.codecs.tree import Number
 from etcd_actions.codecs.views import drop_nulls, view_of_tree, why_no_view
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.facts import Facts, MarkedFacts

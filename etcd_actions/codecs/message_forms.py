@@ -11,7 +11,7 @@ import msgspec
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from etcd_actions.codecs.tree import base64_bytes, base64_text, from_json, to_json
+from etcd_actions.codecs.object_tree import base64_bytes, base64_text, from_json, to_json
 from etcd_actions.model.phase import Condition
 from etcd_actions.model.taskaction import (
     ErrorState,

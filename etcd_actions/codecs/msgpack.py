@@ -20,12 +20,12 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from etcd_actions.codecs import magic
-from etcd_actions.codecs import tree as trees
+from etcd_actions.codecs import object_tree as trees
 from etcd_actions.codecs.binary_view import BinaryTaskAction, tree_with_base64, tree_with_binary
-from etcd_actions.codecs.holding import NO_TEXTS, Released
+from etcd_actions.codecs.finalizers import NO_TEXTS, Released
 from etcd_actions.codecs.magic import MSGPACK as MAGIC
+from etcd_actions.codecs.object_tree import Number
 from etcd_actions.codecs.refusal import refusal, refusing
-from etcd_actions.codecs.tree import Number
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.facts import Facts, MarkedFacts

@@ -14,10 +14,10 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from etcd_actions.codecs import magic, messages
-from etcd_actions.codecs import tree as trees
+from etcd_actions.codecs import magic, protobuf_messages
+from etcd_actions.codecs import object_tree as trees
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
-from etcd_actions.codecs.holding import NO_TEXTS, Released, drop_finalizer, released
+from etcd_actions.codecs.finalizers import NO_TEXTS, Released, drop_finalizer, released
 from etcd_actions.codecs.magic import PROTOBUF as MAGIC
 from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
@@ -51,7 +51,7 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
     """
     try:
         message = _parse(value, key, revision)
-        action = messages.view_of(message)
+        action = protobuf_messages.view_of(message)
         if action is None:
             tree = _known_tree(message, key, revision)
             return view_of_tree(tree, key=key, revision=revision)
@@ -70,7 +70,7 @@ def summarize(
     """
     try:
         message = _parse(value, key, revision)
-        summary = messages.summary_of(message, revision, create_revision)
+        summary = protobuf_messages.summary_of(message, revision, create_revision)
         if summary is None:
             tree = _known_tree(message, key, revision)
             return summary_of_tree(
@@ -106,14 +106,14 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
     if trees.check(tree, unchanged):
         tree = trees.with_numbers(tree)
     try:
-        return _pack(messages.message_of(tree))
+        return _pack(protobuf_messages.message_of(tree))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 def encode(action: TaskAction) -> bytes:
     """Encode a new object. For one that is stored already use the tree: it loses nothing."""
-    return _pack(messages.message_of(trees.from_json(trees.to_json(action))))
+    return _pack(protobuf_messages.message_of(trees.from_json(trees.to_json(action))))
 
 
 @refusing("protobuf")
@@ -205,7 +205,7 @@ def _parse(value: bytes, key: bytes, revision: int) -> pb.TaskAction:
         raise DecodeError(magic.why_not(name, value) or "", key=key, revision=revision)
     magic.check_size(value, key, revision)
     try:
-        return messages.parse(_behind_length(value))
+        return protobuf_messages.parse(_behind_length(value))
     except ValueError as error:
         _refuse(error, key, revision)
 
@@ -246,7 +246,7 @@ def _pack(message: pb.TaskAction) -> bytes:
 
 def _tree(message: pb.TaskAction, key: bytes, revision: int) -> dict[str, Any]:
     """The whole object, for a change of it."""
-    if later := messages.fields_of_later_versions(message):
+    if later := protobuf_messages.fields_of_later_versions(message):
         raise DecodeError(
             f"protobuf: a later version of etcd-actions wrote fields ({later}) that a change "
             "would lose: update this one",
@@ -258,7 +258,7 @@ def _tree(message: pb.TaskAction, key: bytes, revision: int) -> dict[str, Any]:
 
 def _known_tree(message: pb.TaskAction, key: bytes, revision: int) -> dict[str, Any]:
     try:
-        return messages.tree_of(message)
+        return protobuf_messages.tree_of(message)
     except (ValueError, RecursionError) as error:
         _refuse(error, key, revision)
 

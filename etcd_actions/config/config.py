@@ -24,7 +24,7 @@ from etcd_actions.config.settings import (
     Setting,
 )
 from etcd_actions.errors import ConfigError
-from etcd_actions.etcd.connection import ConnectionSettings, User
+from etcd_actions.etcd.connection_settings import ConnectionSettings, User
 from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
 from etcd_actions.model import NamespaceTemplate
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from etcd_actions._internal.logger import get_logger
 from etcd_actions.config.resolution import Resolution, Value
 from etcd_actions.config.settings import (
     CACERT,
@@ -22,11 +23,10 @@ from etcd_actions.config.settings import (
     Setting,
 )
 from etcd_actions.errors import ConfigError
-from etcd_actions.etcd.connection import Tls, User
+from etcd_actions.etcd.connection_settings import Tls, User
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.password_file import read_password_file
 from etcd_actions.etcd.tls import read_pem_file, ssl_context
-from etcd_actions.logger import get_logger
 
 AskPassword: TypeAlias = Callable[[str], str]
 """Asks the user for the password of a name; :class:`ConfigError` where nobody can be asked."""

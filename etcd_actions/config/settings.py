@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeAlias, TypeVar, cast
 
+from etcd_actions._internal.secret_sources import SecretSource, parse_secret_sources
 from etcd_actions.config import values
-from etcd_actions.etcd.connection import TransportName
+from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_KEY_PREFIX, DEFAULT_NAMESPACE, NamespaceTemplate
-from etcd_actions.secret_sources import SecretSource, parse_secret_sources
-from etcd_actions.serving import Bind
+from etcd_actions.web import Bind
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -9,10 +9,10 @@ from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from etcd_actions._internal.named_files import read_named_file, text_of
+from etcd_actions._internal.quoting import clipped, quoted
 from etcd_actions.config.settings import SETTINGS, Setting
 from etcd_actions.errors import ConfigError
-from etcd_actions.named_files import read_named_file, text_of
-from etcd_actions.quoting import clipped, quoted
 
 _TESTS = "ETCD_ACTIONS_TEST_"
 _NOT_IN_FILES = ("config", "password")

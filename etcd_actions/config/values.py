@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
+from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.endpoints import Endpoint, check_host, parse_endpoints
 from etcd_actions.model import NamespaceTemplate
-from etcd_actions.quoting import quoted
-from etcd_actions.serving import Bind
+from etcd_actions.web import Bind
 
 Name = TypeVar("Name", bound=str)
 

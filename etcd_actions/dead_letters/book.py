@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 import structlog
 import trio
 
-from etcd_actions.backoff import Backoff
-from etcd_actions.containment import Containment
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.dead_letters import letter as form
 from etcd_actions.dead_letters.letter import RECORD, DeadLetter, Kept, LetterKeys
 from etcd_actions.errors import DecodeError, EtcdError, Unavailable
@@ -36,8 +37,7 @@ from etcd_actions.etcd.api import (
     Txn,
 )
 from etcd_actions.model import ActionUpdate, Keyspace
-from etcd_actions.retrying import retrying, seldom
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
 
 MOST_LETTERS = 10_000

@@ -13,7 +13,7 @@ from etcd_actions.dead_letters.letter import DeadLetter, LetterKeys, Request
 from etcd_actions.errors import FailedPrecondition
 from etcd_actions.etcd.api import Etcd, Get, KeyRange, RangeResult, Txn
 from etcd_actions.model import Keyspace
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 _AT_ONCE = 100
 """Keys that one transaction reads; etcd's --max-txn-ops is 128."""

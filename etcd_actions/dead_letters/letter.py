@@ -17,7 +17,7 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from etcd_actions.containment import describe
+from etcd_actions._internal.containment import describe
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ActionId, ActionUpdate, Keyspace, Phase

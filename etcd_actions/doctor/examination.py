@@ -12,10 +12,10 @@ import trio
 from etcd_actions.doctor import (
     access,
     alarms,
-    clock,
-    history,
+    clock_skew,
+    compaction,
+    dead_letters,
     kept,
-    letters,
     members,
     objects,
     reach,
@@ -26,11 +26,11 @@ from etcd_actions.doctor.access import Access, check_access
 from etcd_actions.doctor.alarms import check_alarms
 from etcd_actions.doctor.beside import KINDS as BESIDE_KINDS
 from etcd_actions.doctor.beside import Beside
-from etcd_actions.doctor.clock import check_clocks
+from etcd_actions.doctor.clock_skew import check_clocks
+from etcd_actions.doctor.compaction import check_history
+from etcd_actions.doctor.dead_letters import check_letters
 from etcd_actions.doctor.findings import Finding, Kind, Severity, worst_first
-from etcd_actions.doctor.history import check_history
 from etcd_actions.doctor.kept import check_kept
-from etcd_actions.doctor.letters import check_letters
 from etcd_actions.doctor.members import MemberSeen, check_members, check_membership
 from etcd_actions.doctor.objects import check_objects
 from etcd_actions.doctor.reach import Reached, check_reach
@@ -59,11 +59,11 @@ KINDS: tuple[Kind, ...] = (
     *access.KINDS,
     *alarms.KINDS,
     *storage.KINDS,
-    *history.KINDS,
-    *clock.KINDS,
+    *compaction.KINDS,
+    *clock_skew.KINDS,
     *response.KINDS,
     *objects.KINDS,
-    *letters.KINDS,
+    *dead_letters.KINDS,
     *kept.KINDS,
     *BESIDE_KINDS,
     FAILED,

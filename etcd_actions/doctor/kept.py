@@ -17,8 +17,8 @@ from etcd_actions.etcd.paging import open_pages
 from etcd_actions.model import Keyspace
 from etcd_actions.model.names import parse_key
 from etcd_actions.registry.projects import decode as decode_project
-from etcd_actions.registry.record import decode_head
-from etcd_actions.runs.record import decode_history, decode_record
+from etcd_actions.registry.task_record import decode_head
+from etcd_actions.runs.run_record import decode_history, decode_record
 
 KEPT = Kind(id="kept", severity=Severity.OK)
 UNREADABLE = Kind(

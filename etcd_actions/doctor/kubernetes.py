@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError as BadMessage
 
 from etcd_actions.codecs import ENCRYPTED_AT_REST
 from etcd_actions.codecs.magic import KUBERNETES_PROTOBUF, MAX_SIZE
-from etcd_actions.codecs.messages import unknown_fields
+from etcd_actions.codecs.protobuf_messages import unknown_fields
 
 _LENGTH_DELIMITED: Final = 2
 _TERMINATING: Final = "Terminating"

@@ -14,13 +14,7 @@ from etcd_actions.errors import EtcdError, InvalidRequest, PermissionDenied, Una
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import Status
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.versions import (
-    Effect,
-    EtcdVersion,
-    KnownBug,
-    free_of_known_bugs,
-    known_bugs,
-)
+from etcd_actions.etcd.versions import Effect, EtcdVersion, KnownBug, free_of_known_bugs, known_bugs
 
 NO_ANSWER = Kind(
     id="no-answer",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import trio
 
-from etcd_actions.etcd.connection import Tls
+from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.tls import ssl_context
 

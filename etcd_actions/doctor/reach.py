@@ -17,7 +17,7 @@ from etcd_actions.doctor import probe
 from etcd_actions.doctor.findings import Finding, Kind, Severity
 from etcd_actions.doctor.subject import Subject
 from etcd_actions.errors import ConfigError
-from etcd_actions.etcd.connection import Tls
+from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.etcd.endpoints import Endpoint
 
 REACHABLE = Kind(id="reachable", severity=Severity.OK)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from etcd_actions.etcd import EtcdClient, open_connection
 from etcd_actions.etcd.api import KeyRange
-from etcd_actions.etcd.connection import ConnectionSettings
+from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import Keyspace, NamespaceTemplate
 

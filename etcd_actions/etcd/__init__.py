@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, assert_never
 
-from etcd_actions.etcd.connection import (
+from etcd_actions.etcd.connection_settings import (
     DEFAULT_DIAL_TIMEOUT,
     DEFAULT_KEEPALIVE_TIME,
     DEFAULT_KEEPALIVE_TIMEOUT,
@@ -96,10 +96,10 @@ async def open_connection(settings: ConnectionSettings) -> AsyncIterator[EtcdCli
         ConfigError: A file that they name cannot be used.
     """
     # Imported on first use, as they import trio: settings are read without them.
+    from etcd_actions._internal.owned_tasks import owned_tasks  # noqa: PLC0415
     from etcd_actions.etcd.auth import read_password  # noqa: PLC0415
     from etcd_actions.etcd.client import EtcdClient  # noqa: PLC0415
     from etcd_actions.etcd.tls import check_tls  # noqa: PLC0415
-    from etcd_actions.owned_tasks import owned_tasks  # noqa: PLC0415
 
     for tls in {settings.tls_for(endpoint) for endpoint in settings.endpoints}:
         if tls is not None:
@@ -120,11 +120,11 @@ def _transport(
     """What makes connections. Each transport is imported by those who use it."""
     match settings.transport:
         case "grpc":
-            from etcd_actions.etcd.grpc import grpc_connections  # noqa: PLC0415
+            from etcd_actions.etcd.grpc.transport import grpc_connections  # noqa: PLC0415
 
             return grpc_connections(settings, nursery)
         case "gateway":
-            from etcd_actions.etcd.gateway import gateway_connections  # noqa: PLC0415
+            from etcd_actions.etcd.gateway.transport import gateway_connections  # noqa: PLC0415
 
             return gateway_connections(settings)
         case _:

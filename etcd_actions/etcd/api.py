@@ -1,7 +1,7 @@
 """What the rest of the package sees of etcd: a handful of values and two protocols.
 
 Keys and values are bytes here, and revisions are plain integers. A transport
-(:mod:`etcd_actions.etcd.grpc`) implements :class:`Etcd` and :class:`WatchStream`; all
+(:mod:`etcd_actions.etcd.grpc.transport`) implements :class:`Etcd` and :class:`WatchStream`; all
 transports behave alike, and raise the errors of :mod:`etcd_actions.errors` only.
 """
 

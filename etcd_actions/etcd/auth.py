@@ -14,9 +14,9 @@ from typing import TypeAlias
 
 import trio
 
-from etcd_actions.backoff import Backoff
+from etcd_actions._internal.backoff import Backoff
 from etcd_actions.errors import ConfigError, EtcdError, InvalidRequest, Unauthenticated, Unavailable
-from etcd_actions.etcd.connection import User
+from etcd_actions.etcd.connection_settings import User
 from etcd_actions.etcd.password_file import read_password_file
 from etcd_actions.etcd.rpc import AuthenticateRequest
 

@@ -15,7 +15,8 @@ from contextlib import asynccontextmanager
 import msgspec
 import trio
 
-from etcd_actions.containment import describe
+from etcd_actions._internal.containment import describe
+from etcd_actions._internal.logger import get_logger
 from etcd_actions.errors import (
     ConfigError,
     EtcdActionsError,
@@ -44,12 +45,11 @@ from etcd_actions.etcd.api import (
     WatchResponse,
 )
 from etcd_actions.etcd.auth import Authenticator
-from etcd_actions.etcd.connection import ConnectionSettings
+from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.transport import Connection, TransportStream
-from etcd_actions.logger import get_logger
 
 _log = get_logger(__name__)
 

@@ -8,8 +8,8 @@ from ipaddress import IPv6Address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import ConfigError
-from etcd_actions.quoting import quoted
 
 DEFAULT_PORT = 2379
 

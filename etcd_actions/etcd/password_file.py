@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from etcd_actions._internal.named_files import read_named_file, text_of
 from etcd_actions.errors import ConfigError
-from etcd_actions.named_files import read_named_file, text_of
 
 _MOST_BYTES: Final = 4096
 

@@ -1,7 +1,7 @@
 """The methods of etcd's API that are used here, each with its request and its result.
 
 A transport encodes the request and decodes the result of any of them
-(:mod:`~etcd_actions.etcd.grpc_wire`, :mod:`~etcd_actions.etcd.gateway_wire`), and knows
+(:mod:`~etcd_actions.etcd.grpc.wire`, :mod:`~etcd_actions.etcd.gateway.wire`), and knows
 nothing else about them.
 """
 

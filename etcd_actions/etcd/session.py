@@ -19,12 +19,12 @@ from typing import NamedTuple, TypeAlias
 
 import trio
 
-from etcd_actions.backoff import Backoff
-from etcd_actions.call_time import suspended
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.call_time import suspended
+from etcd_actions._internal.logger import get_logger
+from etcd_actions._internal.retrying import Report, retrying, seldom
 from etcd_actions.errors import EtcdError, LeaseNotFound
 from etcd_actions.etcd.api import Etcd, Lease
-from etcd_actions.logger import get_logger
-from etcd_actions.retrying import Report, retrying, seldom
 
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
 _RENEWALS = 3

@@ -7,9 +7,9 @@ import ssl
 from functools import partial
 from pathlib import Path
 
+from etcd_actions._internal.named_files import read_named_file
 from etcd_actions.errors import ConfigError
-from etcd_actions.etcd.connection import Tls
-from etcd_actions.named_files import read_named_file
+from etcd_actions.etcd.connection_settings import Tls
 
 # The certificates of all authorities of a system are some hundred KiB.
 _MOST_BYTES = 16 * 1024 * 1024

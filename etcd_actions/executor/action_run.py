@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 import trio
 
-from etcd_actions.actions.stored import StoredTaskAction
-from etcd_actions.claims import Claim, Claims
+from etcd_actions._internal.clock import Clock
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.client import ActionsClient
-from etcd_actions.clock import Clock
 from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
 from etcd_actions.executor.ages import Ages
 from etcd_actions.executor.attempt_clock import note_beginning
-from etcd_actions.executor.attempt_places import place_of
+from etcd_actions.executor.attempt_command import Command, build_command
+from etcd_actions.executor.attempt_directories import place_of
+from etcd_actions.executor.attempt_limits import DEADLINE, RUN_TOO_LONG, Limits
 from etcd_actions.executor.attempts_port import AttemptsPort, begin, is_of_machine
 from etcd_actions.executor.caching import HIT, Caching, Task
-from etcd_actions.executor.command import Command, build_command
+from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.executor.image_environments import NotBuiltYet
-from etcd_actions.executor.limits import DEADLINE, RUN_TOO_LONG, Limits
 from etcd_actions.executor.not_started import NotStarted, OutputsInUse
 from etcd_actions.executor.outcome import Outcome, find_outcome
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
-from etcd_actions.executor.settings import ExecutorSettings
 from etcd_actions.model import ErrorState, Phase
 from etcd_actions.model import flyte as conversions
+from etcd_actions.storage.claims import Claim, Claims
 
 if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate

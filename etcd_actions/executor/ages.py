@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from etcd_actions.clock import Clock
+from etcd_actions._internal.clock import Clock
 from etcd_actions.model import ActionUpdate, Incarnation, TaskAction
 from etcd_actions.model.durations import age_of
 

@@ -17,15 +17,16 @@ from typing import Any, Final
 import structlog
 import trio
 
-from etcd_actions.containment import Containment
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.untrusted_files import UnusableFile, in_thread
 from etcd_actions.executor import supervisor
-from etcd_actions.executor.command import Command
+from etcd_actions.executor.attempt_command import Command
 from etcd_actions.executor.environment import helper_environment
 from etcd_actions.executor.fork_server import ForkServer
 from etcd_actions.executor.not_started import NotStarted, OutputsInUse
 from etcd_actions.executor.outcome import clear
-from etcd_actions.executor.outputs import take
-from etcd_actions.executor.places import MARK, AttemptPlace
+from etcd_actions.executor.output_directories import take
+from etcd_actions.executor.paths import MARK, AttemptPlace
 from etcd_actions.executor.start_errors import (
     check_command,
     not_started,
@@ -33,7 +34,6 @@ from etcd_actions.executor.start_errors import (
     of_os_error,
     own_directory,
 )
-from etcd_actions.untrusted_files import UnusableFile, in_thread
 
 _LOOK_EVERY: Final = 0.5
 _START_WITHIN: Final = 60.0

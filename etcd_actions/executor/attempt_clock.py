@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from etcd_actions.call_time import boot_time
+from etcd_actions._internal.call_time import boot_time
 
 CLOCK: Final = "clock"
 

@@ -16,11 +16,11 @@ from typing import Final
 
 import trio
 
-from etcd_actions.executor.attempt_places import place_of
+from etcd_actions._internal.untrusted_files import UnusableFile, open_regular
+from etcd_actions.executor.attempt_directories import place_of
 from etcd_actions.executor.bounded_log import LOG, LOG_BEFORE
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.model import Incarnation
-from etcd_actions.untrusted_files import UnusableFile, open_regular
 
 _PART: Final = 64 * 1024
 _COMPARED: Final = 64 * 1024

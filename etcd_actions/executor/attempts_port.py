@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from typing import Final, Protocol
 
-from etcd_actions.executor.command import Command
+from etcd_actions.executor.attempt_command import Command
 from etcd_actions.executor.not_started import NotStarted
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.model import ErrorState
 
 

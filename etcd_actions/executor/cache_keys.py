@@ -16,11 +16,11 @@ from flyteidl2.core.interface_pb2 import TypedInterface
 from flyteidl2.task.common_pb2 import Inputs
 from google.protobuf.message import DecodeError as BadMessage
 
+from etcd_actions._internal.untrusted_files import UnusableFile, in_thread, local_path, read_regular
 from etcd_actions.catalog import scope_of
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.model import ANNOTATION_OVERWRITE_CACHE, Keyspace, TaskAction
 from etcd_actions.model.durations import limit_of
-from etcd_actions.untrusted_files import UnusableFile, in_thread, local_path, read_regular
 
 if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal

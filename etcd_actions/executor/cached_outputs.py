@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Final
 from flyteidl2.task.common_pb2 import Outputs
 from google.protobuf.message import DecodeError as BadMessage
 
+from etcd_actions._internal.untrusted_files import UnusableFile, local_path, read_regular
 from etcd_actions.catalog import Entry, digest_of
 from etcd_actions.executor.outcome import OUTPUTS_FILE, clear
-from etcd_actions.executor.outputs import take
-from etcd_actions.executor.places import AttemptPlace
-from etcd_actions.untrusted_files import UnusableFile, local_path, read_regular
+from etcd_actions.executor.output_directories import take
+from etcd_actions.executor.paths import AttemptPlace
 
 if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal

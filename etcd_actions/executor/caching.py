@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 import trio
 
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions._internal.clock import Clock
+from etcd_actions._internal.untrusted_files import UnusableFile, in_thread
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.catalog import Entry, Found, digest_of
-from etcd_actions.claims import Claim, Claims
 from etcd_actions.client import ActionsClient
-from etcd_actions.clock import Clock
 from etcd_actions.errors import EtcdError
 from etcd_actions.executor.cache_keys import Call, call_of
 from etcd_actions.executor.cached_outputs import (
@@ -32,15 +32,15 @@ from etcd_actions.executor.cached_outputs import (
     read_outputs,
     store,
 )
-from etcd_actions.executor.settings import ExecutorSettings
-from etcd_actions.untrusted_files import UnusableFile, in_thread
+from etcd_actions.executor.executor_settings import ExecutorSettings
+from etcd_actions.storage.claims import Claim, Claims
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from flyteidl2.core.tasks_pb2 import TaskTemplate
 
-    from etcd_actions.executor.places import AttemptPlace
+    from etcd_actions.executor.paths import AttemptPlace
 
 # Numbers of ``flyteidl2.core.CatalogCacheStatus``.
 DISABLED: Final = 0

@@ -16,37 +16,31 @@ from pathlib import Path
 import structlog
 import trio
 
-from etcd_actions.actions.stored import StoredTaskAction, same_run
-from etcd_actions.claims import Claims
+from etcd_actions._internal.clock import Clock
+from etcd_actions._internal.retrying import retrying, seldom
+from etcd_actions.actions.stored_action import StoredTaskAction, same_run
 from etcd_actions.client import ActionsClient
-from etcd_actions.clock import Clock
-from etcd_actions.errors import (
-    ClaimLost,
-    EtcdError,
-    FailedPrecondition,
-    NotFound,
-    RequestTooLarge,
-)
+from etcd_actions.errors import ClaimLost, EtcdError, FailedPrecondition, NotFound, RequestTooLarge
 from etcd_actions.executor.action_run import ActionRun, Callbacks, Work
 from etcd_actions.executor.ages import Ages
-from etcd_actions.executor.attempt_places import directories_of, place_of
+from etcd_actions.executor.attempt_directories import directories_of, place_of
 from etcd_actions.executor.attempts_port import AttemptsPort
 from etcd_actions.executor.board import Board
 from etcd_actions.executor.caching import Caching
-from etcd_actions.executor.conditions import Conditions
+from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
 from etcd_actions.executor.intake import Intake, Taker
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.room import Room
 from etcd_actions.executor.schedule import Alarm, Due, Schedule
-from etcd_actions.executor.settings import ExecutorSettings
 from etcd_actions.executor.turns import Turns
 from etcd_actions.executor.visits import Host, Visits
+from etcd_actions.executor.waiting_conditions import Conditions
 from etcd_actions.model import ActionUpdate, Phase
-from etcd_actions.retrying import retrying, seldom
+from etcd_actions.storage.claims import Claims
 
 _NOT_BEGUN = (Phase.UNSPECIFIED, Phase.QUEUED)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from etcd_actions.backoff import Backoff
-from etcd_actions.clock import Clock
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.clock import Clock
 
 PARKED: Final = Backoff(initial=0.2, cap=30.0)
 """After what should not happen."""

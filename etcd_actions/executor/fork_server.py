@@ -14,15 +14,15 @@ from typing import Final
 import structlog
 import trio
 
-from etcd_actions.backoff import Backoff
-from etcd_actions.containment import Containment
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.untrusted_files import UnusableFile, open_regular, read_end
 from etcd_actions.executor.environment import helper_environment
-from etcd_actions.untrusted_files import UnusableFile, open_regular, read_end
 
 START: Final = b"start"
 """The message that goes with the descriptors of an attempt."""
 UNIT: Final = "fork_server"
-"""The kind of unit that it is for :class:`~etcd_actions.containment.Containment`."""
+"""The kind of unit that it is for :class:`~etcd_actions._internal.containment.Containment`."""
 
 _PROGRAM = Path(__file__).with_name("fork_server_main.py")
 _MOST_LOG = 1 << 20

@@ -21,10 +21,11 @@ from typing import Final
 import structlog
 import trio
 
-from etcd_actions.containment import Containment
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.untrusted_files import UnusableFile, local_path, read_regular
 from etcd_actions.errors import DecodeError, InvalidArgument
+from etcd_actions.executor.attempt_command import Command
 from etcd_actions.executor.attempts_port import is_of_machine
-from etcd_actions.executor.command import Command
 from etcd_actions.executor.image_build import (
     PYTHON,
     SDK_PROGRAM,
@@ -33,7 +34,7 @@ from etcd_actions.executor.image_build import (
     build,
     find_base,
 )
-from etcd_actions.executor.image_places import (
+from etcd_actions.executor.image_directories import (
     LOCK,
     USE,
     complete,
@@ -47,7 +48,7 @@ from etcd_actions.executor.image_places import (
 )
 from etcd_actions.executor.image_settings import ImageSettings
 from etcd_actions.executor.not_started import NotStarted
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.images import (
     Definition,
     ImageReference,
@@ -59,11 +60,10 @@ from etcd_actions.images import (
 )
 from etcd_actions.images.honoured import own_variables
 from etcd_actions.model import ErrorState
-from etcd_actions.untrusted_files import UnusableFile, local_path, read_regular
 
 CODE: Final = "ImageNotAvailable"
 UNIT: Final = "image"
-"""The kind of unit that an image is for :class:`~etcd_actions.containment.Containment`."""
+"""The kind of unit of an image; see :mod:`etcd_actions._internal.containment`."""
 
 NOTE: Final = "image"
 """A file in an attempt's directory: which environment it uses."""

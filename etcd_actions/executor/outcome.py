@@ -14,16 +14,16 @@ from typing import Final, NamedTuple
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 from google.protobuf.message import DecodeError as BadMessage
 
-from etcd_actions.executor.outputs import taken_by
-from etcd_actions.executor.places import STARTED, AttemptPlace, lacks_resources
-from etcd_actions.model import ErrorState
-from etcd_actions.untrusted_files import (
+from etcd_actions._internal.untrusted_files import (
     UnusableFile,
     clear_away,
     in_thread,
     is_regular,
     read_regular,
 )
+from etcd_actions.executor.output_directories import taken_by
+from etcd_actions.executor.paths import STARTED, AttemptPlace, lacks_resources
+from etcd_actions.model import ErrorState
 
 ERROR_FILE = "error.pb"
 OUTPUTS_FILE = "outputs.pb"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from etcd_actions.executor.command import Command
+from etcd_actions.executor.attempt_command import Command
 from etcd_actions.executor.image_environments import ImageEnvironments
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.executor.secret_values import Secrets
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from typing import Final
 import structlog
 import trio
 
+from etcd_actions._internal.backoff import Backoff
 from etcd_actions.actions.status import ActionStatus
-from etcd_actions.actions.stored import StoredTaskAction
-from etcd_actions.backoff import Backoff
-from etcd_actions.claims import Claim
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import EtcdError, InvalidArgument, RequestTooLarge
 from etcd_actions.model import ErrorState, Phase
-from etcd_actions.model.earlier import shortened
+from etcd_actions.model.earlier_attempts import shortened
+from etcd_actions.storage.claims import Claim
 
 _BACKOFF = Backoff(initial=0.2, cap=5.0)
 # Characters. An object has to stay below what etcd takes.

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import psutil
 import trio
 
-from etcd_actions.containment import Containment
+from etcd_actions._internal.containment import Containment
 from etcd_actions.executor.board import Board
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 
 _MEASURE_EVERY = 0.5
 

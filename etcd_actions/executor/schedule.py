@@ -11,8 +11,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from etcd_actions._internal.keyed_heap import KeyedHeap
 from etcd_actions.executor.turns import Order, Turns
-from etcd_actions.keyed_heap import KeyedHeap
 
 
 class Due(Enum):

@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from etcd_actions.executor.command import Command
+from etcd_actions._internal.secret_sources import SecretSource, SecretUnavailable
+from etcd_actions._internal.untrusted_files import UnusableFile, in_thread
+from etcd_actions.executor.attempt_command import Command
 from etcd_actions.executor.not_started import NotStarted
 from etcd_actions.model import ErrorState
-from etcd_actions.secret_sources import SecretSource, SecretUnavailable
-from etcd_actions.untrusted_files import UnusableFile, in_thread
 
 if TYPE_CHECKING:
     from flyteidl2.core.security_pb2 import Secret

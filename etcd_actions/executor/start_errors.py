@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from etcd_actions.executor.command import WORKDIR, Command
+from etcd_actions.executor.attempt_command import WORKDIR, Command
 from etcd_actions.executor.not_started import NotStarted
 from etcd_actions.model import ErrorState
 

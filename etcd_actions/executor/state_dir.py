@@ -16,15 +16,15 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
-from etcd_actions.containment import Containment
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.untrusted_files import UnusableFile
 from etcd_actions.errors import ConfigError
 from etcd_actions.executor.cached_outputs import CACHE, sweep_cache
-from etcd_actions.executor.outputs import OUTPUTS, sweep_outputs
-from etcd_actions.executor.places import EXIT, LOG, STARTED, AttemptPlace
-from etcd_actions.untrusted_files import UnusableFile
+from etcd_actions.executor.output_directories import OUTPUTS, sweep_outputs
+from etcd_actions.executor.paths import EXIT, LOG, STARTED, AttemptPlace
 
 UNIT: Final = "attempt_directory"
-"""The kind of unit that a directory is for :class:`~etcd_actions.containment.Containment`."""
+"""The kind of unit of a directory; see :mod:`etcd_actions._internal.containment`."""
 
 _FLAG: Final = "--executor-state-dir"
 _REMOVED: Final = ".removed-"

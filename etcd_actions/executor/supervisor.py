@@ -36,12 +36,7 @@ if __package__:
 else:
     # What is beside it is no package then.
     from bounded_log import BoundedLog  # type: ignore[import-not-found,no-redef]
-    from process_tree import (  # type: ignore[import-not-found,no-redef]
-        Process,
-        descendants,
-        end_orphans,
-        send,
-    )
+    from process_tree import Process, descendants, end_orphans, send  # type: ignore[import-not-found,no-redef]
 
 __all__ = ["become_subreaper", "end_orphans", "main", "say_failed", "supervise"]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from etcd_actions.keyed_heap import KeyedHeap
+from etcd_actions._internal.keyed_heap import KeyedHeap
 
 Order = tuple[int, int]
 """What sorts the actions of a run, the smallest first: depth, then age."""

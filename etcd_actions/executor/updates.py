@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.model import ActionUpdate, Phase, build_action_update
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from etcd_actions._internal.clock import Clock
 from etcd_actions.actions.status import ActionStatus
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.client import ActionsClient
-from etcd_actions.clock import Clock
 from etcd_actions.errors import (
     ActionError,
     DecodeError,
@@ -21,11 +21,11 @@ from etcd_actions.errors import (
     InvalidArgument,
     NotFound,
 )
+from etcd_actions.executor.attempt_limits import Limits
 from etcd_actions.executor.board import Board
-from etcd_actions.executor.conditions import Conditions
 from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
-from etcd_actions.executor.limits import Limits
 from etcd_actions.executor.schedule import Due, Schedule
+from etcd_actions.executor.waiting_conditions import Conditions
 from etcd_actions.model import ActionUpdate, Phase
 
 _log = structlog.get_logger(__name__)

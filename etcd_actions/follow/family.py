@@ -35,7 +35,7 @@ from etcd_actions.etcd.api import (
 )
 from etcd_actions.follow.index import Index
 from etcd_actions.model import ActionId, ActionUpdate, Keyspace
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 _MOST: Final = 100
 """Keys read at once; etcd's --max-txn-ops is 128."""

@@ -4,7 +4,7 @@ Handling waits for nothing, so it is done where the changes arrive, in the turn 
 reads the watch. Those who are notified have queues of their own: each subscription, and the outbox.
 
 A key whose handling fails unexpectedly is put off: it is handled again with a back-off, for ever,
-in the order of its changes, by a :class:`~etcd_actions.workqueue.WorkQueue` that is empty
+in the order of its changes, by a :class:`~etcd_actions.follow.workqueue.WorkQueue` that is empty
 otherwise. All other keys go on.
 
 The methods have the names of Flyte's ``ActionsClient``, so that someone who knows the Go code
@@ -21,13 +21,21 @@ from typing import Final, Protocol
 import structlog
 import trio
 
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.histogram import Histogram
 from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.codecs import codec_of
-from etcd_actions.containment import Containment
 from etcd_actions.errors import DecodeError
 from etcd_actions.follow.index import Index
 from etcd_actions.follow.set_aside import SetAside
-from etcd_actions.histogram import Histogram
+from etcd_actions.follow.subscriptions import Subscriptions
+from etcd_actions.follow.workqueue import (
+    Reread,
+    WorkQueue,
+    WorkQueueSettings,
+    WorkQueueStatistics,
+    conflated,
+)
 from etcd_actions.model import (
     API_VERSION,
     ActionUpdate,
@@ -36,15 +44,7 @@ from etcd_actions.model import (
     build_action_update,
     summarize,
 )
-from etcd_actions.subscriptions import Subscriptions
 from etcd_actions.watch import Change
-from etcd_actions.workqueue import (
-    Reread,
-    WorkQueue,
-    WorkQueueSettings,
-    WorkQueueStatistics,
-    conflated,
-)
 
 _MOST_VERSIONS: Final = 100
 _LOOK_AGAIN: Final = 60.0
@@ -54,7 +54,7 @@ _log: Final = structlog.get_logger(__name__)
 
 
 class Recording(Protocol):
-    """Who tells the run service, and marks; see :class:`etcd_actions.outbox.Outbox`."""
+    """Who tells the run service, and marks; see :class:`etcd_actions.record.outbox.Outbox`."""
 
     @property
     def working(self) -> bool:

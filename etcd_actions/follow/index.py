@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final, Protocol
 
+from etcd_actions._internal.keyed_heap import KeyedHeap
 from etcd_actions.follow.packing import (
     Packing,
     have_one_parent,
@@ -22,7 +23,6 @@ from etcd_actions.follow.packing import (
     parent_of,
     revision_in,
 )
-from etcd_actions.keyed_heap import KeyedHeap
 from etcd_actions.model import ActionUpdate, Summary
 from etcd_actions.watch import Change
 

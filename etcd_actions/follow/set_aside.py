@@ -6,9 +6,9 @@ from typing import Final
 
 import structlog
 
-from etcd_actions.containment import Containment, describe
+from etcd_actions._internal.containment import Containment, describe
 from etcd_actions.errors import DecodeError
-from etcd_actions.undecodable import Undecodable
+from etcd_actions.storage.undecodable import Undecodable
 from etcd_actions.watch import Change, ChangeKind
 
 _log: Final = structlog.get_logger(__name__)

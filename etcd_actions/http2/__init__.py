@@ -39,7 +39,7 @@ from etcd_actions.http2.channel import Channel, ChannelSettings, Metadata, open_
 from etcd_actions.http2.errors import CallFailed, Code, ProtocolError
 from etcd_actions.http2.exchange import Exchange
 from etcd_actions.http2.link import KeepAlive
-from etcd_actions.http2.wire import Target
+from etcd_actions.http2.sockets import Target
 
 __all__ = [
     "CallFailed",

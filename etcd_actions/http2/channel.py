@@ -12,18 +12,18 @@ from typing import Final, TypeAlias
 
 import trio
 
-from etcd_actions.backoff import Backoff
-from etcd_actions.containment import describe, split
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import describe, split
+from etcd_actions._internal.logger import get_logger
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.errors import EtcdActionsError
 from etcd_actions.http2.errors import CallFailed, Code
 from etcd_actions.http2.exchange import Exchange
+from etcd_actions.http2.grpc_messages import answer, framed, timeout_field
 from etcd_actions.http2.headers import request_head
 from etcd_actions.http2.link import CLOSED, KeepAlive, Link
-from etcd_actions.http2.messages import answer, framed, timeout_field
+from etcd_actions.http2.sockets import Target, Wire, connect
 from etcd_actions.http2.stream import Stream
-from etcd_actions.http2.wire import Target, Wire, connect
-from etcd_actions.logger import get_logger
-from etcd_actions.owned_tasks import owned_tasks
 
 _REMEMBERED_HEADS: Final = 64
 _LARGEST_ANSWER: Final = 512 * 1024 * 1024

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import trio
 
 from etcd_actions.http2.errors import CallFailed, Code
+from etcd_actions.http2.grpc_messages import MessageReader, check_status, framed
 from etcd_actions.http2.link import Link
-from etcd_actions.http2.messages import MessageReader, check_status, framed
 from etcd_actions.http2.stream import Stream
 
 

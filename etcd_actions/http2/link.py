@@ -15,11 +15,11 @@ from typing import Final
 
 import trio
 
-from etcd_actions.containment import describe
+from etcd_actions._internal.containment import describe
 from etcd_actions.http2.connection import ClientConnection
 from etcd_actions.http2.errors import CallFailed, Code, ErrorCode, ProtocolError
+from etcd_actions.http2.sockets import Wire
 from etcd_actions.http2.stream import Stream
-from etcd_actions.http2.wire import Wire
 
 _GATHERED: Final = 64 * 1024
 """Bytes that are not held back for others."""

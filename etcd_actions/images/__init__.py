@@ -4,12 +4,7 @@ The SDK describes an image by layers, and asks by its name whether it was built.
 built into an image: what a layer installs goes into a virtual environment of the local executor.
 """
 
-from etcd_actions.images.builds import (
-    Executing,
-    ImageBuilds,
-    build_task_spec,
-    is_build,
-)
+from etcd_actions.images.builds import Executing, ImageBuilds, build_task_spec, is_build
 from etcd_actions.images.definition import (
     Definition,
     IndexOptions,
@@ -21,8 +16,8 @@ from etcd_actions.images.definition import (
     parse_image,
 )
 from etcd_actions.images.honoured import Problem, refusal, what_is_lacking
+from etcd_actions.images.image_definitions import Images, StoredImage, UnusedImage
 from etcd_actions.images.reference import ImageReference, parse_reference
-from etcd_actions.images.stored import Images, StoredImage, UnusedImage
 
 __all__ = [
     "Definition",

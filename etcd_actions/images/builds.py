@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.images.definition import MOST_BYTES, parse_image
 from etcd_actions.images.honoured import refusal, what_is_lacking
+from etcd_actions.images.image_definitions import Images, StoredImage
 from etcd_actions.images.reference import ImageReference
-from etcd_actions.images.stored import Images, StoredImage
 
 if TYPE_CHECKING:
     from flyteidl2.task.common_pb2 import Inputs

@@ -55,7 +55,7 @@ from etcd_actions.model.names import (
     task_action_name,
 )
 from etcd_actions.model.namespaces import NamespaceTemplate
-from etcd_actions.model.output import fnv1a32, output_uri, shard
+from etcd_actions.model.output_location import fnv1a32, output_uri, shard
 from etcd_actions.model.phase import Condition, Phase, phase_of
 from etcd_actions.model.summary import Summary, pack, summarize, unpack
 from etcd_actions.model.taskaction import (

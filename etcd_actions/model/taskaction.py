@@ -16,7 +16,7 @@ import msgspec
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import names
 from etcd_actions.model.mark import State, details_digest, read_state, subject_digest
-from etcd_actions.model.output import output_uri
+from etcd_actions.model.output_location import output_uri
 from etcd_actions.model.phase import Condition, Phase, phase_of
 
 # Flyte's messages cannot carry a number beyond these.

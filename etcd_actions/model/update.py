@@ -11,7 +11,7 @@ from etcd_actions.model.names import (
     ANNOTATION_MOST_AT_ONCE,
     ActionId,
 )
-from etcd_actions.model.output import output_uri
+from etcd_actions.model.output_location import output_uri
 from etcd_actions.model.phase import Phase
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import ErrorState, TaskAction, parse_base64

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 import trio
 
+from etcd_actions._internal.containment import Parked, describe
 from etcd_actions.client import ActionsClient
-from etcd_actions.containment import Parked, describe
 from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.monitoring.lag import Heads, Lag
@@ -53,8 +53,8 @@ class Health:
         heard_within: How many seconds etcd's stream may have been silent.
         failing_for: How many seconds a handler may fail.
 
-    Each check is a unit of :mod:`etcd_actions.containment`: one that raises has failed, and says
-    so; the others are made.
+    Each check is a unit of :mod:`etcd_actions._internal.containment`: one that raises has failed,
+    and says so; the others are made.
     """
 
     def __init__(

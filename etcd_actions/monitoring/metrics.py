@@ -19,13 +19,13 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from etcd_actions import __version__
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.histogram import BOUNDS, Distribution
 from etcd_actions.client import ActionsClient
-from etcd_actions.containment import Containment
-from etcd_actions.histogram import BOUNDS, Distribution
+from etcd_actions.follow.workqueue import WorkQueueStatistics
 from etcd_actions.monitoring.health import Health
-from etcd_actions.processor_settings import ProcessorStatistics
-from etcd_actions.serving import ListenerStatistics
-from etcd_actions.workqueue import WorkQueueStatistics
+from etcd_actions.pipeline.processor_settings import ProcessorStatistics
+from etcd_actions.web import ListenerStatistics
 
 if TYPE_CHECKING:
     from etcd_actions.runs.removal import Removed

@@ -14,7 +14,7 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.monitoring.health import Health
-from etcd_actions.serving import (
+from etcd_actions.web import (
     Application,
     Bind,
     HttpLimits,
@@ -65,7 +65,7 @@ async def open_monitoring(
         bind: Where to listen; whoever can connect may read.
         prefix: A key below which the client may read.
         heard_within: How many seconds etcd may have been silent.
-        allowed_hosts: As for :func:`~etcd_actions.serving.open_listener`.
+        allowed_hosts: As for :func:`~etcd_actions.web.open_listener`.
         limits: Its own budget of connections, so that probes are answered while the service
             is flooded; None for 64 connections with short time-outs.
 

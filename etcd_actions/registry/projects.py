@@ -28,7 +28,7 @@ from etcd_actions.etcd.api import (
     Txn,
 )
 from etcd_actions.model import Keyspace
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 FORM: Final = 1
 

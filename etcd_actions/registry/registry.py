@@ -17,7 +17,8 @@ import trio
 from flyteidl2.task.task_definition_pb2 import TaskSpec
 from google.protobuf.message import DecodeError as UnreadableMessage
 
-from etcd_actions.containment import Containment
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import AlreadyExists, DecodeError, NotFound
 from etcd_actions.etcd.api import (
     Compare,
@@ -32,10 +33,9 @@ from etcd_actions.etcd.api import (
     Txn,
 )
 from etcd_actions.model import Keyspace
-from etcd_actions.quoting import quoted
-from etcd_actions.registry.index import TaskIndex, TaskNameKey, open_task_index
-from etcd_actions.registry.record import TaskId, TaskRecord, decode, encode, task_key
-from etcd_actions.store import Store
+from etcd_actions.registry.task_index import TaskIndex, TaskNameKey, open_task_index
+from etcd_actions.registry.task_record import TaskId, TaskRecord, decode, encode, task_key
+from etcd_actions.storage.store import Store
 from etcd_actions.watch import ReflectorSettings
 
 if TYPE_CHECKING:

@@ -23,11 +23,11 @@ import structlog
 import trio
 
 from etcd_actions import http2
-from etcd_actions.backoff import Backoff
-from etcd_actions.call_time import boot_time, lease_left
-from etcd_actions.containment import describe, split
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.call_time import boot_time, lease_left
+from etcd_actions._internal.containment import describe, split
 from etcd_actions.http2 import Channel, Code, Exchange
-from etcd_actions.run_service.codes import NO_TIME_LEFT, CallFailed
+from etcd_actions.run_service.status_codes import NO_TIME_LEFT, CallFailed
 
 if TYPE_CHECKING:
     from flyteidl2.workflow.internal_run_service_pb2 import (

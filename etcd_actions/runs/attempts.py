@@ -1,9 +1,9 @@
 """How each attempt of an action went, read from its object and from its history; no I/O.
 
 The object has the phases of all attempts in one list, ``status.phaseHistory``, and one error. How
-the earlier attempts ended stands in an annotation (`etcd_actions.model.earlier`), which also says
-where in that list each of them ends. Where it is missing, because Flyte's executor wrote the
-object, an attempt ends where what follows cannot be of the same one.
+the earlier attempts ended stands in an annotation (`etcd_actions.model.earlier_attempts`), which
+also says where in that list each of them ends. Where it is missing, because Flyte's executor wrote
+the object, an attempt ends where what follows cannot be of the same one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import msgspec
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import ACTION_TYPE_TASK, ErrorState, Phase, TaskAction
 from etcd_actions.model.conditions import FOLLOWERS, MAX_HISTORY
-from etcd_actions.model.earlier import EarlierAttempt, earlier_attempts
+from etcd_actions.model.earlier_attempts import EarlierAttempt, earlier_attempts
 from etcd_actions.model.taskaction import PhaseTransition, parse_time
-from etcd_actions.runs.record import ActionHistory, Attempt, Failure, Transition
+from etcd_actions.runs.run_record import ActionHistory, Attempt, Failure, Transition
 
 MOST_ATTEMPTS: Final = 1_000
 """Of how many attempts, the newest, there is something to say: their number may be any."""

@@ -18,7 +18,7 @@ from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
 
 from etcd_actions.actions import validation
 from etcd_actions.actions.recovery import RELATED_TO, source_of
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import AlreadyExists, InvalidArgument, NameTaken, NotFound, NotServed
 from etcd_actions.etcd.api import Put
@@ -26,7 +26,7 @@ from etcd_actions.images import ImageBuilds, is_build
 from etcd_actions.model import ROOT_ACTION, ActionId
 from etcd_actions.model import flyte as conversions
 from etcd_actions.runs.reading import RunReader
-from etcd_actions.runs.record import RunRecord, TaskName, encode
+from etcd_actions.runs.run_record import RunRecord, TaskName, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from flyteidl2.common import list_pb2
 
+from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.quoting import quoted
 
 if TYPE_CHECKING:
     from flyteidl2.common.list_pb2 import Filter, Sort

@@ -19,8 +19,8 @@ from typing import Final
 import msgspec
 import structlog
 
+from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.containment import Containment
 from etcd_actions.errors import (
     DecodeError,
     EtcdError,
@@ -41,7 +41,7 @@ from etcd_actions.etcd.api import (
     RangeResult,
     Txn,
 )
-from etcd_actions.group_commit import open_group_commit
+from etcd_actions.etcd.group_commit import open_group_commit
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ActionId,
@@ -50,16 +50,7 @@ from etcd_actions.model import (
     Phase,
     TaskAction,
 )
-from etcd_actions.runs.record import (
-    ActionHistory,
-    Attempt,
-    LaterForm,
-    RunRecord,
-    decode_history,
-    decode_record,
-    encode,
-)
-from etcd_actions.runs.told import (
+from etcd_actions.runs.progress import (
     Told,
     history_of,
     is_another,
@@ -69,7 +60,16 @@ from etcd_actions.runs.told import (
     new_record,
     status_of,
 )
-from etcd_actions.store import Store
+from etcd_actions.runs.run_record import (
+    ActionHistory,
+    Attempt,
+    LaterForm,
+    RunRecord,
+    decode_history,
+    decode_record,
+    encode,
+)
+from etcd_actions.storage.store import Store
 
 _MOST_SEEN: Final = 1024
 _LARGEST_SEEN: Final = 16 * 1024

@@ -15,13 +15,13 @@ from flyteidl2.task.run_pb2 import RunSpec
 from flyteidl2.task.task_definition_pb2 import TaskSpec
 from google.protobuf.message import DecodeError as BadMessage
 
-from etcd_actions.actions.stored import StoredTaskAction, describe, same_action
+from etcd_actions.actions.stored_action import StoredTaskAction, describe, same_action
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import DecodeError, InvalidArgument, NotFound
 from etcd_actions.etcd.api import Get, KeyRange, KeyValue, RangeResult, Txn
 from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name
-from etcd_actions.runs.record import ActionHistory, RunRecord, decode_history, decode_record
-from etcd_actions.runs.told import is_older
+from etcd_actions.runs.progress import is_older
+from etcd_actions.runs.run_record import ActionHistory, RunRecord, decode_history, decode_record
 
 _log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 import trio
 
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.blobs import BlobError, BlobStore
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import (
@@ -31,8 +31,8 @@ from etcd_actions.etcd.api import (
 )
 from etcd_actions.model import FINALIZER_RECORD, ROOT_ACTION, ActionId, Keyspace, canonical_name
 from etcd_actions.model.names import parse_key
-from etcd_actions.runs.record import ActionHistory, RunRecord, decode_history
-from etcd_actions.store import Store
+from etcd_actions.runs.run_record import ActionHistory, RunRecord, decode_history
+from etcd_actions.storage.store import Store
 
 RunName = tuple[str, str, str]
 """Project, domain and name of a run."""

@@ -7,9 +7,9 @@ from typing import Final
 from flyteidl2.common import phase_pb2
 from flyteidl2.workflow import run_definition_pb2
 
-from etcd_actions.runs.entry import RunEntry
 from etcd_actions.runs.filters import Field, Fields, Kind
-from etcd_actions.runs.record import ANONYMOUS
+from etcd_actions.runs.run_entry import RunEntry
+from etcd_actions.runs.run_record import ANONYMOUS
 
 CREATED: Final = "created_at"
 """The field that runs are in order by."""

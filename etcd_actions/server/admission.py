@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from connectrpc.code import Code
 
-from etcd_actions.server.codes import Refusal
+from etcd_actions.server.error_codes import Refusal
 
 _MOST_CLIENTS = 10_000
 

@@ -15,21 +15,21 @@ from connectrpc.interceptor import MetadataInterceptor
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication
 
-from etcd_actions.containment import Containment
-from etcd_actions.histogram import Histogram
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.histogram import Histogram
+from etcd_actions._internal.tracing import CallSpan, is_traced
 from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.auth_metadata import AUTH_METADATA
 from etcd_actions.server.authentication import Authentication
 from etcd_actions.server.boundaries import guarded
 from etcd_actions.server.caller import CALLER, Caller
-from etcd_actions.server.codes import Refusal, told
 from etcd_actions.server.disconnects import without_a_task
-from etcd_actions.server.health import HEALTH
+from etcd_actions.server.error_codes import Refusal, told
+from etcd_actions.server.grpc_health import HEALTH
 from etcd_actions.server.methods import Methods, UnaryCalls
 from etcd_actions.server.streams import CONNECTION, Connection
 from etcd_actions.server.tokens import Identity
-from etcd_actions.serving import ClientGone, Message, Receive, Send, on_lost
-from etcd_actions.tracing import CallSpan, is_traced
+from etcd_actions.web import ClientGone, Message, Receive, Send, on_lost
 
 # Load balancers and clients that have yet to log in show no token.
 _OPEN = frozenset({HEALTH, AUTH_METADATA})

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from connectrpc.code import Code
 from flyteidl2.auth import auth_service_pb2 as pb
 
-from etcd_actions.server.codes import Refusal
+from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.methods import Methods
 
 AUTH_METADATA: Final = "flyteidl2.auth.AuthMetadataService"

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from connectrpc.code import Code
 
-from etcd_actions.server.codes import Refusal
+from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.tokens import Identity, Tokens
 
 HOW_TO: Final = (

@@ -7,10 +7,10 @@ from typing import Final, TypeVar
 
 from connectrpc.errors import ConnectError
 
-from etcd_actions.containment import Containment
+from etcd_actions._internal.containment import Containment
 from etcd_actions.errors import EtcdActionsError
-from etcd_actions.server.codes import failure
-from etcd_actions.serving import ClientGone
+from etcd_actions.server.error_codes import failure
+from etcd_actions.web import ClientGone
 
 _Result = TypeVar("_Result")
 _Response = TypeVar("_Response")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from etcd_actions.serving import Message
+from etcd_actions.web import Message
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 connectrpc opens a nursery beside each handler, in which a task waits for the next message of the
 connection. That costs more than all else that it does. This server calls back instead
-(:func:`etcd_actions.serving.asgi.on_lost`); the library's code for a call stays as it is, and
+(:func:`etcd_actions.web.asgi.on_lost`); the library's code for a call stays as it is, and
 is given another watch for it. Where a later version of the library calls that in another way,
 its own watch is used, and works.
 """

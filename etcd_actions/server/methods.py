@@ -12,10 +12,10 @@ from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import Endpoint
 
-from etcd_actions.containment import Containment
-from etcd_actions.server.access import Access, has_rule
+from etcd_actions._internal.containment import Containment
 from etcd_actions.server.boundaries import guarded, guarded_stream
-from etcd_actions.server.codes import Refusal
+from etcd_actions.server.error_codes import Refusal
+from etcd_actions.server.project_access import Access, has_rule
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")

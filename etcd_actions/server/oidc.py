@@ -19,8 +19,8 @@ import trio
 from connectrpc.code import Code
 from flyteidl2.auth import auth_service_pb2 as pb
 
-from etcd_actions.server.codes import Refusal
-from etcd_actions.server.settings import OidcSettings
+from etcd_actions.server.error_codes import Refusal
+from etcd_actions.server.service_settings import OidcSettings
 from etcd_actions.server.tokens import Identity
 
 # Only pairs of keys: with a shared secret each verifier could sign.

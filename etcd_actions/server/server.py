@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from etcd_actions._internal.histogram import Distribution
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
-from etcd_actions.histogram import Distribution
-from etcd_actions.server.settings import OidcSettings, ServerSettings
-from etcd_actions.serving import Bind, Listener, ListenerStatistics, open_listener
+from etcd_actions.server.service_settings import OidcSettings, ServerSettings
+from etcd_actions.web import Bind, Listener, ListenerStatistics, open_listener
 
 if TYPE_CHECKING:
     from connectrpc.method import MethodInfo
@@ -79,14 +79,14 @@ async def open_actions_server(
         ConfigError: The address, a file or the installation is unusable.
     """
     try:
-        from etcd_actions.server.access import Access  # noqa: PLC0415
         from etcd_actions.server.admission import RateLimit  # noqa: PLC0415
         from etcd_actions.server.application import Application, Calls  # noqa: PLC0415
         from etcd_actions.server.auth_metadata import AuthMetadataService  # noqa: PLC0415
         from etcd_actions.server.authentication import Authentication  # noqa: PLC0415
-        from etcd_actions.server.health import Health  # noqa: PLC0415
+        from etcd_actions.server.data_locations import Places  # noqa: PLC0415
+        from etcd_actions.server.grpc_health import Health  # noqa: PLC0415
         from etcd_actions.server.methods import Methods, UnaryCalls  # noqa: PLC0415
-        from etcd_actions.server.places import Places  # noqa: PLC0415
+        from etcd_actions.server.project_access import Access  # noqa: PLC0415
         from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
         from etcd_actions.server.service import ActionsService  # noqa: PLC0415
         from etcd_actions.server.streams import Streams  # noqa: PLC0415
@@ -172,7 +172,7 @@ class ActionsServer:
         )
 
     def connections(self) -> ListenerStatistics:
-        """What became of connections: see :class:`~etcd_actions.serving.ListenerStatistics`."""
+        """What became of connections: see :class:`~etcd_actions.web.ListenerStatistics`."""
         return self._listener.statistics()
 
     def reload(self) -> None:

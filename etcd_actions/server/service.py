@@ -9,14 +9,14 @@ import structlog
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 
+from etcd_actions._internal.tracing import span
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import InvalidArgument, NameTaken
+from etcd_actions.follow.subscriptions import SnapshotEnd
 from etcd_actions.model import ErrorState
-from etcd_actions.server.messages import is_told, response, sentinel
 from etcd_actions.server.methods import Methods
 from etcd_actions.server.streams import Streams
-from etcd_actions.subscriptions import SnapshotEnd
-from etcd_actions.tracing import span
+from etcd_actions.server.update_messages import is_told, response, sentinel
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

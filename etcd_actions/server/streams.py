@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import trio
 from connectrpc.code import Code
 
-from etcd_actions.server.codes import Refusal
+from etcd_actions.server.error_codes import Refusal
 
 Item_co = TypeVar("Item_co", covariant=True)
 

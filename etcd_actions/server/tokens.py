@@ -11,8 +11,8 @@ from typing import Final
 
 import structlog
 
+from etcd_actions._internal.named_files import read_named_file, text_of
 from etcd_actions.errors import ConfigError
-from etcd_actions.named_files import read_named_file, text_of
 
 _MOST_BYTES = 1024 * 1024
 _MOST_NAME = 100

@@ -10,8 +10,8 @@ from flyteidl2.common.phase_pb2 import ACTION_PHASE_FAILED
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 from google.protobuf.message import DecodeError as BadMessage
 
+from etcd_actions._internal.untrusted_files import UnusableFile, in_thread, local_path, read_regular
 from etcd_actions.model import ErrorState
-from etcd_actions.untrusted_files import UnusableFile, in_thread, local_path, read_regular
 
 _MOST_BYTES = 1024 * 1024
 # It is stored in etcd, and goes to the subscribers of the action.

@@ -20,6 +20,8 @@ here before pytest loads the plugin, about which it would warn: PYTEST_DONT_REWR
 from __future__ import annotations
 
 from etcd_actions.testing.container import DEFAULT_IMAGE, EtcdContainer
+from etcd_actions.testing.etcd_process import EtcdBinary, EtcdProcess
+from etcd_actions.testing.etcd_server import EtcdFactory, EtcdServer, OwnEtcd, free_port
 from etcd_actions.testing.memory import (
     Call,
     Faults,
@@ -29,9 +31,7 @@ from etcd_actions.testing.memory import (
     any_call,
     any_write,
 )
-from etcd_actions.testing.process import EtcdBinary, EtcdProcess
 from etcd_actions.testing.proxy import Direction, Proxy, flipping, open_proxy, saying_goaway
-from etcd_actions.testing.server import EtcdFactory, EtcdServer, OwnEtcd, free_port
 
 pytest_plugins = ("etcd_actions.testing.plugin",)
 

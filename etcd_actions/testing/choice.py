@@ -9,8 +9,8 @@ from typing import Protocol
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.testing.container import EtcdImage
-from etcd_actions.testing.process import EtcdBinary, packaged_binary, sound_binary_on_path
-from etcd_actions.testing.server import OwnEtcd
+from etcd_actions.testing.etcd_process import EtcdBinary, packaged_binary, sound_binary_on_path
+from etcd_actions.testing.etcd_server import OwnEtcd
 
 _ADVICE = (
     "put etcd 3.5.6 or newer on PATH, start a container engine, give one with "

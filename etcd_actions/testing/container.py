@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.versions import EtcdVersion
-from etcd_actions.testing.server import COMMON_FLAGS, OwnEtcd, lasting_port, version_at
+from etcd_actions.testing.etcd_server import COMMON_FLAGS, OwnEtcd, lasting_port, version_at
 
 if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer

@@ -16,13 +16,8 @@ from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.etcd.versions import EtcdVersion
 from etcd_actions.testing.choice import EtcdSource, choose, is_endpoint
 from etcd_actions.testing.container import EtcdImage, engine_problem
-from etcd_actions.testing.process import EtcdBinary
-from etcd_actions.testing.server import (
-    EtcdFactory,
-    EtcdServer,
-    OwnEtcd,
-    delete_prefix,
-)
+from etcd_actions.testing.etcd_process import EtcdBinary
+from etcd_actions.testing.etcd_server import EtcdFactory, EtcdServer, OwnEtcd, delete_prefix
 
 VARIABLE = "ETCD_ACTIONS_TEST_ETCD"
 """The environment variable that counts where ``--etcd`` is not given."""

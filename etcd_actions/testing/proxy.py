@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import trio
 
-from etcd_actions.testing.server import lasting_port
+from etcd_actions.testing.etcd_server import lasting_port
 
 _CHUNK = 65536
 _FRAME_HEAD = 9

@@ -3,7 +3,7 @@
 from etcd_actions.watch.change import Change, ChangeKind
 from etcd_actions.watch.followed import Followed, follow
 from etcd_actions.watch.reflector import Reflector
-from etcd_actions.watch.settings import ReflectorSettings, ReflectorStatistics
+from etcd_actions.watch.watch_settings import ReflectorSettings, ReflectorStatistics
 
 __all__ = [
     "Change",

@@ -14,13 +14,13 @@ from typing import Protocol
 import structlog
 import trio
 
-from etcd_actions.backoff import Backoff
-from etcd_actions.containment import Containment
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import Containment
 from etcd_actions.errors import EtcdError, Unavailable, first_error
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.watch.change import Change
 from etcd_actions.watch.reflector import Reflector
-from etcd_actions.watch.settings import ReflectorSettings
+from etcd_actions.watch.watch_settings import ReflectorSettings
 
 _BACKOFF = Backoff(initial=0.1, cap=10.0)
 

@@ -44,7 +44,7 @@ What is raised unexpectedly, by a response that cannot be used or by the sink, e
 and not the reflector. Then the state is read from a list (reason ``failed``), compared with what
 was surely delivered, and the rest is delivered, maybe for the second time. Until a stream has
 lived for a while after that, the reflector is parked in its
-:class:`~etcd_actions.containment.Containment`.
+:class:`~etcd_actions._internal.containment.Containment`.
 
 Cancelling :meth:`Reflector.run` at any point leaves nothing behind.
 """
@@ -58,7 +58,7 @@ from collections.abc import Callable, Sequence
 import structlog
 import trio
 
-from etcd_actions.containment import Containment, describe
+from etcd_actions._internal.containment import Containment, describe
 from etcd_actions.errors import (
     Compacted,
     EtcdError,
@@ -70,14 +70,14 @@ from etcd_actions.errors import (
     first_error,
 )
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate, WatchResponse, WatchStream
-from etcd_actions.etcd.history import find_oldest_revision
+from etcd_actions.etcd.oldest_revision import find_oldest_revision
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.watch.change import Change
 from etcd_actions.watch.delivery import Delivery, Lister, Merge
 from etcd_actions.watch.idle import IdleRanges
 from etcd_actions.watch.known import Known, Noting, Sink
-from etcd_actions.watch.settings import ReflectorSettings, ReflectorStatistics
 from etcd_actions.watch.store_identity import StoreIdentity
+from etcd_actions.watch.watch_settings import ReflectorSettings, ReflectorStatistics
 from etcd_actions.watch.watched_range import (
     WatchedRange,
     count_keys,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from scripts.bench.processes import (
     ROOT,
     ChildFailed,

@@ -32,16 +32,16 @@ from google.protobuf.message import Message
 from etcd_actions import ActionId, open_actions_client, open_etcd
 from etcd_actions.etcd.api import Put, Txn
 from etcd_actions.model import Keyspace
-from etcd_actions.registry.record import TaskRecord, task_key
-from etcd_actions.registry.record import encode as encode_task
 from etcd_actions.registry.registry import open_registry
-from etcd_actions.runs.index import open_run_index
-from etcd_actions.runs.record import RunRecord, RunStatus, TaskName, encode
+from etcd_actions.registry.task_record import TaskRecord, task_key
+from etcd_actions.registry.task_record import encode as encode_task
+from etcd_actions.runs.run_index import open_run_index
+from etcd_actions.runs.run_record import RunRecord, RunStatus, TaskName, encode
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.serving import Bind
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from etcd_actions.testing import EtcdProcess
+from etcd_actions.web import Bind
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 PROJECT = ProjectIdentifier(name="p", domain="d")

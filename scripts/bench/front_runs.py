@@ -37,7 +37,7 @@ from etcd_actions import open_etcd
 from etcd_actions.etcd.api import KeyRange, WatchCreate
 from etcd_actions.model import DEFAULT_KEY_PREFIX, LABEL_TERMINAL_STATUS_RECORDED
 from etcd_actions.testing import EtcdProcess
-from etcd_actions.testing.server import lasting_port
+from etcd_actions.testing.etcd_server import lasting_port
 
 RUN_SERVICE = "/flyteidl2.workflow.RunService/"
 DATA = "/flyteidl2.dataproxy.DataProxyService/"

@@ -7,13 +7,7 @@ from __future__ import annotations
 
 import trio
 
-from etcd_actions import (
-    ActionId,
-    ActionUpdate,
-    ProcessorSettings,
-    open_actions_client,
-    open_etcd,
-)
+from etcd_actions import ActionId, ActionUpdate, ProcessorSettings, open_actions_client, open_etcd
 from scripts.bench.bodies import DOMAIN, PARENT, PROJECT
 from scripts.bench.reader_etcd_actions import Silence
 from scripts.bench.recorder import Recorder, Task, serve

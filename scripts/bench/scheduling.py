@@ -20,8 +20,8 @@ import msgspec
 import trio
 
 from etcd_actions import ActionId, ActionUpdate, Phase
-from etcd_actions.clock import Clock
-from etcd_actions.containment import Containment
+from etcd_actions._internal.clock import Clock
+from etcd_actions._internal.containment import Containment
 from etcd_actions.errors import NotFound
 from etcd_actions.executor import ExecutorSettings
 from etcd_actions.executor.executor import Executor

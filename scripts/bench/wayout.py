@@ -29,8 +29,8 @@ import trio
 import etcd_actions
 from etcd_actions import ActionId, ActionsClient, Phase, ProcessorSettings, open_actions_client
 from etcd_actions.etcd import open_etcd
+from etcd_actions.follow.subscriptions import SnapshotEnd, Subscriptions
 from etcd_actions.model import ActionUpdate
-from etcd_actions.subscriptions import SnapshotEnd, Subscriptions
 from etcd_actions.testing import EtcdProcess
 from tests.support import flyte
 

@@ -11,7 +11,7 @@ from etcd_actions.codecs import Codec, codec_of, json
 from etcd_actions.errors import OutcomeUnknown
 from etcd_actions.etcd.api import Etcd, Txn, TxnResult
 from etcd_actions.model import ActionId, Keyspace
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.data.captured import PUTS
 
 T0 = datetime(2026, 11, 23, 16, 14, 4, tzinfo=UTC)

@@ -22,7 +22,7 @@ from etcd_actions.model import (
     ActionUpdate,
     Keyspace,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday

@@ -19,13 +19,13 @@ from etcd_actions.errors import NotFound
 from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget, Etcd, KeyRange, KeyValue
 from etcd_actions.model import Keyspace
 from etcd_actions.model.conditions import rfc3339
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.executor.fakes import SetClock
 from tests.executor.tasks import until
+from tests.record.test_outbox import SETTINGS, Scripted
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually
-from tests.test_outbox import SETTINGS, Scripted
 
 ROOT = ActionId("p", "d", "r1", "a0")
 DAYS = 86400.0

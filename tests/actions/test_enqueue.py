@@ -26,8 +26,8 @@ from etcd_actions import (
 )
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.enqueue import Enqueuer
-from etcd_actions.actions.objects import with_start_time
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.object_builder import with_start_time
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.codecs import CODEC_NAMES, codec_named, codec_of, json
 from etcd_actions.errors import (
     Aborted,
@@ -52,11 +52,9 @@ from etcd_actions.model import (
     Keyspace,
     OwnerReference,
 )
-from etcd_actions.model import (
-    flyte as flyte_messages,
-)
+from etcd_actions.model import flyte as flyte_messages
 from etcd_actions.model.conditions import write_phase
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.actions.stored import T0, Tree
 from tests.data.captured import PUTS, Event
 from tests.support import flyte

@@ -11,7 +11,6 @@ from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.actions.enqueue import Enqueuer
 from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.status import ActionStatus, put_status
-from etcd_actions.claims import open_claims
 from etcd_actions.codecs import CODEC_NAMES, codec_of, json
 from etcd_actions.errors import (
     Aborted,
@@ -25,10 +24,11 @@ from etcd_actions.errors import (
     Unavailable,
 )
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn, TxnResult
-from etcd_actions.group_members import reads_of
+from etcd_actions.etcd.group_members import reads_of
 from etcd_actions.model import ErrorState, Incarnation, Keyspace
 from etcd_actions.model.conditions import write_phase
-from etcd_actions.store import Store
+from etcd_actions.storage.claims import open_claims
+from etcd_actions.storage.store import Store
 from tests.actions.stored import T0, Tree
 from tests.support import flyte
 

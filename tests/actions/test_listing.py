@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from etcd_actions.actions.listing import Lister
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.codecs import CODEC_NAMES, codec_named
 from etcd_actions.errors import DecodeError, NotFound
 from etcd_actions.etcd.api import Etcd
@@ -18,7 +18,7 @@ from etcd_actions.model import (
     TaskAction,
     TaskActionSpec,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 ROOT = ActionId("p", "d", "r1", "a0")
 

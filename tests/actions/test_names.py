@@ -25,7 +25,7 @@ from etcd_actions.codecs import codec_of
 from etcd_actions.errors import Aborted, ActionError, AlreadyExists, NameTaken, NotFound
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
 from etcd_actions.model import Keyspace
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.support import flyte
 
 ROOT = ActionId("p", "d", "r1", "a0")

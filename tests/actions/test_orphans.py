@@ -15,12 +15,12 @@ from etcd_actions.codecs import CODEC_NAMES, codec_of
 from etcd_actions.etcd import TransportName
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
 from etcd_actions.model import FINALIZER_PLUGIN, Keyspace
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
+from tests.record.test_outbox import SETTINGS, Scripted, watching
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday
 from tests.support.recording import until_stored
-from tests.test_outbox import SETTINGS, Scripted, watching
 
 ROOT = ActionId("p", "d", "r1", "a0")
 

@@ -15,12 +15,12 @@ from etcd_actions.actions.orphans import REASON, OrphanCollector
 from etcd_actions.codecs import CODEC_NAMES, codec_of
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, Txn, TxnResult
 from etcd_actions.model import Keyspace
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.data.captured import PUTS
+from tests.record.test_outbox import SETTINGS, Scripted, watching
 from tests.support import flyte
 from tests.support.recording import until_stored
 from tests.support.waiting import eventually
-from tests.test_outbox import SETTINGS, Scripted, watching
 
 ROOT = ActionId("p", "d", "r1", "a0")
 

@@ -15,16 +15,12 @@ from flyteidl2.task.run_pb2 import RunSpec
 
 from etcd_actions import ActionId, ActionsClient, ActionUpdate, Phase, open_actions_client
 from etcd_actions.actions.recovery import MOST_SOURCES
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.model import (
-    ANNOTATION_RECOVERED_FROM,
-    ANNOTATION_RECOVERS,
-    build_action_update,
-)
+from etcd_actions.model import ANNOTATION_RECOVERED_FROM, ANNOTATION_RECOVERS, build_action_update
 from etcd_actions.model import flyte as conversions
-from etcd_actions.run_service.messages import record_action, update_action_status
+from etcd_actions.run_service.requests import record_action, update_action_status
 from tests.support import flyte
 
 

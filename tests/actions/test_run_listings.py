@@ -14,7 +14,7 @@ from etcd_actions.codecs import codec_of
 from etcd_actions.errors import Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn
 from etcd_actions.model import ActionUpdate, Keyspace, build_action_update
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.cli.here import reads, taskaction
 
 RUN = Run("flyte", "r1")

@@ -13,7 +13,7 @@ import trio
 from etcd_actions import open_etcd
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import ActionStatus, put_status
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.codecs import Codec, json
 from etcd_actions.errors import (
     DecodeError,
@@ -23,9 +23,9 @@ from etcd_actions.errors import (
     OutcomeUnknown,
 )
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.etcd.connection import TransportName
+from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.model import Keyspace, Phase, flyte
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from etcd_actions.testing import EtcdServer
 from tests.actions.stored import (
     CONDITION,

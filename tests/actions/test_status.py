@@ -10,7 +10,7 @@ import trio
 
 from etcd_actions import open_etcd
 from etcd_actions.actions.status import ActionStatus, put_status
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.errors import (
     ActionError,
@@ -22,7 +22,7 @@ from etcd_actions.errors import (
     PermissionDenied,
 )
 from etcd_actions.etcd.api import Etcd, KeyRange, Txn, TxnResult
-from etcd_actions.etcd.connection import TransportName
+from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.model import (
     ANNOTATION_ORG,
     LABEL_COMPLETED_TIME,
@@ -33,7 +33,7 @@ from etcd_actions.model import (
     Keyspace,
     Phase,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from etcd_actions.testing import EtcdServer
 from tests.actions.stored import (
     T0,

@@ -8,13 +8,7 @@ import pytest
 from flyteidl2.actions.actions_service_pb2 import Action
 from flyteidl2.task.run_pb2 import RunSpec
 
-from etcd_actions import (
-    ActionId,
-    ActionsClient,
-    Phase,
-    open_actions_client,
-    open_etcd,
-)
+from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client, open_etcd
 from etcd_actions.actions.validation import MOST_BYTES
 from etcd_actions.codecs import CODEC_NAMES
 from etcd_actions.errors import InvalidArgument

@@ -16,12 +16,12 @@ from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.codecs import CODEC_NAMES, codec_of
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import FINALIZER_PLUGIN, FINALIZER_RECORD, Keyspace, TaskAction
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.actions.test_orphans import hold
 from tests.actions.test_orphans_by_name import change, until_left
+from tests.record.test_outbox import SETTINGS, Scripted
 from tests.support import flyte
 from tests.support.waiting import eventually
-from tests.test_outbox import SETTINGS, Scripted
 
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")

@@ -8,12 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from etcd_actions.blobs import (
-    BlobExists,
-    BlobMismatch,
-    BlobStore,
-    BlobTooLarge,
-)
+from etcd_actions.blobs import BlobExists, BlobMismatch, BlobStore, BlobTooLarge
 from etcd_actions.errors import InvalidArgument
 from tests.support.waiting import eventually_holds
 

@@ -10,7 +10,7 @@ import trio
 from etcd_actions.blobs import BlobError, open_blob_store
 from etcd_actions.blobs.object_store import ObjectStore
 from etcd_actions.errors import ConfigError, InvalidArgument
-from etcd_actions.model.output import output_uri
+from etcd_actions.model.output_location import output_uri
 
 
 async def parts(data: bytes) -> AsyncIterator[bytes]:

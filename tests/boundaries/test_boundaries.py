@@ -20,32 +20,32 @@ from etcd_actions import (
     SnapshotEnd,
     open_actions_client,
 )
-from etcd_actions import leader as leading
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.enqueue import Enqueuer
 from etcd_actions.actions.orphans import OrphanCollector
-from etcd_actions.backoff import Backoff
 from etcd_actions.codecs import json
-from etcd_actions.codecs import tree as trees
-from etcd_actions.containment import Containment
-from etcd_actions.election import Election
+from etcd_actions.codecs import object_tree as trees
 from etcd_actions.errors import EtcdError, UnexpectedFailure
-from etcd_actions.etcd import grpc_wire
 from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.etcd.election import Election
+from etcd_actions.etcd.group_commit import GroupCommit
+from etcd_actions.etcd.grpc import wire
 from etcd_actions.etcd.session import Session
 from etcd_actions.follow import Handler
 from etcd_actions.follow import handler as handling
-from etcd_actions.group_commit import GroupCommit
-from etcd_actions.held import HeldEndings
-from etcd_actions.leader import Leader
+from etcd_actions.follow.subscriptions import Subscription
+from etcd_actions.follow.workqueue import WorkQueue, WorkQueueSettings
 from etcd_actions.model import Keyspace
 from etcd_actions.monitoring.health import Health
 from etcd_actions.monitoring.metrics import Metrics
-from etcd_actions.outbox import Outbox
-from etcd_actions.position import Position
-from etcd_actions.subscriptions import Subscription
+from etcd_actions.record import leader as leading
+from etcd_actions.record.checkpoint import Position
+from etcd_actions.record.held_endings import HeldEndings
+from etcd_actions.record.leader import Leader
+from etcd_actions.record.outbox import Outbox
 from etcd_actions.watch import Reflector, ReflectorSettings
-from etcd_actions.workqueue import WorkQueue, WorkQueueSettings
 from tests.boundaries.table import BOUNDARIES
 from tests.support import flyte
 from tests.support.load import Action, make_run
@@ -464,8 +464,8 @@ async def test_an_answer_of_etcds_that_cannot_be_read_is_an_error_of_the_package
     """The stream is opened anew, the call is made again, and nothing is lost."""
     fault = Fault(error)
     good, before = make_run(prefix, "good", 2)[:2]
-    monkeypatch.setattr(grpc_wire, what, fault.before(getattr(grpc_wire, what), whatever))
-    decoder = grpc_wire._METHODS["KV/Range"][1]
+    monkeypatch.setattr(wire, what, fault.before(getattr(wire, what), whatever))
+    decoder = wire._METHODS["KV/Range"][1]
     monkeypatch.setattr(decoder, "_result", fault.before(decoder._result, whatever))
     async with playing(etcd, prefix) as scene:
         await scene.end(before)

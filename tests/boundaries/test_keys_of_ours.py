@@ -6,9 +6,9 @@ import pytest
 import trio
 
 from etcd_actions import ActionId, open_actions_client
-from etcd_actions.election import open_election
 from etcd_actions.errors import Aborted, ActionError, EtcdError, InvalidArgument
 from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.etcd.election import open_election
 from etcd_actions.model import Keyspace
 from tests.support import flyte
 from tests.support.waiting import eventually

@@ -12,26 +12,20 @@ import trio
 import trio.testing
 
 from etcd_actions import open_etcd
-from etcd_actions.backoff import Backoff
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import Containment
 from etcd_actions.codecs import codec_named, json
-from etcd_actions.containment import Containment
-from etcd_actions.errors import (
-    DecodeError,
-    EtcdError,
-    InvalidRequest,
-    OutcomeUnknown,
-    Unavailable,
-)
+from etcd_actions.errors import DecodeError, EtcdError, InvalidRequest, OutcomeUnknown, Unavailable
 from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Put, Txn, TxnResult, WatchCreate
-from etcd_actions.etcd.connection import TransportName
-from etcd_actions.group_commit import open_group_commit
+from etcd_actions.etcd.connection_settings import TransportName
+from etcd_actions.etcd.group_commit import open_group_commit
+from etcd_actions.follow.subscriptions import Subscriptions
+from etcd_actions.follow.workqueue import WorkQueue, WorkQueueSettings
 from etcd_actions.http2 import Code
 from etcd_actions.model import build_action_update
-from etcd_actions.run_service import codes
-from etcd_actions.run_service.codes import Meaning
-from etcd_actions.subscriptions import Subscriptions
+from etcd_actions.run_service import status_codes
+from etcd_actions.run_service.status_codes import Meaning
 from etcd_actions.watch import Change, ChangeKind, Reflector
-from etcd_actions.workqueue import WorkQueue, WorkQueueSettings
 from tests.boundaries.test_boundaries import playing
 from tests.data.captured import PUTS
 from tests.support.etcd_server import EtcdServer
@@ -345,7 +339,7 @@ def test_a_reason_that_quotes_a_value_is_cut() -> None:
     with pytest.raises(DecodeError) as raised:
         json.decode(value)
     assert len(str(raised.value)) < 1_100
-    error = codes.error(Meaning.PERMANENT, Code.INVALID_ARGUMENT, "x" * 1_000_000)
+    error = status_codes.error(Meaning.PERMANENT, Code.INVALID_ARGUMENT, "x" * 1_000_000)
     assert len(str(error)) < 2_100
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from etcd_actions import open_actions_client
 from etcd_actions.catalog import Catalog, Entry, digest_of, scope_of
-from etcd_actions.catalog.entry import decode, encode
+from etcd_actions.catalog.cached_result import decode, encode
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import (
@@ -20,7 +20,7 @@ from etcd_actions.model import (
     TaskAction,
     TaskActionSpec,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from etcd_actions.app.front_door import blob_store
 from etcd_actions.blobs.folder import FolderStore
 from etcd_actions.blobs.object_store import ObjectStore
-from etcd_actions.blobs.opening import NoStore
-from etcd_actions.cli.front import blob_store
+from etcd_actions.blobs.open_store import NoStore
 from etcd_actions.config.settings import BLOB_DIR
 from etcd_actions.errors import ConfigError, FailedPrecondition
 from tests.cli.test_config import load

@@ -12,13 +12,13 @@ from flyteidl2.actions import actions_service_pb2 as pb
 from google.protobuf.json_format import MessageToJson
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
-from etcd_actions.cli.changing import literal_of, read_request
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.commands.mutations import literal_of, read_request
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import ErrorState
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.serving import Bind
+from etcd_actions.web import Bind
 from tests.cli.command import Finished, finish
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer, free_port

@@ -9,8 +9,8 @@ import pytest
 import etcd_actions
 from etcd_actions import errors
 from etcd_actions.cli import main
-from etcd_actions.cli.commands import invoke
-from etcd_actions.cli.exits import ExitCode, report
+from etcd_actions.cli.command_line import invoke
+from etcd_actions.cli.exit_codes import ExitCode, report
 from tests.cli.command import finish
 from tests.data.captured import HERE
 from tests.support.etcd_server import EtcdServer, free_port
@@ -24,7 +24,7 @@ def run_here(
 ) -> tuple[int, str, str]:
     """The command inside this process, for what ends before it connects."""
     monkeypatch.setattr(sys, "argv", ["etcd-actions", *arguments])
-    monkeypatch.setattr("etcd_actions.cli.commands.configure_logs", lambda: None)
+    monkeypatch.setattr("etcd_actions.cli.command_line.configure_logs", lambda: None)
     monkeypatch.setattr("etcd_actions.cli.options.configure_logs", lambda *_: None)
     code = invoke()
     printed = capsys.readouterr()

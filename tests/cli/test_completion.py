@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from etcd_actions.cli.commands import invoke
+from etcd_actions.cli.command_line import invoke
 from tests.cli.command import DEADLINE, environment
 
 
@@ -21,7 +21,7 @@ def completed(
     monkeypatch.setenv("_ETCD_ACTIONS_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", line)
     monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
-    monkeypatch.setattr("etcd_actions.cli.commands.configure_logs", lambda: None)
+    monkeypatch.setattr("etcd_actions.cli.command_line.configure_logs", lambda: None)
     with pytest.raises(SystemExit) as ended:
         invoke()
     assert ended.value.code == 0
@@ -64,7 +64,7 @@ def test_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["etcd-actions", "completion", shell])
-    monkeypatch.setattr("etcd_actions.cli.commands.configure_logs", lambda: None)
+    monkeypatch.setattr("etcd_actions.cli.command_line.configure_logs", lambda: None)
     assert invoke() == 0
     script = capsys.readouterr().out
     assert f"_ETCD_ACTIONS_COMPLETE={shell}_complete" in script

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from etcd_actions.cli.commands import invoke
-from etcd_actions.cli.exits import report
+from etcd_actions.cli.command_line import invoke
+from etcd_actions.cli.exit_codes import report
 from etcd_actions.config import SETTINGS
 from etcd_actions.errors import Unauthenticated
 from tests.support.cluster import WORKER, Certificates, EtcdCluster, ServerTls
@@ -61,7 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def _no_settings_but_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting in SETTINGS:
         monkeypatch.delenv(setting.variable, raising=False)
-    monkeypatch.setattr("etcd_actions.cli.commands.configure_logs", lambda: None)
+    monkeypatch.setattr("etcd_actions.cli.command_line.configure_logs", lambda: None)
     monkeypatch.setattr("etcd_actions.cli.options.configure_logs", lambda *_: None)
 
 

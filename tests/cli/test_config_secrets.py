@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from etcd_actions.cli import main
-from etcd_actions.cli.commands import invoke
+from etcd_actions.cli.command_line import invoke
 from etcd_actions.cli.secret_arguments import visible_arguments
 from tests.cli.command import DEADLINE, environment, until
 from tests.support.etcd_server import EtcdServer
@@ -153,7 +153,7 @@ def test_traceback_has_no_password(form: str, user: list[str]) -> None:
 def test_children_inherit_no_password(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("etcd_actions.cli.commands.configure_logs", lambda: None)
+    monkeypatch.setattr("etcd_actions.cli.command_line.configure_logs", lambda: None)
     monkeypatch.setattr("etcd_actions.cli.options.configure_logs", lambda *_: None)
     monkeypatch.setenv("ETCDCTL_USER", f"a:{PASSWORD}")
     monkeypatch.setenv("ETCDCTL_PASSWORD", PASSWORD)
@@ -180,7 +180,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, terminal: bool, answer: str) -> int:
     monkeypatch.setattr("getpass.getpass", getpass)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    monkeypatch.setattr("etcd_actions.cli.commands.configure_logs", lambda: None)
+    monkeypatch.setattr("etcd_actions.cli.command_line.configure_logs", lambda: None)
     monkeypatch.setattr("etcd_actions.cli.options.configure_logs", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["etcd-actions", "watch", "--user", "a"])
     monkeypatch.setattr("trio.run", lambda _function, common, *_: len(common.config.user.password))

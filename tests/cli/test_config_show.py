@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pytest
 
-from etcd_actions.cli.commands import commands, invoke
+from etcd_actions.cli.command_line import commands, invoke
 from etcd_actions.cli.flags import SettingOption
 from etcd_actions.config import COMMON, SETTINGS, Setting
 from etcd_actions.config.settings import ASKING, SECRET, SUBMITTING
@@ -37,7 +37,7 @@ class Shown:
 def _no_settings_but_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting in SETTINGS:
         monkeypatch.delenv(setting.variable, raising=False)
-    monkeypatch.setattr("etcd_actions.cli.commands.configure_logs", lambda: None)
+    monkeypatch.setattr("etcd_actions.cli.command_line.configure_logs", lambda: None)
     monkeypatch.setattr("etcd_actions.cli.options.configure_logs", lambda *_: None)
 
 

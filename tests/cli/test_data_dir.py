@@ -8,11 +8,11 @@ import pytest
 import trio
 
 from etcd_actions.cli import options
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.options import Common
 from etcd_actions.config import SETTINGS, Config, Environment, File, Flags, Source, resolve
+from etcd_actions.embedded.embedded_etcd import open_embedded_etcd
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
-from etcd_actions.etcd.embedded import open_embedded_etcd
 from tests.cli.command import finish
 from tests.support.etcd_server import EtcdServer
 

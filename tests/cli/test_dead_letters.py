@@ -9,15 +9,15 @@ import pytest
 import trio
 
 from etcd_actions import ActionsClient, Phase
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.errors import RunServiceRejected
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
 from tests.cli.command import Finished, finish
+from tests.record.test_outbox import ROOT, Scripted, is_idle, named, tell, watching
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually
-from tests.test_outbox import ROOT, Scripted, is_idle, named, tell, watching
 
 # Each starts processes.
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ import pytest
 import structlog
 
 from etcd_actions import errors
-from etcd_actions.cli.exits import MEANINGS, ExitCode, report
-from etcd_actions.cli.logs import configure_logs
+from etcd_actions.cli.exit_codes import MEANINGS, ExitCode, report
+from etcd_actions.cli.log_output import configure_logs
 from etcd_actions.etcd.api import Etcd
 from tests.cli.command import ROOT, environment, finish
 from tests.support.etcd_server import EtcdServer

@@ -2,8 +2,8 @@ import structlog
 import trio
 import trio.testing
 
-from etcd_actions.cli.feed import Feed
-from etcd_actions.cli.rows import SyncedRow
+from etcd_actions.change_history.synced import SyncedRow
+from etcd_actions.cli.formats.feed import Feed
 from etcd_actions.watch import Change, ChangeKind
 
 

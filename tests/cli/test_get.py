@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from etcd_actions.cli.get import get_actions
+from etcd_actions.cli.commands.get import get_actions
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from tests.cli.here import here, taskaction

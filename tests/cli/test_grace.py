@@ -122,7 +122,7 @@ def blocked(directory: Path, code: str) -> tuple[subprocess.Popen[bytes], Path]:
         "        print('ready', flush=True)\n"
         f"        {code}\n"
         "def main():\n"
-        "    from etcd_actions.cli.logs import configure_logs\n"
+        "    from etcd_actions.cli.log_output import configure_logs\n"
         "    configure_logs()\n"
         "    trio.run(command)\n"
         "    return 0\n"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.cli.history import (
+from etcd_actions.change_history.history import (
     Destination,
     HistoryEvent,
     HistoryReader,
@@ -18,8 +18,8 @@ from etcd_actions.cli.history import (
     RecordReader,
     reader_of,
 )
-from etcd_actions.cli.record_format import Header, RecordWriter
-from etcd_actions.cli.rows import SyncedRow
+from etcd_actions.change_history.record_format import Header, RecordWriter
+from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.errors import InputError
 from etcd_actions.model import DEFAULT_KEY_PREFIX
 from etcd_actions.watch import Change, ChangeKind

@@ -13,8 +13,9 @@ import pytest
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 
-from etcd_actions.cli import service_client, submit
-from etcd_actions.cli.exits import report
+from etcd_actions.cli import service_client
+from etcd_actions.cli.commands import submit
+from etcd_actions.cli.exit_codes import report
 from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.errors import ConfigError, EtcdActionsError, ServiceRefused, ServiceUnavailable
 from etcd_actions.etcd.endpoints import Endpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from etcd_actions.cli.commands import commands
+from etcd_actions.cli.command_line import commands
 from etcd_actions.etcd.api import Etcd, Put, Txn
 from tests.cli.command import DEADLINE, environment
 from tests.cli.here import taskaction
@@ -34,8 +34,8 @@ HEAVY = {
     "etcd_actions.config",
     "etcd_actions.etcd.client",
     "etcd_actions.model",
-    "etcd_actions.processor",
-    "etcd_actions.serving.listener",
+    "etcd_actions.pipeline.processor",
+    "etcd_actions.web.listener",
     "etcd_actions.watch",
 }
 
@@ -136,11 +136,11 @@ def test_a_line_of_the_log_looks_as_the_settings_say(
 def test_garbage_is_put_off_in_the_process_and_never_in_the_library() -> None:
     program = (
         "import gc, sys\n"
-        "from etcd_actions.cli import process\n"
-        "from etcd_actions.cli.parsing.start import run_async\n"
+        "from etcd_actions.cli import process_setup\n"
+        "from etcd_actions.cli.parsing.run_async import run_async\n"
         "async def seen(): return gc.isenabled(), gc.get_freeze_count() > 0, gc.get_threshold()\n"
         "print(run_async(seen))\n"
-        "process.collect_later()\n"
+        "process_setup.collect_later()\n"
         "print(gc.isenabled(), run_async(seen))\n"
     )
     done = subprocess.run(

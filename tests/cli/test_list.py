@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from etcd_actions.cli.listing import Filter, list_actions
+from etcd_actions.cli.commands.list_actions import Filter, list_actions
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn
 from tests.cli.command import environment, running

@@ -2,7 +2,7 @@
 
 import trio
 
-from etcd_actions.serving import Bind, Message, Receive, Send, open_listener
+from etcd_actions.web import Bind, Message, Receive, Send, open_listener
 
 
 async def nothing(scope: Message, receive: Receive, send: Send) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from etcd_actions.cli.changing import read_request
-from etcd_actions.cli.exits import report
+from etcd_actions._internal.named_files import read_named_file, text_of
+from etcd_actions.cli.commands.mutations import read_request
+from etcd_actions.cli.exit_codes import report
 from etcd_actions.config import SETTINGS, Config, File, Flags, Resolution, resolve
 from etcd_actions.config.settings import GRACE, LISTEN_CERT
 from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.etcd import User
-from etcd_actions.named_files import read_named_file, text_of
 from tests.support.cluster import Certificates, KeyPair
 
 
@@ -75,7 +75,7 @@ def test_certificates_are_regular_files(tmp_path: Path, kind: str) -> None:
 def test_the_files_of_the_listener_are_looked_into_at_the_start(
     tmp_path: Path, key_pair: KeyPair, flag: str
 ) -> None:
-    from etcd_actions.cli.serving import server_settings  # noqa: PLC0415 (needs what serves)
+    from etcd_actions.app.listeners import server_settings  # noqa: PLC0415 (needs what serves)
 
     files = {"listen_cert": str(key_pair.cert), "listen_key": str(key_pair.key)}
     name = f"--{flag.replace('_', '-')}"
@@ -89,7 +89,7 @@ def test_the_files_of_the_listener_are_looked_into_at_the_start(
 
 
 def test_the_token_file_is_looked_into_at_the_start(tmp_path: Path) -> None:
-    from etcd_actions.cli.serving import server_settings  # noqa: PLC0415 (needs what serves)
+    from etcd_actions.app.listeners import server_settings  # noqa: PLC0415 (needs what serves)
 
     with pytest.raises(ConfigError, match=r"^--token-file: .*Is a directory"):
         server_settings(Config(of(token_file=str(tmp_path)), None))

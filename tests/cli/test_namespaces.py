@@ -12,7 +12,7 @@ import trio
 from google.protobuf.json_format import MessageToJson
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.etcd.api import Etcd
 from tests.cli.command import Finished, finish, running
 from tests.support import flyte

@@ -15,14 +15,21 @@ import msgpack
 import pytest
 import structlog
 
-from etcd_actions.cli import commands, history, submit
-from etcd_actions.cli.changing import literal_of
-from etcd_actions.cli.completion import check_completion_request
-from etcd_actions.cli.exits import report, say
-from etcd_actions.cli.history import Destination, Step, reader_of
-from etcd_actions.cli.output import check_input_open, chosen_format, standard_output
+from etcd_actions._internal.quoting import printable, quoted
+from etcd_actions.change_history import history
+from etcd_actions.change_history.history import Destination, Step, reader_of
+from etcd_actions.cli import command_line
+from etcd_actions.cli.commands import submit
+from etcd_actions.cli.commands.completion import check_completion_request
+from etcd_actions.cli.commands.mutations import literal_of
+from etcd_actions.cli.exit_codes import report, say
+from etcd_actions.cli.formats.standard_output import (
+    check_input_open,
+    chosen_format,
+    standard_output,
+)
+from etcd_actions.cli.formats.table import Cell, Terminal
 from etcd_actions.cli.secret_arguments import hide_secret_arguments
-from etcd_actions.cli.table import Cell, Terminal
 from etcd_actions.codecs import magic
 from etcd_actions.config import SETTINGS, Environment, Flags, Setting, resolve, values
 from etcd_actions.config.settings import DATA_DIR, ENDPOINTS, GRACE, LISTEN, OTLP_ENDPOINT
@@ -31,7 +38,6 @@ from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.etcd import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.model import ActionId, Phase
-from etcd_actions.quoting import printable, quoted
 from tests.cli.command import finish, running
 
 
@@ -80,7 +86,7 @@ def test_an_argument_that_is_none(
 ) -> None:
     """Exit code 2, and one line that names it."""
     monkeypatch.setattr(sys, "argv", ["etcd-actions", *arguments])
-    assert commands.invoke() == 2
+    assert command_line.invoke() == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.isprintable()
     assert len(line) < 600
@@ -438,7 +444,7 @@ def test_whatever_else_goes_wrong_is_one_line_and_a_traceback_in_the_log(
 
     monkeypatch.setattr("trio.run", run)
     monkeypatch.setattr(sys, "argv", ["etcd-actions", "list"])
-    assert commands.invoke() == 1
+    assert command_line.invoke() == 1
     logged, line = capsys.readouterr().err.splitlines()
     assert "Traceback" in json.loads(logged)["exception"]
     assert line.startswith(f"etcd-actions: unexpected failure: {type(error).__name__}")

@@ -16,17 +16,17 @@ import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions import open_etcd
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.etcd import TransportName
 from etcd_actions.executor.proxies import spare_loopback
 from etcd_actions.run_service import open_run_service
+from tests._internal.test_tracing import collector
 from tests.cli.command import finish, running
 from tests.cli.test_hostile_service import grpc_service
 from tests.run_service.test_grpc import UPDATE
 from tests.support.etcd_server import EtcdServer
 from tests.support.run_service_server import RunServiceServer
-from tests.test_tracing import collector
 
 _NAMES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 _NONE = ("no_proxy", "NO_PROXY", "no_grpc_proxy")

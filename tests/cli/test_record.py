@@ -11,10 +11,10 @@ import pytest
 import trio
 
 from etcd_actions import open_etcd
-from etcd_actions.cli.record import Approach, RecordSettings, record_file
+from etcd_actions.cli.commands.record import Approach, RecordSettings, record_file
 from etcd_actions.errors import ConfigError, InputError, Unavailable
 from etcd_actions.etcd.api import Etcd, Event, KeyRange
-from etcd_actions.etcd.history import find_oldest_revision
+from etcd_actions.etcd.oldest_revision import find_oldest_revision
 from etcd_actions.model import Keyspace
 from etcd_actions.watch import Change, ChangeKind
 from tests.cli.command import environment, finish, running

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from etcd_actions.cli.rows import RowMaker, SyncedRow, stored_row
+from etcd_actions.change_history.synced import SyncedRow
+from etcd_actions.cli.formats.rows import RowMaker, stored_row
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import DEFAULT_KEY_PREFIX
 from etcd_actions.watch import Change, ChangeKind

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import structlog
 
-from etcd_actions.cli.logs import configure_logs, count_failed_lines
+from etcd_actions._internal.containment import Containment
+from etcd_actions.cli.log_output import configure_logs, count_failed_lines
 from etcd_actions.cli.stderr import LineWriter, TolerantStderr
-from etcd_actions.containment import Containment
 
 LINE = b"x" * 99 + b"\n"
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from etcd_actions.cli.submit_main import Refused, completed, readable, refusal
+from etcd_actions.cli.commands.submit_main import Refused, completed, readable, refusal
 from tests.cli.command import finish
 
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

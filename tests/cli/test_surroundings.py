@@ -15,9 +15,9 @@ import pytest
 import trio
 
 from etcd_actions import open_etcd
+from etcd_actions.embedded.embedded_etcd import default_data_dir, running_endpoint
 from etcd_actions.errors import ConfigError, NoSpace
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.etcd.embedded import default_data_dir, running_endpoint
 from etcd_actions.testing import EtcdFactory
 from tests.cli.command import DEADLINE, Finished, environment, finish, running
 from tests.support.etcd_server import EtcdServer

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 from rich.cells import cell_len
 
-from etcd_actions.cli.rows import ActionRow, SyncedRow, UndecodableRow
-from etcd_actions.cli.table import ActionTable, ChangeTable, age
+from etcd_actions.change_history.synced import SyncedRow
+from etcd_actions.cli.formats.rows import ActionRow, UndecodableRow
+from etcd_actions.cli.formats.table import ActionTable, ChangeTable, age
 from etcd_actions.model import ErrorState
 
 ROW = ActionRow(

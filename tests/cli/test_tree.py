@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from rich.cells import cell_len
 
-from etcd_actions.cli.forest import grow
-from etcd_actions.cli.rows import ActionRow
-from etcd_actions.cli.table import TreeTable
-from etcd_actions.cli.tree import show_tree
+from etcd_actions.cli.commands.tree import show_tree
+from etcd_actions.cli.formats.action_tree import grow
+from etcd_actions.cli.formats.rows import ActionRow
+from etcd_actions.cli.formats.table import TreeTable
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from tests.cli.here import here, taskaction

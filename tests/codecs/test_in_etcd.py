@@ -6,7 +6,7 @@ import json
 import pytest
 import trio
 
-from etcd_actions.cli.history import Destination, LineReader
+from etcd_actions.change_history.history import Destination, LineReader
 from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
 from tests.codecs.strategies import CODECS, JSON

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etcd_actions.codecs import magic
-from etcd_actions.codecs.tree import Number, base64_bytes, base64_text
+from etcd_actions.codecs.object_tree import Number, base64_bytes, base64_text
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import ObjectMeta, TaskAction, TaskActionSpec, TaskActionStatus
 from tests.codecs.strategies import JSON, MSGPACK

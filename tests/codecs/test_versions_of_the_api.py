@@ -21,11 +21,11 @@ from etcd_actions.model import (
     pack,
     unpack,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.data.captured import PUTS, Event
+from tests.record.test_outbox import Scripted, watching
 from tests.support import flyte
 from tests.support.waiting import eventually
-from tests.test_outbox import Scripted, watching
 
 VERSIONS = ("flyte.org/v1beta1", "flyte.org/v2")
 MARK = (LABEL_TERMINAL_STATUS_RECORDED, "true", FINALIZER_RECORD)

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from etcd_actions import ActionId, ActionStatus, Phase, open_actions_client
+from etcd_actions._internal.histogram import Distribution
 from etcd_actions.config import SETTINGS, Environment, File, resolve
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor import ExecutorStatistics
-from etcd_actions.histogram import Distribution
 from etcd_actions.monitoring.health import Health
 from etcd_actions.monitoring.metrics import Metrics
 from etcd_actions.server import ServerStatistics

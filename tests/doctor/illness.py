@@ -12,11 +12,11 @@ from pathlib import Path
 
 import trio
 
-from etcd_actions.cli.doctor import exit_code
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.commands.doctor import exit_code
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.doctor import Finding, Limits, Subject, examine
-from etcd_actions.etcd.connection import ConnectionSettings, Tls, User
+from etcd_actions.etcd.connection_settings import ConnectionSettings, Tls, User
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, NamespaceTemplate
 from etcd_actions.testing import EtcdProcess, free_port

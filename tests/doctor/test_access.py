@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from etcd_actions import open_etcd
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.doctor.access import missing
 from etcd_actions.etcd.api import KeyRange, Permission, PermissionType
-from etcd_actions.etcd.connection import User
+from etcd_actions.etcd.connection_settings import User
 from etcd_actions.model import Keyspace
 from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
 from tests.doctor.illness import PREFIX, diagnose

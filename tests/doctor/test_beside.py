@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.doctor.beside import Beside
 from etcd_actions.doctor.kubernetes import is_terminating

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from etcd_actions import open_etcd
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.doctor import Finding, Severity
 from etcd_actions.errors import Unavailable
 from etcd_actions.etcd import EtcdClient

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import ActionId, Keyspace
-from etcd_actions.runs.record import ActionHistory, RunRecord, encode
+from etcd_actions.runs.run_record import ActionHistory, RunRecord, encode
 from tests.doctor.illness import diagnose
 from tests.support.etcd_server import EtcdServer
 

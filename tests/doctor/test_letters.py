@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from etcd_actions import Phase
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.errors import RunServiceRejected
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
 from tests.doctor.illness import UNHURRIED, diagnose
+from tests.record.test_outbox import ROOT, Scripted, named, tell, watching
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually
-from tests.test_outbox import ROOT, Scripted, named, tell, watching
 
 
 async def test_dead_letters_are_found(etcd: Etcd, shared_etcd: EtcdServer, prefix: bytes) -> None:

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions.cli.doctor import exit_code
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.commands.doctor import exit_code
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.doctor.members import MemberSeen, check_agreement
 from etcd_actions.doctor.reach import Reached
 from etcd_actions.doctor.subject import Subject
 from etcd_actions.etcd.api import Status
-from etcd_actions.etcd.connection import ConnectionSettings
+from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.testing import EtcdBinary, EtcdFactory, EtcdProcess, EtcdServer
-from etcd_actions.testing.process import packaged_binary
+from etcd_actions.testing.etcd_process import packaged_binary
 from tests.doctor.illness import PREFIX, diagnose, start_cluster
 
 

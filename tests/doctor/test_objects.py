@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.codecs import CODEC_NAMES, codec_named, msgpack
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.etcd.api import Etcd

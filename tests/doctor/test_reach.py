@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from etcd_actions.cli.exits import ExitCode
-from etcd_actions.etcd.connection import Tls
+from etcd_actions.cli.exit_codes import ExitCode
+from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.testing import EtcdProcess, EtcdServer, OwnEtcd, free_port
 from tests.doctor.illness import diagnose, start_encrypted
 

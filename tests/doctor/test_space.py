@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from etcd_actions import open_etcd
-from etcd_actions.cli.exits import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.errors import NoSpace
 from etcd_actions.etcd.api import Etcd, PutResult, Status
 from etcd_actions.testing import EtcdFactory, OwnEtcd

@@ -26,7 +26,7 @@ from flyteidl2.common.phase_pb2 import ActionPhase
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions import open_etcd
-from etcd_actions.backoff import Backoff
+from etcd_actions._internal.backoff import Backoff
 from etcd_actions.errors import (
     EtcdActionsError,
     InvalidRequest,
@@ -34,15 +34,7 @@ from etcd_actions.errors import (
     Unauthenticated,
     Unavailable,
 )
-from etcd_actions.etcd import (
-    Etcd,
-    EtcdClient,
-    TransportName,
-    User,
-    gateway_errors,
-    grpc_errors,
-    rpc,
-)
+from etcd_actions.etcd import Etcd, EtcdClient, TransportName, User, rpc
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -56,13 +48,15 @@ from etcd_actions.etcd.api import (
     WatchStream,
 )
 from etcd_actions.etcd.auth import Authenticator
-from etcd_actions.etcd.gateway_wire import Refusal
+from etcd_actions.etcd.gateway import errors as gateway_errors
+from etcd_actions.etcd.gateway.wire import Refusal
+from etcd_actions.etcd.grpc import errors as grpc_errors
 from etcd_actions.etcd.permissions import needed_for
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.rpc import AuthenticateRequest
 from etcd_actions.http2 import CallFailed, Code
 from etcd_actions.model import DEFAULT_KEY_PREFIX, Keyspace
-from etcd_actions.testing.process import etcdctl_for, packaged_binary, sound_binary_on_path
+from etcd_actions.testing.etcd_process import etcdctl_for, packaged_binary, sound_binary_on_path
 from etcd_actions.watch import Reflector
 from tests.cli.command import ROOT as ROOT_DIRECTORY
 from tests.cli.command import finish, running

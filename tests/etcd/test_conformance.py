@@ -38,9 +38,9 @@ from etcd_actions.etcd.api import (
     WatchStream,
 )
 from etcd_actions.etcd.paging import open_pages
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from etcd_actions.testing import EtcdServer, MemoryStore, OwnEtcd
-from etcd_actions.testing.server import free_port
+from etcd_actions.testing.etcd_server import free_port
 from tests.etcd.conftest import Connect
 from tests.support.recording import RecordingSink
 from tests.support.scene import judge_delivery, reflecting

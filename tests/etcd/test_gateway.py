@@ -20,9 +20,10 @@ from etcd_actions.errors import (
     Unauthenticated,
     Unavailable,
 )
-from etcd_actions.etcd import ConnectionSettings, gateway_http, rpc
+from etcd_actions.etcd import ConnectionSettings, rpc
 from etcd_actions.etcd.api import KeyRange, Lease, Put, PutResult, WatchCreate
-from etcd_actions.etcd.gateway import GatewayConnection
+from etcd_actions.etcd.gateway import http
+from etcd_actions.etcd.gateway.transport import GatewayConnection
 from etcd_actions.testing import EtcdServer
 from tests.support.http_server import (
     LAST_CHUNK,
@@ -224,7 +225,7 @@ async def test_a_connection_is_used_again_but_not_after_a_while(
         for _ in range(3):
             await write(connection)
         assert server.accepted == 1
-        monkeypatch.setattr(gateway_http, "_IDLE_LIMIT", 0.0)
+        monkeypatch.setattr(http, "_IDLE_LIMIT", 0.0)
         await write(connection)
         assert server.accepted == 2
 

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.etcd import gateway_wire, grpc_wire, rpc
+from etcd_actions.etcd import rpc
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import (
     Compare,
@@ -25,7 +25,9 @@ from etcd_actions.etcd.api import (
     Txn,
     WatchCreate,
 )
-from etcd_actions.etcd.gateway_wire import Refusal
+from etcd_actions.etcd.gateway import wire as gateway_wire
+from etcd_actions.etcd.gateway.wire import Refusal
+from etcd_actions.etcd.grpc import wire as grpc_wire
 from etcd_actions.etcd.rpc import Rpc
 
 ID = 2**64 - 5

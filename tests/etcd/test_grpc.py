@@ -11,8 +11,8 @@ from etcd_actions.errors import Unavailable
 from etcd_actions.etcd import ConnectionSettings
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.etcd.endpoints import parse_endpoints
-from etcd_actions.etcd.grpc import grpc_connections
-from etcd_actions.etcd.grpc_watch import GrpcWatchStream
+from etcd_actions.etcd.grpc.transport import grpc_connections
+from etcd_actions.etcd.grpc.watch import GrpcWatchStream
 from etcd_actions.http2.connection import STREAM_WINDOW
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from etcd_actions.errors import EtcdError, NoSpace, OutcomeUnknown, Unavailable
-from etcd_actions.etcd import gateway_errors, grpc_errors
-from etcd_actions.etcd.gateway_errors import Asked
-from etcd_actions.etcd.gateway_wire import Refusal
+from etcd_actions.etcd.gateway import errors as gateway_errors
+from etcd_actions.etcd.gateway.errors import Asked
+from etcd_actions.etcd.gateway.wire import Refusal
+from etcd_actions.etcd.grpc import errors as grpc_errors
 from etcd_actions.etcd.reasons import REASONS, Reason
 from etcd_actions.http2 import CallFailed, Code
 

@@ -9,8 +9,8 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from etcd_actions.call_time import suspended
-from etcd_actions.containment import Containment
+from etcd_actions._internal.call_time import suspended
+from etcd_actions._internal.containment import Containment
 from etcd_actions.errors import LeaseNotFound, OutcomeUnknown, Unavailable
 from etcd_actions.etcd import session as sessions
 from etcd_actions.etcd.api import Etcd, KeyRange, Lease

@@ -7,7 +7,7 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.etcd import gateway_wire, rpc, txn_bytes
+from etcd_actions.etcd import rpc
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import (
     Compare,
@@ -20,6 +20,8 @@ from etcd_actions.etcd.api import (
     Put,
     Txn,
 )
+from etcd_actions.etcd.gateway import wire
+from etcd_actions.etcd.grpc import txn_bytes
 
 texts = st.binary(max_size=8) | st.sampled_from([b"x" * 127, b"x" * 128, b"x" * 20_000])
 numbers = st.integers(0, 2**63 - 1) | st.sampled_from([-1, -(2**63), 127, 128, 2**14 - 1, 2**14])
@@ -52,7 +54,7 @@ txns: st.SearchStrategy[Txn] = st.builds(Txn, st.lists(compares, max_size=3), br
 @given(txns)
 def test_any_transaction(txn: Txn) -> None:
     """What the gateway says in JSON is the same message, and serializes to the same bytes."""
-    expected = json_format.Parse(gateway_wire.encode(rpc.TXN, txn), pb.TxnRequest())
+    expected = json_format.Parse(wire.encode(rpc.TXN, txn), pb.TxnRequest())
     encoded = txn_bytes.encode(txn)
     assert pb.TxnRequest.FromString(encoded) == expected
     assert encoded == expected.SerializeToString(deterministic=True)

@@ -11,11 +11,11 @@ from typing import Literal
 
 import trio
 
-from etcd_actions.containment import Containment
+from etcd_actions._internal.containment import Containment
 from etcd_actions.executor.attempt import Attempts
-from etcd_actions.executor.command import Command
+from etcd_actions.executor.attempt_command import Command
 from etcd_actions.executor.fork_server import ForkServer, open_fork_server
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from tests.executor.objects import an_object
 
 Way = Literal["exec", "launch", "fork"]

@@ -10,7 +10,7 @@ import pytest
 
 from etcd_actions import ActionsClient, open_actions_client
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from tests.executor.fakes import Bench
 
 

@@ -15,11 +15,11 @@ from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, Executio
 from flyteidl2.task.run_pb2 import RunSpec
 
 from etcd_actions import ActionId, ActionsClient
-from etcd_actions.clock import Clock
+from etcd_actions._internal.clock import Clock
 from etcd_actions.executor import Executor, ExecutorSettings
-from etcd_actions.executor.command import Command
-from etcd_actions.executor.opening import open_executor_with
-from etcd_actions.executor.places import EXIT, STARTED, AttemptPlace
+from etcd_actions.executor.attempt_command import Command
+from etcd_actions.executor.open_executor import open_executor_with
+from etcd_actions.executor.paths import EXIT, STARTED, AttemptPlace
 from tests.support import flyte
 
 

@@ -14,7 +14,7 @@ from flyteidl2.actions.actions_service_pb2 import Action
 
 from etcd_actions import ActionId, ActionsClient, Phase, StoredTaskAction
 from etcd_actions.executor import Executor, ExecutorSettings, open_executor
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from tests.support import flyte
 
 ROOT = ActionId("p", "d", "r1", "a0", "o")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from etcd_actions._internal.untrusted_files import UnusableFile
 from etcd_actions.executor import bounded_log
 from etcd_actions.executor.attempt_log import AttemptLog, LocalLogs
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.model import Incarnation
-from etcd_actions.untrusted_files import UnusableFile
 from tests.support.odd_files import KINDS
 
 STREAM = b"".join(b"%06d\n" % number for number in range(3000))

@@ -11,15 +11,15 @@ import pytest
 from etcd_actions import ActionId, ActionUpdate, Phase
 from etcd_actions.etcd import session
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor import action_run, command, outcome, room
+from etcd_actions.executor import action_run, attempt_command, outcome, room
 from etcd_actions.executor.board import Board
-from etcd_actions.executor.conditions import Conditions
 from etcd_actions.executor.reports import Reports
+from etcd_actions.executor.waiting_conditions import Conditions
+from tests._internal.test_containment import UNEXPECTED
 from tests.executor.fakes import Bench
 from tests.executor.tasks import named, until
 from tests.support import flyte
 from tests.support.waiting import eventually
-from tests.test_containment import UNEXPECTED
 
 VICTIM = ActionId("p", "d", "victim", "a0", "o")
 OTHER = ActionId("p", "d", "other", "a0", "o")
@@ -73,7 +73,7 @@ async def test_whatever_is_raised_while_an_action_runs_parks_it_alone(
     elif where == "wait":
         bench.attempts.on_wait = fault
     elif where == "build":
-        build = of_victim(command.build_command, fault)
+        build = of_victim(attempt_command.build_command, fault)
         monkeypatch.setattr(action_run, "build_command", build)
     elif where == "outcome":
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from etcd_actions.etcd.embedded import open_embedded_etcd
+from etcd_actions.embedded.embedded_etcd import open_embedded_etcd
 
 # It imports all first: another user may not reach the interpreter.
 PROGRAM = """
 import contextlib, ctypes, json, os, sys
 from pathlib import Path
 import psutil
-from etcd_actions.cli.executing import forbid_reading
-from etcd_actions.untrusted_files import read_regular
+from etcd_actions.app.executor import forbid_reading
+from etcd_actions._internal.untrusted_files import read_regular
 
 libc = ctypes.CDLL(None, use_errno=True)
 # A root without capabilities is as good as another user.

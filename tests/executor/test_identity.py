@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.errors import NotFound
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.executor.reports import Reports
 from tests.executor.fakes import Bench
 from tests.executor.tasks import ROOT, Machine, named, until

@@ -11,7 +11,7 @@ import trio
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument
 
 from etcd_actions.executor.outcome import clear, find_outcome, outcome_of
-from etcd_actions.executor.places import EXIT, LOCK, LOG, STARTED, AttemptPlace
+from etcd_actions.executor.paths import EXIT, LOCK, LOG, STARTED, AttemptPlace
 from tests.executor.objects import an_object
 from tests.support.odd_files import KINDS
 

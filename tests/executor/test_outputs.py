@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from etcd_actions.executor.outcome import outcome_of
-from etcd_actions.executor.outputs import OUTPUTS, sweep_outputs, take, taken_by
-from etcd_actions.executor.places import EXIT, AttemptPlace
+from etcd_actions.executor.output_directories import OUTPUTS, sweep_outputs, take, taken_by
+from etcd_actions.executor.paths import EXIT, AttemptPlace
 from tests.executor.objects import an_object
 
 

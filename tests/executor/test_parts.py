@@ -10,7 +10,7 @@ import pytest
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 
 from etcd_actions.executor.outcome import clear, outcome_of
-from etcd_actions.executor.places import EXIT, LOCK, STARTED, AttemptPlace, local_path
+from etcd_actions.executor.paths import EXIT, LOCK, STARTED, AttemptPlace, local_path
 from etcd_actions.executor.templates import substitute
 from tests.executor.objects import an_object
 

@@ -19,7 +19,7 @@ from etcd_actions.executor import outcome
 from etcd_actions.executor.attempt_clock import CLOCK, note_beginning
 from etcd_actions.executor.board import Board
 from etcd_actions.executor.not_started import NotStarted
-from etcd_actions.executor.places import STARTED, AttemptPlace
+from etcd_actions.executor.paths import STARTED, AttemptPlace
 from etcd_actions.model import ErrorState
 from tests.executor.fakes import Bench
 from tests.executor.objects import an_object

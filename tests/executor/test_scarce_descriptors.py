@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from etcd_actions.executor.outcome import outcome_of
-from etcd_actions.executor.places import EXIT, STARTED, AttemptPlace
+from etcd_actions.executor.paths import EXIT, STARTED, AttemptPlace
 from tests.executor.objects import an_object
 
 

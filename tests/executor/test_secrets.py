@@ -11,8 +11,12 @@ from flyteidl2.actions.actions_service_pb2 import Action
 from flyteidl2.core.security_pb2 import Secret
 
 from etcd_actions import ActionsClient, Phase, open_actions_client
+from etcd_actions._internal.secret_sources import (
+    SecretSource,
+    SecretUnavailable,
+    parse_secret_sources,
+)
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.secret_sources import SecretSource, SecretUnavailable, parse_secret_sources
 from tests.executor.tasks import ROOT, Machine, until
 
 VALUE = "hunter2-of-the-test"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from etcd_actions.errors import ConfigError
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.executor.state_dir import prepare_state_dir, sweep
 from tests.executor.objects import an_object
 from tests.support.odd_files import KINDS

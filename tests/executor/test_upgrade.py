@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from etcd_actions.executor.attempt_places import directories_of, place_of
+from etcd_actions.executor.attempt_directories import directories_of, place_of
 from etcd_actions.executor.outcome import outcome_of
-from etcd_actions.executor.places import EXIT, STARTED, AttemptPlace
+from etcd_actions.executor.paths import EXIT, STARTED, AttemptPlace
 from etcd_actions.model import Incarnation
 
 UID = "0a3c2c62-3d0e-4b6f-a5bb-6f4e3ad2b0aa"

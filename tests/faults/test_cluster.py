@@ -27,7 +27,7 @@ from etcd_actions.etcd.api import (
     Txn,
     WatchCreate,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.faults.conftest import REQUEST_TIMEOUT, Way
 from tests.support import oracle
 from tests.support.cluster import WORKER, EtcdCluster, Member

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from etcd_actions import open_etcd, open_processor
-from etcd_actions.backoff import Backoff
+from etcd_actions._internal.backoff import Backoff
 from etcd_actions.etcd import TransportName
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.testing.proxy import Direction, flipping, open_proxy, saying_goaway

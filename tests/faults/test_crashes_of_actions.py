@@ -14,11 +14,11 @@ import trio
 
 from etcd_actions import ActionId, Phase, open_actions_client, open_etcd
 from etcd_actions.etcd.api import KeyRange, KeyValue
+from tests.record.test_outbox import SETTINGS, Scripted
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.recording import until_stored
 from tests.support.scene import all_marked
-from tests.test_outbox import SETTINGS, Scripted
 
 pytestmark = pytest.mark.faults
 

@@ -15,12 +15,12 @@ from etcd_actions.codecs import json
 from etcd_actions.errors import NoSpace, RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
+from tests.record.test_outbox import ROOT, Scripted, named, tell, watching
 from tests.support import flyte, oracle
 from tests.support.crashing_letters import POINTS
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import make_run
 from tests.support.waiting import eventually
-from tests.test_outbox import ROOT, Scripted, named, tell, watching
 
 pytestmark = pytest.mark.faults
 

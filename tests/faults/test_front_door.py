@@ -27,9 +27,9 @@ from google.protobuf.message import Message
 from etcd_actions import ActionId, open_etcd
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
-from etcd_actions.registry.record import TaskId, task_key
-from etcd_actions.server.front.runs import RUNS
-from etcd_actions.server.front.tasks import TASKS
+from etcd_actions.registry.task_record import TaskId, task_key
+from etcd_actions.server.front.run_methods import RUNS
+from etcd_actions.server.front.task_service import TASKS
 from tests.cli.command import ROOT, Running, running, until
 from tests.sdk.conftest import sdk_python
 from tests.sdk.service import Site, free_port, kill

@@ -12,13 +12,7 @@ from tests.support import oracle
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import Load, make_run, root_of
 from tests.support.recording import RecordingRunService, RecordingSink, eventually
-from tests.support.scene import (
-    judge_delivery,
-    judge_marks,
-    processing,
-    reflecting,
-    subscribed,
-)
+from tests.support.scene import judge_delivery, judge_marks, processing, reflecting, subscribed
 
 pytestmark = pytest.mark.faults
 

@@ -15,7 +15,7 @@ from etcd_actions.errors import OutcomeUnknown, Unavailable
 from etcd_actions.etcd import ConnectionSettings, EtcdClient, open_connection
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.etcd.endpoints import parse_endpoints
-from etcd_actions.run_service.grpc import open_run_service
+from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.faults.test_takeover import begin, end, running
 from tests.support.cluster import Member
 from tests.support.leading import SETTINGS

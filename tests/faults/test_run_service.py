@@ -17,7 +17,7 @@ import trio
 
 from etcd_actions import ActionUpdate, Phase, Processor, TaskAction, open_etcd, open_processor
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.run_service.grpc import open_run_service
+from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.support import oracle
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import Load, make_run, root_of, with_annotation, with_uid

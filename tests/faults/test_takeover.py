@@ -18,7 +18,7 @@ import trio
 from etcd_actions import Phase, open_etcd
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
-from etcd_actions.run_service.grpc import open_run_service
+from etcd_actions.run_service.grpc_run_service import open_run_service
 from etcd_actions.testing import EtcdServer
 from tests.support.leading import SETTINGS
 from tests.support.load import Action, make_run

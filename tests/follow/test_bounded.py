@@ -15,11 +15,11 @@ from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn
 from etcd_actions.follow import Handler
+from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.watch import Change
-from etcd_actions.workqueue import WorkQueueSettings
+from tests.pipeline.test_processor import RecordingRunService
 from tests.support.load import make_run, with_annotation
 from tests.support.waiting import eventually
-from tests.test_processor import RecordingRunService
 
 SETTINGS = ProcessorSettings(elect=False, collect_orphans=False)
 KIB = 1024

@@ -15,9 +15,9 @@ from etcd_actions.actions.listing import Lister, Listing, below, readable
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd, KeyRange, Txn, TxnResult
 from etcd_actions.follow import FamilyReader, Index
+from etcd_actions.follow.subscriptions import SnapshotEnd
 from etcd_actions.model import ActionUpdate, Keyspace, summarize
-from etcd_actions.store import Store
-from etcd_actions.subscriptions import SnapshotEnd
+from etcd_actions.storage.store import Store
 from etcd_actions.watch import Reflector
 from tests.support import flyte
 

@@ -12,13 +12,13 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.backoff import Backoff
-from etcd_actions.containment import Containment
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import Containment
 from etcd_actions.follow import Handler, Index, SetAside
+from etcd_actions.follow.subscriptions import Subscriptions
+from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.model import ActionUpdate, Summary, TaskAction
-from etcd_actions.subscriptions import Subscriptions
 from etcd_actions.watch import Change, ChangeKind
-from etcd_actions.workqueue import WorkQueueSettings
 from tests.support.load import make_action
 
 PREFIX = b"/p/"

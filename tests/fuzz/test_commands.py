@@ -15,13 +15,13 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etcd_actions.cli import commands, exits, secret_arguments
-from etcd_actions.cli.details import details
-from etcd_actions.cli.forest import grow
-from etcd_actions.cli.get import _formatted, _stored_object
-from etcd_actions.cli.output import JsonLines
-from etcd_actions.cli.rows import ActionRow, stored_row
-from etcd_actions.cli.table import ActionTable, TreeTable
+from etcd_actions.cli import command_line, exit_codes, secret_arguments
+from etcd_actions.cli.commands.get import _formatted, _stored_object
+from etcd_actions.cli.formats.action_tree import grow
+from etcd_actions.cli.formats.details import details
+from etcd_actions.cli.formats.rows import ActionRow, stored_row
+from etcd_actions.cli.formats.standard_output import JsonLines
+from etcd_actions.cli.formats.table import ActionTable, TreeTable
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.codecs import msgpack, protobuf
 from etcd_actions.etcd.api import KeyValue
@@ -36,11 +36,11 @@ MANY = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-COMMANDS = sorted(commands.commands.commands)
+COMMANDS = sorted(command_line.commands.commands)
 FLAGS = sorted(
     {
         name
-        for command in map(commands.commands.load, COMMANDS)
+        for command in map(command_line.commands.load, COMMANDS)
         for param in command.params
         for name in param.opts
         if name.startswith("-")
@@ -76,7 +76,7 @@ def test_a_command_line(nothing_runs: None, arguments: list[str]) -> None:
     sys.argv = ["etcd-actions", *arguments]
     sys.stdout, sys.stderr = out, err
     try:
-        code = commands.invoke()
+        code = command_line.invoke()
     finally:
         sys.argv, (sys.stdout, sys.stderr) = argv, streams
     # config show writes to a descriptor, which this output has none of.
@@ -96,7 +96,7 @@ def test_what_is_said(text: str) -> None:
     """One line, that drives no terminal."""
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
-        exits.say(text)
+        exit_codes.say(text)
     line = err.getvalue()
     assert line.endswith("\n")
     assert line[:-1].isprintable()

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from etcd_actions.cli.changing import literal_of, read_request
-from etcd_actions.cli.history import Destination, Step, reader_of
-from etcd_actions.cli.record_format import Header, RecordWriter
-from etcd_actions.cli.rows import SyncedRow
+from etcd_actions.change_history.history import Destination, Step, reader_of
+from etcd_actions.change_history.record_format import Header, RecordWriter
+from etcd_actions.change_history.synced import SyncedRow
+from etcd_actions.cli.commands.mutations import literal_of, read_request
 from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.watch import Change, ChangeKind
 from tests.cli.here import taskaction

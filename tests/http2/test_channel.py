@@ -18,7 +18,7 @@ from etcd_actions.http2 import (
     open_channel,
 )
 from etcd_actions.http2.errors import ErrorCode
-from etcd_actions.http2.messages import PREFIX, framed
+from etcd_actions.http2.grpc_messages import PREFIX, framed
 from tests.support.http2_peer import HEADERS
 from tests.support.http2_server import Served, answering, serving, silent
 from tests.support.waiting import eventually

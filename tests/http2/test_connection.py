@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from etcd_actions.http2 import CallFailed, Code, frames
 from etcd_actions.http2.connection import STREAM_WINDOW, ClientConnection
 from etcd_actions.http2.errors import ErrorCode
-from etcd_actions.http2.messages import MessageReader, answer, framed
+from etcd_actions.http2.grpc_messages import MessageReader, answer, framed
 from etcd_actions.http2.stream import Stream
 from tests.support.http2_peer import (
     ANSWER,

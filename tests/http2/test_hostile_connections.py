@@ -11,14 +11,14 @@ import trio
 import trio.lowlevel
 import trio.testing
 
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.errors import Unavailable
-from etcd_actions.etcd.connection import ConnectionSettings
+from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.grpc import grpc_connections
+from etcd_actions.etcd.grpc.transport import grpc_connections
 from etcd_actions.http2 import CallFailed, Channel, Code, Target, frames, link
 from etcd_actions.http2 import open_channel as opened
 from etcd_actions.http2.errors import ErrorCode
-from etcd_actions.owned_tasks import owned_tasks
 from tests.support.http2_peer import HEADERS
 from tests.support.http2_server import Served, answering, serving, silent
 from tests.support.waiting import eventually

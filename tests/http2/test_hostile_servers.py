@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from etcd_actions.http2 import CallFailed, Code, ProtocolError, frames
 from etcd_actions.http2.connection import STREAM_WINDOW, ClientConnection
 from etcd_actions.http2.errors import ErrorCode
+from etcd_actions.http2.grpc_messages import MessageReader, answer, framed
 from etcd_actions.http2.headers import LARGEST_BLOCK
-from etcd_actions.http2.messages import MessageReader, answer, framed
 from tests.support.http2_peer import (
     ANSWER,
     DONE,

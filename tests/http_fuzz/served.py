@@ -22,11 +22,11 @@ from etcd_actions import ActionsClient, open_actions_client, open_etcd
 from etcd_actions.blobs import open_blob_store
 from etcd_actions.monitoring import open_monitoring
 from etcd_actions.registry.registry import open_registry
-from etcd_actions.runs.index import open_run_index
+from etcd_actions.runs.run_index import open_run_index
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.server.front.logs import Logs
-from etcd_actions.serving import Bind
+from etcd_actions.server.front.attempt_logs import Logs
+from etcd_actions.web import Bind
 from tests.support.hostile_wire import Target, pour, reset
 
 SEED: Final = os.environ.get("ETCD_ACTIONS_FUZZ_SEED", "")

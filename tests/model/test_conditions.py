@@ -13,13 +13,7 @@ import pytest
 from etcd_actions.codecs import json
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import ErrorState, Phase
-from etcd_actions.model.conditions import (
-    FOLLOWERS,
-    MAX_HISTORY,
-    MAX_MESSAGE,
-    rfc3339,
-    write_phase,
-)
+from etcd_actions.model.conditions import FOLLOWERS, MAX_HISTORY, MAX_MESSAGE, rfc3339, write_phase
 from etcd_actions.model.phase import CONDITION_WAITING, phase_of
 from etcd_actions.model.taskaction import TaskAction
 from tests.data.captured import PUTS, Event

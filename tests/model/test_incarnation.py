@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.model import Incarnation
 
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")

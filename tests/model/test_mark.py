@@ -25,7 +25,7 @@ from etcd_actions.model import (
 from etcd_actions.model.conditions import write_phase
 from etcd_actions.model.mark import NOTHING, read_state
 from etcd_actions.model.taskaction import ErrorState
-from etcd_actions.recorder import Ending
+from etcd_actions.record.recorder import Ending
 from tests.codecs.strategies import CODECS, JSON
 from tests.data.captured import PUTS
 from tests.support.endings import captured

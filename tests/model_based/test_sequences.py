@@ -31,10 +31,10 @@ from etcd_actions.codecs import CODEC_NAMES, codec_of
 from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace, TaskAction, canonical_name
+from tests.record.test_outbox import SETTINGS
 from tests.support import flyte, oracle
 from tests.support.etcd_server import EtcdServer
 from tests.support.patient import compact
-from tests.test_outbox import SETTINGS
 
 SEQUENCES = int(os.environ.get("ETCD_ACTIONS_TEST_SEQUENCES", "50"))
 FIRST = int(os.environ.get("ETCD_ACTIONS_TEST_SEED", "0"))

@@ -14,10 +14,10 @@ from etcd_actions import ActionsClient, open_actions_client
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.serving import Bind, HttpLimits
-from tests.serving.listeners import connect, h2_client, request, rest, sockets
+from etcd_actions.web import Bind, HttpLimits
+from tests._internal.test_containment import UNEXPECTED
 from tests.support.waiting import eventually
-from tests.test_containment import UNEXPECTED
+from tests.web.listeners import connect, h2_client, request, rest, sockets
 
 LOOPBACK = Bind("127.0.0.1", 0)
 

@@ -22,15 +22,15 @@ from etcd_actions import (
     open_actions_client,
     open_etcd,
 )
+from etcd_actions._internal.histogram import Distribution
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor import ExecutorStatistics
-from etcd_actions.histogram import Distribution
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.runs.removal import Removed
 from etcd_actions.server import ServerStatistics
-from etcd_actions.serving import Bind
 from etcd_actions.testing import OwnEtcd
 from etcd_actions.uploads import Swept
+from etcd_actions.web import Bind
 from tests.support import flyte
 from tests.support.waiting import eventually
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.etcd.api import KeyRange
-from etcd_actions.registry.record import MOST_OF_A_NAME, TaskId, parse_task_key, task_key
+from etcd_actions.registry.task_record import MOST_OF_A_NAME, TaskId, parse_task_key, task_key
 
 PREFIX = b"/etcd-actions/x/tasks/"
 _PART = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20) | st.sampled_from(

@@ -8,14 +8,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from etcd_actions.errors import (
-    RunServiceActionUnknown,
-    RunServiceRejected,
-    RunServiceUnavailable,
-)
+from etcd_actions.errors import RunServiceActionUnknown, RunServiceRejected, RunServiceUnavailable
 from etcd_actions.http2 import Code
-from etcd_actions.run_service import codes
-from etcd_actions.run_service.codes import Meaning
+from etcd_actions.run_service import status_codes
+from etcd_actions.run_service.status_codes import Meaning
 
 DOCS = Path(__file__).parents[2] / "docs" / "run-service.md"
 
@@ -44,7 +40,7 @@ TABLE = {
 
 @pytest.mark.parametrize("code", Code)
 def test_each_code(code: Code) -> None:
-    assert (codes.meaning(code), codes.meaning_of_call(code)) == TABLE[code]
+    assert (status_codes.meaning(code), status_codes.meaning_of_call(code)) == TABLE[code]
 
 
 def test_the_codes_are_those_of_grpc() -> None:
@@ -55,8 +51,8 @@ def test_the_codes_are_those_of_grpc() -> None:
 
 @pytest.mark.parametrize("code", [17, 99, -1])
 def test_a_code_of_the_future_passes(code: int) -> None:
-    assert codes.meaning(code) is codes.meaning_of_call(code) is Meaning.TRANSIENT
-    assert str(codes.error(T, code, "why")) == f"code {code}: why"
+    assert status_codes.meaning(code) is status_codes.meaning_of_call(code) is Meaning.TRANSIENT
+    assert str(status_codes.error(T, code, "why")) == f"code {code}: why"
 
 
 def test_the_docs_have_the_same_table() -> None:
@@ -73,8 +69,8 @@ def test_the_docs_have_the_same_table() -> None:
 )
 def test_a_message_above_the_limit_stays_so(details: str) -> None:
     """The server would refuse it for ever, and its status must not wait for that."""
-    assert codes.meaning_of_call(Code.RESOURCE_EXHAUSTED, details) is Meaning.PERMANENT
-    assert codes.meaning_of_call(Code.RESOURCE_EXHAUSTED, "too many requests") is T
+    assert status_codes.meaning_of_call(Code.RESOURCE_EXHAUSTED, details) is Meaning.PERMANENT
+    assert status_codes.meaning_of_call(Code.RESOURCE_EXHAUSTED, "too many requests") is T
 
 
 @pytest.mark.parametrize(
@@ -87,8 +83,8 @@ def test_a_message_above_the_limit_stays_so(details: str) -> None:
 )
 def test_a_status_of_an_action_without_a_record(code: Code, message: str) -> None:
     """Gorm's and database/sql's words for a missing row count, as far as the code says nothing."""
-    assert codes.meaning_of_status(T, code, message) is Meaning.UNKNOWN_ACTION
-    error = codes.error(Meaning.UNKNOWN_ACTION, code, message)
+    assert status_codes.meaning_of_status(T, code, message) is Meaning.UNKNOWN_ACTION
+    error = status_codes.error(Meaning.UNKNOWN_ACTION, code, message)
     assert isinstance(error, RunServiceActionUnknown)
     assert isinstance(error, RunServiceUnavailable)
     assert error.code == code
@@ -107,13 +103,13 @@ def test_a_status_of_an_action_without_a_record(code: Code, message: str) -> Non
 def test_any_other_answer_to_a_status_means_what_it_did(
     meant: Meaning, code: Code, message: str
 ) -> None:
-    assert codes.meaning_of_status(meant, code, message) is meant
+    assert status_codes.meaning_of_status(meant, code, message) is meant
 
 
 def test_the_errors() -> None:
-    rejected = codes.error(P, Code.INVALID_ARGUMENT, "no spec")
+    rejected = status_codes.error(P, Code.INVALID_ARGUMENT, "no spec")
     assert isinstance(rejected, RunServiceRejected)
     assert (rejected.code, str(rejected)) == (3, "INVALID_ARGUMENT: no spec")
-    passing = codes.error(T, Code.ABORTED, "")
+    passing = status_codes.error(T, Code.ABORTED, "")
     assert isinstance(passing, RunServiceUnavailable)
     assert str(passing) == "ABORTED"

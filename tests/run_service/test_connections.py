@@ -21,10 +21,10 @@ from structlog.testing import capture_logs
 from etcd_actions import Phase
 from etcd_actions.errors import RunServiceUnavailable
 from etcd_actions.http2 import Code, open_channel
-from etcd_actions.http2.messages import framed
-from etcd_actions.run_service.codes import CallFailed
-from etcd_actions.run_service.grpc import GrpcRunService, open_run_service
-from etcd_actions.run_service.messages import update_action_status
+from etcd_actions.http2.grpc_messages import framed
+from etcd_actions.run_service.grpc_run_service import GrpcRunService, open_run_service
+from etcd_actions.run_service.requests import update_action_status
+from etcd_actions.run_service.status_codes import CallFailed
 from etcd_actions.run_service.status_stream import StatusStream
 from tests.run_service.test_grpc import UPDATE, at, connected
 from tests.support.etcd_server import free_port

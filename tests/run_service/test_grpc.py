@@ -23,7 +23,7 @@ from etcd_actions.errors import (
 from etcd_actions.etcd import Tls
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import ActionId, ActionUpdate, Phase
-from etcd_actions.run_service.grpc import GrpcRunService, open_run_service
+from etcd_actions.run_service.grpc_run_service import GrpcRunService, open_run_service
 from tests.support.cluster import Certificates
 from tests.support.etcd_server import free_port
 from tests.support.run_service_server import Fault, RunServiceServer

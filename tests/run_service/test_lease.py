@@ -10,10 +10,10 @@ import trio
 from structlog.testing import capture_logs
 
 from etcd_actions import Phase
-from etcd_actions.call_time import boot_time, call_until
+from etcd_actions._internal.call_time import boot_time, call_until
 from etcd_actions.errors import RunServiceUnavailable
-from etcd_actions.run_service import grpc as grpc_module
-from etcd_actions.run_service.grpc import GrpcRunService
+from etcd_actions.run_service import grpc_run_service as grpc_module
+from etcd_actions.run_service.grpc_run_service import GrpcRunService
 from etcd_actions.run_service.status_stream import _Waiter
 from tests.run_service.test_grpc import UPDATE, at, connected
 from tests.support.run_service_server import Fault, RunServiceServer

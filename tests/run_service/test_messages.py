@@ -29,7 +29,7 @@ from etcd_actions.model import (
     TaskActionStatus,
     build_action_update,
 )
-from etcd_actions.run_service import messages
+from etcd_actions.run_service import requests
 
 
 def text(message: Message) -> str:
@@ -83,7 +83,7 @@ def action(spec: TaskActionSpec = SPEC, status: TaskActionStatus | None = None) 
 
 def test_the_record_of_a_task() -> None:
     one = action()
-    request = messages.record_action(told(one), one)
+    request = requests.record_action(told(one), one)
     run = request.action_id.run
     assert (run.org, run.project, run.domain, run.name) == ("acme", "p", "d", "r1")
     assert request.action_id.name == "c1"
@@ -100,7 +100,7 @@ def test_the_record_of_a_task() -> None:
 def test_the_record_of_a_root() -> None:
     spec = msgspec.structs.replace(SPEC, action_name="a0", parent_action_name="", group="")
     one = action(spec)
-    request = messages.record_action(told(one), one)
+    request = requests.record_action(told(one), one)
     assert (request.parent, request.group) == ("", "")
     assert request.WhichOneof("spec") == "task"
 
@@ -111,7 +111,7 @@ def test_the_record_of_a_condition() -> None:
         SPEC, action_type="condition", condition_spec=text(condition), task_template=""
     )
     one = action(spec)
-    assert messages.record_action(told(one), one).condition == condition
+    assert requests.record_action(told(one), one).condition == condition
 
 
 def test_the_record_of_a_trace() -> None:
@@ -124,7 +124,7 @@ def test_the_record_of_a_trace() -> None:
         SPEC, action_type="trace", trace_spec=text(trace), task_template="", task_type="trace"
     )
     one = action(spec)
-    assert messages.record_action(told(one), one).trace == trace
+    assert requests.record_action(told(one), one).trace == trace
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_left_out(field: str, kind: str, told_as: str, st
     )
     one = action(spec, ended("Failed", "PermanentFailure"))
     with capture_logs() as logs:
-        request = messages.record_action(told(one), one)
+        request = requests.record_action(told(one), one)
     assert (request.parent, request.group, request.input_uri) == ("a0", "g", "s3://in")
     wanted = text_format.Parse(told_as, RecordActionRequest())
     assert request.WhichOneof("spec") == wanted.WhichOneof("spec")
@@ -160,7 +160,7 @@ def test_what_cannot_be_read_is_left_out(field: str, kind: str, told_as: str, st
 def test_a_task_without_a_template_is_recorded_too() -> None:
     """Flyte's service sends no spec then, which its run service refuses."""
     one = action(msgspec.structs.replace(SPEC, task_template="", task_type=""))
-    request = messages.record_action(told(one), one)
+    request = requests.record_action(told(one), one)
     assert request.WhichOneof("spec") == "task"
     assert request.task.spec.short_name == "f"
     assert not request.task.HasField("id")
@@ -168,7 +168,7 @@ def test_a_task_without_a_template_is_recorded_too() -> None:
 
 def test_a_record_without_the_object() -> None:
     """Of what was deleted unseen nothing is made up."""
-    request = messages.record_action(told(action()), None)
+    request = requests.record_action(told(action()), None)
     assert request.action_id.name == "c1"
     assert request.parent == "a0"
     assert request.WhichOneof("spec") is None
@@ -177,7 +177,7 @@ def test_a_record_without_the_object() -> None:
 def test_the_status_of_what_goes_on() -> None:
     """Only what is known is set."""
     running = TaskActionStatus(conditions=(Condition("Progressing", "True", "Executing"),))
-    request = messages.update_action_status(told(action(status=running)))
+    request = requests.update_action_status(told(action(status=running)))
     assert request.status.phase == Phase.RUNNING
     assert request.status.attempts == 1
     assert request.status.start_time.ToJsonString() == "2026-11-23T16:00:00Z"
@@ -198,7 +198,7 @@ def test_the_status_of_what_goes_on() -> None:
 )
 def test_the_status_of_an_ending(type: str, reason: str, phase: Phase) -> None:
     """Attempts and cache status as stored; the end is when the condition was set."""
-    status = messages.update_action_status(told(action(status=ended(type, reason)))).status
+    status = requests.update_action_status(told(action(status=ended(type, reason)))).status
     assert (status.phase, status.attempts, status.cache_status) == (phase, 3, 2)
     assert status.start_time.ToJsonString() == "2026-11-23T16:00:00Z"
     assert status.end_time.ToJsonString() == "2026-11-23T16:00:05Z"
@@ -208,7 +208,7 @@ def test_reason_and_actor_of_an_abort() -> None:
     update = msgspec.structs.replace(
         told(action(status=ended("Failed", "Aborted"))), abort_reason="wrong input", aborted_by="bo"
     )
-    request = messages.update_action_status(update)
+    request = requests.update_action_status(update)
     assert request.abort_reason == "wrong input"
     assert request.principal.user.id.subject == "bo"
     annotations = {ANNOTATION_ABORT_REASON: "wrong input", ANNOTATION_ABORTED_BY: "bo"}
@@ -217,7 +217,7 @@ def test_reason_and_actor_of_an_abort() -> None:
         SPEC,
         ended("Failed", "Aborted"),
     )
-    assert messages.update_action_status(told(stored)).abort_reason == "wrong input"
+    assert requests.update_action_status(told(stored)).abort_reason == "wrong input"
 
 
 def test_an_actor_of_an_abort_that_did_not_come_to_be() -> None:
@@ -225,7 +225,7 @@ def test_an_actor_of_an_abort_that_did_not_come_to_be() -> None:
     update = msgspec.structs.replace(
         told(action(status=ended("Succeeded", "Completed"))), abort_reason="late", aborted_by="bo"
     )
-    request = messages.update_action_status(update)
+    request = requests.update_action_status(update)
     assert not request.HasField("abort_reason")
     assert not request.HasField("principal")
 
@@ -235,13 +235,13 @@ def test_a_signalled_condition() -> None:
     status = msgspec.structs.replace(
         ended("Succeeded", "Signaled"), signal_value=text(value), signalled_by="cy"
     )
-    request = messages.update_action_status(told(action(status=status)))
+    request = requests.update_action_status(told(action(status=status)))
     assert request.output == value
     assert request.principal.user.id.subject == "cy"
     waiting = msgspec.structs.replace(
         status, conditions=(Condition("Progressing", "True", "Paused"),)
     )
-    assert not messages.update_action_status(told(action(status=waiting))).HasField("output")
+    assert not requests.update_action_status(told(action(status=waiting))).HasField("output")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_signalled_condition() -> None:
 def test_a_bad_field_does_not_withhold_an_ending(changes: dict[str, str], field: str) -> None:
     update = told(action(status=ended("Succeeded", "Completed")))
     with capture_logs() as logs:
-        request = messages.update_action_status(msgspec.structs.replace(update, **changes))
+        request = requests.update_action_status(msgspec.structs.replace(update, **changes))
     assert request.status.phase == Phase.SUCCEEDED
     where = request if field == "output" else request.status
     assert not where.HasField(field)
@@ -269,6 +269,6 @@ def test_times_below_a_second_and_before_the_epoch() -> None:
         creation_timestamp="1969-12-31T23:59:58.5Z",
         end_time="2026-11-23T18:00:05.123456+02:00",
     )
-    status = messages.update_action_status(update).status
+    status = requests.update_action_status(update).status
     assert status.start_time.ToJsonString() == "1969-12-31T23:59:58.500Z"
     assert status.end_time.ToJsonString() == "2026-11-23T16:00:05.123456Z"

@@ -16,9 +16,9 @@ from flyteidl2.workflow import internal_run_service_pb2 as pb
 from etcd_actions import ActionId, ActionUpdate, Phase
 from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.http2 import Code
-from etcd_actions.run_service import codes
-from etcd_actions.run_service.codes import Meaning
-from etcd_actions.run_service.grpc import GrpcRunService, open_run_service
+from etcd_actions.run_service import status_codes
+from etcd_actions.run_service.grpc_run_service import GrpcRunService, open_run_service
+from etcd_actions.run_service.status_codes import Meaning
 from etcd_actions.run_service.status_stream import StatusStream
 
 SERVICE = "flyteidl2.workflow.InternalRunService"
@@ -212,4 +212,4 @@ async def test_an_action_that_no_message_can_be_made_of_is_rejected_alone() -> N
 
 def test_a_message_that_is_too_large_for_the_server_stays_so() -> None:
     theirs = "grpc: received message larger than max (20971524 vs. 4194304)"
-    assert codes.meaning_of_call(Code.RESOURCE_EXHAUSTED, theirs) is Meaning.PERMANENT
+    assert status_codes.meaning_of_call(Code.RESOURCE_EXHAUSTED, theirs) is Meaning.PERMANENT

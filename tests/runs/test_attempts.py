@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ErrorState, Phase
 from etcd_actions.model.conditions import FOLLOWERS, rfc3339, write_phase
-from etcd_actions.model.earlier import MOST_TOGETHER, earlier_attempts, note_earlier
+from etcd_actions.model.earlier_attempts import MOST_TOGETHER, earlier_attempts, note_earlier
 from etcd_actions.model.names import ANNOTATION_ATTEMPTS
 from etcd_actions.runs.attempts import MOST_ATTEMPTS, attempts
-from etcd_actions.runs.record import ActionHistory, Attempt, Failure
+from etcd_actions.runs.run_record import ActionHistory, Attempt, Failure
 
 BEGIN = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 

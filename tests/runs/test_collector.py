@@ -11,10 +11,10 @@ from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn
 from etcd_actions.model import Keyspace
-from etcd_actions.runs.collector import RunCollector
 from etcd_actions.runs.own_run_service import OwnRunService
 from etcd_actions.runs.removal import Removed
-from etcd_actions.store import Store
+from etcd_actions.runs.run_collector import RunCollector
+from etcd_actions.storage.store import Store
 from tests.runs.test_own_run_service import tell
 from tests.support import flyte
 

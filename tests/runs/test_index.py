@@ -8,13 +8,13 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from etcd_actions.containment import Containment
+from etcd_actions._internal.containment import Containment
 from etcd_actions.errors import PermissionDenied, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
-from etcd_actions.runs.entry import RunEntry
-from etcd_actions.runs.index import OfProject, OfTask, RunIndex, Shelf, open_run_index
-from etcd_actions.runs.record import encode
+from etcd_actions.runs.run_entry import RunEntry
+from etcd_actions.runs.run_index import OfProject, OfTask, RunIndex, Shelf, open_run_index
+from etcd_actions.runs.run_record import encode
 from tests.support.runs import FedIndex, key_of, record, status
 from tests.support.waiting import eventually
 

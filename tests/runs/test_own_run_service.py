@@ -15,20 +15,20 @@ from etcd_actions.actions.status import ActionStatus
 from etcd_actions.errors import NoSpace, RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, Put, Txn, TxnResult
 from etcd_actions.model import ActionUpdate, ErrorState, Keyspace, build_action_update
-from etcd_actions.run_service.both import BothRunServices
+from etcd_actions.run_service.fan_out import BothRunServices
 from etcd_actions.runs.own_run_service import OwnRunService, open_own_run_service
-from etcd_actions.runs.record import (
+from etcd_actions.runs.run_record import (
     ActionHistory,
     RunRecord,
     decode_history,
     decode_record,
     encode,
 )
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
+from tests.record.test_outbox import Scripted
 from tests.support import flyte
 from tests.support.scene import PROCESSOR
 from tests.support.waiting import eventually
-from tests.test_outbox import Scripted
 
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.runs import paging
-from etcd_actions.runs.entry import RunEntry
-from etcd_actions.runs.index import OfProject
-from etcd_actions.runs.paging import MOST_ROWS, Page, Query, parse, take_in_order, take_sorted
-from etcd_actions.runs.record import RunRecord
+from etcd_actions.runs import list_pages
+from etcd_actions.runs.list_pages import MOST_ROWS, Page, Query, parse, take_in_order, take_sorted
+from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.runs.run_fields import CREATED, RUN_FIELDS
+from etcd_actions.runs.run_index import OfProject
+from etcd_actions.runs.run_record import RunRecord
 from tests.support.runs import FedIndex, key_of, record, status
 
 SHELF = OfProject("p", "d")
@@ -169,7 +169,7 @@ def test_a_forged_position_of_other_kinds_is_refused() -> None:
     query = asked(ListRequest())
     for position in ((None, 1), ("x", "r1"), (1,), (1, "r1", "r2")):
         encoded = msgspec.json.encode(position)
-        digest = paging._digest(query.about, encoded)
+        digest = list_pages._digest(query.about, encoded)
         refuses(ListRequest(), urlsafe_b64encode(digest + encoded).decode())
 
 

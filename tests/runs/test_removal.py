@@ -19,21 +19,21 @@ import trio
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client, open_etcd
 from etcd_actions.actions.status import ActionStatus
+from etcd_actions.app.run_records import run_collector
 from etcd_actions.blobs import BlobError, BlobStore, open_blob_store
 from etcd_actions.catalog import Entry
-from etcd_actions.catalog.entry import encode as encode_entry
-from etcd_actions.cli.run_history import run_collector
+from etcd_actions.catalog.cached_result import encode as encode_entry
 from etcd_actions.config import Config
 from etcd_actions.errors import NotFound, PermissionDenied, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, Status, Txn, TxnResult
 from etcd_actions.model import Keyspace
-from etcd_actions.runs.collector import RunCollector
 from etcd_actions.runs.own_run_service import open_own_run_service
 from etcd_actions.runs.reading import RunReader
-from etcd_actions.runs.record import decode_record, encode
 from etcd_actions.runs.removal import Removed
+from etcd_actions.runs.run_collector import RunCollector
+from etcd_actions.runs.run_record import decode_record, encode
 from etcd_actions.runs.space import Space
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.cli.test_named_files import of
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer, OwnEtcd

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from etcd_actions.testing import EtcdBinary
-from etcd_actions.testing.process import best_binary
+from etcd_actions.testing.etcd_process import best_binary
 from tests.schedules import world
 from tests.schedules.plan import Plan, draw
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from etcd_actions.backoff import Backoff
-from etcd_actions.cli import process_main, run
-from etcd_actions.processor_settings import ProcessorSettings
-from etcd_actions.run_service import grpc
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions.cli import process_main
+from etcd_actions.cli.commands import run
+from etcd_actions.follow.workqueue import WorkQueueSettings
+from etcd_actions.pipeline.processor_settings import ProcessorSettings
+from etcd_actions.run_service import grpc_run_service
 from etcd_actions.watch import ReflectorSettings
-from etcd_actions.workqueue import WorkQueueSettings
 
 ELECTION_TTL = 3
 CALL_DEADLINE = 0.8
@@ -30,7 +31,9 @@ def shorten() -> None:
         queue=WorkQueueSettings(backoff=Backoff(initial=0.05, cap=1.0)),
     )
     vars(run)["ProcessorSettings"] = settings
-    vars(grpc)["open_run_service"] = partial(grpc.open_run_service, deadline=CALL_DEADLINE)
+    vars(grpc_run_service)["open_run_service"] = partial(
+        grpc_run_service.open_run_service, deadline=CALL_DEADLINE
+    )
 
 
 if __name__ == "__main__":

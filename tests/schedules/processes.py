@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from etcd_actions.testing.server import lasting_port
+from etcd_actions.testing.etcd_server import lasting_port
 from tests.cli.command import environment
 from tests.support.waiting import eventually
 

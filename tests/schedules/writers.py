@@ -17,15 +17,7 @@ from etcd_actions import ActionId, ActionsClient, Phase
 from etcd_actions.actions.abort import ask_for_deletion
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import ActionError, EtcdError, NotFound, UnexpectedFailure
-from etcd_actions.etcd.api import (
-    Compare,
-    CompareResult,
-    CompareTarget,
-    Etcd,
-    KeyRange,
-    Put,
-    Txn,
-)
+from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget, Etcd, KeyRange, Put, Txn
 from etcd_actions.model import Keyspace
 from tests.schedules import foreign
 from tests.schedules.plan import PHASES, Step

@@ -14,8 +14,8 @@ import trustme
 from etcd_actions import ActionsClient
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.server.settings import OidcSettings
-from etcd_actions.serving import Bind, ServerTls
+from etcd_actions.server.service_settings import OidcSettings
+from etcd_actions.web import Bind, ServerTls
 from tests.sdk.conftest import sdk_python  # noqa: F401
 from tests.server.conftest import client  # noqa: F401
 from tests.support.oidc_issuer import AUDIENCE, CLIENT, small_issuer

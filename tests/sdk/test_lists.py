@@ -18,12 +18,12 @@ from etcd_actions import open_actions_client
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
 from etcd_actions.registry.registry import open_registry
-from etcd_actions.runs.index import open_run_index
-from etcd_actions.runs.record import encode
+from etcd_actions.runs.run_index import open_run_index
+from etcd_actions.runs.run_record import encode
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.serving import Bind
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
+from etcd_actions.web import Bind
 from tests.sdk.service import PROGRAMS
 from tests.support.runs import key_of, record, status
 

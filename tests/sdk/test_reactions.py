@@ -13,18 +13,11 @@ from typing import Any
 import pytest
 import trio
 
-from etcd_actions import (
-    ActionId,
-    ActionsClient,
-    ActionStatus,
-    Phase,
-    errors,
-    open_actions_client,
-)
+from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase, errors, open_actions_client
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ErrorState
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.serving import Bind
+from etcd_actions.web import Bind
 from tests.sdk.service import PROGRAMS, free_port
 from tests.support import flyte
 

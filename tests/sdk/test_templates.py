@@ -11,7 +11,7 @@ import pytest
 from flyteidl2.core.tasks_pb2 import TaskTemplate
 
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.executor.limits import Limits, retry_delay
+from etcd_actions.executor.attempt_limits import Limits, retry_delay
 from etcd_actions.executor.policy import check_runs_here
 from tests.sdk.service import PROGRAMS
 

@@ -9,7 +9,7 @@ import pytest
 from etcd_actions import ActionsClient, open_actions_client
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.serving import Bind
+from etcd_actions.web import Bind
 
 LOOPBACK = Bind("127.0.0.1", 0)
 

@@ -14,13 +14,13 @@ from etcd_actions import ActionId, ActionsClient
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.service import ActionsService
-from etcd_actions.serving import HttpLimits
+from etcd_actions.web import HttpLimits
+from tests._internal.test_containment import UNEXPECTED
 from tests.server.clients import SENTINEL, ConnectClient, Failed, GrpcClient, Reading
 from tests.server.conftest import LOOPBACK
-from tests.serving.listeners import connect, h2_client, rest
 from tests.support import flyte
 from tests.support.waiting import eventually
-from tests.test_containment import UNEXPECTED
+from tests.web.listeners import connect, h2_client, rest
 
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 KINDS = (GrpcClient, ConnectClient)

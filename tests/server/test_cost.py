@@ -11,10 +11,10 @@ from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions import ActionId, ActionsClient
 from etcd_actions.server import ActionsServer
-from tests.serving.listeners import connect, h2_client, request
-from tests.serving.test_cost import Counting
 from tests.support import flyte
 from tests.support.waiting import eventually
+from tests.web.listeners import connect, h2_client, request
+from tests.web.test_cost import Counting
 
 ENQUEUE = "/flyteidl2.actions.ActionsService/Enqueue"
 CHECK = "/grpc.health.v1.Health/Check"

@@ -8,16 +8,16 @@ import pytest
 import trio
 import trio.testing
 
-from etcd_actions.containment import Containment
-from etcd_actions.server.access import Access
+from etcd_actions._internal.containment import Containment
 from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.application import Application, Calls
 from etcd_actions.server.authentication import Authentication
-from etcd_actions.server.health import HEALTH, Health
+from etcd_actions.server.grpc_health import HEALTH, Health
 from etcd_actions.server.methods import Methods, UnaryCalls
+from etcd_actions.server.project_access import Access
 from etcd_actions.server.streams import Streams
-from etcd_actions.serving import ClientGone, Message
-from etcd_actions.serving.asgi import ON_LOST
+from etcd_actions.web import ClientGone, Message
+from etcd_actions.web.asgi import ON_LOST
 
 
 @pytest.fixture

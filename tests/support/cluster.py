@@ -17,8 +17,8 @@ import trustme
 
 from etcd_actions.etcd import Tls, User
 from etcd_actions.testing import EtcdBinary
-from etcd_actions.testing.process import etcdctl_for, packaged_binary, sound_binary_on_path
-from etcd_actions.testing.server import lasting_port
+from etcd_actions.testing.etcd_process import etcdctl_for, packaged_binary, sound_binary_on_path
+from etcd_actions.testing.etcd_server import lasting_port
 from tests.support.pem import write_key_pair
 
 ROOT = User(name="root", password="root-pw-5f1c")

@@ -14,8 +14,8 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.testing import EtcdBinary
 from etcd_actions.testing.choice import EtcdSource, choose, is_endpoint
 from etcd_actions.testing.container import EtcdImage
+from etcd_actions.testing.etcd_process import binaries_on_path, packaged_binary
 from etcd_actions.testing.plugin import wanted_etcd
-from etcd_actions.testing.process import binaries_on_path, packaged_binary
 
 BINARIES = "ETCD_ACTIONS_TEST_BINARIES"
 """Names more directories with an etcd in them, or etcd programs, as PATH does."""

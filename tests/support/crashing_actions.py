@@ -16,7 +16,7 @@ from etcd_actions import ActionId, ActionUpdate, Phase, TaskAction, open_actions
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.etcd.api import Txn, TxnResult
 from etcd_actions.model import Keyspace
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 
 ROOT = ActionId("p", "d", "r1", "a0")
 

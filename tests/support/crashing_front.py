@@ -22,11 +22,11 @@ from etcd_actions.etcd import open_etcd
 from etcd_actions.etcd.api import Etcd, Put, Txn, TxnResult
 from etcd_actions.model import Keyspace
 from etcd_actions.registry.registry import open_registry
-from etcd_actions.runs.index import open_run_index
+from etcd_actions.runs.run_index import open_run_index
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.serving import Bind
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
+from etcd_actions.web import Bind
 
 CREATION: Final = (
     "before the inputs",

@@ -13,8 +13,8 @@ from etcd_actions.model import (
     LABEL_TERMINAL_STATUS_RECORDED,
     build_action_update,
 )
-from etcd_actions.recorder import Ending
-from etcd_actions.store import Store
+from etcd_actions.record.recorder import Ending
+from etcd_actions.storage.store import Store
 from tests.data.captured import PUTS
 
 MARK = (LABEL_TERMINAL_STATUS_RECORDED, "true", FINALIZER_RECORD)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from etcd_actions.testing import EtcdProcess as EtcdServer
 from etcd_actions.testing import OwnEtcd, free_port
-from etcd_actions.testing.process import best_binary
+from etcd_actions.testing.etcd_process import best_binary
 
 __all__ = ["EtcdServer", "OwnEtcd", "find_etcd", "free_port"]
 

@@ -29,15 +29,7 @@ from tests.support.hostile_bodies import (
 )
 from tests.support.hostile_registry import SERVICE as ONLY_SERVICE
 from tests.support.hostile_registry import Observed, attack
-from tests.support.hostile_wire import (
-    HEALTH,
-    REFLECTION,
-    SERVICE,
-    Http2,
-    Target,
-    pour,
-    read_to_end,
-)
+from tests.support.hostile_wire import HEALTH, REFLECTION, SERVICE, Http2, Target, pour, read_to_end
 
 METHODS: Final = ("Enqueue", "Update", "Abort", "Signal", "WatchForUpdates")
 BOMB_BYTES: Final = 200 * 1024 * 1024

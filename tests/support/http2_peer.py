@@ -13,8 +13,8 @@ import hpack
 
 from etcd_actions.http2 import frames
 from etcd_actions.http2.connection import ClientConnection
+from etcd_actions.http2.grpc_messages import framed
 from etcd_actions.http2.headers import request_head
-from etcd_actions.http2.messages import framed
 from etcd_actions.http2.stream import Stream
 
 HEAD = request_head(encrypted=False, authority="etcd", path="/s/m", metadata=())

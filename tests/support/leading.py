@@ -13,9 +13,9 @@ import structlog
 import trio
 
 from etcd_actions import open_etcd, open_processor
-from etcd_actions.backoff import Backoff
-from etcd_actions.run_service.grpc import open_run_service
-from etcd_actions.workqueue import WorkQueueSettings
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions.follow.workqueue import WorkQueueSettings
+from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.support.scene import PROCESSOR
 
 SETTINGS = replace(

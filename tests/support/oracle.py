@@ -19,7 +19,7 @@ from etcd_actions.model import (
     LABEL_TERMINAL_STATUS_RECORDED,
     build_action_update,
 )
-from etcd_actions.recorder import Ending
+from etcd_actions.record.recorder import Ending
 from etcd_actions.watch import Change
 from tests.support.patient import patiently
 from tests.support.recording import Told

@@ -10,7 +10,7 @@ import trio
 from etcd_actions import ActionUpdate, Phase, TaskAction
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, WatchCreate
-from etcd_actions.recorder import Ending
+from etcd_actions.record.recorder import Ending
 from etcd_actions.watch import Change
 from tests.support.patient import patiently
 

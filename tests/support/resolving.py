@@ -12,7 +12,7 @@ import trio
 
 from etcd_actions import open_etcd
 from etcd_actions.errors import EtcdError
-from etcd_actions.etcd.connection import TransportName
+from etcd_actions.etcd.connection_settings import TransportName
 
 
 async def main(endpoint: str, transport: TransportName) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from etcd_actions.model import ActionId, Keyspace
-from etcd_actions.runs.index import RunIndex
-from etcd_actions.runs.record import RunRecord, RunStatus, TaskName, encode
+from etcd_actions.runs.run_index import RunIndex
+from etcd_actions.runs.run_record import RunRecord, RunStatus, TaskName, encode
 from etcd_actions.watch import Change, ChangeKind
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

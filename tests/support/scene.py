@@ -9,12 +9,12 @@ import trio
 import trio.testing
 
 from etcd_actions import ActionId, ActionUpdate, Processor, ProcessorSettings, open_processor
-from etcd_actions.backoff import Backoff
+from etcd_actions._internal.backoff import Backoff
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
+from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.run_service import RunService
 from etcd_actions.watch import Reflector, ReflectorSettings
-from etcd_actions.workqueue import WorkQueueSettings
 from tests.support import oracle
 from tests.support.oracle import Entry, Skipped
 from tests.support.recording import RecordingRunService, RecordingSink, eventually, until_stored

@@ -15,7 +15,7 @@ import trio
 
 from etcd_actions import open_etcd
 from etcd_actions.errors import EtcdError
-from etcd_actions.etcd.connection import TransportName
+from etcd_actions.etcd.connection_settings import TransportName
 from tests.support.patient import patiently
 
 

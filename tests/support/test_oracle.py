@@ -9,7 +9,7 @@ import pytest
 
 from etcd_actions.codecs import json
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, build_action_update
-from etcd_actions.recorder import Ending
+from etcd_actions.record.recorder import Ending
 from etcd_actions.watch import Change, ChangeKind
 from tests.support import oracle
 from tests.support.load import make_action, with_annotation

@@ -392,7 +392,7 @@ async def test_a_dry_run_only_says_what_would_go(world: World) -> None:
 
 
 async def test_only_so_many_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etcd_actions.uploads.collector._MOST", 3)
+    monkeypatch.setattr("etcd_actions.uploads.upload_collector._MOST", 3)
     for number in range(5):
         key = await world.upload(b"%d" % number)
         await world.inputs(literal(world.blobs.native_url(key)))
@@ -405,7 +405,7 @@ async def test_the_leader_alone_sweeps_and_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_FIRST", "_SOON", "_EVERY", "_LEADS_EVERY"):
-        monkeypatch.setattr(f"etcd_actions.uploads.collector.{name}", 0.001)
+        monkeypatch.setattr(f"etcd_actions.uploads.upload_collector.{name}", 0.001)
     await world.upload()
     world.now += KEEP * 2
     leads, asked = False, 0

@@ -19,19 +19,13 @@ from hypothesis import strategies as st
 
 from etcd_actions import Phase
 from etcd_actions.actions.status import ActionStatus
-from etcd_actions.blobs.uploads import (
-    ReferenceFinder,
-    References,
-    parse_trash,
-    trash_key,
-    unit_of,
-)
+from etcd_actions.blobs.uploads import ReferenceFinder, References, parse_trash, trash_key, unit_of
 from etcd_actions.catalog import Entry
-from etcd_actions.catalog.entry import encode as encode_entry
+from etcd_actions.catalog.cached_result import encode as encode_entry
 from etcd_actions.images import StoredImage
-from etcd_actions.registry.record import TaskId, TaskRecord, task_key
-from etcd_actions.registry.record import encode as encode_task
-from etcd_actions.runs.record import ActionHistory, Attempt, encode
+from etcd_actions.registry.task_record import TaskId, TaskRecord, task_key
+from etcd_actions.registry.task_record import encode as encode_task
+from etcd_actions.runs.run_record import ActionHistory, Attempt, encode
 from etcd_actions.uploads import Swept
 from tests.support import flyte
 from tests.uploads.world import KEEP, ROOT, World

@@ -12,7 +12,7 @@ from etcd_actions import ActionId, ActionsClient
 from etcd_actions.blobs import BlobStore, Deployment, open_blob_store
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.images import Images
-from etcd_actions.runs.record import RunRecord, encode
+from etcd_actions.runs.run_record import RunRecord, encode
 from etcd_actions.uploads import Swept, UploadCollector
 
 KEEP = timedelta(days=14)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import trio
 
-from etcd_actions.containment import Containment
+from etcd_actions._internal.containment import Containment
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchResponse, WatchStream
 from etcd_actions.watch import Change, ChangeKind, Reflector
 from etcd_actions.watch.store_identity import StoreIdentity

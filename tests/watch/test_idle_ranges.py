@@ -13,7 +13,7 @@ import trio
 
 from etcd_actions import open_etcd
 from etcd_actions.etcd.api import KeyRange
-from etcd_actions.etcd.connection import TransportName
+from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.watch import Reflector, ReflectorSettings
 from tests.support.etcd_server import EtcdServer
 from tests.support.recording import RecordingSink
@@ -50,7 +50,7 @@ async def test_the_revision_of_an_idle_range_moves_beside_one_with_traffic(
     """Over the gateway too, whose streams end before two comparisons are made on one."""
     module = "etcd_actions.watch.store_identity.has_reliable_progress"
     monkeypatch.setattr(module, lambda _: tells)
-    monkeypatch.setattr("etcd_actions.etcd.gateway_watch._LONGEST_SILENCE", 0.8)
+    monkeypatch.setattr("etcd_actions.etcd.gateway.watch._LONGEST_SILENCE", 0.8)
     async with (
         reflecting(shared_etcd, prefix, transport, dead_after=1.2) as reflector,
         open_etcd(shared_etcd.endpoint) as etcd,

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from etcd_actions import open_etcd
 from etcd_actions.errors import Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn, WatchStream
-from etcd_actions.etcd.connection import TransportName
-from etcd_actions.etcd.history import find_oldest_revision
+from etcd_actions.etcd.connection_settings import TransportName
+from etcd_actions.etcd.oldest_revision import find_oldest_revision
 from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
 from etcd_actions.watch.known import Noting

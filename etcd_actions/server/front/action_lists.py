@@ -12,7 +12,7 @@ from flyteidl2.common.list_pb2 import ListRequest
 from flyteidl2.common.phase_pb2 import ActionPhase
 from flyteidl2.workflow.run_definition_pb2 import ActionType
 
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TASK,
@@ -22,11 +22,11 @@ from etcd_actions.model import (
     canonical_name,
 )
 from etcd_actions.runs.filters import Field, Fields, Kind, microseconds
-from etcd_actions.runs.paging import Query, parse, take_sorted
+from etcd_actions.runs.list_pages import Query, parse, take_sorted
 from etcd_actions.runs.reading import RunReader
-from etcd_actions.runs.record import RunRecord
-from etcd_actions.server.front.attempts import time_of
-from etcd_actions.server.front.views import action_id_of
+from etcd_actions.runs.run_record import RunRecord
+from etcd_actions.server.front.action_views import action_id_of
+from etcd_actions.server.front.attempt_messages import time_of
 
 _DEFAULT: Final = "created_at"
 _PORTION: Final = 1_000

@@ -14,13 +14,13 @@ from weakref import WeakValueDictionary
 import msgspec
 from flyteidl2.workflow.run_definition_pb2 import Action, EnrichedAction
 
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.model import ActionUpdate, Phase
 from etcd_actions.runs.filters import Predicate, microseconds
-from etcd_actions.runs.record import RunRecord
+from etcd_actions.runs.run_record import RunRecord
 from etcd_actions.server.front.action_lists import Row, row_of
-from etcd_actions.server.front.attempts import phase_number, timestamp
-from etcd_actions.server.front.views import action_id_of, action_message
+from etcd_actions.server.front.action_views import action_id_of, action_message
+from etcd_actions.server.front.attempt_messages import phase_number, timestamp
 
 
 class _Node(msgspec.Struct, frozen=True, weakref=True, eq=False):

@@ -11,26 +11,26 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.images import ImageBuilds
 from etcd_actions.registry.projects import Projects
 from etcd_actions.registry.registry import Registry
-from etcd_actions.runs.index import RunIndex
+from etcd_actions.runs.run_index import RunIndex
 from etcd_actions.server.application import Route
 from etcd_actions.server.caller import CALLER
-from etcd_actions.server.front.cluster import ClusterService
-from etcd_actions.server.front.data_proxy import DataProxy
-from etcd_actions.server.front.earlier import EarlierData, EarlierLogs
-from etcd_actions.server.front.identity import IdentityService
-from etcd_actions.server.front.images import ImageService
+from etcd_actions.server.front.attempt_logs import Logs, LogService
+from etcd_actions.server.front.cluster_service import ClusterService
+from etcd_actions.server.front.data_proxy_service import DataProxy
+from etcd_actions.server.front.earlier_names import EarlierData, EarlierLogs
+from etcd_actions.server.front.identity_service import IdentityService
+from etcd_actions.server.front.image_service import ImageService
 from etcd_actions.server.front.local_files import LocalFiles
-from etcd_actions.server.front.logs import Logs, LogService
 from etcd_actions.server.front.pages import Admission, Pages
-from etcd_actions.server.front.projects import ProjectService, ProjectSettings
-from etcd_actions.server.front.refused import NoApps, RefusedMethods
+from etcd_actions.server.front.project_service import ProjectService, ProjectSettings
+from etcd_actions.server.front.refused_methods import NoApps, RefusedMethods
 from etcd_actions.server.front.run_data import RunBlobs
 from etcd_actions.server.front.run_lists import Paused, RunLists
 from etcd_actions.server.front.run_messages import RunMessages
-from etcd_actions.server.front.runs import DeployedTasks, RunService
-from etcd_actions.server.front.tasks import TaskService
+from etcd_actions.server.front.run_methods import DeployedTasks, RunService
+from etcd_actions.server.front.task_service import TaskService
 from etcd_actions.server.front.transfers import Transfers
-from etcd_actions.server.front.triggers import TriggerService
+from etcd_actions.server.front.trigger_service import TriggerService
 from etcd_actions.server.methods import Service
 from etcd_actions.server.streams import Streams
 

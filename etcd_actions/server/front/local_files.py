@@ -12,8 +12,14 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
+from etcd_actions._internal.untrusted_files import (
+    SlowFile,
+    UnusableFile,
+    in_thread,
+    local_path,
+    open_regular,
+)
 from etcd_actions.blobs import Blob, BlobError, BlobInfo, BlobUnusable
-from etcd_actions.untrusted_files import SlowFile, UnusableFile, in_thread, local_path, open_regular
 
 T = TypeVar("T")
 

@@ -16,22 +16,22 @@ from urllib.parse import quote
 import trio
 from connectrpc.code import Code
 
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions._internal.untrusted_files import UnusableFile
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import EtcdActionsError, InvalidArgument, NotFound
 from etcd_actions.model import ACTION_TYPE_TASK, ROOT_ACTION, ActionId, Phase, canonical_name
-from etcd_actions.model.earlier import shortened
+from etcd_actions.model.earlier_attempts import shortened
 from etcd_actions.runs.reading import Actions, RunReader
-from etcd_actions.runs.record import RunRecord
-from etcd_actions.server.codes import Refusal
-from etcd_actions.server.front.attempts import phase_name
-from etcd_actions.server.front.views import action_id_of, why_failed
-from etcd_actions.untrusted_files import UnusableFile
+from etcd_actions.runs.run_record import RunRecord
+from etcd_actions.server.error_codes import Refusal
+from etcd_actions.server.front.action_views import action_id_of, why_failed
+from etcd_actions.server.front.attempt_messages import phase_name
 
 if TYPE_CHECKING:
-    from etcd_actions.server.front.logs import LogSource
+    from etcd_actions.server.front.attempt_logs import LogSource
     from etcd_actions.server.tokens import Identity
-    from etcd_actions.serving import Message, Receive, Send
+    from etcd_actions.web import Message, Receive, Send
 
 _MOST_ACTIONS: Final = 2_000
 _MOST_INDENTED: Final = 20

@@ -15,12 +15,12 @@ from connectrpc.code import Code
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.runs.entry import RunEntry
-from etcd_actions.runs.index import OfProject, OfTask, Place, RunIndex, Shelf
-from etcd_actions.runs.paging import Query, parse, take_in_order, take_sorted
+from etcd_actions.runs.list_pages import Query, parse, take_in_order, take_sorted
+from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.runs.run_fields import CREATED, PHASES, RUN_FIELDS, phase_of
+from etcd_actions.runs.run_index import OfProject, OfTask, Place, RunIndex, Shelf
 from etcd_actions.server.caller import CALLER
-from etcd_actions.server.codes import Refusal
+from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front.run_messages import RunMessages
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from flyteidl2.workflow import run_service_pb2 as pb
 
-from etcd_actions.runs.entry import RunEntry
+from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.server.front.run_views import run_message
 
 MOST_BYTES: Final = 8 * 1024 * 1024

@@ -15,18 +15,18 @@ import msgspec
 import trio
 from flyteidl2.workflow.run_definition_pb2 import EnrichedAction
 
-from etcd_actions.actions.stored import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredTaskAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.codecs import json
 from etcd_actions.errors import NotFound
+from etcd_actions.follow.subscriptions import SnapshotEnd, Subscription
 from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase, canonical_name
 from etcd_actions.model.conditions import write_phase
 from etcd_actions.runs.reading import Actions, Found, RunReader
-from etcd_actions.runs.record import RunRecord
+from etcd_actions.runs.run_record import RunRecord
 from etcd_actions.server.front.action_tree import ActionTree
 from etcd_actions.server.front.joined import Joined
 from etcd_actions.server.streams import Stream, Streams
-from etcd_actions.subscriptions import SnapshotEnd, Subscription
 
 Item = ActionUpdate | SnapshotEnd
 

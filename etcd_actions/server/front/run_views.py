@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from etcd_actions.model import ROOT_ACTION
 
 if TYPE_CHECKING:
-    from etcd_actions.runs.record import RunRecord
+    from etcd_actions.runs.run_record import RunRecord
 
 _MILLISECONDS: Final = 1000
 

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote_to_bytes
 import structlog
 import trio
 
+from etcd_actions._internal.quoting import printable
 from etcd_actions.blobs import (
     Blob,
     BlobError,
@@ -33,9 +34,8 @@ from etcd_actions.blobs import (
 )
 from etcd_actions.blobs.signing import BadSignature, Expired
 from etcd_actions.errors import ActionError, DecodeError, EtcdError
-from etcd_actions.quoting import printable
 from etcd_actions.server.front.local_files import LocalFiles
-from etcd_actions.serving import Message, Receive, Send, take_long_body
+from etcd_actions.web import Message, Receive, Send, take_long_body
 
 PATH: Final = "/blobs/"
 STORED: Final = "stored/"

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 import trio
 
 from etcd_actions.errors import EtcdError, InvalidRequest, OutcomeUnknown, Unavailable
-from etcd_actions.etcd import grpc_errors, grpc_wire
 from etcd_actions.etcd.client import EtcdClient
-from etcd_actions.etcd.connection import ConnectionSettings
+from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.etcd.grpc import errors, wire
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.transport import Connection
@@ -89,11 +89,11 @@ class MemoryConnection:
         raise lost(f"{what}: no answer in {within:g} s")
 
     async def _exchange(self, rpc: Rpc[Request, Result], request: Request, what: str) -> Result:
-        encode, _ = grpc_wire.messages(rpc)
+        encode, _ = wire.messages(rpc)
         try:
             size = len(encode(request).SerializeToString())
         except Exception as error:
-            raise grpc_errors.unwritable(error, what=what) from error
+            raise errors.unwritable(error, what=what) from error
         faults, epoch = self._faults, self._faults.epoch
         call = Call(rpc.name, rpc.writes, request)
         await faults.travel(epoch)

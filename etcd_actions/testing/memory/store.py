@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from etcd_actions.etcd.api import AlarmType
-from etcd_actions.etcd.connection import DEFAULT_REQUEST_TIMEOUT, ConnectionSettings
+from etcd_actions.etcd.connection_settings import (
+    DEFAULT_REQUEST_TIMEOUT,
+    ConnectionSettings,
+)
 from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
 from etcd_actions.etcd.versions import EtcdVersion
 from etcd_actions.testing.memory.connection import MemoryClient, MemoryConnection

@@ -12,12 +12,12 @@ from etcd_actions import ActionsClient
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
 from etcd_actions.registry.registry import Registry, open_registry
-from etcd_actions.runs.index import RunIndex, open_run_index
-from etcd_actions.runs.record import RunRecord, encode
+from etcd_actions.runs.run_index import RunIndex, open_run_index
+from etcd_actions.runs.run_record import RunRecord, encode
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
 from etcd_actions.server.front.run_messages import RunMessages
-from etcd_actions.store import Store
+from etcd_actions.storage.store import Store
 from tests.server.conftest import LOOPBACK
 from tests.server.front.calling import Caller
 from tests.server.front.run_calls import RunsAsker, serve_runs

@@ -11,8 +11,8 @@ from flyteidl2.task.common_pb2 import Inputs
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions import ActionId, ActionsClient
+from etcd_actions.app.image_uploads import ImageUploads
 from etcd_actions.blobs import open_blob_store
-from etcd_actions.cli.image_uploads import ImageUploads
 from etcd_actions.images import Executing, ImageBuilds, build_task_spec
 from etcd_actions.model import flyte
 from etcd_actions.server import ServerSettings, open_actions_server

@@ -19,14 +19,14 @@ from etcd_actions import ActionId, ActionsClient, Phase, StoredTaskAction, open_
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor.attempt_log import LocalLogs
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.model import Keyspace
 from etcd_actions.runs.own_run_service import OwnRunService, history_of_action
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.server.front.logs import LONGEST_LINE, Logs
-from etcd_actions.serving import Bind
-from etcd_actions.store import Store
+from etcd_actions.server.front.attempt_logs import LONGEST_LINE, Logs
+from etcd_actions.storage.store import Store
+from etcd_actions.web import Bind
 from tests.executor.tasks import ROOT, Machine, named, until
 from tests.runs.test_own_run_service import update_of
 from tests.support import flyte

@@ -17,14 +17,14 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from flyteidl2.auth import auth_service_pb2, identity_pb2
 
 from etcd_actions import ActionsClient
-from etcd_actions.cli.serving import server_settings
+from etcd_actions.app.listeners import server_settings
 from etcd_actions.config import Config
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.server.codes import Refusal
+from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front import Front
 from etcd_actions.server.oidc import Ages, OidcIssuer
-from etcd_actions.server.settings import OidcSettings
+from etcd_actions.server.service_settings import OidcSettings
 from tests.cli.test_named_files import of
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK

@@ -13,13 +13,13 @@ import trio
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.etcd.api import Delete, KeyRange, Txn
 from etcd_actions.executor.attempt_log import LocalLogs
-from etcd_actions.executor.places import AttemptPlace
+from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.model import ErrorState
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.server.front.logs import Logs
+from etcd_actions.server.front.action_views import action_id_of
+from etcd_actions.server.front.attempt_logs import Logs
 from etcd_actions.server.front.pages import in_order
-from etcd_actions.server.front.views import action_id_of
 from tests.server.conftest import LOOPBACK
 from tests.server.front.run_calls import RunsAsker, create
 from tests.support import flyte

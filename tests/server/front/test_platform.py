@@ -24,7 +24,7 @@ from etcd_actions import ActionsClient
 from etcd_actions.images import Executing, ImageBuilds, StoredImage
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.server.front.projects import ProjectSettings
+from etcd_actions.server.front.project_service import ProjectSettings
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker

@@ -17,7 +17,7 @@ from etcd_actions.registry import projects as stored_projects
 from etcd_actions.registry.projects import Projects, project_key
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.server.front.projects import ProjectSettings
+from etcd_actions.server.front.project_service import ProjectSettings
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker

@@ -12,10 +12,10 @@ from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskName
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions import ActionId, ActionsClient
-from etcd_actions.runs.entry import Tasks, read_entry
-from etcd_actions.runs.record import RunStatus, encode
+from etcd_actions.runs.run_entry import Tasks, read_entry
+from etcd_actions.runs.run_record import RunStatus, encode
 from etcd_actions.server import ActionsServer
-from etcd_actions.server.front.identity import IDENTITY
+from etcd_actions.server.front.identity_service import IDENTITY
 from etcd_actions.server.front.run_lists import RUNS, paused_runs
 from etcd_actions.server.front.run_messages import RunMessages
 from tests.server.clients import Failed

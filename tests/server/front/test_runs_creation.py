@@ -20,17 +20,10 @@ from etcd_actions.errors import AlreadyExists, OutcomeUnknown
 from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Put, Txn, TxnResult
 from etcd_actions.registry.registry import open_registry, task_id_of
 from etcd_actions.runs.creation import RunCreator
-from etcd_actions.runs.record import RunRecord, decode_record
-from etcd_actions.store import Store
+from etcd_actions.runs.run_record import RunRecord, decode_record
+from etcd_actions.storage.store import Store
 from tests.server.clients import Failed
-from tests.server.front.run_calls import (
-    RunsAsker,
-    action_id,
-    create,
-    run_id,
-    serve_runs,
-    task_spec,
-)
+from tests.server.front.run_calls import RunsAsker, action_id, create, run_id, serve_runs, task_spec
 from tests.support import flyte
 
 ROOT = ActionId("p", "d", "r1", "a0")

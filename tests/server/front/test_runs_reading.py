@@ -16,7 +16,7 @@ from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.etcd.api import Delete, KeyRange, Put, Txn
 from etcd_actions.model import ErrorState
 from etcd_actions.runs.reading import RunReader
-from etcd_actions.runs.record import (
+from etcd_actions.runs.run_record import (
     ActionHistory,
     Attempt,
     Failure,

@@ -14,8 +14,8 @@ from flyteidl2.task import task_service_pb2 as pb
 from structlog.testing import capture_logs
 
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.registry.record import TaskId, task_key
-from etcd_actions.server.front.tasks import TASKS
+from etcd_actions.registry.task_record import TaskId, task_key
+from etcd_actions.server.front.task_service import TASKS
 from tests.server.clients import Failed
 from tests.server.front.calling import Caller
 from tests.server.front.conftest import Lists

@@ -21,17 +21,17 @@ from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
 
 from etcd_actions import ActionId, ActionsClient
-from etcd_actions.containment import Containment
+from etcd_actions._internal.containment import Containment
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.server.access import WITHOUT_A_PROJECT, Access, has_rule, named_projects
 from etcd_actions.server.caller import CALLER, Caller
-from etcd_actions.server.codes import Refusal
+from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front import Front
-from etcd_actions.server.front.projects import ProjectSettings
+from etcd_actions.server.front.project_service import ProjectSettings
 from etcd_actions.server.methods import Methods, UnaryCalls
+from etcd_actions.server.project_access import WITHOUT_A_PROJECT, Access, has_rule, named_projects
 from etcd_actions.server.tokens import Tokens
-from etcd_actions.serving import Bind
+from etcd_actions.web import Bind
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker

@@ -15,11 +15,11 @@ import trio
 from etcd_actions import ActionsClient
 from etcd_actions.blobs import Grant, UrlSigner
 from etcd_actions.etcd.api import KeyRange
-from etcd_actions.serving import Message
-from etcd_actions.serving.asgi import LONG_BODY
+from etcd_actions.web import Message
+from etcd_actions.web.asgi import LONG_BODY
 from tests.server.front.transferring import MOST, Clock, Door, clock, door
-from tests.serving.listeners import connect, h2_client, parsed, request, rest
 from tests.support.waiting import eventually
+from tests.web.listeners import connect, h2_client, parsed, request, rest
 
 __all__ = ["clock", "door"]
 

@@ -19,7 +19,7 @@ from etcd_actions import ActionsClient
 from etcd_actions.blobs import BlobStore, UrlSigner, open_blob_store
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.serving import Bind, HttpLimits
+from etcd_actions.web import Bind, HttpLimits
 
 MOST = 10_000_000
 SERVICE = "flyteidl2.dataproxy.DataProxyService"

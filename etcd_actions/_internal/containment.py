@@ -1,0 +1,256 @@
+"""Boundaries around units of work that come from outside.
+
+A unit is a connection, a request, an action, an attempt, a stored value, a file of a task, a log
+line. Whatever is raised inside its boundary ends, or parks, that unit alone: it is counted, logged
+once with the unit's identity, and, where the unit is parked, listed until it heals, so that
+readiness can tell an operator.
+
+Two things pass through every boundary: a cancellation, which belongs to the task that
+cancelled, and KeyboardInterrupt, which is the operator's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import trio
+
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.logger import get_logger
+
+# So many lines of a kind of unit at once, and so many a second after that.
+_LINES: Final = 20.0
+_LINES_PER_SECOND: Final = 1.0
+_MOST_PARKED: Final = 10_000
+_LONGEST: Final = 1_000
+"""Characters of an identity or an error that are kept and logged; they may come from outside."""
+_BACKOFF: Final = Backoff(initial=0.2, cap=30.0)
+
+_log = get_logger(__name__)
+
+
+class Parked(NamedTuple):
+    """A unit that failed and has not healed.
+
+    Attributes:
+        kind: What kind of unit it is, such as ``action``.
+        identity: Which one.
+        error: What was raised last.
+        since: When it failed first, on trio's clock.
+        failures: How often in a row.
+    """
+
+    kind: str
+    identity: str
+    error: str
+    since: float
+    failures: int
+
+
+@dataclass(slots=True)
+class Unit:
+    """What became of a unit, once its boundary is left.
+
+    Attributes:
+        error: What was raised inside; None for nothing.
+    """
+
+    error: BaseException | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether something was raised inside."""
+        return self.error is not None
+
+
+class Containment:
+    """The boundaries of one process: what went wrong inside them, and what is parked."""
+
+    def __init__(self) -> None:
+        self._failures: Counter[str] = Counter()
+        self._parked: dict[tuple[str, str], Parked] = {}
+        self._lines: dict[str, LineLimit] = {}
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many units failed, by kind."""
+        return dict(self._failures)
+
+    @property
+    def parked(self) -> tuple[Parked, ...]:
+        """The units that failed and have not healed; an operator may have to act."""
+        return tuple(self._parked.values())
+
+    @contextmanager
+    def unit(self, kind: str, identity: str, *, parks: bool = False) -> Iterator[Unit]:
+        """Contain whatever the body raises.
+
+        Cancellations and KeyboardInterrupt pass; of a group only these do.
+
+        Args:
+            kind: What kind of unit it is: a metric counts by it, so there are few.
+            identity: Which one; it may come from outside.
+            parks: Whether a failure is listed in :attr:`parked` until the same unit succeeds
+                or is forgotten.
+        """
+        unit = Unit()
+        try:
+            yield unit
+        except BaseException as error:
+            passing, unit.error = split(error)
+            if unit.error is None:
+                raise
+            self._failed(kind, identity, unit.error, parks)
+            if passing is not None:
+                raise passing from None
+        else:
+            if parks:
+                self.forget(kind, identity)
+
+    def count(self, kind: str) -> None:
+        """Count the failure of a unit that cannot be logged, such as a log line."""
+        self._failures[kind] += 1
+
+    def park(self, kind: str, identity: str, error: BaseException) -> None:
+        """Count and list the failure of a unit; the caller logs it."""
+        self._failures[kind] += 1
+        self._park(kind, identity, error)
+
+    def caught(
+        self, kind: str, identity: str, error: BaseException, *, parks: bool = False
+    ) -> BaseException:
+        """The same as :meth:`unit` for an exception that was caught: for hot paths.
+
+        Call it in the ``except`` clause. What passes is raised again; where that is only a
+        part of a group, the rest is contained first.
+
+        Returns:
+            What was contained.
+        """
+        passing, contained = split(error)
+        if contained is not None:
+            self._failed(kind, identity, contained, parks)
+        if passing is not None:
+            raise passing
+        assert contained is not None
+        return contained
+
+    def forget(self, kind: str, identity: str) -> None:
+        """A parked unit is over, or has healed."""
+        self._parked.pop((kind, identity[:_LONGEST]), None)
+
+    def retain(self, kind: str, identities: Container[str]) -> None:
+        """Forget the parked units of a kind that are not among these: the others are gone."""
+        for unit in self.parked:
+            if unit.kind == kind and unit.identity not in identities:
+                self.forget(kind, unit.identity)
+
+    async def keep(
+        self,
+        kind: str,
+        identity: str,
+        function: Callable[[], Awaitable[None]],
+        *,
+        backoff: Backoff = _BACKOFF,
+        heals_after: float = 60.0,
+    ) -> None:
+        """Run a function that is to run for ever: again, after a delay, whenever it fails.
+
+        Returns only when the function does. While it fails it is parked; a run of
+        ``heals_after`` seconds heals it.
+        """
+        failures = 0
+        while True:
+            began = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.heal_later, kind, identity, heals_after)
+                with self.unit(kind, identity) as unit:
+                    await function()
+                nursery.cancel_scope.cancel("the run is over")
+            if unit.error is None:
+                self.forget(kind, identity)
+                return
+            self._park(kind, identity, unit.error)
+            failures = 1 if trio.current_time() - began > heals_after else failures + 1
+            await trio.sleep(backoff.delay(failures))
+
+    async def heal_later(self, kind: str, identity: str, seconds: float = 60.0) -> None:
+        """Forget a parked unit after a while, unless cancelled because it failed again."""
+        await trio.sleep(seconds)
+        self.forget(kind, identity)
+
+    def _failed(self, kind: str, identity: str, error: BaseException, parks: bool) -> None:
+        self._failures[kind] += 1
+        if parks:
+            self._park(kind, identity, error)
+        lines = self._lines.setdefault(kind, LineLimit())
+        if (left_out := lines.take()) is None:
+            return
+        try:
+            _log.error(
+                "unit_failed",
+                unit=kind,
+                identity=identity[:_LONGEST],
+                left_out=left_out,
+                exc_info=error,
+            )
+        except BaseException as unlogged:
+            # A log that cannot be written must not carry the failure out of the boundary.
+            self._failures["log_line"] += 1
+            passing, _ = split(unlogged)
+            if passing is not None:
+                raise passing from None
+
+    def _park(self, kind: str, identity: str, error: BaseException) -> None:
+        identity = identity[:_LONGEST]
+        before = self._parked.get((kind, identity))
+        if before is None and len(self._parked) >= _MOST_PARKED:
+            return
+        since = trio.current_time() if before is None else before.since
+        failures = 1 if before is None else before.failures + 1
+        text = describe(error)
+        self._parked[kind, identity] = Parked(kind, identity, text, since, failures)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line of bounded length, whatever its own ``__str__`` does."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception as unreadable:
+        text = f"its text cannot be read ({type(unreadable).__name__})"
+    return f"{name}: {text}"[:_LONGEST]
+
+
+def split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """What passes through a boundary, and what it contains."""
+    passes = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
+    if isinstance(error, BaseExceptionGroup):
+        passing, contained = error.split(passes)
+        return passing, contained if passing else error
+    return (error, None) if isinstance(error, passes) else (None, error)
+
+
+class LineLimit:
+    """How many lines may still be logged: a flood is told once, and then now and then."""
+
+    def __init__(self) -> None:
+        self._room = _LINES
+        self._at = trio.current_time()
+        self._left_out = 0
+
+    def take(self) -> int | None:
+        """How many lines were left out before this one; None where this one is, too."""
+        now = trio.current_time()
+        self._room = min(_LINES, self._room + (now - self._at) * _LINES_PER_SECOND)
+        self._at = now
+        if self._room < 1:
+            self._left_out += 1
+            return None
+        self._room -= 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out

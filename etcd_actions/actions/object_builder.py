@@ -1,0 +1,490 @@
+"""Builds the object of an action, as Flyte's service does.
+
+What Flyte's object has no field for is kept in annotations of ours: organisation, subject, the
+start time of the run, and a digest of the request.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from google.protobuf.message import DecodeError as BadMessage
+from google.protobuf.message import Message
+
+from etcd_actions.actions import validation
+from etcd_actions.actions.stored_action import same_run
+from etcd_actions.codecs import json
+from etcd_actions.errors import DecodeError, InvalidArgument
+from etcd_actions.model import (
+    ACTION_TYPE_CONDITION,
+    ACTION_TYPE_TASK,
+    ACTION_TYPE_TRACE,
+    ANNOTATION_CACHE_SCOPE,
+    ANNOTATION_DIGEST,
+    ANNOTATION_MOST_AT_ONCE,
+    ANNOTATION_ORG,
+    ANNOTATION_OVERWRITE_CACHE,
+    ANNOTATION_RECOVERS,
+    ANNOTATION_RUN_START_TIME,
+    ANNOTATION_SUBJECT,
+    API_VERSION,
+    CACHE_SCOPE_GLOBAL,
+    FINALIZER_RECORD,
+    KIND,
+    LABEL_ACTION,
+    LABEL_ACTION_TYPE,
+    LABEL_DOMAIN,
+    LABEL_IS_ROOT,
+    LABEL_PROJECT,
+    LABEL_RUN,
+    OWN_DOMAIN,
+    RUN_ANNOTATIONS,
+    ActionId,
+    ErrorState,
+    ObjectMeta,
+    OwnerReference,
+    Phase,
+    TaskAction,
+    TaskActionSpec,
+    TaskActionStatus,
+    canonical_name,
+)
+from etcd_actions.model.conditions import rfc3339, write_phase
+
+if TYPE_CHECKING:
+    from flyteidl2.actions.actions_service_pb2 import Action
+    from flyteidl2.core.tasks_pb2 import TaskTemplate
+    from flyteidl2.task.run_pb2 import RunSpec
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+_START_TIME: Final = "{{.runStartTime}}"
+_SYSTEM_DOMAIN: Final = "flyte.org/"
+_MOST_OF_A_SHORT_NAME: Final = 63
+# Flyte's ``CACHE_LOOKUP_SCOPE_GLOBAL``.
+_GLOBAL: Final = 1
+_SIMPLE_TYPES: Final = {1: "INTEGER", 2: "FLOAT", 3: "STRING", 4: "BOOLEAN"}
+_FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
+
+
+class Trace(NamedTuple):
+    """How a trace went. Times are None where it does not say them."""
+
+    phase: Phase
+    began: datetime | None
+    ended: datetime | None
+    error: ErrorState | None
+
+
+class Request(NamedTuple):
+    """A checked request.
+
+    Attributes:
+        action: Flyte's message.
+        run_spec: What holds for the run.
+        action_id: Which action.
+        kind: ``task``, ``condition`` or ``trace``.
+        digest: Tells one request from another.
+        run_start_time: When the run began, where the request says it; RFC 3339, else empty.
+        trace: What a trace tells of itself; None for the others.
+    """
+
+    action: Action
+    run_spec: RunSpec | None
+    action_id: ActionId
+    kind: str
+    digest: str
+    run_start_time: str
+    trace: Trace | None
+
+    @property
+    def is_root(self) -> bool:
+        """Whether the action has no parent."""
+        return not self.action.parent_action_name
+
+    @property
+    def parent_id(self) -> ActionId:
+        """Which action the parent is."""
+        run = self.action_id
+        return ActionId(run.project, run.domain, run.run, self.action.parent_action_name, run.org)
+
+
+def read_request(
+    action: Action, run_spec: RunSpec | None, trace_error: ErrorState | None = None
+) -> Request:
+    """Check what needs no parent to be checked.
+
+    Raises:
+        InvalidArgument: A part is missing or unusable; it names the field.
+    """
+    if not action.HasField("action_id"):
+        raise InvalidArgument("action_id", "it is not set: name the action")
+    if not action.action_id.HasField("run"):
+        raise InvalidArgument("action_id.run", "it is not set: name the run")
+    kind = action.WhichOneof("spec")
+    if kind is None:
+        raise InvalidArgument("spec", "it is not set: give a task, a trace or a condition")
+    if kind == ACTION_TYPE_CONDITION:
+        declared = action.condition.type
+        if declared.WhichOneof("type") != "simple" or declared.simple not in _SIMPLE_TYPES:
+            raise InvalidArgument(
+                "condition.type",
+                "give one of the simple types " + ", ".join(_SIMPLE_TYPES.values()),
+            )
+    run = action.action_id.run
+    action_id = ActionId(run.project, run.domain, run.name, action.action_id.name, run.org)
+    validation.check_names(action_id, action.parent_action_name)
+    is_root_task = kind == ACTION_TYPE_TASK and not action.parent_action_name
+    if run_spec is not None and is_root_task:
+        validation.check_run_spec(run_spec.labels.values, run_spec.annotations.values)
+    parent = action.parent_action_name
+    if parent and canonical_name(run.name, parent) == canonical_name(run.name, action_id.name):
+        raise InvalidArgument("parent_action_name", "an action is not its own parent")
+    if kind == ACTION_TYPE_TRACE and not parent:
+        raise InvalidArgument("parent_action_name", "a trace has a parent: name it")
+    started = None
+    if run_spec is not None and run_spec.HasField("run_start_time"):
+        started = _time(run_spec.run_start_time, "run_spec.run_start_time")
+    return Request(
+        action,
+        run_spec,
+        action_id,
+        kind,
+        _digest(action, run_spec, is_root_task=is_root_task),
+        "" if started is None else rfc3339(started),
+        _trace(action, trace_error),
+    )
+
+
+def _trace(action: Action, error: ErrorState | None) -> Trace | None:
+    if action.WhichOneof("spec") != ACTION_TYPE_TRACE:
+        if error is not None:
+            raise InvalidArgument("trace_error", "the action is no trace: leave it out")
+        return None
+    trace = action.trace
+    if trace.phase not in list(Phase):
+        raise InvalidArgument("trace.phase", f"{trace.phase} is no phase")
+    phase = Phase(trace.phase)
+    if error is not None and phase not in _FAILURES:
+        raise InvalidArgument("trace_error", f"the trace is {phase.name}: leave it out")
+    return Trace(
+        phase,
+        _time(trace.start_time, "trace.start_time") if trace.HasField("start_time") else None,
+        _time(trace.end_time, "trace.end_time") if trace.HasField("end_time") else None,
+        error,
+    )
+
+
+def _time(timestamp: Timestamp, field: str) -> datetime:
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(field, str(error)) from None
+
+
+class Inherited(NamedTuple):
+    """What a child takes over from its parent; shared by all of its children.
+
+    Attributes:
+        owner: The reference to the parent's object.
+        labels: Of a task, all but those of the system.
+        annotations: Of a task, the run's and those of others.
+        env_vars: Of a task.
+        interruptible: Of a task.
+        recovers: Where the run takes over what succeeded in others; empty where it does not.
+        run_start_time: When the run began, as far as the parent tells; empty if it does not.
+        org: The run's organisation, empty where nobody knows it.
+    """
+
+    owner: OwnerReference
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    env_vars: dict[str, str]
+    interruptible: bool | None
+    recovers: str
+    run_start_time: str
+    org: str
+
+    @classmethod
+    def of(cls, parent: TaskAction) -> Inherited:
+        """What there is to take over from an object."""
+        metadata, spec = parent.metadata, parent.spec
+        return cls(
+            OwnerReference(
+                API_VERSION, KIND, metadata.name, metadata.uid, block_owner_deletion=True
+            ),
+            # System labels say what the parent is: a mark would hide the child for ever.
+            {
+                label: text
+                for label, text in metadata.labels.items()
+                if not label.startswith(_SYSTEM_DOMAIN)
+            },
+            {
+                annotation: text
+                for annotation, text in metadata.annotations.items()
+                if annotation in RUN_ANNOTATIONS
+                or not annotation.startswith((_SYSTEM_DOMAIN, OWN_DOMAIN + "/"))
+            },
+            spec.env_vars,
+            spec.interruptible,
+            metadata.annotations.get(ANNOTATION_RECOVERS, ""),
+            _run_start_time(parent),
+            parent.action_id.org,
+        )
+
+
+def build(
+    request: Request,
+    parent: Inherited | None,
+    *,
+    namespace: str,
+    now: datetime,
+    new_uid: Callable[[], str],
+    finalizer: bool = True,
+) -> TaskAction:
+    """Build the object of a task or condition.
+
+    Args:
+        request: What is asked for.
+        parent: What it takes over from its parent, None for a root.
+        namespace: The object's namespace.
+        now: The time.
+        new_uid: Makes a UUID.
+        finalizer: Whether our finalizer holds it until it is recorded.
+    """
+    action, kind = request.action, request.kind
+    labels = _own_labels(request)
+    annotations: dict[str, str] = {}
+    env_vars: dict[str, str] = {}
+    interruptible: bool | None = None
+    run_spec = request.run_spec
+    if parent is not None:
+        if kind == ACTION_TYPE_TASK:
+            env_vars = dict(parent.env_vars)
+            interruptible = parent.interruptible
+            labels = {**parent.labels, **labels}
+            annotations = dict(parent.annotations)
+        elif parent.recovers:
+            annotations = {ANNOTATION_RECOVERS: parent.recovers}
+        if run_start_time := request.run_start_time or parent.run_start_time:
+            annotations[ANNOTATION_RUN_START_TIME] = run_start_time
+    elif run_spec is not None and kind == ACTION_TYPE_TASK:
+        env_vars = {each.key: each.value for each in run_spec.envs.values}
+        if run_spec.HasField("interruptible"):
+            interruptible = run_spec.interruptible.value
+        labels = {**dict(run_spec.labels.values), **labels}
+        annotations = {**dict(run_spec.annotations.values), **_of_run(run_spec)}
+    if parent is None and (request.run_start_time or kind == ACTION_TYPE_TASK):
+        annotations[ANNOTATION_RUN_START_TIME] = request.run_start_time or rfc3339(now)
+    _annotate(annotations, request, parent)
+    task = action.task if kind == ACTION_TYPE_TASK else None
+    spec = task.spec if task is not None and task.spec.HasField("task_template") else None
+    start_time = annotations.get(ANNOTATION_RUN_START_TIME, "")
+    return TaskAction.new(
+        ObjectMeta(
+            request.action_id.object_name,
+            namespace,
+            new_uid(),
+            1,
+            rfc3339(now),
+            labels=labels,
+            annotations=annotations,
+            finalizers=(FINALIZER_RECORD,) if finalizer else (),
+            owner_references=() if parent is None else (parent.owner,),
+        ),
+        TaskActionSpec(
+            request.action_id.project,
+            request.action_id.domain,
+            request.action_id.run,
+            request.action_id.name,
+            parent_action_name=action.parent_action_name,
+            action_type=kind if kind == ACTION_TYPE_CONDITION else "",
+            input_uri=action.input_uri,
+            run_output_base=action.run_output_base,
+            cache_key=task.cache_key.value if task is not None else "",
+            task_type=spec.task_template.type if spec is not None else "",
+            short_name=spec.short_name if spec is not None else "",
+            group=action.group,
+            task_template=(
+                _base64(with_start_time(spec.task_template, start_time)) if spec is not None else ""
+            ),
+            condition_spec=_base64(action.condition) if kind == ACTION_TYPE_CONDITION else "",
+            env_vars=env_vars,
+            interruptible=interruptible,
+        ),
+    )
+
+
+def build_trace(
+    request: Request,
+    trace: Trace,
+    parent: Inherited,
+    before: TaskAction | None,
+    *,
+    namespace: str,
+    now: datetime,
+    new_uid: Callable[[], str],
+) -> TaskAction:
+    """Build the object of a trace, which is over as a rule.
+
+    Recorded again it stays the incarnation that it was: who follows it sees a change.
+
+    Args:
+        request: What is asked for.
+        trace: What the trace tells of itself.
+        parent: What it takes over from its parent.
+        before: The same trace as it was recorded before.
+        namespace: The object's namespace.
+        now: The time, for what the trace does not say.
+        new_uid: Makes a UUID.
+    """
+    action = request.action
+    began, ended = trace.began or now, trace.ended or now
+    annotations: dict[str, str] = {}
+    _annotate(annotations, request, parent)
+    built = TaskAction.new(
+        ObjectMeta(
+            request.action_id.object_name,
+            namespace,
+            before.metadata.uid if before is not None else new_uid(),
+            1,
+            rfc3339(began),
+            labels=_own_labels(request),
+            annotations=annotations,
+            finalizers=(FINALIZER_RECORD,),
+            owner_references=(parent.owner,),
+        ),
+        TaskActionSpec(
+            request.action_id.project,
+            request.action_id.domain,
+            request.action_id.run,
+            request.action_id.name,
+            parent_action_name=action.parent_action_name,
+            action_type=ACTION_TYPE_TRACE,
+            input_uri=action.input_uri,
+            run_output_base=action.run_output_base,
+            short_name=action.trace.name[:_MOST_OF_A_SHORT_NAME],
+            task_type=ACTION_TYPE_TRACE,
+            group=action.group,
+            trace_spec=_base64(action.trace),
+        ),
+        TaskActionStatus(output_uri=action.trace.outputs.output_uri),
+    )
+    tree = json.decode_tree(json.encode(built))
+    when = ended if trace.phase.is_terminal else began
+    write_phase(tree, trace.phase, now=when, attempts=1, error=trace.error)
+    return json.decode(json.encode_tree(tree))
+
+
+def with_start_time(template: TaskTemplate, start_time: str) -> TaskTemplate:
+    """The template with ``{{.runStartTime}}`` replaced in its arguments; a copy, or itself."""
+    arguments = template.container.args if template.HasField("container") else ()
+    if not start_time or not any(_START_TIME in argument for argument in arguments):
+        return template
+    copy = type(template)()
+    copy.CopyFrom(template)
+    del copy.container.args[:]
+    copy.container.args.extend(each.replace(_START_TIME, start_time) for each in arguments)
+    return copy
+
+
+def same_action(present: TaskAction, request: Request) -> bool:
+    """Whether an object that has no digest is what is asked for: by identity and content."""
+    action, spec, action_id = request.action, present.spec, request.action_id
+    run = action_id.run
+    if not same_run(present.action_id, action_id) or spec.kind != request.kind:
+        return False
+    for there, wanted in (
+        (spec.action_name, action_id.name),
+        (present.parent, action.parent_action_name),
+    ):
+        if canonical_name(run, there) != canonical_name(run, wanted):
+            return False
+    try:
+        if request.kind == ACTION_TYPE_CONDITION:
+            return _equal(action.condition, spec.condition_spec_bytes)
+        noted = present.metadata.annotations.get(ANNOTATION_RUN_START_TIME)
+        template = with_start_time(action.task.spec.task_template, noted or request.run_start_time)
+        return _equal(template, spec.task_template_bytes)
+    except (DecodeError, BadMessage):
+        return False
+
+
+def _equal(message: Message, stored: bytes) -> bool:
+    """By meaning: Go writes the entries of a map in any order."""
+    return message == type(message).FromString(stored)
+
+
+def _run_start_time(parent: TaskAction) -> str:
+    """When the run began, as far as the parent tells."""
+    noted = parent.metadata.annotations.get(ANNOTATION_RUN_START_TIME, "")
+    # Flyte's service notes it nowhere, and its roots are created when the run begins.
+    return noted or ("" if parent.parent else parent.metadata.creation_timestamp)
+
+
+def _of_run(run_spec: RunSpec) -> dict[str, str]:
+    """What holds for the whole run, and has no field in Flyte's object."""
+    noted: dict[str, str] = {}
+    cache = run_spec.cache_config
+    if run_spec.overwrite_cache or cache.overwrite_cache:
+        noted[ANNOTATION_OVERWRITE_CACHE] = "true"
+    if cache.cache_lookup_scope == _GLOBAL:
+        noted[ANNOTATION_CACHE_SCOPE] = CACHE_SCOPE_GLOBAL
+    if run_spec.max_action_concurrency:
+        noted[ANNOTATION_MOST_AT_ONCE] = str(run_spec.max_action_concurrency)
+    return noted
+
+
+def _own_labels(request: Request) -> dict[str, str]:
+    action_id = request.action_id
+    return {
+        LABEL_PROJECT: action_id.project,
+        LABEL_DOMAIN: action_id.domain,
+        LABEL_RUN: action_id.run,
+        LABEL_ACTION: action_id.name,
+        LABEL_ACTION_TYPE: request.kind,
+        LABEL_IS_ROOT: "true" if request.is_root else "false",
+    }
+
+
+def _annotate(annotations: dict[str, str], request: Request, parent: Inherited | None) -> None:
+    annotations[ANNOTATION_DIGEST] = request.digest
+    # All of a run is of one organisation.
+    if org := request.action_id.org or (parent.org if parent is not None else ""):
+        annotations[ANNOTATION_ORG] = org
+    if request.action.subject:
+        annotations[ANNOTATION_SUBJECT] = request.action.subject
+
+
+def _base64(message: Message) -> str:
+    data = message.SerializeToString(deterministic=True)
+    try:
+        # One that is nested too deeply can be written, and then never be read.
+        type(message).FromString(data)
+    except BadMessage as error:
+        raise InvalidArgument(message.DESCRIPTOR.name, f"it cannot be stored: {error}") from None
+    return base64.b64encode(data).decode()
+
+
+def _digest(action: Action, run_spec: RunSpec | None, *, is_root_task: bool) -> str:
+    """Tells one request from another; maps have no order of their own.
+
+    The names of the root are one, and of a run specification only that counts which is used.
+    """
+    run = action.action_id.run.name
+    if run in (action.action_id.name, action.parent_action_name):
+        copy = type(action)()
+        copy.CopyFrom(action)
+        copy.action_id.name = canonical_name(run, action.action_id.name)
+        if action.parent_action_name:
+            copy.parent_action_name = canonical_name(run, action.parent_action_name)
+        action = copy
+    digest = hashlib.sha256(action.SerializeToString(deterministic=True))
+    if run_spec is not None:
+        used: Message = run_spec if is_root_task else run_spec.run_start_time
+        if told := used.SerializeToString(deterministic=True):
+            digest.update(b"\0" + told)
+    return "sha256:" + digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What ``etcd-actions run`` puts together, as the settings say."""

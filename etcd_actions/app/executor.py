@@ -1,0 +1,265 @@
+"""How the settings say that actions are run on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from etcd_actions.app.listeners import admitted_users
+from etcd_actions.client import ActionsClient
+from etcd_actions.config import Config
+from etcd_actions.config.settings import (
+    EXECUTOR,
+    EXECUTOR_CACHE_KEEP,
+    EXECUTOR_CLAIM_TTL,
+    EXECUTOR_FORK_SERVER,
+    EXECUTOR_KEEP,
+    EXECUTOR_MEMORY,
+    EXECUTOR_SLOTS,
+    EXECUTOR_STATE_DIR,
+    IMAGE_BYTES,
+    IMAGE_DIR,
+    IMAGE_KEEP,
+    IMAGE_TIMEOUT,
+    IMAGES,
+    LISTEN,
+    LISTEN_CLIENT_CA,
+    PYTHON,
+    TASK_SECRETS,
+    TOKEN_FILE,
+)
+from etcd_actions.embedded.embedded_etcd import default_data_dir
+from etcd_actions.errors import ConfigError
+from etcd_actions.images import Executing, ImageBuilds
+from etcd_actions.images.builds import BlobExists, ReadBlob
+from etcd_actions.server import ServerSettings, open_actions_server
+from etcd_actions.web import Bind, HttpLimits, ListenerStatistics, descriptors
+
+if TYPE_CHECKING:
+    from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings
+    from etcd_actions.server.front import Front
+
+_LEAST_TTL = 5
+_MOST_CONNECTIONS = 1_000
+_PR_SET_DUMPABLE = 4
+
+
+def check_executor(config: Config, served: ServerSettings | None) -> bool:
+    """Whether actions are to be run here.
+
+    Raises:
+        ConfigError: That would let anybody run commands here, or cannot work.
+    """
+    if config[EXECUTOR] == "none":
+        return False
+    if served is None:
+        raise ConfigError(f"{EXECUTOR.flag} local needs the service: give {LISTEN.flag} a place")
+    if not served.bind.is_loopback and not served.is_authenticated:
+        raise ConfigError(
+            f"{LISTEN.flag} {served.bind}: with {EXECUTOR.flag} local whoever can connect can run "
+            f"commands here: give {TOKEN_FILE.flag} or {LISTEN_CLIENT_CA.flag}, or listen on "
+            "127.0.0.1"
+        )
+    if config[EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
+        raise ConfigError(f"{EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
+    sdk_python(config)
+    _check_state_dir(state_dir_of(config))
+    # Names the extra that is missing before anything is started.
+    import_module("etcd_actions.executor")
+    return True
+
+
+def forbid_reading() -> None:
+    """Keep this process's environment, memory and descriptors from others of the same user.
+
+    Tasks run as this user, and etcd's password may be in the environment. Where it is root's
+    the kernel keeps nothing from it. No core dump is written afterwards, and only root can
+    attach a debugger.
+    """
+    if sys.platform.startswith("linux"):
+        arguments = [ctypes.c_ulong(each) for each in (0, 0, 0, 0)]
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, *arguments)
+
+
+def sdk_python(config: Config) -> Path:
+    """The interpreter that has Flyte's SDK.
+
+    Raises:
+        ConfigError: There is no such program.
+    """
+    given = config[PYTHON]
+    try:
+        python = Path(sys.executable) if given is None else given.absolute()
+    except OSError as error:
+        raise ConfigError(
+            f"{PYTHON.flag}: {given} cannot be found from this directory: "
+            f"{error.strerror}: give the whole path"
+        ) from None
+    if not os.access(python, os.X_OK) or python.is_dir():
+        raise ConfigError(
+            f"{PYTHON.flag}: {python} is no program: give the python that has Flyte's SDK"
+        )
+    return python
+
+
+@asynccontextmanager
+async def open_local_executor(
+    client: ActionsClient,
+    config: Config,
+    served: ServerSettings,
+    address: Bind,
+    *,
+    front: Front | None = None,
+    listeners: MutableMapping[str, Callable[[], ListenerStatistics]] | None = None,
+) -> AsyncIterator[Executor]:
+    """Run actions here.
+
+    Tasks speak to the service without TLS and tokens: where it wants those, they get a place
+    of their own on this machine, which only this user's processes can use.
+
+    Args:
+        client: Who does it.
+        config: The settings.
+        served: How the service is served.
+        address: Where.
+        front: What tasks find there besides actions: in a task, too, the SDK's own client runs.
+        listeners: Gets the numbers of that place.
+    """
+    from etcd_actions.executor import open_executor  # noqa: PLC0415
+
+    if served.tls is None and not served.demands_token:
+        host = address.host if address.is_loopback else "127.0.0.1"
+        async with open_executor(client, _settings(config, Bind(host, address.port))) as executor:
+            yield executor
+        return
+    own = ServerSettings(
+        bind=Bind("127.0.0.1", 0),
+        message_bytes=served.message_bytes,
+        max_streams=served.max_streams,
+        rate=0,
+        request_timeout=served.request_timeout,
+        keepalive=served.keepalive,
+        grace=served.grace,
+        http=HttpLimits(connections=_connections(), body_timeout=served.request_timeout),
+        users=admitted_users(config),
+        projects=served.projects,
+    )
+    async with (
+        open_actions_server(client, own, front=front) as server,
+        open_executor(client, _settings(config, server.address)) as executor,
+    ):
+        if listeners is not None:
+            listeners["tasks"] = server.connections
+        yield executor
+
+
+def _connections() -> int:
+    """How many connections tasks may have, beside those of the service."""
+    return max(1, min(_MOST_CONNECTIONS, descriptors.limit() // 8))
+
+
+def _settings(config: Config, service: Bind) -> ExecutorSettings:
+    from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
+
+    secrets = config[TASK_SECRETS]
+    return ExecutorSettings(
+        python=sdk_python(config),
+        service=str(service),
+        state_dir=state_dir_of(config),
+        fork_server=config[EXECUTOR_FORK_SERVER],
+        slots=config[EXECUTOR_SLOTS],
+        memory=config[EXECUTOR_MEMORY],
+        keep=config[EXECUTOR_KEEP],
+        cache_keep=config[EXECUTOR_CACHE_KEEP],
+        claim_ttl=config[EXECUTOR_CLAIM_TTL],
+        images=_images(config),
+        secrets=() if secrets is None else secrets,
+    )
+
+
+async def open_image_builds(
+    client: ActionsClient, config: Config, read: ReadBlob, exists: BlobExists
+) -> ImageBuilds | None:
+    """What answers the SDK's builder of images; None where every image counts as built.
+
+    Args:
+        client: Who stores the definitions.
+        config: The settings.
+        read: Reads what the SDK uploaded.
+        exists: Says whether it is still there.
+
+    Raises:
+        ConfigError: The executor's interpreter cannot be asked for its version.
+    """
+    lacking = config[IMAGES]
+    if config[EXECUTOR] == "none" or lacking == "off":
+        return None
+    from etcd_actions.executor.image_build import find_base  # noqa: PLC0415
+
+    python = sdk_python(config)
+    try:
+        base = await find_base(python)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{PYTHON.flag}: {error}: give the python that has Flyte's SDK") from None
+    executing = Executing(base.version, base.uv is not None, lacking)
+    return ImageBuilds(client.images, read, exists, executing)
+
+
+def _images(config: Config) -> ImageSettings | None:
+    from etcd_actions.executor import ImageSettings  # noqa: PLC0415
+
+    lacking = config[IMAGES]
+    if lacking == "off":
+        return None
+    given = config[IMAGE_DIR]
+    directory = state_dir_of(config) / "images"
+    if given is not None:
+        try:
+            directory = given.expanduser().absolute()
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"{IMAGE_DIR.flag}: it cannot be found: {error}") from None
+    most = config[IMAGE_BYTES]
+    return ImageSettings(
+        directory=directory,
+        python=sdk_python(config),
+        lacking=lacking,
+        within=config[IMAGE_TIMEOUT],
+        most_bytes=sys.maxsize if most is None else most,
+        keep=config[IMAGE_KEEP],
+    )
+
+
+def state_dir_of(config: Config) -> Path:
+    """Where the executor keeps what it knows of its tasks, absolute."""
+    try:
+        given = config[EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")
+        return given.expanduser().absolute()
+    except ConfigError:
+        raise ConfigError(
+            "this user has no home directory, so the executor has no state directory: give one "
+            f"with {EXECUTOR_STATE_DIR.flag} or {EXECUTOR_STATE_DIR.variable}, or set HOME"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"{EXECUTOR_STATE_DIR.flag}: the directory cannot be found: {error}: give another"
+        ) from None
+
+
+def _check_state_dir(directory: Path) -> None:
+    """Make the directory, and a file in it."""
+    trial = directory / f".trial-{os.getpid()}"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        trial.touch(mode=0o600)
+        trial.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{EXECUTOR_STATE_DIR.flag}: the state directory {directory} cannot be used: "
+            f"{error.strerror or error}: give one that can be written"
+        ) from None

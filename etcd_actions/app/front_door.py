@@ -1,0 +1,96 @@
+"""How the settings say what the SDK's own entry points are answered from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from etcd_actions.app.executor import open_image_builds
+from etcd_actions.app.image_uploads import ImageUploads
+from etcd_actions.app.listeners import project_settings
+from etcd_actions.app.run_records import logs_of
+from etcd_actions.blobs import BlobStore, NoStore, UrlSigner, open_blob_store
+from etcd_actions.client import ActionsClient
+from etcd_actions.config import Config
+from etcd_actions.config.settings import BLOB_DIR, EXECUTOR, MAX_UPLOAD_BYTES, STREAM_KEEPALIVE
+from etcd_actions.embedded.embedded_etcd import default_data_dir
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.images.builds import build_task_spec
+
+if TYPE_CHECKING:
+    from etcd_actions.server.front import Front
+
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def open_front(config: Config, client: ActionsClient, etcd: Etcd) -> AsyncIterator[Front]:
+    """The front door; one serves all ports of a process.
+
+    Args:
+        config: The settings.
+        client: Who changes and reads actions; its containment is the boundary of what runs here.
+        etcd: The connection.
+
+    Raises:
+        ConfigError: The store of blobs that somebody asked for cannot be used.
+    """
+    # Loaded on demand: it needs what serves.
+    from etcd_actions.registry.registry import open_registry  # noqa: PLC0415
+    from etcd_actions.runs.run_index import open_run_index  # noqa: PLC0415
+    from etcd_actions.server.front import Front  # noqa: PLC0415
+    from etcd_actions.server.front.run_lists import paused_runs  # noqa: PLC0415
+
+    keys, containment = client.keys, client.containment
+    async with (
+        open_run_index(etcd, keys, containment=containment) as index,
+        open_registry(etcd, client.store, keys, containment=containment) as registry,
+    ):
+        blobs = await trio.to_thread.run_sync(blob_store, config)
+        uploads = ImageUploads(blobs)
+        builds = await open_image_builds(client, config, uploads.read, uploads.exists)
+        if builds is not None:
+            registry.build_in(build_task_spec())
+        yield Front(
+            client=client,
+            keepalive=config[STREAM_KEEPALIVE],
+            blobs=blobs,
+            builds=builds,
+            signer=UrlSigner(client.store, keys),
+            reads_local_files=config[EXECUTOR] == "local",
+            max_upload_bytes=config[MAX_UPLOAD_BYTES],
+            logs=logs_of(client, etcd, keys, config),
+            index=index,
+            registry=registry,
+            paused=paused_runs(client, keys),
+            projects=project_settings(config),
+            projects_with_runs=index.projects,
+        )
+
+
+def blob_store(config: Config) -> BlobStore:
+    """The store that was asked for; else a folder, where one can be written."""
+    where = config[BLOB_DIR]
+    try:
+        return open_blob_store(_expanded(where or default_data_dir().with_name("blobs")))
+    except ConfigError as error:
+        if where is not None:
+            raise ConfigError(f"{BLOB_DIR.flag}: {error}") from None
+        why = f"{error}; or say where it is with {BLOB_DIR.flag} or {BLOB_DIR.variable}"
+        _log.warning("no_blob_store", error=str(error), remedy=BLOB_DIR.flag)
+        return NoStore(why)
+
+
+def _expanded(where: Path | str) -> Path | str:
+    if isinstance(where, str):
+        return where
+    try:
+        return where.expanduser().absolute()
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{where} cannot be found: {error}: give the whole path") from None

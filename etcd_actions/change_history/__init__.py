@@ -1,0 +1,1 @@
+"""Recorded histories of changes: their formats. No I/O."""

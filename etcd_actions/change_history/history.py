@@ -1,0 +1,319 @@
+"""A recorded history: a change a line as JSON, or a record in msgpack. No I/O."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from etcd_actions._internal.named_files import size_text
+from etcd_actions._internal.quoting import clipped, quoted
+from etcd_actions.change_history.record_format import FORMAT, VERSION, RecordDecoder, checksum
+from etcd_actions.codecs import codec_of
+from etcd_actions.errors import DecodeError, InputError
+
+# etcd takes no request of more than some megabytes; in base64, and with room to spare.
+_MOST_LINE_BYTES = 64 * 1024 * 1024
+
+
+class HistoryEvent(msgspec.Struct, frozen=True, gc=False):
+    """One change to make; ``value`` is None for a delete."""
+
+    key: bytes
+    value: bytes | None
+
+
+class Step(NamedTuple):
+    """A change to make, and how far in the input it goes, in bytes."""
+
+    position: int
+    event: HistoryEvent
+
+
+class Destination(NamedTuple):
+    """Where the changes go.
+
+    Attributes:
+        prefix: What comes before ``<namespace>/<name>`` in the keys.
+        namespace: Replaces theirs, in the key and in the object; None leaves it.
+    """
+
+    prefix: bytes
+    namespace: str | None = None
+
+
+class HistoryReader(Protocol):
+    """Makes changes of an input that comes in pieces."""
+
+    def feed(self, data: bytes, /) -> Iterator[Step]:
+        """The changes that are whole with the next piece.
+
+        Raises:
+            InputError: It is malformed; the message says where.
+        """
+        ...
+
+    def finish(self) -> Iterator[Step]:
+        """The changes that are whole because nothing more comes.
+
+        Raises:
+            InputError: What is left over is malformed.
+        """
+        ...
+
+    @property
+    def warning(self) -> str:
+        """After the end: what is missing there, empty when nothing is."""
+        ...
+
+
+def reader_of(source: str, beginning: bytes, destination: Destination) -> HistoryReader:
+    """The reader for an input, told by its first byte.
+
+    Args:
+        source: What errors call the input.
+        beginning: Its first bytes.
+        destination: Where the changes go.
+
+    Raises:
+        InputError: It is neither of the two.
+    """
+    # A record begins with a map; of JSON, and of any text, the first byte is none of these.
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{source}:1: it is UTF-16: save it as UTF-8")
+    first = beginning[:1]
+    if first and (0x80 <= first[0] <= 0x8F or first[0] in (0xDE, 0xDF)):
+        return RecordReader(source, destination)
+    return LineReader(source, destination)
+
+
+class _Line(msgspec.Struct, frozen=True, gc=False):
+    """What a line must hold; other fields are passed over."""
+
+    type: Literal["PUT", "DELETE"]
+    key: str
+    value: bytes | None = None
+
+
+class LineReader:
+    """Reads a JSON object a line.
+
+    The last two parts of a key, namespace and name, go below the destination's prefix.
+    """
+
+    def __init__(self, source: str, destination: Destination) -> None:
+        self._source = source
+        self._destination = destination
+        self._decoder = msgspec.json.Decoder(_Line)
+        self._lines = 0
+        self._position = 0
+        # A line that is not whole yet, in pieces.
+        self._rest: list[bytes] = []
+        self._rest_bytes = 0
+
+    @property
+    def warning(self) -> str:
+        """Nothing: that a line is missing does not show."""
+        return ""
+
+    def feed(self, data: bytes) -> Iterator[Step]:
+        """The changes of the whole lines; see `HistoryReader`."""
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            whole = self._whole(line)
+            self._position += len(whole) + 1
+            yield from self._read(whole)
+        self._rest.append(rest)
+        self._rest_bytes += len(rest)
+        if self._rest_bytes > _MOST_LINE_BYTES:
+            self._lines += 1
+            raise self._malformed(f"the line has more than {size_text(_MOST_LINE_BYTES)}")
+
+    def finish(self) -> Iterator[Step]:
+        """What follows the last newline is a line once the input has ended."""
+        line = self._whole(b"")
+        self._position += len(line)
+        yield from self._read(line)
+
+    def _whole(self, end: bytes) -> bytes:
+        """The line that has this end."""
+        line = b"".join((*self._rest, end))
+        self._rest, self._rest_bytes = [], 0
+        return line
+
+    def _read(self, line: bytes) -> Iterator[Step]:
+        self._lines += 1
+        if self._lines == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line.strip():
+            return
+        try:
+            decoded = self._decoder.decode(line)
+        except RecursionError:
+            raise self._malformed("it is nested too deeply") from None
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise self._malformed(str(error)) from None
+        namespace, _, name = decoded.key.rpartition("/")
+        namespace = namespace.rpartition("/")[2]
+        if not namespace or not name:
+            raise self._malformed(
+                f"{quoted(decoded.key)} does not end in <namespace>/<name> - at `$.key`"
+            )
+        value = decoded.value
+        if decoded.type == "DELETE":
+            value = None
+        elif not value:
+            raise self._malformed("a PUT needs a value - at `$.value`")
+        tail = f"{namespace}/{name}".encode()
+        try:
+            event = _event(self._destination, tail, value)
+        except DecodeError as error:
+            raise self._malformed(f"{error.reason} - at `$.value`") from None
+        yield Step(self._position, event)
+
+    def _malformed(self, reason: str) -> InputError:
+        return InputError(
+            f"{self._source}:{self._lines}: {clipped(reason, 300)}; "
+            "this line and those after it are not written"
+        )
+
+
+class RecordReader:
+    """Reads what ``record`` wrote.
+
+    What follows the recorded prefix goes below the destination's prefix. All puts and
+    deletes are changes to make, those that were listed or concluded too: they lead from the
+    states before to those after.
+    """
+
+    def __init__(self, source: str, destination: Destination) -> None:
+        self._source = source
+        self._destination = destination
+        self._decoder = RecordDecoder()
+        self._prefix: bytes | None = None
+        self._events = 0
+        self._ended = False
+        self._left_over = 0
+
+    @property
+    def warning(self) -> str:
+        """That the record was cut off, and how."""
+        if self._left_over:
+            return (
+                f"{self._source}: cut off in the entry at offset {self._decoder.position}, "
+                "which is not written: its recorder was ended or ran out of space"
+            )
+        if not self._ended:
+            return f"{self._source}: cut off, or not finished: it has no END"
+        return ""
+
+    def feed(self, data: bytes) -> Iterator[Step]:
+        """The changes of the whole entries; see `HistoryReader`."""
+        try:
+            for entry in self._decoder.feed(data):
+                event = self._read(entry)
+                if event is not None:
+                    self._events += 1
+                    yield Step(self._decoder.position, event)
+        except DecodeError as error:
+            raise self._malformed(error.reason) from None
+
+    def finish(self) -> Iterator[Step]:
+        """No changes: what is left over is no whole entry."""
+        try:
+            self._left_over = self._decoder.finish()
+        except DecodeError as error:
+            raise self._malformed(error.reason) from None
+        if self._prefix is None:
+            raise self._malformed("there is no header")
+        return iter(())
+
+    def _read(self, entry: dict[str, Any]) -> HistoryEvent | None:
+        if self._prefix is None:
+            self._prefix = _prefix(entry)
+            return None
+        kind = entry.get("type")
+        if self._ended:
+            raise DecodeError("there is something behind the END")
+        if kind == "SYNCED":
+            return None
+        if kind == "END":
+            if entry.get("events") != self._events:
+                raise DecodeError(
+                    f"END counts {quoted(entry.get('events'))} events, but there are {self._events}"
+                )
+            self._ended = True
+            return None
+        if kind not in ("PUT", "DELETE"):
+            raise DecodeError(f"no entry that is known: its type is {quoted(kind)}")
+        key, value = entry.get("key"), entry.get("value")
+        if not isinstance(key, bytes) or not key.startswith(self._prefix):
+            raise DecodeError(f"key: {quoted(key)} is not below the header's prefix")
+        if kind == "DELETE":
+            value = None
+        elif not isinstance(value, bytes):
+            raise DecodeError("value: a PUT needs bytes")
+        if entry.get("crc32", checksum(key, value)) != checksum(key, value):
+            raise DecodeError("key and value are not those that were recorded (crc32)")
+        tail = key[len(self._prefix) :]
+        if self._destination.namespace is not None and b"/" not in tail:
+            raise DecodeError(f"key: {quoted(key)} has no namespace to replace")
+        return _event(self._destination, tail, value)
+
+    def _malformed(self, reason: str) -> InputError:
+        return InputError(
+            f"{self._source}: offset {self._decoder.position}: {clipped(reason, 300)}; "
+            "this entry and those after it are not written"
+        )
+
+
+def _prefix(header: dict[str, Any]) -> bytes:
+    """The prefix that a header names, once it is one that can be read."""
+    if header.get("format") != FORMAT:
+        raise DecodeError(
+            f"no record: its format is {quoted(header.get('format'))}, not {FORMAT!r}"
+        )
+    version = header.get("version")
+    if type(version) is not int or version < 1:
+        raise DecodeError(f"no record: its version is {quoted(version)}, not {VERSION}")
+    if version != VERSION:
+        raise DecodeError(
+            f"a record of version {version}: this program reads {VERSION}: use a later etcd-actions"
+        )
+    prefix = header.get("prefix")
+    if not isinstance(prefix, bytes):
+        raise DecodeError("the header has no prefix")
+    return prefix
+
+
+def _event(destination: Destination, tail: bytes, value: bytes | None) -> HistoryEvent:
+    """The change of ``<namespace>/<name>`` at its destination."""
+    namespace, slash, name = tail.partition(b"/")
+    wanted = destination.namespace
+    if wanted is not None and wanted.encode() != namespace:
+        tail = wanted.encode() + slash + name
+        value = None if value is None else _moved(value, wanted)
+    return HistoryEvent(destination.prefix + tail, value)
+
+
+def _moved(value: bytes, namespace: str) -> bytes:
+    """The object in another namespace; what is no object stays as it is.
+
+    Raises:
+        DecodeError: The object cannot be written with that namespace.
+    """
+    codec = codec_of(value)
+    try:
+        tree = codec.decode_tree(value)
+    except DecodeError:
+        return value
+    metadata = tree.get("metadata")
+    if not isinstance(metadata, dict):
+        return value
+    metadata["namespace"] = namespace
+    try:
+        return codec.encode_tree(tree)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DecodeError(f"it cannot be put into namespace {namespace}: {error}") from None

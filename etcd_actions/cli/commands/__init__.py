@@ -1,0 +1,1 @@
+"""What each command does; its flags are in :mod:`etcd_actions.cli.parsing`."""

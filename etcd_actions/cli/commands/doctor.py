@@ -1,0 +1,110 @@
+"""``etcd-actions doctor``: what is wrong with an etcd, and what to do about it."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from etcd_actions._internal.quoting import printable
+from etcd_actions.cli.exit_codes import ExitCode, say
+from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
+from etcd_actions.cli.formats.table import Cell, Line, Terminal
+from etcd_actions.cli.options import Common
+from etcd_actions.cli.signals import open_stop
+from etcd_actions.doctor import Finding, Severity, Subject, examine, worst
+
+_STYLES = {
+    Severity.OK: "green",
+    Severity.NOTE: "cyan",
+    Severity.WARNING: "yellow",
+    Severity.ERROR: "bold red",
+}
+_INDENT = 9
+_LEAST_WIDTH = 40
+_EXIT_CODES = {Severity.WARNING: ExitCode.WARNINGS, Severity.ERROR: ExitCode.ERRORS}
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What is printed as ``json``: the worst severity, and the findings."""
+
+    worst: str
+    findings: list[Finding]
+
+
+async def examine_etcd(common: Common, output: str | None) -> int:
+    """Examine the etcd that the settings name, and print the findings, the worst first.
+
+    Returns:
+        The exit code, by the worst finding.
+    """
+    form = chosen_format(output, elsewhere="jsonl")
+    findings: list[Finding] | None = None
+    async with open_stop() as stop:
+        with stop.interrupts():
+            findings = await examine(
+                Subject(
+                    settings=common.config.connection(common.endpoints_to_use),
+                    prefix=common.prefix,
+                    namespace=common.namespace,
+                    template=common.config.namespace_template,
+                )
+            )
+        if findings is None:
+            say("stopped before all was examined: this says nothing about etcd")
+            return ExitCode.OK
+        return _print(findings, form)
+
+
+def _print(findings: list[Finding], form: str) -> ExitCode:
+    with standard_output() as write:
+        match form:
+            case "table":
+                terminal = Terminal(sys.stdout)
+                width = max(_LEAST_WIDTH, terminal.width)
+                write(terminal.render(_lines(findings, width)))
+            case "json":
+                report = Report(worst(findings).label, findings)
+                write(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+            case _:
+                write(msgspec.json.Encoder().encode_lines(findings))
+    return exit_code(findings)
+
+
+def exit_code(findings: Sequence[Finding]) -> ExitCode:
+    """The exit code that the worst finding asks for."""
+    return _EXIT_CODES.get(worst(findings), ExitCode.OK)
+
+
+def _lines(findings: Sequence[Finding], width: int) -> list[Line]:
+    lines: list[Line] = []
+    for finding in findings:
+        style = _STYLES[finding.rank]
+        title = [Cell(f"{finding.severity:<{_INDENT}}", style), Cell(finding.id, "bold")]
+        if finding.subject:
+            title.append(Cell(f"  {printable(finding.subject)}"))
+        lines.append(title)
+        lines += _wrapped(finding.seen, width)
+        lines += _wrapped(finding.meaning, width, style="dim")
+        lines += _wrapped(finding.remedy, width, mark="> ")
+    counts = Counter(finding.rank for finding in findings)
+    shown = [f"{counts[rank]} {rank.label}" for rank in sorted(Severity, reverse=True)]
+    lines.append([Cell(", ".join(shown))])
+    return lines
+
+
+def _wrapped(text: str, width: int, *, mark: str = "", style: str = "") -> list[Line]:
+    """The text below its title, broken between words only: commands are copied."""
+    indent = " " * _INDENT
+    wrapped = textwrap.wrap(
+        printable(text),
+        width,
+        initial_indent=indent + mark,
+        subsequent_indent=indent + " " * len(mark),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [[Cell(line, style)] for line in wrapped]

@@ -1,0 +1,307 @@
+"""``etcd-actions replay``: write a recorded history into etcd, in order and exactly once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions.change_history.history import Destination, HistoryEvent, HistoryReader, reader_of
+from etcd_actions.cli.exit_codes import ExitCode, say
+from etcd_actions.cli.formats.standard_output import check_input_open
+from etcd_actions.cli.options import Common
+from etcd_actions.cli.printing import output_by_print
+from etcd_actions.cli.signals import Stop, at_once, open_stop
+from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
+from etcd_actions.etcd import Etcd
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Delete,
+    Get,
+    KeyRange,
+    KeyValue,
+    Put,
+    RangeResult,
+    Txn,
+)
+
+_BACKOFF = Backoff(initial=0.1, cap=2.0)
+# An outage that lasts longer, in seconds, ends the replay.
+_PATIENCE = 60.0
+_CHUNK = 256 * 1024
+
+_log = structlog.get_logger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+class Replayer:
+    """Makes changes one after another, each once, also when answers are lost.
+
+    Each write compares the key's ``mod_revision`` with the one seen last. So it can be sent
+    again without harm, and when somebody else writes the same keys, as ``run`` does, what
+    follows the state that was seen tells whether a lost write was done.
+
+    Attributes:
+        puts: Number of puts made.
+        deletes: Number of deletes made.
+        revision: Revision of the last change; before the first, the store's.
+    """
+
+    def __init__(self, etcd: Etcd, stop: Stop, *, patience: float = _PATIENCE) -> None:
+        self.puts = 0
+        self.deletes = 0
+        self.revision = 0
+        self._etcd = etcd
+        self._stop = stop
+        self._patience = patience
+        self._seen: dict[bytes, int] = {}
+
+    async def begin(self, prefix: bytes) -> None:
+        """Ask for the store's revision, so an etcd that is away is found before any write.
+
+        The user need not be allowed to read more than ``prefix``.
+        """
+        found = await self._etcd.range(KeyRange.of_key(prefix), count_only=True)
+        self.revision = found.revision
+
+    async def write(self, event: HistoryEvent) -> None:
+        """Make one change.
+
+        Raises:
+            Unavailable: The outage lasts too long, or the end was asked for during it. The
+                change may have been made, or not.
+            EtcdError: etcd refuses it.
+        """
+        lost = False
+        failures = 0
+        give_up = trio.current_time() + self._patience
+        while True:
+            try:
+                if await self._try(event, lost):
+                    return
+                lost = False
+            except Unavailable as error:
+                lost = lost or isinstance(error, OutcomeUnknown)
+                failures += 1
+                if trio.current_time() > give_up:
+                    raise
+                delay = _BACKOFF.delay(failures)
+                _log.warning("etcd_away", error=str(error), retry_in=round(delay, 3))
+                with self._stop.interrupts():
+                    await trio.sleep(delay)
+                if self._stop.requested:
+                    raise
+
+    async def _try(self, event: HistoryEvent, lost: bool) -> bool:
+        """Make the change if the key is as it was seen last, else see how it is.
+
+        Args:
+            event: The change.
+            lost: Whether the answer to an earlier try was lost.
+        """
+        key, value = event.key, event.value
+        seen = self._seen.get(key, 0)
+        result = await self._etcd.txn(
+            Txn(
+                [Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen)],
+                [Delete(KeyRange.of_key(key)) if value is None else Put(key, value)],
+                [Get(KeyRange.of_key(key))],
+            )
+        )
+        if result.succeeded:
+            self._seen[key] = 0 if value is None else result.revision
+            self._count(event, result.revision)
+            return True
+        answer = result.responses[0]
+        current = answer.kvs[0] if isinstance(answer, RangeResult) and answer.kvs else None
+        done_at = await self._done_at(event, seen, current) if lost else 0
+        self._seen[key] = current.mod_revision if current is not None else 0
+        if done_at:
+            self._count(event, done_at)
+        return done_at > 0
+
+    async def _done_at(self, event: HistoryEvent, seen: int, current: KeyValue | None) -> int:
+        """The revision at which a change whose answer was lost was made, 0 if it was not.
+
+        Having compared, it can only be the first one after what was seen.
+        """
+        if event.value is None:
+            gone = current is None or current.create_revision > seen
+            return self.revision + 1 if gone else 0
+        before = seen or self.revision
+        first: KeyValue | None = None
+        state = current
+        while state is not None and state.mod_revision > before:
+            first = state
+            earlier = await self._etcd.range(
+                KeyRange.of_key(event.key), revision=state.mod_revision - 1
+            )
+            state = earlier.kvs[0] if earlier.kvs else None
+        if first is None or first.value != event.value or (first.version > 1) != (seen > 0):
+            return 0
+        return first.mod_revision
+
+    def _count(self, event: HistoryEvent, revision: int) -> None:
+        self.revision = revision
+        if event.value is None:
+            self.deletes += 1
+        else:
+            self.puts += 1
+
+
+async def replay_file(common: Common, file: str, rate: float | None) -> int:
+    """Write the file's history; after a first signal no further change is begun."""
+    async with open_stop() as stop, _opened(file, stop) as descriptor:
+        if descriptor is None:
+            return ExitCode.OK
+        async with common.open_etcd() as etcd:
+            replayer = Replayer(etcd, stop)
+            with stop.interrupts():
+                await replayer.begin(common.prefix)
+            source = _Source("<stdin>" if file == "-" else file, descriptor)
+            destination = Destination(common.prefix, common.namespace)
+            began = time.monotonic()
+            try:
+                with _progress(descriptor) as progress:
+                    await _replay(source, destination, replayer, stop, rate, progress)
+            finally:
+                with output_by_print():
+                    print(_summary(replayer, time.monotonic() - began))
+    return ExitCode.OK
+
+
+async def _replay(
+    source: _Source,
+    destination: Destination,
+    replayer: Replayer,
+    stop: Stop,
+    rate: float | None,
+    progress: Progress,
+) -> None:
+    reader: HistoryReader | None = None
+    done = 0
+    due = trio.current_time()
+    ended = False
+    while not ended and not stop.requested:
+        chunk: bytes | None = None
+        with stop.interrupts():
+            chunk = await source.read()
+        if chunk is None:
+            return
+        if reader is None:
+            reader = reader_of(source.name, chunk, destination)
+        ended = not chunk
+        for position, event in reader.finish() if ended else reader.feed(chunk):
+            if rate is not None:
+                with stop.interrupts():
+                    await trio.sleep_until(due)
+                due = max(due + 1 / rate, trio.current_time())
+            if stop.requested:
+                return
+            await replayer.write(event)
+            done += 1
+            progress(position, done)
+    if ended and reader is not None and reader.warning:
+        say(reader.warning)
+
+
+class _Source(NamedTuple):
+    """The input; ``name`` is what errors call it."""
+
+    name: str
+    descriptor: int
+
+    async def read(self) -> bytes:
+        """The next piece, empty at the end."""
+        try:
+            # Standard input may keep us waiting for ever; the end does not wait for it.
+            return await trio.to_thread.run_sync(
+                os.read, self.descriptor, _CHUNK, abandon_on_cancel=True
+            )
+        except OSError as error:
+            raise InputError(f"{self.name}: {os.strerror(error.errno or 0)}") from None
+
+
+@asynccontextmanager
+async def _opened(file: str, stop: Stop) -> AsyncIterator[int | None]:
+    """Open the file; None where the end was asked for before it could be opened."""
+    if file == "-":
+        check_input_open()
+        yield sys.stdin.fileno()
+        return
+    descriptor = await _open(file, stop)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+async def _open(file: str, stop: Stop) -> int | None:
+    try:
+        with stop.interrupts():
+            # A named pipe opens when somebody writes to it.
+            return await trio.to_thread.run_sync(_open_no_directory, file, abandon_on_cancel=True)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a NUL"
+        raise InputError(
+            f"{file}: {reason}: give a record, a file with one change "
+            "a line, or - for standard input"
+        ) from None
+    return None
+
+
+def _open_no_directory(file: str) -> int:
+    descriptor = os.open(file, os.O_RDONLY)
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return descriptor
+
+
+@contextmanager
+def _progress(descriptor: int) -> Iterator[Progress]:
+    """A bar on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _position, _done: None
+        return
+    from rich.console import Console  # noqa: PLC0415 (slow to import)
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bar  # noqa: PLC0415
+
+    from etcd_actions.cli.formats.table import sane_environment  # noqa: PLC0415
+
+    status = os.fstat(descriptor)
+    total = status.st_size if stat.S_ISREG(status.st_mode) else None
+    columns = (
+        TextColumn("replaying"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[done]} events"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True, _environ=sane_environment(os.environ))
+    with Bar(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("replaying", total=total, done=0)
+        with at_once(bar.stop):
+            yield lambda position, done: bar.update(task, completed=position, done=done)
+
+
+def _summary(replayer: Replayer, seconds: float) -> str:
+    count = replayer.puts + replayer.deletes
+    return (
+        f"replayed {count} events ({replayer.puts} puts, {replayer.deletes} deletes) "
+        f"in {seconds:.2f} s, last revision {replayer.revision}"
+    )

@@ -1,0 +1,119 @@
+"""Standard output: which format it gets, and what its reader's end means."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Protocol, cast
+
+import msgspec
+import trio
+
+from etcd_actions._internal.logger import get_logger
+from etcd_actions.cli.exit_codes import unwritable
+from etcd_actions.cli.formats.rows import Row
+from etcd_actions.cli.signals import Stop
+from etcd_actions.errors import InputError
+
+Write = Callable[[bytes], None]
+
+_log = get_logger(__name__)
+
+
+class Format(Protocol):
+    """How rows become output."""
+
+    def format(self, rows: Sequence[Row], /) -> bytes:
+        """The bytes of whole lines."""
+        ...
+
+
+class JsonLines:
+    """One JSON object a line."""
+
+    def __init__(self) -> None:
+        self._encoder = msgspec.json.Encoder()
+
+    def format(self, rows: Sequence[Row], /) -> bytes:
+        """The bytes of whole lines."""
+        return self._encoder.encode_lines(rows)
+
+
+def chosen_format(output: str | None, *, elsewhere: str) -> str:
+    """The format that was asked for, else table on a terminal and ``elsewhere`` elsewhere.
+
+    Raises:
+        InputError: Standard output is closed.
+    """
+    check_output_open()
+    return output or ("table" if sys.stdout.isatty() else elsewhere)
+
+
+def check_output_open() -> None:
+    """See that there is a standard output.
+
+    Raises:
+        InputError: It is closed: what is opened next would be written in its place.
+    """
+    # Python's own streams are None then.
+    if cast("IO[str] | None", sys.stdout) is None:
+        raise InputError("standard output is closed: send it to a file, or to /dev/null")
+
+
+def check_input_open() -> None:
+    """See that there is a standard input.
+
+    Raises:
+        InputError: It is closed.
+    """
+    if cast("IO[str] | None", sys.stdin) is None:
+        raise InputError("standard input is closed: give a file")
+
+
+@contextmanager
+def standard_output() -> Iterator[Write]:
+    """Give a function that writes all of its bytes to standard output.
+
+    A reader that reads no further, such as ``head``, ends the body early and is no error.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    check_output_open()
+
+    def write(data: bytes) -> None:
+        try:
+            write_all(sys.stdout.fileno(), data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise unwritable(error) from error
+
+    try:
+        yield write
+    except* BrokenPipeError:
+        # Nothing else here writes to a pipe.
+        _log.debug("nobody_reads_on")
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write bytes, however many pieces it takes."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            # Another program that has the same terminal or pipe may have made it so.
+            select.select([], [descriptor], [])
+
+
+async def stop_when_unread(descriptor: int, stop: Stop) -> None:
+    """Ask for the end when a pipe's reader has gone, also while there is nothing to write."""
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        # The writing end of a pipe becomes readable in one case only: as an error.
+        await trio.lowlevel.wait_readable(descriptor)
+        stop.request()

@@ -1,0 +1,223 @@
+"""Logs: structlog to stderr, for people on a terminal and as JSON lines elsewhere.
+
+A line is a unit of work: whatever goes wrong while it is made or written, it alone is lost. One
+that cannot be written is dropped and counted, see :mod:`etcd_actions.cli.stderr`; what cannot be
+shown is left out of it; and its length is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from typing import TYPE_CHECKING, Any, Final
+
+from etcd_actions.cli.stderr import TolerantStderr
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+    from etcd_actions._internal.containment import Containment
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("auto", "console", "json")
+
+# Characters of a value, and of a traceback, of which the end tells most.
+_MOST_OF_VALUE: Final = 4_000
+_MOST_OF_TRACEBACK: Final = 20_000
+_MOST_FIELDS: Final = 50
+_MOST_ITEMS: Final = 50
+_DEEPEST: Final = 4
+_LARGEST_INTEGER: Final = 1 << 128
+
+
+class _Failures:
+    """The boundaries that count the lines that could not be made."""
+
+    def __init__(self) -> None:
+        self.containment: Containment | None = None
+
+    def count(self) -> None:
+        # Counted only: to log it would be to fail again.
+        if self.containment is not None:
+            self.containment.count("log_line")
+
+
+_failures: Final = _Failures()
+
+
+def configure_logs(level: str = "info", form: str = "auto") -> None:
+    """Send the logs of this process to stderr.
+
+    Structlog is configured when it is imported, which a command that logs nothing does not do.
+
+    Args:
+        level: One of :data:`LEVELS`.
+        form: One of :data:`FORMATS`; ``auto`` is ``console`` on a terminal, else ``json``.
+    """
+    sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, _AtImport)]
+    if "structlog" in sys.modules:
+        _configure(level, form)
+    else:
+        sys.meta_path.insert(0, _AtImport(lambda: _configure(level, form)))
+
+
+class _AtImport:
+    """Finds structlog as Python does, and has it configured as soon as it is imported."""
+
+    def __init__(self, configure: Callable[[], None]) -> None:
+        self._configure = configure
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module's own specification, whose loader configures it at the end; see importlib."""
+        if name != "structlog":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self._configure()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _configure(level: str, form: str) -> None:
+    import structlog  # noqa: PLC0415 (slow to import)
+
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    processors: list[Processor] = [structlog.processors.add_log_level]
+    if form == "console" or (form == "auto" and terminal):
+        processors += [
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            _bounded,
+            structlog.dev.ConsoleRenderer(
+                colors=terminal and not os.environ.get("NO_COLOR"),
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
+        ]
+    else:
+        processors += [
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _bounded,
+            _in_order,
+            structlog.processors.JSONRenderer(),
+        ]
+    structlog.configure(
+        processors=[_Line(processors)],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        # Looked up at each line: a progress bar replaces sys.stderr while it is drawn.
+        logger_factory=lambda *_: _Output(),
+    )
+
+
+def count_failed_lines(containment: Containment) -> None:
+    """Count the lines that could not be made as failed units ``log_line``."""
+    _failures.containment = containment
+
+
+def lines_dropped() -> int:
+    """How many writes to standard error were dropped since the process began."""
+    stderr = sys.__stderr__
+    return stderr.dropped if isinstance(stderr, TolerantStderr) else 0
+
+
+class _Output:
+    """Writes lines to standard error; one that cannot be written is lost."""
+
+    def msg(self, message: str) -> None:
+        # One write: a line is dropped whole.
+        try:
+            sys.stderr.write(message + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError, AttributeError):
+            # The standard error of a process that is not ours to command, closed or full.
+            _failures.count()
+
+    log = debug = info = warning = error = critical = exception = msg
+
+
+class _Line:
+    """Makes a line, by the processors that are given, or the little of it that can be made."""
+
+    def __init__(self, processors: list[Processor]) -> None:
+        self._processors = processors
+
+    def __call__(self, logger: WrappedLogger, method: str, fields: EventDict) -> str:
+        event = fields.get("event")
+        try:
+            made: Any = fields
+            for processor in self._processors:
+                made = processor(logger, method, made)
+            return str(made)
+        except Exception as error:
+            _failures.count()
+            reduced = {"event": _shown(event), "line_failed": type(error).__name__}
+            for processor in self._processors:
+                reduced = processor(logger, method, reduced)  # type: ignore[assignment]
+            return str(reduced)
+
+
+def _bounded(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    """Cut what is too long, and show what has no text of its own."""
+    bounded: EventDict = {}
+    for name, value in fields.items():
+        if len(bounded) == _MOST_FIELDS:
+            bounded["fields_left_out"] = len(fields) - _MOST_FIELDS
+            break
+        if name == "exc_info":
+            bounded[name] = value
+        elif name == "exception":
+            bounded[name] = _tail(str(value))
+        else:
+            bounded[str(name)[:100]] = _shown(value)
+    return bounded
+
+
+def _shown(value: object, depth: int = 0) -> Any:
+    """A value that every renderer can show, of bounded length."""
+    try:
+        if value is None or isinstance(value, (bool, float)):
+            return value
+        if isinstance(value, int):
+            return int(value) if abs(value) < _LARGEST_INTEGER else f"{value.bit_length()} bits"
+        if isinstance(value, str):
+            return _head(str(value))
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return _head(bytes(value[:_MOST_OF_VALUE]).decode(errors="backslashreplace"))
+        if depth < _DEEPEST:
+            if isinstance(value, Mapping):
+                items = list(value.items())[:_MOST_ITEMS]
+                return {str(_shown(key, depth + 1)): _shown(each, depth + 1) for key, each in items}
+            if isinstance(value, (list, tuple, set, frozenset)):
+                return [_shown(each, depth + 1) for each in list(value)[:_MOST_ITEMS]]
+        return _head(repr(value))
+    except Exception as error:
+        _failures.count()
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+
+
+def _head(text: str) -> str:
+    left_out = len(text) - _MOST_OF_VALUE
+    return text if left_out <= 0 else f"{text[:_MOST_OF_VALUE]}… ({left_out} more)"
+
+
+def _tail(text: str) -> str:
+    left_out = len(text) - _MOST_OF_TRACEBACK
+    return text if left_out <= 0 else f"({left_out} more) …{text[-_MOST_OF_TRACEBACK:]}"
+
+
+def _in_order(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    """Put what every line has before the rest, for those who read JSON with their eyes."""
+    return {**{name: fields[name] for name in ("timestamp", "level", "event")}, **fields}

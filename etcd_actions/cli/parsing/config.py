@@ -1,0 +1,27 @@
+"""The flags of ``config``."""
+
+from __future__ import annotations
+
+from etcd_actions.cli.flags import EPILOG, group
+from etcd_actions.cli.options import all_options
+from etcd_actions.cli.printing import output_option
+from etcd_actions.config import Resolution
+
+
+@group(no_args_is_help=True)
+def config() -> None:
+    """Look at the settings."""
+
+
+@config.command(epilog=EPILOG)
+@output_option("table", "jsonl", "json", elsewhere="jsonl")
+@all_options
+def show(values: Resolution, *, output: str | None) -> int:
+    """Show each setting, its value, and where that comes from.
+
+    Flags go before variables, and both before the defaults. Passwords are not shown. What is
+    unusable is told on stderr, and ends with exit code 2.
+    """
+    from etcd_actions.cli.commands.config_show import show_config  # noqa: PLC0415
+
+    return show_config(values, output)

@@ -1,0 +1,79 @@
+"""The flags of record, replay and release-finalizers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+from etcd_actions.cli.flags import command
+from etcd_actions.cli.number_types import Rate
+from etcd_actions.cli.options import Common, common_options
+from etcd_actions.cli.parsing.run_async import run_async
+
+
+@command()
+@click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
+@click.option(
+    "--history",
+    is_flag=True,
+    help="Begin with the oldest revision that etcd can still read, not with the newest.",
+)
+@click.option(
+    "--until-synced", is_flag=True, help="End once what there was at the start is recorded."
+)
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@common_options
+def record(common: Common, *, file: str, history: bool, until_synced: bool, force: bool) -> int:
+    """Record the actions' changes into a file.
+
+    First what is there, then SYNCED, then each change in the order of revisions, until a
+    signal. With --history it is what was there at the oldest revision, then all that happened
+    since; where etcd compacted its history nothing older is left to record, and the states
+    that it begins with are marked as listed. FILE is a stream of msgpack maps, which replay
+    writes back; - is standard output. An etcd that goes away is waited for.
+    """
+    from etcd_actions.cli.commands.record import RecordSettings, record_file  # noqa: PLC0415
+
+    settings = RecordSettings(history=history, until_synced=until_synced, force=force)
+    return run_async(record_file, common, file, settings)
+
+
+@command()
+@click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
+@click.option(
+    "--rate",
+    type=Rate(),
+    metavar="N",
+    help="Events a second. [default: as fast as etcd takes them]",
+)
+@common_options
+def replay(common: Common, *, file: str, rate: float | None) -> int:
+    """Write a recorded history into etcd.
+
+    Change by change, in order. FILE is what record wrote, or has one JSON object a line: type
+    (PUT or DELETE), key, and value in base64; - is standard input. Namespace and name of a key
+    go below --prefix; --namespace replaces the namespace. Leases are not written. A first
+    signal stops after the change at hand. A record whose end is missing is written as far as
+    it goes, with a warning.
+    """
+    from etcd_actions.cli.commands.replay import replay_file  # noqa: PLC0415
+
+    return run_async(replay_file, common, file, rate)
+
+
+@command("release-finalizers")
+@click.option("--namespace", metavar="NAME", help="Only this namespace.")
+@click.option("--context", metavar="NAME", help="This context of kubectl's configuration.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be changed.")
+def release_finalizers(*, namespace: str | None, context: str | None, dry_run: bool) -> int:
+    """Have an API server take our finalizer away from its actions.
+
+    For actions that an API server encrypts at rest, which only it can change: without this they
+    are never deleted. It asks by kubectl, with your configuration, and leaves all else in the
+    objects. Set --finalizer=false first, so that no more get it. What is being deleted goes
+    with its last finalizer. Safe to run again.
+    """
+    from etcd_actions.cli.commands.release_finalizers import release_finalizers as release  # noqa: PLC0415
+
+    return run_async(partial(release, namespace, context, dry_run=dry_run))

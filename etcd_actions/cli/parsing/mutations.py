@@ -1,0 +1,100 @@
+"""The flags of what changes actions: enqueue, abort, signal, status."""
+
+from __future__ import annotations
+
+import click
+
+from etcd_actions.cli.flags import command
+from etcd_actions.cli.number_types import Count
+from etcd_actions.cli.options import Common, asking_options
+from etcd_actions.cli.parsing.run_async import run_async
+from etcd_actions.model import Phase
+
+
+@command()
+@click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
+@asking_options
+def enqueue(common: Common, *, file: str) -> int:
+    """Create the action that FILE describes.
+
+    FILE is a flyteidl2.actions.EnqueueRequest, or its Action alone, as protobuf's JSON or in
+    binary; - is standard input. The same again is no error. With --service the
+    service is asked, else etcd.
+    """
+    from etcd_actions.cli.commands.mutations import enqueue_file  # noqa: PLC0415
+
+    return run_async(enqueue_file, common, file)
+
+
+@command()
+@click.argument("action", metavar="ACTION")
+@click.option("--reason", metavar="TEXT", default="", help="Why.")
+@click.option("--by", metavar="NAME", default="", help="Who wants it.")
+@asking_options
+def abort(common: Common, *, action: str, reason: str, by: str) -> int:
+    """End an action and all below it as ABORTED.
+
+    ACTION is <project>/<domain>/<run>/<action>; the root of a run is called a0. What is over
+    keeps its own ending. Safe to run again.
+    """
+    from etcd_actions.cli.commands.mutations import abort_action  # noqa: PLC0415
+
+    return run_async(abort_action, common, action, reason, by)
+
+
+@command()
+@click.argument("action", metavar="ACTION")
+@click.argument("value", metavar="VALUE")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["auto", "bool", "int", "float", "str"]),
+    default="auto",
+    help="Of which type VALUE is. [default: what it looks like]",
+)
+@click.option("--by", metavar="NAME", default="", help="Who gives it.")
+@asking_options
+def signal(common: Common, *, action: str, value: str, kind: str, by: str) -> int:
+    """Give a condition the VALUE that it waits for.
+
+    ACTION is <project>/<domain>/<run>/<action>. The same value again is no error.
+    """
+    from etcd_actions.cli.commands.mutations import signal_condition  # noqa: PLC0415
+
+    return run_async(signal_condition, common, action, value, kind, by)
+
+
+@command()
+@click.argument("action", metavar="ACTION")
+@click.argument("phase", type=click.Choice([phase.name for phase in Phase], case_sensitive=False))
+@click.option("--attempt", type=Count(), metavar="N", default=1, show_default=True)
+@click.option("--message", metavar="TEXT", default="", help="A line for people.")
+@click.option("--error-code", metavar="CODE", default="", help="Why it failed, in a word.")
+@click.option("--error-message", metavar="TEXT", default="", help="Why it failed.")
+@click.option(
+    "--error-kind", type=click.Choice(["USER", "SYSTEM"]), default="USER", show_default=True
+)
+@asking_options
+def status(
+    common: Common,
+    *,
+    action: str,
+    phase: str,
+    attempt: int,
+    message: str,
+    error_code: str,
+    error_message: str,
+    error_kind: str,
+) -> int:
+    """Report that an action is in PHASE, as an executor does.
+
+    ACTION is <project>/<domain>/<run>/<action>. The same again writes nothing; an earlier
+    attempt, and a way out of an end, are refused.
+    """
+    from etcd_actions.cli.commands.mutations import report_status  # noqa: PLC0415
+    from etcd_actions.model import ErrorState  # noqa: PLC0415
+
+    error = None
+    if error_code or error_message:
+        error = ErrorState(code=error_code, kind=error_kind, message=error_message)
+    return run_async(report_status, common, action, phase.upper(), attempt, message, error)

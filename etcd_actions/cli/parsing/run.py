@@ -1,0 +1,20 @@
+"""The flags of ``run``."""
+
+from __future__ import annotations
+
+from etcd_actions.cli.flags import command
+from etcd_actions.cli.options import Common, run_options
+from etcd_actions.cli.parsing.run_async import run_async
+
+
+@command()
+@run_options
+def run(common: Common) -> int:
+    """Watch actions and mark each ending, until a signal.
+
+    Without --endpoints or ETCDCTL_ENDPOINTS it starts an etcd of its own on this machine.
+    An etcd that cannot be reached is waited for.
+    """
+    from etcd_actions.cli.commands.run import run_until_signal  # noqa: PLC0415
+
+    return run_async(run_until_signal, common)

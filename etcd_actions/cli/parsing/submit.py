@@ -1,0 +1,71 @@
+"""The flags of ``submit``."""
+
+from __future__ import annotations
+
+import click
+
+from etcd_actions.cli.flags import command
+from etcd_actions.cli.options import Common, submitting_options
+from etcd_actions.cli.parsing.run_async import run_async
+from etcd_actions.cli.printing import output_option
+
+
+@command()
+@click.argument("target", metavar="FILE.py:TASK")
+@click.option(
+    "--input", "inputs", metavar="NAME=VALUE", multiple=True, help="An input of the task."
+)
+@click.option("--project", metavar="NAME", default="flytesnacks", show_default=True)
+@click.option("--domain", metavar="NAME", default="development", show_default=True)
+@click.option("--org", metavar="NAME", default="local", show_default=True)
+@click.option("--run", metavar="NAME", help="What the run is called. [default: a new name]")
+@click.option(
+    "--root-dir",
+    metavar="DIRECTORY",
+    type=click.Path(exists=True, file_okay=False),
+    help="Where the program's modules are found. [default: where FILE.py is]",
+)
+@click.option(
+    "--output-base",
+    metavar="DIRECTORY",
+    type=click.Path(file_okay=False),
+    help="Where outputs are kept; without --service inputs, too. [default: the store of blobs]",
+)
+@click.option("--detach", is_flag=True, help="Do not wait for the result.")
+@output_option("table", "jsonl", elsewhere="jsonl")
+@submitting_options
+def submit(
+    common: Common,
+    *,
+    target: str,
+    inputs: tuple[str, ...],
+    project: str,
+    domain: str,
+    org: str,
+    run: str | None,
+    root_dir: str | None,
+    output_base: str | None,
+    detach: bool,
+    output: str | None,
+) -> int:
+    """Run a task of a program that is written with Flyte's SDK.
+
+    The SDK, in the interpreter that --python names, converts the inputs and creates the run; an
+    executor, such as that of run --executor local, runs it. Each change of a phase is shown,
+    and the result at the end. VALUE is what flyte run takes: a text, a path of a file or a
+    directory, or JSON. A first Ctrl-C leaves the run alone: abort ends it.
+    """
+    from etcd_actions.cli.commands.submit import Submission, submit_program  # noqa: PLC0415
+
+    submission = Submission(
+        target=target,
+        inputs=inputs,
+        project=project,
+        domain=domain,
+        org=org,
+        run=run,
+        root_dir=root_dir,
+        output_base=output_base,
+        detach=detach,
+    )
+    return run_async(submit_program, common, submission, output)

@@ -1,0 +1,153 @@
+"""TaskActions as protobuf messages: their trees, views and summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError as ProtobufDecodeError
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
+from etcd_actions.codecs.message_forms import Elsewhere, Form, read_tree, read_view, write_tree
+from etcd_actions.codecs.object_tree import base64_text
+from etcd_actions.model import names
+from etcd_actions.model.mark import details_digest, read_state, subject_digest
+from etcd_actions.model.phase import phase_of
+from etcd_actions.model.summary import Summary
+from etcd_actions.model.taskaction import TaskAction
+
+
+def parse(data: bytes) -> pb.TaskAction:
+    """Parse a message.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return pb.TaskAction.FromString(data)
+    except ProtobufDecodeError as error:
+        raise ValueError(str(error)) from None
+
+
+def tree_of(message: pb.TaskAction) -> dict[str, Any]:
+    """Give a message's tree.
+
+    Raises:
+        ValueError: A field that holds JSON does not, or says again what another field says.
+        RecursionError: It is nested too deeply.
+    """
+    return read_tree(message, _TASK_ACTION)
+
+
+def message_of(tree: dict[str, Any]) -> pb.TaskAction:
+    """Make the message of a tree that was checked and has no plain floats.
+
+    Raises:
+        ValueError: A string is not Unicode.
+        RecursionError: It is nested too deeply.
+    """
+    message = pb.TaskAction()
+    write_tree(message, tree, _TASK_ACTION)
+    return message
+
+
+def view_of(message: pb.TaskAction) -> TaskAction | None:
+    """Give a message's typed view; None where not all of it is in typed fields."""
+    if not _is_task_action(message):
+        return None
+    try:
+        action: TaskAction = read_view(message, _TASK_ACTION)
+    except Elsewhere:
+        return None
+    return action
+
+
+def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> Summary | None:
+    """Give a message's summary; None where the view has to be looked at."""
+    metadata, spec, status = message.metadata, message.spec, message.status
+    if message.other_fields or metadata.other_fields or spec.other_fields or status.other_fields:
+        return None
+    if not _is_task_action(message):
+        return None
+    project, domain, run, name = spec.project, spec.domain, spec.run_name, spec.action_name
+    # An empty text may be one that is not there, for which the view is refused.
+    if not (project and domain and run and name and message.HasField("metadata")):
+        return None
+    conditions = status.conditions
+    for condition in conditions:
+        if condition.other_fields or not condition.type or not condition.status:
+            return None
+    finalizers = metadata.finalizers
+    held = names.FINALIZER_RECORD in finalizers
+    phase, attempts = phase_of(conditions), status.attempts
+    recorded, stray, mark = False, False, 0
+    if metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) == "true":
+        error = status.error_state if status.HasField("error_state") else None
+        if error is not None and error.other_fields:
+            return None
+        phase, attempts, recorded, _, stray, mark = read_state(
+            metadata.annotations.get(names.ANNOTATION_RECORDED),
+            phase,
+            attempts,
+            create_revision,
+            subject_digest(project, domain, run, name, metadata.uid),
+            details_digest(
+                error and read_view(error, _ERROR_STATE),
+                base64_text(status.signal_value) if status.signal_value else "",
+                status.output_uri if spec.action_type == names.ACTION_TYPE_TRACE else "",
+            ),
+        )
+    return Summary(
+        project,
+        domain,
+        run,
+        name,
+        metadata.annotations.get(names.ANNOTATION_ORG, ""),
+        spec.parent_action_name,
+        metadata.uid,
+        phase,
+        attempts,
+        status.cache_status,
+        recorded,
+        spec.run_output_base,
+        create_revision,
+        revision,
+        bool(metadata.deletion_timestamp),
+        held,
+        len(finalizers) > held,
+        stray,
+        mark,
+        spec.action_type == names.ACTION_TYPE_CONDITION,
+        names.other_version(message.api_version),
+    )
+
+
+def _is_task_action(message: pb.TaskAction) -> bool:
+    return names.is_task_action(message.api_version, message.kind)
+
+
+def fields_of_later_versions(message: pb.TaskAction) -> str:
+    """Name what is in a message and not in the schema; empty where there is nothing."""
+    known = pb.TaskAction()
+    known.CopyFrom(message)
+    known.DiscardUnknownFields()
+    if known.ByteSize() == message.ByteSize():
+        return ""
+    return ", ".join(_unknown(message, "TaskAction"))
+
+
+def _unknown(message: Message, path: str) -> list[str]:
+    found = [f"{path}.{field.field_number}" for field in unknown_fields(message)]
+    for field, item in message.ListFields():
+        if field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for each in item if field.is_repeated else [item]:
+                found += _unknown(each, f"{path}.{field.name}")
+    return found
+
+
+unknown_fields: Callable[[Message], Iterable[Any]] = UnknownFieldSet  # type: ignore[assignment]
+"""The fields that a message was read with, and that its type does not have."""
+_TASK_ACTION: Final = Form(pb.TaskAction.DESCRIPTOR)
+_ERROR_STATE: Final = Form(pb.ErrorState.DESCRIPTOR)

@@ -1,0 +1,1 @@
+"""An etcd of the process's own."""

@@ -1,0 +1,396 @@
+"""Elects one of several processes, by a key that hangs on a lease.
+
+Whoever finds the key absent creates it, under a lease of its own, and renews that. The key
+goes when its process resigns, or with the lease of one that fell silent; the others have a
+watch on it, and hold no lease meanwhile.
+
+Two never lead at once: a leader that could not renew its lease gives up before etcd can let
+it expire. It goes by its own clock, suspensions of the machine included, and counts from when it
+asked, so it knows even when the process itself was stopped: :attr:`Election.is_leader` is false
+from the first look on. What was sent before that may still arrive after another one was elected.
+Writes that must not happen then carry :attr:`Leadership.fence`; calls to other servers, which
+nothing fences, are made within :meth:`Term.sure_until`.
+
+The key is defended against other writers: a leader that finds its key changed, and so
+perhaps detached from the lease, writes it again. A key without a lease, which would never go,
+is deleted by a candidate that has seen it unchanged for longer than the lease would last. An
+unexpected failure ends a term, and then the process stands again; it never ends the election.
+
+Only somebody who deletes the key, or revokes the lease, of a leader that is well can make two
+believe that they lead, until the first one's watch tells it, which takes milliseconds. The
+fence holds in that case, too.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+import trio
+
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import Containment, describe
+from etcd_actions._internal.retrying import retrying
+from etcd_actions.errors import ConfigError, EtcdError, LeaseNotFound, Unavailable, first_error
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Delete,
+    Etcd,
+    KeyRange,
+    KeyValue,
+    Put,
+    Txn,
+    WatchCreate,
+)
+from etcd_actions.etcd.reasons import error_kind
+from etcd_actions.etcd.session import Session, open_session
+from etcd_actions.etcd.term import Leadership, Term
+
+__all__ = ["Election", "ElectionStatistics", "Leadership", "Term", "open_election"]
+
+LEAST_TTL = 2
+"""Seconds; etcd with its usual timing grants no less."""
+
+_BACKOFF = Backoff(initial=0.05, cap=2.0)
+_AFTER_GIVING_UP = 1.0
+"""Seconds that others have for themselves to be elected."""
+_LONGEST_NAME = 200
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElectionStatistics:
+    """How an election stands, and went so far.
+
+    Attributes:
+        is_leader: Whether this process leads.
+        leader: The name of the leader, as far as it is known; empty without one.
+        terms: How often this process was elected.
+        losses: How often it was deposed, by reason: ``not_renewed`` in time,
+            ``lease_expired``, the key was ``deleted``, or the work ``failed`` and was given up.
+        failures: Number of requests that etcd did not answer, or refused.
+    """
+
+    is_leader: bool
+    leader: str
+    terms: int
+    losses: dict[str, int]
+    failures: int
+
+
+@asynccontextmanager
+async def open_election(
+    etcd: Etcd,
+    key: bytes,
+    *,
+    name: str | None = None,
+    ttl: int = 10,
+    containment: Containment | None = None,
+) -> AsyncIterator[Election]:
+    """Stand for election for as long as the context lasts; leaving it resigns.
+
+    While etcd is away, or refuses, it tries again, for ever. Resigning takes a bounded time,
+    also when the context is cancelled; if etcd does not answer by then the lease expires.
+
+    Args:
+        etcd: The connection; its request time-out should be at most half of ``ttl``.
+        key: What candidates compete for: the process that creates it leads.
+        name: What the key's value says; by default host and process.
+        ttl: Seconds after which a leader that fell silent is replaced; at least 2.
+        containment: Where unexpected failures are counted; by default one of its own.
+
+    Raises:
+        ConfigError: ``ttl`` is too short.
+    """
+    if ttl < LEAST_TTL:
+        raise ConfigError(f"ttl: {ttl} s is too short for a lease: give at least {LEAST_TTL}")
+    election = Election(
+        etcd,
+        key,
+        name=name or f"{socket.gethostname()}/{os.getpid()}",
+        ttl=ttl,
+        containment=containment or Containment(),
+    )
+    # It leads for as long as the body takes to end, also when that is cancelled.
+    scope = trio.CancelScope(shield=True)
+
+    async def run() -> None:
+        with scope:
+            await election._run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        try:
+            yield election
+        finally:
+            scope.cancel("the election is left")
+
+
+class Election:
+    """Whether this process leads; made by :func:`open_election`."""
+
+    def __init__(
+        self, etcd: Etcd, key: bytes, *, name: str, ttl: int, containment: Containment
+    ) -> None:
+        self._containment = containment
+        self._identity = key.decode(errors="backslashreplace")
+        # The key as it was when it was first seen without a lease, and when that was.
+        self._orphan: tuple[KeyValue, float] | None = None
+        self._etcd = etcd
+        self._key = key
+        self._name = name
+        self._ttl = ttl
+        # The lease of an earlier try that etcd could not be asked to revoke.
+        self._unrevoked = 0
+        self._term: Term | None = None
+        self._elected = trio.Event()
+        self._leader = ""
+        self._terms = 0
+        self._losses: Counter[str] = Counter()
+        self._failures = 0
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process leads, by its clock of this very moment."""
+        return self.term is not None
+
+    @property
+    def term(self) -> Term | None:
+        """The present term; None while another process leads, or none."""
+        return self._term if self._term is not None and self._term.lasts else None
+
+    @property
+    def leadership(self) -> Leadership | None:
+        """That of the present term; None while another process leads, or none."""
+        term = self.term
+        return None if term is None else term.leadership
+
+    @property
+    def fence(self) -> Compare:
+        """That of the present or the last term; before the first one it never holds."""
+        term = self._term
+        return (term.leadership if term is not None else Leadership(self._key, -1)).fence
+
+    def statistics(self) -> ElectionStatistics:
+        """See :class:`ElectionStatistics`."""
+        return ElectionStatistics(
+            is_leader=self.is_leader,
+            leader=self._leader,
+            terms=self._terms,
+            losses=dict(self._losses),
+            failures=self._failures,
+        )
+
+    async def wait_leader(self) -> Leadership:
+        """Return once this process leads, with its term."""
+        while True:
+            await self._elected.wait()
+            if (leadership := self.leadership) is not None:
+                return leadership
+            # The deadline has passed; the task that follows it has yet to run.
+            await self.wait_lost()
+
+    async def wait_lost(self) -> None:
+        """Return once the term that lasts now is over; at once when none does."""
+        if self._term is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._term.over.wait()
+
+    def give_up(self) -> None:
+        """End the term that lasts, if one does; stand again when others had the time to."""
+        if self._term is not None and not self._term.over.is_set():
+            self._term.given_up = True
+            self._end_term()
+
+    async def _run(self) -> None:
+        """Stand again and again."""
+        failures = 0
+        while True:
+            failure: EtcdError | None = None
+            began = trio.current_time()
+            try:
+                failure = await self._try()
+            except BaseException as error:
+                self._end_term()
+                contained = self._containment.caught("election", self._identity, error, parks=True)
+                failure = Unavailable(describe(contained))
+            else:
+                self._containment.forget("election", self._identity)
+            if failure is None:
+                failures = 0
+                continue
+            failures = 1 if trio.current_time() - began > self._ttl else failures + 1
+            delay = _BACKOFF.delay(failures)
+            self._tell_failure("election_failed", failure, failures, delay)
+            await trio.sleep(delay)
+
+    async def _try(self) -> EtcdError | None:
+        try:
+            await self._stand()
+        except* EtcdError as group:
+            failure = first_error(group)
+        else:
+            return None
+        return failure
+
+    async def _stand(self) -> None:
+        """Wait until nobody leads, then try to, and lead while that lasts."""
+        await self._revoke()
+        if self._term is not None and self._term.given_up:
+            self._term = None
+            await trio.sleep(_AFTER_GIVING_UP)
+        found = await self._etcd.range(KeyRange.of_key(self._key))
+        if found.kvs:
+            self._leader = found.kvs[0].value[:_LONGEST_NAME].decode(errors="replace")
+            if not await self._delete_orphan(found.kvs[0]):
+                await self._wait_deleted(found.revision)
+            return
+        self._leader = ""
+        self._orphan = None
+        report = partial(self._tell_failure, "election_not_renewed")
+        async with open_session(
+            self._etcd, self._ttl, report=report, unrevoked=self._not_resigned
+        ) as session:
+            await self._create(session)
+
+    def _not_resigned(self, lease_id: int, reason: str) -> None:
+        self._unrevoked = lease_id
+        _log.warning("not_resigned", error=reason)
+
+    async def _create(self, session: Session) -> None:
+        """Create the key, and lead where that was done."""
+        absent = Compare(self._key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
+        create = Put(self._key, self._name.encode(), session.lease.id)
+        created = await self._etcd.txn(Txn([absent], [create]))
+        if created.succeeded:
+            await self._lead(Leadership(self._key, created.revision), session)
+
+    async def _delete_orphan(self, found: KeyValue) -> bool:
+        """Delete a key that hangs on no lease, when it has been like that for long enough.
+
+        A leader that lives writes its key again within moments; one that is cut off has
+        stopped to lead by then.
+        """
+        if found.lease:
+            self._orphan = None
+            return False
+        now = trio.current_time()
+        if self._orphan is None or self._orphan[0] != found:
+            self._orphan = (found, now)
+            return False
+        if now - self._orphan[1] < self._ttl:
+            return False
+        unchanged = Compare(
+            self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
+        )
+        delete = Delete(KeyRange.of_key(self._key))
+        result = await self._etcd.txn(Txn([unchanged], [delete]))
+        _log.warning("election_key_without_lease", key=self._identity, deleted=result.succeeded)
+        self._orphan = None
+        return True
+
+    async def _wait_deleted(self, revision: int, *, or_put: bool = False) -> None:
+        """Return once the key was deleted after ``revision``, or some time has passed.
+
+        With ``or_put`` it returns after a put, too.
+        """
+        with trio.move_on_after(self._ttl):
+            async with self._etcd.watch() as stream:
+                stream.create(WatchCreate(1, KeyRange.of_key(self._key), revision + 1))
+                while True:
+                    try:
+                        responses = await stream.receive()
+                    except trio.EndOfChannel:
+                        return
+                    for response in responses:
+                        if response.canceled and not response.compact_revision:
+                            reason = response.cancel_reason or "etcd cancelled the watch"
+                            raise (error_kind(reason) or Unavailable)(f"watch: {reason}")
+                        if response.canceled or any(
+                            or_put or event.is_delete for event in response.events
+                        ):
+                            return
+
+    async def _lead(self, leadership: Leadership, session: Session) -> None:
+        """Lead until the term is over, whatever ends it."""
+        key, revision, ttl = self._identity, leadership.create_revision, session.lease.ttl
+        reason = "not_renewed"
+        term = self._term = Term(leadership, session)
+        self._terms += 1
+        self._leader = self._name
+        self._elected.set()
+        _log.info("elected", key=key, revision=revision, ttl=ttl)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_over, session, nursery.cancel_scope)
+                heal = self._containment.heal_later
+                nursery.start_soon(heal, "election", self._identity, self._ttl)
+                reason = await self._wait_ended(leadership, session.lease.id)
+                nursery.cancel_scope.cancel(reason)
+        finally:
+            # For a cancelled one it is no loss.
+            self._end_term()
+        if term.given_up:
+            reason = "failed"
+        elif session.gone:
+            reason = "lease_expired"
+        self._losses[reason] += 1
+        _log.warning("deposed", key=key, revision=revision, reason=reason)
+
+    async def _cancel_when_over(self, session: Session, scope: trio.CancelScope) -> None:
+        await session.over.wait()
+        scope.cancel("the term is over")
+
+    async def _wait_ended(self, leadership: Leadership, lease_id: int) -> str:
+        """Return once the key is gone, which only somebody else can have done."""
+        report = partial(self._tell_failure, "election_not_watched")
+        while True:
+            async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
+                with attempt:
+                    found = await self._etcd.range(KeyRange.of_key(self._key))
+                    if [kv.create_revision for kv in found.kvs] != [leadership.create_revision]:
+                        return "deleted"
+                    [kv] = found.kvs
+                    if (kv.lease, kv.value) != (lease_id, self._name.encode()):
+                        await self._write_again(kv, lease_id)
+                    else:
+                        await self._wait_deleted(found.revision, or_put=True)
+
+    async def _write_again(self, found: KeyValue, lease_id: int) -> None:
+        """Undo what somebody wrote to the key of this term; the term goes on."""
+        unchanged = Compare(
+            self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
+        )
+        mine = Put(self._key, self._name.encode(), lease_id)
+        result = await self._etcd.txn(Txn([unchanged], [mine]))
+        _log.warning("election_key_overwritten", key=self._identity, written_again=result.succeeded)
+
+    async def _revoke(self) -> None:
+        """End the lease of an earlier try: nobody need wait for it to expire."""
+        if self._unrevoked:
+            with suppress(LeaseNotFound):
+                await self._etcd.lease_revoke(self._unrevoked)
+            self._unrevoked = 0
+
+    def _end_term(self) -> None:
+        if self._elected.is_set():
+            self._elected = trio.Event()
+        if self._term is not None:
+            self._term.over.set()
+
+    def _tell_failure(self, event: str, failure: EtcdError, failures: int, delay: float) -> None:
+        """Count it, and log the first, the second, the fourth ... in a row."""
+        self._failures += 1
+        if failures & (failures - 1) == 0:
+            retry_in = round(delay, 3)
+            _log.warning(event, error=str(failure), failures=failures, retry_in=retry_in)

@@ -1,0 +1,165 @@
+"""etcd over its JSON gateway, HTTP/1.1: for networks that pass nothing else.
+
+Calls run in threads, which a limiter of their own bounds. A call that is cancelled or out of
+time has its socket shut down, so its thread ends with it.
+
+The gateway authenticates by token only: etcd ignores the common name of a client's
+certificate there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from etcd_actions._internal.containment import describe
+from etcd_actions.errors import ConfigError, InvalidRequest
+from etcd_actions.etcd.connection_settings import ConnectionSettings
+from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.etcd.gateway import errors, wire
+from etcd_actions.etcd.gateway.errors import Asked, Failed
+from etcd_actions.etcd.gateway.wire import Refusal
+from etcd_actions.etcd.rpc import Request, Result, Rpc
+from etcd_actions.etcd.transport import Connection
+
+try:
+    from etcd_actions.etcd.gateway.http import Exchange, HttpSession, call_headers
+    from etcd_actions.etcd.gateway.watch import GatewayWatchStream
+except ModuleNotFoundError as missing:
+    if (missing.name or "").startswith("etcd_actions"):
+        raise
+    raise ConfigError(
+        f"transport gateway: the package {missing.name} is missing: "
+        "pip install 'etcd-actions[gateway]'"
+    ) from missing
+
+_CALLS = 32
+"""Calls at a time; a write that waits for a slow disk keeps its thread."""
+
+_SPARE_SECONDS = 1.0
+"""Trio's deadline comes before the socket's."""
+
+
+def gateway_connections(settings: ConnectionSettings) -> Callable[[Endpoint], Connection]:
+    """What makes connections over the gateway. They share the bound on threads."""
+    limiter = trio.CapacityLimiter(_CALLS)
+    return lambda endpoint: GatewayConnection(endpoint, settings, limiter)
+
+
+class GatewayConnection:
+    """Implements :class:`~etcd_actions.etcd.transport.Connection`.
+
+    Raises:
+        ConfigError: A file of the TLS settings cannot be used; the message names it.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, settings: ConnectionSettings, limiter: trio.CapacityLimiter
+    ) -> None:
+        self._endpoint = endpoint
+        self._settings = settings
+        self._limiter = limiter
+        self._broken = False
+        self._session = HttpSession(endpoint, settings, connections=_CALLS)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The member's address."""
+        return self._endpoint
+
+    @property
+    def broken(self) -> bool:
+        """Whether a call or a stream has found that the member cannot be reached."""
+        return self._broken
+
+    async def call(
+        self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
+    ) -> Result:
+        """Do one call; see the protocol."""
+        asked = Asked(f"{rpc.name} at {self._endpoint}", rpc.writes)
+        try:
+            body = wire.encode(rpc, request)
+        except Exception as error:
+            text = f"{asked.what}: the request cannot be written: {describe(error)}"
+            raise InvalidRequest(text) from error
+        headers = call_headers(token, leader=rpc.needs_leader)
+        exchange = Exchange(within + _SPARE_SECONDS)
+
+        def call() -> Result | Failed:
+            try:
+                return self._answer(rpc, asked, exchange, body, headers)
+            finally:
+                exchange.finish()
+
+        with trio.move_on_after(within):
+            try:
+                result = await trio.to_thread.run_sync(
+                    call, limiter=self._limiter, abandon_on_cancel=True
+                )
+            except trio.Cancelled:
+                exchange.cut()
+                raise
+            except Exception as error:
+                # There can be no more threads, or the call itself failed in its own.
+                reason = f"failed unexpectedly: {describe(error)}"
+                raise errors.lost(asked, reason, sent=exchange.sent) from error
+            if isinstance(result, Failed):
+                self._broken = self._broken or result.broken
+                raise result.error
+            return result
+        # A slow disk delays writes, which says nothing of the connection; reads do.
+        if exchange.dialled if not exchange.sent else not rpc.writes:
+            self._broken = True
+        raise errors.lost(asked, f"no answer within {within:.3g} s", sent=exchange.sent)
+
+    @asynccontextmanager
+    async def watch(self, *, token: str) -> AsyncIterator[GatewayWatchStream]:
+        """Open a watch stream; see the protocol."""
+        stream = GatewayWatchStream(
+            self._session,
+            self._settings,
+            call_headers(token, leader=True),
+            f"watch at {self._endpoint}",
+            self._break,
+        )
+        try:
+            yield stream
+        finally:
+            await stream.aclose()
+
+    def close(self) -> None:
+        """Free the connection."""
+        self._session.close()
+
+    def _break(self) -> None:
+        self._broken = True
+
+    def _answer(
+        self,
+        rpc: Rpc[Request, Result],
+        asked: Asked,
+        exchange: Exchange,
+        body: bytes,
+        headers: dict[str, str],
+    ) -> Result | Failed:
+        """The thread's part: send, read, decode."""
+        try:
+            response = self._session.post(exchange, rpc.path, body, headers=headers)
+            # Read to its end, so that the connection can be used again.
+            answer: bytes = response.raw.read(decode_content=True)
+        except Exception as error:
+            return errors.from_exception(error, asked, sent=exchange.sent)
+        if response.status_code != 200:
+            refusal = wire.decode_refusal(answer)
+            if refusal is None:
+                return errors.from_status(response.status_code, answer, asked)
+            return errors.from_refusal(refusal, asked)
+        try:
+            result = wire.decode(rpc, answer)
+        except Exception as error:
+            return errors.from_nonsense(asked, describe(error))
+        if isinstance(result, Refusal):
+            return errors.from_refusal(result, asked)
+        return result

@@ -1,0 +1,1 @@
+"""The transport ``grpc``: etcd over HTTP/2."""

@@ -1,0 +1,145 @@
+"""Connections over gRPC, by :mod:`etcd_actions.http2`: the default transport.
+
+A connection that stopped answering (a stopped process, a dropped network path) looks healthy
+to TCP for minutes. Three things find it: HTTP/2 pings, a deadline on each call, and the
+watcher's own probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from etcd_actions.etcd.connection_settings import ConnectionSettings
+from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.etcd.grpc import errors, wire
+from etcd_actions.etcd.grpc.watch import GrpcWatchStream
+from etcd_actions.etcd.reasons import asks_elsewhere
+from etcd_actions.etcd.rpc import Request, Result, Rpc
+from etcd_actions.etcd.tls import client_context
+from etcd_actions.etcd.transport import Connection
+from etcd_actions.http2 import (
+    CallFailed,
+    Channel,
+    ChannelSettings,
+    Code,
+    KeepAlive,
+    Metadata,
+    Target,
+)
+
+_LEADER: Metadata = (("hasleader", "true"),)
+_WATCH = "/etcdserverpb.Watch/Watch"
+
+
+def grpc_connections(
+    settings: ConnectionSettings, nursery: trio.Nursery
+) -> Callable[[Endpoint], Connection]:
+    """What makes connections over gRPC. Their tasks run in the nursery."""
+    return lambda endpoint: GrpcConnection(endpoint, settings, nursery)
+
+
+class GrpcConnection:
+    """Implements :class:`~etcd_actions.etcd.transport.Connection`."""
+
+    def __init__(
+        self, endpoint: Endpoint, settings: ConnectionSettings, nursery: trio.Nursery
+    ) -> None:
+        self._endpoint = endpoint
+        self._broken = False
+        self._patience = settings.request_timeout
+        tls = settings.tls_for(endpoint)
+        self._channel = Channel(
+            nursery,
+            Target(
+                host=endpoint.host,
+                port=endpoint.port,
+                tls=None if tls is None else partial(client_context, tls),
+                server_name=None if tls is None else tls.server_name,
+            ),
+            ChannelSettings(
+                dial_timeout=settings.dial_timeout,
+                keepalive=KeepAlive(
+                    time=settings.keepalive_time, timeout=settings.keepalive_timeout
+                ),
+            ),
+        )
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The member's address."""
+        return self._endpoint
+
+    @property
+    def broken(self) -> bool:
+        """Whether a call or a stream has found that the member cannot be reached."""
+        return self._broken
+
+    async def call(
+        self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
+    ) -> Result:
+        """Do one call; see the protocol."""
+        encode, decode = wire.messages(rpc)
+        what = f"{rpc.name} at {self._endpoint}"
+        try:
+            message = encode(request).SerializeToString()
+        except Exception as error:
+            raise errors.unwritable(error, what=what) from error
+        try:
+            answer = await self._channel.unary(
+                f"/etcdserverpb.{rpc.name}",
+                message,
+                within=within,
+                metadata=_metadata(token, leader=rpc.needs_leader),
+            )
+        except CallFailed as failure:
+            # A slow disk delays writes, which says nothing of the connection; reads do.
+            if (
+                failure.code is Code.UNAVAILABLE
+                or not failure.connected
+                or (failure.code is Code.DEADLINE_EXCEEDED and not rpc.writes)
+                or asks_elsewhere(failure.details)
+            ):
+                self._broken = True
+            raise errors.from_failure(failure, what=what, writes=rpc.writes) from None
+        try:
+            return decode(answer)
+        except Exception as error:
+            self._broken = True
+            raise errors.unreadable(error, what=what, writes=rpc.writes) from error
+
+    @asynccontextmanager
+    async def watch(self, *, token: str) -> AsyncIterator[GrpcWatchStream]:
+        """Open a watch stream; see the protocol."""
+        what = f"watch at {self._endpoint}"
+        try:
+            # The stream has no deadline; to get one has.
+            await self._channel.connect(within=self._patience)
+            exchange = await self._channel.open_stream(
+                _WATCH, metadata=_metadata(token, leader=True)
+            )
+        except CallFailed as failure:
+            # Its reader is told, as of a stream that fails later.
+            error = errors.from_failure(failure, what=what)
+            yield GrpcWatchStream(None, what, self._break, error)
+            return
+        try:
+            yield GrpcWatchStream(exchange, what, self._break)
+        finally:
+            exchange.close()
+
+    def close(self) -> None:
+        """Free the connection."""
+        self._channel.close()
+
+    def _break(self) -> None:
+        self._broken = True
+
+
+def _metadata(token: str, *, leader: bool) -> Metadata:
+    if not token:
+        return _LEADER if leader else ()
+    return (*_LEADER, ("token", token)) if leader else (("token", token),)

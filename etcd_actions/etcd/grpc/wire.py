@@ -1,0 +1,276 @@
+"""Between the values of :mod:`etcd_actions.etcd.api` and etcd's gRPC messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar, cast
+
+from google.protobuf.message import Message
+
+from etcd_actions.etcd import rpc
+from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
+from etcd_actions.etcd.api import (
+    Alarm,
+    AlarmType,
+    Delete,
+    DeleteResult,
+    Event,
+    KeyValue,
+    Lease,
+    Member,
+    OperationResult,
+    Permission,
+    PermissionType,
+    Put,
+    PutResult,
+    RangeResult,
+    Status,
+    Txn,
+    TxnResult,
+    WatchCreate,
+    WatchResponse,
+)
+from etcd_actions.etcd.grpc import txn_bytes
+from etcd_actions.etcd.rpc import Request, Result, Rpc
+
+_Message = TypeVar("_Message", bound=Message)
+
+
+class Decode(Generic[_Message, Result]):
+    """How the answer to a method is read: its message, and what becomes of it."""
+
+    def __init__(self, message: type[_Message], result: Callable[[_Message], Result]) -> None:
+        self.message = message
+        self._result = result
+
+    def __call__(self, answer: bytes) -> Result:
+        """The result that an answer stands for."""
+        return self._result(self.message.FromString(answer))
+
+
+def messages(
+    method: Rpc[Request, Result],
+) -> tuple[Callable[[Request], Message], Decode[Message, Result]]:
+    """How the request of a method is written, and how its answer is read."""
+    # As a text: the type would be built at each call.
+    return cast(
+        "tuple[Callable[[Request], Message], Decode[Message, Result]]", _METHODS[method.name]
+    )
+
+
+def key_value(kv: pb.KeyValue) -> KeyValue:
+    """A stored key."""
+    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
+
+
+def events(messages: Iterable[pb.Event], *, prev_kv: bool) -> list[Event]:
+    """The events of one watch response. This is the hot path: one flat loop."""
+    result = []
+    for message in messages:
+        kv = message.kv
+        # Asking each event whether it has a previous value costs as much as reading it.
+        prev = key_value(message.prev_kv) if prev_kv and message.HasField("prev_kv") else None
+        result.append(
+            Event(kv.key, b"", 0, kv.mod_revision, 0, 0, prev)
+            if message.type
+            else Event(
+                kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease, prev
+            )
+        )
+    return result
+
+
+def watch_response(message: pb.WatchResponse, *, prev_kv: bool) -> WatchResponse:
+    """One message of a watch stream, on which previous values were asked for or not."""
+    header = message.header
+    return WatchResponse(
+        message.watch_id,
+        header.revision,
+        header.cluster_id,
+        events(message.events, prev_kv=prev_kv),
+        message.created,
+        message.canceled,
+        message.fragment,
+        message.compact_revision,
+        message.cancel_reason,
+    )
+
+
+def watch_responses(messages: Iterable[bytes], *, prev_kv: bool) -> list[WatchResponse]:
+    """Messages of a watch stream."""
+    parse = pb.WatchResponse.FromString
+    return [watch_response(parse(message), prev_kv=prev_kv) for message in messages]
+
+
+def watch_create(request: WatchCreate) -> pb.WatchRequest:
+    """The request for one watcher; responses may be fragmented."""
+    return pb.WatchRequest(
+        create_request=pb.WatchCreateRequest(
+            key=request.keys.start,
+            range_end=request.keys.end,
+            start_revision=request.start_revision,
+            progress_notify=request.progress_notify,
+            prev_kv=request.prev_kv,
+            watch_id=request.watch_id,
+            fragment=True,
+        )
+    )
+
+
+def range_result(response: pb.RangeResponse) -> RangeResult:
+    """The answer to a range read."""
+    header = response.header
+    return RangeResult(
+        [key_value(kv) for kv in response.kvs],
+        response.more,
+        response.count,
+        header.revision,
+        header.cluster_id,
+    )
+
+
+def range_request(request: rpc.RangeRequest) -> pb.RangeRequest:
+    """A range read."""
+    return pb.RangeRequest(
+        key=request.keys.start,
+        range_end=request.keys.end,
+        revision=request.revision,
+        limit=request.limit,
+        keys_only=request.keys_only,
+        count_only=request.count_only,
+    )
+
+
+class _TxnRequest:
+    """Stands for the message, with its bytes built already."""
+
+    def __init__(self, txn: Txn) -> None:
+        self._encoded = txn_bytes.encode(txn)
+
+    def SerializeToString(self) -> bytes:
+        """What a message gives."""
+        return self._encoded
+
+
+def txn_result(response: pb.TxnResponse) -> TxnResult:
+    """The answer to a transaction; nested headers carry no revision, so it is handed down."""
+    return _txn_result(response, response.header.revision)
+
+
+def _txn_result(response: pb.TxnResponse, revision: int) -> TxnResult:
+    return TxnResult(
+        response.succeeded,
+        [_operation_result(operation, revision) for operation in response.responses],
+        revision,
+    )
+
+
+def _operation_result(response: pb.ResponseOp, revision: int) -> OperationResult:
+    kind = response.WhichOneof("response")
+    if kind == "response_range":
+        return range_result(response.response_range)._replace(revision=revision)
+    if kind == "response_put":
+        return PutResult(revision)
+    if kind == "response_delete_range":
+        return DeleteResult(response.response_delete_range.deleted, revision)
+    return _txn_result(response.response_txn, revision)
+
+
+def _put_request(put: Put) -> pb.PutRequest:
+    return pb.PutRequest(key=put.key, value=put.value, lease=put.lease)
+
+
+def _delete_request(delete: Delete) -> pb.DeleteRangeRequest:
+    return pb.DeleteRangeRequest(key=delete.keys.start, range_end=delete.keys.end)
+
+
+def _status(response: pb.StatusResponse) -> Status:
+    return Status(
+        response.version,
+        response.dbSize,
+        response.leader,
+        response.header.revision,
+        response.header.cluster_id,
+        response.header.member_id,
+        response.dbSizeInUse,
+        response.dbSizeQuota,
+        response.isLearner,
+        tuple(response.errors),
+    )
+
+
+def _alarms(response: pb.AlarmResponse) -> tuple[Alarm, ...]:
+    return tuple(Alarm(alarm.memberID, AlarmType(alarm.alarm)) for alarm in response.alarms)
+
+
+def _members(response: pb.MemberListResponse) -> tuple[Member, ...]:
+    return tuple(
+        Member(member.ID, member.name, tuple(member.clientURLs), member.isLearner)
+        for member in response.members
+    )
+
+
+def _permissions(response: pb.AuthRoleGetResponse) -> tuple[Permission, ...]:
+    return tuple(
+        Permission(PermissionType(each.permType), each.key, each.range_end)
+        for each in response.perm
+    )
+
+
+def _nothing(_: Message) -> None:
+    """The answer says only that it was done."""
+
+
+_METHODS: dict[str, tuple[Callable[[Any], Message | _TxnRequest], Decode[Any, Any]]] = {
+    rpc.RANGE.name: (range_request, Decode(pb.RangeResponse, range_result)),
+    rpc.PUT.name: (
+        _put_request,
+        Decode(pb.PutResponse, lambda response: PutResult(response.header.revision)),
+    ),
+    rpc.DELETE.name: (
+        _delete_request,
+        Decode(
+            pb.DeleteRangeResponse,
+            lambda response: DeleteResult(response.deleted, response.header.revision),
+        ),
+    ),
+    rpc.TXN.name: (_TxnRequest, Decode(pb.TxnResponse, txn_result)),
+    rpc.COMPACT.name: (
+        lambda request: pb.CompactionRequest(revision=request.revision, physical=request.physical),
+        Decode(pb.CompactionResponse, _nothing),
+    ),
+    rpc.LEASE_GRANT.name: (
+        lambda ttl: pb.LeaseGrantRequest(TTL=ttl),
+        Decode(pb.LeaseGrantResponse, lambda response: Lease(response.ID, response.TTL)),
+    ),
+    rpc.LEASE_KEEP_ALIVE.name: (
+        lambda lease: pb.LeaseKeepAliveRequest(ID=lease),
+        Decode(pb.LeaseKeepAliveResponse, lambda response: Lease(response.ID, response.TTL)),
+    ),
+    rpc.LEASE_REVOKE.name: (
+        lambda lease: pb.LeaseRevokeRequest(ID=lease),
+        Decode(pb.LeaseRevokeResponse, _nothing),
+    ),
+    rpc.STATUS.name: (lambda _: pb.StatusRequest(), Decode(pb.StatusResponse, _status)),
+    rpc.ALARMS.name: (lambda _: pb.AlarmRequest(), Decode(pb.AlarmResponse, _alarms)),
+    rpc.MEMBERS.name: (
+        lambda _: pb.MemberListRequest(),
+        Decode(pb.MemberListResponse, _members),
+    ),
+    rpc.AUTHENTICATE.name: (
+        lambda request: pb.AuthenticateRequest(name=request.name, password=request.password),
+        Decode(pb.AuthenticateResponse, lambda response: response.token),
+    ),
+    rpc.AUTH_STATUS.name: (
+        lambda _: pb.AuthStatusRequest(),
+        Decode(pb.AuthStatusResponse, lambda response: response.enabled),
+    ),
+    rpc.USER_ROLES.name: (
+        lambda name: pb.AuthUserGetRequest(name=name),
+        Decode(pb.AuthUserGetResponse, lambda response: tuple(response.roles)),
+    ),
+    rpc.ROLE_PERMISSIONS.name: (
+        lambda role: pb.AuthRoleGetRequest(role=role),
+        Decode(pb.AuthRoleGetResponse, _permissions),
+    ),
+}

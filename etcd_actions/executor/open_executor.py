@@ -1,0 +1,117 @@
+"""Opens executors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from etcd_actions._internal.clock import Clock
+from etcd_actions.client import ActionsClient
+from etcd_actions.executor.attempt import Attempts
+from etcd_actions.executor.attempts_port import AttemptsPort
+from etcd_actions.executor.executor import Executor
+from etcd_actions.executor.executor_settings import ExecutorSettings
+from etcd_actions.executor.fork_server import open_fork_server
+from etcd_actions.executor.image_environments import ImageEnvironments
+from etcd_actions.executor.provisions import Provisions
+from etcd_actions.executor.secret_values import Secrets
+from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
+
+# So many objects are looked at, at once.
+_VISITORS = 16
+
+
+@asynccontextmanager
+async def open_executor(
+    client: ActionsClient, settings: ExecutorSettings
+) -> AsyncIterator[Executor]:
+    """Run actions for as long as the context lasts.
+
+    Leaving it lets the processes that run live on: the next executor finds them. The client
+    should watch.
+
+    Args:
+        client: How actions are followed and reported on; it must live longer. What goes wrong
+            with an action is contained by its ``containment``.
+        settings: See :class:`ExecutorSettings`.
+
+    Raises:
+        ConfigError: The state directory cannot be used.
+        EtcdError: etcd cannot be asked.
+    """
+    await trio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
+    containment = client.containment
+    async with AsyncExitStack() as stack:
+        launcher = await stack.enter_async_context(
+            open_fork_server(Path(sys.executable), settings.state_dir, containment, plain=True)
+        )
+        fork_server = None
+        if settings.fork_server:
+            fork_server = await stack.enter_async_context(
+                open_fork_server(settings.python, settings.state_dir, containment)
+            )
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        attempts = Attempts(
+            fork_server,
+            nursery,
+            settings.kill_grace,
+            settings.log_bytes,
+            launcher,
+            containment,
+        )
+        executor = await stack.enter_async_context(
+            open_executor_with(client, settings, attempts, Clock())
+        )
+        clean = partial(
+            keep_clean,
+            settings.state_dir,
+            settings.keep,
+            executor.open_actions,
+            containment,
+            settings.cache_keep,
+        )
+        nursery.start_soon(containment.keep, "state_directory", str(settings.state_dir), clean)
+        yield executor
+        nursery.cancel_scope.cancel("the executor is left")
+
+
+@asynccontextmanager
+async def open_executor_with(
+    client: ActionsClient, settings: ExecutorSettings, attempts: AttemptsPort, clock: Clock
+) -> AsyncIterator[Executor]:
+    """Run actions with something else that starts processes, and by another clock.
+
+    Args:
+        client: See :func:`open_executor`.
+        settings: See :class:`ExecutorSettings`.
+        attempts: What starts processes; it must live longer.
+        clock: What time-outs are counted on.
+
+    Raises:
+        EtcdError: etcd cannot be asked.
+    """
+    async with (
+        client.open_claims(ttl=settings.claim_ttl) as claims,
+        trio.open_nursery() as nursery,
+    ):
+        keep = client.containment.keep
+        images = None
+        if settings.images is not None:
+            images = ImageEnvironments(
+                settings.images, client.images.get, nursery, client.containment
+            )
+            nursery.start_soon(keep, "executor", "images", images.keep_clean)
+        provisions = Provisions(images, Secrets(settings.secrets))
+        executor = Executor(client, claims, attempts, settings, nursery, clock, provisions)
+        nursery.start_soon(keep, "executor", "updates", executor.intake.follow)
+        nursery.start_soon(keep, "executor", "schedule", executor.schedule)
+        nursery.start_soon(keep, "executor", "claims", executor.look_again)
+        for number in range(_VISITORS):
+            nursery.start_soon(keep, "executor", f"visitor {number}", executor.visits.work)
+        yield executor
+        nursery.cancel_scope.cancel("the executor is left")

@@ -1,0 +1,407 @@
+"""Tells subscribers what became of an action and of its children.
+
+A subscription conflates: of each action it holds the newest state that was not received yet.
+So it never loses a last state, its memory is bounded by the number of its actions, and a
+subscriber that stops reading harms nobody.
+
+A subscription may begin with a snapshot: the states at one revision, a marker, and then what
+is newer. States that arrive while the snapshot is read wait for it; those that it holds, or
+has newer, are dropped.
+
+A subscription is a unit of :mod:`etcd_actions._internal.containment`: when an update cannot be
+handed to it, it ends alone. Its reader gets an error, and subscribes again, with a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast, final, overload
+
+import msgspec
+import trio
+
+from etcd_actions._internal.containment import Containment, describe
+from etcd_actions.errors import InvalidArgument, Unavailable
+from etcd_actions.model import ActionId, ActionUpdate, Summary, canonical_name
+
+
+class SnapshotEnd(NamedTuple):
+    """Stands behind the last state of a snapshot, which was read at ``revision``."""
+
+    revision: int
+
+
+Item_co = TypeVar("Item_co", covariant=True, bound="ActionUpdate | SnapshotEnd")
+
+
+class SubscriptionStatistics(NamedTuple):
+    """``pending`` updates wait to be received; ``conflated`` ones a newer state replaced."""
+
+    pending: int
+    conflated: int
+
+
+class _Topic(NamedTuple):
+    """What updates are matched by. The organisation is not part of the stored object.
+
+    A subscriber of a bare name has the other parts empty.
+    """
+
+    project: str
+    domain: str
+    run: str
+    name: str
+
+
+# Nothing is called like this: a slash is in no name.
+_ALL = _Topic("/", "", "", "")
+WHOLE_RUN = "/"
+"""The name of the parent, in a subscription to all actions of a run."""
+
+
+_REPLACED: Final = object()
+"""Between what was told of one store and what is told of the next."""
+
+
+@final
+class Subscription(trio.abc.ReceiveChannel[Item_co]):
+    """The updates of one action and its children, from the time it was opened on.
+
+    Iterate over it inside ``async with``. One task may receive at a time. It ends
+    (:class:`trio.EndOfChannel`) when it is unsubscribed or the processor is closed; closing
+    it while another task receives raises :class:`trio.ClosedResourceError` there. One that
+    failed raises :class:`~etcd_actions.errors.Unavailable`: subscribe again.
+
+    Attributes:
+        replaced: How often the store turned out to be another one, as far as updates were received:
+            each time revisions begin anew.
+    """
+
+    def __init__(
+        self,
+        parent: ActionId | str | None,
+        on_close: Callable[[Subscription[Any]], None],
+        *,
+        snapshot: bool,
+    ) -> None:
+        self.parent = parent
+        self._on_close = on_close
+        self._snapshot: deque[Any] = deque()
+        self._boundaries = 0
+        self._awaits_snapshot = snapshot
+        self._other_store = False
+        self._newer_than = 0
+        # Taking the first of a dict walks over the places of those that were taken before.
+        self._pending: OrderedDict[bytes, Any] = OrderedDict()
+        self._conflated = 0
+        self._closed = False
+        self._ended = False
+        self._failure: str | None = None
+        self._receiver: trio.lowlevel.Task | None = None
+        self.replaced = 0
+
+    def statistics(self) -> SubscriptionStatistics:
+        """How far behind the subscriber is."""
+        pending = len(self._snapshot) - self._boundaries + len(self._pending)
+        return SubscriptionStatistics(pending, self._conflated)
+
+    def receive_nowait(self) -> Item_co:
+        """The next update.
+
+        Raises:
+            trio.WouldBlock: There is none.
+            trio.ClosedResourceError: The subscription was closed.
+            trio.EndOfChannel: No more will come.
+            Unavailable: The subscription failed, and updates may be missing.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self._failure is not None:
+            raise Unavailable(f"the subscription failed, subscribe again: {self._failure}")
+        while self._snapshot:
+            item = self._snapshot.popleft()
+            if item is not _REPLACED:
+                return cast(Item_co, item)
+            self._boundaries -= 1
+            self.replaced += 1
+        if self._pending and not self._awaits_snapshot:
+            return cast(Item_co, self._pending.popitem(last=False)[1])
+        if self._ended:
+            raise trio.EndOfChannel
+        raise trio.WouldBlock
+
+    async def receive(self) -> Item_co:
+        """The next update, when there is one. Cancellation loses nothing."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            try:
+                update = self.receive_nowait()
+            except trio.WouldBlock:
+                await self._park()
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return update
+
+    async def aclose(self) -> None:
+        """End the subscription; twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            self._pending.clear()
+            self._snapshot.clear()
+            self._boundaries = 0
+            self._on_close(self)
+            self._wake()
+        await trio.lowlevel.checkpoint()
+
+    def begin_with(self, states: Iterable[ActionUpdate], revision: int) -> None:
+        """Give the snapshot that was read at ``revision``; nothing older is told from now on.
+
+        Where the store was replaced since the subscription was opened, all that was seen follows:
+        the snapshot may have been read before or after that.
+        """
+        self._snapshot.extend(states)
+        self._snapshot.append(SnapshotEnd(revision))
+        self._awaits_snapshot = False
+        if self._other_store:
+            self._begin_anew()
+        self.skip_to(revision)
+        self._wake()
+
+    def skip_to(self, revision: int) -> None:
+        """Tell only what is newer than ``revision``, which was read since this was opened.
+
+        Where the store was replaced since then it may be the old one's, and counts for nothing.
+        """
+        if self._other_store:
+            return
+        self._newer_than = revision
+        self._pending = OrderedDict(
+            (key, update) for key, update in self._pending.items() if update.revision > revision
+        )
+
+    def awaited(self) -> list[ActionUpdate]:
+        """What waits for the snapshot."""
+        return list(self._pending.values()) if self._awaits_snapshot else []
+
+    def _forget_revisions(self) -> None:
+        """The store was replaced: its revisions say nothing about those seen before."""
+        self._newer_than = 0
+        self._other_store = True
+        if self._awaits_snapshot:
+            return
+        self._snapshot.extend(self._pending.values())
+        self._pending.clear()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._snapshot.append(_REPLACED)
+        self._boundaries += 1
+
+    def _notify(self, update: ActionUpdate) -> None:
+        if update.revision <= self._newer_than:
+            return
+        pending = self._pending.get(update.key)
+        if pending is not None:
+            self._conflated += 1
+            same = update.incarnation.may_be(pending.incarnation)
+            if update.partial and same and update.phase == pending.phase:
+                # A deletion told from memory knows less than the ending it would replace.
+                update = msgspec.structs.replace(
+                    pending, revision=update.revision, is_deleted=update.is_deleted
+                )
+        self._pending[update.key] = update
+        self._wake()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._wake()
+
+    def _fail(self, failure: str) -> None:
+        self._failure = failure
+        self._pending.clear()
+        self._snapshot.clear()
+        self._boundaries = 0
+        self._wake()
+
+    async def _park(self) -> None:
+        if self._receiver is not None:
+            raise trio.BusyResourceError("another task receives from this subscription")
+        self._receiver = trio.lowlevel.current_task()
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._receiver = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _wake(self) -> None:
+        if self._receiver is not None:
+            task, self._receiver = self._receiver, None
+            trio.lowlevel.reschedule(task)
+
+
+AnySubscription: TypeAlias = Subscription[Any]
+
+
+class Subscriptions:
+    """All open subscriptions, by what they are subscribed to.
+
+    Args:
+        containment: Where those that fail are counted; by default one of its own.
+    """
+
+    def __init__(self, containment: Containment | None = None) -> None:
+        self._containment = containment or Containment()
+        self._by_topic: defaultdict[_Topic, set[AnySubscription]] = defaultdict(set)
+        self._count = 0
+        self._bare = 0
+        self._of_all = 0
+        self._of_runs = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def pending(self) -> int:
+        """Number of updates that wait to be received, of all together."""
+        return sum(
+            each.statistics().pending
+            for subscriptions in self._by_topic.values()
+            for each in subscriptions
+        )
+
+    @overload
+    def subscribe(
+        self, parent: ActionId | str | None, *, snapshot: Literal[False] = False
+    ) -> Subscription[ActionUpdate]: ...
+    @overload
+    def subscribe(
+        self, parent: ActionId | str | None, *, snapshot: bool
+    ) -> Subscription[ActionUpdate | SnapshotEnd]: ...
+    def subscribe(
+        self, parent: ActionId | str | None, *, snapshot: bool = False
+    ) -> AnySubscription:
+        """Open a subscription for an action and its children.
+
+        Args:
+            parent: The action. An empty ``org`` stands for any: it is not part of the stored
+                object. The root of a run may be called ``a0`` or like its run. A bare name
+                stands for the actions of that name in every run of every project, None
+                for all actions, and the name `WHOLE_RUN` for all of a run.
+            snapshot: Nothing is told until `Subscription.begin_with` was called.
+        """
+        subscription: AnySubscription = Subscription(parent, self._forget, snapshot=snapshot)
+        self._by_topic[_topic_of(parent)].add(subscription)
+        self._count += 1
+        self._bare += isinstance(parent, str)
+        self._of_all += parent is None
+        self._of_runs += _is_run(parent)
+        return subscription
+
+    def unsubscribe(self, subscription: AnySubscription) -> None:
+        """Let its reader have what is pending, and then the end. Twice is harmless.
+
+        Raises:
+            InvalidArgument: It is the subscription of somebody else.
+        """
+        if subscription._on_close != self._forget:
+            raise InvalidArgument("subscription", "it was opened by another client")
+        self._forget(subscription)
+        subscription._end()
+
+    @property
+    def are_open(self) -> bool:
+        """Whether there are any."""
+        return bool(self._by_topic)
+
+    def wants(self, summary: Summary) -> bool:
+        """Whether anybody subscribed to this action or to its parent."""
+        if not self._by_topic:
+            return False
+        if self._of_all:
+            return True
+        run = (summary.project, summary.domain, summary.run)
+        name, parent = _names(summary.run, summary.action, summary.parent)
+        if (*run, name) in self._by_topic or (*run, parent) in self._by_topic:
+            return True
+        if self._of_runs and (*run, WHOLE_RUN) in self._by_topic:
+            return True
+        if not self._bare:
+            return False
+        return ("", "", "", name) in self._by_topic or ("", "", "", parent) in self._by_topic
+
+    def notify(self, update: ActionUpdate) -> None:
+        """Hand an update to its subscribers. Never waits, never fails."""
+        action_id = update.action_id
+        run = (action_id.project, action_id.domain, action_id.run)
+        for name in _names(action_id.run, action_id.name, update.parent):
+            self._notify(_Topic(*run, name), update)
+            if self._bare:
+                self._notify(_Topic("", "", "", name), update)
+        if self._of_runs:
+            self._notify(_Topic(*run, WHOLE_RUN), update)
+        if self._of_all:
+            self._notify(_ALL, update)
+
+    def forget_revisions(self) -> None:
+        """The store was replaced by another: what is told from now on may have any revision."""
+        for subscriptions in self._by_topic.values():
+            for subscription in subscriptions:
+                subscription._forget_revisions()
+
+    def end(self) -> None:
+        """No more updates will come: readers get what is pending, then the end."""
+        for subscriptions in self._by_topic.values():
+            for subscription in subscriptions:
+                subscription._end()
+
+    def _notify(self, topic: _Topic, update: ActionUpdate) -> None:
+        subscriptions = self._by_topic.get(topic)
+        if subscriptions is None:
+            return
+        failed: list[tuple[AnySubscription, BaseException]] = []
+        for subscription in subscriptions:
+            try:
+                if isinstance(subscription.parent, ActionId):
+                    wanted, org = subscription.parent.org, update.action_id.org
+                    if wanted and org and wanted != org:
+                        continue
+                subscription._notify(update)
+            except BaseException as error:
+                failed.append((subscription, error))
+        for subscription, failure in failed:
+            self._forget(subscription)
+            subscription._fail(describe(failure))
+        for subscription, failure in failed:
+            self._containment.caught("subscription", str(subscription.parent), failure)
+
+    def _forget(self, subscription: AnySubscription) -> None:
+        topic = _topic_of(subscription.parent)
+        subscriptions = self._by_topic.get(topic)
+        if subscriptions is None or subscription not in subscriptions:
+            return
+        subscriptions.remove(subscription)
+        self._count -= 1
+        self._bare -= isinstance(subscription.parent, str)
+        self._of_all -= subscription.parent is None
+        self._of_runs -= _is_run(subscription.parent)
+        if not subscriptions:
+            del self._by_topic[topic]
+
+
+def _is_run(parent: ActionId | str | None) -> bool:
+    return isinstance(parent, ActionId) and parent.name == WHOLE_RUN
+
+
+def _names(run: str, action: str, parent: str) -> tuple[str, str]:
+    """What an action and its parent are called by subscribers."""
+    return canonical_name(run, action), canonical_name(run, parent)
+
+
+def _topic_of(parent: ActionId | str | None) -> _Topic:
+    if parent is None:
+        return _ALL
+    if isinstance(parent, str):
+        return _Topic("", "", "", parent)
+    name = canonical_name(parent.run, parent.name)
+    return _Topic(parent.project, parent.domain, parent.run, name)

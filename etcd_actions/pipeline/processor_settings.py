@@ -1,0 +1,105 @@
+"""How a processor works, and what it has done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from etcd_actions._internal.clock import Clock
+from etcd_actions._internal.histogram import Distribution
+from etcd_actions.dead_letters import DeadLetter
+from etcd_actions.follow.workqueue import WorkQueueSettings, WorkQueueStatistics
+from etcd_actions.watch import ReflectorSettings, ReflectorStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorSettings:
+    """How a processor works. Times are in seconds.
+
+    Attributes:
+        record: Whether to tell the run service, and to mark, at all; without it a processor
+            serves subscribers only, and writes nothing.
+        elect: Whether to do that only while elected, as one of all processes on this prefix.
+            Without it this one always does, and keeps no position.
+        collect_orphans: Whether to end and delete what lost its parent, as Kubernetes'
+            garbage collector does where there is one. What goes on without an owner
+            reference, and names a parent that is not there, is collected in any case: nobody
+            else does it.
+        finalizer: Whether our finalizer holds objects until their end is recorded.
+        election_ttl: For how long the leader may be silent before another takes over.
+        save_every: How often the leader saves the position.
+        outbox_workers: How many calls to the run service, and marks, are under way at once.
+        most_dead_letters: How many dead letters are kept; the oldest go.
+        retain_terminal: For how long recorded actions are kept before they expire; None
+            for ever, where something else collects them. With an action that expires goes
+            what is below it, also what still goes on: choose longer than that may last.
+        grace: How long stopping may take to finish the work at hand.
+        reflector: How the prefix is watched.
+        queue: Limits of the outbox, and of the keys whose handling failed.
+        clock: What time-outs of conditions are counted on.
+    """
+
+    record: bool = True
+    elect: bool = True
+    collect_orphans: bool = True
+    finalizer: bool = True
+    election_ttl: int = 10
+    save_every: float = 5.0
+    outbox_workers: int = 256
+    most_dead_letters: int = 10_000
+    retain_terminal: float | None = None
+    grace: float = 10.0
+    reflector: ReflectorSettings = field(default_factory=ReflectorSettings)
+    queue: WorkQueueSettings = field(default_factory=WorkQueueSettings)
+    clock: Clock = field(default_factory=Clock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorStatistics:
+    """What a processor holds and has done since it was started.
+
+    Attributes:
+        watching: Whether it is started.
+        reflector: The watch; None before the first start.
+        handlers: What was handled; what waits there is to be handled again. None before the
+            first start.
+        outbox: The run service's queue; None before this process was first to have one.
+        told: Number of calls that the run service accepted, by ``record`` and ``status``.
+        rejected: Number of calls that it will never accept, likewise.
+        failed: Number of calls that failed and are made again, likewise.
+        cut: Number of calls that ended with the time of the leader's lease, likewise.
+        call_times: How long these calls took, likewise.
+        held: Number of endings that are told again, after a takeover, before they are marked.
+        dead_letters: The letters about these that are in etcd, by action and call, and what is
+            no letter among them; empty while another process is elected.
+        dropped_letters: Number of these that made room for newer ones.
+        marks: Number of marks by result, see :class:`~etcd_actions.record.recorder.MarkResult`.
+        elected: Whether this process is the one that records and marks.
+        position: Every deletion up to this revision is done with, as last saved or read.
+        subscriptions: Number of open subscriptions.
+        undelivered: Number of updates that their readers have yet to receive.
+        decode_errors: Number of values that could not be decoded.
+        undecodable: The keys that hold such a value now, and why it cannot be decoded.
+        undecodable_since: When the first of these was found, in seconds since 1970; None
+            without one.
+    """
+
+    watching: bool
+    reflector: ReflectorStatistics | None
+    handlers: WorkQueueStatistics | None
+    outbox: WorkQueueStatistics | None
+    told: dict[str, int]
+    rejected: dict[str, int]
+    failed: dict[str, int]
+    cut: dict[str, int]
+    call_times: dict[str, Distribution]
+    held: int
+    dead_letters: tuple[DeadLetter, ...]
+    dropped_letters: int
+    marks: dict[str, int]
+    elected: bool
+    position: int
+    subscriptions: int
+    undelivered: int
+    decode_errors: int
+    undecodable: dict[bytes, str]
+    undecodable_since: float | None

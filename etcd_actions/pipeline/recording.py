@@ -1,0 +1,95 @@
+"""What a processor that records has besides its watch: outbox, leader and what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from etcd_actions._internal.containment import Containment
+from etcd_actions.actions.abort import Aborter
+from etcd_actions.actions.condition_timeouts import ConditionTimeouts
+from etcd_actions.actions.orphans import OrphanCollector
+from etcd_actions.dead_letters import LetterBook
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.follow import Index, SetAside
+from etcd_actions.model import Keyspace
+from etcd_actions.pipeline.processor_settings import ProcessorSettings
+from etcd_actions.record.checkpoint import Position
+from etcd_actions.record.leader import Duties, Leader
+from etcd_actions.record.outbox import Outbox
+from etcd_actions.record.recorder import Recorder
+from etcd_actions.run_service import RunService
+from etcd_actions.storage.retention import Retention
+from etcd_actions.storage.store import Fence, FencedStore, Store
+
+
+class Recording:
+    """What a processor that records has besides its watch.
+
+    Attributes:
+        recorder: Marks.
+        timeouts: The conditions that wait.
+        outbox: Tells the run service.
+        leader: Is elected, or not.
+    """
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        store: Store,
+        leases: Retention | None,
+        index: Index,
+        set_aside: SetAside,
+        keyspace: Keyspace,
+        namespace: str | None,
+        *,
+        owns: Callable[[bytes], bool],
+        run_service: RunService,
+        settings: ProcessorSettings,
+        containment: Containment,
+    ) -> None:
+        fence = Fence()
+        self.recorder = Recorder(FencedStore(store, fence), leases)
+        self.timeouts = ConditionTimeouts(store, clock=settings.clock, containment=containment)
+        aborter = Aborter(store, keyspace, finalizer=settings.finalizer, containment=containment)
+        orphans = OrphanCollector(
+            store,
+            keyspace,
+            unowned_only=not settings.collect_orphans,
+            finalizer=settings.finalizer,
+            containment=containment,
+        )
+        self.outbox = Outbox(
+            index,
+            store,
+            run_service=run_service,
+            recorder=self.recorder,
+            aborter=aborter,
+            orphans=orphans,
+            letters=LetterBook(
+                etcd,
+                store,
+                keyspace,
+                owns=owns,
+                settings=settings.reflector,
+                containment=containment,
+                most=settings.most_dead_letters,
+            ),
+            set_aside=set_aside,
+            prefix=keyspace.prefix,
+            traces=keyspace.traces,
+            workers=settings.outbox_workers,
+            settings=settings.queue,
+            containment=containment,
+        )
+        self.leader = Leader(
+            etcd,
+            keyspace.election(namespace),
+            Position(etcd, keyspace.position(namespace)),
+            self.outbox,
+            index,
+            Duties(aborter, orphans, self.timeouts),
+            fence=fence,
+            ttl=settings.election_ttl if settings.elect else None,
+            save_every=settings.save_every,
+            containment=containment,
+        )

@@ -1,0 +1,56 @@
+"""The watches of a client that does not watch by itself: one for all subscriptions of a scope."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from etcd_actions.pipeline.processor import Processor
+
+
+class Scope(NamedTuple):
+    """What is watched: a namespace, or all, and a run in it, or all."""
+
+    namespace: str | None
+    run: str | None
+
+
+class SharedWatches:
+    """Processors that serve subscriptions, each as long as anybody needs it.
+
+    Args:
+        make: Makes one, which is not started.
+    """
+
+    def __init__(self, make: Callable[[Scope], Processor]) -> None:
+        self._make = make
+        self._processors: dict[Scope, Processor] = {}
+        self._users: dict[Scope, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._processors)
+
+    def end_subscriptions(self) -> None:
+        """Let every subscriber have what is pending, and then the end."""
+        for processor in self._processors.values():
+            processor.close_subscriptions()
+
+    @asynccontextmanager
+    async def of(self, scope: Scope) -> AsyncIterator[Processor]:
+        """The processor of a scope; the user subscribes, and then starts it.
+
+        The last user that leaves ends it.
+        """
+        processor = self._processors.get(scope)
+        if processor is None:
+            processor = self._processors[scope] = self._make(scope)
+        self._users[scope] = self._users.get(scope, 0) + 1
+        try:
+            yield processor
+        finally:
+            self._users[scope] -= 1
+            if not self._users[scope]:
+                # One that comes meanwhile has another one.
+                del self._users[scope], self._processors[scope]
+                await processor.stop_watching(0)

@@ -1,0 +1,94 @@
+"""Calls that a leader makes to a server which cannot tell whether it still leads.
+
+Each is begun, and ends, while the leader's lease is surely alive. So a process that was stopped,
+cut off or suspended sends nothing first: the check is made directly before the call, with nothing
+awaited in between. And the next leader knows until when a call of this one may still land.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from etcd_actions._internal.call_time import call_until
+from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
+from etcd_actions.etcd.term import Term
+
+LANDING = 0.5
+"""Seconds after its deadline in which a call may still be applied: the server counts from when
+it got it."""
+
+_CLOSE = 0.05
+"""Seconds by which two clocks may differ on when a deadline has passed."""
+
+
+class LeaseTooShort(RunServiceUnavailable):
+    """A call was not made, or not finished, for want of time before the lease may expire."""
+
+
+class LeaderCalls:
+    """The calls of one process, over all of its terms."""
+
+    def __init__(self) -> None:
+        self._term: Term | None = None
+        self._doubt_until = -math.inf
+        self._closed = False
+        self.hold_until = -math.inf
+
+    def begin(self, term: Term | None, hold_until: float) -> None:
+        """Make calls in this term from now on.
+
+        Args:
+            term: Calls are made only while its lease is surely alive; None for ever.
+            hold_until: Until when what other processes told may still land, in trio's time.
+        """
+        self._term, self.hold_until = term, hold_until
+        self._closed = False
+
+    def close(self) -> None:
+        """Make no more calls in this term."""
+        self._closed = True
+
+    @property
+    def doubt_until(self) -> float:
+        """Until when a call of this process, or of one before it, may still land."""
+        return max(self.hold_until, self._doubt_until)
+
+    @property
+    def term_revision(self) -> int:
+        """Where the term began: others may have told what came before; 0 without a term."""
+        return 0 if self._term is None else self._term.leadership.create_revision
+
+    async def make(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Make one call, once enough is left of the lease. Cancelled, it may land later.
+
+        Raises:
+            LeaseTooShort: It ended, or was given up, with the time of the lease.
+        """
+        term = self._term
+        if term is None:
+            await call()
+            return
+        await term.wait_sure()
+        if self._closed:
+            raise LeaseTooShort("this process stops, and has said that it tells nothing more")
+        until = term.sure_until()
+        settled = False
+        try:
+            with call_until(term.sure_until) as scope:
+                await call()
+                settled = True
+        except RunServiceRejected:
+            settled = True
+            raise
+        except Exception as error:
+            if trio.current_time() < until - _CLOSE:
+                raise
+            raise LeaseTooShort(f"it ended with the time of the lease: {error}") from error
+        finally:
+            if not settled:
+                self._doubt_until = max(self._doubt_until, until + LANDING)
+        if scope.cancelled_caught:
+            raise LeaseTooShort("it ended with the time of the lease")

@@ -1,0 +1,407 @@
+"""Runs and actions as Flyte's messages, from the object and what else is kept of it.
+
+The organisation in a message is the one by which the asking client calls this service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Final, TypeVar
+
+import structlog
+from flyteidl2.common.identifier_pb2 import ActionIdentifier
+from flyteidl2.common.identity_pb2 import EnrichedIdentity
+from flyteidl2.core.catalog_pb2 import CatalogCacheStatus
+from flyteidl2.task.run_pb2 import RunSpec
+from flyteidl2.task.task_definition_pb2 import TaskSpec
+from flyteidl2.workflow import run_definition_pb2 as pb
+from google.protobuf.message import DecodeError as BadMessage
+
+from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.errors import DecodeError
+from etcd_actions.model import (
+    ACTION_TYPE_CONDITION,
+    ACTION_TYPE_TASK,
+    ACTION_TYPE_TRACE,
+    ANNOTATION_ABORT_REASON,
+    ANNOTATION_ABORTED_BY,
+    ANNOTATION_SUBJECT,
+    OWN_DOMAIN,
+    ROOT_ACTION,
+    ActionId,
+    Phase,
+)
+from etcd_actions.model import flyte as conversions
+from etcd_actions.model.names import task_action_name
+from etcd_actions.model.output_location import output_uri
+from etcd_actions.runs.reading import Found, run_spec_of
+from etcd_actions.runs.run_record import Attempt, Failure, RunRecord, RunStatus, Transition
+from etcd_actions.server.front.attempt_messages import (
+    OUTPUTS,
+    attempt_message,
+    attempts_of,
+    error_info,
+    phase_number,
+    time_of,
+    timestamp,
+)
+
+_Part = TypeVar("_Part")
+
+_SYSTEM_DOMAIN: Final = "flyte.org/"
+_TYPES: Final = {
+    ACTION_TYPE_TASK: pb.ACTION_TYPE_TASK,
+    ACTION_TYPE_CONDITION: pb.ACTION_TYPE_CONDITION,
+    ACTION_TYPE_TRACE: pb.ACTION_TYPE_TRACE,
+}
+_FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT)
+_SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
+_GONE: Final = "its objects are gone, and nobody recorded how it ended"
+
+_log = structlog.get_logger(__name__)
+
+
+def run_message(
+    action: StoredTaskAction | None, record: RunRecord | None, run: ActionId, org: str
+) -> pb.Run:
+    """A run as lists show it; of the object and the record one may be missing.
+
+    Args:
+        action: Its root.
+        record: What was asked for.
+        run: Which run.
+        org: The organisation that the client named.
+    """
+    if record is not None:
+        labels: Mapping[str, str] = record.labels
+    else:
+        labels = {} if action is None else _free(action.metadata.labels)
+    return pb.Run(action=action_message(action, record, run, org), labels=labels)
+
+
+def action_message(
+    action: StoredTaskAction | None, record: RunRecord | None, action_id: ActionId, org: str
+) -> pb.Action:
+    """An action as lists show it; see :func:`run_message`."""
+    if action is None:
+        return pb.Action(
+            id=identifier(action_id, org),
+            metadata=None if record is None else _metadata_of_record(record),
+            status=_status_of_record(record),
+        )
+    return pb.Action(
+        id=identifier(action_id_of(action), org),
+        metadata=metadata(action, record, org),
+        status=status(action),
+    )
+
+
+def run_details(found: Found, org: str) -> pb.RunDetails:
+    """All about a run."""
+    run_spec = found.run_spec
+    if run_spec is None and found.action is not None:
+        run_spec = _run_spec(found.action)
+    return pb.RunDetails(run_spec=run_spec, action=action_details(found, org))
+
+
+def action_details(found: Found, org: str) -> pb.ActionDetails:
+    """All about an action; of a root that has expired, what its record says."""
+    action, record = found.action, found.record
+    if action is None:
+        return _details_of_record(found, org)
+    message = pb.ActionDetails(
+        id=identifier(action_id_of(action), org),
+        metadata=metadata(action, record, org),
+        status=status(action),
+        attempts=attempts_of(action, found.history),
+    )
+    _add_result(message, action)
+    kind = action.spec.kind
+    if kind == ACTION_TYPE_TASK:
+        message.task.CopyFrom(found.task or _task_spec(action))
+    elif kind == ACTION_TYPE_CONDITION:
+        if (declared := _read(action, conversions.condition_action)) is not None:
+            message.condition.CopyFrom(declared)
+    elif (trace := _read(action, _trace)) is not None:
+        message.trace.CopyFrom(trace.spec)
+    return message
+
+
+def data_uris(found: Found, namespace: str) -> tuple[str, str]:
+    """Where inputs and outputs of an action are; empty where there are none.
+
+    Args:
+        found: The action.
+        namespace: Of its object.
+    """
+    action, record = found.action, found.record
+    if action is not None:
+        outputs = ""
+        if action.phase in _SUCCESSES and (directory := action.output_uri):
+            is_trace = action.spec.kind == ACTION_TYPE_TRACE
+            outputs = directory if is_trace else f"{directory}/{OUTPUTS}"
+        return action.spec.input_uri, outputs
+    if record is None:
+        return "", ""
+    how = record.status
+    if how is None or Phase(how.phase) not in _SUCCESSES:
+        return record.input_uri, ""
+    name = task_action_name(record.name, ROOT_ACTION)
+    directory = output_uri(namespace, name, record.output_base, ROOT_ACTION, how.attempts)
+    return record.input_uri, f"{directory}/{OUTPUTS}" if directory else ""
+
+
+def identifier(action_id: ActionId, org: str) -> ActionIdentifier:
+    """An action's identifier, as the client names its organisation."""
+    message = conversions.action_identifier(action_id)
+    message.run.org = org
+    return message
+
+
+def action_id_of(action: StoredTaskAction) -> ActionId:
+    """Which action it is, with the one name that a root is known by."""
+    spec = action.spec
+    name = ROOT_ACTION if spec.action_name == spec.run_name else spec.action_name
+    return ActionId(spec.project, spec.domain, spec.run_name, name)
+
+
+def metadata(action: StoredTaskAction, record: RunRecord | None, org: str) -> pb.ActionMetadata:
+    """What an action is."""
+    spec = action.spec
+    message = pb.ActionMetadata(
+        parent=spec.parent_action_name,
+        group=spec.group,
+        action_type=_TYPES.get(spec.kind, pb.ACTION_TYPE_UNSPECIFIED),
+    )
+    if subject := action.metadata.annotations.get(ANNOTATION_SUBJECT, ""):
+        message.executed_by.CopyFrom(_identity(subject))
+    if spec.kind == ACTION_TYPE_TASK:
+        message.task.task_type = spec.task_type
+        message.task.short_name = spec.short_name
+        if (template := _read(action, conversions.task_template)) is not None:
+            named = template.id
+            message.task.id.org = named.org
+            message.task.id.project = named.project or spec.project
+            message.task.id.domain = named.domain or spec.domain
+            message.task.id.name = named.name
+            message.task.id.version = named.version
+            message.funtion_name = named.name.rpartition(".")[2]
+            message.task.short_name = spec.short_name or message.funtion_name
+    elif spec.kind == ACTION_TYPE_CONDITION:
+        if (declared := _read(action, conversions.condition_action)) is not None:
+            message.condition.name = declared.name
+            message.condition.type.CopyFrom(declared.type)
+    else:
+        trace = _read(action, _trace)
+        message.trace.name = spec.short_name if trace is None else trace.name
+    if record is not None and not spec.parent_action_name:
+        _add_of_run(message, record)
+    if source := conversions.recovered_from(action):
+        source.run.org = org
+        message.recovered_from.CopyFrom(source)
+    return message
+
+
+def status(action: StoredTaskAction) -> pb.ActionStatus:
+    """How far an action is."""
+    return _status(
+        action.phase,
+        time_of(action.metadata.creation_timestamp),
+        time_of(action.end_time),
+        action.attempts,
+        action.status.cache_status,
+    )
+
+
+def _status(
+    phase: Phase, began: datetime | None, ended: datetime | None, attempts: int, cache: int
+) -> pb.ActionStatus:
+    message = pb.ActionStatus(
+        phase=phase_number(phase),
+        # One that waits for its first attempt is told with it: clients count from 1.
+        attempts=max(attempts, 1),
+        cache_status=CatalogCacheStatus.ValueType(cache),
+    )
+    if began is not None:
+        message.start_time.CopyFrom(timestamp(began))
+    if ended is not None and phase.is_terminal:
+        message.end_time.CopyFrom(timestamp(ended))
+        if began is not None:
+            message.duration_ms = max(0, round((ended - began).total_seconds() * 1000))
+    return message
+
+
+def _add_result(message: pb.ActionDetails, action: StoredTaskAction) -> None:
+    phase, annotations = action.phase, action.metadata.annotations
+    if phase is Phase.ABORTED:
+        message.abort_info.reason = annotations.get(ANNOTATION_ABORT_REASON, "")
+        if by := annotations.get(ANNOTATION_ABORTED_BY, ""):
+            message.abort_info.aborted_by.CopyFrom(_identity(by))
+    elif phase in _FAILURES:
+        error = action.status.error_state
+        if error is not None:
+            failure = Failure(error.code, error.kind, error.message)
+        else:
+            failure = Failure(message=_message_of_failure(action))
+        message.error_info.CopyFrom(error_info(failure))
+    elif action.spec.kind == ACTION_TYPE_CONDITION and action.status.signal_value:
+        value = _read(action, conversions.signal_value)
+        if value is not None:
+            message.signal_info.output.CopyFrom(value)
+            if by := action.status.signalled_by:
+                message.signal_info.signalled_by.CopyFrom(_identity(by))
+
+
+def why_failed(action: StoredTaskAction) -> str:
+    """Why an action failed or was aborted, for people; empty where it was not."""
+    if action.phase is Phase.ABORTED:
+        return action.metadata.annotations.get(ANNOTATION_ABORT_REASON, "")
+    if action.phase not in _FAILURES:
+        return ""
+    error = action.status.error_state
+    return _message_of_failure(action) if error is None else error.message
+
+
+def _message_of_failure(action: StoredTaskAction) -> str:
+    for condition in action.status.conditions:
+        if condition.type == "Failed" and condition.status == "True":
+            return condition.message
+    return ""
+
+
+def _task_spec(action: StoredTaskAction) -> TaskSpec:
+    spec = TaskSpec(short_name=action.spec.short_name)
+    if (template := _read(action, conversions.task_template)) is not None:
+        spec.task_template.CopyFrom(template)
+    return spec
+
+
+def _run_spec(action: StoredTaskAction) -> RunSpec:
+    """What a root says of its run, where nobody kept what was asked for."""
+    spec = RunSpec()
+    spec.labels.values.update(_free(action.metadata.labels))
+    spec.annotations.values.update(_free(action.metadata.annotations))
+    for key, value in action.spec.env_vars.items():
+        spec.envs.values.add(key=key, value=value)
+    if action.spec.interruptible is not None:
+        spec.interruptible.value = action.spec.interruptible
+    return spec
+
+
+def _free(pairs: Mapping[str, str]) -> dict[str, str]:
+    """What is a user's own."""
+    reserved = (_SYSTEM_DOMAIN, f"{OWN_DOMAIN}/")
+    return {key: value for key, value in pairs.items() if not key.startswith(reserved)}
+
+
+# --- from the record alone --------------------------------------------------------------
+
+
+def _metadata_of_record(record: RunRecord) -> pb.ActionMetadata:
+    task = record.task
+    message = pb.ActionMetadata(action_type=pb.ACTION_TYPE_TASK)
+    message.task.id.org = task.org
+    message.task.id.project = task.project
+    message.task.id.domain = task.domain
+    message.task.id.name = task.name
+    message.task.id.version = task.version
+    message.task.task_type = record.task_type
+    message.funtion_name = task.name.rpartition(".")[2]
+    message.task.short_name = record.short_name or message.funtion_name
+    _add_of_run(message, record)
+    return message
+
+
+def _add_of_run(message: pb.ActionMetadata, record: RunRecord) -> None:
+    message.environment_name = record.environment
+    if record.source in pb.RunSource.values():
+        message.source = pb.RunSource.ValueType(record.source)
+    if record.creator:
+        message.executed_by.CopyFrom(_identity(record.creator))
+    run_spec = run_spec_of(record)
+    if run_spec is not None and run_spec.HasField("relation"):
+        message.relation.CopyFrom(run_spec.relation)
+
+
+def _status_of_record(record: RunRecord | None) -> pb.ActionStatus:
+    if record is None:
+        return _status(Phase.UNSPECIFIED, None, None, 0, 0)
+    how = record.status
+    if how is None:
+        return _status(Phase.UNSPECIFIED, record.created, None, 0, 0)
+    return _status(Phase(how.phase), record.created, how.ended, how.attempts, how.cache_status)
+
+
+def _details_of_record(found: Found, org: str) -> pb.ActionDetails:
+    record = found.record
+    assert record is not None
+    how = record.status
+    if how is None or not Phase(how.phase).is_terminal:
+        # To delete what goes on is to abort it.
+        how = RunStatus(
+            phase=Phase.ABORTED, ended=None if how is None else how.ended, abort_reason=_GONE
+        )
+    phase = Phase(how.phase)
+    message = pb.ActionDetails(
+        id=identifier(found.action_id, org),
+        metadata=_metadata_of_record(record),
+        status=_status(phase, record.created, how.ended, how.attempts, how.cache_status),
+        attempts=attempts_of(None, found.history) or [_attempt_of_record(record, how)],
+        task=found.task,
+    )
+    if phase is Phase.ABORTED:
+        message.abort_info.reason = how.abort_reason
+        if how.aborted_by:
+            message.abort_info.aborted_by.CopyFrom(_identity(how.aborted_by))
+    elif phase in _FAILURES:
+        message.error_info.CopyFrom(error_info(how.failure or Failure()))
+    return message
+
+
+def _attempt_of_record(record: RunRecord, how: RunStatus) -> pb.ActionAttempt:
+    begun = Transition(Phase.QUEUED, record.created, how.started or how.ended)
+    transitions = [begun]
+    if how.started is not None:
+        transitions.append(Transition(Phase.RUNNING, how.started, how.ended))
+    if how.ended is not None:
+        transitions.append(Transition(how.phase, how.ended))
+    failed = Phase(how.phase) in _FAILURES
+    attempt = Attempt(
+        number=max(how.attempts, 1),
+        phase=how.phase,
+        transitions=tuple(transitions),
+        failure=how.failure if failed else None,
+        cache_status=how.cache_status,
+    )
+    return attempt_message(attempt)
+
+
+def _identity(subject: str) -> EnrichedIdentity:
+    identity = EnrichedIdentity()
+    identity.user.id.subject = subject
+    return identity
+
+
+def _trace(action: StoredTaskAction) -> pb.TraceAction | None:
+    data = action.spec.trace_spec_bytes
+    try:
+        return pb.TraceAction.FromString(data) if data else None
+    except BadMessage as error:
+        raise DecodeError(f"spec.traceSpec: not a TraceAction: {error}") from None
+
+
+def _read(
+    action: StoredTaskAction, read: Callable[[StoredTaskAction], _Part | None]
+) -> _Part | None:
+    """A part of an object; one that cannot be read counts as missing, the rest is told."""
+    try:
+        return read(action)
+    except DecodeError as error:
+        _log.warning(
+            "told_without_field",
+            key=action.key.decode(errors="backslashreplace"),
+            revision=action.revision,
+            reason=error.reason,
+        )
+        return None

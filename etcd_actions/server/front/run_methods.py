@@ -1,0 +1,326 @@
+"""Flyte's RunService, but for its lists of runs: creating, reading, following and ending runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier
+from flyteidl2.core.literals_pb2 import Literal, Primitive, Scalar
+from flyteidl2.core.types_pb2 import SimpleType
+from flyteidl2.workflow import run_service_pb2 as pb
+
+from etcd_actions.actions.stored_action import describe
+from etcd_actions.client import ActionsClient
+from etcd_actions.errors import DecodeError, FailedPrecondition, InvalidArgument, NotFound
+from etcd_actions.images import ImageBuilds
+from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name
+from etcd_actions.model import flyte as conversions
+from etcd_actions.registry.registry import Registry, task_id_of
+from etcd_actions.runs.creation import Deployed, RunCreator, RunData
+from etcd_actions.runs.filters import compile_filters
+from etcd_actions.runs.reading import Found, RunReader
+from etcd_actions.server.caller import CALLER
+from etcd_actions.server.front import action_views
+from etcd_actions.server.front.action_lists import FIELDS, ActionLists
+from etcd_actions.server.front.action_tree import ActionTree, Nodes
+from etcd_actions.server.front.attempt_messages import attempts_of
+from etcd_actions.server.front.run_streams import Follower
+from etcd_actions.server.methods import Methods
+from etcd_actions.server.streams import Streams
+
+if TYPE_CHECKING:
+    from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
+    from google.protobuf.message import Message
+
+RUNS: Final = "flyteidl2.workflow.RunService"
+
+
+class DeployedTasks:
+    """The registry as runs are created from it."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def task_spec(self, task_id: TaskIdentifier) -> TaskSpec:
+        """See :class:`~etcd_actions.runs.creation.Deployed`."""
+        return await self._registry.task_spec(task_id_of(task_id))
+
+
+class RunService:
+    """Answers what the SDK asks of runs.
+
+    The organisation in an identifier never counts, and answers have the one that was asked with:
+    the SDK takes it from the host name by which it reaches this service.
+
+    Args:
+        client: Who changes and reads actions.
+        streams: The open streams.
+        keepalive: After so many seconds without news a stream tells what is known once more.
+        data: Where runs keep their data; None refuses runs that need a place for it.
+        deployed: The deployed tasks; None refuses runs of these.
+        builds: Answers the builder of images; None refuses runs that build one.
+    """
+
+    def __init__(
+        self,
+        client: ActionsClient,
+        streams: Streams,
+        keepalive: float,
+        *,
+        data: RunData | None = None,
+        deployed: Deployed | None = None,
+        builds: ImageBuilds | None = None,
+    ) -> None:
+        self._client = client
+        self._reader = RunReader(client)
+        self._creator = RunCreator(client, data, deployed, builds=builds)
+        self._lists = ActionLists(self._reader)
+        self._nodes = Nodes()
+        self._follower = Follower(client, self._reader, streams, keepalive)
+
+    def add_to(self, methods: Methods) -> None:
+        """Add its methods to those that are served."""
+        unary, stream = methods.unary, methods.server_stream
+        unary(RUNS, "CreateRun", pb.CreateRunRequest, pb.CreateRunResponse, self.create_run)
+        unary(
+            RUNS,
+            "GetRunDetails",
+            pb.GetRunDetailsRequest,
+            pb.GetRunDetailsResponse,
+            self.get_run_details,
+        )
+        stream(
+            RUNS,
+            "WatchRunDetails",
+            pb.WatchRunDetailsRequest,
+            pb.WatchRunDetailsResponse,
+            self.watch_run_details,
+        )
+        unary(
+            RUNS,
+            "GetActionDetails",
+            pb.GetActionDetailsRequest,
+            pb.GetActionDetailsResponse,
+            self.get_action_details,
+        )
+        stream(
+            RUNS,
+            "WatchActionDetails",
+            pb.WatchActionDetailsRequest,
+            pb.WatchActionDetailsResponse,
+            self.watch_action_details,
+        )
+        unary(RUNS, "ListActions", pb.ListActionsRequest, pb.ListActionsResponse, self.list_actions)
+        stream(
+            RUNS,
+            "WatchActions",
+            pb.WatchActionsRequest,
+            pb.WatchActionsResponse,
+            self.watch_actions,
+        )
+        unary(RUNS, "AbortRun", pb.AbortRunRequest, pb.AbortRunResponse, self.abort_run)
+        unary(RUNS, "AbortAction", pb.AbortActionRequest, pb.AbortActionResponse, self.abort_action)
+        unary(RUNS, "SignalEvent", pb.SignalEventRequest, pb.SignalEventResponse, self.signal_event)
+        unary(
+            RUNS,
+            "GetActionDataURIs",
+            pb.GetActionDataURIsRequest,
+            pb.GetActionDataURIsResponse,
+            self.get_action_data_uris,
+        )
+        unary(
+            RUNS,
+            "GetActionLogContext",
+            pb.GetActionLogContextRequest,
+            pb.GetActionLogContextResponse,
+            self.get_action_log_context,
+        )
+
+    async def create_run(self, request: pb.CreateRunRequest) -> pb.CreateRunResponse:
+        """Create a run; the same request again for the same name is answered as before."""
+        created = await self._creator.create(request, _subject())
+        if request.WhichOneof("id") == "run_id":
+            org = request.run_id.org
+        else:
+            org = request.project_id.organization
+        record, action = created.record, created.action
+        if record is not None:
+            run = ActionId(record.project, record.domain, record.name, ROOT_ACTION)
+        else:
+            assert action is not None
+            run = action_views.action_id_of(action)
+        return pb.CreateRunResponse(run=action_views.run_message(action, record, run, org))
+
+    async def get_run_details(self, request: pb.GetRunDetailsRequest) -> pb.GetRunDetailsResponse:
+        """All about a run; of one that has expired, what its record says."""
+        found = await self._reader.run(_run(request, request.run_id))
+        return pb.GetRunDetailsResponse(details=action_views.run_details(found, request.run_id.org))
+
+    async def watch_run_details(
+        self, request: pb.WatchRunDetailsRequest
+    ) -> AsyncIterator[pb.WatchRunDetailsResponse]:
+        """The same, each time it has changed, up to the end of the run."""
+        org = request.run_id.org
+        async with aclosing(self._follower.action(_run(request, request.run_id))) as states:
+            async for found in states:
+                yield pb.WatchRunDetailsResponse(details=action_views.run_details(found, org))
+
+    async def get_action_details(
+        self, request: pb.GetActionDetailsRequest
+    ) -> pb.GetActionDetailsResponse:
+        """All about an action."""
+        found = await self._reader.action(_action(request, request.action_id))
+        org = request.action_id.run.org
+        return pb.GetActionDetailsResponse(details=action_views.action_details(found, org))
+
+    async def watch_action_details(
+        self, request: pb.WatchActionDetailsRequest
+    ) -> AsyncIterator[pb.WatchActionDetailsResponse]:
+        """The same, each time it has changed, up to the end of the action."""
+        org = request.action_id.run.org
+        wanted = _action(request, request.action_id)
+        async with aclosing(self._follower.action(wanted)) as states:
+            async for found in states:
+                yield pb.WatchActionDetailsResponse(details=action_views.action_details(found, org))
+
+    async def list_actions(self, request: pb.ListActionsRequest) -> pb.ListActionsResponse:
+        """The actions of a run, page by page."""
+        run, org = _run(request, request.run_id), request.run_id.org
+        page = await self._lists.page(run, request.request)
+        return pb.ListActionsResponse(
+            actions=[
+                action_views.action_message(
+                    action, page.record, action_views.action_id_of(action), org
+                )
+                for action in page.actions
+            ],
+            token=page.token,
+        )
+
+    async def watch_actions(
+        self, request: pb.WatchActionsRequest
+    ) -> AsyncIterator[pb.WatchActionsResponse]:
+        """All actions of a run, then each that has changed.
+
+        Those that do not meet the filter are told, too, and say so: one that met it before is
+        seen to have left.
+        """
+        run = _run(request, request.run_id)
+        matches = compile_filters(request.filter, FIELDS, "filter")
+        tree = ActionTree(request.run_id.org, matches, self._nodes)
+        async with aclosing(self._follower.run(run, tree)) as changes:
+            async for actions in changes:
+                yield pb.WatchActionsResponse(enriched_actions=actions)
+
+    async def abort_run(self, request: pb.AbortRunRequest) -> pb.AbortRunResponse:
+        """End a run; one that is over, or has expired, stays what it is."""
+        await self._abort(_run(request, request.run_id), request.reason)
+        return pb.AbortRunResponse()
+
+    async def abort_action(self, request: pb.AbortActionRequest) -> pb.AbortActionResponse:
+        """End an action and all below it."""
+        await self._abort(_action(request, request.action_id), request.reason)
+        return pb.AbortActionResponse()
+
+    async def _abort(self, wanted: ActionId, reason: str) -> None:
+        found = await self._reader.action(wanted)
+        if found.action is not None:
+            await self._client.abort_action(
+                found.action_id, reason, _subject(), incarnation=found.action.incarnation
+            )
+
+    async def signal_event(self, request: pb.SignalEventRequest) -> pb.SignalEventResponse:
+        """Give a condition the value that it waits for."""
+        wanted = _action(request, request.action_id)
+        found = await self._reader.action(wanted)
+        if found.action is None or not found.action.spec.is_condition:
+            raise FailedPrecondition(f"{describe(wanted)} is no condition")
+        parent = found.action.parent
+        asked = request.parent_action_name
+        if asked and canonical_name(wanted.run, asked) != canonical_name(wanted.run, parent):
+            raise InvalidArgument(
+                "parent_action_name", f"the parent of {describe(wanted)} is {parent}"
+            )
+        await self._client.signal(wanted, _literal(request, found), _subject())
+        return pb.SignalEventResponse()
+
+    async def get_action_data_uris(
+        self, request: pb.GetActionDataURIsRequest
+    ) -> pb.GetActionDataURIsResponse:
+        """Where inputs and outputs are; outputs only of what succeeded."""
+        found = await self._reader.action(_action(request, request.action_id))
+        namespace = self._client.namespace_of(found.action_id)
+        inputs, outputs = action_views.data_uris(found, namespace)
+        return pb.GetActionDataURIsResponse(inputs_uri=inputs, outputs_uri=outputs)
+
+    async def get_action_log_context(
+        self, request: pb.GetActionLogContextRequest
+    ) -> pb.GetActionLogContextResponse:
+        """When an attempt ran; there are no pods to name."""
+        found = await self._reader.action(_action(request, request.action_id))
+        attempts = attempts_of(found.action, found.history)
+        number = request.attempt or len(attempts)
+        for attempt in attempts:
+            if attempt.attempt == number:
+                response = pb.GetActionLogContextResponse(start_time=attempt.start_time)
+                if attempt.HasField("end_time"):
+                    response.end_time.CopyFrom(attempt.end_time)
+                return response
+        raise NotFound(f"{describe(found.action_id)} has no attempt {number}")
+
+
+def _subject() -> str:
+    return CALLER.get().subject
+
+
+def _run(request: Message, run: RunIdentifier) -> ActionId:
+    """The root of a run that a request names."""
+    if not request.HasField("run_id"):
+        raise InvalidArgument("run_id", "it is missing")
+    return _checked(run, ROOT_ACTION, "run_id")
+
+
+def _action(request: Message, action: ActionIdentifier) -> ActionId:
+    """The action that a request names."""
+    if not request.HasField("action_id") or not action.HasField("run"):
+        raise InvalidArgument("action_id.run", "it is missing")
+    if not action.name or "/" in action.name:
+        raise InvalidArgument("action_id.name", f"{action.name[:80]!r} is no name of an action")
+    return _checked(action.run, action.name, "action_id.run")
+
+
+def _checked(run: RunIdentifier, name: str, field: str) -> ActionId:
+    for part in ("project", "domain", "name"):
+        text = getattr(run, part)
+        if not text or "/" in text:
+            raise InvalidArgument(f"{field}.{part}", f"{text[:80]!r} is no name: give one")
+    return ActionId(run.project, run.domain, run.name, name)
+
+
+def _literal(request: pb.SignalEventRequest, found: Found) -> Literal:
+    """The value of a signal; a whole number is taken for a float where one is waited for."""
+    payload, kind = request.payload, request.payload.WhichOneof("value")
+    if kind is None:
+        raise InvalidArgument("payload", "it is empty: give the value")
+    primitive = Primitive()
+    if kind == "bool_value":
+        primitive.boolean = payload.bool_value
+    elif kind == "string_value":
+        primitive.string_value = payload.string_value
+    elif kind == "float_value":
+        primitive.float_value = payload.float_value
+    elif _waits_for(found) == SimpleType.FLOAT:
+        primitive.float_value = float(payload.int_value)
+    else:
+        primitive.integer = payload.int_value
+    return Literal(scalar=Scalar(primitive=primitive))
+
+
+def _waits_for(found: Found) -> int | None:
+    try:
+        declared = None if found.action is None else conversions.condition_action(found.action)
+    except DecodeError:
+        return None
+    return None if declared is None else declared.type.simple

@@ -1,0 +1,296 @@
+"""Flyte's TaskService: tasks that are deployed, and run by their names later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from connectrpc.code import Code
+from flyteidl2.common.identifier_pb2 import RunIdentifier
+from flyteidl2.task import task_definition_pb2 as definition
+from flyteidl2.task import task_service_pb2 as pb
+
+from etcd_actions.errors import InvalidArgument
+from etcd_actions.registry.registry import Registry, spec_of, task_id_of
+from etcd_actions.registry.task_index import TaskNameKey, deployed_in_order
+from etcd_actions.registry.task_record import TaskHead
+from etcd_actions.runs.filters import Field, Fields, Kind, microseconds, moment
+from etcd_actions.runs.list_pages import Query, parse, take_sorted
+from etcd_actions.runs.run_entry import RunEntry
+from etcd_actions.runs.run_fields import phase_of
+from etcd_actions.runs.run_index import OfTask, RunIndex
+from etcd_actions.server.caller import CALLER
+from etcd_actions.server.error_codes import Refusal
+from etcd_actions.server.front.run_views import identity, timestamp
+
+if TYPE_CHECKING:
+    from etcd_actions.server.methods import Methods
+
+TASKS: Final = "flyteidl2.task.TaskService"
+
+_CREATED: Final = "created_at"
+
+_VERSION_FIELDS: Final[dict[str, Field[TaskHead]]] = {
+    "version": Field(lambda task: task.version),
+    _CREATED: Field(lambda task: microseconds(task.deployed), Kind.TIME),
+    "updated_at": Field(lambda task: microseconds(task.updated), Kind.TIME),
+    "deployed_by": Field(lambda task: task.deployed_by),
+}
+VERSION_FIELDS: Final[Fields[TaskHead]] = Fields(_VERSION_FIELDS)
+"""What the versions of a task can be filtered and sorted by."""
+
+TASK_FIELDS: Final[Fields[TaskHead]] = Fields(
+    {
+        "name": Field(lambda task: task.name),
+        "project": Field(lambda task: task.project),
+        "domain": Field(lambda task: task.domain),
+        **_VERSION_FIELDS,
+        "environment": Field(lambda task: task.environment),
+        "function_name": Field(lambda task: task.short_name),
+        "short_name": Field(lambda task: task.short_name),
+        "task_type": Field(lambda task: task.task_type),
+        "short_description": Field(lambda task: task.description),
+        "env_description": Field(lambda task: task.environment_description),
+    }
+)
+"""What tasks can be filtered and sorted by."""
+
+
+class TaskService:
+    """The methods of Flyte's TaskService.
+
+    Args:
+        registry: The deployed tasks.
+        runs: All runs, for the latest one of a task.
+        caller: Says whose token the request at hand has; empty without one.
+    """
+
+    def __init__(
+        self, registry: Registry, runs: RunIndex, caller: Callable[[], str] = lambda: ""
+    ) -> None:
+        self._registry = registry
+        self._runs = runs
+        self._caller = caller
+
+    def add_to(self, methods: Methods) -> None:
+        """Add its methods to those that are served."""
+        methods.unary(
+            TASKS, "DeployTask", pb.DeployTaskRequest, pb.DeployTaskResponse, self.deploy_task
+        )
+        methods.unary(
+            TASKS,
+            "GetTaskDetails",
+            pb.GetTaskDetailsRequest,
+            pb.GetTaskDetailsResponse,
+            self.get_task_details,
+        )
+        methods.unary(
+            TASKS, "ListTasks", pb.ListTasksRequest, pb.ListTasksResponse, self.list_tasks
+        )
+        methods.unary(
+            TASKS,
+            "ListVersions",
+            pb.ListVersionsRequest,
+            pb.ListVersionsResponse,
+            self.list_versions,
+        )
+
+    async def deploy_task(self, request: pb.DeployTaskRequest) -> pb.DeployTaskResponse:
+        """Write a version of a task; the very same again is refused, and skipped by the SDK."""
+        if not request.HasField("task_id"):
+            raise InvalidArgument("task_id", "it is missing")
+        if not request.HasField("spec"):
+            raise InvalidArgument("spec", "it is missing")
+        if request.triggers:
+            raise Refusal(
+                Code.UNIMPLEMENTED,
+                "triggers: triggers are not served here: nothing was deployed; take them out of "
+                "the task, and start its runs from a scheduler of your own",
+            )
+        await self._registry.deploy(
+            task_id_of(request.task_id),
+            request.spec,
+            org=request.task_id.org,
+            deployed_by=self._caller(),
+        )
+        return pb.DeployTaskResponse()
+
+    async def get_task_details(
+        self, request: pb.GetTaskDetailsRequest
+    ) -> pb.GetTaskDetailsResponse:
+        """A version of a task with its spec; without a version the one deployed last."""
+        if not request.HasField("task_id"):
+            raise InvalidArgument("task_id", "it is missing")
+        wanted = task_id_of(request.task_id)
+        # Without a version the latest is meant.
+        msgspec.structs.replace(wanted, version=wanted.version or "latest").check()
+        record = await self._registry.get(wanted)
+        details = definition.TaskDetails(
+            task_id=_identifier(record, request.task_id.org),
+            metadata=_metadata(record),
+            spec=spec_of(record),
+        )
+        return pb.GetTaskDetailsResponse(details=details)
+
+    async def list_tasks(self, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
+        """Tasks, each in the latest of its versions that meet the filters."""
+        project, org = _scope(request)
+        known = [each.SerializeToString(deterministic=True) for each in request.known_filters]
+        query = parse(
+            request.request,
+            TASK_FIELDS,
+            identity=_identity,
+            default=_CREATED,
+            scope=msgspec.json.encode(["tasks", project, known]),
+        )
+        is_meant = _known_filters(request)
+        index = self._registry.index
+        await index.ready()
+        await self._runs.ready()
+        totals = _Totals()
+
+        def latest() -> Iterator[Sequence[TaskHead]]:
+            for portion in index.portions(project):
+                totals.total += len(portion)
+                found = []
+                for versions in portion:
+                    meant = [each for each in query.select(versions) if is_meant(each)]
+                    if meant:
+                        found.append(max(meant, key=deployed_in_order))
+                totals.filtered += len(found)
+                yield found
+
+        page = await take_sorted(query, latest())
+        return pb.ListTasksResponse(
+            tasks=[self._task(each, org) for each in page.rows],
+            token=page.token,
+            metadata=pb.ListTasksResponse.ListTasksMetadata(
+                total=totals.total, filtered_total=totals.filtered
+            ),
+        )
+
+    async def list_versions(self, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
+        """The versions of a task, the one that was deployed last first unless asked otherwise."""
+        if not request.HasField("task_name"):
+            raise InvalidArgument("task_name", "it is missing")
+        asked = request.task_name
+        name = TaskNameKey(asked.project, asked.domain, asked.name)
+        for part, value in name._asdict().items():
+            if not value:
+                raise InvalidArgument(f"task_name.{part}", "it is missing")
+        query: Query[TaskHead] = parse(
+            request.request,
+            VERSION_FIELDS,
+            identity=_identity,
+            default=_CREATED,
+            scope=msgspec.json.encode(["versions", name]),
+        )
+        index = self._registry.index
+        await index.ready()
+        await self._runs.ready()
+        page = await take_sorted(query, [tuple(index.versions(name).values())])
+        latest = self._runs.latest_of_versions(OfTask(*name), {each.version for each in page.rows})
+        return pb.ListVersionsResponse(
+            versions=[_version(each, latest.get(each.version)) for each in page.rows],
+            token=page.token,
+        )
+
+    def _task(self, head: TaskHead, org: str) -> definition.Task:
+        task = definition.Task(task_id=_identifier(head, org), metadata=_metadata(head))
+        latest = self._runs.latest_of(OfTask(head.project, head.domain, head.name))
+        if latest is not None and CALLER.get().may_use(latest.project):
+            task.task_summary.latest_run.CopyFrom(_latest_run(latest))
+        return task
+
+
+def _version(head: TaskHead, latest: RunEntry | None) -> pb.ListVersionsResponse.VersionResponse:
+    version = pb.ListVersionsResponse.VersionResponse(
+        version=head.version, deployed_at=timestamp(head.deployed)
+    )
+    if head.deployed_by:
+        version.deployed_by.CopyFrom(identity(head.deployed_by))
+    if latest is not None and CALLER.get().may_use(latest.project):
+        version.latest_run.CopyFrom(_latest_run(latest))
+    return version
+
+
+class _Totals:
+    """How many tasks a scope has, and how many of them meet the filters."""
+
+    def __init__(self) -> None:
+        self.total = self.filtered = 0
+
+
+def _scope(request: pb.ListTasksRequest) -> tuple[tuple[str, str] | None, str]:
+    """Project and domain, None for all; and the organisation as the client names it."""
+    which = request.WhichOneof("scope_by")
+    if which == "org":
+        return None, request.org
+    if which == "project_id":
+        project = request.project_id
+        for part in ("name", "domain"):
+            if not getattr(project, part):
+                raise InvalidArgument(f"project_id.{part}", "it is missing")
+        return (project.name, project.domain), project.organization
+    raise InvalidArgument("scope_by", "it is missing: give one of org and project_id")
+
+
+def _known_filters(request: pb.ListTasksRequest) -> Callable[[TaskHead], bool]:
+    deployers: list[str] = []
+    entrypoints: list[bool] = []
+    for number, each in enumerate(request.known_filters):
+        which = each.WhichOneof("filter_by")
+        if which == "deployed_by":
+            deployers.append(each.deployed_by)
+        elif which == "is_entrypoint":
+            entrypoints.append(each.is_entrypoint)
+        else:
+            raise InvalidArgument(
+                f"known_filters[{number}]", "it is empty: give deployed_by or is_entrypoint"
+            )
+
+    def is_meant(head: TaskHead) -> bool:
+        return all(head.deployed_by == each for each in deployers) and all(
+            head.is_entrypoint is each for each in entrypoints
+        )
+
+    return is_meant
+
+
+def _identity(head: TaskHead) -> str:
+    # No two have the same: a part that holds the separator is written with its escape.
+    return msgspec.json.encode([head.project, head.domain, head.name, head.version]).decode()
+
+
+def _identifier(head: TaskHead, org: str) -> definition.TaskIdentifier:
+    return definition.TaskIdentifier(
+        org=head.org or org,
+        project=head.project,
+        domain=head.domain,
+        name=head.name,
+        version=head.version,
+    )
+
+
+def _metadata(head: TaskHead) -> definition.TaskMetadata:
+    metadata = definition.TaskMetadata(
+        short_name=head.short_name,
+        deployed_at=timestamp(head.deployed),
+        environment_name=head.environment,
+        short_description=head.description,
+    )
+    if head.deployed_by:
+        metadata.deployed_by.CopyFrom(identity(head.deployed_by))
+    return metadata
+
+
+def _latest_run(entry: RunEntry) -> definition.LatestRunSummary:
+    return definition.LatestRunSummary(
+        run_id=RunIdentifier(
+            org=entry.org, project=entry.project, domain=entry.domain, name=entry.name
+        ),
+        run_time=timestamp(moment(entry.created)),
+        phase=phase_of(entry),
+        root_task_name=entry.task.name,
+    )

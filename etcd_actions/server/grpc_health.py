@@ -1,0 +1,67 @@
+"""The service ``grpc.health.v1.Health``, which load balancers and grpcurl users ask."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Final
+
+from connectrpc.code import Code
+
+from etcd_actions.server._pb import grpc_health_pb2 as pb
+from etcd_actions.server.error_codes import Refusal
+from etcd_actions.server.methods import Methods
+from etcd_actions.server.streams import Streams
+
+HEALTH: Final = "grpc.health.v1.Health"
+_LOOK_EVERY = 5.0
+
+
+class Health:
+    """Says whether the service is fit.
+
+    Args:
+        services: Gives the full names of what is served.
+        is_serving: Whether it can be used.
+        streams: The open streams; a watch is one.
+    """
+
+    def __init__(
+        self,
+        services: Callable[[], Collection[str]],
+        is_serving: Callable[[], bool],
+        streams: Streams,
+    ) -> None:
+        self._services = services
+        self._is_serving = is_serving
+        self._streams = streams
+
+    def add_to(self, methods: Methods) -> None:
+        """Add its methods to those that are served."""
+        request, response = pb.HealthCheckRequest, pb.HealthCheckResponse
+        methods.unary(HEALTH, "Check", request, response, self.check)
+        methods.server_stream(HEALTH, "Watch", request, response, self.watch)
+
+    async def check(self, request: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
+        """Say how it is."""
+        if request.service and request.service not in self._services():
+            raise Refusal(Code.NOT_FOUND, f"service {request.service!r} is not served here")
+        return pb.HealthCheckResponse(status=self._status())
+
+    async def watch(self, request: pb.HealthCheckRequest) -> AsyncIterator[pb.HealthCheckResponse]:
+        """Say how it is, and again when that changes."""
+        with self._streams.open() as stream:
+            if request.service and request.service not in self._services():
+                yield pb.HealthCheckResponse(status=pb.HealthCheckResponse.SERVICE_UNKNOWN)
+                await stream.wait(float("inf"))
+                return
+            told = None
+            while not stream.is_over:
+                if (status := self._status()) != told:
+                    told = status
+                    yield pb.HealthCheckResponse(status=status)
+                await stream.wait(_LOOK_EVERY)
+
+    def _status(self) -> pb.HealthCheckResponse.ServingStatus:
+        if self._is_serving() and not self._streams.draining:
+            return pb.HealthCheckResponse.SERVING
+        return pb.HealthCheckResponse.NOT_SERVING

@@ -1,0 +1,1 @@
+"""Keys of actions in etcd: reading, compare-and-swap, claims, retention."""

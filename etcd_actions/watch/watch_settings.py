@@ -1,0 +1,59 @@
+"""How a prefix is watched, and how that goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from etcd_actions._internal.backoff import Backoff
+
+_BACKOFF = Backoff(initial=0.05, cap=2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReflectorSettings:
+    """How a prefix is watched. Times are in seconds.
+
+    Attributes:
+        ranges: How many key ranges to watch side by side. One watcher alone falls behind,
+            and slows etcd down, from a few thousand changes a second on.
+        prev_kv: Whether to ask for the previous value with each change. It costs etcd a read
+            an event, and is not there after a compaction.
+        dead_after: The longest silence, and unanswered question, before a stream counts
+            as dead. etcd itself says nothing for ten minutes when nothing changes.
+        stream_life: A stream is opened anew after this time: boundaries follow the keys,
+            and etcd checks permissions only when a watch is opened.
+        backoff: Delays between failed tries.
+    """
+
+    ranges: int = 4
+    prev_kv: bool = False
+    dead_after: float = 15.0
+    stream_life: float = 1800.0
+    backoff: Backoff = _BACKOFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReflectorStatistics:
+    """What a reflector has done so far.
+
+    Attributes:
+        synced: Whether the first list has been delivered.
+        streaming: Whether a stream is open and all its ranges are watched.
+        revision: Every change up to it has been delivered.
+        ranges: Number of key ranges watched side by side.
+        keys: Number of keys that exist, as far as is known.
+        events: Number of changes delivered.
+        reconnects: Streams lost, by the name of the error.
+        relists: Lists after the first, by reason.
+        silence: Seconds since etcd was last heard; infinite before the first time.
+    """
+
+    synced: bool
+    streaming: bool
+    revision: int
+    ranges: int
+    keys: int
+    events: int
+    reconnects: dict[str, int]
+    relists: dict[str, int]
+    silence: float

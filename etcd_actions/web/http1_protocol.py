@@ -1,0 +1,269 @@
+"""HTTP/1.1 of one connection, by h11's state machine, without a socket.
+
+A request that asks for another protocol, WebSocket or HTTP/2, is answered in this one, as it
+may be. A client that begins with HTTP/2's preface gets HTTP/2. Requests that come before the
+last one is answered wait in h11's buffer; the connection is not read meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import h11
+import trio
+
+from etcd_actions.web.asgi import Headers
+from etcd_actions.web.context import Context, Scopes
+from etcd_actions.web.request import Request
+from etcd_actions.web.wakeup import Signal
+
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"
+# What is parsed without a look at how much that was.
+_MOST_EVENTS: Final = 100
+
+
+class Http1:
+    """The protocol of one connection.
+
+    Args:
+        context: What it needs of the connection.
+        scopes: Makes the scopes of requests.
+
+    Attributes:
+        assumed: What came, from HTTP/2's preface on; None where the client speaks HTTP/1.1.
+        is_over: Whether nothing that comes is looked at any more.
+        parsed: How many events there were.
+    """
+
+    def __init__(self, context: Context, scopes: Scopes) -> None:
+        self._context = context
+        self._scopes = scopes
+        self._state = h11.Connection(
+            h11.SERVER, max_incomplete_event_size=context.answering.limits.header_bytes
+        )
+        self._exchange: _Exchange | None = None
+        self._is_paused = False
+        self._answered = Signal()
+        self.assumed: bytes | None = None
+        self.is_over = False
+        self.parsed = 0
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the client has begun a request that has not ended."""
+        return bool(self._state.trailing_data[0])
+
+    def initiate(self) -> None:
+        """There is no greeting."""
+
+    def goodbye(self) -> None:
+        """There is no word for it."""
+
+    def send_now(self) -> None:
+        """Nothing waits for a turn of the loop."""
+
+    def receive(self, data: bytes) -> None:
+        """Take what the client sent; nothing at its end."""
+        if not self.is_over:
+            self._state.receive_data(data)
+
+    def parse(self) -> bool:
+        """Look at some of what came; returns whether there is more to look at now."""
+        for _ in range(_MOST_EVENTS):
+            if self.is_over or not self._has_room:
+                return False
+            try:
+                event = self._state.next_event()
+            except h11.RemoteProtocolError as error:
+                self._refuse(error, error.error_status_hint)
+                return False
+            self.parsed += 1
+            if isinstance(event, h11.Request):
+                self._begin(event)
+            elif isinstance(event, h11.Data):
+                if self._exchange is not None:
+                    self._exchange.request.body.put(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                if self._exchange is not None:
+                    self._exchange.request.body.end()
+            else:
+                self._is_paused = event is h11.PAUSED and self.is_partial
+                return False
+        return True
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing more may be read: not enough was done of what came before."""
+        return (self._is_paused and self._exchange is not None) or not self._has_room
+
+    async def ready(self) -> None:
+        """Wait until that may have changed."""
+        if (exchange := self._exchange) is None:
+            await trio.lowlevel.checkpoint()
+        elif self._is_paused:
+            await self._answered.wait()
+        else:
+            await exchange.request.body.changed()
+
+    def closed(self) -> None:
+        """The connection is closed."""
+        self.is_over = True
+        if self._exchange is not None:
+            self._exchange.request.disconnect()
+
+    @property
+    def _has_room(self) -> bool:
+        return self._exchange is None or self._exchange.request.body.has_room
+
+    def _begin(self, event: h11.Request) -> None:
+        method = event.method
+        if method == b"PRI" and event.target == b"*" and event.http_version == b"2.0":
+            self.assumed = _PREFACE + self._state.trailing_data[0]
+            self.is_over = True
+            return
+        headers = list(event.headers)
+        most = self._context.answering.limits.header_bytes
+        if (refusal := _refusal(event, headers, most)) is not None:
+            self._refuse(ValueError(refusal[1]), refusal[0])
+            return
+        scope = self._scopes.make(
+            event.http_version.decode("ascii"),
+            method.decode("ascii"),
+            event.target,
+            headers,
+            has_trailers=False,
+        )
+        exchange = _Exchange(self, self._context, self._state, is_head=method == b"HEAD")
+        self._exchange = exchange
+        exchange.request = self._context.requests.begin(scope, exchange)
+
+    def _refuse(self, error: Exception, status: int) -> None:
+        """Answer what is no request, where no answer has begun, and look at nothing more."""
+        self.is_over = True
+        if self._exchange is not None:
+            self._exchange.request.disconnect()
+        self._context.answering.protocol_error(error)
+        if self._state.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        headers = [
+            (b"content-length", b"0"),
+            (b"connection", b"close"),
+            self._context.answering.date,
+        ]
+        response = self._state.send(h11.Response(status_code=status, headers=headers))
+        self._context.wire.write((response or b"") + (self._state.send(h11.EndOfMessage()) or b""))
+
+    def is_done(self, exchange: _Exchange) -> bool:
+        """An answer is complete: prepare for the next request; returns whether one may come."""
+        if self._exchange is exchange:
+            self._exchange = None
+        goes_on = (
+            not (self.is_over or self._context.is_leaving())
+            and self._state.our_state is h11.DONE
+            and self._state.their_state is h11.DONE
+        )
+        if goes_on:
+            self._state.start_next_cycle()
+        else:
+            self.is_over = True
+        self._answered.send()
+        return goes_on
+
+
+class _Exchange:
+    """The answer to one request."""
+
+    has_trailers = False
+    request: Request
+
+    def __init__(
+        self, protocol: Http1, context: Context, state: h11.Connection, *, is_head: bool
+    ) -> None:
+        self._protocol = protocol
+        self._context = context
+        self._state = state
+        self._is_head = is_head
+        # Headers wait for what comes next: with all of the body its length is known.
+        self._waiting: tuple[int, Headers] | None = None
+        self._ends_connection = False
+
+    def want_body(self) -> None:
+        if self._state.they_are_waiting_for_100_continue and not self._protocol.is_over:
+            go_on = h11.InformationalResponse(status_code=100, headers=[])
+            self._context.wire.write(self._state.send(go_on) or b"")
+
+    def taken(self, count: int) -> None:
+        """The connection's reader looks itself."""
+
+    def begin(self, status: int, headers: Headers) -> None:
+        self._waiting = status, headers
+
+    def body(self, data: bytes) -> bool:
+        return self._is_broken or self._send(data, None)
+
+    def end(self, data: bytes, trailers: Headers | None) -> bool:
+        is_sent = self._is_broken or self._send(data, len(data), h11.EndOfMessage())
+        self._ends_connection = not self._protocol.is_done(self)
+        return is_sent and not self._ends_connection
+
+    async def wait(self) -> None:
+        await self._context.wire.flush()
+        if self._ends_connection:
+            await self._context.end()
+
+    def break_off(self) -> None:
+        self._protocol.is_done(self)
+        self._ends_connection = True
+
+    @property
+    def _is_broken(self) -> bool:
+        """Whether the client has broken the protocol, or left: nothing more is sent then."""
+        return self._protocol.is_over or self._context.wire.is_closed
+
+    def _begun(self, length: int | None) -> list[h11.Event]:
+        """The headers, where they are not sent yet; the body's length is known, or is not."""
+        if self._waiting is None:
+            return []
+        (status, headers), self._waiting = self._waiting, None
+        names = {name for name, _ in headers}
+        has_length = names & {b"content-length", b"transfer-encoding"}
+        if length is not None and not (has_length or self._is_head or status in (204, 304)):
+            headers.append((b"content-length", b"%d" % length))
+        if b"date" not in names:
+            headers.append(self._context.answering.date)
+        if self._context.is_leaving() and b"connection" not in names:
+            headers.append((b"connection", b"close"))
+        return [h11.Response(status_code=status, headers=headers)]
+
+    def _send(self, data: bytes, length: int | None, *end: h11.Event) -> bool:
+        """Send headers that wait, data and the end; returns whether the system has it all."""
+        try:
+            events = self._begun(length)
+            if data:
+                events.append(h11.Data(data=data))
+            sent = b"".join([self._state.send(event) or b"" for event in (*events, *end)])
+        except h11.LocalProtocolError as error:
+            # Of what the client did h11 says so when it parses. This is the application's.
+            raise RuntimeError(f"this answer cannot be sent: {error}") from error
+        return self._context.wire.write(sent)
+
+
+def _refusal(request: h11.Request, headers: Headers, most: int) -> tuple[int, str] | None:
+    """The status for a request that is not answered, and why; None for one that is.
+
+    Its headers are larger than they may be, which h11 looks at only while they arrive. Or a
+    proxy may see another end of its body than h11 (RFC 9112, 6.1 and 6.3). Or it asks for a
+    tunnel, which h11 would wait for.
+    """
+    if len(request.target) + sum(len(name) + len(value) + 4 for name, value in headers) > most:
+        return 431, "a request with too large headers"
+    if request.method == b"CONNECT":
+        return 400, "a request for a tunnel"
+    names = [name for name, _ in headers]
+    if b"transfer-encoding" not in names:
+        return None
+    if b"content-length" in names:
+        return 400, "a request with Content-Length and Transfer-Encoding"
+    if request.http_version != b"1.1":
+        return 400, "a request of HTTP/1.0 with Transfer-Encoding"
+    return None

@@ -1,0 +1,194 @@
+"""Spans of OpenTelemetry: of calls, of what they do, and sent to a collector."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.cli.command import ROOT, environment, finish, running
+from tests.support.etcd_server import EtcdServer
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Keeps what it is sent."""
+
+    bodies: list[bytes]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            import gzip  # noqa: PLC0415
+
+            body = gzip.decompress(body)
+        self.bodies.append(body)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    bodies: list[bytes] = []
+    handler = type("Handler", (Collector,), {"bodies": bodies})
+    server = http.server.HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", bodies
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def signal_below_a_span(listen: str) -> str:
+    """Signal over Connect, as a caller with a span of its own does; gives the code."""
+    run = {"org": "o", "project": "p", "domain": "d", "name": "r1"}
+    value = {"scalar": {"primitive": {"integer": "1"}}}
+    asked = {"actionId": {"run": run, "name": "a0"}, "value": value}
+    connection = http.client.HTTPConnection(listen, timeout=20)
+    connection.request(
+        "POST",
+        "/flyteidl2.actions.ActionsService/Signal",
+        json.dumps(asked),
+        {"content-type": "application/json", "traceparent": PARENT},
+    )
+    response = connection.getresponse()
+    code: str = json.loads(response.read()).get("code", "ok")
+    connection.close()
+    return code
+
+
+@pytest.mark.slow
+async def test_a_process_sends_its_traces(
+    shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
+) -> None:
+    """The span of a call is below the caller's, and what it did is below that."""
+    root = tmp_path / "root.json"
+    root.write_text(
+        json.dumps(
+            {
+                "actionId": {
+                    "run": {"org": "o", "project": "p", "domain": "d", "name": "r1"},
+                    "name": "a0",
+                },
+                "inputUri": "s3://b/in",
+                "runOutputBase": "s3://b/out",
+                "task": {"spec": {"taskTemplate": {"type": "python"}, "shortName": "f"}},
+            }
+        )
+    )
+    common = ("--endpoints", shared_etcd.endpoint, "--prefix", prefix.decode())
+    with (
+        collector() as (url, bodies),
+        running(tmp_path, "run", *common, "--otlp-endpoint", url) as service,
+    ):
+        listen = (await service.logged("serving"))["listen"]
+        assert finish("enqueue", root, "--service", listen).code == 0
+        assert finish("status", "p/d/r1/a0", "SUCCEEDED", "--service", listen).code == 0
+        assert finish("abort", "p/d/r1/a0", "--service", listen).code == 0
+        # It is no condition.
+        assert await trio.to_thread.run_sync(signal_below_a_span, listen) == "failed_precondition"
+        await service.until(lambda: "mark" in _names(bodies) or None)
+        # What came late is sent at the end.
+        service.process.terminate()
+        assert await service.wait() == 0
+        spans = [
+            span
+            for body in bodies
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+    by_name = {span.name: span for span in spans}
+    for method, inner in (
+        ("Enqueue", "enqueue"),
+        ("Update", "status"),
+        ("Abort", "abort"),
+        ("Signal", "signal"),
+    ):
+        call = by_name[f"flyteidl2.actions.ActionsService/{method}"]
+        assert by_name[inner].parent_span_id == call.span_id
+        assert by_name[inner].trace_id == call.trace_id
+    called = by_name["flyteidl2.actions.ActionsService/Signal"]
+    assert f"00-{called.trace_id.hex()}-{called.parent_span_id.hex()}-01" == PARENT
+    assert "mark" in by_name
+
+
+def _names(bodies: list[bytes]) -> set[str]:
+    return {
+        span.name
+        for body in list(bodies)
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    }
+
+
+PROGRAM = """
+import trio
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from etcd_actions._internal.tracing import CallSpan, span
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+
+async def call() -> None:
+    outer = CallSpan("call", {"traceparent": "%s"}, {"rpc.method": "Enqueue"})
+    with span("inner", {"action": "a0"}):
+        await trio.lowlevel.checkpoint()
+    outer.end("aborted")
+
+trio.run(call)
+inner, outer = exporter.get_finished_spans()
+assert (inner.name, outer.name) == ("inner", "call")
+assert inner.parent.span_id == outer.context.span_id
+assert f"{outer.parent.span_id:016x}" == "b7ad6b7169203331"
+assert f"{outer.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
+assert not outer.status.is_ok and dict(inner.attributes) == {"action": "a0"}
+print("ok")
+"""
+
+
+def test_a_call_is_below_its_callers_span() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM % PARENT],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "ok\n", done.stderr
+
+
+def test_nothing_is_imported_for_spans() -> None:
+    program = (
+        "import sys; from etcd_actions._internal.tracing import CallSpan, span\n"
+        "with span('a'):\n    CallSpan('b', {}, {}).end('ok')\n"
+        "assert 'opentelemetry' not in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program], env=environment(), cwd=ROOT, timeout=60, check=True
+    )
