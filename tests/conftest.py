@@ -5,6 +5,7 @@ Where a test's etcd runs is up to ``--etcd``, as in every suite with ``etcd_acti
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import sys
@@ -57,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Pass the time of tests in memory; leave out what starts an etcd of a fixed kind, or none."""
     for item in items:
-        if _is_in_memory(item):
+        if _is_in_memory(item) and _jumps(item):
             item.add_marker(pytest.mark.trio(run=_run_autojumping))
     if config.getoption("--follows-etcd"):
         follows = [not _FOLLOWING.isdisjoint(getattr(each, "fixturenames", ())) for each in items]
@@ -72,8 +73,16 @@ def _is_in_memory(item: pytest.Item) -> bool:
     spec = getattr(item, "callspec", None)
     if spec is not None and spec.params.get("transport") == "memory":
         return True
-    in_memory = item.get_closest_marker("memory") is not None
-    return in_memory and not wanted_etcd(item.config) and not names & _REAL
+    if item.get_closest_marker("memory") is None or item.get_closest_marker("network") is not None:
+        return False
+    return not wanted_etcd(item.config) and not names & _REAL
+
+
+def _jumps(item: pytest.Item) -> bool:
+    """Whether time may be passed while all tasks of a test wait, which they do for each other."""
+    marker = item.get_closest_marker("memory")
+    alone = marker is None or marker.kwargs.get("jumps", True)
+    return alone and inspect.iscoroutinefunction(getattr(item, "obj", None))
 
 
 def _run_autojumping(
@@ -101,7 +110,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "conformance: what every transport promises, on every etcd at hand"
     )
     config.addinivalue_line(
-        "markers", "memory: runs on the etcd in memory, where --etcd does not ask for a real one"
+        "markers",
+        "memory(jumps=True): runs on the etcd in memory, where --etcd does not ask for a real "
+        "one; the clock jumps while all tasks wait, unless they wait for threads",
+    )
+    config.addinivalue_line(
+        "markers", "network: has sockets, and so a real etcd, beside tests that run in memory"
     )
     config.pluginmanager.register(ConformanceTable(), "conformance-table")
     config.pluginmanager.register(Budget(), "budget")

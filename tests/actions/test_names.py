@@ -28,6 +28,8 @@ from etcd_actions.model import Keyspace
 from etcd_actions.storage.store import Store
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 OTHERS = {
     "project": ActionId("q", "d", "r1", "a0"),

@@ -22,6 +22,8 @@ from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday
 from tests.support.recording import until_stored
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 
 

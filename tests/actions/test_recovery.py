@@ -23,6 +23,8 @@ from etcd_actions.model import flyte as conversions
 from etcd_actions.run_service.requests import record_action, update_action_status
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 
 def of(run: str, name: str = "a0") -> ActionId:
     return ActionId("p", "d", run, name)

@@ -52,6 +52,8 @@ from tests.support.load import Action, make_run
 from tests.support.recording import RecordingRunService
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 SOON = Backoff(0.01, 0.1)
 SETTINGS = ProcessorSettings(
     save_every=0.05,
@@ -456,6 +458,7 @@ async def test_a_log_that_cannot_be_written_stops_nothing(
         structlog.configure(processors=before)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("what", ["watch_response", "range_result", "_operation_result"])
 @pytest.mark.parametrize("error", [RuntimeError("odd"), RecursionError(), MemoryError()], ids=repr)
 async def test_an_answer_of_etcds_that_cannot_be_read_is_an_error_of_the_package(

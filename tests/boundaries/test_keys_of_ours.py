@@ -13,6 +13,8 @@ from etcd_actions.model import Keyspace
 from tests.support import flyte
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 
 

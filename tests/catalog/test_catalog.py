@@ -22,6 +22,8 @@ from etcd_actions.model import (
 )
 from etcd_actions.storage.store import Store
 
+pytestmark = pytest.mark.memory
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 

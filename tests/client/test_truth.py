@@ -26,6 +26,8 @@ from tests.record.test_outbox import LONG, ROOT, SETTINGS, Scripted, is_idle, na
 from tests.support import flyte
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 NEVER = 1_000.0
 SCHEDULES = int(os.environ.get("ETCD_ACTIONS_TEST_SCHEDULES", "4"))
 FIRST = int(os.environ.get("ETCD_ACTIONS_TEST_SEED", "0"))

@@ -21,6 +21,8 @@ from etcd_actions.storage.store import Store
 from etcd_actions.watch import Reflector
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 SERVES = ProcessorSettings(record=False)
 
 

@@ -41,6 +41,8 @@ from tests.record.test_outbox import ROOT, SETTINGS, Scripted, is_idle, named, t
 from tests.support import flyte
 from tests.support.waiting import eventually, eventually_holds
 
+pytestmark = pytest.mark.memory
+
 NO = RunServiceRejected("no", code=3)
 
 

@@ -38,6 +38,8 @@ from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually, eventually_holds
 
+pytestmark = pytest.mark.memory
+
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 ALONE = replace(SETTINGS, elect=False)
 SEQUENCES = int(os.environ.get("ETCD_ACTIONS_TEST_SEQUENCES", "50"))

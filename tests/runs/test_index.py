@@ -18,6 +18,8 @@ from etcd_actions.runs.run_record import encode
 from tests.support.runs import FedIndex, key_of, record, status
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 P = OfProject("p", "d")
 
 

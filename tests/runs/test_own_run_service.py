@@ -30,6 +30,8 @@ from tests.support import flyte
 from tests.support.scene import PROCESSOR
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 ERROR = ErrorState(code="Boom", kind="USER", message="it broke")

@@ -22,6 +22,8 @@ from etcd_actions.storage.claims import Claim, Claims
 from tests.support import flyte
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 
 

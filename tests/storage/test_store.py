@@ -14,6 +14,8 @@ from etcd_actions.storage.store import Store
 from etcd_actions.watch import Change, ChangeKind
 from tests.support.etcd_server import EtcdServer
 
+pytestmark = pytest.mark.memory
+
 
 def dropped(key: bytes, revision: int) -> Change:
     return Change(ChangeKind.MODIFIED, key, None, revision, revision, 1)
