@@ -22,7 +22,7 @@ from trio.abc import Clock, Instrument
 from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.connection_settings import TransportName
-from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, OwnEtcd
+from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, Order, OwnEtcd
 from etcd_actions.testing.plugin import PULLS_UNASKED, wanted_etcd
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
@@ -39,6 +39,9 @@ _numbers = itertools.count()
 # Of pytest-xdist's processes each has a name of its own.
 _SESSION = os.environ.get("PYTEST_XDIST_WORKER", "")
 
+
+# What comes first in memory, answers or events: with the other order tests may find other things.
+_ORDER = cast(Order, os.environ.get("ETCD_ACTIONS_TEST_ORDER", "answers_first"))
 
 # A test that has one of these, itself or through others, runs where --etcd says.
 _FOLLOWING = {"etcd_server", "etcd_factory", "conformance_etcd"}
@@ -171,8 +174,8 @@ def transport(request: pytest.FixtureRequest) -> TransportName:
 
 @pytest.fixture
 def memory() -> MemoryStore:
-    """An etcd in memory of the test's own."""
-    return MemoryStore(least_ttl=1)
+    """An etcd in memory of the test's own, as the test servers are."""
+    return MemoryStore(order=_ORDER, least_ttl=1)
 
 
 @pytest.fixture

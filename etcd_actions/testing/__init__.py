@@ -28,6 +28,7 @@ from etcd_actions.testing.memory import (
     Held,
     MemoryClient,
     MemoryStore,
+    Order,
     any_call,
     any_write,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Held",
     "MemoryClient",
     "MemoryStore",
+    "Order",
     "OwnEtcd",
     "Proxy",
     "any_call",

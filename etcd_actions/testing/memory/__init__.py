@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from etcd_actions.testing.memory.connection import MemoryClient
+from etcd_actions.testing.memory.engine import Order
 from etcd_actions.testing.memory.faults import Call, Faults, Held, any_call, any_write
 from etcd_actions.testing.memory.store import MemoryStore
 
@@ -12,6 +13,7 @@ __all__ = [
     "Held",
     "MemoryClient",
     "MemoryStore",
+    "Order",
     "any_call",
     "any_write",
 ]
