@@ -44,7 +44,7 @@ _SESSION = os.environ.get("PYTEST_XDIST_WORKER", "")
 _ORDER = cast(Order, os.environ.get("ETCD_ACTIONS_TEST_ORDER", "answers_first"))
 
 # A test that has one of these, itself or through others, runs where --etcd says.
-_FOLLOWING = {"etcd_server", "etcd_factory", "conformance_etcd"}
+_FOLLOWING = {"etcd_server", "etcd_factory", "conformance_etcd", "etcd_or_memory"}
 # One that has one of these has sockets, which a clock that jumps does not wait for.
 _REAL = {"shared_etcd", "own_etcd", "etcd_server", "etcd_factory"}
 

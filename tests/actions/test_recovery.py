@@ -190,6 +190,7 @@ async def test_what_cannot_be_read_runs_again(runs: Runs, etcd: Etcd) -> None:
     assert await runs.phase("r2", "ok") is Phase.UNSPECIFIED
 
 
+@pytest.mark.memory(jumps=False)
 async def test_outputs_that_are_gone_are_computed_again(runs: Runs, tmp_path: Path) -> None:
     def local(run: str, name: str, parent: str = "") -> Action:
         action = flyte.task(of(run, name), parent)

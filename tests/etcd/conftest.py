@@ -52,8 +52,14 @@ class Connect(Protocol):
 
 
 @pytest.fixture
-def connect(transport: TransportName | Literal["memory"], memory: MemoryStore) -> Connect:
+def connect(
+    transport: TransportName | Literal["memory"],
+    memory: MemoryStore,
+    request: pytest.FixtureRequest,
+) -> Connect:
     """How the transport under test connects."""
+    if transport == "memory":
+        request.node.user_properties.append(("etcd-version", f"as {memory.version}"))
 
     def connect(
         endpoints: str, /, *, request_timeout: float = 5.0

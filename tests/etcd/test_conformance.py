@@ -276,6 +276,27 @@ async def test_leases(etcd: EtcdClient, prefix: bytes) -> None:
         await etcd.put(prefix + b"k", b"", lease=lease.id)
 
 
+@pytest.mark.slow
+async def test_a_lease_that_nobody_renews_expires(etcd: EtcdClient, prefix: bytes) -> None:
+    """Its keys are deleted at one revision, which a watch sees; not before its time."""
+    lease = await etcd.lease_grant(2)
+    began = trio.current_time()
+    puts = [Put(prefix + b"%d" % number, b"", lease.id) for number in range(3)]
+    await etcd.txn(Txn([], [*puts, Put(prefix + b"stays", b"")]))
+    # The last put counts: it hangs on no lease.
+    await etcd.put(puts[2].key, b"")
+    async with etcd.watch() as stream:
+        stream.create(WatchCreate(1, whole(prefix), 0))
+        events = await events_of(stream, 2)
+    assert trio.current_time() - began >= lease.ttl - 0.1
+    assert [(event.key, event.is_delete) for event in events] == [(p.key, True) for p in puts[:2]]
+    assert len({event.mod_revision for event in events}) == 1
+    assert [kv.key for kv in (await etcd.range(whole(prefix))).kvs] == [
+        puts[2].key,
+        prefix + b"stays",
+    ]
+
+
 async def test_refusals_are_told_apart(etcd: EtcdClient, prefix: bytes) -> None:
     """Each has an error of its own, and none is taken for an outage."""
     with pytest.raises(RequestTooLarge):

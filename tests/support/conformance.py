@@ -37,7 +37,7 @@ class ConformanceEtcd:
         return self.source if isinstance(self.source, str) else self.source.where
 
 
-MEMORY = ConformanceEtcd("memory", "memory")
+MEMORY = ConformanceEtcd("memory", "this process")
 """The column of the transport that needs no etcd."""
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -30,6 +33,20 @@ KEYS = KeyRange.of_key(KEY)
 @pytest.fixture
 def client(memory: MemoryStore) -> MemoryClient:
     return memory.client(request_timeout=3)
+
+
+def test_the_example_of_the_documentation() -> None:
+    """As it stands there."""
+    text = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
+    (example,) = [
+        each
+        for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        if "MemoryStore" in each
+    ]
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/testing.md", "exec"), names)
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    trio.run(partial(names["test_what_a_lost_answer_leaves"], clock), clock=clock)
 
 
 async def value(etcd: Etcd) -> bytes | None:
