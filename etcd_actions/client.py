@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from etcd_actions._internal.containment import Containment, describe
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
 from etcd_actions.actions.listing import Lister, Listing
@@ -20,7 +21,7 @@ from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
-from etcd_actions.actions.stored_action import StoredTaskAction, check_identity, missing
+from etcd_actions.actions.stored_action import StoredAction, check_identity, missing
 from etcd_actions.catalog import Catalog
 from etcd_actions.codecs import codec_named
 from etcd_actions.dead_letters import DeadLetter, LetterDesk
@@ -47,8 +48,8 @@ from etcd_actions.model import (
     build_action_update,
 )
 from etcd_actions.pipeline.processor import Processor, open_processor
-from etcd_actions.pipeline.processor_settings import ProcessorSettings, ProcessorStatistics
 from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
+from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.storage.store import Store
@@ -74,7 +75,7 @@ async def open_actions_client(
     all_namespaces: bool = False,
     run_service: RunService | None = None,
     codec: str = "json",
-    settings: ProcessorSettings | None = None,
+    settings: WatchingSettings | None = None,
     containment: Containment | None = None,
 ) -> AsyncIterator[ActionsClient]:
     """Make a client; leaving the context stops watching and ends all subscriptions.
@@ -92,7 +93,7 @@ async def open_actions_client(
         codec: How new objects are stored: ``json``, which a Kubernetes API server reads,
             too, ``protobuf`` or ``msgpack``.
         settings: How it watches, and whether its finalizer is on what it creates, see
-            :class:`~etcd_actions.pipeline.processor.ProcessorSettings`.
+            :class:`~etcd_actions.pipeline.processor.WatchingSettings`.
         containment: The boundaries of the process; by default the client has its own.
 
     Raises:
@@ -104,7 +105,7 @@ async def open_actions_client(
             template = NamespaceTemplate(template)
         except ValueError as error:
             raise ConfigError(f"namespace_template: {template!r} {error}") from None
-    settings = settings or ProcessorSettings()
+    settings = settings or WatchingSettings()
     containment = containment or Containment()
     form = codec_named(codec)
     async with open_group_commit(etcd, containment) as commit:
@@ -122,7 +123,7 @@ async def open_actions_client(
                 containment=containment,
                 on_replaced=seen.clear,
             ) as processor,
-            trio.open_nursery() as nursery,
+            owned_tasks("the client") as nursery,
         ):
             client = ActionsClient(
                 nursery,
@@ -189,7 +190,7 @@ class ActionsClient:
         processor: Processor,
         enqueuer: Enqueuer,
         seen: Seen,
-        settings: ProcessorSettings,
+        settings: WatchingSettings,
         containment: Containment,
     ) -> None:
         self.containment = containment
@@ -232,7 +233,7 @@ class ActionsClient:
         """
         return self._keys.namespace_of(action_id)
 
-    def statistics(self) -> ProcessorStatistics:
+    def statistics(self) -> WatchingStatistics:
         """What the watching does and has done."""
         return self._processor.statistics()
 
@@ -311,7 +312,7 @@ class ActionsClient:
         message: str = "",
         claim: Claim | None = None,
         incarnation: Incarnation | None = None,
-    ) -> StoredTaskAction:
+    ) -> StoredAction:
         """Report how far an action is: phase, attempts, cache status, and why it failed.
 
         See docs/status.md for what is written and which changes are allowed. The same
@@ -346,7 +347,7 @@ class ActionsClient:
         action_id: ActionId | ActionIdentifier,
         value: LiteralValue,
         signalled_by: str | EnrichedIdentity = "",
-    ) -> StoredTaskAction:
+    ) -> StoredAction:
         """Give a condition the value that it waits for, which ends it. Twice the same is fine.
 
         Raises:
@@ -364,7 +365,7 @@ class ActionsClient:
             seen=self._seen,
         )
 
-    def note_read(self, action_id: ActionId, kv: KeyValue | None) -> StoredTaskAction:
+    def note_read(self, action_id: ActionId, kv: KeyValue | None) -> StoredAction:
         """Decode an object that was read with something else: the next report needs no read.
 
         Args:
@@ -377,7 +378,7 @@ class ActionsClient:
         """
         if kv is None:
             raise NotFound(missing(action_id, self._keys))
-        found = StoredTaskAction.of(kv)
+        found = StoredAction.of(kv)
         check_identity(found, action_id)
         self._seen.keep(kv)
         return found
@@ -402,7 +403,7 @@ class ActionsClient:
         return await self._lister.list_child_actions(parent, traces=traces)
 
     @_request
-    async def get_task_action(self, action_id: ActionId | ActionIdentifier) -> StoredTaskAction:
+    async def get_task_action(self, action_id: ActionId | ActionIdentifier) -> StoredAction:
         """One action as it is now.
 
         Raises:

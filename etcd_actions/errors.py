@@ -16,6 +16,15 @@ class EtcdActionsError(Exception):
     """Base of all errors of this package."""
 
 
+class BackgroundFailure(EtcdActionsError):
+    """A background task of a client, a server or the like failed, so its context was left.
+
+    ``__cause__`` is the error of the task, or an exception group of several. The body of the
+    ``async with`` was cancelled. When the body itself raised, its error comes out in place of
+    this one, with a note.
+    """
+
+
 class ConfigError(EtcdActionsError):
     """A flag, an environment variable or an argument has an unusable value.
 

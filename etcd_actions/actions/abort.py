@@ -21,7 +21,7 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.containment import describe as failure_text
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored_action import (
-    StoredTaskAction,
+    StoredAction,
     check_identity,
     check_incarnation,
     describe,
@@ -179,7 +179,7 @@ class Aborter:
                 aborted = await self._cascade(marker)
                 await self._forget(marker)
                 return AbortResult(aborted)
-            action = StoredTaskAction.of(target)
+            action = StoredAction.of(target)
             check_identity(action, action_id)
             if incarnation is not None:
                 check_incarnation(action, incarnation)
@@ -263,7 +263,7 @@ class Aborter:
         Raises:
             EtcdError: etcd did not do it.
         """
-        action = StoredTaskAction.of(kv)
+        action = StoredAction.of(kv)
         if any(each != FINALIZER_RECORD for each in action.metadata.finalizers):
             return False
         # Changed meanwhile it comes again, by the watch.
@@ -370,7 +370,7 @@ class Aborter:
                 # It would be found going on again and again.
                 raise DecodeError("it cannot be ended", key=seen.key, revision=seen.mod_revision)
             try:
-                action = StoredTaskAction.of(current)
+                action = StoredAction.of(current)
             except DecodeError:
                 return False, False
             if action.metadata.uid != one.uid:
@@ -523,7 +523,7 @@ async def _going_on(kvs: Iterable[KeyValue], marker: Marker) -> list[_GoingOn]:
         if not number % _TURN:
             await trio.lowlevel.checkpoint()
         try:
-            action = StoredTaskAction.of(kv)
+            action = StoredAction.of(kv)
         except DecodeError as error:
             key = kv.key.decode(errors="backslashreplace")
             _log.error("value_undecodable", key=key, reason=error.reason)

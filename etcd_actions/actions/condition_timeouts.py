@@ -20,7 +20,7 @@ from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.keyed_heap import KeyedHeap
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored_action import StoredTaskAction, describe
+from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import ConfigError, DecodeError, EtcdError, InvalidArgument
 from etcd_actions.etcd.api import Compare, KeyValue
@@ -173,7 +173,7 @@ class ConditionTimeouts:
         if kv is None or seen is None or kv.create_revision != seen.create_revision:
             return None
         try:
-            action = StoredTaskAction.of(kv)
+            action = StoredAction.of(kv)
             # What Flyte's service was given and nobody made the end of is a signal that came first.
             if action.is_terminal or action.status.signal_value:
                 return None
@@ -197,7 +197,7 @@ class ConditionTimeouts:
         lost = current is not None and current.mod_revision == kv.mod_revision
         return self._clock.monotonic() + (_LEADERSHIP if lost else 0.0)
 
-    def _ends(self, action: StoredTaskAction, seen: _Seen) -> float | None:
+    def _ends(self, action: StoredAction, seen: _Seen) -> float | None:
         try:
             condition = conversions.condition_action(action)
         except ConfigError as error:

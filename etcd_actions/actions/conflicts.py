@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from etcd_actions.actions.stored_action import StoredTaskAction, describe, same_action
+from etcd_actions.actions.stored_action import StoredAction, describe, same_action
 from etcd_actions.errors import ActionError, AlreadyExists, DecodeError, NameTaken
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ACTION_TYPE_TRACE, ActionId, TaskAction
+from etcd_actions.model import ACTION_TYPE_TRACE, ActionId, ActionObject
 
 
 class Asked(NamedTuple):
@@ -41,7 +41,7 @@ def beside(key: bytes, name: str) -> AlreadyExists:
     return AlreadyExists(f"{name} cannot be created: the key {text} exists already")
 
 
-def in_the_way(present: StoredTaskAction, asked: Asked) -> ActionError:
+def in_the_way(present: StoredAction, asked: Asked) -> ActionError:
     """The error for an object that is not what was asked for."""
     there = present.action_id
     is_trace = ACTION_TYPE_TRACE in (present.spec.kind, asked.kind)
@@ -64,7 +64,7 @@ def _taken(key: bytes, asked: Asked, there: str, remedy: str) -> NameTaken:
 _REPAIR = "repair or delete that value (etcd-actions doctor shows more), or give another name"
 
 
-def _remedy(present: TaskAction, asked: Asked) -> str:
+def _remedy(present: ActionObject, asked: Asked) -> str:
     there, wanted = present.action_id, asked.action_id
     if present.is_deleting:
         return "it is being deleted: try again when it is gone, or give another name"
@@ -75,7 +75,7 @@ def _remedy(present: TaskAction, asked: Asked) -> str:
     return remedy
 
 
-def _what(present: TaskAction) -> str:
+def _what(present: ActionObject) -> str:
     below = f", below {present.parent}" if present.parent else ""
     deleted = ", being deleted" if present.is_deleting else ""
     return (

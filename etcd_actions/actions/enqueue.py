@@ -27,7 +27,7 @@ from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.stored_action import (
-    StoredTaskAction,
+    StoredAction,
     describe,
     missing,
     same_action,
@@ -60,9 +60,9 @@ from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ANNOTATION_DIGEST,
     ActionId,
+    ActionObject,
     ErrorState,
     Keyspace,
-    TaskAction,
 )
 from etcd_actions.storage.store import Store
 
@@ -79,7 +79,7 @@ class Enqueued(NamedTuple):
         created: Whether this call wrote it; False where the same request had.
     """
 
-    action: StoredTaskAction
+    action: StoredAction
     created: bool
 
 
@@ -124,22 +124,8 @@ class _Asked(NamedTuple):
 class _Built(NamedTuple):
     """An object that is to be written, and its bytes."""
 
-    action: TaskAction
+    action: ActionObject
     value: bytes
-
-    def stored(self, key: bytes, create_revision: int, revision: int) -> StoredTaskAction:
-        """The object as it stands in etcd."""
-        action = self.action
-        return StoredTaskAction(
-            action.api_version,
-            action.kind,
-            action.metadata,
-            action.spec,
-            action.status,
-            key=key,
-            create_revision=create_revision,
-            revision=revision,
-        )
 
 
 class Enqueuer:
@@ -215,7 +201,7 @@ class Enqueuer:
                     raise
                 scene = await self._look(asked)
                 continue
-            if isinstance(built, StoredTaskAction):
+            if isinstance(built, StoredAction):
                 return Enqueued(built, created=built.metadata.uid == asked.uid)
             if left := self._was_aborted(request, scene):
                 if left == tried:
@@ -227,13 +213,11 @@ class Enqueuer:
                 scene = await self._look(asked)
                 continue
             written = await self._write(asked, scene, built)
-            if isinstance(written, StoredTaskAction):
+            if isinstance(written, StoredAction):
                 return Enqueued(written, created=True)
             scene = written
 
-    async def _write(
-        self, asked: _Asked, scene: _Scene, built: _Built
-    ) -> StoredTaskAction | _Scene:
+    async def _write(self, asked: _Asked, scene: _Scene, built: _Built) -> StoredAction | _Scene:
         """Write an object if all is as in the scene; gives what is there where it is not."""
         key, value = asked.key, built.value
         guards = self._guards(asked, scene)
@@ -246,7 +230,7 @@ class Enqueuer:
             # A trace that was recorded again has the identity that it had before.
             anew = kv.value == value and kv.mod_revision > _revision(scene.present)
             if anew or _uid(kv) == asked.uid:
-                return StoredTaskAction.of(kv)
+                return StoredAction.of(kv)
             if scene.guessed:
                 # It was there before: by the same request, or another.
                 return await self._look(asked)
@@ -278,8 +262,9 @@ class Enqueuer:
         present = scene.present
         created = result.revision if present is None else present.create_revision
         version = 1 if present is None else present.version + 1
-        self._seen.keep(KeyValue(key, value, created, result.revision, version))
-        return built.stored(key, created, result.revision)
+        kv = KeyValue(key, value, created, result.revision, version)
+        self._seen.keep(kv)
+        return StoredAction.at(kv, built.action)
 
     def _forget(self) -> None:
         """Drop what was seen: after a lost connection etcd may be a restored store."""
@@ -375,11 +360,11 @@ class Enqueuer:
         )
         return guards
 
-    async def _build(self, asked: _Asked, scene: _Scene) -> _Built | StoredTaskAction:
+    async def _build(self, asked: _Asked, scene: _Scene) -> _Built | StoredAction:
         """The object to be written, and its bytes; or the stored one, where it is there already."""
         request = asked.request
         built = self._object(request, scene, asked.uid)
-        if isinstance(built, StoredTaskAction):
+        if isinstance(built, StoredAction):
             return built
         if scene.beside:
             raise conflicts.beside(scene.beside[0].key, describe(request.action_id))
@@ -394,13 +379,13 @@ class Enqueuer:
 
     def _object(
         self, request: object_builder.Request, scene: _Scene, uid: str
-    ) -> TaskAction | StoredTaskAction:
+    ) -> ActionObject | StoredAction:
         present = None
         one_namespace = self._keys.namespace is not None
         asked = conflicts.Asked(request.action_id, request.kind, one_namespace)
         if scene.present is not None:
             try:
-                present = StoredTaskAction.of(scene.present)
+                present = StoredAction.of(scene.present)
             except DecodeError as error:
                 raise conflicts.unreadable(scene.present, asked, error) from None
         if request.trace is not None:
@@ -480,7 +465,7 @@ class Enqueuer:
             if kv is None:
                 return
             try:
-                found = StoredTaskAction.of(kv)
+                found = StoredAction.of(kv)
             except DecodeError:
                 return
             parent = found.parent
@@ -529,13 +514,13 @@ def _counts(marked: KeyValue, action_id: ActionId, kv: KeyValue | None) -> bool:
     if kv is None:
         return True
     try:
-        found = StoredTaskAction.of(kv)
+        found = StoredAction.of(kv)
     except DecodeError:
         return True
     return marker.is_about(found.create_revision, found.metadata.uid)
 
 
-def _digest(action: TaskAction) -> str | None:
+def _digest(action: ActionObject) -> str | None:
     return action.metadata.annotations.get(ANNOTATION_DIGEST)
 
 
@@ -546,7 +531,7 @@ def _uid(kv: KeyValue) -> str:
         return ""
 
 
-def _is_trace_of(present: TaskAction, request: object_builder.Request) -> bool:
+def _is_trace_of(present: ActionObject, request: object_builder.Request) -> bool:
     return (
         present.spec.kind == ACTION_TYPE_TRACE
         and same_run(present.action_id, request.action_id)

@@ -13,10 +13,10 @@ import structlog
 import trio
 
 from etcd_actions.actions.seen import Seen
-from etcd_actions.actions.stored_action import StoredTaskAction, check_identity, missing, same_run
+from etcd_actions.actions.stored_action import StoredAction, check_identity, missing, same_run
 from etcd_actions.errors import Compacted, DecodeError, NotFound
 from etcd_actions.etcd.api import KeyRange, KeyValue
-from etcd_actions.model import ActionId, Keyspace, TaskAction, canonical_name
+from etcd_actions.model import ActionId, ActionObject, Keyspace, canonical_name
 from etcd_actions.storage.store import Store
 
 _TURN: Final = 64
@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 class Listing(NamedTuple):
     """Actions in the order of their keys, all as they were at ``revision``."""
 
-    actions: list[StoredTaskAction]
+    actions: list[StoredAction]
     revision: int
 
 
@@ -46,7 +46,7 @@ class Lister:
         self._keys = keys
         self._seen = Seen() if seen is None else seen
 
-    async def get_task_action(self, action_id: ActionId) -> StoredTaskAction:
+    async def get_task_action(self, action_id: ActionId) -> StoredAction:
         """One action as it is now; a trace is found by its name, too.
 
         Raises:
@@ -59,7 +59,7 @@ class Lister:
             kv = await self._store.get(key)
             if kv is None:
                 continue
-            found = StoredTaskAction.of(kv)
+            found = StoredAction.of(kv)
             try:
                 check_identity(found, action_id)
             except NotFound as error:
@@ -99,7 +99,7 @@ class Lister:
             [each for each in listing.actions if _is_below(each, parent)], listing.revision
         )
 
-    async def list_child_traces(self, parent: ActionId) -> list[StoredTaskAction]:
+    async def list_child_traces(self, parent: ActionId) -> list[StoredAction]:
         """The traces directly below an action, whether or not that is there."""
         _, traces, _ = self._keys.of(parent).run_prefixes(parent.run)
         listing = await self._list((traces,))
@@ -133,7 +133,7 @@ class Lister:
         """All below some prefixes, at one revision."""
         while True:
             revision = 0
-            actions: list[StoredTaskAction] = []
+            actions: list[StoredAction] = []
             try:
                 for prefix in prefixes:
                     kvs, revision = await self._store.read(
@@ -146,14 +146,14 @@ class Lister:
             return Listing(actions, revision)
 
 
-async def readable(kvs: Iterable[KeyValue]) -> list[StoredTaskAction]:
+async def readable(kvs: Iterable[KeyValue]) -> list[StoredAction]:
     """Decode values; what cannot be is logged and left out. Others have their turn in between."""
     actions = []
     for number, kv in enumerate(kvs, 1):
         if not number % _TURN:
             await trio.lowlevel.checkpoint()
         try:
-            actions.append(StoredTaskAction.of(kv))
+            actions.append(StoredAction.of(kv))
         except DecodeError as error:
             _log.error(
                 "value_undecodable",
@@ -164,18 +164,18 @@ async def readable(kvs: Iterable[KeyValue]) -> list[StoredTaskAction]:
     return actions
 
 
-def below(actions: Iterable[StoredTaskAction], parent: ActionId) -> list[StoredTaskAction]:
+def below(actions: Iterable[StoredAction], parent: ActionId) -> list[StoredAction]:
     """An action and its direct children, of those that are given."""
     return [
         each for each in actions if same_run(each.action_id, parent) and _is_below(each, parent)
     ]
 
 
-def _is_below(action: TaskAction, parent: ActionId) -> bool:
+def _is_below(action: ActionObject, parent: ActionId) -> bool:
     return canonical_name(parent.run, parent.name) in _names(action)
 
 
-def _names(action: TaskAction) -> tuple[str, str]:
+def _names(action: ActionObject) -> tuple[str, str]:
     """Of an action and of its parent, empty for a root."""
     spec = action.spec
     return (

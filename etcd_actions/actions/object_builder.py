@@ -44,11 +44,11 @@ from etcd_actions.model import (
     OWN_DOMAIN,
     RUN_ANNOTATIONS,
     ActionId,
+    ActionObject,
     ErrorState,
     ObjectMeta,
     OwnerReference,
     Phase,
-    TaskAction,
     TaskActionSpec,
     TaskActionStatus,
     canonical_name,
@@ -209,7 +209,7 @@ class Inherited(NamedTuple):
     org: str
 
     @classmethod
-    def of(cls, parent: TaskAction) -> Inherited:
+    def of(cls, parent: ActionObject) -> Inherited:
         """What there is to take over from an object."""
         metadata, spec = parent.metadata, parent.spec
         return cls(
@@ -244,7 +244,7 @@ def build(
     now: datetime,
     new_uid: Callable[[], str],
     finalizer: bool = True,
-) -> TaskAction:
+) -> ActionObject:
     """Build the object of a task or condition.
 
     Args:
@@ -283,7 +283,7 @@ def build(
     task = action.task if kind == ACTION_TYPE_TASK else None
     spec = task.spec if task is not None and task.spec.HasField("task_template") else None
     start_time = annotations.get(ANNOTATION_RUN_START_TIME, "")
-    return TaskAction.new(
+    return ActionObject.new(
         ObjectMeta(
             request.action_id.object_name,
             namespace,
@@ -322,12 +322,12 @@ def build_trace(
     request: Request,
     trace: Trace,
     parent: Inherited,
-    before: TaskAction | None,
+    before: ActionObject | None,
     *,
     namespace: str,
     now: datetime,
     new_uid: Callable[[], str],
-) -> TaskAction:
+) -> ActionObject:
     """Build the object of a trace, which is over as a rule.
 
     Recorded again it stays the incarnation that it was: who follows it sees a change.
@@ -345,7 +345,7 @@ def build_trace(
     began, ended = trace.began or now, trace.ended or now
     annotations: dict[str, str] = {}
     _annotate(annotations, request, parent)
-    built = TaskAction.new(
+    built = ActionObject.new(
         ObjectMeta(
             request.action_id.object_name,
             namespace,
@@ -391,7 +391,7 @@ def with_start_time(template: TaskTemplate, start_time: str) -> TaskTemplate:
     return copy
 
 
-def same_action(present: TaskAction, request: Request) -> bool:
+def same_action(present: ActionObject, request: Request) -> bool:
     """Whether an object that has no digest is what is asked for: by identity and content."""
     action, spec, action_id = request.action, present.spec, request.action_id
     run = action_id.run
@@ -418,7 +418,7 @@ def _equal(message: Message, stored: bytes) -> bool:
     return message == type(message).FromString(stored)
 
 
-def _run_start_time(parent: TaskAction) -> str:
+def _run_start_time(parent: ActionObject) -> str:
     """When the run began, as far as the parent tells."""
     noted = parent.metadata.annotations.get(ANNOTATION_RUN_START_TIME, "")
     # Flyte's service notes it nowhere, and its roots are created when the run begins.

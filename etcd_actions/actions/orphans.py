@@ -27,7 +27,7 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.abort import aborted_value, ask_for_deletion, encoded
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.run_listings import Listed, Run, RunListings
-from etcd_actions.actions.stored_action import StoredTaskAction, same_run
+from etcd_actions.actions.stored_action import StoredAction, same_run
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError, EtcdError
 from etcd_actions.etcd.api import (
@@ -45,9 +45,9 @@ from etcd_actions.model import (
     FINALIZER_RECORD,
     KIND,
     ActionId,
+    ActionObject,
     ActionUpdate,
     Keyspace,
-    TaskAction,
     canonical_name,
     task_action_name,
 )
@@ -267,7 +267,7 @@ class OrphanCollector:
             unchanged = Compare(
                 kv.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, kv.mod_revision
             )
-            action = StoredTaskAction.of(kv)
+            action = StoredAction.of(kv)
             write = self._step(kv, action)
             if write is None:
                 return None
@@ -284,7 +284,7 @@ class OrphanCollector:
                 )
                 return now
 
-    def _step(self, kv: KeyValue, action: TaskAction) -> Operation | None:
+    def _step(self, kv: KeyValue, action: ActionObject) -> Operation | None:
         """What is to be done with an orphan now; nothing where others have to act first."""
         if not action.is_terminal:
             value = aborted_value(

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from etcd_actions.actions.object_builder import Inherited
 from etcd_actions.actions.seen import LARGEST
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ActionId, Phase
 
@@ -47,7 +47,7 @@ class Parents:
         if found is not None and found[0] == kv.value:
             self._found.move_to_end(kv.key)
             return found[1]
-        action = StoredTaskAction.of(kv)
+        action = StoredAction.of(kv)
         refusal = ""
         if action.is_deleting:
             refusal = "is being deleted"

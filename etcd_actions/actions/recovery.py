@@ -23,7 +23,7 @@ import structlog
 from etcd_actions._internal.untrusted_files import UnusableFile, in_thread, is_regular, local_path
 from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.stored_action import StoredTaskAction, same_action
+from etcd_actions.actions.stored_action import StoredAction, same_action
 from etcd_actions.codecs import json
 from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.etcd.api import Get, KeyRange, KeyValue, RangeResult, Txn
@@ -34,10 +34,10 @@ from etcd_actions.model import (
     ANNOTATION_RECOVERS,
     ROOT_ACTION,
     ActionId,
+    ActionObject,
     ActionUpdate,
     Keyspace,
     Phase,
-    TaskAction,
     build_action_update,
     canonical_name,
 )
@@ -79,7 +79,7 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
 _sources: Final = msgspec.json.Decoder(tuple[Source, ...])
 
 
-def sources_of(action: TaskAction) -> tuple[Source, ...]:
+def sources_of(action: ActionObject) -> tuple[Source, ...]:
     """The runs that an action may be taken over from; none where nobody can read the note."""
     text = action.metadata.annotations.get(ANNOTATION_RECOVERS, "")
     if not text:
@@ -108,7 +108,7 @@ class Recovery:
         self._clock = clock
         self._lister = Lister(store, keys)
 
-    async def apply(self, request: Request, built: TaskAction) -> TaskAction:
+    async def apply(self, request: Request, built: ActionObject) -> ActionObject:
         """The object to create: as it was built, or as what succeeded in another run.
 
         A root notes where to look. It is never taken over itself.
@@ -153,7 +153,7 @@ class Recovery:
                     updates.append(self._trace(own, trace, listing.revision))
         return updates
 
-    def _trace(self, parent: TaskAction, trace: StoredTaskAction, revision: int) -> ActionUpdate:
+    def _trace(self, parent: ActionObject, trace: StoredAction, revision: int) -> ActionUpdate:
         of = parent.action_id
         action_id = ActionId(of.project, of.domain, of.run, trace.spec.action_name, of.org)
         update = build_action_update(trace, key=self._keys.trace(action_id), revision=revision)
@@ -165,7 +165,7 @@ class Recovery:
             uid="",
         )
 
-    async def _note(self, request: Request, built: TaskAction) -> TaskAction:
+    async def _note(self, request: Request, built: ActionObject) -> ActionObject:
         """A root with the runs that all below it look in."""
         spec = request.run_spec
         if spec is None or request.kind != ACTION_TYPE_TASK:
@@ -188,7 +188,7 @@ class Recovery:
             )
         return _annotated(built, {ANNOTATION_RECOVERS: note})
 
-    async def _find(self, built: TaskAction, sources: Sequence[Source]) -> StoredTaskAction | None:
+    async def _find(self, built: ActionObject, sources: Sequence[Source]) -> StoredAction | None:
         """The success that is taken over; None where the action is to run."""
         wanted = [_in_run(built.action_id, source.run) for source in sources]
         gets = [Get(KeyRange.of_key(self._keys.task_action(each))) for each in wanted]
@@ -202,7 +202,7 @@ class Recovery:
                 return found if _may_be(found, built) else None
         return None
 
-    def _taken_over(self, built: TaskAction, found: StoredTaskAction) -> TaskAction:
+    def _taken_over(self, built: ActionObject, found: StoredAction) -> ActionObject:
         noted = {ANNOTATION_RECOVERED_FROM: found.spec.run_name}
         if not built.spec.is_condition and found.output_uri:
             noted[ANNOTATION_RECOVERED_OUTPUTS] = found.output_uri
@@ -250,19 +250,19 @@ def _in_run(action_id: ActionId, run: str) -> ActionId:
     return ActionId(action_id.project, action_id.domain, run, name)
 
 
-def _read(kv: KeyValue | None, wanted: ActionId) -> StoredTaskAction | None:
+def _read(kv: KeyValue | None, wanted: ActionId) -> StoredAction | None:
     """The action that is meant; what cannot be read counts as missing."""
     if kv is None:
         return None
     try:
-        found = StoredTaskAction.of(kv)
+        found = StoredAction.of(kv)
     except DecodeError as error:
         _log.warning("recovery_unreadable", run=wanted.run, action=wanted.name, reason=error.reason)
         return None
     return found if same_action(found.action_id, wanted) else None
 
 
-def _may_be(found: StoredTaskAction, built: TaskAction) -> bool:
+def _may_be(found: StoredAction, built: ActionObject) -> bool:
     """Whether one action's success can be the other's."""
     if found.phase not in _SUCCESSES or found.spec.kind != built.spec.kind:
         return False
@@ -278,7 +278,7 @@ def _may_be(found: StoredTaskAction, built: TaskAction) -> bool:
     return bool(there.type == here.type)
 
 
-async def _is_whole(found: StoredTaskAction) -> bool:
+async def _is_whole(found: StoredAction) -> bool:
     """Whether the outputs are there, as far as this process can see."""
     if found.spec.is_condition:
         return True
@@ -304,7 +304,7 @@ async def _is_file(uri: str) -> bool:
         return False
 
 
-def _annotated(action: TaskAction, noted: dict[str, str]) -> TaskAction:
+def _annotated(action: ActionObject, noted: dict[str, str]) -> ActionObject:
     annotations = {**action.metadata.annotations, **noted}
     metadata = msgspec.structs.replace(action.metadata, annotations=annotations)
     return msgspec.structs.replace(action, metadata=metadata)

@@ -8,7 +8,7 @@ from typing import Any
 
 from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.stored_action import (
-    StoredTaskAction,
+    StoredAction,
     check_identity,
     check_incarnation,
     describe,
@@ -30,7 +30,7 @@ from etcd_actions.etcd.api import Compare, KeyValue
 from etcd_actions.model import ActionId, Incarnation, Keyspace
 from etcd_actions.storage.store import CasResult, Store
 
-Change = Callable[[StoredTaskAction, dict[str, Any]], bool]
+Change = Callable[[StoredAction, dict[str, Any]], bool]
 """Changes the tree of an object in place, and says whether there was anything to change.
 
 It leaves ``spec`` and ``metadata.managedFields`` alone.
@@ -50,7 +50,7 @@ async def rewrite(
     fence: Compare | None = None,
     incarnation: Incarnation | None = None,
     seen: Seen | None = None,
-) -> StoredTaskAction:
+) -> StoredAction:
     """Change a task's or condition's object, however often others change it meanwhile.
 
     All else in the object stays, in the form that it was stored in. What was seen of it last is
@@ -105,7 +105,7 @@ async def _rewrite(
     fence: Compare | None,
     incarnation: Incarnation | None,
     seen: Seen,
-) -> StoredTaskAction:
+) -> StoredAction:
     before = seen.get(key)
     sure = before is None
     if before is None:
@@ -116,7 +116,7 @@ async def _rewrite(
             if before is None:
                 seen.forget(key)
                 raise NotFound(missing(action_id, keys))
-            action = StoredTaskAction.of(before)
+            action = StoredAction.of(before)
             check_identity(action, action_id)
             if sure:
                 incarnation = incarnation or action.incarnation
@@ -136,16 +136,14 @@ async def _rewrite(
         if applied:
             assert current is not None
             seen.keep(current)
-            return StoredTaskAction.of(current)
+            return StoredAction.of(current)
         unchanged = current is not None and current.mod_revision == before.mod_revision
         if fence is not None and unchanged:
             raise ClaimLost(f"{describe(action_id)} is claimed by somebody else, or by nobody")
         before, sure = current, True
 
 
-def _changed(
-    before: KeyValue, action: StoredTaskAction, change: Change, field: str
-) -> bytes | None:
+def _changed(before: KeyValue, action: StoredAction, change: Change, field: str) -> bytes | None:
     """The bytes of an object after a change; None where that says nothing that is not there."""
     codec = codec_of(before.value)
     tree = codec.decode_tree(before.value, key=before.key, revision=before.mod_revision)

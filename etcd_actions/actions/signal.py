@@ -10,7 +10,7 @@ import msgspec
 
 from etcd_actions.actions.rewrite import rewrite, utc_now
 from etcd_actions.actions.seen import Seen
-from etcd_actions.actions.stored_action import StoredTaskAction, describe
+from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.errors import DecodeError, FailedPrecondition, InvalidArgument
 from etcd_actions.model import ActionId, Keyspace, Phase, flyte
 from etcd_actions.model.conditions import rfc3339, write_phase
@@ -40,7 +40,7 @@ async def signal(
     *,
     seen: Seen | None = None,
     clock: Callable[[], datetime] = utc_now,
-) -> StoredTaskAction:
+) -> StoredAction:
     """Give a condition the value that it waits for, which ends it.
 
     Value, sender, time and the end, as Flyte's executor writes it a moment later, are one
@@ -79,7 +79,7 @@ async def signal(
     subject = signalled_by if isinstance(signalled_by, str) else _subject(signalled_by)
     data = value.SerializeToString(deterministic=True)
 
-    def change(action: StoredTaskAction, tree: dict[str, Any]) -> bool:
+    def change(action: StoredAction, tree: dict[str, Any]) -> bool:
         who = describe(action.action_id)
         if not action.spec.is_condition:
             raise FailedPrecondition(
@@ -127,7 +127,7 @@ def _type_of(value: Literal) -> tuple[int, str]:
     return _TYPES[field]
 
 
-def _present(action: StoredTaskAction) -> Literal | None:
+def _present(action: StoredAction) -> Literal | None:
     """The value that is there; one that nobody can read counts as none, as in Flyte."""
     try:
         return flyte.signal_value(action)
@@ -135,7 +135,7 @@ def _present(action: StoredTaskAction) -> Literal | None:
         return None
 
 
-def _check_type(action: StoredTaskAction, number: int, kind: str) -> None:
+def _check_type(action: StoredAction, number: int, kind: str) -> None:
     try:
         spec = flyte.condition_action(action)
     except DecodeError as error:

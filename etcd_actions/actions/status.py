@@ -10,7 +10,7 @@ import msgspec
 
 from etcd_actions.actions.rewrite import rewrite, utc_now
 from etcd_actions.actions.seen import Seen
-from etcd_actions.actions.stored_action import StoredTaskAction, describe
+from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.errors import FailedPrecondition, InvalidArgument
 from etcd_actions.etcd.api import Compare
 from etcd_actions.model import ActionId, ErrorState, Incarnation, Keyspace, Phase
@@ -72,7 +72,7 @@ async def put_status(
     incarnation: Incarnation | None = None,
     seen: Seen | None = None,
     clock: Callable[[], datetime] = utc_now,
-) -> StoredTaskAction:
+) -> StoredAction:
     """Report the status of an action.
 
     The phase becomes conditions and history in the executor's form, see ``docs/status.md``.
@@ -116,7 +116,7 @@ async def put_status(
     """
     report = _checked(attempt, status, error, message)
 
-    def change(action: StoredTaskAction, tree: dict[str, Any]) -> bool:
+    def change(action: StoredAction, tree: dict[str, Any]) -> bool:
         phase = _next(action, report)
         now = report.ended or clock()
         before = max(action.status.attempts, 1)
@@ -206,7 +206,7 @@ def _time(time: Any) -> datetime | None:
     return ended
 
 
-def _next(action: StoredTaskAction, report: _Report) -> Phase:
+def _next(action: StoredAction, report: _Report) -> Phase:
     """The phase to write, UNSPECIFIED for none.
 
     Raises:

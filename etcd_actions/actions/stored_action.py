@@ -5,38 +5,54 @@ from __future__ import annotations
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import AnotherAction, NotFound
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ActionId, Incarnation, Keyspace, State, TaskAction
+from etcd_actions.model import ActionId, ActionObject, Incarnation, Keyspace, State
 
 
-class StoredTaskAction(TaskAction, frozen=True, gc=False, omit_defaults=True, rename="camel"):
+class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """A TaskAction and where it stands in etcd."""
 
-    key: bytes = b""
-    create_revision: int = 0
-    revision: int = 0
-    """``mod_revision`` of the value."""
+    kv: KeyValue = KeyValue(b"", b"", 0, 0, 0)
+    """The key and its value, as etcd has them."""
 
     @classmethod
-    def of(cls, kv: KeyValue) -> StoredTaskAction:
+    def of(cls, kv: KeyValue) -> StoredAction:
         """Decode a key's value.
 
         Raises:
             DecodeError: It is no TaskAction.
         """
-        action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
+        decode = codec_of(kv.value).decode
+        return cls.at(kv, decode(kv.value, key=kv.key, revision=kv.mod_revision))
+
+    @classmethod
+    def at(cls, kv: KeyValue, action: ActionObject) -> StoredAction:
+        """An object whose value was decoded before."""
         return cls(
             action.api_version,
             action.kind,
             action.metadata,
             action.spec,
             action.status,
-            key=kv.key,
-            create_revision=kv.create_revision,
-            revision=kv.mod_revision,
+            kv=kv,
         )
 
+    @property
+    def key(self) -> bytes:
+        """The etcd key."""
+        return self.kv.key
+
+    @property
+    def create_revision(self) -> int:
+        """Revision of the object's creation."""
+        return self.kv.create_revision
+
+    @property
+    def revision(self) -> int:
+        """``mod_revision`` of the value."""
+        return self.kv.mod_revision
+
     def state(self, create_revision: int = 0) -> State:
-        """See `TaskAction.state`; the key's own ``create_revision`` counts."""
+        """See `ActionObject.state`; the key's own ``create_revision`` counts."""
         return super().state(create_revision or self.create_revision)
 
     @property
@@ -73,7 +89,7 @@ def same_action(one: ActionId, other: ActionId) -> bool:
     return same_run(one, other) and one.object_name == other.object_name
 
 
-def check_identity(found: TaskAction, wanted: ActionId) -> None:
+def check_identity(found: ActionObject, wanted: ActionId) -> None:
     """Two actions can have one key: neither project nor domain is in it.
 
     Raises:
@@ -91,7 +107,7 @@ def check_identity(found: TaskAction, wanted: ActionId) -> None:
     )
 
 
-def check_incarnation(found: StoredTaskAction, wanted: Incarnation) -> None:
+def check_incarnation(found: StoredAction, wanted: Incarnation) -> None:
     """An action that was deleted and made again is another object under the same key.
 
     Raises:

@@ -23,7 +23,7 @@ from etcd_actions.model import (
     LABEL_TERMINATION_STATUS,
     OWN_DOMAIN,
     ActionId,
-    TaskAction,
+    ActionObject,
 )
 
 MOST_BYTES: Final = 1_400_000
@@ -102,7 +102,7 @@ def check_run_spec(labels: Iterable[str], annotations: Iterable[str]) -> None:
             )
 
 
-def check(action: TaskAction) -> None:
+def check(action: ActionObject) -> None:
     """Refuse an object that could not be created through an API server.
 
     Its names have passed `check_names`.

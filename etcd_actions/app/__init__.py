@@ -1,1 +1,1 @@
-"""What ``etcd-actions run`` puts together, as the settings say."""
+"""What ``etcd-actions run`` consists of; :mod:`~etcd_actions.app.app` puts it together."""

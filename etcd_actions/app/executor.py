@@ -1,4 +1,4 @@
-"""How the settings say that actions are run on this machine."""
+"""The local executor, as the settings describe it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from etcd_actions.config.settings import (
     TASK_SECRETS,
     TOKEN_FILE,
 )
-from etcd_actions.embedded.embedded_etcd import default_data_dir
+from etcd_actions.embedded.data_directory import default_data_dir
 from etcd_actions.errors import ConfigError
 from etcd_actions.images import Executing, ImageBuilds
 from etcd_actions.images.builds import BlobExists, ReadBlob
@@ -51,18 +51,18 @@ _PR_SET_DUMPABLE = 4
 
 
 def check_executor(config: Config, served: ServerSettings | None) -> bool:
-    """Whether actions are to be run here.
+    """Whether actions run on this machine.
 
     Raises:
-        ConfigError: That would let anybody run commands here, or cannot work.
+        ConfigError: Any client could run commands here, or the executor cannot work.
     """
     if config[EXECUTOR] == "none":
         return False
     if served is None:
-        raise ConfigError(f"{EXECUTOR.flag} local needs the service: give {LISTEN.flag} a place")
+        raise ConfigError(f"{EXECUTOR.flag} local needs the service: give {LISTEN.flag} too")
     if not served.bind.is_loopback and not served.is_authenticated:
         raise ConfigError(
-            f"{LISTEN.flag} {served.bind}: with {EXECUTOR.flag} local whoever can connect can run "
+            f"{LISTEN.flag} {served.bind}: with {EXECUTOR.flag} local every client can run "
             f"commands here: give {TOKEN_FILE.flag} or {LISTEN_CLIENT_CA.flag}, or listen on "
             "127.0.0.1"
         )
@@ -70,17 +70,16 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
         raise ConfigError(f"{EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
     sdk_python(config)
     _check_state_dir(state_dir_of(config))
-    # Names the extra that is missing before anything is started.
+    # A missing extra is reported before anything is started.
     import_module("etcd_actions.executor")
     return True
 
 
 def forbid_reading() -> None:
-    """Keep this process's environment, memory and descriptors from others of the same user.
+    """Hide this process's environment, memory and descriptors from other processes of its user.
 
-    Tasks run as this user, and etcd's password may be in the environment. Where it is root's
-    the kernel keeps nothing from it. No core dump is written afterwards, and only root can
-    attach a debugger.
+    Tasks run as this user, and etcd's password can be in the environment. As root it has no
+    effect. Afterwards there are no core dumps, and only root can attach a debugger.
     """
     if sys.platform.startswith("linux"):
         arguments = [ctypes.c_ulong(each) for each in (0, 0, 0, 0)]
@@ -88,18 +87,14 @@ def forbid_reading() -> None:
 
 
 def sdk_python(config: Config) -> Path:
-    """The interpreter that has Flyte's SDK.
-
-    Raises:
-        ConfigError: There is no such program.
-    """
+    """The interpreter that has Flyte's SDK; raises ConfigError if there is no such program."""
     given = config[PYTHON]
     try:
         python = Path(sys.executable) if given is None else given.absolute()
     except OSError as error:
         raise ConfigError(
             f"{PYTHON.flag}: {given} cannot be found from this directory: "
-            f"{error.strerror}: give the whole path"
+            f"{error.strerror}: give an absolute path"
         ) from None
     if not os.access(python, os.X_OK) or python.is_dir():
         raise ConfigError(
@@ -114,22 +109,21 @@ async def open_local_executor(
     config: Config,
     served: ServerSettings,
     address: Bind,
-    *,
     front: Front | None = None,
     listeners: MutableMapping[str, Callable[[], ListenerStatistics]] | None = None,
 ) -> AsyncIterator[Executor]:
-    """Run actions here.
+    """Run actions on this machine.
 
-    Tasks speak to the service without TLS and tokens: where it wants those, they get a place
-    of their own on this machine, which only this user's processes can use.
+    Tasks call the service without TLS and tokens: if it needs those, tasks get a listener of
+    their own on the loopback interface, which only processes of this user can use.
 
     Args:
-        client: Who does it.
+        client: The client that claims actions and reports phases.
         config: The settings.
-        served: How the service is served.
-        address: Where.
-        front: What tasks find there besides actions: in a task, too, the SDK's own client runs.
-        listeners: Gets the numbers of that place.
+        served: The settings of the service.
+        address: Its address.
+        front: The front door, which the SDK in a task calls too.
+        listeners: Receives the statistics of the tasks' listener.
     """
     from etcd_actions.executor import open_executor  # noqa: PLC0415
 
@@ -160,7 +154,7 @@ async def open_local_executor(
 
 
 def _connections() -> int:
-    """How many connections tasks may have, beside those of the service."""
+    """The connections that tasks can have, in addition to those of the service."""
     return max(1, min(_MOST_CONNECTIONS, descriptors.limit() // 8))
 
 
@@ -186,16 +180,12 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
 async def open_image_builds(
     client: ActionsClient, config: Config, read: ReadBlob, exists: BlobExists
 ) -> ImageBuilds | None:
-    """What answers the SDK's builder of images; None where every image counts as built.
+    """The image builder that the SDK calls; None if every image counts as built.
 
-    Args:
-        client: Who stores the definitions.
-        config: The settings.
-        read: Reads what the SDK uploaded.
-        exists: Says whether it is still there.
+    ``read`` and ``exists`` are about the files that the SDK uploaded.
 
     Raises:
-        ConfigError: The executor's interpreter cannot be asked for its version.
+        ConfigError: The executor's interpreter does not report its version.
     """
     lacking = config[IMAGES]
     if config[EXECUTOR] == "none" or lacking == "off":
@@ -224,19 +214,18 @@ def _images(config: Config) -> ImageSettings | None:
             directory = given.expanduser().absolute()
         except (OSError, RuntimeError) as error:
             raise ConfigError(f"{IMAGE_DIR.flag}: it cannot be found: {error}") from None
-    most = config[IMAGE_BYTES]
     return ImageSettings(
         directory=directory,
         python=sdk_python(config),
         lacking=lacking,
         within=config[IMAGE_TIMEOUT],
-        most_bytes=sys.maxsize if most is None else most,
+        most_bytes=config[IMAGE_BYTES],
         keep=config[IMAGE_KEEP],
     )
 
 
 def state_dir_of(config: Config) -> Path:
-    """Where the executor keeps what it knows of its tasks, absolute."""
+    """The executor's state directory, absolute."""
     try:
         given = config[EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")
         return given.expanduser().absolute()
@@ -252,7 +241,7 @@ def state_dir_of(config: Config) -> Path:
 
 
 def _check_state_dir(directory: Path) -> None:
-    """Make the directory, and a file in it."""
+    """Create the directory, and a file in it."""
     trial = directory / f".trial-{os.getpid()}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How the settings say what the SDK's own entry points are answered from."""
+"""The front door and its store of blobs, as the settings describe them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from etcd_actions.blobs import BlobStore, NoStore, UrlSigner, open_blob_store
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config
 from etcd_actions.config.settings import BLOB_DIR, EXECUTOR, MAX_UPLOAD_BYTES, STREAM_KEEPALIVE
-from etcd_actions.embedded.embedded_etcd import default_data_dir
+from etcd_actions.embedded.data_directory import default_data_dir
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.images.builds import build_task_spec
@@ -30,18 +30,15 @@ _log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def open_front(config: Config, client: ActionsClient, etcd: Etcd) -> AsyncIterator[Front]:
+async def open_front_door(
+    config: Config, client: ActionsClient, etcd: Etcd
+) -> AsyncIterator[Front]:
     """The front door; one serves all ports of a process.
 
-    Args:
-        config: The settings.
-        client: Who changes and reads actions; its containment is the boundary of what runs here.
-        etcd: The connection.
-
     Raises:
-        ConfigError: The store of blobs that somebody asked for cannot be used.
+        ConfigError: The store of blobs that is given cannot be used.
     """
-    # Loaded on demand: it needs what serves.
+    # Imported here, since it needs the extra "server".
     from etcd_actions.registry.registry import open_registry  # noqa: PLC0415
     from etcd_actions.runs.run_index import open_run_index  # noqa: PLC0415
     from etcd_actions.server.front import Front  # noqa: PLC0415
@@ -75,14 +72,14 @@ async def open_front(config: Config, client: ActionsClient, etcd: Etcd) -> Async
 
 
 def blob_store(config: Config) -> BlobStore:
-    """The store that was asked for; else a folder, where one can be written."""
+    """The store that is given; else a folder, if one can be written."""
     where = config[BLOB_DIR]
     try:
         return open_blob_store(_expanded(where or default_data_dir().with_name("blobs")))
     except ConfigError as error:
         if where is not None:
             raise ConfigError(f"{BLOB_DIR.flag}: {error}") from None
-        why = f"{error}; or say where it is with {BLOB_DIR.flag} or {BLOB_DIR.variable}"
+        why = f"{error}; or name it with {BLOB_DIR.flag} or {BLOB_DIR.variable}"
         _log.warning("no_blob_store", error=str(error), remedy=BLOB_DIR.flag)
         return NoStore(why)
 
@@ -93,4 +90,4 @@ def _expanded(where: Path | str) -> Path | str:
     try:
         return where.expanduser().absolute()
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"{where} cannot be found: {error}: give the whole path") from None
+        raise ConfigError(f"{where} cannot be found: {error}: give an absolute path") from None

@@ -1,4 +1,4 @@
-"""What the SDK uploaded for an image: in the store of blobs, or a file of this machine."""
+"""The files that the SDK uploaded for an image: in the store of blobs or on this machine."""
 
 from __future__ import annotations
 
@@ -16,27 +16,24 @@ from etcd_actions.blobs import BlobError, BlobStore
 from etcd_actions.errors import FailedPrecondition, InvalidArgument
 
 _WITHIN: Final = 60.0
-"""Seconds that a file system may take."""
+"""Seconds that a read of a file may take."""
 
 
 class ImageUploads:
-    """Reads it for :class:`~etcd_actions.images.ImageBuilds`.
+    """Reads uploads for :class:`~etcd_actions.images.ImageBuilds`.
 
-    Files outside the store are read, too: images are made where tasks run, and who may enqueue
-    there can read every file of this user anyway.
-
-    Args:
-        store: Where uploads are.
+    It also reads files outside the store: images are built on the machine that runs tasks, where
+    a client that may enqueue can read every file of this user anyway.
     """
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
 
     async def read(self, uri: str, most: int) -> bytes:
-        """What is at a URI.
+        """The bytes at a URI.
 
         Raises:
-            InvalidArgument: There is nothing, or more than ``most`` bytes.
+            InvalidArgument: There is no file, or one of more than ``most`` bytes.
             FailedPrecondition: It cannot be read now.
         """
         try:
@@ -51,7 +48,7 @@ class ImageUploads:
         return data
 
     async def exists(self, uri: str) -> bool:
-        """Whether something is at a URI; False where that cannot be told."""
+        """Whether a file is at a URI; False if that is unknown: the SDK uploads it again then."""
         try:
             key = self._store.key_of(uri)
             if key is not None:
@@ -59,7 +56,6 @@ class ImageUploads:
             path = None if "\0" in uri else local_path(uri)
             return path is not None and await in_thread(_WITHIN, path, is_regular, path)
         except (BlobError, InvalidArgument, OSError, UnusableFile):
-            # It is uploaded again then.
             return False
 
     async def _stored(self, key: str, most: int) -> bytes | None:

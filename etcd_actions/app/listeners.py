@@ -1,4 +1,4 @@
-"""How the settings say that the service is served."""
+"""The listener of the service, as the settings describe it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from etcd_actions.config import Config
+from etcd_actions.config import Config, Setting
 from etcd_actions.config.security import check_pem
 from etcd_actions.config.settings import (
     ALLOWED_HOSTS,
@@ -39,7 +39,6 @@ from etcd_actions.config.settings import (
     REQUEST_TIMEOUT,
     STREAM_KEEPALIVE,
     TOKEN_FILE,
-    Setting,
 )
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings
@@ -60,26 +59,24 @@ _NEEDED = (
     "prometheus_client",
 )
 _ROOT = 0
-# Requests are short; what takes longer is told to try again.
+# Requests are short; a client retries one that takes longer.
 _MOST_GRACE = 5.0
-# The rest is for what was taken in.
+# The rest is for the accepted changes.
 _PART_OF_GRACE = 0.4
 
 _log = structlog.get_logger(__name__)
 
 
 def server_settings(config: Config) -> ServerSettings | None:
-    """The settings of the service; None where it is not to be served.
+    """The settings of the service; None if there is none.
 
-    Where nobody asked for it and it is not installed, that is only told.
+    If the setting is the default and the extra is not installed, that is only logged.
 
     Raises:
         ConfigError: They contradict each other, or a file is unusable.
     """
     bind = config[LISTEN]
-    if bind is None:
-        return None
-    if not is_installed(config, LISTEN):
+    if bind is None or not is_installed(config, LISTEN):
         return None
     http = HttpLimits(
         header_bytes=config[MAX_HEADER_BYTES],
@@ -111,19 +108,14 @@ def server_settings(config: Config) -> ServerSettings | None:
 
 
 def project_settings(config: Config) -> ProjectSettings:
-    """Which projects and domains clients are shown; needs what serves."""
+    """The projects and domains that clients see; needs the extra."""
     from etcd_actions.server.front.project_service import ProjectSettings  # noqa: PLC0415
 
     return ProjectSettings(projects=config[PROJECTS], domains=config[DOMAINS])
 
 
 def admitted_users(config: Config, *tasks: int) -> frozenset[int] | None:
-    """The users of this machine that may connect where no token is asked for; None for all.
-
-    Args:
-        config: The settings.
-        tasks: The users that tasks run as.
-    """
+    """The users of this machine that may connect without a token, ``tasks`` too; None for all."""
     users = config[LISTEN_USERS]
     if users == "any":
         return None
@@ -132,14 +124,14 @@ def admitted_users(config: Config, *tasks: int) -> frozenset[int] | None:
 
 
 def _users(config: Config, bind: Bind) -> frozenset[int] | None:
-    """Which users may connect: where actions are run, a client that may enqueue runs commands."""
-    asked = (TOKEN_FILE, OIDC_ISSUER, LISTEN_CLIENT_CA)
-    authenticated = any(config[setting] is not None for setting in asked)
+    """The users that may connect: with an executor, a client that enqueues runs commands."""
+    credentials = (TOKEN_FILE, OIDC_ISSUER, LISTEN_CLIENT_CA)
+    authenticated = any(config[setting] is not None for setting in credentials)
     if config.is_given(LISTEN_USERS):
         if not bind.is_loopback and config[LISTEN_USERS] != "any":
             raise ConfigError(
                 f"{LISTEN_USERS.flag}: {LISTEN.flag} {bind} is open to other machines, whose users "
-                "nobody here knows: listen on 127.0.0.1"
+                "are unknown here: listen on 127.0.0.1"
             )
     elif config[EXECUTOR] == "none" or authenticated:
         return None
@@ -147,7 +139,7 @@ def _users(config: Config, bind: Bind) -> frozenset[int] | None:
 
 
 def is_installed(config: Config, setting: Setting[object]) -> bool:
-    """Whether what serves is installed; where somebody asked for it, that is not the question."""
+    """Whether the extra is installed; True if the setting is given, which makes it an error."""
     if config.is_given(setting) or all(find_spec(name) is not None for name in _NEEDED):
         return True
     _log.warning("not_serving", what=setting.flag, remedy="pip install etcd-actions[server]")
@@ -163,7 +155,7 @@ def _tls(config: Config) -> ServerTls | None:
             f"{LISTEN_CERT.flag} and {LISTEN_KEY.flag} belong together, and "
             f"{LISTEN_CLIENT_CA.flag} needs them: give both"
         )
-    # What is no PEM is told before OpenSSL reads it, which never ends with some devices.
+    # OpenSSL never finishes reading some devices.
     for setting in (LISTEN_CERT, LISTEN_KEY, LISTEN_CLIENT_CA):
         if (path := config[setting]) is not None:
             check_pem(path, setting.flag)
@@ -210,7 +202,7 @@ def _oidc(config: Config) -> OidcSettings | None:
 
 
 def _check_tokens(path: Path) -> None:
-    from etcd_actions.server.tokens import Tokens  # noqa: PLC0415 (needs what serves)
+    from etcd_actions.server.tokens import Tokens  # noqa: PLC0415 (needs the extra)
 
     try:
         Tokens(path)

@@ -1,9 +1,9 @@
-"""How the settings say which run services record runs, how long records stay, where logs are."""
+"""The run services, the deletion of old runs and uploads, and the logs, by the settings."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from etcd_actions.config.settings import (
     COLLECT_UPLOADS,
     ETCD_QUOTA,
     EXECUTOR,
+    NAMESPACE,
     RETAIN_RUNS,
     RETAIN_SHARE,
     RETAIN_UPLOADS,
@@ -38,36 +39,24 @@ if TYPE_CHECKING:
 async def open_run_services(
     etcd: Etcd, keys: Keyspace, config: Config, containment: Containment, *, served: bool
 ) -> AsyncIterator[RunService]:
-    """The run services: our own where the service is served, then Flyte's.
-
-    Args:
-        etcd: The connection.
-        keys: Where runs' records and actions' histories are kept.
-        config: The settings.
-        containment: Where unexpected failures are counted.
-        served: Whether there are clients that ask for runs.
-    """
+    """The run services: our own if the service is served, and Flyte's if it is named."""
     endpoint = config[RUN_SERVICE]
-    # Loaded on demand: both need Flyte's messages.
-    if not served:
+    async with AsyncExitStack() as stack:
+        own: RunService | None = None
+        # Imported here, since both need Flyte's messages.
+        if served:
+            from etcd_actions.runs.own_run_service import open_own_run_service  # noqa: PLC0415
+
+            own = await stack.enter_async_context(
+                open_own_run_service(etcd, keys, containment=containment)
+            )
         if endpoint is None:
-            yield NullRunService()
+            yield own or NullRunService()
             return
         from etcd_actions.run_service.grpc_run_service import open_run_service  # noqa: PLC0415
 
-        async with open_run_service(endpoint) as external:
-            yield external
-        return
-    from etcd_actions.runs.own_run_service import open_own_run_service  # noqa: PLC0415
-
-    async with open_own_run_service(etcd, keys, containment=containment) as own:
-        if endpoint is None:
-            yield own
-            return
-        from etcd_actions.run_service.grpc_run_service import open_run_service  # noqa: PLC0415
-
-        async with open_run_service(endpoint) as external:
-            yield BothRunServices(own, external)
+        external = await stack.enter_async_context(open_run_service(endpoint))
+        yield external if own is None else BothRunServices(own, external)
 
 
 def run_collector(
@@ -75,21 +64,19 @@ def run_collector(
     etcd: Etcd,
     config: Config,
     *,
-    namespace: str | None,
     blobs: BlobStore | None,
     quota: int | None,
 ) -> RunCollector:
-    """What removes runs that ended long ago.
+    """The part that deletes runs that ended long ago.
 
-    Objects are left to Flyte's executor where that runs them, and so is what they name.
+    Objects, and the data that they name, are left to Flyte's executor if that runs them.
 
     Args:
-        client: Whose keys.
+        client: The client, whose keys it uses.
         etcd: The connection.
         config: The settings.
-        namespace: The only one that is looked at; None for all.
-        blobs: Where data of runs is.
-        quota: That of the etcd where it is known; the setting comes first.
+        blobs: The store of the runs' data.
+        quota: The quota of etcd if it is known; the setting overrides it.
     """
     from etcd_actions.runs.run_collector import RunCollector  # noqa: PLC0415
     from etcd_actions.runs.space import Space  # noqa: PLC0415
@@ -100,7 +87,7 @@ def run_collector(
         Store(etcd),
         keys,
         timedelta(seconds=config[RETAIN_RUNS]),
-        namespace=namespace,
+        namespace=config[NAMESPACE],
         objects=_has_objects(config),
         blobs=None if isinstance(blobs, NoStore) else blobs,
         space=space,
@@ -109,22 +96,16 @@ def run_collector(
 
 
 def _has_objects(config: Config) -> bool:
-    """Whether the objects of runs are ours to remove; else Flyte's executor does it."""
+    """Whether we delete the objects of runs; else Flyte's executor does."""
     return config[EXECUTOR] != "none" or config[RUN_SERVICE] is None
 
 
 def upload_collector(
     client: ActionsClient, config: Config, *, blobs: BlobStore | None
 ) -> UploadCollector | None:
-    """What removes uploads that nothing needs; None where they are left alone.
-
-    Args:
-        client: Whose keys.
-        config: The settings.
-        blobs: Where uploads are.
-    """
-    wanted = config[COLLECT_UPLOADS]
-    if wanted == "no" or blobs is None or isinstance(blobs, NoStore) or not _has_objects(config):
+    """The part that deletes unreferenced uploads; None if they are left alone."""
+    mode = config[COLLECT_UPLOADS]
+    if mode == "no" or blobs is None or isinstance(blobs, NoStore) or not _has_objects(config):
         return None
     from etcd_actions.server.front.local_files import LocalFiles  # noqa: PLC0415
     from etcd_actions.uploads import UploadCollector  # noqa: PLC0415
@@ -136,38 +117,20 @@ def upload_collector(
         Deployment(client.store, client.keys),
         client.images,
         timedelta(seconds=config[RETAIN_UPLOADS]),
-        dry_run=wanted == "dry-run",
+        dry_run=mode == "dry-run",
         local=LocalFiles() if config[EXECUTOR] == "local" else None,
     )
 
 
-async def collect_uploads(client: ActionsClient, collector: UploadCollector) -> None:
-    """Remove uploads that nothing needs, as long as this process leads; for ever."""
-    await client.containment.keep(
-        "task",
-        "collecting uploads",
-        lambda: collector.run(lambda: client.statistics().elected),
-    )
-
-
-async def collect_runs(client: ActionsClient, collector: RunCollector) -> None:
-    """Remove runs that ended long ago, as long as this process leads; for ever."""
-    await client.containment.keep(
-        "task",
-        "collecting runs",
-        lambda: collector.run(lambda: client.statistics().elected),
-    )
+async def collect(
+    client: ActionsClient, name: str, run: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
+    """Run a collector while this process is the leader; does not return."""
+    await client.containment.keep("task", name, lambda: run(lambda: client.statistics().elected))
 
 
 def logs_of(client: ActionsClient, etcd: Etcd, keys: Keyspace, config: Config) -> Logs:
-    """What the logs of attempts are read with: those of this machine's executor, if there is one.
-
-    Args:
-        client: Knows the actions.
-        etcd: The connection.
-        keys: Those of the client.
-        config: The settings.
-    """
+    """The reader of the logs of attempts: those of this machine's executor, if there is one."""
     from etcd_actions.runs.own_run_service import history_of_action  # noqa: PLC0415
     from etcd_actions.server.front.attempt_logs import Logs  # noqa: PLC0415
 

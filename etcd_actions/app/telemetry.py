@@ -1,4 +1,4 @@
-"""Sends OpenTelemetry's traces of a process, where that is wanted."""
+"""OpenTelemetry's traces of a process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,9 @@ _log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
-    """Send traces for as long as the context lasts; what is left is sent at its end.
+    """Send traces to a collector while the context is open, the remaining ones at its end.
 
-    A collector that is away is logged by OpenTelemetry, and harms nothing else.
-
-    Args:
-        endpoint: Where they go; None for nowhere.
+    Without an endpoint it does nothing. OpenTelemetry logs that a collector is unavailable.
 
     Raises:
         ConfigError: OpenTelemetry is not installed.
@@ -62,6 +59,6 @@ async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        # A collector that takes nothing is left to a thread that nobody waits for.
+        # A collector that accepts nothing is left to an abandoned thread.
         with trio.move_on_after(_FLUSH_WITHIN, shield=True):
             await trio.to_thread.run_sync(provider.shutdown, abandon_on_cancel=True)

@@ -6,7 +6,7 @@ import hashlib
 from typing import NamedTuple
 from urllib.parse import quote
 
-from etcd_actions.model import ANNOTATION_CACHE_SCOPE, CACHE_SCOPE_GLOBAL, Keyspace, TaskAction
+from etcd_actions.model import ANNOTATION_CACHE_SCOPE, CACHE_SCOPE_GLOBAL, ActionObject, Keyspace
 
 
 class Scope(NamedTuple):
@@ -29,7 +29,7 @@ class Scope(NamedTuple):
         return self.reservations + _hashed(cache_key)
 
 
-def scope_of(keys: Keyspace, action: TaskAction) -> Scope:
+def scope_of(keys: Keyspace, action: ActionObject) -> Scope:
     """The scope of an action, as its run says; without a word of it, its project and domain."""
     if action.metadata.annotations.get(ANNOTATION_CACHE_SCOPE) == CACHE_SCOPE_GLOBAL:
         return _scope(keys, "global/")

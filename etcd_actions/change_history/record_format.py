@@ -91,7 +91,7 @@ class RecordWriter:
                 "mod_revision": item.mod_revision,
                 "create_revision": item.create_revision,
                 "version": item.version,
-                "lease": item.lease,
+                "lease": item.kv.lease,
                 "listed": item.listed,
                 "synthesised": item.synthesised,
                 "crc32": checksum(item.key, value),

@@ -10,19 +10,20 @@ from flyteidl2.actions import actions_service_pb2 as pb
 from flyteidl2.common.identifier_pb2 import ActionIdentifier
 
 from etcd_actions._internal.quoting import quoted
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config.settings import (
-    ASKED_SERVICE,
+    CODEC,
     FINALIZER,
+    SERVICE,
     SERVICE_CACERT,
     SERVICE_TOKEN_FILE,
 )
 from etcd_actions.errors import ConfigError
 from etcd_actions.model import DEFAULT_NAMESPACE, ActionId
 from etcd_actions.model import flyte as conversions
-from etcd_actions.pipeline.processor_settings import ProcessorSettings
+from etcd_actions.pipeline.watching_settings import WatchingSettings
 
 
 class Asked(Protocol):
@@ -66,7 +67,7 @@ class Directly:
 
 
 @asynccontextmanager
-async def open_client(common: Common) -> AsyncIterator[ActionsClient]:
+async def open_client(common: CommonOptions) -> AsyncIterator[ActionsClient]:
     """The client that a command uses; it watches only what it is asked for."""
     async with (
         common.open_etcd() as etcd,
@@ -75,18 +76,18 @@ async def open_client(common: Common) -> AsyncIterator[ActionsClient]:
             prefix=common.prefix,
             namespace=common.namespace or DEFAULT_NAMESPACE,
             namespace_template=common.config.namespace_template,
-            codec=common.config.codec,
-            settings=ProcessorSettings(finalizer=common.config[FINALIZER]),
+            codec=common.config[CODEC],
+            settings=WatchingSettings(finalizer=common.config[FINALIZER]),
         ) as client,
     ):
         yield client
 
 
 @asynccontextmanager
-async def open_asked(common: Common) -> AsyncIterator[Asked]:
+async def open_asked(common: CommonOptions) -> AsyncIterator[Asked]:
     """Whoever the settings say: the service where one is named, else etcd."""
     config = common.config
-    service = config[ASKED_SERVICE]
+    service = config[SERVICE]
     if service is None:
         async with open_client(common) as client:
             yield Directly(client)

@@ -217,5 +217,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:
             yield from _leaves(each)
+    elif isinstance(error, errors.BackgroundFailure) and error.__cause__ is not None:
+        yield from _leaves(error.__cause__)
     else:
         yield error

@@ -1,18 +1,15 @@
-"""What a signal does, at any moment of the process's life.
+"""The handler of signals, from the first line of the process to its end.
 
-The handlers are installed before anything slow is imported and stay until the process ends. They
-run in the main thread, also while that waits in a write that nobody reads, where trio's own
-receiver would not run any more.
+It is installed before any slow import. It runs in the main thread, also while that is blocked in
+a write, when trio's own receiver does not run.
 
 A first SIGINT or SIGTERM ends the process
 
-- at once while the command has begun nothing: there is nothing to put in order;
+- at once before the command has started its work;
 - in order once a command listens, see :meth:`Signals.listening`;
-- not at all once the command is done: the process ends with the code that is already known.
+- not at all once the command is done: the process ends with the exit code that it has.
 
-A second one ends it at once, with 128 and its number.
-
-This module imports nothing that is slow to import.
+A second one ends it at once, with 128 and its number. This module has no slow import.
 """
 
 from __future__ import annotations
@@ -25,20 +22,20 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, Protocol
 
-ENDING: Final = (signal.SIGINT, signal.SIGTERM)
+TERMINATION: Final = (signal.SIGINT, signal.SIGTERM)
 
-_GOES_ON: Final = frozenset({"run"})
+_IGNORES_HANGUP: Final = frozenset({"run"})
 _ORDERLY: Final = frozenset({"run", "watch", "record", "replay", "submit", "doctor"})
 
 
 class Listener(Protocol):
-    """What a command does about signals; called in a signal handler."""
+    """The reaction of a command to signals; called in a signal handler."""
 
-    def asked_to_end(self, number: int, /) -> None:
-        """A first SIGINT or SIGTERM has come."""
+    def stop_requested(self, number: int, /) -> None:
+        """Handle a first SIGINT or SIGTERM."""
 
     def hung_up(self, number: int, /) -> None:
-        """A SIGHUP has come."""
+        """Handle a SIGHUP."""
 
 
 class _Phase(enum.Enum):
@@ -50,13 +47,8 @@ class _Phase(enum.Enum):
 class Signals:
     """The handler of SIGINT, SIGTERM and SIGHUP; made by :func:`handle_signals`.
 
-    Args:
-        command: The name of the command; it decides how the process ends while nothing was
-            begun.
-        owns_process: Whether the process ends with the command.
-
     Attributes:
-        owns_process: See above.
+        owns_process: Whether the process ends with the command.
         at_once: Called before a second signal ends the process, to restore the terminal.
     """
 
@@ -79,36 +71,35 @@ class Signals:
         if self._phase is _Phase.BEFORE:
             self._exit(self.code_before(number))
         if self._listener is not None:
-            self._listener.asked_to_end(number)
+            self._listener.stop_requested(number)
 
     def code_before(self, number: int) -> int:
-        """The exit code for a first signal that comes before the command has begun anything.
+        """The exit code for a first signal before the command has started its work.
 
-        A command that lasts until it is asked to end was asked to. One that does one thing has
-        not done it.
+        0 for a command that runs until a signal; a one-shot command has not done its work.
         """
         return 0 if self._command in _ORDERLY else 128 + number
 
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
-        """Give a listener the first signal. What comes after the body changes nothing."""
+        """Send the first signal to a listener; a signal after the body changes nothing."""
         self._listener, self._phase = listener, _Phase.LISTENED
         try:
             yield
         finally:
             self._phase = _Phase.AFTER
-            # Whatever the process still waits for is to end in time, too.
+            # The listener's grace also bounds the end of the process.
             if not self.owns_process:
                 self._listener = None
 
     def done(self) -> None:
-        """The command is done: a first signal changes nothing any more."""
+        """Ignore a first signal from now on: the command is done."""
         self._phase = _Phase.AFTER
 
     def _hung_up(self, number: int) -> None:
         if self._phase is _Phase.LISTENED and self._listener is not None:
             self._listener.hung_up(number)
-        elif self._phase is _Phase.BEFORE and self._command not in _GOES_ON:
+        elif self._phase is _Phase.BEFORE and self._command not in _IGNORES_HANGUP:
             self._exit(self.code_before(number))
 
     def _exit(self, code: int) -> None:
@@ -118,16 +109,16 @@ class Signals:
 
 @contextmanager
 def handle_signals(command: str, *, owns_process: bool = False) -> Iterator[Signals]:
-    """Handle the signals of this process for as long as the context lasts.
+    """Handle the signals of this process while the context is open.
 
-    A SIGHUP that the process was started to ignore, as by ``nohup``, stays ignored.
+    A SIGHUP that was ignored at the start, as by ``nohup``, stays ignored.
     """
     signals = Signals(command, owns_process=owns_process)
     before: dict[int, Any] = {}
-    for number in (*ENDING, signal.SIGHUP):
+    for number in (*TERMINATION, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, signals)
-    # Blocked by the parent of this process, or by its former self before it was executed.
+    # The parent, or secret_arguments before its exec, may have blocked them.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
     try:
         yield signals
@@ -138,7 +129,7 @@ def handle_signals(command: str, *, owns_process: bool = False) -> Iterator[Sign
 
 @contextmanager
 def current_signals() -> Iterator[Signals]:
-    """The handler that is installed; where there is none, one for as long as the context lasts."""
+    """The installed handler; if there is none, one while the context is open."""
     installed = signal.getsignal(signal.SIGTERM)
     if isinstance(installed, Signals):
         yield installed
@@ -148,7 +139,7 @@ def current_signals() -> Iterator[Signals]:
 
 
 def interrupted_code() -> int:
-    """The exit code where a signal raised KeyboardInterrupt."""
+    """The exit code for a KeyboardInterrupt."""
     installed = signal.getsignal(signal.SIGTERM)
     if isinstance(installed, Signals):
         return installed.code_before(signal.SIGINT)
@@ -157,8 +148,8 @@ def interrupted_code() -> int:
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Let a signal raise KeyboardInterrupt, for a wait that has to put the terminal right."""
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in ENDING}
+    """Let a signal raise KeyboardInterrupt, for a wait that must restore the terminal."""
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in TERMINATION}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)

@@ -13,7 +13,7 @@ from etcd_actions.cli.exit_codes import MEANINGS
 from etcd_actions.cli.printing import output_by_print
 
 if TYPE_CHECKING:
-    from etcd_actions.config.settings import Group, Setting
+    from etcd_actions.config import Setting
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<9} {text}" for code, text in MEANINGS)
 """What ends the help of a command."""
@@ -23,7 +23,7 @@ class SettingOption(click.Option):
     """The flag of a setting. Its value stays the text that was given, None without one."""
 
     def __init__(
-        self, declarations: Sequence[str], *, group: Group, is_bool: bool, **rest: Any
+        self, declarations: Sequence[str], *, group: str, is_bool: bool, **rest: Any
     ) -> None:
         super().__init__(declarations, **rest)
         self.group = group
@@ -42,11 +42,13 @@ def setting_option(setting: Setting[object]) -> Callable[[Callable[..., int]], C
         setting.name,
         cls=SettingOption,
         group=setting.group,
-        is_bool=setting.is_bool,
-        type=click.Path() if setting.metavar in {"FILE", "DIRECTORY"} else click.STRING,
-        shell_complete=_completer(setting.metavar.split("|")) if "|" in setting.metavar else None,
-        multiple=setting.is_list,
-        metavar=setting.metavar,
+        is_bool=setting.kind.metavar == "BOOL",
+        type=click.Path() if setting.kind.metavar in {"FILE", "DIRECTORY"} else click.STRING,
+        shell_complete=_completer(setting.kind.metavar.split("|"))
+        if "|" in setting.kind.metavar
+        else None,
+        multiple=setting.kind.is_list,
+        metavar=setting.kind.metavar,
         help=f"{setting.help}. [env: {setting.variable}; default: {default}]",
     )
 
@@ -80,7 +82,7 @@ class Command(click.Command):
         settings = [each for each in listed if isinstance(each, SettingOption)]
         sections: list[tuple[str, list[click.Option]]] = [("Options", own)]
         for group, options in groupby(settings, lambda option: option.group):
-            sections.append((group.value, list(options)))
+            sections.append((group, list(options)))
         for title, options_of_it in sections:
             records = [each.get_help_record(ctx) for each in options_of_it]
             with formatter.section(title):

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from etcd_actions.cli.first_signal import ENDING
+from etcd_actions.cli.first_signal import TERMINATION
 
 _VARIABLE = "ETCD_ACTIONS_HIDDEN_ARGUMENTS"
 _HIDDEN = "(hidden)"
@@ -35,7 +35,7 @@ def hide_secret_arguments() -> None:
     if visible == arguments or sys.orig_argv[before:] != arguments:
         return
     # Handlers are lost in between: a signal waits until the new ones are there.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, signal.SIGHUP))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*TERMINATION, signal.SIGHUP))
     try:
         os.execve(
             sys.executable,

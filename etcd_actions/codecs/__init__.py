@@ -15,7 +15,7 @@ from etcd_actions.codecs.finalizers import NO_TEXTS, Released
 from etcd_actions.codecs.magic import ENCRYPTED_AT_REST
 from etcd_actions.errors import ConfigError
 from etcd_actions.model.summary import Summary
-from etcd_actions.model.taskaction import TaskAction
+from etcd_actions.model.taskaction import ActionObject
 
 __all__ = [
     "CODEC_NAMES",
@@ -38,7 +38,7 @@ class Codec(Protocol):
         """Its name in settings and records."""
         ...
 
-    def decode(self, value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
+    def decode(self, value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject:
         """Decode the typed view.
 
         Raises:
@@ -78,7 +78,7 @@ class Codec(Protocol):
         """
         ...
 
-    def encode(self, action: TaskAction) -> bytes:
+    def encode(self, action: ActionObject) -> bytes:
         """Encode a new object."""
         ...
 

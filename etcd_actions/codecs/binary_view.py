@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from etcd_actions.codecs.object_tree import base64_bytes, base64_text
-from etcd_actions.model.taskaction import TaskAction, TaskActionSpec, TaskActionStatus
+from etcd_actions.model.taskaction import ActionObject, TaskActionSpec, TaskActionStatus
 
 BASE64_FIELDS: Final = {
     "spec": {"taskTemplate": "task_template", "conditionSpec": "condition_spec"},
@@ -54,14 +54,14 @@ class _Status(TaskActionStatus, rename="camel", frozen=True, gc=False):
 _NO_STATUS: Final = _Status()
 
 
-class BinaryTaskAction(TaskAction, rename="camel", frozen=True, gc=False):
+class BinaryTaskAction(ActionObject, rename="camel", frozen=True, gc=False):
     """A TaskAction whose four base64 fields are bytes, or the text that is no base64."""
 
     spec: _Spec
     status: _Status = _NO_STATUS
 
     @classmethod
-    def of(cls, action: TaskAction) -> BinaryTaskAction:
+    def of(cls, action: ActionObject) -> BinaryTaskAction:
         """The same action with binary."""
         return cls(
             action.api_version,
@@ -73,13 +73,13 @@ class BinaryTaskAction(TaskAction, rename="camel", frozen=True, gc=False):
             else _as(_Status, action.status, "status", _binary),
         )
 
-    def view(self) -> TaskAction:
+    def view(self) -> ActionObject:
         """The same action with base64.
 
         Raises:
             ValueError: One of the four is neither bytes nor text.
         """
-        return TaskAction(
+        return ActionObject(
             self.api_version,
             self.kind,
             self.metadata,
@@ -90,7 +90,7 @@ class BinaryTaskAction(TaskAction, rename="camel", frozen=True, gc=False):
         )
 
 
-_STATUS: Final = msgspec.structs.fields(TaskAction)[-1].default
+_STATUS: Final = msgspec.structs.fields(ActionObject)[-1].default
 PartT = TypeVar("PartT", bound=msgspec.Struct)
 
 

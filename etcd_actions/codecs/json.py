@@ -25,7 +25,7 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.model.facts import Facts, MarkedFacts
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.summary import summarize as model_summarize
-from etcd_actions.model.taskaction import TaskAction
+from etcd_actions.model.taskaction import ActionObject
 
 __all__ = [
     "Number",
@@ -43,7 +43,7 @@ name: Final = "json"
 """The codec's name in settings and records."""
 
 
-def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
+def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject:
     """Decode the typed view of a stored TaskAction.
 
     A null counts as an absent field, as in Go.
@@ -122,7 +122,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
         raise ValueError("nested too deeply") from None
 
 
-def encode(action: TaskAction) -> bytes:
+def encode(action: ActionObject) -> bytes:
     """Encode a new object. For one that is stored already use the tree: it loses nothing."""
     return magic.written(_as_kubernetes(trees.to_json(action)))
 
@@ -161,7 +161,7 @@ def release(
 
 # --- decoding -------------------------------------------------------------------------
 
-_decode_action = msgspec.json.Decoder(TaskAction).decode
+_decode_action = msgspec.json.Decoder(ActionObject).decode
 # Of all values as if they had a mark: that costs next to nothing, and another pass a third.
 _decode_facts = msgspec.json.Decoder(MarkedFacts).decode
 _decode_unmarked = msgspec.json.Decoder(Facts).decode
@@ -180,7 +180,9 @@ def _summarize_odd(value: bytes, *, key: bytes, revision: int, create_revision: 
 
 
 @refusing("")
-def _decode_with_nulls(value: bytes, error: Exception, *, key: bytes, revision: int) -> TaskAction:
+def _decode_with_nulls(
+    value: bytes, error: Exception, *, key: bytes, revision: int
+) -> ActionObject:
     """Decode what the strict decoder refused, in case only nulls were in its way."""
     tree = decode_tree(value, key=key, revision=revision)
     if not drop_nulls(tree):

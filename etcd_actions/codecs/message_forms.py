@@ -14,17 +14,17 @@ from google.protobuf.message import Message
 from etcd_actions.codecs.object_tree import base64_bytes, base64_text, from_json, to_json
 from etcd_actions.model.phase import Condition
 from etcd_actions.model.taskaction import (
+    ActionObject,
     ErrorState,
     ObjectMeta,
     OwnerReference,
     PhaseTransition,
-    TaskAction,
     TaskActionSpec,
     TaskActionStatus,
 )
 
 VIEWS: Final[dict[str, type[msgspec.Struct]]] = {
-    "TaskAction": TaskAction,
+    "TaskAction": ActionObject,
     "ObjectMeta": ObjectMeta,
     "OwnerReference": OwnerReference,
     "TaskActionSpec": TaskActionSpec,

@@ -30,7 +30,7 @@ from etcd_actions.codecs.views import summary_of_tree, view_of_tree
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.facts import Facts, MarkedFacts
 from etcd_actions.model.summary import Summary
-from etcd_actions.model.taskaction import TaskAction
+from etcd_actions.model.taskaction import ActionObject
 
 __all__ = [
     "add_label",
@@ -50,7 +50,7 @@ NUMBER: Final = 1
 """The extension type of a number's text."""
 
 
-def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
+def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject:
     """Decode the typed view of a stored TaskAction.
 
     A null counts as an absent field, as in JSON. What is wrong inside of fields that the view
@@ -125,7 +125,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
     return magic.written(MAGIC + encoded)
 
 
-def encode(action: TaskAction) -> bytes:
+def encode(action: ActionObject) -> bytes:
     """Encode a new object. For one that is stored already use the tree: it loses nothing."""
     try:
         return magic.written(MAGIC + _encode(BinaryTaskAction.of(action)))
@@ -238,7 +238,7 @@ def _drop_finalizer(metadata: dict[str, msgspec.Raw], finalizer: str) -> bool:
 
 
 @refusing("msgpack")
-def _decode_by_tree(value: bytes, *, key: bytes, revision: int) -> TaskAction:
+def _decode_by_tree(value: bytes, *, key: bytes, revision: int) -> ActionObject:
     tree = decode_tree(value, key=key, revision=revision)
     return view_of_tree(tree, key=key, revision=revision)
 

@@ -23,7 +23,7 @@ from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.summary import Summary
-from etcd_actions.model.taskaction import TaskAction
+from etcd_actions.model.taskaction import ActionObject
 
 __all__ = [
     "add_label",
@@ -40,7 +40,7 @@ name: Final = "protobuf"
 """The codec's name in settings and records."""
 
 
-def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> TaskAction:
+def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject:
     """Decode the typed view of a stored TaskAction.
 
     A null counts as an absent field, as in JSON.
@@ -111,7 +111,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
         raise ValueError("nested too deeply") from None
 
 
-def encode(action: TaskAction) -> bytes:
+def encode(action: ActionObject) -> bytes:
     """Encode a new object. For one that is stored already use the tree: it loses nothing."""
     return _pack(protobuf_messages.message_of(trees.from_json(trees.to_json(action))))
 

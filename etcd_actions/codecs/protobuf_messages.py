@@ -16,7 +16,7 @@ from etcd_actions.model import names
 from etcd_actions.model.mark import details_digest, read_state, subject_digest
 from etcd_actions.model.phase import phase_of
 from etcd_actions.model.summary import Summary
-from etcd_actions.model.taskaction import TaskAction
+from etcd_actions.model.taskaction import ActionObject
 
 
 def parse(data: bytes) -> pb.TaskAction:
@@ -53,12 +53,12 @@ def message_of(tree: dict[str, Any]) -> pb.TaskAction:
     return message
 
 
-def view_of(message: pb.TaskAction) -> TaskAction | None:
+def view_of(message: pb.TaskAction) -> ActionObject | None:
     """Give a message's typed view; None where not all of it is in typed fields."""
     if not _is_task_action(message):
         return None
     try:
-        action: TaskAction = read_view(message, _TASK_ACTION)
+        action: ActionObject = read_view(message, _TASK_ACTION)
     except Elsewhere:
         return None
     return action

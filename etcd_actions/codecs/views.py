@@ -10,10 +10,10 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.model.facts import MarkedFacts
 from etcd_actions.model.names import API_VERSION, check_type, is_task_action, other_version
 from etcd_actions.model.summary import Summary, summarize
-from etcd_actions.model.taskaction import TaskAction
+from etcd_actions.model.taskaction import ActionObject
 
 
-def view_of_tree(tree: dict[str, Any], *, key: bytes = b"", revision: int = 0) -> TaskAction:
+def view_of_tree(tree: dict[str, Any], *, key: bytes = b"", revision: int = 0) -> ActionObject:
     """Give the typed view. A null counts as an absent field, as in Go, and is taken out.
 
     Raises:
@@ -22,7 +22,7 @@ def view_of_tree(tree: dict[str, Any], *, key: bytes = b"", revision: int = 0) -
     """
     drop_nulls(tree)
     try:
-        return msgspec.convert(tree, TaskAction)
+        return msgspec.convert(tree, ActionObject)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DecodeError(why_no_view(tree, str(error)), key=key, revision=revision) from None
 

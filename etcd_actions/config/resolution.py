@@ -1,4 +1,4 @@
-"""Setting by setting, what the sources say."""
+"""The value of each setting, from the first source that has one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
-from etcd_actions.config.settings import Setting
+from etcd_actions.config.setting import Setting
 from etcd_actions.config.sources import Given, Source
 from etcd_actions.errors import ConfigError
 
@@ -16,13 +16,13 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True)
 class Value(Generic[T_co]):
-    """A setting's value, and who gave it. Its text shows no secret.
+    """The value of a setting and its source. Its repr shows no secret.
 
     Attributes:
         value: The value.
-        given: The text it was made of, and the flag or variable; None for the default.
-        rank: The place of its source among the sources; the lower one wins.
-        shown: The value for people to read, None for none.
+        given: The text and its source; None for the default.
+        rank: The index of its source among the sources; the lowest one wins.
+        shown: The value as text for people; None for no value.
     """
 
     value: T_co = field(repr=False)
@@ -32,16 +32,15 @@ class Value(Generic[T_co]):
 
     @property
     def source(self) -> str:
-        """The flag or the variable, or ``default``."""
+        """The flag, the variable or the key of a file, or ``default``."""
         return "default" if self.given is None else self.given.source
 
 
 class Resolution:
-    """The values that were found.
+    """The values of settings.
 
     Attributes:
-        errors: What is unusable, each naming its flag or variable; those settings have no
-            value.
+        errors: The unusable values, each with its flag or variable; their settings have no value.
     """
 
     def __init__(
@@ -54,30 +53,24 @@ class Resolution:
         return cast("Value[T]", self._values[setting])
 
     def get(self, setting: Setting[T]) -> Value[T] | None:
-        """The value of a setting, None where it is unusable."""
+        """The value of a setting, None if it is unusable."""
         return cast("Value[T] | None", self._values.get(setting))
 
 
 def resolve(
     settings: Iterable[Setting[object]],
     sources: Sequence[Source],
-    unusable: Iterable[ConfigError] = (),
+    errors: Iterable[ConfigError] = (),
 ) -> Resolution:
-    """Ask the sources, in order, for each setting; the first that has one counts.
-
-    Args:
-        settings: Which ones.
-        sources: Where they may be given.
-        unusable: What is known to be wrong already.
-    """
+    """Read each setting from the first source that has it; ``errors`` are those found before."""
     values: dict[Setting[object], Value[object]] = {}
-    errors: list[ConfigError] = list(unusable)
+    found = list(errors)
     for setting in settings:
         try:
             values[setting] = _resolve(setting, sources)
         except ConfigError as error:
-            errors.append(error)
-    return Resolution(values, errors)
+            found.append(error)
+    return Resolution(values, found)
 
 
 def _resolve(setting: Setting[T], sources: Sequence[Source]) -> Value[T]:
@@ -85,8 +78,8 @@ def _resolve(setting: Setting[T], sources: Sequence[Source]) -> Value[T]:
         given = source.find(setting)
         if given is not None:
             try:
-                value = setting.parse(given.text)
+                value = setting.kind.parse(given.text)
             except ValueError as error:
                 raise ConfigError(f"{given.source}: {error}") from None
-            return Value(value, given, rank, setting.show(given.text))
+            return Value(value, given, rank, setting.kind.show(given.text))
     return Value(setting.default_value, None, len(sources), setting.default)

@@ -1,4 +1,4 @@
-"""Encryption and the user: several settings that must fit together, and their files."""
+"""TLS and the user: settings that must match each other, and the files that they name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from etcd_actions._internal.logger import get_logger
 from etcd_actions.config.resolution import Resolution, Value
+from etcd_actions.config.setting import Setting
 from etcd_actions.config.settings import (
     CACERT,
     CERT,
@@ -20,7 +21,6 @@ from etcd_actions.config.settings import (
     PASSWORD_FILE,
     TLS_SERVER_NAME,
     USER,
-    Setting,
 )
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection_settings import Tls, User
@@ -28,27 +28,26 @@ from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.password_file import read_password_file
 from etcd_actions.etcd.tls import read_pem_file, ssl_context
 
-AskPassword: TypeAlias = Callable[[str], str]
-"""Asks the user for the password of a name; :class:`ConfigError` where nobody can be asked."""
+PromptPassword: TypeAlias = Callable[[str], str]
+"""Prompts for the password of a user; raises :class:`ConfigError` without a terminal."""
 
-# Each of them asks for TLS by being given.
-_ASKING: tuple[Setting[object], ...] = (CACERT, CERT, KEY, TLS_SERVER_NAME)
+_SWITCHES: tuple[Setting[object], ...] = (CACERT, CERT, KEY, TLS_SERVER_NAME)
 
 _log = get_logger(__name__)
 
 
-def asking_for_tls(values: Resolution) -> list[str]:
-    """The flags and variables that ask for TLS."""
-    sources = [values[each].source for each in _ASKING if values[each].given is not None]
+def tls_sources(values: Resolution) -> list[str]:
+    """The flags and variables that switch TLS on."""
+    sources = [values[each].source for each in _SWITCHES if values[each].given is not None]
     plain = values[INSECURE_TRANSPORT]
     return sources if plain.value else [*sources, plain.source]
 
 
 def make_tls(values: Resolution, endpoints: Sequence[Endpoint]) -> Tls | None:
-    """How to encrypt; None where nothing asks for it, or an ``https://`` endpoint alone."""
+    """The TLS settings; None if nothing switches TLS on, or only an ``https://`` endpoint."""
     skip_verify = values[INSECURE_SKIP_TLS_VERIFY].value
     unverified = skip_verify and any(endpoint.encrypted for endpoint in endpoints)
-    if not asking_for_tls(values) and not unverified:
+    if not tls_sources(values) and not unverified:
         return None
     return Tls(
         ca=values[CACERT].value,
@@ -60,10 +59,10 @@ def make_tls(values: Resolution, endpoints: Sequence[Endpoint]) -> Tls | None:
 
 
 def check_tls(values: Resolution) -> None:
-    """See that the settings fit together, and that the files are what they should be.
+    """Check that the settings match each other, and that the files are in PEM.
 
     Raises:
-        ConfigError: The message names flags or variables, and the file.
+        ConfigError: They do not; the message names flags or variables, and the file.
     """
     for one, other in ((CERT, KEY), (KEY, CERT)):
         if values[one].given is not None and values[other].given is None:
@@ -71,13 +70,13 @@ def check_tls(values: Resolution) -> None:
                 f"{values[one].source} is given without {other.flag} ({other.variable}): "
                 "give both or none"
             )
-    asking = asking_for_tls(values)
+    switches = tls_sources(values)
     where = values[ENDPOINTS]
-    for endpoint in where.value or () if asking else ():
+    for endpoint in where.value or () if switches else ():
         if endpoint.encrypted is False:
             raise ConfigError(
-                f"{where.source}: http://{endpoint} is not encrypted, but {asking[0]} asks for "
-                "TLS: write https://, or leave one of them out"
+                f"{where.source}: http://{endpoint} is not encrypted, but {switches[0]} switches "
+                "TLS on: write https://, or leave one of them out"
             )
     files = [values[each] for each in (CACERT, CERT, KEY)]
     given = [each for each in files if each.given is not None]
@@ -91,20 +90,20 @@ def check_tls(values: Resolution) -> None:
             raise ConfigError(f"{', '.join(each.source for each in given)}: {error}") from None
 
 
-def make_user(values: Resolution, ask: AskPassword | None) -> User | None:
-    """Who to be; None for nobody, and where somebody would have to be asked and ``ask`` is None.
+def make_user(values: Resolution, prompt: PromptPassword | None) -> User | None:
+    """The user of etcd; None without one, and if a prompt is needed and ``prompt`` is None.
 
     Raises:
-        ConfigError: The settings do not fit together, or there is no usable password.
+        ConfigError: The settings do not match each other, or there is no usable password.
     """
-    user, apart = values[USER], _password_apart(values)
+    user, apart = values[USER], _separate_password(values)
     if user.value is None:
         if apart is not None:
             raise ConfigError(
                 f"{apart.source} is given without a user: give {USER.flag} ({USER.variable}) too"
             )
         return None
-    # With a password given apart all of the text is the name, as for etcdctl.
+    # With a separate password all of the text is the name, as in etcdctl.
     name, colon, password = user.value.partition(":") if apart is None else (user.value, "", "")
     if not name:
         raise ConfigError(f"{user.source}: the name is empty: give NAME or NAME:PASSWORD")
@@ -113,25 +112,25 @@ def make_user(values: Resolution, ask: AskPassword | None) -> User | None:
             raise ConfigError(f"{user.source}: the password after the colon is empty")
         return User(name=name, password=password)
     if apart is None:
-        return None if ask is None else User(name=name, password=ask(name))
+        return None if prompt is None else User(name=name, password=prompt(name))
     if isinstance(apart.value, Path):
         return _user_with_file(name, apart.value, apart.source)
     return User(name=name, password=str(apart.value))
 
 
 def unused_password(values: Resolution) -> Value[object] | None:
-    """The password, or the file with it, that another source overrules."""
+    """The password, or its file, that a source of lower rank overrides."""
     given = _passwords(values)
     return given[1] if len(given) > 1 and given[0].rank < given[1].rank else None
 
 
 def needs_password(values: Resolution) -> bool:
-    """Whether there is a user without a password, for whom somebody must be asked."""
+    """Whether there is a user without a password, so that a prompt is needed."""
     user = values[USER].value
     return user is not None and ":" not in user and not _passwords(values)
 
 
-def _password_apart(values: Resolution) -> Value[object] | None:
+def _separate_password(values: Resolution) -> Value[object] | None:
     given = _passwords(values)
     if len(given) > 1 and given[0].rank == given[1].rank:
         raise ConfigError(f"{given[0].source} and {given[1].source}: give one of them")
@@ -154,7 +153,7 @@ def _user_with_file(name: str, file: Path, source: str) -> User:
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     if not stat.S_ISREG(status.st_mode):
-        # A pipe, such as a shell's <(command), gives what it has once.
+        # A pipe, such as a shell's <(command), can be read once.
         return User(name=name, password=password)
     if status.st_mode & stat.S_IROTH:
         _log.warning("password_file_readable_by_others", file=str(file), advice=f"chmod o= {file}")
@@ -162,14 +161,12 @@ def _user_with_file(name: str, file: Path, source: str) -> User:
 
 
 def check_pem(file: Path, source: str) -> None:
-    """See that a file can be read, and is in PEM.
+    """Check that a file can be read, and is in PEM.
 
-    Args:
-        file: The file; it is read again at each new connection, so it is no pipe.
-        source: The flag or the variable that names it.
+    It is no pipe, since each new connection reads it again.
 
     Raises:
-        ConfigError: It cannot, or is not.
+        ConfigError: It cannot, or is not; the message begins with ``source``.
     """
     try:
         read_pem_file(file)

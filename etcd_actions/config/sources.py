@@ -1,4 +1,4 @@
-"""Where settings are given: flags, the environment, a file; the first that has one counts."""
+"""The sources of settings: flags, the environment, a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 from etcd_actions._internal.named_files import read_named_file, text_of
 from etcd_actions._internal.quoting import clipped, quoted
-from etcd_actions.config.settings import SETTINGS, Setting
+from etcd_actions.config.setting import Setting
+from etcd_actions.config.settings import SETTINGS
 from etcd_actions.errors import ConfigError
 
 _TESTS = "ETCD_ACTIONS_TEST_"
@@ -27,54 +28,45 @@ _KINDS: Mapping[type[object], str] = {
     time: "a time",
 }
 
-# etcdctl's own, which mean nothing here.
-_OTHERS = frozenset(
-    "ETCDCTL_" + name
-    for name in (
-        "API",
-        "DEBUG",
-        "DISCOVERY_SRV",
-        "DISCOVERY_SRV_NAME",
-        "HEX",
-        "INSECURE_DISCOVERY",
-        "WRITE_OUT",
-    )
+# The variables of etcdctl, after ETCDCTL_, that have no setting here.
+_OTHERS = (
+    "API",
+    "DEBUG",
+    "DISCOVERY_SRV",
+    "DISCOVERY_SRV_NAME",
+    "HEX",
+    "INSECURE_DISCOVERY",
+    "WRITE_OUT",
 )
 
 
 @dataclass(frozen=True)
 class Given:
-    """A text that somebody gave.
-
-    Attributes:
-        text: The text, which may be secret.
-        source: The flag or the variable, which errors must name.
-    """
+    """A text, which may be secret, and the flag or variable that errors name as its source."""
 
     text: str = field(repr=False)
     source: str
 
 
 class Source(Protocol):
-    """A place where settings are given."""
+    """A source of settings."""
 
     def find(self, setting: Setting[object], /) -> Given | None:
-        """What is given for a setting, None for nothing.
+        """The text of a setting, None if it has none.
 
         Raises:
-            ConfigError: It is given, but empty.
+            ConfigError: The text is empty, or no text at all.
         """
-        ...
 
 
 class Flags:
-    """The command line; the texts by the names of the settings, None where not given."""
+    """The command line: texts by the names of settings, None for a flag that is not given."""
 
     def __init__(self, texts: Mapping[str, str | None]) -> None:
         self._texts = texts
 
     def find(self, setting: Setting[object], /) -> Given | None:
-        """What the flag says; an empty one is an error."""
+        """The text of the flag; an empty one is an error."""
         text = self._texts.get(setting.name)
         if text == "":
             raise ConfigError(f"{setting.flag}: it is empty: give a value, or leave it out")
@@ -88,7 +80,7 @@ class Environment:
         self._variables = variables
 
     def find(self, setting: Setting[object], /) -> Given | None:
-        """What the variable says."""
+        """The text of the variable."""
         text = self._variables.get(setting.variable)
         return Given(text, setting.variable) if text else None
 
@@ -96,11 +88,10 @@ class Environment:
 class File:
     """A TOML file: settings by their names, without tables.
 
-    A list is what a flag has with commas. Passwords have files of their own.
+    A list is a text with commas. A password is rejected: it has a file of its own.
 
     Raises:
-        ConfigError: It cannot be read, or has a key that is no setting, or a value that is
-            none; the message names both.
+        ConfigError: The file cannot be read, or one of its keys is no setting.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +108,7 @@ class File:
                 raise ConfigError(f"{path}: {_named(key)}: {_what_instead(key, known)}")
 
     def find(self, setting: Setting[object], /) -> Given | None:
-        """What the file says; an empty text is an error."""
+        """The text of the key; an empty one is an error."""
         value = self._values.get(setting.name)
         if value is None:
             return None
@@ -136,15 +127,10 @@ class File:
 
 
 def _toml(text: str) -> dict[str, Any]:
-    """Parse TOML.
-
-    Raises:
-        ValueError: It is none.
-    """
     import tomllib  # noqa: PLC0415 (where there is a file)
 
     for number, line in enumerate(text.splitlines(), 1):
-        # The parser looks at each part of a key once for each part before it.
+        # The time that the parser takes is quadratic in the parts of a key.
         if line.count(".") > _MOST_DOTS:
             raise ValueError(f"line {number} has more than {_MOST_DOTS} dots")
     try:
@@ -154,18 +140,18 @@ def _toml(text: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError:
         raise
     except ValueError:
-        # Python reads no number of more than some thousand digits.
+        # Python converts at most some thousand digits.
         raise ValueError(f"{_line_with('0123456789', text)} has too long a number") from None
 
 
-def _line_with(letters: str, text: str) -> str:
-    """The line that has the most of some letters."""
-    lines = [sum(map(line.count, letters)) for line in text.splitlines()]
+def _line_with(characters: str, text: str) -> str:
+    """The line that has the most of some characters."""
+    lines = [sum(map(line.count, characters)) for line in text.splitlines()]
     return f"line {lines.index(max(lines)) + 1}"
 
 
 def _named(key: str) -> str:
-    """A key, in quotes where TOML needs them, too."""
+    """A key, in quotes if TOML needs them."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key) else quoted(key)
 
 
@@ -192,7 +178,7 @@ def _as_text(value: object) -> str | None:
         try:
             return f"{value}"
         except ValueError:
-            # In hexadecimal a number may have any number of digits.
+            # A hexadecimal number can have too many digits for a decimal text.
             return None
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return ",".join(value)
@@ -200,24 +186,24 @@ def _as_text(value: object) -> str | None:
 
 
 class UnknownVariable(NamedTuple):
-    """A variable that looks like one of ours, and the one that was meant, perhaps."""
+    """A variable with our prefix that is no setting, and the nearest one."""
 
     name: str
     meant: str | None
 
 
 def unknown_variables(variables: Mapping[str, str]) -> Iterator[UnknownVariable]:
-    """The variables that would be ignored without a word, as a typing error is."""
+    """The variables with our prefix that are no settings, such as misspelt ones."""
     known = [setting.variable for setting in SETTINGS]
     bare = {_bare(name): name for name in known}
     for name in sorted(variables):
-        # Those of etcd_actions.testing are for test runs, which start commands too.
+        # Variables of etcd_actions.testing are for test runs, which start commands too.
         ours = name.startswith(("ETCD_ACTIONS_", "ETCDCTL_")) and not name.startswith(_TESTS)
-        if ours and name not in known and name not in _OTHERS:
+        if ours and name not in known and name.removeprefix("ETCDCTL_") not in _OTHERS:
             near = _nearest(_bare(name)[:80], bare, 0.8)
             yield UnknownVariable(name, bare[near] if near else None)
 
 
 def _bare(name: str) -> str:
-    """A variable without what all of them begin with."""
+    """A variable without its prefix."""
     return name.removeprefix("ETCD_ACTIONS_").removeprefix("ETCDCTL_")

@@ -1,8 +1,8 @@
-"""How the texts that people give become values.
+"""Parsers of the texts of settings.
 
-Durations and truth values are read as etcdctl reads them, since they have its names. Each
-function raises :class:`ValueError` with the end of a sentence that names the flag or the
-variable; texts that may be secret are never part of it.
+Durations and truth values are those of etcdctl, whose names they have. Each function raises
+:class:`ValueError` with the end of a sentence that begins with the flag or the variable; it never
+quotes a text that can be secret.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNITS = {
     "ns": 1e-9,
     "us": 1e-6,
     "\N{MICRO SIGN}s": 1e-6,
-    "\N{GREEK SMALL LETTER MU}s": 1e-6,
+    "\u03bcs": 1e-6,
     "ms": 1e-3,
     "s": 1.0,
     "m": 60.0,
@@ -35,12 +35,23 @@ _UNITS = {
 _NUMBER = r"(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})"
 _PART = rf"({_NUMBER})({'|'.join(sorted(_UNITS, reverse=True))})"
 _DURATION = re.compile(rf"(?:{_PART}){{1,16}}")
-# Go counts nanoseconds in 63 bits.
+# Go's durations are nanoseconds in 63 bits.
 _LONGEST = 2**63 / 1e9
+
+_LEAST_FOR_UPLOADS = 48 * 3600
+_SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 _BOOLS = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
     ("0", "f", "F", "FALSE", "false", "False"), False
 )
+
+
+def _match(pattern: str, text: str, problem: str) -> re.Match[str]:
+    """Match all of a text, or raise ValueError with the quoted text and the problem."""
+    match = re.fullmatch(pattern, text)
+    if match is None:
+        raise ValueError(f"{quoted(text)} {problem}")
+    return match
 
 
 def duration(text: str) -> float:
@@ -66,11 +77,11 @@ def positive_duration(text: str) -> float:
 
 
 def time_of_uploads(text: str) -> float:
-    """A Go duration, in seconds, that is longer than the SDK remembers an upload."""
+    """A Go duration, in seconds, longer than the SDK remembers an upload."""
     seconds = duration(text)
-    if seconds < _LEAST_OF_UPLOADS:
+    if seconds < _LEAST_FOR_UPLOADS:
         raise ValueError(
-            f"{quoted(text)} is too short: the SDK uses an upload again for a day; give 48h or more"
+            f"{quoted(text)} is too short: the SDK reuses an upload for a day; give 48h or more"
         )
     return seconds
 
@@ -81,7 +92,7 @@ def seconds(text: str) -> float:
 
 
 def boolean(text: str) -> bool:
-    """A truth value as Go reads it."""
+    """A truth value of Go."""
     try:
         return _BOOLS[text]
     except KeyError:
@@ -90,13 +101,15 @@ def boolean(text: str) -> bool:
 
 def port(text: str) -> int:
     """A TCP port, or 0 for any."""
-    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
-        raise ValueError(f"{quoted(text)} is no port: give a number from 0 to 65535")
-    return int(text)
+    problem = "is no port: give a number from 0 to 65535"
+    number = int(_match(r"[0-9]{1,5}", text, problem)[0])
+    if number > 65535:
+        raise ValueError(f"{quoted(text)} {problem}")
+    return number
 
 
 def one_of(*names: Name) -> Callable[[str], Name]:
-    """A parser that takes these words only."""
+    """A parser that accepts these words only."""
 
     def parse(text: str) -> Name:
         for name in names:
@@ -108,7 +121,7 @@ def one_of(*names: Name) -> Callable[[str], Name]:
 
 
 def utf8(text: str) -> str:
-    """Any text that etcd can be sent."""
+    """Any text in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -117,7 +130,7 @@ def utf8(text: str) -> str:
 
 
 def endpoints(text: str) -> tuple[Endpoint, ...]:
-    """Where etcd listens."""
+    """The addresses of etcd's members."""
     try:
         return parse_endpoints(utf8(text))
     except ConfigError as error:
@@ -125,7 +138,7 @@ def endpoints(text: str) -> tuple[Endpoint, ...]:
 
 
 def service(text: str) -> Endpoint:
-    """Where one server listens that is no etcd, so no port goes without saying."""
+    """The address of one server other than etcd, with its port."""
     (endpoint, *more) = endpoints(text)
     if more or not text.rstrip("/").endswith(f":{endpoint.port}"):
         raise ValueError(f"{quoted(text)} is no server: give one host:port, such as 127.0.0.1:8090")
@@ -133,30 +146,27 @@ def service(text: str) -> Endpoint:
 
 
 def url(text: str) -> str:
-    """An address of a server that speaks HTTP."""
-    if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", utf8(text)) or not _has_server(text):
-        raise ValueError(f"{quoted(text)} is no URL: give http://host:port, without a user")
-    return text.rstrip("/")
-
-
-def _has_server(text: str) -> bool:
-    """Whether a URL names a host, and a port where it names one."""
+    """The address of an HTTP server."""
+    problem = "is no URL: give http://host:port, without a user"
+    _match(r"https?://[^\s/@]+(/\S*)?", utf8(text), problem)
     try:
         split = urlsplit(text)
         check_host(split.hostname or "")
-        port = split.port
+        has_port = split.port != 0
     except ValueError:
-        return False
-    return port != 0
+        has_port = False
+    if not has_port:
+        raise ValueError(f"{quoted(text)} {problem}")
+    return text.rstrip("/")
 
 
 def bind(text: str) -> Bind | None:
-    """Where to listen: ``host:port``, with port 0 for any, or ``none``."""
+    """The address of a listener: ``host:port``, with port 0 for any, or ``none``."""
     if text == "none":
         return None
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})", utf8(text))
     if match is None or int(match[3]) > 65535 or (match[1] and ":" not in match[1]):
-        raise ValueError(f"{quoted(text)} is no place to listen: give host:port, or none")
+        raise ValueError(f"{quoted(text)} is no address to listen on: give host:port, or none")
     host = match[1] or match[2]
     check_host(host)
     return Bind(host, int(match[3]))
@@ -166,21 +176,23 @@ def hosts(text: str) -> frozenset[str]:
     """Names or addresses of hosts, without ports."""
     names = [name.strip() for name in utf8(text).split(",")]
     for name in names:
-        if not re.fullmatch(r"[0-9A-Za-z._-]+|\[?[0-9A-Fa-f:.]+\]?", name):
-            raise ValueError(
-                f"{quoted(name)} is no host: give a name or an address, without a port"
-            )
+        _match(
+            r"[0-9A-Za-z._-]+|\[?[0-9A-Fa-f:.]+\]?",
+            name,
+            "is no host: give a name or an address, without a port",
+        )
     return frozenset(name.strip("[]") for name in names)
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names of projects or domains, each once, in the order in which they are given."""
+    """Names of projects or domains, each once, in their order."""
     found = dict.fromkeys(name.strip() for name in utf8(text).split(","))
     for name in found:
-        if not re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z_.-]{0,61}[0-9A-Za-z])?", name):
-            raise ValueError(
-                f"{quoted(name)} is no name: give letters, digits, dashes, dots and underscores"
-            )
+        _match(
+            r"[0-9A-Za-z]([0-9A-Za-z_.-]{0,61}[0-9A-Za-z])?",
+            name,
+            "is no name: give characters a to z, digits, dashes, dots and underscores",
+        )
     return tuple(found)
 
 
@@ -193,7 +205,7 @@ def texts(text: str) -> tuple[str, ...]:
 
 
 def users(text: str) -> Literal["own", "any"] | frozenset[int]:
-    """Users of this machine: ``own``, ``any``, or their numbers."""
+    """Users of this machine: ``own``, ``any``, or their user ids."""
     if text in ("own", "any"):
         return cast(Literal["own", "any"], text)
     numbers = [number.strip() for number in text.split(",")]
@@ -202,41 +214,35 @@ def users(text: str) -> Literal["own", "any"] | frozenset[int]:
     return frozenset(map(int, numbers))
 
 
-_LEAST_OF_UPLOADS = 48 * 3600
-_SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
 def size(text: str) -> int:
     """A number of bytes, such as ``4MiB``."""
-    match = re.fullmatch(r"([1-9][0-9]{0,9})(|KiB|MiB|GiB)", text)
-    if match is None:
-        raise ValueError(f"{quoted(text)} is no size: give a number of bytes, KiB, MiB or GiB")
+    match = _match(
+        r"([1-9][0-9]{0,9})(|KiB|MiB|GiB)",
+        text,
+        "is no size: give a number of bytes, KiB, MiB or GiB",
+    )
     return int(match[1]) * _SIZES[match[2]]
 
 
 def share(text: str) -> float:
-    """A part of a whole, such as ``0.5``; 0 for none."""
-    if not re.fullmatch(r"(0|1|0?\.[0-9]{1,9})", text):
-        raise ValueError(f"{quoted(text)} is no share: give a number from 0 to 1, such as 0.5")
-    return float(text)
+    """A fraction, such as ``0.5``; 0 for none."""
+    problem = "is no share: give a number from 0 to 1, such as 0.5"
+    return float(_match(r"(0|1|0?\.[0-9]{1,9})", text, problem)[0])
 
 
 def count(text: str) -> int:
-    """A number from 1 on."""
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise ValueError(f"{quoted(text)} is no number: give 1 or more")
-    return int(text)
+    """A positive number."""
+    return int(_match(r"[1-9][0-9]{0,8}", text, "is no number: give 1 or more")[0])
 
 
 def rate(text: str) -> float:
-    """So many a second; 0 for no limit."""
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,64})?", text):
-        raise ValueError(f"{quoted(text)} is no rate: give a number a second, or 0 for no limit")
-    return float(text)
+    """A number a second; 0 for no limit."""
+    problem = "is no rate: give a number a second, or 0 for no limit"
+    return float(_match(r"[0-9]{1,9}(\.[0-9]{1,64})?", text, problem)[0])
 
 
 def prefix(text: str) -> bytes:
-    """What keys begin with; gets its last slash."""
+    """The beginning of keys, with its last slash added."""
     if not text.strip("/"):
         raise ValueError(
             f"{quoted(text)} would be every key of the store: "
@@ -264,14 +270,14 @@ def namespace_template(text: str) -> NamespaceTemplate:
 
 
 def file(text: str) -> Path:
-    """A file, which is looked into where it is used."""
+    """A file, which its user opens."""
     if "\0" in text:
         raise ValueError(f"{quoted(text)} is no path: it has a NUL character in it")
     return Path(text)
 
 
 def blob_dir(text: str) -> Path | str:
-    """A directory, which need not be there yet, or a URL that fsspec knows."""
+    """A directory, which need not exist, or a URL that fsspec supports."""
     if "://" not in text:
         return directory(text)
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s?#]+", utf8(text)) or "@" in text:
@@ -283,14 +289,14 @@ def blob_dir(text: str) -> Path | str:
 
 
 def directory(text: str) -> Path:
-    """A directory, which need not be there yet."""
+    """A directory, which need not exist."""
     path = file(text)
     try:
         status = path.stat()
     except FileNotFoundError:
         return path
     except OSError as error:
-        raise ValueError(f"{quoted(text)} cannot be looked into: {error.strerror}") from None
+        raise ValueError(f"{quoted(text)} cannot be examined: {error.strerror}") from None
     if not stat.S_ISDIR(status.st_mode):
         raise ValueError(f"{quoted(text)} is not a directory")
     return path

@@ -326,7 +326,7 @@ class LetterBook:
             if change.is_delete:
                 self._forget(key)
             else:
-                value = change.value or b""
+                value = change.value
                 self._learn(KeyValue(key, value, change.create_revision, revision, change.version))
 
     async def wait_list_room(self) -> None:

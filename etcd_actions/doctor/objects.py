@@ -18,8 +18,8 @@ from etcd_actions.etcd.api import KeyValue
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.model import (
     FINALIZER_RECORD,
+    ActionObject,
     NamespaceTemplate,
-    TaskAction,
     is_task_action,
     other_version,
     parse_key,
@@ -194,7 +194,7 @@ class _Tally:
         elif wanted := self._elsewhere(action, namespace):
             self.note(ELSEWHERE, kv.key, f"{action.phase.name}, belongs into {wanted}")
 
-    def _elsewhere(self, action: TaskAction, namespace: str) -> str:
+    def _elsewhere(self, action: ActionObject, namespace: str) -> str:
         """Where an action belongs that is in this namespace; empty where that is right."""
         if self.template is None or not namespace:
             return ""

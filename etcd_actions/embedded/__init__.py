@@ -1,1 +1,1 @@
-"""An etcd of the process's own."""
+"""An etcd that the process runs itself; see :mod:`~etcd_actions.embedded.embedded_etcd`."""

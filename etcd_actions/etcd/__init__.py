@@ -106,7 +106,7 @@ async def open_connection(settings: ConnectionSettings) -> AsyncIterator[EtcdCli
             check_tls(tls)
     if settings.user is not None:
         read_password(settings.user)
-    async with owned_tasks() as nursery:
+    async with owned_tasks("the connection to etcd") as nursery:
         client = EtcdClient(settings, _transport(settings, nursery))
         try:
             yield client

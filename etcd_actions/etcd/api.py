@@ -52,6 +52,19 @@ class KeyValue(msgspec.Struct, frozen=True, gc=False):
     version: int
     lease: int = 0
 
+    def plain(self) -> KeyValue:
+        """The same key, without what a subclass adds."""
+        if type(self) is KeyValue:
+            return self
+        return KeyValue(
+            self.key,
+            self.value,
+            self.create_revision,
+            self.mod_revision,
+            self.version,
+            self.lease,
+        )
+
 
 class Event(KeyValue, frozen=True, gc=False):
     """A change of one key: what it became, and where asked for, what it was.

@@ -36,6 +36,7 @@ import trio
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment, describe
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions._internal.retrying import retrying
 from etcd_actions.errors import ConfigError, EtcdError, LeaseNotFound, Unavailable, first_error
 from etcd_actions.etcd.api import (
@@ -127,7 +128,7 @@ async def open_election(
         with scope:
             await election._run()
 
-    async with trio.open_nursery() as nursery:
+    async with owned_tasks("the election") as nursery:
         nursery.start_soon(run)
         try:
             yield election

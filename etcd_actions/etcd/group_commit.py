@@ -40,6 +40,7 @@ import trio
 
 from etcd_actions._internal.containment import Containment, describe
 from etcd_actions._internal.histogram import Distribution, Histogram
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.errors import EtcdError, NoSpace, OutcomeUnknown, Unavailable
 from etcd_actions.etcd.api import Etcd, Get, OperationResult, RangeResult, Txn, TxnResult
 from etcd_actions.etcd.group_members import (
@@ -106,7 +107,7 @@ async def open_group_commit(
     """
     group_commit = GroupCommit(etcd, containment or Containment())
     try:
-        async with trio.open_nursery() as nursery:
+        async with owned_tasks("the group commit") as nursery:
             for _ in range(_IN_FLIGHT):
                 nursery.start_soon(group_commit.write)
                 nursery.start_soon(group_commit.read)

@@ -13,7 +13,8 @@ from typing import Final
 
 import trio
 
-from etcd_actions.errors import Unavailable
+from etcd_actions._internal.owned_tasks import owned_tasks
+from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 
 PAGE_BYTES: Final = 8 * 1024 * 1024
@@ -36,15 +37,31 @@ async def open_pages(
 ) -> AsyncIterator[trio.MemoryReceiveChannel[RangeResult]]:
     """Read ``keys`` in pages as :func:`read_pages` does; the next is fetched while one is used.
 
-    Errors come in an exception group, as from any nursery.
+    Raises:
+        EtcdError: As from :func:`read_pages`; the body was cancelled.
     """
     pages = read_pages(etcd, keys, revision=revision, page_bytes=page_bytes, keys_only=keys_only)
     send, receive = trio.open_memory_channel[RangeResult](0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_forward, pages, send)
+    refusal: EtcdError | None = None
+
+    async def forward() -> None:
+        nonlocal refusal
+        async with send, aclosing(pages):
+            try:
+                async for page in pages:
+                    await send.send(page)
+                    del page
+            except EtcdError as error:
+                refusal = error
+                nursery.cancel_scope.cancel("a page cannot be read")
+
+    async with owned_tasks("the reading of pages") as nursery:
+        nursery.start_soon(forward)
         async with receive:
             yield receive
         nursery.cancel_scope.cancel("the reader of the pages is done")
+    if refusal is not None:
+        raise refusal
 
 
 async def read_pages(
@@ -94,12 +111,3 @@ def _next(page: RangeResult, keys: KeyRange, limit: int, page_bytes: int) -> tup
     fitting = max(_LEAST_LIMIT, page_bytes * len(page.kvs) // max(1, size))
     rest = KeyRange(page.kvs[-1].key + b"\0", keys.end)
     return rest, min(_MOST_LIMIT, limit * _GROWTH, fitting)
-
-
-async def _forward(
-    pages: AsyncGenerator[RangeResult], send: trio.MemorySendChannel[RangeResult]
-) -> None:
-    async with send, aclosing(pages):
-        async for page in pages:
-            await send.send(page)
-            del page

@@ -22,6 +22,7 @@ import trio
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.call_time import suspended
 from etcd_actions._internal.logger import get_logger
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions._internal.retrying import Report, retrying, seldom
 from etcd_actions.errors import EtcdError, LeaseNotFound
 from etcd_actions.etcd.api import Etcd, Lease
@@ -204,7 +205,7 @@ async def open_session(
     session = Session(etcd, await etcd.lease_grant(ttl), asked, replaces=replaces)
     keep_alive = partial(session.keep_alive, report or seldom(_log, "lease_not_renewed"))
     try:
-        async with trio.open_nursery() as nursery:
+        async with owned_tasks("the lease session") as nursery:
             if runner is None:
                 nursery.start_soon(keep_alive)
             else:

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from etcd_actions._internal.clock import Clock
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
 from etcd_actions.executor.ages import Ages
@@ -84,7 +84,7 @@ class Callbacks:
         expires: Until when an action may wait; None for ever.
     """
 
-    note: Callable[[StoredTaskAction], None]
+    note: Callable[[StoredAction], None]
     began: Callable[[str, AttemptPlace], None]
     healed: Callable[[str], None]
     expires: Callable[[str, float | None], None]
@@ -141,7 +141,7 @@ class ActionRun:
         self._provisions = provisions
         self.retries = 0
 
-    async def run(self, action: StoredTaskAction, work: Work) -> StoredTaskAction | None:
+    async def run(self, action: StoredAction, work: Work) -> StoredAction | None:
         """Run an action until it is over, or is not to be run now; the work says which.
 
         Returns:
@@ -180,7 +180,7 @@ class ActionRun:
                     _log.debug("claim_not_released", action=work.name, error=str(error))
         return action if action.is_terminal and action.incarnation == incarnation else None
 
-    def limits(self, action: StoredTaskAction, name: str) -> Limits:
+    def limits(self, action: StoredAction, name: str) -> Limits:
         """The limits of the present attempt.
 
         Raises:
@@ -189,7 +189,7 @@ class ActionRun:
         """
         return self._limits(action, name, template_of(action))
 
-    async def needs_slot(self, action: StoredTaskAction, name: str) -> bool:
+    async def needs_slot(self, action: StoredAction, name: str) -> bool:
         """Whether an action has to run, as far as can be told; where not, it ends at once.
 
         Raises:
@@ -198,7 +198,7 @@ class ActionRun:
         """
         return not await self._caching.is_known(action, template_of(action), name)
 
-    def _limits(self, action: StoredTaskAction, name: str, template: TaskTemplate) -> Limits:
+    def _limits(self, action: StoredAction, name: str, template: TaskTemplate) -> Limits:
         return Limits.of(
             template,
             max(action.status.attempts, 1),
@@ -206,7 +206,7 @@ class ActionRun:
             queued=self._ages.queued(name, action),
         )
 
-    def _put_off(self, action: StoredTaskAction, work: Work) -> bool:
+    def _put_off(self, action: StoredAction, work: Work) -> bool:
         """Whether the back-off after the attempt before is not over: then nobody holds a slot."""
         if action.phase is not Phase.QUEUED or action.status.attempts < 2:
             return False
@@ -222,7 +222,7 @@ class ActionRun:
         work.not_before = limits.not_before
         return True
 
-    def _prepare(self, action: StoredTaskAction, name: str) -> _Attempt:
+    def _prepare(self, action: StoredAction, name: str) -> _Attempt:
         """Say how an attempt is run.
 
         Raises:
@@ -237,9 +237,7 @@ class ActionRun:
         declares_outputs = bool(template.interface.outputs.variables)
         return _Attempt(number, template, command, limits, place, declares_outputs)
 
-    async def _run_attempt(
-        self, action: StoredTaskAction, claim: Claim, work: Work
-    ) -> StoredTaskAction:
+    async def _run_attempt(self, action: StoredAction, claim: Claim, work: Work) -> StoredAction:
         """Run one attempt to its end, and report that; gives the action as it is then."""
         number = max(action.status.attempts, 1)
         try:
@@ -285,9 +283,7 @@ class ActionRun:
             self._provisions.note(attempt.template, place)
             return await self._run_to_end(action, attempt, claim, work, task)
 
-    async def _provide(
-        self, action: StoredTaskAction, attempt: _Attempt, held: ExitStack
-    ) -> _Attempt:
+    async def _provide(self, action: StoredAction, attempt: _Attempt, held: ExitStack) -> _Attempt:
         """The attempt with all that it needs; see :meth:`Provisions.command_for`."""
 
         def command(variables: Mapping[str, str]) -> Command:
@@ -302,12 +298,12 @@ class ActionRun:
 
     async def _wait(
         self,
-        action: StoredTaskAction,
+        action: StoredAction,
         attempt: _Attempt,
         claim: Claim,
         work: Work,
         seconds: float,
-    ) -> StoredTaskAction:
+    ) -> StoredAction:
         """Let an attempt that cannot begin yet be tried later, without a slot."""
         work.place = None
         if action.phase is Phase.UNSPECIFIED:
@@ -318,12 +314,12 @@ class ActionRun:
 
     async def _run_to_end(
         self,
-        action: StoredTaskAction,
+        action: StoredAction,
         attempt: _Attempt,
         claim: Claim,
         work: Work,
         task: Task,
-    ) -> StoredTaskAction:
+    ) -> StoredAction:
         """Follow an attempt that has begun, and report how it ended."""
         number, limits, place = attempt.number, attempt.limits, attempt.place
         self._callbacks.began(work.name, place)
@@ -348,8 +344,8 @@ class ActionRun:
         return await self._report(action, number, phase, claim, outcome.error)
 
     async def _follow_process(
-        self, action: StoredTaskAction, attempt: _Attempt, claim: Claim, work: Work
-    ) -> tuple[StoredTaskAction, Outcome | None]:
+        self, action: StoredAction, attempt: _Attempt, claim: Claim, work: Work
+    ) -> tuple[StoredAction, Outcome | None]:
         """Say that it runs, and wait; no outcome where somebody else has ended the action."""
         place, limits = attempt.place, attempt.limits
         ran = place.running_for() or 0.0
@@ -422,28 +418,28 @@ class ActionRun:
             return Outcome(state, True)
 
     async def _report_running(
-        self, action: StoredTaskAction, attempt: _Attempt, claim: Claim
-    ) -> StoredTaskAction:
+        self, action: StoredAction, attempt: _Attempt, claim: Claim
+    ) -> StoredAction:
         return await self._report(
             action, attempt.number, Phase.RUNNING, claim, cache_status=attempt.cache_status
         )
 
     async def _report(
         self,
-        action: StoredTaskAction,
+        action: StoredAction,
         attempt: int,
         phase: Phase,
         claim: Claim,
         error: ErrorState | None = None,
         *,
         cache_status: int | None = None,
-    ) -> StoredTaskAction:
+    ) -> StoredAction:
         return await self._reports.report(
             action, attempt, phase, claim, error, cache_status=cache_status
         )
 
 
-def template_of(action: StoredTaskAction) -> TaskTemplate:
+def template_of(action: StoredAction) -> TaskTemplate:
     """The task template of an action.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from etcd_actions._internal.clock import Clock
-from etcd_actions.model import ActionUpdate, Incarnation, TaskAction
+from etcd_actions.model import ActionObject, ActionUpdate, Incarnation
 from etcd_actions.model.durations import age_of
 
 
@@ -64,7 +64,7 @@ class Ages:
         age = self._ages.get(name)
         return self._clock.monotonic() if age is None else age.created
 
-    def queued(self, name: str, action: TaskAction) -> float:
+    def queued(self, name: str, action: ActionObject) -> float:
         """When the present attempt of an action was queued."""
         now, age = self._clock.monotonic(), self._ages.get(name)
         attempt = max(action.status.attempts, 1)

@@ -15,7 +15,7 @@ from etcd_actions.executor.paths import local_path
 from etcd_actions.executor.policy import check_runs_here, is_sdk_program
 from etcd_actions.executor.proxies import spare_loopback
 from etcd_actions.executor.templates import substitute
-from etcd_actions.model import ANNOTATION_RUN_START_TIME, TaskAction, output_uri
+from etcd_actions.model import ANNOTATION_RUN_START_TIME, ActionObject, output_uri
 
 if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate
@@ -54,7 +54,7 @@ class Command:
 
 
 def build_command(
-    action: TaskAction,
+    action: ActionObject,
     template: TaskTemplate,
     attempt: int,
     settings: ExecutorSettings,
@@ -120,7 +120,7 @@ def _check_text(field: str, text: str) -> None:
         raise InvalidArgument(field, f"it is no text: {error.reason}") from None
 
 
-def _check_texts(action: TaskAction, template: TaskTemplate) -> None:
+def _check_texts(action: ActionObject, template: TaskTemplate) -> None:
     spec, metadata = action.spec, action.metadata
     _check_component("spec.actionName", spec.action_name)
     for field, text in (
@@ -156,7 +156,7 @@ def _check_variable(field: str, key: str, value: str) -> None:
     _check_text(f"{field}[{key[:80]}]", value)
 
 
-def _local_outputs(action: TaskAction, attempt: int) -> tuple[str, Path]:
+def _local_outputs(action: ActionObject, attempt: int) -> tuple[str, Path]:
     """Where an attempt leaves its outputs, as the task is told it and as a path."""
     prefix = _outputs(action, attempt)
     try:
@@ -184,7 +184,7 @@ def _directory(environment: Mapping[str, str]) -> Path | None:
     return Path(where)
 
 
-def _outputs(action: TaskAction, attempt: int) -> str:
+def _outputs(action: ActionObject, attempt: int) -> str:
     spec, metadata = action.spec, action.metadata
     return output_uri(
         metadata.namespace, metadata.name, spec.run_output_base, spec.action_name, attempt
@@ -192,7 +192,7 @@ def _outputs(action: TaskAction, attempt: int) -> str:
 
 
 def _environment(
-    action: TaskAction,
+    action: ActionObject,
     template: TaskTemplate,
     attempt: int,
     settings: ExecutorSettings,

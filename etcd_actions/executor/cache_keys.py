@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError as BadMessage
 from etcd_actions._internal.untrusted_files import UnusableFile, in_thread, local_path, read_regular
 from etcd_actions.catalog import scope_of
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.model import ANNOTATION_OVERWRITE_CACHE, Keyspace, TaskAction
+from etcd_actions.model import ANNOTATION_OVERWRITE_CACHE, ActionObject, Keyspace
 from etcd_actions.model.durations import limit_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Call(NamedTuple):
     max_age: float | None
 
 
-async def call_of(keys: Keyspace, action: TaskAction, template: TaskTemplate) -> Call | None:
+async def call_of(keys: Keyspace, action: ActionObject, template: TaskTemplate) -> Call | None:
     """Say which call an action is; None where its task is not cached.
 
     Raises:
@@ -73,7 +73,7 @@ async def call_of(keys: Keyspace, action: TaskAction, template: TaskTemplate) ->
     )
 
 
-async def _key_of_root(action: TaskAction, template: TaskTemplate) -> str:
+async def _key_of_root(action: ActionObject, template: TaskTemplate) -> str:
     path = local_path(action.spec.input_uri)
     if path is None:
         raise InvalidArgument(

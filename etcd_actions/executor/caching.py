@@ -19,7 +19,7 @@ import trio
 
 from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.untrusted_files import UnusableFile, in_thread
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.catalog import Entry, Found, digest_of
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import EtcdError
@@ -90,7 +90,7 @@ class Task(NamedTuple):
     """
 
     name: str
-    action: StoredTaskAction
+    action: StoredAction
     template: TaskTemplate
     place: AttemptPlace
     outputs: Path
@@ -166,7 +166,7 @@ class Caching:
         self.results[_NAMES[status]] += 1
         return status
 
-    async def is_known(self, action: StoredTaskAction, template: TaskTemplate, name: str) -> bool:
+    async def is_known(self, action: StoredAction, template: TaskTemplate, name: str) -> bool:
         """Whether it looks as if there were a result, so that the action needs no slot."""
         if self._off or not template.metadata.discoverable:
             return False

@@ -18,7 +18,7 @@ import trio
 
 from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.retrying import retrying, seldom
-from etcd_actions.actions.stored_action import StoredTaskAction, same_run
+from etcd_actions.actions.stored_action import StoredAction, same_run
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ClaimLost, EtcdError, FailedPrecondition, NotFound, RequestTooLarge
 from etcd_actions.executor.action_run import ActionRun, Callbacks, Work
@@ -382,7 +382,7 @@ class Executor:
             return
         action_id = known.update.action_id
         report = seldom(_log, "action_delayed", action=work.name)
-        ended: StoredTaskAction | None = None
+        ended: StoredAction | None = None
         try:
             async for attempt in retrying(
                 DELAYED, on=EtcdError, unless=RequestTooLarge, report=report
@@ -419,7 +419,7 @@ class Executor:
         with self._containment.unit("attempt", name):
             await self._attempts.end(place)
 
-    async def _abort_child(self, parent: StoredTaskAction, child: ActionUpdate) -> None:
+    async def _abort_child(self, parent: StoredAction, child: ActionUpdate) -> None:
         """End what is below an action that failed: nobody waits for it any more."""
         reason = f"its parent {parent.spec.action_name} is over: {parent.phase.name}"
         name, incarnation = child.name, child.incarnation

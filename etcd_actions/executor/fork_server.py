@@ -16,6 +16,7 @@ import trio
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions._internal.untrusted_files import UnusableFile, open_regular, read_end
 from etcd_actions.executor.environment import helper_environment
 
@@ -60,7 +61,7 @@ async def open_fork_server(
         plain: Whether it has no SDK, and executes what it starts.
     """
     server = ForkServer(python, state_dir, containment or Containment(), plain=plain)
-    async with trio.open_nursery() as nursery:
+    async with owned_tasks("the fork server") as nursery:
         nursery.start_soon(server._keep)
         yield server
         nursery.cancel_scope.cancel("the fork server is not needed any more")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from etcd_actions._internal.clock import Clock
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ActionError, DecodeError, InvalidArgument, NotFound
 from etcd_actions.executor.failures import PARKED, Failures
@@ -126,7 +126,7 @@ class Intake:
             _log.warning("action_unreadable", action=update.name, reason=str(error))
         return False
 
-    def note_action(self, action: StoredTaskAction) -> None:
+    def note_action(self, action: StoredAction) -> None:
         """Take in an action as it was read."""
         self.note(update_of(action))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from etcd_actions._internal.clock import Clock
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.client import ActionsClient
 from etcd_actions.executor.attempt import Attempts
 from etcd_actions.executor.attempts_port import AttemptsPort
@@ -55,7 +56,7 @@ async def open_executor(
             fork_server = await stack.enter_async_context(
                 open_fork_server(settings.python, settings.state_dir, containment)
             )
-        nursery = await stack.enter_async_context(trio.open_nursery())
+        nursery = await stack.enter_async_context(owned_tasks("the executor"))
         attempts = Attempts(
             fork_server,
             nursery,
@@ -97,7 +98,7 @@ async def open_executor_with(
     """
     async with (
         client.open_claims(ttl=settings.claim_ttl) as claims,
-        trio.open_nursery() as nursery,
+        owned_tasks("the executor") as nursery,
     ):
         keep = client.containment.keep
         images = None

@@ -11,7 +11,7 @@ import trio
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.actions.status import ActionStatus
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import EtcdError, InvalidArgument, RequestTooLarge
 from etcd_actions.model import ErrorState, Phase
@@ -35,14 +35,14 @@ class Reports:
         note: Called with each action as etcd has it.
     """
 
-    def __init__(self, client: ActionsClient, note: Callable[[StoredTaskAction], None]) -> None:
+    def __init__(self, client: ActionsClient, note: Callable[[StoredAction], None]) -> None:
         self._client = client
         self._note = note
         self.ended: Counter[str] = Counter()
 
     async def report(
         self,
-        action: StoredTaskAction,
+        action: StoredAction,
         attempt: int,
         phase: Phase,
         claim: Claim | None,
@@ -50,7 +50,7 @@ class Reports:
         *,
         cache_status: int | None = None,
         error_before: ErrorState | None = None,
-    ) -> StoredTaskAction:
+    ) -> StoredAction:
         """Report until etcd has it; a report whose answer was lost may be made again.
 
         It is about this object: one that was made under its name since is left alone. Without a
@@ -66,7 +66,7 @@ class Reports:
             cache_status = action.status.cache_status
         status = ActionStatus(phase, cache_status=cache_status)
         error = None if error is None else storable(error, _MOST_OF_A_MESSAGE)
-        reported: StoredTaskAction | None = None
+        reported: StoredAction | None = None
         while reported is None:
             try:
                 reported = await self._client.put_status(

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import msgspec
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.model import ActionUpdate, Phase, build_action_update
 
 
-def update_of(action: StoredTaskAction) -> ActionUpdate:
+def update_of(action: StoredAction) -> ActionUpdate:
     """An action as an update."""
     return build_action_update(
         action,

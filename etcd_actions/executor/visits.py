@@ -11,7 +11,7 @@ import trio
 
 from etcd_actions._internal.clock import Clock
 from etcd_actions.actions.status import ActionStatus
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import (
     ActionError,
@@ -43,9 +43,9 @@ class Host:
         ring: Called when an alarm was set.
     """
 
-    note: Callable[[StoredTaskAction], None]
-    limits: Callable[[StoredTaskAction, str], Limits]
-    needs_slot: Callable[[StoredTaskAction, str], Awaitable[bool]]
+    note: Callable[[StoredAction], None]
+    limits: Callable[[StoredAction, str], Limits]
+    needs_slot: Callable[[StoredAction, str], Awaitable[bool]]
     is_attended: Callable[[str], bool]
     ring: Callable[[], None]
 

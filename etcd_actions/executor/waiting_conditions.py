@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.executor.action_run import invalid_spec
@@ -27,7 +27,7 @@ class Conditions:
         self,
         client: ActionsClient,
         reports: Reports,
-        note: Callable[[StoredTaskAction], None],
+        note: Callable[[StoredAction], None],
     ) -> None:
         self._client = client
         self._reports = reports
@@ -56,7 +56,7 @@ class Conditions:
             await self._report(action, Phase.PAUSED)
 
     async def _report(
-        self, action: StoredTaskAction, phase: Phase, error: ErrorState | None = None
-    ) -> StoredTaskAction:
+        self, action: StoredAction, phase: Phase, error: ErrorState | None = None
+    ) -> StoredAction:
         attempt = max(action.status.attempts, 1)
         return await self._reports.report(action, attempt, phase, None, error)

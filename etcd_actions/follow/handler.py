@@ -38,9 +38,9 @@ from etcd_actions.follow.workqueue import (
 )
 from etcd_actions.model import (
     API_VERSION,
+    ActionObject,
     ActionUpdate,
     Summary,
-    TaskAction,
     build_action_update,
     summarize,
 )
@@ -66,7 +66,7 @@ class Recording(Protocol):
         ...
 
     def deliver(
-        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+        self, change: Change, update: ActionUpdate | None, action: ActionObject | None = None
     ) -> None:
         """Queue a state, or a deletion with what is to be told of it. Never waits.
 
@@ -163,7 +163,7 @@ class Handler:
         self._taken += len(changes)
         put_off = self._put_off
         for change in changes:
-            if put_off.has_work and put_off.has_work_for(change.key):
+            if put_off.has_work and put_off.has_work_for(change.kv.key):
                 # Behind what was put off of its key.
                 self._index.note(change)
                 put_off.dispatch((change,))
@@ -234,8 +234,8 @@ class Handler:
         until the next good write of its key: it is nothing that trying again would cure. Where
         the decoder failed for another reason it is looked at again, seldom.
         """
-        key = change.key
-        if change.is_delete:
+        key = change.kv.key
+        if not change.kv.version:
             self._handle_deletion(change)
             return
         try:
@@ -255,13 +255,13 @@ class Handler:
             self._set_aside.add(change, refusal)
         self.handle_task_action_event(change, summary, action)
 
-    def _read(self, change: Change) -> tuple[Summary, TaskAction | None, DecodeError | None]:
+    def _read(self, change: Change) -> tuple[Summary, ActionObject | None, DecodeError | None]:
         """The facts of a state; and, in one pass, the object where somebody is likely to want it.
 
         With the reason, where only the facts can be read.
         """
-        key, revision, created = change.key, change.mod_revision, change.create_revision
-        value, refusal = change.value or b"", None
+        kv, refusal = change.kv, None
+        key, value, revision, created = kv.key, kv.value, kv.mod_revision, kv.create_revision
         codec = codec_of(value)
         if self._is_wanted:
             try:
@@ -288,7 +288,7 @@ class Handler:
         self._index.remove(key)
 
     def handle_task_action_event(
-        self, change: Change, summary: Summary, action: TaskAction | None = None
+        self, change: Change, summary: Summary, action: ActionObject | None = None
     ) -> None:
         """Notify subscribers, then queue what the run service is to be told, if anything.
 
@@ -298,20 +298,21 @@ class Handler:
             action: The object, where it could be read; of a deletion the last one, where etcd
                 sent it.
         """
-        deleted, recording = change.is_delete, self._recording
+        kv, recording = change.kv, self._recording
+        deleted = not kv.version
         subscribed = self._subscriptions.wants(summary)
         queue = recording is not None and (deleted or recording.wants(change, summary))
         if not deleted:
             self._is_wanted = subscribed or queue
-            if self._is_wanted and action is None and change.key not in self._set_aside:
+            if self._is_wanted and action is None and kv.key not in self._set_aside:
                 action = self._object(change)
         update = None
         if deleted or (subscribed and action is not None):
             try:
                 update = build_action_update(
                     action or summary,
-                    key=change.key,
-                    revision=change.mod_revision,
+                    key=kv.key,
+                    revision=kv.mod_revision,
                     create_revision=summary.create_revision,
                     deleted=deleted,
                 )
@@ -334,16 +335,16 @@ class Handler:
         """Hand an update to the subscriptions. Never waits."""
         self._subscriptions.notify(update)
 
-    def _object(self, change: Change) -> TaskAction | None:
+    def _object(self, change: Change) -> ActionObject | None:
         """The object of a state whose facts were read; None where nothing else of it can be."""
         try:
-            value, revision = change.value or b"", change.mod_revision
-            return codec_of(value).decode(value, key=change.key, revision=revision)
+            kv = change.kv
+            return codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
         except BaseException as error:
             self._set_aside.add(change, error)
             return None
 
-    def _previous(self, change: Change) -> TaskAction | None:
+    def _previous(self, change: Change) -> ActionObject | None:
         """What a deleted key held before, where etcd sent that, and it can be read."""
         if not (value := change.prev_value):
             return None

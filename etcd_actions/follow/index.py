@@ -108,9 +108,9 @@ class Index:
 
     def note(self, change: Change) -> None:
         """A change was taken, and its facts are not known yet, or never will be."""
-        key = change.key
-        if change.version:
-            self._delivered[key] = change.mod_revision
+        key, version = change.kv.key, change.kv.version
+        if version:
+            self._delivered[key] = change.kv.mod_revision
         elif self._packed(key) is None:
             self._delivered.pop(key, None)
         else:

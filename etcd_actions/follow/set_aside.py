@@ -9,7 +9,7 @@ import structlog
 from etcd_actions._internal.containment import Containment, describe
 from etcd_actions.errors import DecodeError
 from etcd_actions.storage.undecodable import Undecodable
-from etcd_actions.watch import Change, ChangeKind
+from etcd_actions.watch import Change
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -56,15 +56,7 @@ class SetAside:
         else:
             self.keys.add(key, reason)
         if doubtful:
-            self._doubtful[key] = Change(
-                ChangeKind.MODIFIED,
-                key,
-                None,
-                change.create_revision,
-                change.mod_revision,
-                change.version,
-                change.lease,
-            )
+            self._doubtful[key] = change.without_value()
         else:
             self._doubtful.pop(key, None)
         with self._containment.unit("log_line", "value_undecodable"):

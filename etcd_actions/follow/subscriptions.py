@@ -64,6 +64,15 @@ _REPLACED: Final = object()
 """Between what was told of one store and what is told of the next."""
 
 
+class _Backlog:
+    """Number of updates that wait to be received."""
+
+    __slots__ = ("updates",)
+
+    def __init__(self) -> None:
+        self.updates = 0
+
+
 @final
 class Subscription(trio.abc.ReceiveChannel[Item_co]):
     """The updates of one action and its children, from the time it was opened on.
@@ -82,10 +91,12 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self,
         parent: ActionId | str | None,
         on_close: Callable[[Subscription[Any]], None],
+        backlog: _Backlog,
         *,
         snapshot: bool,
     ) -> None:
         self.parent = parent
+        self._backlog = backlog
         self._on_close = on_close
         self._snapshot: deque[Any] = deque()
         self._boundaries = 0
@@ -103,8 +114,16 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
 
     def statistics(self) -> SubscriptionStatistics:
         """How far behind the subscriber is."""
-        pending = len(self._snapshot) - self._boundaries + len(self._pending)
-        return SubscriptionStatistics(pending, self._conflated)
+        return SubscriptionStatistics(self._count(), self._conflated)
+
+    def _count(self) -> int:
+        return len(self._snapshot) - self._boundaries + len(self._pending)
+
+    def _leave_backlog(self) -> None:
+        """Count what is pending no longer among the updates of all subscriptions."""
+        self._backlog.updates -= self._count()
+        self._backlog = _Backlog()
+        self._backlog.updates = self._count()
 
     def receive_nowait(self) -> Item_co:
         """The next update.
@@ -122,10 +141,12 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         while self._snapshot:
             item = self._snapshot.popleft()
             if item is not _REPLACED:
+                self._backlog.updates -= 1
                 return cast(Item_co, item)
             self._boundaries -= 1
             self.replaced += 1
         if self._pending and not self._awaits_snapshot:
+            self._backlog.updates -= 1
             return cast(Item_co, self._pending.popitem(last=False)[1])
         if self._ended:
             raise trio.EndOfChannel
@@ -147,9 +168,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         """End the subscription; twice is harmless."""
         if not self._closed:
             self._closed = True
-            self._pending.clear()
-            self._snapshot.clear()
-            self._boundaries = 0
+            self._drop()
             self._on_close(self)
             self._wake()
         await trio.lowlevel.checkpoint()
@@ -160,8 +179,10 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         Where the store was replaced since the subscription was opened, all that was seen follows:
         the snapshot may have been read before or after that.
         """
+        before = self._count()
         self._snapshot.extend(states)
         self._snapshot.append(SnapshotEnd(revision))
+        self._backlog.updates += self._count() - before
         self._awaits_snapshot = False
         if self._other_store:
             self._begin_anew()
@@ -176,9 +197,11 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         if self._other_store:
             return
         self._newer_than = revision
+        before = self._count()
         self._pending = OrderedDict(
             (key, update) for key, update in self._pending.items() if update.revision > revision
         )
+        self._backlog.updates += self._count() - before
 
     def awaited(self) -> list[ActionUpdate]:
         """What waits for the snapshot."""
@@ -211,6 +234,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
                     pending, revision=update.revision, is_deleted=update.is_deleted
                 )
         self._pending[update.key] = update
+        self._backlog.updates += pending is None
         self._wake()
 
     def _end(self) -> None:
@@ -219,10 +243,14 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
 
     def _fail(self, failure: str) -> None:
         self._failure = failure
+        self._drop()
+        self._wake()
+
+    def _drop(self) -> None:
+        self._backlog.updates -= self._count()
         self._pending.clear()
         self._snapshot.clear()
         self._boundaries = 0
-        self._wake()
 
     async def _park(self) -> None:
         if self._receiver is not None:
@@ -254,6 +282,7 @@ class Subscriptions:
     def __init__(self, containment: Containment | None = None) -> None:
         self._containment = containment or Containment()
         self._by_topic: defaultdict[_Topic, set[AnySubscription]] = defaultdict(set)
+        self._backlog = _Backlog()
         self._count = 0
         self._bare = 0
         self._of_all = 0
@@ -264,11 +293,7 @@ class Subscriptions:
 
     def pending(self) -> int:
         """Number of updates that wait to be received, of all together."""
-        return sum(
-            each.statistics().pending
-            for subscriptions in self._by_topic.values()
-            for each in subscriptions
-        )
+        return self._backlog.updates
 
     @overload
     def subscribe(
@@ -290,7 +315,9 @@ class Subscriptions:
                 for all actions, and the name `WHOLE_RUN` for all of a run.
             snapshot: Nothing is told until `Subscription.begin_with` was called.
         """
-        subscription: AnySubscription = Subscription(parent, self._forget, snapshot=snapshot)
+        subscription: AnySubscription = Subscription(
+            parent, self._forget, self._backlog, snapshot=snapshot
+        )
         self._by_topic[_topic_of(parent)].add(subscription)
         self._count += 1
         self._bare += isinstance(parent, str)
@@ -381,6 +408,7 @@ class Subscriptions:
         if subscriptions is None or subscription not in subscriptions:
             return
         subscriptions.remove(subscription)
+        subscription._leave_backlog()
         self._count -= 1
         self._bare -= isinstance(subscription.parent, str)
         self._of_all -= subscription.parent is None

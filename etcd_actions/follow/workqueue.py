@@ -22,7 +22,7 @@ change arrives, see :mod:`etcd_actions.follow.handler`.
   handler raises, even ``SystemExit``, fails that key alone. What is no error of this package is
   counted as an unexpected failure of a unit, too.
 
-A change that a cancelled worker was handling is not handled again by this queue.
+A change that a cancelled worker was handling is handled again by another one.
 """
 
 from __future__ import annotations
@@ -171,10 +171,9 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
     def put(self, change: Change) -> None:
         """Append a change, conflating it with the last one if that is allowed."""
         counts, pending = self._counts, self.pending
-        if change.value:
-            counts.bytes += len(change.value)
+        counts.bytes += len(change.kv.value)
         if pending and (merged := conflated(pending[-1], change)) is not None:
-            counts.bytes -= len(pending[-1].value or b"")
+            counts.bytes -= len(pending[-1].kv.value)
             counts.conflated += 1
             pending[-1] = merged
             return
@@ -190,7 +189,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
             counts.conflated += 1
             pending[0] = merged
             return
-        counts.bytes += len(change.value or b"")
+        counts.bytes += len(change.kv.value)
         counts.changes += 1
         pending.insert(0, change)
 
@@ -205,11 +204,11 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
             self.close()
             raise trio.EndOfChannel
         change = self.pending[0]
-        if change.value is None:
+        if change.value_dropped:
             raise trio.WouldBlock
         del self.pending[0]
         self._counts.changes -= 1
-        self._counts.bytes -= len(change.value)
+        self._counts.bytes -= len(change.kv.value)
         return change
 
     async def receive(self) -> Change:
@@ -253,7 +252,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
     def _forget(self, count: int) -> None:
         if not count:
             return
-        self._counts.bytes -= sum(len(change.value or b"") for change in self.pending[:count])
+        self._counts.bytes -= sum(len(change.kv.value) for change in self.pending[:count])
         self._counts.changes -= count
         del self.pending[:count]
 
@@ -328,7 +327,7 @@ class WorkQueue:
             counts.dispatched += 1
             if counts.bytes > soft_bytes and change.value:
                 counts.dropped_values += 1
-                channel.put(_without_value(change))
+                channel.put(change.without_value())
             else:
                 channel.put(change)
         self._wake_one()
@@ -411,6 +410,12 @@ class WorkQueue:
                         channel.failures = 0
                         self._failing.pop(channel.key, None)
                 channel.close()
+            except trio.Cancelled:
+                if change is not None:
+                    channel.put_back(change)
+                if self._channels.get(channel.key) is channel:
+                    self._ready.append(channel)
+                raise
             except BaseException as error:
                 self._failed(channel, change, error)
 
@@ -521,12 +526,9 @@ class WorkQueue:
 
 def conflated(old: Change, new: Change) -> Change | None:
     """What both together say, None when they must stay apart."""
-    if old.is_delete or new.is_delete or old.create_revision != new.create_revision:
+    before, after = old.kv, new.kv
+    if not (before.version and after.version and before.create_revision == after.create_revision):
         return None
     if old.kind is ChangeKind.ADDED and new.kind is not ChangeKind.ADDED:
         return msgspec.structs.replace(new, kind=ChangeKind.ADDED)
     return new
-
-
-def _without_value(change: Change) -> Change:
-    return msgspec.structs.replace(change, value=None, prev_value=None)

@@ -1,4 +1,4 @@
-"""Calls to one server: a connection is made when it is needed, and again when it is gone."""
+"""Calls to one server. The channel connects when it is needed, and reconnects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final, TypeAlias
 
 import trio
@@ -16,12 +15,13 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import describe, split
 from etcd_actions._internal.logger import get_logger
 from etcd_actions._internal.owned_tasks import owned_tasks
+from etcd_actions._internal.parking import Parking
 from etcd_actions.errors import EtcdActionsError
 from etcd_actions.http2.errors import CallFailed, Code
 from etcd_actions.http2.exchange import Exchange
 from etcd_actions.http2.grpc_messages import answer, framed, timeout_field
 from etcd_actions.http2.headers import request_head
-from etcd_actions.http2.link import CLOSED, KeepAlive, Link
+from etcd_actions.http2.live_connection import CLOSED, KeepAlive, LiveConnection
 from etcd_actions.http2.sockets import Target, Wire, connect
 from etcd_actions.http2.stream import Stream
 
@@ -38,11 +38,11 @@ class ChannelSettings:
     """How a channel behaves. Times are in seconds.
 
     Attributes:
-        dial_timeout: How long connecting may take, up to the server's first words.
-        keepalive: How a silent server is found.
-        backoff: After a failure to connect none is tried for so long, and calls fail at once;
-            None tries for each call.
-        largest_answer: Bytes of a message that are taken.
+        dial_timeout: Connecting may take so long, up to the server's settings.
+        keepalive: How a silent server is detected.
+        backoff: After a failure to connect, calls fail at once for so long; None connects for
+            each call.
+        largest_answer: Bytes of a message that are accepted.
     """
 
     dial_timeout: float = 5.0
@@ -54,8 +54,8 @@ class ChannelSettings:
 class Channel:
     """Calls methods of one server; see :mod:`etcd_actions.http2`.
 
-    Its tasks run in the nursery that it is given, and end with :meth:`close`, not before: a
-    nursery that is cancelled leaves them be, so that calls in a shielded scope still work.
+    Its tasks run in a nursery of the caller and end with :meth:`close`, not before: they survive
+    the cancellation of the nursery, so that calls in a shielded scope still work.
 
     Attributes:
         target: The server.
@@ -68,8 +68,8 @@ class Channel:
         self._nursery = nursery
         self._settings = settings or ChannelSettings()
         self._heads: dict[tuple[str, Metadata], bytes] = {}
-        self._link: Link | None = None
-        self._dialling: _Dialling | None = None
+        self._live: LiveConnection | None = None
+        self._attempt: _ConnectAttempt | None = None
         self._scopes: set[trio.CancelScope] = set()
         self._failures = 0
         self._not_before = -math.inf
@@ -87,21 +87,22 @@ class Channel:
     ) -> bytes:
         """Call a method with one message, for one.
 
-        It is sent again, once, where the server certainly did nothing with it, as when it ends
-        the connection just then. Cancelled, the server may have done it, or may still.
+        The call is sent once more if the server certainly did nothing with it, as when it ends
+        the connection at that moment. After a cancellation the server may have done it, or may
+        still do it.
 
-        Where there is a connection with room, as after :meth:`connect`, nothing is awaited before
-        it is sent.
+        If a connection has capacity, as after :meth:`connect`, nothing is awaited before the
+        message is sent.
 
         Args:
             path: ``/package.Service/Method``.
             message: The request.
-            within: Seconds; the server is told.
+            within: Seconds; the server receives them, too.
             metadata: Names in lower case, and values.
-            resend: Whether it is sent again.
+            resend: Whether the call is sent once more.
 
         Raises:
-            CallFailed: There is no answer; it says whether the server certainly did nothing.
+            CallFailed: There is no answer; its ``not_done`` says whether the server did nothing.
             ValueError: The metadata cannot be sent.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -119,7 +120,7 @@ class Channel:
     async def stream(
         self, path: str, *, within: float = math.inf, metadata: Metadata = ()
     ) -> AsyncIterator[Exchange]:
-        """The same as :meth:`open_stream` for ``async with``, whose end ends the call."""
+        """:meth:`open_stream` for ``async with``, whose end ends the call."""
         exchange = await self.open_stream(path, within=within, metadata=metadata)
         try:
             yield exchange
@@ -129,13 +130,13 @@ class Channel:
     async def open_stream(
         self, path: str, *, within: float = math.inf, metadata: Metadata = ()
     ) -> Exchange:
-        """Call a method with a stream of messages for another one; close what it returns.
+        """Call a method with a stream of messages in either direction; close the returned call.
 
         It waits for a connection, as long as ``within`` and the settings allow.
 
         Args:
             path: ``/package.Service/Method``.
-            within: Seconds that all of it may last; the server is told.
+            within: Seconds for the complete call; the server receives them, too.
             metadata: Names in lower case, and values.
 
         Raises:
@@ -145,67 +146,54 @@ class Channel:
         await trio.lowlevel.checkpoint_if_cancelled()
         deadline = trio.current_time() + within
         head = self._head(path, metadata)
-        link = await self._ready_link(deadline)
-        stream = self._open(link, head, b"", deadline, end=False, gathers=False)
-        link.opened()
-        return Exchange(link, stream)
+        live = await self._with_capacity(deadline)
+        stream = self._open(live, head, b"", deadline, unary=False)
+        live.opened()
+        return Exchange(live, stream)
 
     async def connect(self, *, within: float = math.inf) -> None:
-        """See that there is a connection with room for a call, without a call.
-
-        Nothing is awaited where there is.
+        """Wait for a connection with capacity for a call; awaits nothing if there is one.
 
         Raises:
             CallFailed: There is none.
         """
-        await self._ready_link(trio.current_time() + within)
+        await self._with_capacity(trio.current_time() + within)
 
     def close(self) -> None:
-        """End all connections. What is under way fails."""
+        """End all connections; calls in progress fail."""
         self._closed = True
         for scope in list(self._scopes):
             scope.cancel("the channel was closed")
 
     async def _unary(self, head: bytes, message: bytes, deadline: float) -> bytes:
-        link = self._usable_link()
-        if link is None or not link.connection.can_open:
-            link = await self._ready_link(deadline)
-        stream = self._open(link, head, framed(message), deadline, end=True, gathers=True)
+        live = self._checked_connection()
+        if live is None or not live.connection.can_open:
+            live = await self._with_capacity(deadline)
+        stream = self._open(live, head, framed(message), deadline, unary=True)
         try:
-            link.opened()
+            live.opened()
             if not stream.ended:
-                stream.wake = partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
-
-                def abort(_: object) -> trio.lowlevel.Abort:
-                    stream.wake = None
-                    return trio.lowlevel.Abort.SUCCEEDED
-
-                await trio.lowlevel.wait_task_rescheduled(abort)
+                parking = Parking()
+                stream.wake = parking.wake
+                await parking.park()
         finally:
-            link.forget(stream)
+            live.forget(stream)
         return answer(stream)
 
     def _open(
-        self,
-        link: Link,
-        head: bytes,
-        body: bytes,
-        deadline: float,
-        *,
-        end: bool,
-        gathers: bool,
+        self, live: LiveConnection, head: bytes, body: bytes, deadline: float, *, unary: bool
     ) -> Stream:
-        """Open a stream on a link that has room; nothing is written yet."""
+        """Open a stream on a connection that has capacity; nothing is written yet."""
         if deadline < math.inf:
             left = deadline - trio.current_time()
             if left <= 0:
                 raise CallFailed(Code.DEADLINE_EXCEEDED, "no time is left", not_done=True)
             head += timeout_field(left)
-        stream = link.connection.open(
-            head, body, end=end, largest=self._settings.largest_answer, gathers=gathers
+        stream = live.connection.open(
+            head, body, end=unary, largest=self._settings.largest_answer, gathers=unary
         )
         if deadline < math.inf:
-            link.limit(stream, deadline)
+            live.limit(stream, deadline)
         return stream
 
     def _head(self, path: str, metadata: Metadata) -> bytes:
@@ -224,145 +212,144 @@ class Channel:
             self._heads[key] = head
         return head
 
-    async def _ready_link(self, deadline: float) -> Link:
-        """A link with room for one more stream.
+    async def _with_capacity(self, deadline: float) -> LiveConnection:
+        """A connection with capacity for one more stream.
 
         Raises:
             CallFailed: There is none; nothing was sent.
         """
         with trio.move_on_at(deadline):
             while True:
-                link = self._usable_link()
-                if link is None:
-                    link = await self._dialled()
-                if link.connection.can_open:
-                    return link
-                if link.usable:
-                    await link.room()
-                elif self._link is link:
-                    self._link = None
+                live = self._checked_connection()
+                if live is None:
+                    live = await self._connected()
+                if live.connection.can_open:
+                    return live
+                if live.usable:
+                    await live.stream_capacity()
+                elif self._live is live:
+                    self._live = None
         raise CallFailed(
             Code.DEADLINE_EXCEEDED,
-            "no connection in time" if self._link is None else "the server is busy",
+            "no connection in time" if self._live is None else "the server is busy",
             not_done=True,
-            connected=self._link is not None,
+            connected=self._live is not None,
         )
 
-    def _usable_link(self) -> Link | None:
-        if self._link is not None:
-            self._link.look_before_use()
-        return self._link
+    def _checked_connection(self) -> LiveConnection | None:
+        if self._live is not None:
+            self._live.check_before_use()
+        return self._live
 
-    async def _dialled(self) -> Link:
+    async def _connected(self) -> LiveConnection:
+        """Wait for the attempt to connect that all callers share."""
         if self._closed:
-            raise CallFailed(
-                Code.UNAVAILABLE, "the channel is closed", not_done=True, connected=False
-            )
-        if self._dialling is None:
+            raise _no_connection("the channel is closed")
+        attempt = self._attempt
+        if attempt is None:
             if trio.current_time() < self._not_before:
-                raise CallFailed(
-                    Code.UNAVAILABLE, self._last_failure, not_done=True, connected=False
-                )
-            self._dialling = _Dialling()
+                raise _no_connection(self._last_failure)
+            attempt = self._attempt = _ConnectAttempt()
             try:
-                self._nursery.start_soon(self._serve, self._dialling)
+                self._nursery.start_soon(self._serve, attempt)
             except RuntimeError as error:
                 # The nursery is closed.
-                self._dialling = None
-                raise CallFailed(
-                    Code.UNAVAILABLE, str(error), not_done=True, connected=False
-                ) from None
-        dialling = self._dialling
-        await dialling.done.wait()
-        if dialling.link is None:
-            raise CallFailed(Code.UNAVAILABLE, dialling.failure, not_done=True, connected=False)
-        return dialling.link
+                self._attempt = None
+                raise _no_connection(str(error)) from None
+        await attempt.done.wait()
+        if attempt.live is None:
+            raise _no_connection(attempt.failure)
+        return attempt.live
 
-    async def _serve(self, dialling: _Dialling) -> None:
-        """A task: connect, and see to the connection until its end."""
+    async def _serve(self, attempt: _ConnectAttempt) -> None:
+        """A task: connect, and serve the connection until its end."""
         with trio.CancelScope(shield=True) as scope:
             self._scopes.add(scope)
             if self._closed:
                 # Before this task came to run.
                 scope.cancel("the channel was closed")
             try:
-                await self._connect(dialling)
+                await self._connect(attempt)
             except BaseException as error:
-                # An error of ours must not end all that runs beside it.
+                # A defect here must not end the tasks in the caller's nursery.
                 passing, contained = split(error)
                 if contained is not None:
-                    dialling.failure = describe(contained)
+                    attempt.failure = describe(contained)
                     _log.error("connection_failed", target=str(self.target), exc_info=contained)
                 if passing is not None:
                     raise passing from None
             finally:
                 self._scopes.discard(scope)
-                self._dialled_at_last(dialling)
+                self._finish(attempt)
 
-    async def _connect(self, dialling: _Dialling) -> None:
+    async def _connect(self, attempt: _ConnectAttempt) -> None:
         limit = self._settings.dial_timeout
         wire: Wire | None = None
         with trio.move_on_after(limit) as dial:
             try:
                 wire = await connect(self.target)
             except EtcdActionsError as error:
-                # A file of TLS: it was good before; it is being replaced, perhaps.
-                dialling.failure = str(error)
+                # A file of TLS, valid before: perhaps it is being replaced.
+                attempt.failure = str(error)
                 return
             except (OSError, RuntimeError, ValueError) as error:
-                # No thread for a name or a certificate, or no name at all, counts, too.
-                dialling.failure = failure_text(error)
+                # Also: no thread for a name or a certificate, or a malformed name.
+                attempt.failure = failure_text(error)
                 return
         if wire is None:
-            dialling.failure = f"no connection within {limit:g} s"
+            attempt.failure = f"no connection within {limit:g} s"
             return
-        link = Link(wire, self._settings.keepalive, self._on_end)
+        live = LiveConnection(wire, self._settings.keepalive, self._on_end)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(link.run)
+            nursery.start_soon(live.run)
             with trio.move_on_at(dial.deadline):
                 try:
-                    await link.settled()
-                    self._link = dialling.link = link
+                    await live.wait_ready()
+                    self._live = attempt.live = live
                 except CallFailed as failure:
-                    dialling.failure = failure.details
+                    attempt.failure = failure.details
                     if failure.details == CLOSED and self.target.tls is None:
-                        dialling.failure += " at once; does it want TLS?"
+                        attempt.failure += " at once; does it want TLS?"
                     return
-            if dialling.link is None:
-                dialling.failure = f"no HTTP/2 within {limit:g} s"
-                link.close(dialling.failure)
-            self._dialled_at_last(dialling)
+            if attempt.live is None:
+                attempt.failure = f"no HTTP/2 within {limit:g} s"
+                live.close(attempt.failure)
+            self._finish(attempt)
 
-    def _dialled_at_last(self, dialling: _Dialling) -> None:
-        """Tell those who wait for a connection what became of it. Twice is harmless."""
-        if dialling.done.is_set():
+    def _finish(self, attempt: _ConnectAttempt) -> None:
+        """Wake the callers that wait for a connection. Idempotent."""
+        if attempt.done.is_set():
             return
-        dialling.done.set()
-        if self._dialling is dialling:
-            self._dialling = None
-        if dialling.link is not None:
+        attempt.done.set()
+        if self._attempt is attempt:
+            self._attempt = None
+        if attempt.live is not None:
             self._failures = 0
         elif self._settings.backoff is not None:
             self._failures += 1
-            self._last_failure = dialling.failure
+            self._last_failure = attempt.failure
             self._not_before = trio.current_time() + self._settings.backoff.delay(self._failures)
 
-    def _on_end(self, link: Link) -> None:
-        if self._link is link:
-            self._link = None
+    def _on_end(self, live: LiveConnection) -> None:
+        if self._live is live:
+            self._live = None
 
 
-class _Dialling:
-    """A connection that is being made, for all who wait for it."""
+class _ConnectAttempt:
+    """An attempt to connect, for all callers that wait."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.link: Link | None = None
+        self.live: LiveConnection | None = None
         self.failure = "the channel was closed"
 
 
+def _no_connection(details: str) -> CallFailed:
+    return CallFailed(Code.UNAVAILABLE, details, not_done=True, connected=False)
+
+
 def failure_text(error: BaseException) -> str:
-    """Why no connection came to be: the cause, where trio tried several addresses."""
+    """Why there is no connection; the first cause if trio tried several addresses."""
     if isinstance(error.__cause__, BaseExceptionGroup):
         error = error.__cause__.exceptions[0]
     if isinstance(error, ssl.SSLError):
@@ -376,8 +363,8 @@ def failure_text(error: BaseException) -> str:
 async def open_channel(
     target: Target, settings: ChannelSettings | None = None
 ) -> AsyncIterator[Channel]:
-    """A channel with tasks of its own, for ``async with``; what the body raises comes out as is."""
-    async with owned_tasks() as nursery:
+    """A channel with its own tasks, for ``async with``; raises what the body raises, ungrouped."""
+    async with owned_tasks("the HTTP/2 channel") as nursery:
         channel = Channel(nursery, target, settings)
         try:
             yield channel

@@ -1,9 +1,7 @@
 """The client's side of one HTTP/2 connection, without I/O (RFC 9113).
 
-Bytes go in by :meth:`ClientConnection.receive`, and come out by :meth:`ClientConnection.take`.
-In between are streams: each is opened with a header block and bytes, and gathers what the
-server sends. After each ``receive`` the streams in :attr:`ClientConnection.woken` have ended or
-got something.
+:meth:`ClientConnection.receive` accepts the server's bytes; ``sending`` has those to be written.
+After each ``receive`` the streams in ``woken`` have ended or received data.
 
 What arrives is bounded whatever the server sends: by the windows of the streams, the size of
 frames and header blocks, and the number of replies that wait to be written.
@@ -15,19 +13,17 @@ from typing import Final
 
 from etcd_actions.http2 import frames
 from etcd_actions.http2.errors import CallFailed, Code, ErrorCode, ProtocolError, error_name
-from etcd_actions.http2.headers import LARGEST_BLOCK, NO_TABLE, HeaderDecoder
+from etcd_actions.http2.headers import NO_TABLE, HeaderBlock, HeaderDecoder
+from etcd_actions.http2.send_queue import SendQueue
 from etcd_actions.http2.stream import Stream
 
 STREAM_WINDOW: Final = 16 * 1024 * 1024
 """Bytes that the server may send on a stream whose reader does not read."""
 
 _WINDOW_STEP: Final = 16 * 1024 * 1024
-"""Bytes after which the connection's window is given back, all at once."""
+"""Bytes after which the connection's window is granted again, all at once."""
 
 _MAX_FRAME_SIZE: Final = 64 * 1024
-_MOST_BLOCK_FRAMES: Final = 64
-_MOST_REPLIES: Final = 1_000
-"""Answers to pings and settings that may wait to be written."""
 _LONGEST_DEBUG: Final = 200
 
 _BY_RESET: Final = {
@@ -36,18 +32,18 @@ _BY_RESET: Final = {
     ErrorCode.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
     ErrorCode.INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
 }
-"""As gRPC maps them (PROTOCOL-HTTP2.md, "Errors"); all others are INTERNAL."""
+"""gRPC's mapping (PROTOCOL-HTTP2.md, "Errors"); all others are INTERNAL."""
 
 
 class ClientConnection:
-    """Frames, streams, settings and both flow-control windows in both directions.
+    """Frames, streams, settings and flow control of one connection.
 
     Attributes:
-        ready: Whether the server's settings have come, so that it is one that speaks HTTP/2.
-        draining: Why no stream may be opened any more; None while they may.
-        queued: Bytes that were ever made to be sent.
-        woken: The streams that have ended or got something; its user empties it.
-        pinged: The payload of the newest answer to a ping.
+        ready: Whether the server's settings have arrived, so that it speaks HTTP/2.
+        draining: Why no stream can be opened any more; None while streams can be opened.
+        woken: Streams that have ended or received data; the user of the connection empties it.
+        pinged: The payload of the newest response to a ping.
+        sending: The frames to be written.
     """
 
     def __init__(self, *, stream_window: int = STREAM_WINDOW) -> None:
@@ -57,197 +53,134 @@ class ClientConnection:
         self.pinged: bytes | None = None
         self._failed: ProtocolError | None = None
         self._streams: dict[int, Stream] = {}
+        self._most_streams = frames.LAST_STREAM
         self._next_id = 1
         self._decoder = HeaderDecoder()
-        # What arrives.
-        self._pieces: list[bytes] = []
-        self._have = 0
-        self._needed = frames.HEADER_LENGTH
-        self._block: _Block | None = None
+        self._partial = _PartialFrame()
+        self._block: HeaderBlock | None = None
         self._received = 0
         self._stream_window = stream_window
-        # What leaves.
-        self._replies = 0
-        self._blocked: dict[int, Stream] = {}
-        self._window = frames.FIRST_WINDOW
-        self._peer_window = frames.FIRST_WINDOW
-        self._peer_frame = frames.LEAST_MAX_FRAME_SIZE
-        self._peer_streams = frames.LAST_STREAM
-        self._out: list[bytes] = [
+        settings = {
+            frames.HEADER_TABLE_SIZE: 0,
+            frames.ENABLE_PUSH: 0,
+            frames.INITIAL_WINDOW_SIZE: stream_window,
+            frames.MAX_FRAME_SIZE: _MAX_FRAME_SIZE,
+        }
+        self.sending = SendQueue(
             frames.PREFACE,
-            frames.settings(
-                {
-                    frames.HEADER_TABLE_SIZE: 0,
-                    frames.ENABLE_PUSH: 0,
-                    frames.INITIAL_WINDOW_SIZE: stream_window,
-                    frames.MAX_FRAME_SIZE: _MAX_FRAME_SIZE,
-                }
-            ),
+            frames.settings(settings),
             frames.window_update(0, frames.LARGEST_WINDOW - frames.FIRST_WINDOW),
-        ]
-        self.queued = sum(map(len, self._out))
-        self._taken = 0
-
-    @property
-    def unwritten(self) -> int:
-        """Bytes that :meth:`take` has to give."""
-        return self.queued - self._taken
+        )
 
     @property
     def streams(self) -> int:
-        """How many are open."""
+        """The number of open streams."""
         return len(self._streams)
 
     @property
     def can_open(self) -> bool:
         """Whether the server allows one more stream now."""
-        return self.draining is None and len(self._streams) < self._peer_streams
+        return self.draining is None and len(self._streams) < self._most_streams
 
     @property
-    def room(self) -> int:
+    def stream_capacity(self) -> int:
         """How many more streams the server allows now."""
-        return max(0, self._peer_streams - len(self._streams)) if self.draining is None else 0
+        return max(0, self._most_streams - len(self._streams)) if self.draining is None else 0
 
     # Towards the server
 
     def open(
         self, head: bytes, body: bytes = b"", *, end: bool, largest: int, gathers: bool
     ) -> Stream:
-        """Open a stream; to be asked only where :attr:`can_open` says so.
+        """Open a stream; only valid while :attr:`can_open`.
 
         Args:
             head: The header block.
-            body: What follows at once.
+            body: The first data.
             end: Whether that is all.
-            largest: Bytes of a message that are taken.
+            largest: Bytes of a message that are accepted.
             gathers: See :class:`~etcd_actions.http2.stream.Stream`.
         """
         number = self._next_id
         self._next_id = number + 2
         if self._next_id > frames.LAST_STREAM:
             self.draining = "all numbers of streams are used up"
+        sending = self.sending
         stream = self._streams[number] = Stream(
-            number,
-            offset=self.queued,
-            send_window=self._peer_window,
-            receive_window=self._stream_window,
-            largest=largest,
-            gathers=gathers,
+            number, sending.queued, sending.stream_window, self._stream_window, largest, gathers
         )
         if number == 1:
             head = NO_TABLE + head
-        self._put_head(number, head, end=end and not body)
+        sending.put_head(number, head, end=end and not body)
         if body:
-            self.send(stream, body, end=end)
+            sending.send(stream, body, end=end)
         else:
             stream.sent_end = end
         return stream
 
-    def send(self, stream: Stream, data: bytes, *, end: bool = False) -> None:
-        """Send more on a stream, as far as the windows allow; the rest follows by itself."""
-        if stream.ended or stream.sent_end or stream.unsent_end:
-            return
-        size = len(data)
-        if (
-            size <= self._peer_frame
-            and size <= self._window
-            and size <= stream.send_window
-            and not stream.unsent
-        ):
-            self._window -= size
-            stream.send_window -= size
-            stream.sent_end = end
-            self._put(
-                frames.HEADER.pack(size << 8 | frames.DATA, frames.END_STREAM * end, stream.id)
-                + data
-            )
-            return
-        if data:
-            stream.unsent.append(memoryview(data))
-        stream.unsent_end = end
-        self._blocked[stream.id] = stream
-        self._pump()
-
     def reset(self, stream: Stream, code: ErrorCode = ErrorCode.CANCEL) -> None:
-        """End a stream and forget it; what still comes for it is dropped."""
+        """End a stream and forget it; what still arrives for it is dropped."""
         if self._streams.pop(stream.id, None) is not None:
-            self._blocked.pop(stream.id, None)
-            self._put(frames.rst_stream(stream.id, code))
+            self.sending.put(frames.rst_stream(stream.id, code))
+        self.sending.drop(stream)
         stream.ended = True
-        stream.unsent.clear()
 
-    def taken(self, stream: Stream, size: int) -> None:
-        """The reader took so many bytes of a stream that does not gather."""
-        stream.taken += size
-        if stream.taken >= self._stream_window // 2 and not stream.ended:
-            stream.receive_window += stream.taken
-            self._put(frames.window_update(stream.id, stream.taken))
-            stream.taken = 0
+    def acknowledge(self, stream: Stream, size: int) -> None:
+        """The reader consumed bytes of a stream: the server may send as many more."""
+        stream.consumed += size
+        if stream.consumed >= self._stream_window // 2 and not stream.ended:
+            stream.receive_window += stream.consumed
+            self.sending.put(frames.window_update(stream.id, stream.consumed))
+            stream.consumed = 0
 
     def ping(self, payload: bytes) -> None:
-        """Ask for a sign of life; eight bytes come back in :attr:`pinged`."""
-        self._put(frames.frame(frames.PING, 0, 0, payload))
-
-    def take(self) -> bytes:
-        """All bytes that are to be written, once."""
-        out = self._out
-        if not out:
-            return b""
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
-        self._taken = self.queued
-        self._replies = 0
-        return data
+        """Send a ping; its eight bytes come back in :attr:`pinged`."""
+        self.sending.put(frames.frame(frames.PING, 0, 0, payload))
 
     # From the server
 
     def receive(self, data: bytes) -> None:
-        """Take in what has arrived, cut anywhere.
+        """Accept bytes, split anywhere.
 
         Raises:
-            ProtocolError: It breaks the rules; so does everything after it. What came
-                before counts.
+            ProtocolError: They break the rules of HTTP/2; so does each call after that. Frames
+                before the error count.
         """
         if self._failed is not None:
             raise self._failed
-        if self._pieces:
-            self._pieces.append(data)
-            self._have += len(data)
-            if self._have < self._needed:
-                return
-            data = b"".join(self._pieces)
-            self._pieces.clear()
+        if (joined := self._partial.join(data)) is None:
+            return
+        data = joined
         try:
-            position = self._read_frames(data)
+            offset = self._read_frames(data)
         except ProtocolError as error:
             self._failed = error
-            self._put(frames.goaway(error.code, str(error).encode()[:_LONGEST_DEBUG]))
+            self.sending.put(frames.goaway(error.code, str(error).encode()[:_LONGEST_DEBUG]))
             raise
-        if position < len(data):
-            self._pieces.append(data[position:])
-            self._have = len(data) - position
+        self._partial.keep(data, offset)
 
-    def lost(self, reason: str, *, written: int, code: Code = Code.UNAVAILABLE) -> None:
-        """The connection is gone: all streams fail.
+    def fail(self, reason: str, *, written: int) -> None:
+        """The connection broke: all streams fail.
 
         Args:
-            reason: Why.
-            written: How many of the :attr:`queued` bytes may have left this machine. Streams
-                that begin behind them were certainly not seen by the server.
-            code: The status that they fail with.
+            reason: The details of the failures.
+            written: How many of the queued bytes may have left this machine. The server received
+                nothing of a stream that starts after them.
         """
         self.draining = self.draining or reason
         for stream in list(self._streams.values()):
-            self._fail(stream, CallFailed(code, reason, not_done=stream.offset >= written))
-        self._out.clear()
+            self._fail(
+                stream, CallFailed(Code.UNAVAILABLE, reason, not_done=stream.offset >= written)
+            )
+        self.sending.clear()
 
     def _read_frames(self, data: bytes) -> int:
-        """Handle all complete frames; where the first incomplete one begins."""
-        position, end = 0, len(data)
+        """Handle all complete frames; returns the offset of the first incomplete one."""
+        offset, end = 0, len(data)
         unpack = frames.HEADER.unpack_from
-        while end - position >= frames.HEADER_LENGTH:
-            word, flags, number = unpack(data, position)
-            start = position + frames.HEADER_LENGTH
+        while end - offset >= frames.HEADER_LENGTH:
+            word, flags, number = unpack(data, offset)
+            start = offset + frames.HEADER_LENGTH
             stop = start + (word >> 8)
             kind = word & 0xFF
             if not self.ready:
@@ -258,8 +191,8 @@ class ClientConnection:
                     ErrorCode.FRAME_SIZE_ERROR,
                 )
             if stop > end:
-                self._needed = stop - position
-                return position
+                self._partial.needed = stop - offset
+                return offset
             number &= frames.LAST_STREAM
             if self._block is not None and kind != frames.CONTINUATION:
                 raise ProtocolError("a header block was not continued")
@@ -269,15 +202,15 @@ class ClientConnection:
                 self._on_headers(data, start, stop, flags, number)
             else:
                 self._on_other(kind, flags, number, data[start:stop])
-            position = stop
-        self._needed = frames.HEADER_LENGTH
-        return position
+            offset = stop
+        self._partial.needed = frames.HEADER_LENGTH
+        return offset
 
     def _on_data(self, data: bytes, start: int, stop: int, flags: int, number: int) -> None:
         length = stop - start
         self._received += length
         if self._received >= _WINDOW_STEP:
-            self._put(frames.window_update(0, self._received))
+            self.sending.put(frames.window_update(0, self._received))
             self._received = 0
         stream = self._streams.get(number)
         if stream is None:
@@ -308,10 +241,10 @@ class ClientConnection:
                     Code.RESOURCE_EXHAUSTED,
                 )
             else:
-                self.taken(stream, length)
+                self.acknowledge(stream, length)
         else:
             if size < length:
-                self.taken(stream, length - size)
+                self.acknowledge(stream, length - size)
             if size and (not self.woken or self.woken[-1] is not stream):
                 self.woken.append(stream)
 
@@ -326,7 +259,7 @@ class ClientConnection:
         if flags & frames.END_HEADERS:
             self._on_block(number, block, end=flags & frames.END_STREAM != 0)
         else:
-            self._block = _Block(number, block, end=flags & frames.END_STREAM != 0)
+            self._block = HeaderBlock(number, block, end=flags & frames.END_STREAM != 0)
 
     def _on_block(self, number: int, data: bytes, *, end: bool) -> None:
         fields = self._decoder.decode(data)
@@ -365,7 +298,7 @@ class ClientConnection:
             raise ProtocolError("PUSH_PROMISE, which the settings forbid")
         elif kind == frames.PRIORITY:
             _check_size("PRIORITY", payload, 5)
-        # Frames of other kinds are to be ignored (RFC 9113, section 4.1).
+        # Frames of other kinds are ignored (RFC 9113, section 4.1).
 
     def _on_continuation(self, flags: int, number: int, payload: bytes) -> None:
         block = self._block
@@ -388,7 +321,7 @@ class ClientConnection:
             CallFailed(
                 _BY_RESET.get(code, Code.INTERNAL),
                 f"the server reset the stream: {error_name(code)}",
-                # Who has answered has begun, whatever is said after that.
+                # A server that has sent headers has started the call.
                 not_done=code == ErrorCode.REFUSED_STREAM and stream.headers is None,
             ),
         )
@@ -414,7 +347,7 @@ class ClientConnection:
         if flags & frames.ACK:
             self.pinged = payload
         else:
-            self._reply(frames.frame(frames.PING, frames.ACK, 0, payload))
+            self.sending.reply(frames.frame(frames.PING, frames.ACK, 0, payload))
 
     def _on_settings(self, flags: int, number: int, payload: bytes) -> None:
         _check_connection("SETTINGS", number)
@@ -422,12 +355,12 @@ class ClientConnection:
             _check_size("SETTINGS", payload, 0)
             return
         if len(payload) % frames.SETTING.size:
-            raise ProtocolError("a SETTINGS frame is cut", ErrorCode.FRAME_SIZE_ERROR)
+            raise ProtocolError("a SETTINGS frame is truncated", ErrorCode.FRAME_SIZE_ERROR)
         for name, value in frames.SETTING.iter_unpack(payload):
             self._on_setting(name, value)
         self.ready = True
-        self._reply(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        self._pump()
+        self.sending.reply(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self.sending.pump()
 
     def _on_setting(self, name: int, value: int) -> None:
         if name == frames.INITIAL_WINDOW_SIZE:
@@ -435,10 +368,10 @@ class ClientConnection:
                 raise ProtocolError(
                     f"an initial window of {value} bytes", ErrorCode.FLOW_CONTROL_ERROR
                 )
-            change = value - self._peer_window
-            self._peer_window = value
+            change = value - self.sending.stream_window
+            self.sending.stream_window = value
             for stream in self._streams.values():
-                # It may come to be below zero.
+                # It may become negative (RFC 9113, section 6.9.2).
                 stream.send_window += change
                 if stream.send_window > frames.LARGEST_WINDOW:
                     raise ProtocolError(
@@ -448,18 +381,18 @@ class ClientConnection:
         elif name == frames.MAX_FRAME_SIZE:
             if not frames.LEAST_MAX_FRAME_SIZE <= value <= frames.LARGEST_MAX_FRAME_SIZE:
                 raise ProtocolError(f"a largest frame of {value} bytes")
-            self._peer_frame = value
+            self.sending.largest_frame = value
         elif name == frames.MAX_CONCURRENT_STREAMS:
-            self._peer_streams = value
+            self._most_streams = value
         elif name == frames.ENABLE_PUSH and value:
-            raise ProtocolError("a server that wants pushes")
+            raise ProtocolError("a server that enables pushes")
 
     def _on_window_update(self, number: int, payload: bytes) -> None:
         _check_size("WINDOW_UPDATE", payload, 4)
         increment = frames.NUMBER.unpack(payload)[0] & frames.LARGEST_WINDOW
         if number == 0:
-            self._window += increment
-            if not increment or self._window > frames.LARGEST_WINDOW:
+            self.sending.window += increment
+            if not increment or self.sending.window > frames.LARGEST_WINDOW:
                 raise ProtocolError(
                     f"the window of the connection grew by {increment}",
                     ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR,
@@ -477,22 +410,21 @@ class ClientConnection:
                     ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR,
                 )
                 return
-        if self._blocked:
-            self._pump()
+        if self.sending.blocked:
+            self.sending.pump()
 
     def _check_known(self, number: int, what: str) -> None:
-        """A stream that is not open must be one of ours that is over."""
+        """A stream that is not open must be one that has ended."""
         if number % 2 == 0 or number >= self._next_id:
             raise ProtocolError(f"{what} for stream {number}, which was never opened")
 
     def _end(self, stream: Stream) -> None:
-        """The server ended it by itself."""
+        """The server ended a stream in order."""
         del self._streams[stream.id]
         if not stream.sent_end:
-            # It does not want the rest.
-            self._blocked.pop(stream.id, None)
-            stream.unsent.clear()
-            self._put(frames.rst_stream(stream.id, ErrorCode.CANCEL))
+            # It does not need the rest of the request.
+            self.sending.drop(stream)
+            self.sending.put(frames.rst_stream(stream.id, ErrorCode.CANCEL))
         stream.ended = True
         self.woken.append(stream)
 
@@ -500,103 +432,42 @@ class ClientConnection:
         self, stream: Stream, problem: str, code: ErrorCode, status: Code = Code.INTERNAL
     ) -> None:
         """End a stream on which the server broke a rule."""
-        self._put(frames.rst_stream(stream.id, code))
+        self.sending.put(frames.rst_stream(stream.id, code))
         self._fail(stream, CallFailed(status, f"the server sent {problem}"))
 
     def _fail(self, stream: Stream, failure: CallFailed) -> None:
         del self._streams[stream.id]
-        self._blocked.pop(stream.id, None)
-        stream.unsent.clear()
+        self.sending.drop(stream)
         stream.failure = failure
         stream.ended = True
         self.woken.append(stream)
 
-    def _pump(self) -> None:
-        """Send what waits for windows, one frame of each stream in turn."""
-        while self._blocked:
-            progress = False
-            for stream in list(self._blocked.values()):
-                progress |= self._pump_stream(stream)
-            if not progress:
-                return
 
-    def _pump_stream(self, stream: Stream) -> bool:
-        """Send one frame of a stream; whether it could."""
-        if not stream.unsent:
-            # Only the end is left.
-            del self._blocked[stream.id]
-            if stream.unsent_end and not stream.sent_end:
-                stream.sent_end = True
-                self._put(frames.frame(frames.DATA, frames.END_STREAM, stream.id))
-            return True
-        data = stream.unsent[0]
-        size = min(len(data), self._peer_frame, self._window, stream.send_window)
-        if size <= 0:
-            return False
-        self._window -= size
-        stream.send_window -= size
-        if size == len(data):
-            del stream.unsent[0]
-        else:
-            stream.unsent[0] = data[size:]
-        last = not stream.unsent
-        stream.sent_end = last and stream.unsent_end
-        if last:
-            del self._blocked[stream.id]
-        self._put(
-            frames.frame(
-                frames.DATA, frames.END_STREAM * stream.sent_end, stream.id, bytes(data[:size])
-            )
-        )
-        return True
+class _PartialFrame:
+    """The bytes of a frame that is not complete."""
 
-    def _put_head(self, number: int, head: bytes, *, end: bool) -> None:
-        flags = frames.END_STREAM * end
-        most = self._peer_frame
-        if len(head) <= most:
-            self._put(frames.frame(frames.HEADERS, flags | frames.END_HEADERS, number, head))
-            return
-        # Nothing may come in between.
-        parts = [head[start : start + most] for start in range(0, len(head), most)]
-        made = [frames.frame(frames.HEADERS, flags, number, parts[0])]
-        made += [frames.frame(frames.CONTINUATION, 0, number, part) for part in parts[1:-1]]
-        made.append(frames.frame(frames.CONTINUATION, frames.END_HEADERS, number, parts[-1]))
-        self._put(b"".join(made))
+    def __init__(self) -> None:
+        self.needed = frames.HEADER_LENGTH
+        self._parts: list[bytes] = []
+        self._size = 0
 
-    def _put(self, data: bytes) -> None:
-        self._out.append(data)
-        self.queued += len(data)
+    def join(self, data: bytes) -> bytes | None:
+        """All bytes; None while fewer than ``needed`` have arrived."""
+        if not self._parts:
+            return data
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size < self.needed:
+            return None
+        data = b"".join(self._parts)
+        self._parts.clear()
+        return data
 
-    def _reply(self, data: bytes) -> None:
-        self._replies += 1
-        if self._replies > _MOST_REPLIES:
-            raise ProtocolError(
-                "pings or settings come faster than their answers can be written",
-                ErrorCode.ENHANCE_YOUR_CALM,
-            )
-        self._put(data)
-
-
-class _Block:
-    """A header block that is not complete."""
-
-    __slots__ = ("end", "parts", "size", "stream")
-
-    def __init__(self, stream: int, first: bytes, *, end: bool) -> None:
-        self.stream = stream
-        self.parts: list[bytes] = []
-        self.size = 0
-        self.end = end
-        self.add(first)
-
-    def add(self, part: bytes) -> None:
-        self.parts.append(part)
-        self.size += len(part)
-        if self.size > LARGEST_BLOCK or len(self.parts) > _MOST_BLOCK_FRAMES:
-            raise ProtocolError(
-                f"a header block of more than {LARGEST_BLOCK} bytes or {_MOST_BLOCK_FRAMES} frames",
-                ErrorCode.ENHANCE_YOUR_CALM,
-            )
+    def keep(self, data: bytes, start: int) -> None:
+        """Keep the bytes from ``start`` on."""
+        if start < len(data):
+            self._parts.append(data[start:])
+            self._size = len(data) - start
 
 
 def _check_first(data: bytes, kind: int, flags: int) -> None:

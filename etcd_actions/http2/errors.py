@@ -1,4 +1,4 @@
-"""What goes wrong on a connection, and in a call."""
+"""The errors of a connection and of a call."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ErrorCode(enum.IntEnum):
 
 
 def error_name(code: int) -> str:
-    """The name of an error code of HTTP/2, known or not."""
+    """The name of an error code of HTTP/2, registered or not."""
     try:
         return ErrorCode(code).name
     except ValueError:
@@ -55,10 +55,10 @@ def error_name(code: int) -> str:
 
 
 class ProtocolError(Exception):
-    """The server broke the rules of HTTP/2: the connection is of no use any more.
+    """The server broke the rules of HTTP/2: the connection is unusable.
 
     Attributes:
-        code: What the server is told.
+        code: The code that the server is sent.
     """
 
     def __init__(self, message: str, code: ErrorCode = ErrorCode.PROTOCOL_ERROR) -> None:
@@ -70,10 +70,10 @@ class CallFailed(Exception):
     """A call ended without its answer.
 
     Attributes:
-        code: The status; one of our own making where the server sent none.
-        details: Why, in words.
-        not_done: Whether the server certainly has not begun with it: it was not sent, or the
-            server says that it did not look at it.
+        code: The status; chosen here if the server sent none.
+        details: The reason, in words.
+        not_done: Whether the server certainly did nothing: the call was not sent, or the server
+            refused the stream.
         answered: Whether the server itself ended the call with this status.
         connected: Whether there was a connection; without one the call was not sent.
     """

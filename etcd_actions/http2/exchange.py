@@ -6,76 +6,79 @@ from collections.abc import Callable
 
 import trio
 
+from etcd_actions._internal.parking import Parking
 from etcd_actions.http2.errors import CallFailed, Code
 from etcd_actions.http2.grpc_messages import MessageReader, check_status, framed
-from etcd_actions.http2.link import Link
+from etcd_actions.http2.live_connection import LiveConnection
 from etcd_actions.http2.stream import Stream
 
 
 class Exchange:
-    """Made by :meth:`~etcd_actions.http2.channel.Channel.stream`.
+    """A streaming call; made by :meth:`~etcd_actions.http2.channel.Channel.stream`.
 
-    What has arrived and is not received stays bounded: the server is held back by flow control.
+    Messages that are not received stay bounded: flow control holds the server back.
     """
 
-    def __init__(self, link: Link, stream: Stream) -> None:
-        self._link = link
+    def __init__(self, live: LiveConnection, stream: Stream) -> None:
+        self._live = live
         self._stream = stream
         self._reader = MessageReader(stream)
         self._failure: Exception | None = None
+        self._arrival = Parking()
+        stream.wake = self._arrival.wake
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more comes; what came may still be there to be received."""
+        """Whether nothing more arrives; messages may still be there to be received."""
         return self._stream.ended or self._failure is not None
 
     @property
     def is_held_back(self) -> bool:
-        """Whether something that was sent still waits, for the server's window or the socket."""
-        return self._link.is_held_back(self._stream)
+        """Whether sent messages still wait, for the server's window or the socket."""
+        return self._live.is_held_back(self._stream)
 
     def when_draining(self, callback: Callable[[], None]) -> None:
-        """Call a function when the server asks that its connection comes to its end.
+        """Call a function when the server announces the end of the connection (GOAWAY).
 
-        It is called once, at once where the server has asked, and must not raise. A stream that
-        then ends by itself loses nothing; one that does not is cut off some time.
+        It is called once, at once if the server has announced that, and must not raise. A stream
+        that then ends in order loses nothing; the server interrupts other streams some time later.
         """
-        self._link.when_draining(self._stream, callback)
+        self._live.when_draining(self._stream, callback)
 
     async def all_sent(self) -> None:
-        """Wait until nothing is held back, or the stream has ended.
+        """Wait until nothing is held back, or the stream has ended. For one task.
 
-        Cancellation changes nothing.
+        A cancellation changes nothing.
         """
-        await self._link.all_sent(self._stream)
+        await self._live.all_sent(self._stream)
 
     def send(self, message: bytes) -> None:
         """Send a message, or queue it; never waits. After the end it is dropped."""
-        self._link.connection.send(self._stream, framed(message))
-        self._link.flush()
+        self._live.connection.sending.send(self._stream, framed(message), end=False)
+        self._live.flush()
 
     def end(self) -> None:
-        """Tell the server that no more messages come."""
-        self._link.connection.send(self._stream, b"", end=True)
-        self._link.flush()
+        """End the client's side: no more messages follow."""
+        self._live.connection.sending.send(self._stream, b"", end=True)
+        self._live.flush()
 
     async def receive(self) -> list[bytes]:
-        """Messages that have arrived, at least one; about 1 MiB of them at a time.
+        """Return messages that have arrived, at least one; about 1 MiB of them at a time.
 
-        To be called by one task. Cancellation loses nothing.
+        For one task. A cancellation loses nothing.
 
         Raises:
             trio.EndOfChannel: The server ended the stream with status OK.
             CallFailed: It ended otherwise; all messages before that were received.
-            Exception: What :meth:`fail` was given.
+            Exception: The failure that was given to :meth:`fail`.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         has_waited = False
         while True:
-            messages, room = self._take()
-            if room and not self._stream.ended:
-                self._link.connection.taken(self._stream, room)
-                self._link.flush()
+            messages, consumed = self._take()
+            if consumed and not self._stream.ended:
+                self._live.connection.acknowledge(self._stream, consumed)
+                self._live.flush()
             if messages:
                 if not has_waited:
                     await trio.lowlevel.cancel_shielded_checkpoint()
@@ -87,40 +90,25 @@ class Exchange:
                 if self._stream.size:
                     raise CallFailed(Code.INTERNAL, "the stream ended inside a message")
                 raise trio.EndOfChannel
-            await self._arrival()
+            await self._arrival.park()
             has_waited = True
 
     def fail(self, failure: Exception) -> None:
         """End it for its reader, which gets what has arrived and then ``failure``."""
         self._failure = self._failure or failure
-        if self._stream.wake is not None:
-            self._stream.wake()
+        self._arrival.wake()
 
     def close(self) -> None:
-        """End it; the server is told. Twice is harmless."""
-        self._link.forget(self._stream)
+        """End the call; the stream is reset unless it has ended. Idempotent."""
+        self._live.forget(self._stream)
 
     def _take(self) -> tuple[list[bytes], int]:
         try:
             return self._reader.take()
         except CallFailed as failure:
-            # What comes next cannot be told apart.
+            # The limits of the messages behind it are unknown.
             self._failure = self._failure or failure
             self._stream.chunks.clear()
             self._stream.size = 0
             self.close()
             return [], 0
-
-    async def _arrival(self) -> None:
-        task = trio.lowlevel.current_task()
-
-        def wake() -> None:
-            self._stream.wake = None
-            trio.lowlevel.reschedule(task)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._stream.wake = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        self._stream.wake = wake
-        await trio.lowlevel.wait_task_rescheduled(abort)

@@ -34,7 +34,7 @@ HEADER_LENGTH: Final = 9
 LEAST_MAX_FRAME_SIZE: Final = 0x4000
 LARGEST_MAX_FRAME_SIZE: Final = 0xFFFFFF
 FIRST_WINDOW: Final = 0xFFFF
-"""Bytes of a window, the connection's and a stream's, until a peer says otherwise."""
+"""Bytes of a window, the connection's and a stream's, before any settings."""
 LARGEST_WINDOW: Final = 0x7FFFFFFF
 LAST_STREAM: Final = 0x7FFFFFFF
 
@@ -55,7 +55,7 @@ def settings(values: dict[int, int]) -> bytes:
 
 
 def window_update(stream: int, increment: int) -> bytes:
-    """Give back room in a window; stream 0 is the connection."""
+    """Let the peer send so many bytes more; stream 0 is the connection."""
     return frame(WINDOW_UPDATE, 0, stream, NUMBER.pack(increment))
 
 
@@ -65,5 +65,5 @@ def rst_stream(stream: int, code: int) -> bytes:
 
 
 def goaway(code: int, debug: bytes) -> bytes:
-    """Say why the connection ends. The server never opens a stream, so the last is 0."""
+    """Announce the end of the connection. The server opens no streams, so the last one is 0."""
     return frame(GOAWAY, 0, 0, NUMBER.pack(0) + NUMBER.pack(code) + debug)

@@ -19,7 +19,7 @@ PREFIX: Final = struct.Struct(">BI")
 _TIMEOUT: Final = b"\x10\x0cgrpc-timeout"
 _LONGEST_DETAILS: Final = 4_000
 _TAKEN_AT_ONCE: Final = 1024 * 1024
-"""Bytes of messages that are handed out together, so that one reader holds nobody up."""
+"""Bytes of messages that are returned together, so that other tasks run in between."""
 
 _BY_HTTP_STATUS: Final = {
     "400": Code.INTERNAL,
@@ -31,7 +31,7 @@ _BY_HTTP_STATUS: Final = {
     "503": Code.UNAVAILABLE,
     "504": Code.UNAVAILABLE,
 }
-"""Of an answer that is not gRPC's (http-grpc-status-mapping.md); all others are UNKNOWN."""
+"""For an answer that is not gRPC's (http-grpc-status-mapping.md); all others are UNKNOWN."""
 
 
 def framed(message: bytes) -> bytes:
@@ -74,11 +74,7 @@ def answer(stream: Stream) -> bytes:
 
 
 def check_status(stream: Stream) -> None:
-    """See that an ended stream ended well.
-
-    Raises:
-        CallFailed: It did not.
-    """
+    """Raise CallFailed unless the server ended a stream with status OK."""
     if stream.failure is not None:
         raise stream.failure
     headers, trailers = stream.headers, stream.trailers
@@ -101,11 +97,7 @@ def check_status(stream: Stream) -> None:
 
 
 def check_headers(stream: Stream) -> None:
-    """See that an answer is gRPC's at all.
-
-    Raises:
-        CallFailed: It is not: something between here and there answered, or another server.
-    """
+    """Raise CallFailed if an answer is not gRPC's: a proxy or another server sent it."""
     headers = stream.headers
     assert headers is not None
     status = headers.get(":status", "")
@@ -120,7 +112,7 @@ def check_headers(stream: Stream) -> None:
 
 
 class MessageReader:
-    """Cuts what a stream gets into messages, some at a time."""
+    """Splits the data of a stream into messages."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -129,43 +121,43 @@ class MessageReader:
         self._checked = False
 
     def take(self) -> tuple[list[bytes], int]:
-        """Complete messages, perhaps none, and how many more bytes the server may send.
+        """Return complete messages, perhaps none, and how many more bytes the server may send.
 
         The bytes of a message that is not complete count, too: one that is larger than the
-        window would never come otherwise.
+        window could not arrive otherwise.
 
         Raises:
-            CallFailed: What has come cannot be a message that is wanted.
+            CallFailed: The data is not a message that is accepted.
         """
         stream = self._stream
         end = stream.size
         if end < self._needed:
-            room, self._ahead = end - self._ahead, end
-            return [], room
+            consumed, self._ahead = end - self._ahead, end
+            return [], consumed
         if not self._checked:
             check_headers(stream)
             self._checked = True
         data = stream.chunks[0] if len(stream.chunks) == 1 else b"".join(stream.chunks)
         messages: list[bytes] = []
-        position = ahead = 0
+        offset = ahead = 0
         self._needed = PREFIX.size
-        while position < _TAKEN_AT_ONCE:
-            if end - position < PREFIX.size:
-                ahead = end - position
+        while offset < _TAKEN_AT_ONCE:
+            if end - offset < PREFIX.size:
+                ahead = end - offset
                 break
-            compressed, size = PREFIX.unpack_from(data, position)
+            compressed, size = PREFIX.unpack_from(data, offset)
             _check_prefix(stream, compressed, size)
-            start = position + PREFIX.size
+            start = offset + PREFIX.size
             if start + size > end:
                 self._needed = PREFIX.size + size
-                ahead = end - position
+                ahead = end - offset
                 break
             messages.append(data[start : start + size])
-            position = start + size
-        stream.chunks = [data[position:]] if position < end else []
-        stream.size = end - position
-        room, self._ahead = position + ahead - self._ahead, ahead
-        return messages, room
+            offset = start + size
+        stream.chunks = [data[offset:]] if offset < end else []
+        stream.size = end - offset
+        consumed, self._ahead = offset + ahead - self._ahead, ahead
+        return messages, consumed
 
 
 def _check_prefix(stream: Stream, compressed: int, size: int) -> None:
@@ -174,10 +166,10 @@ def _check_prefix(stream: Stream, compressed: int, size: int) -> None:
         encoding = stream.headers.get("grpc-encoding", "unknown")[:50]
         raise CallFailed(
             Code.INTERNAL,
-            f"the server sent a compressed message ({encoding}), which was not asked for",
+            f"the server sent a compressed message ({encoding}), which was not requested",
         )
     if size > stream.largest:
         raise CallFailed(
             Code.RESOURCE_EXHAUSTED,
-            f"a message of {size} bytes, above the largest that is taken, {stream.largest}",
+            f"a message of {size} bytes, above the largest that is accepted, {stream.largest}",
         )

@@ -1,7 +1,7 @@
 """Header blocks: ours, built once for many requests, and the server's, decoded once.
 
-Neither side may use HPACK's dynamic table: we ask the server not to, and use literals. So a
-block means the same whenever it comes, and is remembered by its bytes.
+Neither side uses HPACK's dynamic table: our settings forbid it, and we send literals. So a block
+always means the same, and is cached by its bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import hpack
 from etcd_actions.http2.errors import ErrorCode, ProtocolError
 
 NO_TABLE: Final = b"\x20"
-"""Begins the first block of a connection: the sender's table has size 0 from here on."""
+"""Starts the first block of a connection: from here on the sender's table has size 0."""
 
 LARGEST_BLOCK: Final = 64 * 1024
 """Bytes of a header block, encoded and decoded."""
 
+_MOST_BLOCK_FRAMES: Final = 64
 _REMEMBERED: Final = 256
 _LARGEST_REMEMBERED: Final = 1024
 _NAME: Final = re.compile(r"[a-z0-9_.-]+")
@@ -49,12 +50,12 @@ def request_head(
 
 
 def _literal(name: str, value: str) -> bytes:
-    """One field, which no one on the way may put into a table."""
+    """One field that no proxy may put into a table."""
     if not _NAME.fullmatch(name) or name.endswith("-bin"):
-        raise ValueError(f"{name!r} is no name of a header: use a-z, 0-9, '-', '_' and '.'")
+        raise ValueError(f"{name!r} is not the name of a header: use a-z, 0-9, '-', '_' and '.'")
     if not _VALUE.fullmatch(value):
-        # It is not quoted: it may be a secret.
-        raise ValueError(f"the value of {name} has a character that no header may have")
+        # Without the value: it may be a secret.
+        raise ValueError(f"the value of {name} has a character that a header cannot have")
     return b"\x10" + _text(name) + _text(value)
 
 
@@ -63,7 +64,7 @@ class HeaderDecoder:
 
     def __init__(self) -> None:
         self._decoder = hpack.Decoder(max_header_list_size=LARGEST_BLOCK)
-        self._known: dict[bytes, Mapping[str, str]] = {}
+        self._cache: dict[bytes, Mapping[str, str]] = {}
 
     def decode(self, block: bytes) -> Mapping[str, str]:
         """The fields of a block; of several with one name the last.
@@ -71,9 +72,9 @@ class HeaderDecoder:
         Raises:
             ProtocolError: It cannot be read.
         """
-        known = self._known.get(block)
-        if known is not None:
-            return known
+        cached = self._cache.get(block)
+        if cached is not None:
+            return cached
         try:
             fields = self._decoder.decode(block, raw=True)
         except hpack.OversizedHeaderListError:
@@ -88,15 +89,39 @@ class HeaderDecoder:
             bytes(name).decode(errors="replace"): bytes(value).decode(errors="replace")
             for name, value in fields
         }
-        # A block stands for itself only where no table takes part; one that begins with a
-        # change of the table's size changes the decoder.
+        # A block that starts with a change of the table's size changes the decoder.
         if self._decoder.header_table_size:
-            self._known.clear()
+            self._cache.clear()
         elif len(block) <= _LARGEST_REMEMBERED and not b"\x20" <= block[:1] < b"\x40":
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[block] = decoded
+            if len(self._cache) >= _REMEMBERED:
+                self._cache.clear()
+            self._cache[block] = decoded
         return decoded
+
+
+class HeaderBlock:
+    """A header block that continues in further frames."""
+
+    def __init__(self, stream: int, first: bytes, *, end: bool) -> None:
+        self.stream = stream
+        self.end = end
+        self.parts: list[bytes] = []
+        self._size = 0
+        self.add(first)
+
+    def add(self, part: bytes) -> None:
+        """Add a frame's part.
+
+        Raises:
+            ProtocolError: The block is too large.
+        """
+        self.parts.append(part)
+        self._size += len(part)
+        if self._size > LARGEST_BLOCK or len(self.parts) > _MOST_BLOCK_FRAMES:
+            raise ProtocolError(
+                f"a header block of more than {LARGEST_BLOCK} bytes or {_MOST_BLOCK_FRAMES} frames",
+                ErrorCode.ENHANCE_YOUR_CALM,
+            )
 
 
 def _text(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Connected sockets that are written and read without waiting, plain or with TLS."""
+"""Connected sockets that are written and read without waiting, with or without TLS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -15,14 +15,14 @@ READ_SIZE: Final = 256 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where a server listens, and how it is spoken to.
+    """The address of a server, and how connections to it are encrypted.
 
     Attributes:
         host: Its name or address; for a unix socket the path, with a slash in it.
-        port: Its port; of no meaning for a unix socket.
-        tls: Makes the context for a new connection, in a thread; None for plain text. It
-            demands a certificate or not; whether the name in it counts is its own matter.
-        server_name: The name that the certificate must hold, where it is not the host.
+        port: Its port; ignored for a unix socket.
+        tls: Makes the context for a new connection, in a thread; None for plain text. The
+            context decides whether a certificate is required, and whether its name counts.
+        server_name: The name that the certificate must have, if it is not the host.
     """
 
     host: str
@@ -37,7 +37,7 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """What requests call it."""
+        """The value of the header ``:authority``."""
         if self.is_unix:
             return "localhost"
         if ":" in self.host:
@@ -50,96 +50,61 @@ class Target:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class Wire(Protocol):
-    """A connected socket."""
+class Wire:
+    """A socket without encryption.
 
-    @property
-    def written(self) -> int:
-        """How many of the bytes that were given to :meth:`send` may have left this machine."""
-        ...
-
-    @property
-    def pending(self) -> bool:
-        """Whether some wait for room: nothing may be sent before :meth:`push` wrote them."""
-        ...
-
-    def send(self, data: bytes) -> None:
-        """Write as much as there is room for, and keep the rest.
-
-        Raises:
-            OSError: The connection is broken.
-        """
-
-    def push(self) -> None:
-        """Write more of what is kept.
-
-        Raises:
-            OSError: The connection is broken.
-        """
-
-    def receive(self) -> bytes | None:
-        """What has arrived, at most so much that it is worth a turn of the loop.
-
-        Empty at the end of the stream; None where nothing is there.
-
-        Raises:
-            OSError: The connection is broken.
-        """
-        ...
-
-    @property
-    def drained(self) -> bool:
-        """Whether the last :meth:`receive` has left nothing behind, as far as it can tell."""
-        ...
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more arrives, as the socket knows at once. It takes nothing."""
-        ...
-
-    async def readable(self) -> None:
-        """Wait until something has arrived."""
-
-    async def writable(self) -> None:
-        """Wait for room."""
-
-    def close(self) -> None:
-        """Close the socket; who waits for it gets ``trio.ClosedResourceError``."""
-
-
-class PlainWire:
-    """A socket as it is."""
+    Attributes:
+        pending: Whether bytes wait for the socket: only :meth:`push` may be called then.
+        drained: Whether the last :meth:`receive` left nothing behind, as far as it can detect.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._rest = memoryview(b"")
-        self.written = 0
+        self._sent = 0
         self.pending = False
         self.drained = True
 
+    @property
+    def written(self) -> int:
+        """How many of the bytes given to :meth:`send` may have left this machine."""
+        return self._sent
+
     def send(self, data: bytes) -> None:
-        """Write as much as there is room for, and keep the rest."""
+        """Write as much as the socket has capacity for, and keep the rest.
+
+        Raises:
+            OSError: The connection broke.
+        """
         try:
             sent = self._sock.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
-        self.written += sent
+        self._sent += sent
         if sent < len(data):
             self._rest = memoryview(data)[sent:]
             self.pending = True
 
     def push(self) -> None:
-        """Write more of what is kept."""
+        """Write more of the rest.
+
+        Raises:
+            OSError: The connection broke.
+        """
         try:
             sent = self._sock.send(self._rest)
         except (BlockingIOError, InterruptedError):
             return
-        self.written += sent
+        self._sent += sent
         self._rest = self._rest[sent:]
         self.pending = len(self._rest) > 0
 
     def receive(self) -> bytes | None:
-        """What has arrived."""
+        """Return what has arrived; empty at the end of the stream, None if there is nothing now.
+
+        Raises:
+            OSError: The connection broke.
+        """
         try:
             data = self._sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
@@ -150,7 +115,7 @@ class PlainWire:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more arrives."""
+        """Whether the socket is at its end. Consumes nothing."""
         try:
             return not self._sock.recv(1, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
@@ -163,41 +128,40 @@ class PlainWire:
         await trio.lowlevel.wait_readable(self._sock)
 
     async def writable(self) -> None:
-        """Wait for room."""
+        """Wait until the socket has capacity."""
         await trio.lowlevel.wait_writable(self._sock)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket; a task that waits for it gets ``trio.ClosedResourceError``."""
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
 
 
-class EncryptedWire:
-    """TLS over a :class:`PlainWire`, by an ``ssl.SSLObject`` between two buffers.
+class EncryptedWire(Wire):
+    """A socket with TLS, by an ``ssl.SSLObject`` between two buffers. It sends no close notify.
 
     ``written`` counts a byte as soon as anything that was encrypted with it has left.
     """
 
-    def __init__(self, plain: PlainWire, context: ssl.SSLContext, server_name: str) -> None:
-        self._plain = plain
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str) -> None:
+        super().__init__(sock)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
         self._encrypted = 0
-        self._written_before = 0
-        self.written = 0
-        self.drained = True
+        self._sent_before = 0
+        self._written = 0
 
     @property
-    def pending(self) -> bool:
-        """Whether something waits for room."""
-        return self._plain.pending
+    def written(self) -> int:
+        """See the class."""
+        return self._written
 
     async def handshake(self) -> None:
-        """Agree on keys; see to the certificate.
+        """Negotiate keys, and verify the certificate.
 
         Raises:
-            OSError: The connection is broken, or the certificate is not accepted.
+            OSError: The connection broke, or the certificate is not accepted.
         """
         while True:
             try:
@@ -205,24 +169,20 @@ class EncryptedWire:
             except ssl.SSLWantReadError:
                 await self._flush()
             except ssl.SSLError:
-                # The server is told why.
+                # The alert for the server.
                 await self._flush()
                 raise
             else:
                 await self._flush()
                 chosen = self._tls.selected_alpn_protocol()
                 if chosen not in {"h2", None}:
-                    raise OSError(f"the server chose to speak {chosen}, not HTTP/2")
+                    raise OSError(f"the server chose {chosen}, not HTTP/2")
                 return
-            await self._plain.readable()
-            data = self._plain.receive()
-            if data:
-                self._incoming.write(data)
-            elif data is not None:
-                self._incoming.write_eof()
+            await self.readable()
+            self._feed()
 
     def send(self, data: bytes) -> None:
-        """Encrypt all, and write as much as there is room for."""
+        """Encrypt all, and write as much as the socket has capacity for."""
         rest = memoryview(data)
         while rest:
             rest = rest[self._tls.write(rest) :]
@@ -231,21 +191,17 @@ class EncryptedWire:
 
     def push(self) -> None:
         """Write more of what is encrypted."""
-        self._plain.push()
+        super().push()
         self._count()
-        if not self._plain.pending and self._outgoing.pending:
+        if not self.pending and self._outgoing.pending:
             self._forward()
 
     def receive(self) -> bytes | None:
-        """What has arrived, decrypted."""
-        data = self._plain.receive()
-        if data:
-            self._incoming.write(data)
-        elif data is not None:
-            self._incoming.write_eof()
+        """Return what has arrived, decrypted."""
+        data = self._feed()
         parts: list[bytes] = []
         ended = False
-        while True:
+        while not ended:
             try:
                 part = self._tls.read(READ_SIZE)
             except ssl.SSLWantReadError:
@@ -256,61 +212,51 @@ class EncryptedWire:
                 if parts:
                     break
                 raise
-            if not part:
-                ended = True
-                break
-            parts.append(part)
-        # Reading may have made an answer, such as new keys.
-        if self._outgoing.pending and not self._plain.pending:
+            if part:
+                parts.append(part)
+            ended = not part
+        # Reading may have produced a response, such as new keys.
+        if self._outgoing.pending and not self.pending:
             self._forward()
-        self.drained = self._plain.drained
         if parts:
             self.drained = self.drained and not ended
             return b"".join(parts)
         return b"" if ended or data == b"" else None
 
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more arrives."""
-        return self._plain.ended
-
-    async def readable(self) -> None:
-        """Wait until something has arrived."""
-        await self._plain.readable()
-
-    async def writable(self) -> None:
-        """Wait for room."""
-        await self._plain.writable()
-
-    def close(self) -> None:
-        """Close the socket, without a farewell: nobody waits for one."""
-        self._plain.close()
+    def _feed(self) -> bytes | None:
+        """Receive encrypted bytes."""
+        data = super().receive()
+        if data:
+            self._incoming.write(data)
+        elif data is not None:
+            self._incoming.write_eof()
+        return data
 
     def _forward(self) -> None:
-        self._plain.send(self._outgoing.read())
+        super().send(self._outgoing.read())
         self._count()
 
     def _count(self) -> None:
-        if self._plain.written > self._written_before:
-            self._written_before = self._plain.written
-            self.written = self._encrypted
+        if self._sent > self._sent_before:
+            self._sent_before = self._sent
+            self._written = self._encrypted
 
     async def _flush(self) -> None:
         if self._outgoing.pending:
-            self._plain.send(self._outgoing.read())
-        while self._plain.pending:
-            await self._plain.writable()
-            self._plain.push()
-        self._written_before = self._plain.written
+            super().send(self._outgoing.read())
+        while self.pending:
+            await self.writable()
+            super().push()
+        self._sent_before = self._sent
 
 
 async def connect(target: Target) -> Wire:
-    """Connect to a server; bounded by its caller.
+    """Connect to a server; its caller limits the time.
 
     Raises:
-        OSError: It cannot be reached, or is not the one that it should be.
+        OSError: It cannot be reached, or is another server.
     """
-    # Files that cannot be read are the first to be told of.
+    # First, so that an unreadable file is reported as such.
     context = None
     if target.tls is not None:
         context = await trio.to_thread.run_sync(target.tls, abandon_on_cancel=True)
@@ -320,21 +266,20 @@ async def connect(target: Target) -> Wire:
         stream = await trio.open_unix_socket(target.host)
     else:
         stream = await trio.open_tcp_stream(target.host, target.port)
-    # Sent to and received from without trio's wrapper, from any task.
+    # Any task sends and receives, without trio's wrapper.
     sock = socket.socket(fileno=stream.socket.detach())
     sock.setblocking(False)
     if not target.is_unix:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    wire = PlainWire(sock)
     if context is None:
-        return wire
+        return Wire(sock)
     try:
-        encrypted = EncryptedWire(wire, context, target.server_name or target.host)
+        encrypted = EncryptedWire(sock, context, target.server_name or target.host)
         await encrypted.handshake()
     except ConnectionResetError:
-        wire.close()
+        sock.close()
         raise OSError("reset in the TLS handshake; does it use TLS?") from None
     except BaseException:
-        wire.close()
+        sock.close()
         raise
     return encrypted

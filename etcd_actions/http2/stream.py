@@ -1,76 +1,53 @@
-"""One stream: a request on its way out, and what has come in for it."""
+"""The state of one HTTP/2 stream."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from etcd_actions.http2.errors import CallFailed
 
 
+@dataclass(slots=True, eq=False)
 class Stream:
-    """What is known of one stream. Its ``ClientConnection`` changes it.
+    """One stream. Its ``ClientConnection`` changes it.
 
     Attributes:
         id: Its number.
-        offset: Where its first byte is among all bytes of the connection.
-        largest: Bytes of a message that are taken.
-        gathers: Whether all is kept until its end, as for a unary call; its window is given
-            back as it fills. Else it is given back when the reader has taken what came.
-        headers: The first header block, once it is there.
-        trailers: The last one; the same as the first where there is only one.
-        chunks: What has come and was not taken yet.
+        offset: The offset of its first byte among all bytes of the connection.
+        send_window: Bytes that the server accepts now.
+        receive_window: Bytes that the server may send now.
+        largest: Bytes of a message that are accepted.
+        gathers: Whether all data is kept until the end, as for a unary call: its window grows as
+            data arrives. Otherwise it grows when the reader has consumed the data.
+        headers: The first header block, once it has arrived.
+        trailers: The last header block; the first one if there is only one.
+        chunks: Data that has arrived and was not consumed.
         size: Bytes in ``chunks``.
-        ended: Whether nothing more comes.
-        failure: Why it ended, where the server did not end it by itself.
-        wake: Called when it ended, and when a stream that does not gather got something.
-            It must not raise.
+        consumed: Bytes that the reader consumed and that the server was not granted again.
+        unsent: Data that waits for a window.
+        unsent_end: Whether the end of the stream waits behind it.
+        sent_end: Whether the end was sent.
+        ended: Whether nothing more arrives.
+        failure: Why it ended, if the server did not end it itself.
+        wake: Called at the end, and when data arrives on a stream that does not gather. It must
+            not raise.
     """
 
-    __slots__ = (
-        "chunks",
-        "ended",
-        "failure",
-        "gathers",
-        "headers",
-        "id",
-        "largest",
-        "offset",
-        "receive_window",
-        "send_window",
-        "sent_end",
-        "size",
-        "taken",
-        "trailers",
-        "unsent",
-        "unsent_end",
-        "wake",
-    )
-
-    def __init__(
-        self,
-        id: int,
-        *,
-        offset: int,
-        send_window: int,
-        receive_window: int,
-        largest: int,
-        gathers: bool,
-    ) -> None:
-        self.id = id
-        self.offset = offset
-        self.largest = largest
-        self.gathers = gathers
-        self.headers: Mapping[str, str] | None = None
-        self.trailers: Mapping[str, str] | None = None
-        self.chunks: list[bytes] = []
-        self.size = 0
-        self.ended = False
-        self.failure: CallFailed | None = None
-        self.wake: Callable[[], None] | None = None
-        self.send_window = send_window
-        self.receive_window = receive_window
-        self.taken = 0
-        """Bytes that the reader took and that the server does not know of."""
-        self.unsent: list[memoryview] = []
-        self.unsent_end = False
-        self.sent_end = False
+    id: int
+    offset: int
+    send_window: int
+    receive_window: int
+    largest: int
+    gathers: bool
+    headers: Mapping[str, str] | None = None
+    trailers: Mapping[str, str] | None = None
+    chunks: list[bytes] = field(default_factory=list)
+    size: int = 0
+    consumed: int = 0
+    unsent: list[memoryview] = field(default_factory=list)
+    unsent_end: bool = False
+    sent_end: bool = False
+    ended: bool = False
+    failure: CallFailed | None = None
+    wake: Callable[[], None] | None = None

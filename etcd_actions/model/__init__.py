@@ -59,11 +59,11 @@ from etcd_actions.model.output_location import fnv1a32, output_uri, shard
 from etcd_actions.model.phase import Condition, Phase, phase_of
 from etcd_actions.model.summary import Summary, pack, summarize, unpack
 from etcd_actions.model.taskaction import (
+    ActionObject,
     ErrorState,
     ObjectMeta,
     OwnerReference,
     PhaseTransition,
-    TaskAction,
     TaskActionSpec,
     TaskActionStatus,
 )
@@ -107,6 +107,7 @@ __all__ = [
     "ROOT_ACTION",
     "RUN_ANNOTATIONS",
     "ActionId",
+    "ActionObject",
     "ActionUpdate",
     "Condition",
     "ErrorState",
@@ -119,7 +120,6 @@ __all__ = [
     "PhaseTransition",
     "State",
     "Summary",
-    "TaskAction",
     "TaskActionSpec",
     "TaskActionStatus",
     "build_action_update",

@@ -14,7 +14,7 @@ import msgspec
 
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.names import ANNOTATION_ATTEMPTS
-from etcd_actions.model.taskaction import ErrorState, TaskAction
+from etcd_actions.model.taskaction import ActionObject, ErrorState
 
 MOST_OF_A_MESSAGE: Final = 2048
 """Characters of an earlier error's message that an object keeps."""
@@ -38,7 +38,7 @@ class EarlierAttempt(msgspec.Struct, frozen=True, omit_defaults=True):
 _decoder = msgspec.json.Decoder(list[EarlierAttempt])
 
 
-def earlier_attempts(action: TaskAction) -> Sequence[EarlierAttempt]:
+def earlier_attempts(action: ActionObject) -> Sequence[EarlierAttempt]:
     """What an object has noted, by attempt; nothing where it cannot be read."""
     text = action.metadata.annotations.get(ANNOTATION_ATTEMPTS, "")
     return _read(text)

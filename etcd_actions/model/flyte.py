@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate
     from flyteidl2.workflow.run_definition_pb2 import ConditionAction
 
-    from etcd_actions.model.taskaction import TaskAction
+    from etcd_actions.model.taskaction import ActionObject
 
 
 def action_identifier(action_id: ActionId) -> ActionIdentifier:
@@ -34,7 +34,7 @@ def action_identifier(action_id: ActionId) -> ActionIdentifier:
     return identifier
 
 
-def task_template(action: TaskAction) -> TaskTemplate | None:
+def task_template(action: ActionObject) -> TaskTemplate | None:
     """Read the task template of an action, None where it has none.
 
     Raises:
@@ -52,7 +52,7 @@ def task_template(action: TaskAction) -> TaskTemplate | None:
     return message
 
 
-def condition_action(action: TaskAction) -> ConditionAction | None:
+def condition_action(action: ActionObject) -> ConditionAction | None:
     """Read what a condition waits for, None where the action is no condition.
 
     Raises:
@@ -70,7 +70,7 @@ def condition_action(action: TaskAction) -> ConditionAction | None:
     return message
 
 
-def signal_value(action: TaskAction) -> Literal | None:
+def signal_value(action: ActionObject) -> Literal | None:
     """Read the value that a condition was signalled with, None where none came.
 
     Raises:
@@ -92,7 +92,7 @@ def literal(data: bytes) -> Literal:
     return message
 
 
-def recovered_from(action: TaskAction) -> ActionIdentifier | None:
+def recovered_from(action: ActionObject) -> ActionIdentifier | None:
     """The action of another run that an action was taken over from; None where it ran itself.
 
     Raises:

@@ -11,7 +11,7 @@ import msgspec
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.names import FINALIZER_RECORD, ActionId, other_version
 from etcd_actions.model.phase import Phase
-from etcd_actions.model.taskaction import TaskAction
+from etcd_actions.model.taskaction import ActionObject
 
 
 class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -63,7 +63,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Summary).decode
 
 
-def summarize(action: TaskAction, revision: int, create_revision: int = 0) -> Summary:
+def summarize(action: ActionObject, revision: int, create_revision: int = 0) -> Summary:
     """Take the facts of an action that survive it."""
     spec = action.spec
     status = action.status

@@ -209,7 +209,7 @@ class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, om
 _NO_STATUS = TaskActionStatus()
 
 
-class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
+class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
     """One action of a run, as stored.
 
     An API server may store another version of the API than the known one: what such an object
@@ -229,7 +229,7 @@ class TaskAction(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
     @classmethod
     def new(
         cls, metadata: ObjectMeta, spec: TaskActionSpec, status: TaskActionStatus = _NO_STATUS
-    ) -> TaskAction:
+    ) -> ActionObject:
         """Make one, with the type that it always has."""
         return cls(names.API_VERSION, names.KIND, metadata, spec, status)
 

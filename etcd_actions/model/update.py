@@ -14,7 +14,7 @@ from etcd_actions.model.names import (
 from etcd_actions.model.output_location import output_uri
 from etcd_actions.model.phase import Phase
 from etcd_actions.model.summary import Summary
-from etcd_actions.model.taskaction import ErrorState, TaskAction, parse_base64
+from etcd_actions.model.taskaction import ActionObject, ErrorState, parse_base64
 
 # Of a number of 32 bits.
 _MOST_DIGITS = 10
@@ -81,7 +81,7 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 def build_action_update(
-    source: TaskAction | Summary,
+    source: ActionObject | Summary,
     *,
     key: bytes,
     revision: int,

@@ -24,7 +24,7 @@ from etcd_actions._internal.histogram import BOUNDS, Distribution
 from etcd_actions.client import ActionsClient
 from etcd_actions.follow.workqueue import WorkQueueStatistics
 from etcd_actions.monitoring.health import Health
-from etcd_actions.pipeline.processor_settings import ProcessorStatistics
+from etcd_actions.pipeline.watching_settings import WatchingStatistics
 from etcd_actions.web import ListenerStatistics
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class Metrics(Collector):
         text = "Bytes of uploads that were deleted."
         yield _counter("etcd_actions_swept_bytes", text, swept.bytes)
 
-    def _of_watch(self, statistics: ProcessorStatistics) -> Iterator[Metric]:
+    def _of_watch(self, statistics: WatchingStatistics) -> Iterator[Metric]:
         reflector = statistics.reflector
         yield _gauge("etcd_watch_ready", "Whether /readyz says so.", self._health.is_ready)
         if reflector is None:
@@ -303,7 +303,7 @@ class _Alone(Collector):
         yield self._metric
 
 
-def _of_queues(statistics: ProcessorStatistics) -> Iterator[Metric]:
+def _of_queues(statistics: WatchingStatistics) -> Iterator[Metric]:
     queues = [("handlers", statistics.handlers), ("outbox", statistics.outbox)]
     present = [(name, queue) for name, queue in queues if queue is not None]
 
@@ -350,7 +350,7 @@ def _of_queues(statistics: ProcessorStatistics) -> Iterator[Metric]:
     )
 
 
-def _of_recording(statistics: ProcessorStatistics) -> Iterator[Metric]:
+def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
     yield _gauge("etcd_actions_elected", "Whether it records and marks.", statistics.elected)
     yield _gauge("etcd_actions_position", "The durable position.", statistics.position)
     yield _gauge("etcd_actions_subscriptions", "Open subscriptions.", statistics.subscriptions)

@@ -29,6 +29,8 @@ import trio
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.owned_tasks import owned_tasks
+from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.errors import EtcdError, Unavailable, first_error
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.etcd.group_commit import open_group_commit
@@ -46,8 +48,8 @@ from etcd_actions.model import (
     ActionUpdate,
     Keyspace,
 )
-from etcd_actions.pipeline.processor_settings import ProcessorSettings, ProcessorStatistics
 from etcd_actions.pipeline.recording import Recording
+from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.record.outbox import OutboxStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.retention import Retention
@@ -67,15 +69,8 @@ class _Watching:
     """What one start made."""
 
     reflector: Reflector
-    handler: Handler
     intake: trio.CancelScope
     ended: trio.Event
-
-    def done_up_to(self) -> int:
-        """Every change up to this revision was handled; 0 for none."""
-        put_off = self.handler.oldest_delete
-        revision = self.reflector.revision
-        return revision if put_off is None else min(revision, put_off - 1)
 
 
 @asynccontextmanager
@@ -85,7 +80,7 @@ async def open_processor(
     prefix: bytes = DEFAULT_KEY_PREFIX,
     namespace: str | None = None,
     run_service: RunService | None = None,
-    settings: ProcessorSettings | None = None,
+    settings: WatchingSettings | None = None,
     store: Store | None = None,
     runs: str | None = None,
     containment: Containment | None = None,
@@ -101,14 +96,14 @@ async def open_processor(
         prefix: What comes before ``<namespace>/<name>`` in the keys.
         namespace: Watch this namespace only; all when None.
         run_service: Who is told; by default nobody, and endings are marked at once.
-        settings: See :class:`ProcessorSettings`.
+        settings: See :class:`WatchingSettings`.
         store: Where to write; by default a group commit of its own over ``etcd``.
         runs: Watch only the objects and traces of runs whose name is this, or begins with
             this and a dash; needs ``namespace``.
         containment: The boundaries of the process; by default the processor has its own.
         on_replaced: Called when the store turns out to be another one, or an older copy of itself.
     """
-    settings = settings or ProcessorSettings()
+    settings = settings or WatchingSettings()
     containment = containment or Containment()
     async with AsyncExitStack() as stack:
         if store is None:
@@ -116,7 +111,7 @@ async def open_processor(
             store = Store(etcd, commit.txn, commit.get)
         keep = settings.retain_terminal if settings.record else None
         leases = None if keep is None else Retention(etcd, keep)
-        nursery = await stack.enter_async_context(trio.open_nursery())
+        nursery = await stack.enter_async_context(owned_tasks("the processor"))
         processor = Processor(
             nursery,
             etcd,
@@ -177,7 +172,7 @@ class Processor:
         namespace: str | None,
         runs: str | None,
         run_service: RunService,
-        settings: ProcessorSettings,
+        settings: WatchingSettings,
         containment: Containment,
         on_replaced: Callable[[], None] | None = None,
     ) -> None:
@@ -213,18 +208,28 @@ class Processor:
             if settings.record
             else None
         )
-        self._reread = store.reread
+        # What it has put off outlives a stop: an ending among that may be in no list any more.
+        self._handler = Handler(
+            self._index,
+            self._subscriptions,
+            self._set_aside,
+            recording=self._recording.outbox if self._recording else None,
+            timeouts=self._recording.timeouts if self._recording else None,
+            reread=store.reread,
+            settings=settings.queue,
+            containment=containment,
+        )
         self._life = _Life(settings.grace)
         self.families = FamilyReader(store, self._index, self._progress)
 
-    def statistics(self) -> ProcessorStatistics:
-        """See :class:`ProcessorStatistics`."""
+    def statistics(self) -> WatchingStatistics:
+        """See :class:`WatchingStatistics`."""
         last, recording = self._life.last, self._recording
         outbox = recording.outbox.statistics() if recording else OutboxStatistics.of_none()
-        return ProcessorStatistics(
+        return WatchingStatistics(
             watching=self._life.watching is not None,
             reflector=last.reflector.statistics() if last else None,
-            handlers=last.handler.statistics() if last else None,
+            handlers=self._handler.statistics() if last else None,
             outbox=outbox.queue,
             told=outbox.told,
             rejected=outbox.rejected,
@@ -362,16 +367,7 @@ class Processor:
         keep, recording = self._containment.keep, self._recording
         try:
             start_revision = await self._start_revision()
-            handler = Handler(
-                self._index,
-                self._subscriptions,
-                self._set_aside,
-                recording=recording.outbox if recording else None,
-                timeouts=recording.timeouts if recording else None,
-                reread=self._reread,
-                settings=self._settings.queue,
-                containment=self._containment,
-            )
+            handler = self._handler
             reflector = Reflector(
                 self._etcd,
                 self._keys,
@@ -385,8 +381,8 @@ class Processor:
                 containment=self._containment,
             )
             self._index.watched_by(reflector)
-            watching = self._life.last = _Watching(reflector, handler, intake, ended)
-            standing = recording.leader.standing(watching) if recording else nullcontext()
+            watching = self._life.last = _Watching(reflector, intake, ended)
+            standing = recording.leader.standing(self._done_up_to) if recording else nullcontext()
             async with standing, trio.open_nursery() as nursery:
                 nursery.start_soon(keep, "task", "the handlers", handler.retry)
                 nursery.start_soon(self._containment.heal_later, "task", _WATCH)
@@ -402,7 +398,7 @@ class Processor:
                     if recording:
                         await recording.outbox.wait_idle()
                 if scope.cancelled_caught:
-                    self._tell_unfinished(handler)
+                    self._tell_unfinished()
                 nursery.cancel_scope.cancel("the watch was stopped")
         except* EtcdError as group:
             refusal = first_error(group)
@@ -416,13 +412,17 @@ class Processor:
     def _progress(self) -> Reflector | None:
         """How far the watch is; None where its index lacks what was put off."""
         watching = self._life.watching
-        if watching is None or watching.handler.has_put_off:
-            return None
-        return watching.reflector
+        return None if watching is None or self._handler.has_put_off else watching.reflector
 
-    def _tell_unfinished(self, handler: Handler) -> None:
+    def _done_up_to(self) -> int:
+        """Every change up to this revision was handled; 0 for none."""
+        put_off, last = self._handler.oldest_delete, self._life.last
+        revision = last.reflector.revision if last else 0
+        return revision if put_off is None else min(revision, put_off - 1)
+
+    def _tell_unfinished(self) -> None:
         outbox = self._recording.outbox.statistics().queue if self._recording else None
-        handlers, told = handler.statistics().keys, outbox.keys if outbox else 0
+        handlers, told = self._handler.statistics().keys, outbox.keys if outbox else 0
         if handlers or told:
             _log.warning("stopped_with_unfinished_work", handlers=handlers, outbox=told)
 
@@ -433,18 +433,14 @@ class Processor:
             self._on_replaced()
 
     async def _start_revision(self) -> int:
-        """Where the first list is made: deletions since are seen then."""
-        if self._recording is None or not self._settings.elect or len(self._index):
+        """Where the first list is made, so that what was deleted since is seen as it ended."""
+        if self._life.last is not None and (revision := self._life.last.reflector.revision):
+            return revision
+        if self._recording is None or not self._settings.elect:
             return 0
-        failures = 0
-        while True:
-            try:
-                # Whether the actions may be read at all is the first to be told.
+        async for attempt in retrying(_BACKOFF, on=Unavailable, report=seldom(_log, "watch_lost")):
+            with attempt:
+                # The error of a missing permission to read the actions has precedence.
                 await self._etcd.range(self._keys[0], limit=1, keys_only=True)
-                return await self._recording.leader.begin_at()
-            except Unavailable as error:
-                failures += 1
-                delay = _BACKOFF.delay(failures)
-                if failures & (failures - 1) == 0:
-                    _log.warning("watch_lost", error=str(error), retry_in=round(delay, 3))
-                await trio.sleep(delay)
+                revision = await self._recording.leader.start_at()
+        return revision

@@ -12,7 +12,7 @@ from etcd_actions.dead_letters import LetterBook
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.follow import Index, SetAside
 from etcd_actions.model import Keyspace
-from etcd_actions.pipeline.processor_settings import ProcessorSettings
+from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.record.checkpoint import Position
 from etcd_actions.record.leader import Duties, Leader
 from etcd_actions.record.outbox import Outbox
@@ -44,7 +44,7 @@ class Recording:
         *,
         owns: Callable[[bytes], bool],
         run_service: RunService,
-        settings: ProcessorSettings,
+        settings: WatchingSettings,
         containment: Containment,
     ) -> None:
         fence = Fence()

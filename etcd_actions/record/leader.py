@@ -9,17 +9,18 @@ the position; all others keep these deletions, until the position says that they
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 import trio
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.actions.orphans import OrphanCollector
@@ -28,11 +29,11 @@ from etcd_actions.etcd.api import Compare, Etcd
 from etcd_actions.etcd.election import Election, open_election
 from etcd_actions.etcd.term import Term
 from etcd_actions.follow import Index
-from etcd_actions.record.checkpoint import Position
+from etcd_actions.record.checkpoint import Position, Predecessor
 from etcd_actions.record.leader_calls import LANDING
 from etcd_actions.record.outbox import Outbox
 from etcd_actions.storage.store import Fence
-from etcd_actions.watch import Change, ChangeKind
+from etcd_actions.watch import Change
 
 _BACKOFF: Final = Backoff(initial=0.1, cap=5.0)
 _CLEANING: Final = Backoff(initial=0.5, cap=60.0)
@@ -44,12 +45,8 @@ _PORTION: Final = 256
 _log: Final = structlog.get_logger(__name__)
 
 
-class Progress(Protocol):
-    """How far the changes were handled."""
-
-    def done_up_to(self) -> int:
-        """Every change up to this revision was handled; 0 for none."""
-        ...
+Progress = Callable[[], int]
+"""Returns the revision up to which every change was handled; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +65,13 @@ class Duties:
 
     async def clean_up(self) -> None:
         """Finish what was left half-way; what etcd does not do is tried again, for ever."""
-        failures = 0
-        while True:
-            try:
-                await self.aborter.resume()
-                await self.orphans.sweep()
-            except EtcdError as error:
-                failures += 1
-                away = isinstance(error, Unavailable)
-                delay = (_BACKOFF if away else _CLEANING).delay(failures)
-                if failures & (failures - 1) == 0:
-                    _log.warning(
-                        "clean_up_failed",
-                        error=str(error),
-                        failures=failures,
-                        retry_in=round(delay, 3),
-                    )
-                await trio.sleep(delay)
-            else:
-                return
+        report = seldom(_log, "clean_up_failed")
+        async for refused in retrying(_CLEANING, on=EtcdError, report=report):
+            with refused:
+                async for attempt in retrying(_BACKOFF, on=Unavailable, report=report):
+                    with attempt:
+                        await self.aborter.resume()
+                        await self.orphans.sweep()
 
 
 class Leader:
@@ -142,7 +127,7 @@ class Leader:
         """The position as it was last saved or read; 0 for none."""
         return self._position.saved
 
-    async def begin_at(self) -> int:
+    async def start_at(self) -> int:
         """Where a first list shows the deletions since; 0 for the newest.
 
         Raises:
@@ -229,7 +214,7 @@ class Leader:
     def _deliver_deletions(self) -> None:
         for update in self._index.deletions():
             key, revision = update.key, update.revision
-            self._outbox.deliver(Change(ChangeKind.DELETED, key, b"", 0, revision, 0), update)
+            self._outbox.deliver(Change.deletion(key, revision), update)
 
     async def _deliver_backlog(self) -> None:
         """Have everything done that is known to be undone."""
@@ -242,33 +227,25 @@ class Leader:
             if (known := self._index.get(key)) is None:
                 continue
             # Without its value, which is read again; what its lease is shows then.
-            change = Change(
-                ChangeKind.MODIFIED, key, None, known.create_revision, known.revision, 1
-            )
+            change = Change.unread(key, known.create_revision, known.revision)
             if self._outbox.wants(change, known):
                 self._outbox.deliver(change, None)
 
     async def _open_term(self, term: Term) -> float:
         """Note that this process leads; returns until when what others told may still land."""
-        failures = 0
         revision, fence = term.leadership.create_revision, term.leadership.fence
-        while True:
-            try:
+        report = seldom(_log, "term_not_opened")
+        before: Predecessor | None = None
+        async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
+            with attempt:
                 before = await self._position.open_term(revision, term.ttl, fence)
-            except EtcdError as error:
-                failures += 1
-                delay = _BACKOFF.delay(failures)
-                if failures & (failures - 1) == 0:
-                    _log.warning("term_not_opened", error=str(error), retry_in=round(delay, 3))
-                await trio.sleep(delay)
-                continue
-            if before is None:
-                return -math.inf
-            if before.own:
-                return self._outbox.doubt_until
-            hold = (before.ttl or term.ttl) + LANDING
-            _log.info("endings_held", seconds=hold)
-            return term.began + hold
+        if before is None:
+            return -math.inf
+        if before.own:
+            return self._outbox.doubt_until
+        hold = (before.ttl or term.ttl) + LANDING
+        _log.info("endings_held", seconds=hold)
+        return term.began + hold
 
     async def _follow_position(self) -> None:
         """Forget the deletions that the leader is done with."""
@@ -302,5 +279,5 @@ class Leader:
         Puts do not count: what they made is in the list that a successor begins with.
         """
         oldest = self._index.oldest_deletion
-        handled = progress.done_up_to()
+        handled = progress()
         return handled if oldest is None else min(handled, oldest - 1)

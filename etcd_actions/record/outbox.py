@@ -46,11 +46,11 @@ from etcd_actions.follow import Index, SetAside
 from etcd_actions.follow.workqueue import WorkQueue, WorkQueueSettings, WorkQueueStatistics
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
+    ActionObject,
     ActionUpdate,
     Incarnation,
     Phase,
     Summary,
-    TaskAction,
     build_action_update,
     mark_number,
     parse_key,
@@ -62,7 +62,7 @@ from etcd_actions.record.recorder import Ending, MarkResult, Recorder
 from etcd_actions.run_service import RunService
 from etcd_actions.run_service.protocol import keeps_order, tell_status
 from etcd_actions.storage.store import Store
-from etcd_actions.watch import Change, ChangeKind
+from etcd_actions.watch import Change
 
 _NO_ENDING = -1
 _MOST_OF_A_UID = 128
@@ -128,8 +128,12 @@ class _Delivery(Change, frozen=True, gc=False):
     update: ActionUpdate | None = None
     read: bool = False
     """Whether its value was read in this term, when it was the newest."""
-    action: TaskAction | None = None
-    """The value, decoded, where that is at hand."""
+    action: ActionObject | None = None
+    """The decoded value, if it is available."""
+
+    def without_value(self) -> Change:
+        """The same change with its value dropped."""
+        return msgspec.structs.replace(super().without_value(), action=None)
 
 
 class Outbox:
@@ -298,7 +302,7 @@ class Outbox:
             return (
                 summary.held
                 or free
-                or self._recorder.wants_lease(change.lease)
+                or self._recorder.wants_lease(change.kv.lease)
                 or self._is_another(change.key, summary.mark)
             )
         phase = summary.phase
@@ -322,7 +326,7 @@ class Outbox:
             return True
 
     def deliver(
-        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+        self, change: Change, update: ActionUpdate | None, action: ActionObject | None = None
     ) -> None:
         """Queue a state, or a deletion with what is to be told of it. Never waits.
 
@@ -344,9 +348,9 @@ class Outbox:
             return
         known = self._index.get(key)
         if known is None:
-            self._queue.dispatch((_Delivery(ChangeKind.DELETED, key, b"", 0, 0, 0),))
+            self._queue.dispatch((_Delivery.deletion(key, 0),))
         else:
-            self._queue.dispatch((_as_known(key, known),))
+            self._queue.dispatch((Change.unread(key, known.create_revision, known.revision),))
 
     def forget(self, key: bytes) -> None:
         """The key is gone, and nothing is to be told of it."""
@@ -400,7 +404,7 @@ class Outbox:
         return None if found is None else _delivery(found, None, read=True)
 
     async def _handle(self, delivery: Change) -> None:
-        key, value = delivery.key, delivery.value or b""
+        key, value = delivery.key, delivery.value
         action = delivery.action if isinstance(delivery, _Delivery) else None
         if action is None:
             action = codec_of(value).decode(value, key=key, revision=delivery.mod_revision)
@@ -410,7 +414,7 @@ class Outbox:
             revision=delivery.mod_revision,
             create_revision=delivery.create_revision,
         )
-        seen = _key_value(delivery)
+        seen = delivery.kv.plain()
         self._let_go(key)
         if retry := self._letters.asked(key):
             # The record first, then the status, whichever of the two was refused.
@@ -451,7 +455,7 @@ class Outbox:
             self._ended[key] = which, update.attempts
             self._last_told[key] = mark_number(ending.mark(delivery.create_revision))
         if began < (until := self._until(key)):
-            self._held.hold(_without_value(delivery), until)
+            self._held.hold(delivery.without_value(), until)
             return
         await self._letters.carry(update, value)
         if await self.mark_terminal_status_recorded(seen, ending) is MarkResult.DELETED:
@@ -492,7 +496,7 @@ class Outbox:
             return await self._recorder.mark(seen, ending)
 
     async def _tell(
-        self, update: ActionUpdate, action: TaskAction | None, value: bytes | None
+        self, update: ActionUpdate, action: ActionObject | None, value: bytes | None
     ) -> bool:
         """Tell a state; whether it was accepted, and not refused for ever."""
         self._last_told[update.key] = _NO_ENDING
@@ -523,7 +527,7 @@ class Outbox:
     async def _tell_status(
         self,
         update: ActionUpdate,
-        action: TaskAction | None,
+        action: ActionObject | None,
         value: bytes | None,
         recorded: bool | None,
     ) -> bool:
@@ -551,7 +555,7 @@ class Outbox:
             return False
 
     async def _offer(
-        self, what: str, update: ActionUpdate, action: TaskAction | None, value: bytes | None
+        self, what: str, update: ActionUpdate, action: ActionObject | None, value: bytes | None
     ) -> bool:
         """Make a call; whether it was accepted, and not refused for ever."""
         began = perf_counter()
@@ -612,7 +616,7 @@ class Outbox:
             return
         self._has_children.add(parent)
         if self._queue is not None:
-            self._queue.dispatch((_as_known(parent, known),))
+            self._queue.dispatch((Change.unread(parent, known.create_revision, known.revision),))
 
     async def _end_deleted(self, delivery: Change, update: ActionUpdate) -> None:
         """Tell a deletion, if anybody wants to know, and see to what it leaves behind."""
@@ -655,7 +659,7 @@ class Outbox:
         return action.action_id == deleted.action_id
 
     async def _tell_state(
-        self, update: ActionUpdate, action: TaskAction, value: bytes, retry: frozenset[str]
+        self, update: ActionUpdate, action: ActionObject, value: bytes, retry: frozenset[str]
     ) -> bool:
         """Tell a state, and with it what letters about its object are to be tried again."""
         accepted = await self._tell(update, action, value)
@@ -699,39 +703,13 @@ def _delivery(
     update: ActionUpdate | None,
     *,
     read: bool = False,
-    action: TaskAction | None = None,
+    action: ActionObject | None = None,
 ) -> _Delivery:
     return _Delivery(
         change.kind,
-        change.key,
-        change.value,
-        change.create_revision,
-        change.mod_revision,
-        change.version,
-        change.lease,
+        change.kv,
+        value_dropped=change.value_dropped,
         update=update,
         read=read,
         action=action,
-    )
-
-
-def _as_known(key: bytes, known: Summary) -> Change:
-    """The state that is remembered of a key; its value is read again."""
-    return Change(ChangeKind.MODIFIED, key, None, known.create_revision, known.revision, 1)
-
-
-def _without_value(change: Change) -> Change:
-    if isinstance(change, _Delivery):
-        return msgspec.structs.replace(change, value=None, action=None)
-    return msgspec.structs.replace(change, value=None)
-
-
-def _key_value(change: Change) -> KeyValue:
-    return KeyValue(
-        change.key,
-        change.value or b"",
-        change.create_revision,
-        change.mod_revision,
-        change.version,
-        change.lease,
     )

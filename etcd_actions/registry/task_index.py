@@ -101,7 +101,7 @@ class TaskIndex:
         head = None
         try:
             if not change.is_delete:
-                head = decode_head(self._prefix, key, change.value or b"")
+                head = decode_head(self._prefix, key, change.value)
             self._undecodable.forget(key)
         except BaseException as error:
             self._undecodable.add(key, str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from etcd_actions.errors import RunServiceActionUnknown, RunServiceError, RunServiceRejected
-from etcd_actions.model import ActionUpdate, Phase, TaskAction
+from etcd_actions.model import ActionObject, ActionUpdate, Phase
 from etcd_actions.run_service.protocol import RunService, tell_status
 
 
@@ -28,7 +28,7 @@ class BothRunServices:
         """Whether one of them does."""
         return self._first.wants(phase, deleted) or self._second.wants(phase, deleted)
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Make the action known to both.
 
         Raises:
@@ -41,7 +41,7 @@ class BothRunServices:
         """See :meth:`update_action_state`."""
         await self.update_action_state(update, None)
 
-    async def update_action_state(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def update_action_state(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Tell a state to both.
 
         Raises:

@@ -19,7 +19,7 @@ from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.etcd.endpoints import Endpoint, check_host
 from etcd_actions.etcd.tls import check_tls, client_context, explained
 from etcd_actions.http2 import Channel, ChannelSettings, Code, KeepAlive, Target
-from etcd_actions.model import ActionUpdate, Phase, TaskAction
+from etcd_actions.model import ActionObject, ActionUpdate, Phase
 from etcd_actions.run_service import status_codes
 from etcd_actions.run_service.status_codes import CallFailed, Meaning
 from etcd_actions.run_service.status_stream import METHOD as STREAM
@@ -88,7 +88,7 @@ async def open_run_service(
         largest_answer=_LARGEST_ANSWER,
     )
     server = _target(parse_target(target) if isinstance(target, str) else target, tls)
-    async with owned_tasks() as nursery:
+    async with owned_tasks("the run service's client") as nursery:
         channel = Channel(nursery, server, settings)
         service = GrpcRunService(
             channel,
@@ -133,7 +133,7 @@ class GrpcRunService:
         """Every state, and every deletion."""
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Make the action known. Cancelled, it may have been, or may still be.
 
         Raises:

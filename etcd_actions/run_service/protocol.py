@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from etcd_actions.model import ActionUpdate, Phase, TaskAction
+from etcd_actions.model import ActionObject, ActionUpdate, Phase
 
 
 class RunService(Protocol):
@@ -35,7 +35,7 @@ class RunService(Protocol):
         """Whether a state of this phase, or a deletion, is to be told at all."""
         ...
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Make the action known, before its first status.
 
         ``action`` is the stored object, None where it was deleted before it could be read.
@@ -60,7 +60,7 @@ class RunService(Protocol):
 
 
 async def tell_status(
-    run_service: RunService, update: ActionUpdate, action: TaskAction | None
+    run_service: RunService, update: ActionUpdate, action: ActionObject | None
 ) -> None:
     """Tell a state, with the object where the run service takes it; raises what that raises."""
     with_object = getattr(run_service, "update_action_state", None)
@@ -87,7 +87,7 @@ class NullRunService:
         """Whether the action is over and can be marked."""
         return phase.is_terminal and not deleted
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Accept."""
 
     async def update_action_status(self, update: ActionUpdate) -> None:

@@ -25,9 +25,9 @@ from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TRACE,
     ANNOTATION_SUBJECT,
+    ActionObject,
     ActionUpdate,
     Phase,
-    TaskAction,
 )
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.taskaction import parse_time
@@ -45,7 +45,7 @@ def answer(method: str) -> Any:
     return getattr(pb, f"{method}Response")
 
 
-def record_action(update: ActionUpdate, action: TaskAction | None) -> pb.RecordActionRequest:
+def record_action(update: ActionUpdate, action: ActionObject | None) -> pb.RecordActionRequest:
     """The request that makes an action known.
 
     Without the object, of what was deleted unseen, it has the name only, and no ``spec``: one
@@ -104,7 +104,7 @@ def update_action_status(update: ActionUpdate) -> pb.UpdateActionStatusRequest:
     return request
 
 
-def _task(update: ActionUpdate, action: TaskAction) -> FlyteTaskAction:
+def _task(update: ActionUpdate, action: ActionObject) -> FlyteTaskAction:
     spec = action.spec
     task = FlyteTaskAction(spec=TaskSpec(short_name=spec.short_name))
     if spec.cache_key:
@@ -124,7 +124,7 @@ def _task(update: ActionUpdate, action: TaskAction) -> FlyteTaskAction:
     return task
 
 
-def _trace(action: TaskAction) -> TraceAction:
+def _trace(action: ActionObject) -> TraceAction:
     try:
         return TraceAction.FromString(action.spec.trace_spec_bytes)
     except BadMessage as error:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from etcd_actions.errors import DecodeError
-from etcd_actions.model import ACTION_TYPE_TASK, ErrorState, Phase, TaskAction
+from etcd_actions.model import ACTION_TYPE_TASK, ActionObject, ErrorState, Phase
 from etcd_actions.model.conditions import FOLLOWERS, MAX_HISTORY
 from etcd_actions.model.earlier_attempts import EarlierAttempt, earlier_attempts
 from etcd_actions.model.taskaction import PhaseTransition, parse_time
@@ -47,7 +47,7 @@ class _Entered(NamedTuple):
     transition: Transition
 
 
-def attempts(stored: TaskAction, history: ActionHistory | None = None) -> tuple[Attempt, ...]:
+def attempts(stored: ActionObject, history: ActionHistory | None = None) -> tuple[Attempt, ...]:
     """All attempts of an action, the oldest first, without a gap.
 
     Args:
@@ -78,7 +78,9 @@ def attempts(stored: TaskAction, history: ActionHistory | None = None) -> tuple[
     return tuple(found)
 
 
-def _present(stored: TaskAction, number: int, phase: Phase, entered: Sequence[_Entered]) -> Attempt:
+def _present(
+    stored: ActionObject, number: int, phase: Phase, entered: Sequence[_Entered]
+) -> Attempt:
     return Attempt(
         number=number,
         phase=phase.value,
@@ -91,7 +93,7 @@ def _present(stored: TaskAction, number: int, phase: Phase, entered: Sequence[_E
 
 
 def _earlier(
-    stored: TaskAction, number: int, noted: EarlierAttempt | None, entered: Sequence[_Entered]
+    stored: ActionObject, number: int, noted: EarlierAttempt | None, entered: Sequence[_Entered]
 ) -> Attempt:
     transitions = _transitions(entered)
     failure = None
@@ -114,7 +116,7 @@ def _earlier(
     )
 
 
-def _has_log(stored: TaskAction, entered: Iterable[_Entered]) -> bool:
+def _has_log(stored: ActionObject, entered: Iterable[_Entered]) -> bool:
     if stored.spec.kind != ACTION_TYPE_TASK:
         return False
     return any(each.phase in _WITH_PROCESS for each in entered)
@@ -132,7 +134,7 @@ def _filled_in(attempt: Attempt, kept: Attempt | None) -> Attempt:
     )
 
 
-def _kept(stored: TaskAction, history: ActionHistory | None) -> dict[int, Attempt]:
+def _kept(stored: ActionObject, history: ActionHistory | None) -> dict[int, Attempt]:
     if history is None:
         return {}
     known = getattr(stored, "create_revision", 0)

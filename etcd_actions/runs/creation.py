@@ -18,7 +18,7 @@ from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
 
 from etcd_actions.actions import validation
 from etcd_actions.actions.recovery import RELATED_TO, source_of
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import AlreadyExists, InvalidArgument, NameTaken, NotFound, NotServed
 from etcd_actions.etcd.api import Put
@@ -82,7 +82,7 @@ class Created(NamedTuple):
         created: Whether this request did it; False where the same one had.
     """
 
-    action: StoredTaskAction | None
+    action: StoredAction | None
     record: RunRecord | None
     created: bool
 

@@ -45,10 +45,10 @@ from etcd_actions.etcd.group_commit import open_group_commit
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ActionId,
+    ActionObject,
     ActionUpdate,
     Keyspace,
     Phase,
-    TaskAction,
 )
 from etcd_actions.runs.progress import (
     Told,
@@ -135,7 +135,7 @@ class OwnRunService:
         """Every state: only an action's name tells a root from others."""
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Make a record for the run of a root that has none, as one that nobody created has not.
 
         Cancelled, it may have been made, which is safe.
@@ -159,7 +159,7 @@ class OwnRunService:
         """See :meth:`update_action_state`; without the object less is known."""
         await self.update_action_state(update, None)
 
-    async def update_action_state(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def update_action_state(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Keep a state, unless a newer one is kept. Cancelled, it may have been kept.
 
         Args:
@@ -177,7 +177,7 @@ class OwnRunService:
         if update.phase.is_terminal or update.is_deleted or update.attempts > 1:
             await self._keep_history(update, action)
 
-    async def _keep_status(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def _keep_status(self, update: ActionUpdate, action: ActionObject | None) -> None:
         def change(seen: KeyValue | None) -> bytes | None:
             record = _record(seen)
             before = None if record is None else record.status
@@ -194,7 +194,7 @@ class OwnRunService:
 
         await self._keep(self._run_key(update), change)
 
-    async def _keep_history(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def _keep_history(self, update: ActionUpdate, action: ActionObject | None) -> None:
         def change(seen: KeyValue | None) -> bytes | None:
             before = _history(seen)
             if seen is not None and before is not None:

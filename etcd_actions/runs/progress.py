@@ -7,15 +7,15 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ANNOTATION_SUBJECT,
+    ActionObject,
     ActionUpdate,
     Phase,
-    TaskAction,
 )
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.earlier_attempts import shortened
@@ -111,7 +111,7 @@ def is_older(record: RunRecord, revision: int, root_created: int) -> bool:
 
 
 def history_of(
-    update: ActionUpdate, action: TaskAction | None, before: ActionHistory | None
+    update: ActionUpdate, action: ActionObject | None, before: ActionHistory | None
 ) -> ActionHistory:
     """The history of an action as of a state of it.
 
@@ -157,18 +157,10 @@ def history_of(
     )
 
 
-def _placed(update: ActionUpdate, action: TaskAction) -> StoredTaskAction:
+def _placed(update: ActionUpdate, action: ActionObject) -> StoredAction:
     """The object with its place, which its mark is read by."""
-    return StoredTaskAction(
-        action.api_version,
-        action.kind,
-        action.metadata,
-        action.spec,
-        action.status,
-        key=update.key,
-        create_revision=update.create_revision,
-        revision=update.revision,
-    )
+    kv = KeyValue(update.key, b"", update.create_revision, update.revision, 0)
+    return StoredAction.at(kv, action)
 
 
 def _clipped(attempt: Attempt) -> Attempt:
@@ -195,7 +187,7 @@ def _failure(update: ActionUpdate) -> Failure | None:
     )
 
 
-def _task_name(action: TaskAction) -> TaskName:
+def _task_name(action: ActionObject) -> TaskName:
     """Which task a root runs; what cannot be read is left out."""
     try:
         template = conversions.task_template(action)
@@ -214,7 +206,7 @@ def _time(text: str) -> datetime | None:
         return None
 
 
-def new_record(update: ActionUpdate, action: TaskAction | None, now: datetime) -> RunRecord:
+def new_record(update: ActionUpdate, action: ActionObject | None, now: datetime) -> RunRecord:
     """A record of what the object alone says: nobody created one with the run."""
     which = update.action_id
     created = _time(update.creation_timestamp) or now
@@ -239,7 +231,7 @@ def new_record(update: ActionUpdate, action: TaskAction | None, now: datetime) -
 
 
 def status_of(
-    update: ActionUpdate, action: TaskAction | None, before: RunStatus | None, now: datetime
+    update: ActionUpdate, action: ActionObject | None, before: RunStatus | None, now: datetime
 ) -> RunStatus:
     """How a run is, as a state of its root says; what that leaves out stays as it was."""
     before = before or RunStatus()
@@ -264,7 +256,7 @@ def status_of(
     )
 
 
-def _started(update: ActionUpdate, action: TaskAction | None, now: datetime) -> datetime | None:
+def _started(update: ActionUpdate, action: ActionObject | None, now: datetime) -> datetime | None:
     """When it left the queue, as far as anybody says."""
     if action is not None:
         for attempt in attempts(action):

@@ -15,7 +15,7 @@ from flyteidl2.task.run_pb2 import RunSpec
 from flyteidl2.task.task_definition_pb2 import TaskSpec
 from google.protobuf.message import DecodeError as BadMessage
 
-from etcd_actions.actions.stored_action import StoredTaskAction, describe, same_action
+from etcd_actions.actions.stored_action import StoredAction, describe, same_action
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import DecodeError, InvalidArgument, NotFound
 from etcd_actions.etcd.api import Get, KeyRange, KeyValue, RangeResult, Txn
@@ -43,7 +43,7 @@ class Found(NamedTuple):
     """
 
     action_id: ActionId
-    action: StoredTaskAction | None
+    action: StoredAction | None
     record: RunRecord | None
     task: TaskSpec | None
     history: ActionHistory | None
@@ -58,7 +58,7 @@ class Found(NamedTuple):
 class Actions(NamedTuple):
     """The actions of a run, with its record, at one revision."""
 
-    actions: list[StoredTaskAction]
+    actions: list[StoredAction]
     record: RunRecord | None
     revision: int
 
@@ -135,14 +135,14 @@ class RunReader:
         (kv, root), _ = await self._read([_get(self._keys.run_record(run)), self._root(run)])
         return _record(kv, run, root)
 
-    async def present(self, keys: Iterable[bytes], run: ActionId) -> list[StoredTaskAction]:
+    async def present(self, keys: Iterable[bytes], run: ActionId) -> list[StoredAction]:
         """What is there of some actions of a run, by the keys of their objects."""
         wanted = list(keys)
-        found: list[StoredTaskAction] = []
+        found: list[StoredAction] = []
         for at in range(0, len(wanted), _MOST_AT_ONCE):
             kvs, _ = await self._read([_get(key) for key in wanted[at : at + _MOST_AT_ONCE]])
             for kv in kvs:
-                action = None if kv is None else _part(kv.key, kv, StoredTaskAction.of)
+                action = None if kv is None else _part(kv.key, kv, StoredAction.of)
                 if action is not None and _is_of(action, run):
                     found.append(action)
         return found
@@ -187,17 +187,17 @@ def _checked(wanted: ActionId) -> ActionId:
     return ActionId(wanted.project, wanted.domain, wanted.run, wanted.name)
 
 
-def _own(kv: KeyValue | None, wanted: ActionId) -> StoredTaskAction | None:
+def _own(kv: KeyValue | None, wanted: ActionId) -> StoredAction | None:
     """The action that is meant; another project's may have the same key."""
     if kv is None:
         return None
-    action = StoredTaskAction.of(kv)
+    action = StoredAction.of(kv)
     there = action.action_id
     anyone = ActionId(there.project, there.domain, there.run, there.name)
     return action if same_action(anyone, wanted) else None
 
 
-def _is_of(action: StoredTaskAction, run: ActionId) -> bool:
+def _is_of(action: StoredAction, run: ActionId) -> bool:
     there = action.action_id
     return (there.project, there.domain, there.run) == (run.project, run.domain, run.run)
 

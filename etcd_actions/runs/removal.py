@@ -17,7 +17,7 @@ import msgspec
 import structlog
 import trio
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.blobs import BlobError, BlobStore
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import (
@@ -219,7 +219,7 @@ class RunRemover:
                 async for kv in kvs:
                     newest = max(newest, kv.mod_revision)
                     try:
-                        action = StoredTaskAction.of(kv)
+                        action = StoredAction.of(kv)
                     except DecodeError:
                         # Of whose run it is nobody knows.
                         return None
@@ -249,7 +249,7 @@ class RunRemover:
         kv = await self._store.get(root)
         if kv is not None:
             try:
-                if not StoredTaskAction.of(kv).is_terminal:
+                if not StoredAction.of(kv).is_terminal:
                     return None
             except DecodeError:
                 # Whether it is over nobody knows.
@@ -307,7 +307,7 @@ class RunRemover:
         if kv is None:
             return False
         try:
-            return not StoredTaskAction.of(kv).is_terminal
+            return not StoredAction.of(kv).is_terminal
         except DecodeError:
             return True
 
@@ -378,7 +378,7 @@ def _unchanged(seen: KeyValue) -> Compare:
     return Compare(seen.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen.mod_revision)
 
 
-def _may_go(action: StoredTaskAction) -> bool:
+def _may_go(action: StoredAction) -> bool:
     """Whether nobody waits for an action: it is over and recorded, and nobody else holds it."""
     if not action.is_terminal or not action.is_recorded:
         return False

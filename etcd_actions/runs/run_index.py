@@ -245,7 +245,7 @@ class RunIndex:
         new = None
         try:
             if not change.is_delete:
-                new = read_entry(key, change.value or b"", change.mod_revision, self._tasks)
+                new = read_entry(key, change.value, change.mod_revision, self._tasks)
             self._undecodable.forget(key)
         except BaseException as error:
             self._undecodable.add(key, str(error))

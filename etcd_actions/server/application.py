@@ -19,20 +19,17 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.histogram import Histogram
 from etcd_actions._internal.tracing import CallSpan, is_traced
 from etcd_actions.server.admission import RateLimit
-from etcd_actions.server.auth_metadata import AUTH_METADATA
 from etcd_actions.server.authentication import Authentication
-from etcd_actions.server.boundaries import guarded
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.disconnects import without_a_task
 from etcd_actions.server.error_codes import Refusal, told
-from etcd_actions.server.grpc_health import HEALTH
-from etcd_actions.server.methods import Methods, UnaryCalls
+from etcd_actions.server.methods import Methods, guarded
 from etcd_actions.server.streams import CONNECTION, Connection
 from etcd_actions.server.tokens import Identity
 from etcd_actions.web import ClientGone, Message, Receive, Send, on_lost
 
 # Load balancers and clients that have yet to log in show no token.
-_OPEN = frozenset({HEALTH, AUTH_METADATA})
+_OPEN = frozenset({"grpc.health.v1.Health", "flyteidl2.auth.AuthMetadataService"})
 
 
 class _Begun(NamedTuple):
@@ -158,7 +155,6 @@ class Application(ConnectASGIApplication[Methods]):
 
     Args:
         methods: The methods of all services.
-        unary_calls: Bounds those that are no stream.
         calls: What all calls go through.
         routes: What is served beside methods.
         message_bytes: The size of a request, at most.
@@ -167,14 +163,13 @@ class Application(ConnectASGIApplication[Methods]):
     def __init__(
         self,
         methods: Methods,
-        unary_calls: UnaryCalls,
         calls: Calls,
         routes: Sequence[Route] = (),
         *,
         message_bytes: int,
     ) -> None:
         interceptors: Iterable[MetadataInterceptor[_Begun]] = (calls,)
-        self._unary_calls = unary_calls
+        self._methods = methods
         self._routes = routes
         super().__init__(
             service=methods,
@@ -191,7 +186,7 @@ class Application(ConnectASGIApplication[Methods]):
 
     def cut_off(self) -> None:
         """Answer the calls that still go on with an error that asks for another try."""
-        self._unary_calls.cut_off()
+        self._methods.cut_off()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request; its streams learn at once when the client is gone."""

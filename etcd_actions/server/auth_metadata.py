@@ -1,82 +1,48 @@
-"""AuthMetadataService: where a client gets a token; it is asked without one."""
+"""AuthMetadataService: where a client gets a token. It is called without one."""
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from connectrpc.code import Code
 from flyteidl2.auth import auth_service_pb2 as pb
 
 from etcd_actions.server.error_codes import Refusal
-from etcd_actions.server.methods import Methods
 
-AUTH_METADATA: Final = "flyteidl2.auth.AuthMetadataService"
+if TYPE_CHECKING:
+    from etcd_actions.server.oidc import OidcIssuer
 
-_NO_ISSUER = (
+_NO_ISSUER: Final = (
     "this service has no OAuth server: give its token by auth_type='ExternalCommand' and a command "
     "that prints it, over https; where it asks for no token, use insecure=True"
 )
 
 
-class Issuer(Protocol):
-    """What is known of the OAuth server whose tokens are accepted."""
-
-    async def metadata(self) -> pb.GetOAuth2MetadataResponse:
-        """Where it is asked for tokens."""
-        ...
-
-    def client_config(self) -> pb.GetPublicClientConfigResponse:
-        """How a client without a secret asks it."""
-        ...
-
-
 class AuthMetadataService:
-    """Answers what the SDK asks before it logs in.
+    """Answers the SDK's calls before it logs in.
 
     Args:
-        issuer: The OAuth server; None for none.
+        issuer: The OAuth server; None for none: then each method raises a Refusal.
     """
 
-    def __init__(self, issuer: Issuer | None) -> None:
-        self._issuer = issuer
+    descriptor = pb.DESCRIPTOR.services_by_name["AuthMetadataService"]
 
-    def add_to(self, methods: Methods) -> None:
-        """Add its methods to those that are served."""
-        methods.unary(
-            AUTH_METADATA,
-            "GetOAuth2Metadata",
-            pb.GetOAuth2MetadataRequest,
-            pb.GetOAuth2MetadataResponse,
-            self.get_oauth2_metadata,
-        )
-        methods.unary(
-            AUTH_METADATA,
-            "GetPublicClientConfig",
-            pb.GetPublicClientConfigRequest,
-            pb.GetPublicClientConfigResponse,
-            self.get_public_client_config,
-        )
+    def __init__(self, issuer: OidcIssuer | None) -> None:
+        self._issuer = issuer
 
     async def get_oauth2_metadata(
         self, _: pb.GetOAuth2MetadataRequest
     ) -> pb.GetOAuth2MetadataResponse:
-        """Where the OAuth server is asked for tokens.
-
-        Raises:
-            Refusal: There is none.
-        """
-        if self._issuer is None:
-            raise Refusal(Code.UNIMPLEMENTED, _NO_ISSUER)
-        return await self._issuer.metadata()
+        """Where clients request tokens of the OAuth server."""
+        return await self._known_issuer().metadata()
 
     async def get_public_client_config(
         self, _: pb.GetPublicClientConfigRequest
     ) -> pb.GetPublicClientConfigResponse:
-        """How a client without a secret asks the OAuth server.
+        """How a client without a secret requests a token."""
+        return self._known_issuer().client_config()
 
-        Raises:
-            Refusal: There is none.
-        """
+    def _known_issuer(self) -> OidcIssuer:
         if self._issuer is None:
             raise Refusal(Code.UNIMPLEMENTED, _NO_ISSUER)
-        return self._issuer.client_config()
+        return self._issuer

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection
-from typing import Final
 
 from connectrpc.code import Code
 
 from etcd_actions.server._pb import grpc_health_pb2 as pb
 from etcd_actions.server.error_codes import Refusal
-from etcd_actions.server.methods import Methods
 from etcd_actions.server.streams import Streams
 
-HEALTH: Final = "grpc.health.v1.Health"
 _LOOK_EVERY = 5.0
 
 
@@ -25,6 +22,8 @@ class Health:
         streams: The open streams; a watch is one.
     """
 
+    descriptor = pb.DESCRIPTOR.services_by_name["Health"]
+
     def __init__(
         self,
         services: Callable[[], Collection[str]],
@@ -34,12 +33,6 @@ class Health:
         self._services = services
         self._is_serving = is_serving
         self._streams = streams
-
-    def add_to(self, methods: Methods) -> None:
-        """Add its methods to those that are served."""
-        request, response = pb.HealthCheckRequest, pb.HealthCheckResponse
-        methods.unary(HEALTH, "Check", request, response, self.check)
-        methods.server_stream(HEALTH, "Watch", request, response, self.watch)
 
     async def check(self, request: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
         """Say how it is."""

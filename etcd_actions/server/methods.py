@@ -1,228 +1,191 @@
-"""The table of methods: each service adds its own, and all of them have the same bounds."""
+"""The table of methods: all have the same boundary, access check and time limit."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 from connectrpc.code import Code
+from connectrpc.errors import ConnectError
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
-from connectrpc.request import RequestContext
 from connectrpc.server import Endpoint
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions.server.boundaries import guarded, guarded_stream
-from etcd_actions.server.error_codes import Refusal
+from etcd_actions.errors import EtcdActionsError
+from etcd_actions.server.error_codes import Refusal, failure
 from etcd_actions.server.project_access import Access, has_rule
+from etcd_actions.web import ClientGone
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
+_Result = TypeVar("_Result")
+
+_ENDPOINTS: Final[Mapping[StreamType, Callable[..., Any]]] = {
+    StreamType.UNARY: Endpoint.unary,
+    StreamType.SERVER_STREAM: Endpoint.server_stream,
+    StreamType.BIDI_STREAM: Endpoint.bidi_stream,
+}
+
+Function = Callable[[Any], Any]
+"""Takes a request, or an iterator of requests; returns a response, or generates several."""
 
 
 class Service(Protocol):
-    """What is served beside others on one port."""
+    """Implements methods of one gRPC service, each under its name in snake case."""
 
-    def add_to(self, methods: Methods) -> None:
-        """Add each of its methods."""
+    @property
+    def descriptor(self) -> ServiceDescriptor:
+        """The gRPC service."""
         ...
 
 
-class UnaryCalls:
-    """Bounds calls that are no stream."""
-
-    def __init__(self, timeout: float, containment: Containment) -> None:
-        self._timeout = timeout
-        self._containment = containment
-        self._open: set[trio.CancelScope] = set()
-        self._cut_off = False
-
-    def cut_off(self) -> None:
-        """End those that are under way."""
-        self._cut_off = True
-        for scope in self._open:
-            scope.cancel("the service ends")
-
-    def bounded(
-        self, name: str, function: Callable[[_Request], Awaitable[_Response]]
-    ) -> Callable[[_Request, RequestContext[_Request, _Response]], Awaitable[_Response]]:
-        """The function as an endpoint has it, that raises in time what its client can bear."""
-
-        async def call(request: _Request, _: RequestContext[_Request, _Response]) -> _Response:
-            with trio.move_on_after(self._timeout) as scope:
-                self._open.add(scope)
-                try:
-                    return await guarded(self._containment, name, function(request))
-                finally:
-                    self._open.discard(scope)
-            # It may have been done: the same again is safe.
-            why = "the service is ending" if self._cut_off else "it took too long"
-            raise Refusal(Code.UNAVAILABLE, why)
-
-        return call
-
-
 class Methods:
-    """Collects the methods of services; each has a boundary, and a unary one a time, too.
+    """Collects the methods of services.
 
     Args:
-        calls: Bounds those that are no stream.
+        timeout: Seconds that a unary call may take.
         containment: The boundary of each call.
-        access: Decides which projects a request may name.
+        access: Checks which projects a request may name.
+
+    Attributes:
+        endpoints: The endpoints by path.
+        answered: The methods by path, except those that :meth:`refuse` added.
     """
 
-    def __init__(self, calls: UnaryCalls, containment: Containment, access: Access) -> None:
-        self._calls = calls
+    def __init__(self, timeout: float, containment: Containment, access: Access) -> None:
+        self._timeout = timeout
         self._containment = containment
         self._access = access
-        # The library names the class of an endpoint in its public interface, and no kind of it.
-        self._table: dict[str, Any] = {}
-        self._services: dict[str, None] = {}
-        self._answered: dict[str, MethodInfo[Any, Any]] = {}
-        self._only_missing = False
-
-    @contextmanager
-    def only_what_is_missing(self) -> Iterator[None]:
-        """Add refusals: only methods that nothing has added, and anything else replaces them.
-
-        They do not make a service one that is served.
-        """
-        self._only_missing = True
-        try:
-            yield
-        finally:
-            self._only_missing = False
-
-    @property
-    def endpoints(self) -> Mapping[str, Any]:
-        """The endpoints by their paths."""
-        return self._table
-
-    @property
-    def answered(self) -> Mapping[str, MethodInfo[Any, Any]]:
-        """The methods that are not only refused, by their paths."""
-        return self._answered
+        self._open: set[trio.CancelScope] = set()
+        self._is_ending = False
+        self.endpoints: dict[str, Any] = {}
+        self.answered: dict[str, MethodInfo[Any, Any]] = {}
 
     @property
     def services(self) -> tuple[str, ...]:
-        """The full names of all services that have a method."""
-        return tuple(self._services)
+        """The full names of the services that answer a method."""
+        return tuple(dict.fromkeys(each.service_name for each in self.answered.values()))
 
-    def unary(
-        self,
-        service: str,
-        name: str,
-        request: type[_Request],
-        response: type[_Response],
-        function: Callable[[_Request], Awaitable[_Response]],
-    ) -> None:
-        """Add a method that gives one answer."""
-        method = _method(service, name, request, response, StreamType.UNARY)
+    def add(self, service: Service) -> None:
+        """Add each method that a service implements."""
+        functions = {name.replace("_", ""): name for name in dir(service)}
+        for method in service.descriptor.methods:
+            if (name := functions.get(method.name.lower())) is not None:
+                self.add_method(method_info(method), getattr(service, name))
 
-        async def checked(request: _Request) -> _Response:
-            self._check(method, request)
+    def add_method(self, method: MethodInfo[Any, Any], function: Function) -> None:
+        """Add one method.
+
+        Raises:
+            ValueError: Its request names no project, and it is not listed as one that needs none.
+        """
+        name = _full_name(method)
+        if not has_rule(name, method.input.DESCRIPTOR):
+            raise ValueError(
+                f"{name} names no project: add it to project_access.WITHOUT_A_PROJECT if it "
+                "returns nothing that belongs to one"
+            )
+        self.answered[f"/{name}"] = method
+        self.endpoints[f"/{name}"] = self._endpoint(method, function)
+
+    def refuse(self, method: MethodDescriptor, reason: str) -> None:
+        """Answer a method that nothing has added as unimplemented."""
+
+        async def refuse(_: Any) -> Any:
+            raise Refusal(Code.UNIMPLEMENTED, reason)
+
+        async def refuse_stream(_: Any) -> AsyncIterator[Any]:
+            raise Refusal(Code.UNIMPLEMENTED, reason)
+            yield  # It makes this a stream.
+
+        described = method_info(method)
+        function = refuse_stream if method.server_streaming else refuse
+        self.endpoints.setdefault(f"/{_full_name(described)}", self._endpoint(described, function))
+
+    def cut_off(self) -> None:
+        """End the unary calls in progress with an error that asks for another attempt."""
+        self._is_ending = True
+        for scope in self._open:
+            scope.cancel("the service ends")
+
+    def _endpoint(self, method: MethodInfo[Any, Any], function: Function) -> Any:
+        name = _full_name(method)
+
+        async def checked(request: Any) -> Any:
+            self._access.check(name, request)
             return await function(request)
 
-        self._add(Endpoint.unary(method, self._calls.bounded(name, checked)))
+        async def unary(request: Any, _: object) -> Any:
+            with trio.move_on_after(self._timeout) as scope:
+                self._open.add(scope)
+                try:
+                    return await guarded(self._containment, method.name, checked(request))
+                finally:
+                    self._open.discard(scope)
+            # The call may have taken effect: to repeat it is safe.
+            reason = "the service is ending" if self._is_ending else "it took too long"
+            raise Refusal(Code.UNAVAILABLE, reason)
 
-    def server_stream(
-        self,
-        service: str,
-        name: str,
-        request: type[_Request],
-        response: type[_Response],
-        function: Callable[[_Request], AsyncIterator[_Response]],
-    ) -> None:
-        """Add a method that gives one answer after another."""
-        method = _method(service, name, request, response, StreamType.SERVER_STREAM)
-
-        async def checked(request: _Request) -> AsyncIterator[_Response]:
-            self._check(method, request)
-            responses = function(request)
-            try:
-                async for each in responses:
-                    yield each
-            finally:
-                if isinstance(responses, AsyncGenerator):
-                    await responses.aclose()
-
-        def call(
-            request: _Request, _: RequestContext[_Request, _Response]
-        ) -> AsyncIterator[_Response]:
-            return guarded_stream(self._containment, name, checked(request))
-
-        self._add(Endpoint.server_stream(method, call))
-
-    def bidi_stream(
-        self,
-        service: str,
-        name: str,
-        request: type[_Request],
-        response: type[_Response],
-        function: Callable[[AsyncIterator[_Request]], AsyncIterator[_Response]],
-    ) -> None:
-        """Add a method that answers while it is asked."""
-        method = _method(service, name, request, response, StreamType.BIDI_STREAM)
-
-        async def checked(requests: AsyncIterator[_Request]) -> AsyncIterator[_Request]:
+        async def checked_requests(requests: AsyncIterator[Any]) -> AsyncGenerator[Any]:
             async for each in requests:
-                self._check(method, each)
+                self._access.check(name, each)
                 yield each
 
-        async def answers(requests: AsyncIterator[_Request]) -> AsyncIterator[_Response]:
-            checked_requests = checked(requests)
-            responses = function(checked_requests)
-            try:
-                async for each in responses:
+        async def responses_to(request: Any) -> AsyncGenerator[Any]:
+            async with AsyncExitStack() as stack:
+                if method.stream_type is StreamType.BIDI_STREAM:
+                    request = await stack.enter_async_context(aclosing(checked_requests(request)))
+                else:
+                    self._access.check(name, request)
+                async for each in await stack.enter_async_context(aclosing(function(request))):
                     yield each
+
+        async def stream(request: Any, _: object) -> AsyncIterator[Any]:
+            responses = responses_to(request)
+            try:
+                while True:
+                    step = anext(responses, None)
+                    if (response := await guarded(self._containment, method.name, step)) is None:
+                        return
+                    yield response
             finally:
-                for generator in (responses, checked_requests):
-                    if isinstance(generator, AsyncGenerator):
-                        await generator.aclose()
+                await guarded(self._containment, method.name, responses.aclose())
 
-        def call(
-            requests: AsyncIterator[_Request], _: RequestContext[_Request, _Response]
-        ) -> AsyncIterator[_Response]:
-            return guarded_stream(self._containment, name, answers(requests))
+        call = unary if method.stream_type is StreamType.UNARY else stream
+        return _ENDPOINTS[method.stream_type](method, call)
 
-        self._add(Endpoint.bidi_stream(method, call))
 
-    def _check(self, method: MethodInfo[Any, Any], request: Any) -> None:
-        self._access.check(_full_name(method), request)
+async def guarded(containment: Containment, method: str, work: Awaitable[_Result]) -> _Result:
+    """Raise only errors that have a code; contain any other one, and raise INTERNAL for it.
 
-    def _add(self, endpoint: Any) -> None:
-        method = endpoint.method
-        path = f"/{method.service_name}/{method.name}"
-        if self._only_missing:
-            self._table.setdefault(path, endpoint)
-            return
-        if not has_rule(_full_name(method), method.input.DESCRIPTOR):
-            raise ValueError(
-                f"{_full_name(method)} names no project: add it to access.WITHOUT_A_PROJECT if it "
-                "tells nothing that belongs to one"
-            )
-        self._services[method.service_name] = None
-        self._answered[path] = method
-        self._table[path] = endpoint
+    connectrpc lets a SystemExit or an exception group pass, and sends the client nothing of use.
+    """
+    try:
+        return await work
+    except (ConnectError, EtcdActionsError, ClientGone):
+        raise
+    except BaseException as error:
+        containment.caught("request", method, error)
+    raise failure()
+
+
+def method_info(method: MethodDescriptor, service: str = "") -> MethodInfo[Any, Any]:
+    """A method as connectrpc describes it; ``service`` replaces the name of its service."""
+    if method.client_streaming:
+        kind = StreamType.BIDI_STREAM
+    else:
+        kind = StreamType.SERVER_STREAM if method.server_streaming else StreamType.UNARY
+    return MethodInfo(
+        name=method.name,
+        service_name=service or method.containing_service.full_name,
+        input=GetMessageClass(method.input_type),
+        output=GetMessageClass(method.output_type),
+        idempotency_level=IdempotencyLevel.UNKNOWN,
+        stream_type=kind,
+    )
 
 
 def _full_name(method: MethodInfo[Any, Any]) -> str:
     return f"{method.service_name}/{method.name}"
-
-
-def _method(
-    service: str,
-    name: str,
-    request: type[_Request],
-    response: type[_Response],
-    kind: StreamType,
-) -> MethodInfo[_Request, _Response]:
-    return MethodInfo(
-        name=name,
-        service_name=service,
-        input=request,
-        output=response,
-        idempotency_level=IdempotencyLevel.UNKNOWN,
-        stream_type=kind,
-    )

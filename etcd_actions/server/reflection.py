@@ -11,7 +11,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from etcd_actions.server._pb import POOL
 from etcd_actions.server._pb import grpc_reflection_pb2 as pb
-from etcd_actions.server.methods import Methods
+from etcd_actions.server.methods import Methods, method_info
 
 REFLECTION: Final = (
     "grpc.reflection.v1.ServerReflection",
@@ -35,14 +35,9 @@ class Reflection:
 
     def add_to(self, methods: Methods) -> None:
         """Add its methods to those that are served."""
+        (method,) = pb.DESCRIPTOR.services_by_name["ServerReflection"].methods
         for service in REFLECTION:
-            methods.bidi_stream(
-                service,
-                "ServerReflectionInfo",
-                pb.ServerReflectionRequest,
-                pb.ServerReflectionResponse,
-                self.server_reflection_info,
-            )
+            methods.add_method(method_info(method, service), self.server_reflection_info)
 
     async def server_reflection_info(
         self, requests: AsyncIterator[pb.ServerReflectionRequest]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from etcd_actions.server.application import Calls
     from etcd_actions.server.front import Front
-    from etcd_actions.server.methods import Methods, Service
+    from etcd_actions.server.methods import Methods
     from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
 
@@ -85,7 +85,7 @@ async def open_actions_server(
         from etcd_actions.server.authentication import Authentication  # noqa: PLC0415
         from etcd_actions.server.data_locations import Places  # noqa: PLC0415
         from etcd_actions.server.grpc_health import Health  # noqa: PLC0415
-        from etcd_actions.server.methods import Methods, UnaryCalls  # noqa: PLC0415
+        from etcd_actions.server.methods import Methods  # noqa: PLC0415
         from etcd_actions.server.project_access import Access  # noqa: PLC0415
         from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
         from etcd_actions.server.service import ActionsService  # noqa: PLC0415
@@ -101,21 +101,16 @@ async def open_actions_server(
     authentication = Authentication(tokens, issuer)
     calls = Calls(authentication, RateLimit(settings.rate), client.containment)
     streams = Streams(settings.max_streams)
-    unary_calls = UnaryCalls(settings.request_timeout, client.containment)
     access = Access(settings.projects, Places(None if front is None else front.blobs))
-    methods = Methods(unary_calls, client.containment, access)
-    services: Iterable[Service] = (
-        ActionsService(client, streams, settings.keepalive, read_trace_error),
-        Health(lambda: methods.services, is_serving, streams),
-        Reflection(lambda: methods.services),
-        AuthMetadataService(issuer),
-        *(() if front is None else front.services(streams)),
-    )
-    for service in services:
-        service.add_to(methods)
+    methods = Methods(settings.request_timeout, client.containment, access)
+    methods.add(ActionsService(client, streams, settings.keepalive, read_trace_error))
+    methods.add(Health(lambda: methods.services, is_serving, streams))
+    Reflection(lambda: methods.services).add_to(methods)
+    methods.add(AuthMetadataService(issuer))
+    if front is not None:
+        front.add_to(methods, streams)
     application = Application(
         methods,
-        unary_calls,
         calls,
         () if front is None else tuple(front.routes(calls)),
         message_bytes=settings.message_bytes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -14,14 +14,11 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.errors import InvalidArgument, NameTaken
 from etcd_actions.follow.subscriptions import SnapshotEnd
 from etcd_actions.model import ErrorState
-from etcd_actions.server.methods import Methods
 from etcd_actions.server.streams import Streams
 from etcd_actions.server.update_messages import is_told, response, sentinel
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
-
-ACTIONS: Final = "flyteidl2.actions.ActionsService"
 
 _log = structlog.get_logger(__name__)
 
@@ -39,6 +36,8 @@ class ActionsService:
         trace_error: See :data:`TraceError`.
     """
 
+    descriptor = pb.DESCRIPTOR.services_by_name["ActionsService"]
+
     def __init__(
         self, client: ActionsClient, streams: Streams, keepalive: float, trace_error: TraceError
     ) -> None:
@@ -46,20 +45,6 @@ class ActionsService:
         self._streams = streams
         self._keepalive = keepalive
         self._trace_error = trace_error
-
-    def add_to(self, methods: Methods) -> None:
-        """Add its methods to those that are served."""
-        methods.unary(ACTIONS, "Enqueue", pb.EnqueueRequest, pb.EnqueueResponse, self.enqueue)
-        methods.unary(ACTIONS, "Update", pb.UpdateRequest, pb.UpdateResponse, self.update)
-        methods.unary(ACTIONS, "Abort", pb.AbortRequest, pb.AbortResponse, self.abort)
-        methods.unary(ACTIONS, "Signal", pb.SignalRequest, pb.SignalResponse, self.signal)
-        methods.server_stream(
-            ACTIONS,
-            "WatchForUpdates",
-            pb.WatchForUpdatesRequest,
-            pb.WatchForUpdatesResponse,
-            self.watch_for_updates,
-        )
 
     async def enqueue(self, request: pb.EnqueueRequest) -> pb.EnqueueResponse:
         """Create an action; the same request again is no error."""

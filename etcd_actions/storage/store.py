@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import NamedTuple
 
-import msgspec
-
 from etcd_actions.errors import Compacted, EtcdError, FutureRevision, Unavailable, first_error
 from etcd_actions.etcd.api import (
     Compare,
@@ -114,14 +112,14 @@ class Store:
             kv = await self.get(change.key)
         if kv is None or kv.mod_revision != change.mod_revision:
             return None
-        return msgspec.structs.replace(change, value=kv.value, version=kv.version, lease=kv.lease)
+        return change.with_value(kv)
 
     async def newest(self, change: Change) -> Change | None:
         """Restore the value of a change if the key still is what it made of it; else None."""
         kv = await self.get(change.key)
         if kv is None or kv.mod_revision != change.mod_revision:
             return None
-        return msgspec.structs.replace(change, value=kv.value, version=kv.version, lease=kv.lease)
+        return change.with_value(kv)
 
     async def compare_and_put(
         self,

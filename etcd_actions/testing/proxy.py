@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import trio
 
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.testing.etcd_server import lasting_port
 
 _CHUNK = 65536
@@ -241,7 +242,7 @@ class _Once:
 @asynccontextmanager
 async def open_proxy(target: int) -> AsyncIterator[Proxy]:
     """Listen on a port of its own and forward to ``target``."""
-    async with trio.open_nursery() as nursery:
+    async with owned_tasks("the proxy") as nursery:
         proxy = Proxy(nursery, target)
         await proxy.come_up()
         yield proxy

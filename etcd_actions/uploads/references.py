@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import trio
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.blobs import BlobStore
 from etcd_actions.blobs.files import Incomplete, SearchedFiles
 from etcd_actions.blobs.uploads import ReferenceFinder, References
@@ -111,7 +111,7 @@ class Marker:
         """Add the inputs and outputs that a value names, and whether they may still change."""
         keys = self._keys
         if kv.key.startswith((keys.prefix, keys.traces)):
-            self._of_action(StoredTaskAction.of(kv), files)
+            self._of_action(StoredAction.of(kv), files)
         elif kv.key.startswith(keys.runs):
             _add(files, decode_record(kv.value).input_uri)
         elif kv.key.startswith(keys.histories):
@@ -121,7 +121,7 @@ class Marker:
         elif kv.key.startswith(keys.catalog + b"entries/"):
             _add_outputs(files, _decode_cached(kv.value).output_uri)
 
-    def _of_action(self, action: StoredTaskAction, files: dict[str, bool]) -> None:
+    def _of_action(self, action: StoredAction, files: dict[str, bool]) -> None:
         _add(files, action.spec.input_uri)
         if action.spec.is_condition or action.phase in _FAILED:
             return

@@ -1,10 +1,12 @@
-"""One change of one key, as the reflector hands it out."""
+"""One change of one key, as the reflector delivers it."""
 
 from __future__ import annotations
 
 import enum
 
 import msgspec
+
+from etcd_actions.etcd.api import Event, KeyValue
 
 
 class ChangeKind(enum.Enum):
@@ -16,38 +18,80 @@ class ChangeKind(enum.Enum):
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """A new state of a key, or its end.
+    """A new state of a key, or its deletion.
 
     Attributes:
-        kind: ADDED for the first put of an incarnation (etcd's version 1) and for what the
+        kind: ADDED for the first put of an incarnation (etcd's version 1) and for a key that the
             first list found; DELETED for a delete; else MODIFIED.
-        key: The etcd key.
-        value: The stored bytes; empty for a delete. None where they were dropped to save
-            memory and must be read again, at ``mod_revision``.
-        create_revision: Revision of the incarnation's first put, 0 for a delete.
-        mod_revision: Revision of this change. A synthesised delete has the highest one that
-            the real delete can have had.
-        version: Number of puts of the incarnation, 0 for a delete.
-        lease: The lease that the key is attached to, 0 without.
-        listed: Whether it was read from a list, not from history: states before it may have
-            been skipped.
-        synthesised: For a delete: it was not seen, but concluded from a list.
-        prev_value: What the key held before, where the reflector was told to ask for it and
-            etcd still had it.
+        kv: The state. A delete has no value, and ``create_revision`` and ``version`` are 0. The
+            ``mod_revision`` of a synthesised delete is the highest that the real one can have had.
+            Code that runs for each event reads its fields; the properties below cost more.
+        listed: The state was read by a list, not from history: states before it may have been
+            skipped.
+        synthesised: The delete was not received, but concluded from a list.
+        value_dropped: The value was dropped to save memory. It can be read again, at
+            ``mod_revision``.
     """
 
     kind: ChangeKind
-    key: bytes
-    value: bytes | None
-    create_revision: int
-    mod_revision: int
-    version: int
-    lease: int = 0
+    kv: KeyValue
     listed: bool = False
     synthesised: bool = False
-    prev_value: bytes | None = None
+    value_dropped: bool = False
+
+    @classmethod
+    def deletion(cls, key: bytes, revision: int, *, synthesised: bool = False) -> Change:
+        """The deletion of a key."""
+        kv = KeyValue(key, b"", 0, revision, 0)
+        return cls(ChangeKind.DELETED, kv, listed=synthesised, synthesised=synthesised)
+
+    @classmethod
+    def unread(cls, key: bytes, create_revision: int, revision: int) -> Change:
+        """A state of which only the revisions are known."""
+        kv = KeyValue(key, b"", create_revision, revision, 1)
+        return cls(ChangeKind.MODIFIED, kv, value_dropped=True)
+
+    def without_value(self) -> Change:
+        """The same change with its value dropped."""
+        kv = msgspec.structs.replace(self.kv.plain(), value=b"")
+        return msgspec.structs.replace(self, kv=kv, value_dropped=True)
+
+    def with_value(self, kv: KeyValue) -> Change:
+        """The same change with its value, as it was read again."""
+        return msgspec.structs.replace(self, kv=kv, value_dropped=False)
+
+    @property
+    def key(self) -> bytes:
+        """The etcd key."""
+        return self.kv.key
+
+    @property
+    def value(self) -> bytes:
+        """The stored bytes; empty for a delete, and for a value that was dropped."""
+        return self.kv.value
+
+    @property
+    def create_revision(self) -> int:
+        """Revision of the incarnation's first put; 0 for a delete."""
+        return self.kv.create_revision
+
+    @property
+    def mod_revision(self) -> int:
+        """Revision of this change."""
+        return self.kv.mod_revision
+
+    @property
+    def version(self) -> int:
+        """Number of puts of the incarnation; 0 for a delete."""
+        return self.kv.version
+
+    @property
+    def prev_value(self) -> bytes | None:
+        """The value before, if the reflector requests it and etcd still had it; else None."""
+        kv = self.kv
+        return kv.prev_kv.value if isinstance(kv, Event) and kv.prev_kv is not None else None
 
     @property
     def is_delete(self) -> bool:
-        """Whether the key is gone."""
-        return self.version == 0
+        """Whether the key is deleted."""
+        return self.kv.version == 0

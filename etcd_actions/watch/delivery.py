@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from etcd_actions.etcd.api import Etcd, KeyValue
+from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.watch.change import Change, ChangeKind
 from etcd_actions.watch.known import Known, Sink
@@ -16,6 +16,7 @@ from etcd_actions.watch.watched_range import WatchedRange
 
 _TURN = 128
 """Changes that the sink takes before others have their turn."""
+_ADDED, _MODIFIED = ChangeKind.ADDED, ChangeKind.MODIFIED
 
 Merge = Callable[[Sequence[Change]], Sequence[Change]]
 """Gives what a sink needs of a batch."""
@@ -103,13 +104,15 @@ class Lister:
                         if kv.mod_revision == seen and not replaced:
                             continue
                         if kv.create_revision > abs(seen):
-                            changes.append(_synthesised_delete(kv.key, kv.create_revision - 1))
+                            changes.append(
+                                Change.deletion(kv.key, kv.create_revision - 1, synthesised=True)
+                            )
                             seen = 0
-                    changes.append(_listed(kv, ChangeKind.MODIFIED if seen else ChangeKind.ADDED))
+                    changes.append(Change(_MODIFIED if seen else _ADDED, kv, listed=True))
                 await self._delivery.give(changes)
         await self._delivery.give(
             [
-                _synthesised_delete(key, max(abs(known.revision_of(key)), revision))
+                Change.deletion(key, max(abs(known.revision_of(key)), revision), synthesised=True)
                 for key in missing
             ]
         )
@@ -131,20 +134,3 @@ class Lister:
                     if seen >= 0 and not (kv.mod_revision == seen or kv.mod_revision > done):
                         return False
         return True
-
-
-def _listed(kv: KeyValue, kind: ChangeKind) -> Change:
-    return Change(
-        kind,
-        kv.key,
-        kv.value,
-        kv.create_revision,
-        kv.mod_revision,
-        kv.version,
-        kv.lease,
-        listed=True,
-    )
-
-
-def _synthesised_delete(key: bytes, revision: int) -> Change:
-    return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, listed=True, synthesised=True)

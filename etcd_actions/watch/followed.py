@@ -16,6 +16,7 @@ import trio
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.errors import EtcdError, Unavailable, first_error
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.watch.change import Change
@@ -177,7 +178,7 @@ async def follow(
     """
     settings = replace(settings, ranges=1, prev_kv=False)
     followed = Followed(picture, name, prefix, containment)
-    async with trio.open_nursery() as nursery:
+    async with owned_tasks(f"the index of {name}") as nursery:
 
         async def run() -> None:
             await followed._follow(etcd, settings)

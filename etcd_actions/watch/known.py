@@ -105,10 +105,11 @@ class Noting:
     def _note(self, changes: Sequence[Change]) -> None:
         revisions = self._revisions
         for change in changes:
-            if change.version:
-                revisions[change.key] = change.mod_revision
+            kv = change.kv
+            if kv.version:
+                revisions[kv.key] = kv.mod_revision
             else:
-                revisions.pop(change.key, None)
+                revisions.pop(kv.key, None)
 
 
 class _Batch(list[Change]):

@@ -44,7 +44,7 @@ class StoreIdentity:
         self._cluster_id = 0
         self._versions: set[EtcdVersion] = set()
         self._last_put: KeyValue | None = None
-        self._last_delete: Change | None = None
+        self._last_delete: KeyValue | None = None
         self.suspicion = ""
         self.tells_progress = False
 
@@ -131,20 +131,14 @@ class StoreIdentity:
         newest_put = self._last_put.mod_revision if self._last_put else 0
         newest_delete = self._last_delete.mod_revision if self._last_delete else 0
         for change in changes:
-            revision = change.mod_revision
-            if change.version:
+            kv = change.kv
+            revision = kv.mod_revision
+            if kv.version:
                 if revision > newest_put:
-                    put, newest_put = change, revision
+                    put, newest_put = kv, revision
             elif revision > newest_delete and not change.synthesised:
-                delete, newest_delete = change, revision
+                delete, newest_delete = kv, revision
         if put is not None:
-            self._last_put = KeyValue(
-                put.key,
-                put.value or b"",
-                put.create_revision,
-                put.mod_revision,
-                put.version,
-                put.lease,
-            )
+            self._last_put = put.plain()
         if delete is not None:
             self._last_delete = delete

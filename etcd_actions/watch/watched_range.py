@@ -14,6 +14,8 @@ from etcd_actions.watch.ranges import split
 from etcd_actions.watch.resume import Resume, repartition
 
 _FEW_KEYS = 256
+# The look-up of a member of an enum costs as much as the change.
+_ADDED, _MODIFIED, _DELETED = ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.DELETED
 
 
 @dataclass(eq=False)
@@ -49,25 +51,13 @@ class WatchedRange:
         for event in self.resume.accept(response.events, fragment=response.fragment):
             version = event.version
             if version == 1:
-                kind = ChangeKind.ADDED
+                changes.append(Change(_ADDED, event))
                 self.keys += 1
             elif version:
-                kind = ChangeKind.MODIFIED
+                changes.append(Change(_MODIFIED, event))
             else:
-                kind = ChangeKind.DELETED
+                changes.append(Change(_DELETED, event))
                 self.keys -= 1
-            changes.append(
-                Change(
-                    kind,
-                    event.key,
-                    event.value,
-                    event.create_revision,
-                    event.mod_revision,
-                    version,
-                    event.lease,
-                    prev_value=None if event.prev_kv is None else event.prev_kv.value,
-                )
-            )
         return changes
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.errors import ConfigError
 from etcd_actions.web import descriptors
 from etcd_actions.web.answering import Answering, Counts
@@ -182,7 +183,7 @@ async def open_listener(
         )
         shared = Shared(answering, context)
         door = Door(listening, shared, connections, admission, flag)
-        async with trio.open_nursery() as nursery:
+        async with owned_tasks("the listener") as nursery:
             # The requests' own: a cancellation from outside stops at it.
             scope = trio.CancelScope(shield=True)
             lateness = trio.CancelScope(shield=True)

@@ -36,7 +36,7 @@ from etcd_actions import (
     ActionId,
     ActionUpdate,
     Phase,
-    ProcessorSettings,
+    WatchingSettings,
     open_actions_client,
     open_etcd,
 )
@@ -74,7 +74,7 @@ _LISTED = 3_000
 _CALLS_SECONDS = 0.5
 _PROGRAM = str(Path(sys.executable).with_name("etcd-actions"))
 # The load has no roots, and looking for them is not what is measured.
-_NO_ORPHANS = ProcessorSettings(collect_orphans=False)
+_NO_ORPHANS = WatchingSettings(collect_orphans=False)
 
 
 class Place:

@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import trio
 
-from etcd_actions import (
-    NullRunService,
-    Phase,
-    ProcessorSettings,
-    TaskAction,
-    open_etcd,
-    open_processor,
-)
+from etcd_actions import ActionObject, Phase, WatchingSettings, open_etcd
 from etcd_actions.follow import Handler
 from etcd_actions.model import Summary
+from etcd_actions.pipeline.processor import open_processor
+from etcd_actions.run_service import NullRunService
 from etcd_actions.watch import Change
 from scripts.bench.recorder import Recorder, Task, serve
 
@@ -51,7 +46,7 @@ async def _process(task: Task, recorder: Recorder) -> None:
             namespace=namespace,
             run_service=Silence(),
             # The load has no roots: looking for them would be measured, too.
-            settings=ProcessorSettings(save_every=every, collect_orphans=False),
+            settings=WatchingSettings(save_every=every, collect_orphans=False),
         ) as processor,
     ):
         _count_handled(task, recorder)
@@ -69,13 +64,13 @@ def _count_handled(task: Task, recorder: Recorder) -> None:
     handle = Handler.handle_task_action_event
 
     def counted(
-        handler: Handler, change: Change, summary: Summary, previous: TaskAction | None = None
+        handler: Handler, change: Change, summary: Summary, previous: ActionObject | None = None
     ) -> None:
         handle(handler, change, summary, previous)
         if task.mode == "list" or change.mod_revision < task.revision:
             recorder.listed()
         else:
-            recorder.event(change.key, change.mod_revision, change.value or b"")
+            recorder.event(change.key, change.mod_revision, change.value)
 
     setattr(Handler, handle.__name__, counted)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import trio
 
-from etcd_actions import ActionId, ActionUpdate, ProcessorSettings, open_actions_client, open_etcd
+from etcd_actions import ActionId, ActionUpdate, WatchingSettings, open_actions_client, open_etcd
 from scripts.bench.bodies import DOMAIN, PARENT, PROJECT
 from scripts.bench.reader_etcd_actions import Silence
 from scripts.bench.recorder import Recorder, Task, serve
@@ -29,7 +29,7 @@ async def _subscribe(task: Task, recorder: Recorder) -> None:
             prefix=f"{prefix}/".encode(),
             namespace=namespace,
             run_service=Silence(),
-            settings=ProcessorSettings(collect_orphans=False),
+            settings=WatchingSettings(collect_orphans=False),
         ) as client,
     ):
         await client.start_watching()

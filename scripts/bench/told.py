@@ -20,10 +20,11 @@ from statistics import median
 
 import trio
 
-from etcd_actions import ProcessorSettings, RunService, open_etcd, open_processor
+from etcd_actions import RunService, WatchingSettings, open_etcd
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace, build_action_update
+from etcd_actions.pipeline.processor import open_processor
 from etcd_actions.run_service import NullRunService, open_run_service
 from etcd_actions.runs.own_run_service import open_own_run_service
 from scripts.bench.processes import etcd_binary, etcd_server
@@ -105,7 +106,7 @@ async def kept_children(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, f
 async def _mark_all(
     etcd: Etcd, prefix: bytes, count: int, service: RunService
 ) -> tuple[float, float]:
-    settings = ProcessorSettings(elect=False, outbox_workers=_TOGETHER, collect_orphans=False)
+    settings = WatchingSettings(elect=False, outbox_workers=_TOGETHER, collect_orphans=False)
     async with open_processor(
         etcd, prefix=prefix, namespace="flyte", run_service=service, settings=settings
     ) as processor:

@@ -27,7 +27,7 @@ import msgspec
 import trio
 
 import etcd_actions
-from etcd_actions import ActionId, ActionsClient, Phase, ProcessorSettings, open_actions_client
+from etcd_actions import ActionId, ActionsClient, Phase, WatchingSettings, open_actions_client
 from etcd_actions.etcd import open_etcd
 from etcd_actions.follow.subscriptions import SnapshotEnd, Subscriptions
 from etcd_actions.model import ActionUpdate
@@ -116,7 +116,7 @@ def _since(began: tuple[float, float]) -> _Figures:
 @asynccontextmanager
 async def _grown(endpoint: str, count: int) -> AsyncIterator[ActionsClient]:
     """A client that watches, and a root with children, which nobody records."""
-    settings = ProcessorSettings(record=False)
+    settings = WatchingSettings(record=False)
     async with (
         open_etcd(endpoint) as etcd,
         open_actions_client(etcd, prefix=b"/bench/", settings=settings) as client,

@@ -23,12 +23,14 @@ from pathlib import Path
 import structlog
 import trio
 
-from etcd_actions import NullRunService, Phase, ProcessorSettings, TaskAction, open_processor
+from etcd_actions import ActionObject, Phase, WatchingSettings
 from etcd_actions.etcd import ConnectionSettings, EtcdClient, open_connection
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.follow import Handler
 from etcd_actions.model import Summary
+from etcd_actions.pipeline.processor import open_processor
+from etcd_actions.run_service import NullRunService
 from etcd_actions.testing import EtcdProcess
 from etcd_actions.watch import Change
 from scripts.bench.bodies import stamp_of
@@ -127,7 +129,7 @@ async def handled(etcd: Etcd, load: Child, seconds: float) -> dict[str, float]:
     """All of the line, to the handler."""
     prefix, namespace, _ = PREFIX.rsplit("/", 2)
     # The load's actions have no parents.
-    settings = ProcessorSettings(collect_orphans=False)
+    settings = WatchingSettings(collect_orphans=False)
     async with open_processor(
         etcd,
         prefix=f"{prefix}/".encode(),
@@ -139,7 +141,7 @@ async def handled(etcd: Etcd, load: Child, seconds: float) -> dict[str, float]:
         seen = Seen()
 
         def counted(
-            handler: Handler, change: Change, summary: Summary, previous: TaskAction | None = None
+            handler: Handler, change: Change, summary: Summary, previous: ActionObject | None = None
         ) -> None:
             handle(handler, change, summary, previous)
             # Without a value the state was merged into a later one.

@@ -13,16 +13,16 @@ import trio
 from etcd_actions import (
     ActionId,
     ActionsClient,
-    NullRunService,
     Phase,
-    ProcessorSettings,
+    WatchingSettings,
     open_actions_client,
     open_etcd,
-    open_processor,
 )
 from etcd_actions.codecs import json as stored
 from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget, Etcd, KeyValue, Put, Txn
 from etcd_actions.model import FINALIZER_RECORD, LABEL_TERMINAL_STATUS_RECORDED
+from etcd_actions.pipeline.processor import open_processor
+from etcd_actions.run_service import NullRunService
 from scripts.bench.channel import Channel, serve
 from scripts.bench.results import Figures
 from tests.data.captured import PUTS
@@ -115,7 +115,7 @@ async def abort(etcd: Etcd, work: Work) -> Figures:
 async def marks(etcd: Etcd, work: Work) -> Figures:
     """What is over is listed and marked; the run service accepts at once."""
     await put_ended(etcd, work.prefix.encode(), work.count)
-    settings = ProcessorSettings(elect=False, collect_orphans=False)
+    settings = WatchingSettings(elect=False, collect_orphans=False)
     async with open_processor(
         etcd,
         prefix=work.prefix.encode(),

@@ -27,7 +27,7 @@ from etcd_actions import (
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.enqueue import Enqueuer
 from etcd_actions.actions.object_builder import with_start_time
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.codecs import CODEC_NAMES, codec_named, codec_of, json
 from etcd_actions.errors import (
     Aborted,
@@ -207,7 +207,7 @@ async def test_each_kind(
             kv = await kv_of(etcd, key)
             assert kv.version == 1
             assert codec_of(kv.value).name == codec
-            stored = StoredTaskAction.of(kv)
+            stored = StoredAction.of(kv)
             assert stored.action_id == action_id
             assert stored.metadata.name == action_id.object_name
             assert stored.metadata.namespace == "flyte"
@@ -457,7 +457,7 @@ def placeholder(action_id: ActionId, parent: str = "") -> Action:
     return action
 
 
-def argument(stored: StoredTaskAction) -> str:
+def argument(stored: StoredAction) -> str:
     """What the placeholder became."""
     template = flyte_messages.task_template(stored)
     assert template is not None
@@ -844,7 +844,7 @@ async def test_a_trace_recorded_again_and_the_answer_lost(
     assert (await kv_of(etcd, keys.trace(CHILD))).version == 1
     await Enqueuer(Store(etcd, LostAnswer(etcd, applied=True)), keys, json).enqueue(again)
     kv = await kv_of(etcd, keys.trace(CHILD))
-    assert (kv.version, StoredTaskAction.of(kv).phase) == (2, phase)
+    assert (kv.version, StoredAction.of(kv).phase) == (2, phase)
 
 
 # --- the parent (defects g and i) -------------------------------------------------------
@@ -910,7 +910,7 @@ async def test_defect_a_a_late_child_of_a_recorded_parent(
         (flyte.trace(named("t1"), "a0", phase=Phase.RUNNING), keys.trace(named("t1"))),
     ):
         await client.enqueue(request)
-        labels = StoredTaskAction.of(await kv_of(etcd, key)).metadata.labels
+        labels = StoredAction.of(await kv_of(etcd, key)).metadata.labels
         system = {label for label in labels if label.startswith("flyte.org/")}
         assert system == {
             "flyte.org/project",

@@ -6,16 +6,16 @@ import pytest
 import structlog
 
 from etcd_actions.actions.listing import Lister
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.codecs import CODEC_NAMES, codec_named
 from etcd_actions.errors import DecodeError, NotFound
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import (
     ANNOTATION_ORG,
     ActionId,
+    ActionObject,
     Keyspace,
     ObjectMeta,
-    TaskAction,
     TaskActionSpec,
 )
 from etcd_actions.storage.store import Store
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.memory
 ROOT = ActionId("p", "d", "r1", "a0")
 
 
-def stored(name: str, parent: str = "a0", *, of: ActionId = ROOT, kind: str = "") -> TaskAction:
-    return TaskAction.new(
+def stored(name: str, parent: str = "a0", *, of: ActionId = ROOT, kind: str = "") -> ActionObject:
+    return ActionObject.new(
         ObjectMeta(
             f"{of.run}-{name}",
             "flyte",
@@ -38,13 +38,13 @@ def stored(name: str, parent: str = "a0", *, of: ActionId = ROOT, kind: str = ""
     )
 
 
-async def put(etcd: Etcd, keys: Keyspace, action: TaskAction, codec: str = "json") -> int:
+async def put(etcd: Etcd, keys: Keyspace, action: ActionObject, codec: str = "json") -> int:
     key = keys.trace if action.spec.kind == "trace" else keys.task_action
     value = codec_named(codec).encode(action)
     return (await etcd.put(key(action.action_id), value)).revision
 
 
-def names(actions: list[StoredTaskAction]) -> list[str]:
+def names(actions: list[StoredAction]) -> list[str]:
     return [action.action_id.name for action in actions]
 
 

@@ -15,7 +15,7 @@ from flyteidl2.task.run_pb2 import RunSpec
 
 from etcd_actions import ActionId, ActionsClient, ActionUpdate, Phase, open_actions_client
 from etcd_actions.actions.recovery import MOST_SOURCES
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ANNOTATION_RECOVERED_FROM, ANNOTATION_RECOVERS, build_action_update
@@ -62,7 +62,7 @@ class Runs:
     async def recover(self, run: str, source: str, *again: str) -> None:
         await self.client.enqueue(flyte.task(of(run)), recovering(source, *again))
 
-    async def child(self, run: str, name: str, parent: str = "a0") -> StoredTaskAction:
+    async def child(self, run: str, name: str, parent: str = "a0") -> StoredAction:
         return (await self.client.enqueue(flyte.task(of(run, name), parent))).action
 
     async def end(self, run: str, name: str, phase: Phase, attempt: int = 1) -> None:
@@ -77,7 +77,7 @@ def runs(client: ActionsClient) -> Runs:
     return Runs(client)
 
 
-def update_of(action: StoredTaskAction) -> ActionUpdate:
+def update_of(action: StoredAction) -> ActionUpdate:
     return build_action_update(
         action, key=action.key, revision=action.revision, create_revision=action.create_revision
     )

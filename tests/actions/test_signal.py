@@ -13,7 +13,7 @@ import trio
 from etcd_actions import open_etcd
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import ActionStatus, put_status
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.codecs import Codec, json
 from etcd_actions.errors import (
     DecodeError,
@@ -95,7 +95,7 @@ def declaring(simple: int) -> Tree:
 
 async def send(
     etcd: Etcd, keys: Keyspace, value: Literal | None = None, by: str = ALICE
-) -> StoredTaskAction:
+) -> StoredAction:
     return await signal(
         Store(etcd), keys, CONDITION, literal(True) if value is None else value, by, clock=at_t0
     )

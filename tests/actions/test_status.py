@@ -10,7 +10,7 @@ import trio
 
 from etcd_actions import open_etcd
 from etcd_actions.actions.status import ActionStatus, put_status
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.errors import (
     ActionError,
@@ -71,7 +71,7 @@ async def put(
     ended: datetime | None = None,
     error: ErrorState | None = None,
     message: str = "",
-) -> StoredTaskAction:
+) -> StoredAction:
     return await put_status(
         Store(etcd),
         keys,
@@ -443,13 +443,11 @@ async def test_an_action_deleted_meanwhile_is_not_written_again(etcd: Etcd, keys
     assert await Store(etcd).get(keys.task_action(TASK)) is None
 
 
-async def history_of(etcd: Etcd, keys: Keyspace) -> list[StoredTaskAction]:
+async def history_of(etcd: Etcd, keys: Keyspace) -> list[StoredAction]:
     """Every state that the task had."""
     entries = await oracle.read_history(etcd, KeyRange.of_key(keys.task_action(TASK)))
     return [
-        StoredTaskAction(
-            action.api_version, action.kind, action.metadata, action.spec, action.status
-        )
+        StoredAction(action.api_version, action.kind, action.metadata, action.spec, action.status)
         for action in (codec_of(entry.value).decode(entry.value) for entry in entries)
     ]
 

@@ -15,7 +15,7 @@ from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.codecs import CODEC_NAMES, codec_of
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.model import FINALIZER_PLUGIN, FINALIZER_RECORD, Keyspace, TaskAction
+from etcd_actions.model import FINALIZER_PLUGIN, FINALIZER_RECORD, ActionObject, Keyspace
 from etcd_actions.storage.store import Store
 from tests.actions.test_orphans import hold
 from tests.actions.test_orphans_by_name import change, until_left
@@ -47,7 +47,7 @@ async def unheld(
         yield client
 
 
-async def stored(etcd: Etcd, key: bytes) -> TaskAction:
+async def stored(etcd: Etcd, key: bytes) -> ActionObject:
     kv = await Store(etcd).get(key)
     assert kv is not None
     return codec_of(kv.value).decode(kv.value)

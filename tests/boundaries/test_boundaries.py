@@ -16,8 +16,8 @@ from etcd_actions import (
     ActionId,
     ActionsClient,
     ActionUpdate,
-    ProcessorSettings,
     SnapshotEnd,
+    WatchingSettings,
     open_actions_client,
 )
 from etcd_actions._internal.backoff import Backoff
@@ -55,7 +55,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.memory
 
 SOON = Backoff(0.01, 0.1)
-SETTINGS = ProcessorSettings(
+SETTINGS = WatchingSettings(
     save_every=0.05,
     outbox_workers=8,
     collect_orphans=False,

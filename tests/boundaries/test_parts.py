@@ -16,7 +16,7 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
 from etcd_actions.codecs import codec_named, json
 from etcd_actions.errors import DecodeError, EtcdError, InvalidRequest, OutcomeUnknown, Unavailable
-from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Put, Txn, TxnResult, WatchCreate
+from etcd_actions.etcd.api import Delete, Etcd, KeyRange, KeyValue, Put, Txn, TxnResult, WatchCreate
 from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.etcd.group_commit import open_group_commit
 from etcd_actions.follow.subscriptions import Subscriptions
@@ -274,7 +274,7 @@ class GeneratorError(Exception):
 
 
 def _put(key: bytes) -> Change:
-    return Change(ChangeKind.ADDED, key, b"v", 1, 1, 1)
+    return Change(ChangeKind.ADDED, KeyValue(key, b"v", 1, 1, 1))
 
 
 # --- values ---------------------------------------------------------------------------------

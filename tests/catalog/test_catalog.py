@@ -15,9 +15,9 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import (
     ANNOTATION_CACHE_SCOPE,
+    ActionObject,
     Keyspace,
     ObjectMeta,
-    TaskAction,
     TaskActionSpec,
 )
 from etcd_actions.storage.store import Store
@@ -137,9 +137,9 @@ async def test_what_cannot_be_read_is_deleted(scene: Scene) -> None:
         assert await scene.store.get(scene.key) is None
 
 
-def an_action(project: str, domain: str, scope: str = "") -> TaskAction:
+def an_action(project: str, domain: str, scope: str = "") -> ActionObject:
     annotations = {ANNOTATION_CACHE_SCOPE: scope} if scope else {}
-    return TaskAction.new(
+    return ActionObject.new(
         ObjectMeta("r1-a0", annotations=annotations), TaskActionSpec(project, domain, "r1", "a0")
     )
 

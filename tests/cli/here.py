@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 
 
@@ -24,8 +24,8 @@ class Here:
         yield self._etcd
 
 
-def here(etcd: Etcd, prefix: bytes, namespace: str | None = None) -> Common:
-    return cast(Common, Here(etcd, prefix, namespace))
+def here(etcd: Etcd, prefix: bytes, namespace: str | None = None) -> CommonOptions:
+    return cast(CommonOptions, Here(etcd, prefix, namespace))
 
 
 class Reads:

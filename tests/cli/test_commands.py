@@ -119,6 +119,11 @@ def test_missing_extra(
     assert "pip install 'etcd-actions[cli]'" in err
 
 
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -133,6 +138,7 @@ def test_missing_extra(
         (errors.InputError("x"), 6),
         (errors.EtcdActionsError("x"), 1),
         (ExceptionGroup("", [ExceptionGroup("", [errors.PermissionDenied("x")])]), 4),
+        (_caused(errors.BackgroundFailure("crash"), errors.PermissionDenied("x")), 4),
     ],
 )
 def test_exit_code_of_an_error(

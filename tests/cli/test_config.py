@@ -20,15 +20,18 @@ from etcd_actions.config import (
     resolve,
     unknown_variables,
 )
+from etcd_actions.config.kinds import HIDDEN
 from etcd_actions.config.settings import (
     CODEC,
     COLLECT_ORPHANS,
+    DATA_DIR,
     EMBEDDED_PORT,
     GRACE,
-    HIDDEN,
     KEEPALIVE_TIME,
     LOG_LEVEL,
     MAX_STREAMS,
+    NAMESPACE,
+    PREFIX,
     STATS_INTERVAL,
 )
 from etcd_actions.config.sources import Given, UnknownVariable
@@ -171,8 +174,8 @@ def password_file(tmp_path: Path) -> Path:
 
 def test_nothing_given() -> None:
     config = load()
-    assert (config.endpoints, config.namespace, config.data_dir, config.user) == (None,) * 4
-    assert (config.prefix, config.codec, config.security) == (DEFAULT_KEY_PREFIX, "json", [])
+    assert (config.endpoints, config[NAMESPACE], config[DATA_DIR], config.user) == (None,) * 4
+    assert (config[PREFIX], config[CODEC], config.security) == (DEFAULT_KEY_PREFIX, "json", [])
     # The defaults in the table are those of the library.
     assert config.connection("a:1") == ConnectionSettings(endpoints=(Endpoint("a", 1),))
     assert (config[GRACE], config[STATS_INTERVAL], config[EMBEDDED_PORT]) == (10, 60, 2379)
@@ -186,12 +189,12 @@ def test_flag_before_variable_before_default(setting: Setting[object]) -> None:
     environ = {setting.variable: one}
     from_environment = values(environ)[setting]
     assert (from_environment.value, from_environment.source) == (
-        setting.parse(one),
+        setting.kind.parse(one),
         setting.variable,
     )
     from_flag = values(environ, **{setting.name: two})[setting]
-    assert (from_flag.value, from_flag.source) == (setting.parse(two), setting.flag)
-    assert setting.parse(one) != setting.parse(two)
+    assert (from_flag.value, from_flag.source) == (setting.kind.parse(two), setting.flag)
+    assert setting.kind.parse(one) != setting.kind.parse(two)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
@@ -211,7 +214,7 @@ def test_names_are_unique() -> None:
 
 @pytest.mark.parametrize("given", ["/a/b", "/a/b/", "/a/b//"])
 def test_prefix_ends_in_one_slash(given: str) -> None:
-    assert load(prefix=given).prefix == b"/a/b/"
+    assert load(prefix=given)[PREFIX] == b"/a/b/"
 
 
 @pytest.mark.parametrize(
@@ -578,8 +581,8 @@ def test_a_file_counts_behind_flag_and_variable(tmp_path: Path) -> None:
     found = resolve(SETTINGS, [Flags({}), Environment({"ETCD_ACTIONS_CODEC": "json"}), source])
     assert not found.errors
     config = Config(found, nobody)
-    assert [str(each) for each in config.endpoints or ()] == ["a:1", "b:2"]
-    assert (config.codec, found[CODEC].source) == ("json", "ETCD_ACTIONS_CODEC")
+    assert config.endpoints == "a:1,b:2"
+    assert (config[CODEC], found[CODEC].source) == ("json", "ETCD_ACTIONS_CODEC")
     assert (config[COLLECT_ORPHANS], config[MAX_STREAMS], config[GRACE]) == (False, 7, 2)
     assert found[MAX_STREAMS].source == f"{tmp_path / 'settings.toml'}: max_streams"
 

@@ -11,7 +11,7 @@ import pytest
 from etcd_actions.cli.command_line import commands, invoke
 from etcd_actions.cli.flags import SettingOption
 from etcd_actions.config import COMMON, SETTINGS, Setting
-from etcd_actions.config.settings import ASKING, SECRET, SUBMITTING
+from etcd_actions.config.settings import BACKEND, SECRET, SUBMIT
 from tests.cli.command import ROOT, finish
 from tests.cli.test_config import SAMPLES
 
@@ -92,10 +92,13 @@ def test_flag_and_variable_of_each_setting(
     one, two = SAMPLES[setting.name]
     # Alone some are unusable, which is told, and shown all the same.
     by_variable = show(monkeypatch, capfd, **{setting.variable: one}).rows[setting.flag]
-    assert (by_variable["value"], by_variable["source"]) == (setting.show(one), setting.variable)
+    assert (by_variable["value"], by_variable["source"]) == (
+        setting.kind.show(one),
+        setting.variable,
+    )
     monkeypatch.setenv(setting.variable, one)
     by_flag = show(monkeypatch, capfd, f"{setting.flag}={two}").rows[setting.flag]
-    assert (by_flag["value"], by_flag["source"]) == (setting.show(two), setting.flag)
+    assert (by_flag["value"], by_flag["source"]) == (setting.kind.show(two), setting.flag)
 
 
 def test_table(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -249,13 +252,13 @@ def settings_of(name: str) -> list[str]:
 
 
 def test_run_has_its_settings_and_the_other_commands_the_common_ones() -> None:
-    of_run = [setting.flag for setting in SETTINGS if not setting.for_asking]
+    of_run = [setting.flag for setting in SETTINGS if setting.scope != "backend"]
     assert settings_of("run") == of_run
-    assert set(settings_of("submit")) == {setting.flag for setting in SUBMITTING}
+    assert set(settings_of("submit")) == {setting.flag for setting in SUBMIT}
     for name in ("watch", "replay"):
         assert settings_of(name) == [setting.flag for setting in COMMON]
     for name in ("enqueue", "abort", "signal", "status"):
-        assert settings_of(name) == [setting.flag for setting in ASKING]
+        assert settings_of(name) == [setting.flag for setting in BACKEND]
 
 
 def test_help_tells_every_setting_and_no_value(

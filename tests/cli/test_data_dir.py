@@ -9,7 +9,7 @@ import trio
 
 from etcd_actions.cli import options
 from etcd_actions.cli.exit_codes import ExitCode
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.config import SETTINGS, Config, Environment, File, Flags, Source, resolve
 from etcd_actions.embedded.embedded_etcd import open_embedded_etcd
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
@@ -17,7 +17,7 @@ from tests.cli.command import finish
 from tests.support.etcd_server import EtcdServer
 
 
-def given(where: str, directory: Path, tmp_path: Path, *, user: str | None = None) -> Common:
+def given(where: str, directory: Path, tmp_path: Path, *, user: str | None = None) -> CommonOptions:
     """The settings of a command that is told a data directory by a flag, a variable or a file."""
     file = tmp_path / "settings.toml"
     file.write_text(f"data_dir = '{directory}'\n" if where == "file" else "")
@@ -26,7 +26,7 @@ def given(where: str, directory: Path, tmp_path: Path, *, user: str | None = Non
     if user is not None:
         variables |= {"ETCDCTL_USER": user, "ETCDCTL_PASSWORD": "x"}
     sources: list[Source] = [Flags(flags), Environment(variables), File(file)]
-    return Common(Config(resolve(SETTINGS, sources), None))
+    return CommonOptions(Config(resolve(SETTINGS, sources), None))
 
 
 WHERE = pytest.mark.parametrize("where", ["flag", "variable", "file"])

@@ -4,11 +4,12 @@ import trio.testing
 
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.formats.feed import Feed
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.watch import Change, ChangeKind
 
 
 def change(revision: int, size: int = 1) -> Change:
-    return Change(ChangeKind.MODIFIED, b"/k", b"x" * size, 1, revision, 2)
+    return Change(ChangeKind.MODIFIED, KeyValue(b"/k", b"x" * size, 1, revision, 2))
 
 
 async def test_synced_keeps_its_place() -> None:

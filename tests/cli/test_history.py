@@ -21,6 +21,7 @@ from etcd_actions.change_history.history import (
 from etcd_actions.change_history.record_format import Header, RecordWriter
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.errors import InputError
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import DEFAULT_KEY_PREFIX
 from etcd_actions.watch import Change, ChangeKind
 from tests.data.captured import EVENTS, HERE
@@ -34,13 +35,10 @@ def as_record(events: list[HistoryEvent], *, header: Header = HEADER) -> bytes:
     writer = RecordWriter()
     parts = [writer.header(header)]
     for revision, event in enumerate(events, 2):
+        deleted = event.value is None
         change = Change(
-            ChangeKind.DELETED if event.value is None else ChangeKind.MODIFIED,
-            event.key,
-            event.value or b"",
-            0,
-            revision,
-            0 if event.value is None else revision,
+            ChangeKind.DELETED if deleted else ChangeKind.MODIFIED,
+            KeyValue(event.key, event.value or b"", 0, revision, 0 if deleted else revision),
         )
         parts.append(writer.entry(change))
     return b"".join((*parts, writer.entry(SyncedRow(99)), writer.end()))

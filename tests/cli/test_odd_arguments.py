@@ -155,7 +155,7 @@ def test_a_variable_that_is_none(setting: Setting[object], text: str) -> None:
 
 def test_each_path_may_hold_no_nul() -> None:
     """A file of settings can hold one, and no function of the system takes it."""
-    paths = [each for each in SETTINGS if each.metavar in {"FILE", "DIRECTORY"}]
+    paths = [each for each in SETTINGS if each.kind.metavar in {"FILE", "DIRECTORY"}]
     assert len(paths) > 10
     for setting in paths:
         (error,) = resolve([setting], [Flags({setting.name: "a\0b"})]).errors

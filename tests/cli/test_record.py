@@ -13,7 +13,7 @@ import trio
 from etcd_actions import open_etcd
 from etcd_actions.cli.commands.record import Approach, RecordSettings, record_file
 from etcd_actions.errors import ConfigError, InputError, Unavailable
-from etcd_actions.etcd.api import Etcd, Event, KeyRange
+from etcd_actions.etcd.api import Etcd, Event, KeyRange, KeyValue
 from etcd_actions.etcd.oldest_revision import find_oldest_revision
 from etcd_actions.model import Keyspace
 from etcd_actions.watch import Change, ChangeKind
@@ -221,7 +221,7 @@ async def test_history_compacted_while_it_is_listed(
 
 def change(key: bytes, revision: int, *, deleted: bool = False) -> Change:
     kind = ChangeKind.DELETED if deleted else ChangeKind.MODIFIED
-    return Change(kind, key, b"", 1, revision, 0 if deleted else 1)
+    return Change(kind, KeyValue(key, b"", 1, revision, 0 if deleted else 1))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import trio
 
+from etcd_actions.app.stop import Stop
 from etcd_actions.change_history.history import HistoryEvent
 from etcd_actions.cli.commands.replay import _PATIENCE, Replayer
-from etcd_actions.cli.signals import Stop
 from etcd_actions.errors import OutcomeUnknown, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult, Txn, TxnResult
 from tests.cli.history import changes_since

@@ -7,6 +7,7 @@ import pytest
 
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.formats.rows import RowMaker, stored_row
+from etcd_actions.etcd import api as etcd_api
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import DEFAULT_KEY_PREFIX
 from etcd_actions.watch import Change, ChangeKind
@@ -23,23 +24,26 @@ def as_json(row: object) -> dict[str, Any]:
 
 def as_change(event: Event, *, prev: bool = False) -> Change:
     kind = {"PUT": ChangeKind.MODIFIED, "DELETE": ChangeKind.DELETED}[event.type]
-    return Change(
-        ChangeKind.ADDED if event.version == 1 else kind,
+    before = (
+        KeyValue(event.key, event.previous or b"", 0, 0, 1) if prev and event.previous else None
+    )
+    kv = etcd_api.Event(
         event.key,
-        event.value,
+        event.value or b"",
         event.create_revision,
         event.mod_revision,
         event.version,
-        prev_value=event.previous if prev else None,
+        prev_kv=before,
     )
+    return Change(ChangeKind.ADDED if event.version == 1 else kind, kv)
 
 
 def put(value: bytes, *, key: bytes = KEY, revision: int = 7, listed: bool = False) -> Change:
-    return Change(ChangeKind.ADDED, key, value, revision, revision, 1, listed=listed)
+    return Change(ChangeKind.ADDED, KeyValue(key, value, revision, revision, 1), listed=listed)
 
 
 def delete(key: bytes = KEY, revision: int = 8, *, synthesised: bool = False) -> Change:
-    return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, synthesised=synthesised)
+    return Change.deletion(key, revision, synthesised=synthesised)
 
 
 @pytest.mark.parametrize("prev", [False, True], ids=["remembered", "prev_kv"])
@@ -75,6 +79,7 @@ def test_deletion_of_a_key_never_seen() -> None:
         "attempts": None,
         "terminal": None,
         "recorded": None,
+        "listed": True,
         "synthesised": True,
         "partial": True,
     }

@@ -198,7 +198,7 @@ async def test_embedded_etcd(tmp_path: Path) -> None:
         os.kill(etcd_pid(), signal.SIGKILL)
         assert await run.wait() == 5
         complaint = run.err[run.err.index("\netcd-actions: ") + 1 :]
-        assert complaint.startswith("etcd-actions: the embedded etcd is gone: ")
+        assert complaint.startswith("etcd-actions: the embedded etcd has ended: ")
         assert "SIGKILL" in complaint.splitlines()[0]
         assert "Traceback" not in run.err
 

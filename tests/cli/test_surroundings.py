@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from etcd_actions import open_etcd
-from etcd_actions.embedded.embedded_etcd import default_data_dir, running_endpoint
+from etcd_actions.embedded.data_directory import default_data_dir, running_endpoint
 from etcd_actions.errors import ConfigError, NoSpace
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.testing import EtcdFactory

@@ -13,10 +13,9 @@ from etcd_actions import (
     ActionsClient,
     ActionUpdate,
     Phase,
-    Processor,
-    ProcessorSettings,
     SnapshotEnd,
     Subscription,
+    WatchingSettings,
     open_actions_client,
     open_etcd,
 )
@@ -25,6 +24,7 @@ from etcd_actions.errors import ConfigError, InvalidArgument
 from etcd_actions.etcd import TransportName
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
+from etcd_actions.pipeline.processor import Processor
 from etcd_actions.watch import ReflectorSettings
 from tests.record.test_outbox import Scripted
 from tests.support import flyte
@@ -44,7 +44,7 @@ async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
 
 
 # An old etcd does not tell that nothing has changed: it is looked after so long.
-SOON = ProcessorSettings(save_every=0.05, reflector=ReflectorSettings(dead_after=0.6))
+SOON = WatchingSettings(save_every=0.05, reflector=ReflectorSettings(dead_after=0.6))
 
 
 @asynccontextmanager

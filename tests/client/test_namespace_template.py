@@ -15,8 +15,8 @@ from etcd_actions import (
     ActionStatus,
     ActionUpdate,
     Phase,
-    ProcessorSettings,
     SnapshotEnd,
+    WatchingSettings,
     errors,
     open_actions_client,
 )
@@ -170,7 +170,7 @@ async def test_orphans_and_aborts_are_looked_for_in_every_namespace(
         etcd,
         prefix=prefix,
         namespace_template=TEMPLATE,
-        settings=ProcessorSettings(retain_terminal=None),
+        settings=WatchingSettings(retain_terminal=None),
     ) as client:
         await client.start_watching()
 

@@ -19,7 +19,7 @@ from etcd_actions.codecs import json
 from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchResponse, WatchStream
 from etcd_actions.follow.workqueue import WorkQueueSettings
-from etcd_actions.model import ActionUpdate, Keyspace, TaskAction
+from etcd_actions.model import ActionObject, ActionUpdate, Keyspace
 from etcd_actions.run_service.unsettled import Unsettled
 from etcd_actions.testing import EtcdServer
 from tests.record.test_outbox import LONG, ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
@@ -220,7 +220,7 @@ class Unsteady:
     def unsettled_until(self, key: bytes) -> float:
         return self._unsettled.until(key)
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         await trio.lowlevel.checkpoint()
         if self._random.random() < self.trouble / 2:
             raise RunServiceUnavailable("scripted")
@@ -400,7 +400,7 @@ class Schedule:
         await opened.wait()
         return self.writer
 
-    async def stored(self) -> list[TaskAction]:
+    async def stored(self) -> list[ActionObject]:
         found = (await self.etcd.range(KeyRange.of_prefix(self.keys.prefix))).kvs
         return [json.decode(kv.value) for kv in found]
 

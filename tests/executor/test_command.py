@@ -18,7 +18,7 @@ from etcd_actions.errors import InvalidArgument
 from etcd_actions.executor import ExecutorSettings
 from etcd_actions.executor.attempt_command import Command, build_command
 from etcd_actions.executor.policy import HOST_MARK
-from etcd_actions.model import ObjectMeta, TaskAction, TaskActionSpec
+from etcd_actions.model import ActionObject, ObjectMeta, TaskActionSpec
 
 SETTINGS = ExecutorSettings(
     python=Path(sys.executable), service="127.0.0.1:1", state_dir=Path("/nowhere")
@@ -26,9 +26,9 @@ SETTINGS = ExecutorSettings(
 SDK = ("a0", "--inputs", "{{.input}}", "--outputs-path", "{{.outputPrefix}}")
 
 
-def action(**spec: object) -> TaskAction:
+def action(**spec: object) -> ActionObject:
     good = TaskActionSpec("p", "d", "r1", "a0", input_uri="/in", run_output_base="/base")
-    return TaskAction.new(
+    return ActionObject.new(
         ObjectMeta("r1-a0", namespace="flyte", uid="u"), msgspec.structs.replace(good, **spec)
     )
 
@@ -48,7 +48,7 @@ def template(
     return TaskTemplate(id=Identifier(name="f"), type=kind, container=container)
 
 
-def build(action: TaskAction, template: TaskTemplate) -> Command:
+def build(action: ActionObject, template: TaskTemplate) -> Command:
     return build_command(action, template, 1, SETTINGS)
 
 

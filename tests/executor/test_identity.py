@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import NotFound
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
 from etcd_actions.executor.paths import AttemptPlace
@@ -229,7 +229,7 @@ async def test_what_a_restore_made_unfinished_is_told_from_what_it_left_and_not_
     assert bench.attempts.started == 1
 
 
-async def written_again(client: ActionsClient, copies: Copies) -> StoredTaskAction:
+async def written_again(client: ActionsClient, copies: Copies) -> StoredAction:
     """An action as it was before its object was deleted and written again with the same uid."""
     before = await client.get_task_action(ROOT)
     value = (await copies.read("r1")).value

@@ -15,7 +15,7 @@ from etcd_actions._internal.clock import Clock
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.executor.ages import Ages
 from etcd_actions.executor.attempt_limits import MOST_ATTEMPTS, Limits, retry_delay
-from etcd_actions.model import ObjectMeta, PhaseTransition, TaskAction, TaskActionSpec
+from etcd_actions.model import ActionObject, ObjectMeta, PhaseTransition, TaskActionSpec
 from etcd_actions.model.durations import LONGEST, age_of, limit_of, seconds_of
 from etcd_actions.model.taskaction import TaskActionStatus
 
@@ -189,8 +189,8 @@ def update(
     )
 
 
-def stored(attempts: int, occurred_at: str) -> TaskAction:
-    return TaskAction.new(
+def stored(attempts: int, occurred_at: str) -> ActionObject:
+    return ActionObject.new(
         ObjectMeta("r1-a0", uid="u"),
         TaskActionSpec("p", "d", "r1", "a0"),
         TaskActionStatus(

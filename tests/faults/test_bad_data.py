@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions import ActionUpdate, Processor, open_etcd
+from etcd_actions import ActionUpdate, open_etcd
 from etcd_actions.codecs import json
 from etcd_actions.errors import NoSpace
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
+from etcd_actions.pipeline.processor import Processor
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import Load, make_run, root_of
 from tests.support.recording import RecordingRunService, eventually, until_stored

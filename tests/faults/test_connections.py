@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions import open_etcd, open_processor
+from etcd_actions import open_etcd
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.etcd import TransportName
 from etcd_actions.etcd.api import Etcd
+from etcd_actions.pipeline.processor import open_processor
 from etcd_actions.testing.proxy import Direction, flipping, open_proxy, saying_goaway
 from etcd_actions.watch import ReflectorSettings
 from tests.support.cluster import Certificates, EtcdCluster, ServerTls

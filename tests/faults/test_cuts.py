@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions import open_etcd, open_processor
+from etcd_actions import open_etcd
 from etcd_actions.errors import OutcomeUnknown
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED
+from etcd_actions.pipeline.processor import open_processor
 from etcd_actions.watch import ReflectorSettings
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import Load, make_action, make_run

@@ -10,9 +10,10 @@ from itertools import permutations
 import pytest
 import trio
 
-from etcd_actions import Phase, Processor, open_etcd
+from etcd_actions import Phase, open_etcd
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import KeyRange
+from etcd_actions.pipeline.processor import Processor
 from tests.support.etcd_server import OwnEtcd
 from tests.support.load import Action, Load, make_action
 from tests.support.proxy import Proxy, open_proxy

@@ -28,8 +28,6 @@ from etcd_actions import ActionId, open_etcd
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
 from etcd_actions.registry.task_record import TaskId, task_key
-from etcd_actions.server.front.run_methods import RUNS
-from etcd_actions.server.front.task_service import TASKS
 from tests.cli.command import ROOT, Running, running, until
 from tests.sdk.conftest import sdk_python
 from tests.sdk.service import Site, free_port, kill
@@ -38,6 +36,7 @@ from tests.server.front.transferring import SERVICE, Refused
 from tests.support import oracle
 from tests.support.crashing_front import ADDRESS, CREATION, DEPLOYMENT
 from tests.support.etcd_server import EtcdServer
+from tests.support.flyte_services import RUNS, TASKS
 
 pytestmark = pytest.mark.faults
 

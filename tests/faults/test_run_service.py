@@ -15,8 +15,9 @@ from statistics import quantiles
 import pytest
 import trio
 
-from etcd_actions import ActionUpdate, Phase, Processor, TaskAction, open_etcd, open_processor
+from etcd_actions import ActionObject, ActionUpdate, Phase, open_etcd
 from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.pipeline.processor import Processor, open_processor
 from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.support import oracle
 from tests.support.etcd_server import EtcdServer
@@ -207,7 +208,7 @@ class _Hanging:
     def wants(self, phase: Phase, deleted: bool) -> bool:
         return self.is_told
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         await trio.sleep_forever()
 
     async def update_action_status(self, update: ActionUpdate) -> None:

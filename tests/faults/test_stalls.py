@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 import trio
 
-from etcd_actions import Processor, open_etcd
+from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd
+from etcd_actions.pipeline.processor import Processor
 from etcd_actions.watch import ReflectorSettings
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import Load, make_run

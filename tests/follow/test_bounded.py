@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import trio
 
-from etcd_actions import ProcessorSettings, open_processor
+from etcd_actions import WatchingSettings
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn
 from etcd_actions.follow import Handler
 from etcd_actions.follow.workqueue import WorkQueueSettings
+from etcd_actions.pipeline.processor import open_processor
 from etcd_actions.watch import Change
 from tests.pipeline.test_processor import RecordingRunService
 from tests.support.load import make_run, with_annotation
@@ -23,7 +24,7 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.memory
 
-SETTINGS = ProcessorSettings(elect=False, collect_orphans=False)
+SETTINGS = WatchingSettings(elect=False, collect_orphans=False)
 KIB = 1024
 
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from etcd_actions import ActionId, ActionsClient, Phase, ProcessorSettings, open_actions_client
+from etcd_actions import ActionId, ActionsClient, Phase, WatchingSettings, open_actions_client
 from etcd_actions.actions.listing import Lister, Listing, below, readable
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd, KeyRange, Txn, TxnResult
@@ -23,7 +23,7 @@ from tests.support import flyte
 
 pytestmark = pytest.mark.memory
 
-SERVES = ProcessorSettings(record=False)
+SERVES = WatchingSettings(record=False)
 
 
 def named(name: str, run: str = "r1") -> ActionId:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.follow import Handler, Index, SetAside
 from etcd_actions.follow.subscriptions import Subscriptions
 from etcd_actions.follow.workqueue import WorkQueueSettings
-from etcd_actions.model import ActionUpdate, Summary, TaskAction
+from etcd_actions.model import ActionObject, ActionUpdate, Summary
 from etcd_actions.watch import Change, ChangeKind
 from tests.support.load import make_action
 
@@ -38,7 +39,7 @@ class Recording:
         return True
 
     def deliver(
-        self, change: Change, update: ActionUpdate | None, action: TaskAction | None = None
+        self, change: Change, update: ActionUpdate | None, action: ActionObject | None = None
     ) -> None:
         if self.fails(change):
             raise MemoryError
@@ -80,11 +81,12 @@ async def handling() -> AsyncIterator[Scene]:
 def put(name: str, revision: int, created: int) -> Change:
     kind = ChangeKind.ADDED if created == revision else ChangeKind.MODIFIED
     action = ACTIONS[name]
-    return Change(kind, action.key, action.ended, created, revision, revision - created + 1)
+    kv = KeyValue(action.key, action.ended, created, revision, revision - created + 1)
+    return Change(kind, kv)
 
 
 def delete(name: str, revision: int) -> Change:
-    return Change(ChangeKind.DELETED, ACTIONS[name].key, b"", 0, revision, 0)
+    return Change.deletion(ACTIONS[name].key, revision)
 
 
 async def test_it_is_done_when_dispatch_returns() -> None:

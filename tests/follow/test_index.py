@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etcd_actions.codecs import json
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.follow import Index
 from etcd_actions.model import ActionUpdate, Phase, Summary, build_action_update, summarize
 from etcd_actions.watch import Change, ChangeKind
@@ -42,11 +43,11 @@ def facts(
 
 
 def put(key: bytes, revision: int) -> Change:
-    return Change(ChangeKind.MODIFIED, key, b"v", 1, revision, 2)
+    return Change(ChangeKind.MODIFIED, KeyValue(key, b"v", 1, revision, 2))
 
 
 def delete(key: bytes, revision: int) -> Change:
-    return Change(ChangeKind.DELETED, key, b"", 0, revision, 0)
+    return Change.deletion(key, revision)
 
 
 def deletion(key: bytes, revision: int) -> ActionUpdate:

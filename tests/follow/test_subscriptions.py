@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 
 import msgspec
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.follow.subscriptions import SnapshotEnd, Subscription, Subscriptions
+from etcd_actions.follow.subscriptions import (
+    AnySubscription,
+    SnapshotEnd,
+    Subscription,
+    Subscriptions,
+)
 from etcd_actions.model import ActionId, ActionUpdate, ErrorState, Phase, Summary
 
 
@@ -359,3 +367,34 @@ async def test_a_revision_of_a_store_that_was_replaced_hides_nothing_of_the_next
         subscription.skip_to(100)
         subscriptions.notify(update(action("c1"), revision=3))
         assert subscription.receive_nowait().revision == 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.integers(0, 3)), max_size=60))
+def test_the_count_of_undelivered_updates_is_exact(steps: list[tuple[int, int, int]]) -> None:
+    """It is the sum over the open subscriptions, without a walk over them."""
+
+    async def main() -> None:
+        subscriptions = Subscriptions()
+        opened: list[AnySubscription] = []
+        for revision, (what, which, child) in enumerate(steps, 1):
+            each = opened[which % len(opened)] if opened else None
+            if what == 0 or each is None:
+                opened.append(subscriptions.subscribe(action("a0"), snapshot=bool(child % 2)))
+            elif what <= 2:
+                subscriptions.notify(update(action(f"c{child}"), revision=revision))
+            elif what <= 4:
+                with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                    each.receive_nowait()
+            elif what == 5:
+                each.begin_with([update(action(f"c{child}"), revision=revision)], revision)
+            elif what == 6:
+                subscriptions.forget_revisions()
+            elif what == 7:
+                subscriptions.unsubscribe(each)
+            else:
+                await each.aclose()
+                opened.remove(each)
+            still = [one for same in subscriptions._by_topic.values() for one in same]
+            assert subscriptions.pending() == sum(one.statistics().pending for one in still)
+
+    trio.run(main)

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.errors import NoSpace, OutcomeUnknown, RunServiceUnavailable, Unavailable
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.follow.workqueue import KeyChannel, WorkQueue, WorkQueueSettings, _Counts
 from etcd_actions.watch import Change, ChangeKind
 
@@ -25,15 +26,16 @@ from etcd_actions.watch import Change, ChangeKind
 def put(key: bytes, revision: int, *, created: int = 0, value: bytes | None = b"v") -> Change:
     created = created or revision
     kind = ChangeKind.ADDED if created == revision else ChangeKind.MODIFIED
-    return Change(kind, key, value, created, revision, revision - created + 1)
+    kv = KeyValue(key, value or b"", created, revision, revision - created + 1)
+    return Change(kind, kv, value_dropped=value is None)
 
 
 def delete(key: bytes, revision: int) -> Change:
-    return Change(ChangeKind.DELETED, key, b"", 0, revision, 0)
+    return Change.deletion(key, revision)
 
 
 async def keep(change: Change) -> Change | None:
-    return msgspec.structs.replace(change, value=b"read again")
+    return change.with_value(msgspec.structs.replace(change.kv, value=b"read again"))
 
 
 @asynccontextmanager
@@ -272,7 +274,9 @@ async def test_above_the_soft_limit_values_are_dropped_and_read_again() -> None:
 
     async def reread(change: Change) -> Change | None:
         asked.append(change.mod_revision)
-        return msgspec.structs.replace(change, value=b"at %d" % change.mod_revision)
+        return change.with_value(
+            msgspec.structs.replace(change.kv, value=b"at %d" % change.mod_revision)
+        )
 
     async with running(gate, workers=1, reread=reread, soft_bytes=10) as queue:
         queue.dispatch(put(b"%d" % number, number, value=b"12345678") for number in range(1, 6))
@@ -310,7 +314,7 @@ async def test_a_failed_reread_is_tried_again(autojump_clock: trio.testing.MockC
     async def reread(change: Change) -> Change | None:
         if (error := next(outcomes)) is not None:
             raise error
-        return msgspec.structs.replace(change, value=b"back")
+        return change.with_value(msgspec.structs.replace(change.kv, value=b"back"))
 
     async with running(handler, reread=reread, soft_bytes=0) as queue:
         queue.dispatch([put(b"a", 1), put(b"b", 2)])
@@ -329,7 +333,7 @@ async def test_a_newer_state_that_comes_during_a_reread_is_not_lost() -> None:
     async def reread(change: Change) -> Change | None:
         reading.set()
         await go_on.wait()
-        return msgspec.structs.replace(change, value=b"old")
+        return change.with_value(msgspec.structs.replace(change.kv, value=b"old"))
 
     async with running(handler, reread=reread, soft_bytes=0) as queue:
         queue.dispatch([put(b"x", 1), put(b"a", 2)])
@@ -379,6 +383,34 @@ async def test_cancelled_workers_leave_nothing_parked() -> None:
         await queue.wait_idle()
         nursery.cancel_scope.cancel()
     assert len(handled) == 1
+
+
+async def test_what_a_cancelled_worker_had_is_handled_by_the_next_one() -> None:
+    """Also where it was cancelled while it read a dropped value."""
+    gate, reading = Gate(), trio.Event()
+
+    async def read(change: Change) -> Change:
+        if not reading.is_set():
+            reading.set()
+            await trio.sleep_forever()
+        return change.with_value(msgspec.structs.replace(change.kv, value=b"read again"))
+
+    queue = WorkQueue(gate, read)
+    queue.dispatch([put(b"a", 1), put(b"b", 2, value=None)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.worker)
+        nursery.start_soon(queue.worker)
+        await trio.testing.wait_all_tasks_blocked()
+        assert reading.is_set()
+        nursery.cancel_scope.cancel()
+    assert [change.key for change in gate.begun] == [b"a"]
+    gate.open()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.worker)
+        with trio.fail_after(10):
+            await queue.wait_idle()
+        nursery.cancel_scope.cancel()
+    assert sorted(change.key for change in gate.done) == [b"a", b"b"]
 
 
 async def test_a_key_whose_failed_change_is_skipped_is_failing_no_more() -> None:

@@ -13,6 +13,7 @@ from etcd_actions.change_history.record_format import Header, RecordWriter
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.commands.mutations import literal_of, read_request
 from etcd_actions.errors import ConfigError, InputError
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.watch import Change, ChangeKind
 from tests.cli.here import taskaction
 from tests.fuzz.texts import BOMBS, TEXTS, pieces, spoiled, tried
@@ -28,18 +29,8 @@ OBJECT = taskaction("r", "a0")
 
 
 def put(key: bytes, value: bytes | None, revision: int) -> Change:
-    return Change(
-        kind=ChangeKind.ADDED if value else ChangeKind.DELETED,
-        key=key,
-        mod_revision=revision,
-        create_revision=revision,
-        version=1,
-        lease=0,
-        value=value,
-        prev_value=None,
-        listed=False,
-        synthesised=False,
-    )
+    kind = ChangeKind.ADDED if value else ChangeKind.DELETED
+    return Change(kind, KeyValue(key, value or b"", revision, revision, 1))
 
 
 def record() -> bytes:

@@ -334,9 +334,9 @@ class TestWhatWasDone:
                         )
                     failures[name] = caught.value
 
-                link = channel._link
+                link = channel._live
                 assert link is not None
-                link.connection._window = 2**31 - 1
+                link.connection.sending.window = 2**31 - 1
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(call, "large", 60_000_000)
                     await eventually(lambda: link._wire.pending)

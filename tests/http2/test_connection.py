@@ -146,7 +146,7 @@ class TestWithAnotherImplementation:
         while not stream.ended or stream.size:
             messages, room = reader.take()
             got += messages
-            client.taken(stream, room)
+            client.acknowledge(stream, room)
             exchange(client, peer)
             assert stream.size <= 2 * STREAM_WINDOW + 5_000_005
         assert [len(each) for each in got] == [len(each) for each in sent]
@@ -160,7 +160,7 @@ class TestWithAnotherImplementation:
         written: list[bytes] = []
         while not stream.ended:
             client.receive(peer.take())
-            written.append(client.take())
+            written.append(client.sending.take())
             peer.receive(written[-1])
         updates = [kind for kind, _, _ in sent_kinds(b"".join(written))]
         assert updates.count(frames.WINDOW_UPDATE) <= 8
@@ -173,7 +173,7 @@ def test_any_cut_of_the_bytes_means_the_same(cuts: list[int]) -> None:
     """A transcript with padding, priority, continuations, an interim answer and pings."""
     client = ClientConnection()
     one, two, three = (open_call(client) for _ in range(3))
-    client.take()
+    client.sending.take()
     padded = frames.frame(
         frames.HEADERS,
         frames.END_HEADERS | frames.PADDED | frames.WITH_PRIORITY,
@@ -209,7 +209,7 @@ def test_any_cut_of_the_bytes_means_the_same(cuts: list[int]) -> None:
         answer(three)
     assert (caught.value.code, caught.value.details) == (Code.NOT_FOUND, "a b")
     assert caught.value.answered
-    written = client.take()
+    written = client.sending.take()
     assert frames.frame(frames.PING, frames.ACK, 0, b"12345678") in written
     assert frames.frame(frames.SETTINGS, frames.ACK, 0) in written
 
@@ -259,10 +259,10 @@ class TestWhatWasDone:
     def test_a_connection_that_is_lost(self) -> None:
         """What was not written was not done."""
         client = greeted()
-        before = client.queued
+        before = client.sending.queued
         one = open_call(client)
         two = open_call(client)
-        client.lost("gone", written=before + 1)
+        client.fail("gone", written=before + 1)
         assert one.failure is not None
         assert two.failure is not None
         assert (one.failure.not_done, two.failure.not_done) == (False, True)
@@ -273,12 +273,12 @@ def test_a_call_that_is_given_up_is_forgotten() -> None:
     client = greeted()
     stream = open_call(client, bytes(100_000))
     client.reset(stream)
-    assert sent_kinds(client.take())[-1] == (frames.RST_STREAM, stream.id, 4)
+    assert sent_kinds(client.sending.take())[-1] == (frames.RST_STREAM, stream.id, 4)
     assert client.streams == 0
     # What was on its way is no error, and what waited for a window is gone.
     client.receive(whole(stream.id, b"late") + frames.window_update(stream.id, 1000))
     client.receive(frames.window_update(0, 100_000))
-    assert client.take() == b""
+    assert client.sending.take() == b""
     assert client.woken == []
 
 
@@ -286,14 +286,14 @@ def test_an_answer_before_the_request_was_sent() -> None:
     """As for a request that is too large: the rest is not sent any more."""
     client = greeted()
     stream = open_call(client, bytes(100_000))
-    client.take()
+    client.sending.take()
     refusal = block(*HEADERS, ("grpc-status", "8"), ("grpc-message", "too large"))
     client.receive(trailers(stream.id, refusal))
     with pytest.raises(CallFailed, match="too large"):
         answer(stream)
-    assert sent_kinds(client.take()) == [(frames.RST_STREAM, stream.id, 4)]
+    assert sent_kinds(client.sending.take()) == [(frames.RST_STREAM, stream.id, 4)]
     client.receive(frames.window_update(0, 100_000))
-    assert client.take() == b""
+    assert client.sending.take() == b""
 
 
 def test_a_long_header_block_is_continued() -> None:

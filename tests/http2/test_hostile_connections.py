@@ -16,7 +16,7 @@ from etcd_actions.errors import Unavailable
 from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.grpc.transport import grpc_connections
-from etcd_actions.http2 import CallFailed, Channel, Code, Target, frames, link
+from etcd_actions.http2 import CallFailed, Channel, Code, Target, frames, live_connection
 from etcd_actions.http2 import open_channel as opened
 from etcd_actions.http2.errors import ErrorCode
 from tests.support.http2_peer import HEADERS
@@ -87,7 +87,7 @@ async def test_calls_go_elsewhere_when_the_numbers_of_streams_are_used_up() -> N
         opened(server.target) as channel,
         channel.stream("/s/m") as exchange,
     ):
-        link = channel._link
+        link = channel._live
         assert link is not None
         link.connection._next_id = frames.LAST_STREAM
         drained: list[None] = []
@@ -152,7 +152,7 @@ async def test_a_watch_that_gets_no_stream_fails_in_time() -> None:
     """Its reader is told, so that another member is tried."""
     async with (
         serving(silent, settings={frames.MAX_CONCURRENT_STREAMS: 0}) as server,
-        owned_tasks() as nursery,
+        owned_tasks("a test") as nursery,
     ):
         endpoint = Endpoint(server.target.host, server.target.port)
         settings = ConnectionSettings(endpoints=(endpoint,), request_timeout=0.1)
@@ -208,12 +208,12 @@ async def test_a_cancellation_at_any_checkpoint_leaves_nothing(
                         await trio.lowlevel.checkpoint()
                     for scope in scopes[1:]:
                         scope.cancel("enough")
-                link = channel._link
+                link = channel._live
                 assert link is not None
                 assert not link.connection.streams
-                left = (link._waiting, link._senders, link._deadlines, link._drainers)
+                left = (link._waiting, link._senders, link._time.by_stream, link._drainers)
                 assert not any(left)
-                assert not link.connection._blocked
+                assert not link.connection.sending.blocked
                 assert await channel.unary("/s/m", b"x", within=PATIENCE) == b"x"
                 assert len(server.connections) == 1
 
@@ -222,7 +222,7 @@ async def test_an_end_that_the_reader_has_yet_to_see_costs_no_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What would be written on it certainly reaches nobody: it goes over another connection."""
-    monkeypatch.setattr(link, "_SILENT", -1.0)
+    monkeypatch.setattr(live_connection, "_SILENT", -1.0)
     async with serving(answering) as server, opened(server.target) as channel:
         assert await channel.unary("/s/m", b"first", within=PATIENCE)
         server.last.cut_at_once()

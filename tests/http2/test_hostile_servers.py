@@ -50,15 +50,15 @@ class TestBounds:
         client = greeted()
         stream = open_call(client, bytes(100_000))
         assert stream.send_window == 0
-        client.take()
+        client.sending.take()
         client.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
         assert stream.send_window == -frames.FIRST_WINDOW
         client.receive(
             frames.window_update(0, 10) + frames.window_update(stream.id, frames.FIRST_WINDOW)
         )
-        assert frames.DATA not in [kind for kind, _, _ in sent_kinds(client.take())]
+        assert frames.DATA not in [kind for kind, _, _ in sent_kinds(client.sending.take())]
         client.receive(frames.window_update(stream.id, 7))
-        assert (frames.DATA, stream.id, 7) in sent_kinds(client.take())
+        assert (frames.DATA, stream.id, 7) in sent_kinds(client.sending.take())
 
     def test_an_answer_that_is_too_large(self) -> None:
         """Its stream alone is ended, before all of it is here."""
@@ -67,7 +67,7 @@ class TestBounds:
         client.receive(headers(large.id) + data(large.id, framed(bytes(50_000))[:2000]))
         assert large.failure is not None
         assert large.failure.code is Code.RESOURCE_EXHAUSTED
-        assert (frames.RST_STREAM, large.id, 4) in sent_kinds(client.take())
+        assert (frames.RST_STREAM, large.id, 4) in sent_kinds(client.sending.take())
         client.receive(data(large.id, bytes(1000)) + whole(other.id, b"x"))
         assert answer(other) == b"x"
 
@@ -88,7 +88,7 @@ class TestBounds:
         client = greeted()
         with pytest.raises(ProtocolError, match="faster than their answers"):
             client.receive(frames.frame(frames.PING, 0, 0, bytes(8)) * 2000)
-        assert len(client.take()) < 100_000
+        assert len(client.sending.take()) < 100_000
 
     @pytest.mark.parametrize("size", [0, 1000])
     def test_a_header_block_without_an_end(self, size: int) -> None:
@@ -113,7 +113,7 @@ class TestBounds:
             client.receive(trailers(stream.id, block(*HEADERS, ("n", str(number)), *OK)))
             assert stream.trailers is not None
             assert stream.trailers["n"] == str(number)
-        assert len(client._decoder._known) <= 256
+        assert len(client._decoder._cache) <= 256
 
     def test_a_server_that_uses_a_table_again_is_understood(self) -> None:
         """What was remembered without one would leave a field out of it."""
@@ -130,7 +130,7 @@ class TestBounds:
             stream = open_call(client)
             client.receive(trailers(stream.id, each))
             assert stream.trailers == dict(fields)
-        assert not client._decoder._known
+        assert not client._decoder._cache
 
     def test_a_server_that_keeps_its_table_is_understood(self) -> None:
         """Equal blocks mean other things then, and none is remembered."""
@@ -141,7 +141,7 @@ class TestBounds:
             fields = [*HEADERS, ("n", str(number // 3)), *OK]
             client.receive(trailers(stream.id, encoder.encode(fields)))
             assert stream.trailers == dict(fields)
-        assert not client._decoder._known
+        assert not client._decoder._cache
 
 
 @pytest.mark.parametrize(
@@ -203,11 +203,11 @@ def test_a_server_that_breaks_the_rules(server: bytes, code: ErrorCode | None) -
     """One exception, which says what was wrong; the server is told; and it stays so."""
     client = greeted()
     open_call(client)
-    client.take()
+    client.sending.take()
     with pytest.raises(ProtocolError) as caught:
         client.receive(server)
     assert caught.value.code == (code or ErrorCode.PROTOCOL_ERROR)
-    assert sent_kinds(client.take())[-1][0] == frames.GOAWAY
+    assert sent_kinds(client.sending.take())[-1][0] == frames.GOAWAY
     with pytest.raises(ProtocolError):
         client.receive(frames.frame(frames.PING, 0, 0, bytes(8)))
 
@@ -227,7 +227,7 @@ def test_a_stream_that_breaks_the_rules_ends_alone(server: bytes) -> None:
     stream, other = open_call(client), open_call(client)
     client.receive(server)
     assert stream.failure is not None
-    assert (frames.RST_STREAM, stream.id, 4) in sent_kinds(client.take())
+    assert (frames.RST_STREAM, stream.id, 4) in sent_kinds(client.sending.take())
     client.receive(whole(stream.id, b"") + whole(other.id, b"x"))
     assert answer(other) == b"x"
 
@@ -254,14 +254,14 @@ def test_whatever_a_server_sends(server: list[bytes], cuts: list[int]) -> None:
     """Nothing but the one exception comes out, and nothing grows."""
     client = greeted()
     streams = [open_call(client, bytes(70_000)), open_call(client, gathers=False)]
-    client.take()
+    client.sending.take()
     raw, start = b"".join(server), 0
     reader = MessageReader(streams[1])
     for size in [*cuts, len(raw) or 1]:
         try:
             client.receive(raw[start : start + size])
         except ProtocolError:
-            client.lost("broken", written=client.queued)
+            client.fail("broken", written=client.sending.queued)
             break
         finally:
             start += size
@@ -270,7 +270,7 @@ def test_whatever_a_server_sends(server: list[bytes], cuts: list[int]) -> None:
             continue
     except CallFailed:
         streams[1].chunks.clear()
-    assert len(client.take()) < 200_000
+    assert len(client.sending.take()) < 200_000
     for stream in streams:
         assert sum(map(len, stream.chunks)) <= len(raw)
         if stream.ended and stream.gathers:

@@ -15,7 +15,7 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.model import ErrorState, Phase
 from etcd_actions.model.conditions import FOLLOWERS, MAX_HISTORY, MAX_MESSAGE, rfc3339, write_phase
 from etcd_actions.model.phase import CONDITION_WAITING, phase_of
-from etcd_actions.model.taskaction import TaskAction
+from etcd_actions.model.taskaction import ActionObject
 from tests.data.captured import PUTS, Event
 
 T0 = datetime(2026, 11, 23, 16, 14, 3, tzinfo=UTC)
@@ -407,6 +407,6 @@ def test_the_view_takes_what_is_written() -> None:
     write_phase(tree, Phase.WAITING_FOR_RESOURCES, now=T0)
     for each in tree["status"]["conditions"]:
         assert each.keys() == {"type", "status", "reason", "message", "lastTransitionTime"}
-    action = msgspec.convert(tree, TaskAction)
+    action = msgspec.convert(tree, ActionObject)
     assert phase_of(action.status.conditions) is Phase.WAITING_FOR_RESOURCES
     assert action.status.phase_history[0].phase == "WaitingForResources"

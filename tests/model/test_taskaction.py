@@ -14,10 +14,10 @@ from etcd_actions.model import (
     ANNOTATION_ORG,
     LABEL_TERMINAL_STATUS_RECORDED,
     ActionId,
+    ActionObject,
     Condition,
     ObjectMeta,
     Phase,
-    TaskAction,
     TaskActionSpec,
     TaskActionStatus,
     flyte,
@@ -31,13 +31,13 @@ def make(
     spec: TaskActionSpec = SPEC,
     status: TaskActionStatus | None = None,
     metadata: ObjectMeta | None = None,
-) -> TaskAction:
-    return TaskAction.new(
+) -> ActionObject:
+    return ActionObject.new(
         metadata or ObjectMeta("r-a1", "flyte"), spec, status or TaskActionStatus()
     )
 
 
-def captured(name: str) -> TaskAction:
+def captured(name: str) -> ActionObject:
     """Give the last captured state of an object."""
     return [codec.decode(put.value) for put in PUTS if put.key.endswith(name.encode())][-1]
 

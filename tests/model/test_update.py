@@ -10,12 +10,12 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.model import (
     ANNOTATION_MOST_AT_ONCE,
     ActionId,
+    ActionObject,
     Condition,
     ErrorState,
     ObjectMeta,
     Phase,
     Summary,
-    TaskAction,
     TaskActionSpec,
     TaskActionStatus,
     build_action_update,
@@ -40,8 +40,8 @@ PHASES = {
 }
 
 
-def make(phase: Phase) -> TaskAction:
-    return TaskAction.new(
+def make(phase: Phase) -> ActionObject:
+    return ActionObject.new(
         ObjectMeta("run1-a1", "flyte", "uid-1", creation_timestamp="2026-11-23T16:14:03Z"),
         TaskActionSpec(
             "p",

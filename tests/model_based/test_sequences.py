@@ -33,7 +33,7 @@ from etcd_actions import (
 from etcd_actions.codecs import CODEC_NAMES, codec_of
 from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.model import Keyspace, TaskAction, canonical_name
+from etcd_actions.model import ActionObject, Keyspace, canonical_name
 from etcd_actions.testing import Faults, MemoryClient, MemoryStore
 from tests.record.test_outbox import SETTINGS
 from tests.support import flyte, oracle
@@ -105,7 +105,7 @@ class Service:
     def wants(self, phase: Phase, deleted: bool) -> bool:
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         await self._answer()
         if action is not None and action.spec.kind == "trace":
             self.traces.add(update.uid)
@@ -269,7 +269,7 @@ class World:
         assert isinstance(self.etcd, MemoryClient)
         return self.etcd.faults
 
-    async def stored(self) -> dict[bytes, TaskAction]:
+    async def stored(self) -> dict[bytes, ActionObject]:
         found = {}
         for prefix in (self.keys.prefix, self.keys.traces):
             for kv in (await self.etcd.range(KeyRange.of_prefix(prefix))).kvs:
@@ -303,7 +303,7 @@ class World:
             wrong += self._untold(name, action, uid)
         return wrong
 
-    def _untold(self, name: str, action: TaskAction, uid: str) -> list[str]:
+    def _untold(self, name: str, action: ActionObject, uid: str) -> list[str]:
         wrong = []
         for parent, _, updates in self.received:
             if parent not in (name, canonical_name("r1", action.parent)):

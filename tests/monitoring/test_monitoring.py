@@ -18,7 +18,7 @@ from etcd_actions import (
     ActionsClient,
     ActionStatus,
     Phase,
-    ProcessorSettings,
+    WatchingSettings,
     open_actions_client,
     open_etcd,
 )
@@ -180,7 +180,7 @@ async def test_a_handler_that_keeps_failing_degrades_it(
         async def update_action_status(self, *_: object) -> None:
             raise RuntimeError("it refuses")
 
-    settings = ProcessorSettings(elect=False, grace=0)
+    settings = WatchingSettings(elect=False, grace=0)
     async with (
         open_actions_client(
             etcd, prefix=prefix, run_service=Refusing(), settings=settings

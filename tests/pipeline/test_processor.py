@@ -12,20 +12,21 @@ import trio.testing
 
 from etcd_actions import (
     ActionId,
+    ActionObject,
     ActionUpdate,
     Phase,
-    Processor,
-    ProcessorSettings,
     Subscription,
-    TaskAction,
+    WatchingSettings,
     open_etcd,
-    open_processor,
 )
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.codecs import json
 from etcd_actions.errors import InvalidRequest, PermissionDenied
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
+from etcd_actions.follow import Handler
 from etcd_actions.follow.workqueue import WorkQueueSettings
+from etcd_actions.pipeline.processor import Processor, open_processor
+from etcd_actions.watch import Change
 from tests.data.captured import PUTS
 from tests.support.endings import marked as as_marked
 from tests.support.etcd_server import EtcdServer, free_port
@@ -34,7 +35,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.memory
 
 # The captured actions are stored one by one, without their parents.
-_ALONE = ProcessorSettings(elect=False, collect_orphans=False)
+_ALONE = WatchingSettings(elect=False, collect_orphans=False)
 _FAST = replace(_ALONE, queue=WorkQueueSettings(backoff=Backoff(initial=0.01, cap=0.05)))
 _ROOT = ActionId("flytesnacks", "development", "rh7k2m9p4qv3", "a0")
 
@@ -52,7 +53,7 @@ RUNNING = captured("rh7k2m9p4qv3-a1", Phase.RUNNING)
 SUCCEEDED = captured("rh7k2m9p4qv3-a1", Phase.SUCCEEDED)
 
 
-async def value_of(etcd: Etcd, key: bytes) -> TaskAction:
+async def value_of(etcd: Etcd, key: bytes) -> ActionObject:
     return json.decode((await etcd.range(KeyRange.of_key(key))).kvs[0].value)
 
 
@@ -69,7 +70,7 @@ class RecordingRunService:
     def wants(self, phase: Phase, deleted: bool) -> bool:
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         await self._answer()
         self.records.append(update)
 
@@ -308,7 +309,8 @@ async def test_stopping_drains_and_starting_again_goes_on(etcd: Etcd, prefix: by
             await processor.start_watching()
             with trio.fail_after(60):
                 told: dict[str, tuple[Phase, bool]] = {}
-                while len(told) < 2:
+                # The list is made where the watch ended: what was deleted since is in it.
+                while len(told) < 2 or not told["rh7k2m9p4qv3-a2"][1]:
                     update = await updates.receive()
                     told[update.name] = (update.phase, update.is_deleted)
         assert told["rh7k2m9p4qv3-a2"] == (Phase.ABORTED, True)
@@ -457,6 +459,65 @@ async def test_a_deletion_that_was_not_accepted_is_told_after_a_restart(
     assert (service.statuses[1].phase, service.statuses[1].is_deleted) == (Phase.ABORTED, True)
 
 
+@pytest.mark.parametrize("elect", [True, False])
+async def test_an_end_that_came_while_nothing_was_watched_is_reported_after_a_restart(
+    etcd: Etcd, prefix: bytes, elect: bool
+) -> None:
+    """The object was deleted since: history still has its end, the newest list has not."""
+    key = prefix + b"flyte/rh7k2m9p4qv3-a1"
+    service = RecordingRunService()
+    settings = replace(_FAST, elect=elect)
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=settings
+    ) as processor:
+        await processor.start_watching()
+        await etcd.put(key, RUNNING)
+        await eventually(lambda: len(service.statuses) == 1)
+        await processor.stop_watching()
+        await etcd.put(key, SUCCEEDED)
+        await etcd.delete(KeyRange.of_key(key))
+        await processor.start_watching()
+        await eventually(lambda: service.statuses[-1].is_deleted)
+    assert Phase.ABORTED not in {each.phase for each in service.statuses}
+    assert service.statuses[-1].phase is Phase.SUCCEEDED
+
+
+async def test_an_end_that_was_put_off_is_reported_after_a_restart(
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key is deleted, and another key's change is newer, so no list shows that end."""
+    key, other = prefix + b"flyte/rh7k2m9p4qv3-a1", prefix + b"flyte/rh7k2m9p4qv3-a2"
+    failing = False
+    handle = Handler.handle_watch_event
+
+    def fails(self: Handler, change: Change) -> None:
+        if failing and change.key == key:
+            raise RuntimeError("a defect")
+        handle(self, change)
+
+    monkeypatch.setattr(Handler, "handle_watch_event", fails)
+    async with open_processor(etcd, prefix=prefix, settings=_FAST) as processor:
+        await processor.start_watching()
+        async with processor.subscribe(_ROOT) as updates:
+            await etcd.put(key, RUNNING)
+            with trio.fail_after(60):
+                await updates.receive()
+            failing = True
+            await etcd.put(key, SUCCEEDED)
+            await etcd.delete(KeyRange.of_key(key))
+            await etcd.put(other, captured("rh7k2m9p4qv3-a2", Phase.RUNNING))
+            with trio.fail_after(60):
+                assert (await updates.receive()).key == other
+            await processor.stop_watching(grace=0)
+            failing = False
+            await processor.start_watching()
+            with trio.fail_after(60):
+                update = await updates.receive()
+                while not update.is_deleted:
+                    update = await updates.receive()
+    assert (update.key, update.phase) == (key, Phase.SUCCEEDED)
+
+
 async def test_a_start_during_a_stop_waits_and_watches(etcd: Etcd, prefix: bytes) -> None:
     """It must not take the watch that is about to end for its own."""
     service = RecordingRunService()
@@ -500,7 +561,7 @@ async def test_subscribers_hear_of_a_processor_that_ends_by_an_exception(
         ended.set()
 
     async with trio.open_nursery() as nursery:
-        with pytest.raises(ExceptionGroup):  # noqa: PT012 - the context is what must raise
+        with pytest.raises(LookupError, match="scripted"):  # noqa: PT012 - the context is what must raise
             async with open_processor(etcd, prefix=prefix, settings=_ALONE) as processor:
                 await processor.start_watching()
                 nursery.start_soon(read, processor.subscribe(_ROOT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,15 @@ def test_every_public_name_is_there() -> None:
     for name in etcd_actions.__all__:
         assert getattr(etcd_actions, name) is not None
         assert name in dir(etcd_actions)
+
+
+def test_the_page_of_the_api_lists_the_public_names() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    table = page.partition("## `import etcd_actions`")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    listed = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(listed) == sorted(etcd_actions.__all__)
+    assert len(listed) <= 30
 
 
 def test_another_name_is_an_error() -> None:

@@ -26,8 +26,8 @@ from etcd_actions.model import (
     ANNOTATION_RECORDED,
     FINALIZER_PLUGIN,
     LABEL_TERMINAL_STATUS_RECORDED,
+    ActionObject,
     Keyspace,
-    TaskAction,
     build_action_update,
 )
 from etcd_actions.model.conditions import write_phase
@@ -346,7 +346,7 @@ class Ledger:
     def wants(self, phase: Phase, deleted: bool) -> bool:
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         await trio.lowlevel.checkpoint()
 
     async def update_action_status(self, update: ActionUpdate) -> None:

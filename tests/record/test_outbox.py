@@ -12,8 +12,8 @@ import trio
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.model import ActionUpdate, Keyspace, TaskAction
-from etcd_actions.pipeline.processor_settings import ProcessorSettings
+from etcd_actions.model import ActionObject, ActionUpdate, Keyspace
+from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.support import flyte
 from tests.support.run_service_server import Fault, RunServiceServer
@@ -54,7 +54,7 @@ class Scripted:
     def wants(self, phase: Phase, deleted: bool) -> bool:
         return self._wants_all
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         self._take("record", update)
 
     async def update_action_status(self, update: ActionUpdate) -> None:
@@ -74,7 +74,7 @@ class Scripted:
 
 @asynccontextmanager
 async def watching(
-    etcd: Etcd, prefix: bytes, service: Scripted, settings: ProcessorSettings = SETTINGS
+    etcd: Etcd, prefix: bytes, service: Scripted, settings: WatchingSettings = SETTINGS
 ) -> AsyncIterator[ActionsClient]:
     async with open_actions_client(
         etcd, prefix=prefix, run_service=service, settings=settings

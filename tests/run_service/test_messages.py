@@ -20,11 +20,11 @@ from etcd_actions.model import (
     ANNOTATION_ABORTED_BY,
     ANNOTATION_ORG,
     ANNOTATION_SUBJECT,
+    ActionObject,
     ActionUpdate,
     Condition,
     ObjectMeta,
     Phase,
-    TaskAction,
     TaskActionSpec,
     TaskActionStatus,
     build_action_update,
@@ -73,12 +73,12 @@ def ended(type: str, reason: str) -> TaskActionStatus:
     )
 
 
-def told(action: TaskAction) -> ActionUpdate:
+def told(action: ActionObject) -> ActionUpdate:
     return build_action_update(action, key=b"/p/flyte/r1-c1", revision=9, create_revision=8)
 
 
-def action(spec: TaskActionSpec = SPEC, status: TaskActionStatus | None = None) -> TaskAction:
-    return TaskAction.new(METADATA, spec, status or TaskActionStatus())
+def action(spec: TaskActionSpec = SPEC, status: TaskActionStatus | None = None) -> ActionObject:
+    return ActionObject.new(METADATA, spec, status or TaskActionStatus())
 
 
 def test_the_record_of_a_task() -> None:
@@ -212,7 +212,7 @@ def test_reason_and_actor_of_an_abort() -> None:
     assert request.abort_reason == "wrong input"
     assert request.principal.user.id.subject == "bo"
     annotations = {ANNOTATION_ABORT_REASON: "wrong input", ANNOTATION_ABORTED_BY: "bo"}
-    stored = TaskAction.new(
+    stored = ActionObject.new(
         msgspec.structs.replace(METADATA, annotations=annotations),
         SPEC,
         ended("Failed", "Aborted"),

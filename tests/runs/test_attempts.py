@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ErrorState, Phase
 from etcd_actions.model.conditions import FOLLOWERS, rfc3339, write_phase
@@ -38,9 +38,9 @@ def tree_of() -> dict[str, Any]:
     }
 
 
-def stored(tree: dict[str, Any]) -> StoredTaskAction:
+def stored(tree: dict[str, Any]) -> StoredAction:
     value = json.dumps(tree).encode()
-    return StoredTaskAction.of(KeyValue(b"/k/flyte/r1-a0", value, 5, 9, 2))
+    return StoredAction.of(KeyValue(b"/k/flyte/r1-a0", value, 5, 9, 2))
 
 
 def report(

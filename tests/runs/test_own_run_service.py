@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trio
 
-from etcd_actions import ActionId, ActionsClient, Phase, StoredTaskAction, open_actions_client
+from etcd_actions import ActionId, ActionsClient, Phase, StoredAction, open_actions_client
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.errors import NoSpace, RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, Put, Txn, TxnResult
@@ -65,7 +65,7 @@ async def history_in(store: Store, keys: Keyspace, action_id: ActionId) -> Actio
     return None if kv is None else decode_history(kv.value)
 
 
-def update_of(action: StoredTaskAction, **changes: Any) -> ActionUpdate:
+def update_of(action: StoredAction, **changes: Any) -> ActionUpdate:
     update = build_action_update(
         action,
         key=action.key,
@@ -84,13 +84,13 @@ async def put(
     action_id: ActionId = ROOT,
     error: ErrorState | None = None,
     before: ErrorState | None = None,
-) -> StoredTaskAction:
+) -> StoredAction:
     return await client.put_status(
         action_id, attempt, ActionStatus(phase), error=error, error_before=before
     )
 
 
-async def tell(own: OwnRunService, action: StoredTaskAction) -> None:
+async def tell(own: OwnRunService, action: StoredAction) -> None:
     await own.record_action(update_of(action), action)
     await own.update_action_state(update_of(action), action)
 

@@ -447,9 +447,7 @@ async def test_objects_and_data_are_left_to_flytes_executor_where_it_runs(
 ) -> None:
     await scene.run("r")
     config = Config(of(retain_runs="1ms", **flags), None)
-    collector = run_collector(
-        scene.client, scene.etcd, config, namespace=None, blobs=scene.blobs, quota=None
-    )
+    collector = run_collector(scene.client, scene.etcd, config, blobs=scene.blobs, quota=None)
     removed = await collector.sweep()
     assert (removed.records, removed.histories) == (1, 2)
     assert (removed.objects, removed.blobs) == expected

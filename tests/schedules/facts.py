@@ -11,8 +11,8 @@ from etcd_actions.codecs import codec_of
 from etcd_actions.model import (
     ANNOTATION_RECORDED,
     LABEL_TERMINAL_STATUS_RECORDED,
+    ActionObject,
     Keyspace,
-    TaskAction,
 )
 from etcd_actions.model.phase import phase_of
 from tests.support.oracle import Entry
@@ -112,7 +112,7 @@ def fact_of(entry: Entry, seen: float) -> Fact:
     )
 
 
-def _state_of(action: TaskAction, create_revision: int) -> tuple[Phase, int, bool]:
+def _state_of(action: ActionObject, create_revision: int) -> tuple[Phase, int, bool]:
     """What an object says: phase, attempt, and whether that is recorded.
 
     Read here once more, from the text of the mark: the product's own reading is what is judged.

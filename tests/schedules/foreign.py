@@ -26,8 +26,8 @@ from etcd_actions.model import (
     ANNOTATION_RECORDED,
     FINALIZER_RECORD,
     LABEL_TERMINAL_STATUS_RECORDED,
+    ActionObject,
     Keyspace,
-    TaskAction,
 )
 from etcd_actions.model.conditions import write_phase
 from tests.schedules.facts import STAMP
@@ -98,7 +98,7 @@ async def _read(etcd: Etcd, key: bytes) -> KeyValue:
     return found[0]
 
 
-def _decoded(kv: KeyValue) -> TaskAction:
+def _decoded(kv: KeyValue) -> ActionObject:
     return codec_of(kv.value).decode(kv.value)
 
 

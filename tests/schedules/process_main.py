@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import partial
 
 from etcd_actions._internal.backoff import Backoff
+from etcd_actions.app import app
 from etcd_actions.cli import process_main
-from etcd_actions.cli.commands import run
 from etcd_actions.follow.workqueue import WorkQueueSettings
-from etcd_actions.pipeline.processor_settings import ProcessorSettings
+from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.run_service import grpc_run_service
 from etcd_actions.watch import ReflectorSettings
 
@@ -24,13 +24,13 @@ CALL_DEADLINE = 0.8
 def shorten() -> None:
     """Make the times short that have no setting."""
     settings = partial(
-        ProcessorSettings,
+        WatchingSettings,
         election_ttl=ELECTION_TTL,
         save_every=0.3,
         reflector=ReflectorSettings(dead_after=1.5, backoff=Backoff(initial=0.05, cap=0.5)),
         queue=WorkQueueSettings(backoff=Backoff(initial=0.05, cap=1.0)),
     )
-    vars(run)["ProcessorSettings"] = settings
+    vars(app)["WatchingSettings"] = settings
     vars(grpc_run_service)["open_run_service"] = partial(
         grpc_run_service.open_run_service, deadline=CALL_DEADLINE
     )

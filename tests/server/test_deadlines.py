@@ -12,8 +12,8 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.application import Application, Calls
 from etcd_actions.server.authentication import Authentication
-from etcd_actions.server.grpc_health import HEALTH, Health
-from etcd_actions.server.methods import Methods, UnaryCalls
+from etcd_actions.server.grpc_health import Health
+from etcd_actions.server.methods import Methods
 from etcd_actions.server.project_access import Access
 from etcd_actions.server.streams import Streams
 from etcd_actions.web import ClientGone, Message
@@ -23,11 +23,10 @@ from etcd_actions.web.asgi import ON_LOST
 @pytest.fixture
 def application() -> Application:
     containment = Containment()
-    unary_calls = UnaryCalls(60, containment)
-    methods = Methods(unary_calls, containment, Access())
-    Health(lambda: methods.services, lambda: True, Streams(1)).add_to(methods)
+    methods = Methods(60, containment, Access())
+    methods.add(Health(lambda: methods.services, lambda: True, Streams(1)))
     calls = Calls(Authentication(None, None), RateLimit(0), containment)
-    return Application(methods, unary_calls, calls, message_bytes=1024)
+    return Application(methods, calls, message_bytes=1024)
 
 
 def scope_of(milliseconds: bytes) -> Message:
@@ -36,7 +35,7 @@ def scope_of(milliseconds: bytes) -> Message:
         "http_version": "1.1",
         "method": "POST",
         "scheme": "http",
-        "path": f"/{HEALTH}/Check",
+        "path": "/grpc.health.v1.Health/Check",
         "root_path": "",
         "query_string": b"",
         "headers": [

@@ -11,14 +11,14 @@ from etcd_actions import open_etcd
 from etcd_actions.etcd import paging
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 from etcd_actions.storage.store import Store
-from etcd_actions.watch import Change, ChangeKind
+from etcd_actions.watch import Change
 from tests.support.etcd_server import EtcdServer
 
 pytestmark = pytest.mark.memory
 
 
 def dropped(key: bytes, revision: int) -> Change:
-    return Change(ChangeKind.MODIFIED, key, None, revision, revision, 1)
+    return Change.unread(key, revision, revision)
 
 
 async def test_a_dropped_value_is_read_at_its_own_revision(etcd: Etcd, prefix: bytes) -> None:

@@ -12,7 +12,7 @@ import sys
 
 import trio
 
-from etcd_actions import ActionId, ActionUpdate, Phase, TaskAction, open_actions_client, open_etcd
+from etcd_actions import ActionId, ActionObject, ActionUpdate, Phase, open_actions_client, open_etcd
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.etcd.api import Txn, TxnResult
 from etcd_actions.model import Keyspace
@@ -40,7 +40,7 @@ class _RunService:
     def wants(self, phase: Phase, deleted: bool) -> bool:
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         self._end.count()
 
     async def update_action_status(self, update: ActionUpdate) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from etcd_actions import ActionUpdate, TaskAction
+from etcd_actions import ActionObject, ActionUpdate
 from etcd_actions.errors import RunServiceRejected
 from etcd_actions.etcd import open_etcd
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn, TxnResult
@@ -50,7 +50,7 @@ class RefusingRecords(RecordingRunService):
         super().__init__(etcd)
         self._when = when
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         at("before the refusal", self._when)
         await trio.lowlevel.checkpoint()
         if self._when == "after the refusal":

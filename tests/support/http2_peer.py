@@ -116,7 +116,7 @@ def exchange(client: ClientConnection, peer: Peer, cuts: Iterable[int] = ()) -> 
     """Carry bytes between both until nobody says anything more, cut as told."""
     sizes = iter(cuts)
     while True:
-        sent, answered = client.take(), b""
+        sent, answered = client.sending.take(), b""
         for piece in cut(sent, sizes):
             peer.receive(piece)
         answered = peer.take()
@@ -142,7 +142,7 @@ def greeted(settings: dict[int, int] | None = None) -> ClientConnection:
     """A connection whose server has sent its settings, and whose first bytes are written."""
     client = ClientConnection()
     client.receive(frames.settings(settings or {}))
-    client.take()
+    client.sending.take()
     return client
 
 

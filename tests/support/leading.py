@@ -12,9 +12,10 @@ from dataclasses import replace
 import structlog
 import trio
 
-from etcd_actions import open_etcd, open_processor
+from etcd_actions import open_etcd
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.follow.workqueue import WorkQueueSettings
+from etcd_actions.pipeline.processor import open_processor
 from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.support.scene import PROCESSOR
 

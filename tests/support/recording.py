@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import trio
 
-from etcd_actions import ActionUpdate, Phase, TaskAction
+from etcd_actions import ActionObject, ActionUpdate, Phase
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, WatchCreate
 from etcd_actions.record.recorder import Ending
@@ -93,7 +93,7 @@ class RecordingRunService:
         """Everything."""
         return True
 
-    async def record_action(self, update: ActionUpdate, action: TaskAction | None) -> None:
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Note that it was introduced."""
         await self._obstruct(update)
         self.recorded.append((update.key, update.uid))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ActionId, Keyspace
 from etcd_actions.runs.run_index import RunIndex
 from etcd_actions.runs.run_record import RunRecord, RunStatus, TaskName, encode
@@ -73,9 +74,10 @@ class FedIndex(RunIndex):
         self.revision += 1
         kind = ChangeKind.ADDED
         key = key_of(self.keys, run)
-        self.take(Change(kind, key, encode(run), self.revision, self.revision, 1, listed=listed))
+        kv = KeyValue(key, encode(run), self.revision, self.revision, 1)
+        self.take(Change(kind, kv, listed=listed))
 
     def delete(self, run: RunRecord) -> None:
         self.revision += 1
         key = key_of(self.keys, run)
-        self.take(Change(ChangeKind.DELETED, key, b"", 0, self.revision, 0))
+        self.take(Change.deletion(key, self.revision))

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 import trio
 import trio.testing
 
-from etcd_actions import ActionId, ActionUpdate, Processor, ProcessorSettings, open_processor
+from etcd_actions import ActionId, ActionUpdate, WatchingSettings
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
 from etcd_actions.follow.workqueue import WorkQueueSettings
+from etcd_actions.pipeline.processor import Processor, open_processor
 from etcd_actions.run_service import RunService
 from etcd_actions.watch import Reflector, ReflectorSettings
 from tests.support import oracle
@@ -24,7 +25,7 @@ _SOON = Backoff(0.02, 0.2)
 REFLECTOR = ReflectorSettings(dead_after=DEAD_AFTER, backoff=_SOON)
 # Where nothing falls silent, and a machine that is slow must not be taken for it.
 UNHURRIED = ReflectorSettings(backoff=_SOON)
-PROCESSOR = ProcessorSettings(
+PROCESSOR = WatchingSettings(
     elect=False, collect_orphans=False, reflector=REFLECTOR, queue=WorkQueueSettings(backoff=_SOON)
 )
 
@@ -57,7 +58,7 @@ async def processing(
     prefix: bytes,
     run_service: RunService,
     *,
-    settings: ProcessorSettings = PROCESSOR,
+    settings: WatchingSettings = PROCESSOR,
 ) -> AsyncIterator[Processor]:
     """A processor that watches."""
     async with open_processor(

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from etcd_actions.codecs import json
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, build_action_update
 from etcd_actions.record.recorder import Ending
 from etcd_actions.watch import Change, ChangeKind
@@ -34,12 +35,19 @@ def change(entry: Entry) -> Change:
     if entry.version <= 1:
         kind = ChangeKind.ADDED if entry.version else ChangeKind.DELETED
     return Change(
-        kind, entry.key, entry.value, entry.create_revision, entry.mod_revision, entry.version
+        kind,
+        KeyValue(
+            entry.key, entry.value or b"", entry.create_revision, entry.mod_revision, entry.version
+        ),
     )
 
 
+def replaced(change: Change, **fields: object) -> Change:
+    return change.with_value(msgspec.structs.replace(change.kv, **fields))
+
+
 def gone(key: bytes, revision: int) -> Change:
-    return Change(ChangeKind.DELETED, key, b"", 0, revision, 0, listed=True, synthesised=True)
+    return Change.deletion(key, revision, synthesised=True)
 
 
 def kinds(problems: list[str]) -> set[str]:
@@ -70,18 +78,16 @@ def test_keys_may_be_interleaved_differently() -> None:
         pytest.param(lambda c: [c[0], c[0], *c[1:]], "order", id="twice"),
         pytest.param(lambda c: [c[2], c[1], c[0], *c[3:]], "order", id="swapped"),
         pytest.param(
-            lambda c: [msgspec.structs.replace(c[0], value=b"x"), *c[1:]],
+            lambda c: [replaced(c[0], value=b"x"), *c[1:]],
             "invented",
             id="another value",
         ),
         pytest.param(
-            lambda c: [msgspec.structs.replace(c[0], version=9), *c[1:]],
+            lambda c: [replaced(c[0], version=9), *c[1:]],
             "invented",
             id="another version",
         ),
-        pytest.param(
-            lambda c: [*c, msgspec.structs.replace(c[0], key=b"/p/c")], "invented", id="another key"
-        ),
+        pytest.param(lambda c: [*c, replaced(c[0], key=b"/p/c")], "invented", id="another key"),
         pytest.param(lambda c: [*c, gone(A, 9)], "synthesised", id="a living key is deleted"),
         pytest.param(lambda c: [*c, gone(B, 9)], "synthesised", id="deleted again"),
         pytest.param(lambda c: [], "final", id="nothing"),

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions.etcd.api import Etcd, KeyRange, WatchResponse, WatchStream
+from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, WatchResponse, WatchStream
 from etcd_actions.watch import Change, ChangeKind, Reflector
 from etcd_actions.watch.store_identity import StoreIdentity
 from tests.support.recording import RecordingSink
@@ -145,14 +145,14 @@ async def test_of_a_batch_of_several_ranges_the_newest_change_is_the_witness(
     await identity.verify(newer.revision)
     assert identity.suspicion == "replaced"
     identity = StoreIdentity(etcd, prefix, names_known_bugs=False)
-    gone = Change(ChangeKind.DELETED, prefix + b"c", b"", 0, deleted.revision, 0)
+    gone = Change.deletion(prefix + b"c", deleted.revision)
     identity.remember([gone, _put(prefix + b"a", older.revision, b"older")])
     await identity.verify(deleted.revision)
     assert identity.suspicion == "replaced"
 
 
 def _put(key: bytes, revision: int, value: bytes) -> Change:
-    return Change(ChangeKind.ADDED, key, value, revision, revision, 1)
+    return Change(ChangeKind.ADDED, KeyValue(key, value, revision, revision, 1))
 
 
 def _told(sink: RecordingSink, key: bytes) -> list[bytes | None]:

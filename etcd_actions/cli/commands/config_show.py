@@ -10,9 +10,9 @@ from rich.cells import cell_len
 from etcd_actions._internal.quoting import printable
 from etcd_actions.cli.exit_codes import ExitCode, say
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
-from etcd_actions.config import SETTINGS, Config, Resolution
+from etcd_actions.config import SETTINGS, Config, Resolution, Setting
 from etcd_actions.config.security import needs_password, unused_password
-from etcd_actions.config.settings import KEEPALIVE_TIME, USER, Setting
+from etcd_actions.config.settings import KEEPALIVE_TIME, USER
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection_settings import LEAST_KEEPALIVE_TIME
 

@@ -15,7 +15,7 @@ from etcd_actions.cli.commands.get import Wanted
 from etcd_actions.cli.exit_codes import ExitCode, say
 from etcd_actions.cli.formats.rows import as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.client import ActionsClient
 from etcd_actions.dead_letters import DeadLetter
 from etcd_actions.errors import ConfigError, FailedPrecondition
@@ -106,7 +106,7 @@ class Selection:
         return letter.namespace_and_name.startswith(f"{self._only}/")
 
 
-async def list_letters(common: Common, actions: Sequence[str], output: str | None) -> int:
+async def list_letters(common: CommonOptions, actions: Sequence[str], output: str | None) -> int:
     """Print the letters, the oldest first."""
     form = chosen_format(output, elsewhere="jsonl")
     selection = Selection(actions, common.namespace)
@@ -126,7 +126,7 @@ async def list_letters(common: Common, actions: Sequence[str], output: str | Non
 
 
 async def retry_letters(
-    common: Common, actions: Sequence[str], every: bool, wait: bool, within: float
+    common: CommonOptions, actions: Sequence[str], every: bool, wait: bool, within: float
 ) -> int:
     """Have letters offered again by the leader."""
     selection = _chosen(common, actions, every)
@@ -144,7 +144,7 @@ async def retry_letters(
     return _say_missing(missing) or code
 
 
-async def delete_letters(common: Common, actions: Sequence[str], every: bool) -> int:
+async def delete_letters(common: CommonOptions, actions: Sequence[str], every: bool) -> int:
     """Give up on letters."""
     selection = _chosen(common, actions, every)
     async with open_client(common) as client:
@@ -161,7 +161,7 @@ async def delete_letters(common: Common, actions: Sequence[str], every: bool) ->
     return _say_missing(missing)
 
 
-def _chosen(common: Common, actions: Sequence[str], every: bool) -> Selection:
+def _chosen(common: CommonOptions, actions: Sequence[str], every: bool) -> Selection:
     if bool(actions) == every:
         raise ConfigError(
             "give ACTIONs, or --all" if not every else "give ACTIONs or --all, not both"

@@ -13,7 +13,7 @@ from etcd_actions._internal.quoting import printable
 from etcd_actions.cli.exit_codes import ExitCode, say
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
 from etcd_actions.cli.formats.table import Cell, Line, Terminal
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.signals import open_stop
 from etcd_actions.doctor import Finding, Severity, Subject, examine, worst
 
@@ -35,7 +35,7 @@ class Report(msgspec.Struct, frozen=True):
     findings: list[Finding]
 
 
-async def examine_etcd(common: Common, output: str | None) -> int:
+async def examine_etcd(common: CommonOptions, output: str | None) -> int:
     """Examine the etcd that the settings name, and print the findings, the worst first.
 
     Returns:

@@ -13,7 +13,7 @@ from etcd_actions.cli.exit_codes import ExitCode, say
 from etcd_actions.cli.formats.rows import as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
 from etcd_actions.cli.keys import find_namespaces
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.codecs import codec_of
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.errors import ConfigError, DecodeError
@@ -89,7 +89,9 @@ class Wanted:
         ) and _plain(found) == _plain(wanted)
 
 
-async def get_actions(common: Common, actions: Sequence[str], output: str | None = None) -> int:
+async def get_actions(
+    common: CommonOptions, actions: Sequence[str], output: str | None = None
+) -> int:
     """Print actions, all at one revision.
 
     Args:

@@ -17,7 +17,7 @@ from etcd_actions.cli.formats.standard_output import (
     standard_output,
 )
 from etcd_actions.cli.keys import find_run
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyRange, KeyValue, RangeResult
@@ -150,7 +150,7 @@ class Selection:
 
 
 async def list_actions(
-    common: Common, wanted: Filter, *, output: str | None = None, limit: int | None = None
+    common: CommonOptions, wanted: Filter, *, output: str | None = None, limit: int | None = None
 ) -> int:
     """Print the actions that are wanted, in the order of their keys, as they are read.
 

@@ -20,7 +20,7 @@ from etcd_actions._internal.quoting import clipped, quoted
 from etcd_actions.cli.backends import Directly, action_named, identifier, open_asked
 from etcd_actions.cli.exit_codes import ExitCode, say
 from etcd_actions.cli.formats.standard_output import check_input_open
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.model import ErrorState, Phase
 
@@ -32,7 +32,7 @@ _INTEGER = "[+-]?[0-9]+"
 _FLOAT = r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,4})?"
 
 
-async def enqueue_file(common: Common, file: str) -> int:
+async def enqueue_file(common: CommonOptions, file: str) -> int:
     """Create the action that a file describes."""
     common.config.check_one_namespace()
     # A pipe or a terminal may keep us waiting; the end does not wait for it.
@@ -45,7 +45,7 @@ async def enqueue_file(common: Common, file: str) -> int:
     return ExitCode.OK
 
 
-async def abort_action(common: Common, action: str, reason: str, by: str) -> int:
+async def abort_action(common: CommonOptions, action: str, reason: str, by: str) -> int:
     """End an action and all below it."""
     request = pb.AbortRequest(action_id=identifier(action), reason=reason)
     if by:
@@ -65,7 +65,9 @@ async def abort_action(common: Common, action: str, reason: str, by: str) -> int
     return ExitCode.OK
 
 
-async def signal_condition(common: Common, action: str, value: str, kind: str, by: str) -> int:
+async def signal_condition(
+    common: CommonOptions, action: str, value: str, kind: str, by: str
+) -> int:
     """Give a condition its value."""
     named = action_named(action)
     request = pb.SignalRequest(
@@ -82,7 +84,7 @@ async def signal_condition(common: Common, action: str, value: str, kind: str, b
 
 
 async def report_status(
-    common: Common,
+    common: CommonOptions,
     action: str,
     phase: str,
     attempt: int,

@@ -17,13 +17,14 @@ import structlog
 import trio
 
 from etcd_actions import __version__
+from etcd_actions.app.stop import Stop
 from etcd_actions.change_history.record_format import Header, RecordWriter
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.formats.feed import Feed
 from etcd_actions.cli.formats.standard_output import check_output_open, stop_when_unread, write_all
-from etcd_actions.cli.options import Common
-from etcd_actions.cli.signals import Stop, open_stop
+from etcd_actions.cli.options import CommonOptions
+from etcd_actions.cli.signals import open_stop
 from etcd_actions.errors import ConfigError, InputError, InvalidRequest, PermissionDenied
 from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import KeyRange
@@ -59,7 +60,7 @@ class RecordSettings:
     force: bool = False
 
 
-async def record_file(common: Common, file: str, settings: RecordSettings) -> int:
+async def record_file(common: CommonOptions, file: str, settings: RecordSettings) -> int:
     """Record what is there and then every change, until a signal.
 
     Args:
@@ -202,7 +203,7 @@ class _Recording:
         )
         self._writer = RecordWriter()
 
-    async def run(self, common: Common) -> None:
+    async def run(self, common: CommonOptions) -> None:
         """Record until the end is asked for, and finish the file."""
         start, settings, target = self._start, self._settings, self._target
         header = Header(

@@ -15,12 +15,13 @@ import structlog
 import trio
 
 from etcd_actions._internal.backoff import Backoff
+from etcd_actions.app.stop import Stop
 from etcd_actions.change_history.history import Destination, HistoryEvent, HistoryReader, reader_of
 from etcd_actions.cli.exit_codes import ExitCode, say
 from etcd_actions.cli.formats.standard_output import check_input_open
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.printing import output_by_print
-from etcd_actions.cli.signals import Stop, at_once, open_stop
+from etcd_actions.cli.signals import at_once, open_stop
 from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
 from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import (
@@ -161,7 +162,7 @@ class Replayer:
             self.puts += 1
 
 
-async def replay_file(common: Common, file: str, rate: float | None) -> int:
+async def replay_file(common: CommonOptions, file: str, rate: float | None) -> int:
     """Write the file's history; after a first signal no further change is begun."""
     async with open_stop() as stop, _opened(file, stop) as descriptor:
         if descriptor is None:

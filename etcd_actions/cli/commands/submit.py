@@ -26,13 +26,14 @@ from etcd_actions import errors
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.quoting import printable, quoted
 from etcd_actions.app.executor import sdk_python
+from etcd_actions.app.stop import Stop
 from etcd_actions.cli.backends import Directly
 from etcd_actions.cli.commands.submit_door import open_door
 from etcd_actions.cli.exit_codes import ExitCode, say
 from etcd_actions.cli.formats.standard_output import Write, chosen_format, standard_output
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_client import ServiceClient
-from etcd_actions.cli.signals import Stop, open_stop
+from etcd_actions.cli.signals import open_stop
 from etcd_actions.errors import (
     AlreadyExists,
     ConfigError,
@@ -88,7 +89,7 @@ class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
 
 
-async def submit_program(common: Common, submission: Submission, output: str | None) -> int:
+async def submit_program(common: CommonOptions, submission: Submission, output: str | None) -> int:
     """Do it; gives the exit code."""
     form = chosen_format(output, elsewhere="jsonl")
     common.config.check_one_namespace()

@@ -12,10 +12,10 @@ import trio
 
 from etcd_actions.blobs import BlobStore, open_blob_store
 from etcd_actions.cli.backends import Asked, Directly, open_asked
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.config import Config
-from etcd_actions.config.settings import ASKED_SERVICE, BLOB_DIR, SERVICE_CACERT, SERVICE_TOKEN_FILE
-from etcd_actions.embedded.embedded_etcd import default_data_dir
+from etcd_actions.config.settings import BLOB_DIR, SERVICE, SERVICE_CACERT, SERVICE_TOKEN_FILE
+from etcd_actions.embedded.data_directory import default_data_dir
 from etcd_actions.errors import ConfigError
 from etcd_actions.web import Bind
 
@@ -39,7 +39,7 @@ class Door(NamedTuple):
 
 
 @asynccontextmanager
-async def open_door(common: Common, output_base: str | None) -> AsyncIterator[Door]:
+async def open_door(common: CommonOptions, output_base: str | None) -> AsyncIterator[Door]:
     """The service that the settings name, else services of our own on their etcd.
 
     Our own listen on this machine, for this user, for as long as the context lasts.
@@ -54,7 +54,7 @@ async def open_door(common: Common, output_base: str | None) -> AsyncIterator[Do
         EtcdError: etcd does not answer.
     """
     config = common.config
-    service = config[ASKED_SERVICE]
+    service = config[SERVICE]
     if service is not None:
         connection = _of_service(config, service)
         async with open_asked(common) as asked:
@@ -86,7 +86,7 @@ def _of_service(config: Config, service: Endpoint) -> dict[str, Any]:
         if token_file is not None:
             raise ConfigError(
                 f"{SERVICE_TOKEN_FILE.flag}: the SDK sends no token without TLS: have the service "
-                f"use it, and write https:// before {ASKED_SERVICE.flag} {service}"
+                f"use it, and write https:// before {SERVICE.flag} {service}"
             )
         return {"endpoint": f"http://{service}", "insecure": True}
     connection: dict[str, Any] = {"endpoint": f"https://{service}"}

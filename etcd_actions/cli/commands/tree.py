@@ -14,7 +14,7 @@ from etcd_actions.cli.formats.action_tree import Place, TreeRow, grow
 from etcd_actions.cli.formats.rows import ActionRow, as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
 from etcd_actions.cli.keys import find_run
-from etcd_actions.cli.options import Common
+from etcd_actions.cli.options import CommonOptions
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.paging import open_pages
 
@@ -39,7 +39,7 @@ class Trees(msgspec.Struct, frozen=True):
     trees: list[Tree]
 
 
-async def show_tree(common: Common, run: str, output: str | None = None) -> int:
+async def show_tree(common: CommonOptions, run: str, output: str | None = None) -> int:
     """Print the actions of a run, at one revision.
 
     Runs of the same name in several projects, domains or namespaces are told apart.

@@ -7,6 +7,7 @@ import sys
 import structlog
 import trio
 
+from etcd_actions.app.stop import Stop
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.exit_codes import ExitCode, unwritable
 from etcd_actions.cli.formats.feed import Feed
@@ -18,8 +19,8 @@ from etcd_actions.cli.formats.standard_output import (
     stop_when_unread,
     write_all,
 )
-from etcd_actions.cli.options import Common
-from etcd_actions.cli.signals import Stop, open_stop
+from etcd_actions.cli.options import CommonOptions
+from etcd_actions.cli.signals import open_stop
 from etcd_actions.storage.watched_keys import watched_keys
 from etcd_actions.watch import Reflector, ReflectorSettings
 
@@ -29,7 +30,7 @@ _DRAIN = 5.0
 _log = structlog.get_logger(__name__)
 
 
-async def watch_until_signal(common: Common, output: str | None, prev_kv: bool) -> int:
+async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv: bool) -> int:
     """Write every change to standard output until a signal, or until nobody reads."""
     several = common.config.namespace_template is not None
     lines = _format(chosen_format(output, elsewhere="jsonl"), runs_of_projects=several)

@@ -11,7 +11,7 @@ from etcd_actions.cli.formats.rows import ActionRow, stored_row
 from etcd_actions.cli.formats.table import Cell, Line, Terminal, age, phase_cell
 from etcd_actions.codecs import codec_of
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import TaskAction
+from etcd_actions.model import ActionObject
 
 _INDENT = 2
 _TITLE_WIDTH = 14
@@ -48,7 +48,7 @@ def details(
     return Terminal(file).render(lines, wrap=True)
 
 
-def _state(action: TaskAction, row: ActionRow, now: datetime) -> Iterable[Line]:
+def _state(action: ActionObject, row: ActionRow, now: datetime) -> Iterable[Line]:
     spec, status = action.spec, action.status
     yield _field("action", "/".join((spec.project, spec.domain, spec.run_name, spec.action_name)))
     yield _field("parent", spec.parent_action_name or "none: the root of its run")
@@ -69,7 +69,7 @@ def _state(action: TaskAction, row: ActionRow, now: datetime) -> Iterable[Line]:
         yield _field("deleting", f"since {action.metadata.deletion_timestamp}", "magenta")
 
 
-def _names(action: TaskAction) -> Iterable[Line]:
+def _names(action: ActionObject) -> Iterable[Line]:
     spec, status, metadata = action.spec, action.status, action.metadata
     texts = {
         "name": spec.short_name,
@@ -93,7 +93,7 @@ def _names(action: TaskAction) -> Iterable[Line]:
     )
 
 
-def _story(action: TaskAction) -> Iterable[Line]:
+def _story(action: ActionObject) -> Iterable[Line]:
     status = action.status
     yield from _block(
         "conditions",

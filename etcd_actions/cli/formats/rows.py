@@ -12,9 +12,9 @@ from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
+    ActionObject,
     ActionUpdate,
     ErrorState,
-    TaskAction,
     build_action_update,
     pack,
     parse_key,
@@ -92,7 +92,7 @@ class RowMaker:
             parse_key(self._prefix, key)
             if change.is_delete:
                 return self._deleted(change)
-            value = change.value or b""
+            value = change.value
             action = codec_of(value).decode(value, key=key, revision=revision)
         except DecodeError as error:
             return UndecodableRow(as_text(key), revision, error.reason)
@@ -150,7 +150,7 @@ def stored_row(prefix: bytes, kv: KeyValue) -> ActionRow | UndecodableRow:
     return _row("ACTION", update, ended_at(action))
 
 
-def ended_at(action: TaskAction) -> str:
+def ended_at(action: ActionObject) -> str:
     """When an action was over, as stored; empty where it is not over or nobody noted it."""
     for condition in action.status.conditions if action.is_terminal else ():
         if condition.status == "True" and condition.type in ("Succeeded", "Failed"):

@@ -14,9 +14,9 @@ import msgspec
 import trio
 
 from etcd_actions._internal.logger import get_logger
+from etcd_actions.app.stop import Stop
 from etcd_actions.cli.exit_codes import unwritable
 from etcd_actions.cli.formats.rows import Row
-from etcd_actions.cli.signals import Stop
 from etcd_actions.errors import InputError
 
 Write = Callable[[bytes], None]

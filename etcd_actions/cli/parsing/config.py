@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from etcd_actions.cli.flags import EPILOG, group
-from etcd_actions.cli.options import all_options
+from etcd_actions.cli.options import with_resolution
 from etcd_actions.cli.printing import output_option
 from etcd_actions.config import Resolution
 
@@ -15,7 +15,7 @@ def config() -> None:
 
 @config.command(epilog=EPILOG)
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
-@all_options
+@with_resolution
 def show(values: Resolution, *, output: str | None) -> int:
     """Show each setting, its value, and where that comes from.
 

@@ -6,9 +6,10 @@ import click
 
 from etcd_actions.cli.flags import EPILOG, group
 from etcd_actions.cli.number_types import Count
-from etcd_actions.cli.options import Common, common_options
+from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.cli.printing import output_option
+from etcd_actions.config.settings import COMMON
 
 
 @group("dead-letters", no_args_is_help=True)
@@ -19,8 +20,10 @@ def dead_letters() -> None:
 @dead_letters.command("list", epilog=EPILOG)
 @click.argument("actions", metavar="[ACTION...]", nargs=-1)
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
-@common_options
-def list_dead_letters(common: Common, *, actions: tuple[str, ...], output: str | None) -> int:
+@with_settings(COMMON)
+def list_dead_letters(
+    common: CommonOptions, *, actions: tuple[str, ...], output: str | None
+) -> int:
     """Show what was refused, when, why, and whether the object is still there.
 
     The oldest first; without an ACTION all. ACTION is <namespace>/<name>, the object's name
@@ -44,9 +47,9 @@ def list_dead_letters(common: Common, *, actions: tuple[str, ...], output: str |
     show_default=True,
     help="With --wait: for so long.",
 )
-@common_options
+@with_settings(COMMON)
 def retry_dead_letters(
-    common: Common, *, actions: tuple[str, ...], every: bool, wait: bool, timeout: int
+    common: CommonOptions, *, actions: tuple[str, ...], every: bool, wait: bool, timeout: int
 ) -> int:
     """Have actions told again: the record, then the status.
 
@@ -61,8 +64,8 @@ def retry_dead_letters(
 @dead_letters.command("delete", epilog=EPILOG)
 @click.argument("actions", metavar="[ACTION...]", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All that there are.")
-@common_options
-def delete_dead_letters(common: Common, *, actions: tuple[str, ...], every: bool) -> int:
+@with_settings(COMMON)
+def delete_dead_letters(common: CommonOptions, *, actions: tuple[str, ...], every: bool) -> int:
     """Give up on dead letters: the run service goes without.
 
     ACTION is as for list. An ending that is not marked is told again by the next process that

@@ -8,8 +8,9 @@ import click
 
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import Rate
-from etcd_actions.cli.options import Common, common_options
+from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
+from etcd_actions.config.settings import COMMON
 
 
 @command()
@@ -23,8 +24,10 @@ from etcd_actions.cli.parsing.run_async import run_async
     "--until-synced", is_flag=True, help="End once what there was at the start is recorded."
 )
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
-@common_options
-def record(common: Common, *, file: str, history: bool, until_synced: bool, force: bool) -> int:
+@with_settings(COMMON)
+def record(
+    common: CommonOptions, *, file: str, history: bool, until_synced: bool, force: bool
+) -> int:
     """Record the actions' changes into a file.
 
     First what is there, then SYNCED, then each change in the order of revisions, until a
@@ -47,8 +50,8 @@ def record(common: Common, *, file: str, history: bool, until_synced: bool, forc
     metavar="N",
     help="Events a second. [default: as fast as etcd takes them]",
 )
-@common_options
-def replay(common: Common, *, file: str, rate: float | None) -> int:
+@with_settings(COMMON)
+def replay(common: CommonOptions, *, file: str, rate: float | None) -> int:
     """Write a recorded history into etcd.
 
     Change by change, in order. FILE is what record wrote, or has one JSON object a line: type

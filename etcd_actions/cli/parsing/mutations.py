@@ -6,15 +6,16 @@ import click
 
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import Count
-from etcd_actions.cli.options import Common, asking_options
+from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
+from etcd_actions.config.settings import BACKEND
 from etcd_actions.model import Phase
 
 
 @command()
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
-@asking_options
-def enqueue(common: Common, *, file: str) -> int:
+@with_settings(BACKEND)
+def enqueue(common: CommonOptions, *, file: str) -> int:
     """Create the action that FILE describes.
 
     FILE is a flyteidl2.actions.EnqueueRequest, or its Action alone, as protobuf's JSON or in
@@ -30,8 +31,8 @@ def enqueue(common: Common, *, file: str) -> int:
 @click.argument("action", metavar="ACTION")
 @click.option("--reason", metavar="TEXT", default="", help="Why.")
 @click.option("--by", metavar="NAME", default="", help="Who wants it.")
-@asking_options
-def abort(common: Common, *, action: str, reason: str, by: str) -> int:
+@with_settings(BACKEND)
+def abort(common: CommonOptions, *, action: str, reason: str, by: str) -> int:
     """End an action and all below it as ABORTED.
 
     ACTION is <project>/<domain>/<run>/<action>; the root of a run is called a0. What is over
@@ -53,8 +54,8 @@ def abort(common: Common, *, action: str, reason: str, by: str) -> int:
     help="Of which type VALUE is. [default: what it looks like]",
 )
 @click.option("--by", metavar="NAME", default="", help="Who gives it.")
-@asking_options
-def signal(common: Common, *, action: str, value: str, kind: str, by: str) -> int:
+@with_settings(BACKEND)
+def signal(common: CommonOptions, *, action: str, value: str, kind: str, by: str) -> int:
     """Give a condition the VALUE that it waits for.
 
     ACTION is <project>/<domain>/<run>/<action>. The same value again is no error.
@@ -74,9 +75,9 @@ def signal(common: Common, *, action: str, value: str, kind: str, by: str) -> in
 @click.option(
     "--error-kind", type=click.Choice(["USER", "SYSTEM"]), default="USER", show_default=True
 )
-@asking_options
+@with_settings(BACKEND)
 def status(
-    common: Common,
+    common: CommonOptions,
     *,
     action: str,
     phase: str,

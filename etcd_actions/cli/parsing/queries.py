@@ -8,17 +8,18 @@ import click
 
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import Count
-from etcd_actions.cli.options import Common, common_options
+from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.cli.printing import output_option
+from etcd_actions.config.settings import COMMON
 from etcd_actions.model import Phase
 
 
 @command()
 @output_option("table", "jsonl", elsewhere="jsonl")
 @click.option("--prev-kv", is_flag=True, help="Ask etcd for what a deleted key held.")
-@common_options
-def watch(common: Common, *, output: str | None, prev_kv: bool) -> int:
+@with_settings(COMMON)
+def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
     """Show every change of the actions.
 
     First what is there, then SYNCED, then what changes, until a signal. Without --endpoints or
@@ -46,9 +47,9 @@ def watch(common: Common, *, output: str | None, prev_kv: bool) -> int:
 @click.option("--unrecorded", is_flag=True, help="Only what is not recorded.")
 @click.option("--limit", type=Count(), metavar="N", help="At most so many.")
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
-@common_options
+@with_settings(COMMON)
 def list_(
-    common: Common,
+    common: CommonOptions,
     *,
     run: str | None,
     project: str | None,
@@ -82,8 +83,8 @@ def list_(
 @command()
 @click.argument("actions", metavar="ACTION...", nargs=-1, required=True)
 @output_option("table", "jsonl", "json", elsewhere="json")
-@common_options
-def get(common: Common, *, actions: tuple[str, ...], output: str | None) -> int:
+@with_settings(COMMON)
+def get(common: CommonOptions, *, actions: tuple[str, ...], output: str | None) -> int:
     """Show actions in full.
 
     An ACTION is <namespace>/<name>, the object's name alone (<run>-a0), or
@@ -99,8 +100,8 @@ def get(common: Common, *, actions: tuple[str, ...], output: str | None) -> int:
 @command()
 @click.argument("run", metavar="RUN")
 @output_option("table", "jsonl", "json", elsewhere="json")
-@common_options
-def tree(common: Common, *, run: str, output: str | None) -> int:
+@with_settings(COMMON)
+def tree(common: CommonOptions, *, run: str, output: str | None) -> int:
     """Show the actions of a run as a tree.
 
     RUN is its name, or <project>/<domain>/<run>; runs of one name in several projects are told
@@ -116,8 +117,8 @@ def tree(common: Common, *, run: str, output: str | None) -> int:
 
 @command()
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
-@common_options
-def doctor(common: Common, *, output: str | None) -> int:
+@with_settings(COMMON)
+def doctor(common: CommonOptions, *, output: str | None) -> int:
     """Examine etcd, and say what is wrong and what to do about it.
 
     It looks at each endpoint and member by itself, at permissions, space, history, clocks and

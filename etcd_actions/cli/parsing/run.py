@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from etcd_actions.cli.flags import command
-from etcd_actions.cli.options import Common, run_options
+from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
+from etcd_actions.config.settings import RUN
 
 
 @command()
-@run_options
-def run(common: Common) -> int:
+@with_settings(RUN)
+def run(common: CommonOptions) -> int:
     """Watch actions and mark each ending, until a signal.
 
     Without --endpoints or ETCDCTL_ENDPOINTS it starts an etcd of its own on this machine.

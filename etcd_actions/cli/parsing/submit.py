@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from etcd_actions.cli.flags import command
-from etcd_actions.cli.options import Common, submitting_options
+from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.cli.printing import output_option
+from etcd_actions.config.settings import SUBMIT
 
 
 @command()
@@ -33,9 +34,9 @@ from etcd_actions.cli.printing import output_option
 )
 @click.option("--detach", is_flag=True, help="Do not wait for the result.")
 @output_option("table", "jsonl", elsewhere="jsonl")
-@submitting_options
+@with_settings(SUBMIT)
 def submit(
-    common: Common,
+    common: CommonOptions,
     *,
     target: str,
     inputs: tuple[str, ...],

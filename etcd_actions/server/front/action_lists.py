@@ -12,7 +12,7 @@ from flyteidl2.common.list_pb2 import ListRequest
 from flyteidl2.common.phase_pb2 import ActionPhase
 from flyteidl2.workflow.run_definition_pb2 import ActionType
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TASK,
@@ -53,7 +53,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     ended: int | None
 
 
-def row_of(action: StoredTaskAction) -> Row:
+def row_of(action: StoredAction) -> Row:
     """The row of an action."""
     spec, history = action.spec, action.status.phase_history
     created = _microseconds(time_of(action.metadata.creation_timestamp))
@@ -110,7 +110,7 @@ FIELDS: Final[Fields[Row]] = Fields(
 class ActionPage(NamedTuple):
     """Some actions, the record of their run, and the token of the page behind them."""
 
-    actions: list[StoredTaskAction]
+    actions: list[StoredAction]
     record: RunRecord | None
     token: str
 

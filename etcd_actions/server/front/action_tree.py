@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import msgspec
 from flyteidl2.workflow.run_definition_pb2 import Action, EnrichedAction
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.model import ActionUpdate, Phase
 from etcd_actions.runs.filters import Predicate, microseconds
 from etcd_actions.runs.run_record import RunRecord
@@ -49,7 +49,7 @@ class Nodes:
         self._nodes: WeakValueDictionary[tuple[bytes, str], _Node] = WeakValueDictionary()
         self.made = 0
 
-    def of(self, action: StoredTaskAction, record: RunRecord | None, org: str) -> _Node:
+    def of(self, action: StoredAction, record: RunRecord | None, org: str) -> _Node:
         """The state of an action."""
         if (node := self.get(action.key, action.revision, org)) is not None:
             return node
@@ -86,7 +86,7 @@ class ActionTree:
         self._keys: dict[str, bytes] = {}
         self._children: dict[str, Counter[int]] = {}
 
-    def put(self, actions: Iterable[StoredTaskAction], record: RunRecord | None) -> set[bytes]:
+    def put(self, actions: Iterable[StoredAction], record: RunRecord | None) -> set[bytes]:
         """Note how actions are now; gives the keys of those, and of parents, that have changed."""
         changed = set()
         for action in actions:

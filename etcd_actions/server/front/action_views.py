@@ -18,7 +18,7 @@ from flyteidl2.task.task_definition_pb2 import TaskSpec
 from flyteidl2.workflow import run_definition_pb2 as pb
 from google.protobuf.message import DecodeError as BadMessage
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
@@ -63,7 +63,7 @@ _log = structlog.get_logger(__name__)
 
 
 def run_message(
-    action: StoredTaskAction | None, record: RunRecord | None, run: ActionId, org: str
+    action: StoredAction | None, record: RunRecord | None, run: ActionId, org: str
 ) -> pb.Run:
     """A run as lists show it; of the object and the record one may be missing.
 
@@ -81,7 +81,7 @@ def run_message(
 
 
 def action_message(
-    action: StoredTaskAction | None, record: RunRecord | None, action_id: ActionId, org: str
+    action: StoredAction | None, record: RunRecord | None, action_id: ActionId, org: str
 ) -> pb.Action:
     """An action as lists show it; see :func:`run_message`."""
     if action is None:
@@ -159,14 +159,14 @@ def identifier(action_id: ActionId, org: str) -> ActionIdentifier:
     return message
 
 
-def action_id_of(action: StoredTaskAction) -> ActionId:
+def action_id_of(action: StoredAction) -> ActionId:
     """Which action it is, with the one name that a root is known by."""
     spec = action.spec
     name = ROOT_ACTION if spec.action_name == spec.run_name else spec.action_name
     return ActionId(spec.project, spec.domain, spec.run_name, name)
 
 
-def metadata(action: StoredTaskAction, record: RunRecord | None, org: str) -> pb.ActionMetadata:
+def metadata(action: StoredAction, record: RunRecord | None, org: str) -> pb.ActionMetadata:
     """What an action is."""
     spec = action.spec
     message = pb.ActionMetadata(
@@ -203,7 +203,7 @@ def metadata(action: StoredTaskAction, record: RunRecord | None, org: str) -> pb
     return message
 
 
-def status(action: StoredTaskAction) -> pb.ActionStatus:
+def status(action: StoredAction) -> pb.ActionStatus:
     """How far an action is."""
     return _status(
         action.phase,
@@ -232,7 +232,7 @@ def _status(
     return message
 
 
-def _add_result(message: pb.ActionDetails, action: StoredTaskAction) -> None:
+def _add_result(message: pb.ActionDetails, action: StoredAction) -> None:
     phase, annotations = action.phase, action.metadata.annotations
     if phase is Phase.ABORTED:
         message.abort_info.reason = annotations.get(ANNOTATION_ABORT_REASON, "")
@@ -253,7 +253,7 @@ def _add_result(message: pb.ActionDetails, action: StoredTaskAction) -> None:
                 message.signal_info.signalled_by.CopyFrom(_identity(by))
 
 
-def why_failed(action: StoredTaskAction) -> str:
+def why_failed(action: StoredAction) -> str:
     """Why an action failed or was aborted, for people; empty where it was not."""
     if action.phase is Phase.ABORTED:
         return action.metadata.annotations.get(ANNOTATION_ABORT_REASON, "")
@@ -263,21 +263,21 @@ def why_failed(action: StoredTaskAction) -> str:
     return _message_of_failure(action) if error is None else error.message
 
 
-def _message_of_failure(action: StoredTaskAction) -> str:
+def _message_of_failure(action: StoredAction) -> str:
     for condition in action.status.conditions:
         if condition.type == "Failed" and condition.status == "True":
             return condition.message
     return ""
 
 
-def _task_spec(action: StoredTaskAction) -> TaskSpec:
+def _task_spec(action: StoredAction) -> TaskSpec:
     spec = TaskSpec(short_name=action.spec.short_name)
     if (template := _read(action, conversions.task_template)) is not None:
         spec.task_template.CopyFrom(template)
     return spec
 
 
-def _run_spec(action: StoredTaskAction) -> RunSpec:
+def _run_spec(action: StoredAction) -> RunSpec:
     """What a root says of its run, where nobody kept what was asked for."""
     spec = RunSpec()
     spec.labels.values.update(_free(action.metadata.labels))
@@ -383,7 +383,7 @@ def _identity(subject: str) -> EnrichedIdentity:
     return identity
 
 
-def _trace(action: StoredTaskAction) -> pb.TraceAction | None:
+def _trace(action: StoredAction) -> pb.TraceAction | None:
     data = action.spec.trace_spec_bytes
     try:
         return pb.TraceAction.FromString(data) if data else None
@@ -391,9 +391,7 @@ def _trace(action: StoredTaskAction) -> pb.TraceAction | None:
         raise DecodeError(f"spec.traceSpec: not a TraceAction: {error}") from None
 
 
-def _read(
-    action: StoredTaskAction, read: Callable[[StoredTaskAction], _Part | None]
-) -> _Part | None:
+def _read(action: StoredAction, read: Callable[[StoredAction], _Part | None]) -> _Part | None:
     """A part of an object; one that cannot be read counts as missing, the rest is told."""
     try:
         return read(action)

@@ -16,17 +16,14 @@ from flyteidl2.logs.dataplane.payload_pb2 import LogLine, LogLineOriginator
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from etcd_actions._internal.untrusted_files import UnusableFile
-from etcd_actions.actions.stored_action import StoredTaskAction, describe
+from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.client import ActionsClient, action_id_of
 from etcd_actions.errors import InvalidArgument, NotFound
 from etcd_actions.model import ACTION_TYPE_TASK, ActionId, Incarnation
 from etcd_actions.runs.run_record import ActionHistory
 from etcd_actions.server.error_codes import Refusal
-from etcd_actions.server.methods import Methods
 from etcd_actions.server.streams import Stream, Streams
 from etcd_actions.web import descriptors
-
-DATA_PROXY: Final = "flyteidl2.dataproxy.DataProxyService"
 
 LONGEST_LINE: Final = 16 * 1024
 """Bytes; a longer line comes in parts."""
@@ -114,18 +111,14 @@ class LogService:
         keepalive: Seconds of silence after which a stream is given an empty answer.
     """
 
+    descriptor = pb.DESCRIPTOR.services_by_name["DataProxyService"]
+
     def __init__(self, logs: Logs, streams: Streams, keepalive: float) -> None:
         self._logs = logs
         self._streams = streams
         self._keepalive = min(keepalive, _SIGN_OF_LIFE)
         self._most_open = logs.most_open or min(_MOST_OPEN, max(1, descriptors.limit() // 8))
         self._open = 0
-
-    def add_to(self, methods: Methods) -> None:
-        """Add its method to those that are served."""
-        methods.server_stream(
-            DATA_PROXY, "TailLogs", pb.TailLogsRequest, pb.TailLogsResponse, self.tail_logs
-        )
 
     async def tail_logs(self, request: pb.TailLogsRequest) -> AsyncGenerator[pb.TailLogsResponse]:
         """The lines of an attempt's log, from the first one on, until the attempt has ended.
@@ -292,7 +285,7 @@ def _check(asked: _Asked) -> None:
         )
 
 
-def _of_action(action_id: ActionId, attempt: int, action: StoredTaskAction) -> _Asked:
+def _of_action(action_id: ActionId, attempt: int, action: StoredAction) -> _Asked:
     present = max(action.attempts, 1)
     attempt = attempt or present
     return _Asked(

@@ -11,7 +11,7 @@ from flyteidl2.core.catalog_pb2 import CatalogCacheStatus
 from flyteidl2.workflow.run_definition_pb2 import ActionAttempt, ErrorInfo
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import ACTION_TYPE_TRACE, Phase
 from etcd_actions.model.taskaction import parse_time
@@ -25,9 +25,7 @@ _KINDS: Final = {"USER": ErrorInfo.KIND_USER, "SYSTEM": ErrorInfo.KIND_SYSTEM}
 _SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
 
 
-def attempts_of(
-    action: StoredTaskAction | None, history: ActionHistory | None
-) -> list[ActionAttempt]:
+def attempts_of(action: StoredAction | None, history: ActionHistory | None) -> list[ActionAttempt]:
     """The attempts of an action, the first one first, without a gap: clients count them.
 
     Args:
@@ -109,7 +107,7 @@ def time_of(text: str) -> datetime | None:
         return None
 
 
-def _queued_first(first: Attempt, action: StoredTaskAction) -> Attempt:
+def _queued_first(first: Attempt, action: StoredAction) -> Attempt:
     """The first attempt with the time before anybody began with it, which no object says."""
     created, transitions = time_of(action.metadata.creation_timestamp), first.transitions
     if created is None or (transitions and transitions[0].phase == Phase.QUEUED):

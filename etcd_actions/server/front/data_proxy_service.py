@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError as NoMessage
 from google.protobuf.message import Message
 
 from etcd_actions._internal.quoting import quoted
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.blobs import BlobStore, Deployment, Grant, UrlSigner, check_key, check_part
 from etcd_actions.blobs.uploads import trash_key
 from etcd_actions.client import ActionsClient
@@ -25,14 +25,11 @@ from etcd_actions.server.data_locations import Places
 from etcd_actions.server.front.inputs_hash import inputs_hash
 from etcd_actions.server.front.local_files import LocalFiles
 from etcd_actions.server.front.transfers import LOCAL, STORED, Transfers
-from etcd_actions.server.methods import Methods
 
 if TYPE_CHECKING:
     from flyteidl2.common.identifier_pb2 import ActionIdentifier
     from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
     from google.protobuf.duration_pb2 import Duration
-
-SERVICE: Final = "flyteidl2.dataproxy.DataProxyService"
 
 FindTask = Callable[["TaskIdentifier"], Awaitable["TaskSpec"]]
 """Finds a deployed task; raises NotFound."""
@@ -63,6 +60,8 @@ class DataProxy:
         find_task: Finds deployed tasks; None where there are none.
     """
 
+    descriptor = pb.DESCRIPTOR.services_by_name["DataProxyService"]
+
     def __init__(
         self,
         client: ActionsClient,
@@ -85,37 +84,6 @@ class DataProxy:
         self._deployment = deployment
         self._find_task = find_task
         self._readers = trio.CapacityLimiter(_READERS)
-
-    def add_to(self, methods: Methods) -> None:
-        """See :class:`~etcd_actions.server.methods.Service`."""
-        methods.unary(
-            SERVICE,
-            "CreateUploadLocation",
-            pb.CreateUploadLocationRequest,
-            pb.CreateUploadLocationResponse,
-            self.create_upload_location,
-        )
-        methods.unary(
-            SERVICE,
-            "UploadInputs",
-            pb.UploadInputsRequest,
-            pb.UploadInputsResponse,
-            self.upload_inputs,
-        )
-        methods.unary(
-            SERVICE,
-            "CreateDownloadLink",
-            pb.CreateDownloadLinkRequest,
-            pb.CreateDownloadLinkResponse,
-            self.create_download_link,
-        )
-        methods.unary(
-            SERVICE,
-            "GetActionData",
-            pb.GetActionDataRequest,
-            pb.GetActionDataResponse,
-            self.get_action_data,
-        )
 
     async def create_upload_location(
         self, request: pb.CreateUploadLocationRequest
@@ -235,7 +203,7 @@ class DataProxy:
                     raise
         return response
 
-    async def _action(self, identifier: ActionIdentifier, field: str) -> StoredTaskAction:
+    async def _action(self, identifier: ActionIdentifier, field: str) -> StoredAction:
         run = identifier.run
         for part, text in (
             ("run.project", run.project),
@@ -361,6 +329,6 @@ def _below(directory: str, name: str) -> str:
     return f"{directory.rstrip('/')}/{name}"
 
 
-def _has_outputs(action: StoredTaskAction) -> bool:
+def _has_outputs(action: StoredAction) -> bool:
     template = flyte.task_template(action)
     return template is None or bool(template.interface.outputs.variables)

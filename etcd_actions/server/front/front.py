@@ -15,23 +15,26 @@ from etcd_actions.runs.run_index import RunIndex
 from etcd_actions.server.application import Route
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.front.attempt_logs import Logs, LogService
-from etcd_actions.server.front.cluster_service import ClusterService
 from etcd_actions.server.front.data_proxy_service import DataProxy
-from etcd_actions.server.front.earlier_names import EarlierData, EarlierLogs
-from etcd_actions.server.front.identity_service import IdentityService
-from etcd_actions.server.front.image_service import ImageService
+from etcd_actions.server.front.earlier_names import LegacyDataProxy, LegacyLogs
 from etcd_actions.server.front.local_files import LocalFiles
 from etcd_actions.server.front.pages import Admission, Pages
+from etcd_actions.server.front.platform_services import (
+    ClusterService,
+    IdentityService,
+    ImageService,
+    NoApps,
+    TriggerService,
+)
 from etcd_actions.server.front.project_service import ProjectService, ProjectSettings
-from etcd_actions.server.front.refused_methods import NoApps, RefusedMethods
+from etcd_actions.server.front.refused_methods import refuse_others
 from etcd_actions.server.front.run_data import RunBlobs
 from etcd_actions.server.front.run_lists import Paused, RunLists
 from etcd_actions.server.front.run_messages import RunMessages
 from etcd_actions.server.front.run_methods import DeployedTasks, RunService
 from etcd_actions.server.front.task_service import TaskService
 from etcd_actions.server.front.transfers import Transfers
-from etcd_actions.server.front.trigger_service import TriggerService
-from etcd_actions.server.methods import Service
+from etcd_actions.server.methods import Methods, Service
 from etcd_actions.server.streams import Streams
 
 
@@ -72,8 +75,13 @@ class Front:
     builds: ImageBuilds | None = None
     run_messages: RunMessages = field(default_factory=RunMessages)
 
-    def services(self, streams: Streams) -> Iterable[Service]:
-        """The services, each with its methods."""
+    def add_to(self, methods: Methods, streams: Streams) -> None:
+        """Add the methods of its services, and refuse Flyte's others."""
+        for service in self._services(streams):
+            methods.add(service)
+        refuse_others(methods)
+
+    def _services(self, streams: Streams) -> Iterable[Service]:
         deployed = None if self.registry is None else DeployedTasks(self.registry)
         data = None if self.blobs is None else RunBlobs(self.blobs, self._deployment)
         yield RunService(
@@ -96,11 +104,11 @@ class Front:
                 find_task=None if deployed is None else deployed.task_spec,
             )
             yield proxy
-            yield EarlierData(proxy.get_action_data)
+            yield LegacyDataProxy(proxy.get_action_data)
         if self.logs is not None:
             log_service = LogService(self.logs, streams, self.keepalive)
             yield log_service
-            yield EarlierLogs(log_service.tail_logs)
+            yield LegacyLogs(log_service.tail_logs)
         if self.index is not None:
             yield RunLists(self.index, streams, self.keepalive, self.paused, self.run_messages)
             if self.registry is not None:
@@ -111,7 +119,6 @@ class Front:
         yield ImageService(None if self.builds is None else self.builds.find)
         yield TriggerService()
         yield NoApps()
-        yield RefusedMethods()
 
     def routes(self, admission: Admission) -> Iterable[Route]:
         """What is served by plain HTTP."""

@@ -17,7 +17,7 @@ import trio
 from connectrpc.code import Code
 
 from etcd_actions._internal.untrusted_files import UnusableFile
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import EtcdActionsError, InvalidArgument, NotFound
 from etcd_actions.model import ACTION_TYPE_TASK, ROOT_ACTION, ActionId, Phase, canonical_name
@@ -222,7 +222,7 @@ def _parts(run: ActionId, found: Actions, has_logs: bool) -> Iterator[str]:
         yield f"<p>{left_out} more are left out: flyte get action lists them."
 
 
-def _about(root: StoredTaskAction | None, record: RunRecord | None) -> Iterator[str]:
+def _about(root: StoredAction | None, record: RunRecord | None) -> Iterator[str]:
     """The table above the actions; of what has expired there is the record."""
     yield "<table>"
     phase = Phase.UNSPECIFIED if root is None else root.phase
@@ -238,10 +238,10 @@ def _about(root: StoredTaskAction | None, record: RunRecord | None) -> Iterator[
     yield f"<tr><th>phase<td>{_phase(phase)}</table>"
 
 
-def in_order(actions: Sequence[StoredTaskAction]) -> Iterator[tuple[int, StoredTaskAction]]:
+def in_order(actions: Sequence[StoredAction]) -> Iterator[tuple[int, StoredAction]]:
     """Each action once, behind its parent, with its depth; parents may be missing, or go round."""
     names = {action_id_of(action).name: action for action in actions}
-    children: dict[str, list[StoredTaskAction]] = {}
+    children: dict[str, list[StoredAction]] = {}
     for action in sorted(actions, key=lambda each: each.metadata.creation_timestamp, reverse=True):
         parent = canonical_name(action.spec.run_name, action.parent)
         children.setdefault(parent if parent in names else "", []).append(action)

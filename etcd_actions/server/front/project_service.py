@@ -15,9 +15,6 @@ from flyteidl2.project import project_service_pb2 as pb
 from etcd_actions.errors import InvalidArgument, NotFound
 from etcd_actions.registry.projects import Projects, StoredProject
 from etcd_actions.server.caller import CALLER
-from etcd_actions.server.methods import Methods
-
-PROJECT: Final = "flyteidl2.project.ProjectService"
 
 DOMAINS: Final = ("development", "staging", "production")
 """The domains of every project, unless settings name others."""
@@ -85,6 +82,8 @@ class ProjectService:
         with_runs: Gives the names of those that have runs, where something knows them.
     """
 
+    descriptor = pb.DESCRIPTOR.services_by_name["ProjectService"]
+
     def __init__(
         self,
         settings: ProjectSettings,
@@ -94,33 +93,6 @@ class ProjectService:
         self._settings = settings
         self._stored = stored
         self._with_runs = with_runs
-
-    def add_to(self, methods: Methods) -> None:
-        """Add its methods to those that are served."""
-        methods.unary(
-            PROJECT, "GetProject", pb.GetProjectRequest, pb.GetProjectResponse, self.get_project
-        )
-        methods.unary(
-            PROJECT,
-            "ListProjects",
-            pb.ListProjectsRequest,
-            pb.ListProjectsResponse,
-            self.list_projects,
-        )
-        methods.unary(
-            PROJECT,
-            "CreateProject",
-            pb.CreateProjectRequest,
-            pb.CreateProjectResponse,
-            self.create_project,
-        )
-        methods.unary(
-            PROJECT,
-            "UpdateProject",
-            pb.UpdateProjectRequest,
-            pb.UpdateProjectResponse,
-            self.update_project,
-        )
 
     async def get_project(self, request: pb.GetProjectRequest) -> pb.GetProjectResponse:
         """One project with its domains.

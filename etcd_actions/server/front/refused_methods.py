@@ -1,12 +1,10 @@
-"""Methods that the SDK knows and nothing here answers: each says what to use instead."""
+"""Methods of Flyte that nothing here answers: the refusal of each names what to use instead."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from connectrpc.code import Code
-from flyteidl2.app import app_logs_service_pb2, app_payload_pb2, app_service_pb2
+from flyteidl2.app import app_logs_service_pb2, app_service_pb2
 from flyteidl2.artifact import artifact_service_pb2
 from flyteidl2.dataproxy import dataproxy_service_pb2
 from flyteidl2.project import project_service_pb2
@@ -23,15 +21,11 @@ from flyteidl2.workflow import (
     tracked_run_service_pb2,
     translator_service_pb2,
 )
-from google.protobuf import message_factory
-
-from etcd_actions.server.error_codes import Refusal
-from etcd_actions.server.methods import Methods
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+    from google.protobuf.descriptor import FileDescriptor
 
-APP: Final = "flyteidl2.app.AppService"
+    from etcd_actions.server.methods import Methods
 
 _APPS = "apps are not served here: run the app where it is to listen, by its own command"
 _FILES: Final[tuple[tuple[FileDescriptor, str], ...]] = (
@@ -68,7 +62,11 @@ _FILES: Final[tuple[tuple[FileDescriptor, str], ...]] = (
         run_logs_service_pb2.DESCRIPTOR,
         "this service reads no logs: it was started without",
     ),
-    (run_service_pb2.DESCRIPTOR, "this service does not answer for runs in this way"),
+    (
+        run_service_pb2.DESCRIPTOR,
+        "this service does not answer for runs in this way: use ListRuns, which has the scope "
+        "task_name for groups",
+    ),
     (state_service_pb2.DESCRIPTOR, "there is no state service here: see ActionsService"),
     (
         tracked_run_service_pb2.DESCRIPTOR,
@@ -79,46 +77,10 @@ _FILES: Final[tuple[tuple[FileDescriptor, str], ...]] = (
 )
 
 
-class RefusedMethods:
-    """Refuses each method of Flyte's services that no other service has."""
-
-    def add_to(self, methods: Methods) -> None:
-        """Add a refusal for each; what others add takes its place, before or after."""
-        for file, why in _FILES:
-            for service in file.services_by_name.values():
-                for method in service.methods:
-                    if not method.client_streaming:
-                        _refuse(methods, method, why)
-
-
-class NoApps:
-    """Lists no apps, which the SDK's terminal interface asks for."""
-
-    def add_to(self, methods: Methods) -> None:
-        """Add its methods to those that are served."""
-        request, response = app_payload_pb2.ListRequest, app_payload_pb2.ListResponse
-        methods.unary(APP, "List", request, response, self.list)
-
-    async def list(self, _: app_payload_pb2.ListRequest) -> app_payload_pb2.ListResponse:
-        """No apps."""
-        return app_payload_pb2.ListResponse()
-
-
-def _refuse(methods: Methods, method: MethodDescriptor, why: str) -> None:
-    service = method.containing_service.full_name
-    request = message_factory.GetMessageClass(method.input_type)
-    response = message_factory.GetMessageClass(method.output_type)
-    refusal = f"{service.rpartition('.')[2]}.{method.name}: {why}"
-
-    async def refuse(_: Any) -> Any:
-        raise Refusal(Code.UNIMPLEMENTED, refusal)
-
-    async def refuse_stream(_: Any) -> AsyncIterator[Any]:
-        raise Refusal(Code.UNIMPLEMENTED, refusal)
-        yield  # It makes this a stream.
-
-    with methods.only_what_is_missing():
-        if method.server_streaming:
-            methods.server_stream(service, method.name, request, response, refuse_stream)
-        else:
-            methods.unary(service, method.name, request, response, refuse)
+def refuse_others(methods: Methods) -> None:
+    """Refuse each method of Flyte's services that nothing has added."""
+    for file, reason in _FILES:
+        for service in file.services_by_name.values():
+            for method in service.methods:
+                if not method.client_streaming:
+                    methods.refuse(method, f"{service.name}.{method.name}: {reason}")

@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
     from etcd_actions.client import ActionsClient
     from etcd_actions.model import Keyspace
-    from etcd_actions.server.methods import Methods
     from etcd_actions.server.streams import Streams
-
-RUNS: Final = "flyteidl2.workflow.RunService"
 
 Paused = Callable[[], Collection[bytes]]
 """The keys of the records of runs below which a condition waits for a signal."""
@@ -55,6 +52,8 @@ class RunLists:
         messages: What all ports make their messages with; by default its own.
     """
 
+    descriptor = pb.DESCRIPTOR.services_by_name["RunService"]
+
     def __init__(
         self,
         index: RunIndex,
@@ -68,16 +67,6 @@ class RunLists:
         self._keepalive = keepalive
         self._paused = paused
         self._messages = messages or RunMessages()
-
-    def add_to(self, methods: Methods) -> None:
-        """Add its methods to those that are served."""
-        methods.unary(RUNS, "ListRuns", pb.ListRunsRequest, pb.ListRunsResponse, self.list_runs)
-        methods.server_stream(
-            RUNS, "WatchRuns", pb.WatchRunsRequest, pb.WatchRunsResponse, self.watch_runs
-        )
-        methods.server_stream(
-            RUNS, "WatchGroups", pb.WatchGroupsRequest, pb.WatchGroupsResponse, self.watch_groups
-        )
 
     async def list_runs(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
         """A page of the runs of a scope, the newest first unless asked otherwise."""
@@ -132,15 +121,6 @@ class RunLists:
                     elif chosen := [each for each in changed if _is_of(each, only)]:
                         self._streams.sent += len(chosen)
                         yield self._messages.watched(chosen)
-
-    async def watch_groups(self, _: pb.WatchGroupsRequest) -> AsyncIterator[pb.WatchGroupsResponse]:
-        """Not served: no client of the SDK's asks for it."""
-        await trio.lowlevel.checkpoint()
-        raise Refusal(
-            Code.UNIMPLEMENTED,
-            "WatchGroups is not served here: use ListRuns, which has the scope task_name",
-        )
-        yield pb.WatchGroupsResponse()
 
     def _narrowed(
         self, portions: Iterable[Sequence[RunEntry]], only: str | None, paused: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier
 from flyteidl2.core.literals_pb2 import Literal, Primitive, Scalar
@@ -27,14 +27,11 @@ from etcd_actions.server.front.action_lists import FIELDS, ActionLists
 from etcd_actions.server.front.action_tree import ActionTree, Nodes
 from etcd_actions.server.front.attempt_messages import attempts_of
 from etcd_actions.server.front.run_streams import Follower
-from etcd_actions.server.methods import Methods
 from etcd_actions.server.streams import Streams
 
 if TYPE_CHECKING:
     from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
     from google.protobuf.message import Message
-
-RUNS: Final = "flyteidl2.workflow.RunService"
 
 
 class DeployedTasks:
@@ -63,6 +60,8 @@ class RunService:
         builds: Answers the builder of images; None refuses runs that build one.
     """
 
+    descriptor = pb.DESCRIPTOR.services_by_name["RunService"]
+
     def __init__(
         self,
         client: ActionsClient,
@@ -79,64 +78,6 @@ class RunService:
         self._lists = ActionLists(self._reader)
         self._nodes = Nodes()
         self._follower = Follower(client, self._reader, streams, keepalive)
-
-    def add_to(self, methods: Methods) -> None:
-        """Add its methods to those that are served."""
-        unary, stream = methods.unary, methods.server_stream
-        unary(RUNS, "CreateRun", pb.CreateRunRequest, pb.CreateRunResponse, self.create_run)
-        unary(
-            RUNS,
-            "GetRunDetails",
-            pb.GetRunDetailsRequest,
-            pb.GetRunDetailsResponse,
-            self.get_run_details,
-        )
-        stream(
-            RUNS,
-            "WatchRunDetails",
-            pb.WatchRunDetailsRequest,
-            pb.WatchRunDetailsResponse,
-            self.watch_run_details,
-        )
-        unary(
-            RUNS,
-            "GetActionDetails",
-            pb.GetActionDetailsRequest,
-            pb.GetActionDetailsResponse,
-            self.get_action_details,
-        )
-        stream(
-            RUNS,
-            "WatchActionDetails",
-            pb.WatchActionDetailsRequest,
-            pb.WatchActionDetailsResponse,
-            self.watch_action_details,
-        )
-        unary(RUNS, "ListActions", pb.ListActionsRequest, pb.ListActionsResponse, self.list_actions)
-        stream(
-            RUNS,
-            "WatchActions",
-            pb.WatchActionsRequest,
-            pb.WatchActionsResponse,
-            self.watch_actions,
-        )
-        unary(RUNS, "AbortRun", pb.AbortRunRequest, pb.AbortRunResponse, self.abort_run)
-        unary(RUNS, "AbortAction", pb.AbortActionRequest, pb.AbortActionResponse, self.abort_action)
-        unary(RUNS, "SignalEvent", pb.SignalEventRequest, pb.SignalEventResponse, self.signal_event)
-        unary(
-            RUNS,
-            "GetActionDataURIs",
-            pb.GetActionDataURIsRequest,
-            pb.GetActionDataURIsResponse,
-            self.get_action_data_uris,
-        )
-        unary(
-            RUNS,
-            "GetActionLogContext",
-            pb.GetActionLogContextRequest,
-            pb.GetActionLogContextResponse,
-            self.get_action_log_context,
-        )
 
     async def create_run(self, request: pb.CreateRunRequest) -> pb.CreateRunResponse:
         """Create a run; the same request again for the same name is answered as before."""

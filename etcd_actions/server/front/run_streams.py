@@ -15,7 +15,7 @@ import msgspec
 import trio
 from flyteidl2.workflow.run_definition_pb2 import EnrichedAction
 
-from etcd_actions.actions.stored_action import StoredTaskAction
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.codecs import json
 from etcd_actions.errors import NotFound
@@ -207,7 +207,7 @@ def _ended(told: Found, update: ActionUpdate) -> Found:
     return told._replace(action=action, revision=update.revision)
 
 
-def _with_end(action: StoredTaskAction, update: ActionUpdate) -> StoredTaskAction:
+def _with_end(action: StoredAction, update: ActionUpdate) -> StoredAction:
     """An action as it ended; one that was deleted while it went on is aborted."""
     phase = update.phase if update.phase.is_terminal else Phase.ABORTED
     tree = json.decode_tree(json.encode(action))

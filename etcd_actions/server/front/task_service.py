@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 from connectrpc.code import Code
@@ -23,11 +23,6 @@ from etcd_actions.runs.run_index import OfTask, RunIndex
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front.run_views import identity, timestamp
-
-if TYPE_CHECKING:
-    from etcd_actions.server.methods import Methods
-
-TASKS: Final = "flyteidl2.task.TaskService"
 
 _CREATED: Final = "created_at"
 
@@ -66,35 +61,14 @@ class TaskService:
         caller: Says whose token the request at hand has; empty without one.
     """
 
+    descriptor = pb.DESCRIPTOR.services_by_name["TaskService"]
+
     def __init__(
         self, registry: Registry, runs: RunIndex, caller: Callable[[], str] = lambda: ""
     ) -> None:
         self._registry = registry
         self._runs = runs
         self._caller = caller
-
-    def add_to(self, methods: Methods) -> None:
-        """Add its methods to those that are served."""
-        methods.unary(
-            TASKS, "DeployTask", pb.DeployTaskRequest, pb.DeployTaskResponse, self.deploy_task
-        )
-        methods.unary(
-            TASKS,
-            "GetTaskDetails",
-            pb.GetTaskDetailsRequest,
-            pb.GetTaskDetailsResponse,
-            self.get_task_details,
-        )
-        methods.unary(
-            TASKS, "ListTasks", pb.ListTasksRequest, pb.ListTasksResponse, self.list_tasks
-        )
-        methods.unary(
-            TASKS,
-            "ListVersions",
-            pb.ListVersionsRequest,
-            pb.ListVersionsResponse,
-            self.list_versions,
-        )
 
     async def deploy_task(self, request: pb.DeployTaskRequest) -> pb.DeployTaskResponse:
         """Write a version of a task; the very same again is refused, and skipped by the SDK."""

@@ -25,9 +25,9 @@ from etcd_actions.blobs import open_blob_store
 from etcd_actions.registry.registry import Registry
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import Front
-from etcd_actions.server.front.run_methods import RUNS
 from tests.server.clients import DEADLINE, Failed, Reading
 from tests.server.conftest import LOOPBACK
+from tests.support.flyte_services import RUNS
 
 _METHODS = pb.DESCRIPTOR.services_by_name["RunService"].methods_by_name
 

@@ -15,7 +15,7 @@ from flyteidl2.actions.actions_service_pb2 import Action
 from flyteidl2.dataproxy import dataproxy_service_pb2 as pb
 from flyteidl2.logs.dataplane.payload_pb2 import LogLine, LogLineOriginator
 
-from etcd_actions import ActionId, ActionsClient, Phase, StoredTaskAction, open_actions_client
+from etcd_actions import ActionId, ActionsClient, Phase, StoredAction, open_actions_client
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor.attempt_log import LocalLogs
@@ -298,7 +298,7 @@ async def test_the_log_of_what_has_expired_is_found_by_its_history(
     place = await started(client, machine, Phase.SUCCEEDED)
     (place.path / "log").write_bytes(b"here\n")
     store, keys = Store(etcd), Keyspace(prefix)
-    action: StoredTaskAction = await client.get_task_action(ROOT)
+    action: StoredAction = await client.get_task_action(ROOT)
     await OwnRunService(store, keys).update_action_state(update_of(action), action)
     seen = await store.get(keys.task_action(ROOT))
     while seen is not None:

@@ -15,13 +15,13 @@ from etcd_actions import ActionId, ActionsClient
 from etcd_actions.runs.run_entry import Tasks, read_entry
 from etcd_actions.runs.run_record import RunStatus, encode
 from etcd_actions.server import ActionsServer
-from etcd_actions.server.front.identity_service import IDENTITY
-from etcd_actions.server.front.run_lists import RUNS, paused_runs
+from etcd_actions.server.front.run_lists import paused_runs
 from etcd_actions.server.front.run_messages import RunMessages
 from tests.server.clients import Failed
 from tests.server.front.calling import Caller, Reading
 from tests.server.front.conftest import Lists
 from tests.support import flyte
+from tests.support.flyte_services import IDENTITY, RUNS
 from tests.support.runs import BEGIN, key_of, record, status
 from tests.support.waiting import eventually
 
@@ -253,7 +253,7 @@ async def test_groups_are_clearly_not_served(caller: Caller) -> None:
     request = pb.WatchGroupsRequest(project_id=PROJECT)
     with (
         caller.stream(RUNS, "WatchGroups", request, pb.WatchGroupsResponse) as reading,
-        pytest.raises(Failed, match="WatchGroups is not served here") as caught,
+        pytest.raises(Failed, match=r"RunService\.WatchGroups: .* use ListRuns") as caught,
     ):
         await reading.next()
     assert caught.value.code == "unimplemented"

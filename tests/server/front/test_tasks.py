@@ -15,10 +15,10 @@ from structlog.testing import capture_logs
 
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.registry.task_record import TaskId, task_key
-from etcd_actions.server.front.task_service import TASKS
 from tests.server.clients import Failed
 from tests.server.front.calling import Caller
 from tests.server.front.conftest import Lists
+from tests.support.flyte_services import TASKS
 from tests.support.runs import record, status
 
 PROJECT = ProjectIdentifier(organization="any", name="p", domain="d")

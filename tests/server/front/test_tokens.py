@@ -28,7 +28,7 @@ from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front import Front
 from etcd_actions.server.front.project_service import ProjectSettings
-from etcd_actions.server.methods import Methods, UnaryCalls
+from etcd_actions.server.methods import Methods, method_info
 from etcd_actions.server.project_access import WITHOUT_A_PROJECT, Access, has_rule, named_projects
 from etcd_actions.server.tokens import Tokens
 from etcd_actions.web import Bind
@@ -115,15 +115,15 @@ async def test_no_method_that_is_served_lets_a_token_at_another_project(
 
 def test_a_method_without_a_rule_cannot_be_served() -> None:
     containment = Containment()
-    methods = Methods(UnaryCalls(1, containment), containment, Access())
+    methods = Methods(1, containment, Access())
 
     async def answer(_: identity_pb2.UserInfoRequest) -> identity_pb2.UserInfoResponse:
         raise AssertionError("it is served")
 
-    kinds = (identity_pb2.UserInfoRequest, identity_pb2.UserInfoResponse)
-    methods.unary(IDENTITY, "UserInfo", *kinds, answer)
-    with pytest.raises(ValueError, match=r"IdentityService/Other names no project"):
-        methods.unary(IDENTITY, "Other", *kinds, answer)
+    (described,) = identity_pb2.DESCRIPTOR.services_by_name["IdentityService"].methods
+    methods.add_method(method_info(described), answer)
+    with pytest.raises(ValueError, match=r"Other/UserInfo names no project"):
+        methods.add_method(method_info(described, "Other"), answer)
 
 
 def test_each_identifier_of_a_request_counts() -> None:

@@ -12,7 +12,7 @@ from etcd_actions.watch import ReflectorSettings, ReflectorStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessorSettings:
+class WatchingSettings:
     """How a processor works. Times are in seconds.
 
     Attributes:
@@ -54,7 +54,7 @@ class ProcessorSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessorStatistics:
+class WatchingStatistics:
     """What a processor holds and has done since it was started.
 
     Attributes:
