@@ -50,7 +50,7 @@ from tests.boundaries.table import BOUNDARIES
 from tests.support import flyte
 from tests.support.load import Action, make_run
 from tests.support.recording import RecordingRunService
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 
 pytestmark = pytest.mark.memory
 
@@ -492,11 +492,11 @@ def _parked(client: ActionsClient) -> list[Any]:
 
 
 async def _until_keys(etcd: Etcd, keys: KeyRange, names: list[str]) -> None:
-    while True:
+    async def are_there() -> bool:
         found = await etcd.range(keys, keys_only=True)
-        if [kv.key.rpartition(b"/")[2].decode() for kv in found.kvs] == names:
-            return
-        await trio.sleep(0.02)
+        return [kv.key.rpartition(b"/")[2].decode() for kv in found.kvs] == names
+
+    await eventually_holds(are_there)
 
 
 async def _cut_off_aborts(etcd: Etcd, prefix: bytes, *runs: str) -> None:
