@@ -83,6 +83,7 @@ def update_of(action: StoredAction) -> ActionUpdate:
     )
 
 
+@pytest.mark.network
 async def test_only_what_succeeded_is_taken_over(runs: Runs) -> None:
     ends = {"ok": Phase.SUCCEEDED, "bad": Phase.FAILED, "late": Phase.TIMED_OUT}
     await runs.source("r1", **ends, cut=Phase.ABORTED, busy=Phase.RUNNING)

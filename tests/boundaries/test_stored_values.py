@@ -23,7 +23,7 @@ from tests.support.etcd_server import EtcdServer
 from tests.support.load import make_action, make_run
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.memory]
+pytestmark = pytest.mark.slow
 
 _numbers = itertools.count()
 REAL = sorted({put.value for put in PUTS}, key=len)

@@ -60,6 +60,7 @@ def scene(etcd: Etcd, prefix: bytes) -> Scene:
     return Scene(etcd, prefix)
 
 
+@pytest.mark.network
 async def test_an_entry_that_is_used_moves_to_a_younger_lease(scene: Scene) -> None:
     before, after = scene.catalog(), scene.catalog()
     await before.put(scene.key, an_entry())

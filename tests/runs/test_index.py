@@ -44,6 +44,7 @@ def names(index: RunIndex, shelf: Shelf, *, descending: bool = True) -> list[str
     return [entry.name for portion in portions for entry in portion]
 
 
+@pytest.mark.network
 async def test_runs_are_in_the_order_of_their_creation(
     etcd: Etcd, keys: Keyspace, index: RunIndex
 ) -> None:

@@ -95,6 +95,7 @@ async def tell(own: OwnRunService, action: StoredAction) -> None:
     await own.update_action_state(update_of(action), action)
 
 
+@pytest.mark.network
 async def test_a_run_without_a_record_gets_one_and_its_states(
     writer: ActionsClient, store: Store, keys: Keyspace
 ) -> None:

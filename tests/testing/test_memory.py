@@ -144,6 +144,20 @@ async def test_a_refusal_is_of_the_calls_that_count(client: MemoryClient) -> Non
     await client.put(KEY, b"")
 
 
+async def test_a_watcher_is_refused(client: MemoryClient) -> None:
+    """As by an etcd whose user may not watch; the answer names who needs what."""
+    client.faults.watch_refusal = "etcdserver: permission denied"
+    async with client.watch() as stream:
+        stream.create(WatchCreate(1, KEYS, 0))
+        (refused,) = await stream.receive()
+        assert (refused.watch_id, refused.created, refused.canceled) == (-1, True, True)
+        assert "permission denied: the user of" in refused.cancel_reason
+        client.faults.watch_refusal = ""
+        stream.create(WatchCreate(2, KEYS, 0))
+        (created,) = await stream.receive()
+        assert (created.watch_id, created.canceled) == (2, False)
+
+
 async def test_a_call_is_held_before_it_is_done(memory: MemoryStore, client: MemoryClient) -> None:
     """So that something happens between a read and the write that depends on it."""
     async with trio.open_nursery() as nursery:

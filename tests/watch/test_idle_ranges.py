@@ -19,8 +19,6 @@ from tests.support.etcd_server import EtcdServer
 from tests.support.recording import RecordingSink
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.memory
-
 
 @asynccontextmanager
 async def reflecting(

@@ -83,10 +83,13 @@ class Faults:
 
     Attributes:
         latency: Seconds, on trio's clock, that each message takes each way.
+        watch_refusal: Why watchers are refused, in etcd's words, such as
+            ``etcdserver: permission denied``; empty for not at all.
     """
 
     def __init__(self, store_stalls: Callable[[], bool]) -> None:
         self.latency = 0.0
+        self.watch_refusal = ""
         self._store_stalls = store_stalls
         self._cut = False
         self._stalled = False

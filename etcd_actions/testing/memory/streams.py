@@ -166,14 +166,8 @@ class MemoryWatchStream:
         self._bell.unpark_all()
 
     def _create(self, request: WatchCreate) -> None:
-        start, end = request.keys
-        refusal = ""
-        if end not in {b"", b"\0"} and start >= end:
-            refusal = "mvcc: watcher range is empty"
-        elif request.watch_id in self._used_ids:
-            refusal = "mvcc: duplicate watch ID provided on the WatchStream"
         revision = self._engine.keyspace.revision
-        if refusal:
+        if refusal := self._faults.watch_refusal or self._refusal(request):
             self._answer(
                 WatchResponse(-1, revision, 0, created=True, canceled=True, cancel_reason=refusal)
             )
@@ -204,6 +198,15 @@ class MemoryWatchStream:
         for begin in range(0, len(groups), MOST_REVISIONS):
             batch = groups[begin : begin + MOST_REVISIONS]
             self._send(watcher, [event for group in batch for event in group], revision)
+
+    def _refusal(self, request: WatchCreate) -> str:
+        """Why etcd takes a request for none; empty if it does."""
+        start, end = request.keys
+        if end not in {b"", b"\0"} and start >= end:
+            return "mvcc: watcher range is empty"
+        if request.watch_id in self._used_ids:
+            return "mvcc: duplicate watch ID provided on the WatchStream"
+        return ""
 
     def _cancel(self, watch_id: int) -> None:
         # One that ended by itself has its id until it is cancelled, too.
