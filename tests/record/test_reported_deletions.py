@@ -37,7 +37,6 @@ async def delete(etcd: Etcd, prefix: bytes) -> int:
         ]
     ),
 )
-@pytest.mark.network
 async def test_a_late_deletion_is_not_the_last_word_on_a_newer_incarnation(
     etcd: Etcd, prefix: bytes, *, standby: bool, gone: bool
 ) -> None:
