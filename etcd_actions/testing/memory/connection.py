@@ -54,7 +54,6 @@ class MemoryConnection:
         self._engine = engine
         self._endpoint = endpoint
         self._faults = faults
-        self._epoch = faults.epoch
         self._silence = settings.keepalive_time + settings.keepalive_timeout
         self._broken = False
 
