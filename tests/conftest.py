@@ -74,7 +74,7 @@ def _is_in_memory(item: pytest.Item) -> bool:
     """Whether a test has no etcd but the one in memory."""
     names = set(getattr(item, "fixturenames", ()))
     spec = getattr(item, "callspec", None)
-    if spec is not None and spec.params.get("transport") == "memory":
+    if spec is not None and spec.params.get("conformance_transport") == "memory":
         return True
     if item.get_closest_marker("memory") is None or item.get_closest_marker("network") is not None:
         return False

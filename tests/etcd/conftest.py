@@ -21,8 +21,6 @@ from tests.support.everyday import first_everyday
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """By each transport to each etcd, and in memory; the everyday suite has one etcd, CI all."""
     if "conformance_etcd" not in metafunc.fixturenames:
-        if "transport" in metafunc.fixturenames:
-            metafunc.parametrize("transport", ["grpc", "gateway"], indirect=True)
         return
     etcds = [pytest.param(each, id=each.label) for each in etcds_at_hand(metafunc.config)]
     cases = [
@@ -32,12 +30,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ]
     if not wanted_etcd(metafunc.config):
         cases.append(pytest.param("memory", MEMORY, id="memory"))
-    metafunc.parametrize(("transport", "conformance_etcd"), cases, indirect=["transport"])
+    metafunc.parametrize(("conformance_transport", "conformance_etcd"), cases)
 
 
-@pytest.fixture
+@pytest.fixture(params=["grpc", "gateway"])
 def transport(request: pytest.FixtureRequest) -> TransportName:
-    """Each way to talk to etcd, also in the everyday suite."""
+    """Each way to talk to an etcd that is no part of the conformance suite."""
     return cast(TransportName, request.param)
 
 
@@ -53,24 +51,24 @@ class Connect(Protocol):
 
 @pytest.fixture
 def connect(
-    transport: TransportName | Literal["memory"],
+    conformance_transport: TransportName | Literal["memory"],
     memory: MemoryStore,
     request: pytest.FixtureRequest,
 ) -> Connect:
     """How the transport under test connects."""
-    if transport == "memory":
+    if conformance_transport == "memory":
         request.node.user_properties.append(("etcd-version", f"as {memory.version}"))
 
     def connect(
         endpoints: str, /, *, request_timeout: float = 5.0
     ) -> AbstractAsyncContextManager[EtcdClient]:
-        if transport == "memory":
+        if conformance_transport == "memory":
             client = memory.client(endpoints=endpoints, request_timeout=request_timeout)
             return nullcontext(client)
         return open_connection(
             ConnectionSettings(
                 endpoints=parse_endpoints(endpoints),
-                transport=transport,
+                transport=conformance_transport,
                 request_timeout=request_timeout,
             )
         )

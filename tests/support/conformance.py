@@ -86,7 +86,8 @@ class _Cell:
 class ConformanceTable:
     """A plugin: rows are the tests marked ``conformance``, columns are transport and etcd.
 
-    A test counts by the parameters ``transport`` and ``conformance_etcd`` that it has.
+    A test counts by the parameters ``conformance_etcd``, and ``conformance_transport`` or
+    ``transport``, that it has.
     """
 
     def __init__(self) -> None:
@@ -147,7 +148,8 @@ class ConformanceTable:
         transport, label = "any", "none"
         if (spec := getattr(item, "callspec", None)) is not None:
             etcd = spec.params.get("conformance_etcd")
-            transport = str(spec.params.get("transport", transport))
+            given = spec.params.get("transport", transport)
+            transport = str(spec.params.get("conformance_transport", given))
             label = etcd.label if isinstance(etcd, ConformanceEtcd) else label
             if isinstance(etcd, ConformanceEtcd):
                 self._where.setdefault(label, etcd.where)
