@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import wraps
-from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast, overload
+from typing import Final, Literal, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -17,14 +17,14 @@ from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
 from etcd_actions.actions.listing import Lister, Listing
+from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.recovery import Recovery
-from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.signal import signal
 from etcd_actions.actions.status import Status, put_status
 from etcd_actions.actions.stored_action import StoredAction, check_identity, missing
 from etcd_actions.catalog import Catalog
 from etcd_actions.codecs import codec_named
-from etcd_actions.dead_letters import DeadLetter, LetterDesk
+from etcd_actions.dead_letters import DeadLetter, DeadLetterOperations
 from etcd_actions.errors import (
     ConfigError,
     EtcdActionsError,
@@ -47,19 +47,20 @@ from etcd_actions.model import (
     NamespaceTemplate,
     build_action_update,
 )
+from etcd_actions.model.flyte_types import (
+    Action,
+    ActionIdentifier,
+    EnrichedIdentity,
+    RunIdentifier,
+    RunSpec,
+)
+from etcd_actions.model.flyte_types import Literal as LiteralValue
 from etcd_actions.pipeline.processor import Processor, open_processor
 from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.storage.store import Store
-
-if TYPE_CHECKING:
-    from flyteidl2.actions.actions_service_pb2 import Action
-    from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier
-    from flyteidl2.common.identity_pb2 import EnrichedIdentity
-    from flyteidl2.core.literals_pb2 import Literal as LiteralValue
-    from flyteidl2.task.run_pb2 import RunSpec
 
 _TURN: Final = 64
 """Actions of a snapshot that are told before others have their turn."""
@@ -111,7 +112,7 @@ async def open_actions_client(
     async with open_group_commit(etcd, containment) as commit:
         store = Store(etcd, commit.txn, commit.get)
         keys = Keyspace(prefix, namespace, template=template)
-        seen = Seen()
+        cache = ReadCache()
         async with (
             open_processor(
                 etcd,
@@ -121,7 +122,7 @@ async def open_actions_client(
                 settings=settings,
                 store=store,
                 containment=containment,
-                on_replaced=seen.clear,
+                on_replaced=cache.clear,
             ) as processor,
             owned_tasks("the client") as nursery,
         ):
@@ -132,8 +133,8 @@ async def open_actions_client(
                 store,
                 keys,
                 processor,
-                Enqueuer(store, keys, form, finalizer=settings.finalizer, seen=seen),
-                seen,
+                Enqueuer(store, keys, form, finalizer=settings.finalizer, cache=cache),
+                cache,
                 settings,
                 containment,
             )
@@ -189,7 +190,7 @@ class ActionsClient:
         keys: Keyspace,
         processor: Processor,
         enqueuer: Enqueuer,
-        seen: Seen,
+        cache: ReadCache,
         settings: WatchingSettings,
         containment: Containment,
     ) -> None:
@@ -201,12 +202,12 @@ class ActionsClient:
         self._keys = keys
         self._processor = processor
         self._enqueuer = enqueuer
-        self._seen = seen
+        self._cache = cache
         self._settings = settings
         self._aborter = Aborter(store, keys, finalizer=settings.finalizer)
-        self._lister = Lister(store, keys, seen)
+        self._lister = Lister(store, keys, cache)
         self._recovery = Recovery(store, keys)
-        self._desk = LetterDesk(etcd, store, keys)
+        self._desk = DeadLetterOperations(etcd, store, keys)
         self._watches = SharedWatches(self._watcher)
         self._subscribed: WeakKeyDictionary[AnySubscription, Processor] = WeakKeyDictionary()
 
@@ -312,20 +313,32 @@ class ActionsClient:
         message: str = "",
         claim: Claim | None = None,
         incarnation: Incarnation | None = None,
+        seen: StoredAction | None = None,
     ) -> StoredAction:
         """Report how far an action is: phase, attempts, cache status, and why it failed.
 
-        See docs/status.md for what is written and which changes are allowed. The same
-        again writes nothing. Reads that begin afterwards see what was written. With a
-        ``claim`` the report counts only while that holds, with an ``incarnation`` only for that
-        object: an action that was deleted and made again is another one. A report that begins an
-        attempt may say why the one before failed, in ``error_before``.
+        docs/status.md says what is stored, in the form of Flyte's executor, and which phases may
+        follow which. The same report again writes nothing. Reads that start afterwards see the
+        report. Cancelled, it was done completely or not at all.
+
+        Args:
+            action_id: The action.
+            attempt: The attempt that the report is about, from 1 on.
+            status: The report, an :class:`ActionStatus` or Flyte's message.
+            error: Why the action failed, with FAILED, TIMED_OUT and ABORTED.
+            error_before: Why the attempt before failed, with a report that starts another one.
+            message: One line for people.
+            claim: The report counts only while this claim holds.
+            incarnation: The report counts only for this object; by default for that of ``seen``,
+                else for the one that is stored.
+            seen: The caller's last state of the action. The report is written on it, and the
+                action is read only after a conflict; without it, it may be read first.
 
         Raises:
             NotFound: There is no such action, or it is another incarnation.
             ClaimLost: The claim does not hold any more.
-            FailedPrecondition: The attempt is an older one, or the action is over.
-            InvalidArgument: The status cannot be stored.
+            FailedPrecondition: The attempt is an older one, or the action has ended.
+            InvalidArgument: The status cannot be stored, or ``seen`` is another action.
         """
         return await put_status(
             self._store,
@@ -338,7 +351,8 @@ class ActionsClient:
             message=message,
             fence=None if claim is None else claim.fence,
             incarnation=incarnation,
-            seen=self._seen,
+            cache=self._cache,
+            seen=seen,
         )
 
     @_request
@@ -362,7 +376,7 @@ class ActionsClient:
             action_id_of(action_id),
             value,
             signalled_by,
-            seen=self._seen,
+            cache=self._cache,
         )
 
     def note_read(self, action_id: ActionId, kv: KeyValue | None) -> StoredAction:
@@ -380,7 +394,7 @@ class ActionsClient:
             raise NotFound(missing(action_id, self._keys))
         found = StoredAction.of(kv)
         check_identity(found, action_id)
-        self._seen.keep(kv)
+        self._cache.put(kv)
         return found
 
     @_request
@@ -585,19 +599,59 @@ class ActionsClient:
         processor.unsubscribe(subscription)
         await trio.lowlevel.checkpoint()
 
-    async def start_watching(self) -> None:
-        """Watch, tell subscribers, and, as the elected process, record and mark.
+    @asynccontextmanager
+    async def watching(self, *, grace: float | None = None) -> AsyncIterator[None]:
+        """Watch for as long as the context lasts; see :meth:`start_watching`.
 
-        Returns once the present states were handed out; while etcd is away it waits. While
-        watching it does nothing. See
-        :meth:`etcd_actions.pipeline.processor.Processor.start_watching`.
+        Leaving it stops as :meth:`stop_watching` does; after an exception or a cancellation it
+        stops without finishing the queued work, which the next leader finds unmarked in etcd.
+
+        Args:
+            grace: Seconds that the queued work may take; by default the settings'.
+
+        Raises:
+            EtcdError: On entering, when etcd refuses the list. While etcd is away it waits.
+        """
+        await self.start_watching()
+        try:
+            yield
+        except BaseException:
+            await self.stop_watching(0)
+            raise
+        await self.stop_watching(grace)
+
+    async def start_watching(self) -> None:
+        """List and watch the prefix, until :meth:`stop_watching`; returns after the list.
+
+        A client that watches
+
+        - serves all of its subscriptions from this one watch;
+        - stands for election, with all clients on this prefix that watch. The leader reports
+          each change to the run service, marks each terminal action that the run service has
+          accepted, and removes our finalizer from it;
+        - as the leader also ends conditions whose timeout has passed, deletes recorded actions
+          after ``retain_terminal``, and aborts and deletes orphans: actions whose parent is
+          missing, as Kubernetes' garbage collector does.
+
+        With ``WatchingSettings(record=False)`` it only serves subscriptions, and writes nothing.
+        To enqueue, report, list and subscribe a client need not watch.
+
+        While etcd is away it waits, until it is stopped. While the client watches it does
+        nothing. Cancelled, nothing is left running.
+
+        Raises:
+            EtcdError: etcd refused the list, for a lack of permission for instance.
         """
         await self._processor.start_watching()
 
     async def stop_watching(self, grace: float | None = None) -> None:
-        """Finish what was taken in, within ``grace`` seconds, and stop; subscriptions stay.
+        """Stop the watch, finish the queued work within ``grace`` seconds, resign as the leader.
 
-        See :meth:`etcd_actions.pipeline.processor.Processor.stop_watching`.
+        Work that is not finished is logged, and found unmarked at the next start. Subscriptions
+        stay open. Cancelled, it continues in the background. Without a watch it does nothing.
+
+        Args:
+            grace: Seconds; by default the settings'.
         """
         await self._processor.stop_watching(grace)
 

@@ -19,7 +19,7 @@ class Clock:
         look_every: After so many seconds a sleeper looks at the clock.
     """
 
-    look_every = 60.0
+    look_every: float = 60.0
 
     def wall(self) -> float:
         """Seconds since 1970; it may be set at any time."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -57,10 +57,8 @@ from etcd_actions.model import (
     object_key,
 )
 from etcd_actions.model.conditions import MAX_MESSAGE, rfc3339, write_phase
+from etcd_actions.model.flyte_types import EnrichedIdentity
 from etcd_actions.storage.store import Store
-
-if TYPE_CHECKING:
-    from flyteidl2.common.identity_pb2 import EnrichedIdentity
 
 _MOST_ABORTED_BY = 4096
 _SIDE_BY_SIDE = 256

@@ -18,14 +18,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from etcd_actions.actions import conflicts, object_builder, validation
 from etcd_actions.actions.abort import Aborter, Marker, read_marker
 from etcd_actions.actions.parents import Parents
+from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.stored_action import (
     StoredAction,
     describe,
@@ -64,11 +64,8 @@ from etcd_actions.model import (
     ErrorState,
     Keyspace,
 )
+from etcd_actions.model.flyte_types import Action, RunSpec
 from etcd_actions.storage.store import Store
-
-if TYPE_CHECKING:
-    from flyteidl2.actions.actions_service_pb2 import Action
-    from flyteidl2.task.run_pb2 import RunSpec
 
 
 class Enqueued(NamedTuple):
@@ -138,7 +135,7 @@ class Enqueuer:
         finalizer: Whether our finalizer holds tasks and conditions until they are recorded.
         clock: The time.
         new_uid: Makes the identity of an incarnation.
-        seen: What was seen of objects; by default nothing is.
+        cache: The objects that were read or written last; by default an empty one.
     """
 
     def __init__(
@@ -150,7 +147,7 @@ class Enqueuer:
         finalizer: bool = True,
         clock: Callable[[], datetime] = utc_now,
         new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
-        seen: Seen | None = None,
+        cache: ReadCache | None = None,
     ) -> None:
         self._store = store
         self._keys = keys
@@ -158,7 +155,7 @@ class Enqueuer:
         self._clock = clock
         self._new_uid = new_uid
         self._finalizer = finalizer
-        self._seen = Seen() if seen is None else seen
+        self._cache = ReadCache() if cache is None else cache
         self._parents = Parents()
         self._recovery = Recovery(store, keys, clock=clock)
         self._aborter = Aborter(store, keys, finalizer=finalizer, clock=clock)
@@ -263,12 +260,12 @@ class Enqueuer:
         created = result.revision if present is None else present.create_revision
         version = 1 if present is None else present.version + 1
         kv = KeyValue(key, value, created, result.revision, version)
-        self._seen.keep(kv)
+        self._cache.put(kv)
         return StoredAction.at(kv, built.action)
 
     def _forget(self) -> None:
         """Drop what was seen: after a lost connection etcd may be a restored store."""
-        self._seen.clear()
+        self._cache.clear()
         self._parents.clear()
 
     async def _reread(self, key: bytes, lost: OutcomeUnknown) -> KeyValue:
@@ -290,7 +287,7 @@ class Enqueuer:
             recovers = spec is not None and spec.relation.relation_type
             return None if recovers else _Scene(None, (), None, guessed=True)
         key = self._keys.task_action(request.parent_id)
-        kv = self._seen.get(key)
+        kv = self._cache.get(key)
         restless = self._parents.is_restless(key)
         if kv is None or restless or self._parents.has_aborts(asked.aborts.start):
             return None
@@ -308,7 +305,7 @@ class Enqueuer:
             raise
         scene = _scene(result.responses, asked.beside)
         if scene.parent is not None and self._parents.rests(scene.parent):
-            self._seen.keep(scene.parent)
+            self._cache.put(scene.parent)
         self._note_aborts(asked, scene)
         return scene
 

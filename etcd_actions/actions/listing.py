@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
-from etcd_actions.actions.seen import Seen
+from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.stored_action import StoredAction, check_identity, missing, same_run
 from etcd_actions.errors import Compacted, DecodeError, NotFound
 from etcd_actions.etcd.api import KeyRange, KeyValue
@@ -38,13 +38,13 @@ class Lister:
     Args:
         store: Where they are.
         keys: Under which keys.
-        seen: Where single objects that were read are noted.
+        cache: Gets the single objects that are read.
     """
 
-    def __init__(self, store: Store, keys: Keyspace, seen: Seen | None = None) -> None:
+    def __init__(self, store: Store, keys: Keyspace, cache: ReadCache | None = None) -> None:
         self._store = store
         self._keys = keys
-        self._seen = Seen() if seen is None else seen
+        self._cache = ReadCache() if cache is None else cache
 
     async def get_task_action(self, action_id: ActionId) -> StoredAction:
         """One action as it is now; a trace is found by its name, too.
@@ -66,7 +66,7 @@ class Lister:
                 # Beside another run's task there may be the trace that is meant.
                 others = others or error
             else:
-                self._seen.keep(kv)
+                self._cache.put(kv)
                 return found
         raise others or NotFound(missing(action_id, self._keys))
 

@@ -10,7 +10,7 @@ import base64
 import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError as BadMessage
 from google.protobuf.message import Message
@@ -54,12 +54,7 @@ from etcd_actions.model import (
     canonical_name,
 )
 from etcd_actions.model.conditions import rfc3339, write_phase
-
-if TYPE_CHECKING:
-    from flyteidl2.actions.actions_service_pb2 import Action
-    from flyteidl2.core.tasks_pb2 import TaskTemplate
-    from flyteidl2.task.run_pb2 import RunSpec
-    from google.protobuf.timestamp_pb2 import Timestamp
+from etcd_actions.model.flyte_types import Action, RunSpec, TaskTemplate, Timestamp
 
 _START_TIME: Final = "{{.runStartTime}}"
 _SYSTEM_DOMAIN: Final = "flyte.org/"

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Final, NamedTuple
 
 from etcd_actions.actions.object_builder import Inherited
-from etcd_actions.actions.seen import LARGEST
+from etcd_actions.actions.read_cache import LARGEST
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ActionId, Phase

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from etcd_actions.actions.seen import Seen
+from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.stored_action import (
     StoredAction,
     check_identity,
@@ -49,13 +49,15 @@ async def rewrite(
     field: str,
     fence: Compare | None = None,
     incarnation: Incarnation | None = None,
-    seen: Seen | None = None,
+    cache: ReadCache | None = None,
+    seen: StoredAction | None = None,
 ) -> StoredAction:
-    """Change a task's or condition's object, however often others change it meanwhile.
+    """Change the object of a task or a condition, and retry while others change it.
 
-    All else in the object stays, in the form that it was stored in. What was seen of it last is
-    changed without a read. It may be old: so an error, and that there is nothing to change, are
-    believed only of an object that was read.
+    All other fields stay, in the form in which they are stored. The first write is based on the
+    object in ``seen`` or in the cache, without a read, as in Kubernetes' ``GuaranteedUpdate``;
+    both may be old. So an error, or a change that changes nothing, counts only for an object
+    that was read.
 
     Args:
         store: Where the object is.
@@ -64,9 +66,10 @@ async def rewrite(
         change: What to do.
         field: What is named as the cause when the object becomes one that cannot be stored.
         fence: What must hold for the write to count, in the same transaction.
-        incarnation: Which object is meant; by default the one that is there at first. One that
-            is made under its key meanwhile is not changed.
-        seen: What was seen of objects; what is read and written here is noted there.
+        incarnation: Which object is meant; by default that of ``seen``, else the one that is
+            read first. Another one that is created under its key is not changed.
+        cache: The objects read or written last; it gets what is read and written here.
+        seen: The caller's last state of the object.
 
     Returns:
         The object as it is now, written or found so, with its revision. Reads that begin
@@ -76,7 +79,8 @@ async def rewrite(
         NotFound: There is no such action, the object of its name is another action's, or it is
             another incarnation.
         ClaimLost: The fence does not hold.
-        InvalidArgument: The identity makes no key, or the object would be too large.
+        InvalidArgument: The identity makes no key, ``seen`` is another action, or the object
+            would be too large.
         DecodeError: What is stored cannot be read.
         OutcomeUnknown: The answer was lost and the object was not changed when it was read
             again, or could not be read. The change may still be applied; asking for the
@@ -87,11 +91,20 @@ async def rewrite(
         key = keys.task_action(action_id)
     except ValueError as error:
         raise InvalidArgument("action_id", str(error)) from None
-    seen = Seen() if seen is None else seen
+    cache = ReadCache() if cache is None else cache
+    before = cache.get(key)
+    if seen is not None:
+        if seen.key != key:
+            raise InvalidArgument("seen", f"it is action {describe(seen.action_id)}")
+        incarnation = incarnation or seen.incarnation
+        if before is None or before.mod_revision < seen.revision:
+            before = seen.kv
     try:
-        return await _rewrite(store, keys, action_id, key, change, field, fence, incarnation, seen)
+        return await _rewrite(
+            store, keys, action_id, key, before, change, field, fence, incarnation, cache
+        )
     except Unavailable:
-        seen.clear()
+        cache.clear()
         raise
 
 
@@ -100,13 +113,13 @@ async def _rewrite(
     keys: Keyspace,
     action_id: ActionId,
     key: bytes,
+    before: KeyValue | None,
     change: Change,
     field: str,
     fence: Compare | None,
     incarnation: Incarnation | None,
-    seen: Seen,
+    cache: ReadCache,
 ) -> StoredAction:
-    before = seen.get(key)
     sure = before is None
     if before is None:
         before = await store.get(key)
@@ -114,7 +127,7 @@ async def _rewrite(
         value = None
         try:
             if before is None:
-                seen.forget(key)
+                cache.forget(key)
                 raise NotFound(missing(action_id, keys))
             action = StoredAction.of(before)
             check_identity(action, action_id)
@@ -124,7 +137,7 @@ async def _rewrite(
                 check_incarnation(action, incarnation)
             value = _changed(before, action, change, field)
             if value is None and sure:
-                seen.keep(before)
+                cache.put(before)
                 return action
         except EtcdActionsError:
             if sure:
@@ -132,10 +145,10 @@ async def _rewrite(
         if before is None or value is None:
             before, sure = await store.get(key), True
             continue
-        applied, current = await _write(store, before, value, field, fence, seen)
+        applied, current = await _write(store, before, value, field, fence, cache)
         if applied:
             assert current is not None
-            seen.keep(current)
+            cache.put(current)
             return StoredAction.of(current)
         unchanged = current is not None and current.mod_revision == before.mod_revision
         if fence is not None and unchanged:
@@ -164,7 +177,7 @@ async def _write(
     value: bytes,
     field: str,
     fence: Compare | None,
-    seen: Seen,
+    cache: ReadCache,
 ) -> CasResult:
     try:
         return await store.compare_and_put(before, value, fence=fence)
@@ -177,7 +190,7 @@ async def _write(
     except (OutcomeUnknown, LeaseNotFound) as lost:
         if isinstance(lost, OutcomeUnknown):
             # After a lost connection etcd may be a restored store.
-            seen.clear()
+            cache.clear()
         try:
             current = await store.get(before.key)
         except EtcdError:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
+from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.rewrite import rewrite, utc_now
-from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.errors import DecodeError, FailedPrecondition, InvalidArgument
 from etcd_actions.model import ActionId, Keyspace, Phase, flyte
 from etcd_actions.model.conditions import rfc3339, write_phase
+from etcd_actions.model.flyte_types import EnrichedIdentity, Literal
 from etcd_actions.storage.store import Store
-
-if TYPE_CHECKING:
-    from flyteidl2.common.identity_pb2 import EnrichedIdentity
-    from flyteidl2.core.literals_pb2 import Literal
 
 _TYPES: Final = {
     "integer": (1, "INTEGER"),
@@ -38,7 +35,7 @@ async def signal(
     value: Literal,
     signalled_by: str | EnrichedIdentity = "",
     *,
-    seen: Seen | None = None,
+    cache: ReadCache | None = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> StoredAction:
     """Give a condition the value that it waits for, which ends it.
@@ -58,7 +55,7 @@ async def signal(
         value: A scalar primitive: boolean, integer, float or string.
         signalled_by: The subject who signals, empty if nobody is known. Of an identity it is
             that of its user, or else of its application.
-        seen: What was seen of objects: what is there of this one is tried without a read.
+        cache: The objects read or written last: the one in it is tried without a read.
         clock: The time.
 
     Returns:
@@ -109,7 +106,7 @@ async def signal(
         write_phase(tree, Phase.SUCCEEDED, now=now, reason=_SIGNALED)
         return True
 
-    return await rewrite(store, keys, action_id, change, field="value", seen=seen)
+    return await rewrite(store, keys, action_id, change, field="value", cache=cache)
 
 
 def _subject(identity: EnrichedIdentity) -> str:

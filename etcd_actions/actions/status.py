@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.rewrite import rewrite, utc_now
-from etcd_actions.actions.seen import Seen
 from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.errors import FailedPrecondition, InvalidArgument
 from etcd_actions.etcd.api import Compare
@@ -70,7 +70,8 @@ async def put_status(
     message: str = "",
     fence: Compare | None = None,
     incarnation: Incarnation | None = None,
-    seen: Seen | None = None,
+    cache: ReadCache | None = None,
+    seen: StoredAction | None = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> StoredAction:
     """Report the status of an action.
@@ -97,7 +98,8 @@ async def put_status(
         message: A line for people, kept in condition and history; empty: the executor's own.
         fence: What must hold for the report to count: a claim, as a rule.
         incarnation: Which object the report is about; by default the one that is there.
-        seen: What was seen of objects: what is there of this one is tried without a read.
+        cache: The objects read or written last: the one in it is tried without a read.
+        seen: The caller's last state of the action: it is tried without a read, too.
         clock: The time.
 
     Returns:
@@ -152,6 +154,7 @@ async def put_status(
         field="status",
         fence=fence,
         incarnation=incarnation,
+        cache=cache,
         seen=seen,
     )
 

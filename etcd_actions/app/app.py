@@ -30,26 +30,7 @@ from etcd_actions.app.run_records import (
 from etcd_actions.app.stop import LEAST_GRACE, Stop
 from etcd_actions.app.telemetry import open_telemetry
 from etcd_actions.client import ActionsClient, open_actions_client
-from etcd_actions.config import Config
-from etcd_actions.config.settings import (
-    ALLOWED_HOSTS,
-    CODEC,
-    COLLECT_ORPHANS,
-    DATA_DIR,
-    DRAIN_DELAY,
-    EMBEDDED_PORT,
-    ENDPOINTS,
-    FINALIZER,
-    GRACE,
-    MONITORING_LISTEN,
-    NAMESPACE,
-    OTLP_ENDPOINT,
-    PREFIX,
-    READY_WITHIN,
-    RETAIN_TERMINAL,
-    RUN_SERVICE,
-    STATS_INTERVAL,
-)
+from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import is_default_data_dir
 from etcd_actions.embedded.embedded_etcd import QUOTA, EmbeddedEtcd, open_embedded_etcd
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError, first_error
@@ -133,10 +114,12 @@ class App:
         if security := config.security:
             raise ConfigError(
                 f"{', '.join(security)}: the embedded etcd has neither TLS nor users: name an "
-                f"etcd that has, with {ENDPOINTS.flag} or {ENDPOINTS.variable}"
+                f"etcd that has, with {settings.ENDPOINTS.flag} or {settings.ENDPOINTS.variable}"
             )
         async with (
-            open_embedded_etcd(config[DATA_DIR], client_port=config[EMBEDDED_PORT]) as embedded,
+            open_embedded_etcd(
+                config[settings.DATA_DIR], client_port=config[settings.EMBEDDED_PORT]
+            ) as embedded,
             trio.open_nursery() as nursery,
         ):
             stop.when_forced(embedded.end_now)
@@ -157,16 +140,18 @@ class App:
     async def _serve(self, endpoints: str, let_finish: Callable[[], None]) -> None:
         """Start all parts, wait for the request to end, and drain them."""
         config, stop = self._config, self._stop
-        namespace, template = config[NAMESPACE], config.namespace_template
+        namespace, template = config[settings.NAMESPACE], config.namespace_template
         served = server_settings(config)
         executing = check_executor(config, served)
         async with AsyncExitStack() as stack:
             enter = partial(stop.enter, stack)
-            await enter(open_telemetry(config[OTLP_ENDPOINT]), "the collector of traces")
+            await enter(open_telemetry(config[settings.OTLP_ENDPOINT]), "the collector of traces")
             etcd: Etcd = await enter(
                 open_connection(config.connection(endpoints)), "the connection to etcd"
             )
-            keys = Keyspace(config[PREFIX], namespace or DEFAULT_NAMESPACE, template=template)
+            keys = Keyspace(
+                config[settings.PREFIX], namespace or DEFAULT_NAMESPACE, template=template
+            )
             run_service = await enter(
                 open_run_services(etcd, keys, config, self._containment, served=served is not None),
                 "the connection to the run service",
@@ -174,16 +159,16 @@ class App:
             client = await enter(
                 open_actions_client(
                     etcd,
-                    prefix=config[PREFIX],
+                    prefix=config[settings.PREFIX],
                     namespace=namespace or DEFAULT_NAMESPACE,
                     namespace_template=template,
                     all_namespaces=namespace is None,
                     run_service=run_service,
-                    codec=config[CODEC],
+                    codec=config[settings.CODEC],
                     settings=WatchingSettings(
-                        collect_orphans=config[COLLECT_ORPHANS],
-                        finalizer=config[FINALIZER],
-                        retain_terminal=config[RETAIN_TERMINAL],
+                        collect_orphans=config[settings.COLLECT_ORPHANS],
+                        finalizer=config[settings.FINALIZER],
+                        retain_terminal=config[settings.RETAIN_TERMINAL],
                     ),
                     containment=self._containment,
                 ),
@@ -193,9 +178,9 @@ class App:
                 "started",
                 version=__version__,
                 endpoints=endpoints,
-                prefix=config[PREFIX].decode(),
+                prefix=config[settings.PREFIX].decode(),
                 namespace=str(template or namespace or "all"),
-                run_service=str(config[RUN_SERVICE] or "none"),
+                run_service=str(config[settings.RUN_SERVICE] or "none"),
             )
             monitoring = await enter(
                 self._open_monitoring(client, etcd), "clients of the monitoring port"
@@ -223,14 +208,14 @@ class App:
                             tasks.start_soon(
                                 self._execute, client, served, front, address, monitoring
                             )
-                    if interval := config[STATS_INTERVAL]:
+                    if interval := config[settings.STATS_INTERVAL]:
                         tasks.start_soon(_log_progress, client, interval)
                     await stop.wait()
                     if monitoring is not None:
                         monitoring.health.draining = True
                     if stop.failure is None:
                         # Load balancers need time to notice.
-                        await trio.sleep(config[DRAIN_DELAY])
+                        await trio.sleep(config[settings.DRAIN_DELAY])
                     stop.doing = "the executor"
                     tasks.cancel_scope.cancel("stopping")
                 leaving.set()
@@ -303,17 +288,17 @@ class App:
     ) -> AsyncIterator[Monitoring | None]:
         """Serve health and metrics, unless the setting is none or the extra is missing."""
         config = self._config
-        bind = config[MONITORING_LISTEN]
-        if bind is None or not is_installed(config, MONITORING_LISTEN):
+        bind = config[settings.MONITORING_LISTEN]
+        if bind is None or not is_installed(config, settings.MONITORING_LISTEN):
             yield None
             return
         async with open_monitoring(
             client,
             etcd,
             bind,
-            prefix=config[PREFIX],
-            heard_within=config[READY_WITHIN],
-            allowed_hosts=config[ALLOWED_HOSTS],
+            prefix=config[settings.PREFIX],
+            heard_within=config[settings.READY_WITHIN],
+            allowed_hosts=config[settings.ALLOWED_HOSTS],
         ) as monitoring:
             monitoring.metrics.lines_dropped = self._lines_dropped
             yield monitoring
@@ -326,7 +311,7 @@ class App:
 
     def _time_to_finish(self) -> float:
         """Seconds for the accepted work; the rest of the grace is for leaving etcd in order."""
-        grace = self._config[GRACE]
+        grace = self._config[settings.GRACE]
         if self._stop.failure is not None:
             grace = min(grace, _GRACE_WITHOUT_ETCD)
         reserved = min(_MOST_FOR_LEAVING, max(grace, LEAST_GRACE) * _PART_FOR_LEAVING)
@@ -335,7 +320,7 @@ class App:
 
 async def _serve_clients(
     client: ActionsClient,
-    settings: ServerSettings,
+    served: ServerSettings,
     front: Front,
     monitoring: Monitoring | None,
     leaving: trio.Event,
@@ -347,7 +332,7 @@ async def _serve_clients(
     try:
         async with open_actions_server(
             client,
-            settings,
+            served,
             is_serving=lambda: monitoring is None or monitoring.health.is_serving,
             front=front,
         ) as server:
@@ -373,7 +358,7 @@ async def _log_progress(client: ActionsClient, interval: float) -> None:
             revision=reflector.revision,
             keys=reflector.keys,
             elected=statistics.elected,
-            position=statistics.position,
+            position=statistics.checkpoint,
             pending=handlers.pending_changes + (outbox.pending_changes if outbox else 0),
             failing=len(handlers.failing) + (len(outbox.failing) if outbox else 0),
             dead_letters=len(statistics.dead_letters),

@@ -13,27 +13,7 @@ from typing import TYPE_CHECKING
 
 from etcd_actions.app.listeners import admitted_users
 from etcd_actions.client import ActionsClient
-from etcd_actions.config import Config
-from etcd_actions.config.settings import (
-    EXECUTOR,
-    EXECUTOR_CACHE_KEEP,
-    EXECUTOR_CLAIM_TTL,
-    EXECUTOR_FORK_SERVER,
-    EXECUTOR_KEEP,
-    EXECUTOR_MEMORY,
-    EXECUTOR_SLOTS,
-    EXECUTOR_STATE_DIR,
-    IMAGE_BYTES,
-    IMAGE_DIR,
-    IMAGE_KEEP,
-    IMAGE_TIMEOUT,
-    IMAGES,
-    LISTEN,
-    LISTEN_CLIENT_CA,
-    PYTHON,
-    TASK_SECRETS,
-    TOKEN_FILE,
-)
+from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import default_data_dir
 from etcd_actions.errors import ConfigError
 from etcd_actions.images import Executing, ImageBuilds
@@ -56,18 +36,20 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
     Raises:
         ConfigError: Any client could run commands here, or the executor cannot work.
     """
-    if config[EXECUTOR] == "none":
+    if config[settings.EXECUTOR] == "none":
         return False
     if served is None:
-        raise ConfigError(f"{EXECUTOR.flag} local needs the service: give {LISTEN.flag} too")
+        raise ConfigError(
+            f"{settings.EXECUTOR.flag} local needs the service: give {settings.LISTEN.flag} too"
+        )
     if not served.bind.is_loopback and not served.is_authenticated:
         raise ConfigError(
-            f"{LISTEN.flag} {served.bind}: with {EXECUTOR.flag} local every client can run "
-            f"commands here: give {TOKEN_FILE.flag} or {LISTEN_CLIENT_CA.flag}, or listen on "
-            "127.0.0.1"
+            f"{settings.LISTEN.flag} {served.bind}: with {settings.EXECUTOR.flag} local every "
+            f"client can run commands here: give {settings.TOKEN_FILE.flag} or "
+            f"{settings.LISTEN_CLIENT_CA.flag}, or listen on 127.0.0.1"
         )
-    if config[EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
-        raise ConfigError(f"{EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
+    if config[settings.EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
+        raise ConfigError(f"{settings.EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
     sdk_python(config)
     _check_state_dir(state_dir_of(config))
     # A missing extra is reported before anything is started.
@@ -88,17 +70,17 @@ def forbid_reading() -> None:
 
 def sdk_python(config: Config) -> Path:
     """The interpreter that has Flyte's SDK; raises ConfigError if there is no such program."""
-    given = config[PYTHON]
+    given = config[settings.PYTHON]
     try:
         python = Path(sys.executable) if given is None else given.absolute()
     except OSError as error:
         raise ConfigError(
-            f"{PYTHON.flag}: {given} cannot be found from this directory: "
+            f"{settings.PYTHON.flag}: {given} cannot be found from this directory: "
             f"{error.strerror}: give an absolute path"
         ) from None
     if not os.access(python, os.X_OK) or python.is_dir():
         raise ConfigError(
-            f"{PYTHON.flag}: {python} is no program: give the python that has Flyte's SDK"
+            f"{settings.PYTHON.flag}: {python} is no program: give the python that has Flyte's SDK"
         )
     return python
 
@@ -161,17 +143,17 @@ def _connections() -> int:
 def _settings(config: Config, service: Bind) -> ExecutorSettings:
     from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
 
-    secrets = config[TASK_SECRETS]
+    secrets = config[settings.TASK_SECRETS]
     return ExecutorSettings(
         python=sdk_python(config),
         service=str(service),
         state_dir=state_dir_of(config),
-        fork_server=config[EXECUTOR_FORK_SERVER],
-        slots=config[EXECUTOR_SLOTS],
-        memory=config[EXECUTOR_MEMORY],
-        keep=config[EXECUTOR_KEEP],
-        cache_keep=config[EXECUTOR_CACHE_KEEP],
-        claim_ttl=config[EXECUTOR_CLAIM_TTL],
+        fork_server=config[settings.EXECUTOR_FORK_SERVER],
+        slots=config[settings.EXECUTOR_SLOTS],
+        memory=config[settings.EXECUTOR_MEMORY],
+        keep=config[settings.EXECUTOR_KEEP],
+        cache_keep=config[settings.EXECUTOR_CACHE_KEEP],
+        claim_ttl=config[settings.EXECUTOR_CLAIM_TTL],
         images=_images(config),
         secrets=() if secrets is None else secrets,
     )
@@ -187,8 +169,8 @@ async def open_image_builds(
     Raises:
         ConfigError: The executor's interpreter does not report its version.
     """
-    lacking = config[IMAGES]
-    if config[EXECUTOR] == "none" or lacking == "off":
+    lacking = config[settings.IMAGES]
+    if config[settings.EXECUTOR] == "none" or lacking == "off":
         return None
     from etcd_actions.executor.image_build import find_base  # noqa: PLC0415
 
@@ -196,7 +178,9 @@ async def open_image_builds(
     try:
         base = await find_base(python)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{PYTHON.flag}: {error}: give the python that has Flyte's SDK") from None
+        raise ConfigError(
+            f"{settings.PYTHON.flag}: {error}: give the python that has Flyte's SDK"
+        ) from None
     executing = Executing(base.version, base.uv is not None, lacking)
     return ImageBuilds(client.images, read, exists, executing)
 
@@ -204,39 +188,41 @@ async def open_image_builds(
 def _images(config: Config) -> ImageSettings | None:
     from etcd_actions.executor import ImageSettings  # noqa: PLC0415
 
-    lacking = config[IMAGES]
+    lacking = config[settings.IMAGES]
     if lacking == "off":
         return None
-    given = config[IMAGE_DIR]
+    given = config[settings.IMAGE_DIR]
     directory = state_dir_of(config) / "images"
     if given is not None:
         try:
             directory = given.expanduser().absolute()
         except (OSError, RuntimeError) as error:
-            raise ConfigError(f"{IMAGE_DIR.flag}: it cannot be found: {error}") from None
+            raise ConfigError(f"{settings.IMAGE_DIR.flag}: it cannot be found: {error}") from None
     return ImageSettings(
         directory=directory,
         python=sdk_python(config),
         lacking=lacking,
-        within=config[IMAGE_TIMEOUT],
-        most_bytes=config[IMAGE_BYTES],
-        keep=config[IMAGE_KEEP],
+        within=config[settings.IMAGE_TIMEOUT],
+        most_bytes=config[settings.IMAGE_BYTES],
+        keep=config[settings.IMAGE_KEEP],
     )
 
 
 def state_dir_of(config: Config) -> Path:
     """The executor's state directory, absolute."""
     try:
-        given = config[EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")
+        given = config[settings.EXECUTOR_STATE_DIR] or default_data_dir().with_name("executor")
         return given.expanduser().absolute()
     except ConfigError:
         raise ConfigError(
             "this user has no home directory, so the executor has no state directory: give one "
-            f"with {EXECUTOR_STATE_DIR.flag} or {EXECUTOR_STATE_DIR.variable}, or set HOME"
+            f"with {settings.EXECUTOR_STATE_DIR.flag} or {settings.EXECUTOR_STATE_DIR.variable}, "
+            "or set HOME"
         ) from None
     except (OSError, RuntimeError) as error:
         raise ConfigError(
-            f"{EXECUTOR_STATE_DIR.flag}: the directory cannot be found: {error}: give another"
+            f"{settings.EXECUTOR_STATE_DIR.flag}: the directory cannot be found: {error}: give "
+            "another"
         ) from None
 
 
@@ -249,6 +235,6 @@ def _check_state_dir(directory: Path) -> None:
         trial.unlink()
     except OSError as error:
         raise ConfigError(
-            f"{EXECUTOR_STATE_DIR.flag}: the state directory {directory} cannot be used: "
+            f"{settings.EXECUTOR_STATE_DIR.flag}: the state directory {directory} cannot be used: "
             f"{error.strerror or error}: give one that can be written"
         ) from None

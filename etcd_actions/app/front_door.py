@@ -16,8 +16,7 @@ from etcd_actions.app.listeners import project_settings
 from etcd_actions.app.run_records import logs_of
 from etcd_actions.blobs import BlobStore, NoStore, UrlSigner, open_blob_store
 from etcd_actions.client import ActionsClient
-from etcd_actions.config import Config
-from etcd_actions.config.settings import BLOB_DIR, EXECUTOR, MAX_UPLOAD_BYTES, STREAM_KEEPALIVE
+from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import default_data_dir
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
@@ -56,12 +55,12 @@ async def open_front_door(
             registry.build_in(build_task_spec())
         yield Front(
             client=client,
-            keepalive=config[STREAM_KEEPALIVE],
+            keepalive=config[settings.STREAM_KEEPALIVE],
             blobs=blobs,
             builds=builds,
             signer=UrlSigner(client.store, keys),
-            reads_local_files=config[EXECUTOR] == "local",
-            max_upload_bytes=config[MAX_UPLOAD_BYTES],
+            reads_local_files=config[settings.EXECUTOR] == "local",
+            max_upload_bytes=config[settings.MAX_UPLOAD_BYTES],
             logs=logs_of(client, etcd, keys, config),
             index=index,
             registry=registry,
@@ -73,14 +72,14 @@ async def open_front_door(
 
 def blob_store(config: Config) -> BlobStore:
     """The store that is given; else a folder, if one can be written."""
-    where = config[BLOB_DIR]
+    where = config[settings.BLOB_DIR]
     try:
         return open_blob_store(_expanded(where or default_data_dir().with_name("blobs")))
     except ConfigError as error:
         if where is not None:
-            raise ConfigError(f"{BLOB_DIR.flag}: {error}") from None
-        why = f"{error}; or name it with {BLOB_DIR.flag} or {BLOB_DIR.variable}"
-        _log.warning("no_blob_store", error=str(error), remedy=BLOB_DIR.flag)
+            raise ConfigError(f"{settings.BLOB_DIR.flag}: {error}") from None
+        why = f"{error}; or name it with {settings.BLOB_DIR.flag} or {settings.BLOB_DIR.variable}"
+        _log.warning("no_blob_store", error=str(error), remedy=settings.BLOB_DIR.flag)
         return NoStore(why)
 
 

@@ -10,36 +10,8 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from etcd_actions.config import Config, Setting
+from etcd_actions.config import Config, Setting, settings
 from etcd_actions.config.security import check_pem
-from etcd_actions.config.settings import (
-    ALLOWED_HOSTS,
-    DOMAINS,
-    EXECUTOR,
-    GRACE,
-    HEADER_TIMEOUT,
-    LISTEN,
-    LISTEN_CERT,
-    LISTEN_CLIENT_CA,
-    LISTEN_KEY,
-    LISTEN_USERS,
-    MAX_CONNECTIONS,
-    MAX_CONNECTIONS_PER_ADDRESS,
-    MAX_HEADER_BYTES,
-    MAX_REQUEST_BYTES,
-    MAX_STREAMS,
-    OIDC_AUDIENCE,
-    OIDC_CLIENT_ID,
-    OIDC_ISSUER,
-    OIDC_PROJECTS_CLAIM,
-    OIDC_SCOPES,
-    OIDC_SUBJECT_CLAIM,
-    PROJECTS,
-    RATE_LIMIT,
-    REQUEST_TIMEOUT,
-    STREAM_KEEPALIVE,
-    TOKEN_FILE,
-)
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings
 from etcd_actions.server.service_settings import OidcSettings
@@ -75,34 +47,34 @@ def server_settings(config: Config) -> ServerSettings | None:
     Raises:
         ConfigError: They contradict each other, or a file is unusable.
     """
-    bind = config[LISTEN]
-    if bind is None or not is_installed(config, LISTEN):
+    bind = config[settings.LISTEN]
+    if bind is None or not is_installed(config, settings.LISTEN):
         return None
     http = HttpLimits(
-        header_bytes=config[MAX_HEADER_BYTES],
-        connections=config[MAX_CONNECTIONS],
-        connections_per_address=config[MAX_CONNECTIONS_PER_ADDRESS],
-        header_timeout=config[HEADER_TIMEOUT],
-        body_timeout=config[REQUEST_TIMEOUT],
+        header_bytes=config[settings.MAX_HEADER_BYTES],
+        connections=config[settings.MAX_CONNECTIONS],
+        connections_per_address=config[settings.MAX_CONNECTIONS_PER_ADDRESS],
+        header_timeout=config[settings.HEADER_TIMEOUT],
+        body_timeout=config[settings.REQUEST_TIMEOUT],
     )
-    most_connections(http, MAX_CONNECTIONS.flag)
+    most_connections(http, settings.MAX_CONNECTIONS.flag)
     tls = _tls(config)
-    if (tokens := config[TOKEN_FILE]) is not None:
+    if (tokens := config[settings.TOKEN_FILE]) is not None:
         _check_tokens(tokens)
     return ServerSettings(
         bind=bind,
         tls=tls,
         token_file=tokens,
         oidc=_oidc(config),
-        projects=config[PROJECTS],
-        message_bytes=config[MAX_REQUEST_BYTES],
-        max_streams=config[MAX_STREAMS],
-        rate=config[RATE_LIMIT],
-        request_timeout=config[REQUEST_TIMEOUT],
-        keepalive=config[STREAM_KEEPALIVE],
-        grace=min(_MOST_GRACE, config[GRACE] * _PART_OF_GRACE),
+        projects=config[settings.PROJECTS],
+        message_bytes=config[settings.MAX_REQUEST_BYTES],
+        max_streams=config[settings.MAX_STREAMS],
+        rate=config[settings.RATE_LIMIT],
+        request_timeout=config[settings.REQUEST_TIMEOUT],
+        keepalive=config[settings.STREAM_KEEPALIVE],
+        grace=min(_MOST_GRACE, config[settings.GRACE] * _PART_OF_GRACE),
         http=http,
-        allowed_hosts=config[ALLOWED_HOSTS],
+        allowed_hosts=config[settings.ALLOWED_HOSTS],
         users=_users(config, bind),
     )
 
@@ -111,12 +83,12 @@ def project_settings(config: Config) -> ProjectSettings:
     """The projects and domains that clients see; needs the extra."""
     from etcd_actions.server.front.project_service import ProjectSettings  # noqa: PLC0415
 
-    return ProjectSettings(projects=config[PROJECTS], domains=config[DOMAINS])
+    return ProjectSettings(projects=config[settings.PROJECTS], domains=config[settings.DOMAINS])
 
 
 def admitted_users(config: Config, *tasks: int) -> frozenset[int] | None:
     """The users of this machine that may connect without a token, ``tasks`` too; None for all."""
-    users = config[LISTEN_USERS]
+    users = config[settings.LISTEN_USERS]
     if users == "any":
         return None
     named = frozenset() if users == "own" else users
@@ -125,15 +97,15 @@ def admitted_users(config: Config, *tasks: int) -> frozenset[int] | None:
 
 def _users(config: Config, bind: Bind) -> frozenset[int] | None:
     """The users that may connect: with an executor, a client that enqueues runs commands."""
-    credentials = (TOKEN_FILE, OIDC_ISSUER, LISTEN_CLIENT_CA)
+    credentials = (settings.TOKEN_FILE, settings.OIDC_ISSUER, settings.LISTEN_CLIENT_CA)
     authenticated = any(config[setting] is not None for setting in credentials)
-    if config.is_given(LISTEN_USERS):
-        if not bind.is_loopback and config[LISTEN_USERS] != "any":
+    if config.is_given(settings.LISTEN_USERS):
+        if not bind.is_loopback and config[settings.LISTEN_USERS] != "any":
             raise ConfigError(
-                f"{LISTEN_USERS.flag}: {LISTEN.flag} {bind} is open to other machines, whose users "
-                "are unknown here: listen on 127.0.0.1"
+                f"{settings.LISTEN_USERS.flag}: {settings.LISTEN.flag} {bind} is open to other "
+                "machines, whose users are unknown here: listen on 127.0.0.1"
             )
-    elif config[EXECUTOR] == "none" or authenticated:
+    elif config[settings.EXECUTOR] == "none" or authenticated:
         return None
     return admitted_users(config)
 
@@ -147,57 +119,60 @@ def is_installed(config: Config, setting: Setting[object]) -> bool:
 
 
 def _tls(config: Config) -> ServerTls | None:
-    cert, key, client_ca = config[LISTEN_CERT], config[LISTEN_KEY], config[LISTEN_CLIENT_CA]
+    cert, key, client_ca = (
+        config[settings.LISTEN_CERT],
+        config[settings.LISTEN_KEY],
+        config[settings.LISTEN_CLIENT_CA],
+    )
     if cert is None and key is None and client_ca is None:
         return None
     if cert is None or key is None:
         raise ConfigError(
-            f"{LISTEN_CERT.flag} and {LISTEN_KEY.flag} belong together, and "
-            f"{LISTEN_CLIENT_CA.flag} needs them: give both"
+            f"{settings.LISTEN_CERT.flag} and {settings.LISTEN_KEY.flag} belong together, and "
+            f"{settings.LISTEN_CLIENT_CA.flag} needs them: give both"
         )
     # OpenSSL never finishes reading some devices.
-    for setting in (LISTEN_CERT, LISTEN_KEY, LISTEN_CLIENT_CA):
+    for setting in (settings.LISTEN_CERT, settings.LISTEN_KEY, settings.LISTEN_CLIENT_CA):
         if (path := config[setting]) is not None:
             check_pem(path, setting.flag)
     tls = ServerTls(cert=cert, key=key, client_ca=client_ca)
     try:
         tls.context()
     except ConfigError as error:
-        raise ConfigError(f"{LISTEN_CERT.flag}, {LISTEN_KEY.flag}: {error}") from None
+        raise ConfigError(
+            f"{settings.LISTEN_CERT.flag}, {settings.LISTEN_KEY.flag}: {error}"
+        ) from None
     return tls
 
 
 def _oidc(config: Config) -> OidcSettings | None:
-    issuer, audience, scopes = config[OIDC_ISSUER], config[OIDC_AUDIENCE], config[OIDC_SCOPES]
+    issuer, audience, scopes = (
+        config[settings.OIDC_ISSUER],
+        config[settings.OIDC_AUDIENCE],
+        config[settings.OIDC_SCOPES],
+    )
     if issuer is None:
-        needing: tuple[Setting[object], ...] = (
-            OIDC_AUDIENCE,
-            OIDC_CLIENT_ID,
-            OIDC_SCOPES,
-            OIDC_SUBJECT_CLAIM,
-            OIDC_PROJECTS_CLAIM,
-        )
-        for setting in needing:
-            if config.is_given(setting):
-                raise ConfigError(f"{setting.flag} needs {OIDC_ISSUER.flag}: give both")
+        for setting in settings.SETTINGS:
+            if setting.name.startswith("oidc_") and config.is_given(setting):
+                raise ConfigError(f"{setting.flag} needs {settings.OIDC_ISSUER.flag}: give both")
         return None
     if not audience:
         raise ConfigError(
-            f"{OIDC_ISSUER.flag} needs {OIDC_AUDIENCE.flag}: else a token for any other service "
-            "of the issuer would do"
+            f"{settings.OIDC_ISSUER.flag} needs {settings.OIDC_AUDIENCE.flag}: else a token for "
+            "any other service of the issuer would do"
         )
     host = urlsplit(issuer).hostname or ""
     if not issuer.startswith("https://") and not Bind(host, 0).is_loopback:
-        raise ConfigError(f"{OIDC_ISSUER.flag} {issuer}: give an https:// URL")
+        raise ConfigError(f"{settings.OIDC_ISSUER.flag} {issuer}: give an https:// URL")
     if find_spec("jwt") is None:
-        raise ConfigError(f"{OIDC_ISSUER.flag}: pip install etcd-actions[oidc]")
+        raise ConfigError(f"{settings.OIDC_ISSUER.flag}: pip install etcd-actions[oidc]")
     return OidcSettings(
         issuer=issuer,
         audience=audience,
-        client_id=config[OIDC_CLIENT_ID] or "",
+        client_id=config[settings.OIDC_CLIENT_ID] or "",
         scopes=scopes or (),
-        subject_claim=config[OIDC_SUBJECT_CLAIM],
-        projects_claim=config[OIDC_PROJECTS_CLAIM] or "",
+        subject_claim=config[settings.OIDC_SUBJECT_CLAIM],
+        projects_claim=config[settings.OIDC_PROJECTS_CLAIM] or "",
     )
 
 
@@ -207,4 +182,4 @@ def _check_tokens(path: Path) -> None:
     try:
         Tokens(path)
     except ConfigError as error:
-        raise ConfigError(f"{TOKEN_FILE.flag}: {error}") from None
+        raise ConfigError(f"{settings.TOKEN_FILE.flag}: {error}") from None

@@ -11,17 +11,7 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions.app.executor import state_dir_of
 from etcd_actions.blobs import BlobStore, Deployment, NoStore
 from etcd_actions.client import ActionsClient
-from etcd_actions.config import Config
-from etcd_actions.config.settings import (
-    COLLECT_UPLOADS,
-    ETCD_QUOTA,
-    EXECUTOR,
-    NAMESPACE,
-    RETAIN_RUNS,
-    RETAIN_SHARE,
-    RETAIN_UPLOADS,
-    RUN_SERVICE,
-)
+from etcd_actions.config import Config, settings
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import ActionId, Keyspace
 from etcd_actions.run_service import NullRunService, RunService
@@ -40,7 +30,7 @@ async def open_run_services(
     etcd: Etcd, keys: Keyspace, config: Config, containment: Containment, *, served: bool
 ) -> AsyncIterator[RunService]:
     """The run services: our own if the service is served, and Flyte's if it is named."""
-    endpoint = config[RUN_SERVICE]
+    endpoint = config[settings.RUN_SERVICE]
     async with AsyncExitStack() as stack:
         own: RunService | None = None
         # Imported here, since both need Flyte's messages.
@@ -81,13 +71,13 @@ def run_collector(
     from etcd_actions.runs.run_collector import RunCollector  # noqa: PLC0415
     from etcd_actions.runs.space import Space  # noqa: PLC0415
 
-    keys, share = client.keys, config[RETAIN_SHARE]
-    space = Space(etcd, keys.runs, share, config[ETCD_QUOTA] or quota) if share else None
+    keys, share = client.keys, config[settings.RETAIN_SHARE]
+    space = Space(etcd, keys.runs, share, config[settings.ETCD_QUOTA] or quota) if share else None
     return RunCollector(
         Store(etcd),
         keys,
-        timedelta(seconds=config[RETAIN_RUNS]),
-        namespace=config[NAMESPACE],
+        timedelta(seconds=config[settings.RETAIN_RUNS]),
+        namespace=config[settings.NAMESPACE],
         objects=_has_objects(config),
         blobs=None if isinstance(blobs, NoStore) else blobs,
         space=space,
@@ -97,14 +87,14 @@ def run_collector(
 
 def _has_objects(config: Config) -> bool:
     """Whether we delete the objects of runs; else Flyte's executor does."""
-    return config[EXECUTOR] != "none" or config[RUN_SERVICE] is None
+    return config[settings.EXECUTOR] != "none" or config[settings.RUN_SERVICE] is None
 
 
 def upload_collector(
     client: ActionsClient, config: Config, *, blobs: BlobStore | None
 ) -> UploadCollector | None:
     """The part that deletes unreferenced uploads; None if they are left alone."""
-    mode = config[COLLECT_UPLOADS]
+    mode = config[settings.COLLECT_UPLOADS]
     if mode == "no" or blobs is None or isinstance(blobs, NoStore) or not _has_objects(config):
         return None
     from etcd_actions.server.front.local_files import LocalFiles  # noqa: PLC0415
@@ -116,9 +106,9 @@ def upload_collector(
         blobs,
         Deployment(client.store, client.keys),
         client.images,
-        timedelta(seconds=config[RETAIN_UPLOADS]),
+        timedelta(seconds=config[settings.RETAIN_UPLOADS]),
         dry_run=mode == "dry-run",
-        local=LocalFiles() if config[EXECUTOR] == "local" else None,
+        local=LocalFiles() if config[settings.EXECUTOR] == "local" else None,
     )
 
 
@@ -137,7 +127,7 @@ def logs_of(client: ActionsClient, etcd: Etcd, keys: Keyspace, config: Config) -
     async def history(action_id: ActionId) -> ActionHistory | None:
         return await history_of_action(Store(etcd), keys, action_id)
 
-    if config[EXECUTOR] == "none":
+    if config[settings.EXECUTOR] == "none":
         return Logs(client=client, history=history)
     from etcd_actions.executor.attempt_log import LocalLogs  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""A recorded history: a change a line as JSON, or a record in msgpack. No I/O."""
+"""Readers of recorded histories: JSON lines, or a record in msgpack. No I/O."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from etcd_actions.change_history.record_format import FORMAT, VERSION, RecordDec
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError, InputError
 
-# etcd takes no request of more than some megabytes; in base64, and with room to spare.
+# etcd accepts requests of some megabytes; with a margin for base64.
 _MOST_LINE_BYTES = 64 * 1024 * 1024
 
 
 class HistoryEvent(msgspec.Struct, frozen=True, gc=False):
-    """One change to make; ``value`` is None for a delete."""
+    """One change to write; ``value`` is None for a delete."""
 
     key: bytes
     value: bytes | None
 
 
-class Step(NamedTuple):
-    """A change to make, and how far in the input it goes, in bytes."""
+class HistoryStep(NamedTuple):
+    """A change to write, and the offset of its end in the input."""
 
-    position: int
+    offset: int
     event: HistoryEvent
 
 
 class Destination(NamedTuple):
-    """Where the changes go.
+    """Where the changes are written.
 
     Attributes:
-        prefix: What comes before ``<namespace>/<name>`` in the keys.
-        namespace: Replaces theirs, in the key and in the object; None leaves it.
+        prefix: The part of keys before ``<namespace>/<name>``.
+        namespace: Replaces the namespace in the key and the object; None leaves it.
     """
 
     prefix: bytes
@@ -45,42 +45,29 @@ class Destination(NamedTuple):
 
 
 class HistoryReader(Protocol):
-    """Makes changes of an input that comes in pieces."""
+    """Parses an input that comes in pieces.
 
-    def feed(self, data: bytes, /) -> Iterator[Step]:
-        """The changes that are whole with the next piece.
+    Both methods raise :class:`InputError` for a malformed input, with its line or offset.
+    """
 
-        Raises:
-            InputError: It is malformed; the message says where.
-        """
-        ...
+    def feed(self, data: bytes, /) -> Iterator[HistoryStep]:
+        """The changes that the next piece completes."""
 
-    def finish(self) -> Iterator[Step]:
-        """The changes that are whole because nothing more comes.
-
-        Raises:
-            InputError: What is left over is malformed.
-        """
-        ...
+    def finish(self) -> Iterator[HistoryStep]:
+        """The changes that the end of the input completes."""
 
     @property
     def warning(self) -> str:
-        """After the end: what is missing there, empty when nothing is."""
-        ...
+        """After the end: what is missing, empty for nothing."""
 
 
 def reader_of(source: str, beginning: bytes, destination: Destination) -> HistoryReader:
-    """The reader for an input, told by its first byte.
-
-    Args:
-        source: What errors call the input.
-        beginning: Its first bytes.
-        destination: Where the changes go.
+    """The reader for an input, by its first bytes; errors have ``source`` as its name.
 
     Raises:
         InputError: It is neither of the two.
     """
-    # A record begins with a map; of JSON, and of any text, the first byte is none of these.
+    # A record begins with a map; no text begins with these bytes.
     if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{source}:1: it is UTF-16: save it as UTF-8")
     first = beginning[:1]
@@ -90,7 +77,7 @@ def reader_of(source: str, beginning: bytes, destination: Destination) -> Histor
 
 
 class _Line(msgspec.Struct, frozen=True, gc=False):
-    """What a line must hold; other fields are passed over."""
+    """The fields of a line; others are ignored."""
 
     type: Literal["PUT", "DELETE"]
     key: str
@@ -98,52 +85,48 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
 
 
 class LineReader:
-    """Reads a JSON object a line.
-
-    The last two parts of a key, namespace and name, go below the destination's prefix.
-    """
+    """Reads a JSON object a line, and moves its key below the destination's prefix."""
 
     def __init__(self, source: str, destination: Destination) -> None:
         self._source = source
         self._destination = destination
         self._decoder = msgspec.json.Decoder(_Line)
         self._lines = 0
-        self._position = 0
-        # A line that is not whole yet, in pieces.
+        self._offset = 0
+        # The parts of an incomplete line.
         self._rest: list[bytes] = []
-        self._rest_bytes = 0
+        self._rest_size = 0
 
     @property
     def warning(self) -> str:
-        """Nothing: that a line is missing does not show."""
+        """Empty: a missing line cannot be detected."""
         return ""
 
-    def feed(self, data: bytes) -> Iterator[Step]:
-        """The changes of the whole lines; see `HistoryReader`."""
+    def feed(self, data: bytes) -> Iterator[HistoryStep]:
+        """See `HistoryReader`."""
         *lines, rest = data.split(b"\n")
         for line in lines:
-            whole = self._whole(line)
-            self._position += len(whole) + 1
-            yield from self._read(whole)
+            complete = self._complete_line(line)
+            self._offset += len(complete) + 1
+            yield from self._read(complete)
         self._rest.append(rest)
-        self._rest_bytes += len(rest)
-        if self._rest_bytes > _MOST_LINE_BYTES:
+        self._rest_size += len(rest)
+        if self._rest_size > _MOST_LINE_BYTES:
             self._lines += 1
             raise self._malformed(f"the line has more than {size_text(_MOST_LINE_BYTES)}")
 
-    def finish(self) -> Iterator[Step]:
-        """What follows the last newline is a line once the input has ended."""
-        line = self._whole(b"")
-        self._position += len(line)
+    def finish(self) -> Iterator[HistoryStep]:
+        """See `HistoryReader`; the input may lack the last newline."""
+        line = self._complete_line(b"")
+        self._offset += len(line)
         yield from self._read(line)
 
-    def _whole(self, end: bytes) -> bytes:
-        """The line that has this end."""
+    def _complete_line(self, end: bytes) -> bytes:
         line = b"".join((*self._rest, end))
-        self._rest, self._rest_bytes = [], 0
+        self._rest, self._rest_size = [], 0
         return line
 
-    def _read(self, line: bytes) -> Iterator[Step]:
+    def _read(self, line: bytes) -> Iterator[HistoryStep]:
         self._lines += 1
         if self._lines == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -171,7 +154,7 @@ class LineReader:
             event = _event(self._destination, tail, value)
         except DecodeError as error:
             raise self._malformed(f"{error.reason} - at `$.value`") from None
-        yield Step(self._position, event)
+        yield HistoryStep(self._offset, event)
 
     def _malformed(self, reason: str) -> InputError:
         return InputError(
@@ -181,11 +164,10 @@ class LineReader:
 
 
 class RecordReader:
-    """Reads what ``record`` wrote.
+    """Reads a record, and moves its keys below the destination's prefix.
 
-    What follows the recorded prefix goes below the destination's prefix. All puts and
-    deletes are changes to make, those that were listed or concluded too: they lead from the
-    states before to those after.
+    All puts and deletes are changes to write, also listed and concluded ones: they are part of
+    the way from state to state.
     """
 
     def __init__(self, source: str, destination: Destination) -> None:
@@ -199,29 +181,29 @@ class RecordReader:
 
     @property
     def warning(self) -> str:
-        """That the record was cut off, and how."""
+        """How the record is truncated, empty if it is complete."""
         if self._left_over:
             return (
-                f"{self._source}: cut off in the entry at offset {self._decoder.position}, "
-                "which is not written: its recorder was ended or ran out of space"
+                f"{self._source}: truncated in the entry at offset {self._decoder.offset}, "
+                "which is not written: its recorder was ended or had no space"
             )
         if not self._ended:
-            return f"{self._source}: cut off, or not finished: it has no END"
+            return f"{self._source}: truncated, or not finished: it has no END"
         return ""
 
-    def feed(self, data: bytes) -> Iterator[Step]:
-        """The changes of the whole entries; see `HistoryReader`."""
+    def feed(self, data: bytes) -> Iterator[HistoryStep]:
+        """See `HistoryReader`."""
         try:
             for entry in self._decoder.feed(data):
                 event = self._read(entry)
                 if event is not None:
                     self._events += 1
-                    yield Step(self._decoder.position, event)
+                    yield HistoryStep(self._decoder.offset, event)
         except DecodeError as error:
             raise self._malformed(error.reason) from None
 
-    def finish(self) -> Iterator[Step]:
-        """No changes: what is left over is no whole entry."""
+    def finish(self) -> Iterator[HistoryStep]:
+        """See `HistoryReader`; the rest is no complete entry."""
         try:
             self._left_over = self._decoder.finish()
         except DecodeError as error:
@@ -236,7 +218,7 @@ class RecordReader:
             return None
         kind = entry.get("type")
         if self._ended:
-            raise DecodeError("there is something behind the END")
+            raise DecodeError("there is an entry after the END")
         if kind == "SYNCED":
             return None
         if kind == "END":
@@ -247,7 +229,7 @@ class RecordReader:
             self._ended = True
             return None
         if kind not in ("PUT", "DELETE"):
-            raise DecodeError(f"no entry that is known: its type is {quoted(kind)}")
+            raise DecodeError(f"an unknown entry: its type is {quoted(kind)}")
         key, value = entry.get("key"), entry.get("value")
         if not isinstance(key, bytes) or not key.startswith(self._prefix):
             raise DecodeError(f"key: {quoted(key)} is not below the header's prefix")
@@ -264,13 +246,13 @@ class RecordReader:
 
     def _malformed(self, reason: str) -> InputError:
         return InputError(
-            f"{self._source}: offset {self._decoder.position}: {clipped(reason, 300)}; "
+            f"{self._source}: offset {self._decoder.offset}: {clipped(reason, 300)}; "
             "this entry and those after it are not written"
         )
 
 
 def _prefix(header: dict[str, Any]) -> bytes:
-    """The prefix that a header names, once it is one that can be read."""
+    """The prefix of a header; raises DecodeError for a header that cannot be read."""
     if header.get("format") != FORMAT:
         raise DecodeError(
             f"no record: its format is {quoted(header.get('format'))}, not {FORMAT!r}"
@@ -291,18 +273,18 @@ def _prefix(header: dict[str, Any]) -> bytes:
 def _event(destination: Destination, tail: bytes, value: bytes | None) -> HistoryEvent:
     """The change of ``<namespace>/<name>`` at its destination."""
     namespace, slash, name = tail.partition(b"/")
-    wanted = destination.namespace
-    if wanted is not None and wanted.encode() != namespace:
-        tail = wanted.encode() + slash + name
-        value = None if value is None else _moved(value, wanted)
+    new = destination.namespace
+    if new is not None and new.encode() != namespace:
+        tail = new.encode() + slash + name
+        value = None if value is None else _moved(value, new)
     return HistoryEvent(destination.prefix + tail, value)
 
 
 def _moved(value: bytes, namespace: str) -> bytes:
-    """The object in another namespace; what is no object stays as it is.
+    """The object in another namespace; a value that is no object stays unchanged.
 
     Raises:
-        DecodeError: The object cannot be written with that namespace.
+        DecodeError: The object cannot be encoded with that namespace.
     """
     codec = codec_of(value)
     try:

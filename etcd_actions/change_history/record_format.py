@@ -1,6 +1,6 @@
 """The record format: changes of etcd as a stream of msgpack maps. No I/O.
 
-``docs/record-format.md`` describes it for other tools.
+``docs/record-format.md`` is its specification.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from etcd_actions.watch import Change
 FORMAT: Final = "etcd-actions-record"
 VERSION: Final = 1
 
-# An entry that needs more is no entry: etcd refuses requests above some megabytes.
+# No entry is larger: etcd rejects requests above some megabytes.
 _MOST_BYTES = 64 * 1024 * 1024
 _MOST_FIELDS = 1024
-# No entry has a list or an extension; what one declares to hold is reserved at once.
+# No entry has a list or an extension, whose declared size msgpack would allocate at once.
 _MOST_ITEMS = 1024
-# How every entry begins that this module writes, but for the number of its fields. It is no
-# UTF-8, so no value in JSON holds it.
+# The beginning of every entry, after the number of its fields. It is no UTF-8, so no value in
+# JSON contains it.
 _ENTRY = re.compile(rb"\xa4type(?:\xa3PUT|\xa6DELETE|\xa6SYNCED|\xa3END)")
 
 
@@ -34,12 +34,12 @@ class Header(NamedTuple):
     """The first map of a record.
 
     Attributes:
-        prefix: What comes before ``<namespace>/<name>`` in the keys.
-        namespace: The only namespace recorded; None for all.
-        start_revision: Revision of the store where the recording begins.
-        history: Whether that was the oldest one which etcd could read, not the newest.
-        cluster_id: Of the etcd that was recorded.
-        created_at: When the recording began, RFC 3339.
+        prefix: The part of keys before ``<namespace>/<name>``.
+        namespace: The only namespace in the record; None for all.
+        start_revision: Revision of the store at the start.
+        history: Whether that was the oldest revision that etcd could read, not the newest.
+        cluster_id: The id of the etcd cluster.
+        created_at: The time of the start, RFC 3339.
         writer: Name and version of the program.
     """
 
@@ -53,7 +53,7 @@ class Header(NamedTuple):
 
 
 class RecordWriter:
-    """Makes the bytes of a record.
+    """Encodes a record.
 
     Attributes:
         puts: Number of puts among the entries.
@@ -99,7 +99,7 @@ class RecordWriter:
         )
 
     def end(self) -> bytes:
-        """The last map, without which a record is cut off."""
+        """The last map, without which a record is truncated."""
         return self._packed({"type": "END", "events": self.puts + self.deletes})
 
     def _packed(self, fields: Mapping[str, object]) -> bytes:
@@ -108,14 +108,14 @@ class RecordWriter:
 
 
 class RecordDecoder:
-    """Takes a record apart, which comes in pieces of any size.
+    """Decodes a record that comes in pieces of any size.
 
     Attributes:
-        position: Offset behind the last whole map.
+        offset: The offset after the last complete map.
     """
 
     def __init__(self) -> None:
-        self.position = 0
+        self.offset = 0
         self._unpacker = msgpack.Unpacker(
             raw=False,
             max_buffer_size=_MOST_BYTES,
@@ -126,10 +126,10 @@ class RecordDecoder:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """The whole maps that there are with the next piece.
+        """The maps that the next piece completes.
 
         Raises:
-            DecodeError: There is something else at :attr:`position`.
+            DecodeError: There is no map at :attr:`offset`.
         """
         try:
             self._unpacker.feed(data)
@@ -137,7 +137,7 @@ class RecordDecoder:
             raise DecodeError(f"larger than {_MOST_BYTES} bytes") from None
         self._rest += data
         used = 0
-        base = self.position
+        base = self.offset
         try:
             while True:
                 try:
@@ -149,26 +149,26 @@ class RecordDecoder:
                 except (ValueError, msgpack.UnpackException) as error:
                     raise DecodeError(f"no msgpack: {clipped(str(error), 200)}") from None
                 if not isinstance(entry, dict):
-                    raise DecodeError(f"a map is wanted, not {type(entry).__name__}")
+                    raise DecodeError(f"no map, but {type(entry).__name__}")
                 yield entry
                 used = self._unpacker.tell() - base
-                self.position = base + used
+                self.offset = base + used
         finally:
             del self._rest[:used]
 
     def finish(self) -> int:
-        """The number of bytes that are too few for a map, once nothing more comes.
+        """The number of bytes after the last complete map, at the end of the input.
 
         Raises:
-            DecodeError: There are whole entries among these bytes: it was no cut that left
-                them over.
+            DecodeError: They contain the beginning of another entry: the record is damaged, not
+                truncated.
         """
-        # Behind the beginning of the entry that the rest itself is.
+        # After the beginning of the truncated entry itself.
         if _ENTRY.search(self._rest, 2):
             raise DecodeError("it does not end where the next one begins")
         return len(self._rest)
 
 
 def checksum(key: bytes, value: bytes | None) -> int:
-    """CRC-32 of a key and the value behind it."""
+    """CRC-32 of a key and its value."""
     return zlib.crc32(value or b"", zlib.crc32(key))

@@ -1,4 +1,4 @@
-"""Where, in a stream of changes, what was there ends and what is new begins."""
+"""The boundary in a stream of changes between the first state and later changes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import msgspec
 
 
 class SyncedRow(msgspec.Struct, frozen=True, gc=False, tag="SYNCED"):
-    """Everything that existed at ``revision`` was shown; what follows is new."""
+    """The state at ``revision`` is complete; the following changes are later ones."""
 
     revision: int

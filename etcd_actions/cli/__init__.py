@@ -15,10 +15,7 @@ _UNEXPECTED = 1
 
 
 def process_main() -> NoReturn:
-    """Be the process: run the command line, and end with its exit code.
-
-    Signals count from the first line on.
-    """
+    """The entry point of the process: run the command line, and end with its exit code."""
     command = next((text for text in sys.argv[1:] if not text.startswith("-")), "")
     with handle_signals(command, owns_process=True) as signals:
         collect_later()

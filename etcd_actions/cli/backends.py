@@ -1,4 +1,4 @@
-"""Who does what a command asks for: etcd, through the client, or the service."""
+"""The backends of the commands that change actions: etcd, through the client, or the service."""
 
 from __future__ import annotations
 
@@ -13,62 +13,70 @@ from etcd_actions._internal.quoting import quoted
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.client import ActionsClient, open_actions_client
-from etcd_actions.config.settings import (
-    CODEC,
-    FINALIZER,
-    SERVICE,
-    SERVICE_CACERT,
-    SERVICE_TOKEN_FILE,
-)
+from etcd_actions.config import settings
 from etcd_actions.errors import ConfigError
-from etcd_actions.model import DEFAULT_NAMESPACE, ActionId
+from etcd_actions.model import DEFAULT_NAMESPACE, ActionId, ErrorState
 from etcd_actions.model import flyte as conversions
 from etcd_actions.pipeline.watching_settings import WatchingSettings
 
 
-class Asked(Protocol):
-    """What can be asked of either."""
+class Backend(Protocol):
+    """The changes that etcd and the service make; their errors are those of the client."""
 
     async def enqueue(self, request: pb.EnqueueRequest, /) -> None:
         """Create an action."""
 
-    async def abort(self, request: pb.AbortRequest, /) -> None:
-        """End an action and all below it."""
+    async def abort(self, request: pb.AbortRequest, /) -> str:
+        """End an action and all below it; returns the result as text."""
 
     async def signal(self, request: pb.SignalRequest, /) -> None:
-        """Give a condition its value."""
+        """Deliver the value of a condition."""
 
-    async def update(self, request: pb.UpdateRequest, /) -> None:
-        """Report how far an action is."""
+    async def update(
+        self, request: pb.UpdateRequest, /, error: ErrorState | None = None, message: str = ""
+    ) -> None:
+        """Report the phase of an action.
+
+        Raises:
+            ConfigError: The service has no field for an error or a message.
+        """
 
 
-class Directly:
+class EtcdBackend:
     """Etcd, without a service in between."""
 
     def __init__(self, client: ActionsClient) -> None:
         self.client = client
 
     async def enqueue(self, request: pb.EnqueueRequest, /) -> None:
-        """Create an action."""
+        """See `Backend`."""
         run_spec = request.run_spec if request.HasField("run_spec") else None
         await self.client.enqueue(request.action, run_spec)
 
-    async def abort(self, request: pb.AbortRequest, /) -> None:
-        """End an action and all below it."""
-        await self.client.abort_action(request.action_id, request.reason, request.aborted_by)
+    async def abort(self, request: pb.AbortRequest, /) -> str:
+        """See `Backend`."""
+        done = await self.client.abort_action(request.action_id, request.reason, request.aborted_by)
+        if done.recorded and done.ended is not None:
+            return f"it had ended already: {done.ended.name}"
+        count = len(done.aborted)
+        return f"aborted {count} action{'' if count == 1 else 's'}"
 
     async def signal(self, request: pb.SignalRequest, /) -> None:
-        """Give a condition its value."""
+        """See `Backend`."""
         await self.client.signal(request.action_id, request.value, request.signalled_by)
 
-    async def update(self, request: pb.UpdateRequest, /) -> None:
-        """Report how far an action is."""
-        await self.client.put_status(request.action_id, request.attempt, request.status)
+    async def update(
+        self, request: pb.UpdateRequest, /, error: ErrorState | None = None, message: str = ""
+    ) -> None:
+        """See `Backend`."""
+        await self.client.put_status(
+            request.action_id, request.attempt, request.status, error=error, message=message
+        )
 
 
 @asynccontextmanager
 async def open_client(common: CommonOptions) -> AsyncIterator[ActionsClient]:
-    """The client that a command uses; it watches only what it is asked for."""
+    """The client of the etcd of the settings; it does not watch."""
     async with (
         common.open_etcd() as etcd,
         open_actions_client(
@@ -76,30 +84,32 @@ async def open_client(common: CommonOptions) -> AsyncIterator[ActionsClient]:
             prefix=common.prefix,
             namespace=common.namespace or DEFAULT_NAMESPACE,
             namespace_template=common.config.namespace_template,
-            codec=common.config[CODEC],
-            settings=WatchingSettings(finalizer=common.config[FINALIZER]),
+            codec=common.config[settings.CODEC],
+            settings=WatchingSettings(finalizer=common.config[settings.FINALIZER]),
         ) as client,
     ):
         yield client
 
 
 @asynccontextmanager
-async def open_asked(common: CommonOptions) -> AsyncIterator[Asked]:
-    """Whoever the settings say: the service where one is named, else etcd."""
+async def open_backend(common: CommonOptions) -> AsyncIterator[Backend]:
+    """The service if the settings name one, else etcd."""
     config = common.config
-    service = config[SERVICE]
+    service = config[settings.SERVICE]
     if service is None:
         async with open_client(common) as client:
-            yield Directly(client)
+            yield EtcdBackend(client)
         return
     async with open_service_client(
-        service, cacert=config[SERVICE_CACERT], token_file=config[SERVICE_TOKEN_FILE]
-    ) as asked:
-        yield asked
+        service,
+        cacert=config[settings.SERVICE_CACERT],
+        token_file=config[settings.SERVICE_TOKEN_FILE],
+    ) as backend:
+        yield backend
 
 
-def action_named(text: str) -> ActionId:
-    """Read ``<project>/<domain>/<run>/<action>``, or that with ``<org>/`` before it.
+def parse_action(text: str) -> ActionId:
+    """Parse ``<project>/<domain>/<run>/<action>``, with or without ``<org>/`` before it.
 
     Raises:
         ConfigError: It is something else.
@@ -108,7 +118,7 @@ def action_named(text: str) -> ActionId:
     if not all(parts) or len(parts) not in (4, 5):
         raise ConfigError(
             f"{quoted(text)} is no action: give <project>/<domain>/<run>/<action>, with the "
-            "organisation before that where it counts"
+            "organisation before that if there is one"
         )
     *org, project, domain, run, name = parts
     return ActionId(project, domain, run, name, "".join(org))
@@ -116,4 +126,4 @@ def action_named(text: str) -> ActionId:
 
 def identifier(text: str) -> ActionIdentifier:
     """The same as Flyte's message."""
-    return conversions.action_identifier(action_named(text))
+    return conversions.action_identifier(parse_action(text))

@@ -1,4 +1,4 @@
-"""Exit codes, and which error ends with which."""
+"""Exit codes, and the exit code and advice for each error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = get_logger(__name__)
 
 
 class ExitCode(enum.IntEnum):
-    """How a command ends. A second signal ends it with 128 and the signal's number."""
+    """How a command ends; a second signal ends it with 128 and its number."""
 
     OK = 0
     FAILURE = 1
@@ -41,26 +41,22 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     ("1", "unexpected failure; the log has the traceback"),
     ("2", "a flag, a variable or the installation is unusable"),
     ("3", "etcd, or the service, cannot be reached (run and watch wait for etcd)"),
-    ("4", "etcd, the service, or kubectl, refuses: permission, authentication, quota"),
+    ("4", "etcd, the service, or kubectl, rejects it: permission, authentication, quota"),
     ("5", "the embedded etcd: data directory in use, no start, ended, not running"),
-    ("6", "a file is unusable: it cannot be read or written, or holds something else"),
+    ("6", "a file is unusable: it cannot be read or written, or has other contents"),
     ("7", "no such action or run"),
     ("8", "doctor found warnings, and nothing worse"),
     ("9", "doctor found errors"),
-    (
-        "10",
-        "what was asked of an action cannot be done, or it cannot be read; the message says why",
-    ),
+    ("10", "a change of an action is impossible, or it cannot be decoded; see the message"),
     ("11", "the run that was submitted did not succeed"),
     (
         "130, 143",
-        "ended at once by a second Ctrl-C or SIGTERM, or by the first before a one-shot command "
-        "was done",
+        "ended at once by a second Ctrl-C or SIGTERM, or a one-shot command by the first",
     ),
 )
 """Each exit code and what it means, for ``--help``."""
 
-# The first kind that fits counts.
+# The first kind that matches applies.
 _CODES: tuple[tuple[type[errors.EtcdActionsError], ExitCode], ...] = (
     (errors.ConfigError, ExitCode.USAGE),
     (errors.InputError, ExitCode.INPUT),
@@ -77,54 +73,36 @@ _CODES: tuple[tuple[type[errors.EtcdActionsError], ExitCode], ...] = (
     (errors.EtcdError, ExitCode.REFUSED),
 )
 
-# For an error whose message has this part; the first that fits counts.
-_ADVICE: tuple[tuple[type[errors.EtcdActionsError], str, str], ...] = (
-    (
-        errors.Unavailable,
-        "it is for another name",
-        "name one of the certificate's with --tls-server-name, or in --endpoints",
-    ),
-    (
-        errors.Unavailable,
-        "certificate verification failed",
-        "give the authority that signed etcd's certificate with --cacert",
-    ),
-    (
-        errors.Unavailable,
-        "wants a client certificate",
-        "give one that etcd's authority signed, with --cert and --key",
-    ),
-    (
-        errors.Unavailable,
-        "does it use TLS?",
-        "for an etcd without TLS leave out https:// and what asks for it: see config show",
-    ),
-    (
-        errors.Unavailable,
-        "does it want TLS?",
-        "if this etcd uses TLS, write https:// before its address, or give --cacert",
-    ),
-    (errors.Unavailable, "", "is etcd running, and is this its address? See --endpoints"),
-    (
-        errors.PermissionDenied,
-        "",
-        "grant the etcd user read and write on the prefix, or choose another with --prefix",
-    ),
-    (
-        errors.Unauthenticated,
-        "user name is empty",
-        "this etcd wants a user: give --user and --password-file, or ETCDCTL_USER and "
-        "ETCDCTL_PASSWORD",
-    ),
-    (errors.Unauthenticated, "", "is this the user, and the password? See config show"),
-    (errors.Compacted, "", "etcd compacted its history meanwhile: try again"),
-    (errors.NoSpace, "", "compact and defragment etcd, or raise its quota"),
-    (errors.RequestTooLarge, "", "raise etcd's --max-request-bytes"),
-)
+# By the kind of the error and a part of its message; the first that matches applies.
+_ADVICE: dict[type[errors.EtcdActionsError], dict[str, str]] = {
+    errors.Unavailable: {
+        "it is for another name": "name one of the certificate's with --tls-server-name, or in "
+        "--endpoints",
+        "certificate verification failed": "give the authority that signed etcd's certificate "
+        "with --cacert",
+        "wants a client certificate": "give one that etcd's authority signed, with --cert and "
+        "--key",
+        "does it use TLS?": "for an etcd without TLS leave out https:// and the settings of TLS: "
+        "see config show",
+        "does it want TLS?": "if this etcd uses TLS, write https:// before its address, or give "
+        "--cacert",
+        "": "is etcd running, and is this its address? See --endpoints",
+    },
+    errors.PermissionDenied: {
+        "": "grant the etcd user read and write on the prefix, or choose another with --prefix"
+    },
+    errors.Unauthenticated: {
+        "user name is empty": "this etcd needs a user: give --user and --password-file, or "
+        "ETCDCTL_USER and ETCDCTL_PASSWORD",
+        "": "is this the user, and the password? See config show",
+    },
+    errors.Compacted: {"": "etcd compacted its history during the command: retry"},
+    errors.NoSpace: {"": "compact and defragment etcd, or raise its quota"},
+    errors.RequestTooLarge: {"": "raise etcd's --max-request-bytes"},
+}
 
-
-# How a write to standard output fails.
-_OF_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+# The errors of a write to standard output.
+_OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 _EXTRAS = {
     "connectrpc": "server",
@@ -140,37 +118,39 @@ _EXTRAS = {
 }
 
 
-def _extra_of(error: ModuleNotFoundError) -> str | None:
-    """What has to be installed for a module that is missing."""
-    return _EXTRAS.get((error.name or "").partition(".")[0])
-
-
 def report(error: BaseException) -> ExitCode:
-    """Say on stderr why the command ends, and with which code.
+    """Print to standard error why the command ends, and return the exit code.
 
-    An exception group with one known cause, or several, is told by the first. Anything
-    that is no error of this package is a bug. What ends with :attr:`ExitCode.FAILURE` has its
-    traceback in the log.
+    Of an exception group it reports the first cause. An error that is none of this package is a
+    bug. The traceback of a :attr:`ExitCode.FAILURE` is logged.
     """
-    for leaf in _leaves(error):
-        if isinstance(leaf, ModuleNotFoundError) and (extra := _extra_of(leaf)):
-            say(f"{leaf}: pip install 'etcd-actions[{extra}]'")
+    for leaf in _leaf_errors(error):
+        missing = (leaf.name or "") if isinstance(leaf, ModuleNotFoundError) else ""
+        if extra := _EXTRAS.get(missing.partition(".")[0]):
+            print_message(f"{leaf}: pip install 'etcd-actions[{extra}]'")
             return ExitCode.USAGE
-        if isinstance(leaf, OSError) and (code := _of_standard_output(leaf)) is not None:
+        if isinstance(leaf, OSError) and (code := _output_error_code(leaf)) is not None:
             return code
         if not isinstance(leaf, errors.EtcdActionsError):
             _log.error("unexpected_failure", exc_info=error)
-            say(f"unexpected failure: {type(leaf).__name__}: {leaf}".rstrip(": "))
+            print_message(f"unexpected failure: {type(leaf).__name__}: {leaf}".rstrip(": "))
             return ExitCode.FAILURE
-    known = next(_leaves(error))
+    known = next(_leaf_errors(error))
     message = str(known)
     advice = next(
-        (text for kind, part, text in _ADVICE if isinstance(known, kind) and part in message), ""
+        (
+            text
+            for kind, texts in _ADVICE.items()
+            if isinstance(known, kind)
+            for part, text in texts.items()
+            if part in message
+        ),
+        "",
     )
     code = next((code for kind, code in _CODES if isinstance(known, kind)), ExitCode.FAILURE)
     if code is ExitCode.FAILURE:
         _log.error("unexpected_failure", exc_info=error)
-    say(f"{message}; {advice}" if advice else message)
+    print_message(f"{message}; {advice}" if advice else message)
     return code
 
 
@@ -180,44 +160,42 @@ def unwritable(error: OSError) -> errors.InputError:
     return errors.InputError(f"standard output cannot be written: {reason}")
 
 
-def _of_standard_output(error: OSError) -> ExitCode | None:
-    """The exit code where standard output is the cause, else None.
+def _output_error_code(error: OSError) -> ExitCode | None:
+    """The exit code if standard output is the cause, else None.
 
-    What it could not take fails again: what is left in Python's buffer, or, where there is no
-    buffer, the end of a line.
+    The write is repeated to find out: the rest of Python's buffer, or the end of a line.
     """
-    if error.filename is not None or error.errno not in _OF_OUTPUT:
+    if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
         return None
     try:
         sys.stdout.flush()
         os.write(sys.stdout.fileno(), b"\n")
     except OSError:
-        # What is left of it can be written nowhere.
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         if isinstance(error, BrokenPipeError):
-            # Nobody reads on, which is no error.
+            # A reader that has ended is no error.
             return ExitCode.OK
-        say(str(unwritable(error)))
+        print_message(str(unwritable(error)))
         return ExitCode.INPUT
     return None
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether a Ctrl-C came where no signal was awaited yet, or any more."""
-    return any(isinstance(leaf, KeyboardInterrupt) for leaf in _leaves(error))
+    """Whether a Ctrl-C came before or after the handler of signals was installed."""
+    return any(isinstance(leaf, KeyboardInterrupt) for leaf in _leaf_errors(error))
 
 
-def say(message: str) -> None:
-    """Tell the user one thing on stderr, on one line that cannot drive a terminal."""
+def print_message(message: str) -> None:
+    """Print a message to standard error, on one line without control characters."""
     line = printable(re.sub(r"[\r\n\t]+ *", " ", message.strip()))
     print(f"etcd-actions: {clipped(line, _MOST_CHARACTERS)}", file=sys.stderr, flush=True)
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def _leaf_errors(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:
-            yield from _leaves(each)
+            yield from _leaf_errors(each)
     elif isinstance(error, errors.BackgroundFailure) and error.__cause__ is not None:
-        yield from _leaves(error.__cause__)
+        yield from _leaf_errors(error.__cause__)
     else:
         yield error

@@ -1,4 +1,4 @@
-"""Flags as click sees them: made of the settings, parsed as etcdctl does, grouped in help."""
+"""The flags of settings as options of click: parsed as etcdctl does, grouped in help."""
 
 from __future__ import annotations
 
@@ -16,75 +16,69 @@ if TYPE_CHECKING:
     from etcd_actions.config import Setting
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<9} {text}" for code, text in MEANINGS)
-"""What ends the help of a command."""
+"""The end of the help of a command."""
 
 
 class SettingOption(click.Option):
-    """The flag of a setting. Its value stays the text that was given, None without one."""
+    """The flag of a setting. Its value is the text that was given, None without one."""
 
     def __init__(
-        self, declarations: Sequence[str], *, group: str, is_bool: bool, **rest: Any
+        self, declarations: Sequence[str], *, setting: Setting[object], **rest: Any
     ) -> None:
-        super().__init__(declarations, **rest)
-        self.group = group
-        self.is_bool = is_bool
+        kind = setting.kind
+        words = kind.metavar.split("|") if "|" in kind.metavar else []
+        default = setting.default or setting.otherwise
+        super().__init__(
+            declarations,
+            type=click.Path() if kind.metavar in {"FILE", "DIRECTORY"} else click.STRING,
+            shell_complete=(lambda _ctx, _param, start: [w for w in words if w.startswith(start)])
+            if words
+            else None,
+            multiple=kind.is_list,
+            metavar=kind.metavar,
+            help=f"{setting.help}. [env: {setting.variable}; default: {default}]",
+            **rest,
+        )
+        self.group = setting.group
+        self.is_bool = kind.metavar == "BOOL"
 
     def make_metavar(self, ctx: click.Context) -> str:
-        """How the value looks; of a truth value it may be left out."""
+        """The form of the value, which is optional for a truth value."""
         return f"[={self.metavar}]" if self.is_bool else super().make_metavar(ctx)
 
 
-def setting_option(setting: Setting[object]) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command the flag of a setting."""
-    default = setting.default or setting.otherwise
-    return click.option(
-        setting.flag,
-        setting.name,
-        cls=SettingOption,
-        group=setting.group,
-        is_bool=setting.kind.metavar == "BOOL",
-        type=click.Path() if setting.kind.metavar in {"FILE", "DIRECTORY"} else click.STRING,
-        shell_complete=_completer(setting.kind.metavar.split("|"))
-        if "|" in setting.kind.metavar
-        else None,
-        multiple=setting.kind.is_list,
-        metavar=setting.kind.metavar,
-        help=f"{setting.help}. [env: {setting.variable}; default: {default}]",
-    )
+class _PrintsHelp(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; prints help and version, and ends, if a flag requests them."""
+        rest: list[str] | None = None
+        with output_by_print():
+            rest = super().parse_args(ctx, args)
+        if rest is None:
+            raise click.exceptions.Exit(0)
+        return rest
 
 
-def _completer(
-    words: Sequence[str],
-) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    return lambda _context, _parameter, begun: [word for word in words if word.startswith(begun)]
-
-
-class Command(click.Command):
+class Command(_PrintsHelp):
     """A command with settings among its flags."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as etcdctl does: a truth value alone is true, and takes no next argument."""
-        # Help and version are printed here.
-        rest: list[str] | None = None
-        with output_by_print():
-            rest = super().parse_args(ctx, list(self._completed(args)))
-        if rest is None:
-            raise click.exceptions.Exit(0)
+        """Parse as etcdctl does: a truth value alone is true, and has no next argument."""
+        rest = super().parse_args(ctx, list(self._completed(args)))
         for param in self.params:
             if param.type is click.STRING and not isinstance(param, SettingOption):
                 _check_utf8(ctx, param, ctx.params.get(param.name or ""))
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the command's own options first, then the settings by what they are about."""
+        """Write the command's own options first, then the settings by group."""
         listed = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
-        own = [each for each in listed if not isinstance(each, SettingOption)]
-        settings = [each for each in listed if isinstance(each, SettingOption)]
-        sections: list[tuple[str, list[click.Option]]] = [("Options", own)]
-        for group, options in groupby(settings, lambda option: option.group):
-            sections.append((group, list(options)))
-        for title, options_of_it in sections:
-            records = [each.get_help_record(ctx) for each in options_of_it]
+
+        def group(option: click.Option) -> str:
+            return option.group if isinstance(option, SettingOption) else "Options"
+
+        listed.sort(key=lambda option: isinstance(option, SettingOption))
+        for title, options in groupby(listed, group):
+            records = [option.get_help_record(ctx) for option in options]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])
 
@@ -111,7 +105,7 @@ class Command(click.Command):
 
 
 def _check_utf8(ctx: click.Context, param: click.Parameter, given: object) -> None:
-    """See that texts can be sent: what the shell gives may be any bytes."""
+    """Reject text that cannot be sent: a shell can give any bytes."""
     for text in given if isinstance(given, tuple) else (given,):
         try:
             text.encode() if isinstance(text, str) else None
@@ -119,24 +113,20 @@ def _check_utf8(ctx: click.Context, param: click.Parameter, given: object) -> No
             raise click.BadParameter(f"{quoted(text)} is not UTF-8.", ctx, param) from None
 
 
-class CommandGroup(click.Group):
+class CommandGroup(_PrintsHelp, click.Group):
     """A group of such commands."""
 
     command_class = Command
     group_class = type
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse what comes before the command; help and version are printed here."""
-        rest: list[str] | None = None
-        with output_by_print():
-            rest = super().parse_args(ctx, args)
-        if rest is None:
-            raise click.exceptions.Exit(0)
-        return rest
+
+def setting_option(setting: Setting[object]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command the flag of a setting."""
+    return click.option(setting.flag, setting.name, cls=SettingOption, setting=setting)
 
 
 def command(name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a command of a function; its name is the function's without another."""
+    """Make a command of a function, with the name of the function if none is given."""
     return click.command(name, cls=Command, epilog=EPILOG)
 
 

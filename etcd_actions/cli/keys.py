@@ -1,4 +1,4 @@
-"""Which keys a command reads, so that it reads no more than it must."""
+"""The keys that a command reads, so that it reads no others."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from etcd_actions.model import run_key_prefix
 
 
 async def find_namespaces(etcd: Etcd, prefix: bytes, only: str | None) -> tuple[Sequence[str], int]:
-    """The namespaces that hold keys, and the revision at which they do.
+    """The namespaces that have keys, and the revision of that state.
 
-    It takes a read a namespace, however many keys there are. Those whose names are empty or not
-    UTF-8 hold no objects and are left out.
+    It takes one read a namespace, for any number of keys. A namespace whose name is empty or not
+    UTF-8 contains no objects and is omitted.
 
     Args:
         etcd: The connection.
-        prefix: What comes before ``<namespace>/<name>`` in the keys.
-        only: The only one wanted; all when None.
+        prefix: The part of keys before ``<namespace>/<name>``.
+        only: The only namespace; None for all.
     """
-    whole = KeyRange.of_prefix(prefix if only is None else prefix + only.encode() + b"/")
+    full = KeyRange.of_prefix(prefix if only is None else prefix + only.encode() + b"/")
     found: list[str] = []
-    start, revision = whole.start, 0
+    start, revision = full.start, 0
     while True:
         page = await etcd.range(
-            KeyRange(start, whole.end), revision=revision, limit=1, keys_only=True
+            KeyRange(start, full.end), revision=revision, limit=1, keys_only=True
         )
         revision = revision or page.revision
         if not page.kvs:
@@ -47,12 +47,12 @@ async def find_namespaces(etcd: Etcd, prefix: bytes, only: str | None) -> tuple[
 async def find_run(
     etcd: Etcd, prefix: bytes, only: str | None, run: str
 ) -> tuple[list[KeyRange], int]:
-    """The ranges that hold a run's actions, and the revision at which to read them.
+    """The ranges with a run's actions, and the revision at which to read them.
 
-    They hold those of runs whose names begin with ``<run>-``, too.
+    They also contain the actions of runs whose names begin with ``<run>-``.
 
     Raises:
-        ConfigError: No run can be called that.
+        ConfigError: The text is no name of a run.
     """
     if not run or "/" in run:
         raise ConfigError(f"{quoted(run)} is no name of a run: give one without a slash")

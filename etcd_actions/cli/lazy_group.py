@@ -4,54 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from etcd_actions.cli.flags import CommandGroup
 
 
-class Home(NamedTuple):
-    """Where a command is, and what help says of it before it is imported."""
-
-    module: str
-    attribute: str
-    summary: str
-    """The first sentence of its docstring."""
-
-
 class LazyGroup(CommandGroup):
     """A group whose commands are imported when they are named on a command line.
 
-    Help and completion of the group itself show them by their summaries, and import none.
+    Help and completion of the group itself show summaries, and import no command.
 
     Args:
-        homes: Where each command is, by its name.
-        rest: What a group takes.
-
-    Attributes:
-        homes: See above.
+        locations: By the name of each command: its module in ``parsing``, and its summary.
+        rest: The arguments of a group.
     """
 
-    def __init__(self, *, homes: Mapping[str, Home], **rest: Any) -> None:
-        stand_ins = {name: click.Command(name, help=home.summary) for name, home in homes.items()}
+    def __init__(self, *, locations: Mapping[str, tuple[str, str]], **rest: Any) -> None:
+        stand_ins = {name: click.Command(name, help=text) for name, (_, text) in locations.items()}
         super().__init__(commands=stand_ins, **rest)
-        self.homes = homes
+        self.locations = locations
 
     def load(self, name: str) -> click.Command:
-        """Import a command, and give it.
-
-        Raises:
-            KeyError: There is none of that name.
-        """
-        home = self.homes[name]
-        command: click.Command = getattr(import_module(home.module), home.attribute)
-        self.commands[name] = command
-        return command
+        """Import a command; raises KeyError if there is none of that name."""
+        module = import_module(f"etcd_actions.cli.parsing.{self.locations[name][0]}")
+        for each in vars(module).values():
+            if isinstance(each, click.Command) and each.name == name:
+                self.commands[name] = each
+                return each
+        raise KeyError(name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find, and import, the command that arguments begin with; see click."""
+        """Find and import the command at the beginning of the arguments; see click."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, self.load(name) if name and command else command, rest

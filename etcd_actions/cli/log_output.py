@@ -1,8 +1,8 @@
-"""Logs: structlog to stderr, for people on a terminal and as JSON lines elsewhere.
+"""Logs: structlog to standard error, for people on a terminal and as JSON lines elsewhere.
 
-A line is a unit of work: whatever goes wrong while it is made or written, it alone is lost. One
-that cannot be written is dropped and counted, see :mod:`etcd_actions.cli.stderr`; what cannot be
-shown is left out of it; and its length is bounded.
+A line is a unit of work: a failure while it is made or written loses it alone. A line that cannot
+be written is dropped and counted, see :mod:`etcd_actions.cli.stderr`; a value that cannot be shown
+is replaced; and the length is bounded.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
     from etcd_actions._internal.containment import Containment
 
-LEVELS = ("debug", "info", "warning", "error")
-FORMATS = ("auto", "console", "json")
-
-# Characters of a value, and of a traceback, of which the end tells most.
+# Characters of a value, and of a traceback, of which the end is kept.
 _MOST_OF_VALUE: Final = 4_000
 _MOST_OF_TRACEBACK: Final = 20_000
 _MOST_FIELDS: Final = 50
@@ -34,29 +31,14 @@ _DEEPEST: Final = 4
 _LARGEST_INTEGER: Final = 1 << 128
 
 
-class _Failures:
-    """The boundaries that count the lines that could not be made."""
-
-    def __init__(self) -> None:
-        self.containment: Containment | None = None
-
-    def count(self) -> None:
-        # Counted only: to log it would be to fail again.
-        if self.containment is not None:
-            self.containment.count("log_line")
-
-
-_failures: Final = _Failures()
+_containments: Final[list[Containment]] = []
 
 
 def configure_logs(level: str = "info", form: str = "auto") -> None:
-    """Send the logs of this process to stderr.
+    """Send the logs of this process to standard error.
 
     Structlog is configured when it is imported, which a command that logs nothing does not do.
-
-    Args:
-        level: One of :data:`LEVELS`.
-        form: One of :data:`FORMATS`; ``auto`` is ``console`` on a terminal, else ``json``.
+    ``form`` is ``console``, ``json``, or ``auto``: ``console`` on a terminal, else ``json``.
     """
     sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, _AtImport)]
     if "structlog" in sys.modules:
@@ -66,7 +48,7 @@ def configure_logs(level: str = "info", form: str = "auto") -> None:
 
 
 class _AtImport:
-    """Finds structlog as Python does, and has it configured as soon as it is imported."""
+    """An import hook that configures structlog as soon as it is imported."""
 
     def __init__(self, configure: Callable[[], None]) -> None:
         self._configure = configure
@@ -74,7 +56,7 @@ class _AtImport:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module's own specification, whose loader configures it at the end; see importlib."""
+        """The specification of structlog, with a loader that also configures it; see importlib."""
         if name != "structlog":
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -117,39 +99,45 @@ def _configure(level: str, form: str) -> None:
     structlog.configure(
         processors=[_Line(processors)],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # Looked up at each line: a progress bar replaces sys.stderr while it is drawn.
+        # sys.stderr is read at each line: a progress bar replaces it while it is drawn.
         logger_factory=lambda *_: _Output(),
     )
 
 
 def count_failed_lines(containment: Containment) -> None:
     """Count the lines that could not be made as failed units ``log_line``."""
-    _failures.containment = containment
+    _containments[:] = [containment]
+
+
+def _count_failure() -> None:
+    # Counted only: logging it could fail again.
+    for containment in _containments:
+        containment.count("log_line")
 
 
 def lines_dropped() -> int:
-    """How many writes to standard error were dropped since the process began."""
+    """Number of writes to standard error that were dropped since the start."""
     stderr = sys.__stderr__
     return stderr.dropped if isinstance(stderr, TolerantStderr) else 0
 
 
 class _Output:
-    """Writes lines to standard error; one that cannot be written is lost."""
+    """Writes lines to standard error, or drops them."""
 
     def msg(self, message: str) -> None:
-        # One write: a line is dropped whole.
+        # One write, so that a line is not truncated.
         try:
             sys.stderr.write(message + "\n")
             sys.stderr.flush()
         except (OSError, ValueError, AttributeError):
-            # The standard error of a process that is not ours to command, closed or full.
-            _failures.count()
+            # A closed or full standard error, in a process that is not ours.
+            _count_failure()
 
     log = debug = info = warning = error = critical = exception = msg
 
 
 class _Line:
-    """Makes a line, by the processors that are given, or the little of it that can be made."""
+    """Makes a line with the processors, or a reduced one if they fail."""
 
     def __init__(self, processors: list[Processor]) -> None:
         self._processors = processors
@@ -162,7 +150,7 @@ class _Line:
                 made = processor(logger, method, made)
             return str(made)
         except Exception as error:
-            _failures.count()
+            _count_failure()
             reduced = {"event": _shown(event), "line_failed": type(error).__name__}
             for processor in self._processors:
                 reduced = processor(logger, method, reduced)  # type: ignore[assignment]
@@ -170,11 +158,11 @@ class _Line:
 
 
 def _bounded(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
-    """Cut what is too long, and show what has no text of its own."""
+    """Truncate long values, and convert values without a text form."""
     bounded: EventDict = {}
     for name, value in fields.items():
         if len(bounded) == _MOST_FIELDS:
-            bounded["fields_left_out"] = len(fields) - _MOST_FIELDS
+            bounded["fields_omitted"] = len(fields) - _MOST_FIELDS
             break
         if name == "exc_info":
             bounded[name] = value
@@ -186,7 +174,7 @@ def _bounded(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDi
 
 
 def _shown(value: object, depth: int = 0) -> Any:
-    """A value that every renderer can show, of bounded length."""
+    """A value of bounded length that every renderer can show."""
     try:
         if value is None or isinstance(value, (bool, float)):
             return value
@@ -204,20 +192,20 @@ def _shown(value: object, depth: int = 0) -> Any:
                 return [_shown(each, depth + 1) for each in list(value)[:_MOST_ITEMS]]
         return _head(repr(value))
     except Exception as error:
-        _failures.count()
+        _count_failure()
         return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
 
 
 def _head(text: str) -> str:
-    left_out = len(text) - _MOST_OF_VALUE
-    return text if left_out <= 0 else f"{text[:_MOST_OF_VALUE]}… ({left_out} more)"
+    omitted = len(text) - _MOST_OF_VALUE
+    return text if omitted <= 0 else f"{text[:_MOST_OF_VALUE]}… ({omitted} more)"
 
 
 def _tail(text: str) -> str:
-    left_out = len(text) - _MOST_OF_TRACEBACK
-    return text if left_out <= 0 else f"({left_out} more) …{text[-_MOST_OF_TRACEBACK:]}"
+    omitted = len(text) - _MOST_OF_TRACEBACK
+    return text if omitted <= 0 else f"({omitted} more) …{text[-_MOST_OF_TRACEBACK:]}"
 
 
 def _in_order(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
-    """Put what every line has before the rest, for those who read JSON with their eyes."""
+    """Put the fields of every line first, for people who read JSON."""
     return {**{name: fields[name] for name in ("timestamp", "level", "event")}, **fields}

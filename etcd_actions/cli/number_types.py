@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NoReturn
+from typing import Final
 
 import click
 
 from etcd_actions._internal.quoting import quoted
 
 _MOST_COUNT: Final = 2**32 - 1
-# One event in some twelve days: what is slower never ends.
+# One event in some twelve days: a slower replay never ends.
 _LEAST_RATE: Final = 1e-6
+_RATE: Final = r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][0-9]{1,2})?"
 
 
 class Count(click.ParamType[int]):
-    """A whole number from 1 on, as many as a field of Flyte's messages can hold."""
+    """A positive number, up to the limit of the fields of Flyte's messages."""
 
     name = "integer"
 
@@ -31,7 +32,7 @@ class Count(click.ParamType[int]):
 
 
 class Rate(click.ParamType[float]):
-    """So many a second, above 0."""
+    """A number a second, above 0."""
 
     name = "float"
 
@@ -41,18 +42,7 @@ class Rate(click.ParamType[float]):
         """The number; see click."""
         if not isinstance(value, str):
             return value
-        if not re.fullmatch(
-            r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][0-9]{1,2})?", value
-        ):
-            self._refuse(value, param, ctx)
-        rate = float(value)
-        if rate < _LEAST_RATE:
-            self._refuse(value, param, ctx)
-        return rate
-
-    def _refuse(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> NoReturn:
-        self.fail(
-            f"{quoted(value)} is no number a second: give one above 0, such as 100.", param, ctx
-        )
+        if not re.fullmatch(_RATE, value) or float(value) < _LEAST_RATE:
+            problem = "is no number a second: give one above 0, such as 100."
+            self.fail(f"{quoted(value)} {problem}", param, ctx)
+        return float(value)

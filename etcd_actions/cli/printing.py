@@ -1,6 +1,6 @@
-"""What is printed while a command line is parsed: help, the version, scripts.
+"""Output while a command line is parsed: help, the version, scripts.
 
-What the output of a command is written with is in :mod:`etcd_actions.cli.formats.standard_output`.
+The output of a command is written by :mod:`etcd_actions.cli.formats.standard_output`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,7 @@ from etcd_actions.cli.exit_codes import unwritable
 
 
 def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]], Any]:
-    """Give a command the flag ``--output``; see :mod:`etcd_actions.cli.formats.standard_output`.
-
-    Args:
-        formats: What it can print.
-        elsewhere: What it prints where standard output is no terminal.
-    """
+    """Give a command the flag ``--output``, whose default off a terminal is ``elsewhere``."""
     return click.option(
         "-o",
         "--output",
@@ -35,7 +30,7 @@ def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]
 def output_by_print() -> Iterator[None]:
     """Let the body print to standard output, which it may leave buffered.
 
-    A reader that reads no further ends the body early and is no error.
+    A reader that has ended ends the body early and is no error.
 
     Raises:
         InputError: It cannot be written.
@@ -45,8 +40,8 @@ def output_by_print() -> Iterator[None]:
         if cast("IO[str] | None", sys.stdout) is not None:
             sys.stdout.flush()
     except OSError as error:
-        # What is still buffered would fail again as the process ends.
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (no path of anybody's)
+        # The buffered rest would fail again at the end of the process.
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (no path of the user's)
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise unwritable(error) from error

@@ -1,7 +1,4 @@
-"""What the process is, apart from its command: its descriptors, its children, its end.
-
-This module imports nothing that is slow to import.
-"""
+"""The process of a command: its descriptors, its children, its end. It has no slow import."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from typing import NoReturn
 from etcd_actions.cli.stderr import TolerantStderr
 
 _UNWRITABLE = 6
-# Objects that are made before the youngest are looked at, and such looks before older ones are.
+# The thresholds of the garbage collector: objects, then collections of younger generations.
 _COLLECT_AFTER = (10_000, 20, 20)
-# Raised by the process itself, or not to be caught: no use to wait for them.
+# Raised by the process itself, or impossible to wait for.
 _NOT_WAITED_FOR = {
     signal.SIGKILL,
     signal.SIGSTOP,
@@ -30,32 +27,32 @@ _NOT_WAITED_FOR = {
 
 
 def keep_descriptors() -> None:
-    """See to it that the descriptors 0, 1 and 2 are no other file's.
+    """Reserve the descriptors 0, 1 and 2, and make standard error tolerant.
 
-    The first file that is opened gets the number of a standard stream that was closed: what is
-    written to standard error would go into it. A closed stream is replaced by one that fails, as
-    a closed one does. A write to standard error that fails is dropped and counted from here on.
+    Otherwise the first file that is opened gets the number of a closed standard stream, and the
+    writes to that. The replacement of a closed stream fails as a closed one does. From here on a
+    failed write to standard error is dropped and counted.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest number that is free is the one. Reading from it, or writing, fails.
+            # The lowest free number is this one. Reading, or writing, fails.
             os.open(os.devnull, os.O_WRONLY if descriptor == 0 else os.O_RDONLY)
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if sys.stdout is None:
-        # With "w" it is looked at only when something is written.
+        # With "w" the descriptor is used only by writes.
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = TolerantStderr(2)  # type: ignore[misc]
 
 
 def reap_as_init() -> None:
-    """Where this is process 1, go on as its child, and let process 1 reap what it adopts.
+    """As process 1, continue in a child process, and reap adopted processes.
 
-    Process 1 of a container without an init adopts every process whose parent has ended. Waiting
-    for any child in the process that does the work would take the exit codes of its own ones.
-    Process 1 hands on the signals that it is sent, and ends as its child does.
+    Process 1 of a container without an init adopts every process whose parent has ended. To wait
+    for any child in the process that does the work would lose the exit codes of its own children.
+    Process 1 forwards the signals that it receives, and ends as its child does.
     """
     if os.getpid() != 1:
         return
@@ -70,12 +67,12 @@ def reap_as_init() -> None:
         if info.si_signo == signal.SIGCHLD:
             _reap(child)
         elif info.si_code <= 0:
-            # What the terminal sends, such as a Ctrl-C, its whole process group gets.
+            # Signals of the terminal, such as a Ctrl-C, reach the child anyway.
             os.kill(child, info.si_signo)
 
 
 def _reap(child: int) -> None:
-    """Reap what has ended; end as the child did once it has."""
+    """Reap all ended processes; if the child is among them, end as it did."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -89,16 +86,15 @@ def _reap(child: int) -> None:
 
 
 def collect_later() -> None:
-    """Collect no garbage until :func:`collect_from_now`, while modules are imported."""
+    """Disable garbage collection during imports, until :func:`collect_from_now`."""
     gc.disable()
 
 
 def collect_from_now() -> None:
-    """Collect garbage again where it was put off, but never look at what is there by now.
+    """Enable garbage collection if it was disabled, for new objects only.
 
-    What is imported stays for the whole life of the process, and each collection of the oldest
-    objects would look at all of it. Little here is garbage in a cycle, so that a list of 100,000
-    objects would be searched 450 times for next to nothing.
+    Imported modules live as long as the process, and each full collection would traverse them.
+    Few objects are in cycles: the default would traverse a list of 100,000 objects 450 times.
     """
     if not gc.isenabled():
         gc.freeze()
@@ -107,7 +103,7 @@ def collect_from_now() -> None:
 
 
 def has_terminal() -> bool:
-    """Whether the process has a controlling terminal that is still there."""
+    """Whether the process has a controlling terminal."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -116,15 +112,14 @@ def has_terminal() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with a code.
+    """End the process with a code, without Python's own exit.
 
-    What Python does at its end would wait for threads that may never return, and would give the
-    signals back to the system, so that one that comes late changes the exit code.
+    That would wait for threads that may never return, and restore the default handlers of
+    signals, so that a late signal would change the exit code.
     """
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads on.
         os._exit(code)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

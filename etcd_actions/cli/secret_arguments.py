@@ -1,7 +1,7 @@
-"""Passwords on the command line, taken out of the process list.
+"""Hides passwords on the command line from the process list.
 
-Everybody on a machine can read everybody's command lines. A process cannot change its own in
-a way that works everywhere, but it can become itself again with another one.
+Every user of a machine can read the command lines of all processes. A process cannot change its
+own in a portable way, but it can execute itself with another one.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ _HIDDEN = "(hidden)"
 
 
 def hide_secret_arguments() -> None:
-    """Execute this process anew, the same but for passwords in the visible arguments.
+    """Execute this process again, with the passwords in the visible arguments hidden.
 
-    The true arguments go by the environment, which others cannot read, and are ``sys.argv``
-    as before when this returns. Where there is no password nothing happens, nor where
-    ``sys.argv`` is not what the process was started with.
+    The real arguments are passed in the environment, which other users cannot read, and become
+    ``sys.argv`` again. Nothing happens without a password, or if ``sys.argv`` was changed.
     """
-    handed_over = os.environ.pop(_VARIABLE, None)
-    if handed_over is not None:
-        sys.argv[1:] = _arguments(handed_over)
+    passed = os.environ.pop(_VARIABLE, None)
+    if passed is not None:
+        sys.argv[1:] = _arguments(passed)
         return
     arguments = sys.argv[1:]
     visible = visible_arguments(arguments)
     before = len(sys.orig_argv) - len(arguments)
     if visible == arguments or sys.orig_argv[before:] != arguments:
         return
-    # Handlers are lost in between: a signal waits until the new ones are there.
+    # exec removes the handlers: signals are blocked until the new ones are installed.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*TERMINATION, signal.SIGHUP))
     try:
         os.execve(
@@ -50,17 +49,16 @@ def hide_secret_arguments() -> None:
         )
 
 
-def _arguments(handed_over: str) -> list[str]:
-    """The arguments that the variable holds; ends the process where it holds something else."""
+def _arguments(passed: str) -> list[str]:
+    """The arguments in the variable; ends the process if it contains something else."""
     try:
-        arguments = json.loads(handed_over)
+        arguments = json.loads(passed)
     except (ValueError, RecursionError):
         arguments = None
     if isinstance(arguments, list) and all(isinstance(each, str) for each in arguments):
         return arguments
     print(
-        f"etcd-actions: {_VARIABLE} is this program's own variable, and holds something else: "
-        "unset it",
+        f"etcd-actions: {_VARIABLE} is this program's own variable, with other contents: unset it",
         file=sys.stderr,
     )
     raise SystemExit(2)
@@ -69,20 +67,20 @@ def _arguments(handed_over: str) -> list[str]:
 def visible_arguments(arguments: Sequence[str]) -> list[str]:
     """The arguments with their passwords hidden.
 
-    Whether a text is a flag or another flag's value is not asked: whatever could be a
-    password is hidden, which costs nothing.
+    A text that can be a flag counts as one, also if it is the value of another: every possible
+    password is hidden.
     """
     visible = list(arguments)
-    for position, text in enumerate(arguments):
+    for index, text in enumerate(arguments):
         flag, equals, value = text.partition("=")
         hide = {"--password": _hide, "--user": _hide_after_colon}.get(flag)
         if hide is None:
             continue
         if not equals:
-            for following in arguments[position + 1 : position + 2]:
-                visible[position + 1] = hide(following)
-        elif visible[position] == text:
-            visible[position] = f"{flag}={hide(value)}"
+            for following in arguments[index + 1 : index + 2]:
+                visible[index + 1] = hide(following)
+        elif visible[index] == text:
+            visible[index] = f"{flag}={hide(value)}"
     return visible
 
 

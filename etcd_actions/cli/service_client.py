@@ -1,4 +1,4 @@
-"""Asks Flyte's ActionsService, over gRPC."""
+"""A client of Flyte's ActionsService, over gRPC."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ from etcd_actions.http2 import (
     Target,
     open_channel,
 )
+from etcd_actions.model import ErrorState
 
 _PREFIX: Final = "/flyteidl2.actions.ActionsService/"
 _DEADLINE = 35.0
 _SETTINGS: Final = ChannelSettings(largest_answer=4 * 1024 * 1024)
 _MOST_TOKEN_BYTES = 64 * 1024
 _TOO_LARGE: Final = ("an answer of more than", "above the largest", "larger than max")
-"""What is said of an answer: by this side, or by another that it came through."""
+"""Parts of messages about a response: ours, and those of gRPC peers and proxies."""
 
 _ERRORS: Final[dict[Code, type[errors.EtcdActionsError]]] = {
     Code.ALREADY_EXISTS: errors.AlreadyExists,
@@ -57,15 +58,15 @@ MessageT = TypeVar("MessageT", bound=Message)
 async def open_service_client(
     target: Endpoint, *, cacert: Path | None = None, token_file: Path | None = None
 ) -> AsyncIterator[ServiceClient]:
-    """Connect to a service; it is reached when it is asked.
+    """A client of a service; it connects at the first call.
 
     Args:
-        target: Where it listens.
-        cacert: The authorities that may vouch for its certificate; asks for TLS.
-        token_file: Where the token is that it wants.
+        target: The address of the service.
+        cacert: The authorities that may sign its certificate; switches TLS on.
+        token_file: The file with its token.
 
     Raises:
-        ConfigError: A file cannot be read, or holds something else; the message names both.
+        ConfigError: A file cannot be read, or has other contents; the message names its flag.
     """
     metadata: Metadata = ()
     if token_file is not None:
@@ -80,8 +81,8 @@ async def open_service_client(
         yield ServiceClient(channel, metadata)
 
 
-class Answers(Generic[MessageT]):
-    """The messages of a stream, for ``async for``; it ends when the stream does.
+class Responses(Generic[MessageT]):
+    """The messages of a stream, for ``async for``.
 
     Raises:
         ServiceError: The stream ended with an error.
@@ -90,7 +91,7 @@ class Answers(Generic[MessageT]):
     def __init__(self, exchange: Exchange, kind: type[MessageT]) -> None:
         self._exchange = exchange
         self._kind = kind
-        self._arrived: deque[bytes] = deque()
+        self._received: deque[bytes] = deque()
 
     def __aiter__(self) -> Self:
         """Itself."""
@@ -98,14 +99,14 @@ class Answers(Generic[MessageT]):
 
     async def __anext__(self) -> MessageT:
         """The next message."""
-        if not self._arrived:
+        if not self._received:
             try:
-                self._arrived.extend(await self._exchange.receive())
+                self._received.extend(await self._exchange.receive())
             except trio.EndOfChannel:
                 raise StopAsyncIteration from None
             except CallFailed as failure:
                 raise _translated(failure) from None
-        return _parsed(self._arrived.popleft(), self._kind)
+        return _parsed(self._received.popleft(), self._kind)
 
 
 class ServiceClient:
@@ -115,27 +116,35 @@ class ServiceClient:
         self._channel = channel
         self._metadata = metadata
 
-    async def enqueue(self, request: pb.EnqueueRequest) -> None:
-        """See :meth:`etcd_actions.client.ActionsClient.enqueue`."""
+    async def enqueue(self, request: pb.EnqueueRequest, /) -> None:
+        """See :class:`~etcd_actions.cli.backends.Backend`."""
         await self._call("Enqueue", request, pb.EnqueueResponse)
 
-    async def abort(self, request: pb.AbortRequest) -> None:
-        """See :meth:`etcd_actions.client.ActionsClient.abort_action`."""
+    async def abort(self, request: pb.AbortRequest, /) -> str:
+        """See :class:`~etcd_actions.cli.backends.Backend`."""
         await self._call("Abort", request, pb.AbortResponse)
+        return "aborted it and the actions below it"
 
-    async def signal(self, request: pb.SignalRequest) -> None:
-        """See :meth:`etcd_actions.client.ActionsClient.signal`."""
+    async def signal(self, request: pb.SignalRequest, /) -> None:
+        """See :class:`~etcd_actions.cli.backends.Backend`."""
         await self._call("Signal", request, pb.SignalResponse)
 
-    async def update(self, request: pb.UpdateRequest) -> None:
-        """See :meth:`etcd_actions.client.ActionsClient.put_status`."""
+    async def update(
+        self, request: pb.UpdateRequest, /, error: ErrorState | None = None, message: str = ""
+    ) -> None:
+        """See :class:`~etcd_actions.cli.backends.Backend`."""
+        if error is not None or message:
+            raise errors.ConfigError(
+                "--error-code, --error-message and --message: the service has no field for them: "
+                "leave out --service"
+            )
         await self._call("Update", request, pb.UpdateResponse)
 
     @asynccontextmanager
     async def watch(
         self, request: pb.WatchForUpdatesRequest
-    ) -> AsyncIterator[Answers[pb.WatchForUpdatesResponse]]:
-        """What becomes of an action and its children.
+    ) -> AsyncIterator[Responses[pb.WatchForUpdatesResponse]]:
+        """The updates of an action and its children.
 
         Raises:
             ServiceError: There is no connection; or, in the body, the stream ended with an error.
@@ -149,13 +158,13 @@ class ServiceClient:
         try:
             exchange.send(request.SerializeToString())
             exchange.end()
-            yield Answers(exchange, pb.WatchForUpdatesResponse)
+            yield Responses(exchange, pb.WatchForUpdatesResponse)
         finally:
             exchange.close()
 
-    async def _call(self, method: str, request: Message, response: type[Message]) -> None:
+    async def _call(self, method: str, request: Message, kind: type[Message]) -> None:
         try:
-            answer = await self._channel.unary(
+            response = await self._channel.unary(
                 _PREFIX + method,
                 request.SerializeToString(),
                 within=_DEADLINE,
@@ -163,23 +172,22 @@ class ServiceClient:
             )
         except CallFailed as failure:
             raise _translated(failure) from None
-        _parsed(answer, response)
+        _parsed(response, kind)
 
 
-def _parsed(answer: bytes, kind: type[MessageT]) -> MessageT:
-    """The message of an answer."""
+def _parsed(response: bytes, kind: type[MessageT]) -> MessageT:
     try:
-        return kind.FromString(answer)
+        return kind.FromString(response)
     except BadMessage:
         raise errors.ServiceRefused(
-            f"the service: its answer is no {kind.DESCRIPTOR.name}: is it Flyte's ActionsService?"
+            f"the service: its response is no {kind.DESCRIPTOR.name}: is it Flyte's ActionsService?"
         ) from None
 
 
 def _translated(failure: CallFailed) -> errors.EtcdActionsError:
     code, message = failure.code, explained(failure.details) or failure.code.name
     if code is Code.RESOURCE_EXHAUSTED and any(text in message for text in _TOO_LARGE):
-        # Another try gives the same.
+        # A retry has the same result.
         return errors.ServiceRefused(f"the service: {message}")
     if code is Code.INVALID_ARGUMENT:
         field, _, reason = message.partition(": ")
@@ -206,7 +214,7 @@ def _token(path: Path) -> str:
 
 def _check_authorities(path: Path) -> None:
     try:
-        # The first call would find it, too, as a server that cannot be reached.
+        # Checked here, since the first call would report an unreachable server.
         ssl_context(Tls(ca=path))
     except errors.ConfigError as error:
         raise errors.ConfigError(f"{SERVICE_CACERT.flag}: {error}") from None

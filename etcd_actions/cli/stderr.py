@@ -1,9 +1,7 @@
-"""Standard error that takes what it can and never keeps the process waiting.
+"""A standard error whose writes neither fail nor wait.
 
-A log is of use only to somebody who reads it: a line that cannot be written, because the disk is
-full, the reader is gone or does not read, is dropped and counted, and the work goes on.
-
-This module imports nothing that is slow to import.
+A line that cannot be written, because the disk is full or the reader has ended or does not read,
+is dropped and counted, and the work continues. This module has no slow import.
 """
 
 from __future__ import annotations
@@ -15,16 +13,15 @@ import stat
 import threading
 from typing import Any, Final
 
-# What a pipe that has room takes without waiting, in one piece or not at all.
+# POSIX: a pipe with capacity accepts so many bytes atomically.
 _PIECE: Final = 4096
 
 
 class LineWriter(io.RawIOBase):
-    """Writes to a descriptor without ever waiting for its reader.
+    """Writes to a descriptor without waiting for its reader.
 
-    Each write is one line, or several. It is written whole, or dropped, or, where a pipe became
-    full in the middle of it, finished before the next one begins. Its methods may be called from
-    any thread.
+    Each write is one line or more. It is written completely, or dropped, or, if a pipe became
+    full, completed before the next write. Its methods may be called from any thread.
 
     Attributes:
         dropped: Number of writes that were dropped.
@@ -36,7 +33,7 @@ class LineWriter(io.RawIOBase):
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._rest = b""
-        self._torn = False
+        self._truncated = False
         self._failures = 0
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
@@ -46,7 +43,7 @@ class LineWriter(io.RawIOBase):
             self._waits = False
 
     def writable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def fileno(self) -> int:
@@ -57,44 +54,44 @@ class LineWriter(io.RawIOBase):
         """Whether it is a terminal."""
         return os.isatty(self._descriptor)
 
-    def write(self, data: Any, /) -> int:
-        """Write, or drop; either way all of it counts as written."""
-        line = bytes(data)
+    def write(self, text: Any, /) -> int:
+        """Write or drop all of it; returns its length."""
+        line = bytes(text)
         with self._lock:
             self._rest = self._push(self._rest)
             if self._rest:
                 self.dropped += 1
                 return len(line)
-            begun = b"\n" + line if self._torn and not line.startswith(b"\n") else line
+            data = b"\n" + line if self._truncated and not line.startswith(b"\n") else line
             failures = self._failures
-            rest = self._push(begun)
-            if self._failures > failures or (line and len(rest) == len(begun)):
+            rest = self._push(data)
+            if self._failures > failures or (line and len(rest) == len(data)):
                 self.dropped += 1
             else:
                 self._rest = rest
         return len(line)
 
     def _push(self, data: bytes) -> bytes:
-        """Write as much as is taken without waiting; gives the rest."""
+        """Write as much as the descriptor accepts without waiting; returns the rest."""
         view = memoryview(data)
         while view:
             try:
-                if self._waits and not self._has_room():
+                if self._waits and not self._has_capacity():
                     break
                 written = os.write(self._descriptor, view[:_PIECE] if self._waits else view)
             except BlockingIOError:
-                # It was made non-blocking by somebody who has it, too.
+                # Another process with the same file made it non-blocking.
                 break
             except OSError:
                 self._failures += 1
-                # A full disk may have taken a part of it.
-                self._torn = self._torn or len(view) < len(data)
+                # A full disk can have accepted a part of it.
+                self._truncated = self._truncated or len(view) < len(data)
                 return b""
-            self._torn = False
+            self._truncated = False
             view = view[written:]
         return bytes(view)
 
-    def _has_room(self) -> bool:
+    def _has_capacity(self) -> bool:
         return any(event & select.POLLOUT for _, event in self._poll.poll(0))
 
 
@@ -103,7 +100,7 @@ class TolerantStderr(io.TextIOWrapper):
 
     def __init__(self, descriptor: int) -> None:
         self._lines = LineWriter(descriptor)
-        # RawIOBase has all that an unbuffered text layer calls.
+        # RawIOBase has all methods that an unbuffered text layer calls.
         super().__init__(
             self._lines,  # type: ignore[arg-type]
             encoding="utf-8",

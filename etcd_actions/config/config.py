@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from etcd_actions.config import settings
 from etcd_actions.config.resolution import Resolution
 from etcd_actions.config.security import PromptPassword, check_tls, make_tls, make_user, tls_sources
 from etcd_actions.config.setting import Setting
-from etcd_actions.config.settings import (
-    COMMAND_TIMEOUT,
-    DATA_DIR,
-    DIAL_TIMEOUT,
-    ENDPOINTS,
-    KEEPALIVE_TIME,
-    KEEPALIVE_TIMEOUT,
-    NAMESPACE,
-    NAMESPACE_TEMPLATE,
-    TRANSPORT,
-    USER,
-)
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
@@ -49,7 +38,7 @@ class Config:
         if values.errors:
             raise values.errors[0]
         self._values = values
-        where, directory = values[ENDPOINTS], values[DATA_DIR]
+        where, directory = values[settings.ENDPOINTS], values[settings.DATA_DIR]
         # Endpoints of a nearer source, such as a flag next to a variable, are for this command.
         if where.given and directory.given and where.rank >= directory.rank:
             raise ConfigError(
@@ -73,13 +62,13 @@ class Config:
     @property
     def endpoints(self) -> str | None:
         """The addresses of etcd, with commas between them; None if no source has them."""
-        given = self[ENDPOINTS]
+        given = self[settings.ENDPOINTS]
         return None if given is None else ",".join(map(str, given))
 
     @property
     def namespace_template(self) -> NamespaceTemplate | None:
         """The names of namespaces by project and domain; None if one namespace is named."""
-        return None if self[NAMESPACE] is not None else self[NAMESPACE_TEMPLATE]
+        return None if self[settings.NAMESPACE] is not None else self[settings.NAMESPACE_TEMPLATE]
 
     def check_one_namespace(self) -> None:
         """Check that the namespace of new actions is unambiguous.
@@ -87,17 +76,17 @@ class Config:
         Raises:
             ConfigError: Both a namespace and a template are given.
         """
-        if self.is_given(NAMESPACE) and self.is_given(NAMESPACE_TEMPLATE):
+        if self.is_given(settings.NAMESPACE) and self.is_given(settings.NAMESPACE_TEMPLATE):
             raise ConfigError(
-                f"{self.source(NAMESPACE)} keeps all actions in one namespace, "
-                f"{self.source(NAMESPACE_TEMPLATE)} each project and domain in its own: leave one "
-                "of them out"
+                f"{self.source(settings.NAMESPACE)} keeps all actions in one namespace, "
+                f"{self.source(settings.NAMESPACE_TEMPLATE)} each project and domain in its own: "
+                "leave one of them out"
             )
 
     @property
     def security(self) -> list[str]:
         """The flags and variables that switch TLS on or name a user."""
-        user = [self.source(USER)] if self.is_given(USER) else []
+        user = [self.source(settings.USER)] if self.is_given(settings.USER) else []
         return tls_sources(self._values) + user
 
     def connection(self, default_endpoints: str) -> ConnectionSettings:
@@ -106,14 +95,14 @@ class Config:
         Raises:
             ConfigError: ``default_endpoints`` cannot be parsed.
         """
-        endpoints = self[ENDPOINTS] or parse_endpoints(default_endpoints)
+        endpoints = self[settings.ENDPOINTS] or parse_endpoints(default_endpoints)
         return ConnectionSettings(
             endpoints=endpoints,
-            transport=self[TRANSPORT],
+            transport=self[settings.TRANSPORT],
             tls=make_tls(self._values, endpoints),
             user=self.user,
-            dial_timeout=self[DIAL_TIMEOUT],
-            request_timeout=self[COMMAND_TIMEOUT],
-            keepalive_time=self[KEEPALIVE_TIME],
-            keepalive_timeout=self[KEEPALIVE_TIMEOUT],
+            dial_timeout=self[settings.DIAL_TIMEOUT],
+            request_timeout=self[settings.COMMAND_TIMEOUT],
+            keepalive_time=self[settings.KEEPALIVE_TIME],
+            keepalive_timeout=self[settings.KEEPALIVE_TIMEOUT],
         )

@@ -8,20 +8,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from etcd_actions._internal.logger import get_logger
+from etcd_actions.config import settings
 from etcd_actions.config.resolution import Resolution, Value
 from etcd_actions.config.setting import Setting
-from etcd_actions.config.settings import (
-    CACERT,
-    CERT,
-    ENDPOINTS,
-    INSECURE_SKIP_TLS_VERIFY,
-    INSECURE_TRANSPORT,
-    KEY,
-    PASSWORD,
-    PASSWORD_FILE,
-    TLS_SERVER_NAME,
-    USER,
-)
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection_settings import Tls, User
 from etcd_actions.etcd.endpoints import Endpoint
@@ -31,7 +20,12 @@ from etcd_actions.etcd.tls import read_pem_file, ssl_context
 PromptPassword: TypeAlias = Callable[[str], str]
 """Prompts for the password of a user; raises :class:`ConfigError` without a terminal."""
 
-_SWITCHES: tuple[Setting[object], ...] = (CACERT, CERT, KEY, TLS_SERVER_NAME)
+_SWITCHES: tuple[Setting[object], ...] = (
+    settings.CACERT,
+    settings.CERT,
+    settings.KEY,
+    settings.TLS_SERVER_NAME,
+)
 
 _log = get_logger(__name__)
 
@@ -39,21 +33,21 @@ _log = get_logger(__name__)
 def tls_sources(values: Resolution) -> list[str]:
     """The flags and variables that switch TLS on."""
     sources = [values[each].source for each in _SWITCHES if values[each].given is not None]
-    plain = values[INSECURE_TRANSPORT]
+    plain = values[settings.INSECURE_TRANSPORT]
     return sources if plain.value else [*sources, plain.source]
 
 
 def make_tls(values: Resolution, endpoints: Sequence[Endpoint]) -> Tls | None:
     """The TLS settings; None if nothing switches TLS on, or only an ``https://`` endpoint."""
-    skip_verify = values[INSECURE_SKIP_TLS_VERIFY].value
+    skip_verify = values[settings.INSECURE_SKIP_TLS_VERIFY].value
     unverified = skip_verify and any(endpoint.encrypted for endpoint in endpoints)
     if not tls_sources(values) and not unverified:
         return None
     return Tls(
-        ca=values[CACERT].value,
-        cert=values[CERT].value,
-        key=values[KEY].value,
-        server_name=values[TLS_SERVER_NAME].value,
+        ca=values[settings.CACERT].value,
+        cert=values[settings.CERT].value,
+        key=values[settings.KEY].value,
+        server_name=values[settings.TLS_SERVER_NAME].value,
         skip_verify=skip_verify,
     )
 
@@ -64,21 +58,21 @@ def check_tls(values: Resolution) -> None:
     Raises:
         ConfigError: They do not; the message names flags or variables, and the file.
     """
-    for one, other in ((CERT, KEY), (KEY, CERT)):
+    for one, other in ((settings.CERT, settings.KEY), (settings.KEY, settings.CERT)):
         if values[one].given is not None and values[other].given is None:
             raise ConfigError(
                 f"{values[one].source} is given without {other.flag} ({other.variable}): "
                 "give both or none"
             )
     switches = tls_sources(values)
-    where = values[ENDPOINTS]
+    where = values[settings.ENDPOINTS]
     for endpoint in where.value or () if switches else ():
         if endpoint.encrypted is False:
             raise ConfigError(
                 f"{where.source}: http://{endpoint} is not encrypted, but {switches[0]} switches "
                 "TLS on: write https://, or leave one of them out"
             )
-    files = [values[each] for each in (CACERT, CERT, KEY)]
+    files = [values[each] for each in (settings.CACERT, settings.CERT, settings.KEY)]
     given = [each for each in files if each.given is not None]
     for each in given:
         check_pem(Path(str(each.value)), each.source)
@@ -96,17 +90,18 @@ def make_user(values: Resolution, prompt: PromptPassword | None) -> User | None:
     Raises:
         ConfigError: The settings do not match each other, or there is no usable password.
     """
-    user, apart = values[USER], _separate_password(values)
+    user, apart = values[settings.USER], _separate_password(values)
     if user.value is None:
         if apart is not None:
             raise ConfigError(
-                f"{apart.source} is given without a user: give {USER.flag} ({USER.variable}) too"
+                f"{apart.source} is given without a user: give {settings.USER.flag} "
+                f"({settings.USER.variable}) too"
             )
         return None
     # With a separate password all of the text is the name, as in etcdctl.
     name, colon, password = user.value.partition(":") if apart is None else (user.value, "", "")
     if not name:
-        raise ConfigError(f"{user.source}: the name is empty: give NAME or NAME:PASSWORD")
+        raise ConfigError(f"{user.source}: the name is empty: give NAME or NAME:settings.PASSWORD")
     if colon:
         if not password:
             raise ConfigError(f"{user.source}: the password after the colon is empty")
@@ -126,7 +121,7 @@ def unused_password(values: Resolution) -> Value[object] | None:
 
 def needs_password(values: Resolution) -> bool:
     """Whether there is a user without a password, so that a prompt is needed."""
-    user = values[USER].value
+    user = values[settings.USER].value
     return user is not None and ":" not in user and not _passwords(values)
 
 
@@ -138,7 +133,10 @@ def _separate_password(values: Resolution) -> Value[object] | None:
 
 
 def _passwords(values: Resolution) -> list[Value[object]]:
-    both: list[Value[object] | None] = [values.get(PASSWORD), values.get(PASSWORD_FILE)]
+    both: list[Value[object] | None] = [
+        values.get(settings.PASSWORD),
+        values.get(settings.PASSWORD_FILE),
+    ]
     given = [each for each in both if each is not None and each.given is not None]
     return sorted(given, key=lambda each: each.rank)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeAlias, TypeVar, cast
 
@@ -13,21 +14,9 @@ T_co = TypeVar("T_co", covariant=True)
 Scope: TypeAlias = Literal["all", "run", "backend"]
 
 # These have the names and the meaning of etcdctl's variables.
-_OF_ETCDCTL = frozenset(
-    {
-        "cacert",
-        "cert",
-        "command_timeout",
-        "dial_timeout",
-        "endpoints",
-        "insecure_skip_tls_verify",
-        "insecure_transport",
-        "keepalive_time",
-        "keepalive_timeout",
-        "key",
-        "password",
-        "user",
-    }
+_OF_ETCDCTL = re.compile(
+    "cacert|cert|command_timeout|dial_timeout|endpoints|insecure_skip_tls_verify|"
+    "insecure_transport|keepalive_time|keepalive_timeout|key|password|user"
 )
 
 
@@ -62,7 +51,7 @@ class Setting(Generic[T_co]):
     @property
     def variable(self) -> str:
         """The environment variable."""
-        prefix = "ETCDCTL" if self.name in _OF_ETCDCTL else "ETCD_ACTIONS"
+        prefix = "ETCDCTL" if _OF_ETCDCTL.fullmatch(self.name) else "ETCD_ACTIONS"
         return f"{prefix}_{self.name.upper()}"
 
     @property

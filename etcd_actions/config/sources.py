@@ -28,15 +28,9 @@ _KINDS: Mapping[type[object], str] = {
     time: "a time",
 }
 
-# The variables of etcdctl, after ETCDCTL_, that have no setting here.
-_OTHERS = (
-    "API",
-    "DEBUG",
-    "DISCOVERY_SRV",
-    "DISCOVERY_SRV_NAME",
-    "HEX",
-    "INSECURE_DISCOVERY",
-    "WRITE_OUT",
+# The variables of etcdctl that have no setting here.
+_OTHERS = re.compile(
+    "ETCDCTL_(API|DEBUG|DISCOVERY_SRV|DISCOVERY_SRV_NAME|HEX|INSECURE_DISCOVERY|WRITE_OUT)"
 )
 
 
@@ -199,7 +193,7 @@ def unknown_variables(variables: Mapping[str, str]) -> Iterator[UnknownVariable]
     for name in sorted(variables):
         # Variables of etcd_actions.testing are for test runs, which start commands too.
         ours = name.startswith(("ETCD_ACTIONS_", "ETCDCTL_")) and not name.startswith(_TESTS)
-        if ours and name not in known and name.removeprefix("ETCDCTL_") not in _OTHERS:
+        if ours and name not in known and not _OTHERS.fullmatch(name):
             near = _nearest(_bare(name)[:80], bare, 0.8)
             yield UnknownVariable(name, bare[near] if near else None)
 

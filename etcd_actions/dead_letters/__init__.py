@@ -6,8 +6,14 @@ somebody a letter about. An operator lists them, asks for another try, or gives 
 any process; the leader follows these keys and offers again what it is asked to.
 """
 
-from etcd_actions.dead_letters.book import DeadLetterStatistics, LetterBook
-from etcd_actions.dead_letters.desk import LetterDesk
-from etcd_actions.dead_letters.letter import DeadLetter, read_letters
+from etcd_actions.dead_letters.dead_letter import DeadLetter, read_dead_letters
+from etcd_actions.dead_letters.dead_letter_store import DeadLetterStatistics, DeadLetterStore
+from etcd_actions.dead_letters.operations import DeadLetterOperations
 
-__all__ = ["DeadLetter", "DeadLetterStatistics", "LetterBook", "LetterDesk", "read_letters"]
+__all__ = [
+    "DeadLetter",
+    "DeadLetterOperations",
+    "DeadLetterStatistics",
+    "DeadLetterStore",
+    "read_dead_letters",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from etcd_actions.dead_letters import DeadLetter, read_letters
+from etcd_actions.dead_letters import DeadLetter, read_dead_letters
 from etcd_actions.doctor.findings import Finding, Kind, Severity
 from etcd_actions.doctor.subject import Subject, as_text
 from etcd_actions.errors import PermissionDenied, first_error
@@ -35,9 +35,9 @@ async def check_letters(subject: Subject, etcd: EtcdClient) -> list[Finding]:
     keys = Keyspace(subject.prefix)
     letters: list[DeadLetter] = []
     try:
-        async with open_pages(etcd, KeyRange.of_prefix(keys.letters)) as pages:
+        async with open_pages(etcd, KeyRange.of_prefix(keys.dead_letters)) as pages:
             async for page in pages:
-                letters += read_letters(keys, page.kvs)
+                letters += read_dead_letters(keys, page.kvs)
     except* PermissionDenied as group:
         denied: PermissionDenied | None = first_error(group)
     else:

@@ -18,20 +18,9 @@ from etcd_actions.etcd.versions import EtcdVersion, loses_writes_when_killed
 
 _VERSION_TIMEOUT = 15.0
 
-_INHERITED = (
-    "ETCD_UNSUPPORTED_ARCH",
-    "GODEBUG",
-    "GOGC",
-    "GOMAXPROCS",
-    "GOMEMLIMIT",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "PATH",
-    "TMPDIR",
-    "TZ",
-    "USER",
+_INHERITED = re.compile(
+    "ETCD_UNSUPPORTED_ARCH|GODEBUG|GOGC|GOMAXPROCS|GOMEMLIMIT|"
+    "HOME|LANG|LC_ALL|LD_LIBRARY_PATH|PATH|TMPDIR|TZ|USER"
 )
 
 _log = get_logger(__name__)
@@ -50,7 +39,7 @@ def environment() -> dict[str, str]:
     An allow list: another variable can be a password or a cloud's key, which a task of the same
     user could read from etcd's process; and etcd reads variables of its own as flags.
     """
-    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {name: text for name, text in os.environ.items() if _INHERITED.fullmatch(name)}
 
 
 async def choose_binary(given: Path | None) -> Binary:

@@ -68,9 +68,9 @@ class Session:
     """
 
     def __init__(self, etcd: Etcd, lease: Lease, asked: Moment, *, replaces: bool = False) -> None:
-        self.lease = lease
-        self.over = trio.Event()
-        self.gone = False
+        self.lease: Lease = lease
+        self.over: trio.Event = trio.Event()
+        self.gone: bool = False
         self._etcd = etcd
         self._asked = asked
         self._replaces = replaces

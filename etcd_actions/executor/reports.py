@@ -76,7 +76,7 @@ class Reports:
                     error=error,
                     error_before=error_before,
                     claim=claim,
-                    incarnation=action.incarnation,
+                    seen=action,
                 )
             except InvalidArgument:
                 if error_before is None:

@@ -112,7 +112,7 @@ class Visits:
                     update.action_id,
                     max(action.status.attempts, 1),
                     ActionStatus(Phase.QUEUED),
-                    incarnation=action.incarnation,
+                    seen=action,
                 )
             self._host.note(action)
             ends = self._host.limits(action, name).waiting_ends()

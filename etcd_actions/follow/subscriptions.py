@@ -70,7 +70,7 @@ class _Backlog:
     __slots__ = ("updates",)
 
     def __init__(self) -> None:
-        self.updates = 0
+        self.updates: int = 0
 
 
 @final
@@ -110,7 +110,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._ended = False
         self._failure: str | None = None
         self._receiver: trio.lowlevel.Task | None = None
-        self.replaced = 0
+        self.replaced: int = 0
 
     def statistics(self) -> SubscriptionStatistics:
         """How far behind the subscriber is."""

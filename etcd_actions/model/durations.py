@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from etcd_actions.errors import DecodeError, InvalidArgument
+from etcd_actions.model.flyte_types import Duration
 from etcd_actions.model.taskaction import parse_time
-
-if TYPE_CHECKING:
-    from google.protobuf.duration_pb2 import Duration
 
 LONGEST: Final = 100 * 365 * 86400.0
 """Seconds. A time beyond it is no limit."""

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from etcd_actions.errors import ConfigError, DecodeError
+from etcd_actions.model.flyte_types import ActionIdentifier, ConditionAction, Literal, TaskTemplate
 from etcd_actions.model.names import ANNOTATION_RECOVERED_FROM, ActionId
-
-if TYPE_CHECKING:
-    from flyteidl2.common.identifier_pb2 import ActionIdentifier
-    from flyteidl2.core.literals_pb2 import Literal
-    from flyteidl2.core.tasks_pb2 import TaskTemplate
-    from flyteidl2.workflow.run_definition_pb2 import ConditionAction
-
-    from etcd_actions.model.taskaction import ActionObject
+from etcd_actions.model.taskaction import ActionObject
 
 
 def action_identifier(action_id: ActionId) -> ActionIdentifier:
@@ -50,6 +44,21 @@ def task_template(action: ActionObject) -> TaskTemplate | None:
         "spec.taskTemplate",
     )
     return message
+
+
+def short_name(action: ActionObject) -> str:
+    """Return the name to show: ``spec.shortName``, or what Flyte shows without one.
+
+    That is the last part, by dots, of the name in the task template; empty without a template.
+
+    Raises:
+        DecodeError: The template cannot be read.
+        ConfigError: ``flyteidl2`` is not installed.
+    """
+    if action.spec.short_name:
+        return action.spec.short_name
+    template = task_template(action)
+    return template.id.name.rpartition(".")[2] if template is not None else ""
 
 
 def condition_action(action: ActionObject) -> ConditionAction | None:

@@ -24,11 +24,11 @@ class Keyspace:
         prefix: What comes before ``<namespace>/<name>`` in the keys of Flyte's objects.
         namespace: The namespace of all actions; None where there is a template.
         side: What the keys begin with that this package keeps for itself: traces, the marks
-            of aborts, the position, the election, dead letters. One ``prefix`` has one.
+            of aborts, the checkpoint, the election, dead letters. One ``prefix`` has one.
         traces: What the keys of traces begin with; like ``prefix``, before the namespace.
         aborts: The same of the markers of aborts.
         claims: The same of the claims of those who run actions.
-        letters: What the keys of dead letters begin with.
+        dead_letters: What the keys of dead letters begin with.
         elections: The same of those that processes are elected by.
         runs: What the keys of runs' records begin with; like ``prefix``, before the namespace.
         run_tasks: The same of the task specifications of runs' roots.
@@ -50,22 +50,22 @@ class Keyspace:
     ) -> None:
         self.prefix = prefix
         self._template = template
-        self.namespace = namespace if template is None else None
-        self.side = OWN_PREFIX + prefix.lstrip(b"/")
-        self.traces = self.side + b"traces/"
-        self.aborts = self.side + b"aborts/"
-        self.claims = self.side + b"claims/"
-        self.letters = self.side + b"dead-letters/"
-        self.elections = self.side + b"election/"
-        self.runs = self.side + b"runs/"
-        self.run_tasks = self.side + b"run-tasks/"
-        self.histories = self.side + b"history/"
-        self.tasks = self.side + b"tasks/"
-        self.projects = self.side + b"projects/"
-        self.catalog = self.side + b"catalog/"
-        self.images = self.side + b"images/"
-        self.signing = self.side + b"signing/"
-        self.deployment = self.side + b"deployment"
+        self.namespace: str | None = namespace if template is None else None
+        self.side: bytes = OWN_PREFIX + prefix.lstrip(b"/")
+        self.traces: bytes = self.side + b"traces/"
+        self.aborts: bytes = self.side + b"aborts/"
+        self.claims: bytes = self.side + b"claims/"
+        self.dead_letters: bytes = self.side + b"dead-letters/"
+        self.elections: bytes = self.side + b"election/"
+        self.runs: bytes = self.side + b"runs/"
+        self.run_tasks: bytes = self.side + b"run-tasks/"
+        self.histories: bytes = self.side + b"history/"
+        self.tasks: bytes = self.side + b"tasks/"
+        self.projects: bytes = self.side + b"projects/"
+        self.catalog: bytes = self.side + b"catalog/"
+        self.images: bytes = self.side + b"images/"
+        self.signing: bytes = self.side + b"signing/"
+        self.deployment: bytes = self.side + b"deployment"
 
     def namespace_of(self, action_id: ActionId) -> str:
         """The namespace of an action; project and domain count.
@@ -126,8 +126,8 @@ class Keyspace:
         """The key of an action's history."""
         return object_key(self.histories, self.namespace_of(action_id), action_id.object_name)
 
-    def position(self, watched: str | None) -> bytes:
-        """Where the position is kept of those who watch a namespace, or, with None, all."""
+    def checkpoint(self, watched: str | None) -> bytes:
+        """The key of the checkpoint of leaders that watch a namespace, or, with None, all."""
         return self.side + b"position/" + (watched or "*").encode()
 
     def election(self, watched: str | None) -> bytes:

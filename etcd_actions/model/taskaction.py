@@ -317,24 +317,6 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
         return self.spec.parent_action_name
 
     @property
-    def short_name(self) -> str:
-        """The name to show: ``spec.shortName``, or what Flyte takes for it.
-
-        Without one it is the last part, by dots, of the name in the task template, which
-        needs ``flyteidl2``; empty where there is no template either.
-
-        Raises:
-            DecodeError: The template cannot be read.
-            ConfigError: ``flyteidl2`` is not installed.
-        """
-        if self.spec.short_name or not self.spec.task_template:
-            return self.spec.short_name
-        from etcd_actions.model import flyte  # noqa: PLC0415 (flyteidl2 on first use)
-
-        template = flyte.task_template(self)
-        return template.id.name.rpartition(".")[2] if template is not None else ""
-
-    @property
     def output_uri(self) -> str:
         """The directory of the current attempt's outputs, see `output_uri`."""
         return self.outputs_of(self.attempts)

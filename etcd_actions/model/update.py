@@ -51,7 +51,7 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     signal_base64: str = ""
     signalled_by: str = ""
     short_name: str = ""
-    """``spec.shortName`` only: `TaskAction.short_name` looks into the template, too."""
+    """``spec.shortName`` only: see :func:`etcd_actions.model.flyte.short_name`."""
     task_type: str = ""
     action_type: str = ""
     """``task``, ``condition`` or ``trace``."""

@@ -352,7 +352,7 @@ def _of_queues(statistics: WatchingStatistics) -> Iterator[Metric]:
 
 def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
     yield _gauge("etcd_actions_elected", "Whether it records and marks.", statistics.elected)
-    yield _gauge("etcd_actions_position", "The durable position.", statistics.position)
+    yield _gauge("etcd_actions_position", "The durable position.", statistics.checkpoint)
     yield _gauge("etcd_actions_subscriptions", "Open subscriptions.", statistics.subscriptions)
     yield _gauge(
         "etcd_actions_subscriber_lag_updates",
@@ -365,10 +365,10 @@ def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
         labels=["call", "result"],
     )
     for result, counts in (
-        ("accepted", statistics.told),
+        ("accepted", statistics.reported),
         ("rejected", statistics.rejected),
         ("failed", statistics.failed),
-        ("cut", statistics.cut),
+        ("cut", statistics.interrupted),
     ):
         for call, count in counts.items():
             calls.add_metric([call, result], count)
@@ -382,7 +382,7 @@ def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
     yield _gauge(
         "etcd_actions_held_endings",
         "Accepted, and told again before they are marked: after a takeover, say.",
-        statistics.held,
+        statistics.deferred,
     )
     yield _gauge(
         "etcd_actions_dead_letters",
@@ -393,7 +393,7 @@ def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
     yield _counter(
         "etcd_actions_dead_letters_dropped",
         "Dead letters that were deleted to make room for newer ones.",
-        statistics.dropped_letters,
+        statistics.dropped_dead_letters,
     )
     yield _counters("etcd_actions_marks", "Marks, by result.", "result", statistics.marks)
 

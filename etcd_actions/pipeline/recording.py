@@ -8,15 +8,18 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.actions.orphans import OrphanCollector
-from etcd_actions.dead_letters import LetterBook
+from etcd_actions.dead_letters import DeadLetterStore
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.follow import Index, SetAside
 from etcd_actions.model import Keyspace
 from etcd_actions.pipeline.watching_settings import WatchingSettings
-from etcd_actions.record.checkpoint import Position
+from etcd_actions.record.checkpoint import Checkpoint
+from etcd_actions.record.deferred_reports import DeferredReports
+from etcd_actions.record.deletions import Deletions
 from etcd_actions.record.leader import Duties, Leader
 from etcd_actions.record.outbox import Outbox
 from etcd_actions.record.recorder import Recorder
+from etcd_actions.record.reporter import Reporter
 from etcd_actions.run_service import RunService
 from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Fence, FencedStore, Store
@@ -58,25 +61,34 @@ class Recording:
             finalizer=settings.finalizer,
             containment=containment,
         )
+        dead_letters = DeadLetterStore(
+            etcd,
+            store,
+            keyspace,
+            owns=owns,
+            settings=settings.reflector,
+            containment=containment,
+            most=settings.most_dead_letters,
+        )
+        reporter = Reporter(run_service, dead_letters, keyspace, containment)
+        deferred = DeferredReports()
+        deletions = Deletions(
+            index,
+            store,
+            keyspace,
+            aborter=aborter,
+            orphans=orphans,
+            reporter=reporter,
+            deferred=deferred,
+        )
         self.outbox = Outbox(
             index,
             store,
-            run_service=run_service,
+            reporter=reporter,
             recorder=self.recorder,
-            aborter=aborter,
-            orphans=orphans,
-            letters=LetterBook(
-                etcd,
-                store,
-                keyspace,
-                owns=owns,
-                settings=settings.reflector,
-                containment=containment,
-                most=settings.most_dead_letters,
-            ),
+            deletions=deletions,
+            deferred=deferred,
             set_aside=set_aside,
-            prefix=keyspace.prefix,
-            traces=keyspace.traces,
             workers=settings.outbox_workers,
             settings=settings.queue,
             containment=containment,
@@ -84,7 +96,7 @@ class Recording:
         self.leader = Leader(
             etcd,
             keyspace.election(namespace),
-            Position(etcd, keyspace.position(namespace)),
+            Checkpoint(etcd, keyspace.checkpoint(namespace)),
             self.outbox,
             index,
             Duties(aborter, orphans, self.timeouts),

@@ -16,23 +16,22 @@ class WatchingSettings:
     """How a processor works. Times are in seconds.
 
     Attributes:
-        record: Whether to tell the run service, and to mark, at all; without it a processor
+        record: Whether to report to the run service, and to mark, at all; without it a processor
             serves subscribers only, and writes nothing.
-        elect: Whether to do that only while elected, as one of all processes on this prefix.
-            Without it this one always does, and keeps no position.
-        collect_orphans: Whether to end and delete what lost its parent, as Kubernetes'
-            garbage collector does where there is one. What goes on without an owner
-            reference, and names a parent that is not there, is collected in any case: nobody
-            else does it.
+        elect: Whether to do that only as the leader of all processes on this prefix. Without it
+            this process always does, and has no checkpoint.
+        collect_orphans: Whether to end and delete orphans, as Kubernetes' garbage collector does
+            where there is one. An action that runs without an owner reference, and names a parent
+            that does not exist, is collected in any case: nothing else does it.
         finalizer: Whether our finalizer holds objects until their end is recorded.
-        election_ttl: For how long the leader may be silent before another takes over.
-        save_every: How often the leader saves the position.
-        outbox_workers: How many calls to the run service, and marks, are under way at once.
-        most_dead_letters: How many dead letters are kept; the oldest go.
-        retain_terminal: For how long recorded actions are kept before they expire; None
-            for ever, where something else collects them. With an action that expires goes
-            what is below it, also what still goes on: choose longer than that may last.
-        grace: How long stopping may take to finish the work at hand.
+        election_ttl: How long the leader may be silent before another process takes over.
+        save_every: How often the leader saves the checkpoint.
+        outbox_workers: How many calls to the run service, and marks, are in flight at once.
+        most_dead_letters: How many dead letters are kept; the oldest are deleted.
+        retain_terminal: How long recorded actions are kept before they expire; None without
+            limit, where something else collects them. An action that expires takes along what is
+            below it, also what still runs: choose longer than that may last.
+        grace: How long stopping may take to finish the work in progress.
         reflector: How the prefix is watched.
         queue: Limits of the outbox, and of the keys whose handling failed.
         clock: What time-outs of conditions are counted on.
@@ -55,30 +54,31 @@ class WatchingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchingStatistics:
-    """What a processor holds and has done since it was started.
+    """What a processor has and has done since it was started.
 
     Attributes:
         watching: Whether it is started.
         reflector: The watch; None before the first start.
         handlers: What was handled; what waits there is to be handled again. None before the
             first start.
-        outbox: The run service's queue; None before this process was first to have one.
-        told: Number of calls that the run service accepted, by ``record`` and ``status``.
-        rejected: Number of calls that it will never accept, likewise.
-        failed: Number of calls that failed and are made again, likewise.
-        cut: Number of calls that ended with the time of the leader's lease, likewise.
+        outbox: The queue of reports; None while another process leads.
+        reported: Number of calls that the run service accepted, by ``record`` and ``status``.
+        rejected: Number of calls that it never will accept, likewise.
+        failed: Number of calls that failed and are repeated, likewise.
+        interrupted: Number of calls that ended with the time of the leader's lease, likewise.
         call_times: How long these calls took, likewise.
-        held: Number of endings that are told again, after a takeover, before they are marked.
-        dead_letters: The letters about these that are in etcd, by action and call, and what is
-            no letter among them; empty while another process is elected.
-        dropped_letters: Number of these that made room for newer ones.
+        deferred: Number of terminal states that are reported again, after a takeover, before they
+            are marked.
+        dead_letters: The dead letters in etcd, by action and call, and what is no dead letter
+            among them; empty while another process leads.
+        dropped_dead_letters: Number of these that were deleted for newer ones.
         marks: Number of marks by result, see :class:`~etcd_actions.record.recorder.MarkResult`.
-        elected: Whether this process is the one that records and marks.
-        position: Every deletion up to this revision is done with, as last saved or read.
+        elected: Whether this process is the leader, which records and marks.
+        checkpoint: Every deletion up to this revision is reported, as last saved or read.
         subscriptions: Number of open subscriptions.
         undelivered: Number of updates that their readers have yet to receive.
         decode_errors: Number of values that could not be decoded.
-        undecodable: The keys that hold such a value now, and why it cannot be decoded.
+        undecodable: The keys that have such a value now, and why it cannot be decoded.
         undecodable_since: When the first of these was found, in seconds since 1970; None
             without one.
     """
@@ -87,17 +87,17 @@ class WatchingStatistics:
     reflector: ReflectorStatistics | None
     handlers: WorkQueueStatistics | None
     outbox: WorkQueueStatistics | None
-    told: dict[str, int]
+    reported: dict[str, int]
     rejected: dict[str, int]
     failed: dict[str, int]
-    cut: dict[str, int]
+    interrupted: dict[str, int]
     call_times: dict[str, Distribution]
-    held: int
+    deferred: int
     dead_letters: tuple[DeadLetter, ...]
-    dropped_letters: int
+    dropped_dead_letters: int
     marks: dict[str, int]
     elected: bool
-    position: int
+    checkpoint: int
     subscriptions: int
     undelivered: int
     decode_errors: int

@@ -6,7 +6,7 @@ one that it knows, so that it never goes back.
 
 Beside it stands the term of the last leader, and whether that was closed: then nothing of what it
 told may still arrive. A leader writes that its term is open before it tells anything, so its
-successor knows how long to wait: see :meth:`Position.open_term`.
+successor knows how long to wait: see :meth:`Checkpoint.open_term`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _FencedOff(Unavailable):
     """The fence does not hold any more."""
 
 
-class Position:
+class Checkpoint:
     """The position under one key. Its calls may be made from several tasks.
 
     Attributes:

@@ -29,7 +29,7 @@ from etcd_actions.etcd.api import Compare, Etcd
 from etcd_actions.etcd.election import Election, open_election
 from etcd_actions.etcd.term import Term
 from etcd_actions.follow import Index
-from etcd_actions.record.checkpoint import Position, Predecessor
+from etcd_actions.record.checkpoint import Checkpoint, Predecessor
 from etcd_actions.record.leader_calls import LANDING
 from etcd_actions.record.outbox import Outbox
 from etcd_actions.storage.store import Fence
@@ -95,7 +95,7 @@ class Leader:
         self,
         etcd: Etcd,
         key: bytes,
-        position: Position,
+        position: Checkpoint,
         outbox: Outbox,
         index: Index,
         duties: Duties,
@@ -123,8 +123,8 @@ class Leader:
         return self._election is not None and self._election.is_leader
 
     @property
-    def position(self) -> int:
-        """The position as it was last saved or read; 0 for none."""
+    def checkpoint(self) -> int:
+        """The checkpoint as it was last saved or read; 0 for none."""
         return self._position.saved
 
     async def start_at(self) -> int:
@@ -242,7 +242,7 @@ class Leader:
         if before is None:
             return -math.inf
         if before.own:
-            return self._outbox.doubt_until
+            return self._outbox.reporter.calls.uncertain_until
         hold = (before.ttl or term.ttl) + LANDING
         _log.info("endings_held", seconds=hold)
         return term.began + hold

@@ -33,11 +33,11 @@ class LeaderCalls:
 
     def __init__(self) -> None:
         self._term: Term | None = None
-        self._doubt_until = -math.inf
+        self._uncertain_until = -math.inf
         self._closed = False
         self.hold_until = -math.inf
 
-    def begin(self, term: Term | None, hold_until: float) -> None:
+    def start(self, term: Term | None, hold_until: float) -> None:
         """Make calls in this term from now on.
 
         Args:
@@ -52,9 +52,9 @@ class LeaderCalls:
         self._closed = True
 
     @property
-    def doubt_until(self) -> float:
+    def uncertain_until(self) -> float:
         """Until when a call of this process, or of one before it, may still land."""
-        return max(self.hold_until, self._doubt_until)
+        return max(self.hold_until, self._uncertain_until)
 
     @property
     def term_revision(self) -> int:
@@ -89,6 +89,6 @@ class LeaderCalls:
             raise LeaseTooShort(f"it ended with the time of the lease: {error}") from error
         finally:
             if not settled:
-                self._doubt_until = max(self._doubt_until, until + LANDING)
+                self._uncertain_until = max(self._uncertain_until, until + LANDING)
         if scope.cancelled_caught:
             raise LeaseTooShort("it ended with the time of the lease")

@@ -1,22 +1,28 @@
-"""Marks a finished action as recorded, so that it is never handled again.
+"""Writes the mark: the label that an action's terminal state is recorded.
 
-The mark is the label that Flyte's own service sets, and an annotation that says which ending
-it is about (:mod:`etcd_actions.model.mark`). It is written only after the run service
-accepted the ending, and only onto that ending: the write compares ``mod_revision``. The same
-write lets the object go: it takes our finalizer away, attaches the lease that will expire it
-where recorded actions are kept for a time, or deletes it where its deletion was asked for and
-nobody else holds it.
+The mark is the label that Flyte's own service sets, and an annotation that says which terminal
+state it is about (:mod:`etcd_actions.model.mark`). It is written only after the run service
+accepted that state, and only onto that state: the write compares ``mod_revision``. The same
+transaction releases the object: it removes our finalizer, attaches the lease that expires recorded
+actions, or deletes the object where its deletion was requested and no other finalizer remains. What
+a run service of our own stores of the state is written by it, too.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from etcd_actions.codecs import NO_TEXTS, Released, codec_of
-from etcd_actions.errors import DecodeError, LeaseNotFound, OutcomeUnknown
+from etcd_actions.errors import (
+    DecodeError,
+    InvalidRequest,
+    LeaseNotFound,
+    OutcomeUnknown,
+    RequestTooLarge,
+)
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
@@ -32,11 +38,15 @@ from etcd_actions.model import (
     subject_digest,
 )
 from etcd_actions.model.mark import NOTHING
-from etcd_actions.storage.store import CasResult, Store
+from etcd_actions.run_service.protocol import MarkCompanions
+from etcd_actions.storage.store import CasResult, KeyChange, Store
+
+_TRIES: Final = 3
+"""Transactions with companions that other writers prevent before these are written apart."""
 
 
-class Ending(NamedTuple):
-    """What the run service accepted: the mark may go only onto an object that says the same."""
+class TerminalState(NamedTuple):
+    """What the run service accepted; only an object that has the same is marked."""
 
     uid: str
     phase: Phase
@@ -45,14 +55,14 @@ class Ending(NamedTuple):
     error: ErrorState | None
     signal: str
     subject: str
-    """A digest of which action it is."""
+    """A digest of the action's identity."""
     details: str
-    """A digest of what the mark says besides phase and attempt."""
+    """A digest of what the mark has besides phase and attempt."""
 
     @classmethod
-    def of(cls, update: ActionUpdate) -> Ending:
-        """The ending that an update tells."""
-        which = update.action_id
+    def of(cls, update: ActionUpdate) -> TerminalState:
+        """The terminal state in an update."""
+        named = update.action_id
         return cls(
             update.uid,
             update.phase,
@@ -60,7 +70,7 @@ class Ending(NamedTuple):
             update.output_uri,
             update.error,
             update.signal_base64,
-            subject_digest(which.project, which.domain, which.run, which.name, update.uid),
+            subject_digest(named.project, named.domain, named.run, named.name, update.uid),
             details_digest(
                 update.error,
                 update.signal_base64,
@@ -69,7 +79,7 @@ class Ending(NamedTuple):
         )
 
     def mark(self, create_revision: int) -> str:
-        """What the annotation says of it, on an object that was created then."""
+        """The annotation's text, for an object with this ``create_revision``."""
         return mark_text(self.phase, self.attempts, create_revision, self.subject, self.details)
 
 
@@ -79,24 +89,24 @@ class MarkResult(enum.Enum):
     MARKED = "marked"
     """This call wrote the mark."""
     DELETED = "deleted"
-    """This call deleted the object: that had been asked for, and we were the last to hold it."""
+    """This call deleted the object: its deletion was requested, and our finalizer was the last."""
     ALREADY = "already"
-    """Somebody had written it, or this call did and lost the answer."""
+    """Another process wrote the mark, or this call did and its answer was lost."""
     SUPERSEDED = "superseded"
-    """The object says something else now, which is to be handled first."""
+    """The object has another state, which is to be handled first."""
     GONE = "gone"
     """The object was deleted."""
 
 
-class Leases(Protocol):
-    """Where the leases come from that expire what is recorded."""
+class LeaseSource(Protocol):
+    """Provides the leases that expire recorded actions."""
 
     async def lease(self) -> int:
-        """The lease of what is marked now."""
+        """The lease for an action that is marked now."""
         ...
 
     def lost(self, lease: int) -> None:
-        """A lease is not there any more."""
+        """A lease does not exist any more."""
         ...
 
 
@@ -104,11 +114,11 @@ class Recorder:
     """Writes marks; any number may run at the same time, in any number of processes.
 
     Args:
-        store: Where to write.
+        store: Writes to etcd.
         leases: What expires recorded actions; by default nothing does.
     """
 
-    def __init__(self, store: Store, leases: Leases | None = None) -> None:
+    def __init__(self, store: Store, leases: LeaseSource | None = None) -> None:
         self._store = store
         self._leases = leases
         self._results: Counter[str] = Counter()
@@ -117,133 +127,163 @@ class Recorder:
         """Number of calls by :class:`MarkResult`."""
         return dict(self._results)
 
-    async def mark(self, seen: KeyValue, accepted: Ending) -> MarkResult:
-        """Mark the object ``seen`` as recorded, if it still ends as ``accepted``.
+    async def mark(
+        self, seen: KeyValue, accepted: TerminalState, companions: MarkCompanions | None = None
+    ) -> MarkResult:
+        """Mark an object as recorded, if it still has the state that was accepted.
 
-        Whoever changed the object meanwhile keeps the change: on a conflict it is
-        looked at again. When an answer is lost the object is read: it may be marked. If not,
-        the error is raised, and the same write may be tried again: it compares the revision,
-        so only one can land.
+        A concurrent change of the object is never overwritten: the object is read again and
+        compared. When the answer is lost the object is read, too: it may be marked. If it is not,
+        the error is raised, and the same call may be repeated.
+
+        Args:
+            seen: The object as it was read.
+            accepted: The state that the run service accepted.
+            companions: What is stored in the same transaction. Where other writers prevent that
+                three times, where it makes the transaction too large, or where the result is not
+                this call's mark, it is stored apart instead, before a mark.
 
         Raises:
-            EtcdError: etcd did not do it, such as
-                :class:`~etcd_actions.errors.NoSpace`; the mark is still to be made.
+            EtcdError: etcd did not do it, such as :class:`~etcd_actions.errors.NoSpace`; the mark
+                is still to be made. Nothing was stored, or the companions alone, apart.
+            RunServiceError: The companions cannot be stored.
         """
-        result = await self._mark(seen, accepted)
+        result = await self._mark(seen, accepted, companions)
         self._results[result.value] += 1
         return result
 
-    def wants_lease(self, lease: int) -> bool:
+    def needs_lease(self, lease: int) -> bool:
         """Whether a recorded object with this lease, 0 for none, is to get one."""
         return lease == 0 and self._leases is not None
 
     async def maintain(self, seen: KeyValue) -> None:
-        """Let go of an object that is recorded, as its mark should have.
+        """Release an object that is recorded, as its mark should have.
 
         Our finalizer may be there because another service wrote the mark; the lease may be
-        gone because a write by an API server detached it. An object that changes meanwhile
-        is left alone: its newer state comes by the watch.
+        missing because a write by an API server detached it. An object that changed meanwhile
+        is left alone: the watch delivers its newer state.
 
         Raises:
             DecodeError: It cannot be read.
-            EtcdError: etcd did not do it; it may be tried again.
+            EtcdError: etcd did not do it; it may be repeated.
         """
         action = codec_of(seen.value).decode(seen.value, key=seen.key, revision=seen.mod_revision)
         if action.state(seen.create_revision).recorded:
             await self._write(seen, _released(seen))
 
     async def disown(self, seen: KeyValue) -> None:
-        """Note that the label on an object which goes on is about no ending.
+        """Note on an object that is not terminal that its label belongs to no terminal state.
 
-        Somebody set it, or Flyte's service passed it on from a parent that was over. Without
-        the note it would count for the ending that is still to come, which nobody would be
-        told of. What the object became meanwhile, an ending too, gets the note all the same,
-        unless it is another one, or has a mark.
+        A user set the label, or Flyte's service copied it from a parent that had ended. Without
+        the note it would count for the terminal state that is still to come, and that would never
+        be reported. A newer state of the object, also a terminal one, gets the note all the same,
+        unless it is another incarnation or has a mark.
 
         Raises:
             DecodeError: It cannot be read.
-            EtcdError: etcd did not do it; it may be tried again.
+            EtcdError: etcd did not do it; it may be repeated.
         """
         current: KeyValue | None = seen
         while current is not None and current.create_revision == seen.create_revision:
             codec = codec_of(current.value)
-            metadata = codec.decode(
-                current.value, key=current.key, revision=current.mod_revision
-            ).metadata
+            key, revision = current.key, current.mod_revision
+            metadata = codec.decode(current.value, key=key, revision=revision).metadata
             labelled = metadata.labels.get(LABEL_TERMINAL_STATUS_RECORDED) == "true"
             if not labelled or ANNOTATION_RECORDED in metadata.annotations:
                 return
-            noted = codec.release(
-                current.value,
-                LABEL_TERMINAL_STATUS_RECORDED,
-                "true",
-                None,
-                annotations={ANNOTATION_RECORDED: NOTHING},
-                key=current.key,
-                revision=current.mod_revision,
-            )
+            noted = _released(current, {ANNOTATION_RECORDED: NOTHING}, finalizer=None)
             applied, current = await self._store.compare_and_put(current, noted.value)
             if applied:
                 return
 
-    async def _mark(self, seen: KeyValue, accepted: Ending) -> MarkResult:
+    async def _mark(
+        self, seen: KeyValue, accepted: TerminalState, companions: MarkCompanions | None
+    ) -> MarkResult:
         mark = {ANNOTATION_RECORDED: accepted.mark(seen.create_revision)}
+        tries = _TRIES
         while True:
             released = _released(seen, mark)
+            changes = () if companions is None else companions.changes
             try:
-                applied, current = await self._write(seen, released)
+                applied, current = await self._write(seen, released, changes)
             except (OutcomeUnknown, LeaseNotFound):
                 applied, current = False, await self._store.get(seen.key)
                 if current is not None and current.mod_revision == seen.mod_revision:
                     raise
+            except (InvalidRequest, RequestTooLarge):
+                if companions is None:
+                    raise
+                await companions.write()
+                companions = None
+                continue
             if applied:
                 return MarkResult.DELETED if released.delete else MarkResult.MARKED
-            if current is None:
-                return MarkResult.GONE
-            if current.create_revision != seen.create_revision:
-                # Another object, whatever its uid is: the run service did not accept its ending.
-                return MarkResult.SUPERSEDED
-            try:
-                action = codec_of(current.value).decode(current.value)
-            except DecodeError:
-                return MarkResult.SUPERSEDED
-            update = build_action_update(
-                action,
-                key=current.key,
-                revision=current.mod_revision,
-                create_revision=current.create_revision,
-            )
-            if Ending.of(update) != accepted:
-                return MarkResult.SUPERSEDED
-            if update.recorded:
-                return MarkResult.ALREADY
-            if current.mod_revision == seen.mod_revision:
-                # The label is there for the one who writes it, and not for those who read.
-                raise DecodeError(
-                    "it cannot be marked", key=current.key, revision=current.mod_revision
-                )
-            seen = current
+            result = _why_not(seen, current, accepted)
+            if result is None and current is not None:
+                tries -= 1
+                if companions is None and current.mod_revision == seen.mod_revision:
+                    # The write sees another object than the read.
+                    raise DecodeError(
+                        "it cannot be marked", key=current.key, revision=current.mod_revision
+                    )
+                seen = current
+            if companions is not None and (result is not None or not tries):
+                await companions.write()
+                companions = None
+            if result is not None:
+                return result
 
-    async def _write(self, seen: KeyValue, released: Released) -> CasResult:
+    async def _write(
+        self, seen: KeyValue, released: Released, companions: Sequence[KeyChange] = ()
+    ) -> CasResult:
+        store = self._store
         if released.delete:
-            return await self._store.compare_and_delete(seen)
-        # A lease asks nobody: what others hold, they have to let go before it gets one.
+            return await store.compare_and_delete(seen, companions=companions)
+        # A lease respects no finalizer: it is attached when the last one of others is removed.
         if self._leases is None or seen.lease or released.held:
-            return await self._store.compare_and_put(seen, released.value)
+            return await store.compare_and_put(seen, released.value, companions=companions)
         while True:
             lease = await self._leases.lease()
             try:
-                return await self._store.compare_and_put(seen, released.value, lease=lease)
+                return await store.compare_and_put(
+                    seen, released.value, lease=lease, companions=companions
+                )
             except LeaseNotFound:
                 self._leases.lost(lease)
 
 
-def _released(seen: KeyValue, mark: Mapping[str, str] = NO_TEXTS) -> Released:
+def _why_not(
+    seen: KeyValue, current: KeyValue | None, accepted: TerminalState
+) -> MarkResult | None:
+    """Why an object is not to be marked; None where it is."""
+    if current is None:
+        return MarkResult.GONE
+    if current.create_revision != seen.create_revision:
+        # Another incarnation, whatever its uid is: the run service did not accept its state.
+        return MarkResult.SUPERSEDED
+    try:
+        action = codec_of(current.value).decode(current.value)
+    except DecodeError:
+        return MarkResult.SUPERSEDED
+    update = build_action_update(
+        action,
+        key=current.key,
+        revision=current.mod_revision,
+        create_revision=current.create_revision,
+    )
+    if TerminalState.of(update) != accepted:
+        return MarkResult.SUPERSEDED
+    return MarkResult.ALREADY if update.recorded else None
+
+
+def _released(
+    seen: KeyValue, mark: Mapping[str, str] = NO_TEXTS, finalizer: str | None = FINALIZER_RECORD
+) -> Released:
     return codec_of(seen.value).release(
         seen.value,
         LABEL_TERMINAL_STATUS_RECORDED,
         "true",
-        FINALIZER_RECORD,
+        finalizer,
         annotations=mark,
         key=seen.key,
         revision=seen.mod_revision,

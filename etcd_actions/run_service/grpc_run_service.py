@@ -19,8 +19,9 @@ from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.etcd.endpoints import Endpoint, check_host
 from etcd_actions.etcd.tls import check_tls, client_context, explained
 from etcd_actions.http2 import Channel, ChannelSettings, Code, KeepAlive, Target
-from etcd_actions.model import ActionObject, ActionUpdate, Phase
+from etcd_actions.model import ActionObject, ActionUpdate
 from etcd_actions.run_service import status_codes
+from etcd_actions.run_service.protocol import RunService
 from etcd_actions.run_service.status_codes import CallFailed, Meaning
 from etcd_actions.run_service.status_stream import METHOD as STREAM
 from etcd_actions.run_service.status_stream import StatusStreams
@@ -105,7 +106,7 @@ async def open_run_service(
             channel.close()
 
 
-class GrpcRunService:
+class GrpcRunService(RunService):
     """Implements :class:`~etcd_actions.run_service.RunService`; see :func:`open_run_service`.
 
     Status updates go over one stream where the server has it and as far as it carries them,
@@ -128,10 +129,6 @@ class GrpcRunService:
         self._limit = trio.CapacityLimiter(concurrency)
         self._streams = StatusStreams(channel, nursery, deadline=deadline) if streaming else None
         self._unsettled = Unsettled()
-
-    def wants(self, phase: Phase, deleted: bool) -> bool:
-        """Every state, and every deletion."""
-        return True
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Make the action known. Cancelled, it may have been, or may still be.

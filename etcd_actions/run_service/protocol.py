@@ -2,93 +2,123 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import trio
 
 from etcd_actions.model import ActionObject, ActionUpdate, Phase
+from etcd_actions.storage.store import KeyChange
 
 
-class RunService(Protocol):
-    """Who keeps the record of runs that people look at.
+class RunService(ABC):
+    """The service that keeps the records of runs; a base class for one of your own.
 
-    Each call either returns, and then the run service has accepted what it was told, or
-    raises, and then it is called again, after a back-off, for ever; but
-    :class:`~etcd_actions.errors.RunServiceRejected` says that it never will accept, and makes
-    a dead letter. The calls for one action come one after another, in order; a call may be
-    repeated after it was accepted, and after it was cancelled.
+    A call returns once the run service has accepted the report. When it raises, the leader calls
+    it again after a back-off, without limit; :class:`~etcd_actions.errors.RunServiceRejected`
+    says that it will never accept, and makes a dead letter. The calls for one action come one
+    after another, in order. A call may be repeated after it was accepted, or cancelled.
 
     A call is cancelled when the leader's lease may end (``trio.current_effective_deadline()``
-    says when), since another process tells from then on: what was cancelled must not be applied
-    much later.
+    returns when), since from then on another process may report: a cancelled call must not be
+    applied much later.
 
-    An implementation may have more than these:
-
-    - ``unsettled_until(key: bytes) -> float``: until when, in trio's time, an earlier call about
-      an action may still be applied. An ending that is accepted before that is told again after
-      it, and then marked.
-    - ``update_action_state(update, action)``: is called instead of `update_action_status`, with
-      the object whose state it is, None where that is gone.
-    - ``keeps_order = True``: it takes no state once a newer one was told, from any leader. Then
-      it may be told at any time, and an ending is told once after a change of the leader.
+    Attributes:
+        keeps_order: Whether it ignores a state after a newer one, from any leader. Then calls
+            need no lease, and a terminal state is reported once after a change of the leader.
     """
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
-        """Whether a state of this phase, or a deletion, is to be told at all."""
-        ...
+    keeps_order: ClassVar[bool] = False
 
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
+        """Return whether a state of this phase, or a deletion, is reported at all; all are."""
+        return True
+
+    @abstractmethod
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Make the action known, before its first status.
 
-        ``action`` is the stored object, None where it was deleted before it could be read.
+        Args:
+            update: Its state.
+            action: The stored object; None if it was deleted before it could be read.
 
         Raises:
-            RunServiceUnavailable: It may be accepted when told again.
+            RunServiceUnavailable: It may be accepted by a later call.
             RunServiceRejected: It never will.
         """
 
+    @abstractmethod
     async def update_action_status(self, update: ActionUpdate) -> None:
-        """Tell a state of the action.
+        """Report a state of the action.
 
-        Returns after an ending only when no earlier state can be applied behind it, unless
-        ``unsettled_until`` says when that is.
+        It returns for a terminal state only when no earlier state can be applied after it,
+        unless :meth:`unsettled_until` says when that is.
 
         Raises:
-            RunServiceActionUnknown: There is no record of the action: that is told first, then
-                this again.
-            RunServiceUnavailable: It may be accepted when told again.
+            RunServiceActionUnknown: There is no record of the action: the leader calls
+                :meth:`record_action`, then this again.
+            RunServiceUnavailable: It may be accepted by a later call.
             RunServiceRejected: It never will.
         """
 
+    async def update_action_state(self, update: ActionUpdate, action: ActionObject | None) -> None:
+        """Report a state with its object, None if that is deleted; calls update_action_status.
 
-async def tell_status(
-    run_service: RunService, update: ActionUpdate, action: ActionObject | None
-) -> None:
-    """Tell a state, with the object where the run service takes it; raises what that raises."""
-    with_object = getattr(run_service, "update_action_state", None)
-    if with_object is None:
-        await run_service.update_action_status(update)
-    else:
-        await with_object(update, action)
+        The leader calls this one. Override it where the object is needed.
+        """
+        await self.update_action_status(update)
+
+    def unsettled_until(self, key: bytes) -> float:
+        """Until when, on trio's clock, an earlier call about an object may still be applied.
+
+        A terminal state that is accepted before that is reported again after it, then marked.
+        """
+        return -math.inf
+
+    def mark_companions(
+        self, update: ActionUpdate, action: ActionObject | None
+    ) -> MarkCompanions | None:
+        """What it stores of a terminal state in the transaction of the mark; None for nothing.
+
+        For a run service that keeps its records in the same etcd. Where the transaction
+        succeeds :meth:`update_action_state` is not called.
+        """
+        return None
 
 
-def keeps_order(run_service: RunService) -> bool:
-    """Whether it takes no state once a newer one was told."""
-    return getattr(run_service, "keeps_order", False) is True
+@dataclass(frozen=True)
+class MarkCompanions:
+    """What a run service that keeps its records in the same etcd stores of a terminal state.
 
-
-class NullRunService:
-    """Accepts everything, for a deployment that has no run service.
-
-    It wants the endings only: they are what gets marked.
+    Attributes:
+        changes: Are made in the transaction of the mark. One that cannot be made raises
+            :class:`~etcd_actions.errors.RunServiceRejected`.
+        write: Makes them in transactions of their own, as ``update_action_state`` does; safe to
+            repeat.
+        others: The run service that has to accept the state before it is marked; None for none.
     """
 
-    keeps_order: Final = True
+    changes: Sequence[KeyChange]
+    write: Callable[[], Awaitable[None]]
+    others: RunService | None = None
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
-        """Whether the action is over and can be marked."""
+
+class NullRunService(RunService):
+    """Accepts everything, for a deployment without a run service: terminal states are marked."""
+
+    keeps_order = True
+
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
+        """Return whether the action has ended and can be marked."""
         return phase.is_terminal and not deleted
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
         """Accept."""
+        await trio.lowlevel.checkpoint()
 
     async def update_action_status(self, update: ActionUpdate) -> None:
         """Accept."""
+        await trio.lowlevel.checkpoint()

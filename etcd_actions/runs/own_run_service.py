@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
@@ -29,18 +30,7 @@ from etcd_actions.errors import (
     RunServiceRejected,
     RunServiceUnavailable,
 )
-from etcd_actions.etcd.api import (
-    Compare,
-    CompareResult,
-    CompareTarget,
-    Etcd,
-    Get,
-    KeyRange,
-    KeyValue,
-    Put,
-    RangeResult,
-    Txn,
-)
+from etcd_actions.etcd.api import Etcd, KeyValue
 from etcd_actions.etcd.group_commit import open_group_commit
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
@@ -48,8 +38,9 @@ from etcd_actions.model import (
     ActionObject,
     ActionUpdate,
     Keyspace,
-    Phase,
 )
+from etcd_actions.run_service import RunService
+from etcd_actions.run_service.protocol import MarkCompanions
 from etcd_actions.runs.progress import (
     Told,
     history_of,
@@ -69,12 +60,14 @@ from etcd_actions.runs.run_record import (
     decode_record,
     encode,
 )
-from etcd_actions.storage.store import Store
+from etcd_actions.storage.store import KeyChange, Store
 
 _MOST_SEEN: Final = 1024
 _LARGEST_SEEN: Final = 16 * 1024
 _INVALID_ARGUMENT: Final = 3
 _FAILED_PRECONDITION: Final = 9
+
+_Stored = TypeVar("_Stored")
 
 _log = structlog.get_logger(__name__)
 
@@ -117,10 +110,10 @@ async def history_of_action(
     return found
 
 
-class OwnRunService:
+class OwnRunService(RunService):
     """Implements :class:`~etcd_actions.run_service.RunService`; see the module's text."""
 
-    keeps_order: Final = True
+    keeps_order = True
 
     def __init__(
         self, store: Store, keys: Keyspace, *, clock: Callable[[], datetime] = utc_now
@@ -131,14 +124,10 @@ class OwnRunService:
         # What was there last, as a guess that spares a read.
         self._seen: OrderedDict[bytes, KeyValue] = OrderedDict()
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
-        """Every state: only an action's name tells a root from others."""
-        return True
-
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
-        """Make a record for the run of a root that has none, as one that nobody created has not.
+        """Store a record for the run of a root that has none.
 
-        Cancelled, it may have been made, which is safe.
+        Cancelled, it may have been stored, which is safe.
 
         Raises:
             RunServiceUnavailable: etcd did not do it now.
@@ -153,112 +142,102 @@ class OwnRunService:
                 return None
             return encode(new_record(update, action, self._clock()))
 
-        await self._keep(self._run_key(update), change)
+        await self._store_change(self._change(update, Keyspace.run_record, change))
 
     async def update_action_status(self, update: ActionUpdate) -> None:
         """See :meth:`update_action_state`; without the object less is known."""
         await self.update_action_state(update, None)
 
     async def update_action_state(self, update: ActionUpdate, action: ActionObject | None) -> None:
-        """Keep a state, unless a newer one is kept. Cancelled, it may have been kept.
+        """Store a state, unless a newer one is stored. Cancelled, it may have been stored.
 
         Args:
             update: The state.
-            action: The object that it is a state of; None where that is gone.
+            action: The object that it is a state of; None where that is deleted.
 
         Raises:
             RunServiceUnavailable: etcd did not do it now.
             RunServiceRejected: It cannot be written.
         """
+        for change in self._changes(update, action):
+            await self._store_change(change)
+
+    def mark_companions(self, update: ActionUpdate, action: ActionObject | None) -> MarkCompanions:
+        """The same as changes for the transaction of the mark.
+
+        Raises:
+            RunServiceRejected: It cannot be written.
+        """
+        write = partial(self.update_action_state, update, action)
+        return MarkCompanions(self._changes(update, action), write)
+
+    def _changes(self, update: ActionUpdate, action: ActionObject | None) -> list[KeyChange]:
+        changes = []
         if is_root(update):
-            await self._keep_status(update, action)
-        if update.action_type == ACTION_TYPE_TRACE:
-            return
-        if update.phase.is_terminal or update.is_deleted or update.attempts > 1:
-            await self._keep_history(update, action)
+            status = partial(self._with_status, update, action)
+            changes.append(self._change(update, Keyspace.run_record, status))
+        ended = update.phase.is_terminal or update.is_deleted
+        if update.action_type != ACTION_TYPE_TRACE and (ended or update.attempts > 1):
+            history = partial(_with_attempts, update, action)
+            changes.append(self._change(update, Keyspace.history, history))
+        return changes
 
-    async def _keep_status(self, update: ActionUpdate, action: ActionObject | None) -> None:
-        def change(seen: KeyValue | None) -> bytes | None:
-            record = _record(seen)
-            before = None if record is None else record.status
-            if seen is not None and before is not None:
-                told = Told(before.create_revision, before.revision, before.phase, before.attempts)
-                if not is_news(update, told, seen):
-                    return None
-                if is_another(update, told, seen):
-                    before = None
-            if record is None or is_of_another(record, seen, update):
-                record = new_record(update, action, self._clock())
-            status = status_of(update, action, before, self._clock())
-            return encode(msgspec.structs.replace(record, status=status))
-
-        await self._keep(self._run_key(update), change)
-
-    async def _keep_history(self, update: ActionUpdate, action: ActionObject | None) -> None:
-        def change(seen: KeyValue | None) -> bytes | None:
-            before = _history(seen)
-            if seen is not None and before is not None:
-                last = before.attempts[-1] if before.attempts else Attempt(number=1)
-                told = Told(before.create_revision, before.revision, last.phase, last.number)
-                if not is_news(update, told, seen):
-                    return None
-                if is_another(update, told, seen):
-                    before = None
-            after = history_of(update, action, before)
-            is_over = update.phase.is_terminal or update.is_deleted
-            if before is not None and not is_over and before.attempts[:-1] == after.attempts[:-1]:
-                # Of what goes on the object says all but how the earlier ones ended.
+    def _with_status(
+        self, update: ActionUpdate, action: ActionObject | None, seen: KeyValue | None
+    ) -> bytes | None:
+        """The record of a run with a state of its root; None where it has a newer one."""
+        record = _record(seen)
+        before = None if record is None else record.status
+        if seen is not None and before is not None:
+            told = Told(before.create_revision, before.revision, before.phase, before.attempts)
+            if not is_news(update, told, seen):
                 return None
-            return encode(after)
+            if is_another(update, told, seen):
+                before = None
+        if record is None or is_of_another(record, seen, update):
+            record = new_record(update, action, self._clock())
+        status = status_of(update, action, before, self._clock())
+        return encode(msgspec.structs.replace(record, status=status))
 
-        key = self._key(update, lambda keys: keys.history(update.action_id))
-        await self._keep(key, change)
-
-    def _run_key(self, update: ActionUpdate) -> bytes:
-        return self._key(update, lambda keys: keys.run_record(update.action_id))
-
-    def _key(self, update: ActionUpdate, key: Callable[[Keyspace], bytes]) -> bytes:
+    def _change(
+        self,
+        update: ActionUpdate,
+        key_of: Callable[[Keyspace, ActionId], bytes],
+        change: Callable[[KeyValue | None], bytes | None],
+    ) -> KeyChange:
         try:
-            return key(self._keys.within(update.namespace))
+            key = key_of(self._keys.within(update.namespace), update.action_id)
         except ValueError as error:
             raise RunServiceRejected(str(error), code=_INVALID_ARGUMENT) from None
 
-    async def _keep(self, key: bytes, change: Callable[[KeyValue | None], bytes | None]) -> None:
-        """Compare and swap until it is done, or there is nothing to be done.
+        def checked(seen: KeyValue | None) -> bytes | None:
+            try:
+                return change(seen)
+            except LaterForm as error:
+                raise RunServiceRejected(
+                    f"{_text(key)}: {error}: let the newest version lead",
+                    code=_FAILED_PRECONDITION,
+                ) from None
+
+        return KeyChange(key, checked, self._seen.pop(key, None))
+
+    async def _store_change(self, change: KeyChange) -> None:
+        """Compare and swap until it is stored, or there is nothing to store.
 
         Raises:
             RunServiceUnavailable: etcd did not do it now.
             RunServiceRejected: It never will.
         """
-        name = key.decode(errors="backslashreplace")
-        seen = self._seen.pop(key, None)
         try:
-            while True:
-                value = change(seen)
-                if value is None:
-                    assert seen is not None
-                    self._remember(seen)
-                    return
-                revision = 0 if seen is None else seen.mod_revision
-                unchanged = Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
-                txn = Txn([unchanged], [Put(key, value)], [Get(KeyRange.of_key(key))])
-                result = await self._store.txn(txn)
-                if result.succeeded:
-                    created = result.revision if seen is None else seen.create_revision
-                    version = 1 if seen is None else seen.version + 1
-                    self._remember(KeyValue(key, value, created, result.revision, version))
-                    return
-                found = result.responses[0]
-                assert isinstance(found, RangeResult)
-                seen = found.kvs[0] if found.kvs else None
-        except LaterForm as error:
-            raise RunServiceRejected(
-                f"{name}: {error}: let the newest version lead", code=_FAILED_PRECONDITION
-            ) from None
+            while not await self._store.change([change]):
+                pass
         except (RequestTooLarge, InvalidRequest) as error:
-            raise RunServiceRejected(f"{name}: {error}", code=_INVALID_ARGUMENT) from error
+            message = f"{_text(change.key)}: {error}"
+            raise RunServiceRejected(message, code=_INVALID_ARGUMENT) from error
         except EtcdError as error:
-            raise RunServiceUnavailable(f"{name}: {error}") from error
+            raise RunServiceUnavailable(f"{_text(change.key)}: {error}") from error
+        if change.seen is not None:
+            self._remember(change.seen)
 
     def _remember(self, kv: KeyValue) -> None:
         if len(kv.value) > _LARGEST_SEEN or not kv.key.startswith(self._keys.runs):
@@ -269,30 +248,51 @@ class OwnRunService:
             self._seen.popitem(last=False)
 
 
+def _with_attempts(
+    update: ActionUpdate, action: ActionObject | None, seen: KeyValue | None
+) -> bytes | None:
+    """The history of an action with a state of it; None where it has all of that."""
+    before = _history(seen)
+    if seen is not None and before is not None:
+        last = before.attempts[-1] if before.attempts else Attempt(number=1)
+        told = Told(before.create_revision, before.revision, last.phase, last.number)
+        if not is_news(update, told, seen):
+            return None
+        if is_another(update, told, seen):
+            before = None
+    after = history_of(update, action, before)
+    ended = update.phase.is_terminal or update.is_deleted
+    if before is not None and not ended and before.attempts[:-1] == after.attempts[:-1]:
+        # The object of a running action has all but how earlier attempts ended.
+        return None
+    return encode(after)
+
+
 def _record(seen: KeyValue | None) -> RunRecord | None:
-    if seen is None:
-        return None
-    try:
-        return decode_record(seen.value)
-    except LaterForm:
-        raise
-    except DecodeError as error:
-        _replaced(seen, error)
-        return None
+    return _readable(seen, decode_record)
 
 
 def _history(seen: KeyValue | None) -> ActionHistory | None:
+    return _readable(seen, decode_history)
+
+
+def _readable(seen: KeyValue | None, decode: Callable[[bytes], _Stored]) -> _Stored | None:
+    """What a key holds; None for nothing that can be read, which is replaced.
+
+    Raises:
+        LaterForm: A newer version wrote it.
+    """
     if seen is None:
         return None
     try:
-        return decode_history(seen.value)
+        return decode(seen.value)
     except LaterForm:
         raise
     except DecodeError as error:
-        _replaced(seen, error)
+        key, revision = _text(seen.key), seen.mod_revision
+        _log.error("record_replaced", key=key, revision=revision, reason=str(error))
         return None
 
 
-def _replaced(seen: KeyValue, error: DecodeError) -> None:
-    key = seen.key.decode(errors="backslashreplace")
-    _log.error("record_replaced", key=key, revision=seen.mod_revision, reason=str(error))
+def _text(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""How often a client may ask."""
+"""The rate of requests of a client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RateLimit:
 
     Args:
         rate: Requests a second; 0 for no limit.
-        clock: Seconds that only grow.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,11 +28,7 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str) -> None:
-        """Count a request.
-
-        Raises:
-            Refusal: It is one too many.
-        """
+        """Count a request; raises a Refusal if it exceeds the rate."""
         if not self._rate:
             return
         now = self._clock()
@@ -41,7 +37,7 @@ class RateLimit:
         allowed = left >= 1
         self._buckets[client] = (left - 1 if allowed else left, now)
         if len(self._buckets) > _MOST_CLIENTS:
-            # Who was longest silent has a full bucket by now, or nearly so.
+            # The bucket of the client that was silent longest is full by now, or nearly so.
             self._buckets.popitem(last=False)
         if not allowed:
             raise Refusal(

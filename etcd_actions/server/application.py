@@ -1,9 +1,9 @@
-"""The ASGI application: which path is which method, and what all of them have in common."""
+"""The ASGI application: the table of methods, and what all calls have in common."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +11,6 @@ import trio
 from connectrpc.code import Code
 from connectrpc.compat import google_protobuf_codecs
 from connectrpc.errors import ConnectError
-from connectrpc.interceptor import MetadataInterceptor
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication
 
@@ -22,30 +21,30 @@ from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.authentication import Authentication
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.disconnects import without_a_task
-from etcd_actions.server.error_codes import Refusal, told
+from etcd_actions.server.error_codes import Refusal, as_connect_error
 from etcd_actions.server.methods import Methods, guarded
 from etcd_actions.server.streams import CONNECTION, Connection
 from etcd_actions.server.tokens import Identity
-from etcd_actions.web import ClientGone, Message, Receive, Send, on_lost
+from etcd_actions.web import ClientDisconnected, Message, Receive, Send, on_disconnect, respond
 
-# Load balancers and clients that have yet to log in show no token.
+# Load balancers and clients before their login send no token.
 _OPEN = frozenset({"grpc.health.v1.Health", "flyteidl2.auth.AuthMetadataService"})
 
 
-class _Begun(NamedTuple):
-    """A call that goes on."""
+class _Started(NamedTuple):
+    """A call in progress."""
 
     at: float
     span: CallSpan | None
 
 
 class Calls:
-    """What was asked, and how it went; done for each call before its body is read.
+    """Admits and counts each call, before its body is read.
 
     Attributes:
         ended: Number of calls by method and code, ``ok`` for those without an error.
-        seconds: Their time, by method; of streams, too.
-        times: How long they took, by method.
+        seconds: Their total time by method; of streams, too.
+        times: The distribution of their times by method.
     """
 
     def __init__(
@@ -53,94 +52,78 @@ class Calls:
     ) -> None:
         self._authentication = authentication
         self._rate = rate
-        self.containment = containment
+        self._containment = containment
         self.ended: Counter[tuple[str, str]] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.times: defaultdict[str, Histogram] = defaultdict(Histogram)
 
-    async def on_start(self, ctx: RequestContext[Any, Any]) -> _Begun:
-        """Let a call in.
+    async def on_start(self, ctx: RequestContext[Any, Any]) -> _Started:
+        """Admit a call.
 
         Raises:
-            Refusal: Its client may not ask, or not so often.
+            Refusal: Its client is not admitted, or calls too often.
         """
-        return await guarded(self.containment, ctx.method.name, self._start(ctx))
+        return await guarded(self._containment, ctx.method.name, self._start(ctx))
 
-    async def _start(self, ctx: RequestContext[Any, Any]) -> _Begun:
+    async def _start(self, ctx: RequestContext[Any, Any]) -> _Started:
+        method, headers = ctx.method, ctx.request_headers
+        address = (ctx.client_address or "").rpartition(":")[0]
         try:
-            await self._admit(ctx)
+            if method.service_name in _OPEN:
+                self._rate.take(address)
+            elif (identity := await self.admit(headers.get("authorization"), address)) is not None:
+                caller = CALLER.get()
+                CALLER.set(replace(caller, subject=identity.subject, projects=identity.projects))
         except Refusal as refusal:
-            # Its end is told to nobody who was not told of its beginning.
-            self.ended[ctx.method.name, refusal.code.value] += 1
+            # connectrpc does not call on_end for it.
+            self.ended[method.name, refusal.code.value] += 1
             raise
         await trio.lowlevel.checkpoint_if_cancelled()
-        return _Begun(trio.current_time(), self._span(ctx) if is_traced() else None)
-
-    def _span(self, ctx: RequestContext[Any, Any]) -> CallSpan:
-        method = ctx.method
-        return CallSpan(
-            f"{method.service_name}/{method.name}",
-            ctx.request_headers,
-            {
+        span = None
+        if is_traced():
+            attributes = {
                 "rpc.system": "connect_rpc",
                 "rpc.service": method.service_name,
                 "rpc.method": method.name,
-            },
-        )
-
-    async def _admit(self, ctx: RequestContext[Any, Any]) -> None:
-        address = (ctx.client_address or "").rpartition(":")[0]
-        if ctx.method.service_name in _OPEN:
-            self._rate.take(address)
-            return
-        identity = await self.admit(ctx.request_headers.get("authorization"), address)
-        if identity is not None:
-            CALLER.set(replace(CALLER.get(), subject=identity.subject, projects=identity.projects))
+            }
+            span = CallSpan(f"{method.service_name}/{method.name}", headers, attributes)
+        return _Started(trio.current_time(), span)
 
     async def admit(self, authorization: str | None, address: str) -> Identity | None:
-        """Let a request in.
+        """Admit a request; see :class:`~etcd_actions.server.front.pages.Admission`.
 
         Args:
             authorization: Its header of this name; None without one.
-            address: Where it comes from.
-
-        Returns:
-            Whose token it is; None where none is demanded.
-
-        Raises:
-            Refusal: Its client may not ask, or not so often.
+            address: The address of its client.
         """
         identity = None
-        if self._authentication.is_demanded:
+        if self._authentication.is_required:
             identity = await self._authentication.identify(authorization)
         self._rate.take(address if identity is None else identity.client)
         return identity
 
     async def on_end(
-        self, token: _Begun, ctx: RequestContext[Any, Any], error: Exception | None
+        self, token: _Started, ctx: RequestContext[Any, Any], error: Exception | None
     ) -> None:
-        """Note how it ended, and give an error the code that its client understands."""
+        """Count a call, and give an error the code that its client understands."""
         method = ctx.method.name
-        self.times[method].observe(trio.current_time() - token.at)
-        self.seconds[method] += trio.current_time() - token.at
-        if error is None:
-            self.ended[method, "ok"] += 1
-            if token.span is not None:
-                token.span.end("ok")
-            return
-        meant = told(error, method, self.containment)
-        self.ended[method, meant.code.value] += 1
+        elapsed = trio.current_time() - token.at
+        self.times[method].observe(elapsed)
+        self.seconds[method] += elapsed
+        sent = None if error is None else as_connect_error(error, method, self._containment)
+        code = "ok" if sent is None else sent.code.value
+        self.ended[method, code] += 1
         if token.span is not None:
-            token.span.end(meant.code.value)
-        if meant is not error:
-            raise meant from error
+            token.span.end(code)
+        if sent is not None and sent is not error:
+            raise sent from error
 
 
 class Route(Protocol):
-    """What answers plain HTTP requests below a path, beside the methods.
+    """Answers plain HTTP requests below a path.
 
     Attributes:
-        path: What the paths begin with that it answers; it ends with a slash.
+        path: The start of the paths that it answers; it ends with a slash.
     """
 
     path: str
@@ -155,41 +138,30 @@ class Application(ConnectASGIApplication[Methods]):
 
     Args:
         methods: The methods of all services.
-        calls: What all calls go through.
-        routes: What is served beside methods.
+        calls: Admits and counts the calls of methods.
+        routes: Answer other requests.
         message_bytes: The size of a request, at most.
     """
 
     def __init__(
-        self,
-        methods: Methods,
-        calls: Calls,
-        routes: Sequence[Route] = (),
-        *,
-        message_bytes: int,
+        self, methods: Methods, calls: Calls, routes: Sequence[Route] = (), *, message_bytes: int
     ) -> None:
-        interceptors: Iterable[MetadataInterceptor[_Begun]] = (calls,)
-        self._methods = methods
         self._routes = routes
         super().__init__(
             service=methods,
             endpoints=lambda methods: methods.endpoints,
-            interceptors=interceptors,
+            interceptors=(calls,),
             read_max_bytes=message_bytes,
             codecs=google_protobuf_codecs(),
         )
 
     @property
     def path(self) -> str:
-        """Where it would be mounted beside others."""
+        """The path below which another application would mount this one."""
         return "/"
 
-    def cut_off(self) -> None:
-        """Answer the calls that still go on with an error that asks for another try."""
-        self._methods.cut_off()
-
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer a request; its streams learn at once when the client is gone."""
+        """Answer a request; a stream ends as soon as its client left."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
@@ -198,20 +170,21 @@ class Application(ConnectASGIApplication[Methods]):
                 await route(scope, receive, send)
                 return
         if (unusable := _unusable(scope)) is not None:
-            await _refuse(send, *unusable)
+            status, reason = unusable
+            await respond(send, status, f"{reason}\n".encode())
             return
         connection = Connection()
         CONNECTION.set(connection)
         CALLER.set(Caller.of(scope))
-        on_lost(scope, connection.lost)
+        on_disconnect(scope, connection.lost)
         try:
             await super().__call__(scope, receive, send)
         except ConnectError as error:
             if error.code not in (Code.DEADLINE_EXCEEDED, Code.CANCELED):
                 raise
-            # A client may set any deadline: one that passes while its answer is sent is no
-            # failure of ours.
-            raise ClientGone("its deadline passed while its answer was sent") from error
+            # A client may set any deadline: if it passes while the response is sent, the service
+            # has not failed.
+            raise ClientDisconnected("its deadline passed while its answer was sent") from error
 
     async def _call_unary(self, *arguments: Any) -> Any:
         return await super()._call_unary(*without_a_task(arguments))
@@ -221,7 +194,7 @@ class Application(ConnectASGIApplication[Methods]):
 
 
 def _unusable(scope: Message) -> tuple[int, str] | None:
-    """Why connectrpc would fail on a request, by a status; None if it would not."""
+    """The status and the reason if connectrpc would fail on a request; None if it would not."""
     for name, value in scope["headers"]:
         if not value.isascii():
             try:
@@ -233,10 +206,3 @@ def _unusable(scope: Message) -> tuple[int, str] | None:
             if kind == b"application/grpc":
                 return 505, "gRPC needs HTTP/2: over HTTP/1.1 there are gRPC-Web and Connect"
     return None
-
-
-async def _refuse(send: Send, status: int, why: str) -> None:
-    body = f"{why}\n".encode()
-    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""Who a client is, by the token that it shows."""
+"""The identity of a client, by its token."""
 
 from __future__ import annotations
 
@@ -17,23 +17,19 @@ HOW_TO: Final = (
 
 
 class Verifier(Protocol):
-    """Knows tokens that no file lists."""
+    """Verifies tokens that no file lists."""
 
     async def identify(self, token: str) -> Identity:
-        """Whose token it is.
-
-        Raises:
-            Refusal: It is not accepted, or cannot be verified now.
-        """
+        """Return the identity of a token, or raise a Refusal."""
         ...
 
 
 class Authentication:
-    """Demands a token of each call.
+    """Requires a token of each call.
 
     Args:
-        tokens: Those that a file lists; None for none.
-        verifier: Knows others; None for nobody.
+        tokens: The tokens of a file; None for none.
+        verifier: Verifies others; None for none.
     """
 
     def __init__(self, tokens: Tokens | None, verifier: Verifier | None) -> None:
@@ -41,15 +37,15 @@ class Authentication:
         self._verifier = verifier
 
     @property
-    def is_demanded(self) -> bool:
-        """Whether a client needs a token at all."""
+    def is_required(self) -> bool:
+        """Whether a client needs a token."""
         return self._tokens is not None or self._verifier is not None
 
     async def identify(self, authorization: str | None) -> Identity:
-        """Who shows a header ``authorization``.
+        """The identity that a header ``authorization`` proves.
 
         Raises:
-            Refusal: It is missing, or its token is not accepted, or cannot be verified now.
+            Refusal: It is missing, not accepted, or cannot be verified now.
         """
         if authorization is None:
             raise Refusal(

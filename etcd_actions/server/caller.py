@@ -1,4 +1,4 @@
-"""Who asks, as far as a method needs to know it."""
+"""The client that a method answers."""
 
 from __future__ import annotations
 
@@ -13,35 +13,34 @@ class Caller:
     """The client of a request.
 
     Attributes:
-        origin: How it reaches this server, such as ``http://127.0.0.1:8093``: what the URLs that
-            it is given begin with.
-        authorization: Its header ``authorization``, empty for none; not to be logged.
-        subject: Who it is, by its token; empty where that does not say, or none is asked for.
+        origin: How it reaches this server, such as ``http://127.0.0.1:8093``: the start of URLs
+            in responses.
+        subject: Its name, by its token; empty if the token has none, or none is needed.
         projects: The projects that its token may use; None for all.
     """
 
     origin: str
-    authorization: str = ""
     subject: str = ""
     projects: frozenset[str] | None = None
 
     @classmethod
     def of(cls, scope: Message) -> Caller:
-        """The caller of an ASGI request, before its token is looked at."""
-        host = authorization = ""
+        """The caller of an ASGI request, before its token is checked."""
         for name, value in scope["headers"]:
-            if name == b"host":
-                host = value.decode("latin-1")
-            elif name == b"authorization":
-                authorization = value.decode("latin-1")
-        if not host and (server := scope.get("server")):
-            host = f"{server[0]}:{server[1]}"
-        return cls(f"{scope['scheme']}://{host}", authorization)
+            if name == b"host" and value:
+                return cls(f"{scope['scheme']}://{value.decode('latin-1')}")
+        server = scope.get("server")
+        return cls(f"{scope['scheme']}://" + (f"{server[0]}:{server[1]}" if server else ""))
 
     def may_use(self, project: str) -> bool:
         """Whether its token may use a project."""
         return self.projects is None or project in self.projects
 
+    @property
+    def token(self) -> str:
+        """Its token, as messages name it."""
+        return f"the token of {self.subject}" if self.subject else "this token"
+
 
 CALLER: ContextVar[Caller] = ContextVar("CALLER")
-"""The caller of the method that the task at hand answers."""
+"""The caller of the method that the current task answers."""

@@ -1,147 +1,110 @@
-"""Where the data of runs is, as requests name it, and whether a client may name it.
+"""The locations of data in requests, and whether a client may name them.
 
-A token that is for some projects must not reach the data of others: neither by a run that is to
-read its inputs there or write its outputs there, nor by an action of its own that says so.
+A token that is limited to some projects must not reach the data of others: neither by a run that
+reads its inputs or writes its outputs there, nor by an action that points there.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Final
 
 from connectrpc.code import Code
 from flyteidl2.task.run_pb2 import CACHE_LOOKUP_SCOPE_GLOBAL, CACHE_LOOKUP_SCOPE_PROJECT_DOMAIN
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.blobs import BlobStore
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.error_codes import Refusal
+from etcd_actions.server.message_fields import NamingFields
 
-_NAMING_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
+_RUN_SPEC: Final = "flyteidl2.task.RunSpec"
+_BY_TYPE: Final[Mapping[str, tuple[str, ...]]] = {
     "flyteidl2.actions.Action": ("input_uri", "run_output_base"),
     "flyteidl2.common.OffloadedInputData": ("uri",),
     "flyteidl2.task.OutputReferences": ("output_uri", "report_uri"),
     "flyteidl2.task.RawDataStorage": ("raw_data_prefix",),
-    "flyteidl2.task.RunSpec": ("run_base_dir",),
+    _RUN_SPEC: ("run_base_dir",),
 }
-_RUN_SPEC: Final = "flyteidl2.task.RunSpec"
-_OPAQUE: Final = ("flyteidl2.core.", "flyteidl2.task.TaskSpec", "google.protobuf.")
+_LOCATIONS: Final = NamingFields(lambda type_: _BY_TYPE.get(type_.full_name, ()))
 _KINDS: Final = frozenset({"uploads", "inputs", "runs"})
-"""What the store's keys begin with that have their project next."""
-# Nobody here reads these; a task that does has credentials of its own for it.
-_ELSEWHERE: Final = re.compile(r"(s3|s3a|gs|gcs|abfs|abfss|az|adl|oss)://[^/]+(/.*)?", re.DOTALL)
+"""The first part of keys of the store whose second part is their project."""
+# This service reads none of these; a task that does has its own credentials.
+_FOREIGN: Final = re.compile(r"(s3|s3a|gs|gcs|abfs|abfss|az|adl|oss)://[^/]+(/.*)?", re.DOTALL)
 _SHARD: Final = "@"
 
 
-@cache
-def _inner(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
-    return tuple(
-        field
-        for field in descriptor.fields
-        if field.message_type is not None and _may_name(field.message_type, frozenset())
-    )
+def requested_locations(message: Message) -> Iterator[tuple[str, str]]:
+    """The locations that a request names, each with the path of its field."""
+    return ((path, location) for path, location in _LOCATIONS.read(message) if location)
 
 
-def _may_name(descriptor: Descriptor, above: frozenset[str]) -> bool:
-    name = descriptor.full_name
-    if name in above or name.startswith(_OPAQUE) or descriptor.GetOptions().map_entry:
-        return False
-    return name in _NAMING_FIELDS or any(
-        _may_name(field.message_type, above | {name})
-        for field in descriptor.fields
-        if field.message_type is not None
-    )
-
-
-def _below(message: Message) -> Iterator[tuple[str, Message]]:
-    for field in _inner(message.DESCRIPTOR):
-        if field.is_repeated:
-            for number, each in enumerate(getattr(message, field.name)):
-                yield f"{field.name}[{number}].", each
-        elif message.HasField(field.name):
-            yield f"{field.name}.", getattr(message, field.name)
-
-
-def named_places(message: Message) -> Iterator[tuple[str, str]]:
-    """The places that a request names, each with the path of its field."""
-    for name in _NAMING_FIELDS.get(message.DESCRIPTOR.full_name, ()):
-        if place := getattr(message, name):
-            yield name, place
-    for head, inner in _below(message):
-        for path, place in named_places(inner):
-            yield head + path, place
-
-
-def _run_specs(message: Message) -> Iterator[Message]:
-    if message.DESCRIPTOR.full_name == _RUN_SPEC:
-        yield message
-    for _, inner in _below(message):
-        yield from _run_specs(inner)
-
-
-class Places:
-    """Keeps clients whose tokens are for some projects to the data of these.
+class DataLocations:
+    """Confines clients whose tokens are limited to some projects to the data of these.
 
     Args:
-        store: Where blobs are; None where there is no store.
+        store: The blob store; None for none.
     """
 
     def __init__(self, store: BlobStore | None) -> None:
         self._store = store
 
     def confine(self, request: Message) -> None:
-        """Check the places that a request names, and let its run share no results with others.
+        """Check the locations of a request, and keep its run from the cache of other projects.
 
-        Cached results of all projects are one set: a run of such a client is given those of its
-        own project and domain instead.
+        Cached results of all projects are one set: a run of such a client gets those of its own
+        project and domain instead.
 
         Raises:
-            Refusal: It names a place that its client may not use.
+            Refusal: The client may not use a location.
         """
         if CALLER.get().projects is None:
             return
-        for path, place in named_places(request):
-            if not self._is_elsewhere(place):
-                self.check(place, path)
-        for spec in _run_specs(request):
+        for path, location in requested_locations(request):
+            if not self._is_foreign(location):
+                self.check(location, path)
+        for _, spec in _LOCATIONS.messages(request):
             cache_config = getattr(spec, "cache_config", None)
-            if cache_config and cache_config.cache_lookup_scope == CACHE_LOOKUP_SCOPE_GLOBAL:
+            if (
+                spec.DESCRIPTOR.full_name == _RUN_SPEC
+                and cache_config
+                and cache_config.cache_lookup_scope == CACHE_LOOKUP_SCOPE_GLOBAL
+            ):
                 cache_config.cache_lookup_scope = CACHE_LOOKUP_SCOPE_PROJECT_DOMAIN
 
-    def check(self, place: str, field: str = "") -> None:
-        """Let the client at hand read what is somewhere.
+    def check(self, location: str, field: str = "") -> None:
+        """Check that the caller may read a location.
 
         Args:
-            place: A path or a URL.
-            field: Which field of the request names it; empty where an action does.
+            location: A path or a URL.
+            field: The field of the request that names it; empty if an action does.
 
         Raises:
-            Refusal: It is not in the store, or is another project's.
+            Refusal: It is outside the store, or belongs to another project.
         """
         caller = CALLER.get()
         if caller.projects is None:
             return
-        key = None if self._store is None else self._store.key_of(place.rstrip("/"))
-        parts = [] if key is None else key.split("/")
-        if parts and parts[0].startswith(_SHARD):
+        parts = (self._key_of(location) or "").split("/")
+        if parts[0].startswith(_SHARD):
             del parts[0]
         if len(parts) > 1 and parts[0] in _KINDS and caller.may_use(parts[1]):
             return
-        who = f"the token of {caller.subject}" if caller.subject else "this token"
         own = ", ".join(sorted(caller.projects)[:5])
         raise Refusal(
             Code.PERMISSION_DENIED,
-            f"{field or 'the data'}: {quoted(place, 300)} is not among the data of the projects "
-            f"that {who} may use ({own}): leave it out, or name a place of theirs in this "
+            f"{field or 'the data'}: {quoted(location, 300)} is not among the data of the projects "
+            f"that {caller.token} may use ({own}): leave it out, or name a place of theirs in this "
             "service's blob store",
         )
 
-    def _is_elsewhere(self, place: str) -> bool:
+    def _key_of(self, location: str) -> str | None:
+        return None if self._store is None else self._store.key_of(location.rstrip("/"))
+
+    def _is_foreign(self, location: str) -> bool:
         """Whether it is in object storage that is not this service's."""
-        if self._store is not None and self._store.key_of(place.rstrip("/")) is not None:
+        if self._key_of(location) is not None:
             return False
-        return _ELSEWHERE.fullmatch(place) is not None and ".." not in place.split("/")
+        return _FOREIGN.fullmatch(location) is not None and ".." not in location.split("/")

@@ -1,10 +1,9 @@
-"""Notices that a client is gone by a callback, where connectrpc has a task for each call.
+"""Detects by a callback that a client left; connectrpc has a task for that in each call.
 
-connectrpc opens a nursery beside each handler, in which a task waits for the next message of the
-connection. That costs more than all else that it does. This server calls back instead
-(:func:`etcd_actions.web.asgi.on_lost`); the library's code for a call stays as it is, and
-is given another watch for it. Where a later version of the library calls that in another way,
-its own watch is used, and works.
+connectrpc opens a nursery around each handler, in which a task waits for the next message of the
+connection. That costs more than everything else that it does. This server calls back instead
+(:func:`etcd_actions.web.on_disconnect`): the library's code for a call stays as it is, and gets
+another watch. If a later version of the library watches in another way, its own watch is used.
 """
 
 from __future__ import annotations
@@ -35,29 +34,29 @@ class _Loop:
         return getattr(self._loop, name)
 
     async def checkpoint(self) -> None:
-        """Let a cancellation in; what receives the messages of a stream waits by itself."""
+        """Allow a cancellation; the receiver of a stream's messages has its own checkpoints."""
         await trio.lowlevel.checkpoint_if_cancelled()
 
     def watch_for_disconnect(self, receive: Any, scope: Any, *, cancel: bool = False) -> _Watch:
-        """Note that the client is gone, and end what waits for nobody.
+        """Note that the client left, and end the handler.
 
         Args:
-            receive: The library's view of the request; it learns of it.
-            scope: What ends the handler, by its deadline.
-            cancel: Whether to end it: a stream looks at its next message.
+            receive: The library's view of the request, where that is noted.
+            scope: Ends the handler, by its deadline.
+            cancel: Whether to end it: a stream checks ``receive`` at its next message.
         """
         return _Watch(receive, scope if cancel else None)
 
 
 class _Watch:
-    """The watch over one call, for as long as the context lasts."""
+    """The watch of one call, for as long as the context lasts."""
 
     def __init__(self, receive: Any, scope: Any) -> None:
         self._receive = receive
         self._scope = scope
 
     async def __aenter__(self) -> Callable[[], bool]:
-        CONNECTION.get().watch(self._lost)
+        CONNECTION.get().watch(self._on_disconnect)
         return lambda: bool(self._receive.disconnected)
 
     async def __aexit__(
@@ -68,8 +67,8 @@ class _Watch:
     ) -> None:
         CONNECTION.get().watch(None)
 
-    def _lost(self) -> None:
-        # Who reads the body notices it there.
+    def _on_disconnect(self) -> None:
+        # Otherwise the reader of the body detects it.
         if self._receive.body_done.is_set():
             self._receive.disconnected = True
             if self._scope is not None:

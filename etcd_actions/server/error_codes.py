@@ -1,9 +1,9 @@
-"""Which code a client gets for which error.
+"""The code that a client gets for an error.
 
-Flyte's SDK reacts to codes, so they decide whether a run goes on: UNAVAILABLE is tried again,
-INVALID_ARGUMENT and NOT_FOUND fail the action at once, ABORTED fails it as a part of an aborted
-run, ALREADY_EXISTS counts as done, and RESOURCE_EXHAUSTED is tried for ever. After CANCELED on a
-stream it waits for ever, so nobody is ever told that.
+Flyte's SDK acts on codes, so they decide whether a run continues: it retries UNAVAILABLE, fails the
+action at once on INVALID_ARGUMENT and NOT_FOUND, fails it as a part of an aborted run on ABORTED,
+counts ALREADY_EXISTS as success, and retries RESOURCE_EXHAUSTED without limit. After CANCELED on a
+stream it waits without limit, so CANCELED is never sent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from etcd_actions.errors import (
     UnexpectedFailure,
 )
 from etcd_actions.server.caller import CALLER
-from etcd_actions.web import ClientGone
+from etcd_actions.web import ClientDisconnected
 
 CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     (InvalidArgument, Code.INVALID_ARGUMENT),
@@ -44,9 +44,9 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     (NotServed, Code.UNIMPLEMENTED),
     (UnexpectedFailure, Code.INTERNAL),
     (ActionError, Code.FAILED_PRECONDITION),
-    # Sending it again cannot help, and RESOURCE_EXHAUSTED would be sent again for ever.
+    # A retry cannot help, and RESOURCE_EXHAUSTED would be retried without limit.
     (RequestTooLarge, Code.INVALID_ARGUMENT),
-    # Whatever else etcd refuses is no client's doing, and somebody may mend it meanwhile.
+    # Other errors of etcd are not caused by the client, and an operator may fix them.
     (EtcdError, Code.UNAVAILABLE),
     (DecodeError, Code.DATA_LOSS),
     (BlobExists, Code.ALREADY_EXISTS),
@@ -54,31 +54,31 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     (BlobError, Code.UNAVAILABLE),
     (ConfigError, Code.UNAVAILABLE),
 )
-"""The first class that an error is of counts."""
+"""The first class that an error is an instance of counts."""
 
 
 class Refusal(ConnectError):
-    """What the service itself refuses, with the code that is meant."""
+    """An error that the service itself raises, with its code."""
 
 
-def told(error: Exception, method: str, containment: Containment) -> ConnectError:
-    """What a client is told of an error; one that nobody expected is counted and logged."""
+def as_connect_error(error: Exception, method: str, containment: Containment) -> ConnectError:
+    """The error that a client is sent; an unexpected one is counted and logged."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, ConnectError):
         return _of_the_library(error)
     for kind, code in CODES:
         if isinstance(error, kind):
-            return Refusal(code, _said(error))
-    if isinstance(error, ClientGone):
+            return Refusal(code, _message(error))
+    if isinstance(error, ClientDisconnected):
         return Refusal(Code.UNAVAILABLE, str(error))
     with containment.unit("request", method):
         raise error
     return failure()
 
 
-def _said(error: EtcdActionsError) -> str:
-    """What an error says; to a client of some projects, nothing of another one's."""
+def _message(error: EtcdActionsError) -> str:
+    """The message of an error, without the data of projects that the client may not use."""
     caller = CALLER.get(None)
     if caller is not None and caller.projects is not None:
         if isinstance(error, AnotherAction):
@@ -89,14 +89,14 @@ def _said(error: EtcdActionsError) -> str:
 
 
 def failure() -> Refusal:
-    """What a client is told of an error that nobody expected."""
+    """The error that a client is sent for an unexpected one."""
     return Refusal(Code.INTERNAL, "unexpected failure: the service's log has it")
 
 
 def _of_the_library(error: ConnectError) -> ConnectError:
     if error.code is Code.CANCELED:
-        return Refusal(Code.UNAVAILABLE, "the request was cut off")
+        return Refusal(Code.UNAVAILABLE, "the request was interrupted")
     if error.code is Code.RESOURCE_EXHAUSTED:
-        # It says so of a message that is too large.
+        # Its code for a message that is too large.
         return Refusal(Code.INVALID_ARGUMENT, error.message)
     return error

@@ -1,4 +1,4 @@
-"""The service ``grpc.health.v1.Health``, which load balancers and grpcurl users ask."""
+"""The service ``grpc.health.v1.Health``, which load balancers and grpcurl call."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from etcd_actions.server._pb import grpc_health_pb2 as pb
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.streams import Streams
 
-_LOOK_EVERY = 5.0
+_CHECK_EVERY = 5.0
 
 
 class Health:
-    """Says whether the service is fit.
+    """Reports whether the service is usable.
 
     Args:
-        services: Gives the full names of what is served.
-        is_serving: Whether it can be used.
+        services: Returns the full names of what is served.
+        is_serving: Whether it is usable.
         streams: The open streams; a watch is one.
     """
 
@@ -35,26 +35,26 @@ class Health:
         self._streams = streams
 
     async def check(self, request: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
-        """Say how it is."""
+        """Report the state."""
         if request.service and request.service not in self._services():
             raise Refusal(Code.NOT_FOUND, f"service {request.service!r} is not served here")
         return pb.HealthCheckResponse(status=self._status())
 
     async def watch(self, request: pb.HealthCheckRequest) -> AsyncIterator[pb.HealthCheckResponse]:
-        """Say how it is, and again when that changes."""
+        """Report the state, and each change of it."""
         with self._streams.open() as stream:
             if request.service and request.service not in self._services():
                 yield pb.HealthCheckResponse(status=pb.HealthCheckResponse.SERVICE_UNKNOWN)
                 await stream.wait(float("inf"))
                 return
-            told = None
-            while not stream.is_over:
-                if (status := self._status()) != told:
-                    told = status
+            reported = None
+            while not stream.has_ended:
+                if (status := self._status()) != reported:
+                    reported = status
                     yield pb.HealthCheckResponse(status=status)
-                await stream.wait(_LOOK_EVERY)
+                await stream.wait(_CHECK_EVERY)
 
     def _status(self) -> pb.HealthCheckResponse.ServingStatus:
-        if self._is_serving() and not self._streams.draining:
+        if self._is_serving() and not self._streams.is_draining:
             return pb.HealthCheckResponse.SERVING
         return pb.HealthCheckResponse.NOT_SERVING

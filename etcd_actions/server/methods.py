@@ -18,7 +18,7 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions.errors import EtcdActionsError
 from etcd_actions.server.error_codes import Refusal, failure
 from etcd_actions.server.project_access import Access, has_rule
-from etcd_actions.web import ClientGone
+from etcd_actions.web import ClientDisconnected
 
 _Result = TypeVar("_Result")
 
@@ -164,7 +164,7 @@ async def guarded(containment: Containment, method: str, work: Awaitable[_Result
     """
     try:
         return await work
-    except (ConnectError, EtcdActionsError, ClientGone):
+    except (ConnectError, EtcdActionsError, ClientDisconnected):
         raise
     except BaseException as error:
         containment.caught("request", method, error)

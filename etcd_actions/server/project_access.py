@@ -1,14 +1,13 @@
-"""Which projects a request names, found in its fields, and whether its client may use them.
+"""Which projects a request names, and whether its client may use them.
 
-One place decides that for every method: a method whose request has no field that names a project
-must be listed here as one that needs none, else it cannot be served.
+A method whose request has no field that names a project must be listed here as one that needs none;
+otherwise it cannot be served.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
-from typing import Final, NamedTuple
+from typing import Final
 
 from connectrpc.code import Code
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -16,17 +15,18 @@ from google.protobuf.message import Message
 
 from etcd_actions.errors import NotFound
 from etcd_actions.server.caller import CALLER
-from etcd_actions.server.data_locations import Places
+from etcd_actions.server.data_locations import DataLocations
 from etcd_actions.server.error_codes import Refusal
+from etcd_actions.server.message_fields import NamingFields
 
 WITHOUT_A_PROJECT: Final = frozenset(
     {
         "flyteidl2.auth.AuthMetadataService/GetOAuth2Metadata",
         "flyteidl2.auth.AuthMetadataService/GetPublicClientConfig",
         "flyteidl2.auth.IdentityService/UserInfo",
-        # It says nothing of what it is asked for, which may be an organisation.
+        # The response does not depend on the request, which may name an organisation.
         "flyteidl2.cluster.ClusterService/SelectCluster",
-        # It gives only the projects that its client may use.
+        # It lists only the projects that its client may use.
         "flyteidl2.project.ProjectService/ListProjects",
         "grpc.health.v1.Health/Check",
         "grpc.health.v1.Health/Watch",
@@ -34,10 +34,10 @@ WITHOUT_A_PROJECT: Final = frozenset(
         "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     }
 )
-"""The methods that need no project: they tell nothing that belongs to one."""
+"""The methods that need no project: they return nothing that belongs to one."""
 
 SHARED_PROJECT: Final = "system"
-"""The project of the task that builds images: everybody may read and run its tasks."""
+"""The project of the task that builds images: every client may read and run its tasks."""
 
 _READS_TASKS: Final = frozenset(
     f"flyteidl2.task.TaskService/{name}" for name in ("ListTasks", "ListVersions", "GetTaskDetails")
@@ -46,82 +46,38 @@ _RUNS_TASKS: Final = frozenset(
     {"flyteidl2.workflow.RunService/CreateRun", "flyteidl2.dataproxy.DataProxyService/UploadInputs"}
 )
 
-# Elsewhere the field is called project.
-_NAMING_FIELDS: Final[Mapping[str, str]] = {
+# In all other messages the field is called project.
+_BY_TYPE: Final[Mapping[str, str]] = {
     "flyteidl2.common.ProjectIdentifier": "name",
     "flyteidl2.project.GetProjectRequest": "id",
     "flyteidl2.project.Project": "id",
 }
-# What a task is made of, and values: names in them are labels, by which nothing is found.
-_OPAQUE: Final = ("flyteidl2.core.", "flyteidl2.task.TaskSpec", "google.protobuf.")
 
 
-class _Fields(NamedTuple):
-    """What of a message may name projects.
-
-    Attributes:
-        own: The field that names one; None for none.
-        inner: Fields whose messages may.
-    """
-
-    own: FieldDescriptor | None
-    inner: tuple[FieldDescriptor, ...]
+def _naming_field(type_: Descriptor) -> tuple[str, ...]:
+    field = type_.fields_by_name.get(_BY_TYPE.get(type_.full_name, "project"))
+    return () if field is None or field.type != FieldDescriptor.TYPE_STRING else (field.name,)
 
 
-@cache
-def _fields(descriptor: Descriptor) -> _Fields:
-    own = descriptor.fields_by_name.get(_NAMING_FIELDS.get(descriptor.full_name, "project"))
-    if own is not None and own.type != FieldDescriptor.TYPE_STRING:
-        own = None
-    inner = tuple(
-        field
-        for field in descriptor.fields
-        if field.message_type is not None and _may_name(field.message_type, frozenset())
-    )
-    return _Fields(own, inner)
-
-
-def _may_name(descriptor: Descriptor, above: frozenset[str]) -> bool:
-    """Whether a message, or one in it, has a field that names a project."""
-    name = descriptor.full_name
-    if name in above or name.startswith(_OPAQUE) or descriptor.GetOptions().map_entry:
-        return False
-    own = descriptor.fields_by_name.get(_NAMING_FIELDS.get(name, "project"))
-    if own is not None and own.type == FieldDescriptor.TYPE_STRING:
-        return True
-    return any(
-        _may_name(field.message_type, above | {name})
-        for field in descriptor.fields
-        if field.message_type is not None
-    )
+_PROJECTS: Final = NamingFields(_naming_field)
 
 
 def has_rule(method: str, request: Descriptor) -> bool:
-    """Whether it is known of a method how its requests name projects.
+    """Whether a method's requests name projects, or need none.
 
     Args:
         method: ``SERVICE/METHOD``.
-        request: What its requests look like.
+        request: The type of its requests.
     """
-    return method in WITHOUT_A_PROJECT or _may_name(request, frozenset())
+    return method in WITHOUT_A_PROJECT or _PROJECTS.may_name(request)
 
 
 def named_projects(message: Message) -> Iterator[tuple[str, str]]:
     """The projects that a request names, each with the path of its field.
 
-    An identifier that leaves its project out names the project ``""``.
+    An identifier without a project names the project ``""``.
     """
-    own, inner = _fields(message.DESCRIPTOR)
-    if own is not None:
-        yield own.name, getattr(message, own.name)
-    for field in inner:
-        if field.is_repeated:
-            for number, each in enumerate(getattr(message, field.name)):
-                for path, project in named_projects(each):
-                    yield f"{field.name}[{number}].{path}", project
-        elif message.HasField(field.name):
-            for path, project in named_projects(getattr(message, field.name)):
-                yield f"{field.name}.{path}", project
+    return _PROJECTS.read(message)
 
 
 def _is_shared(method: str, path: str) -> bool:
@@ -133,26 +89,26 @@ class Access:
     """Refuses requests for projects that do not exist, or that their client may not use.
 
     Args:
-        projects: The projects that there are; None: all that somebody names.
-        places: Says which data a client may name.
+        projects: The projects that exist; None: each one that a request names.
+        locations: Checks the locations of data.
     """
 
     def __init__(
-        self, projects: tuple[str, ...] | None = None, places: Places | None = None
+        self, projects: tuple[str, ...] | None = None, locations: DataLocations | None = None
     ) -> None:
         self._known = projects
-        self._places = places or Places(None)
+        self._locations = locations or DataLocations(None)
 
     def check(self, method: str, request: Message) -> None:
-        """Let a request through; that of a client with some projects is confined to these.
+        """Check a request, and confine it to its client's projects.
 
         Args:
             method: ``SERVICE/METHOD``.
             request: The request.
 
         Raises:
-            NotFound: It names a project that settings do not.
-            Refusal: Its client may not use one, or it names none and has to.
+            NotFound: It names a project that does not exist.
+            Refusal: Its client may not use a project, or it must name one and does not.
         """
         caller = CALLER.get()
         if self._known is None and caller.projects is None:
@@ -162,9 +118,8 @@ class Access:
             if project == SHARED_PROJECT and _is_shared(method, path):
                 continue
             if not caller.may_use(project) and (project or method not in WITHOUT_A_PROJECT):
-                who = f"the token of {caller.subject}" if caller.subject else "this token"
                 what = f"project {project!r}" if project else "a request that names no project"
-                raise Refusal(Code.PERMISSION_DENIED, f"{path}: {who} may not use {what}")
+                raise Refusal(Code.PERMISSION_DENIED, f"{path}: {caller.token} may not use {what}")
             if self._known is not None and project and project not in self._known:
                 known = ", ".join(self._known)
                 raise NotFound(f"{path}: project {project!r} is none of those here: {known}")
@@ -173,4 +128,4 @@ class Access:
                 Code.PERMISSION_DENIED,
                 "this token may use some projects only, and the request names none",
             )
-        self._places.confine(request)
+        self._locations.confine(request)

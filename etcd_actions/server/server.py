@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from etcd_actions.server.methods import Methods
     from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
+else:
+    # Extras, loaded on demand; typing.get_type_hints finds the names.
+    Calls = Front = MethodInfo = Methods = OidcIssuer = Streams = Any
 
 _FLAG = "--listen"
 
@@ -83,7 +86,7 @@ async def open_actions_server(
         from etcd_actions.server.application import Application, Calls  # noqa: PLC0415
         from etcd_actions.server.auth_metadata import AuthMetadataService  # noqa: PLC0415
         from etcd_actions.server.authentication import Authentication  # noqa: PLC0415
-        from etcd_actions.server.data_locations import Places  # noqa: PLC0415
+        from etcd_actions.server.data_locations import DataLocations  # noqa: PLC0415
         from etcd_actions.server.grpc_health import Health  # noqa: PLC0415
         from etcd_actions.server.methods import Methods  # noqa: PLC0415
         from etcd_actions.server.project_access import Access  # noqa: PLC0415
@@ -101,7 +104,7 @@ async def open_actions_server(
     authentication = Authentication(tokens, issuer)
     calls = Calls(authentication, RateLimit(settings.rate), client.containment)
     streams = Streams(settings.max_streams)
-    access = Access(settings.projects, Places(None if front is None else front.blobs))
+    access = Access(settings.projects, DataLocations(None if front is None else front.blobs))
     methods = Methods(settings.request_timeout, client.containment, access)
     methods.add(ActionsService(client, streams, settings.keepalive, read_trace_error))
     methods.add(Health(lambda: methods.services, is_serving, streams))
@@ -126,7 +129,7 @@ async def open_actions_server(
         containment=client.containment,
         grace=settings.grace,
         on_leave=streams.drain,
-        on_late=application.cut_off,
+        on_late=methods.cut_off,
     ) as listener:
         if announce:
             _tell(settings, listener)

@@ -1,89 +1,93 @@
 """The open streams: each can be ended from outside, at once and without an error.
 
-A stream waits in one place, in `Stream.receive`. Whoever wants it to end, because its client
-left or the service ends, interrupts that; its generator then returns, and the client sees a
-stream that is over. Flyte's SDK opens another one and begins with its snapshot, so nothing is
-lost. A stream that is cancelled instead would end with an error code, and with CANCELED the SDK
-waits for ever.
+A stream waits in one place, in `Stream.receive`. When its client left or the service ends, that is
+interrupted; the generator then returns, and the client receives the end of the stream. Flyte's SDK
+opens another stream, which starts with a snapshot, so nothing is lost. A cancelled stream would end
+with an error code instead, and with CANCELED the SDK waits without limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 from connectrpc.code import Code
 
 from etcd_actions.server.error_codes import Refusal
 
+if TYPE_CHECKING:
+    from etcd_actions.follow.subscriptions import SnapshotEnd, Subscription
+    from etcd_actions.model import ActionUpdate
+
 Item_co = TypeVar("Item_co", covariant=True)
+_Item = TypeVar("_Item", bound="ActionUpdate | SnapshotEnd")
 
 
 class Source(Protocol[Item_co]):
-    """What a stream's items come from."""
+    """The source of a stream's items."""
 
     async def receive(self) -> Item_co:
-        """The next one; a cancelled call has taken none."""
+        """Return the next item; a cancelled call loses none."""
         ...
 
 
 class Connection:
-    """The request that is being answered, as far as its client is still there."""
+    """Whether the client of the current request is still connected."""
 
     def __init__(self) -> None:
         self.is_lost = False
-        self.on_lost: Callable[[], None] = lambda: None
+        self.on_disconnect: Callable[[], None] = lambda: None
         self._watch: Callable[[], None] | None = None
 
     def watch(self, callback: Callable[[], None] | None) -> None:
-        """Have a function called when the client is gone, at once if it is; None for no more."""
+        """Call a function when the client left, at once if it has; None to stop that."""
         self._watch = callback
         if callback is not None and self.is_lost:
             callback()
 
     def lost(self) -> None:
-        """The client is gone."""
+        """Note that the client left."""
         self.is_lost = True
         if self._watch is not None:
             self._watch()
-        self.on_lost()
+        self.on_disconnect()
 
 
 CONNECTION: ContextVar[Connection] = ContextVar("CONNECTION")
-"""The connection of the request that the task at hand answers."""
+"""The connection of the request that the current task answers."""
 
 
 class Stream:
     """One open stream."""
 
-    def __init__(self, is_over: bool) -> None:
-        self.is_over = is_over
+    def __init__(self, has_ended: bool) -> None:
+        self.has_ended = has_ended
         self._waiting: trio.CancelScope | None = None
 
     def end(self) -> None:
-        """Let the generator return, at once or when it waits next."""
-        self.is_over = True
+        """Let the generator return, now or when it waits next."""
+        self.has_ended = True
         if self._waiting is not None:
             self._waiting.cancel("the stream is to end")
 
     async def wait(self, seconds: float) -> None:
-        """Wait, but no longer than the stream lasts."""
-        if self.is_over:
+        """Sleep, but no longer than the stream lasts."""
+        if self.has_ended:
             await trio.lowlevel.checkpoint()
             return
         with trio.move_on_after(seconds) as self._waiting:
             await trio.sleep_forever()
 
     async def receive(self, updates: Source[Item_co], patience: float) -> Item_co | None:
-        """The next item; None when the stream is over, or after ``patience`` seconds.
+        """Return the next item; None at the end of the stream, or after ``patience`` seconds.
 
         Raises:
-            trio.EndOfChannel: No more will come.
+            trio.EndOfChannel: No more items follow.
         """
-        if self.is_over:
+        if self.has_ended:
             await trio.lowlevel.checkpoint()
             return None
         with trio.move_on_after(patience) as self._waiting:
@@ -95,28 +99,24 @@ class Streams:
     """All open streams.
 
     Attributes:
-        sent: Number of updates that were given out.
+        sent: Number of updates that were sent.
         conflated: Number of states that a newer one replaced, of streams that are closed.
+        is_draining: Whether no stream can be opened any more.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._open: set[Stream] = set()
-        self._draining = False
+        self.is_draining = False
         self.sent = 0
         self.conflated = 0
 
     def __len__(self) -> int:
         return len(self._open)
 
-    @property
-    def draining(self) -> bool:
-        """Whether no stream is opened any more."""
-        return self._draining
-
     def drain(self) -> None:
         """End all streams, and open no more."""
-        self._draining = True
+        self.is_draining = True
         for stream in self._open:
             stream.end()
 
@@ -125,9 +125,9 @@ class Streams:
         """Count a stream for as long as the context lasts.
 
         Raises:
-            Refusal: There are too many, or the service is about to end.
+            Refusal: There are too many, or the service is ending.
         """
-        if self._draining:
+        if self.is_draining:
             raise Refusal(Code.UNAVAILABLE, "the service is ending")
         if len(self._open) >= self._most:
             raise Refusal(
@@ -135,9 +135,21 @@ class Streams:
             )
         connection = CONNECTION.get()
         stream = Stream(connection.is_lost)
-        connection.on_lost = stream.end
+        connection.on_disconnect = stream.end
         self._open.add(stream)
         try:
             yield stream
         finally:
             self._open.remove(stream)
+
+    @asynccontextmanager
+    async def follow(
+        self, subscription: AbstractAsyncContextManager[Subscription[_Item]]
+    ) -> AsyncIterator[tuple[Stream, Subscription[_Item]]]:
+        """A stream that delivers a subscription, and counts its conflated states at the end."""
+        with self.open() as stream:
+            async with subscription as updates:
+                try:
+                    yield stream, updates
+                finally:
+                    self.conflated += updates.statistics().conflated

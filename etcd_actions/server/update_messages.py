@@ -1,4 +1,4 @@
-"""What subscribers are told, as Flyte's messages."""
+"""Updates of actions as Flyte's messages."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _log = structlog.get_logger(__name__)
 
 
 def sentinel() -> WatchForUpdatesResponse:
-    """The mark behind a snapshot; once more it is a sign of life."""
+    """The message behind a snapshot, and after a silence."""
     return WatchForUpdatesResponse(control_message=pb.ControlMessage(sentinel=True))
 
 
-def is_told(update: ActionUpdate) -> bool:
-    """Whether a stream is told this state at all.
+def is_sent(update: ActionUpdate) -> bool:
+    """Whether a stream delivers this state.
 
-    Of a condition only its end: a parent that starts anew and finds an open one in its
-    snapshot takes the missing value for the answer.
+    Of a condition it delivers only the terminal state: a restarted parent that finds a waiting
+    one in its snapshot takes the missing value for the answer.
     """
     return update.phase.is_terminal or update.action_type != ACTION_TYPE_CONDITION
 
 
 def response(update: ActionUpdate, org: str) -> WatchForUpdatesResponse:
-    """The message that tells a state.
+    """The message with a state.
 
     Args:
         update: The state.
-        org: The organisation that the client named, for objects that do not know theirs.
+        org: The organisation that the client named, for objects that have none.
     """
     message = pb.ActionUpdate(
         action_id=conversions.action_identifier(update.action_id),
@@ -58,7 +58,7 @@ def response(update: ActionUpdate, org: str) -> WatchForUpdatesResponse:
 
 
 def execution_error(update: ActionUpdate) -> ExecutionError | None:
-    """Why an action failed, timed out or was aborted; None where nobody said."""
+    """Why an action failed, timed out or was aborted; None if no reason is stored."""
     error = update.error
     if update.phase is Phase.ABORTED and error is None and update.abort_reason:
         error = ErrorState(code="Aborted", kind="USER", message=update.abort_reason)
@@ -81,7 +81,7 @@ def _value(update: ActionUpdate) -> Literal | None:
         return conversions.literal(update.signal_value or b"")
     except DecodeError as error:
         _log.error(
-            "told_without_field",
+            "sent_without_field",
             key=update.key.decode(errors="backslashreplace"),
             revision=update.revision,
             reason=error.reason,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from etcd_actions.etcd.api import (
     Get,
     KeyRange,
     KeyValue,
+    OperationResult,
     Put,
     RangeResult,
     Txn,
@@ -33,6 +34,53 @@ class CasResult(NamedTuple):
 
     applied: bool
     current: KeyValue | None
+
+
+class KeyChange:
+    """A change of one key that may be part of a transaction with others.
+
+    Args:
+        key: The key.
+        change: Returns the new value for what the key has, None for no change. May raise.
+        seen: The key as it was last read or written; None where it is taken to be absent.
+
+    Attributes:
+        seen: The same; each transaction brings it up to date.
+    """
+
+    __slots__ = ("_change", "_value", "key", "seen")
+
+    def __init__(
+        self,
+        key: bytes,
+        change: Callable[[KeyValue | None], bytes | None],
+        seen: KeyValue | None = None,
+    ) -> None:
+        self.key = key
+        self.seen = seen
+        self._change = change
+        self._value: bytes | None = None
+
+    def operations(self) -> tuple[Compare, Sequence[Put], Get]:
+        """What a transaction compares, puts if that holds, and reads if it does not."""
+        self._value = self._change(self.seen)
+        revision = 0 if self.seen is None else self.seen.mod_revision
+        unchanged = Compare(self.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
+        puts = () if self._value is None else (Put(self.key, self._value),)
+        return unchanged, puts, Get(KeyRange.of_key(self.key))
+
+    def written(self, revision: int) -> None:
+        """The transaction was done, at a revision."""
+        if self._value is not None:
+            created, version = revision, 1
+            if self.seen is not None:
+                created, version = self.seen.create_revision, self.seen.version + 1
+            self.seen = KeyValue(self.key, self._value, created, revision, version)
+
+    def found(self, kv: KeyValue | None) -> bool:
+        """The transaction was not done, and read this; returns whether it differs."""
+        before, self.seen = self.seen, kv
+        return (before and before.mod_revision) != (kv and kv.mod_revision)
 
 
 class Store:
@@ -128,6 +176,7 @@ class Store:
         *,
         lease: int | None = None,
         fence: Compare | None = None,
+        companions: Sequence[KeyChange] = (),
     ) -> CasResult:
         """Replace ``seen`` by ``value`` if it has not changed.
 
@@ -138,6 +187,8 @@ class Store:
             value: What it becomes.
             lease: What it is attached to from then on; by default to what it is now.
             fence: What must hold, too. Where it does not, the key is unchanged.
+            companions: Changes of other keys in the same transaction, done only with it, and only
+                while these keys are as they were last seen.
 
         Raises:
             OutcomeUnknown: It may have been applied. Trying the same again is safe: it
@@ -149,37 +200,77 @@ class Store:
             lease = seen.lease
         if value == seen.value and lease == seen.lease:
             return CasResult(applied=False, current=seen)
-        applied, current = await self._if_unchanged(seen, Put(seen.key, value, lease), fence)
+        put = Put(seen.key, value, lease)
+        applied, current = await self._if_unchanged(seen, put, fence, companions)
         if applied is None:
             return CasResult(applied=False, current=current)
         written = KeyValue(seen.key, value, seen.create_revision, applied, seen.version + 1, lease)
         return CasResult(applied=True, current=written)
 
     async def compare_and_delete(
-        self, seen: KeyValue, *, fence: Compare | None = None
+        self,
+        seen: KeyValue,
+        *,
+        fence: Compare | None = None,
+        companions: Sequence[KeyChange] = (),
     ) -> CasResult:
-        """Delete ``seen`` if it has not changed, and ``fence`` holds, too.
+        """Delete ``seen`` if it has not changed, as :meth:`compare_and_put` replaces it.
 
         Raises:
             OutcomeUnknown: It may have been applied. Trying the same again is safe.
         """
         delete = Delete(KeyRange.of_key(seen.key))
-        applied, current = await self._if_unchanged(seen, delete, fence)
+        applied, current = await self._if_unchanged(seen, delete, fence, companions)
         return CasResult(applied is not None, current)
 
+    async def change(self, changes: Sequence[KeyChange]) -> bool:
+        """Make changes in one transaction; False where a key was not as it was last seen.
+
+        Nothing is sent where none of them changes what was last seen.
+        """
+        operations = [change.operations() for change in changes]
+        puts = [put for _, each, _ in operations for put in each]
+        if not puts:
+            return True
+        compares, _, gets = zip(*operations, strict=True)
+        result = await self._commit(Txn(compares, puts, gets))
+        _learn(changes, result)
+        return result.succeeded
+
     async def _if_unchanged(
-        self, seen: KeyValue, change: Put | Delete, fence: Compare | None = None
+        self,
+        seen: KeyValue,
+        change: Put | Delete,
+        fence: Compare | None,
+        companions: Sequence[KeyChange],
     ) -> tuple[int | None, KeyValue | None]:
         """The revision of the change; None where it was not made, and what is there."""
         key = seen.key
-        unchanged = Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen.mod_revision)
-        compares = (unchanged,) if fence is None else (unchanged, fence)
-        result = await self._commit(Txn(compares, (change,), (Get(KeyRange.of_key(key)),)))
+        compares = [
+            Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen.mod_revision)
+        ]
+        if fence is not None:
+            compares.append(fence)
+        changes: list[Put | Delete] = [change]
+        reads = [Get(KeyRange.of_key(key))]
+        for companion in companions:
+            compare, puts, get = companion.operations()
+            compares.append(compare)
+            changes += puts
+            reads.append(get)
+        result = await self._commit(Txn(compares, changes, reads))
         if result.succeeded:
+            _learn(companions, result)
             return result.revision, None
-        found = result.responses[0]
-        assert isinstance(found, RangeResult)
-        return None, found.kvs[0] if found.kvs else None
+        current = _first(result.responses[0])
+        companions_differ = _learn(companions, result, 1)
+        unchanged = current is not None and current.mod_revision == seen.mod_revision
+        if unchanged and not companions_differ:
+            self._not_applied(fence)
+        return None, current
+
+    def _not_applied(self, fence: Compare | None) -> None:
+        """A change was not made, though all its keys are as they were seen."""
 
 
 class Fence:
@@ -198,7 +289,7 @@ class FencedStore(Store):
 
     Args:
         store: What does them.
-        fence: Looked at for each write.
+        fence: Read for each write.
 
     Raises:
         Unavailable: By each write once the fence does not hold any more; nothing was written.
@@ -209,11 +300,30 @@ class FencedStore(Store):
         self._fence = fence
 
     async def _if_unchanged(
-        self, seen: KeyValue, change: Put | Delete, fence: Compare | None = None
+        self,
+        seen: KeyValue,
+        change: Put | Delete,
+        fence: Compare | None,
+        companions: Sequence[KeyChange],
     ) -> tuple[int | None, KeyValue | None]:
-        fence = fence or self._fence.compare
-        applied, current = await super()._if_unchanged(seen, change, fence)
-        unchanged = current is not None and current.mod_revision == seen.mod_revision
-        if applied is None and unchanged and fence is not None:
+        return await super()._if_unchanged(seen, change, fence or self._fence.compare, companions)
+
+    def _not_applied(self, fence: Compare | None) -> None:
+        if fence is not None:
             raise Unavailable("it was not written: this process does not lead any more")
-        return applied, current
+
+
+def _learn(changes: Iterable[KeyChange], result: TxnResult, start: int = 0) -> bool:
+    """Bring changes up to date; returns whether a key was not as it was last seen."""
+    differ = False
+    for index, change in enumerate(changes, start):
+        if result.succeeded:
+            change.written(result.revision)
+        else:
+            differ |= change.found(_first(result.responses[index]))
+    return differ
+
+
+def _first(response: OperationResult) -> KeyValue | None:
+    assert isinstance(response, RangeResult)
+    return response.kvs[0] if response.kvs else None

@@ -1,4 +1,4 @@
-"""Serves ASGI applications: connections, their limits, and who may connect."""
+"""Serves ASGI applications: connections, their limits, and which clients may connect."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from etcd_actions.web.answering import ListenerStatistics
     from etcd_actions.web.asgi import (
         Application,
-        ClientGone,
+        ClientDisconnected,
         Message,
         Receive,
         Send,
-        on_lost,
+        on_disconnect,
+        respond,
         take_long_body,
     )
     from etcd_actions.web.bind import Bind
     from etcd_actions.web.http_limits import HttpLimits
-    from etcd_actions.web.listener import Listener, ListenerStatistics, open_listener
+    from etcd_actions.web.listener import Listener, open_listener
     from etcd_actions.web.server_tls import ServerTls
 
 __all__ = [
     "Application",
     "Bind",
-    "ClientGone",
+    "ClientDisconnected",
     "HttpLimits",
     "Listener",
     "ListenerStatistics",
@@ -31,32 +33,26 @@ __all__ = [
     "Receive",
     "Send",
     "ServerTls",
-    "on_lost",
+    "on_disconnect",
     "open_listener",
+    "respond",
     "take_long_body",
 ]
 
-# Imported when first used: the table of settings needs an address alone.
-_HOMES = {
-    "Application": "asgi",
+# Imported on first use: the table of settings needs only an address.
+_MODULES = {
     "Bind": "bind",
-    "ClientGone": "asgi",
     "HttpLimits": "http_limits",
     "Listener": "listener",
-    "ListenerStatistics": "listener",
-    "Message": "asgi",
-    "Receive": "asgi",
-    "Send": "asgi",
+    "ListenerStatistics": "answering",
     "ServerTls": "server_tls",
-    "on_lost": "asgi",
     "open_listener": "listener",
-    "take_long_body": "asgi",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'asgi')}"), name)
     globals()[name] = value
     return value

@@ -1,4 +1,4 @@
-"""Takes connections in, each with a boundary of its own, and never more than there is room for."""
+"""Accepts connections within the budget; each has its own boundary."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WAIT: Final = 0.1
 
 
 class Admission:
-    """Who may connect.
+    """Which users of this machine may connect.
 
     Args:
-        peers: Tells the users of this machine.
-        uids: Those that are let in.
+        peers: Finds the user of a connection.
+        uids: The allowed users.
     """
 
     def __init__(self, peers: Peers, uids: frozenset[int]) -> None:
@@ -32,21 +32,21 @@ class Admission:
         self._uids = uids
 
     def refusal(self, peer: Address, here: Address) -> dict[str, object] | None:
-        """Why a connection is not let in, as details of a log line; None if it is."""
+        """Why a connection is refused, as details of a log line; None if it is allowed."""
         uid = self._peers.uid(peer, here)
         if uid in self._uids:
             return None
         return {"uid": "unknown" if uid is None else uid, "allowed": sorted(self._uids)}
 
 
-class Door:
+class Acceptor:
     """The accept loop of one listener.
 
     Args:
-        listening: The socket that listens.
+        listening: The listening socket.
         shared: What all connections share.
         connections: The budget.
-        admission: Who may connect; None for everybody.
+        admission: Which users may connect; None for all.
         flag: The listener's name in logs.
     """
 
@@ -68,7 +68,7 @@ class Door:
         self._leaving = trio.CancelScope()
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Take connections in until :meth:`leave`; they are served in the nursery."""
+        """Accept connections until :meth:`leave`; the nursery serves them."""
 
         async def accept() -> None:
             while True:
@@ -78,7 +78,7 @@ class Door:
             await self._shared.answering.containment.keep("listener", self._flag, accept)
 
     def leave(self) -> None:
-        """Take no more connections and requests; those under way may finish."""
+        """Accept no more connections and requests; requests in progress may finish."""
         self._leaving.cancel("the listener ends")
         self._listening.close()
         self._shared.is_leaving = True
@@ -95,14 +95,14 @@ class Door:
         try:
             accepted, address = await self._listening.accept()
         except OSError as error:
-            # Of the others each is about one connection, which is gone already.
+            # Each other error is about one connection, which is closed already.
             if error.errno in _EXHAUSTED:
                 answering.counts.refused["descriptors"] += 1
-                answering.floods.warn("connections_refused", "descriptors", error=str(error))
+                answering.log_limits.report("connections_refused", "descriptors", error=str(error))
                 _replace(self._connections.replaceable())
                 await trio.sleep(_WAIT)
             return
-        # The connection reads and writes without trio's own wrapper around it.
+        # The connection reads and writes without trio's wrapper.
         kind = accepted.family, accepted.type, accepted.proto
         sock = socket.socket(*kind, fileno=accepted.detach())
         try:
@@ -118,7 +118,7 @@ class Door:
             reason, details = refusal
             sock.close()
             answering.counts.refused[reason] += 1
-            answering.floods.warn("connections_refused", reason, peer=peer, **details)
+            answering.log_limits.report("connections_refused", reason, peer=peer, **details)
             return
         answering.counts.accepted += 1
 
@@ -132,10 +132,10 @@ class Door:
     def _refusal(
         self, sock: socket.socket, ends: tuple[Address, Address]
     ) -> tuple[str, dict[str, object]] | None:
-        """Why a connection is not let in; another one may make room for it."""
+        """Why a connection is refused; another one may be replaced by it."""
         if self._admission is not None and (why := self._admission.refusal(*ends)) is not None:
             return "user", why
-        if (full := self._connections.room_for(ends[0][0])) is not None:
+        if (full := self._connections.limit_for(ends[0][0])) is not None:
             reason, replaceable = full
             if replaceable is None:
                 return reason, {"open": len(self._connections), "most": self._connections.most}
@@ -147,7 +147,7 @@ class Door:
 
     async def _serve(self, sock: socket.socket, slot: Slot, ends: tuple[Address, Address]) -> None:
         if slot.is_replaced:
-            # Before it began.
+            # Replaced before it started.
             return
         answering = self._shared.answering
         try:
@@ -160,7 +160,7 @@ class Door:
                     answering.protocol_error(error)
         finally:
             sock.close()
-            slot.leave()
+            slot.release()
 
     async def _run(self, sock: socket.socket, slot: Slot, ends: tuple[Address, Address]) -> None:
         plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
@@ -186,7 +186,7 @@ def _replace(slot: Slot | None) -> None:
 
 
 def _plain(host: str) -> str:
-    """An address without its zone, and as IPv4 where it is that."""
+    """An address without its zone; a mapped IPv4 address as such."""
     address = plain_address(host)
     return host if address is None else str(address)
 

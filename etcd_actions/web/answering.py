@@ -1,47 +1,54 @@
-"""What answers the requests of a listener, and what became of them."""
+"""What answers the requests of a listener, and its statistics."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from email.utils import formatdate
 
 import structlog
 
 from etcd_actions._internal.containment import Containment
 from etcd_actions.web.asgi import Application
-from etcd_actions.web.floods import Floods
 from etcd_actions.web.hosts import Hosts
 from etcd_actions.web.http_limits import HttpLimits
+from etcd_actions.web.log_limits import LogLimits
 
 _log = structlog.get_logger(__name__)
 
 
-class Counts:
-    """What became of a listener's connections and requests.
+@dataclass(kw_only=True)
+class ListenerStatistics:
+    """The statistics of a listener.
 
     Attributes:
-        accepted: Number of connections that were let in.
-        refused: Number of those that were not, by reason.
-        closed: Number of those that were closed from here, by reason.
-        refused_requests: Number of requests that were refused before the application.
-        protocol_errors: How often a client left, or broke the protocol, in the middle.
+        open_connections: Number of open connections.
+        busy_connections: Number of those that have a request.
+        accepted: Number of connections that were admitted.
+        refused: Number of connections that were not, by reason: ``total`` and ``address`` (the
+            most allowed are open), ``descriptors`` (the process has too few left), ``user``
+            (it belongs to another user of this machine).
+        closed: Number of connections that the listener closed, by reason: ``replaced`` (by
+            a new one), ``header_timeout``, ``idle``, ``stalled``, ``handshake``.
+        refused_requests: Number of requests that were refused by their ``host`` or ``origin``.
+        protocol_errors: Number of clients that left during a request, or sent invalid HTTP.
     """
 
-    def __init__(self) -> None:
-        self.accepted = 0
-        self.refused: Counter[str] = Counter()
-        self.closed: Counter[str] = Counter()
-        self.refused_requests: Counter[str] = Counter()
-        self.protocol_errors = 0
+    open_connections: int = 0
+    busy_connections: int = 0
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    closed: Counter[str] = field(default_factory=Counter)
+    refused_requests: Counter[str] = field(default_factory=Counter)
+    protocol_errors: int = 0
 
 
 class Answering:
     """What answers the requests of a listener.
 
     Attributes:
-        application: Who answers.
-        hosts: The names that a request may be for; None for any.
+        hosts: The names that a request may address; None for any.
     """
 
     def __init__(
@@ -50,26 +57,26 @@ class Answering:
         hosts: Hosts | None,
         limits: HttpLimits,
         containment: Containment,
-        counts: Counts,
-        floods: Floods,
+        counts: ListenerStatistics,
+        log_limits: LogLimits,
     ) -> None:
         self.application = application
         self.hosts = hosts
         self.limits = limits
         self.containment = containment
         self.counts = counts
-        self.floods = floods
+        self.log_limits = log_limits
         self._date = (0, (b"date", b""))
 
     @property
     def date(self) -> tuple[bytes, bytes]:
-        """The header that says when an answer was made."""
+        """The header ``date``."""
         now = int(time.time())
         if self._date[0] != now:
             self._date = now, (b"date", formatdate(now, usegmt=True).encode("ascii"))
         return self._date[1]
 
     def protocol_error(self, error: BaseException) -> None:
-        """Count that a client left in the middle, or sent what is no HTTP."""
+        """Count a client that left during a request, or sent invalid HTTP."""
         self.counts.protocol_errors += 1
         _log.debug("client_left", error=f"{type(error).__name__}: {error}")

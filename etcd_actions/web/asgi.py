@@ -1,8 +1,8 @@
-"""The types of ASGI, what this server adds to it, and what is the client's doing."""
+"""The types of ASGI, the extensions of this server, and the errors that clients cause."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final, TypeAlias
 
 import trio
@@ -16,42 +16,55 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 
 LONG_BODY: Final = "etcd_actions.long_body"
-"""The extension of a request's scope: see :func:`take_long_body`."""
-
-ON_LOST: Final = "etcd_actions.on_lost"
-"""The extension of a request's scope: see :func:`on_lost`."""
+ON_DISCONNECT: Final = "etcd_actions.on_disconnect"
+"""Extensions of a request's scope: see the functions of these names."""
 
 
 def take_long_body(scope: Message) -> None:
     """Let a request's body take as long as it needs, while it makes progress.
 
-    An application asks for that once it knows that it wants the body. The time that it takes
-    itself does not count.
+    An application calls this once it accepts the body. The time that the application takes itself
+    does not count.
     """
     extension = scope.get("extensions", {}).get(LONG_BODY)
     if extension is not None:
         extension()
 
 
-def on_lost(scope: Message, callback: Callable[[], None]) -> None:
-    """Have a function called when a request's client is gone, at once where it is already.
+def on_disconnect(scope: Message, callback: Callable[[], None]) -> None:
+    """Call a function when a request's client left, at once if it has.
 
-    It is called when ``receive`` would say so next: what arrived before is read first. That
-    spares an application the task that waits for it. The function must not wait, and must not
-    raise.
+    It is called when ``receive`` would report that next: what arrived before is read first. So an
+    application needs no task that waits for that. The function must not wait, and must not raise.
 
     Raises:
-        KeyError: The server is another one than this.
+        KeyError: The server is not this one.
     """
-    scope["extensions"][ON_LOST](callback)
+    scope["extensions"][ON_DISCONNECT](callback)
 
 
-class ClientGone(ConnectionError):
-    """The client has left, or takes nothing."""
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    *,
+    kind: str = "text/plain",
+    is_head: bool = False,
+) -> None:
+    """Send a complete response with a content type; the response to HEAD has no body."""
+    described = (b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))
+    start = {"type": "http.response.start", "status": status, "headers": [*headers, *described]}
+    await send(start)
+    await send({"type": "http.response.body", "body": b"" if is_head else body})
+
+
+class ClientDisconnected(ConnectionError):
+    """The client left, or reads nothing."""
 
 
 def is_protocol_error(error: BaseException) -> bool:
-    """Whether a client left in the middle, or sent what is no HTTP."""
+    """Whether a client left during a request, or sent invalid HTTP."""
     if isinstance(error, BaseExceptionGroup):
         return all(is_protocol_error(each) for each in error.exceptions)
     module = type(error).__module__.partition(".")[0]

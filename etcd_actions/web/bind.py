@@ -1,4 +1,4 @@
-"""Where a listener listens."""
+"""The address of a listener."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Bind(NamedTuple):
-    """Where to listen; port 0 lets the system choose."""
+    """An address to listen on; port 0 lets the system choose."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""One connection: reads it, bounds what its client may take, and ends it in order."""
+"""One connection: reads it, limits what its client may use, and ends it in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from etcd_actions.web.answering import Answering
-from etcd_actions.web.context import Context, Scopes
+from etcd_actions.web.context import Context
 from etcd_actions.web.deadline import Deadline
 from etcd_actions.web.http1_protocol import Http1
 from etcd_actions.web.http2_protocol import Http2
@@ -17,26 +17,24 @@ from etcd_actions.web.open_connections import Slot
 from etcd_actions.web.peers import Address
 from etcd_actions.web.requests import Requests
 from etcd_actions.web.sockets import Stream, Wire
-from etcd_actions.web.wakeup import Signal
+from etcd_actions.web.wakeup import Wakeup
 
-# How long a client may take to see the last that it was sent. A socket that is closed before
-# it has been read to its end takes that away from it.
+# Seconds for a client to receive the last bytes. To close a socket before it was read to its end
+# would discard them.
 _LINGER: Final = 1.0
-# How often to look whether a client that sends no more is still there.
-_LOOK_EVERY: Final = 0.25
-# Events that are looked at before others have their turn.
+# Seconds between two checks of a client that sends no more.
+_CHECK_EVERY: Final = 0.25
+# Events that are handled before other tasks run.
 _TURN: Final = 400
 
 
 class Shared:
     """What all connections of a listener share.
 
-    Args:
-        answering: What answers requests.
-        context: How connections are encrypted; None for not at all.
-
     Attributes:
-        is_leaving: Whether no more requests are taken.
+        answering: Answers requests.
+        context: The TLS context; None for plain text.
+        is_leaving: Whether requests are refused.
     """
 
     def __init__(self, answering: Answering, context: ssl.SSLContext | None) -> None:
@@ -46,13 +44,13 @@ class Shared:
 
 
 class Connection:
-    """One connection. Without a request it ends when it has been idle for too long.
+    """One connection. Without a request it ends after the idle timeout.
 
     Args:
-        stream: Its bytes.
-        sock: What they go through.
-        slot: Its place in the budget.
-        ends: Where its client and the listener are.
+        stream: Its encryption, or trio's stream of the socket.
+        sock: Its socket.
+        slot: Its slot in the budget.
+        ends: The addresses of its client and of the listener.
         shared: What the listener's connections share.
     """
 
@@ -68,7 +66,7 @@ class Connection:
         self._slot = slot
         self._shared = shared
         self._limits = shared.answering.limits
-        self._scopes = Scopes("http" if shared.context is None else "https", *ends)
+        self._ends = ends
         self._wire = Wire(
             stream,
             sock,
@@ -80,17 +78,17 @@ class Connection:
         self._requests: Requests | None = None
         self._context: Context
         self._protocol: Http1 | Http2
-        # The protocol may wait for a request's end before it goes on to read.
+        # Cancelled when the socket is closed, also while the protocol waits for a request.
         self._lifetime = trio.CancelScope()
         self._deadline = Deadline(
             trio.current_time() + self._limits.header_timeout, "header_timeout"
         )
-        self._has_begun = False
+        self._has_data = False
         self._is_partial = True
-        self._answered = Signal()
+        self._answered = Wakeup()
 
     async def run(self) -> None:
-        """Serve until either side has enough."""
+        """Serve until either side ends it."""
         try:
             alpn = await self._handshake()
             if alpn is None:
@@ -100,19 +98,22 @@ class Connection:
                     nursery, self._shared.answering, self._slot.peer, self._changed
                 )
                 self._context = Context(
-                    self._shared.answering,
-                    self._wire,
-                    self._requests,
-                    self._slot.peer,
+                    answering=self._shared.answering,
+                    wire=self._wire,
+                    requests=self._requests,
+                    scheme="http" if self._shared.context is None else "https",
+                    client=self._ends[0],
+                    server=self._ends[1],
+                    peer=self._slot.peer,
                     is_leaving=lambda: self._shared.is_leaving,
                     end=self._end,
                 )
                 kind = Http2 if alpn == "h2" else Http1
-                self._protocol = kind(self._context, self._scopes)
+                self._protocol = kind(self._context)
                 self._protocol.initiate()
                 with self._lifetime:
                     await self._serve()
-                # Requests that nobody waits for may end without the socket.
+                # Requests without a client may end without the socket.
                 self._protocol.send_now()
                 await self._wire.close_in_order()
                 self._protocol.closed()
@@ -120,16 +121,16 @@ class Connection:
             self.abort()
 
     def leave(self) -> None:
-        """End once no request is under way."""
+        """End as soon as no request is in progress."""
         if not self._is_busy:
             self._deadline.move(trio.current_time(), "leaving")
 
     def abort(self) -> None:
-        """Close it at once, whatever is under way."""
+        """Close it at once."""
         self._wire.close()
 
     def replace(self) -> None:
-        """Close it at once, since another one needs its place."""
+        """Close it at once: a new connection needs its slot."""
         self._count("replaced")
         self.abort()
 
@@ -141,7 +142,7 @@ class Connection:
         return bool(self._requests)
 
     async def _handshake(self) -> str | None:
-        """The protocol that was agreed upon; None for a client that did not get that far."""
+        """The negotiated protocol; None if the handshake failed."""
         if not isinstance(self._stream, trio.SSLStream):
             return "http/1.1"
         try:
@@ -156,7 +157,7 @@ class Connection:
         return self._stream.selected_alpn_protocol() or "http/1.1"
 
     async def _serve(self) -> None:
-        """Read until the end, or until the deadline that nobody moved in time."""
+        """Read until the end, or until the deadline."""
         is_at_end = False
         while not is_at_end:
             with self._deadline.scope() as scope:
@@ -174,7 +175,7 @@ class Connection:
         """Read until the client's end. Nothing is lost by cancellation."""
         while True:
             await self._parse()
-            self._note_what_has_begun()
+            self._note_progress()
             try:
                 data = await self._wire.receive()
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -184,11 +185,11 @@ class Connection:
                 return
             if not data:
                 return
-            self._has_begun = True
+            self._has_data = True
             self._protocol.receive(data)
 
     async def _parse(self) -> None:
-        """Look at all that has arrived, of the socket, too."""
+        """Parse all that has arrived."""
         since = self._protocol.parsed
         while True:
             while self._protocol.parse():
@@ -206,21 +207,21 @@ class Connection:
             await self._protocol.ready()
 
     def _assume(self) -> None:
-        """The client speaks HTTP/2, and has said so by its first bytes."""
+        """Change to HTTP/2: the client started with its preface."""
         data = self._protocol.assumed or b""
-        self._protocol = Http2(self._context, self._scopes)
+        self._protocol = Http2(self._context)
         self._protocol.initiate()
         self._is_partial = True
         self._protocol.receive(data)
 
     async def _ended_here(self) -> bool:
-        """Say goodbye at the deadline; returns whether that was said before."""
+        """End at the deadline; returns whether nothing more is read."""
         reason = self._deadline.reason
         if self._wire.is_ended or (reason == "leaving" and isinstance(self._protocol, Http1)):
             return True
         if reason != "leaving":
             self._count(reason)
-            # Half a request gets no answer that a client could take for one.
+            # An incomplete request gets no response.
             if self._is_partial:
                 return True
         self._protocol.goodbye()
@@ -228,30 +229,30 @@ class Connection:
         return self._wire.is_closed
 
     async def _end_of_client(self) -> None:
-        """The client sends no more; it may still wait for answers."""
+        """Handle a client that sends no more; it may still wait for responses."""
         if self._wire.is_ended:
             return
         requests = self._context.requests
         if self._is_busy:
             since = trio.current_time()
             if not isinstance(self._protocol, Http1) or not requests.wait_for_bodies:
-                while not self._is_left() and requests.end_of_client(since):
-                    with trio.move_on_after(_LOOK_EVERY):
+                while not self._is_abandoned() and requests.end_of_client(since):
+                    with trio.move_on_after(_CHECK_EVERY):
                         await self._answered.wait()
                 return
-            # A body that ends too early gets its answer.
+            # A truncated body gets a response.
             requests.end_of_client(since)
         self._protocol.receive(b"")
         self._protocol.parse()
         if self._protocol.is_over:
             await self._end()
 
-    def _is_left(self) -> bool:
-        """Whether all is answered, or a client that sends no more takes no more, either."""
-        return not self._is_busy or self._wire.takes_nothing()
+    def _is_abandoned(self) -> bool:
+        """Whether all is answered, or the client reads no more, either."""
+        return not self._is_busy or self._wire.is_reset()
 
-    def _note_what_has_begun(self) -> None:
-        if not self._has_begun or self._is_busy or self._wire.is_ended:
+    def _note_progress(self) -> None:
+        if not self._has_data or self._is_busy or self._wire.is_ended:
             return
         was_partial, self._is_partial = self._is_partial, self._protocol.is_partial
         now = trio.current_time()
@@ -280,7 +281,7 @@ class Connection:
             self._deadline.move(now + self._limits.idle_timeout, "idle")
 
     async def _end(self) -> None:
-        """Send no more, and give the client time to take what was sent."""
+        """Send no more, and give the client time to receive the rest."""
         if self._wire.is_ended or self._wire.is_closed:
             return
         await self._wire.end()

@@ -1,8 +1,9 @@
-"""What the protocols of one connection need of it."""
+"""What the protocols of one connection share with it."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from etcd_actions.web.answering import Answering
@@ -12,55 +13,43 @@ from etcd_actions.web.requests import Requests
 from etcd_actions.web.sockets import Wire
 
 
+@dataclass(frozen=True, kw_only=True)
 class Context:
-    """What the protocols of one connection need of it.
+    """What the protocols of one connection share with it.
 
     Attributes:
-        answering: What answers requests.
-        wire: Where the bytes go.
-        requests: The requests that are under way.
-        peer: Where the client is, in words.
-        is_leaving: Whether no more requests are taken.
-        end: Sends no more, and gives the client time to take what was sent.
+        answering: Answers requests.
+        wire: The socket.
+        requests: The requests in progress.
+        scheme: ``http`` or ``https``.
+        client: The client's address.
+        server: The listener's address.
+        peer: The client's address as text.
+        is_leaving: Returns whether requests are refused.
+        end: Sends no more, and gives the client time to receive the rest.
     """
 
-    def __init__(
-        self,
-        answering: Answering,
-        wire: Wire,
-        requests: Requests,
-        peer: str,
-        *,
-        is_leaving: Callable[[], bool],
-        end: Callable[[], Awaitable[None]],
-    ) -> None:
-        self.answering = answering
-        self.wire = wire
-        self.requests = requests
-        self.peer = peer
-        self.is_leaving = is_leaving
-        self.end = end
+    answering: Answering
+    wire: Wire
+    requests: Requests
+    scheme: str
+    client: Address
+    server: Address
+    peer: str
+    is_leaving: Callable[[], bool]
+    end: Callable[[], Awaitable[None]]
 
-
-class Scopes:
-    """Makes the scopes of ASGI for the requests of one connection."""
-
-    def __init__(self, scheme: str, client: Address, server: Address) -> None:
-        self._scheme = scheme
-        self._client = client
-        self._server = server
-
-    def make(
+    def scope(
         self, version: str, method: str, target: bytes, headers: Headers, *, has_trailers: bool
     ) -> Message:
-        """The scope of one request.
+        """The ASGI scope of a request.
 
         Args:
-            version: Of HTTP.
+            version: The version of HTTP.
             method: In ASCII.
             target: In ASCII, with the query.
             headers: With names in lower case.
-            has_trailers: Whether its answer may end with headers.
+            has_trailers: Whether the response may end with headers.
         """
         path, _, query = target.partition(b"?")
         text = path.decode("ascii")
@@ -69,13 +58,13 @@ class Scopes:
             "http_version": version,
             "asgi": {"spec_version": "2.1", "version": "3.0"},
             "method": method.upper(),
-            "scheme": self._scheme,
+            "scheme": self.scheme,
             "path": unquote(text) if "%" in text else text,
             "raw_path": path,
             "query_string": query,
             "root_path": "",
             "headers": headers,
-            "client": self._client,
-            "server": self._server,
+            "client": self.client,
+            "server": self.server,
             "extensions": {"http.response.trailers": {}} if has_trailers else {},
         }

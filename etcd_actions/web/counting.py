@@ -10,10 +10,10 @@ _OFTEN: Final = 100
 
 
 class CountingConnection(h2.connection.H2Connection):
-    """A server's connection that counts its streams when it must.
+    """A server's connection that counts its streams only when necessary.
 
-    h2 looks at all streams at each new one. Here that is done when the bound may be reached,
-    and else once for as many new streams as there were open ones.
+    h2 counts all streams at each new one. This class counts when the limit may be reached, and
+    otherwise once for as many new streams as there were open ones.
     """
 
     def __init__(self, config: h2.config.H2Configuration) -> None:
@@ -23,8 +23,8 @@ class CountingConnection(h2.connection.H2Connection):
 
     @property
     def open_inbound_streams(self) -> int:
-        """As many as are open, or more, but never so many more that one is refused for it."""
-        # h2 asks once for each new stream.
+        """The open streams, or more, but never so many that a stream is refused in error."""
+        # h2 reads it once for each new stream.
         most = self.local_settings.max_concurrent_streams
         at_most = self._counted + self._since
         if at_most >= most or self._since >= max(_OFTEN, self._counted):

@@ -1,4 +1,4 @@
-"""When a connection ends by itself, without work of the clock's at each request."""
+"""The time at which a connection ends, without work for the clock at each request."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ import trio
 
 
 class Deadline:
-    """A time at which something ends, and why. It is moved often and reached seldom.
+    """A time and its reason. It is moved often and reached seldom.
 
-    Moving it to a later time only notes that: the scope's own deadline is corrected once that is
-    reached.
-
-    Attributes:
-        at: The time.
-        reason: What is true of the connection then.
+    To move it to a later time only notes that: the scope's deadline is corrected when reached.
     """
 
     def __init__(self, at: float, reason: str) -> None:
@@ -26,16 +21,16 @@ class Deadline:
         self.at = at
         self.reason = reason
         if self._scope.deadline <= at:
-            # To set it, even to what it is, costs more than all else here.
+            # To set the scope's deadline costs more than everything else here.
             return
         self._scope.deadline = at
 
     def scope(self) -> trio.CancelScope:
-        """A scope that is cancelled at the deadline, or too early: see :attr:`is_reached`."""
+        """A scope that is cancelled at the deadline, or earlier: see :attr:`is_reached`."""
         self._scope = trio.CancelScope(deadline=self.at)
         return self._scope
 
     @property
     def is_reached(self) -> bool:
-        """Whether it is over."""
+        """Whether the time has come."""
         return trio.current_time() >= self.at

@@ -1,4 +1,4 @@
-"""How many descriptors the process may have, and how many of them connections may take."""
+"""The process' descriptors, and the share of them for connections."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.web.http_limits import HttpLimits
 
 _MOST_CONNECTIONS = 10_000
-# Where the hard limit is no number that the system takes as a soft one: macOS' OPEN_MAX.
+# For a hard limit that the system rejects as a soft one: macOS' OPEN_MAX.
 _OPEN_MAX = 10_240
-# With fewer descriptors the reserve does not become smaller in proportion.
+# With fewer descriptors the reserve does not shrink in proportion.
 _USUAL_LEAST = 256
 
 _log = structlog.get_logger(__name__)
@@ -21,20 +21,20 @@ _log = structlog.get_logger(__name__)
 def raise_limit() -> int:
     """Raise the process' soft limit of descriptors as far as it may; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wanted in (hard, _OPEN_MAX):
-        if not _is_more(wanted, than=soft):
+    for target in (hard, _OPEN_MAX):
+        if not _is_more(target, than=soft):
             continue
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
         except (OSError, ValueError) as error:
-            _log.debug("descriptor_limit_kept", wanted=wanted, error=str(error))
+            _log.debug("descriptor_limit_kept", target=target, error=str(error))
         else:
             break
     return limit()
 
 
 def limit() -> int:
-    """How many descriptors the process may have."""
+    """The number of descriptors that the process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 2**30 if soft == resource.RLIM_INFINITY else soft
 
@@ -42,19 +42,18 @@ def limit() -> int:
 def ceiling(limits: HttpLimits) -> int:
     """The first descriptor that no connection may have.
 
-    A system gives the lowest descriptor that is free, so the rest is kept for everything else.
-    Below the usual limits the reserve is a larger share, up to twice as much. The smaller a
-    listener's reserve is, the more it may have, at every limit.
+    The system assigns the lowest free descriptor, so the rest is reserved for other uses. Below the
+    usual limits the reserve is a larger share, up to twice as much.
     """
     most = limit()
     return most - round(limits.reserve * max(most, min(_USUAL_LEAST, 2 * most)))
 
 
 def most_connections(limits: HttpLimits, flag: str) -> int:
-    """How many connections a listener may have.
+    """The number of connections that a listener may have.
 
     Raises:
-        ConfigError: More are wanted than there are descriptors for.
+        ConfigError: The setting exceeds the descriptors.
     """
     if limits.connections is None:
         return max(1, min(_MOST_CONNECTIONS, limit() // 2))
@@ -67,7 +66,7 @@ def most_connections(limits: HttpLimits, flag: str) -> int:
     return limits.connections
 
 
-def _is_more(wanted: int, *, than: int) -> bool:
+def _is_more(target: int, *, than: int) -> bool:
     if than == resource.RLIM_INFINITY:
         return False
-    return wanted == resource.RLIM_INFINITY or wanted > than
+    return target == resource.RLIM_INFINITY or target > than

@@ -1,7 +1,7 @@
 """Encodes headers for HTTP/2 (RFC 7541) without a dynamic table.
 
-Answers have few different headers. Without a table of what was sent before, equal headers have
-equal bytes on every connection, so they are made once; the bytes are some more than with it.
+Responses have few different headers. Without a table, equal headers have equal bytes on every
+connection, so they are encoded once; they have some bytes more than with a table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-# A field whose name and value are written out, and enter no table.
+# A literal field that enters no table.
 _LITERAL: Final = b"\0"
 _NO_TABLE: Final = b"\x20"
 _STATUS_OK: Final = (b":status", b"200")
@@ -20,16 +20,16 @@ _LONGEST: Final = 256
 
 
 class PlainEncoder:
-    """The encoder of one connection, in the place of hpack's."""
+    """The encoder of one connection, which replaces hpack's."""
 
     def __init__(self) -> None:
-        # The other side has to be told that its table stays empty, after each change of the most.
+        # After each change of the limit the other side must be sent that its table stays empty.
         self._announces = True
         self._table_size = 4096
 
     @property
     def header_table_size(self) -> int:
-        """The most that the other side's table may have."""
+        """The largest size of the other side's table."""
         return self._table_size
 
     @header_table_size.setter
@@ -48,16 +48,16 @@ class PlainEncoder:
 
 def _field(name: bytes, value: bytes) -> bytes:
     if len(value) > _LONGEST:
-        return _written_out(name, value)
-    return _remembered(name, value)
+        return _literal(name, value)
+    return _cached(name, value)
 
 
 @lru_cache(_MOST)
-def _remembered(name: bytes, value: bytes) -> bytes:
-    return _INDEXED_OK if (name, value) == _STATUS_OK else _written_out(name, value)
+def _cached(name: bytes, value: bytes) -> bytes:
+    return _INDEXED_OK if (name, value) == _STATUS_OK else _literal(name, value)
 
 
-def _written_out(name: bytes, value: bytes) -> bytes:
+def _literal(name: bytes, value: bytes) -> bytes:
     return b"".join((_LITERAL, _length(len(name)), name, _length(len(value)), value))
 
 

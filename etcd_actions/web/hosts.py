@@ -1,8 +1,8 @@
-"""Which names a listener may be asked by.
+"""The host names that a listener accepts.
 
-A page in a browser can let its own name point to 127.0.0.1 and so reach what listens there, as
-if it came from the same origin (DNS rebinding). The browser then tells the page's name in Host,
-and mostly in Origin: a listener on the loopback address answers to its own names only.
+A page in a browser can let its own name resolve to 127.0.0.1 and so reach a listener there as its
+own origin (DNS rebinding). The browser then sends the page's name in Host, and mostly in Origin: a
+listener on the loopback address accepts only its own names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ORIGIN = re.compile(rb"https?://(.+)", re.IGNORECASE)
 
 
 class Hosts:
-    """The names of this machine to itself, and some more.
+    """The names of this machine, and further ones.
 
     Args:
         more: Further names or addresses, without ports.
@@ -28,9 +28,9 @@ class Hosts:
         self._more = {name.lower().rstrip(".").strip("[]") for name in more}
 
     def refusal(self, scope: Message) -> str | None:
-        """Which header of a request names a stranger: ``host`` or ``origin``; None for none.
+        """The header of a request that names another host, ``host`` or ``origin``; None for none.
 
-        A request without Host is no browser's.
+        A request without Host does not come from a browser.
         """
         for name, value in scope["headers"]:
             key = name.lower()

@@ -1,8 +1,8 @@
 """HTTP/1.1 of one connection, by h11's state machine, without a socket.
 
-A request that asks for another protocol, WebSocket or HTTP/2, is answered in this one, as it
-may be. A client that begins with HTTP/2's preface gets HTTP/2. Requests that come before the
-last one is answered wait in h11's buffer; the connection is not read meanwhile.
+A request for an upgrade to WebSocket or HTTP/2 is answered in this protocol, which is allowed. A
+client that starts with HTTP/2's preface gets HTTP/2. Requests that arrive before the last one is
+answered wait in h11's buffer; until then the connection is not read.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import h11
 import trio
 
 from etcd_actions.web.asgi import Headers
-from etcd_actions.web.context import Context, Scopes
+from etcd_actions.web.context import Context
 from etcd_actions.web.request import Request
-from etcd_actions.web.wakeup import Signal
+from etcd_actions.web.wakeup import Wakeup
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"
-# What is parsed without a look at how much that was.
+# Events that are parsed before other tasks run.
 _MOST_EVENTS: Final = 100
 
 
@@ -26,51 +26,49 @@ class Http1:
     """The protocol of one connection.
 
     Args:
-        context: What it needs of the connection.
-        scopes: Makes the scopes of requests.
+        context: What it shares with the connection.
 
     Attributes:
-        assumed: What came, from HTTP/2's preface on; None where the client speaks HTTP/1.1.
-        is_over: Whether nothing that comes is looked at any more.
-        parsed: How many events there were.
+        assumed: What arrived, from HTTP/2's preface on; None for a client of HTTP/1.1.
+        is_over: Whether it ignores what arrives.
+        parsed: The number of events.
     """
 
-    def __init__(self, context: Context, scopes: Scopes) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._scopes = scopes
         self._state = h11.Connection(
             h11.SERVER, max_incomplete_event_size=context.answering.limits.header_bytes
         )
         self._exchange: _Exchange | None = None
         self._is_paused = False
-        self._answered = Signal()
+        self._answered = Wakeup()
         self.assumed: bytes | None = None
         self.is_over = False
         self.parsed = 0
 
     @property
     def is_partial(self) -> bool:
-        """Whether the client has begun a request that has not ended."""
+        """Whether a request is incomplete."""
         return bool(self._state.trailing_data[0])
 
     def initiate(self) -> None:
-        """There is no greeting."""
+        """Nothing: there are no settings."""
 
     def goodbye(self) -> None:
-        """There is no word for it."""
+        """Nothing: HTTP/1.1 has no announcement."""
 
     def send_now(self) -> None:
-        """Nothing waits for a turn of the loop."""
+        """Nothing: each part was sent at once."""
 
     def receive(self, data: bytes) -> None:
-        """Take what the client sent; nothing at its end."""
+        """Add bytes of the client; none at its end."""
         if not self.is_over:
             self._state.receive_data(data)
 
     def parse(self) -> bool:
-        """Look at some of what came; returns whether there is more to look at now."""
+        """Parse some of them; returns whether there are more."""
         for _ in range(_MOST_EVENTS):
-            if self.is_over or not self._has_room:
+            if self.is_over or not self._has_capacity:
                 return False
             try:
                 event = self._state.next_event()
@@ -79,7 +77,7 @@ class Http1:
                 return False
             self.parsed += 1
             if isinstance(event, h11.Request):
-                self._begin(event)
+                self._start(event)
             elif isinstance(event, h11.Data):
                 if self._exchange is not None:
                     self._exchange.request.body.put(bytes(event.data))
@@ -93,8 +91,8 @@ class Http1:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether nothing more may be read: not enough was done of what came before."""
-        return (self._is_paused and self._exchange is not None) or not self._has_room
+        """Whether nothing may be read: too much of what arrived is not processed."""
+        return (self._is_paused and self._exchange is not None) or not self._has_capacity
 
     async def ready(self) -> None:
         """Wait until that may have changed."""
@@ -112,10 +110,10 @@ class Http1:
             self._exchange.request.disconnect()
 
     @property
-    def _has_room(self) -> bool:
-        return self._exchange is None or self._exchange.request.body.has_room
+    def _has_capacity(self) -> bool:
+        return self._exchange is None or self._exchange.request.body.has_capacity
 
-    def _begin(self, event: h11.Request) -> None:
+    def _start(self, event: h11.Request) -> None:
         method = event.method
         if method == b"PRI" and event.target == b"*" and event.http_version == b"2.0":
             self.assumed = _PREFACE + self._state.trailing_data[0]
@@ -126,7 +124,7 @@ class Http1:
         if (refusal := _refusal(event, headers, most)) is not None:
             self._refuse(ValueError(refusal[1]), refusal[0])
             return
-        scope = self._scopes.make(
+        scope = self._context.scope(
             event.http_version.decode("ascii"),
             method.decode("ascii"),
             event.target,
@@ -135,10 +133,10 @@ class Http1:
         )
         exchange = _Exchange(self, self._context, self._state, is_head=method == b"HEAD")
         self._exchange = exchange
-        exchange.request = self._context.requests.begin(scope, exchange)
+        exchange.request = self._context.requests.start(scope, exchange)
 
     def _refuse(self, error: Exception, status: int) -> None:
-        """Answer what is no request, where no answer has begun, and look at nothing more."""
+        """Respond to an invalid request, unless a response has started, and ignore the rest."""
         self.is_over = True
         if self._exchange is not None:
             self._exchange.request.disconnect()
@@ -154,24 +152,24 @@ class Http1:
         self._context.wire.write((response or b"") + (self._state.send(h11.EndOfMessage()) or b""))
 
     def is_done(self, exchange: _Exchange) -> bool:
-        """An answer is complete: prepare for the next request; returns whether one may come."""
+        """Prepare for the next request after a response; returns whether one may follow."""
         if self._exchange is exchange:
             self._exchange = None
-        goes_on = (
+        continues = (
             not (self.is_over or self._context.is_leaving())
             and self._state.our_state is h11.DONE
             and self._state.their_state is h11.DONE
         )
-        if goes_on:
+        if continues:
             self._state.start_next_cycle()
         else:
             self.is_over = True
         self._answered.send()
-        return goes_on
+        return continues
 
 
 class _Exchange:
-    """The answer to one request."""
+    """The response to one request."""
 
     has_trailers = False
     request: Request
@@ -183,19 +181,19 @@ class _Exchange:
         self._context = context
         self._state = state
         self._is_head = is_head
-        # Headers wait for what comes next: with all of the body its length is known.
+        # Headers wait for the next part: with all of the body its length is known.
         self._waiting: tuple[int, Headers] | None = None
         self._ends_connection = False
 
-    def want_body(self) -> None:
+    def request_body(self) -> None:
         if self._state.they_are_waiting_for_100_continue and not self._protocol.is_over:
-            go_on = h11.InformationalResponse(status_code=100, headers=[])
-            self._context.wire.write(self._state.send(go_on) or b"")
+            proceed = h11.InformationalResponse(status_code=100, headers=[])
+            self._context.wire.write(self._state.send(proceed) or b"")
 
-    def taken(self, count: int) -> None:
-        """The connection's reader looks itself."""
+    def consumed(self, count: int) -> None:
+        """Nothing: the connection's reader checks the body itself."""
 
-    def begin(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers) -> None:
         self._waiting = status, headers
 
     def body(self, data: bytes) -> bool:
@@ -217,11 +215,11 @@ class _Exchange:
 
     @property
     def _is_broken(self) -> bool:
-        """Whether the client has broken the protocol, or left: nothing more is sent then."""
+        """Whether the client broke the protocol, or left: nothing more is sent."""
         return self._protocol.is_over or self._context.wire.is_closed
 
-    def _begun(self, length: int | None) -> list[h11.Event]:
-        """The headers, where they are not sent yet; the body's length is known, or is not."""
+    def _waiting_headers(self, length: int | None) -> list[h11.Event]:
+        """The headers, if they were not sent; ``length`` is the body's, if it is known."""
         if self._waiting is None:
             return []
         (status, headers), self._waiting = self._waiting, None
@@ -236,24 +234,24 @@ class _Exchange:
         return [h11.Response(status_code=status, headers=headers)]
 
     def _send(self, data: bytes, length: int | None, *end: h11.Event) -> bool:
-        """Send headers that wait, data and the end; returns whether the system has it all."""
+        """Send waiting headers, data and the end; returns whether the socket accepted all."""
         try:
-            events = self._begun(length)
+            events = self._waiting_headers(length)
             if data:
                 events.append(h11.Data(data=data))
             sent = b"".join([self._state.send(event) or b"" for event in (*events, *end)])
         except h11.LocalProtocolError as error:
-            # Of what the client did h11 says so when it parses. This is the application's.
+            # h11 reports errors of the client when it parses: this one is the application's.
             raise RuntimeError(f"this answer cannot be sent: {error}") from error
         return self._context.wire.write(sent)
 
 
 def _refusal(request: h11.Request, headers: Headers, most: int) -> tuple[int, str] | None:
-    """The status for a request that is not answered, and why; None for one that is.
+    """The status and the reason if a request is refused; None if it is answered.
 
-    Its headers are larger than they may be, which h11 looks at only while they arrive. Or a
-    proxy may see another end of its body than h11 (RFC 9112, 6.1 and 6.3). Or it asks for a
-    tunnel, which h11 would wait for.
+    Its headers are too large, which h11 checks only while they arrive. Or a proxy may find another
+    end of its body than h11 (RFC 9112, 6.1 and 6.3). Or it requests a tunnel, which h11 would wait
+    for.
     """
     if len(request.target) + sum(len(name) + len(value) + 4 for name, value in headers) > most:
         return 431, "a request with too large headers"

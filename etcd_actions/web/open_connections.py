@@ -1,4 +1,4 @@
-"""The open connections of one listener, and which of them makes room for a new one."""
+"""The budget of a listener's connections, and which of them a new one replaces."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _YOUNG: Final = 1.0
 
 
 class Slot:
-    """The place of one connection.
+    """The slot of one connection.
 
     Attributes:
-        peer: Where its client is.
+        peer: The client's address.
         close: Closes its socket at once; must not wait.
-        since: When it began to be what it is: fresh, idle or busy.
-        is_replaced: Whether another connection has its place; its socket is closed.
+        since: When it became fresh, idle or busy.
+        is_replaced: Whether another connection has its slot; its socket is closed.
     """
 
     def __init__(self, peer: str, group: _Group, close: Callable[[], None]) -> None:
@@ -35,31 +35,31 @@ class Slot:
         group.fresh[self] = None
 
     def busy(self) -> None:
-        """A request is under way."""
+        """A request is in progress."""
         self._move(self._group.busy)
 
     def idle(self) -> None:
-        """No request is under way."""
+        """No request is in progress."""
         self._move(self._group.idle)
 
-    def leave(self) -> bool:
-        """Give the place up; returns whether it was held until now."""
+    def release(self) -> bool:
+        """Release the slot; returns False if it was released before."""
         if self._order is None:
             return False
         del self._order[self]
         self._order = None
-        self._group.let_go()
+        self._group.on_release()
         return True
 
     def replace(self) -> None:
-        """Give the place up, and close the socket: nothing is open that is not counted."""
-        if self.leave():
+        """Release the slot, and close the socket: each open one is counted."""
+        if self.release():
             self.is_replaced = True
             self.close()
 
     def _move(self, to: Order) -> None:
         if self._order is None:
-            # One that is not counted any more stays so.
+            # A released slot stays released.
             return
         del self._order[self]
         self._order = to
@@ -71,29 +71,29 @@ Order = OrderedDict[Slot, None]
 
 
 class _Group:
-    """The connections of one address, by what they do; in each order the oldest is first.
+    """The connections of one address by state, each with the oldest first.
 
     Attributes:
-        fresh: Those that have not had a request yet.
-        idle: Those that have none now.
-        busy: Those that have one.
+        fresh: Those without a request so far.
+        idle: Those without a request now.
+        busy: Those with a request.
     """
 
-    def __init__(self, let_go: Callable[[], None]) -> None:
+    def __init__(self, on_release: Callable[[], None]) -> None:
         self.fresh: Order = OrderedDict()
         self.idle: Order = OrderedDict()
         self.busy: Order = OrderedDict()
-        self.let_go = let_go
+        self.on_release = on_release
 
     def __len__(self) -> int:
         return len(self.fresh) + len(self.idle) + len(self.busy)
 
     def unused(self) -> Slot | None:
-        """The oldest that has had time for a request and has sent none."""
+        """The oldest one that had time for a request and sent none."""
         return _oldest(self.fresh, trio.current_time() - _YOUNG)
 
     def replaceable(self, *, also_busy: bool) -> Slot | None:
-        """The connection that is missed least."""
+        """The connection to replace first."""
         old = trio.current_time() - _YOUNG
         slot = self.unused() or _oldest(self.idle, old) or _oldest(self.fresh)
         slot = slot or _oldest(self.idle)
@@ -104,8 +104,8 @@ class Connections:
     """A budget of connections.
 
     Args:
-        most: How many there may be.
-        most_per_address: How many of one address.
+        most: Their number, at most.
+        most_per_address: Their number of one address, at most.
         replaces_busy: Whether one with a request may be replaced.
     """
 
@@ -121,11 +121,11 @@ class Connections:
 
     @property
     def busy(self) -> int:
-        """How many have a request."""
+        """The number of connections with a request."""
         return sum(len(group.busy) for group in self._groups.values())
 
-    def room_for(self, address: str) -> tuple[str, Slot | None] | None:
-        """Why there is no room for a connection, and which one may be replaced; None for room."""
+    def limit_for(self, address: str) -> tuple[str, Slot | None] | None:
+        """The limit that a new connection exceeds, and the connection that it may replace."""
         group = self._groups.get(_network(address))
         if group is not None and len(group) >= self._most_per_address:
             return "address", group.replaceable(also_busy=self._replaces_busy)
@@ -134,10 +134,10 @@ class Connections:
         return None
 
     def replaceable(self, address: str | None = None) -> Slot | None:
-        """The connection that makes room for one of an address, or of an unknown one.
+        """The connection that one of an address, or of an unknown one, may replace.
 
-        It is one of the address that has most of them. An address takes nothing from those
-        that have fewer than itself, except what is not in use.
+        It belongs to the address with most connections. An address with more connections than
+        another one replaces only unused ones of that.
         """
         own = None if address is None else self._groups.get(_network(address))
         least = 0 if own is None else len(own)
@@ -158,14 +158,14 @@ class Connections:
         """Count a new connection."""
         network = _network(address)
 
-        def let_go() -> None:
+        def on_release() -> None:
             self._count -= 1
             if not group:
                 del self._groups[network]
 
         group = self._groups.get(network)
         if group is None:
-            group = self._groups[network] = _Group(let_go)
+            group = self._groups[network] = _Group(on_release)
         self._count += 1
         return Slot(peer, group, close)
 
@@ -176,7 +176,7 @@ def _oldest(order: Order, before: float = float("inf")) -> Slot | None:
 
 
 def _network(address: str) -> str:
-    """What counts as one address."""
+    """The network that counts as one address."""
     if ":" not in address:
         return address
     plain = plain_address(address)

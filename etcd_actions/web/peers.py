@@ -1,9 +1,8 @@
-"""Which user of this machine has the other end of a connection, as the kernel knows it.
+"""The user of this machine that has the other end of a connection, from the kernel.
 
-Both ends of a connection to the loopback address are sockets of this machine. Linux tells who
-made one: at once for exactly one socket by sock_diag(7), or in /proc/net/tcp where that is not
-allowed. A socket that its process has closed belongs to nobody any more, and shows as user 0:
-it counts as unknown.
+Both ends of a connection to the loopback address are sockets of this machine. Linux reports the
+user of one: of exactly one socket by sock_diag(7), or in /proc/net/tcp where that is not allowed. A
+socket that its process has closed has no user, and is shown with user 0: it counts as unknown.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _ANSWER = struct.Struct("=BBBB48sIIIII")
 
 
 class Peers:
-    """Finds out the user of a connection's other end; made by :func:`open_peers`."""
+    """Finds the user of a connection's other end; made by :func:`open_peers`."""
 
     def __init__(self, netlink: socket.socket | None) -> None:
         self._netlink = netlink
@@ -45,25 +44,25 @@ class Peers:
     def uid(self, peer: Address, here: Address) -> int | None:
         """The user whose process has the socket ``peer`` that is connected to ``here``.
 
-        None where the kernel knows of none: it is on another machine, or closed.
+        None if the kernel reports none: the socket is on another machine, or closed.
         """
         if self._netlink is not None:
-            return _ask(self._netlink, peer, here)
-        return _look(peer, here)
+            return _query(self._netlink, peer, here)
+        return _search(peer, here)
 
 
 @contextmanager
 def open_peers(flag: str) -> Iterator[Peers]:
-    """Prepare to ask, and try whether the kernel answers.
+    """Find out which way of the kernel works.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: None does.
     """
     with _netlink() as netlink:
         peers = Peers(netlink)
-        if not _tells(peers):
+        if not _has_peer_info(peers):
             peers = Peers(None)
-            if not _tells(peers):
+            if not _has_peer_info(peers):
                 raise ConfigError(
                     f"{flag}: this system ({sys.platform}) does not tell which user a connection "
                     "comes from: give --listen-users any to let every user of this machine in"
@@ -87,7 +86,7 @@ def _netlink() -> Iterator[socket.socket | None]:
         yield netlink
 
 
-def _tells(peers: Peers) -> bool:
+def _has_peer_info(peers: Peers) -> bool:
     """Whether it finds this process at the other end of a connection to itself."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         here = server.getsockname()
@@ -97,8 +96,8 @@ def _tells(peers: Peers) -> bool:
                 return peers.uid(client.getsockname(), here) == os.geteuid()
 
 
-def _ask(netlink: socket.socket, peer: Address, here: Address) -> int | None:
-    """Ask for exactly one socket. The kernel answers within the call that asks."""
+def _query(netlink: socket.socket, peer: Address, here: Address) -> int | None:
+    """Query exactly one socket. The kernel responds within the call."""
     family, peer_bytes, here_bytes = _bytes(peer[0], here[0])
     body = (
         _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES)
@@ -117,34 +116,34 @@ def _ask(netlink: socket.socket, peer: Address, here: Address) -> int | None:
     found = _ANSWER.unpack_from(answer, _HEADER.size)
     state, socket_id, uid, inode = found[1], found[4], found[8], found[9]
     sport, dport, _, _ = _SOCKET_ID.unpack_from(socket_id)
-    # A listener would be found where no connection is.
+    # Without a connection the kernel returns a listener.
     if state not in _STATES or not inode or (sport, dport) != (peer[1], here[1]):
         return None
     return int(uid)
 
 
-def _look(peer: Address, here: Address) -> int | None:
-    """Look into the tables of all connections."""
-    wanted = {
+def _search(peer: Address, here: Address) -> int | None:
+    """Search the tables of all connections."""
+    ends = {
         (_hex(family, peer_bytes, peer[1]), _hex(family, here_bytes, here[1]))
         for family, peer_bytes, here_bytes in _forms(peer[0], here[0])
     }
     for name in ("tcp", "tcp6"):
         try:
-            # The kernel makes it up at once, and nothing here can be slow.
+            # The kernel generates it: reading does not block.
             lines = Path("/proc/net", name).read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:
             fields = line.split()
-            if (fields[1], fields[2]) in wanted:
+            if (fields[1], fields[2]) in ends:
                 state, uid, inode = int(fields[3], 16), int(fields[7]), int(fields[9])
                 return uid if state in _STATES and inode else None
     return None
 
 
 def _bytes(peer: str, here: str) -> tuple[int, bytes, bytes]:
-    """The family of a connection, and both addresses in the 16 bytes that the kernel wants."""
+    """The family of a connection, and both addresses in the kernel's 16 bytes."""
     ends = plain_address(peer), plain_address(here)
     if isinstance(ends[0], IPv4Address) and isinstance(ends[1], IPv4Address):
         return socket.AF_INET, ends[0].packed.ljust(16, b"\0"), ends[1].packed.ljust(16, b"\0")
@@ -153,7 +152,7 @@ def _bytes(peer: str, here: str) -> tuple[int, bytes, bytes]:
 
 
 def _forms(peer: str, here: str) -> Iterator[tuple[int, bytes, bytes]]:
-    """The same, and for IPv4 the form that an IPv6 socket shows."""
+    """The same, and for IPv4 also the form of an IPv6 socket."""
     family, peer_bytes, here_bytes = _bytes(peer, here)
     yield family, peer_bytes, here_bytes
     if family == socket.AF_INET:

@@ -1,4 +1,4 @@
-"""One request: its body as it arrives, its answer as the application gives it."""
+"""One request: its body as it arrives, and its response as the application sends it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final, Protocol
 
 import trio
 
-from etcd_actions.web.asgi import ClientGone, Headers, Message, is_protocol_error
+from etcd_actions.web.asgi import ClientDisconnected, Headers, Message, is_protocol_error
 from etcd_actions.web.http_limits import HttpLimits
-from etcd_actions.web.wakeup import Signal
+from etcd_actions.web.wakeup import Wakeup
 
 _MOST_UNREAD: Final = 2**16
-# An answer that goes on for longer than that without a part of it is a stream without an end.
+# A response without a part for longer than this is a stream without an end.
 _QUIET: Final = 0.25
-# What an application may send before others have their turn.
+# What an application may send before other tasks run.
 _TURN: Final = 2**16
 _COST: Final = 2**10
 _CONTROL: Final = re.compile(rb"[\r\n\0]")
@@ -24,47 +24,45 @@ _NO_BODY: Final = frozenset({204, 304})
 
 
 class Reply(Protocol):
-    """How a request is answered in one of the protocols. Nothing here waits but ``wait``.
+    """How one of the protocols sends a response. Only ``wait`` waits.
 
     Attributes:
-        has_trailers: Whether an answer may end with headers.
+        has_trailers: Whether a response may end with headers.
     """
 
     has_trailers: bool
 
-    def want_body(self) -> None:
+    def request_body(self) -> None:
         """The application waits for more of the body."""
 
-    def taken(self, count: int) -> None:
-        """The application has so many bytes of the body."""
+    def consumed(self, count: int) -> None:
+        """The application has read bytes of the body."""
 
-    def begin(self, status: int, headers: Headers) -> None:
-        """Send status and headers, at the latest with what comes next."""
+    def start(self, status: int, headers: Headers) -> None:
+        """Send status and headers, at the latest with the next part."""
 
     def body(self, data: bytes) -> bool:
-        """Send a part of the body; returns whether there is room for more at once."""
+        """Send a part of the body; returns whether more can be sent at once."""
 
     def end(self, data: bytes, trailers: Headers | None) -> bool:
-        """Send the rest; returns whether nothing is left to wait for.
+        """Send the last part, which may be empty, and trailers.
 
-        Args:
-            data: The last part of the body; it may be empty.
-            trailers: The headers after it; None for none.
+        Returns whether all is sent.
         """
 
     async def wait(self) -> None:
-        """Wait until there is room, or, after the end, until all is sent.
+        """Wait until more can be sent or, after the end, until all is sent.
 
         Raises:
-            ClientGone: The client has taken nothing for too long.
+            ClientDisconnected: The client has read nothing for too long.
         """
 
     def break_off(self) -> None:
-        """The answer has no end: let the client see that."""
+        """Show the client that the response is incomplete."""
 
 
 class _Stage(Enum):
-    """How far an answer is."""
+    """The stage of a response."""
 
     WAITING = auto()
     BODY = auto()
@@ -73,17 +71,15 @@ class _Stage(Enum):
 
 
 class Request:
-    """One request that is answered.
+    """One request.
 
     Args:
-        reply: What its answer goes to.
+        reply: Sends the response.
         limits: See :class:`HttpLimits`.
-        has_body: Whether an answer may have a body: not that to HEAD.
+        has_body: Whether the response may have a body: not to HEAD.
 
     Attributes:
-        body: What of its body has come.
-        is_lost: Whether the application was told that its client takes nothing.
-        told_at: When it was told that its client sends no more; None for not yet.
+        body: Its body.
     """
 
     def __init__(self, reply: Reply, limits: HttpLimits, *, has_body: bool = True) -> None:
@@ -96,49 +92,45 @@ class Request:
         self._is_sending = False
         self._sent_at = 0.0
         self.body = Body(reply, limits)
-        self.told_at: float | None = None
-        self.is_lost = False
+        self._disconnected_at: float | None = None
+        self._has_failed = False
 
     @property
     def is_answered(self) -> bool:
-        """Whether the answer has begun."""
+        """Whether the response has started."""
         return self._stage is not _Stage.WAITING
 
-    async def receive(self) -> Message:
-        """ASGI's receive."""
-        return await self.body.receive()
-
     def disconnect(self) -> None:
-        """The client is gone, or nobody reads any more."""
+        """End the body: the client left, or the application reads no more."""
         self.body.give_up()
 
     async def send(self, message: Message) -> None:
         """ASGI's send.
 
         Raises:
-            ClientGone: The client has taken nothing for too long.
-            RuntimeError: The application sends what cannot come now.
+            ClientDisconnected: The client has read nothing for too long.
+            RuntimeError: The application sent a message that is invalid at this stage.
         """
         try:
-            await self._take(message)
-        except ClientGone:
-            self.is_lost = True
+            await self._send(message)
+        except ClientDisconnected:
+            self._has_failed = True
             raise
 
-    async def _take(self, message: Message) -> None:
+    async def _send(self, message: Message) -> None:
         kind = message["type"]
         if kind == "http.response.start" and self._stage is _Stage.WAITING:
             status = int(message["status"])
             headers = _checked(message.get("headers", ()))
             self._ends_with_trailers = self._reply.has_trailers and bool(message.get("trailers"))
             self._has_body = self._has_body and status not in _NO_BODY
-            self._reply.begin(status, headers)
+            self._reply.start(status, headers)
             self._stage = _Stage.BODY
         elif kind == "http.response.body" and self._stage is _Stage.BODY:
             await self._send_body(message)
         elif kind == "http.response.trailers" and self._stage is _Stage.TRAILERS:
             if message.get("more_trailers", False):
-                raise RuntimeError("the trailers of an answer come in one message")
+                raise RuntimeError("the trailers of a response are one message")
             await self._end(b"", _checked(message.get("headers", ())))
         else:
             raise RuntimeError(f"{kind} cannot be sent at this stage: {self._stage.name}")
@@ -173,110 +165,113 @@ class Request:
             self._sent_at = trio.current_time()
 
     async def finish(self) -> None:
-        """The application has returned: what it did not answer is answered with 500."""
+        """The application has returned: respond with 500 if it has not responded."""
         if self._stage is _Stage.WAITING:
-            self._reply.begin(500, [])
+            self._reply.start(500, [])
             await self._end(b"", None)
         elif self._stage is not _Stage.DONE:
             self._reply.break_off()
             await self._reply.wait()
 
     def end_of_client(self, since: float) -> None:
-        """Its client sends no more: tell the application, where that changes something.
+        """Report to the application that its client sends no more, if that matters.
 
-        A body that is not whole will never be. An answer is finished, unless it has no end.
+        An incomplete body stays incomplete. A response is finished, unless it has no end.
 
         Args:
             since: When the client ended.
         """
-        if self.told_at is not None:
+        if self._disconnected_at is not None:
             return
         now = trio.current_time()
         is_quiet = not self._is_sending and now - self._sent_at > _QUIET
         is_late = now - since > self._limits.stall_timeout
-        if not self.body.is_whole or (self.is_answered and (is_quiet or is_late)):
-            self.told_at = now
+        if not self.body.is_complete or (self.is_answered and (is_quiet or is_late)):
+            self._disconnected_at = now
             self.disconnect()
 
     @property
     def is_overdue(self) -> bool:
-        """Whether the application goes on long after it was told."""
+        """Whether the application still runs long after that report."""
         limit = self._limits.stall_timeout
-        return self.told_at is not None and trio.current_time() - self.told_at > limit
+        return (
+            self._disconnected_at is not None
+            and trio.current_time() - self._disconnected_at > limit
+        )
 
     def explains(self, error: BaseException) -> bool:
-        """Whether an application fails with an error because its client is gone."""
-        return is_protocol_error(error) or (self.is_lost and isinstance(error, Exception))
+        """Whether an application failed because its client left."""
+        return is_protocol_error(error) or (self._has_failed and isinstance(error, Exception))
 
 
 class Body:
     """The body of a request.
 
     Args:
-        reply: Told what the application waits for, and has taken.
+        reply: Reports what the application waits for, and has read.
         limits: See :class:`HttpLimits`.
 
     Attributes:
-        is_whole: Whether all of it has come.
+        is_complete: Whether all of it has arrived.
     """
 
     def __init__(self, reply: Reply, limits: HttpLimits) -> None:
         self._reply = reply
         self._limits = limits
         self._unread = bytearray()
-        self._changed = Signal()
-        self._is_over = False
+        self._changed = Wakeup()
+        self._has_ended = False
         self._is_delivered = False
-        self._on_lost: Callable[[], None] | None = None
+        self._on_disconnect: Callable[[], None] | None = None
         self._until = trio.current_time() + limits.body_timeout
-        # Of a long body: seconds that its client has left for the bytes at hand, and these.
+        # Of a long body: the seconds left for the present bytes, and their number.
         self._patience: float | None = None
         self._progress = 0
-        self.is_whole = False
+        self.is_complete = False
 
     @property
-    def has_room(self) -> bool:
-        """Whether so little is unread that more may come."""
-        return len(self._unread) < _MOST_UNREAD or self._is_over
+    def has_capacity(self) -> bool:
+        """Whether so little is unread that more may arrive."""
+        return len(self._unread) < _MOST_UNREAD or self._has_ended
 
     def put(self, data: bytes) -> None:
-        """Take a part; what nobody reads any more is dropped."""
-        if self._is_over:
-            self._reply.taken(len(data))
+        """Add a part; it is dropped if the application reads no more."""
+        if self._has_ended:
+            self._reply.consumed(len(data))
             return
         self._unread += data
         self._changed.send()
 
     def end(self) -> None:
-        """All of it has come."""
-        self.is_whole = True
+        """All of it has arrived."""
+        self.is_complete = True
         self._changed.send()
 
     def give_up(self) -> None:
-        """No more will come, or nobody reads any more."""
-        self._is_over = True
+        """No more arrives, or the application reads no more."""
+        self._has_ended = True
         self._changed.send()
-        self._report_loss()
+        self._report_disconnect()
 
-    def on_lost(self, callback: Callable[[], None]) -> None:
-        """See :func:`~etcd_actions.web.asgi.on_lost`."""
-        self._on_lost = callback
-        self._report_loss()
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        """See :func:`~etcd_actions.web.asgi.on_disconnect`."""
+        self._on_disconnect = callback
+        self._report_disconnect()
 
     async def changed(self) -> None:
-        """Wait until something arrives, is read, or nobody reads any more."""
+        """Wait until a part arrives, is read, or the body ends."""
         await self._changed.wait()
 
     def take_long(self) -> None:
-        """Give it its time by progress, instead of one for all of it."""
+        """Limit the time by progress, instead of one limit for all of it."""
         self._patience, self._progress = self._limits.body_timeout, 0
 
     async def receive(self) -> Message:
-        """The next part, or that the client is gone."""
+        """ASGI's receive: the next part, or that the client left."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._has_news and not self._is_over:
+        while not self._has_data and not self._has_ended:
             await self._wait()
-        if not self._has_news:
+        if not self._has_data:
             return {"type": "http.disconnect"}
         data = bytes(self._unread)
         self._unread.clear()
@@ -284,18 +279,18 @@ class Body:
             self._progress += len(data)
             if self._progress >= self._limits.long_body_bytes:
                 self.take_long()
-        self._is_delivered = self.is_whole
+        self._is_delivered = self.is_complete
         if data:
-            self._reply.taken(len(data))
+            self._reply.consumed(len(data))
             self._changed.send()
-        self._report_loss()
-        return {"type": "http.request", "body": data, "more_body": not self.is_whole}
+        self._report_disconnect()
+        return {"type": "http.request", "body": data, "more_body": not self.is_complete}
 
     async def _wait(self) -> None:
-        if self.is_whole:
+        if self.is_complete:
             await self._changed.wait()
             return
-        self._reply.want_body()
+        self._reply.request_body()
         since = trio.current_time()
         deadline = self._until if self._patience is None else since + self._patience
         with trio.CancelScope(deadline=deadline) as scope:
@@ -306,25 +301,25 @@ class Body:
             self.give_up()
 
     @property
-    def _has_news(self) -> bool:
-        return bool(self._unread) or (self.is_whole and not self._is_delivered)
+    def _has_data(self) -> bool:
+        return bool(self._unread) or (self.is_complete and not self._is_delivered)
 
-    def _report_loss(self) -> None:
-        if self._is_over and not self._has_news and self._on_lost is not None:
-            callback, self._on_lost = self._on_lost, None
+    def _report_disconnect(self) -> None:
+        if self._has_ended and not self._has_data and self._on_disconnect is not None:
+            callback, self._on_disconnect = self._on_disconnect, None
             callback()
 
 
 def _checked(headers: object) -> Headers:
-    """The headers of an answer, in lower case.
+    """The headers of a response, with names in lower case.
 
     Raises:
-        ValueError: One belongs to the protocol alone, or would be more than one header.
+        ValueError: One is reserved for the protocol, or contains a line break.
     """
     checked: Headers = []
     for name, value in headers:  # type: ignore[attr-defined]
         if name.startswith(b":"):
-            raise ValueError(f"{name!r} is no header of an answer")
+            raise ValueError(f"{name!r} is no header of a response")
         if _CONTROL.search(name) or _CONTROL.search(value):
             raise ValueError(f"header {name!r} has a line break or a NUL in it")
         checked.append((bytes(name).strip().lower(), bytes(value).strip()))

@@ -1,4 +1,4 @@
-"""The requests of one connection: each has its boundary, and its task."""
+"""The requests of one connection: each has a boundary and a task."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Final
 import trio
 
 from etcd_actions.web.answering import Answering
-from etcd_actions.web.asgi import LONG_BODY, ON_LOST, Message, is_protocol_error
+from etcd_actions.web.asgi import LONG_BODY, ON_DISCONNECT, Message, is_protocol_error, respond
 from etcd_actions.web.request import Reply, Request
 
 _LONGEST_PATH: Final = 200
 
 
 class Requests:
-    """The requests of one connection that are under way.
+    """The requests of one connection that are in progress.
 
     Args:
-        nursery: Where they run.
-        answering: What answers them.
-        peer: Whose they are.
-        changed: Called when the first begins and when the last ends.
+        nursery: Runs them.
+        answering: Answers them.
+        peer: The client's address.
+        changed: Called with True when the first starts, with False when the last ends.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Requests:
 
     @property
     def wait_for_bodies(self) -> bool:
-        """Whether a body has not arrived whose request is not answered yet."""
-        return any(not (each.body.is_whole or each.is_answered) for each in self._open)
+        """Whether a request is not answered and its body has not arrived."""
+        return any(not (each.body.is_complete or each.is_answered) for each in self._open)
 
     def spawn(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Run what the protocol needs beside its requests."""
+        """Run a task of the protocol."""
         self._nursery.start_soon(function)
 
-    def begin(self, scope: Message, reply: Reply) -> Request:
-        """Begin to answer a request."""
+    def start(self, scope: Message, reply: Reply) -> Request:
+        """Start to answer a request."""
         has_body = scope["method"] != "HEAD"
         request = Request(reply, self._answering.limits, has_body=has_body)
         self._open.add(request)
@@ -70,22 +70,20 @@ class Requests:
             try:
                 await self._apply(request, scope)
             except BaseException as error:
-                self._caught(request, scope, error, explained=request.explains(error))
+                self._caught(scope, error, explained=request.explains(error))
             request.disconnect()
             try:
                 await request.finish()
             except BaseException as error:
-                self._caught(request, scope, error, explained=is_protocol_error(error))
+                self._caught(scope, error, explained=is_protocol_error(error))
         finally:
             request.disconnect()
             self._open.discard(request)
             if not self._open:
                 self._changed(False)
 
-    def _caught(
-        self, request: Request, scope: Message, error: BaseException, *, explained: bool
-    ) -> None:
-        """Contain what went wrong; a cancellation is raised again."""
+    def _caught(self, scope: Message, error: BaseException, *, explained: bool) -> None:
+        """Contain an error; a cancellation is raised again."""
         if explained:
             self._answering.protocol_error(error)
             return
@@ -98,12 +96,12 @@ class Requests:
         if refused is None:
             extensions = scope["extensions"]
             extensions[LONG_BODY] = request.body.take_long
-            extensions[ON_LOST] = request.body.on_lost
-            await answering.application(scope, request.receive, request.send)
+            extensions[ON_DISCONNECT] = request.body.on_disconnect
+            await answering.application(scope, request.body.receive, request.send)
             return
         answering.counts.refused_requests[refused] += 1
         shown = [value for name, value in scope["headers"] if name.lower() == refused.encode()]
-        answering.floods.warn(
+        answering.log_limits.report(
             "request_refused",
             refused,
             peer=self._peer,
@@ -111,6 +109,4 @@ class Requests:
             remedy="--allowed-hosts",
         )
         body = f"{refused} is not allowed: it is no name of this machine to itself\n".encode()
-        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
-        await request.send({"type": "http.response.start", "status": 403, "headers": headers})
-        await request.send({"type": "http.response.body", "body": body})
+        await respond(request.send, 403, body)

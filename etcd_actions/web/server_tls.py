@@ -1,4 +1,4 @@
-"""How a listener encrypts."""
+"""The TLS files of a listener."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from etcd_actions.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ServerTls:
-    """How a listener encrypts. Files are in PEM.
+    """The TLS files of a listener, in PEM.
 
     Attributes:
-        cert: Its certificate, with what is needed up to the authority.
-        key: The key of that, without a passphrase.
-        client_ca: The authorities one of which must vouch for a client's certificate; None
-            asks clients for none.
+        cert: Its certificate, with the chain up to the authority.
+        key: The key of the certificate, without a passphrase.
+        client_ca: The authorities of clients' certificates; None requires no certificate.
     """
 
     cert: Path
@@ -25,11 +24,7 @@ class ServerTls:
     client_ca: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Load the files.
-
-        Raises:
-            ConfigError: One of them is unusable.
-        """
+        """Load the files; raises ConfigError if one is unusable."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2", "http/1.1"])
@@ -37,7 +32,7 @@ class ServerTls:
         return context
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Load the files into a context, which uses them for each new connection.
+        """Load the files into a context, which uses them for new connections.
 
         Raises:
             ConfigError: One of them is unusable.

@@ -1,8 +1,7 @@
-"""The bytes of one connection, encrypted or not.
+"""The socket of one connection, with or without TLS.
 
-What is sent without encryption goes to the system at once, from the caller's task and without
-a turn of the event loop; only what the system does not take is kept and sent later. Reading
-waits for the socket once a turn.
+Without TLS, bytes are sent at once from the caller's task, without a turn of the event loop; only
+those that the socket has no capacity for are sent later. Reading waits for the socket once a turn.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ from etcd_actions.web.asgi import is_protocol_error
 Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
 MOST_BYTES: Final = 2**16
-"""What is read at once, and what a client must take within the time for that."""
-# How often that is done before others have their turn.
+"""Bytes that are read at once, and that a client must read within the stall timeout."""
+# Reads before other tasks run.
 _MOST_IN_A_ROW: Final = 4
-# How long the other side may take to end the encryption.
+# Seconds for the client to end TLS.
 _LINGER: Final = 1.0
 
 
 class Wire:
-    """The bytes of one connection.
+    """The socket of one connection.
 
     Args:
-        stream: What encrypts them, or trio's own stream where nothing does.
-        sock: The socket itself, which does not block.
-        patience: Seconds that a client may take for :data:`MOST_BYTES`.
-        stalled: Called when it took longer; the socket is closed after that.
+        stream: Its TLS stream, or trio's stream of the socket.
+        sock: The socket, which does not block.
+        patience: Seconds for a client to read :data:`MOST_BYTES`.
+        stalled: Called after more time; the socket is closed then.
         failed: Called with the error when sending fails; likewise.
-        closed: Called when the socket is closed from here, for whatever reason.
+        closed: Called when this side closes the socket.
 
     Attributes:
         is_closed: Whether the socket is closed.
@@ -66,15 +65,15 @@ class Wire:
 
     @property
     def unsent(self) -> int:
-        """The number of bytes that the system has not taken yet."""
+        """The number of bytes that the socket has no capacity for."""
         return len(self._unsent)
 
     async def receive(self) -> bytes:
-        """What has come, at least one byte; nothing at the end. Nothing is lost by cancellation.
+        """Return at least one byte; none at the end. A cancellation loses nothing.
 
         Raises:
-            trio.BrokenResourceError: The connection is broken.
-            trio.ClosedResourceError: It was closed here.
+            trio.BrokenResourceError: The connection broke.
+            trio.ClosedResourceError: This side closed it.
         """
         if self._encrypted is not None:
             return bytes(await self._encrypted.receive_some(MOST_BYTES))
@@ -105,10 +104,7 @@ class Wire:
         return data
 
     def write(self, data: bytes) -> bool:
-        """Send; returns whether the system has all of it. Else :meth:`flush` has to be called.
-
-        What is written after the end is dropped.
-        """
+        """Send; if it returns False, :meth:`flush` must be called. Dropped after the end."""
         if self.is_ended or self.is_closed:
             return True
         if self._encrypted is None and not self._unsent:
@@ -126,9 +122,9 @@ class Wire:
         return False
 
     async def flush(self) -> None:
-        """Wait until the system has all that was written, or the connection is closed.
+        """Wait until the socket has accepted all, or is closed.
 
-        A cancellation loses nothing, and leaves no half of an encrypted record behind.
+        A cancellation loses nothing, and truncates no TLS record.
         """
         async with self._sending:
             while self._unsent and not self.is_closed:
@@ -167,7 +163,7 @@ class Wire:
         self.close()
 
     async def end(self) -> None:
-        """Send what was written and no more, and tell the other side."""
+        """Send the rest, then the end."""
         await self.flush()
         if self.is_ended or self.is_closed:
             return
@@ -178,11 +174,11 @@ class Wire:
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            # The other side was faster.
+            # The client closed it first.
             self.close()
 
     async def close_in_order(self) -> None:
-        """Send what was written, and close it, with the words that encryption has for that."""
+        """Send the rest, and close the socket, with TLS's close notify."""
         if not self.is_ended:
             await self.flush()
         self.is_ended = True
@@ -196,8 +192,8 @@ class Wire:
                         raise
         self.close()
 
-    def takes_nothing(self) -> bool:
-        """Whether the other side has reset the connection, which has ended already."""
+    def is_reset(self) -> bool:
+        """Whether the client has reset a connection that has ended."""
         try:
             self._socket.recv(1, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
@@ -207,11 +203,11 @@ class Wire:
         return self.is_closed
 
     def close(self) -> None:
-        """Close the socket at once. Those that wait for it see that it is closed."""
+        """Close the socket at once; tasks that wait for it get an error."""
         if not self.is_closed:
             self.is_closed = True
             self._unsent.clear()
-            # A socket that another one replaced may be closed already.
+            # A replaced connection's socket may be closed already.
             if self._socket.fileno() >= 0:
                 trio.lowlevel.notify_closing(self._socket)
                 self._socket.close()

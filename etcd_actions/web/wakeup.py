@@ -1,12 +1,12 @@
-"""Wakes the tasks that wait, and costs nothing where none does."""
+"""Wakes waiting tasks, and costs nothing if none waits."""
 
 from __future__ import annotations
 
 import trio
 
 
-class Signal:
-    """Something changes now and then, and tasks wait for the next time."""
+class Wakeup:
+    """Tasks wait for the next call of :meth:`send`."""
 
     __slots__ = ("_event",)
 
@@ -14,7 +14,7 @@ class Signal:
         self._event: trio.Event | None = None
 
     def send(self) -> None:
-        """Wake all that wait now."""
+        """Wake all tasks that wait now."""
         if self._event is not None:
             self._event.set()
             self._event = None

@@ -24,7 +24,7 @@ _SAVE_AT_ONCE = 0.1
 class Silence(NullRunService):
     """A run service that wants to know nothing."""
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         """Nothing."""
         return False
 
@@ -51,7 +51,7 @@ async def _process(task: Task, recorder: Recorder) -> None:
     ):
         _count_handled(task, recorder)
         await processor.start_watching()
-        while task.mode == "prepare" and not processor.statistics().position:  # noqa: ASYNC110
+        while task.mode == "prepare" and not processor.statistics().checkpoint:  # noqa: ASYNC110
             await trio.sleep(_SAVE_AT_ONCE)
         if task.mode != "prepare":
             recorder.watching.set()

@@ -90,14 +90,14 @@ async def unheard(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
 
 
 async def kept(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
-    """The same of roots, with their records and histories in etcd: three writes more for each."""
+    """The same of roots, with records and histories in etcd, in the mark's transaction."""
     await put_ended(etcd, prefix, count)
     async with open_own_run_service(etcd, Keyspace(prefix)) as service:
         return await _mark_all(etcd, prefix, count, service)
 
 
 async def kept_children(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
-    """The same of actions that are no roots: one write more for each."""
+    """The same of actions that are no roots, which have no record."""
     await put_ended(etcd, prefix, count, parent="a0")
     async with open_own_run_service(etcd, Keyspace(prefix)) as service:
         return await _mark_all(etcd, prefix, count, service)

@@ -69,7 +69,7 @@ class Seen:
 
 
 class _Silence(NullRunService):
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return False
 
 

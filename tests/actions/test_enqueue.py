@@ -1173,7 +1173,11 @@ async def test_defect_d_a_failed_trace_is_failed(
     assert stored.metadata.creation_timestamp == "2026-11-23T16:00:00Z"
     assert stored.end_time == "2026-11-23T16:00:01Z"
     assert stored.output_uri == "s3://out/c1/outputs.pb"
-    assert (stored.short_name, stored.spec.task_type, stored.spec.group) == ("fetch", "trace", "g")
+    assert (stored.spec.short_name, stored.spec.task_type, stored.spec.group) == (
+        "fetch",
+        "trace",
+        "g",
+    )
     assert stored.spec.input_uri == "s3://in/c1"
     assert TraceAction.FromString(stored.spec.trace_spec_bytes) == request.trace
     # Where an API server reads there is nothing.
@@ -1199,7 +1203,7 @@ async def test_a_trace_with_a_long_name(client: ActionsClient) -> None:
     request = flyte.trace(CHILD, "a0")
     request.trace.name = "x" * 100
     stored = (await client.enqueue(request)).action
-    assert stored.short_name == "x" * 63
+    assert stored.spec.short_name == "x" * 63
     assert TraceAction.FromString(stored.spec.trace_spec_bytes).name == "x" * 100
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.actions.enqueue import Enqueuer
-from etcd_actions.actions.seen import Seen
+from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.status import ActionStatus, put_status
 from etcd_actions.codecs import CODEC_NAMES, codec_of, json
 from etcd_actions.errors import (
@@ -18,6 +18,7 @@ from etcd_actions.errors import (
     ClaimLost,
     EtcdError,
     FailedPrecondition,
+    InvalidArgument,
     NoSpace,
     NotFound,
     OutcomeUnknown,
@@ -86,8 +87,8 @@ class Side:
     def __init__(self, etcd: Etcd, keys: Keyspace) -> None:
         self.recording = Recording(etcd)
         self.store = Store(cast(Etcd, self.recording))
-        self.seen = Seen()
-        self.enqueuer = Enqueuer(self.store, keys, json, seen=self.seen)
+        self.cache = ReadCache()
+        self.enqueuer = Enqueuer(self.store, keys, json, cache=self.cache)
         self._keys = keys
 
     async def enqueue(self, action_id: ActionId = CHILD, parent: str = "a0") -> list[str]:
@@ -106,7 +107,7 @@ class Side:
             ROOT,
             1,
             status,
-            seen=self.seen,
+            cache=self.cache,
             **given,  # type: ignore[arg-type]
         )
         return self.recording.requests()
@@ -263,7 +264,7 @@ async def test_nothing_seen_outlives_a_lost_connection(side: Side) -> None:
     side.recording.error = Unavailable("away"), False
     with pytest.raises(Unavailable):
         await side.enqueue(ActionId("p", "d", "r1", "c2"))
-    assert len(side.seen) == 0
+    assert len(side.cache) == 0
     assert await side.enqueue(ActionId("p", "d", "r1", "c2")) == ["read", "write"]
 
 
@@ -304,6 +305,40 @@ async def test_a_report_on_what_changed_keeps_the_change(
     (kv,) = (await etcd.range(KeyRange.of_key(key))).kvs
     found = json.decode(kv.value)
     assert (found.phase, found.metadata.labels) == (Phase.RUNNING, {"theirs": "1"})
+
+
+async def test_a_report_on_the_callers_last_state_needs_one_request(
+    side: Side, other: ActionsClient
+) -> None:
+    """GuaranteedUpdate: it reads only after another one was faster."""
+    seen = await other.get_task_action(ROOT)
+    side.cache.clear()
+    assert await side.report(seen=seen) == ["write"]
+    side.cache.clear()
+    assert await side.report(Phase.SUCCEEDED, seen=seen) == ["write", "write"]
+    assert (await other.get_task_action(ROOT)).phase is Phase.SUCCEEDED
+
+
+async def test_the_callers_last_state_is_no_proof(side: Side, other: ActionsClient) -> None:
+    """That it says the same already, or forbids the report, may be old."""
+    running = await other.put_status(ROOT, 1, ActionStatus(Phase.RUNNING))
+    await other.put_status(ROOT, 1, ActionStatus(Phase.PAUSED))
+    side.cache.clear()
+    assert await side.report(seen=running) == ["read", "write"]
+    assert (await other.get_task_action(ROOT)).phase is Phase.RUNNING
+
+
+async def test_a_report_on_the_callers_last_state_is_about_that_object(
+    side: Side, other: ActionsClient, etcd: Etcd, keys: Keyspace
+) -> None:
+    seen = await other.get_task_action(ROOT)
+    await etcd.delete(KeyRange.of_key(keys.task_action(ROOT)))
+    await other.enqueue(flyte.task(ROOT))
+    with pytest.raises(NotFound, match="is gone"):
+        await side.report(seen=seen)
+    await other.enqueue(flyte.task(CHILD, "a0"))
+    with pytest.raises(InvalidArgument, match="seen: it is action c1 of run p/d/r1"):
+        await side.report(seen=await other.get_task_action(CHILD))
 
 
 async def test_that_nothing_changes_is_believed_of_what_is_there_only(
@@ -369,7 +404,7 @@ async def test_a_lost_answer_to_a_guess(side: Side, other: ActionsClient) -> Non
     side.recording.error = OutcomeUnknown("lost"), False
     with pytest.raises(OutcomeUnknown):
         await side.report(Phase.SUCCEEDED)
-    assert len(side.seen) == 0
+    assert len(side.cache) == 0
 
 
 async def test_a_lost_answer_ends_all_guesses_though_the_write_is_found(
@@ -379,8 +414,8 @@ async def test_a_lost_answer_ends_all_guesses_though_the_write_is_found(
     await side.enqueue()
     side.recording.error = OutcomeUnknown("lost"), True
     await side.report()
-    assert side.seen.get(keys.task_action(CHILD)) is None
-    assert side.seen.get(keys.task_action(ROOT)) is not None
+    assert side.cache.get(keys.task_action(CHILD)) is None
+    assert side.cache.get(keys.task_action(ROOT)) is not None
 
 
 # --- claims -------------------------------------------------------------------------------
@@ -399,7 +434,7 @@ async def test_the_start_of_an_action_is_two_requests(
         assert claimed is not None
         assert claimed.object is not None
         assert json.decode(claimed.object.value).phase is Phase.QUEUED
-        side.seen.keep(claimed.object)
+        side.cache.put(claimed.object)
         assert await side.report(fence=claimed.claim.fence) == ["write"]
         again = await claims.claim_and_read(ROOT, first.incarnation)
         assert again is not None

@@ -55,7 +55,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "run_service",
-        "Outbox._is_wanted",
+        "Reporter.is_reportable",
         "a state of which the run service cannot say whether it wants it is told",
         "nothing else",
     ),

@@ -41,10 +41,11 @@ from etcd_actions.model import Keyspace
 from etcd_actions.monitoring.health import Health
 from etcd_actions.monitoring.metrics import Metrics
 from etcd_actions.record import leader as leading
-from etcd_actions.record.checkpoint import Position
-from etcd_actions.record.held_endings import HeldEndings
+from etcd_actions.record.checkpoint import Checkpoint
+from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.leader import Leader
 from etcd_actions.record.outbox import Outbox
+from etcd_actions.record.reporter import Reporter
 from etcd_actions.watch import Reflector, ReflectorSettings
 from tests.boundaries.table import BOUNDARIES
 from tests.support import flyte
@@ -187,19 +188,19 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     ),
     "what is told of a run service": (
         "delivery",
-        Outbox,
-        "_offer",
-        lambda _, __, update, *___: is_bad(update.key),
+        Reporter,
+        "_call",
+        lambda _, __, ___, update, *____: is_bad(update.key),
         3,
     ),
     "a mark": (
         "delivery",
         Outbox,
         "mark_terminal_status_recorded",
-        lambda _, seen, __: is_bad(seen.key),
+        lambda _, seen, *__: is_bad(seen.key),
         3,
     ),
-    "whether a state is wanted": ("run_service", RecordingRunService, "wants", whatever, 1000),
+    "whether a state is wanted": ("run_service", RecordingRunService, "accepts", whatever, 1000),
     "a subscription": (
         "subscription",
         Subscription,
@@ -210,13 +211,13 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     "forming a group": ("transaction_group", GroupCommit, "_fill", whatever, 3),
     "sending a group": ("transaction_group", GroupCommit, "_commit", whatever, 3),
     "leading": ("election", Election, "_wait_ended", whatever, 1),
-    "saving the position": ("task", Position, "save", whatever, 1),
+    "saving the position": ("task", Checkpoint, "save", whatever, 1),
     "the backlog of a new leader": ("task", Leader, "_deliver_backlog", whatever, 2),
     "a worker": ("task", WorkQueue, "_next", whatever, 6),
     "cleaning up": ("task", Aborter, "resume", whatever, 2),
     "a second look": ("task", Handler, "_look_again", whatever, 2),
     "retries": ("task", WorkQueue, "retry_failed", whatever, 2),
-    "endings to be told again": ("task", HeldEndings, "run", whatever, 1),
+    "deferred reports": ("task", DeferredReports, "run", whatever, 1),
     "all of a watch": ("task", leading, "open_election", whatever, 2),
 }
 ONCE = {

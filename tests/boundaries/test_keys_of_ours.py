@@ -97,7 +97,7 @@ async def test_a_position_and_a_marker_that_are_garbage_stop_nothing(
     etcd: Etcd, prefix: bytes, value: bytes
 ) -> None:
     keys = Keyspace(prefix)
-    await etcd.put(keys.position(keys.namespace), value)
+    await etcd.put(keys.checkpoint(keys.namespace), value)
     await etcd.put(keys.aborts + b"flyte/r9-a0", value)
     await etcd.put(keys.aborts + b"\xff/\xfe", value)
     async with open_actions_client(etcd, prefix=prefix) as client:

@@ -229,11 +229,11 @@ def key_of(keys: Keyspace, place: str, number: int) -> bytes:
         case "claim":
             return keys.claims + name
         case "position":
-            return keys.position("flyte")
+            return keys.checkpoint("flyte")
         case "letter":
             odd = (b"", b"x", b"actions/\xff/record/0", b"traces//status/")
             inside = b"actions/" + name + (b"/record/%d" % number)
-            return keys.letters + (odd[number] if number < len(odd) else inside)
+            return keys.dead_letters + (odd[number] if number < len(odd) else inside)
         case _:
             return keys.election("flyte")
 

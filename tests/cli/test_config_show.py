@@ -167,7 +167,7 @@ def test_notes(
     assert keepalive["value"] == "10s"
     assert "raised from 2s" in keepalive["note"]
     # Nobody is asked, and it is no error.
-    assert "asked for" in shown.rows["--user"]["note"]
+    assert "prompts for" in shown.rows["--user"]["note"]
     assert shown.code == 0
     arguments = ["--user", "a", "--password-file", str(file)]
     rows = show(monkeypatch, capfd, *arguments, ETCDCTL_PASSWORD=PASSWORD).rows

@@ -54,7 +54,7 @@ async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix
         await refuse(client, service, "c1", "c2")
         await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(named("c2"))))
         await eventually(lambda: is_idle(client))
-        await etcd.put(Keyspace(prefix).letters + b"x", b"garbage")
+        await etcd.put(Keyspace(prefix).dead_letters + b"x", b"garbage")
 
         listed = await site.run("list")
         assert listed.code == ExitCode.OK
@@ -92,7 +92,7 @@ async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix
         service.told.clear()
         again = await site.run("retry", "--wait", "r1-a0")
         assert again.code == ExitCode.ACTION
-        said = "refused again: the record of p/d/r1/a0: INVALID_ARGUMENT: no spec"
+        said = "rejected again: the record of p/d/r1/a0: INVALID_ARGUMENT: no spec"
         assert again.err.splitlines()[-1].endswith(said)
         accepted = await site.run("retry", "--wait", "flyte/r1-c1", "p/d/r1/c2")
         assert accepted.code == ExitCode.OK, accepted.err
@@ -109,7 +109,7 @@ async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix
         everything = await site.run("retry", "--all", "--wait")
         assert everything.code == ExitCode.OK
         assert "no dead letter" in everything.err
-        key = (Keyspace(prefix).letters + b"x").decode()
+        key = (Keyspace(prefix).dead_letters + b"x").decode()
         assert (await site.run("delete", key)).code == ExitCode.OK
         assert await client.dead_letters() == []
         nothing = await site.run("retry", "--all")
@@ -127,8 +127,8 @@ async def test_where_nobody_is_elected_the_request_stays(
         await refuse(client, service, "c1")
     asked = await site.run("retry", "--all", "--wait", "--timeout", "1")
     assert asked.code == ExitCode.UNAVAILABLE
-    assert "no process is elected: the requests stay" in asked.err
-    assert "2 of 2 requests are not answered within 1 s" in asked.err
+    assert "there is no leader: the requests stay" in asked.err
+    assert "2 of 2 requests have no result within 1 s" in asked.err
     rows = [json.loads(line) for line in (await site.run("list")).out.splitlines()]
     assert all(row["retry_requested_at"] for row in rows)
     service = Scripted()

@@ -25,7 +25,7 @@ ALL = [
     for _, each in inspect.getmembers(errors, inspect.isclass)
     if issubclass(each, errors.EtcdActionsError)
 ]
-UNEXPECTED = {errors.EtcdActionsError, errors.UnexpectedFailure}
+UNEXPECTED = {errors.BackgroundFailure, errors.EtcdActionsError, errors.UnexpectedFailure}
 
 
 def made(kind: type[errors.EtcdActionsError]) -> errors.EtcdActionsError:

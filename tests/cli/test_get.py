@@ -56,7 +56,7 @@ async def test_names(
 async def test_namespace(capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: bytes) -> None:
     await put_some(etcd, prefix)
     assert await got(capfd, etcd, prefix, "r1-a0", namespace="other") == ["other/r1-a0"]
-    with pytest.raises(ConfigError, match="--namespace wants other only"):
+    with pytest.raises(ConfigError, match="--namespace allows other only"):
         await got(capfd, etcd, prefix, "flyte/r1-a0", namespace="other")
 
 

@@ -93,7 +93,7 @@ def test_pieces_of_any_size() -> None:
 def test_positions_are_those_of_the_input() -> None:
     for data in (HISTORY, RECORD):
         steps = list(reader_of("file", data, Destination(b"/p/")).feed(data))
-        positions = [step.position for step in steps]
+        positions = [step.offset for step in steps]
         assert positions == sorted(set(positions))
         assert len(data) // 2 < positions[-1] <= len(data)
 
@@ -209,7 +209,7 @@ def test_a_record_may_be_cut_off_anywhere() -> None:
     for end in range(HEADER_END, len(SMALL_RECORD)):
         events, reader = read(SMALL_RECORD[:end])
         assert events == SMALL[: len(events)]
-        assert "cut off" in reader.warning
+        assert "truncated" in reader.warning
     assert read(SMALL_RECORD)[1].warning == ""
     for end in range(1, HEADER_END):
         assert "there is no header" in complaint(SMALL_RECORD[:end])
@@ -244,7 +244,7 @@ def entry(**changes: Any) -> bytes:
     ("made", "told"),
     [
         (lambda: b"\xc1", "no msgpack"),
-        (lambda: b"\x05", "a map is wanted, not int"),
+        (lambda: b"\x05", "no map, but int"),
         (lambda: b"\xdf\xff\xff\xff\xff", "no msgpack"),
         (lambda: b"\x81\x90\x01", "no msgpack"),
         (lambda: b"\x81" * 2000, "nested too deeply"),
@@ -260,7 +260,7 @@ def entry(**changes: Any) -> bytes:
         (lambda: entry(value=b"other"), "crc32"),
         (lambda: entry(crc32=0), "crc32"),
         (lambda: msgpack.packb({"type": "END", "events": 2}), "END counts 2"),
-        (lambda: msgpack.packb({"type": "END", "events": 1}) + entry(), "behind the END"),
+        (lambda: msgpack.packb({"type": "END", "events": 1}) + entry(), "after the END"),
         # A length that is too large swallows what follows.
         (lambda: entry().replace(b"\xc4\x07{", b"\xc5\xff\xff{") + entry(), "does not end"),
     ],
@@ -269,7 +269,7 @@ def test_what_is_no_entry_is_named(made: Callable[[], bytes], told: str) -> None
     before = as_record(SMALL[:1])[: -len(ENDING)]
     corrupt = made()
     message = complaint(before + corrupt)
-    at = len(before) + (len(corrupt) - len(entry()) if "behind" in told else 0)
+    at = len(before) + (len(corrupt) - len(entry()) if "after" in told else 0)
     assert message.startswith(f"file: offset {at}: ")
     assert told in message
     assert message.endswith("this entry and those after it are not written")

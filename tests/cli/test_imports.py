@@ -112,10 +112,10 @@ async def test_list_imports_a_transport_and_no_log(
 
 
 def test_the_summaries_are_the_first_sentences_of_the_help() -> None:
-    for name, home in commands.homes.items():
+    for name, (_, summary) in commands.locations.items():
         command = commands.load(name)
         assert command.name == name
-        assert command.get_short_help_str(200) == home.summary
+        assert command.get_short_help_str(200) == summary
 
 
 def test_a_line_of_the_log_looks_as_the_settings_say(

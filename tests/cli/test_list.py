@@ -135,7 +135,7 @@ async def test_what_cannot_be_read_is_shown_and_counted(
     assert await list_actions(here(etcd, prefix), Filter(project="q"), output="jsonl") == 0
     out, err = capfd.readouterr()
     assert [json.loads(line)["type"] for line in out.splitlines()] == ["ACTION"]
-    assert err.startswith("etcd-actions: 3 values are no TaskActions and left out")
+    assert err.startswith("etcd-actions: 3 values are no TaskActions and omitted")
 
 
 class _WritesBetween(Reads):

@@ -17,12 +17,12 @@ import structlog
 
 from etcd_actions._internal.quoting import printable, quoted
 from etcd_actions.change_history import history
-from etcd_actions.change_history.history import Destination, Step, reader_of
+from etcd_actions.change_history.history import Destination, HistoryStep, reader_of
 from etcd_actions.cli import command_line
 from etcd_actions.cli.commands import submit
 from etcd_actions.cli.commands.completion import check_completion_request
 from etcd_actions.cli.commands.mutations import literal_of
-from etcd_actions.cli.exit_codes import report, say
+from etcd_actions.cli.exit_codes import print_message, report
 from etcd_actions.cli.formats.standard_output import (
     check_input_open,
     chosen_format,
@@ -226,7 +226,7 @@ def test_a_terminal_of_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_said_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    say("a\n\tb\x1b[2J\u202e\u2028" + "x" * 100_000)
+    print_message("a\n\tb\x1b[2J\u202e\u2028" + "x" * 100_000)
     line = capsys.readouterr().err
     assert line.startswith(r"etcd-actions: a b\x1b[2J\u202e\u2028xxx")
     assert line[:-1].isprintable()
@@ -247,7 +247,7 @@ def test_quoted() -> None:
 # --- histories --------------------------------------------------------------------------
 
 
-def steps(content: bytes, namespace: str | None = None) -> list[Step]:
+def steps(content: bytes, namespace: str | None = None) -> list[HistoryStep]:
     reader = reader_of("file", content, Destination(b"/p/", namespace))
     return [*reader.feed(content), *reader.finish()]
 
@@ -283,7 +283,7 @@ def test_lines_of_any_editor(newline: bytes) -> None:
     content = newline.join(lines)
     found = steps(content)
     assert [step.event.key for step in found] == [b"/p/a/b", b"/p/c/d"]
-    assert found[-1].position == len(content)
+    assert found[-1].offset == len(content)
 
 
 def test_a_line_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +337,7 @@ def test_an_attempt_that_is_none(last: str) -> None:
 
 def test_a_state_cannot_drive_the_terminal() -> None:
     written: list[bytes] = []
-    show = submit._Show(written.append, "table")
+    show = submit._Printer(written.append, "table")
     action = ActionId("p", "d", "r", "a\x1b[2J")
     show.state(submit._State(action, Phase.FAILED, 1, "E: \x1b]0;x\x07\r\nmore", "\u202e"))
     (line,) = written
@@ -347,7 +347,7 @@ def test_a_state_cannot_drive_the_terminal() -> None:
 def test_a_result_that_is_no_unicode() -> None:
     written: list[bytes] = []
     for form in ("jsonl", "table"):
-        submit._Show(written.append, form).result({"a": "\ud800", "n": 2**70})
+        submit._Printer(written.append, form).result({"a": "\ud800", "n": 2**70})
     assert json.loads(written[0]) == {"result": {"a": "\ud800", "n": 2**70}}
     assert written[1].startswith(b"result: ")
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from etcd_actions import open_etcd
-from etcd_actions.cli.commands.record import Approach, RecordSettings, record_file
+from etcd_actions.cli.commands.record import Convergence, RecordSettings, record_file
 from etcd_actions.errors import ConfigError, InputError, Unavailable
 from etcd_actions.etcd.api import Etcd, Event, KeyRange, KeyValue
 from etcd_actions.etcd.oldest_revision import find_oldest_revision
@@ -239,10 +239,10 @@ def change(key: bytes, revision: int, *, deleted: bool = False) -> Change:
 def test_an_approach_is_complete_with_its_last_change(
     state: dict[bytes, int], changes: list[Change]
 ) -> None:
-    approach = Approach(10, state)
+    approach = Convergence(10, state)
     for index, each in enumerate(changes):
         assert not approach.complete or each.mod_revision > 10, index
-        approach.see([each])
+        approach.apply([each])
     assert approach.complete
 
 
@@ -404,7 +404,7 @@ async def test_a_killed_recorder_leaves_what_it_saw(
         finish, "replay", path, *flags(shared_etcd, prefix + b"again/")
     )
     assert done.code == 0
-    assert done.complaint.startswith(f"etcd-actions: {path}: cut off in the entry at offset ")
+    assert done.complaint.startswith(f"etcd-actions: {path}: truncated in the entry at offset ")
     assert done.out.startswith(f"replayed {count - 1} events ")
     assert start < int(done.out.rpartition(" ")[2])
 

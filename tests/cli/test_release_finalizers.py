@@ -96,9 +96,7 @@ def test_our_finalizer_is_taken_away_and_no_other(kubectl: Kubectl) -> None:
     kubectl.has({"flyte/r-a0": ["x/y", OURS], "flyte/r-c1": [OURS], "other/r-a0": ["x/y"]})
     done = kubectl.release()
     assert (done.code, done.out) == (0, "")
-    assert done.complaint == (
-        f"etcd-actions: took {OURS} away from 2 actions; none is left that holds it"
-    )
+    assert done.complaint == (f"etcd-actions: removed {OURS} from 2 actions; no other has it")
     assert kubectl.objects == {"flyte/r-a0": ["x/y"], "flyte/r-c1": [], "other/r-a0": ["x/y"]}
     listed = kubectl.calls[0]
     assert listed[:3] == ["get", "taskactions.flyte.org", "--all-namespaces"]
@@ -149,7 +147,7 @@ def test_a_name_that_is_none_is_never_an_argument(kubectl: Kubectl) -> None:
     kubectl.has({"flyte/--all": [OURS]})
     done = kubectl.release()
     assert done.code == 4
-    assert "printed what is no name: 'flyte --all 0'" in done.complaint
+    assert "printed no name: 'flyte --all 0'" in done.complaint
     assert [call[0] for call in kubectl.calls] == ["get"]
 
 

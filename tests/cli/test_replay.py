@@ -76,7 +76,7 @@ async def replayed(
     start = (await world.etcd.range(KeyRange.of_key(world.key))).revision
     faulty = Faulty(world.etcd, [getattr(world, plan) if plan else None for plan in plans])
     replayer = Replayer(faulty, Stop())  # type: ignore[arg-type]
-    await replayer.begin(world.key)
+    await replayer.start(world.key)
     for value in values:
         await replayer.write(HistoryEvent(world.key, value))
     changes = await changes_since(world.etcd, KeyRange.of_key(world.key), start)

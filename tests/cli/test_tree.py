@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 
 from etcd_actions.cli.commands.tree import show_tree
-from etcd_actions.cli.formats.action_tree import grow
+from etcd_actions.cli.formats.action_tree import build_forest
 from etcd_actions.cli.formats.rows import ActionRow
 from etcd_actions.cli.formats.table import TreeTable
 from etcd_actions.errors import ConfigError
@@ -45,7 +45,7 @@ def rows(text: str) -> list[ActionRow]:
 
 
 def drawn(text: str, run: str = "r") -> list[str]:
-    return [place.label for place in grow(rows(text), run)]
+    return [line.label for line in build_forest(rows(text), run)]
 
 
 def test_depth_first_in_the_order_given() -> None:
@@ -60,9 +60,9 @@ def test_depth_first_in_the_order_given() -> None:
 
 
 def test_depths() -> None:
-    places = grow(rows("a0 a<a0 b<a"), "r")
-    assert [place.row.depth for place in places if place.row] == [0, 1, 2]
-    assert not any(place.row.missing_parent or place.row.cycle for place in places if place.row)
+    lines = build_forest(rows("a0 a<a0 b<a"), "r")
+    assert [line.row.depth for line in lines if line.row] == [0, 1, 2]
+    assert not any(line.row.missing_parent or line.row.cycle for line in lines if line.row)
 
 
 @pytest.mark.parametrize("text", ["r a<r", "r a<a0", "a0 a<r"])
@@ -75,8 +75,8 @@ def test_the_root_comes_before_others_without_a_parent() -> None:
 
 
 def test_orphans() -> None:
-    places = grow(rows("a0 c<lost b<c e<lost d<gone"), "r")
-    assert [place.label for place in places] == [
+    lines = build_forest(rows("a0 c<lost b<c e<lost d<gone"), "r")
+    assert [line.label for line in lines] == [
         "a0",
         "gone (missing)",
         "└─ d",
@@ -85,9 +85,9 @@ def test_orphans() -> None:
         "│  └─ b",
         "└─ e",
     ]
-    orphans = {place.row.action: place.row.missing_parent for place in places if place.row}
+    orphans = {line.row.action: line.row.missing_parent for line in lines if line.row}
     assert orphans == {"a0": False, "d": True, "c": True, "b": False, "e": True}
-    assert all(place.row.depth == (place.row.action == "b") for place in places if place.row)
+    assert all(line.row.depth == (line.row.action == "b") for line in lines if line.row)
 
 
 @pytest.mark.parametrize(
@@ -111,20 +111,20 @@ def test_no_actions() -> None:
 def test_every_action_has_its_place_however_deep() -> None:
     depth = 20_000
     chain = rows("a0 " + " ".join(f"n{i}<{f'n{i - 1}' if i else 'a0'}" for i in range(depth)))
-    places = grow(chain, "r")
-    assert [place.row.action for place in places if place.row] == [row.action for row in chain]
-    assert places[-1].row is not None
-    assert places[-1].row.depth == depth
-    assert max(len(place.label) for place in places) < 200
+    lines = build_forest(chain, "r")
+    assert [line.row.action for line in lines if line.row] == [row.action for row in chain]
+    assert lines[-1].row is not None
+    assert lines[-1].row.depth == depth
+    assert max(len(line.label) for line in lines) < 200
 
 
 @pytest.mark.parametrize("width", [60, 100, 200])
 def test_no_line_is_wider_than_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     chain = rows("a0 " + " ".join(f"名{i}<{f'名{i - 1}' if i else 'a0'}" for i in range(99)))
-    places = grow([*chain, *rows("x<lost" + "名" * 200)], "r")
-    lines = TreeTable(StringIO(), "t", places).format_tree().decode().splitlines()
-    assert len(lines) == 2 + len(places)
+    tree = build_forest([*chain, *rows("x<lost" + "名" * 200)], "r")
+    lines = TreeTable(StringIO(), "t", tree).format_tree().decode().splitlines()
+    assert len(lines) == 2 + len(tree)
     assert max(map(cell_len, lines)) <= width
     # Whatever is cut off, the name is not.
     assert "名98 " in lines[-3]
@@ -143,7 +143,7 @@ def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
         for row in rows("a0 a<a0 b<a0 c<a0 d<a0")
     ]
     now = datetime(2026, 1, 1, 0, 2, tzinfo=UTC)
-    table = TreeTable(StringIO(), "t", grow(made, "r"), now)
+    table = TreeTable(StringIO(), "t", build_forest(made, "r"), now)
     lines = table.format_tree().decode().splitlines()[2:]
     at = {line.split("RUNNING")[0].split()[-1]: line.split()[-1] for line in lines}
     assert at == {"a0": "2m0s", "a": "59s", "b": "1h2m", "c": "31d3h", "d": "1"}
@@ -185,7 +185,7 @@ async def test_projects_are_told_apart(
         ("other", "q", "d", "lost", 0),
     ]
     assert document["trees"][1]["actions"][1]["missing_parent"] is True
-    assert err.startswith("etcd-actions: 1 value is no TaskAction and left out")
+    assert err.startswith("etcd-actions: 1 value is no TaskAction and omitted")
 
     assert await show_tree(here(etcd, prefix), "q/d/r1", "jsonl") == 0
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -95,6 +96,24 @@ async def test_a_run_from_its_start_to_its_mark(
         assert [each.is_recorded for each in listing.actions] == [True, True]
         # Our finalizer went with the mark.
         assert [each.metadata.finalizers for each in listing.actions] == [(), ()]
+
+
+async def test_it_watches_for_as_long_as_the_context_lasts(etcd: Etcd, prefix: bytes) -> None:
+    async with open_actions_client(etcd, prefix=prefix, settings=SOON) as client:
+        async with client.watching():
+            assert client.statistics().watching
+            await client.enqueue(flyte.task(ROOT))
+            await client.put_status(ROOT, 1, flyte.status(Phase.SUCCEEDED))
+            await eventually(lambda: client.statistics().marks.get("marked", 0) == 1)
+        assert not client.statistics().watching
+        with trio.CancelScope() as scope:
+            async with client.watching(grace=math.inf):
+                scope.cancel()
+                await trio.sleep_forever()
+        with pytest.raises(LookupError):
+            async with client.watching(grace=math.inf):
+                raise LookupError
+        await eventually(lambda: not client.statistics().watching)
 
 
 async def test_without_watching_a_subscriber_is_told(client: ActionsClient) -> None:
@@ -278,7 +297,7 @@ async def test_a_delete_while_nobody_watched_is_reported(etcd: Etcd, prefix: byt
         await client.enqueue(flyte.task(ROOT))
         await client.put_status(ROOT, 1, flyte.status(Phase.RUNNING))
         await eventually(lambda: client.statistics().elected)
-    assert client.statistics().position
+    assert client.statistics().checkpoint
     await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))
     service = Scripted()
     async with open_actions_client(
@@ -288,5 +307,5 @@ async def test_a_delete_while_nobody_watched_is_reported(etcd: Etcd, prefix: byt
             assert isinstance(await updates.receive(), SnapshotEnd)
         await later.start_watching()
         await eventually(lambda: later.statistics().elected)
-        await eventually(lambda: later.statistics().position > client.statistics().position)
+        await eventually(lambda: later.statistics().checkpoint > client.statistics().checkpoint)
         await eventually(lambda: service.of("a0")[-1:] == [Phase.ABORTED])

@@ -150,7 +150,7 @@ async def test_one_process_of_all_records_and_marks_in_every_namespace(
         assert [one.statistics().elected, two.statistics().elected].count(True) == 1
     elections = await etcd.range(KeyRange.of_prefix(Keyspace(prefix).side), keys_only=True)
     positions = [kv.key for kv in elections.kvs if b"/position/" in kv.key]
-    assert positions == [Keyspace(prefix).position(None)]
+    assert positions == [Keyspace(prefix).checkpoint(None)]
 
 
 async def test_orphans_and_aborts_are_looked_for_in_every_namespace(

@@ -20,6 +20,7 @@ from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchResponse, WatchStream
 from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.model import ActionObject, ActionUpdate, Keyspace
+from etcd_actions.run_service import RunService
 from etcd_actions.run_service.unsettled import Unsettled
 from etcd_actions.testing import EtcdServer
 from tests.record.test_outbox import LONG, ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
@@ -56,7 +57,7 @@ async def test_a_restart_from_the_position_tells_nothing_older_than_the_mark(
     async with watching(etcd, prefix, service) as client:
         await client.enqueue(flyte.task(ROOT))
         written = await client.put_status(ROOT, 1, flyte.status(Phase.RUNNING))
-        await eventually(lambda: client.statistics().position >= written.revision)
+        await eventually(lambda: client.statistics().checkpoint >= written.revision)
     with trio.CancelScope() as killed:
         async with open_actions_client(
             etcd, prefix=prefix, run_service=service, settings=replace(SETTINGS, save_every=NEVER)
@@ -125,16 +126,16 @@ async def test_what_is_held_lengthens_no_stop_and_is_told_by_the_next(
             killed.cancel()
     async with watching(etcd, prefix, service, LONG) as client:
         await tell(client, "a0", [Phase.FAILED])
-        await eventually(lambda: client.statistics().held == 1)
+        await eventually(lambda: client.statistics().deferred == 1)
         assert client.statistics().marks == {}
         # A newer state waits for nothing.
         began = trio.current_time()
         await client.stop_watching()
         assert trio.current_time() - began < LONG.election_ttl / 2
     async with watching(etcd, prefix, service, LONG) as client:
-        await eventually(lambda: client.statistics().held == 1)
+        await eventually(lambda: client.statistics().deferred == 1)
         await eventually(lambda: client.statistics().marks == {"marked": 1})
-        assert client.statistics().held == 0
+        assert client.statistics().deferred == 0
     assert service.of("a0")[-3:] == [Phase.FAILED] * 3
 
 
@@ -152,9 +153,9 @@ async def test_a_deletion_behind_a_killed_leader_is_told_again_before_it_is_done
             killed.cancel()
     async with watching(etcd, prefix, service) as client:
         deleted = await etcd.delete(KeyRange.of_key(key))
-        await eventually(lambda: client.statistics().held == 1)
+        await eventually(lambda: client.statistics().deferred == 1)
         assert service.of("a0").count(Phase.ABORTED) == 1
-        await eventually(lambda: client.statistics().position >= deleted.revision)
+        await eventually(lambda: client.statistics().checkpoint >= deleted.revision)
     assert service.of("a0").count(Phase.ABORTED) == 2
 
 
@@ -202,7 +203,7 @@ class Database:
         return wrong
 
 
-class Unsteady:
+class Unsteady(RunService):
     """A run service as one process sees it: it refuses, loses answers, and applies late."""
 
     DEADLINE = 0.3
@@ -214,7 +215,7 @@ class Unsteady:
         self._unsettled = Unsettled()
         self.trouble = 0.4
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return True
 
     def unsettled_until(self, key: bytes) -> float:

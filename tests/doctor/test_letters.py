@@ -42,7 +42,7 @@ async def test_dead_letters_are_found(etcd: Etcd, shared_etcd: EtcdServer, prefi
 async def test_what_is_no_letter_is_found(
     etcd: Etcd, shared_etcd: EtcdServer, prefix: bytes
 ) -> None:
-    await etcd.put(Keyspace(prefix).letters + b"it's\x00", b"garbage")
+    await etcd.put(Keyspace(prefix).dead_letters + b"it's\x00", b"garbage")
     diagnosis = await diagnose(shared_etcd.endpoint, prefix=prefix)
     assert diagnosis.ill == {"dead-letters-unreadable"}
     assert "dead-letters delete '/etcd-actions" in diagnosis.one("dead-letters-unreadable").remedy

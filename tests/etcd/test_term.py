@@ -60,7 +60,7 @@ async def test_a_call_waits_for_the_renewal_when_too_little_is_left(
     async def call() -> None:
         made.append(trio.current_time())
 
-    calls.begin(term, -math.inf)
+    calls.start(term, -math.inf)
     await trio.sleep(SURE - term.least_call + 0.1)
     with trio.move_on_after(1):
         await calls.make(call)
@@ -81,7 +81,7 @@ async def test_nothing_is_sent_once_the_term_is_over(
     async def call() -> None:
         made.append(1)
 
-    calls.begin(term, -math.inf)
+    calls.start(term, -math.inf)
     term.over.set()
     with trio.move_on_after(1000):
         await calls.make(call)
@@ -92,12 +92,12 @@ async def test_a_call_ends_with_the_lease_and_is_in_doubt_for_a_while(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     term, calls = begun(), LeaderCalls()
-    calls.begin(term, -math.inf)
+    calls.start(term, -math.inf)
     until = term.sure_until()
     with pytest.raises(LeaseTooShort):
         await calls.make(trio.sleep_forever)
     assert trio.current_time() == pytest.approx(until)
-    assert calls.doubt_until == pytest.approx(until + LANDING)
+    assert calls.uncertain_until == pytest.approx(until + LANDING)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ async def test_a_call_ends_with_the_lease_and_is_in_doubt_for_a_while(
 )
 async def test_what_may_still_land_is_known(error: BaseException | None, doubt: bool) -> None:
     term, calls = begun(), LeaderCalls()
-    calls.begin(term, -math.inf)
+    calls.start(term, -math.inf)
 
     async def call() -> None:
         await trio.lowlevel.checkpoint()
@@ -120,7 +120,7 @@ async def test_what_may_still_land_is_known(error: BaseException | None, doubt: 
 
     with suppress(RunServiceUnavailable, RunServiceRejected, SystemExit):
         await calls.make(call)
-    assert (calls.doubt_until > trio.current_time()) == doubt
+    assert (calls.uncertain_until > trio.current_time()) == doubt
 
 
 async def test_a_call_knows_how_long_it_may_take(

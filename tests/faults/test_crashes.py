@@ -21,6 +21,7 @@ from etcd_actions.etcd.api import (
     Put,
     Txn,
 )
+from etcd_actions.model import Keyspace
 from tests.support import oracle
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import make_action, make_run, with_annotation
@@ -78,6 +79,36 @@ async def test_a_crash_around_the_acceptance(
         marks = [entry.mod_revision for entry in history if entry.key == key][1:]
         assert len(marks) == 1
         assert marks[0] > again
+
+
+@pytest.mark.parametrize("when", ["before_mark", "after_mark"])
+async def test_a_crash_at_the_mark_leaves_history_and_mark_or_neither(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, when: str
+) -> None:
+    """Our own run service stores the end with the mark; the next start does the rest."""
+    actions = make_run(prefix, "rx2", 20)
+    keys = Keyspace(prefix)
+
+    async def stored() -> list[tuple[bool, int, int]]:
+        found = []
+        for action in actions:
+            (kv,) = (await etcd.range(KeyRange.of_key(action.key))).kvs
+            named = json.decode(kv.value)
+            history = (await etcd.range(KeyRange.of_key(keys.history(named.action_id)))).kvs
+            revision = history[0].mod_revision if history else 0
+            found.append((named.is_recorded, kv.mod_revision, revision))
+        return found
+
+    for action in actions:
+        await etcd.put(action.key, action.ended)
+    with trio.fail_after(90):
+        assert await run_processor(shared_etcd, prefix, when) == -signal.SIGKILL
+        after_crash = await stored()
+        for recorded, marked_at, kept_at in after_crash:
+            assert kept_at == (marked_at if recorded else 0)
+        assert any(recorded for recorded, *_ in after_crash) == (when == "after_mark")
+        assert await run_processor(shared_etcd, prefix, "own_never") == 0
+    assert all(recorded and at == kept_at for recorded, at, kept_at in await stored())
 
 
 def _fields(entry: oracle.Entry) -> tuple[bytes, bytes, int, int, int]:

@@ -38,7 +38,7 @@ async def run_processor(server: EtcdServer, prefix: bytes, when: str) -> int:
 
 async def marked_without_letter(etcd: Etcd, prefix: bytes) -> list[bytes]:
     """Endings whose mark was ever in etcd without a letter that has the ending, by history."""
-    letters = Keyspace(prefix).letters + b"actions/"
+    letters = Keyspace(prefix).dead_letters + b"actions/"
     history = await oracle.read_history(etcd, KeyRange.of_prefix(prefix))
     written = await oracle.read_history(etcd, KeyRange.of_prefix(letters))
     ends: dict[bytes, int] = {}

@@ -62,7 +62,7 @@ async def test_an_ending_that_can_be_read_is_told(
                 assert run_service.told[-1].ending.phase is Phase.RUNNING
                 if "O" in order:
                     seen = run_service.told[-1].revision
-                    await eventually(lambda: processor.statistics().position >= seen)
+                    await eventually(lambda: processor.statistics().checkpoint >= seen)
                 await proxy.go_down()
                 await take(order.partition("O")[0], own_etcd, action)
                 if "O" not in order:

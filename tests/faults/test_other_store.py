@@ -312,11 +312,11 @@ async def test_what_a_client_has_seen_of_the_old_store_leads_to_no_guess(
         ):
             await client.start_watching()
             await client.enqueue(flyte.task(ActionId("p", "d", "r1", "a0")))
-            assert len(client._seen) == 1
+            assert len(client._cache) == 1
             await eventually(lambda: watched(client).events > 0)
             await proxy.go_down()
             own_etcd.stop()
             own_etcd.wipe()
             own_etcd.start()
             await proxy.come_up()
-            await eventually(lambda: len(client._seen) == 0)
+            await eventually(lambda: len(client._cache) == 0)

@@ -18,6 +18,7 @@ import trio
 from etcd_actions import ActionObject, ActionUpdate, Phase, open_etcd
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.pipeline.processor import Processor, open_processor
+from etcd_actions.run_service import RunService
 from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.support import oracle
 from tests.support.etcd_server import EtcdServer
@@ -199,13 +200,13 @@ async def test_an_action_made_again_while_nothing_was_watched(
     assert [one.is_deleted for one in run_service.told] == [False, True, False]
 
 
-class _Hanging:
+class _Hanging(RunService):
     """Never answers, and costs nothing: what is measured is what waits for it."""
 
     def __init__(self, *, told: bool) -> None:
         self.is_told = told
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return self.is_told
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:

@@ -160,7 +160,7 @@ async def test_a_leader_that_was_cut_off_revives_nothing_for_good(
                 assert first.statistics().elected
                 ended.set()
                 await eventually(lambda: len(server.revived) == ACTIONS)
-                assert second.statistics().held
+                assert second.statistics().deferred
                 await until_stored(etcd, keys, all_marked)
                 assert set(server.phases.values()) == {Phase.FAILED}
                 proxy.unstall()

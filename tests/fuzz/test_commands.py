@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from etcd_actions.cli import command_line, exit_codes, secret_arguments
 from etcd_actions.cli.commands.get import _formatted, _stored_object
-from etcd_actions.cli.formats.action_tree import grow
+from etcd_actions.cli.formats.action_tree import build_forest
 from etcd_actions.cli.formats.details import details
 from etcd_actions.cli.formats.rows import ActionRow, stored_row
 from etcd_actions.cli.formats.standard_output import JsonLines
@@ -96,7 +96,7 @@ def test_what_is_said(text: str) -> None:
     """One line, that drives no terminal."""
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
-        exit_codes.say(text)
+        exit_codes.print_message(text)
     line = err.getvalue()
     assert line.endswith("\n")
     assert line[:-1].isprintable()
@@ -200,7 +200,7 @@ def test_a_stored_value(tmp_path: Path, value: bytes, key: bytes) -> None:
         json.loads(line)
     tables = [ActionTable(io.StringIO()).format([row]), details(b"/p/", [kv], io.StringIO())]
     if isinstance(row, ActionRow):
-        places_ = grow([row], "r")
+        places_ = build_forest([row], "r")
         tables.append(TreeTable(io.StringIO(), row.project, places_).format_tree())
         json.loads(_formatted(_stored_object(b"/p/", kv, 9), 2))
     for table in tables:

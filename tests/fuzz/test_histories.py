@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from etcd_actions.change_history.history import Destination, Step, reader_of
+from etcd_actions.change_history.history import Destination, HistoryStep, reader_of
 from etcd_actions.change_history.record_format import Header, RecordWriter
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.commands.mutations import literal_of, read_request
@@ -56,9 +56,9 @@ LINES = b"\n".join(
 )
 
 
-def read(parts: list[bytes], namespace: str | None) -> tuple[list[Step], str]:
+def read(parts: list[bytes], namespace: str | None) -> tuple[list[HistoryStep], str]:
     """The steps that came, and the complaint behind them."""
-    steps: list[Step] = []
+    steps: list[HistoryStep] = []
 
     def run() -> str:
         whole = b"".join(parts)
@@ -89,7 +89,7 @@ def test_a_history(content: bytes, namespace: str | None, data: st.DataObject | 
         again, told_again = read(data.draw(pieces(content)), namespace)
         assert (again, told_again) == (steps, told)
     for step in steps:
-        assert 0 < step.position <= len(content)
+        assert 0 < step.offset <= len(content)
         assert step.event.key.startswith(b"/q/")
 
 

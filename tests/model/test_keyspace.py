@@ -16,8 +16,8 @@ def test_keys() -> None:
     side = b"/etcd-actions/registry/flyte.org/taskactions/"
     assert keys.trace(ROOT) == side + b"traces/flyte/r1-a0"
     assert keys.abort(ROOT) == side + b"aborts/flyte/r1-a0"
-    assert keys.position(None) == side + b"position/*"
-    assert keys.position("flyte") == side + b"position/flyte"
+    assert keys.checkpoint(None) == side + b"position/*"
+    assert keys.checkpoint("flyte") == side + b"position/flyte"
     assert keys.election("flyte") == side + b"election/flyte"
     assert not side.startswith(keys.prefix)
 

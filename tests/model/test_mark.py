@@ -25,7 +25,7 @@ from etcd_actions.model import (
 from etcd_actions.model.conditions import write_phase
 from etcd_actions.model.mark import NOTHING, read_state
 from etcd_actions.model.taskaction import ErrorState
-from etcd_actions.record.recorder import Ending
+from etcd_actions.record.recorder import TerminalState
 from tests.codecs.strategies import CODECS, JSON
 from tests.data.captured import PUTS
 from tests.support.endings import captured
@@ -177,7 +177,7 @@ ENDED = [
 def test_every_reader_reads_the_same(codec: Codec, tree: dict[str, Any]) -> None:
     """The whole object, its summary, and what is told of it; in each form the same mark."""
     update = build_action_update(JSON.decode(JSON.encode_tree(tree)), key=b"k", revision=9)
-    mark = Ending.of(update).mark(7)
+    mark = TerminalState.of(update).mark(7)
     older = {**tree, "status": captured(Phase.RUNNING)["status"]}
     for state, revision, recorded in (
         (tree, 7, True),
@@ -218,7 +218,7 @@ def test_a_copied_mark_of_an_earlier_incarnation_names_no_outputs(codec: Codec) 
     update = build_action_update(
         JSON.decode(JSON.encode_tree(in_phase(Phase.SUCCEEDED, attempts=3))), key=b"k", revision=9
     )
-    value = stored(codec, in_phase(Phase.RUNNING, attempts=2), Ending.of(update).mark(7))
+    value = stored(codec, in_phase(Phase.RUNNING, attempts=2), TerminalState.of(update).mark(7))
     told = build_action_update(codec.decode(value), key=b"k", revision=12, create_revision=11)
     assert (told.phase, told.attempts, told.recorded) == (Phase.RUNNING, 2, False)
     assert told.output_uri.endswith("/2")

@@ -50,7 +50,7 @@ def test_a_bare_action() -> None:
     assert not action.is_recorded
     assert not action.is_deleting
     assert action.action_id == ActionId("p", "d", "r", "a1")
-    assert (action.parent, action.short_name, action.output_uri) == ("", "", "")
+    assert (action.parent, flyte.short_name(action), action.output_uri) == ("", "", "")
     assert action.status.attempts == 0
 
 
@@ -133,11 +133,11 @@ def test_captured_template() -> None:
     template = flyte.task_template(action)
     assert template is not None
     assert (template.type, template.id.name) == ("python-task", "hello.square")
-    assert action.short_name == "grandchild"
+    assert flyte.short_name(action) == "grandchild"
     unnamed = msgspec.structs.replace(
         action, spec=msgspec.structs.replace(action.spec, short_name="")
     )
-    assert unnamed.short_name == "square"
+    assert flyte.short_name(unnamed) == "square"
 
 
 def test_captured_condition() -> None:

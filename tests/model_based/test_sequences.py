@@ -34,6 +34,7 @@ from etcd_actions.codecs import CODEC_NAMES, codec_of
 from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ActionObject, Keyspace, canonical_name
+from etcd_actions.run_service import RunService
 from etcd_actions.testing import Faults, MemoryClient, MemoryStore
 from tests.record.test_outbox import SETTINGS
 from tests.support import flyte, oracle
@@ -87,7 +88,7 @@ worse = st.one_of(
 worse_sequences = st.tuples(codecs, st.lists(worse, min_size=5, max_size=40), st.integers(0, 1_000))
 
 
-class Service:
+class Service(RunService):
     """Accepts, fails so many times, or hangs until it is healed."""
 
     def __init__(self) -> None:
@@ -102,7 +103,7 @@ class Service:
             self.hangs.set()
             self.hangs = None
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return True
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:

@@ -26,6 +26,7 @@ from etcd_actions._internal.histogram import Distribution
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor import ExecutorStatistics
 from etcd_actions.monitoring import Monitoring, open_monitoring
+from etcd_actions.run_service import RunService
 from etcd_actions.runs.removal import Removed
 from etcd_actions.server import ServerStatistics
 from etcd_actions.testing import OwnEtcd
@@ -170,8 +171,8 @@ async def test_an_etcd_that_is_away_is_told(own_etcd: OwnEtcd, prefix: bytes) ->
 async def test_a_handler_that_keeps_failing_degrades_it(
     client: ActionsClient, etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Refusing:
-        def wants(self, phase: Phase, deleted: bool) -> bool:
+    class Refusing(RunService):
+        def accepts(self, phase: Phase, deleted: bool) -> bool:
             return True
 
         async def record_action(self, *_: object) -> None:

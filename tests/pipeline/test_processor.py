@@ -26,6 +26,7 @@ from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 from etcd_actions.follow import Handler
 from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.pipeline.processor import Processor, open_processor
+from etcd_actions.run_service import RunService
 from etcd_actions.watch import Change
 from tests.data.captured import PUTS
 from tests.support.endings import marked as as_marked
@@ -57,7 +58,7 @@ async def value_of(etcd: Etcd, key: bytes) -> ActionObject:
     return json.decode((await etcd.range(KeyRange.of_key(key))).kvs[0].value)
 
 
-class RecordingRunService:
+class RecordingRunService(RunService):
     """Accepts, refuses or hangs as told; keeps what it accepted."""
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class RecordingRunService:
         self.statuses: list[ActionUpdate] = []
         self.attempts = 0
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return True
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:

@@ -72,9 +72,7 @@ def test_it_is_made_once_and_anew_when_what_is_installed_changes(checkout: Check
     # Nothing is installed through the link, which will be another's.
     assert {line.split()[0] for line in noted.splitlines()} == {str(first)}
     checkout.change("pyproject.toml", "line-length = 100", "line-length = 99")
-    checkout.change(
-        "pyproject.toml", "etcd_actions.storage.claims |", "etcd_actions.storage.claims | new |"
-    )
+    checkout.change("pyproject.toml", '"etcd_actions.record",', '"etcd_actions.record | new",')
     assert checkout.set_up() == 0
     assert checkout.notes.read_text() == noted
 

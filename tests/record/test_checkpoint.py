@@ -16,7 +16,7 @@ from etcd_actions.errors import OutcomeUnknown, Unavailable
 from etcd_actions.etcd.api import Compare, Etcd, KeyRange, RangeResult, Txn, TxnResult
 from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.etcd.election import Leadership
-from etcd_actions.record.checkpoint import Position, Predecessor
+from etcd_actions.record.checkpoint import Checkpoint, Predecessor
 from etcd_actions.testing import EtcdServer
 from tests.support.waiting import eventually
 
@@ -92,7 +92,7 @@ async def by_transport(shared_etcd: EtcdServer, transport: TransportName) -> Asy
 
 async def test_it_is_kept(by_transport: Etcd, prefix: bytes, key: bytes) -> None:
     fence = await elect(by_transport, prefix)
-    position = Position(by_transport, key)
+    position = Checkpoint(by_transport, key)
     assert await position.load() == 0
     assert await position.save(7, fence)
     assert await position.save(NEWEST, fence)
@@ -102,12 +102,12 @@ async def test_it_is_kept(by_transport: Etcd, prefix: bytes, key: bytes) -> None
         "revision": NEWEST,
         "clusterId": f"{cluster_id:x}",
     }
-    assert await Position(by_transport, key).load() == NEWEST
+    assert await Checkpoint(by_transport, key).load() == NEWEST
 
 
 async def test_only_the_elected_one_writes(by_transport: Etcd, prefix: bytes, key: bytes) -> None:
     fence = await elect(by_transport, prefix)
-    position = Position(by_transport, key)
+    position = Checkpoint(by_transport, key)
     assert await position.save(7, fence)
     await end_term(by_transport, prefix)
     assert not await position.save(8, fence)
@@ -115,14 +115,14 @@ async def test_only_the_elected_one_writes(by_transport: Etcd, prefix: bytes, ke
     successor = await elect(by_transport, prefix)
     assert not await position.save(8, fence)
     assert (await stored(by_transport, key))["revision"] == position.saved == 7
-    assert await Position(by_transport, key).save(9, successor)
+    assert await Checkpoint(by_transport, key).save(9, successor)
     assert await position.load() == 9
 
 
 async def test_nobody_writes_before_anybody_was_elected(
     etcd: Etcd, prefix: bytes, key: bytes
 ) -> None:
-    position = Position(etcd, key)
+    position = Checkpoint(etcd, key)
     assert not await position.save(7, Leadership(prefix + b"election", 12345).fence)
     assert (await etcd.range(KeyRange.of_key(key))).kvs == []
     assert position.saved == 0
@@ -130,7 +130,7 @@ async def test_nobody_writes_before_anybody_was_elected(
 
 async def test_it_never_goes_back(etcd: Etcd, prefix: bytes, key: bytes) -> None:
     fence = await elect(etcd, prefix)
-    first, second = Position(etcd, key), Position(etcd, key)
+    first, second = Checkpoint(etcd, key), Checkpoint(etcd, key)
     assert await second.load() == 0
     assert await first.save(10, fence)
     assert await second.save(5, fence)
@@ -144,7 +144,7 @@ async def test_it_never_goes_back(etcd: Etcd, prefix: bytes, key: bytes) -> None
 async def test_it_begins_anew_where_it_is_gone(etcd: Etcd, prefix: bytes, key: bytes) -> None:
     """The store was wiped, or restored from before: what is lower is news then."""
     fence = await elect(etcd, prefix)
-    position = Position(etcd, key)
+    position = Checkpoint(etcd, key)
     assert await position.save(100, fence)
     await etcd.delete(KeyRange.of_key(key))
     assert await position.save(50, fence)
@@ -158,7 +158,7 @@ async def test_a_write_whose_answer_is_lost(etcd: Etcd, prefix: bytes, key: byte
     """The same again, or more, is written: it is its own write that it finds."""
     fence = await elect(etcd, prefix)
     flawed = Flawed(etcd)
-    position = Position(flawed, key)
+    position = Checkpoint(flawed, key)
     for revision, again in [(7, 7), (8, 9)]:
         flawed.answers_lost = 1
         with pytest.raises(OutcomeUnknown):
@@ -170,7 +170,7 @@ async def test_a_write_whose_answer_is_lost(etcd: Etcd, prefix: bytes, key: byte
 async def test_that_of_another_cluster_is_not_used(etcd: Etcd, prefix: bytes, key: bytes) -> None:
     fence = await elect(etcd, prefix)
     await etcd.put(key, b'{"revision":100,"clusterId":"cdf818194e3a8c32"}')
-    position = Position(etcd, key)
+    position = Checkpoint(etcd, key)
     with capture_logs() as logs:
         assert await position.load() == 0
         assert await position.load() == 0
@@ -178,7 +178,7 @@ async def test_that_of_another_cluster_is_not_used(etcd: Etcd, prefix: bytes, ke
     assert (told["event"], told["log_level"]) == ("position_unusable", "warning")
     assert "it is of cluster cdf818194e3a8c32" in told["reason"]
     assert await position.save(7, fence)
-    assert await Position(etcd, key).load() == 7
+    assert await Checkpoint(etcd, key).load() == 7
 
 
 async def test_one_that_etcd_has_yet_to_reach_is_not_used(
@@ -186,7 +186,7 @@ async def test_one_that_etcd_has_yet_to_reach_is_not_used(
 ) -> None:
     """Nothing can be done with so much, and it would never be overwritten."""
     fence = await elect(etcd, prefix)
-    position = Position(etcd, key)
+    position = Checkpoint(etcd, key)
     found = await etcd.range(KeyRange.of_key(key))
     ahead = {"revision": found.revision + 10**9, "clusterId": f"{found.cluster_id:x}"}
     await etcd.put(key, json.dumps(ahead).encode())
@@ -215,7 +215,7 @@ async def test_a_bad_value_counts_as_none(
 ) -> None:
     fence = await elect(etcd, prefix)
     put = await etcd.put(key, value)
-    position = Position(etcd, key)
+    position = Checkpoint(etcd, key)
     with capture_logs() as logs:
         assert await position.load() == 0
     assert [(line["event"], line["revision"]) for line in logs] == [
@@ -234,7 +234,7 @@ async def test_it_is_kept_up_to_date_and_no_oftener_than_asked(
 ) -> None:
     fence = await elect(etcd, prefix)
     flawed = Flawed(etcd)
-    position = Position(flawed, key)
+    position = Checkpoint(flawed, key)
     current = 0
     async with trio.open_nursery() as nursery:
         began = trio.current_time()
@@ -258,7 +258,7 @@ async def test_it_is_kept_up_to_date_and_no_oftener_than_asked(
 
 async def test_keeping_ends_with_the_term(etcd: Etcd, prefix: bytes, key: bytes) -> None:
     fence = await elect(etcd, prefix)
-    position = Position(etcd, key)
+    position = Checkpoint(etcd, key)
     current = 5
     ended = trio.Event()
 
@@ -282,7 +282,7 @@ async def test_keeping_outlives_an_etcd_that_is_away(etcd: Etcd, prefix: bytes, 
     fence = await elect(etcd, prefix)
     flawed = Flawed(etcd)
     flawed.calls_lost, flawed.answers_lost = 3, 1
-    position = Position(flawed, key)
+    position = Checkpoint(flawed, key)
     with capture_logs() as logs:
         async with trio.open_nursery() as nursery:
 
@@ -308,7 +308,7 @@ async def begin_term(etcd: Etcd, prefix: bytes) -> Leadership:
 
 
 async def open_term(
-    etcd: Etcd, prefix: bytes, position: Position, ttl: int = 10
+    etcd: Etcd, prefix: bytes, position: Checkpoint, ttl: int = 10
 ) -> tuple[Predecessor | None, Leadership]:
     leadership = await begin_term(etcd, prefix)
     before = await position.open_term(leadership.create_revision, ttl, leadership.fence)
@@ -319,7 +319,7 @@ async def test_a_successor_learns_whether_the_term_before_was_closed(
     etcd: Etcd, prefix: bytes, key: bytes
 ) -> None:
     """The first one ever has nobody before it; who was killed has not closed its term."""
-    first, second, third = (Position(etcd, key) for _ in range(3))
+    first, second, third = (Checkpoint(etcd, key) for _ in range(3))
     before, leadership = await open_term(etcd, prefix, first, ttl=30)
     assert before is None
     assert await first.save(7, leadership.fence)
@@ -331,14 +331,14 @@ async def test_a_successor_learns_whether_the_term_before_was_closed(
     before, leadership = await open_term(etcd, prefix, third)
     assert before == Predecessor(30, own=False)
     await third.close_term(leadership.fence)
-    assert (await open_term(etcd, prefix, Position(etcd, key)))[0] is None
+    assert (await open_term(etcd, prefix, Checkpoint(etcd, key)))[0] is None
     assert (await stored(etcd, key))["revision"] == 7
 
 
 async def test_a_process_that_leads_again_knows_its_own_calls(
     etcd: Etcd, prefix: bytes, key: bytes
 ) -> None:
-    position = Position(etcd, key)
+    position = Checkpoint(etcd, key)
     await open_term(etcd, prefix, position)
     assert (await open_term(etcd, prefix, position))[0] == Predecessor(10, own=True)
 
@@ -350,7 +350,7 @@ async def test_a_value_of_before_says_nothing_of_terms(
     await elect(etcd, prefix)
     cluster = f"{(await etcd.range(KeyRange.of_key(key))).cluster_id:x}"
     await etcd.put(key, json.dumps({"revision": 7, "clusterId": cluster}).encode())
-    position = Position(etcd, key)
+    position = Checkpoint(etcd, key)
     assert await position.load() == 7
     assert (await open_term(etcd, prefix, position))[0] == Predecessor(0, own=False)
     assert (await stored(etcd, key))["revision"] == 7
@@ -360,10 +360,10 @@ async def test_a_lost_answer_does_not_hide_who_led_before(
     etcd: Etcd, prefix: bytes, key: bytes
 ) -> None:
     """Opened by a try whose answer is lost, it would find itself."""
-    await open_term(etcd, prefix, Position(etcd, key), ttl=20)
+    await open_term(etcd, prefix, Checkpoint(etcd, key), ttl=20)
     flawed = Flawed(etcd)
     flawed.answers_lost = 1
-    position = Position(flawed, key)
+    position = Checkpoint(flawed, key)
     leadership = await begin_term(etcd, prefix)
     with pytest.raises(OutcomeUnknown):
         await position.open_term(leadership.create_revision, 10, leadership.fence)
@@ -374,7 +374,7 @@ async def test_a_lost_answer_does_not_hide_who_led_before(
 async def test_a_deposed_leader_opens_and_closes_nothing(
     etcd: Etcd, prefix: bytes, key: bytes
 ) -> None:
-    position = Position(etcd, key)
+    position = Checkpoint(etcd, key)
     _, leadership = await open_term(etcd, prefix, position)
     await end_term(etcd, prefix)
     with pytest.raises(Unavailable):

@@ -22,8 +22,8 @@ from etcd_actions import (
 )
 from etcd_actions._internal.containment import Containment
 from etcd_actions.codecs.json import decode
-from etcd_actions.dead_letters import LetterBook
-from etcd_actions.dead_letters.letter import LetterKeys
+from etcd_actions.dead_letters import DeadLetterStore
+from etcd_actions.dead_letters.dead_letter import DeadLetterKeys
 from etcd_actions.errors import (
     FailedPrecondition,
     NoSpace,
@@ -250,7 +250,7 @@ async def test_what_is_gone_is_told_from_the_letter(etcd: Etcd, prefix: bytes) -
         await refuse_record(client, service)
         await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))
         await eventually(lambda: is_idle(client))
-        await eventually(lambda: client.statistics().position > 0)
+        await eventually(lambda: client.statistics().checkpoint > 0)
     service = Scripted()
 
     async def record_action(update: object, action: object) -> None:
@@ -333,7 +333,7 @@ async def test_a_letter_in_the_place_of_another_is_answered(etcd: Etcd, prefix: 
         (kv,) = (await etcd.range(KeyRange.of_key(letter.letter_key))).kvs
         keys = Keyspace(prefix)
         for place, whose in ((ROOT, named("x")), (named("y"), named("y"))):
-            key = LetterKeys(keys).key(keys.task_action(place), whose, "record")
+            key = DeadLetterKeys(keys).key(keys.task_action(place), whose, "record")
             await etcd.put(key, kv.value)
         await eventually(lambda: len(client.statistics().dead_letters) == 3)
         service.told.clear()
@@ -365,7 +365,7 @@ async def test_the_oldest_letters_make_room(etcd: Etcd, prefix: bytes) -> None:
         for name in names:
             await client.enqueue(flyte.task(named(name), "a0"))
             await eventually(lambda name=name: (name, "record") in letters_of(client))  # type: ignore[misc]
-        await eventually(lambda: client.statistics().dropped_letters == 2)
+        await eventually(lambda: client.statistics().dropped_dead_letters == 2)
         assert [letter.action_id.name for letter in await client.dead_letters()] == names[2:]
 
 
@@ -390,12 +390,15 @@ async def test_a_letter_has_a_bounded_size(etcd: Etcd, prefix: bytes) -> None:
 async def test_what_is_no_letter_hurts_nothing(etcd: Etcd, prefix: bytes) -> None:
     """Garbage among the letters, before and after the start: listed as such, and deleted."""
     keys = Keyspace(prefix)
-    place = LetterKeys(keys).key(keys.task_action(ROOT), ROOT, "record")
+    place = DeadLetterKeys(keys).key(keys.task_action(ROOT), ROOT, "record")
     garbage = {
-        keys.letters + b"\xff\xfe": b"",
-        keys.letters + b"actions/flyte/x/other/0": b"{}",
-        LetterKeys(keys).key(keys.task_action(named("c1")), named("c1"), "status"): b"[" * 100_000,
-        LetterKeys(keys).key(keys.task_action(named("c2")), named("c2"), "status"): b'{"times":0}',
+        keys.dead_letters + b"\xff\xfe": b"",
+        keys.dead_letters + b"actions/flyte/x/other/0": b"{}",
+        DeadLetterKeys(keys).key(keys.task_action(named("c1")), named("c1"), "status"): b"["
+        * 100_000,
+        DeadLetterKeys(keys).key(
+            keys.task_action(named("c2")), named("c2"), "status"
+        ): b'{"times":0}',
     }
     for key, value in garbage.items():
         await etcd.put(key, value)
@@ -547,7 +550,7 @@ class Refusing:
 async def test_no_mark_without_the_letter(etcd: Etcd, prefix: bytes, error: Exception) -> None:
     """While etcd does not take the letter, that ending waits; the others go on."""
     service = Scripted()
-    faulty = Refusing(etcd, Keyspace(prefix).letters, error)
+    faulty = Refusing(etcd, Keyspace(prefix).dead_letters, error)
     async with (
         watching(faulty, prefix, service) as client,  # type: ignore[arg-type]
         # What it writes goes in no group with a letter.
@@ -587,7 +590,7 @@ class Forbidding:
 async def test_a_role_that_may_not_read_letters_hangs_no_run(etcd: Etcd, prefix: bytes) -> None:
     """It may be from before there were letters: only what is refused waits for the permission."""
     service = Scripted()
-    forbidding = Forbidding(etcd, Keyspace(prefix).letters)
+    forbidding = Forbidding(etcd, Keyspace(prefix).dead_letters)
     settings = replace(SETTINGS, outbox_workers=2)
     async with open_actions_client(
         forbidding,  # type: ignore[arg-type]
@@ -642,7 +645,7 @@ async def test_who_takes_over_has_the_letters(etcd: Etcd, prefix: bytes) -> None
 async def test_one_that_is_deposed_writes_no_letter(etcd: Etcd, prefix: bytes) -> None:
     """The write compares who is elected: the turn fails, and with it the mark."""
     keys = Keyspace(prefix)
-    book = LetterBook(
+    book = DeadLetterStore(
         etcd,
         Store(etcd),
         keys,
@@ -663,7 +666,7 @@ async def test_one_that_is_deposed_writes_no_letter(etcd: Etcd, prefix: bytes) -
             await book.refused("record", update, None, code=3, error="no")
         with pytest.raises(Unavailable, match="elected"):
             await book.accepted("record", update)
-        (letter,) = book.statistics().letters
+        (letter,) = book.statistics().dead_letters
         assert letter.times == 1
 
 

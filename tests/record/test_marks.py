@@ -31,7 +31,8 @@ from etcd_actions.model import (
     build_action_update,
 )
 from etcd_actions.model.conditions import write_phase
-from etcd_actions.record.recorder import Ending
+from etcd_actions.record.recorder import TerminalState
+from etcd_actions.run_service import RunService
 from tests.codecs.strategies import CODECS
 from tests.record.test_outbox import ROOT, SETTINGS, Scripted, is_idle, tell, watching
 from tests.support import flyte
@@ -87,7 +88,7 @@ def annotation(kv: KeyValue) -> str | None:
 def assert_mark_fits(kv: KeyValue, phase: Phase, attempt: int = 1) -> None:
     update = read(kv)
     assert (update.phase, update.recorded) == (phase, True)
-    assert annotation(kv) == Ending.of(update).mark(kv.create_revision)
+    assert annotation(kv) == TerminalState.of(update).mark(kv.create_revision)
     assert (annotation(kv) or "").startswith(f"{phase.name}/{attempt} {kv.create_revision} ")
 
 
@@ -337,13 +338,13 @@ async def _gone(etcd: Etcd, keys: KeyRange) -> None:
 # --- any of it ----------------------------------------------------------------------------
 
 
-class Ledger:
+class Ledger(RunService):
     """A run service's row of one action: what it accepted last."""
 
     def __init__(self) -> None:
         self.told: list[ActionUpdate] = []
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return True
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:

@@ -14,6 +14,7 @@ from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ActionObject, ActionUpdate, Keyspace
 from etcd_actions.pipeline.watching_settings import WatchingSettings
+from etcd_actions.run_service import RunService
 from etcd_actions.run_service.grpc_run_service import open_run_service
 from tests.support import flyte
 from tests.support.run_service_server import Fault, RunServiceServer
@@ -41,7 +42,7 @@ def named(name: str) -> ActionId:
     return ActionId("p", "d", "r1", name)
 
 
-class Scripted:
+class Scripted(RunService):
     """Accepts, or raises what it was told to; keeps every call that it accepted, in order."""
 
     def __init__(self, *, wants_all: bool = True) -> None:
@@ -51,7 +52,7 @@ class Scripted:
         self.failures: dict[tuple[str, str], list[Exception]] = {}
         self._wants_all = wants_all
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return self._wants_all
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
@@ -308,12 +309,12 @@ async def test_a_deletion_that_nobody_saw_is_told_once(etcd: Etcd, prefix: bytes
     async with watching(etcd, prefix, service) as client:
         await client.enqueue(flyte.task(ROOT))
         written = await client.put_status(ROOT, 1, flyte.status(Phase.RUNNING))
-        await eventually(lambda: client.statistics().position >= written.revision)
+        await eventually(lambda: client.statistics().checkpoint >= written.revision)
     assert service.of("a0") in ([Phase.RUNNING], [Phase.UNSPECIFIED, Phase.RUNNING])
     deleted = await etcd.delete(KeyRange.of_key(key))
     async with watching(etcd, prefix, service) as client:
         await eventually(lambda: service.of("a0")[-1] is Phase.ABORTED)
-        await eventually(lambda: client.statistics().position >= deleted.revision)
+        await eventually(lambda: client.statistics().checkpoint >= deleted.revision)
     async with watching(etcd, prefix, service) as client:
         await eventually(lambda: is_idle(client))
     assert service.of("a0").count(Phase.ABORTED) == 1

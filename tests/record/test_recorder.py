@@ -333,15 +333,15 @@ async def test_a_lease_that_was_detached_comes_back(etcd: Etcd, prefix: bytes) -
     lease = await etcd.lease_grant(60)
     recorder = Recorder(Store(etcd), FixedLeases(lease.id))
     seen = await put(etcd, prefix + b"k", json.add_label(ended(), *MARK[:2]))
-    assert recorder.wants_lease(seen.lease)
+    assert recorder.needs_lease(seen.lease)
     await recorder.maintain(seen)
     now = await get(etcd, seen.key)
     assert now is not None
     assert (now.value, now.lease, now.version) == (seen.value, lease.id, 2)
-    assert not recorder.wants_lease(now.lease)
+    assert not recorder.needs_lease(now.lease)
     await recorder.maintain(now)
     assert await get(etcd, seen.key) == now
-    assert not Recorder(Store(etcd)).wants_lease(0)
+    assert not Recorder(Store(etcd)).needs_lease(0)
     await etcd.lease_revoke(lease.id)
 
 

@@ -48,7 +48,7 @@ async def test_a_late_deletion_is_not_the_last_word_on_a_newer_incarnation(
     quiet = replace(SETTINGS, save_every=NEVER)
     # A leader that is elected before its first list has nothing to save yet, and saves never.
     async with watching(etcd, prefix, service) as client:
-        await eventually(lambda: client.statistics().position > 0)
+        await eventually(lambda: client.statistics().checkpoint > 0)
     async with open_actions_client(
         etcd, prefix=prefix, run_service=service, settings=SETTINGS
     ) as second:
@@ -58,7 +58,7 @@ async def test_a_late_deletion_is_not_the_last_word_on_a_newer_incarnation(
             ) as first:
                 await first.start_watching()
                 await eventually(lambda: first.statistics().elected)
-                await eventually(lambda: first.statistics().position > 0)
+                await eventually(lambda: first.statistics().checkpoint > 0)
                 if standby:
                     await second.start_watching()
                 await first.enqueue(flyte.task(ROOT))
@@ -78,7 +78,7 @@ async def test_a_late_deletion_is_not_the_last_word_on_a_newer_incarnation(
         await second.start_watching()
         await eventually(lambda: second.statistics().elected)
         # All is done with: also what is held.
-        await eventually(lambda: second.statistics().position >= newest)
+        await eventually(lambda: second.statistics().checkpoint >= newest)
     assert service.of("a0")[-1] is Phase.SUCCEEDED
     if not gone:
         assert service.of("a0")[told:] == []
@@ -98,11 +98,11 @@ async def test_a_retry_of_a_letter_lets_no_held_deletion_go(etcd: Etcd, prefix: 
     service.failures["record", "a0"] = [RunServiceRejected("no", code=3)]
     async with watching(etcd, prefix, service) as client:
         revision = await delete(etcd, prefix)
-        await eventually(lambda: client.statistics().held == 1)
+        await eventually(lambda: client.statistics().deferred == 1)
         (letter,) = await client.dead_letters()
         assert await client.retry_dead_letter(letter, wait=True) is None
-        assert client.statistics().held == 1
-        await eventually(lambda: client.statistics().position >= revision)
+        assert client.statistics().deferred == 1
+        await eventually(lambda: client.statistics().checkpoint >= revision)
     assert service.of("a0")[-3:] == [Phase.ABORTED] * 3
 
 
@@ -128,7 +128,7 @@ async def test_deletions_that_nobody_could_be_told_of_are_done_with(
         )
         service.failures.clear()
         await eventually(lambda: is_idle(client))
-        await eventually(lambda: client.statistics().position >= revision)
+        await eventually(lambda: client.statistics().checkpoint >= revision)
 
 
 async def test_a_deletion_that_was_only_concluded_is_found_by_who_starts_anew(
@@ -147,7 +147,7 @@ async def test_a_deletion_that_was_only_concluded_is_found_by_who_starts_anew(
         await client.start_watching()
         await eventually(lambda: client.statistics().failed.get("status", 0) > 0)
         await client.stop_watching(grace=0.01)
-        assert client.statistics().position < deleted
+        assert client.statistics().checkpoint < deleted
     service.failures.clear()
     async with watching(etcd, prefix, service):
         await eventually(lambda: service.of("a0")[-1:] == [Phase.ABORTED])

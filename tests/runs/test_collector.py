@@ -74,7 +74,7 @@ async def test_what_ended_long_ago_goes_with_its_histories_alone(
 ) -> None:
     for run, phase in (("r", Phase.FAILED), ("r-x", Phase.RUNNING), ("q", Phase.RUNNING)):
         await run_of(client, store, keys, run, phase)
-    letter = keys.letters + b"flyte/r-a0/x"
+    letter = keys.dead_letters + b"flyte/r-a0/x"
     for run in ("r", "q"):
         await etcd.put(keys.run_task(ActionId("p", "d", run, "a0")), b"its task")
     await etcd.txn(Txn([], [Put(letter, b"{}"), Put(keys.runs + b"flyte/zzz", b"garbage")]))

@@ -173,7 +173,7 @@ async def test_all_of_an_old_run_goes_and_a_younger_one_stays(scene: Scene) -> N
     await scene.client.enqueue(flyte.trace(ActionId("p", "d", "r", "t1"), "a0"))
     key = scene.keys.trace(ActionId("p", "d", "r", "t1"))
     assert await scene.store.get(key) is not None
-    letter = scene.keys.letters + b"flyte/r-a0/x"
+    letter = scene.keys.dead_letters + b"flyte/r-a0/x"
     await scene.etcd.put(letter, b"{}")
     assert await scene.collector().sweep() == Removed()
     scene.clock.now += timedelta(days=31)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from etcd_actions.dead_letters import read_letters
+from etcd_actions.dead_letters import read_dead_letters
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import Keyspace
 from tests.schedules.evidence import Action, Evidence, Violation, identity, tale, where_of
@@ -39,7 +39,7 @@ def letter_of(keys: Keyspace, entry: Entry) -> LetterFact:
     kv = KeyValue(
         entry.key, entry.value, entry.create_revision, entry.mod_revision, entry.version, 0
     )
-    (letter,) = read_letters(keys, [kv])
+    (letter,) = read_dead_letters(keys, [kv])
     named = letter.action_id
     return LetterFact(entry.key, entry.mod_revision, (named.run, named.name), letter.what)
 

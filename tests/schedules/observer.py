@@ -101,6 +101,6 @@ class Observer:
             self._newest[entry.key] = entry
             if is_object(self._keys, entry.key):
                 self.facts.append(fact_of(entry, now))
-            elif entry.key.startswith(self._keys.letters):
+            elif entry.key.startswith(self._keys.dead_letters):
                 self.letters.append(letter_of(self._keys, entry))
         self.revision = newest

@@ -16,8 +16,8 @@ from etcd_actions.server.grpc_health import Health
 from etcd_actions.server.methods import Methods
 from etcd_actions.server.project_access import Access
 from etcd_actions.server.streams import Streams
-from etcd_actions.web import ClientGone, Message
-from etcd_actions.web.asgi import ON_LOST
+from etcd_actions.web import ClientDisconnected, Message
+from etcd_actions.web.asgi import ON_DISCONNECT
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def scope_of(milliseconds: bytes) -> Message:
             (b"content-type", b"application/json"),
             (b"connect-timeout-ms", milliseconds),
         ],
-        "extensions": {ON_LOST: lambda _: None},
+        "extensions": {ON_DISCONNECT: lambda _: None},
     }
 
 
@@ -60,7 +60,7 @@ async def test_a_deadline_that_passes_while_the_answer_is_sent_is_the_clients(
         if message["type"] == "http.response.body":
             await trio.sleep_forever()
 
-    with pytest.raises(ClientGone, match="deadline"):
+    with pytest.raises(ClientDisconnected, match="deadline"):
         await application(scope_of(b"50"), receive, send)
 
 

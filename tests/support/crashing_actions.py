@@ -16,6 +16,7 @@ from etcd_actions import ActionId, ActionObject, ActionUpdate, Phase, open_actio
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.etcd.api import Txn, TxnResult
 from etcd_actions.model import Keyspace
+from etcd_actions.run_service import RunService
 from etcd_actions.storage.store import Store
 
 ROOT = ActionId("p", "d", "r1", "a0")
@@ -31,13 +32,13 @@ class _KilledAfter:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class _RunService:
+class _RunService(RunService):
     """Accepts, and is killed with what it was told last."""
 
     def __init__(self, end: _KilledAfter) -> None:
         self._end = end
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         return True
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:

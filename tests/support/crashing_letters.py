@@ -83,7 +83,7 @@ class Watched:
 
     async def txn(self, txn: Txn) -> TxnResult:
         puts = list(_puts(txn))
-        letter = any(put.startswith(self._keys.letters) for put in puts)
+        letter = any(put.startswith(self._keys.dead_letters) for put in puts)
         mark = any(put.startswith(self._keys.prefix) for put in puts)
         if letter:
             at("before the letter", self._when)

@@ -13,7 +13,7 @@ from etcd_actions.model import (
     LABEL_TERMINAL_STATUS_RECORDED,
     build_action_update,
 )
-from etcd_actions.record.recorder import Ending
+from etcd_actions.record.recorder import TerminalState
 from etcd_actions.storage.store import Store
 from tests.data.captured import PUTS
 
@@ -53,7 +53,7 @@ def marked(value: bytes, create_revision: int, *, finalizer: str = FINALIZER_REC
     metadata = tree["metadata"]
     metadata.setdefault("labels", {})[MARK[0]] = MARK[1]
     annotations = metadata.setdefault("annotations", {})
-    annotations[ANNOTATION_RECORDED] = Ending.of(update).mark(create_revision)
+    annotations[ANNOTATION_RECORDED] = TerminalState.of(update).mark(create_revision)
     kept = [each for each in metadata.pop("finalizers", []) if each != finalizer]
     if kept:
         metadata["finalizers"] = kept
@@ -71,7 +71,7 @@ async def get(etcd: Etcd, key: bytes) -> KeyValue | None:
     return await Store(etcd).get(key)
 
 
-ENDING = Ending.of(build_action_update(json.decode(ended()), key=b"k", revision=1))
+ENDING = TerminalState.of(build_action_update(json.decode(ended()), key=b"k", revision=1))
 """What the run service accepted of :func:`ended`."""
 
 

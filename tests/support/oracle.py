@@ -19,7 +19,7 @@ from etcd_actions.model import (
     LABEL_TERMINAL_STATUS_RECORDED,
     build_action_update,
 )
-from etcd_actions.record.recorder import Ending
+from etcd_actions.record.recorder import TerminalState
 from etcd_actions.watch import Change
 from tests.support.patient import patiently
 from tests.support.recording import Told
@@ -181,7 +181,7 @@ def _state_at(entries: Iterable[Entry], revision: int) -> Entry | None:
 class _State(NamedTuple):
     """A stored TaskAction as far as marks go; ``ending`` is None where it is not over."""
 
-    ending: Ending | None
+    ending: TerminalState | None
     recorded: bool
 
 
@@ -197,7 +197,7 @@ def _state_of(entry: Entry) -> _State:
         create_revision=entry.create_revision,
     )
     labelled = update.recorded or action.state().stray
-    return _State(Ending.of(update) if update.phase.is_terminal else None, labelled)
+    return _State(TerminalState.of(update) if update.phase.is_terminal else None, labelled)
 
 
 def mark_problems(

@@ -10,7 +10,8 @@ import trio
 from etcd_actions import ActionObject, ActionUpdate, Phase
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, WatchCreate
-from etcd_actions.record.recorder import Ending
+from etcd_actions.record.recorder import TerminalState
+from etcd_actions.run_service import RunService
 from etcd_actions.watch import Change
 from tests.support.patient import patiently
 
@@ -64,7 +65,7 @@ class Told(NamedTuple):
 
     key: bytes
     revision: int
-    ending: Ending
+    ending: TerminalState
     is_deleted: bool
     at: int
 
@@ -73,7 +74,7 @@ class Refused(Exception):
     """The run service does not want it now."""
 
 
-class RecordingRunService:
+class RecordingRunService(RunService):
     """Notes what it accepted, with a revision of etcd, so that marks can be compared.
 
     Args:
@@ -89,7 +90,7 @@ class RecordingRunService:
         self.refuse: Callable[[ActionUpdate], bool] = lambda _: False
         self.hang: Callable[[ActionUpdate], bool] = lambda _: False
 
-    def wants(self, phase: Phase, deleted: bool) -> bool:
+    def accepts(self, phase: Phase, deleted: bool) -> bool:
         """Everything."""
         return True
 
@@ -106,7 +107,7 @@ class RecordingRunService:
             at = (await self._etcd.put(ACCEPTED + update.key, b"")).revision
         except EtcdError as error:
             raise Refused(str(error)) from error
-        ending = Ending.of(update)
+        ending = TerminalState.of(update)
         self.told.append(Told(update.key, update.revision, ending, update.is_deleted, at))
         self.bell.ring()
 

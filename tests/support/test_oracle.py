@@ -10,7 +10,7 @@ import pytest
 from etcd_actions.codecs import json
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, build_action_update
-from etcd_actions.record.recorder import Ending
+from etcd_actions.record.recorder import TerminalState
 from etcd_actions.watch import Change, ChangeKind
 from tests.support import oracle
 from tests.support.load import make_action, with_annotation
@@ -142,7 +142,7 @@ def put(revision: int, value: bytes, version: int) -> Entry:
 
 def told(revision: int, value: bytes, at: int) -> Told:
     update = build_action_update(json.decode(value), key=ACTION.key, revision=revision)
-    return Told(ACTION.key, revision, Ending.of(update), is_deleted=False, at=at)
+    return Told(ACTION.key, revision, TerminalState.of(update), is_deleted=False, at=at)
 
 
 MARK_HISTORY = [put(10, ACTION.states[4], 1), put(12, ENDED, 2), put(14, MARKED, 3)]

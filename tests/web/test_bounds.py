@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from etcd_actions.errors import ConfigError
 from etcd_actions.monitoring.monitoring import _LIMITS as PROBES
 from etcd_actions.web import HttpLimits, Message, Receive, Send, descriptors
-from etcd_actions.web.http2_response import Outgoing
+from etcd_actions.web.http2_sending import SendBuffer
 from etcd_actions.web.open_connections import Connections
 from tests.support.waiting import eventually
 from tests.web.listeners import (
@@ -582,11 +582,11 @@ async def test_addresses_are_counted_apart_and_a_network_of_ipv6_as_one() -> Non
     connections = Connections(10, 2, replaces_busy=False)
     for number in range(2):
         connections.add("peer", f"2001:db8::{number}", lambda: None)
-    full = connections.room_for("2001:db8::ffff")
+    full = connections.limit_for("2001:db8::ffff")
     assert full is not None
     assert full[0] == "address"
-    assert connections.room_for("2001:db8:0:1::1") is None
-    assert connections.room_for("10.0.0.1") is None
+    assert connections.limit_for("2001:db8:0:1::1") is None
+    assert connections.limit_for("10.0.0.1") is None
 
 
 async def test_what_makes_room_for_a_new_connection(autojump_clock: object) -> None:
@@ -620,14 +620,14 @@ async def test_an_address_does_not_push_out_one_that_has_fewer(autojump_clock: o
         slot.busy()
         slot.idle()
     await trio.sleep(2)
-    assert connections.room_for("10.0.0.1") == ("total", None)
-    assert connections.room_for("10.0.0.3") == ("total", few[0])
+    assert connections.limit_for("10.0.0.1") == ("total", None)
+    assert connections.limit_for("10.0.0.3") == ("total", few[0])
     few[0].replace()
     few[1].replace()
     unused = connections.add("unused", "10.0.0.2", lambda: None)
     connections.add("other", "10.0.0.4", lambda: None).busy()
     await trio.sleep(2)
-    assert connections.room_for("10.0.0.1") == ("total", unused)
+    assert connections.limit_for("10.0.0.1") == ("total", unused)
 
 
 async def test_a_connection_that_is_not_counted_is_not_open() -> None:
@@ -741,9 +741,9 @@ async def test_a_shared_window_that_grows_by_little_costs_no_look_at_all_streams
 ) -> None:
     """Those that it holds back are sent in turn, and all of it once it has grown enough."""
     looks = 0
-    look = Outgoing.__bool__
+    look = SendBuffer.__bool__
 
-    def counted(self: Outgoing) -> bool:
+    def counted(self: SendBuffer) -> bool:
         nonlocal looks
         looks += 1
         return look(self)
@@ -761,7 +761,7 @@ async def test_a_shared_window_that_grows_by_little_costs_no_look_at_all_streams
         client.gives_back = False
         numbers = [await client.ask("/") for _ in range(streams)]
         await client.until(lambda: client.statuses.keys() >= set(numbers))
-        monkeypatch.setattr(Outgoing, "__bool__", counted)
+        monkeypatch.setattr(SendBuffer, "__bool__", counted)
         for _ in range(updates):
             client.connection.increment_flow_control_window(1)
         await client.flush()

@@ -336,7 +336,7 @@ async def test_the_listener_survives_an_exception_of_its_own(
             monkeypatch.undo()
             raise error
 
-        monkeypatch.setattr(Connections, "room_for", fail)
+        monkeypatch.setattr(Connections, "limit_for", fail)
         async with await connect(server.address) as stream:
             assert await rest(stream) == b""
         await server.is_well()

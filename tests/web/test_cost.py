@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from etcd_actions.web import Message, Receive, Send, on_lost
+from etcd_actions.web import Message, Receive, Send, on_disconnect
 from tests.support.waiting import eventually
 from tests.web.listeners import answer, connect, h2_client, request, served, whole
 
@@ -87,7 +87,7 @@ async def test_a_loss_is_reported_without_a_task_and_after_what_was_read() -> No
     order: list[str] = []
 
     async def watch(scope: Message, receive: Receive, _send: Send) -> None:
-        on_lost(scope, lambda: order.append("lost"))
+        on_disconnect(scope, lambda: order.append("lost"))
         order.append("begun")
         await trio.sleep_forever()
         await receive()
@@ -109,7 +109,7 @@ async def test_a_loss_is_reported_at_once_where_it_was_before() -> None:
     async def late(scope: Message, receive: Receive, _send: Send) -> None:
         await whole(receive)
         await go.wait()
-        on_lost(scope, lost.set)
+        on_disconnect(scope, lost.set)
 
     async with served(late) as server, h2_client(server.address) as client:
         number = await client.ask("/")

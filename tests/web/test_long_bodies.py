@@ -19,13 +19,13 @@ class _Nowhere:
 
     has_trailers = False
 
-    def want_body(self) -> None:
+    def request_body(self) -> None:
         """It comes unasked."""
 
-    def taken(self, count: int) -> None:
+    def consumed(self, count: int) -> None:
         """Nobody counts it."""
 
-    def begin(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers) -> None:
         raise AssertionError("there is no answer")
 
     def body(self, data: bytes) -> bool:

@@ -153,8 +153,8 @@ def test_a_connection_that_there_is_not_is_nobodys(asked: Peers) -> None:
 async def test_where_the_kernel_does_not_tell_it_does_not_listen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(peers, "_look", lambda *_: None)
-    monkeypatch.setattr(peers, "_ask", lambda *_: None)
+    monkeypatch.setattr(peers, "_search", lambda *_: None)
+    monkeypatch.setattr(peers, "_query", lambda *_: None)
     with pytest.raises(ConfigError, match=r"--listen: .*--listen-users any"):
         async with served(users=OWN):
             raise AssertionError("it listens")
@@ -164,7 +164,7 @@ async def test_where_the_kernel_does_not_tell_it_does_not_listen(
 async def test_where_netlink_is_not_allowed_the_tables_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(peers, "_ask", lambda *_: None)
+    monkeypatch.setattr(peers, "_query", lambda *_: None)
     async with served(users=OWN) as server:
         await server.is_well()
 

@@ -14,13 +14,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def completion_script(root: click.Command, program: str, shell: str) -> str:
-    """The script for a shell, which asks the program for what fits.
-
-    Args:
-        root: The command.
-        program: What it is called.
-        shell: One of :data:`SHELLS`.
-    """
+    """The script for one of :data:`SHELLS`, which calls ``program`` for the candidates."""
     completion = get_completion_class(shell)
     if completion is None:
         raise ValueError(f"{shell} is none of {', '.join(SHELLS)}")
@@ -28,10 +22,10 @@ def completion_script(root: click.Command, program: str, shell: str) -> str:
 
 
 def check_completion_request(program: str, variables: Mapping[str, str]) -> None:
-    """See that what a shell's completion says by variables is whole, where it says something.
+    """Check the variables of a shell's completion, if they are set.
 
     Raises:
-        ConfigError: It is not; click would fail over it.
+        ConfigError: They are incomplete; click would fail on them.
     """
     variable = _variable(program)
     if not variables.get(variable, "").endswith("_complete"):
@@ -40,7 +34,7 @@ def check_completion_request(program: str, variables: Mapping[str, str]) -> None
         "[0-9]{1,6}", variables.get("COMP_CWORD", "0" if "fish" in variables[variable] else "")
     ):
         raise ConfigError(
-            f"{variable} is for a shell's completion, which gives COMP_WORDS and COMP_CWORD too: "
+            f"{variable} is for a shell's completion, which sets COMP_WORDS and COMP_CWORD too: "
             "unset it"
         )
 

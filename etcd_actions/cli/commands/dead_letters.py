@@ -1,4 +1,4 @@
-"""``etcd-actions dead-letters``: what the run service refused for good."""
+"""``etcd-actions dead-letters``: the reports that the run service rejected for good."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ import trio
 
 from etcd_actions._internal.quoting import printable, quoted
 from etcd_actions.cli.backends import open_client
-from etcd_actions.cli.commands.get import Wanted
-from etcd_actions.cli.exit_codes import ExitCode, say
+from etcd_actions.cli.commands.get import Target
+from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.rows import as_text
-from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
+from etcd_actions.cli.formats.standard_output import chosen_format, print_result
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.client import ActionsClient
 from etcd_actions.dead_letters import DeadLetter
 from etcd_actions.errors import ConfigError, FailedPrecondition
-from etcd_actions.model import canonical_name
 from etcd_actions.run_service.status_codes import code_name
 
 
 class DeadLetterRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="DEAD_LETTER"):
-    """A letter for people and programs.
+    """A dead letter for people and programs.
 
     ``object`` is ``there``, ``gone``, or ``replaced`` by another one of the same key. ``keeps``
-    says what the letter itself has for a retry when the object is gone: ``object``, ``state``
-    without what a record needs, or nothing.
+    is what the dead letter has for a retry without the object: ``object``, ``state`` without the
+    fields that a record needs, or nothing.
     """
 
     key: str
@@ -57,7 +56,7 @@ class DeadLetterRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="DEAD_
 
 
 class UnreadableRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="UNREADABLE"):
-    """A key in the letters' place that holds none."""
+    """A key among the dead letters whose value is none."""
 
     key: str
     reason: str
@@ -67,101 +66,90 @@ Row = DeadLetterRow | UnreadableRow
 
 
 class Selection:
-    """Picks the letters that a command is about.
+    """Selects the dead letters of a command.
 
     Args:
-        actions: What ``get`` takes, or a letter's whole key; empty for all.
-        only: The only namespace wanted; all when None.
+        actions: Arguments as of ``get``, or keys of dead letters; empty for all.
+        only: The only namespace; None for all.
 
     Raises:
-        ConfigError: One of them can be no action.
+        ConfigError: An argument can be no action.
     """
 
     def __init__(self, actions: Sequence[str], only: str | None) -> None:
         self._only = only
         self._keys = {text for text in actions if text.startswith("/")}
-        self._wanted = [Wanted(text, only) for text in actions if text not in self._keys]
+        self._targets = [Target(text, only) for text in actions if text not in self._keys]
 
-    def of(self, letters: Sequence[DeadLetter]) -> tuple[list[DeadLetter], list[str]]:
-        """Those of the letters that are wanted, and the names that fit none."""
-        letters = [letter for letter in letters if self._is_in_namespace(letter)]
-        if not self._wanted and not self._keys:
-            return letters, []
-        found = {
-            letter.letter_key: letter
-            for letter in letters
-            if as_text(letter.letter_key) in self._keys
-        }
-        missing = [key for key in sorted(self._keys) if key not in map(as_text, found)]
-        for wanted in self._wanted:
-            fitting = [letter for letter in letters if _fits(wanted, letter)]
-            found.update((letter.letter_key, letter) for letter in fitting)
-            if not fitting:
-                missing.append(wanted.text)
-        return [letter for letter in letters if letter.letter_key in found], missing
+    def of(self, dead_letters: Sequence[DeadLetter]) -> tuple[list[DeadLetter], list[str]]:
+        """The selected dead letters, and the arguments that match none."""
+        dead_letters = [each for each in dead_letters if self._is_in_namespace(each)]
+        if not self._targets and not self._keys:
+            return dead_letters, []
+        by_key = {as_text(each.letter_key): each for each in dead_letters}
+        selected = self._keys & by_key.keys()
+        missing = sorted(self._keys - by_key.keys())
+        for target in self._targets:
+            matching = {key for key, each in by_key.items() if _matches(target, each)}
+            selected |= matching
+            if not matching:
+                missing.append(target.text)
+        return [each for key, each in by_key.items() if key in selected], missing
 
-    def _is_in_namespace(self, letter: DeadLetter) -> bool:
-        if self._only is None or not letter.key:
+    def _is_in_namespace(self, dead_letter: DeadLetter) -> bool:
+        if self._only is None or not dead_letter.key:
             return True
-        return letter.namespace_and_name.startswith(f"{self._only}/")
+        return dead_letter.namespace_and_name.startswith(f"{self._only}/")
 
 
-async def list_letters(common: CommonOptions, actions: Sequence[str], output: str | None) -> int:
-    """Print the letters, the oldest first."""
+async def list_dead_letters(
+    common: CommonOptions, actions: Sequence[str], output: str | None
+) -> int:
+    """Print the dead letters, the oldest first."""
     form = chosen_format(output, elsewhere="jsonl")
     selection = Selection(actions, common.namespace)
     async with open_client(common) as client:
-        letters, missing = selection.of(await client.dead_letters())
-        objects = await client.dead_letter_objects(letters)
-    rows = [_row(letter, objects) for letter in letters]
-    with standard_output() as write:
-        match form:
-            case "table":
-                write(_table(rows))
-            case "json":
-                write(msgspec.json.format(msgspec.json.encode({"dead_letters": rows})) + b"\n")
-            case _:
-                write(msgspec.json.Encoder().encode_lines(rows))
-    return _say_missing(missing)
+        dead_letters, missing = selection.of(await client.dead_letters())
+        objects = await client.dead_letter_objects(dead_letters)
+    rows = [_row(each, objects) for each in dead_letters]
+    print_result(form, rows, {"dead_letters": rows}, lambda: _table(rows))
+    return _report_missing(missing)
 
 
-async def retry_letters(
+async def retry_dead_letters(
     common: CommonOptions, actions: Sequence[str], every: bool, wait: bool, within: float
 ) -> int:
-    """Have letters offered again by the leader."""
-    selection = _chosen(common, actions, every)
+    """Request that the leader reports again."""
+    selection = _selection(common, actions, every)
     async with open_client(common) as client:
-        letters, missing = selection.of(await client.dead_letters())
-        asked = [each for letter in letters if (each := await _ask(client, letter)) is not None]
-        served = await client.is_anybody_elected()
+        dead_letters, missing = selection.of(await client.dead_letters())
+        requested = [each for one in dead_letters if (each := await _request(client, one))]
         code = ExitCode.OK
-        if asked and not served:
-            say("no process is elected: the requests stay until one is")
-        elif not letters and not missing:
-            say("there are no dead letters")
-        if wait and asked:
-            code = await _wait(client, asked, within)
-    return _say_missing(missing) or code
+        if requested and not await client.is_anybody_elected():
+            print_message("there is no leader: the requests stay until there is one")
+        elif not dead_letters and not missing:
+            print_message("there are no dead letters")
+        if wait and requested:
+            code = await _wait(client, requested, within)
+    return _report_missing(missing) or code
 
 
-async def delete_letters(common: CommonOptions, actions: Sequence[str], every: bool) -> int:
-    """Give up on letters."""
-    selection = _chosen(common, actions, every)
+async def delete_dead_letters(common: CommonOptions, actions: Sequence[str], every: bool) -> int:
+    """Delete dead letters, so that the reports are never made."""
+    selection = _selection(common, actions, every)
     async with open_client(common) as client:
-        letters, missing = selection.of(await client.dead_letters())
-        for letter in letters:
-            deleted = await client.delete_dead_letter(letter)
-            say(
-                f"deleted {_named(letter)}"
-                if deleted
-                else f"{_named(letter)} has changed: it stays"
-            )
-        if not letters and not missing:
-            say("there are no dead letters")
-    return _say_missing(missing)
+        dead_letters, missing = selection.of(await client.dead_letters())
+        for each in dead_letters:
+            if await client.delete_dead_letter(each):
+                print_message(f"deleted {_described(each)}")
+            else:
+                print_message(f"{_described(each)} has changed: it stays")
+        if not dead_letters and not missing:
+            print_message("there are no dead letters")
+    return _report_missing(missing)
 
 
-def _chosen(common: CommonOptions, actions: Sequence[str], every: bool) -> Selection:
+def _selection(common: CommonOptions, actions: Sequence[str], every: bool) -> Selection:
     if bool(actions) == every:
         raise ConfigError(
             "give ACTIONs, or --all" if not every else "give ACTIONs or --all, not both"
@@ -169,103 +157,100 @@ def _chosen(common: CommonOptions, actions: Sequence[str], every: bool) -> Selec
     return Selection(actions, common.namespace)
 
 
-async def _ask(client: ActionsClient, letter: DeadLetter) -> DeadLetter | None:
+async def _request(client: ActionsClient, dead_letter: DeadLetter) -> DeadLetter | None:
     try:
-        asked = await client.retry_dead_letter(letter)
+        requested = await client.retry_dead_letter(dead_letter)
     except FailedPrecondition as error:
-        say(f"{_named(letter)}: {error}: see dead-letters delete")
+        print_message(f"{_described(dead_letter)}: {error}: see dead-letters delete")
         return None
-    say(f"asked for {_named(letter)}" if asked is not None else f"{_named(letter)} is accepted")
-    return asked
+    described = _described(dead_letter)
+    print_message(f"requested {described}" if requested else f"{described} is accepted")
+    return requested
 
 
-async def _wait(client: ActionsClient, asked: Sequence[DeadLetter], within: float) -> ExitCode:
-    """Say what becomes of requests."""
-    answered, refused = 0, 0
+async def _wait(client: ActionsClient, requested: Sequence[DeadLetter], within: float) -> ExitCode:
+    """Wait for the results of requests and print them."""
+    answered, rejected = 0, 0
     with trio.move_on_after(within):
-        for letter in asked:
-            answer = await client.wait_dead_letter(letter)
+        for each in requested:
+            result = await client.wait_dead_letter(each)
             answered += 1
-            if answer is None:
-                say(f"accepted: {_named(letter)}")
+            if result is None:
+                print_message(f"accepted: {_described(each)}")
                 continue
-            refused += 1
-            why = answer.note or _why(code_name(answer.code), answer.error)
-            say(f"refused again: {_named(letter)}: {why}")
-    if answered < len(asked):
-        say(
-            f"{len(asked) - answered} of {len(asked)} requests are not answered within "
+            rejected += 1
+            why = result.note or _why(code_name(result.code), result.error)
+            print_message(f"rejected again: {_described(each)}: {why}")
+    if answered < len(requested):
+        print_message(
+            f"{len(requested) - answered} of {len(requested)} requests have no result within "
             f"{within:g} s, and stay: is etcd-actions run running, and the run service up?"
         )
         return ExitCode.UNAVAILABLE
-    return ExitCode.ACTION if refused else ExitCode.OK
+    return ExitCode.ACTION if rejected else ExitCode.OK
 
 
-def _fits(wanted: Wanted, letter: DeadLetter) -> bool:
-    namespace, _, name = letter.namespace_and_name.rpartition("/")
-    if name != wanted.name or wanted.namespace not in (None, namespace):
-        return False
-    if wanted.action is None or letter.unreadable:
-        return True
-    found, meant = letter.action_id, wanted.action
-    return (found.project, found.domain, found.run) == (
-        meant.project,
-        meant.domain,
-        meant.run,
-    ) and canonical_name(found.run, found.name) == canonical_name(meant.run, meant.name)
+def _matches(target: Target, dead_letter: DeadLetter) -> bool:
+    namespace, _, name = dead_letter.namespace_and_name.rpartition("/")
+    return (
+        name == target.name
+        and target.namespace in (None, namespace)
+        and (bool(dead_letter.unreadable) or target.is_action(dead_letter.action_id))
+    )
 
 
-def _named(letter: DeadLetter) -> str:
-    if letter.unreadable:
-        return as_text(letter.letter_key)
-    named = letter.action_id
-    return f"the {letter.what} of {named.project}/{named.domain}/{named.run}/{named.name}"
+def _described(dead_letter: DeadLetter) -> str:
+    if dead_letter.unreadable:
+        return as_text(dead_letter.letter_key)
+    action = dead_letter.action_id
+    name = f"{action.project}/{action.domain}/{action.run}/{action.name}"
+    return f"the {dead_letter.what} of {name}"
 
 
 def _why(code: str, error: str) -> str:
-    """The code and the words; what came by gRPC begins with the code, and may have no words."""
-    words = error if error.startswith(f"{code}: ") else f"{code}: {error}"
-    return words.strip().removesuffix(":")
+    """The code and the message; a gRPC message begins with the code, and can be empty."""
+    message = error if error.startswith(f"{code}: ") else f"{code}: {error}"
+    return message.strip().removesuffix(":")
 
 
-def _row(letter: DeadLetter, objects: Mapping[bytes, int]) -> Row:
-    if letter.unreadable:
-        return UnreadableRow(key=as_text(letter.letter_key), reason=letter.unreadable)
-    namespace, _, name = letter.namespace_and_name.rpartition("/")
-    named = letter.action_id
-    created = objects.get(letter.key)
-    place = "gone" if created is None else "there"
-    if created is not None and letter.create_revision not in (0, created):
-        place = "replaced"
+def _row(dead_letter: DeadLetter, objects: Mapping[bytes, int]) -> Row:
+    if dead_letter.unreadable:
+        return UnreadableRow(key=as_text(dead_letter.letter_key), reason=dead_letter.unreadable)
+    namespace, _, name = dead_letter.namespace_and_name.rpartition("/")
+    action = dead_letter.action_id
+    created = objects.get(dead_letter.key)
+    state = "gone" if created is None else "there"
+    if created is not None and dead_letter.create_revision not in (0, created):
+        state = "replaced"
     return DeadLetterRow(
-        key=as_text(letter.letter_key),
-        object_key=as_text(letter.key),
+        key=as_text(dead_letter.letter_key),
+        object_key=as_text(dead_letter.key),
         namespace=namespace,
         name=name,
-        project=named.project,
-        domain=named.domain,
-        run=named.run,
-        action=named.name,
-        org=named.org,
-        uid=letter.uid,
-        what=letter.what,
-        phase=letter.phase.name,
-        attempts=letter.attempts,
-        deleted=letter.is_deleted,
-        code=code_name(letter.code),
-        error=letter.error,
-        first=letter.first,
-        last=letter.last,
-        times=letter.times,
-        object=place,
-        keeps=letter.keeps,
-        retry_requested_at=letter.request.at if letter.request is not None else "",
-        note=letter.note,
+        project=action.project,
+        domain=action.domain,
+        run=action.run,
+        action=action.name,
+        org=action.org,
+        uid=dead_letter.uid,
+        what=dead_letter.what,
+        phase=dead_letter.phase.name,
+        attempts=dead_letter.attempts,
+        deleted=dead_letter.is_deleted,
+        code=code_name(dead_letter.code),
+        error=dead_letter.error,
+        first=dead_letter.first,
+        last=dead_letter.last,
+        times=dead_letter.times,
+        object=state,
+        keeps=dead_letter.keeps,
+        retry_requested_at=dead_letter.request.at if dead_letter.request is not None else "",
+        note=dead_letter.note,
     )
 
 
 def _table(rows: Sequence[Row]) -> bytes:
-    from etcd_actions.cli.formats.table import Cell, Terminal, age  # noqa: PLC0415 (rich is slow to import)
+    from etcd_actions.cli.formats.table import Cell, Terminal, age, aligned  # noqa: PLC0415 (rich is slow to import)
 
     now = datetime.now(UTC)
     lines = [("ACTION", "CALL", "PHASE", "SINCE", "TIMES", "OBJECT", "RETRY", "WHY")]
@@ -276,24 +261,13 @@ def _table(rows: Sequence[Row]) -> bytes:
         since = f"{age(row.first, now)} ago"
         why = row.note or _why(row.code, row.error)
         action = "/".join((row.project, row.domain, row.run, row.action))
-        retry = "asked" if row.retry_requested_at else ""
+        retry = "requested" if row.retry_requested_at else ""
         lines.append((action, row.what, row.phase, since, str(row.times), row.object, retry, why))
     shown = [[printable(" ".join(text.split())) for text in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    cells = [
-        [
-            Cell(
-                "  ".join(
-                    text.ljust(width) for text, width in zip(line, widths, strict=True)
-                ).rstrip()
-            )
-        ]
-        for line in shown
-    ]
-    return Terminal(sys.stdout).render(cells)
+    return Terminal(sys.stdout).render([[Cell(line)] for line in aligned(shown)])
 
 
-def _say_missing(missing: Sequence[str]) -> ExitCode:
+def _report_missing(missing: Sequence[str]) -> ExitCode:
     for text in missing:
-        say(f"{quoted(text)} has no dead letter")
+        print_message(f"{quoted(text)} has no dead letter")
     return ExitCode.NOT_FOUND if missing else ExitCode.OK

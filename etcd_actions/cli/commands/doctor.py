@@ -1,4 +1,4 @@
-"""``etcd-actions doctor``: what is wrong with an etcd, and what to do about it."""
+"""``etcd-actions doctor``: what is wrong with an etcd, and the remedies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import msgspec
 
 from etcd_actions._internal.quoting import printable
-from etcd_actions.cli.exit_codes import ExitCode, say
-from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
+from etcd_actions.cli.exit_codes import ExitCode, print_message
+from etcd_actions.cli.formats.standard_output import chosen_format, print_result
 from etcd_actions.cli.formats.table import Cell, Line, Terminal
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.signals import open_stop
@@ -29,17 +29,17 @@ _EXIT_CODES = {Severity.WARNING: ExitCode.WARNINGS, Severity.ERROR: ExitCode.ERR
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What is printed as ``json``: the worst severity, and the findings."""
+    """The ``json`` output: the worst severity, and the findings."""
 
     worst: str
     findings: list[Finding]
 
 
 async def examine_etcd(common: CommonOptions, output: str | None) -> int:
-    """Examine the etcd that the settings name, and print the findings, the worst first.
+    """Examine the etcd of the settings, and print the findings, the worst first.
 
     Returns:
-        The exit code, by the worst finding.
+        The exit code of the worst finding.
     """
     form = chosen_format(output, elsewhere="jsonl")
     findings: list[Finding] | None = None
@@ -54,32 +54,21 @@ async def examine_etcd(common: CommonOptions, output: str | None) -> int:
                 )
             )
         if findings is None:
-            say("stopped before all was examined: this says nothing about etcd")
+            print_message("stopped before the end: there is no result")
             return ExitCode.OK
-        return _print(findings, form)
-
-
-def _print(findings: list[Finding], form: str) -> ExitCode:
-    with standard_output() as write:
-        match form:
-            case "table":
-                terminal = Terminal(sys.stdout)
-                width = max(_LEAST_WIDTH, terminal.width)
-                write(terminal.render(_lines(findings, width)))
-            case "json":
-                report = Report(worst(findings).label, findings)
-                write(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-            case _:
-                write(msgspec.json.Encoder().encode_lines(findings))
-    return exit_code(findings)
+        report = Report(worst(findings).label, findings)
+        print_result(form, findings, report, lambda: _table(report.findings))
+        return exit_code(findings)
 
 
 def exit_code(findings: Sequence[Finding]) -> ExitCode:
-    """The exit code that the worst finding asks for."""
+    """The exit code of the worst finding."""
     return _EXIT_CODES.get(worst(findings), ExitCode.OK)
 
 
-def _lines(findings: Sequence[Finding], width: int) -> list[Line]:
+def _table(findings: Sequence[Finding]) -> bytes:
+    terminal = Terminal(sys.stdout)
+    width = max(_LEAST_WIDTH, terminal.width)
     lines: list[Line] = []
     for finding in findings:
         style = _STYLES[finding.rank]
@@ -93,7 +82,7 @@ def _lines(findings: Sequence[Finding], width: int) -> list[Line]:
     counts = Counter(finding.rank for finding in findings)
     shown = [f"{counts[rank]} {rank.label}" for rank in sorted(Severity, reverse=True)]
     lines.append([Cell(", ".join(shown))])
-    return lines
+    return terminal.render(lines)
 
 
 def _wrapped(text: str, width: int, *, mark: str = "", style: str = "") -> list[Line]:

@@ -1,4 +1,4 @@
-"""``etcd-actions get``: objects as they are stored, or what they say to a person."""
+"""``etcd-actions get``: objects as they are stored, or their fields for a person."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from etcd_actions._internal.quoting import quoted
-from etcd_actions.cli.exit_codes import ExitCode, say
+from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.rows import as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
 from etcd_actions.cli.keys import find_namespaces
@@ -19,14 +19,14 @@ from etcd_actions.codecs import json as json_codec
 from etcd_actions.errors import ConfigError, DecodeError
 from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import KeyRange, KeyValue
-from etcd_actions.model import ROOT_ACTION, ActionId, object_key, parse_key
+from etcd_actions.model import ActionId, canonical_name, object_key, parse_key
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An object with what etcd knows of it: what ``get`` prints as JSON.
+    """An object with etcd's metadata: what ``get`` prints as JSON.
 
-    ``object`` is the stored JSON to the letter, white space apart; of another codec, the same
-    object as JSON. What cannot be read has ``reason`` and ``value_base64`` instead.
+    ``object`` is the stored JSON except for white space; of another codec, the same object as
+    JSON. A value that cannot be decoded has ``reason`` and ``value_base64`` instead.
     """
 
     key: str
@@ -43,12 +43,12 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     value_base64: str = ""
 
 
-class Wanted:
-    """What an argument of ``get`` means.
+class Target:
+    """The action that an argument names.
 
     Args:
         text: ``<namespace>/<name>``, an object's name, or ``<project>/<domain>/<run>/<action>``.
-        only: The only namespace to look in; None for all.
+        only: The only namespace; None for all.
 
     Raises:
         ConfigError: It is none of these, or in another namespace.
@@ -70,54 +70,46 @@ class Wanted:
             self.name = self.action.object_name
         elif len(parts) == 2:
             if only not in (None, parts[0]):
-                raise ConfigError(f"{quoted(text)}: --namespace wants {only} only")
+                raise ConfigError(f"{quoted(text)}: --namespace allows {only} only")
             self.namespace = parts[0]
 
+    def is_action(self, found: ActionId) -> bool:
+        """Whether an object of the name is this action: names of objects are not unique."""
+        meant = self.action
+        return meant is None or (
+            (found.project, found.domain, found.run) == (meant.project, meant.domain, meant.run)
+            and canonical_name(found.run, found.name) == canonical_name(meant.run, meant.name)
+        )
+
     def fits(self, kv: KeyValue) -> bool:
-        """Whether an object of the name is the action; what cannot be read may be."""
-        if self.action is None:
-            return True
+        """Whether an object of the name is this action; one that cannot be decoded may be."""
         try:
-            found = codec_of(kv.value).summarize(kv.value).action_id
+            return self.is_action(codec_of(kv.value).summarize(kv.value).action_id)
         except DecodeError:
             return True
-        wanted = self.action
-        return (found.project, found.domain, found.run) == (
-            wanted.project,
-            wanted.domain,
-            wanted.run,
-        ) and _plain(found) == _plain(wanted)
 
 
 async def get_actions(
     common: CommonOptions, actions: Sequence[str], output: str | None = None
 ) -> int:
-    """Print actions, all at one revision.
-
-    Args:
-        common: The settings.
-        actions: Which ones; see `Wanted`.
-        output: ``table``, ``json`` or ``jsonl``; None for what fits standard output.
-    """
+    """Print actions, all at one revision; see `Target` for their names."""
     form = chosen_format(output, elsewhere="json")
-    wanted = [Wanted(text, common.namespace) for text in actions]
+    targets = [Target(text, common.namespace) for text in actions]
     found: list[KeyValue] = []
     missing: list[str] = []
     revision = 0
     async with common.open_etcd() as etcd:
-        for each in wanted:
-            kvs, revision = await _find(etcd, common.prefix, each, revision)
+        for target in targets:
+            kvs, revision = await _find(etcd, common.prefix, target, revision)
             if len(kvs) > 1:
-                places = ", ".join("/".join(parse_key(common.prefix, kv.key)) for kv in kvs)
-                raise ConfigError(f"{each.text} is in several namespaces: give one of {places}")
-            if kvs:
-                found += kvs
-            else:
-                missing.append(each.text)
+                names = ", ".join("/".join(parse_key(common.prefix, kv.key)) for kv in kvs)
+                raise ConfigError(f"{target.text} is in several namespaces: give one of {names}")
+            found += kvs
+            if not kvs:
+                missing.append(target.text)
     with standard_output() as write:
         if form == "table":
-            # Imports rich, which is slow.
-            from etcd_actions.cli.formats.details import details  # noqa: PLC0415
+            from etcd_actions.cli.formats.details import details  # noqa: PLC0415 (rich is slow)
 
             write(details(common.prefix, found, sys.stdout))
         else:
@@ -129,31 +121,26 @@ async def get_actions(
             elif objects:
                 write(_formatted(objects[0], 2))
     for text in missing:
-        say(f"{text}: not found below {as_text(common.prefix)}")
+        print_message(f"{text}: not found below {as_text(common.prefix)}")
     return ExitCode.NOT_FOUND if missing else ExitCode.OK
 
 
 async def _find(
-    etcd: Etcd, prefix: bytes, wanted: Wanted, revision: int
+    etcd: Etcd, prefix: bytes, target: Target, revision: int
 ) -> tuple[list[KeyValue], int]:
-    """The objects that an argument may mean, and the revision that they were read at."""
-    if wanted.namespace is not None:
-        namespaces: Sequence[str] = [wanted.namespace]
+    """The objects that a target can be, and the revision at which they were read."""
+    if target.namespace is not None:
+        namespaces: Sequence[str] = [target.namespace]
     else:
         namespaces, newest = await find_namespaces(etcd, prefix, None)
         revision = revision or newest
     found: list[KeyValue] = []
     for namespace in namespaces:
-        key = KeyRange.of_key(object_key(prefix, namespace, wanted.name))
+        key = KeyRange.of_key(object_key(prefix, namespace, target.name))
         page = await etcd.range(key, revision=revision)
         revision = revision or page.revision
-        found += filter(wanted.fits, page.kvs)
+        found += filter(target.fits, page.kvs)
     return found, revision
-
-
-def _plain(action: ActionId) -> str:
-    """The action's name; the root may be called like its run."""
-    return ROOT_ACTION if action.name == action.run else action.name
 
 
 def _stored_object(prefix: bytes, kv: KeyValue, revision: int) -> StoredObject:
@@ -163,7 +150,7 @@ def _stored_object(prefix: bytes, kv: KeyValue, revision: int) -> StoredObject:
     try:
         tree = codec.decode_tree(kv.value, key=kv.key, revision=kv.mod_revision)
         as_json = kv.value if codec.name == json_codec.name else json_codec.encode_tree(tree)
-        # It stands some levels deeper below.
+        # The output nests it some levels deeper.
         msgspec.json.format(b"[[[%b]]]" % as_json)
         raw = msgspec.Raw(as_json)
     except DecodeError as error:
@@ -188,6 +175,5 @@ def _stored_object(prefix: bytes, kv: KeyValue, revision: int) -> StoredObject:
 
 
 def _formatted(document: object, indent: int) -> bytes:
-    """A document on a line of its own (``indent`` -1), or on many."""
-    # Stored JSON brings its own white space.
+    """A document on one line (``indent`` -1), or on many; stored JSON has white space."""
     return msgspec.json.format(msgspec.json.encode(document), indent=indent) + b"\n"

@@ -1,4 +1,4 @@
-"""``etcd-actions list``: the actions that there are, at one revision."""
+"""``etcd-actions list``: the existing actions, at one revision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from etcd_actions.cli.exit_codes import ExitCode, say
+from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.rows import ActionRow, Row, UndecodableRow, stored_row
 from etcd_actions.cli.formats.standard_output import (
     Format,
@@ -28,16 +28,7 @@ from etcd_actions.storage.watched_keys import watched_keys
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Which actions are wanted: those that all of it fits.
-
-    Attributes:
-        run: The run's whole name; None for all.
-        project: The project; None for all.
-        domain: The domain; None for all.
-        phases: Names of the phases; empty for all.
-        parent: The name of the parent action; None for all.
-        unrecorded: Only those that are not recorded.
-    """
+    """Selects the actions that match all of its fields; None, and no phases, match all."""
 
     run: str | None = None
     project: str | None = None
@@ -47,18 +38,18 @@ class Filter:
     unrecorded: bool = False
 
     @property
-    def takes_all(self) -> bool:
-        """Whether every action fits."""
+    def matches_all(self) -> bool:
+        """Whether it matches every action."""
         return self == _ALL
 
-    def fits(self, action: Summary) -> bool:
-        """Whether an action is wanted."""
+    def matches(self, action: Summary) -> bool:
+        """Whether it matches an action."""
         return (
-            (self.run is None or action.run == self.run)
-            and (self.project is None or action.project == self.project)
-            and (self.domain is None or action.domain == self.domain)
+            self.run in (None, action.run)
+            and self.project in (None, action.project)
+            and self.domain in (None, action.domain)
             and (not self.phases or action.phase.name in self.phases)
-            and (self.parent is None or action.parent == self.parent)
+            and self.parent in (None, action.parent)
             and not (self.unrecorded and action.recorded)
         )
 
@@ -67,50 +58,50 @@ _ALL = Filter()
 
 
 class JsonDocument:
-    """One JSON document, written piece by piece: the revision, then the rows in an array."""
+    """One JSON document, written in parts: the revision, then the rows in an array."""
 
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder()
-        self._between = b"\n"
+        self._separator = b"\n"
 
-    def begin(self, revision: int) -> bytes:
-        """What comes before the rows."""
+    def start(self, revision: int) -> bytes:
+        """The part before the rows."""
         return b'{"revision":%d,"actions":[' % revision
 
     def format(self, rows: Sequence[Row], /) -> bytes:
         """The next rows."""
         if not rows:
             return b""
-        encoded = self._between + b",\n".join(map(self._encoder.encode, rows))
-        self._between = b",\n"
+        encoded = self._separator + b",\n".join(map(self._encoder.encode, rows))
+        self._separator = b",\n"
         return encoded
 
     def end(self) -> bytes:
-        """What comes after the rows."""
+        """The part after the rows."""
         return b"\n]}\n"
 
 
 class Selection:
-    """Picks the rows of what is wanted out of pages.
+    """Selects the rows of pages by a filter.
 
     Attributes:
-        undecodable: Number of values that are no TaskAction; they are rows only where every
-            action is wanted, since nobody knows whether they fit.
+        undecodable: Number of values that are no TaskAction; they have rows only if the filter
+            matches every action, since it cannot be applied to them.
     """
 
-    def __init__(self, prefix: bytes, wanted: Filter, limit: int | None) -> None:
+    def __init__(self, prefix: bytes, selected: Filter, limit: int | None) -> None:
         self.undecodable = 0
         self._prefix = prefix
-        self._wanted = None if wanted.takes_all else wanted
+        self._filter = None if selected.matches_all else selected
         self._left = limit
 
     @property
     def is_full(self) -> bool:
-        """Whether there are as many rows as were asked for."""
+        """Whether the limit is reached."""
         return self._left == 0
 
     def actions(self, page: RangeResult) -> Iterator[tuple[int, ActionRow]]:
-        """The actions of the next page, and at which revision each was created."""
+        """The actions of the next page, each after its create revision."""
         for kv in page.kvs:
             row = self._row(kv)
             if isinstance(row, ActionRow):
@@ -123,64 +114,60 @@ class Selection:
             if self.is_full:
                 break
             row = self._row(kv)
-            if row is None:
-                continue
-            rows.append(row)
-            if self._left is not None:
-                self._left -= 1
+            if row is not None:
+                rows.append(row)
+                if self._left is not None:
+                    self._left -= 1
         return rows
 
     def _row(self, kv: KeyValue) -> ActionRow | UndecodableRow | None:
-        if self._wanted is not None:
-            # Most do not fit: a look at a few fields is cheaper than the whole object.
+        if self._filter is not None:
+            # Most do not match: reading a few fields is cheaper than decoding the object.
             try:
                 parse_key(self._prefix, kv.key)
-                fits = self._wanted.fits(codec_of(kv.value).summarize(kv.value))
+                if not self._filter.matches(codec_of(kv.value).summarize(kv.value)):
+                    return None
             except DecodeError:
                 self.undecodable += 1
-                return None
-            if not fits:
                 return None
         row = stored_row(self._prefix, kv)
         if isinstance(row, UndecodableRow):
             self.undecodable += 1
-            if self._wanted is not None:
+            if self._filter is not None:
                 return None
         return row
 
 
 async def list_actions(
-    common: CommonOptions, wanted: Filter, *, output: str | None = None, limit: int | None = None
+    common: CommonOptions,
+    selected: Filter,
+    *,
+    output: str | None = None,
+    limit: int | None = None,
 ) -> int:
-    """Print the actions that are wanted, in the order of their keys, as they are read.
-
-    Args:
-        common: The settings.
-        wanted: Which ones.
-        output: ``table``, ``json`` or ``jsonl``; None for what fits standard output.
-        limit: The most rows; None for all.
-    """
+    """Print the selected actions in the order of their keys, as they are read."""
     form = chosen_format(output, elsewhere="jsonl")
     document = JsonDocument() if form == "json" else None
     several = common.config.namespace_template is not None
     lines: Format = document or _lines(form, runs_of_projects=several)
-    selection = Selection(common.prefix, wanted, limit)
+    selection = Selection(common.prefix, selected, limit)
     with standard_output() as write:
         async with common.open_etcd() as etcd:
-            if wanted.run is None:
+            if selected.run is None:
                 ranges, revision = [watched_keys(common.prefix, common.namespace)[0]], 0
             else:
-                ranges, revision = await find_run(etcd, common.prefix, common.namespace, wanted.run)
-            # Without a namespace there is no range to read, but still a document to print.
-            ranges = ranges or [KeyRange.of_key(common.prefix)]
-            begun = False
-            for keys in ranges:
+                ranges, revision = await find_run(
+                    etcd, common.prefix, common.namespace, selected.run
+                )
+            started = False
+            # Without a namespace there is no range to read, but a document to print.
+            for keys in ranges or [KeyRange.of_key(common.prefix)]:
                 async with open_pages(etcd, keys, revision=revision) as pages:
                     async for page in pages:
                         revision = page.revision
-                        if document is not None and not begun:
-                            write(document.begin(revision))
-                            begun = True
+                        if document is not None and not started:
+                            write(document.start(revision))
+                            started = True
                         write(lines.format(selection.rows(page)))
                         if selection.is_full:
                             break
@@ -188,16 +175,16 @@ async def list_actions(
                     break
             if document is not None:
                 write(document.end())
-    warn_undecodable(selection.undecodable, shown=wanted.takes_all)
+    warn_undecodable(selection.undecodable, shown=selected.matches_all)
     return ExitCode.OK
 
 
 def warn_undecodable(count: int, *, shown: bool) -> None:
-    """Say on stderr how many values could not be read."""
-    if not count:
-        return
-    values = "1 value is no TaskAction" if count == 1 else f"{count} values are no TaskActions"
-    say(values if shown else f"{values} and left out: list shows them without a filter")
+    """Print to standard error how many values could not be decoded."""
+    if count:
+        values = "1 value is no TaskAction" if count == 1 else f"{count} values are no TaskActions"
+        omitted = f"{values} and omitted: list shows them without a filter"
+        print_message(values if shown else omitted)
 
 
 def _lines(form: str, *, runs_of_projects: bool) -> Format:

@@ -1,4 +1,4 @@
-"""``enqueue``, ``abort``, ``signal`` and ``status``: what changes one action."""
+"""``enqueue``, ``abort``, ``signal`` and ``status``: changes of one action."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from google.protobuf.message import DecodeError as BadMessage
 
 from etcd_actions._internal.named_files import read_named_file, size_text, text_of
 from etcd_actions._internal.quoting import clipped, quoted
-from etcd_actions.cli.backends import Directly, action_named, identifier, open_asked
-from etcd_actions.cli.exit_codes import ExitCode, say
+from etcd_actions.cli.backends import identifier, open_backend
+from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.standard_output import check_input_open
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.model import ErrorState, Phase
 
-# etcd takes requests of some megabytes, and the service no larger ones.
+# etcd accepts requests of some megabytes, and the service no larger ones.
 _MOST_BYTES = 16 * 1024 * 1024
-# Text with a mark of its encoding before it: no binary request begins like this.
+# Text that begins with a byte order mark: no binary request begins so.
 _JSON_BEGINS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _INTEGER = "[+-]?[0-9]+"
 _FLOAT = r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,4})?"
@@ -35,13 +35,13 @@ _FLOAT = r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0
 async def enqueue_file(common: CommonOptions, file: str) -> int:
     """Create the action that a file describes."""
     common.config.check_one_namespace()
-    # A pipe or a terminal may keep us waiting; the end does not wait for it.
+    # Abandoned, so that a pipe or a terminal does not delay the end.
     request = await trio.to_thread.run_sync(read_request, file, abandon_on_cancel=True)
-    async with open_asked(common) as asked:
-        await asked.enqueue(request)
+    async with open_backend(common) as backend:
+        await backend.enqueue(request)
     action_id = request.action.action_id
     run = action_id.run
-    say(f"enqueued {run.project}/{run.domain}/{run.name}/{action_id.name}")
+    print_message(f"enqueued {run.project}/{run.domain}/{run.name}/{action_id.name}")
     return ExitCode.OK
 
 
@@ -50,36 +50,24 @@ async def abort_action(common: CommonOptions, action: str, reason: str, by: str)
     request = pb.AbortRequest(action_id=identifier(action), reason=reason)
     if by:
         request.aborted_by.user.id.subject = by
-    async with open_asked(common) as asked:
-        if isinstance(asked, Directly):
-            done = await asked.client.abort_action(
-                request.action_id, request.reason, request.aborted_by
-            )
-            if done.recorded and done.ended is not None:
-                say(f"{action} was over already: {done.ended.name}")
-            else:
-                say(f"aborted {len(done.aborted)} actions")
-        else:
-            await asked.abort(request)
-            say(f"aborted {action}, and what was going on below it")
+    async with open_backend(common) as backend:
+        print_message(f"{action}: {await backend.abort(request)}")
     return ExitCode.OK
 
 
 async def signal_condition(
     common: CommonOptions, action: str, value: str, kind: str, by: str
 ) -> int:
-    """Give a condition its value."""
-    named = action_named(action)
+    """Deliver the value of a condition."""
+    named = identifier(action)
     request = pb.SignalRequest(
-        action_id=identifier(action),
-        parent_action_name=named.name,
-        value=literal_of(value, kind),
+        action_id=named, parent_action_name=named.name, value=literal_of(value, kind)
     )
     if by:
         request.signalled_by.user.id.subject = by
-    async with open_asked(common) as asked:
-        await asked.signal(request)
-    say(f"signalled {action}")
+    async with open_backend(common) as backend:
+        await backend.signal(request)
+    print_message(f"signalled {action}")
     return ExitCode.OK
 
 
@@ -91,23 +79,13 @@ async def report_status(
     message: str,
     error: ErrorState | None,
 ) -> int:
-    """Say how far an action is."""
+    """Report the phase of an action."""
     request = pb.UpdateRequest(action_id=identifier(action), attempt=attempt)
     request.status.phase = Phase[phase].value
     request.status.attempts = attempt
-    async with open_asked(common) as asked:
-        if isinstance(asked, Directly):
-            await asked.client.put_status(
-                request.action_id, attempt, request.status, error=error, message=message
-            )
-        elif error is not None or message:
-            raise ConfigError(
-                "--error-code, --error-message and --message: the service has no field for them: "
-                "leave out --service"
-            )
-        else:
-            await asked.update(request)
-    say(f"{action} is {phase} in attempt {attempt}")
+    async with open_backend(common) as backend:
+        await backend.update(request, error, message)
+    print_message(f"{action} is {phase} in attempt {attempt}")
     return ExitCode.OK
 
 
@@ -127,10 +105,16 @@ def read_request(file: str) -> pb.EnqueueRequest:
         except ValueError as error:
             why = clipped(" ".join(str(error).split()), 500)
             raise InputError(f"{name}: no EnqueueRequest, and no Action: {why}") from None
-    read = _binary(data)
-    if read is None:
-        raise InputError(f"{name}: no EnqueueRequest, and no Action, in JSON or in binary")
-    return read
+    # The bytes do not show which of the two it is, but only one parse has a spec.
+    for of_action in (False, True):
+        request = pb.EnqueueRequest()
+        try:
+            (request.action if of_action else request).ParseFromString(data)
+        except BadMessage:
+            continue
+        if request.action.WhichOneof("spec") is not None:
+            return request
+    raise InputError(f"{name}: no EnqueueRequest, and no Action, in JSON or in binary")
 
 
 def _read(file: str, name: str) -> bytes:
@@ -147,11 +131,7 @@ def _read(file: str, name: str) -> bytes:
 
 
 def _from_json(text: str) -> pb.EnqueueRequest:
-    """The request of protobuf's JSON.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """Parse protobuf's JSON, or raise ValueError."""
     request = pb.EnqueueRequest()
     try:
         tree: dict[str, Any] = json.loads(text)
@@ -162,30 +142,17 @@ def _from_json(text: str) -> pb.EnqueueRequest:
     except (ParseError, ValueError) as error:
         raise ValueError(str(error)) from None
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        # protobuf's reader takes the shape of some fields for granted.
+        # protobuf's parser does not check the type of some fields.
         raise ValueError(f"a field has a value of another kind: {error}") from None
     return request
 
 
-def _binary(data: bytes) -> pb.EnqueueRequest | None:
-    """The request; nothing says which of the two it is, but only one of them has a spec then."""
-    for of_action in (False, True):
-        request = pb.EnqueueRequest()
-        try:
-            (request.action if of_action else request).ParseFromString(data)
-        except BadMessage:
-            continue
-        if request.action.WhichOneof("spec") is not None:
-            return request
-    return None
-
-
 def literal_of(text: str, kind: str) -> Literal:
-    """A signal's value.
+    """The value of a signal.
 
     Args:
         text: The value.
-        kind: ``bool``, ``int``, ``float`` or ``str``; ``auto`` for what it looks like.
+        kind: ``bool``, ``int``, ``float`` or ``str``; ``auto`` for what the text looks like.
 
     Raises:
         ConfigError: It is none of that kind.

@@ -21,7 +21,7 @@ from etcd_actions.app.stop import Stop
 from etcd_actions.change_history.record_format import Header, RecordWriter
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.exit_codes import ExitCode
-from etcd_actions.cli.formats.feed import Feed
+from etcd_actions.cli.formats.change_queue import ChangeQueue
 from etcd_actions.cli.formats.standard_output import check_output_open, stop_when_unread, write_all
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.signals import open_stop
@@ -34,11 +34,11 @@ from etcd_actions.model.keyspace import OWN_PREFIX
 from etcd_actions.storage.watched_keys import watched_keys
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
 
-# Seconds for the reader of a pipe to take what was seen before the signal; a file takes all.
+# Seconds in which the reader of a pipe must accept the last changes; a file accepts all.
 _DRAIN = 5.0
-# Seconds between looks at whether a recorded history has come to the present.
-_LOOK = 0.1
-# Seconds without a change after which an etcd that cannot say so has sent its history; it
+# Seconds between checks whether a recorded history has reached the present.
+_CHECK_INTERVAL = 0.1
+# Seconds without a change after which an etcd without reliable progress has sent its history: it
 # reads on in it each tenth of a second.
 _QUIET = 1.0
 
@@ -50,8 +50,8 @@ class RecordSettings:
     """The flags of ``record``.
 
     Attributes:
-        history: Begin with the oldest revision that etcd can read, not with the newest.
-        until_synced: End once what there was at the start is recorded.
+        history: Start at the oldest revision that etcd can read, not at the newest.
+        until_synced: End once the state at the start is recorded.
         force: Overwrite the file.
     """
 
@@ -61,33 +61,28 @@ class RecordSettings:
 
 
 async def record_file(common: CommonOptions, file: str, settings: RecordSettings) -> int:
-    """Record what is there and then every change, until a signal.
-
-    Args:
-        common: The settings.
-        file: Where to; ``-`` is standard output.
-        settings: See `RecordSettings`.
+    """Record the state and then every change into a file, until a signal.
 
     Raises:
         ConfigError: The prefix has more below it than actions.
         InputError: The file exists, or cannot be written.
-        Unavailable: etcd is away at the start; later it is waited for.
+        Unavailable: etcd is unavailable at the start; later it is waited for.
     """
     if common.prefix.startswith(OWN_PREFIX) or OWN_PREFIX.startswith(common.prefix):
         raise ConfigError(
-            f"--prefix {common.prefix.decode(errors='backslashreplace')}: what is below "
-            f"{OWN_PREFIX.decode()} is not recorded, the keys that sign URLs are there: give the "
+            f"--prefix {common.prefix.decode(errors='backslashreplace')}: keys below "
+            f"{OWN_PREFIX.decode()} are not recorded, those that sign URLs are there: give the "
             "prefix of actions"
         )
     if file == "-":
         check_output_open()
-    if file == "-" and sys.stdout.isatty():
-        raise ConfigError("a record is binary: give a file, or send standard output to one")
-    if not settings.force and _exists(file):
+        if sys.stdout.isatty():
+            raise ConfigError("a record is binary: give a file, or send standard output to one")
+    elif not settings.force and _exists(file):
         raise _existing(file)
     keys, _ = watched_keys(common.prefix, common.namespace)
     async with open_stop() as stop, common.open_etcd() as etcd:
-        start: _Start | None = None
+        start: _StartRevision | None = None
         with stop.interrupts():
             start = await _find_start(etcd, keys, history=settings.history)
         if start is not None:
@@ -98,26 +93,26 @@ async def record_file(common: CommonOptions, file: str, settings: RecordSettings
     return ExitCode.OK
 
 
-class _Start(NamedTuple):
-    """Where a recording begins.
+class _StartRevision(NamedTuple):
+    """The start of a recording.
 
-    ``newest`` is the store's revision then, and ``state`` which keys there are at it, with the
-    revision of their last change; empty where nobody needs it. ``tells_progress`` says whether
-    etcd can be believed when it says how far it is.
+    ``newest`` is the store's revision at that time, ``state`` its keys with the revision of
+    their last change, if the recording is a history. ``reliable_progress`` is whether etcd's
+    progress notifications can be trusted.
     """
 
     revision: int
     newest: int
     state: Mapping[bytes, int]
-    tells_progress: bool
+    reliable_progress: bool
     cluster_id: int
 
 
-class Approach:
-    """Whether the changes seen so far lead to a state that is known.
+class Convergence:
+    """Whether the changes so far lead to a known state.
 
     Args:
-        revision: That of the state.
+        revision: The revision of the state.
         state: Its keys, with the revision of their last change.
     """
 
@@ -129,11 +124,11 @@ class Approach:
 
     @property
     def complete(self) -> bool:
-        """Whether all of the state is there and nothing that is not in it."""
+        """Whether the changes lead to exactly the state."""
         return not self._missing and not self._surplus
 
-    def see(self, changes: Sequence[Change]) -> None:
-        """Take in changes, in their order."""
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Apply changes, in their order."""
         for change in changes:
             key = change.key
             if key in self._state:
@@ -145,8 +140,8 @@ class Approach:
                 self._surplus.add(key)
 
 
-class _Target:
-    """The file; written in a thread, whole batches at a time."""
+class _RecordTarget:
+    """The file, which a thread writes."""
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
@@ -154,34 +149,33 @@ class _Target:
         self.is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
 
     async def write(self, data: bytes) -> None:
-        """Raises BrokenPipeError where nobody reads on, and InputError for all else."""
-        # A thread that hangs in a write nobody reads must not hold up the end.
+        """Write; raises BrokenPipeError if the reader has ended, else InputError."""
         await self._in_thread(write_all, self.descriptor, data)
 
     async def sync(self) -> None:
-        """Have a file on the disk."""
+        """Flush a file to the disk."""
         if self.is_regular:
             await self._in_thread(os.fsync, self.descriptor)
 
     async def _in_thread(self, function: Any, *arguments: object) -> None:
         try:
+            # Abandoned, so that a write that blocks does not delay the end.
             await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
         except BrokenPipeError:
             raise
         except OSError as error:
-            reason = os.strerror(error.errno or errno.EIO)
-            raise InputError(f"{self.name}: cannot be written: {reason}") from error
+            raise _unwritable(self.name, error) from error
 
 
 class _Recording:
-    """One recording, from its header to its end."""
+    """One recording, from its header to its end; it is the reflector's sink."""
 
     def __init__(
         self,
         etcd: Etcd,
         keys: KeyRange,
-        start: _Start,
-        target: _Target,
+        start: _StartRevision,
+        target: _RecordTarget,
         stop: Stop,
         settings: RecordSettings,
     ) -> None:
@@ -189,10 +183,10 @@ class _Recording:
         self._target = target
         self._stop = stop
         self._settings = settings
-        self._feed = Feed()
-        # Without history the reflector itself says when the list is done.
+        self._queue = ChangeQueue()
+        # Without a history the reflector itself reports the end of the list.
         self._present = not settings.history
-        self._approach = Approach(start.newest, start.state)
+        self._convergence = Convergence(start.newest, start.state)
         # One range: its changes come in the order of their revisions.
         self._reflector = Reflector(
             etcd,
@@ -202,9 +196,11 @@ class _Recording:
             settings=ReflectorSettings(ranges=1),
         )
         self._writer = RecordWriter()
+        self.wait_list_room = self._queue.wait_list_room
+        self.wait_stream_room = self._queue.wait_stream_room
 
     async def run(self, common: CommonOptions) -> None:
-        """Record until the end is asked for, and finish the file."""
+        """Record until the end is requested, and finish the file."""
         start, settings, target = self._start, self._settings, self._target
         header = Header(
             prefix=common.prefix,
@@ -221,13 +217,13 @@ class _Recording:
             nursery.start_soon(self._write, self._writer.header(header), written)
             nursery.start_soon(stop_when_unread, target.descriptor, self._stop)
             if settings.history:
-                nursery.start_soon(self._watch_approach)
+                nursery.start_soon(self._watch_convergence)
             with self._stop.interrupts():
                 # A history is synced later than its first list.
                 await self._reflector.run(
-                    task_status=trio.TASK_STATUS_IGNORED if settings.history else self._feed
+                    task_status=trio.TASK_STATUS_IGNORED if settings.history else self._queue
                 )
-            self._feed.close()
+            self._queue.close()
             with trio.move_on_after(math.inf if target.is_regular else _DRAIN) as scope:
                 await written.wait()
             if scope.cancelled_caught:
@@ -241,129 +237,115 @@ class _Recording:
             revision=self._writer.revision,
         )
 
-    # The reflector's sink.
-
     def dispatch(self, changes: Sequence[Change], /) -> None:
-        """Take in changes."""
-        self._feed.dispatch(changes)
+        """Queue changes."""
+        self._queue.dispatch(changes)
         if not self._present:
-            self._approach.see(changes)
+            self._convergence.apply(changes)
             self._mark_present()
 
-    async def wait_list_room(self) -> None:
-        """Return when there is room for another page of a list."""
-        await self._feed.wait_list_room()
-
-    async def wait_stream_room(self) -> None:
-        """Return at once, or when there is room again."""
-        await self._feed.wait_stream_room()
-
     async def _write(self, header: bytes, written: trio.Event) -> None:
-        """Write what the feed holds until it ends, or until nobody reads."""
+        """Write the changes of the queue until it or its reader ends."""
         try:
             await self._target.write(header)
             synced = False
-            while not synced and (taken := await self._feed.take()):
+            while not synced and (items := await self._queue.pop()):
                 if self._settings.until_synced:
-                    taken, synced = _up_to_synced(taken)
-                await self._target.write(b"".join(map(self._writer.entry, taken)))
+                    items, synced = _up_to_synced(items)
+                await self._target.write(b"".join(map(self._writer.entry, items)))
             await self._target.write(self._writer.end())
             await self._target.sync()
         except BrokenPipeError:
-            _log.debug("nobody_reads_on")
+            _log.debug("reader_ended")
         written.set()
         self._stop.request()
 
-    def _mark_present(self, *, told: bool = True) -> None:
-        """Put SYNCED, once, where the history has come to the newest revision of the start.
+    def _mark_present(self, *, by_revision: bool = True) -> None:
+        """Queue SYNCED, once, when the history has reached the newest revision of the start.
 
-        Args:
-            told: Whether etcd's own word is wanted; else it is known by other means.
+        Without ``by_revision`` the caller has found that out in another way.
         """
         newest, revision = self._start.newest, self._reflector.statistics().revision
-        if not self._present and (revision >= newest or not told):
+        if not self._present and (revision >= newest or not by_revision):
             self._present = True
-            self._feed.started(max(revision, newest))
+            self._queue.started(max(revision, newest))
 
-    async def _watch_approach(self) -> None:
-        """See to SYNCED where no change of ours is of the newest revision."""
-        seen: tuple[int, int] | None = None
+    async def _watch_convergence(self) -> None:
+        """Queue SYNCED if none of our changes has the newest revision."""
+        last: tuple[int, int] | None = None
         quiet_since = 0.0
         while not self._present:
-            await trio.sleep(_LOOK)
+            await trio.sleep(_CHECK_INTERVAL)
             self._mark_present()
             now = self._reflector.statistics()
             at = (now.events, sum(now.reconnects.values()))
-            if at != seen or not now.streaming:
-                seen, quiet_since = at, trio.current_time()
+            if at != last or not now.streaming:
+                last, quiet_since = at, trio.current_time()
             quiet = trio.current_time() - quiet_since > _QUIET
-            if quiet and self._approach.complete and not self._start.tells_progress:
-                self._mark_present(told=False)
+            if quiet and self._convergence.complete and not self._start.reliable_progress:
+                self._mark_present(by_revision=False)
 
 
-async def _find_start(etcd: Etcd, keys: KeyRange, *, history: bool) -> _Start:
+async def _find_start(etcd: Etcd, keys: KeyRange, *, history: bool) -> _StartRevision:
     oldest = await find_oldest_revision(etcd, keys) if history else 0
     found = await etcd.range(keys, keys_only=history, count_only=not history)
-    state = {kv.key: kv.mod_revision for kv in found.kvs}
-    return _Start(
+    try:
+        version = EtcdVersion.parse((await etcd.status()).version)
+        reliable_progress = has_reliable_progress(version)
+    except (PermissionDenied, InvalidRequest, ValueError):
+        reliable_progress = False
+    return _StartRevision(
         revision=oldest or found.revision,
         newest=found.revision,
-        state=state,
-        tells_progress=await _tells_progress(etcd),
+        state={kv.key: kv.mod_revision for kv in found.kvs},
+        reliable_progress=reliable_progress,
         cluster_id=found.cluster_id,
     )
 
 
-async def _tells_progress(etcd: Etcd) -> bool:
-    try:
-        return has_reliable_progress(EtcdVersion.parse((await etcd.status()).version))
-    except (PermissionDenied, InvalidRequest, ValueError):
-        return False
-
-
 def _up_to_synced(
-    taken: list[Change | SyncedRow],
+    items: list[Change | SyncedRow],
 ) -> tuple[list[Change | SyncedRow], bool]:
-    for index, item in enumerate(taken):
+    for index, item in enumerate(items):
         if isinstance(item, SyncedRow):
-            return taken[: index + 1], True
-    return taken, False
+            return items[: index + 1], True
+    return items, False
 
 
 @asynccontextmanager
-async def _open_target(file: str, stop: Stop, *, force: bool) -> AsyncIterator[_Target | None]:
-    """Open the file; None where the end was asked for before it could be opened."""
+async def _open_target(
+    file: str, stop: Stop, *, force: bool
+) -> AsyncIterator[_RecordTarget | None]:
+    """Open the file; None if the end is requested before it is open."""
     if file == "-":
-        yield _Target("<stdout>", sys.stdout.fileno())
+        yield _RecordTarget("<stdout>", sys.stdout.fileno())
         return
-    descriptor = await _open_file(file, stop, force=force)
-    if descriptor is None:
-        yield None
-        return
-    try:
-        yield _Target(file, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-async def _open_file(file: str, stop: Stop, *, force: bool) -> int | None:
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
+    opened: list[int] = []
     try:
         with stop.interrupts():
-            # A named pipe opens when somebody reads it.
-            return await trio.to_thread.run_sync(
-                os.open, file, flags, 0o666, abandon_on_cancel=True
+            # A named pipe opens when a process opens it for reading.
+            opened.append(
+                await trio.to_thread.run_sync(os.open, file, flags, 0o666, abandon_on_cancel=True)
             )
     except FileExistsError:
         raise _existing(file) from None
     except OSError as error:
-        reason = os.strerror(error.errno or errno.EIO)
-        raise InputError(f"{file}: cannot be written: {reason}") from None
-    return None
+        raise _unwritable(file, error) from None
+    try:
+        yield _RecordTarget(file, opened[0]) if opened else None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _exists(file: str) -> bool:
-    return file != "-" and os.path.lexists(file)
+    return os.path.lexists(file)
+
+
+def _unwritable(name: str, error: OSError) -> InputError:
+    reason = os.strerror(error.errno or errno.EIO)
+    return InputError(f"{name}: cannot be written: {reason}")
 
 
 def _existing(file: str) -> InputError:

@@ -17,7 +17,7 @@ import trio
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.app.stop import Stop
 from etcd_actions.change_history.history import Destination, HistoryEvent, HistoryReader, reader_of
-from etcd_actions.cli.exit_codes import ExitCode, say
+from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.standard_output import check_input_open
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.printing import output_by_print
@@ -38,7 +38,7 @@ from etcd_actions.etcd.api import (
 )
 
 _BACKOFF = Backoff(initial=0.1, cap=2.0)
-# An outage that lasts longer, in seconds, ends the replay.
+# Seconds of an outage after which the replay fails.
 _PATIENCE = 60.0
 _CHUNK = 256 * 1024
 
@@ -48,16 +48,16 @@ Progress = Callable[[int, int], None]
 
 
 class Replayer:
-    """Makes changes one after another, each once, also when answers are lost.
+    """Writes changes one after another, each once, also if responses are lost.
 
-    Each write compares the key's ``mod_revision`` with the one seen last. So it can be sent
-    again without harm, and when somebody else writes the same keys, as ``run`` does, what
-    follows the state that was seen tells whether a lost write was done.
+    Each write compares the key's ``mod_revision`` with the last one that was read, so that it can
+    be repeated. If another process, such as ``run``, writes the same keys, the first state after
+    the last one that was read shows whether a lost write was applied.
 
     Attributes:
-        puts: Number of puts made.
-        deletes: Number of deletes made.
-        revision: Revision of the last change; before the first, the store's.
+        puts: Number of puts.
+        deletes: Number of deletes.
+        revision: Revision of the last change; before the first, that of the store.
     """
 
     def __init__(self, etcd: Etcd, stop: Stop, *, patience: float = _PATIENCE) -> None:
@@ -67,23 +67,20 @@ class Replayer:
         self._etcd = etcd
         self._stop = stop
         self._patience = patience
-        self._seen: dict[bytes, int] = {}
+        self._last_revisions: dict[bytes, int] = {}
 
-    async def begin(self, prefix: bytes) -> None:
-        """Ask for the store's revision, so an etcd that is away is found before any write.
-
-        The user need not be allowed to read more than ``prefix``.
-        """
+    async def start(self, prefix: bytes) -> None:
+        """Read the store's revision below a prefix, so that an outage is found before a write."""
         found = await self._etcd.range(KeyRange.of_key(prefix), count_only=True)
         self.revision = found.revision
 
     async def write(self, event: HistoryEvent) -> None:
-        """Make one change.
+        """Write one change.
 
         Raises:
-            Unavailable: The outage lasts too long, or the end was asked for during it. The
-                change may have been made, or not.
-            EtcdError: etcd refuses it.
+            Unavailable: The outage lasts too long, or the end was requested during it. The
+                change may have been written.
+            EtcdError: etcd rejects it.
         """
         lost = False
         failures = 0
@@ -106,42 +103,40 @@ class Replayer:
                     raise
 
     async def _try(self, event: HistoryEvent, lost: bool) -> bool:
-        """Make the change if the key is as it was seen last, else see how it is.
+        """Write the change if the key has its last revision, else read the key.
 
-        Args:
-            event: The change.
-            lost: Whether the answer to an earlier try was lost.
+        With ``lost`` the response to an earlier try was lost. Returns whether it is written.
         """
         key, value = event.key, event.value
-        seen = self._seen.get(key, 0)
+        last = self._last_revisions.get(key, 0)
         result = await self._etcd.txn(
             Txn(
-                [Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen)],
+                [Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, last)],
                 [Delete(KeyRange.of_key(key)) if value is None else Put(key, value)],
                 [Get(KeyRange.of_key(key))],
             )
         )
         if result.succeeded:
-            self._seen[key] = 0 if value is None else result.revision
+            self._last_revisions[key] = 0 if value is None else result.revision
             self._count(event, result.revision)
             return True
-        answer = result.responses[0]
-        current = answer.kvs[0] if isinstance(answer, RangeResult) and answer.kvs else None
-        done_at = await self._done_at(event, seen, current) if lost else 0
-        self._seen[key] = current.mod_revision if current is not None else 0
+        response = result.responses[0]
+        current = response.kvs[0] if isinstance(response, RangeResult) and response.kvs else None
+        done_at = await self._done_at(event, last, current) if lost else 0
+        self._last_revisions[key] = current.mod_revision if current is not None else 0
         if done_at:
             self._count(event, done_at)
         return done_at > 0
 
-    async def _done_at(self, event: HistoryEvent, seen: int, current: KeyValue | None) -> int:
-        """The revision at which a change whose answer was lost was made, 0 if it was not.
+    async def _done_at(self, event: HistoryEvent, last: int, current: KeyValue | None) -> int:
+        """The revision of a change whose response was lost, 0 if it was not applied.
 
-        Having compared, it can only be the first one after what was seen.
+        Because of its compare it can only be the first change after the last revision.
         """
         if event.value is None:
-            gone = current is None or current.create_revision > seen
-            return self.revision + 1 if gone else 0
-        before = seen or self.revision
+            deleted = current is None or current.create_revision > last
+            return self.revision + 1 if deleted else 0
+        before = last or self.revision
         first: KeyValue | None = None
         state = current
         while state is not None and state.mod_revision > before:
@@ -150,7 +145,7 @@ class Replayer:
                 KeyRange.of_key(event.key), revision=state.mod_revision - 1
             )
             state = earlier.kvs[0] if earlier.kvs else None
-        if first is None or first.value != event.value or (first.version > 1) != (seen > 0):
+        if first is None or first.value != event.value or (first.version > 1) != (last > 0):
             return 0
         return first.mod_revision
 
@@ -163,23 +158,26 @@ class Replayer:
 
 
 async def replay_file(common: CommonOptions, file: str, rate: float | None) -> int:
-    """Write the file's history; after a first signal no further change is begun."""
-    async with open_stop() as stop, _opened(file, stop) as descriptor:
-        if descriptor is None:
+    """Write the file's history; after a first signal no further change is started."""
+    async with open_stop() as stop, _open_source(file, stop) as source:
+        if source is None:
             return ExitCode.OK
         async with common.open_etcd() as etcd:
             replayer = Replayer(etcd, stop)
             with stop.interrupts():
-                await replayer.begin(common.prefix)
-            source = _Source("<stdin>" if file == "-" else file, descriptor)
+                await replayer.start(common.prefix)
             destination = Destination(common.prefix, common.namespace)
             began = time.monotonic()
             try:
-                with _progress(descriptor) as progress:
+                with _progress(source.descriptor) as progress:
                     await _replay(source, destination, replayer, stop, rate, progress)
             finally:
+                count, seconds = replayer.puts + replayer.deletes, time.monotonic() - began
                 with output_by_print():
-                    print(_summary(replayer, time.monotonic() - began))
+                    print(
+                        f"replayed {count} events ({replayer.puts} puts, {replayer.deletes} "
+                        f"deletes) in {seconds:.2f} s, last revision {replayer.revision}"
+                    )
     return ExitCode.OK
 
 
@@ -204,7 +202,7 @@ async def _replay(
         if reader is None:
             reader = reader_of(source.name, chunk, destination)
         ended = not chunk
-        for position, event in reader.finish() if ended else reader.feed(chunk):
+        for offset, event in reader.finish() if ended else reader.feed(chunk):
             if rate is not None:
                 with stop.interrupts():
                     await trio.sleep_until(due)
@@ -213,21 +211,21 @@ async def _replay(
                 return
             await replayer.write(event)
             done += 1
-            progress(position, done)
+            progress(offset, done)
     if ended and reader is not None and reader.warning:
-        say(reader.warning)
+        print_message(reader.warning)
 
 
 class _Source(NamedTuple):
-    """The input; ``name`` is what errors call it."""
+    """The input; errors have its ``name``."""
 
     name: str
     descriptor: int
 
     async def read(self) -> bytes:
-        """The next piece, empty at the end."""
+        """The next bytes, empty at the end."""
         try:
-            # Standard input may keep us waiting for ever; the end does not wait for it.
+            # Abandoned, so that a read of standard input does not delay the end.
             return await trio.to_thread.run_sync(
                 os.read, self.descriptor, _CHUNK, abandon_on_cancel=True
             )
@@ -236,35 +234,31 @@ class _Source(NamedTuple):
 
 
 @asynccontextmanager
-async def _opened(file: str, stop: Stop) -> AsyncIterator[int | None]:
-    """Open the file; None where the end was asked for before it could be opened."""
+async def _open_source(file: str, stop: Stop) -> AsyncIterator[_Source | None]:
+    """Open the file; None if the end is requested before it is open."""
     if file == "-":
         check_input_open()
-        yield sys.stdin.fileno()
+        yield _Source("<stdin>", sys.stdin.fileno())
         return
-    descriptor = await _open(file, stop)
-    try:
-        yield descriptor
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-async def _open(file: str, stop: Stop) -> int | None:
+    opened: list[int] = []
     try:
         with stop.interrupts():
-            # A named pipe opens when somebody writes to it.
-            return await trio.to_thread.run_sync(_open_no_directory, file, abandon_on_cancel=True)
+            # A named pipe opens when a process opens it for writing.
+            opened.append(await trio.to_thread.run_sync(_open_file, file, abandon_on_cancel=True))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a NUL"
         raise InputError(
             f"{file}: {reason}: give a record, a file with one change "
             "a line, or - for standard input"
         ) from None
-    return None
+    try:
+        yield _Source(file, opened[0]) if opened else None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
-def _open_no_directory(file: str) -> int:
+def _open_file(file: str) -> int:
     descriptor = os.open(file, os.O_RDONLY)
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -274,9 +268,9 @@ def _open_no_directory(file: str) -> int:
 
 @contextmanager
 def _progress(descriptor: int) -> Iterator[Progress]:
-    """A bar on stderr where that is a terminal."""
+    """A bar on standard error if that is a terminal."""
     if not sys.stderr.isatty():
-        yield lambda _position, _done: None
+        yield lambda _offset, _done: None
         return
     from rich.console import Console  # noqa: PLC0415 (slow to import)
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
@@ -297,12 +291,4 @@ def _progress(descriptor: int) -> Iterator[Progress]:
     with Bar(*columns, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("replaying", total=total, done=0)
         with at_once(bar.stop):
-            yield lambda position, done: bar.update(task, completed=position, done=done)
-
-
-def _summary(replayer: Replayer, seconds: float) -> str:
-    count = replayer.puts + replayer.deletes
-    return (
-        f"replayed {count} events ({replayer.puts} puts, {replayer.deletes} deletes) "
-        f"in {seconds:.2f} s, last revision {replayer.revision}"
-    )
+            yield lambda offset, done: bar.update(task, completed=offset, done=done)

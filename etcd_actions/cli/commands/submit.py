@@ -1,4 +1,4 @@
-"""``etcd-actions submit``: puts a program's root in, follows the run, prints the result."""
+"""``etcd-actions submit``: creates a run of a program, follows it, prints the result."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.quoting import printable, quoted
 from etcd_actions.app.executor import sdk_python
 from etcd_actions.app.stop import Stop
-from etcd_actions.cli.backends import Directly
-from etcd_actions.cli.commands.submit_door import open_door
-from etcd_actions.cli.exit_codes import ExitCode, say
+from etcd_actions.cli.backends import Backend, EtcdBackend
+from etcd_actions.cli.commands.submit_endpoint import open_run_endpoint
+from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.standard_output import Write, chosen_format, standard_output
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_client import ServiceClient
@@ -44,10 +44,11 @@ from etcd_actions.errors import (
 )
 from etcd_actions.executor.attempt_command import WORKDIR
 from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase
+from etcd_actions.model import flyte as conversions
 from etcd_actions.server.update_messages import execution_error
 
-# By what the SDK's side calls them.
-_REFUSALS: dict[str, type[EtcdActionsError]] = {
+# By the kinds of submit_main.py.
+_ERRORS: dict[str, type[EtcdActionsError]] = {
     "usage": ConfigError,
     "input": InputError,
     "taken": AlreadyExists,
@@ -57,7 +58,7 @@ _OF_SERVICE = (ServiceRefused, ServiceUnavailable)
 _PROGRAM = Path(__file__).with_name("submit_main.py")
 _VERSION = "local"
 _BACKOFF = Backoff(initial=0.1, cap=2.0)
-# Seconds for the SDK to end when it is asked to.
+# Seconds for the SDK to end after a signal.
 _END_SDK = 2.0
 
 _log = structlog.get_logger(__name__)
@@ -65,7 +66,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What the command was asked for; see its help."""
+    """The flags of the command; see its help."""
 
     target: str
     inputs: tuple[str, ...]
@@ -78,8 +79,8 @@ class Submission:
     detach: bool
 
 
-class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A state of an action, as it is shown."""
+class ActionView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A state of an action, as it is printed."""
 
     seconds: float
     action: str
@@ -89,65 +90,9 @@ class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
 
 
-async def submit_program(common: CommonOptions, submission: Submission, output: str | None) -> int:
-    """Do it; gives the exit code."""
-    form = chosen_format(output, elsewhere="jsonl")
-    common.config.check_one_namespace()
-    python = sdk_python(common.config)
-    run = submission.run or f"r{secrets.token_hex(8)}"
-    root = ActionId(submission.project, submission.domain, run, ROOT_ACTION, submission.org)
-    question = _question(submission, run)
-    name = f"{root.project}/{root.domain}/{root.run}"
-    async with open_stop() as stop:
-        began: list[bool] = []
-        created = False
-        # Until it is created a signal leaves nothing behind; after that the run goes on.
-        with stop.interrupts() as let_finish:
-            async with open_door(common, submission.output_base) as door:
-                sdk = _Sdk(python, question | {"connection": door.connection})
-                await sdk.ask("run", when_converted=lambda: began.append(True))
-                created = True
-                let_finish()
-                say(f"run {name}")
-                if submission.detach:
-                    return ExitCode.OK
-                return await _follow(door.asked, root, form, stop, sdk)
-        if not began:
-            say("stopped: nothing was enqueued")
-        elif not created:
-            say(f"stopped: run {name} may have been enqueued: etcd-actions tree {name} tells")
-    return ExitCode.OK
-
-
-async def _follow(asked: object, root: ActionId, form: str, stop: Stop, sdk: _Sdk) -> int:
-    """Show a run until it is over, and its result; gives the exit code."""
-    name = f"{root.project}/{root.domain}/{root.run}"
-    with standard_output() as write:
-        show = _Show(write, form)
-        ended = await _until_ended(asked, root, show, stop)
-        if ended is None:
-            say(f"it goes on: etcd-actions tree {name} shows it, abort {name}/a0 ends it")
-            return ExitCode.OK
-        if ended.phase is not Phase.SUCCEEDED:
-            say(f"run {name} ended as {ended.phase.name}: {ended.error or 'no reason given'}")
-            return ExitCode.RUN_FAILED
-        with stop.interrupts():
-            show.result((await sdk.ask("result"))["result"])
-    return ExitCode.OK
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """How the root ended."""
-
-    phase: Phase
-    attempts: int
-    error: str
-
-
 @dataclass(frozen=True)
 class _State:
-    """What either kind of update says."""
+    """The state of an action, of either kind of update."""
 
     action_id: ActionId
     phase: Phase
@@ -156,25 +101,74 @@ class _State:
     short_name: str = ""
 
 
-class _Show:
+async def submit_program(common: CommonOptions, submission: Submission, output: str | None) -> int:
+    """Create the run, follow it, and return the exit code."""
+    form = chosen_format(output, elsewhere="jsonl")
+    common.config.check_one_namespace()
+    python = sdk_python(common.config)
+    run = submission.run or f"r{secrets.token_hex(8)}"
+    root = ActionId(submission.project, submission.domain, run, ROOT_ACTION, submission.org)
+    request = _request(submission, run)
+    name = f"{root.project}/{root.domain}/{root.run}"
+    async with open_stop() as stop:
+        converted: list[bool] = []
+        created = False
+        # Until the run is created a signal leaves nothing; after that the run continues.
+        with stop.interrupts() as let_finish:
+            async with open_run_endpoint(common, submission.output_base) as endpoint:
+                sdk = _Sdk(python, request | {"connection": endpoint.connection})
+                await sdk.call("run", when_converted=lambda: converted.append(True))
+                created = True
+                let_finish()
+                print_message(f"run {name}")
+                if submission.detach:
+                    return ExitCode.OK
+                return await _follow(endpoint.backend, root, form, stop, sdk)
+        if not converted:
+            print_message("stopped: nothing was enqueued")
+        elif not created:
+            print_message(
+                f"stopped: run {name} may have been enqueued: see etcd-actions tree {name}"
+            )
+    return ExitCode.OK
+
+
+async def _follow(backend: Backend, root: ActionId, form: str, stop: Stop, sdk: _Sdk) -> int:
+    """Print the states of a run until it has ended, then its result; returns the exit code."""
+    name = f"{root.project}/{root.domain}/{root.run}"
+    with standard_output() as write:
+        printer = _Printer(write, form)
+        ended = await _until_ended(backend, root, printer, stop)
+        if ended is None:
+            print_message(
+                f"the run continues: etcd-actions tree {name} shows it, abort {name}/a0 ends it"
+            )
+            return ExitCode.OK
+        if ended.phase is not Phase.SUCCEEDED:
+            reason = ended.error or "no reason given"
+            print_message(f"run {name} ended as {ended.phase.name}: {reason}")
+            return ExitCode.RUN_FAILED
+        with stop.interrupts():
+            printer.result((await sdk.call("result"))["result"])
+    return ExitCode.OK
+
+
+class _Printer:
     """Prints each state once."""
 
     def __init__(self, write: Write, form: str) -> None:
         self._write = write
         self._form = form
-        self._began = time.monotonic()
-        self._seen: dict[str, tuple[Phase, int]] = {}
+        self._started = time.monotonic()
+        self._printed: dict[str, tuple[Phase, int]] = {}
 
     def state(self, state: _State) -> None:
-        name = state.action_id.name
-        if state.phase is Phase.UNSPECIFIED or self._seen.get(name) == (
-            state.phase,
-            state.attempts,
-        ):
+        name, current = state.action_id.name, (state.phase, state.attempts)
+        if state.phase is Phase.UNSPECIFIED or self._printed.get(name) == current:
             return
-        self._seen[name] = (state.phase, state.attempts)
-        seen = Seen(
-            seconds=round(time.monotonic() - self._began, 3),
+        self._printed[name] = current
+        view = ActionView(
+            seconds=round(time.monotonic() - self._started, 3),
             action=name,
             phase=state.phase.name,
             name=state.short_name,
@@ -182,11 +176,11 @@ class _Show:
             error=state.error,
         )
         if self._form == "jsonl":
-            self._write(_line(seen))
+            self._write(_line(view))
             return
-        error = f"  {seen.error.splitlines()[0]}" if seen.error else ""
-        attempt = f" (attempt {seen.attempt})" if seen.attempt > 1 else ""
-        line = f"{seen.seconds:8.3f}  {name:<26}{seen.name:<16} {seen.phase}{attempt}{error}"
+        error = f"  {view.error.splitlines()[0]}" if view.error else ""
+        attempt = f" (attempt {view.attempt})" if view.attempt > 1 else ""
+        line = f"{view.seconds:8.3f}  {name:<26}{view.name:<16} {view.phase}{attempt}{error}"
         self._write(f"{printable(line)}\n".encode())
 
     def result(self, value: Any) -> None:
@@ -197,35 +191,39 @@ class _Show:
 
 
 def _line(row: object) -> bytes:
-    """A row as JSON; text that is no Unicode, as a task may give back, has escapes then."""
+    """A row as JSON; text of a task that is no Unicode has escapes."""
     try:
         return msgspec.json.encode(row) + b"\n"
     except UnicodeEncodeError:
         return json.dumps(msgspec.to_builtins(row)).encode() + b"\n"
 
 
-async def _until_ended(asked: object, root: ActionId, show: _Show, stop: Stop) -> _Ended | None:
-    """Show the run until its root is over; None when that is not waited for any more."""
-    ended: list[_Ended] = []
+async def _until_ended(
+    backend: Backend, root: ActionId, printer: _Printer, stop: Stop
+) -> _State | None:
+    """Print the states until the root has ended; None if the end is requested before."""
+    ended: list[_State] = []
     with stop.interrupts():
         async with trio.open_nursery() as nursery:
 
             def note(state: _State) -> None:
-                show.state(state)
+                printer.state(state)
                 if state.action_id.name == ROOT_ACTION and state.phase.is_terminal:
-                    ended.append(_Ended(state.phase, state.attempts, state.error))
-                    nursery.cancel_scope.cancel("the run is over")
+                    ended.append(state)
+                    nursery.cancel_scope.cancel("the run has ended")
 
-            if isinstance(asked, Directly):
-                await _follow_in_etcd(asked, root, note)
+            if isinstance(backend, EtcdBackend):
+                await _follow_in_etcd(backend, root, note)
             else:
-                assert isinstance(asked, ServiceClient)
-                await _Tree(asked, nursery, note).follow(root)
+                assert isinstance(backend, ServiceClient)
+                await _Tree(backend, nursery, note).follow(root)
     return ended[0] if ended else None
 
 
-async def _follow_in_etcd(asked: Directly, root: ActionId, note: Callable[[_State], None]) -> None:
-    async with asked.client.subscribe_run(root) as updates:
+async def _follow_in_etcd(
+    backend: EtcdBackend, root: ActionId, note: Callable[[_State], None]
+) -> None:
+    async with backend.client.subscribe_run(root) as updates:
         async for update in updates:
             if isinstance(update, ActionUpdate):
                 error = execution_error(update)
@@ -241,7 +239,7 @@ async def _follow_in_etcd(asked: Directly, root: ActionId, note: Callable[[_Stat
 
 
 class _Tree:
-    """Follows a run by the service, which tells of an action and its children only."""
+    """Follows a run through the service, whose streams have an action and its children."""
 
     def __init__(
         self, service: ServiceClient, nursery: trio.Nursery, note: Callable[[_State], None]
@@ -252,14 +250,11 @@ class _Tree:
         self._followed: set[str] = set()
 
     async def follow(self, action_id: ActionId) -> None:
-        """Follow an action, and what is below it; a stream that ends is opened again."""
+        """Follow an action, and all below it; a stream that ends is opened again."""
         self._followed.add(action_id.name)
-        request = pb.WatchForUpdatesRequest()
-        request.parent_action_id.name = action_id.name
-        request.parent_action_id.run.org = action_id.org
-        request.parent_action_id.run.project = action_id.project
-        request.parent_action_id.run.domain = action_id.domain
-        request.parent_action_id.run.name = action_id.run
+        request = pb.WatchForUpdatesRequest(
+            parent_action_id=conversions.action_identifier(action_id)
+        )
         failures = 0
         while True:
             try:
@@ -267,15 +262,15 @@ class _Tree:
                     async for message in messages:
                         failures = 0
                         if message.HasField("action_update"):
-                            self._take(message.action_update, action_id)
+                            self._accept(message.action_update, action_id)
             except* errors.ServiceUnavailable as group:
                 failures += 1
                 if failures == 1:
-                    away = group.exceptions[0]
-                    _log.warning("service_away", action=action_id.name, error=str(away))
+                    error = group.exceptions[0]
+                    _log.warning("service_away", action=action_id.name, error=str(error))
             await trio.sleep(_BACKOFF.delay(max(failures, 1)))
 
-    def _take(self, update: Any, parent: ActionId) -> None:
+    def _accept(self, update: Any, parent: ActionId) -> None:
         state = _State(
             ActionId(parent.project, parent.domain, parent.run, update.action_id.name, parent.org),
             _phase(update.phase),
@@ -289,27 +284,27 @@ class _Tree:
 
 
 def _attempt(output_uri: str) -> int:
-    """The attempt, which the directory of the outputs is named after."""
+    """The attempt, which is the name of the directory of the outputs."""
     last = output_uri.rpartition("/")[2]
     return int(last) if re.fullmatch("[0-9]{1,9}", last) else 1
 
 
 def _phase(number: int) -> Phase:
-    """The phase that a service tells; one of a later version is none that is shown."""
+    """The phase of an update; one of a later version is not shown."""
     try:
         return Phase(number)
     except ValueError:
         return Phase.UNSPECIFIED
 
 
-def _question(submission: Submission, run: str) -> dict[str, Any]:
-    """What the SDK is asked for."""
+def _request(submission: Submission, run: str) -> dict[str, Any]:
+    """The request to the SDK."""
     file, colon, task = submission.target.rpartition(":")
     try:
         path = Path(file).absolute()
     except OSError as error:
         raise InputError(
-            f"{file}: cannot be found from this directory: {error.strerror}: give whole paths"
+            f"{file}: cannot be found from this directory: {error.strerror}: give absolute paths"
         ) from None
     if not colon or not task.isidentifier():
         raise ConfigError(f"{quoted(submission.target)} is no task: give FILE.py:TASK")
@@ -342,7 +337,7 @@ def _question(submission: Submission, run: str) -> dict[str, Any]:
 
 
 async def _end_sdk(process: trio.Process) -> None:
-    """End the SDK and what it has started; a program that does not listen is killed."""
+    """End the SDK and the processes that it started, with SIGTERM, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -350,24 +345,24 @@ async def _end_sdk(process: trio.Process) -> None:
 
 
 class _Sdk:
-    """The SDK, in a process of its own for each question.
+    """The SDK, in a process of its own for each call.
 
     Args:
         python: The interpreter that has it.
-        question: What is the same in all questions.
+        request: The part that all requests have.
     """
 
-    def __init__(self, python: Path, question: dict[str, Any]) -> None:
+    def __init__(self, python: Path, request: dict[str, Any]) -> None:
         self._python = python
-        self._question = question
+        self._request = request
 
-    async def ask(self, what: str, *, when_converted: Callable[[], None] | None = None) -> Any:
-        """Let it answer; what the program prints goes to standard error.
+    async def call(self, what: str, *, when_converted: Callable[[], None] | None = None) -> Any:
+        """Run or read the result; the output of the program goes to standard error.
 
         Raises:
-            EtcdActionsError: It was not done; the kind says whose fault that is.
+            EtcdActionsError: It failed; the class depends on the cause.
         """
-        file = self._question["file"]
+        file = self._request["file"]
         data = b""
         async with trio.open_nursery() as nursery:
             run: Callable[..., Awaitable[trio.Process]] = partial(
@@ -375,10 +370,10 @@ class _Sdk:
                 partial(
                     trio.run_process,
                     [str(self._python), str(_PROGRAM)],
-                    stdin=json.dumps(self._question | {"do": what}).encode(),
+                    stdin=json.dumps(self._request | {"do": what}).encode(),
                     stdout=subprocess.PIPE,
                     stderr=sys.stderr.fileno(),
-                    # A Ctrl-C at the terminal is for us, who end it.
+                    # A Ctrl-C at the terminal is for this process, which ends it.
                     start_new_session=True,
                     deliver_cancel=_end_sdk,
                     check=False,
@@ -392,16 +387,18 @@ class _Sdk:
                 data += part
         lines = data.splitlines()
         if process.returncode or not lines:
-            raise InputError(f"{file}: the SDK ended with {process.returncode}; see above for why")
+            raise InputError(
+                f"{file}: the SDK ended with {process.returncode}; see its output above"
+            )
         try:
-            answer: dict[str, Any] = json.loads(lines[-1])
+            response: dict[str, Any] = json.loads(lines[-1])
         except (ValueError, RecursionError):
             raise InputError(
-                f"{file}: the SDK's answer cannot be read: is the result nested deeply, "
-                "or does the program write to the descriptors that it was given?"
+                f"{file}: the SDK's response cannot be decoded: is the result nested deeply, "
+                "or does the program write to inherited descriptors?"
             ) from None
-        if "error" in answer:
-            kind = _REFUSALS.get(answer.get("kind", ""), ServiceRefused)
-            where = self._question["connection"]["endpoint"] if kind in _OF_SERVICE else file
-            raise kind(f"{where}: {answer['error']}")
-        return answer
+        if "error" in response:
+            kind = _ERRORS.get(response.get("kind", ""), ServiceRefused)
+            where = self._request["connection"]["endpoint"] if kind in _OF_SERVICE else file
+            raise kind(f"{where}: {response['error']}")
+        return response

@@ -1,9 +1,8 @@
-"""Starts a program's task with Flyte's own SDK, and reads its result.
+"""Starts a program's task with Flyte's SDK, and reads its result.
 
-It is run as a file, by the interpreter that has the SDK, so it imports nothing of
-etcd_actions. One JSON object comes on standard input. To standard output goes one line when the
-inputs are converted, and one with the answer: what the program itself prints goes to standard
-error.
+It is run as a file, by the interpreter that has the SDK, and imports nothing of etcd_actions. It
+reads one JSON object from standard input. To standard output it writes a line when the inputs are
+converted, and one with the response; the output of the program goes to standard error.
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ from typing import Any, TextIO
 
 
 class Refused(Exception):
-    """What was asked for was not done; the message says what to change.
+    """The request failed; the message names the remedy.
 
     Attributes:
-        kind: ``usage``, ``taken`` (the run's name), ``away`` (the service) or ``refused``.
+        kind: ``usage``, ``input``, ``taken`` (the run's name), ``away`` (the service) or
+            ``refused``.
     """
 
     def __init__(self, message: str, kind: str = "usage") -> None:
@@ -39,37 +39,37 @@ class Refused(Exception):
 
 
 def main() -> int:
-    """Do what standard input asks for."""
-    # What is beside this file is no module of the program's, or of the SDK's.
+    """Handle the request on standard input."""
+    # The directory of this file has no modules of the program or the SDK.
     del sys.path[0]
-    answers = os.fdopen(os.dup(1), "w")
+    responses = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = json.load(sys.stdin)
     try:
-        given = run(request, answers) if request["do"] == "run" else result(request)
+        response = run(request, responses) if request["do"] == "run" else result(request)
     except Refused as error:
-        given = {"error": str(error), "kind": error.kind}
+        response = {"error": str(error), "kind": error.kind}
     except ImportError as error:
-        given = {"error": f"{error}: is this the python that has Flyte's SDK?", "kind": "input"}
-    print(json.dumps(given), file=answers)
-    answers.close()
+        response = {"error": f"{error}: is this the python that has Flyte's SDK?", "kind": "input"}
+    print(json.dumps(response), file=responses)
+    responses.close()
     return 0
 
 
-def run(request: dict[str, Any], answers: TextIO) -> dict[str, Any]:
+def run(request: dict[str, Any], responses: TextIO) -> dict[str, Any]:
     """Create the run."""
-    # A program may ask the service when it is imported, or connect to another one.
+    # A program can call the service when it is imported, or connect to another one.
     connect(request)
     task = load_task(request)
     connect(request)
     kwargs = native_inputs(task, request["inputs"])
-    print(json.dumps({"converted": True}), file=answers, flush=True)
+    print(json.dumps({"converted": True}), file=responses, flush=True)
     import flyte  # noqa: PLC0415
 
     context = flyte.with_runcontext(
         mode="remote",
         name=request["run"],
-        # The program is found where it is: its files are not sent.
+        # The executor finds the program by its path: the files are not sent.
         copy_style="none",
         version=request["version"],
         env_vars=request["environment"],
@@ -83,7 +83,7 @@ def run(request: dict[str, Any], answers: TextIO) -> dict[str, Any]:
 
 
 def result(request: dict[str, Any]) -> dict[str, Any]:
-    """Read what the run's task gave back, in the types that the task declares."""
+    """Read the result of the run's task, in the types that the task declares."""
     connect(request)
     task = load_task(request)
     connect(request)
@@ -99,7 +99,7 @@ def result(request: dict[str, Any]) -> dict[str, Any]:
 
 
 async def outputs_of(task: Any, request: dict[str, Any]) -> Any:
-    """Ask for the outputs of the run's root."""
+    """Request the outputs of the run's root."""
     from flyte._initialize import get_client  # noqa: PLC0415
     from flyte._internal.runtime import convert  # noqa: PLC0415
     from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier  # noqa: PLC0415
@@ -111,16 +111,16 @@ async def outputs_of(task: Any, request: dict[str, Any]) -> Any:
         domain=request["domain"],
         name=request["run"],
     )
-    question = pb.GetActionDataRequest(action_id=ActionIdentifier(run=run, name="a0"))
-    answer = await get_client().dataproxy_service.get_action_data(question)
-    if not answer.outputs.literals:
+    data_request = pb.GetActionDataRequest(action_id=ActionIdentifier(run=run, name="a0"))
+    data = await get_client().dataproxy_service.get_action_data(data_request)
+    if not data.outputs.literals:
         return None
-    outputs = convert.Outputs(proto_outputs=answer.outputs)
+    outputs = convert.Outputs(proto_outputs=data.outputs)
     return await convert.convert_outputs_to_native(task.native_interface, outputs)
 
 
 def connect(request: dict[str, Any]) -> None:
-    """Have the SDK speak to the service."""
+    """Connect the SDK to the service."""
     import flyte  # noqa: PLC0415
 
     flyte.init(
@@ -134,7 +134,7 @@ def connect(request: dict[str, Any]) -> None:
 
 
 def refusal(error: Exception) -> Refused:
-    """What the SDK's error means for who asked."""
+    """Classify an error of the SDK."""
     code = getattr(error, "code", None)
     text = str(error) or type(error).__name__
     if code == "RunAlreadyExistsError":
@@ -143,7 +143,7 @@ def refusal(error: Exception) -> Refused:
         return Refused(text, "away")
     if code == "InvalidArgumentError" or isinstance(error, (TypeError, ValueError)):
         return Refused(text)
-    # Several calls of the SDK pass on what its transport raises.
+    # Several calls of the SDK raise the errors of its transport.
     name = getattr(code, "name", "")
     kind = {"UNAVAILABLE": "away", "INVALID_ARGUMENT": "usage"}.get(name, "refused")
     return Refused(f"{type(error).__name__}: {text}", kind)
@@ -168,18 +168,20 @@ def load_task(request: dict[str, Any]) -> Any:
     task = getattr(module, name, None)
     if not isinstance(task, TaskTemplate):
         names = [name for name, each in vars(module).items() if isinstance(each, TaskTemplate)]
-        raise Refused(f"{path} has no task {name}: {_meant(name, names)}")
+        raise Refused(f"{path} has no task {name}: {_did_you_mean(name, names)}")
     return task
 
 
 def native_inputs(task: Any, texts: dict[str, str]) -> dict[str, Any]:
-    """Make values of what was given as texts, by the types that the task declares."""
+    """Convert texts to the types that the task declares."""
     from flyte._internal.runtime import types_serde  # noqa: PLC0415
 
     declared = task.native_interface.inputs
     for name in texts:
         if name not in declared:
-            raise Refused(f"--input {name}: the task has no such input: {_meant(name, declared)}")
+            raise Refused(
+                f"--input {name}: the task has no such input: {_did_you_mean(name, declared)}"
+            )
     interface = types_serde.transform_native_to_typed_interface(task.native_interface)
     literal_types = {each.key: each.value.type for each in interface.inputs.variables}
     given = {}
@@ -188,19 +190,16 @@ def native_inputs(task: Any, texts: dict[str, str]) -> dict[str, Any]:
             given[name] = native(name, texts[name], kind, literal_types[name])
         elif default is inspect.Parameter.empty:
             if not _may_be_none(kind):
-                called = ", ".join(f"{each} ({_called(declared[each][0])})" for each in declared)
+                called = ", ".join(f"{each} ({_type_name(declared[each][0])})" for each in declared)
                 raise Refused(f"--input {name}=VALUE is missing: the inputs are {called}")
             given[name] = None
     return given
 
 
 def native(name: str, text: str, kind: Any, literal_type: Any) -> Any:
-    """A value of one type, as the command ``flyte run`` makes it of its argument.
-
-    Beyond that: times with a zone, enumerations by value, and both within JSON.
-    """
+    """Convert a text as ``flyte run`` does; also times with a zone, enumerations by value."""
     with warnings.catch_warnings():
-        # Who has warnings raised means the program's, and not those of the SDK's command.
+        # A user who turns warnings into errors means those of the program.
         warnings.simplefilter("ignore")
         import click  # noqa: PLC0415
         from flyte.cli._params import FlyteLiteralConverter  # noqa: PLC0415
@@ -209,11 +208,11 @@ def native(name: str, text: str, kind: Any, literal_type: Any) -> Any:
         return text
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
         by_value = {str(each.value): each for each in kind}
-        # What the SDK makes of a Literal is one, too, with names that nobody has written.
+        # The SDK turns a Literal into an enumeration with generated names.
         is_literal = kind.__name__ == "LiteralEnum"
         members = by_value if is_literal else by_value | dict(kind.__members__)
         if text not in members:
-            raise Refused(f"--input {name}={text}: {_meant(text, members)}")
+            raise Refused(f"--input {name}={text}: {_did_you_mean(text, members)}")
         return members[text].value if is_literal else members[text]
     if text == "null" and _may_be_none(kind) and str not in typing.get_args(kind):
         return None
@@ -228,13 +227,13 @@ def native(name: str, text: str, kind: Any, literal_type: Any) -> Any:
     except click.ClickException as error:
         reason = error.format_message()
     except Exception as error:
-        # Converters are the SDK's, and those of the types of the program.
+        # Converters of the SDK, and of the types of the program.
         reason = str(error) or type(error).__name__
-    raise Refused(f"--input {name}={text}: no {_called(kind)}: {reason}")
+    raise Refused(f"--input {name}={text}: no {_type_name(kind)}: {reason}")
 
 
 def completed(value: Any, kind: Any) -> Any:
-    """The same with the times and enumerations that JSON has as texts."""
+    """The value with times and enumerations in place of their texts in JSON."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         others = [each for each in arguments if each is not type(None)]
@@ -252,7 +251,7 @@ def completed(value: Any, kind: Any) -> Any:
             if (new := completed(old, hints.get(name))) is not old and new != old
         }
         return dataclasses.replace(value, **changed) if changed else value
-    # Not each class takes part in isinstance: Any, in some versions, and protocols.
+    # Some classes do not support isinstance: Any, in some versions, and protocols.
     if not inspect.isclass(kind) or not issubclass(kind, (enum.Enum, date, timedelta)):
         return value
     if isinstance(value, kind):
@@ -289,15 +288,15 @@ def _may_be_none(kind: Any) -> bool:
     return kind is type(None) or type(None) in typing.get_args(kind)
 
 
-def _meant(name: str, names: Iterable[str]) -> str:
-    """The nearest name, and all that there are."""
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The nearest name, and all names."""
     names = list(names)
     near = difflib.get_close_matches(name, names, 1)
     guess = f"did you mean {near[0]}? " if near else ""
     return f"{guess}there is {', '.join(names) or 'none'}"
 
 
-def _called(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     return kind.__name__ if inspect.isclass(kind) else str(kind)
 
 

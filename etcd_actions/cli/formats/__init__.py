@@ -1,1 +1,1 @@
-"""What commands print: rows, tables, trees, details."""
+"""What commands print: rows, tables, trees, details; and the standard output that takes it."""

@@ -1,4 +1,4 @@
-"""A run's actions as a tree, whatever their parents claim. No I/O."""
+"""The actions of a run as a tree, also if their parents are missing or form a cycle. No I/O."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ import msgspec
 from etcd_actions.cli.formats.rows import ActionRow
 from etcd_actions.model import ROOT_ACTION
 
-# A deeper level shows only the last of its guides: a chain of thousands must not take
-# megabytes of them.
+# A deeper level has only the last of its guides: those of a chain of thousands are megabytes.
 _WIDEST_GUIDES = 120
 
 
 class TreeRow(ActionRow, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """An action of a tree; those below it follow it."""
+    """An action of a tree; the actions below it follow it."""
 
     depth: int
-    """Number of its ancestors that are there."""
+    """Number of its existing ancestors."""
     missing_parent: bool = False
-    """Its parent is not there."""
+    """Its parent does not exist."""
     cycle: bool = False
-    """It is its own ancestor, say the objects: the tree is cut here."""
+    """By the objects it is its own ancestor: the tree is cut here."""
 
 
-class Place(NamedTuple):
-    """A line of a drawn tree: an action, or without a row a parent that is missing."""
+class TreeLine(NamedTuple):
+    """A line of a drawn tree: an action, or a missing parent, which has no row."""
 
     label: str
     row: TreeRow | None
@@ -43,15 +42,12 @@ class _Node:
     placed: bool = False
 
 
-def grow(rows: Sequence[ActionRow], run: str) -> list[Place]:
-    """Order the actions of a run depth first, with what to draw before each name.
+def build_forest(rows: Sequence[ActionRow], run: str) -> list[TreeLine]:
+    """Order the actions of a run depth first, with the guides before each name.
 
-    The root comes first, children in the order of ``rows``. Behind it come those whose parent
-    is missing, below a place for that, and last those that are their own ancestors.
-
-    Args:
-        rows: The actions.
-        run: The run's name, by which the root may be called, too.
+    The root comes first, children in the order of ``rows``; then the actions whose parent is
+    missing, below a line for that; last the actions that are their own ancestors. The root can
+    also have the name of the run.
     """
     nodes = [_Node(row) for row in rows]
     by_name: dict[str, _Node] = {}
@@ -72,21 +68,21 @@ def grow(rows: Sequence[ActionRow], run: str) -> list[Place]:
         else:
             orphans[parent].append(node)
     roots.sort(key=lambda root: root.row.action not in (ROOT_ACTION, run))
-    places: list[Place] = []
+    lines: list[TreeLine] = []
     for root in roots:
-        _place(places, [root], "")
+        _layout(lines, [root])
     for name, children in sorted(orphans.items()):
-        places.append(Place(f"{name} (missing)", None))
-        _place(places, children, "", below=True)
+        lines.append(TreeLine(f"{name} (missing)", None))
+        _layout(lines, children, below=True)
     for node in nodes:
         if not node.placed:
-            _place(places, [_in_cycle(node)], "")
-    return places
+            _layout(lines, [_in_cycle(node)])
+    return lines
 
 
-def _place(places: list[Place], tops: list[_Node], guides: str, *, below: bool = False) -> None:
-    """Add nodes and all below them; with ``below`` they hang from the place before."""
-    waiting = _hung(tops, guides, 0) if below else [(top, "", "", 0) for top in tops]
+def _layout(lines: list[TreeLine], tops: list[_Node], *, below: bool = False) -> None:
+    """Add nodes and all below them; with ``below`` they are children of the last line."""
+    waiting = _with_guides(tops, "", 0) if below else [(top, "", "", 0) for top in tops]
     while waiting:
         node, head, guides, depth = waiting.pop()
         if node.placed:
@@ -99,22 +95,24 @@ def _place(places: list[Place], tops: list[_Node], guides: str, *, below: bool =
             cycle=depth == 0 and node.parent is not None,
         )
         notes = " (its own ancestor)" if row.cycle else ""
-        places.append(Place(f"{head}{row.action}{notes}", row))
-        waiting += _hung(node.children, guides, depth + 1)
+        lines.append(TreeLine(f"{head}{row.action}{notes}", row))
+        waiting += _with_guides(node.children, guides, depth + 1)
 
 
-def _hung(children: list[_Node], guides: str, depth: int) -> list[tuple[_Node, str, str, int]]:
+def _with_guides(
+    children: list[_Node], guides: str, depth: int
+) -> list[tuple[_Node, str, str, int]]:
     """Children with their guides, the last one first."""
     if len(guides) > _WIDEST_GUIDES:
         guides = "…" + guides[1 - _WIDEST_GUIDES :]
-    hung = [(child, guides + "├─ ", guides + "│  ", depth) for child in children]
-    if hung:
-        hung[-1] = (children[-1], guides + "└─ ", guides + "   ", depth)
-    return hung[::-1]
+    placed = [(child, guides + "├─ ", guides + "│  ", depth) for child in children]
+    if placed:
+        placed[-1] = (children[-1], guides + "└─ ", guides + "   ", depth)
+    return placed[::-1]
 
 
 def _in_cycle(node: _Node) -> _Node:
-    """The ancestor of a node without a root at which its line begins to repeat."""
+    """The first ancestor that is met twice."""
     seen: set[int] = set()
     while id(node) not in seen and node.parent is not None:
         seen.add(id(node))

@@ -1,4 +1,4 @@
-"""One object, told to a person on several lines."""
+"""One object for a person, on several lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import IO
 
 from etcd_actions._internal.quoting import printable
 from etcd_actions.cli.formats.rows import ActionRow, stored_row
-from etcd_actions.cli.formats.table import Cell, Line, Terminal, age, phase_cell
+from etcd_actions.cli.formats.table import Cell, Line, Terminal, age, aligned, phase_cell
 from etcd_actions.codecs import codec_of
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ActionObject
@@ -20,15 +20,13 @@ _TITLE_WIDTH = 14
 def details(
     prefix: bytes, kvs: Sequence[KeyValue], file: IO[str], now: datetime | None = None
 ) -> bytes:
-    """What ``get`` shows people of objects, for ``file``.
-
-    Nothing is cut: a terminal wraps what is too wide.
+    """The objects that ``get`` prints as a table; no line is cut, a terminal wraps it.
 
     Args:
-        prefix: What comes before ``<namespace>/<name>`` in the keys.
+        prefix: The part of keys before ``<namespace>/<name>``.
         kvs: The stored objects.
-        file: Where it goes; styles follow it.
-        now: When what is not over is looked at.
+        file: The output, which decides about styles.
+        now: The time for actions that have not ended.
     """
     now = now or datetime.now(UTC)
     lines: list[Line] = []
@@ -125,10 +123,7 @@ def _field(title: str, text: str, style: str = "") -> Line:
 
 
 def _block(title: str, rows: Sequence[tuple[str, Sequence[str]]]) -> Iterable[Line]:
-    """A field of several lines, whose cells stand below each other."""
+    """A field of several lines, whose cells are below each other."""
     cells = [[printable(text) for text in (first, *rest)] for first, rest in rows]
-    columns = max(map(len, cells), default=0)
-    widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(columns)]
-    for index, row in enumerate(cells):
-        text = "  ".join(f"{cell:<{widths[i]}}" for i, cell in enumerate(row)).rstrip()
-        yield _field(title if index == 0 else "", text)
+    for index, line in enumerate(aligned(cells)):
+        yield _field("" if index else title, line)

@@ -1,4 +1,4 @@
-"""What a change or a stored value means, as one line for a person or a program. No I/O."""
+"""A change or a stored value as one row for a person or a program. No I/O."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class ActionRow(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A state of an action, or its deletion.
 
-    ``type`` is the kind of the change; ACTION for a state that was asked for. What is None
-    above the defaults is unknown: nothing readable was ever seen of a deleted key. Only
-    ``parent`` is None for a reason of its own, the root of a run.
+    ``type`` is the kind of the change, or ACTION for a stored state. A field that is None is
+    unknown: no readable value of a deleted key was seen. Only ``parent`` is also None for the
+    root of a run.
     """
 
     type: str
@@ -54,13 +54,13 @@ class ActionRow(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaul
     error: ErrorState | None = None
     created_at: str = ""
     ended_at: str = ""
-    """When it was over, as stored; empty where it is not over or nobody noted it."""
+    """When it became terminal, as stored; empty if it is not, or if that is not stored."""
     listed: bool = False
-    """Read from a list: states before it may have been skipped."""
+    """Read from a list: earlier states may have been skipped."""
     synthesised: bool = False
-    """A deletion that was not seen but concluded."""
+    """A deletion that was concluded from a list, not seen."""
     partial: bool = False
-    """Told from what was remembered."""
+    """Made from the cached last state."""
 
 
 class UndecodableRow(msgspec.Struct, frozen=True, gc=False, tag="UNDECODABLE"):
@@ -75,18 +75,18 @@ Row: TypeAlias = ActionRow | UndecodableRow | SyncedRow
 
 
 class RowMaker:
-    """Makes rows of changes, and remembers of each key what its deletion will need.
+    """Makes rows of changes, and caches of each key the fields that its deletion needs.
 
     Args:
-        prefix: What comes before ``<namespace>/<name>`` in the keys.
+        prefix: The part of keys before ``<namespace>/<name>``.
     """
 
     def __init__(self, prefix: bytes) -> None:
         self._prefix = prefix
-        self._known: dict[bytes, bytes] = {}
+        self._cached: dict[bytes, bytes] = {}
 
     def row(self, change: Change) -> Row:
-        """The row of a change. Never fails: what cannot be read says so."""
+        """The row of a change; one that cannot be decoded has a row of its own."""
         key, revision = change.key, change.mod_revision
         try:
             parse_key(self._prefix, key)
@@ -96,29 +96,36 @@ class RowMaker:
             action = codec_of(value).decode(value, key=key, revision=revision)
         except DecodeError as error:
             return UndecodableRow(as_text(key), revision, error.reason)
-        self._known[key] = pack(summarize(action, revision, change.create_revision))
+        self._cached[key] = pack(summarize(action, revision, change.create_revision))
         update = build_action_update(
             action, key=key, revision=revision, create_revision=change.create_revision
         )
         return _row(change.kind.value, update, ended_at(action), listed=change.listed)
 
     def _deleted(self, change: Change) -> ActionRow:
-        """What is known of a deleted key: the previous value tells more than the memory."""
+        """The row of a deletion: of the previous value if there is one, else of the cache."""
         key, revision = change.key, change.mod_revision
-        packed = self._known.pop(key, None)
-        kind, listed, synthesised = change.kind.value, change.listed, change.synthesised
+        cached = self._cached.pop(key, None)
+        update: ActionUpdate | None = None
+        ended = ""
+        if cached is not None:
+            update = build_action_update(unpack(cached), key=key, revision=revision, deleted=True)
         if change.prev_value:
-            # One that cannot be read had a row when it was written: memory must do.
             with contextlib.suppress(DecodeError):
                 action = codec_of(change.prev_value).decode(change.prev_value, key=key)
                 update = build_action_update(action, key=key, revision=revision, deleted=True)
-                return _row(kind, update, ended_at(action), listed=listed, synthesised=synthesised)
-        if packed is not None:
-            update = build_action_update(unpack(packed), key=key, revision=revision, deleted=True)
-            return _row(kind, update, "", listed=listed, synthesised=synthesised)
+                ended = ended_at(action)
+        if update is not None:
+            return _row(
+                change.kind.value,
+                update,
+                ended,
+                listed=change.listed,
+                synthesised=change.synthesised,
+            )
         namespace, name = key.decode().split("/")[-2:]
         return ActionRow(
-            type=kind,
+            type=change.kind.value,
             key=as_text(key),
             namespace=namespace,
             name=name,
@@ -130,14 +137,14 @@ class RowMaker:
             attempts=None,
             terminal=None,
             recorded=None,
-            listed=listed,
-            synthesised=synthesised,
+            listed=change.listed,
+            synthesised=change.synthesised,
             partial=True,
         )
 
 
 def stored_row(prefix: bytes, kv: KeyValue) -> ActionRow | UndecodableRow:
-    """The row of what a key holds. Never fails: what cannot be read says so."""
+    """The row of a stored value; one that cannot be decoded has a row of its own."""
     key, revision = kv.key, kv.mod_revision
     try:
         parse_key(prefix, key)
@@ -151,7 +158,7 @@ def stored_row(prefix: bytes, kv: KeyValue) -> ActionRow | UndecodableRow:
 
 
 def ended_at(action: ActionObject) -> str:
-    """When an action was over, as stored; empty where it is not over or nobody noted it."""
+    """When an action became terminal, as stored; empty if it is not, or if that is not stored."""
     for condition in action.status.conditions if action.is_terminal else ():
         if condition.status == "True" and condition.type in ("Succeeded", "Failed"):
             return condition.last_transition_time
@@ -159,7 +166,7 @@ def ended_at(action: ActionObject) -> str:
 
 
 def as_text(key: bytes) -> str:
-    """A key as text, whatever it holds."""
+    """A key as text, also if it is not UTF-8."""
     return key.decode(errors="backslashreplace")
 
 
@@ -171,7 +178,7 @@ def _row(
     listed: bool = False,
     synthesised: bool = False,
 ) -> ActionRow:
-    # The key decides, not what the object says of itself.
+    # The names of the key, not those in the object.
     key = as_text(update.key)
     namespace, name = key.split("/")[-2:]
     return ActionRow(

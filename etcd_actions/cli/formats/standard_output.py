@@ -1,4 +1,4 @@
-"""Standard output: which format it gets, and what its reader's end means."""
+"""Standard output: its format, its writes, and the end of its reader."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ _log = get_logger(__name__)
 
 
 class Format(Protocol):
-    """How rows become output."""
+    """Turns rows into output."""
 
     def format(self, rows: Sequence[Row], /) -> bytes:
-        """The bytes of whole lines."""
-        ...
+        """The bytes of complete lines."""
 
 
 class JsonLines:
@@ -39,12 +38,12 @@ class JsonLines:
         self._encoder = msgspec.json.Encoder()
 
     def format(self, rows: Sequence[Row], /) -> bytes:
-        """The bytes of whole lines."""
+        """The bytes of complete lines."""
         return self._encoder.encode_lines(rows)
 
 
 def chosen_format(output: str | None, *, elsewhere: str) -> str:
-    """The format that was asked for, else table on a terminal and ``elsewhere`` elsewhere.
+    """The format of ``--output``, else ``table`` on a terminal and ``elsewhere`` elsewhere.
 
     Raises:
         InputError: Standard output is closed.
@@ -54,22 +53,14 @@ def chosen_format(output: str | None, *, elsewhere: str) -> str:
 
 
 def check_output_open() -> None:
-    """See that there is a standard output.
-
-    Raises:
-        InputError: It is closed: what is opened next would be written in its place.
-    """
+    """Raise InputError if standard output is closed: the next open file would take its place."""
     # Python's own streams are None then.
     if cast("IO[str] | None", sys.stdout) is None:
         raise InputError("standard output is closed: send it to a file, or to /dev/null")
 
 
 def check_input_open() -> None:
-    """See that there is a standard input.
-
-    Raises:
-        InputError: It is closed.
-    """
+    """Raise InputError if standard input is closed."""
     if cast("IO[str] | None", sys.stdin) is None:
         raise InputError("standard input is closed: give a file")
 
@@ -78,7 +69,7 @@ def check_input_open() -> None:
 def standard_output() -> Iterator[Write]:
     """Give a function that writes all of its bytes to standard output.
 
-    A reader that reads no further, such as ``head``, ends the body early and is no error.
+    A reader that has ended, such as ``head``, ends the body early and is no error.
 
     Raises:
         InputError: It cannot be written.
@@ -97,23 +88,36 @@ def standard_output() -> Iterator[Write]:
         yield write
     except* BrokenPipeError:
         # Nothing else here writes to a pipe.
-        _log.debug("nobody_reads_on")
+        _log.debug("reader_ended")
+
+
+def print_result(
+    form: str, rows: Sequence[object], document: object, table: Callable[[], bytes]
+) -> None:
+    """Print rows as JSON lines, a document as JSON, or a table, by the format."""
+    with standard_output() as write:
+        if form == "table":
+            write(table())
+        elif form == "json":
+            write(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+        else:
+            write(msgspec.json.Encoder().encode_lines(rows))
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write bytes, however many pieces it takes."""
+    """Write bytes, in as many pieces as it takes."""
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(descriptor, view) :]
         except BlockingIOError:
-            # Another program that has the same terminal or pipe may have made it so.
+            # Another program with the same terminal or pipe can have made it non-blocking.
             select.select([], [descriptor], [])
 
 
 async def stop_when_unread(descriptor: int, stop: Stop) -> None:
-    """Ask for the end when a pipe's reader has gone, also while there is nothing to write."""
+    """Request the end when a pipe's reader has ended, also while there is nothing to write."""
     if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-        # The writing end of a pipe becomes readable in one case only: as an error.
+        # The write end of a pipe becomes readable in one case only: as an error.
         await trio.lowlevel.wait_readable(descriptor)
         stop.request()

@@ -1,12 +1,12 @@
-"""Tables for people: lines of fixed columns, so that rows can keep coming."""
+"""Tables for people: lines of fixed columns, so that rows can be added as they come."""
 
 from __future__ import annotations
 
 import os
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import IO, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
@@ -15,66 +15,15 @@ from rich.text import Text
 
 from etcd_actions._internal.quoting import printable
 from etcd_actions.change_history.synced import SyncedRow
-from etcd_actions.cli.formats.action_tree import Place
+from etcd_actions.cli.formats.action_tree import TreeLine
 from etcd_actions.cli.formats.rows import ActionRow, Row, UndecodableRow
 from etcd_actions.errors import DecodeError
 from etcd_actions.model.taskaction import parse_time
 
-# Where the output is no terminal there is no width to ask for.
+# The width of an output that is no terminal.
 _WIDTH_ELSEWHERE = 160
 _LEAST_WIDTH = 60
 _GAP = "  "
-
-
-class Cell(NamedTuple):
-    """A text that need not fit, and a style of rich's."""
-
-    text: str
-    style: str = ""
-
-
-Line = list[Cell]
-"""Cells that stand one behind the other as they are."""
-
-
-class Column(NamedTuple):
-    """``share`` is the part of the spare width that it gets."""
-
-    title: str
-    width: int
-    share: int = 0
-    right: bool = False
-
-
-_CHANGE_COLUMNS = (
-    Column("REVISION", 8, right=True),
-    Column("CHANGE", 8),
-    Column("RUN", 12, 3),
-    Column("ACTION", 8, 3),
-    Column("PARENT", 6, 2),
-    Column("PHASE", 12, 1),
-    Column("TRY", 3, right=True),
-    Column("REC", 3),
-    Column("DETAIL", 0, 9),
-)
-_ACTION_COLUMNS = (
-    Column("RUN", 12, 3),
-    Column("ACTION", 8, 3),
-    Column("PARENT", 6, 2),
-    Column("PHASE", 12, 1),
-    Column("TRY", 3, right=True),
-    Column("REC", 3),
-    Column("AGE", 6, right=True),
-    Column("DETAIL", 0, 9),
-)
-_TREE_COLUMNS = (
-    Column("ACTION", 12),
-    Column("PHASE", 12),
-    Column("TRY", 3, right=True),
-    Column("REC", 3),
-    Column("TIME", 6, right=True),
-    Column("DETAIL", 0),
-)
 
 _PHASES = {
     "SUCCEEDED": "green",
@@ -89,8 +38,29 @@ _PHASES = {
 _CHANGES = {"ADDED": "green", "MODIFIED": "", "DELETED": "red"}
 
 
+class Cell(NamedTuple):
+    """A text of any length, and a style of rich's."""
+
+    text: str
+    style: str = ""
+
+
+Line = list[Cell]
+"""Cells next to each other, without gaps."""
+
+
+class Column(NamedTuple):
+    """``width`` is the least one, ``share`` the weight in the distribution of spare width."""
+
+    title: str
+    width: int
+    cell: Callable[[ActionRow], Cell]
+    share: int = 0
+    right: bool = False
+
+
 class Terminal:
-    """Lines for ``file``, as wide as its terminal is at that moment.
+    """Lines for a file, as wide as its terminal is at that moment.
 
     Styles are shown on a terminal only, and not with ``NO_COLOR``.
     """
@@ -109,7 +79,7 @@ class Terminal:
         return self._console.width
 
     def render(self, lines: Sequence[Line], *, wrap: bool = False) -> bytes:
-        """The bytes of lines; what is too wide is cut, or with ``wrap`` left to the terminal."""
+        """The bytes of lines; too wide ones are cut, or with ``wrap`` left to the terminal."""
         if not self._styled:
             plain = ("".join(cell.text for cell in line) for line in lines)
             cut = plain if wrap else (cut_text(line, self.width) for line in plain)
@@ -126,7 +96,7 @@ class Terminal:
         return captured.get().encode()
 
 
-class Table(ABC):
+class Table:
     """Formats rows; the header comes first, and again when the width has changed."""
 
     def __init__(self, file: IO[str], columns: Sequence[Column]) -> None:
@@ -136,26 +106,19 @@ class Table(ABC):
         self._widths: list[int] = []
 
     def format(self, rows: Sequence[Row], /) -> bytes:
-        """The bytes of whole lines."""
-        lines = self._header()
-        lines += map(self._format_row, rows)
-        return self._terminal.render(lines)
+        """The bytes of complete lines."""
+        return self._terminal.render([*self._header(), *map(self._format_row, rows)])
 
-    @abstractmethod
-    def cells(self, row: ActionRow) -> Sequence[Cell]:
-        """One for each column."""
-
-    def widths(self, width: int) -> list[int]:
-        """How to share a line's width."""
-        return _shared(self._columns, width)
+    def _column_widths(self) -> list[int]:
+        return _share(self._columns, self._width)
 
     def _header(self) -> list[Line]:
-        """The header where it is due."""
+        """The header if it is due."""
         width = max(self._terminal.width, _LEAST_WIDTH)
         if width == self._width:
             return []
         self._width = width
-        self._widths = self.widths(width)
+        self._widths = self._column_widths()
         return [self._line([Cell(column.title, "bold") for column in self._columns])]
 
     def _format_row(self, row: Row) -> Line:
@@ -164,141 +127,118 @@ class Table(ABC):
         if isinstance(row, UndecodableRow):
             text = f"{row.revision:>8}  UNDECODABLE {row.key}: {row.reason}"
             return [Cell(cut_text(printable(text), self._width), "red")]
-        return self._line(self.cells(row))
+        return self._line([column.cell(row) for column in self._columns])
 
     def _line(self, cells: Sequence[Cell]) -> Line:
         line = []
-        last = len(cells) - 1
-        for index, (cell, column, width) in enumerate(
-            zip(cells, self._columns, self._widths, strict=True)
-        ):
+        for cell, column, width in zip(cells, self._columns, self._widths, strict=True):
             shown = cut_text(printable(cell.text), width)
             padding = " " * (width - _cells(shown))
-            if column.right:
-                shown = padding + shown
-            elif index != last:
-                shown += padding
-            line.append(Cell(shown, cell.style))
-            if index != last:
-                line.append(Cell(_GAP))
-        return line
+            if column is self._columns[-1]:
+                padding = ""
+            shown = padding + shown if column.right else shown + padding
+            line += [Cell(shown, cell.style), Cell(_GAP)]
+        return line[:-1]
 
 
 class ChangeTable(Table):
-    """The table of ``watch``.
-
-    Args:
-        file: Where it goes.
-        runs_of_projects: Whether runs are shown with their project and domain.
-    """
+    """The table of ``watch``; with ``runs_of_projects`` runs have their project and domain."""
 
     def __init__(self, file: IO[str], *, runs_of_projects: bool = False) -> None:
-        super().__init__(file, _CHANGE_COLUMNS)
-        self._runs_of_projects = runs_of_projects
-
-    def cells(self, row: ActionRow) -> Sequence[Cell]:
-        """One for each column."""
-        return (
-            Cell(str(row.revision), "dim"),
-            Cell(row.type, _CHANGES.get(row.type, "")),
-            _run(row, of_project=self._runs_of_projects),
-            Cell(row.action or "", "bold"),
-            Cell(row.parent or "", "dim"),
-            phase_cell(row),
-            Cell("" if row.attempts is None else str(row.attempts)),
-            Cell("yes" if row.recorded else "", "green"),
-            _detail(row),
+        columns = (
+            Column("REVISION", 8, lambda row: Cell(str(row.revision), "dim"), right=True),
+            Column("CHANGE", 8, lambda row: Cell(row.type, _CHANGES.get(row.type, ""))),
+            *_action_columns(runs_of_projects),
+            Column("DETAIL", 0, _detail, 9),
         )
+        super().__init__(file, columns)
 
 
 class ActionTable(Table):
-    """The table of ``list``; ages are those at ``now``.
-
-    Args:
-        file: Where it goes.
-        now: By default the time of its making.
-        runs_of_projects: Whether runs are shown with their project and domain.
-    """
+    """The table of ``list``, with the ages at ``now``; see :class:`ChangeTable`."""
 
     def __init__(
         self, file: IO[str], now: datetime | None = None, *, runs_of_projects: bool = False
     ) -> None:
-        super().__init__(file, _ACTION_COLUMNS)
-        self._runs_of_projects = runs_of_projects
-        self._now = now or datetime.now(UTC)
-
-    def cells(self, row: ActionRow) -> Sequence[Cell]:
-        """One for each column."""
-        return (
-            _run(row, of_project=self._runs_of_projects),
-            Cell(row.action or "", "bold"),
-            Cell(row.parent or "", "dim"),
-            phase_cell(row),
-            Cell("" if row.attempts is None else str(row.attempts)),
-            Cell("yes" if row.recorded else "", "green"),
-            Cell(age(row.created_at, self._now), "dim"),
-            _detail(row),
+        then = now or datetime.now(UTC)
+        columns = (
+            *_action_columns(runs_of_projects),
+            Column("AGE", 6, lambda row: Cell(age(row.created_at, then), "dim"), right=True),
+            Column("DETAIL", 0, _detail, 9),
         )
+        super().__init__(file, columns)
 
 
 class TreeTable(Table):
-    """The table of ``tree``: an action's place in the tree is its name's indentation.
+    """The table of ``tree``: the indentation of a name is the depth of the action.
 
     Args:
-        file: Where it goes.
-        title: What stands above it.
-        places: Its lines.
-        now: When what is not over is looked at.
+        file: The output.
+        title: The line above it.
+        lines: Its lines.
+        now: The time for actions that have not ended.
     """
 
     def __init__(
-        self, file: IO[str], title: str, places: Sequence[Place], now: datetime | None = None
+        self, file: IO[str], title: str, lines: Sequence[TreeLine], now: datetime | None = None
     ) -> None:
-        super().__init__(file, _TREE_COLUMNS)
+        then = now or datetime.now(UTC)
+        columns = (
+            Column("ACTION", 12, self._label),
+            Column("PHASE", 12, phase_cell),
+            *_TRY_AND_RECORDED,
+            Column(
+                "TIME", 6, lambda row: Cell(age(row.created_at, then, row.ended_at)), right=True
+            ),
+            Column("DETAIL", 0, _tree_detail),
+        )
+        super().__init__(file, columns)
         self._title = title
-        self._places = places
-        self._labels = {place.row.key: place.label for place in places if place.row is not None}
-        self._widest = max((cell_len(place.label) for place in places), default=0)
-        self._now = now or datetime.now(UTC)
+        self._lines = lines
+        self._labels = {line.row.key: line.label for line in lines if line.row is not None}
+        self._widest = max((cell_len(line.label) for line in lines), default=0)
 
     def format_tree(self) -> bytes:
         """The bytes of all of it."""
         lines: list[Line] = [[Cell(printable(self._title), "bold")], *self._header()]
-        for place in self._places:
-            if place.row is None:
-                lines.append([Cell(_cut_left(printable(place.label), self._width), "red")])
+        for line in self._lines:
+            if line.row is None:
+                lines.append([Cell(_cut_left(printable(line.label), self._width), "red")])
             else:
-                lines.append(self._format_row(place.row))
+                lines.append(self._format_row(line.row))
         return self._terminal.render(lines)
 
-    def widths(self, width: int) -> list[int]:
-        """The names get what they need, as long as a third is left to the rest."""
-        widths = _shared(self._columns, width)
-        room = max(widths[0], width * 2 // 3 - sum(widths[1:-1]))
-        wanted = min(max(widths[0], self._widest), room)
-        widths[-1] = max(0, widths[-1] + widths[0] - wanted)
-        widths[0] = wanted
-        return widths
+    def _label(self, row: ActionRow) -> Cell:
+        return Cell(_cut_left(printable(self._labels[row.key]), self._widths[0]), "bold")
 
-    def cells(self, row: ActionRow) -> Sequence[Cell]:
-        """One for each column."""
-        return (
-            Cell(_cut_left(printable(self._labels[row.key]), self._widths[0]), "bold"),
-            phase_cell(row),
-            Cell("" if row.attempts is None else str(row.attempts)),
-            Cell("yes" if row.recorded else "", "green"),
-            Cell(age(row.created_at, self._now, row.ended_at)),
-            Cell(row.short_name, "dim") if row.error is None else _detail(row),
-        )
+    def _column_widths(self) -> list[int]:
+        """The names get the width that they need, up to two thirds of the line."""
+        widths = super()._column_widths()
+        most = max(widths[0], self._width * 2 // 3 - sum(widths[1:-1]))
+        label = min(max(widths[0], self._widest), most)
+        widths[-1] = max(0, widths[-1] + widths[0] - label)
+        widths[0] = label
+        return widths
 
 
 def sane_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables, without a size of the terminal that is none: rich would fail over it."""
+    """The variables, without an invalid size of the terminal: rich would fail on it."""
     return {
         name: text
         for name, text in variables.items()
         if name not in ("COLUMNS", "LINES") or re.fullmatch("[1-9][0-9]{0,3}", text)
     }
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines whose cells are below each other; a line can have fewer cells than others."""
+    widths = [max(map(_cells, column)) for column in zip_longest(*lines, fillvalue="")]
+    return [
+        _GAP.join(
+            text + " " * (width - _cells(text)) for text, width in zip(line, widths, strict=False)
+        ).rstrip()
+        for line in lines
+    ]
 
 
 def phase_cell(row: ActionRow) -> Cell:
@@ -308,7 +248,7 @@ def phase_cell(row: ActionRow) -> Cell:
 
 
 def age(since: str, now: datetime, until: str = "") -> str:
-    """The time from one stored time to another, else to now; empty where one is unreadable."""
+    """The time from one stored time to another, else to now; empty if one is unreadable."""
     try:
         began, ended = parse_time(since, ""), parse_time(until, "")
     except DecodeError:
@@ -327,14 +267,14 @@ def age(since: str, now: datetime, until: str = "") -> str:
 
 
 def cut_text(text: str, width: int) -> str:
-    """The text, its end left out where it has more cells than ``width``."""
+    """The text, without its end if it has more cells than ``width``."""
     if _cells(text) <= width:
         return text
     return set_cell_size(text, width - 1) + "…" if width > 0 else ""
 
 
 def _cut_left(text: str, width: int) -> str:
-    """The text, its beginning left out where it has more cells than ``width``."""
+    """The text, without its beginning if it has more cells than ``width``."""
     if _cells(text) <= width:
         return text
     start = max(0, len(text) - width + 1)
@@ -347,12 +287,12 @@ def _cells(text: str) -> int:
     return len(text) if text.isascii() else cell_len(text)
 
 
-def _shared(columns: Sequence[Column], width: int) -> list[int]:
-    """Share what the least widths leave over; what is not shared out is the last column's."""
+def _share(columns: Sequence[Column], width: int) -> list[int]:
+    """Distribute the spare width by the shares; the last column gets the rest."""
     gaps = len(_GAP) * (len(columns) - 1)
     spare = max(0, width - sum(column.width for column in columns) - gaps)
     shares = sum(column.share for column in columns) or 1
-    # Names have an end: more width than this is better used for the detail.
+    # Names are short: more width than this is better used for the detail.
     widths = [
         min(column.width + spare * column.share // shares, 3 * column.width) for column in columns
     ]
@@ -360,23 +300,35 @@ def _shared(columns: Sequence[Column], width: int) -> list[int]:
     return widths
 
 
-def _run(row: ActionRow, *, of_project: bool) -> Cell:
-    """The run; with project and domain where several may have one of its name."""
-    named = (row.project, row.domain, row.run) if of_project and row.run else (row.run,)
-    return Cell("/".join(filter(None, named)) or row.name)
+_TRY_AND_RECORDED = (
+    Column("TRY", 3, lambda row: Cell("" if row.attempts is None else str(row.attempts)), 0, True),
+    Column("REC", 3, lambda row: Cell("yes" if row.recorded else "", "green")),
+)
+
+
+def _action_columns(runs_of_projects: bool) -> tuple[Column, ...]:
+    def run(row: ActionRow) -> Cell:
+        named = (row.project, row.domain, row.run) if runs_of_projects and row.run else (row.run,)
+        return Cell("/".join(filter(None, named)) or row.name)
+
+    return (
+        Column("RUN", 12, run, 3),
+        Column("ACTION", 8, lambda row: Cell(row.action or "", "bold"), 3),
+        Column("PARENT", 6, lambda row: Cell(row.parent or "", "dim"), 2),
+        Column("PHASE", 12, phase_cell, 1),
+        *_TRY_AND_RECORDED,
+    )
+
+
+def _tree_detail(row: ActionRow) -> Cell:
+    return Cell(row.short_name, "dim") if row.error is None else _detail(row)
 
 
 def _detail(row: ActionRow) -> Cell:
     if row.error is not None:
         return Cell(f"{row.error.code}: {row.error.message}".strip(": "), "red")
-    notes = [
-        note
-        for note, holds in (
-            ("not seen, concluded", row.synthesised),
-            ("from memory", row.partial),
-        )
-        if holds
-    ]
-    place = "/".join(filter(None, (row.namespace, row.project, row.domain)))
-    text = filter(None, (row.short_name, f"({', '.join(notes)})" if notes else "", place))
+    notes = ["not seen, concluded"] if row.synthesised else []
+    notes += ["from memory"] if row.partial else []
+    names = "/".join(filter(None, (row.namespace, row.project, row.domain)))
+    text = filter(None, (row.short_name, f"({', '.join(notes)})" if notes else "", names))
     return Cell(" ".join(text), "dim")

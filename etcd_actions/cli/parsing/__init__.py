@@ -1,5 +1,5 @@
-"""The flags and arguments of each command; what a command does is imported when it runs.
+"""The flags and arguments of each command; its job is imported when it runs.
 
-A module is imported when one of its commands is named, see
-:class:`~etcd_actions.cli.lazy_group.LazyGroup`. None imports trio, a transport or the log.
+:class:`~etcd_actions.cli.lazy_group.LazyGroup` imports a module when one of its commands is named.
+None imports trio, a transport or structlog.
 """

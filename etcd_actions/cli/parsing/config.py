@@ -10,17 +10,17 @@ from etcd_actions.config import Resolution
 
 @group(no_args_is_help=True)
 def config() -> None:
-    """Look at the settings."""
+    """Show the settings."""
 
 
 @config.command(epilog=EPILOG)
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
 @with_resolution
 def show(values: Resolution, *, output: str | None) -> int:
-    """Show each setting, its value, and where that comes from.
+    """Show each setting, its value, and the source of the value.
 
-    Flags go before variables, and both before the defaults. Passwords are not shown. What is
-    unusable is told on stderr, and ends with exit code 2.
+    A flag overrides a variable, that a file, that the default. Passwords are not shown. Unusable
+    values are reported on standard error; the exit code is 2 then.
     """
     from etcd_actions.cli.commands.config_show import show_config  # noqa: PLC0415
 

@@ -18,11 +18,9 @@ from etcd_actions.config.settings import COMMON
 @click.option(
     "--history",
     is_flag=True,
-    help="Begin with the oldest revision that etcd can still read, not with the newest.",
+    help="Start at the oldest revision that etcd can still read, not at the newest.",
 )
-@click.option(
-    "--until-synced", is_flag=True, help="End once what there was at the start is recorded."
-)
+@click.option("--until-synced", is_flag=True, help="End once the state at the start is recorded.")
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @with_settings(COMMON)
 def record(
@@ -30,11 +28,10 @@ def record(
 ) -> int:
     """Record the actions' changes into a file.
 
-    First what is there, then SYNCED, then each change in the order of revisions, until a
-    signal. With --history it is what was there at the oldest revision, then all that happened
-    since; where etcd compacted its history nothing older is left to record, and the states
-    that it begins with are marked as listed. FILE is a stream of msgpack maps, which replay
-    writes back; - is standard output. An etcd that goes away is waited for.
+    First the state, then SYNCED, then each change in the order of revisions, until a signal.
+    With --history the state at the oldest revision, then all changes since; etcd has nothing
+    before its compaction, and the first states are marked as listed. FILE is a stream of msgpack
+    maps, which replay writes back; - is standard output. An unavailable etcd is waited for.
     """
     from etcd_actions.cli.commands.record import RecordSettings, record_file  # noqa: PLC0415
 
@@ -48,17 +45,17 @@ def record(
     "--rate",
     type=Rate(),
     metavar="N",
-    help="Events a second. [default: as fast as etcd takes them]",
+    help="Events a second. [default: as fast as etcd accepts them]",
 )
 @with_settings(COMMON)
 def replay(common: CommonOptions, *, file: str, rate: float | None) -> int:
     """Write a recorded history into etcd.
 
-    Change by change, in order. FILE is what record wrote, or has one JSON object a line: type
-    (PUT or DELETE), key, and value in base64; - is standard input. Namespace and name of a key
-    go below --prefix; --namespace replaces the namespace. Leases are not written. A first
-    signal stops after the change at hand. A record whose end is missing is written as far as
-    it goes, with a warning.
+    One change after another. FILE is a record, or has one JSON object a line: type (PUT or
+    DELETE), key, and value in base64; - is standard input. Namespace and name of a key are
+    written below --prefix; --namespace replaces the namespace. Leases are not written. A first
+    signal stops after the current change. A truncated record is written up to its last complete
+    entry, with a warning.
     """
     from etcd_actions.cli.commands.replay import replay_file  # noqa: PLC0415
 
@@ -68,14 +65,13 @@ def replay(common: CommonOptions, *, file: str, rate: float | None) -> int:
 @command("release-finalizers")
 @click.option("--namespace", metavar="NAME", help="Only this namespace.")
 @click.option("--context", metavar="NAME", help="This context of kubectl's configuration.")
-@click.option("--dry-run", is_flag=True, help="Only print what would be changed.")
+@click.option("--dry-run", is_flag=True, help="Only print the actions that would be changed.")
 def release_finalizers(*, namespace: str | None, context: str | None, dry_run: bool) -> int:
-    """Have an API server take our finalizer away from its actions.
+    """Have an API server remove our finalizer from its actions.
 
     For actions that an API server encrypts at rest, which only it can change: without this they
-    are never deleted. It asks by kubectl, with your configuration, and leaves all else in the
-    objects. Set --finalizer=false first, so that no more get it. What is being deleted goes
-    with its last finalizer. Safe to run again.
+    are never deleted. It uses kubectl, with your configuration, and changes nothing else. Set
+    --finalizer=false first, so that new actions do not get it. Safe to run again.
     """
     from etcd_actions.cli.commands.release_finalizers import release_finalizers as release  # noqa: PLC0415
 

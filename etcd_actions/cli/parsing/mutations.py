@@ -1,4 +1,4 @@
-"""The flags of what changes actions: enqueue, abort, signal, status."""
+"""The flags of enqueue, abort, signal and status, which change actions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def enqueue(common: CommonOptions, *, file: str) -> int:
     """Create the action that FILE describes.
 
     FILE is a flyteidl2.actions.EnqueueRequest, or its Action alone, as protobuf's JSON or in
-    binary; - is standard input. The same again is no error. With --service the
-    service is asked, else etcd.
+    binary; - is standard input. A repetition is no error. With --service it uses
+    the service, else etcd.
     """
     from etcd_actions.cli.commands.mutations import enqueue_file  # noqa: PLC0415
 
@@ -30,13 +30,13 @@ def enqueue(common: CommonOptions, *, file: str) -> int:
 @command()
 @click.argument("action", metavar="ACTION")
 @click.option("--reason", metavar="TEXT", default="", help="Why.")
-@click.option("--by", metavar="NAME", default="", help="Who wants it.")
+@click.option("--by", metavar="NAME", default="", help="The name of who aborts it.")
 @with_settings(BACKEND)
 def abort(common: CommonOptions, *, action: str, reason: str, by: str) -> int:
     """End an action and all below it as ABORTED.
 
-    ACTION is <project>/<domain>/<run>/<action>; the root of a run is called a0. What is over
-    keeps its own ending. Safe to run again.
+    ACTION is <project>/<domain>/<run>/<action>; the root of a run is called a0. A terminal
+    action keeps its phase. Safe to run again.
     """
     from etcd_actions.cli.commands.mutations import abort_action  # noqa: PLC0415
 
@@ -51,14 +51,14 @@ def abort(common: CommonOptions, *, action: str, reason: str, by: str) -> int:
     "kind",
     type=click.Choice(["auto", "bool", "int", "float", "str"]),
     default="auto",
-    help="Of which type VALUE is. [default: what it looks like]",
+    help="The type of VALUE. [default: what it looks like]",
 )
-@click.option("--by", metavar="NAME", default="", help="Who gives it.")
+@click.option("--by", metavar="NAME", default="", help="The name of who signals it.")
 @with_settings(BACKEND)
 def signal(common: CommonOptions, *, action: str, value: str, kind: str, by: str) -> int:
-    """Give a condition the VALUE that it waits for.
+    """Deliver VALUE to a condition that waits for it.
 
-    ACTION is <project>/<domain>/<run>/<action>. The same value again is no error.
+    ACTION is <project>/<domain>/<run>/<action>. A repetition is no error.
     """
     from etcd_actions.cli.commands.mutations import signal_condition  # noqa: PLC0415
 
@@ -70,8 +70,8 @@ def signal(common: CommonOptions, *, action: str, value: str, kind: str, by: str
 @click.argument("phase", type=click.Choice([phase.name for phase in Phase], case_sensitive=False))
 @click.option("--attempt", type=Count(), metavar="N", default=1, show_default=True)
 @click.option("--message", metavar="TEXT", default="", help="A line for people.")
-@click.option("--error-code", metavar="CODE", default="", help="Why it failed, in a word.")
-@click.option("--error-message", metavar="TEXT", default="", help="Why it failed.")
+@click.option("--error-code", metavar="CODE", default="", help="The code of the error.")
+@click.option("--error-message", metavar="TEXT", default="", help="The message of the error.")
 @click.option(
     "--error-kind", type=click.Choice(["USER", "SYSTEM"]), default="USER", show_default=True
 )
@@ -89,8 +89,8 @@ def status(
 ) -> int:
     """Report that an action is in PHASE, as an executor does.
 
-    ACTION is <project>/<domain>/<run>/<action>. The same again writes nothing; an earlier
-    attempt, and a way out of an end, are refused.
+    ACTION is <project>/<domain>/<run>/<action>. A repetition writes nothing; an earlier
+    attempt, and a change of a terminal phase, are rejected.
     """
     from etcd_actions.cli.commands.mutations import report_status  # noqa: PLC0415
     from etcd_actions.model import ErrorState  # noqa: PLC0415

@@ -1,8 +1,9 @@
-"""The flags of what shows actions and etcd: watch, list, get, tree, doctor."""
+"""The flags of watch, list, get, tree and doctor, which show actions and etcd."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import click
 
@@ -17,15 +18,14 @@ from etcd_actions.model import Phase
 
 @command()
 @output_option("table", "jsonl", elsewhere="jsonl")
-@click.option("--prev-kv", is_flag=True, help="Ask etcd for what a deleted key held.")
+@click.option("--prev-kv", is_flag=True, help="Request the value of a deleted key from etcd.")
 @with_settings(COMMON)
 def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
     """Show every change of the actions.
 
-    First what is there, then SYNCED, then what changes, until a signal. Without --endpoints or
-    ETCDCTL_ENDPOINTS it looks at the running embedded etcd, else at 127.0.0.1:2379. An etcd
-    that cannot be reached is waited for. jsonl has one object a line; what has no end is no one
-    document, so there is no json.
+    First the state, then SYNCED, then the changes, until a signal. Without --endpoints or
+    ETCDCTL_ENDPOINTS it uses the running embedded etcd, else 127.0.0.1:2379. An unavailable
+    etcd is waited for. jsonl has one object a line.
     """
     from etcd_actions.cli.commands.watch import watch_until_signal  # noqa: PLC0415
 
@@ -44,40 +44,29 @@ def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
     help="Only actions in this phase; may be given several times.",
 )
 @click.option("--parent", metavar="ACTION", help="Only children of this action.")
-@click.option("--unrecorded", is_flag=True, help="Only what is not recorded.")
-@click.option("--limit", type=Count(), metavar="N", help="At most so many.")
+@click.option("--unrecorded", is_flag=True, help="Only actions that are not recorded.")
+@click.option("--limit", type=Count(), metavar="N", help="The most actions.")
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
 @with_settings(COMMON)
 def list_(
     common: CommonOptions,
     *,
-    run: str | None,
-    project: str | None,
-    domain: str | None,
     phases: tuple[str, ...],
-    parent: str | None,
-    unrecorded: bool,
     limit: int | None,
     output: str | None,
+    **fields: Any,
 ) -> int:
-    """Show the actions that there are.
+    """Show the existing actions.
 
     All at one revision, in the order of their keys, as they are read. With several flags
-    those that fit all of them. jsonl has one object a line; json is one document, with the
-    revision and the actions. A value that is no TaskAction is shown as such, or left out where
-    there is a filter; stderr tells how many there are.
+    those that match all of them. jsonl has one object a line; json is one document, with the
+    revision and the actions. A value that is no TaskAction is shown as such, or with a filter
+    omitted; standard error has their number.
     """
     from etcd_actions.cli.commands.list_actions import Filter, list_actions  # noqa: PLC0415
 
-    wanted = Filter(
-        run=run,
-        project=project,
-        domain=domain,
-        phases=frozenset(phases),
-        parent=parent,
-        unrecorded=unrecorded,
-    )
-    return run_async(partial(list_actions, common, wanted, output=output, limit=limit))
+    selected = Filter(phases=frozenset(phases), **fields)
+    return run_async(partial(list_actions, common, selected, output=output, limit=limit))
 
 
 @command()
@@ -89,7 +78,7 @@ def get(common: CommonOptions, *, actions: tuple[str, ...], output: str | None) 
 
     An ACTION is <namespace>/<name>, the object's name alone (<run>-a0), or
     <project>/<domain>/<run>/<action>. json is an object with the key, etcd's revisions and, in
-    the field object, all that is stored, to the letter; of several ACTIONs an array of these.
+    the field object, the stored object unchanged; of several ACTIONs an array of these.
     jsonl has one of them a line.
     """
     from etcd_actions.cli.commands.get import get_actions  # noqa: PLC0415
@@ -104,11 +93,11 @@ def get(common: CommonOptions, *, actions: tuple[str, ...], output: str | None) 
 def tree(common: CommonOptions, *, run: str, output: str | None) -> int:
     """Show the actions of a run as a tree.
 
-    RUN is its name, or <project>/<domain>/<run>; runs of one name in several projects are told
-    apart. TIME is how long an action took, or has been there. An action whose parent is gone
-    stands below a mark for it. json is flat, since not every reader of JSON can nest as deep
-    as actions can: the actions of a tree depth first, each with its depth. jsonl has one of
-    these a line.
+    RUN is its name, or <project>/<domain>/<run>; each project with a run of the name has a tree.
+    TIME is how long an action took, or how long it exists. An action whose parent is missing is
+    below a line for that. json is flat, since many readers of JSON cannot nest as deep as
+    actions: the actions of a tree depth first, each with its depth. jsonl has one of these a
+    line.
     """
     from etcd_actions.cli.commands.tree import show_tree  # noqa: PLC0415
 
@@ -119,12 +108,12 @@ def tree(common: CommonOptions, *, run: str, output: str | None) -> int:
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
 @with_settings(COMMON)
 def doctor(common: CommonOptions, *, output: str | None) -> int:
-    """Examine etcd, and say what is wrong and what to do about it.
+    """Examine etcd, and show what is wrong and the remedies.
 
-    It looks at each endpoint and member by itself, at permissions, space, history, clocks and
-    the stored values, changes nothing, and ends in bounded time. A finding has a severity (ok,
-    note, warning, error), an id that stays the same, what was seen, what it means, and a
-    remedy. The worst one gives the exit code: 0 for nothing worse than a note.
+    It examines each endpoint and member, permissions, space, history, clocks and the stored
+    values, changes nothing, and ends in bounded time. A finding has a severity (ok, note,
+    warning, error), a stable id, the observation, its meaning, and a remedy. The worst one
+    determines the exit code: 0 for nothing worse than a note.
     """
     from etcd_actions.cli.commands.doctor import examine_etcd  # noqa: PLC0415
 

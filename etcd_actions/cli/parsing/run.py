@@ -11,10 +11,10 @@ from etcd_actions.config.settings import RUN
 @command()
 @with_settings(RUN)
 def run(common: CommonOptions) -> int:
-    """Watch actions and mark each ending, until a signal.
+    """Watch actions and mark each terminal one, until a signal.
 
     Without --endpoints or ETCDCTL_ENDPOINTS it starts an etcd of its own on this machine.
-    An etcd that cannot be reached is waited for.
+    An unavailable etcd is waited for.
     """
     from etcd_actions.cli.commands.run import run_until_signal  # noqa: PLC0415
 

@@ -15,8 +15,8 @@ def run_async(
     function: Callable[[*Arguments], Awaitable[T]],
     *arguments: *Arguments,
 ) -> T:
-    """Run an asynchronous function to its end, and give what it returns."""
-    # A third of what the shortest command costs, and not needed to parse one.
+    """Run an asynchronous function, and return its result."""
+    # Its import is a third of the cost of the shortest command.
     import trio  # noqa: PLC0415
 
     collect_from_now()

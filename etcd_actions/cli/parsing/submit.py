@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from etcd_actions.cli.flags import command
@@ -19,54 +21,30 @@ from etcd_actions.config.settings import SUBMIT
 @click.option("--project", metavar="NAME", default="flytesnacks", show_default=True)
 @click.option("--domain", metavar="NAME", default="development", show_default=True)
 @click.option("--org", metavar="NAME", default="local", show_default=True)
-@click.option("--run", metavar="NAME", help="What the run is called. [default: a new name]")
+@click.option("--run", metavar="NAME", help="The name of the run. [default: a new name]")
 @click.option(
     "--root-dir",
     metavar="DIRECTORY",
     type=click.Path(exists=True, file_okay=False),
-    help="Where the program's modules are found. [default: where FILE.py is]",
+    help="The directory of the program's modules. [default: that of FILE.py]",
 )
 @click.option(
     "--output-base",
     metavar="DIRECTORY",
     type=click.Path(file_okay=False),
-    help="Where outputs are kept; without --service inputs, too. [default: the store of blobs]",
+    help="Where outputs are stored; without --service inputs, too. [default: the blob store]",
 )
 @click.option("--detach", is_flag=True, help="Do not wait for the result.")
 @output_option("table", "jsonl", elsewhere="jsonl")
 @with_settings(SUBMIT)
-def submit(
-    common: CommonOptions,
-    *,
-    target: str,
-    inputs: tuple[str, ...],
-    project: str,
-    domain: str,
-    org: str,
-    run: str | None,
-    root_dir: str | None,
-    output_base: str | None,
-    detach: bool,
-    output: str | None,
-) -> int:
+def submit(common: CommonOptions, *, output: str | None, **flags: Any) -> int:
     """Run a task of a program that is written with Flyte's SDK.
 
     The SDK, in the interpreter that --python names, converts the inputs and creates the run; an
     executor, such as that of run --executor local, runs it. Each change of a phase is shown,
-    and the result at the end. VALUE is what flyte run takes: a text, a path of a file or a
-    directory, or JSON. A first Ctrl-C leaves the run alone: abort ends it.
+    and the result at the end. VALUE is as for flyte run: a text, a path of a file or a
+    directory, or JSON. A first Ctrl-C does not end the run: abort does.
     """
     from etcd_actions.cli.commands.submit import Submission, submit_program  # noqa: PLC0415
 
-    submission = Submission(
-        target=target,
-        inputs=inputs,
-        project=project,
-        domain=domain,
-        org=org,
-        run=run,
-        root_dir=root_dir,
-        output_base=output_base,
-        detach=detach,
-    )
-    return run_async(submit_program, common, submission, output)
+    return run_async(submit_program, common, Submission(**flags), output)

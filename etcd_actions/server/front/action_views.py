@@ -11,7 +11,6 @@ from typing import Final, TypeVar
 
 import structlog
 from flyteidl2.common.identifier_pb2 import ActionIdentifier
-from flyteidl2.common.identity_pb2 import EnrichedIdentity
 from flyteidl2.core.catalog_pb2 import CatalogCacheStatus
 from flyteidl2.task.run_pb2 import RunSpec
 from flyteidl2.task.task_definition_pb2 import TaskSpec
@@ -46,6 +45,7 @@ from etcd_actions.server.front.attempt_messages import (
     time_of,
     timestamp,
 )
+from etcd_actions.server.front.run_views import identity
 
 _Part = TypeVar("_Part")
 
@@ -175,7 +175,7 @@ def metadata(action: StoredAction, record: RunRecord | None, org: str) -> pb.Act
         action_type=_TYPES.get(spec.kind, pb.ACTION_TYPE_UNSPECIFIED),
     )
     if subject := action.metadata.annotations.get(ANNOTATION_SUBJECT, ""):
-        message.executed_by.CopyFrom(_identity(subject))
+        message.executed_by.CopyFrom(identity(subject))
     if spec.kind == ACTION_TYPE_TASK:
         message.task.task_type = spec.task_type
         message.task.short_name = spec.short_name
@@ -237,7 +237,7 @@ def _add_result(message: pb.ActionDetails, action: StoredAction) -> None:
     if phase is Phase.ABORTED:
         message.abort_info.reason = annotations.get(ANNOTATION_ABORT_REASON, "")
         if by := annotations.get(ANNOTATION_ABORTED_BY, ""):
-            message.abort_info.aborted_by.CopyFrom(_identity(by))
+            message.abort_info.aborted_by.CopyFrom(identity(by))
     elif phase in _FAILURES:
         error = action.status.error_state
         if error is not None:
@@ -250,7 +250,7 @@ def _add_result(message: pb.ActionDetails, action: StoredAction) -> None:
         if value is not None:
             message.signal_info.output.CopyFrom(value)
             if by := action.status.signalled_by:
-                message.signal_info.signalled_by.CopyFrom(_identity(by))
+                message.signal_info.signalled_by.CopyFrom(identity(by))
 
 
 def why_failed(action: StoredAction) -> str:
@@ -318,7 +318,7 @@ def _add_of_run(message: pb.ActionMetadata, record: RunRecord) -> None:
     if record.source in pb.RunSource.values():
         message.source = pb.RunSource.ValueType(record.source)
     if record.creator:
-        message.executed_by.CopyFrom(_identity(record.creator))
+        message.executed_by.CopyFrom(identity(record.creator))
     run_spec = run_spec_of(record)
     if run_spec is not None and run_spec.HasField("relation"):
         message.relation.CopyFrom(run_spec.relation)
@@ -353,7 +353,7 @@ def _details_of_record(found: Found, org: str) -> pb.ActionDetails:
     if phase is Phase.ABORTED:
         message.abort_info.reason = how.abort_reason
         if how.aborted_by:
-            message.abort_info.aborted_by.CopyFrom(_identity(how.aborted_by))
+            message.abort_info.aborted_by.CopyFrom(identity(how.aborted_by))
     elif phase in _FAILURES:
         message.error_info.CopyFrom(error_info(how.failure or Failure()))
     return message
@@ -375,12 +375,6 @@ def _attempt_of_record(record: RunRecord, how: RunStatus) -> pb.ActionAttempt:
         cache_status=how.cache_status,
     )
     return attempt_message(attempt)
-
-
-def _identity(subject: str) -> EnrichedIdentity:
-    identity = EnrichedIdentity()
-    identity.user.id.subject = subject
-    return identity
 
 
 def _trace(action: StoredAction) -> pb.TraceAction | None:

@@ -1,4 +1,4 @@
-"""The logs of attempts, as ``flyte get logs`` and ``flyte run --follow`` ask for them."""
+"""The logs of attempts, for ``flyte get logs`` and ``flyte run --follow``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import trio
@@ -26,47 +26,47 @@ from etcd_actions.server.streams import Stream, Streams
 from etcd_actions.web import descriptors
 
 LONGEST_LINE: Final = 16 * 1024
-"""Bytes; a longer line comes in parts."""
+"""Bytes; a longer line is sent in parts."""
 _MOST_LINES: Final = 500
 _MOST_OPEN: Final = 1_000
-# Seconds between two looks at a file to which something is written, and at one that is quiet.
-_LOOK_SOON: Final = 0.1
-_LOOK_LATER: Final = 1.0
-# Seconds between two looks at the action.
-_ASK_EVERY: Final = 2.0
-# Flyte's SDK gives up a stream from which nothing comes for 30 s.
+# Seconds between two reads of a file that grows, and of one that is quiet.
+_READ_SOON: Final = 0.1
+_READ_LATER: Final = 1.0
+# Seconds between two reads of the action.
+_CHECK_EVERY: Final = 2.0
+# Flyte's SDK abandons a stream after 30 s of silence.
 _SIGN_OF_LIFE: Final = 10.0
 
 
 class Log(Protocol):
-    """A log that is read on and on."""
+    """A log that grows."""
 
     is_torn: bool
     written: float
 
     async def read(self) -> bytes:
-        """Some of what comes next; nothing where there is nothing now."""
+        """Return a part of what follows; nothing if there is nothing now."""
         ...
 
     async def has_ended(self) -> bool:
-        """Whether nothing is written any more, as far as is known."""
+        """Whether the log is known to be complete."""
         ...
 
 
 class LogSource(Protocol):
-    """Where the logs of this machine's attempts are."""
+    """The logs of this machine's attempts."""
 
     async def is_there(self, incarnation: Incarnation, attempt: int) -> bool:
-        """Whether there is a log of an attempt."""
+        """Whether an attempt has a log."""
         ...
 
     def open(self, incarnation: Incarnation, attempt: int) -> AbstractAsyncContextManager[Log]:
-        """Read the log of an attempt; FileNotFoundError where there is none."""
+        """Open the log of an attempt; raises FileNotFoundError if there is none."""
         ...
 
 
 HistoryOf = Callable[[ActionId], Awaitable["ActionHistory | None"]]
-"""Reads the history of an action whose object is gone."""
+"""Reads the history of an action whose object was deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,11 @@ class Logs:
     """What logs are read with.
 
     Attributes:
-        client: Knows the actions.
-        source: Where the logs are; None where no executor runs here.
-        history: Knows the actions that are gone; None where no histories are kept.
+        client: Reads the actions.
+        source: The logs; None if no executor runs here.
+        history: Reads the history of deleted actions; None if none is stored.
         most_open: Logs that are read at once, at most: each takes a descriptor. None for a share
-            of those that the process may have.
+            of the descriptors that the process may have.
     """
 
     client: ActionsClient
@@ -88,18 +88,38 @@ class Logs:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What is asked for, and how far that is."""
+class _LogRequest:
+    """The requested attempt, and its state.
+
+    Attributes:
+        action_id: The action.
+        incarnation: The incarnation of the action.
+        attempt: The attempt.
+        has_started: Whether the attempt is there to be run.
+        has_ended: Whether the attempt or its action has ended.
+        attempts: The last attempt of the action.
+        is_task: Whether the action is a task.
+    """
 
     action_id: ActionId
     incarnation: Incarnation
     attempt: int
-    begun: bool
-    """Whether the attempt is there to be run."""
-    over: bool
-    """Whether the attempt is over, or its action."""
+    has_started: bool
+    has_ended: bool
     attempts: int
     is_task: bool = True
+
+    def check(self) -> None:
+        """Refuse what cannot have a log."""
+        if not self.is_task:
+            raise Refusal(
+                Code.NOT_FOUND,
+                f"{describe(self.action_id)} is no task: it has no process, and no log",
+            )
+        if not self.has_ended and self.attempt > self.attempts + 1:
+            raise InvalidArgument(
+                "attempt", f"{self.attempt}: the action is in attempt {self.attempts}"
+            )
 
 
 class LogService:
@@ -108,7 +128,7 @@ class LogService:
     Args:
         logs: See :class:`Logs`.
         streams: The open streams.
-        keepalive: Seconds of silence after which a stream is given an empty answer.
+        keepalive: Seconds of silence after which a stream is sent an empty response.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["DataProxyService"]
@@ -121,47 +141,43 @@ class LogService:
         self._open = 0
 
     async def tail_logs(self, request: pb.TailLogsRequest) -> AsyncGenerator[pb.TailLogsResponse]:
-        """The lines of an attempt's log, from the first one on, until the attempt has ended.
+        """The lines of an attempt's log, from the first line to the end of the attempt.
 
-        An attempt that has yet to begin is waited for. Attempt 0 is the present one. What
-        selects pods says nothing here.
+        It waits for an attempt that has not started. Attempt 0 is the present one. Selectors of
+        pods are ignored.
         """
         action_id = action_id_of(request.action_id)
         with self._streams.open() as stream:
-            asked = await self._look(action_id, request.attempt, None)
-            _check(asked)
+            wanted = await self._find(action_id, request.attempt)
+            wanted.check()
             quiet_since = trio.current_time()
-            while not stream.is_over:
+            while not stream.has_ended:
                 source = self._logs.source
-                if source is not None and asked.begun:
+                if source is not None and wanted.has_started:
                     try:
                         async with (
-                            self._opened(source, asked) as log,
-                            aclosing(self._follow(stream, log, asked)) as answers,
+                            self._opened(source, wanted) as log,
+                            aclosing(self._follow(stream, log, wanted)) as responses,
                         ):
-                            async for answer in answers:
-                                yield answer
+                            async for each in responses:
+                                yield each
                     except FileNotFoundError:
                         pass
                     except UnusableFile as error:
                         raise Refusal(Code.FAILED_PRECONDITION, f"the log: {error}") from error
                     else:
                         return
-                await self._check_whether_here(asked)
+                await self._check_whether_here(wanted)
                 if trio.current_time() - quiet_since >= self._keepalive:
                     quiet_since = trio.current_time()
                     yield pb.TailLogsResponse()
-                await stream.wait(_LOOK_LATER)
-                if not stream.is_over:
-                    asked = await self._look(action_id, asked.attempt, asked)
+                await stream.wait(_READ_LATER)
+                if not stream.has_ended:
+                    wanted = await self._refreshed(wanted)
 
     @asynccontextmanager
-    async def _opened(self, source: LogSource, asked: _Asked) -> AsyncIterator[Log]:
-        """A log, where not too many are open.
-
-        Raises:
-            Refusal: There are too many.
-        """
+    async def _opened(self, source: LogSource, wanted: _LogRequest) -> AsyncIterator[Log]:
+        """Open a log, unless too many are open."""
         if self._open >= self._most_open:
             raise Refusal(
                 Code.RESOURCE_EXHAUSTED,
@@ -169,164 +185,134 @@ class LogService:
             )
         self._open += 1
         try:
-            async with source.open(asked.incarnation, asked.attempt) as log:
+            async with source.open(wanted.incarnation, wanted.attempt) as log:
                 yield log
         finally:
             self._open -= 1
 
     async def _follow(
-        self, stream: Stream, log: Log, asked: _Asked
+        self, stream: Stream, log: Log, wanted: _LogRequest
     ) -> AsyncGenerator[pb.TailLogsResponse, None]:
         lines = _Lines()
-        pause, ask_at = _LOOK_SOON, trio.current_time() + _ASK_EVERY
+        pause, check_at = _READ_SOON, trio.current_time() + _CHECK_EVERY
         quiet_since = trio.current_time()
-        # What was written before it was over is there to be read.
-        last_look = asked.over
-        while not stream.is_over:
+        # After the end one more read returns what was written before it.
+        is_last_read = wanted.has_ended
+        while not stream.has_ended:
             data = await log.read()
             if log.is_torn:
-                yield _answer([_line("(some of the log is left out here)\n", log, system=True)])
+                yield _response(["(some of the log is left out here)\n"], log, system=True)
             if data:
-                for group in _groups(lines.add(data)):
-                    yield _answer([_line(text, log) for text in group])
-                pause, quiet_since = _LOOK_SOON, trio.current_time()
+                complete = lines.add(data)
+                for at in range(0, len(complete), _MOST_LINES):
+                    yield _response(complete[at : at + _MOST_LINES], log)
+                pause, quiet_since = _READ_SOON, trio.current_time()
                 continue
-            if last_look:
+            if is_last_read:
                 if rest := lines.rest():
-                    yield _answer([_line(text, log) for text in rest])
+                    yield _response(rest, log)
                 return
             now = trio.current_time()
             if await log.has_ended():
-                last_look = True
+                is_last_read = True
                 continue
-            if now >= ask_at:
-                ask_at = now + _ASK_EVERY
-                asked = await self._look(asked.action_id, asked.attempt, asked)
-                if asked.over:
-                    last_look = True
+            if now >= check_at:
+                check_at = now + _CHECK_EVERY
+                wanted = await self._refreshed(wanted)
+                if wanted.has_ended:
+                    is_last_read = True
                     continue
             if now - quiet_since >= self._keepalive:
                 quiet_since = now
                 yield pb.TailLogsResponse()
             await stream.wait(pause)
-            pause = min(pause * 2, _LOOK_LATER)
+            pause = min(pause * 2, _READ_LATER)
 
-    async def _look(self, action_id: ActionId, attempt: int, before: _Asked | None) -> _Asked:
-        """How far an attempt is: of the same incarnation as before.
+    async def _find(self, action_id: ActionId, attempt: int) -> _LogRequest:
+        """Read the action, or its history.
 
         Raises:
-            NotFound: There is no such action, and nothing is known of one.
+            NotFound: There is neither.
         """
         try:
             action = await self._logs.client.get_task_action(action_id)
         except NotFound:
-            if before is not None:
-                return _ended(before)
-            history = None
-            if self._logs.history is not None:
-                history = await self._logs.history(action_id)
+            history = None if self._logs.history is None else await self._logs.history(action_id)
             if history is None:
                 raise
-            return self._of_history(action_id, attempt, history)
-        if before is not None and not action.incarnation.may_be(before.incarnation):
-            return _ended(before)
+            last = history.attempts[-1].number if history.attempts else 1
+            key = self._logs.client.key_of(action_id)
+            incarnation = Incarnation(key, history.create_revision, history.uid)
+            return _LogRequest(action_id, incarnation, attempt or last, True, True, last)
         return _of_action(action_id, attempt, action)
 
-    def _of_history(self, action_id: ActionId, attempt: int, history: ActionHistory) -> _Asked:
-        numbers = [each.number for each in history.attempts] or [1]
-        return _Asked(
-            action_id,
-            Incarnation(self._logs.client.key_of(action_id), history.create_revision, history.uid),
-            attempt or numbers[-1],
-            True,
-            True,
-            numbers[-1],
-        )
+    async def _refreshed(self, wanted: _LogRequest) -> _LogRequest:
+        """The present state of the same incarnation."""
+        try:
+            action = await self._logs.client.get_task_action(wanted.action_id)
+        except NotFound:
+            action = None
+        if action is None or not action.incarnation.may_be(wanted.incarnation):
+            return replace(wanted, has_ended=True, attempts=wanted.attempt, is_task=True)
+        return _of_action(wanted.action_id, wanted.attempt, action)
 
-    async def _check_whether_here(self, asked: _Asked) -> None:
-        """Refuse what will not be here, and say where it may be.
-
-        Raises:
-            Refusal: There is no such log on this machine.
-        """
-        what = f"attempt {asked.attempt} of {describe(asked.action_id)}"
-        if asked.attempt > asked.attempts and asked.over:
-            text = f"there is no {what}: it ended in attempt {asked.attempts}"
+    async def _check_whether_here(self, wanted: _LogRequest) -> None:
+        """Refuse a log that will not be on this machine, and name the place where it may be."""
+        what = f"attempt {wanted.attempt} of {describe(wanted.action_id)}"
+        if wanted.attempt > wanted.attempts and wanted.has_ended:
+            text = f"there is no {what}: it ended in attempt {wanted.attempts}"
             raise Refusal(Code.NOT_FOUND, text)
-        if not asked.begun:
+        if not wanted.has_started:
             return
         here = socket.gethostname()
-        owner = ""
-        if not asked.over:
-            owner = await self._logs.client.claimed_by(asked.action_id)
-            machine = owner.rpartition("/")[0]
-            if self._logs.source is not None and machine in ("", here):
-                # It waits, or is about to begin.
-                return
         where = (
-            f"{owner} runs it: ask the service there"
-            if owner
-            else (
-                "it is in the state directory of the executor that ran it, unless that has removed "
-                "it, or nothing of it was started: ask the service there"
-            )
+            "it is in the state directory of the executor that ran it, unless that has removed "
+            "it, or nothing of it was started: ask the service there"
         )
+        if not wanted.has_ended:
+            owner = await self._logs.client.claimed_by(wanted.action_id)
+            if self._logs.source is not None and owner.rpartition("/")[0] in ("", here):
+                # The attempt waits, or is about to start.
+                return
+            if owner:
+                where = f"{owner} runs it: ask the service there"
         raise Refusal(Code.NOT_FOUND, f"the log of {what} is not on {here}: {where}")
 
 
-def _check(asked: _Asked) -> None:
-    if not asked.is_task:
-        raise Refusal(
-            Code.NOT_FOUND, f"{describe(asked.action_id)} is no task: it has no process, and no log"
-        )
-    if not asked.over and asked.attempt > asked.attempts + 1:
-        raise InvalidArgument(
-            "attempt", f"{asked.attempt}: the action is in attempt {asked.attempts}"
-        )
-
-
-def _of_action(action_id: ActionId, attempt: int, action: StoredAction) -> _Asked:
+def _of_action(action_id: ActionId, attempt: int, action: StoredAction) -> _LogRequest:
     present = max(action.attempts, 1)
     attempt = attempt or present
-    return _Asked(
+    return _LogRequest(
         action_id,
         action.incarnation,
         attempt,
-        attempt <= present,
-        action.is_terminal or attempt < present,
-        present,
-        action.spec.kind == ACTION_TYPE_TASK,
-    )
-
-
-def _ended(asked: _Asked) -> _Asked:
-    return _Asked(
-        asked.action_id, asked.incarnation, asked.attempt, asked.begun, True, asked.attempts
+        has_started=attempt <= present,
+        has_ended=action.is_terminal or attempt < present,
+        attempts=present,
+        is_task=action.spec.kind == ACTION_TYPE_TASK,
     )
 
 
 class _Lines:
-    """Cuts bytes into lines, whatever they are."""
+    """Splits bytes into lines; one that is too long is split into several."""
 
     def __init__(self) -> None:
-        self._held = b""
+        self._rest = b""
 
     def add(self, data: bytes) -> list[str]:
-        """The lines that are whole now, and parts of those that are too long."""
-        *whole, self._held = (self._held + data).split(b"\n")
-        found = []
-        for each in whole:
-            found += _parts(each)
-        while len(self._held) > LONGEST_LINE:
-            end = _boundary(self._held)
-            found.append(_text(self._held[:end]))
-            self._held = self._held[end:]
+        """The complete lines, and complete parts of a line that is too long."""
+        *complete, self._rest = (self._rest + data).split(b"\n")
+        found = [part for line in complete for part in _parts(line)]
+        while len(self._rest) > LONGEST_LINE:
+            end = _boundary(self._rest)
+            found.append(_text(self._rest[:end]))
+            self._rest = self._rest[end:]
         return found
 
     def rest(self) -> list[str]:
-        """What is left, where no more will come."""
-        held, self._held = self._held, b""
-        return _parts(held) if held else []
+        """The last line, if it has no end."""
+        rest, self._rest = self._rest, b""
+        return _parts(rest) if rest else []
 
 
 def _parts(line: bytes) -> list[str]:
@@ -339,7 +325,7 @@ def _parts(line: bytes) -> list[str]:
 
 
 def _boundary(line: bytes) -> int:
-    """Where a line that is too long is cut: not within a character."""
+    """Where a line that is too long is split: not within a character."""
     end = LONGEST_LINE
     while end > LONGEST_LINE - 4 and line[end] & 0xC0 == 0x80:
         end -= 1
@@ -347,23 +333,14 @@ def _boundary(line: bytes) -> int:
 
 
 def _text(line: bytes) -> str:
-    # The SDK prints lines as they come: each has its end.
+    # The SDK prints a line as it is: each needs its line break.
     return line.decode(errors="replace") + "\n"
 
 
-def _groups(lines: list[str]) -> list[list[str]]:
-    return [lines[at : at + _MOST_LINES] for at in range(0, len(lines), _MOST_LINES)]
-
-
-def _line(text: str, log: Log, *, system: bool = False) -> LogLine:
+def _response(lines: list[str], log: Log, *, system: bool = False) -> pb.TailLogsResponse:
     fraction, seconds = math.modf(log.written)
-    return LogLine(
-        # Not later than this: a line does not say when it was written.
-        timestamp=Timestamp(seconds=int(seconds), nanos=int(fraction * 1e9)),
-        message=text,
-        originator=LogLineOriginator.SYSTEM if system else LogLineOriginator.USER,
-    )
-
-
-def _answer(lines: list[LogLine]) -> pb.TailLogsResponse:
-    return pb.TailLogsResponse(logs=[pb.TailLogsResponse.Logs(lines=lines)])
+    # The time of the last write: a line has none of its own.
+    written = Timestamp(seconds=int(seconds), nanos=int(fraction * 1e9))
+    originator = LogLineOriginator.SYSTEM if system else LogLineOriginator.USER
+    found = [LogLine(timestamp=written, message=each, originator=originator) for each in lines]
+    return pb.TailLogsResponse(logs=[pb.TailLogsResponse.Logs(lines=found)])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
-from flyteidl2.common import run_pb2
 from flyteidl2.dataproxy import dataproxy_service_pb2 as pb
 from flyteidl2.task.common_pb2 import Inputs, NamedLiteral, Outputs
 from google.protobuf.message import DecodeError as NoMessage
@@ -21,9 +20,9 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.errors import FailedPrecondition, InvalidArgument, NotFound
 from etcd_actions.model import ROOT_ACTION, ActionId, Phase, flyte
 from etcd_actions.server.caller import CALLER
-from etcd_actions.server.data_locations import Places
-from etcd_actions.server.front.inputs_hash import inputs_hash
+from etcd_actions.server.data_locations import DataLocations
 from etcd_actions.server.front.local_files import LocalFiles
+from etcd_actions.server.front.run_data import RunBlobs
 from etcd_actions.server.front.transfers import LOCAL, STORED, Transfers
 
 if TYPE_CHECKING:
@@ -32,18 +31,17 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
 FindTask = Callable[["TaskIdentifier"], Awaitable["TaskSpec"]]
-"""Finds a deployed task; raises NotFound."""
+"""Returns the spec of a deployed task; raises NotFound."""
 
 _M = TypeVar("_M", bound=Message)
 
 _MOST_READ: Final = 32 << 20
-"""Bytes of inputs, or outputs, that are answered as messages."""
+"""Bytes of inputs, or outputs, that a response contains."""
 _READERS: Final = 8
 _LINK_SECONDS: Final = 3600
 _LONGEST: Final = 7 * 24 * 3600
-"""Seconds that a URL is good, at most."""
+"""Seconds that a URL is valid, at most."""
 _MD5_BYTES: Final = 16
-_PART_SECONDS: Final = 60.0
 
 
 class DataProxy:
@@ -51,13 +49,13 @@ class DataProxy:
 
     Args:
         client: Reads actions.
-        store: Where blobs are.
-        local: Reads other files of this machine; None where tasks run elsewhere.
-        signer: Says when what is signed expires.
-        transfers: Makes the URLs.
+        store: The blob store.
+        local: Reads other files of this machine; None if tasks run elsewhere.
+        signer: Decides when a signed URL expires.
+        transfers: Serves and makes the URLs.
         most: Bytes of an upload, at most.
-        deployment: Whose uploads they are.
-        find_task: Finds deployed tasks; None where there are none.
+        deployment: The deployment that owns the uploads.
+        find_task: See :data:`FindTask`; None if there are no deployed tasks.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["DataProxyService"]
@@ -76,7 +74,7 @@ class DataProxy:
     ) -> None:
         self._client = client
         self._store = store
-        self._places = Places(store)
+        self._locations = DataLocations(store)
         self._local = local
         self._signer = signer
         self._transfers = transfers
@@ -88,10 +86,10 @@ class DataProxy:
     async def create_upload_location(
         self, request: pb.CreateUploadLocationRequest
     ) -> pb.CreateUploadLocationResponse:
-        """Where a file may be put, and where it is found afterwards.
+        """Return a URL for an upload, and the location of the uploaded file.
 
-        Of equal content and name there is one blob for a project and domain. With
-        ``filename_root`` the place is that one's, and takes one content.
+        Files of equal content and name are one blob of a project and domain. With
+        ``filename_root`` the location is below that, and accepts one content.
         """
         md5 = request.content_md5
         if md5 and len(md5) != _MD5_BYTES:
@@ -106,7 +104,8 @@ class DataProxy:
             )
         content = md5.hex() or secrets.token_hex(_MD5_BYTES)
         name = check_part(request.filename or content, "filename")
-        place = _project("uploads", request.project, request.domain)
+        project = check_part(request.project, "project")
+        place = f"uploads/{project}/{check_part(request.domain, 'domain')}"
         place = f"{place}/{await self._deployment.name()}"
         if request.filename_root:
             root = request.filename_root.strip("/")
@@ -114,7 +113,7 @@ class DataProxy:
             key = f"{place}/named/{root}/{name}"
         else:
             key = f"{place}/content/{content}/{name}"
-        # Before it is collected it is moved, so the other key has to be possible, too.
+        # The collector moves a blob before it deletes it: that key must be possible, too.
         check_key(trash_key("0" * 16, 0, key), "filename_root and filename")
         seconds = _seconds(request.expires_in, "expires_in")
         expires = self._signer.expiry(seconds)
@@ -129,43 +128,37 @@ class DataProxy:
         return response
 
     async def upload_inputs(self, request: pb.UploadInputsRequest) -> pb.UploadInputsResponse:
-        """Keep the inputs of a run that is to be created.
+        """Store the inputs of a run to be created, and return their location.
 
-        They are in the store, wherever ``base_dir`` is: the answer says where.
+        It is in the blob store, whatever ``base_dir`` is.
         """
         which = request.WhichOneof("id")
-        if which == "run_id":
-            place = _project("inputs", request.run_id.project, request.run_id.domain, which)
-        elif which == "project_id":
-            place = _project("inputs", request.project_id.name, request.project_id.domain, which)
-        else:
+        if which is None:
             raise InvalidArgument("run_id", "there is none, and no project_id: give one of them")
-        ignored = await self._ignored_inputs(request)
-        data = request.inputs.SerializeToString(deterministic=True)
-        key = f"{place}/{await self._deployment.name()}/{secrets.token_hex(16)}/inputs.pb"
-        await self._store.put(key, _one(data), most=len(data))
-        return pb.UploadInputsResponse(
-            offloaded_input_data=run_pb2.OffloadedInputData(
-                uri=self._store.native_url(key),
-                inputs_hash=inputs_hash(request.inputs.literals, ignored),
-            )
-        )
+        owner = getattr(request, which)
+        name = "project" if which == "run_id" else "name"
+        project = check_part(getattr(owner, name), f"{which}.{name}")
+        domain = check_part(owner.domain, f"{which}.domain")
+        spec = request.task_spec
+        if request.WhichOneof("task") == "task_id" and self._find_task is not None:
+            spec = await self._find_task(request.task_id)
+        blobs = RunBlobs(self._store, self._deployment)
+        tag = secrets.token_hex(16)
+        stored = await blobs.upload(project, domain, tag, request.inputs, spec)
+        return pb.UploadInputsResponse(offloaded_input_data=stored)
 
     async def create_download_link(
         self, request: pb.CreateDownloadLinkRequest
     ) -> pb.CreateDownloadLinkResponse:
         """A URL of the report of an attempt, or of the code of an action or a deployed task.
 
-        Without a report there is none.
+        Without a report the response has no URL.
         """
         seconds = _seconds(request.expires_in, "expires_in")
-        which = request.WhichOneof("source")
         if request.artifact_type == pb.ARTIFACT_TYPE_REPORT:
-            if which != "action_attempt_id":
+            if request.WhichOneof("source") != "action_attempt_id":
                 raise InvalidArgument("source", "a report is of an action: give action_attempt_id")
-            action = await self._action(
-                request.action_attempt_id.action_id, "action_attempt_id.action_id"
-            )
+            action = await self._attempted_action(request)
             attempt = request.action_attempt_id.attempt or action.attempts
             url = _below(action.outputs_of(attempt), "report.html")
         elif request.artifact_type == pb.ARTIFACT_TYPE_CODE_BUNDLE:
@@ -182,7 +175,7 @@ class DataProxy:
         return response
 
     async def get_action_data(self, request: pb.GetActionDataRequest) -> pb.GetActionDataResponse:
-        """Inputs and outputs of an action, and where they are; outputs once it has succeeded."""
+        """Inputs and outputs of an action with their URIs; outputs only after success."""
         action = await self._action(request.action_id, "action_id")
         response = pb.GetActionDataResponse(inputs_uri=action.spec.input_uri)
         if action.spec.input_uri:
@@ -203,6 +196,10 @@ class DataProxy:
                     raise
         return response
 
+    async def _attempted_action(self, request: pb.CreateDownloadLinkRequest) -> StoredAction:
+        field = "action_attempt_id.action_id"
+        return await self._action(request.action_attempt_id.action_id, field)
+
     async def _action(self, identifier: ActionIdentifier, field: str) -> StoredAction:
         run = identifier.run
         for part, text in (
@@ -212,25 +209,16 @@ class DataProxy:
             ("name", identifier.name),
         ):
             check_part(text, f"{field}.{part}")
-        # The organisation is what the SDK makes of the name of the host: any will do.
+        # The SDK derives the organisation from the name of the host: any is accepted.
         return await self._client.get_task_action(
             ActionId(run.project, run.domain, run.name, identifier.name or ROOT_ACTION)
         )
 
-    async def _ignored_inputs(self, request: pb.UploadInputsRequest) -> frozenset[str]:
-        spec = request.task_spec
-        if request.WhichOneof("task") == "task_id" and self._find_task is not None:
-            spec = await self._find_task(request.task_id)
-        return frozenset(spec.task_template.metadata.cache_ignore_input_vars)
-
     async def _bundle(self, request: pb.CreateDownloadLinkRequest) -> str:
-        """Where the code is, as the arguments of the container say."""
+        """The location of the code, from the arguments of the container."""
         which = request.WhichOneof("source")
         if which == "action_attempt_id":
-            action = await self._action(
-                request.action_attempt_id.action_id, "action_attempt_id.action_id"
-            )
-            template = flyte.task_template(action)
+            template = flyte.task_template(await self._attempted_action(request))
         elif which == "task_id" and self._find_task is not None:
             template = (await self._find_task(request.task_id)).task_template
         else:
@@ -242,8 +230,8 @@ class DataProxy:
         raise NotFound("the action has no code bundle: its code is in its image")
 
     async def _link(self, url: str, seconds: int) -> str | None:
-        """A URL for anybody who has it; None where there is no such file."""
-        path = self._place(url)
+        """A URL for any client that has it; None if there is no such file."""
+        path = self._path(url)
         if path.startswith(STORED):
             key = path.removeprefix(STORED)
             if await self._store.stat(key) is None:
@@ -251,19 +239,18 @@ class DataProxy:
             if (signed := await self._store.signed_url("GET", key, expires_in=seconds)) is not None:
                 return signed
         else:
-            assert self._local is not None
-            async with self._local.read(path.removeprefix(LOCAL)) as blob:
+            async with self._transfers.open(path) as blob:
                 if blob is None:
                     return None
         grant = Grant(method="GET", path=path, expires=self._signer.expiry(seconds))
         return await self._transfers.url(CALLER.get().origin, grant)
 
-    def _place(self, url: str) -> str:
-        """A URL of a task's as a path of the transfers.
+    def _path(self, url: str) -> str:
+        """The path of a task's URL at the transfers.
 
-        What an action says of where its data is, is its client's word.
+        The URL is checked: a client chose it when it enqueued the action.
         """
-        self._places.check(url)
+        self._locations.check(url)
         if (key := self._store.key_of(url)) is not None:
             return STORED + key
         if self._local is not None and (path := self._local.path_of(url)) is not None:
@@ -275,17 +262,11 @@ class DataProxy:
 
     async def _message(self, url: str, kind: type[_M], what: str) -> _M:
         """Read a message from a file."""
-        path = self._place(url)
         # Few at once: each may be large.
         async with self._readers:
-            if path.startswith(STORED):
-                opened = self._store.read(path.removeprefix(STORED))
-            else:
-                assert self._local is not None
-                opened = self._local.read(path.removeprefix(LOCAL))
-            async with opened as blob:
+            async with self._transfers.open(self._path(url)) as blob:
                 if blob is None:
-                    # Without the URL: the SDK looks for the word "inputs" in the message.
+                    # Without the URL: the SDK searches the message for the word "inputs".
                     raise NotFound(f"the {what} of the action are no more: their file is gone")
                 if blob.info.size > _MOST_READ:
                     raise FailedPrecondition(
@@ -301,18 +282,6 @@ class DataProxy:
                 ) from None
 
 
-async def _one(data: bytes) -> AsyncGenerator[bytes]:
-    await trio.lowlevel.checkpoint()
-    yield data
-
-
-def _project(kind: str, project: str, domain: str, field: str = "") -> str:
-    """What the keys of one kind begin with, of one project and domain."""
-    head = f"{field}." if field else ""
-    name = "name" if field == "project_id" else "project"
-    return "/".join((kind, check_part(project, head + name), check_part(domain, f"{head}domain")))
-
-
 def _seconds(duration: Duration, field: str) -> int:
     seconds: int = duration.seconds
     if seconds == duration.nanos == 0:
@@ -323,7 +292,7 @@ def _seconds(duration: Duration, field: str) -> int:
 
 
 def _below(directory: str, name: str) -> str:
-    """A file in a directory of outputs; of a trace that may be the file itself."""
+    """A file in a directory of outputs; for a trace the directory may be the file itself."""
     if not directory or directory.endswith(f"/{name}"):
         return directory
     return f"{directory.rstrip('/')}/{name}"

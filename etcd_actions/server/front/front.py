@@ -13,7 +13,6 @@ from etcd_actions.registry.projects import Projects
 from etcd_actions.registry.registry import Registry
 from etcd_actions.runs.run_index import RunIndex
 from etcd_actions.server.application import Route
-from etcd_actions.server.caller import CALLER
 from etcd_actions.server.front.attempt_logs import Logs, LogService
 from etcd_actions.server.front.data_proxy_service import DataProxy
 from etcd_actions.server.front.earlier_names import LegacyDataProxy, LegacyLogs
@@ -112,7 +111,7 @@ class Front:
         if self.index is not None:
             yield RunLists(self.index, streams, self.keepalive, self.paused, self.run_messages)
             if self.registry is not None:
-                yield TaskService(self.registry, self.index, lambda: CALLER.get().subject)
+                yield TaskService(self.registry, self.index)
         yield ClusterService()
         yield ProjectService(self.projects, self._stored_projects, self.projects_with_runs)
         yield IdentityService()

@@ -1,7 +1,7 @@
-"""A page for each run, at the address that the SDK makes of it (``Run.url``), and its logs as text.
+"""A page for each run, at the URL that the SDK derives (``Run.url``), and its logs as text.
 
-The page is read-only and made here: without scripts, and without anything from elsewhere. All that
-it shows is text of others, and escaped. Who may see a run is decided as for the methods.
+The page is read-only, has no scripts and loads nothing. All text in it is escaped. The access to a
+run is checked as for the methods.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from etcd_actions.runs.run_record import RunRecord
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front.action_views import action_id_of, why_failed
 from etcd_actions.server.front.attempt_messages import phase_name
+from etcd_actions.web import respond
 
 if TYPE_CHECKING:
     from etcd_actions.server.front.attempt_logs import LogSource
@@ -58,24 +59,24 @@ _STYLE: Final = (
 
 
 class Admission(Protocol):
-    """Decides who may ask."""
+    """Admits clients."""
 
     async def admit(self, authorization: str | None, address: str) -> Identity | None:
-        """Whose token it is; None where none is demanded.
+        """The identity of the token; None if no token is needed.
 
         Raises:
-            Refusal: They may not ask, or not so often.
+            Refusal: The client is not admitted, or calls too often.
         """
         ...
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     run: ActionId
     log_of: str
-    """The action whose log is asked for; empty for the page."""
+    """The action whose log is requested; empty for the page."""
 
 
-class _Answer(NamedTuple):
+class _Response(NamedTuple):
     status: HTTPStatus
     text: str
     kind: str = "text/plain"
@@ -85,9 +86,9 @@ class Pages:
     """The route; see :class:`~etcd_actions.server.application.Route`.
 
     Args:
-        client: Whose actions.
+        client: Reads the actions.
         admission: See :class:`Admission`.
-        logs: Where the logs of this machine are; None for nowhere.
+        logs: The logs of this machine; None for none.
     """
 
     path = "/v2/domain/"
@@ -103,58 +104,59 @@ class Pages:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        answer = _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "it failed: see the log of the service")
+        answer = _Response(
+            HTTPStatus.INTERNAL_SERVER_ERROR, "it failed: see the log of the service"
+        )
         with self._client.containment.unit("request", "page"):
             with trio.move_on_after(_PATIENCE) as patience:
                 answer = await self._answer(scope)
             if patience.cancelled_caught:
-                answer = _Answer(HTTPStatus.SERVICE_UNAVAILABLE, "it took too long: try again")
-        body = f"{answer.text}\n".encode(errors="replace")
-        headers = [
-            *_SAFE,
-            (b"content-type", f"{answer.kind}; charset=utf-8".encode()),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        shown = b"" if scope["method"] == "HEAD" else body
-        await send({"type": "http.response.body", "body": shown})
+                answer = _Response(HTTPStatus.SERVICE_UNAVAILABLE, "it took too long: try again")
+        await respond(
+            send,
+            answer.status,
+            f"{answer.text}\n".encode(errors="replace"),
+            _SAFE,
+            kind=f"{answer.kind}; charset=utf-8",
+            is_head=scope["method"] == "HEAD",
+        )
 
-    async def _answer(self, scope: Message) -> _Answer:
+    async def _answer(self, scope: Message) -> _Response:
         if scope["method"] not in ("GET", "HEAD"):
-            return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD are known here")
+            return _Response(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD are known here")
         headers = {name.lower(): value for name, value in scope["headers"]}
         shown = headers.get(b"authorization")
-        place = _place(scope["path"])
+        location = _location(scope["path"])
         try:
             identity = await self._admission.admit(
                 None if shown is None else shown.decode("latin-1"), (scope["client"] or ("",))[0]
             )
-            if place is None:
-                return _Answer(HTTPStatus.NOT_FOUND, "pages are /v2/domain/D/project/P/runs/RUN")
-            run = place.run
+            if location is None:
+                return _Response(HTTPStatus.NOT_FOUND, "pages are /v2/domain/D/project/P/runs/RUN")
+            run = location.run
             projects = None if identity is None else identity.projects
             if projects is not None and run.project not in projects:
-                return _Answer(HTTPStatus.FORBIDDEN, "your token may not use this project")
+                return _Response(HTTPStatus.FORBIDDEN, "your token may not use this project")
             async with self._turns:
-                if place.log_of:
-                    return _Answer(HTTPStatus.OK, await self._log(place))
+                if location.log_of:
+                    return _Response(HTTPStatus.OK, await self._log(location))
                 found = await self._reader.actions(run)
-            # It may be large, and what it is made of does not change.
+            # In a thread: it may be large, and its parts do not change.
             page = await trio.to_thread.run_sync(_page, run, found, self._logs is not None)
-            return _Answer(HTTPStatus.OK, page, "text/html")
+            return _Response(HTTPStatus.OK, page, "text/html")
         except Refusal as error:
             return _refused(error)
         except (NotFound, FileNotFoundError) as error:
-            return _Answer(HTTPStatus.NOT_FOUND, str(error))
+            return _Response(HTTPStatus.NOT_FOUND, str(error))
         except (InvalidArgument, UnusableFile) as error:
-            return _Answer(HTTPStatus.BAD_REQUEST, str(error))
+            return _Response(HTTPStatus.BAD_REQUEST, str(error))
         except EtcdActionsError as error:
-            return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"etcd cannot be asked now: {error}")
+            return _Response(HTTPStatus.SERVICE_UNAVAILABLE, f"etcd cannot be asked now: {error}")
 
-    async def _log(self, place: _Place) -> str:
-        run = place.run
+    async def _log(self, location: _Location) -> str:
+        run = location.run
         action = await self._client.get_task_action(
-            ActionId(run.project, run.domain, run.run, place.log_of)
+            ActionId(run.project, run.domain, run.run, location.log_of)
         )
         if self._logs is None:
             raise NotFound("the logs are not on this machine")
@@ -169,26 +171,26 @@ class Pages:
         return b"".join(parts).decode(errors="replace")
 
 
-def _place(path: str) -> _Place | None:
+def _location(path: str) -> _Location | None:
     match path.split("/"):
         case ["", "v2", "domain", domain, "project", project, "runs", run]:
-            return _Place(ActionId(project, domain, run, ROOT_ACTION), "")
+            return _Location(ActionId(project, domain, run, ROOT_ACTION), "")
         case ["", "v2", "domain", domain, "project", project, "runs", run, "log", name]:
-            return _Place(ActionId(project, domain, run, ROOT_ACTION), name)
+            return _Location(ActionId(project, domain, run, ROOT_ACTION), name)
         case _:
             return None
 
 
-def _refused(refusal: Refusal) -> _Answer:
+def _refused(refusal: Refusal) -> _Response:
     if refusal.code is Code.UNAUTHENTICATED:
         how = (
             "A browser sends no token. Look at the run with `flyte get run NAME`, or fetch this "
             'page with: curl -H "Authorization: Bearer TOKEN" URL'
         )
-        return _Answer(HTTPStatus.UNAUTHORIZED, f"{refusal.message}\n\n{how}")
+        return _Response(HTTPStatus.UNAUTHORIZED, f"{refusal.message}\n\n{how}")
     if refusal.code is Code.RESOURCE_EXHAUSTED:
-        return _Answer(HTTPStatus.TOO_MANY_REQUESTS, refusal.message)
-    return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, refusal.message)
+        return _Response(HTTPStatus.TOO_MANY_REQUESTS, refusal.message)
+    return _Response(HTTPStatus.SERVICE_UNAVAILABLE, refusal.message)
 
 
 def _page(run: ActionId, found: Actions, has_logs: bool) -> str:
@@ -218,12 +220,12 @@ def _parts(run: ActionId, found: Actions, has_logs: bool) -> Iterator[str]:
         if error := why_failed(action):
             yield f"<tr><td {indented} colspan=7><pre>{_text(error)}</pre>"
     yield "</table>"
-    if left_out := len(found.actions) - len(rows):
-        yield f"<p>{left_out} more are left out: flyte get action lists them."
+    if omitted := len(found.actions) - len(rows):
+        yield f"<p>{omitted} more are omitted: flyte get action lists them."
 
 
 def _about(root: StoredAction | None, record: RunRecord | None) -> Iterator[str]:
-    """The table above the actions; of what has expired there is the record."""
+    """The table above the actions; of an expired run by its record."""
     yield "<table>"
     phase = Phase.UNSPECIFIED if root is None else root.phase
     if record is not None:
@@ -239,15 +241,15 @@ def _about(root: StoredAction | None, record: RunRecord | None) -> Iterator[str]
 
 
 def in_order(actions: Sequence[StoredAction]) -> Iterator[tuple[int, StoredAction]]:
-    """Each action once, behind its parent, with its depth; parents may be missing, or go round."""
+    """Each action once, after its parent, with its depth; parents may be missing or in a cycle."""
     names = {action_id_of(action).name: action for action in actions}
     children: dict[str, list[StoredAction]] = {}
     for action in sorted(actions, key=lambda each: each.metadata.creation_timestamp, reverse=True):
         parent = canonical_name(action.spec.run_name, action.parent)
         children.setdefault(parent if parent in names else "", []).append(action)
     seen: set[bytes] = set()
-    for beginning in (children.get("", []), actions):
-        stack = [(0, action) for action in beginning]
+    for start in (children.get("", []), actions):
+        stack = [(0, action) for action in start]
         while stack:
             depth, action = stack.pop()
             if action.key not in seen:

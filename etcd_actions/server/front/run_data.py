@@ -1,4 +1,4 @@
-"""The data of runs in a store of blobs."""
+"""The data of runs in a blob store."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class RunBlobs:
-    """Keeps it there; see :class:`~etcd_actions.runs.creation.RunData`.
+    """Stores it there; see :class:`~etcd_actions.runs.creation.RunData`.
 
     Args:
-        store: Where it is.
-        deployment: Whose it is.
+        store: The blob store.
+        deployment: The deployment that owns the data.
     """
 
     def __init__(self, store: BlobStore, deployment: Deployment) -> None:
@@ -31,18 +31,24 @@ class RunBlobs:
         self._deployment = deployment
 
     def outputs_of(self, run: ActionId) -> str:
-        """What the outputs of a run are below, unless it says otherwise."""
+        """The directory of a run's outputs, unless the run names another one."""
         return self._store.native_url(f"runs/{run.project}/{run.domain}/{run.run}")
 
     async def keep_inputs(
         self, run: ActionId, inputs: Inputs, spec: TaskSpec
     ) -> OffloadedInputData:
-        """Keep inputs that came with a request; the same ones again are the same blob."""
+        """Store the inputs in a request; the same inputs again are the same blob."""
         data = inputs.SerializeToString(deterministic=True)
-        # By run and content: who asks for a name that is taken changes nothing of its run.
+        # By run and content: a request for a name that exists changes nothing of its run.
         tag = hashlib.sha256(f"{run.run}/".encode() + data).hexdigest()[:32]
-        deployment = await self._deployment.name()
-        key = f"inputs/{run.project}/{run.domain}/{deployment}/{tag}/inputs.pb"
+        return await self.upload(run.project, run.domain, tag, inputs, spec)
+
+    async def upload(
+        self, project: str, domain: str, tag: str, inputs: Inputs, spec: TaskSpec
+    ) -> OffloadedInputData:
+        """Store inputs under a tag; returns their location and hash."""
+        data = inputs.SerializeToString(deterministic=True)
+        key = f"inputs/{project}/{domain}/{await self._deployment.name()}/{tag}/inputs.pb"
         await self._store.put(key, _one(data), most=len(data))
         ignored = frozenset(spec.task_template.metadata.cache_ignore_input_vars)
         return OffloadedInputData(

@@ -1,4 +1,4 @@
-"""Lists of runs: a page of them, and a stream of what becomes of them.
+"""Lists of runs: a page of them, and a stream of them with each change.
 
 Both read the index in memory, and neither an action nor etcd.
 """
@@ -22,6 +22,7 @@ from etcd_actions.runs.run_index import OfProject, OfTask, Place, RunIndex, Shel
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front.run_messages import RunMessages
+from etcd_actions.server.required import require
 
 if TYPE_CHECKING:
     from flyteidl2.common.identifier_pb2 import ProjectIdentifier
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from etcd_actions.server.streams import Streams
 
 Paused = Callable[[], Collection[bytes]]
-"""The keys of the records of runs below which a condition waits for a signal."""
+"""Returns the keys of the records of runs below which a condition waits for a signal."""
 
 _SNAPSHOT: Final = 200
 """Runs of one message of a snapshot."""
@@ -47,9 +48,8 @@ class RunLists:
         index: All runs.
         streams: The open streams.
         keepalive: Seconds of silence after which a stream is sent a message without runs.
-        paused: See :data:`Paused`; None where that is not known: then only a root that is paused
-            itself counts.
-        messages: What all ports make their messages with; by default its own.
+        paused: See :data:`Paused`; None: only a root that is paused itself counts.
+        messages: Encodes the messages; all ports share it.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["RunService"]
@@ -69,7 +69,7 @@ class RunLists:
         self._messages = messages or RunMessages()
 
     async def list_runs(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
-        """A page of the runs of a scope, the newest first unless asked otherwise."""
+        """A page of the runs of a scope, the newest first by default."""
         shelf, only = _scope(request)
         paused = request.paused_actions_only
         query = parse(
@@ -81,13 +81,13 @@ class RunLists:
         )
         await self._index.ready()
         if request.WhichOneof("scope_by") == "trigger_name":
-            # Triggers are not served here, so none has made a run.
+            # Triggers are not served here, so none has created a run.
             return pb.ListRunsResponse()
         descending = query.descending_by(CREATED)
         portions = self._index.portions(
             shelf,
             descending=descending is not False,
-            behind=None if descending is None else _place(query),
+            behind=None if descending is None else _index_place(query),
             first=query.limit + 1,
         )
         narrowed = self._narrowed(portions, only, paused)
@@ -96,9 +96,9 @@ class RunLists:
         return self._messages.listed(page.rows, page.token)
 
     async def watch_runs(self, request: pb.WatchRunsRequest) -> AsyncIterator[pb.WatchRunsResponse]:
-        """The runs of a target, the newest first, and then each that changes or is new.
+        """The runs of a target, the newest first, then each run that changes or is new.
 
-        A run that changes often is sent in its latest state; one that is deleted is not mentioned.
+        A run that changes often is sent in its latest state; a deleted one is not mentioned.
         """
         shelf, only = _target(request)
         with self._streams.open() as stream:
@@ -107,16 +107,16 @@ class RunLists:
                 portions = self._index.portions(shelf, descending=True, first=_SNAPSHOT)
                 for portion in portions:
                     for start in range(0, len(portion), _SNAPSHOT):
-                        if stream.is_over:
+                        if stream.has_ended:
                             return
                         entries = portion[start : start + _SNAPSHOT]
                         if chosen := [each for each in entries if _is_of(each, only)]:
                             yield self._messages.watched(chosen)
                         await trio.lowlevel.checkpoint()
-                while not stream.is_over:
+                while not stream.has_ended:
                     changed = await stream.receive(watch, self._keepalive)
                     if changed is None:
-                        if not stream.is_over:
+                        if not stream.has_ended:
                             yield pb.WatchRunsResponse()
                     elif chosen := [each for each in changed if _is_of(each, only)]:
                         self._streams.sent += len(chosen)
@@ -125,7 +125,7 @@ class RunLists:
     def _narrowed(
         self, portions: Iterable[Sequence[RunEntry]], only: str | None, paused: bool
     ) -> Iterable[Sequence[RunEntry]]:
-        """Those of one version of a task, and of paused runs, where that is asked for."""
+        """Only the runs of one version of a task, or paused ones, if the request says so."""
         if only is None and not paused and CALLER.get().projects is None:
             return portions
         waiting = self._paused() if paused and self._paused is not None else ()
@@ -139,12 +139,12 @@ class RunLists:
 
 
 def paused_runs(client: ActionsClient, keys: Keyspace) -> Paused:
-    """The runs below which a condition waits, as the watch of a client knows them."""
+    """The runs below which a condition waits, by the watch of a client."""
 
     def paused() -> Collection[bytes]:
         found = set()
         for action_id in client.waiting_conditions():
-            # What is stored may name a project that makes no namespace: it has no record.
+            # A stored project may make no valid namespace: such a run has no record.
             with suppress(InvalidArgument):
                 found.add(keys.run_record(action_id))
         return found
@@ -153,11 +153,11 @@ def paused_runs(client: ActionsClient, keys: Keyspace) -> Paused:
 
 
 def _identity(entry: RunEntry) -> str:
-    # Each byte a character, so that the order is the same.
+    # Each byte becomes a character, so that the order is the same.
     return entry.key.decode("latin-1")
 
 
-def _place(query: Query[RunEntry]) -> Place | None:
+def _index_place(query: Query[RunEntry]) -> Place | None:
     if query.position is None:
         return None
     created, key = query.position
@@ -175,7 +175,7 @@ def _is_of(entry: RunEntry, version: str | None) -> bool:
 
 
 def _scope(request: pb.ListRunsRequest) -> tuple[Shelf, str | None]:
-    """Which runs are meant, and of which version of a task only."""
+    """The list of the index, and the version of a task to select."""
     which = request.WhichOneof("scope_by")
     if which == "org":
         return None, None
@@ -193,7 +193,7 @@ def _scope(request: pb.ListRunsRequest) -> tuple[Shelf, str | None]:
 
 
 def _target(request: pb.WatchRunsRequest) -> tuple[Shelf, str | None]:
-    """The same of a stream."""
+    """The same for a stream."""
     which = request.WhichOneof("target")
     if which == "org":
         return None, None
@@ -209,22 +209,15 @@ def _target(request: pb.WatchRunsRequest) -> tuple[Shelf, str | None]:
 
 
 def _of_project(project: ProjectIdentifier, where: str) -> OfProject:
-    _need(where, name=project.name, domain=project.domain)
+    require(project, "name", "domain", where=where)
     return OfProject(project.name, project.domain)
 
 
 def _of_task(task: TaskName | TaskIdentifier, where: str) -> OfTask:
-    _need(where, project=task.project, domain=task.domain, name=task.name)
+    require(task, "project", "domain", "name", where=where)
     return OfTask(task.project, task.domain, task.name)
 
 
 def _version(task: TaskIdentifier, where: str) -> str:
-    version: str = task.version
-    _need(where, version=version)
-    return version
-
-
-def _need(where: str, **values: str) -> None:
-    for name, value in values.items():
-        if not value:
-            raise InvalidArgument(f"{where}.{name}", "it is missing")
+    require(task, "version", where=where)
+    return str(task.version)

@@ -1,8 +1,8 @@
-"""Follows an action, or all of a run, for a stream: what is there, then each change.
+"""Follows an action, or all actions of a run, for a stream: the present state, then each change.
 
-Changes come from the subscriptions of the process, which conflate: a stream that is read slowly
-misses states between, never the last one. Each time the action is read again, so what is told is
-never older than the change that it was told for; streams that want the same share one read.
+Changes come from the subscriptions of the process, which conflate: a slow stream misses states in
+between, never the last one. For each change the action is read again, so a message is never older
+than the change that caused it; streams of the same action share one read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flyteidl2.workflow.run_definition_pb2 import EnrichedAction
 
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
-from etcd_actions.codecs import json
+from etcd_actions.codecs import codec_of
 from etcd_actions.errors import NotFound
 from etcd_actions.follow.subscriptions import SnapshotEnd, Subscription
 from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase, canonical_name
@@ -25,7 +25,7 @@ from etcd_actions.model.conditions import write_phase
 from etcd_actions.runs.reading import Actions, Found, RunReader
 from etcd_actions.runs.run_record import RunRecord
 from etcd_actions.server.front.action_tree import ActionTree
-from etcd_actions.server.front.joined import Joined
+from etcd_actions.server.front.shared_reads import SharedReads
 from etcd_actions.server.streams import Stream, Streams
 
 Item = ActionUpdate | SnapshotEnd
@@ -35,13 +35,13 @@ _MOST_AT_ONCE: Final = 200
 
 
 class Follower:
-    """Follows for streams.
+    """Follows actions and runs for streams.
 
     Args:
-        client: Whose subscriptions; it should watch.
-        reader: Reads what changed.
+        client: Has the subscriptions; it should watch.
+        reader: Reads the changed actions.
         streams: The open streams.
-        keepalive: After so many seconds without a change what is known is told once more.
+        keepalive: Seconds of silence after which the last state is sent once more.
     """
 
     def __init__(
@@ -51,38 +51,35 @@ class Follower:
         self._reader = reader
         self._streams = streams
         self._keepalive = keepalive
-        self._found: Joined[Found] = Joined()
-        self._listings: Joined[Actions] = Joined()
+        self._found: SharedReads[Found] = SharedReads()
+        self._listings: SharedReads[Actions] = SharedReads()
 
-    async def action(self, wanted: ActionId) -> AsyncGenerator[Found]:
-        """An action, each time it has changed, up to its end.
+    async def action(self, action_id: ActionId) -> AsyncGenerator[Found]:
+        """The states of an action, up to its terminal state.
 
-        It ends without an error behind the end of the action, when the client is gone, and when
-        the service ends.
+        It ends without an error after the terminal state, when the client left, and when the
+        service ends.
 
         Raises:
             NotFound: There is no such action.
             Unavailable: Changes may be missing: follow again.
         """
-        wanted = ActionId(wanted.project, wanted.domain, wanted.run, wanted.name)
-        with self._streams.open() as stream:
-            # Before it is read, so that no change falls between.
-            async with self._client.subscribe(wanted) as updates:
-                try:
-                    found: Found | None = await self._read(wanted)
-                    while found is not None and not stream.is_over:
-                        self._streams.sent += 1
-                        yield found
-                        if _is_over(found):
-                            return
-                        found = await self._next(stream, updates, wanted, found)
-                finally:
-                    self._streams.conflated += updates.statistics().conflated
+        action_id = ActionId(action_id.project, action_id.domain, action_id.run, action_id.name)
+        # Subscribed before the action is read, so that no change is missed in between.
+        async with self._streams.follow(self._client.subscribe(action_id)) as (stream, updates):
+            found: Found | None = await self._read(action_id)
+            while found is not None and not stream.has_ended:
+                self._streams.sent += 1
+                yield found
+                if found.action is None or found.action.phase.is_terminal:
+                    # An action that has expired does not change.
+                    return
+                found = await self._next(stream, updates, action_id, found)
 
     async def _next(
-        self, stream: Stream, updates: Subscription[Item], wanted: ActionId, told: Found
+        self, stream: Stream, updates: Subscription[Item], action_id: ActionId, sent: Found
     ) -> Found | None:
-        """The action when it has changed, or once more; None when the stream is over."""
+        """The next state, or the last one after a silence; None at the end of the stream."""
         replaced = updates.replaced
         while True:
             try:
@@ -90,67 +87,64 @@ class Follower:
             except trio.EndOfChannel:
                 return None
             if item is None:
-                return None if stream.is_over else told
-            if not isinstance(item, ActionUpdate) or not _is(item, wanted):
+                return None if stream.has_ended else sent
+            if not isinstance(item, ActionUpdate) or not _is_of(item, action_id):
                 continue
-            if item.revision <= told.revision and updates.replaced == replaced:
+            if item.revision <= sent.revision and updates.replaced == replaced:
                 continue
             try:
-                found = await self._read(wanted)
+                found = await self._read(action_id)
             except NotFound:
                 if item.is_deleted:
-                    return _ended(told, item)
-                # It is gone since: the change that says so is on its way.
+                    return _ended(sent, item)
+                # It was deleted since: the update of that follows.
                 continue
-            if found.action is None and told.action is not None and not _has_end(found.record):
-                return _ended(told, item)
+            if found.action is None and sent.action is not None and not _has_end(found.record):
+                return _ended(sent, item)
             return found
 
     async def run(self, run: ActionId, tree: ActionTree) -> AsyncGenerator[list[EnrichedAction]]:
-        """All actions of a run, then each that has changed, several at once when it is many.
+        """All actions of a run, then the changed ones, several at once if there are many.
 
-        After a silence nothing is told once more. It ends without an error when the client is
-        gone, and when the service ends.
+        After a silence it returns no actions. It ends without an error when the client left, and
+        when the service ends.
 
         Args:
-            run: Which run.
-            tree: What is told; it is empty.
+            run: The run.
+            tree: The actions that were sent; empty.
 
         Raises:
             NotFound: There is no such run.
             Unavailable: Changes may be missing: follow again.
         """
         run = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
-        with self._streams.open() as stream:
-            async with self._client.subscribe_run(run, snapshot=False) as updates:
+        subscription = self._client.subscribe_run(run, snapshot=False)
+        async with self._streams.follow(subscription) as (stream, updates):
+            listing = await self._listings.get(run, lambda: self._reader.actions(run))
+            tree.put(listing.actions, listing.record)
+            replaced, revision = updates.replaced, listing.revision
+            del listing
+            everything = tree.keys()
+            for at in range(0, max(1, len(everything)), _MOST_AT_ONCE):
+                self._streams.sent += 1
+                yield tree.messages(everything[at : at + _MOST_AT_ONCE])
+            del everything
+            while not stream.has_ended:
                 try:
-                    listing = await self._listings.get(run, lambda: self._reader.actions(run))
-                    tree.put(listing.actions, listing.record)
-                    replaced, revision = updates.replaced, listing.revision
-                    del listing
-                    everything = tree.keys()
-                    for at in range(0, max(1, len(everything)), _MOST_AT_ONCE):
-                        self._streams.sent += 1
-                        yield tree.messages(everything[at : at + _MOST_AT_ONCE])
-                    del everything
-                    while not stream.is_over:
-                        try:
-                            items = await self._several(stream, updates)
-                        except trio.EndOfChannel:
-                            return
-                        if updates.replaced != replaced:
-                            replaced, revision = updates.replaced, 0
-                        if not items and not stream.is_over:
-                            yield []
-                        newer = [each for each in items if each.revision > revision]
-                        if newer and (changed := await self._changed(run, tree, newer)):
-                            self._streams.sent += 1
-                            yield tree.messages(changed)
-                finally:
-                    self._streams.conflated += updates.statistics().conflated
+                    items = await self._several(stream, updates)
+                except trio.EndOfChannel:
+                    return
+                if updates.replaced != replaced:
+                    replaced, revision = updates.replaced, 0
+                if not items and not stream.has_ended:
+                    yield []
+                newer = [each for each in items if each.revision > revision]
+                if newer and (changed := await self._changed(run, tree, newer)):
+                    self._streams.sent += 1
+                    yield tree.messages(changed)
 
     async def _several(self, stream: Stream, updates: Subscription[Item]) -> list[ActionUpdate]:
-        """What has changed; nothing after a silence, and when the stream is over."""
+        """The updates that are there; none after a silence, and at the end of the stream."""
         item = await stream.receive(updates, self._keepalive)
         if item is None:
             return []
@@ -168,10 +162,10 @@ class Follower:
         changed: set[bytes] = set()
         unread = []
         for each in updates:
-            if (known := tree.put_known(each.key, each.revision)) is None:
+            if (shared := tree.put_known(each.key, each.revision)) is None:
                 unread.append(each)
             else:
-                changed |= known
+                changed |= shared
         if not unread:
             return changed
         present = await self._reader.present((each.key for each in unread), run)
@@ -179,40 +173,34 @@ class Follower:
         changed |= tree.put(present, await self._reader.record(run) if has_root else None)
         return changed | tree.missing(unread, {action.key for action in present})
 
-    async def _read(self, wanted: ActionId) -> Found:
-        return await self._found.get(wanted, lambda: self._reader.action(wanted))
+    async def _read(self, action_id: ActionId) -> Found:
+        return await self._found.get(action_id, lambda: self._reader.action(action_id))
 
 
-def _is(update: ActionUpdate, wanted: ActionId) -> bool:
-    run = wanted.run
-    return canonical_name(run, update.action_id.name) == canonical_name(run, wanted.name)
-
-
-def _is_over(found: Found) -> bool:
-    # Of what has expired no more will be told.
-    return found.action is None or found.action.phase.is_terminal
+def _is_of(update: ActionUpdate, action_id: ActionId) -> bool:
+    run = action_id.run
+    return canonical_name(run, update.action_id.name) == canonical_name(run, action_id.name)
 
 
 def _has_end(record: RunRecord | None) -> bool:
-    return record is not None and record.status is not None and record.status.phase in _ENDS
+    return record is not None and record.status is not None and record.status.phase in _TERMINAL
 
 
-_ENDS: Final = frozenset(phase.value for phase in Phase if phase.is_terminal)
+_TERMINAL: Final = frozenset(phase.value for phase in Phase if phase.is_terminal)
 
 
-def _ended(told: Found, update: ActionUpdate) -> Found:
-    """An action whose object is gone before its end was told."""
-    assert told.action is not None
-    action = _with_end(told.action, update)
-    return told._replace(action=action, revision=update.revision)
+def _ended(sent: Found, update: ActionUpdate) -> Found:
+    """The terminal state of an action whose object was deleted before it was sent.
 
-
-def _with_end(action: StoredAction, update: ActionUpdate) -> StoredAction:
-    """An action as it ended; one that was deleted while it went on is aborted."""
+    An action that was deleted while it ran is aborted.
+    """
+    assert sent.action is not None
+    kv = sent.action.kv
     phase = update.phase if update.phase.is_terminal else Phase.ABORTED
-    tree = json.decode_tree(json.encode(action))
+    codec = codec_of(kv.value)
+    tree = codec.decode_tree(kv.value)
     write_phase(tree, phase, now=datetime.now(UTC), attempts=update.attempts, error=update.error)
-    ended = json.decode(json.encode_tree(tree))
-    return msgspec.structs.replace(
-        action, metadata=ended.metadata, status=ended.status, revision=update.revision
-    )
+    value = codec.encode_tree(tree)
+    kv = msgspec.structs.replace(kv, value=value, mod_revision=update.revision)
+    action = StoredAction.of(kv)
+    return sent._replace(action=action, revision=update.revision)

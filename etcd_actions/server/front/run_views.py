@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from flyteidl2.common import phase_pb2
 from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier, UserIdentifier
 from flyteidl2.common.identity_pb2 import EnrichedIdentity, User
 from flyteidl2.workflow import run_definition_pb2 as pb
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from etcd_actions.model import ROOT_ACTION
+from etcd_actions.server.front.attempt_messages import timestamp
 
 if TYPE_CHECKING:
+    from etcd_actions.runs.run_entry import RunEntry
     from etcd_actions.runs.run_record import RunRecord
 
 _MILLISECONDS: Final = 1000
 
 
-def run_identifier(record: RunRecord) -> RunIdentifier:
+def run_identifier(record: RunRecord | RunEntry) -> RunIdentifier:
     """Flyte's name of a run."""
     return RunIdentifier(
         org=record.org, project=record.project, domain=record.domain, name=record.name
@@ -27,7 +27,7 @@ def run_identifier(record: RunRecord) -> RunIdentifier:
 
 
 def root_metadata(record: RunRecord) -> pb.ActionMetadata:
-    """What a run's root is, besides how it goes."""
+    """The metadata of a run's root."""
     task = record.task
     metadata = pb.ActionMetadata(
         action_type=pb.ACTION_TYPE_TASK,
@@ -52,7 +52,7 @@ def root_metadata(record: RunRecord) -> pb.ActionMetadata:
 
 
 def root_status(record: RunRecord) -> pb.ActionStatus:
-    """How a run goes: one of which nothing was recorded yet is queued."""
+    """The status of a run's root; queued until a status is recorded."""
     status = record.status
     message = pb.ActionStatus(
         phase=phase_pb2.ACTION_PHASE_QUEUED, start_time=timestamp(record.created)
@@ -71,7 +71,7 @@ def root_status(record: RunRecord) -> pb.ActionStatus:
 
 
 def run_message(record: RunRecord) -> pb.Run:
-    """A run as lists show it, and as the answer to its creation."""
+    """A run as lists show it."""
     action = pb.Action(
         id=ActionIdentifier(run=run_identifier(record), name=ROOT_ACTION),
         metadata=root_metadata(record),
@@ -81,12 +81,5 @@ def run_message(record: RunRecord) -> pb.Run:
 
 
 def identity(subject: str) -> EnrichedIdentity:
-    """Whose token it was."""
+    """The identity of a token's subject."""
     return EnrichedIdentity(user=User(id=UserIdentifier(subject=subject)))
-
-
-def timestamp(time: datetime) -> Timestamp:
-    """A time that has a zone, as Flyte's messages have it."""
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message

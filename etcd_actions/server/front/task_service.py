@@ -1,4 +1,4 @@
-"""Flyte's TaskService: tasks that are deployed, and run by their names later."""
+"""Flyte's TaskService: tasks that are deployed, and run by name later."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Final
 
 import msgspec
 from connectrpc.code import Code
-from flyteidl2.common.identifier_pb2 import RunIdentifier
 from flyteidl2.task import task_definition_pb2 as definition
 from flyteidl2.task import task_service_pb2 as pb
 
@@ -22,7 +21,9 @@ from etcd_actions.runs.run_fields import phase_of
 from etcd_actions.runs.run_index import OfTask, RunIndex
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.error_codes import Refusal
-from etcd_actions.server.front.run_views import identity, timestamp
+from etcd_actions.server.front.attempt_messages import timestamp
+from etcd_actions.server.front.run_views import identity, run_identifier
+from etcd_actions.server.required import require
 
 _CREATED: Final = "created_at"
 
@@ -58,24 +59,17 @@ class TaskService:
     Args:
         registry: The deployed tasks.
         runs: All runs, for the latest one of a task.
-        caller: Says whose token the request at hand has; empty without one.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["TaskService"]
 
-    def __init__(
-        self, registry: Registry, runs: RunIndex, caller: Callable[[], str] = lambda: ""
-    ) -> None:
+    def __init__(self, registry: Registry, runs: RunIndex) -> None:
         self._registry = registry
         self._runs = runs
-        self._caller = caller
 
     async def deploy_task(self, request: pb.DeployTaskRequest) -> pb.DeployTaskResponse:
-        """Write a version of a task; the very same again is refused, and skipped by the SDK."""
-        if not request.HasField("task_id"):
-            raise InvalidArgument("task_id", "it is missing")
-        if not request.HasField("spec"):
-            raise InvalidArgument("spec", "it is missing")
+        """Store a version of a task; the same version again is refused, which the SDK ignores."""
+        require(request, "task_id", "spec")
         if request.triggers:
             raise Refusal(
                 Code.UNIMPLEMENTED,
@@ -86,20 +80,19 @@ class TaskService:
             task_id_of(request.task_id),
             request.spec,
             org=request.task_id.org,
-            deployed_by=self._caller(),
+            deployed_by=CALLER.get().subject,
         )
         return pb.DeployTaskResponse()
 
     async def get_task_details(
         self, request: pb.GetTaskDetailsRequest
     ) -> pb.GetTaskDetailsResponse:
-        """A version of a task with its spec; without a version the one deployed last."""
-        if not request.HasField("task_id"):
-            raise InvalidArgument("task_id", "it is missing")
-        wanted = task_id_of(request.task_id)
-        # Without a version the latest is meant.
-        msgspec.structs.replace(wanted, version=wanted.version or "latest").check()
-        record = await self._registry.get(wanted)
+        """A version of a task with its spec; by default the one that was deployed last."""
+        require(request, "task_id")
+        task_id = task_id_of(request.task_id)
+        # A missing version is allowed: it means the latest.
+        msgspec.structs.replace(task_id, version=task_id.version or "latest").check()
+        record = await self._registry.get(task_id)
         details = definition.TaskDetails(
             task_id=_identifier(record, request.task_id.org),
             metadata=_metadata(record),
@@ -108,7 +101,7 @@ class TaskService:
         return pb.GetTaskDetailsResponse(details=details)
 
     async def list_tasks(self, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
-        """Tasks, each in the latest of its versions that meet the filters."""
+        """Tasks, each in its latest version that meets the filters."""
         project, org = _scope(request)
         known = [each.SerializeToString(deterministic=True) for each in request.known_filters]
         query = parse(
@@ -122,37 +115,29 @@ class TaskService:
         index = self._registry.index
         await index.ready()
         await self._runs.ready()
-        totals = _Totals()
+        total = filtered = 0
 
         def latest() -> Iterator[Sequence[TaskHead]]:
+            nonlocal total, filtered
             for portion in index.portions(project):
-                totals.total += len(portion)
-                found = []
-                for versions in portion:
-                    meant = [each for each in query.select(versions) if is_meant(each)]
-                    if meant:
-                        found.append(max(meant, key=deployed_in_order))
-                totals.filtered += len(found)
+                total += len(portion)
+                meant = ([each for each in query.select(v) if is_meant(each)] for v in portion)
+                found = [max(versions, key=deployed_in_order) for versions in meant if versions]
+                filtered += len(found)
                 yield found
 
         page = await take_sorted(query, latest())
         return pb.ListTasksResponse(
             tasks=[self._task(each, org) for each in page.rows],
             token=page.token,
-            metadata=pb.ListTasksResponse.ListTasksMetadata(
-                total=totals.total, filtered_total=totals.filtered
-            ),
+            metadata=pb.ListTasksResponse.ListTasksMetadata(total=total, filtered_total=filtered),
         )
 
     async def list_versions(self, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
-        """The versions of a task, the one that was deployed last first unless asked otherwise."""
-        if not request.HasField("task_name"):
-            raise InvalidArgument("task_name", "it is missing")
-        asked = request.task_name
-        name = TaskNameKey(asked.project, asked.domain, asked.name)
-        for part, value in name._asdict().items():
-            if not value:
-                raise InvalidArgument(f"task_name.{part}", "it is missing")
+        """The versions of a task, by default the one that was deployed last first."""
+        require(request, "task_name")
+        require(request.task_name, *TaskNameKey._fields, where="task_name")
+        name = TaskNameKey(*(getattr(request.task_name, part) for part in TaskNameKey._fields))
         query: Query[TaskHead] = parse(
             request.request,
             VERSION_FIELDS,
@@ -189,23 +174,14 @@ def _version(head: TaskHead, latest: RunEntry | None) -> pb.ListVersionsResponse
     return version
 
 
-class _Totals:
-    """How many tasks a scope has, and how many of them meet the filters."""
-
-    def __init__(self) -> None:
-        self.total = self.filtered = 0
-
-
 def _scope(request: pb.ListTasksRequest) -> tuple[tuple[str, str] | None, str]:
-    """Project and domain, None for all; and the organisation as the client names it."""
+    """Project and domain, or None for all, and the organisation that the client named."""
     which = request.WhichOneof("scope_by")
     if which == "org":
         return None, request.org
     if which == "project_id":
         project = request.project_id
-        for part in ("name", "domain"):
-            if not getattr(project, part):
-                raise InvalidArgument(f"project_id.{part}", "it is missing")
+        require(project, "name", "domain", where="project_id")
         return (project.name, project.domain), project.organization
     raise InvalidArgument("scope_by", "it is missing: give one of org and project_id")
 
@@ -233,7 +209,7 @@ def _known_filters(request: pb.ListTasksRequest) -> Callable[[TaskHead], bool]:
 
 
 def _identity(head: TaskHead) -> str:
-    # No two have the same: a part that holds the separator is written with its escape.
+    # Unique: JSON escapes the separator in a part.
     return msgspec.json.encode([head.project, head.domain, head.name, head.version]).decode()
 
 
@@ -261,9 +237,7 @@ def _metadata(head: TaskHead) -> definition.TaskMetadata:
 
 def _latest_run(entry: RunEntry) -> definition.LatestRunSummary:
     return definition.LatestRunSummary(
-        run_id=RunIdentifier(
-            org=entry.org, project=entry.project, domain=entry.domain, name=entry.name
-        ),
+        run_id=run_identifier(entry),
         run_time=timestamp(moment(entry.created)),
         phase=phase_of(entry),
         root_task_name=entry.task.name,

@@ -133,7 +133,7 @@ async def test_streams_end_with_their_client_and_with_the_service(
                 server.drain()
                 await reading.ended()
                 assert reading.error is None
-            server._streams._draining = False
+            server._streams.is_draining = False
         assert server.statistics().calls.get(("WatchActions", "internal")) is None
 
 

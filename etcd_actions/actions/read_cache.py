@@ -27,7 +27,7 @@ OLDEST: Final = 60.0
 """Seconds since it was read or written: beyond them it is read anew."""
 
 
-class Seen:
+class ReadCache:
     """The objects that were seen last, of bounded number, size and age.
 
     Those used least go first.
@@ -56,7 +56,7 @@ class Seen:
         self._found.move_to_end(key)
         return kv
 
-    def keep(self, kv: KeyValue) -> None:
+    def put(self, kv: KeyValue) -> None:
         """Note what was read or written; what is too large is not kept."""
         self.forget(kv.key)
         if len(kv.value) > LARGEST:

@@ -1,4 +1,4 @@
-"""Log lines about what clients can cause as often as they like."""
+"""Log lines that clients can cause at any rate."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _EVERY = 60.0
 _log = structlog.get_logger(__name__)
 
 
-class Floods:
-    """Logs the first of each kind, and after that one a minute with the number left out.
+class LogLimits:
+    """Logs the first event of each kind, then one a minute with the number of omitted ones.
 
     Args:
-        flag: The listener that it is about.
+        flag: The name of the listener.
     """
 
     def __init__(self, flag: str) -> None:
         self._flag = flag
         self._kinds: dict[tuple[str, str], tuple[float, int]] = {}
 
-    def warn(self, event: str, reason: str, **details: object) -> None:
+    def report(self, event: str, reason: str, **details: object) -> None:
         """Log a warning, unless the same was logged lately. There are few events and reasons."""
         now = trio.current_time()
         at, left_out = self._kinds.get((event, reason), (float("-inf"), 0))

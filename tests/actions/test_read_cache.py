@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from etcd_actions.actions import seen as seen_module
+from etcd_actions.actions import read_cache
 from etcd_actions.actions.parents import Parents
-from etcd_actions.actions.seen import LARGEST, MOST, MOST_BYTES, OLDEST, Seen
+from etcd_actions.actions.read_cache import LARGEST, MOST, MOST_BYTES, OLDEST, ReadCache
 from etcd_actions.codecs import json
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyValue
@@ -19,41 +19,41 @@ def kv(key: bytes, size: int = 1, revision: int = 1) -> KeyValue:
 
 def test_what_was_seen_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """In number, in bytes, and in the size of one; what is used stays."""
-    seen = Seen()
-    seen.keep(kv(b"large", LARGEST + 1))
-    assert seen.get(b"large") is None
-    seen.keep(kv(b"used"))
+    cache = ReadCache()
+    cache.put(kv(b"large", LARGEST + 1))
+    assert cache.get(b"large") is None
+    cache.put(kv(b"used"))
     for number in range(MOST + 10):
-        seen.keep(kv(b"%d" % number))
-        seen.get(b"used")
-    assert len(seen) == MOST
-    assert seen.get(b"used") is not None
-    assert seen.get(b"10") is None
+        cache.put(kv(b"%d" % number))
+        cache.get(b"used")
+    assert len(cache) == MOST
+    assert cache.get(b"used") is not None
+    assert cache.get(b"10") is None
     for number in range(2 * MOST_BYTES // LARGEST):
-        seen.keep(kv(b"l%d" % number, LARGEST))
-    assert len(seen) == MOST_BYTES // LARGEST
-    seen.forget(b"l%d" % (2 * MOST_BYTES // LARGEST - 1))
-    seen.keep(kv(b"one more", LARGEST))
-    assert len(seen) == MOST_BYTES // LARGEST
-    monkeypatch.setattr(seen_module, "MOST", 1)
-    seen.keep(kv(b"alone"))
-    assert len(seen) == 1
-    seen.clear()
-    assert len(seen) == 0
+        cache.put(kv(b"l%d" % number, LARGEST))
+    assert len(cache) == MOST_BYTES // LARGEST
+    cache.forget(b"l%d" % (2 * MOST_BYTES // LARGEST - 1))
+    cache.put(kv(b"one more", LARGEST))
+    assert len(cache) == MOST_BYTES // LARGEST
+    monkeypatch.setattr(read_cache, "MOST", 1)
+    cache.put(kv(b"alone"))
+    assert len(cache) == 1
+    cache.clear()
+    assert len(cache) == 0
 
 
 def test_what_was_seen_long_ago_is_read_anew() -> None:
     """Though it was used meanwhile: a restored store may have other bytes at that revision."""
     now = 0.0
-    seen = Seen(clock=lambda: now)
-    seen.keep(kv(b"k"))
+    cache = ReadCache(clock=lambda: now)
+    cache.put(kv(b"k"))
     now = OLDEST
-    assert seen.get(b"k") is not None
+    assert cache.get(b"k") is not None
     now = OLDEST + 1
-    assert seen.get(b"k") is None
-    assert len(seen) == 0
-    seen.keep(kv(b"k"))
-    assert seen.get(b"k") is not None
+    assert cache.get(b"k") is None
+    assert len(cache) == 0
+    cache.put(kv(b"k"))
+    assert cache.get(b"k") is not None
 
 
 def test_a_parent_is_decoded_once_for_each_of_its_states() -> None:
@@ -72,10 +72,10 @@ def test_a_parent_is_decoded_once_for_each_of_its_states() -> None:
 
 def test_a_larger_state_replaces_what_was_seen_with_nothing() -> None:
     """Not with the smaller one before it, which is old."""
-    seen = Seen()
-    seen.keep(kv(b"k"))
-    seen.keep(kv(b"k", LARGEST + 1))
-    assert seen.get(b"k") is None
+    cache = ReadCache()
+    cache.put(kv(b"k"))
+    cache.put(kv(b"k", LARGEST + 1))
+    assert cache.get(b"k") is None
 
 
 def test_a_parent_is_guessed_again_when_it_rests() -> None:

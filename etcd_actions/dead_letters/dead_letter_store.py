@@ -20,8 +20,8 @@ import trio
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.retrying import retrying, seldom
-from etcd_actions.dead_letters import letter as form
-from etcd_actions.dead_letters.letter import RECORD, DeadLetter, Kept, LetterKeys
+from etcd_actions.dead_letters import dead_letter as form
+from etcd_actions.dead_letters.dead_letter import RECORD, DeadLetter, DeadLetterKeys, Kept
 from etcd_actions.errors import DecodeError, EtcdError, Unavailable
 from etcd_actions.etcd.api import (
     Compare,
@@ -40,7 +40,7 @@ from etcd_actions.model import ActionUpdate, Keyspace
 from etcd_actions.storage.store import Store
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
 
-MOST_LETTERS = 10_000
+MOST_DEAD_LETTERS = 10_000
 MOST_BYTES = 64 * 1024 * 1024
 """Of keys and values of all letters of one leader; etcd's quota is 2 GiB unless raised."""
 
@@ -54,15 +54,15 @@ class DeadLetterStatistics:
     """What a book holds and has done.
 
     Attributes:
-        letters: The open letters, unreadable ones too; empty while another process leads.
+        dead_letters: The dead letters, unreadable ones too; empty while another process leads.
         dropped: How many were deleted to make room for newer ones.
     """
 
-    letters: tuple[DeadLetter, ...]
+    dead_letters: tuple[DeadLetter, ...]
     dropped: int
 
 
-class LetterBook:
+class DeadLetterStore:
     """See the module's text. Its calls may be made from several tasks, one task an action.
 
     Args:
@@ -86,12 +86,12 @@ class LetterBook:
         owns: Callable[[bytes], bool],
         settings: ReflectorSettings,
         containment: Containment,
-        most: int = MOST_LETTERS,
+        most: int = MOST_DEAD_LETTERS,
         most_bytes: int = MOST_BYTES,
     ) -> None:
         self._etcd = etcd
         self._store = store
-        self._keys = LetterKeys(keys)
+        self._keys = DeadLetterKeys(keys)
         self._owns = owns
         self._settings = replace(settings, ranges=1, prev_kv=False)
         self._containment = containment
@@ -111,7 +111,9 @@ class LetterBook:
 
     def statistics(self) -> DeadLetterStatistics:
         """See :class:`DeadLetterStatistics`."""
-        return DeadLetterStatistics(letters=tuple(self._letters.values()), dropped=self._dropped)
+        return DeadLetterStatistics(
+            dead_letters=tuple(self._letters.values()), dropped=self._dropped
+        )
 
     @asynccontextmanager
     async def at_work(
@@ -188,6 +190,13 @@ class LetterBook:
         key = self._keys.key(update.key, update.action_id, what)
         while (before := self._letters.get(key)) is not None and before.request is None:
             await self._write(key, before, None)
+
+    async def has(self, update: ActionUpdate) -> bool:
+        """Whether a letter is about an action of this key and identity."""
+        if not self._loaded.is_set():
+            await self._loaded.wait()
+        keys = (self._keys.key(update.key, update.action_id, what) for what in form.CALLS)
+        return bool(self._letters) and any(key in self._letters for key in keys)
 
     async def carry(self, update: ActionUpdate, value: bytes | None) -> None:
         """Have a letter about a record say what the run service accepted of the action since.

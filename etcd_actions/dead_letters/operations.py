@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import trio
 
-from etcd_actions.dead_letters import letter as form
-from etcd_actions.dead_letters.letter import DeadLetter, LetterKeys, Request
+from etcd_actions.dead_letters import dead_letter as form
+from etcd_actions.dead_letters.dead_letter import DeadLetter, DeadLetterKeys, Request
 from etcd_actions.errors import FailedPrecondition
 from etcd_actions.etcd.api import Etcd, Get, KeyRange, RangeResult, Txn
 from etcd_actions.model import Keyspace
@@ -20,7 +20,7 @@ _AT_ONCE = 100
 _LOOK_EVERY = 0.2
 
 
-class LetterDesk:
+class DeadLetterOperations:
     """Reads letters, and asks the leader for another try.
 
     Args:
@@ -32,7 +32,7 @@ class LetterDesk:
     def __init__(self, etcd: Etcd, store: Store, keys: Keyspace) -> None:
         self._etcd = etcd
         self._store = store
-        self._letters = LetterKeys(keys)
+        self._letters = DeadLetterKeys(keys)
         self._elections = KeyRange.of_prefix(keys.elections)
 
     async def letters(self) -> list[DeadLetter]:

@@ -137,7 +137,7 @@ class Stored(
     state: bytes = b""
 
 
-class LetterKeys:
+class DeadLetterKeys:
     """The keys of the letters about one prefix.
 
     Args:
@@ -145,7 +145,7 @@ class LetterKeys:
     """
 
     def __init__(self, keys: Keyspace) -> None:
-        self.prefix = keys.letters
+        self.prefix = keys.dead_letters
         self._roots = ((b"actions/", keys.prefix), (b"traces/", keys.traces))
 
     def key(self, object_key: bytes, action_id: ActionId, what: str) -> bytes:
@@ -180,7 +180,7 @@ class LetterKeys:
         raise DecodeError("its key is no dead letter's", key=letter_key)
 
 
-def read(keys: LetterKeys, kv: KeyValue) -> DeadLetter:
+def read(keys: DeadLetterKeys, kv: KeyValue) -> DeadLetter:
     """What a key says. Never fails: what cannot be read says so."""
     letter = DeadLetter(
         letter_key=kv.key,
@@ -218,9 +218,9 @@ def read(keys: LetterKeys, kv: KeyValue) -> DeadLetter:
         return msgspec.structs.replace(letter, unreadable=reason)
 
 
-def read_letters(keys: Keyspace, kvs: Iterable[KeyValue]) -> list[DeadLetter]:
+def read_dead_letters(keys: Keyspace, kvs: Iterable[KeyValue]) -> list[DeadLetter]:
     """What some of the letters' keys say, what cannot be read too."""
-    letters = LetterKeys(keys)
+    letters = DeadLetterKeys(keys)
     return [read(letters, kv) for kv in kvs]
 
 

@@ -1,4 +1,4 @@
-"""Where a client is among the frames of HTTP/2, without a look at what they mean."""
+"""Counts a client's HTTP/2 frames, and detects an incomplete one, before h2 parses them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 _PREFACE: Final = 24
 _HEADER: Final = 9
-# What an endpoint takes that says nothing else in its settings.
+# The largest frame without another setting.
 _MOST_BYTES: Final = 2**14
 _HEADERS, _SETTINGS, _CONTINUATION = 1, 4, 9
 _ACK: Final = 1
@@ -18,10 +18,10 @@ class Frames:
     """Follows the bytes of a client, from the preface on.
 
     Attributes:
-        is_too_large: Whether a frame is larger than it may be. h2 finds out at the frame's end,
+        is_too_large: Whether a frame is larger than allowed. h2 detects that at the frame's end,
             and keeps its 16 MiB until then.
-        settings: How many settings came, of which an empty frame counts as one.
-        frames_of_settings: How many frames of them.
+        settings: The number of settings; an empty frame counts as one.
+        frames_of_settings: The number of SETTINGS frames.
     """
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class Frames:
 
     @property
     def is_partial(self) -> bool:
-        """Whether a frame, or the headers of a request, have begun and not ended."""
+        """Whether a frame, or the headers of a request, are incomplete."""
         return bool(self._skip or self._header or self._in_headers)
 
     def feed(self, data: bytes) -> None:
-        """Take what came."""
+        """Add bytes."""
         at, end = 0, len(data)
         while at < end:
             if self._skip:
@@ -46,9 +46,9 @@ class Frames:
                 self._skip -= skipped
                 at += skipped
                 continue
-            wanted = _HEADER - len(self._header)
-            self._header += data[at : at + wanted]
-            at = min(end, at + wanted)
+            missing = _HEADER - len(self._header)
+            self._header += data[at : at + missing]
+            at = min(end, at + missing)
             if len(self._header) == _HEADER:
                 self._skip = int.from_bytes(self._header[:3], "big")
                 self.is_too_large |= self._skip > _MOST_BYTES

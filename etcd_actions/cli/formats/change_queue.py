@@ -1,4 +1,4 @@
-"""What a reflector has given out and an output has yet to take."""
+"""The queue between a reflector and an output."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import trio
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.watch import Change
 
-# Above either the reader waits: whoever takes our output is slower than etcd.
+# Above either the reflector waits: the output is slower than etcd.
 _MOST_PENDING = 20_000
 _MOST_PENDING_BYTES = 64 * 1024 * 1024
-# Seconds between warnings that the output is slow.
-_TOLD_FOR = 60.0
-# Taken in one go: enough to be cheap, few enough to let others run.
+# Seconds between warnings about a slow output.
+_WARNING_INTERVAL = 60.0
+# Items popped at a time: enough to be cheap, few enough to let other tasks run.
 _BATCH = 500
 
 _log = structlog.get_logger(__name__)
 
 
-class Feed:
-    """What the reflector has given out and nobody has written yet, in order.
+class ChangeQueue:
+    """The changes that the reflector delivered and the output has not written, in order.
 
-    It is the reflector's sink and, for the moment of the first list's end, its task
-    status: a mark in the queue keeps SYNCED in its place.
+    It is the reflector's sink and, for the end of the first list, its task status: an item in
+    the queue keeps SYNCED in order.
     """
 
     def __init__(self) -> None:
         self._pending: deque[Change | SyncedRow] = deque()
         self._bytes = 0
         self._closed = False
-        self._told_until = -math.inf
+        self._next_warning = -math.inf
         self._filled = trio.Event()
-        self._room = trio.Event()
+        self._capacity = trio.Event()
 
     def dispatch(self, changes: Sequence[Change], /) -> None:
         """Queue changes."""
@@ -45,40 +45,40 @@ class Feed:
         self._filled.set()
 
     def started(self, value: int | None = None) -> None:
-        """The first list was given out, of revision ``value``."""
+        """Queue the end of the first list, of revision ``value``."""
         self._pending.append(SyncedRow(value or 0))
         self._filled.set()
 
     async def wait_list_room(self) -> None:
-        """Return when there is room for another page of a list."""
+        """Return when there is capacity for another page of a list."""
         await self.wait_stream_room()
 
     async def wait_stream_room(self) -> None:
-        """Return at once, or when there is room again."""
-        if self._is_full() and trio.current_time() > self._told_until:
+        """Return when there is capacity."""
+        if self._is_full() and trio.current_time() > self._next_warning:
             _log.warning("output_too_slow", pending=len(self._pending))
-            self._told_until = trio.current_time() + _TOLD_FOR
+            self._next_warning = trio.current_time() + _WARNING_INTERVAL
         while self._is_full():
-            # Several may wait: a list and the stream.
-            if self._room.is_set():
-                self._room = trio.Event()
-            await self._room.wait()
+            # A list and the stream can wait at the same time.
+            if self._capacity.is_set():
+                self._capacity = trio.Event()
+            await self._capacity.wait()
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """End the queue after the changes that it has."""
         self._closed = True
         self._filled.set()
 
-    async def take(self) -> list[Change | SyncedRow]:
-        """The next ones, some hundred at most; empty at the end."""
+    async def pop(self) -> list[Change | SyncedRow]:
+        """The next items, some hundred at most; empty at the end."""
         while not self._pending and not self._closed:
             self._filled = trio.Event()
             await self._filled.wait()
-        taken = [self._pending.popleft() for _ in range(min(_BATCH, len(self._pending)))]
-        self._bytes -= sum(map(_size, taken))
+        items = [self._pending.popleft() for _ in range(min(_BATCH, len(self._pending)))]
+        self._bytes -= sum(map(_size, items))
         if not self._is_full():
-            self._room.set()
-        return taken
+            self._capacity.set()
+        return items
 
     def _is_full(self) -> bool:
         return len(self._pending) > _MOST_PENDING or self._bytes > _MOST_PENDING_BYTES

@@ -1,0 +1,108 @@
+"""The endpoint that the SDK of ``submit`` calls: the service, or a front door of our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import trio
+
+from etcd_actions.blobs import BlobStore, open_blob_store
+from etcd_actions.cli.backends import Backend, EtcdBackend, open_backend, open_client
+from etcd_actions.cli.options import CommonOptions
+from etcd_actions.config import Config, settings
+from etcd_actions.embedded.data_directory import default_data_dir
+from etcd_actions.errors import ConfigError
+from etcd_actions.web import Bind
+
+if TYPE_CHECKING:
+    from etcd_actions.etcd.endpoints import Endpoint
+
+_ROOT = 0
+_KEEPALIVE = 30.0
+
+
+class RunEndpoint(NamedTuple):
+    """Where runs are created: the backend for the run, and the SDK's connection to it."""
+
+    backend: Backend
+    connection: dict[str, Any]
+
+
+@asynccontextmanager
+async def open_run_endpoint(
+    common: CommonOptions, output_base: str | None
+) -> AsyncIterator[RunEndpoint]:
+    """The service that the settings name, else services of our own on their etcd.
+
+    Our own listen on the loopback interface, for this user, while the context is open.
+
+    Args:
+        common: The settings.
+        output_base: Where the outputs of the run are stored, and with our own services its
+            inputs; None for the blob store.
+
+    Raises:
+        ConfigError: There is no store for the files of runs, or a token cannot be sent.
+        EtcdError: etcd does not respond.
+    """
+    config = common.config
+    service = config[settings.SERVICE]
+    if service is not None:
+        connection = _connection(config, service)
+        async with open_backend(common) as backend:
+            yield RunEndpoint(backend, connection)
+        return
+    store = await trio.to_thread.run_sync(_store, config, output_base)
+    from etcd_actions.server import ServerSettings, open_actions_server  # noqa: PLC0415
+    from etcd_actions.server.front import Front  # noqa: PLC0415
+
+    served = ServerSettings(
+        bind=Bind("127.0.0.1", 0), rate=0, users=frozenset({os.geteuid(), _ROOT})
+    )
+    async with open_client(common) as client:
+        # Checked before the SDK starts, which takes seconds and cannot name the etcd.
+        await client.store.get(client.keys.runs)
+        front = Front(client=client, keepalive=_KEEPALIVE, blobs=store, reads_local_files=True)
+        async with open_actions_server(client, served, front=front, announce=False) as server:
+            connection = {"endpoint": f"http://{server.address}", "insecure": True}
+            yield RunEndpoint(EtcdBackend(client), connection)
+
+
+def _connection(config: Config, service: Endpoint) -> dict[str, Any]:
+    cacert, token_file = config[settings.SERVICE_CACERT], config[settings.SERVICE_TOKEN_FILE]
+    if not service.encrypted and cacert is None:
+        if token_file is not None:
+            raise ConfigError(
+                f"{settings.SERVICE_TOKEN_FILE.flag}: the SDK sends no token without TLS: use TLS "
+                f"in the service, and write https:// before {settings.SERVICE.flag} {service}"
+            )
+        return {"endpoint": f"http://{service}", "insecure": True}
+    connection: dict[str, Any] = {"endpoint": f"https://{service}"}
+    if cacert is not None:
+        connection["ca_cert_file_path"] = str(cacert.absolute())
+    if token_file is not None:
+        connection["auth_type"] = "ExternalCommand"
+        connection["command"] = ["cat", str(token_file.absolute())]
+    return connection
+
+
+def _store(config: Config, output_base: str | None) -> BlobStore:
+    where: Path | str | None = output_base or config[settings.BLOB_DIR]
+    flag = "--output-base" if output_base else settings.BLOB_DIR.flag
+    try:
+        where = default_data_dir().with_name("blobs") if where is None else where
+        if isinstance(where, Path) or output_base:
+            where = Path(where).expanduser().absolute()
+    except (ConfigError, OSError, RuntimeError):
+        raise ConfigError(
+            "there is no default directory for the run's files, as this user has no home "
+            "directory, or it cannot be found: give one with --output-base, or set HOME"
+        ) from None
+    try:
+        return open_blob_store(where)
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from None

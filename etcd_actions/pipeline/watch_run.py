@@ -1,0 +1,209 @@
+"""One start of the watch: list, watch, record while this process leads, and drain at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.retrying import retrying, seldom
+from etcd_actions.errors import EtcdError, Unavailable, first_error
+from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.follow import Handler, Index, SetAside
+from etcd_actions.pipeline.recording import Recording
+from etcd_actions.pipeline.watching_settings import WatchingSettings
+from etcd_actions.watch import Reflector
+
+_BACKOFF = Backoff(initial=0.1, cap=5.0)
+_RESTARTS = Backoff(initial=0.2, cap=30.0)
+_WATCH = "the watch"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchParts:
+    """What each start of the watch of one processor uses.
+
+    Attributes:
+        etcd: The connection.
+        keys: The ranges to watch: of actions, and of traces.
+        likely_prefix: What most keys begin with.
+        index: The facts of the keys.
+        handler: Handles the changes. What it has put off outlives a stop: an end among that may
+            be in no list any more.
+        set_aside: The values that cannot be decoded.
+        recording: The outbox and the leader; None in a process that only serves subscribers.
+        settings: See :class:`WatchingSettings`.
+        containment: Counts unexpected failures.
+        on_replaced: Called when the store turns out to be another one.
+    """
+
+    etcd: Etcd
+    keys: tuple[KeyRange, KeyRange]
+    likely_prefix: bytes
+    index: Index
+    handler: Handler
+    set_aside: SetAside
+    recording: Recording | None
+    settings: WatchingSettings
+    containment: Containment
+    on_replaced: Callable[[], None]
+
+
+class WatchRun:
+    """See the module's text.
+
+    Args:
+        parts: What it uses.
+        before: The reflector of the run before, where there was one.
+
+    Attributes:
+        reflector: The newest one, of this run or the one before.
+        is_watching: Whether the first list was delivered, and the run has not ended.
+        is_stopping: Whether :meth:`stop` was called.
+        ended: Set at the end.
+    """
+
+    def __init__(self, parts: WatchParts, before: Reflector | None) -> None:
+        self.reflector = before
+        self.is_watching = False
+        self.is_stopping = False
+        self.ended = trio.Event()
+        self._parts = parts
+        self._grace = parts.settings.grace
+        self._intake: trio.CancelScope | None = None
+
+    def stop(self, grace: float) -> None:
+        """Take in no more changes, and end within ``grace`` seconds after that."""
+        self._grace = grace
+        self.is_stopping = True
+        if self._intake is not None:
+            self._intake.cancel("stop_watching")
+
+    def done_up_to(self) -> int:
+        """Every change up to this revision was handled; 0 for none."""
+        put_off = self._parts.handler.oldest_delete
+        revision = self.reflector.revision if self.reflector else 0
+        return revision if put_off is None else min(revision, put_off - 1)
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Watch until stopped; after an unexpected failure start again, with a delay.
+
+        It counts as started once the first list was delivered, or when it was stopped before.
+
+        Raises:
+            PermissionDenied, Unauthenticated, InvalidRequest: etcd refused the first list.
+        """
+        containment = self._parts.containment
+        refusal: EtcdError | None = None
+        failures = 0
+        try:
+            while True:
+                started_at = trio.current_time()
+                with containment.unit("task", _WATCH, parks=True) as unit:
+                    refusal = await self._watch(task_status)
+                if not unit.failed or self.is_stopping:
+                    break
+                lived = trio.current_time() - started_at > _RESTARTS.cap
+                failures = 1 if lived else failures + 1
+                with self._until_stopped():
+                    await trio.sleep(_RESTARTS.delay(failures))
+            if refusal is None and not self.is_watching:
+                task_status.started()
+        finally:
+            containment.forget("task", _WATCH)
+            self.is_watching = False
+            self.ended.set()
+        if refusal is not None:
+            raise refusal
+
+    async def _watch(self, task_status: trio.TaskStatus[None]) -> EtcdError | None:
+        """List and watch until stopped; returns why etcd refused the first list, if it did."""
+        parts, keep, recording = self._parts, self._parts.containment.keep, self._parts.recording
+        # The list finds what is still undecodable.
+        parts.set_aside.begin_again()
+        try:
+            with self._until_stopped() as intake:
+                start_revision = await self._start_revision()
+            if intake.cancelled_caught:
+                return None
+            reflector = self.reflector = self._new_reflector(start_revision)
+            standing = recording.leader.standing(self.done_up_to) if recording else nullcontext()
+            async with standing, trio.open_nursery() as nursery:
+                nursery.start_soon(keep, "task", "the handlers", parts.handler.retry)
+                nursery.start_soon(parts.containment.heal_later, "task", _WATCH)
+                with self._until_stopped():
+                    async with trio.open_nursery() as taking_in:
+                        await taking_in.start(reflector.run)
+                        if not self.is_watching:
+                            self.is_watching = True
+                            task_status.started()
+                await self._drain()
+                nursery.cancel_scope.cancel("the watch was stopped")
+        except* EtcdError as group:
+            refusal = first_error(group)
+        else:
+            return None
+        if self.is_watching:
+            # Only the first list can be refused.
+            raise refusal
+        return refusal
+
+    def _new_reflector(self, start_revision: int) -> Reflector:
+        parts = self._parts
+        reflector = Reflector(
+            parts.etcd,
+            parts.keys,
+            parts.handler,
+            known=parts.index,
+            start_revision=start_revision,
+            merge=parts.handler.latest,
+            on_replaced=parts.on_replaced,
+            likely_prefix=parts.likely_prefix,
+            settings=parts.settings.reflector,
+            containment=parts.containment,
+        )
+        parts.index.watched_by(reflector)
+        return reflector
+
+    async def _start_revision(self) -> int:
+        """Where the first list is made, so that what was deleted since is seen as it ended."""
+        parts = self._parts
+        if self.reflector is not None and (revision := self.reflector.revision):
+            return revision
+        if parts.recording is None or not parts.settings.elect:
+            return 0
+        revision = 0
+        async for attempt in retrying(_BACKOFF, on=Unavailable, report=seldom(_log, "watch_lost")):
+            with attempt:
+                # The error of a missing permission to read the actions has precedence.
+                await parts.etcd.range(parts.keys[0], limit=1, keys_only=True)
+                revision = await parts.recording.leader.start_at()
+        return revision
+
+    async def _drain(self) -> None:
+        """Finish what was taken in, within the grace; what is left is logged."""
+        handler, recording = self._parts.handler, self._parts.recording
+        with trio.move_on_after(self._grace) as scope:
+            await handler.wait_idle()
+            if recording:
+                await recording.outbox.wait_idle()
+        if not scope.cancelled_caught:
+            return
+        queue = recording.outbox.statistics().queue if recording else None
+        handlers, reports = handler.statistics().keys, queue.keys if queue else 0
+        if handlers or reports:
+            _log.warning("stopped_with_unfinished_work", handlers=handlers, outbox=reports)
+
+    @contextmanager
+    def _until_stopped(self) -> Iterator[trio.CancelScope]:
+        with trio.CancelScope() as self._intake:
+            if self.is_stopping:
+                self._intake.cancel("stop_watching")
+            yield self._intake

@@ -1,0 +1,133 @@
+"""What the leader does for an action whose object was deleted, or whose deletion was requested."""
+
+from __future__ import annotations
+
+import trio
+
+from etcd_actions.actions.abort import Aborter
+from etcd_actions.actions.orphans import OrphanCollector
+from etcd_actions.codecs import codec_of
+from etcd_actions.errors import DecodeError
+from etcd_actions.etcd.api import KeyValue
+from etcd_actions.follow import Index
+from etcd_actions.model import ActionUpdate, Incarnation, Keyspace, parse_key
+from etcd_actions.record.deferred_reports import DeferredReports
+from etcd_actions.record.reporter import Reporter
+from etcd_actions.storage.store import Store
+from etcd_actions.watch import Change
+
+
+class Deletions:
+    """See the module's text.
+
+    Args:
+        index: Has the deletions that are still to be reported.
+        store: Reads objects.
+        keys: Where objects are.
+        aborter: Ends what is to be deleted.
+        orphans: Collects the children.
+        reporter: Reports to the run service.
+        deferred: Has what is to be reported again.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        store: Store,
+        keys: Keyspace,
+        *,
+        aborter: Aborter,
+        orphans: OrphanCollector,
+        reporter: Reporter,
+        deferred: DeferredReports,
+    ) -> None:
+        self._index = index
+        self._store = store
+        self._keys = keys
+        self._aborter = aborter
+        self._orphans = orphans
+        self._reporter = reporter
+        self._deferred = deferred
+        # Deleted by their mark: all of them is reported.
+        self._by_mark: set[Incarnation] = set()
+        # Keys of which a deletion from before the term was reported.
+        self._late: set[bytes] = set()
+
+    def start(self) -> None:
+        """A term starts: other leaders may have reported since."""
+        self._late.clear()
+
+    async def on_requested(self, seen: KeyValue) -> bool:
+        """End an action whose deletion is requested, where only our finalizer remains.
+
+        Returns:
+            Whether the action was ended here: its terminal state comes by the watch.
+        """
+        return await self._aborter.deletion_asked(seen)
+
+    def by_mark(self, incarnation: Incarnation) -> None:
+        """The mark deleted the object."""
+        self._by_mark.add(incarnation)
+
+    def supersede(self, deferred: ActionUpdate) -> None:
+        """A newer state of the key is handled: a deferred deletion is not reported again."""
+        self._by_mark.discard(deferred.incarnation)
+        self._index.forget_deletion(deferred.key, deferred.revision)
+
+    async def report(self, change: Change, update: ActionUpdate) -> bool:
+        """Report a deletion, where that is needed, and handle what the action leaves behind.
+
+        Returns:
+            Whether it is done; False where it is deferred.
+
+        Raises:
+            EtcdActionsError: It is to be called again.
+        """
+        key = update.key
+        is_trace = key.startswith(self._keys.traces)
+        needed = not is_trace and self._is_reportable(update)
+        if needed and change.mod_revision < self._reporter.calls.term_revision:
+            needed = not await self._is_replaced(update)
+            if needed:
+                self._late.add(key)
+        started = trio.current_time()
+        accepted = needed and await self._reporter.report(update, None, None)
+        await self._reporter.dead_letters.carry(update, None)
+        if not is_trace and self._has_its_key(update):
+            await self._orphans.owner_gone(update)
+            await self._aborter.action_gone(update.action_id, update.namespace)
+        if accepted and started < (until := self._reporter.uncertain_until(key)):
+            self._deferred.put(change, until)
+            return False
+        return True
+
+    def done(self, update: ActionUpdate) -> None:
+        """Nothing is left to do for a deletion."""
+        self._by_mark.discard(update.incarnation)
+        self._index.forget_deletion(update.key, update.revision)
+
+    def _is_reportable(self, update: ActionUpdate) -> bool:
+        reported = update.recorded or update.incarnation in self._by_mark
+        # Where an earlier object's deletion was reported late, this one has to be the last report.
+        if reported and update.key not in self._late:
+            return False
+        return self._reporter.is_reportable(update.phase, True)
+
+    async def _is_replaced(self, deleted: ActionUpdate) -> bool:
+        """Whether the action was created again: another leader may have reported all of that."""
+        kv = await self._store.get(deleted.key)
+        if kv is None:
+            return False
+        try:
+            action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
+        except DecodeError:
+            return False
+        return action.action_id == deleted.action_id
+
+    def _has_its_key(self, update: ActionUpdate) -> bool:
+        """Whether it was below its own key: one that was not has left nothing behind."""
+        try:
+            _, name = parse_key(self._keys.prefix, update.key)
+        except DecodeError:
+            return False
+        return name == update.action_id.object_name

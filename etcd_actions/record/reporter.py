@@ -1,0 +1,356 @@
+"""Calls to the run service about one action: its record, its status, and what was rejected.
+
+A call that the run service rejects for good becomes a dead letter, which is in etcd before anything
+is marked; every other failure is raised, and the outbox repeats the call after a back-off. An
+action is recorded once an incarnation, before its first status.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import msgspec
+import structlog
+import trio
+
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.histogram import Distribution, Histogram
+from etcd_actions._internal.tracing import span
+from etcd_actions.codecs import codec_of
+from etcd_actions.dead_letters import DeadLetterStore
+from etcd_actions.errors import RunServiceActionUnknown, RunServiceError, RunServiceRejected
+from etcd_actions.etcd.term import Term
+from etcd_actions.model import (
+    ACTION_TYPE_TRACE,
+    ActionObject,
+    ActionUpdate,
+    Incarnation,
+    Keyspace,
+    Phase,
+    task_action_name,
+)
+from etcd_actions.record.leader_calls import LeaderCalls, LeaseTooShort
+from etcd_actions.run_service import RunService
+from etcd_actions.run_service.protocol import (
+    MarkCompanions,
+)
+
+BEFORE_RUNNING = (
+    Phase.UNSPECIFIED,
+    Phase.QUEUED,
+    Phase.WAITING_FOR_RESOURCES,
+    Phase.INITIALIZING,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallStatistics:
+    """Calls to the run service so far, each by ``record`` and ``status``.
+
+    Attributes:
+        reported: Number of calls that it accepted.
+        rejected: Number of calls that it never will accept.
+        failed: Number of calls that failed and are repeated.
+        interrupted: Number of calls that ended with the time of the lease, and are repeated.
+        call_times: How long calls took, with every outcome.
+    """
+
+    reported: dict[str, int]
+    rejected: dict[str, int]
+    failed: dict[str, int]
+    interrupted: dict[str, int]
+    call_times: dict[str, Distribution]
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self.reported: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.interrupted: Counter[str] = Counter()
+        self.call_times = {"record": Histogram(), "status": Histogram()}
+
+
+class Reporter:
+    """See the module's text. Its calls may be made from several tasks, one task an action.
+
+    Args:
+        run_service: Receives the reports.
+        dead_letters: Stores what was rejected.
+        keys: Where objects are.
+        containment: Counts unexpected failures.
+
+    Attributes:
+        calls: When calls may be made.
+        dead_letters: See above.
+    """
+
+    def __init__(
+        self,
+        run_service: RunService,
+        dead_letters: DeadLetterStore,
+        keys: Keyspace,
+        containment: Containment,
+    ) -> None:
+        self.calls = LeaderCalls()
+        self.dead_letters = dead_letters
+        self._run_service = run_service
+        self._prefix = keys.prefix
+        self._containment = containment
+        self._counts = _Counts()
+        self._introduced: dict[bytes, Incarnation] = {}
+        self._with_children: set[bytes] = set()
+
+    def statistics(self) -> CallStatistics:
+        """See :class:`CallStatistics`."""
+        counts = self._counts
+        return CallStatistics(
+            reported=dict(counts.reported),
+            rejected=dict(counts.rejected),
+            failed=dict(counts.failed),
+            interrupted=dict(counts.interrupted),
+            call_times={what: times.read() for what, times in counts.call_times.items()},
+        )
+
+    def start(self, term: Term | None, hold_until: float) -> None:
+        """Make calls in this term from now on; see :meth:`LeaderCalls.start`."""
+        if self._run_service.keeps_order:
+            # A late call changes nothing, so it needs no lease, and nothing older is waited for.
+            term, hold_until = None, -math.inf
+        self.calls.start(term, hold_until)
+
+    def uncertain_until(self, key: bytes) -> float:
+        """Until when an earlier call about an action may still land, on trio's clock."""
+        return max(self.calls.hold_until, self._run_service.unsettled_until(key))
+
+    def is_reportable(self, phase: Phase, deleted: bool) -> bool:
+        """Whether the run service accepts a state; where it cannot say it gets the report."""
+        try:
+            return self._run_service.accepts(phase, deleted)
+        except BaseException as error:
+            self._containment.caught("run_service", "accepts", error)
+            return True
+
+    def incarnation(self, update: ActionUpdate) -> Incarnation:
+        """That of an update; the object that is remembered, where that is equal."""
+        known = self._introduced.get(update.key)
+        return known if known == update.incarnation else update.incarnation
+
+    def is_first(self, update: ActionUpdate) -> bool:
+        """Whether nothing was reported of this incarnation."""
+        return self._introduced.get(update.key) != update.incarnation
+
+    def introduce_again(self, key: bytes) -> None:
+        """Report the record again before the next status."""
+        self._introduced.pop(key, None)
+
+    def forget(self, key: bytes) -> None:
+        """The action is deleted."""
+        self._introduced.pop(key, None)
+        self._with_children.discard(key)
+
+    def parent_key(self, child: ActionUpdate) -> bytes:
+        """The key of an action's parent."""
+        name = task_action_name(child.action_id.run, child.parent)
+        return self._prefix + f"{child.namespace}/{name}".encode(errors="replace")
+
+    def add_child(self, parent: bytes) -> bool:
+        """Report an action as RUNNING while it is queued; False where that is known."""
+        if parent in self._with_children:
+            return False
+        self._with_children.add(parent)
+        return True
+
+    async def mark_companions(
+        self, update: ActionUpdate, action: ActionObject
+    ) -> MarkCompanions | None:
+        """What the run service stores in the transaction of the mark.
+
+        None where it has no such form, rejects the state, or a dead letter is about the action:
+        then the state is reported.
+        """
+        try:
+            companions = self._run_service.mark_companions(update, action)
+        except RunServiceRejected:
+            return None
+        if companions is None or await self.dead_letters.has(update):
+            return None
+        return companions
+
+    async def report(
+        self,
+        update: ActionUpdate,
+        action: ActionObject | None,
+        value: bytes | None,
+        companions: MarkCompanions | None = None,
+    ) -> bool:
+        """Report a state, and before the first one the record; whether it was accepted.
+
+        Args:
+            update: The state.
+            action: The stored object; None where it is deleted.
+            value: Its bytes, likewise.
+            companions: What is stored with the mark instead. It is stored apart at once where
+                another run service does not accept the state: none waits for the other.
+        """
+        if companions is None:
+            return await self._report(update, action, value, self._run_service)
+        try:
+            accepted = await self._report(update, action, value, companions.others)
+        except RunServiceError:
+            await companions.write()
+            raise
+        if not accepted:
+            await companions.write()
+        return accepted
+
+    async def _report(
+        self,
+        update: ActionUpdate,
+        action: ActionObject | None,
+        value: bytes | None,
+        run_service: RunService | None,
+    ) -> bool:
+        first = self.is_first(update)
+        if run_service is None:
+            self._introduced[update.key] = update.incarnation
+            accepted = True
+        elif update.action_type == ACTION_TYPE_TRACE:
+            # A trace that is recorded again may have another state. Flyte's run service takes
+            # each trace that is recorded for one that succeeded.
+            accepted = await self._record(update, action, value)
+            if accepted and update.phase is not Phase.SUCCEEDED:
+                accepted = await self._status(update, action, value, run_service)
+            return accepted
+        else:
+            recorded = None
+            if first:
+                recorded = await self._record(update, action, value)
+                self._introduced[update.key] = update.incarnation
+            if update.key in self._with_children and update.phase in BEFORE_RUNNING:
+                update = msgspec.structs.replace(update, phase=Phase.RUNNING)
+            accepted = update.phase is Phase.UNSPECIFIED or await self._known_status(
+                update, action, value, run_service, recorded
+            )
+        if update.phase.is_terminal or update.is_deleted:
+            self._with_children.discard(update.key)
+        return accepted
+
+    async def _known_status(
+        self,
+        update: ActionUpdate,
+        action: ActionObject | None,
+        value: bytes | None,
+        run_service: RunService,
+        recorded: bool | None,
+    ) -> bool:
+        """Report a status; where the run service does not know the action, record that first.
+
+        Once a try: the back-off decides what follows. Without a record it stays unknown.
+        ``recorded`` is whether a record was accepted just now; None where none was reported.
+        """
+        try:
+            return await self._status(update, action, value, run_service)
+        except RunServiceActionUnknown as error:
+            # The next try starts with the record.
+            self.introduce_again(update.key)
+            if recorded:
+                raise
+            if recorded is None and await self._record(update, action, value):
+                return await self._status(update, action, value, run_service)
+            self._introduced[update.key] = update.incarnation
+            await self.reject("status", update, value, error)
+            return False
+
+    async def report_dead_letters(self, key: bytes, requests: frozenset[str]) -> None:
+        """Report again what the dead letters about an object keep that is deleted, or another's."""
+        introduced = self._introduced.pop(key, None)
+        for kept in await self.dead_letters.kept(key, requests):
+            action = (
+                None if kept.value is None else codec_of(kept.value).decode(kept.value, key=key)
+            )
+            await self.report(kept.update, action, kept.value)
+            self.introduce_again(key)
+            await self.dead_letters.settle(kept.update, requests)
+        if introduced is not None:
+            self._introduced[key] = introduced
+
+    async def _record(
+        self, update: ActionUpdate, action: ActionObject | None, value: bytes | None
+    ) -> bool:
+        call = partial(self._run_service.record_action, update, action)
+        return await self._call("record", call, update, value)
+
+    async def _status(
+        self,
+        update: ActionUpdate,
+        action: ActionObject | None,
+        value: bytes | None,
+        run_service: RunService,
+    ) -> bool:
+        call = partial(run_service.update_action_state, update, action)
+        return await self._call("status", call, update, value)
+
+    async def _call(
+        self,
+        what: str,
+        call: Callable[[], Awaitable[None]],
+        update: ActionUpdate,
+        value: bytes | None,
+    ) -> bool:
+        """Make a call; whether it was accepted, and not rejected for good."""
+        try:
+            attributes = {"action": update.name, "phase": update.phase.name}
+            with self.counted(what), span(f"run_service.{what}", attributes):
+                await self.calls.make(call)
+        except RunServiceRejected as error:
+            await self.reject(what, update, value, error)
+            return False
+        await self.dead_letters.accepted(what, update)
+        return True
+
+    @contextmanager
+    def counted(self, what: str) -> Iterator[None]:
+        """Count the body as a call, with its duration."""
+        counts, started = self._counts, perf_counter()
+        try:
+            yield
+        except (RunServiceRejected, trio.Cancelled):
+            raise
+        except LeaseTooShort:
+            counts.interrupted[what] += 1
+            raise
+        except BaseException:
+            counts.failed[what] += 1
+            raise
+        else:
+            counts.reported[what] += 1
+        finally:
+            counts.call_times[what].observe(perf_counter() - started)
+
+    async def reject(
+        self,
+        what: str,
+        update: ActionUpdate,
+        value: bytes | None,
+        error: RunServiceRejected | RunServiceActionUnknown,
+    ) -> None:
+        """Count a call that was rejected for good, and write the dead letter."""
+        self._counts.rejected[what] += 1
+        _log.error(
+            "run_service_rejected",
+            what=what,
+            key=update.key.decode(errors="backslashreplace"),
+            revision=update.revision,
+            code=error.code,
+            error=str(error),
+        )
+        await self.dead_letters.refused(what, update, value, code=error.code, error=str(error))

