@@ -47,7 +47,7 @@ class Ago(NamedTuple):
 
 
 class Nth(NamedTuple):
-    """A lease: one of those granted; 0 is none, and there is none below."""
+    """A lease: 1 is the youngest that is left, 0 is none, and below there is no such lease."""
 
     number: int
 
@@ -160,6 +160,7 @@ class Side:
         self.start = start
         self.newest = start
         self.leases: list[int] = []
+        self.living: list[int] = []
         self.heard: dict[int, list[object]] = defaultdict(list)
         self.watchers = 0
         # A key of each watcher that was opened in the past, and perhaps is not at the head yet.
@@ -221,7 +222,7 @@ class Side:
     def lease(self, nth: Nth) -> int:
         if nth.number <= 0:
             return -nth.number * 12345
-        return self.leases[nth.number % len(self.leases)] if self.leases else 0
+        return self.living[-1 - (nth.number - 1) % len(self.living)] if self.living else 0
 
     def put(self, drawn: DrawnPut) -> Put:
         return Put(self.prefix + drawn.name, drawn.value, self.lease(drawn.lease))
@@ -275,13 +276,16 @@ class Side:
     async def do_grant(self, ttl: int) -> object:
         lease = await self.etcd.lease_grant(ttl)
         self.leases.append(lease.id)
+        self.living.append(lease.id)
         return lease
 
     async def do_keep_alive(self, lease: Nth) -> object:
         return await self.etcd.lease_keep_alive(self.lease(lease) or 54321)
 
     async def do_revoke(self, lease: Nth) -> object:
-        await self.etcd.lease_revoke(self.lease(lease) or 54321)
+        lease_id = self.lease(lease) or 54321
+        await self.etcd.lease_revoke(lease_id)
+        self.living.remove(lease_id)
         self.newest = (await self.etcd.range(KeyRange.of_key(self.prefix))).revision
         return None
 
