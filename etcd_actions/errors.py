@@ -13,7 +13,10 @@ _LONGEST_REASON = 1_000
 
 
 class EtcdActionsError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. They can be copied and pickled, without their cause."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
 
 
 class BackgroundFailure(EtcdActionsError):
@@ -178,6 +181,10 @@ class InvalidArgument(ActionError):
         return f"{self.field}: {self.reason}"
 
 
+class WrongType(InvalidArgument, TypeError):
+    """An argument is of another type; the message names it and says which to give."""
+
+
 class FailedPrecondition(ActionError):
     """The state of the action forbids it; the message says which state."""
 
@@ -257,3 +264,11 @@ def first_error(group: BaseExceptionGroup[_Error]) -> _Error:
     """One error of a group, to be told for all: nurseries raise groups, callers want causes."""
     first = group.exceptions[0]
     return first_error(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _restored(
+    kind: type[EtcdActionsError], args: tuple[object, ...], attributes: dict[str, object]
+) -> EtcdActionsError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error

@@ -109,17 +109,6 @@ class Lister:
             if same_run(each.action_id, parent) and _is_below(each, parent)
         ]
 
-    async def list_named(self, parent: str) -> Listing:
-        """The actions of that name, and their children with traces, in all runs there are.
-
-        It reads everything under the prefix.
-        """
-        listing = await self._list((self._keys.prefix, self._keys.traces))
-        return Listing(
-            [action for action in listing.actions if parent in _names(action)],
-            listing.revision,
-        )
-
     async def list_all(self) -> Listing:
         """All actions of the namespace, or of all there are, with their traces."""
         keys = self._keys

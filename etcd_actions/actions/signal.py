@@ -32,7 +32,7 @@ async def signal(
     store: Store,
     keys: Keyspace,
     action_id: ActionId,
-    value: Literal,
+    value: bool | float | str | Literal,
     signalled_by: str | EnrichedIdentity = "",
     *,
     cache: ReadCache | None = None,
@@ -52,7 +52,7 @@ async def signal(
         store: Where the condition is.
         keys: Under which key.
         action_id: Which condition.
-        value: A scalar primitive: boolean, integer, float or string.
+        value: A boolean, an integer, a float or a string, or a literal with one.
         signalled_by: The subject who signals, empty if nobody is known. Of an identity it is
             that of its user, or else of its application.
         cache: The objects read or written last: the one in it is tried without a read.
@@ -72,6 +72,8 @@ async def signal(
         OutcomeUnknown: The answer was lost; the same signal again is safe.
         EtcdError: etcd did not do it; nothing was changed.
     """
+    if isinstance(value, (bool, int, float, str)):
+        value = flyte.literal_of(value)
     number, kind = _type_of(value)
     subject = signalled_by if isinstance(signalled_by, str) else _subject(signalled_by)
     data = value.SerializeToString(deterministic=True)

@@ -56,7 +56,7 @@ class Progress(Protocol):
         ...
 
     @property
-    def can_ask(self) -> bool:
+    def can_request_progress(self) -> bool:
         """Whether etcd can be asked how far the stream is."""
         ...
 
@@ -126,7 +126,7 @@ class FamilyReader:
             read = self._known(family, since())
             if not watched or len(read) > _MOST:
                 return None
-            asks = progress.can_ask and trio.current_time() >= self._ask_from
+            asks = progress.can_request_progress and trio.current_time() >= self._ask_from
             compares = [] if asks else _unchanged(progress, family.ranges)
             if compares is None:
                 return None

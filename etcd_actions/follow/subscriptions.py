@@ -89,7 +89,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
 
     def __init__(
         self,
-        parent: ActionId | str | None,
+        parent: ActionId | None,
         on_close: Callable[[Subscription[Any]], None],
         backlog: _Backlog,
         *,
@@ -221,7 +221,8 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._snapshot.append(_REPLACED)
         self._boundaries += 1
 
-    def _notify(self, update: ActionUpdate) -> None:
+    def deliver(self, update: ActionUpdate) -> None:
+        """Queue an update for the reader, in place of an older one of its action."""
         if update.revision <= self._newer_than:
             return
         pending = self._pending.get(update.key)
@@ -284,7 +285,6 @@ class Subscriptions:
         self._by_topic: defaultdict[_Topic, set[AnySubscription]] = defaultdict(set)
         self._backlog = _Backlog()
         self._count = 0
-        self._bare = 0
         self._of_all = 0
         self._of_runs = 0
 
@@ -297,21 +297,18 @@ class Subscriptions:
 
     @overload
     def subscribe(
-        self, parent: ActionId | str | None, *, snapshot: Literal[False] = False
+        self, parent: ActionId | None, *, snapshot: Literal[False] = False
     ) -> Subscription[ActionUpdate]: ...
     @overload
     def subscribe(
-        self, parent: ActionId | str | None, *, snapshot: bool
+        self, parent: ActionId | None, *, snapshot: bool
     ) -> Subscription[ActionUpdate | SnapshotEnd]: ...
-    def subscribe(
-        self, parent: ActionId | str | None, *, snapshot: bool = False
-    ) -> AnySubscription:
+    def subscribe(self, parent: ActionId | None, *, snapshot: bool = False) -> AnySubscription:
         """Open a subscription for an action and its children.
 
         Args:
             parent: The action. An empty ``org`` stands for any: it is not part of the stored
-                object. The root of a run may be called ``a0`` or like its run. A bare name
-                stands for the actions of that name in every run of every project, None
+                object. The root of a run may be called ``a0`` or like its run. None stands
                 for all actions, and the name `WHOLE_RUN` for all of a run.
             snapshot: Nothing is told until `Subscription.begin_with` was called.
         """
@@ -320,7 +317,6 @@ class Subscriptions:
         )
         self._by_topic[_topic_of(parent)].add(subscription)
         self._count += 1
-        self._bare += isinstance(parent, str)
         self._of_all += parent is None
         self._of_runs += _is_run(parent)
         return subscription
@@ -351,11 +347,7 @@ class Subscriptions:
         name, parent = _names(summary.run, summary.action, summary.parent)
         if (*run, name) in self._by_topic or (*run, parent) in self._by_topic:
             return True
-        if self._of_runs and (*run, WHOLE_RUN) in self._by_topic:
-            return True
-        if not self._bare:
-            return False
-        return ("", "", "", name) in self._by_topic or ("", "", "", parent) in self._by_topic
+        return bool(self._of_runs) and (*run, WHOLE_RUN) in self._by_topic
 
     def notify(self, update: ActionUpdate) -> None:
         """Hand an update to its subscribers. Never waits, never fails."""
@@ -363,8 +355,6 @@ class Subscriptions:
         run = (action_id.project, action_id.domain, action_id.run)
         for name in _names(action_id.run, action_id.name, update.parent):
             self._notify(_Topic(*run, name), update)
-            if self._bare:
-                self._notify(_Topic("", "", "", name), update)
         if self._of_runs:
             self._notify(_Topic(*run, WHOLE_RUN), update)
         if self._of_all:
@@ -389,11 +379,11 @@ class Subscriptions:
         failed: list[tuple[AnySubscription, BaseException]] = []
         for subscription in subscriptions:
             try:
-                if isinstance(subscription.parent, ActionId):
+                if subscription.parent is not None:
                     wanted, org = subscription.parent.org, update.action_id.org
                     if wanted and org and wanted != org:
                         continue
-                subscription._notify(update)
+                subscription.deliver(update)
             except BaseException as error:
                 failed.append((subscription, error))
         for subscription, failure in failed:
@@ -410,15 +400,19 @@ class Subscriptions:
         subscriptions.remove(subscription)
         subscription._leave_backlog()
         self._count -= 1
-        self._bare -= isinstance(subscription.parent, str)
         self._of_all -= subscription.parent is None
         self._of_runs -= _is_run(subscription.parent)
         if not subscriptions:
             del self._by_topic[topic]
 
 
-def _is_run(parent: ActionId | str | None) -> bool:
-    return isinstance(parent, ActionId) and parent.name == WHOLE_RUN
+def deletion_of(shown: ActionUpdate, revision: int) -> ActionUpdate:
+    """The deletion of an action of which a snapshot showed this state."""
+    return msgspec.structs.replace(shown, revision=revision, is_deleted=True, partial=True)
+
+
+def _is_run(parent: ActionId | None) -> bool:
+    return parent is not None and parent.name == WHOLE_RUN
 
 
 def _names(run: str, action: str, parent: str) -> tuple[str, str]:
@@ -426,10 +420,8 @@ def _names(run: str, action: str, parent: str) -> tuple[str, str]:
     return canonical_name(run, action), canonical_name(run, parent)
 
 
-def _topic_of(parent: ActionId | str | None) -> _Topic:
+def _topic_of(parent: ActionId | None) -> _Topic:
     if parent is None:
         return _ALL
-    if isinstance(parent, str):
-        return _Topic("", "", "", parent)
     name = canonical_name(parent.run, parent.name)
     return _Topic(parent.project, parent.domain, parent.run, name)

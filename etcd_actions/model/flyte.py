@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, Final
 
-from etcd_actions.errors import ConfigError, DecodeError
+from etcd_actions.errors import ConfigError, DecodeError, InvalidArgument
 from etcd_actions.model.flyte_types import ActionIdentifier, ConditionAction, Literal, TaskTemplate
 from etcd_actions.model.names import ANNOTATION_RECOVERED_FROM, ActionId
 from etcd_actions.model.taskaction import ActionObject
+
+# A bool is an int, too, so it comes first.
+_PRIMITIVES: Final = {
+    bool: "boolean",
+    int: "integer",
+    float: "float_value",
+    str: "string_value",
+}
 
 
 def action_identifier(action_id: ActionId) -> ActionIdentifier:
@@ -99,6 +107,30 @@ def literal(data: bytes) -> Literal:
     """
     message: Literal = _parse("flyteidl2.core.literals_pb2", "Literal", data, "status.signalValue")
     return message
+
+
+def literal_of(value: bool | float | str) -> Literal:
+    """Make Flyte's message of a primitive value.
+
+    Raises:
+        InvalidArgument: An integer has more than 64 bits, or a string lone surrogates.
+        ConfigError: ``flyteidl2`` is not installed.
+    """
+    messages = _import("flyteidl2.core.literals_pb2")
+    field = next(name for kind, name in _PRIMITIVES.items() if isinstance(value, kind))
+    try:
+        primitive = messages.Primitive(**{field: value})
+    except ValueError as error:
+        raise InvalidArgument("value", str(error)) from None
+    made: Literal = messages.Literal(scalar=messages.Scalar(primitive=primitive))
+    return made
+
+
+def value_of(message: Literal) -> bool | float | str | None:
+    """Return the boolean, integer, float or string in a literal; None if it has another form."""
+    primitive = message.scalar.primitive
+    field = primitive.WhichOneof("value")
+    return getattr(primitive, field) if field in _PRIMITIVES.values() else None
 
 
 def recovered_from(action: ActionObject) -> ActionIdentifier | None:

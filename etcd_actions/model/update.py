@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 
+from etcd_actions.model import flyte
 from etcd_actions.model.incarnation import Incarnation
 from etcd_actions.model.names import (
     ANNOTATION_ABORT_REASON,
@@ -14,7 +17,7 @@ from etcd_actions.model.names import (
 from etcd_actions.model.output_location import output_uri
 from etcd_actions.model.phase import Phase
 from etcd_actions.model.summary import Summary
-from etcd_actions.model.taskaction import ActionObject, ErrorState, parse_base64
+from etcd_actions.model.taskaction import ActionObject, ErrorState, parse_base64, parse_time
 
 # Of a number of 32 bits.
 _MOST_DIGITS = 10
@@ -49,6 +52,7 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Told from remembered facts: what has a default below is not known."""
     error: ErrorState | None = None
     signal_base64: str = ""
+    """As it is stored; see `signal_value`."""
     signalled_by: str = ""
     short_name: str = ""
     """``spec.shortName`` only: see :func:`etcd_actions.model.flyte.short_name`."""
@@ -56,8 +60,9 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     action_type: str = ""
     """``task``, ``condition`` or ``trace``."""
     creation_timestamp: str = ""
+    """RFC 3339, as it is stored; see `created_at`."""
     end_time: str = ""
-    """RFC 3339, empty while the action goes on."""
+    """The same, empty before the end; see `ended_at`."""
     abort_reason: str = ""
     aborted_by: str = ""
     most_at_once: int = 0
@@ -69,8 +74,37 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         return Incarnation(self.key, self.create_revision, self.uid)
 
     @property
-    def signal_value(self) -> bytes | None:
-        """The serialized literal that a condition was signalled with, None without one.
+    def created_at(self) -> datetime | None:
+        """When the object was created.
+
+        Raises:
+            DecodeError: The stored field is no time.
+        """
+        return parse_time(self.creation_timestamp, "metadata.creationTimestamp")
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When the action ended; None before that.
+
+        Raises:
+            DecodeError: The stored field is no time.
+        """
+        return parse_time(self.end_time, "status.conditions")
+
+    @property
+    def signal_value(self) -> bool | float | str | None:
+        """The value that a condition was signalled with; None before that.
+
+        Raises:
+            DecodeError: The stored field is not base64 of a literal.
+            ConfigError: ``flyteidl2`` is not installed.
+        """
+        data = self.signal_literal
+        return None if data is None else flyte.value_of(flyte.literal(data))
+
+    @property
+    def signal_literal(self) -> bytes | None:
+        """The same as Flyte's message ``Literal``, serialized.
 
         Raises:
             DecodeError: The stored field is not base64.

@@ -12,7 +12,7 @@ from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
 from etcd_actions.registry.task_record import TaskHead, TaskId, decode_head, parse_task_key
 from etcd_actions.storage.undecodable import Undecodable
-from etcd_actions.watch import Change, Followed, ReflectorSettings, follow
+from etcd_actions.watch import Change, ReflectorSettings, Replica, follow
 
 PATIENCE: Final = 10.0
 """Seconds that a list waits for the index at a start."""
@@ -41,7 +41,7 @@ class TaskIndex:
 
     def __init__(self, prefix: bytes) -> None:
         self._prefix = prefix
-        self._followed: Followed | None = None
+        self._followed: Replica | None = None
         self._tasks: dict[TaskNameKey, dict[str, TaskHead]] = {}
         self._undecodable = Undecodable()
         self._built_in: dict[TaskId, TaskHead] = {}

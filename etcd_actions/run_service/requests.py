@@ -92,7 +92,7 @@ def update_action_status(update: ActionUpdate) -> pb.UpdateActionStatusRequest:
     subject = ""
     if update.phase in (Phase.SUCCEEDED, Phase.RECOVERED) and update.signal_base64:
         subject = update.signalled_by
-        value = _readable(update, lambda: conversions.literal(update.signal_value or b""))
+        value = _readable(update, lambda: conversions.literal(update.signal_literal or b""))
         if value is not None:
             request.output.CopyFrom(value)
     elif update.phase is Phase.ABORTED:

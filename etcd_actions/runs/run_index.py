@@ -21,7 +21,7 @@ from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
 from etcd_actions.runs.run_entry import RunEntry, Tasks, read_entry
 from etcd_actions.storage.undecodable import Undecodable
-from etcd_actions.watch import Change, Followed, ReflectorSettings, follow
+from etcd_actions.watch import Change, ReflectorSettings, Replica, follow
 
 PATIENCE: Final = 10.0
 """Seconds that a list waits for the index at a start."""
@@ -132,7 +132,7 @@ class RunIndex:
     """See the module's text; made by :func:`open_run_index`."""
 
     def __init__(self) -> None:
-        self._followed: Followed | None = None
+        self._followed: Replica | None = None
         self._entries: dict[bytes, RunEntry] = {}
         self._shelves: dict[Shelf, _InOrder] = {}
         self._tasks = Tasks()

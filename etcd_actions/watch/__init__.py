@@ -1,16 +1,16 @@
 """List and watch a prefix of etcd without a gap: what changed, never what it means."""
 
 from etcd_actions.watch.change import Change, ChangeKind
-from etcd_actions.watch.followed import Followed, follow
 from etcd_actions.watch.reflector import Reflector
+from etcd_actions.watch.replica import Replica, follow
 from etcd_actions.watch.watch_settings import ReflectorSettings, ReflectorStatistics
 
 __all__ = [
     "Change",
     "ChangeKind",
-    "Followed",
     "Reflector",
     "ReflectorSettings",
     "ReflectorStatistics",
+    "Replica",
     "follow",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 import trio
@@ -10,7 +11,7 @@ import trio
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.watch.change import Change, ChangeKind
-from etcd_actions.watch.known import Known, Sink
+from etcd_actions.watch.delivered import DeliveredRevisions, Sink
 from etcd_actions.watch.store_identity import StoreIdentity
 from etcd_actions.watch.watched_range import WatchedRange
 
@@ -40,13 +41,13 @@ class Delivery:
         self._sink = sink
         self._merge = merge
         self._identity = identity
-        self.wait_list_room = sink.wait_list_room
-        self.wait_stream_room = sink.wait_stream_room
+        self.wait_list_capacity = sink.wait_list_capacity
+        self.wait_stream_capacity = sink.wait_stream_capacity
         self.events = 0
         self.turn = 0
         self.heard = -math.inf
 
-    async def give(self, changes: Sequence[Change]) -> None:
+    async def deliver(self, changes: Sequence[Change]) -> None:
         """Have the sink take changes; others have their turn in between.
 
         It is never left half-way but by a failure: where it is, is what counts as delivered.
@@ -73,7 +74,7 @@ class Lister:
         delivery: Takes what differs.
     """
 
-    def __init__(self, etcd: Etcd, known: Known, delivery: Delivery) -> None:
+    def __init__(self, etcd: Etcd, known: DeliveredRevisions, delivery: Delivery) -> None:
         self._etcd = etcd
         self._known = known
         self._delivery = delivery
@@ -91,7 +92,7 @@ class Lister:
         missing = {key for key in known if key in keys} if range_.keys else set()
         async with open_pages(self._etcd, keys, revision=revision) as pages:
             async for page in pages:
-                await self._delivery.wait_list_room()
+                await self._delivery.wait_list_capacity()
                 self._delivery.heard = trio.current_time()
                 revision = range_.listed_at = page.revision
                 listed += len(page.kvs)
@@ -109,8 +110,10 @@ class Lister:
                             )
                             seen = 0
                     changes.append(Change(_MODIFIED if seen else _ADDED, kv, listed=True))
-                await self._delivery.give(changes)
-        await self._delivery.give(
+                await self._delivery.deliver(changes)
+        # Those of another store have other revisions.
+        missing.update(known.expected_in(keys, sys.maxsize if replaced else revision))
+        await self._delivery.deliver(
             [
                 Change.deletion(key, max(abs(known.revision_of(key)), revision), synthesised=True)
                 for key in missing
@@ -118,12 +121,16 @@ class Lister:
         )
         range_.keys = listed
         range_.resume.restart(revision)
-        range_.handing_out = None
+        range_.delivering_revision = None
         return revision
 
     async def agrees(self, range_: WatchedRange, revision: int) -> bool:
         """Whether what was delivered of a range can have led to its state at a revision."""
-        done = range_.handing_out if range_.handing_out is not None else range_.resume.done
+        done = (
+            range_.delivering_revision
+            if range_.delivering_revision is not None
+            else range_.resume.done
+        )
         async with open_pages(
             self._etcd, range_.resume.keys, revision=revision, keys_only=True
         ) as pages:

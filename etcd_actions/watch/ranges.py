@@ -18,7 +18,7 @@ _ALPHABET = b"0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class Keys(Sized, Iterable[bytes], Protocol):
-    """Known keys, in any order."""
+    """DeliveredRevisions keys, in any order."""
 
 
 def split(whole: KeyRange, count: int, known: Keys, *, likely_prefix: bytes) -> list[KeyRange]:

@@ -34,7 +34,7 @@ class StoreIdentity:
 
     Attributes:
         suspicion: What speaks against it, so that all is to be listed again; empty for nothing.
-        tells_progress: Whether its version can be believed when it says how far a watch is.
+        reports_progress: Whether its version can be believed when it says how far a watch is.
     """
 
     def __init__(self, etcd: Etcd, first_key: bytes, *, names_known_bugs: bool) -> None:
@@ -46,17 +46,20 @@ class StoreIdentity:
         self._last_put: KeyValue | None = None
         self._last_delete: KeyValue | None = None
         self.suspicion = ""
-        self.tells_progress = False
+        self.reports_progress = False
 
     def forget_witnesses(self) -> None:
         """What was delivered so far proves nothing."""
         self._last_put = self._last_delete = None
 
-    async def verify(self, done: int) -> None:
-        """Look whether this still is the store that was watched; sets :attr:`suspicion`.
+    async def verify(self, done: int) -> int:
+        """Check whether this still is the store that was watched; sets :attr:`suspicion`.
 
         Args:
-            done: Up to where changes were delivered.
+            done: Up to which revision changes were delivered.
+
+        Returns:
+            The store's revision.
 
         Raises:
             EtcdError: etcd could not be asked. What it said before that counts.
@@ -67,18 +70,19 @@ class StoreIdentity:
         elif newest.revision < done:
             self.suspicion = "went_back"
         elif self.suspicion in ("", "unverifiable", "failed"):
-            self.suspicion = await self._hear_witnesses() or self.suspicion
+            self.suspicion = await self._detect_restore() or self.suspicion
         self._cluster_id = newest.cluster_id
         try:
             version = EtcdVersion.parse((await self._etcd.status()).version)
         except (PermissionDenied, InvalidRequest, ValueError):
             # Only a known version is known to be reliable; proxies may not know the method.
-            self.tells_progress = False
+            self.reports_progress = False
         else:
-            self.tells_progress = has_reliable_progress(version)
-            self._tell_known_bugs(version)
+            self.reports_progress = has_reliable_progress(version)
+            self._log_known_bugs(version)
+        return newest.revision
 
-    def _tell_known_bugs(self, version: EtcdVersion) -> None:
+    def _log_known_bugs(self, version: EtcdVersion) -> None:
         """Log what a version does wrong, once: it explains what nothing here can."""
         if version in self._versions or not self._names_known_bugs:
             return
@@ -92,7 +96,7 @@ class StoreIdentity:
                 fixed_in=str(free_of_known_bugs(version)),
             )
 
-    async def _hear_witnesses(self) -> str:
+    async def _detect_restore(self) -> str:
         """What the newest changes that were delivered say against the store; empty if nothing."""
         put, delete = self._last_put, self._last_delete
         try:

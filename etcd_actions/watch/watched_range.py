@@ -8,8 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import trio
+
 from etcd_actions.etcd.api import KeyRange, WatchResponse
 from etcd_actions.watch.change import Change, ChangeKind
+from etcd_actions.watch.delivered import DeliveredRevisions
 from etcd_actions.watch.ranges import split
 from etcd_actions.watch.resume import Resume, repartition
 
@@ -22,16 +25,21 @@ _ADDED, _MODIFIED, _DELETED = ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.
 class WatchedRange:
     """One watched range.
 
-    ``keys`` counts its known keys. ``handing_out`` is what was delivered before the changes at
-    hand; None where there are none. ``listed_at`` is the revision of the last list of it,
-    finished or not; ``idle_until`` one up to which it was read to be as it is known,
-    ``compared_at`` the newest such read and ``compared_done`` what was done then;
-    ``confirmed_at`` when etcd confirmed its watcher.
+    Attributes:
+        resume: Where its watch resumes.
+        keys: The number of its known keys.
+        delivering_revision: ``delivered_revision`` before the changes that are being delivered;
+            None if there are none.
+        listed_at: The revision of its last list, complete or not.
+        idle_until: A revision up to which a read found it as it is known.
+        compared_at: The revision of the newest such read.
+        compared_done: Up to which revision it was done then.
+        confirmed_at: When etcd confirmed its watcher, on trio's clock.
     """
 
     resume: Resume
     keys: int = 0
-    handing_out: int | None = None
+    delivering_revision: int | None = None
     listed_at: int = 0
     idle_until: int = 0
     compared_at: int = 0
@@ -39,10 +47,10 @@ class WatchedRange:
     confirmed_at: float = math.inf
 
     @property
-    def given_out(self) -> int:
+    def delivered_revision(self) -> int:
         """Every change up to it has been delivered."""
-        if self.handing_out is not None:
-            return self.handing_out
+        if self.delivering_revision is not None:
+            return self.delivering_revision
         return max(self.resume.done, self.idle_until)
 
     def take(self, response: WatchResponse) -> list[Change]:
@@ -61,37 +69,97 @@ class WatchedRange:
         return changes
 
 
-def whole_ranges(keys: Sequence[KeyRange], known: Iterable[bytes]) -> list[WatchedRange]:
-    """The ranges as they were asked for, to be listed."""
-    ranges = [WatchedRange(Resume(each, 0)) for each in keys]
-    count_keys(ranges, known)
-    return ranges
-
-
-def count_keys(ranges: Sequence[WatchedRange], known: Iterable[bytes]) -> None:
-    """Count anew which of the known keys each range has."""
-    for range_ in ranges:
-        range_.keys = 0
-    for key in known:
-        for range_ in ranges:
-            range_.keys += key in range_.resume.keys
-
-
-def divided(
-    ranges: Sequence[WatchedRange],
-    count: int,
-    known: Iterable[bytes],
-    *,
-    likely_prefix: bytes,
-) -> list[WatchedRange]:
-    """The same keys cut where the keys are, when that is worth it.
+class WatchedRanges:
+    """All ranges that a reflector watches.
 
     Args:
-        ranges: Adjacent ranges, with no stream open.
-        count: How many to aim at.
-        known: The keys that exist, these and others.
+        keys: What is watched. The first range is divided, the others are watched as they are.
+        known: The keys that were delivered.
         likely_prefix: See :func:`~etcd_actions.watch.ranges.split`.
+
+    Attributes:
+        all: The ranges; those that the first one was divided into come first.
+        progress: Where tasks wait for the ranges to advance.
+
+    Raises:
+        ValueError: There are no ``keys``, or some overlap.
     """
+
+    def __init__(
+        self, keys: Sequence[KeyRange], known: DeliveredRevisions, likely_prefix: bytes
+    ) -> None:
+        self._keys = disjoint(keys)
+        self._known = known
+        self._likely_prefix = likely_prefix or keys[0].start
+        self.progress = trio.lowlevel.ParkingLot()
+        self.restart()
+
+    def restart(self) -> None:
+        """Take the ranges as they were requested, to be listed."""
+        self.all = [WatchedRange(Resume(each, 0)) for each in self._keys]
+        self.count_keys()
+
+    def count_keys(self) -> None:
+        """Count again how many of the known keys each range has."""
+        for range_ in self.all:
+            range_.keys = 0
+        for key in self._known:
+            for range_ in self.all:
+                range_.keys += key in range_.resume.keys
+
+    def divide(self, count: int) -> None:
+        """Divide the first of the requested ranges by its keys, if they make that useful.
+
+        Args:
+            count: The number of ranges to aim at. No stream may be open.
+        """
+        first = len(self.all) - len(self._keys) + 1
+        self.all[:first] = _divided(self.all[:first], count, self._known, self._likely_prefix)
+
+    @property
+    def first_key(self) -> bytes:
+        """The start of the first range that was requested."""
+        return self._keys[0].start
+
+    @property
+    def revision(self) -> int:
+        """Every change up to it was delivered."""
+        return min(range_.delivered_revision for range_ in self.all)
+
+    @property
+    def highest(self) -> int:
+        """The highest revision up to which the changes of some key were received."""
+        return max(range_.resume.highest for range_ in self.all)
+
+    def revision_of(self, key: bytes) -> int:
+        """Every change of a key up to it was delivered; 0 if the key is not watched."""
+        found = (each.delivered_revision for each in self.all if key in each.resume.keys)
+        return min(found, default=0)
+
+    def parts_of(self, keys: KeyRange) -> list[tuple[KeyRange, int]]:
+        """Up to which revision each part of a range was delivered.
+
+        Returns:
+            Adjacent parts; none if a part of the range is not watched.
+        """
+        parts = [
+            (
+                KeyRange(max(keys.start, each.start), min(keys.end, each.end)),
+                range_.delivered_revision,
+            )
+            for range_ in self.all
+            if (each := range_.resume.keys).start < keys.end and keys.start < each.end
+        ]
+        parts.sort()
+        ends = [keys.start, *(part.end for part, _ in parts)]
+        starts = [*(part.start for part, _ in parts), keys.end]
+        return parts if starts == ends else []
+
+
+def _divided(
+    ranges: Sequence[WatchedRange], count: int, known: Iterable[bytes], likely_prefix: bytes
+) -> list[WatchedRange]:
+    """Adjacent ranges cut again, at the quantiles of their keys."""
     total = sum(range_.keys for range_ in ranges)
     largest = max(range_.keys for range_ in ranges)
     if len(ranges) == count and largest <= max(_FEW_KEYS, 2 * total // count):
@@ -101,7 +169,7 @@ def divided(
     bounds = split(whole, count, keys, likely_prefix=likely_prefix)
     moved = repartition([range_.resume for range_ in ranges], bounds)
     listed_at = max(range_.listed_at for range_ in ranges)
-    idle_until = min(range_.given_out for range_ in ranges)
+    idle_until = min(range_.delivered_revision for range_ in ranges)
     result = [WatchedRange(resume, listed_at=listed_at, idle_until=idle_until) for resume in moved]
     starts = [resume.keys.start for resume in moved]
     for key in keys:
@@ -110,7 +178,7 @@ def divided(
 
 
 def disjoint(keys: Sequence[KeyRange]) -> Sequence[KeyRange]:
-    """The same ranges, if no key is in two of them."""
+    """The ranges, if no key is in two of them."""
     if not keys:
         raise ValueError("keys: there is nothing to watch: give at least one range")
     in_order = sorted(keys)

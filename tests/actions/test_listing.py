@@ -96,7 +96,6 @@ async def test_an_action_and_its_children(etcd: Etcd, prefix: bytes) -> None:
     c1 = ActionId("p", "d", "r1", "c1")
     assert names((await lister.list_child_actions(c1)).actions) == ["c1", "g1"]
     assert names((await lister.list_child_actions(c1, traces=True)).actions) == ["c1", "g1", "t1"]
-    assert names((await lister.list_named("c1")).actions) == ["c1", "g1", "t1"]
 
 
 async def test_each_object_tells_its_resource_version(etcd: Etcd, prefix: bytes) -> None:

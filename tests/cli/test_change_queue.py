@@ -40,8 +40,8 @@ async def test_take_waits(autojump_clock: trio.testing.MockClock) -> None:
 async def check_bound(queue: ChangeQueue) -> None:
     """Room is waited for, and found again by taking."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(queue.wait_stream_room)
-        nursery.start_soon(queue.wait_list_room)
+        nursery.start_soon(queue.wait_stream_capacity)
+        nursery.start_soon(queue.wait_list_capacity)
         await trio.testing.wait_all_tasks_blocked()
         assert len(nursery.child_tasks) == 2
         while nursery.child_tasks:
@@ -53,7 +53,7 @@ async def test_number_of_pending_changes_is_bounded() -> None:
     queue = ChangeQueue()
     queue.dispatch([change(1)] * 20_000)
     with trio.fail_after(60):
-        await queue.wait_stream_room()
+        await queue.wait_stream_capacity()
     queue.dispatch([change(1)])
     await check_bound(queue)
 
@@ -72,7 +72,7 @@ async def test_a_slow_output_is_told_now_and_then(
     async def fill_and_empty() -> None:
         queue.dispatch([change(1)] * 20_001)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(queue.wait_stream_room)
+            nursery.start_soon(queue.wait_stream_capacity)
             await trio.testing.wait_all_tasks_blocked()
             while queue._pending:
                 await queue.pop()

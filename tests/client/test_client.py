@@ -174,7 +174,7 @@ async def test_subscriptions_of_a_client_that_does_not_watch_share_a_watch(
         assert made[0].watching
         await until(first, "c1", Phase.SUCCEEDED)
     assert not made[0].watching
-    assert len(client._watches) == 0
+    assert len(client._subscribing.watches) == 0
     async with client.subscribe(ROOT) as again:
         assert len(made) == 3
         await client.put_status(ROOT, 1, flyte.status(Phase.SUCCEEDED))

@@ -234,7 +234,7 @@ async def test_updates_that_end_are_asked_for_again(bench: Bench) -> None:
     async with bench.executor() as executor:
         await bench.enqueue(VICTIM)
         await until(bench.client, VICTIM, Phase.RUNNING)
-        (subscription,) = bench.client._subscribed
+        (subscription,) = bench.client._subscribing.processors
         await bench.client.unsubscribe(subscription)
         await other_goes_on(bench)
         # A state that was never told: the snapshot lacks it.
@@ -252,7 +252,9 @@ async def test_updates_that_end_are_asked_for_again(bench: Bench) -> None:
         )
         assert executor._board.get("flyte/r1-gone") is not None
         subscription = next(
-            each for each in bench.client._subscribed if not each._ended and not each._closed
+            each
+            for each in bench.client._subscribing.processors
+            if not each._ended and not each._closed
         )
         await bench.client.unsubscribe(subscription)
         await eventually(lambda: executor._board.get("flyte/r1-gone") is None)

@@ -127,7 +127,7 @@ class CompactingSink(RecordingSink):
         self.compactions = 0
         self._one_at_a_time = trio.Lock()
 
-    async def wait_list_room(self) -> None:
+    async def wait_list_capacity(self) -> None:
         if self.armed:
             key = self.armed.pop()
             # The next page may fail, and end the wait for room, before this is done.

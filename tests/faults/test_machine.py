@@ -284,7 +284,7 @@ async def test_an_older_server_behind_a_newer_one_is_named(
                 await eventually(partial(is_back, reflector, cuts))
                 await Load(etcd).play([make_run(prefix, "ro1", 2)])
             await judge_delivery(sink, etcd, prefix)
-            assert not reflector._identity.tells_progress
+            assert not reflector._identity.reports_progress
     named: list[Any] = [
         each
         for each in logs

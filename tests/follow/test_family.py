@@ -172,7 +172,7 @@ async def test_under_load_each_snapshot_is_what_a_list_gives(
 ) -> None:
     """At its very revision, whatever is made, changed and deleted meanwhile; then all follows."""
     if not asks:
-        monkeypatch.setattr(Reflector, "can_ask", False)
+        monkeypatch.setattr(Reflector, "can_request_progress", False)
     keys = Keyspace(prefix)
     async with (
         open_actions_client(etcd, prefix=prefix, settings=SERVES) as client,
@@ -203,7 +203,7 @@ async def test_under_load_each_snapshot_is_what_a_list_gives(
 class Scripted:
     """A watch that gets further when it is waited for."""
 
-    can_ask = True
+    can_request_progress = True
 
     def __init__(self, catch_up: Callable[[], None]) -> None:
         self._catch_up = catch_up

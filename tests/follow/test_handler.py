@@ -158,7 +158,7 @@ async def test_what_was_put_off_comes_again_after_a_new_start(
         scene.recording.fails = lambda change: change.key == bad
         scene.handler.dispatch([delete("a1", 4)])
         assert (scene.index.revision_of(bad), len(scene.index)) == (0, 1)
-    scene.index.deliver_all_again()
+    scene.index.redeliver_all()
     assert scene.index.revision_of(bad) == -3
     assert set(scene.index) == {bad, ACTIONS["a2"].key}
 

@@ -251,20 +251,6 @@ def test_what_is_above_the_root() -> None:
     assert names(subscription) == ["a0"]
 
 
-def test_a_bare_name_is_of_any_run() -> None:
-    """So it gets what the subscriber of one run does not."""
-    subscriptions = Subscriptions()
-    bare = subscriptions.subscribe("a0")
-    summary = Summary("q", "d", "r2", "c1", "", "a0", "u", Phase.RUNNING, 1, 0, False, "", 1, 1)
-    assert subscriptions.wants(summary)
-    subscriptions.notify(update(action("c1")))
-    subscriptions.notify(update(action("c1", run="r2", project="q")))
-    subscriptions.notify(update(action("g1"), parent="c1"))
-    assert names(bare) == ["c1", "c1"]
-    subscriptions.unsubscribe(bare)
-    assert not subscriptions.wants(summary)
-
-
 async def test_a_snapshot_then_what_is_newer() -> None:
     """Nothing older than the snapshot comes behind it, nothing newer is missing."""
     subscriptions = Subscriptions()

@@ -1,5 +1,8 @@
 """Updates, and the summaries that stand in for an object that is gone."""
 
+import base64
+from datetime import UTC, datetime
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -19,6 +22,7 @@ from etcd_actions.model import (
     TaskActionSpec,
     TaskActionStatus,
     build_action_update,
+    flyte,
     pack,
     summarize,
     unpack,
@@ -118,14 +122,30 @@ def test_how_many_may_be_busy_is_a_number_or_none(text: str, most: int) -> None:
     )
     assert update.most_at_once == most
     assert update.output_uri.endswith("/o/a1/2")
-    assert update.signal_value == b"\0\xff"
+    assert update.signal_literal == b"\0\xff"
 
 
 def test_no_error_and_no_signal() -> None:
     """Verify None for what an action does not have."""
     action = msgspec.structs.replace(make(Phase.SUCCEEDED), status=TaskActionStatus())
     update = build_action_update(action, key=KEY, revision=9)
-    assert (update.error, update.signal_value) == (None, None)
+    assert (update.error, update.signal_value, update.ended_at) == (None, None, None)
+
+
+def test_times_are_times_and_a_signal_is_a_value() -> None:
+    created = datetime(2026, 11, 23, 16, 14, 3, tzinfo=UTC)
+    update = None
+    for value in (True, -7, 2.5, "yes"):
+        stored = base64.b64encode(flyte.literal_of(value).SerializeToString()).decode()
+        action = msgspec.structs.replace(
+            make(Phase.SUCCEEDED), status=TaskActionStatus(signal_value=stored)
+        )
+        update = build_action_update(action, key=KEY, revision=9)
+        assert (update.signal_value, type(update.signal_value)) == (value, type(value))
+        assert update.created_at == created
+    assert update is not None
+    with pytest.raises(DecodeError, match=r"status\.conditions: not an RFC 3339 time"):
+        _ = msgspec.structs.replace(update, end_time="yesterday").ended_at
 
 
 def test_bad_signal() -> None:

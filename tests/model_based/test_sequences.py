@@ -217,7 +217,7 @@ class World:
     async def _unsubscribe(self) -> None:
         if self.received:
             _, updates, _ = self.received.pop()
-            if updates in self.client._subscribed:
+            if updates in self.client._subscribing.processors:
                 await self.client.unsubscribe(updates)
 
     async def _fail(self, times: int) -> None:

@@ -7,6 +7,7 @@ import trio
 from structlog.testing import capture_logs
 
 from etcd_actions import open_etcd
+from etcd_actions._internal.retrying import Attempts
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.etcd.versions import (
     KNOWN_BUGS,
@@ -151,10 +152,10 @@ class Ignores:
     def dispatch(self, changes: Sequence[Change], /) -> None:
         assert not changes
 
-    async def wait_list_room(self) -> None:
+    async def wait_list_capacity(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def wait_stream_room(self) -> None:
+    async def wait_stream_capacity(self) -> None:
         await trio.lowlevel.checkpoint()
 
 
@@ -163,10 +164,10 @@ async def test_known_bugs_are_logged_once(shared_etcd: EtcdServer, prefix: bytes
     async with open_etcd(shared_etcd.endpoint) as etcd, trio.open_nursery() as nursery:
 
         class Reopened(Reflector):
-            async def _stream(self) -> None:
+            async def _watch_once(self, attempt: Attempts) -> None:
                 nonlocal opened
                 opened += 1
-                await super()._stream()
+                await super()._watch_once(attempt)
 
         settings = ReflectorSettings(stream_life=0.01)
         reflector = Reopened(etcd, KeyRange.of_prefix(prefix), Ignores(), settings=settings)

@@ -47,11 +47,11 @@ class RecordingSink:
         self.changes += changes
         self.bell.ring()
 
-    async def wait_list_room(self) -> None:
+    async def wait_list_capacity(self) -> None:
         """There always is."""
         await trio.lowlevel.checkpoint()
 
-    async def wait_stream_room(self) -> None:
+    async def wait_stream_capacity(self) -> None:
         """There always is."""
         await trio.lowlevel.checkpoint()
 

@@ -9,9 +9,9 @@ import pytest
 import trio
 import trio.testing
 
-from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn, WatchCreate
+from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn
 from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings
-from etcd_actions.watch.known import Noting
+from etcd_actions.watch.delivered import NotingSink
 from tests.support.waiting import eventually, stand_still
 
 
@@ -26,10 +26,10 @@ class Recording:
     def dispatch(self, changes: Sequence[Change]) -> None:
         self.changes += changes
 
-    async def wait_list_room(self) -> None:
-        await self.wait_stream_room()
+    async def wait_list_capacity(self) -> None:
+        await self.wait_stream_capacity()
 
-    async def wait_stream_room(self) -> None:
+    async def wait_stream_capacity(self) -> None:
         self.waited += 1
         await eventually(lambda: not self.full)
 
@@ -44,7 +44,7 @@ async def reflecting(
     etcd: Etcd, prefix: bytes, *, known: Mapping[bytes, int] | None = None, **settings: object
 ) -> AsyncIterator[tuple[Reflector, Recording, int]]:
     sink = Recording()
-    noting = Noting(sink, known)
+    noting = NotingSink(sink, known)
     reflector = Reflector(
         etcd,
         KeyRange.of_prefix(prefix),
@@ -174,7 +174,7 @@ async def test_streams_are_renewed_and_boundaries_follow_the_keys(
         await eventually(lambda: len(sink.changes) >= len(names))
         await eventually(lambda: reflector.statistics().ranges == 4)
         # On a starved machine the streams after the last key are still to come.
-        await eventually(lambda: max(range_.keys for range_ in reflector._ranges) < len(names))
+        await eventually(lambda: max(range_.keys for range_ in reflector._ranges.all) < len(names))
     assert sorted(change.key for change in sink.changes) == [prefix + name for name in names]
     assert {change.kind for change in sink.changes} == {ChangeKind.ADDED}
 
@@ -211,14 +211,8 @@ async def test_boundaries_need_not_be_text(etcd: Etcd, prefix: bytes) -> None:
         await etcd.txn(Txn([], puts[start : start + 100]))
     async with reflecting(etcd, prefix, ranges=4) as (reflector, sink, revision):
         await eventually(lambda: reflector.statistics().streaming)
-        range_ = reflector._ranges[-1]
+        range_ = reflector._ranges.all[-1]
         with pytest.raises(UnicodeDecodeError):
             range_.resume.keys.start.decode()
-        opened: list[WatchCreate] = []
-
-        class Stream:
-            create = staticmethod(opened.append)
-
-        await reflector._recover(Stream(), range_, revision)  # type: ignore[arg-type]
-        assert [request.keys for request in opened] == [range_.resume.keys]
+        await reflector._listings.list_compacted(range_, revision)
         assert len(sink.changes) == 300

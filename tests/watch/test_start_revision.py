@@ -17,7 +17,7 @@ from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.etcd.oldest_revision import find_oldest_revision
 from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
 from etcd_actions.watch import Change, Reflector, ReflectorSettings
-from etcd_actions.watch.known import Noting
+from etcd_actions.watch.delivered import NotingSink
 from tests.support.recording import RecordingSink
 from tests.support.waiting import eventually
 
@@ -36,7 +36,7 @@ async def reflecting(
     on_replaced: Callable[[], None] | None = None,
     **settings: object,
 ) -> AsyncIterator[tuple[Reflector, int]]:
-    noting = Noting(sink, known)
+    noting = NotingSink(sink, known)
     reflector = Reflector(
         etcd,
         keys,
@@ -123,6 +123,31 @@ async def test_what_happened_since_is_seen_once(
         last,
     }
     assert (statistics.relists, statistics.reconnects, statistics.keys) == ({}, {}, 2)
+
+
+async def test_a_long_history_is_read_by_more_ranges(
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has caught up: then as many as the settings say, and nothing is lost or doubled."""
+    monkeypatch.setattr("etcd_actions.watch.reflector._REVISIONS_AT_A_TIME", 10)
+    keys = [prefix + b"%c%02d" % (letter, number) for letter in b"afmt" for number in range(25)]
+    before = await put(etcd, *keys)
+    puts = [(key, await put(etcd, key)) for key in keys]
+    sink = RecordingSink()
+    async with reflecting(
+        etcd, KeyRange.of_prefix(prefix), sink, start_revision=before, ranges=2
+    ) as (reflector, _):
+        await eventually(lambda: reflector.statistics().ranges > 2)
+        await eventually(lambda: len(sink.changes) == 200)
+        for key in keys[::25]:
+            puts.append((key, await put(etcd, key)))
+        await eventually(lambda: len(sink.changes) == 204)
+        await eventually(lambda: reflector.statistics().ranges == 2)
+        puts.append((keys[0], await put(etcd, keys[0])))
+        await eventually(lambda: len(sink.changes) == 205)
+        assert reflector.statistics().reconnects == {}
+    delivered = [(change.key, change.mod_revision) for change in sink.changes if not change.listed]
+    assert sorted(delivered) == sorted(puts)
 
 
 async def test_history_that_reaches_back_just_so(own_etcd: OwnEtcd, prefix: bytes) -> None:
@@ -344,9 +369,11 @@ async def test_boundaries_move_in_the_first_range_only(etcd: Etcd, prefix: bytes
             await put(etcd, *(prefix + name for name in part))
         await eventually(lambda: len(sink.changes) >= len(names) + len(others))
         await eventually(lambda: reflector.statistics().ranges == 5)
-        sizes = [range_.keys for range_ in reflector._ranges]
+        sizes = [range_.keys for range_ in reflector._ranges.all]
         assert sizes[-1] == len(others)
-        await eventually(lambda: max(range_.keys for range_ in reflector._ranges[:-1]) < len(names))
+        await eventually(
+            lambda: max(range_.keys for range_ in reflector._ranges.all[:-1]) < len(names)
+        )
     assert sorted(change.key for change in sink.changes) == [
         prefix + name for name in [*others, *names]
     ]

@@ -196,8 +196,8 @@ class _Recording:
             settings=ReflectorSettings(ranges=1),
         )
         self._writer = RecordWriter()
-        self.wait_list_room = self._queue.wait_list_room
-        self.wait_stream_room = self._queue.wait_stream_room
+        self.wait_list_capacity = self._queue.wait_list_capacity
+        self.wait_stream_capacity = self._queue.wait_stream_capacity
 
     async def run(self, common: CommonOptions) -> None:
         """Record until the end is requested, and finish the file."""

@@ -49,11 +49,11 @@ class ChangeQueue:
         self._pending.append(SyncedRow(value or 0))
         self._filled.set()
 
-    async def wait_list_room(self) -> None:
+    async def wait_list_capacity(self) -> None:
         """Return when there is capacity for another page of a list."""
-        await self.wait_stream_room()
+        await self.wait_stream_capacity()
 
-    async def wait_stream_room(self) -> None:
+    async def wait_stream_capacity(self) -> None:
         """Return when there is capacity."""
         if self._is_full() and trio.current_time() > self._next_warning:
             _log.warning("output_too_slow", pending=len(self._pending))

@@ -17,7 +17,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from etcd_actions._internal.untrusted_files import UnusableFile
 from etcd_actions.actions.stored_action import StoredAction, describe
-from etcd_actions.client import ActionsClient, action_id_of
+from etcd_actions.client import ActionsClient
+from etcd_actions.client.arguments import action_id_of
 from etcd_actions.errors import InvalidArgument, NotFound
 from etcd_actions.model import ACTION_TYPE_TASK, ActionId, Incarnation
 from etcd_actions.runs.run_record import ActionHistory

@@ -1,20 +1,21 @@
-"""What was delivered of each key: a reflector compares lists with it.
+"""The delivered revision of each key: a reflector compares its lists with them.
 
-A sink that keeps something of each key keeps that, too, and notes a change when it takes it: then
-both are one index (:class:`etcd_actions.follow.Index`). For all other sinks :class:`Noting` keeps
-the revisions.
+A sink with an index of its own notes each change there when it accepts it, and the reflector uses
+that index (:class:`etcd_actions.follow.Index`). For all other sinks :class:`NotingSink` keeps the
+revisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import length_hint
 from typing import Protocol
 
+from etcd_actions.etcd.api import KeyRange
 from etcd_actions.watch.change import Change
 
 
-class Known(Protocol):
+class DeliveredRevisions(Protocol):
     """The keys that were delivered and not deleted since."""
 
     def __len__(self) -> int: ...
@@ -28,7 +29,11 @@ class Known(Protocol):
         """
         ...
 
-    def deliver_all_again(self) -> None:
+    def expected_in(self, keys: KeyRange, revision: int, /) -> Collection[bytes]:
+        """Keys that readers of the sink know by other means, in a state up to a revision."""
+        ...
+
+    def redeliver_all(self) -> None:
         """What was delivered so far counts for nothing but deletions."""
         ...
 
@@ -40,16 +45,16 @@ class Sink(Protocol):
         """Take changes, in order. Must not fail."""
         ...
 
-    async def wait_list_room(self) -> None:
+    async def wait_list_capacity(self) -> None:
         """Return when there is room for another page of a list."""
         ...
 
-    async def wait_stream_room(self) -> None:
+    async def wait_stream_capacity(self) -> None:
         """Return at once, unless at a hard limit: then when there is room again."""
         ...
 
 
-class Noting:
+class NotingSink:
     """Keeps the revisions of what a sink has taken.
 
     Args:
@@ -68,11 +73,15 @@ class Noting:
         return iter(self._revisions)
 
     def revision_of(self, key: bytes, /) -> int:
-        """See :class:`Known`."""
+        """See :class:`DeliveredRevisions`."""
         return self._revisions.get(key, 0)
 
-    def deliver_all_again(self) -> None:
-        """See :class:`Known`."""
+    def expected_in(self, _keys: KeyRange, _revision: int, /) -> Collection[bytes]:
+        """See :class:`DeliveredRevisions`."""
+        return ()
+
+    def redeliver_all(self) -> None:
+        """See :class:`DeliveredRevisions`."""
         self._revisions = {key: -abs(revision) for key, revision in self._revisions.items()}
 
     def dispatch(self, changes: Sequence[Change], /) -> None:
@@ -94,13 +103,13 @@ class Noting:
             raise
         self._note(changes)
 
-    async def wait_list_room(self) -> None:
+    async def wait_list_capacity(self) -> None:
         """See :class:`Sink`."""
-        await self._sink.wait_list_room()
+        await self._sink.wait_list_capacity()
 
-    async def wait_stream_room(self) -> None:
+    async def wait_stream_capacity(self) -> None:
         """See :class:`Sink`."""
-        await self._sink.wait_stream_room()
+        await self._sink.wait_stream_capacity()
 
     def _note(self, changes: Sequence[Change]) -> None:
         revisions = self._revisions

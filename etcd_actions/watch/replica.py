@@ -28,7 +28,7 @@ _BACKOFF = Backoff(initial=0.1, cap=10.0)
 _log = structlog.get_logger(__name__)
 
 
-class Picture(Protocol):
+class ReplicaState(Protocol):
     """What is known of the keys below a prefix."""
 
     def take(self, change: Change, /) -> None:
@@ -40,11 +40,11 @@ class Picture(Protocol):
         ...
 
 
-class Followed:
+class Replica:
     """How far a picture is; made by :func:`follow`."""
 
     def __init__(
-        self, picture: Picture, name: str, prefix: bytes, containment: Containment
+        self, picture: ReplicaState, name: str, prefix: bytes, containment: Containment
     ) -> None:
         self._picture = picture
         self._name = name
@@ -100,11 +100,11 @@ class Followed:
                 newest = max(newest, change.mod_revision)
         self._have(newest)
 
-    async def wait_list_room(self) -> None:
+    async def wait_list_capacity(self) -> None:
         """There is room: others have their turn between two pages."""
         await trio.lowlevel.checkpoint()
 
-    async def wait_stream_room(self) -> None:
+    async def wait_stream_capacity(self) -> None:
         """There is room."""
 
     async def _follow(self, etcd: Etcd, settings: ReflectorSettings) -> None:
@@ -160,12 +160,12 @@ class Followed:
 async def follow(
     etcd: Etcd,
     prefix: bytes,
-    picture: Picture,
+    picture: ReplicaState,
     *,
     name: str,
     settings: ReflectorSettings,
     containment: Containment,
-) -> AsyncIterator[Followed]:
+) -> AsyncIterator[Replica]:
     """Keep a picture of a prefix up to date; leaving the context ends that.
 
     Args:
@@ -177,7 +177,7 @@ async def follow(
         containment: The boundaries of the process.
     """
     settings = replace(settings, ranges=1, prev_kv=False)
-    followed = Followed(picture, name, prefix, containment)
+    followed = Replica(picture, name, prefix, containment)
     async with owned_tasks(f"the index of {name}") as nursery:
 
         async def run() -> None:

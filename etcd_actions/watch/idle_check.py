@@ -16,7 +16,7 @@ import trio
 
 from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.watch.known import Known
+from etcd_actions.watch.delivered import DeliveredRevisions
 from etcd_actions.watch.store_identity import StoreIdentity
 from etcd_actions.watch.watched_range import WatchedRange
 
@@ -26,7 +26,7 @@ _MOST_COMPARED = 1000
 _log = structlog.get_logger(__name__)
 
 
-class IdleRanges:
+class IdleCheck:
     """Moves on the revision of ranges in which nothing happens.
 
     Args:
@@ -37,7 +37,7 @@ class IdleRanges:
     """
 
     def __init__(
-        self, etcd: Etcd, known: Known, identity: StoreIdentity, dead_after: float
+        self, etcd: Etcd, known: DeliveredRevisions, identity: StoreIdentity, dead_after: float
     ) -> None:
         self._etcd = etcd
         self._known = known
@@ -56,7 +56,7 @@ class IdleRanges:
         while True:
             await trio.sleep_until(self._next)
             self._next = trio.current_time() + dead_after
-            if self._identity.tells_progress:
+            if self._identity.reports_progress:
                 continue
             for range_ in ranges():
                 if range_.keys > _MOST_COMPARED:

@@ -1,0 +1,499 @@
+"""The methods of the client, those for dead letters aside."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from typing import Literal, overload
+
+import msgspec
+import trio
+
+from etcd_actions._internal.containment import Containment
+from etcd_actions.actions.abort import Aborter, AbortResult
+from etcd_actions.actions.enqueue import Enqueued, Enqueuer
+from etcd_actions.actions.listing import Lister, Listing
+from etcd_actions.actions.read_cache import ReadCache
+from etcd_actions.actions.signal import signal
+from etcd_actions.actions.status import ActionStatus, Status, put_status
+from etcd_actions.actions.stored_action import StoredAction, check_identity, missing
+from etcd_actions.catalog import Catalog
+from etcd_actions.client.arguments import action_id_of, expect, parent_id_of, run_id_of
+from etcd_actions.client.dead_letters import DeadLetterRequests
+from etcd_actions.client.requests import request
+from etcd_actions.client.subscribing import Subscribing
+from etcd_actions.dead_letters import DeadLetterOperations
+from etcd_actions.errors import InvalidArgument, NotFound
+from etcd_actions.etcd.api import Etcd, KeyValue, Put
+from etcd_actions.etcd.group_commit import GroupCommit, GroupCommitStatistics
+from etcd_actions.follow.subscriptions import WHOLE_RUN, AnySubscription, SnapshotEnd, Subscription
+from etcd_actions.images import Images
+from etcd_actions.model import (
+    ActionId,
+    ActionUpdate,
+    ErrorState,
+    Incarnation,
+    Keyspace,
+)
+from etcd_actions.model.flyte_types import (
+    Action,
+    ActionIdentifier,
+    EnrichedIdentity,
+    RunIdentifier,
+    RunSpec,
+)
+from etcd_actions.model.flyte_types import Literal as LiteralValue
+from etcd_actions.pipeline.processor import Processor
+from etcd_actions.pipeline.watching_settings import WatchingStatistics
+from etcd_actions.storage.claims import Claim, Claims, claimed_by, open_claims
+from etcd_actions.storage.store import Store
+
+
+class ActionsClient(DeadLetterRequests):
+    """Enqueues, aborts and reads actions, delivers their updates, and records their ends.
+
+    Each method works by itself; :meth:`watching` makes this process one of those that record
+    and mark. Actions are named by an :class:`~etcd_actions.model.ActionId` or by Flyte's
+    ``ActionIdentifier``, and a run by Flyte's ``RunIdentifier`` or any of its actions.
+
+    A request raises :class:`~etcd_actions.errors.ActionError` for its arguments or the state of
+    the action, of these :class:`~etcd_actions.errors.WrongType`, a TypeError, for an argument of
+    another type and :class:`~etcd_actions.errors.UnexpectedFailure` for what is not foreseen, and
+    :class:`~etcd_actions.errors.EtcdError` when etcd refuses it or cannot be reached. A cancelled
+    write may have been applied; the same request again is safe.
+
+    Made by :func:`open_actions_client`.
+    """
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        commit: GroupCommit,
+        store: Store,
+        keys: Keyspace,
+        cache: ReadCache,
+        containment: Containment,
+        processor: Processor,
+        enqueuer: Enqueuer,
+        aborter: Aborter,
+        lister: Lister,
+        subscribing: Subscribing,
+    ) -> None:
+        super().__init__(containment, DeadLetterOperations(etcd, store, keys))
+        self._etcd = etcd
+        self._commit = commit
+        self._store = store
+        self._keys = keys
+        self._cache = cache
+        self._processor = processor
+        self._enqueuer = enqueuer
+        self._aborter = aborter
+        self._lister = lister
+        self._subscribing = subscribing
+
+    @property
+    def keys(self) -> Keyspace:
+        """The keys of its actions, for code that builds on the client."""
+        return self._keys
+
+    @property
+    def store(self) -> Store:
+        """Reads and writes of single keys, for code that builds on the client."""
+        return self._store
+
+    @property
+    def namespace(self) -> str | None:
+        """The namespace of its actions; None if each project and domain has its own."""
+        return self._keys.namespace
+
+    def namespace_of(self, action_id: ActionId) -> str:
+        """Return the namespace of an action.
+
+        Raises:
+            InvalidArgument: Its project and domain make none.
+        """
+        return self._keys.namespace_of(action_id)
+
+    def key_of(self, action_id: ActionId) -> bytes:
+        """Return the etcd key of the object of a task or a condition.
+
+        Raises:
+            InvalidArgument: Its names make none.
+        """
+        try:
+            return self._keys.task_action(action_id)
+        except ValueError as error:
+            raise InvalidArgument("action_id", str(error)) from None
+
+    def statistics(self) -> WatchingStatistics:
+        """Return what the watch has and has done."""
+        return self._processor.statistics()
+
+    def group_commit_statistics(self) -> GroupCommitStatistics:
+        """Return how its writes went to etcd."""
+        return self._commit.statistics()
+
+    def waiting_conditions(self) -> list[ActionId]:
+        """Return the conditions that wait for a signal, of those that the watch has received."""
+        return self._processor.waiting_conditions()
+
+    @request
+    async def enqueue(
+        self,
+        action: Action,
+        run_spec: RunSpec | None = None,
+        *,
+        trace_error: ErrorState | None = None,
+        beside: Sequence[Put] = (),
+    ) -> Enqueued:
+        """Create an action: a task, a condition or a trace. The same request again is safe.
+
+        A child needs its parent, and inherits from it what Flyte's service has it inherit. A
+        trace replaces the one that was stored before.
+
+        Args:
+            action: Flyte's message.
+            run_spec: The settings of the run; of a child's only the start time counts.
+            trace_error: Why a failed trace failed; Flyte's message has no field for it.
+            beside: Keys that are created in the same transaction, each of them new. If the
+                same request created the action before, nothing is written.
+
+        Raises:
+            InvalidArgument: A field is missing, or has a value that Flyte's schema forbids.
+            AlreadyExists: Another request created the action; or a key of ``beside`` exists.
+            NameTaken: Its key has the object of another action, such as one of another
+                project's run of the same name, or an unreadable value.
+            Aborted: The parent does not exist, or it or an action above it is aborted.
+            ConfigError: ``flyteidl2`` is not installed.
+        """
+        expect("action", action, "Action")
+        expect("run_spec", run_spec, "RunSpec", None)
+        expect("trace_error", trace_error, ErrorState, None)
+        return await self._enqueuer.enqueue(
+            action, run_spec, trace_error=trace_error, beside=beside
+        )
+
+    @request
+    async def abort_action(
+        self,
+        action_id: ActionId | ActionIdentifier,
+        reason: str = "",
+        aborted_by: str | EnrichedIdentity = "",
+        *,
+        incarnation: Incarnation | None = None,
+    ) -> AbortResult:
+        """End an action and all below it as ABORTED; afterwards nothing can be enqueued there.
+
+        An action that has ended keeps its phase. The same request again is safe, also after a
+        cancellation. With an ``incarnation`` only that object is ended.
+
+        Raises:
+            NotFound: There is no such action, or it is another incarnation.
+        """
+        expect("reason", reason, str)
+        expect("aborted_by", aborted_by, str, "EnrichedIdentity")
+        expect("incarnation", incarnation, Incarnation, None)
+        return await self._aborter.abort_action(
+            action_id_of(action_id), reason, aborted_by, incarnation=incarnation
+        )
+
+    @request
+    async def put_status(
+        self,
+        action_id: ActionId | ActionIdentifier,
+        attempt: int,
+        status: Status,
+        *,
+        error: ErrorState | None = None,
+        error_before: ErrorState | None = None,
+        message: str = "",
+        claim: Claim | None = None,
+        incarnation: Incarnation | None = None,
+        seen: StoredAction | None = None,
+    ) -> StoredAction:
+        """Report how far an action is: phase, attempts, cache status, and why it failed.
+
+        docs/status.md says what is stored, in the form of Flyte's executor, and which phases may
+        follow which. The same report again writes nothing. Reads that start afterwards see the
+        report. Cancelled, it was done completely or not at all.
+
+        Args:
+            action_id: The action.
+            attempt: The attempt that the report is about, from 1 on.
+            status: The report, an :class:`ActionStatus` or Flyte's message.
+            error: Why the action failed, with FAILED, TIMED_OUT and ABORTED.
+            error_before: Why the attempt before failed, with a report that starts another one.
+            message: One line for people.
+            claim: The report counts only while this claim holds.
+            incarnation: The report counts only for this object; by default for that of ``seen``,
+                else for the one that is stored.
+            seen: The caller's last state of the action. The report is written on it, and the
+                action is read only after a conflict; without it, it may be read first.
+
+        Raises:
+            NotFound: There is no such action, or it is another incarnation.
+            ClaimLost: The claim does not hold any more.
+            FailedPrecondition: The attempt is an older one, or the action has ended.
+            InvalidArgument: The status cannot be stored, or ``seen`` is another action.
+        """
+        expect("attempt", attempt, int)
+        if not hasattr(status, "phase"):
+            expect("status", status, ActionStatus)
+        for part in ("phase", "attempts", "cache_status"):
+            expect(f"status.{part}", getattr(status, part, None), int)
+        expect("status.end_time", getattr(status, "end_time", None), datetime, "Timestamp", None)
+        expect("error", error, ErrorState, None)
+        expect("error_before", error_before, ErrorState, None)
+        expect("message", message, str)
+        expect("claim", claim, Claim, None)
+        expect("incarnation", incarnation, Incarnation, None)
+        expect("seen", seen, StoredAction, None)
+        return await put_status(
+            self._store,
+            self._keys,
+            action_id_of(action_id),
+            attempt,
+            status,
+            error=error,
+            error_before=error_before,
+            message=message,
+            fence=None if claim is None else claim.fence,
+            incarnation=incarnation,
+            cache=self._cache,
+            seen=seen,
+        )
+
+    @request
+    async def signal(
+        self,
+        action_id: ActionId | ActionIdentifier,
+        value: bool | float | str | LiteralValue,
+        signalled_by: str | EnrichedIdentity = "",
+    ) -> StoredAction:
+        """Give a condition the value that it waits for, which ends it. The same again is safe.
+
+        Args:
+            action_id: The condition.
+            value: A boolean, an integer, a float or a string, or Flyte's message with one.
+            signalled_by: The subject, or Flyte's message with it.
+
+        Raises:
+            InvalidArgument: The value has another type than the condition declares.
+            NotFound: There is no such action.
+            FailedPrecondition: It is no condition, has another value, or has ended.
+        """
+        expect("value", value, bool, int, float, str, "Literal")
+        expect("signalled_by", signalled_by, str, "EnrichedIdentity")
+        return await signal(
+            self._store,
+            self._keys,
+            action_id_of(action_id),
+            value,
+            signalled_by,
+            cache=self._cache,
+        )
+
+    def note_read(self, action_id: ActionId, kv: KeyValue | None) -> StoredAction:
+        """Decode an object that another transaction read; a report on it needs no read.
+
+        Args:
+            action_id: The action that it has to be.
+            kv: The value of its key; None for none.
+
+        Raises:
+            NotFound: There is no object, or it is another action's.
+            DecodeError: It cannot be read.
+        """
+        if kv is None:
+            raise NotFound(missing(action_id, self._keys))
+        found = StoredAction.of(kv)
+        check_identity(found, action_id)
+        self._cache.put(kv)
+        return found
+
+    @request
+    async def list_run_actions(
+        self, run: ActionId | RunIdentifier, *, traces: bool = False
+    ) -> Listing:
+        """Return the tasks and conditions of a run, at one revision, and its traces if asked."""
+        return await self._lister.list_run_actions(run_id_of(run), traces=traces)
+
+    @request
+    async def list_child_actions(
+        self, parent: ActionId | ActionIdentifier, *, traces: bool = False
+    ) -> Listing:
+        """Return an action and its children, at one revision; with their traces if requested."""
+        parent = action_id_of(parent)
+        if self._processor.watching:
+            known = await self._processor.families.read(parent, self._keys, traces=traces)
+            if known is not None:
+                return known
+        return await self._lister.list_child_actions(parent, traces=traces)
+
+    @request
+    async def get_task_action(self, action_id: ActionId | ActionIdentifier) -> StoredAction:
+        """Return one action as it is now.
+
+        Raises:
+            NotFound: There is no such action.
+            DecodeError: What is stored cannot be read.
+        """
+        return await self._lister.get_task_action(action_id_of(action_id))
+
+    @request
+    async def claimed_by(self, action_id: ActionId | ActionIdentifier) -> str:
+        """Return which process claims an action, ``<host>/<process>``; empty for none."""
+        return await claimed_by(self._store, self._keys, action_id_of(action_id))
+
+    @overload
+    def subscribe(
+        self, parent: ActionId | ActionIdentifier, *, snapshot: Literal[False] = False
+    ) -> AbstractAsyncContextManager[Subscription[ActionUpdate]]: ...
+    @overload
+    def subscribe(
+        self, parent: ActionId | ActionIdentifier, *, snapshot: bool
+    ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]: ...
+    def subscribe(
+        self, parent: ActionId | ActionIdentifier, *, snapshot: bool = False
+    ) -> AbstractAsyncContextManager[AnySubscription]:
+        """Get the updates of an action and of its children, traces among them.
+
+        The updates of each action come in order. A reader that lags misses older updates of an
+        action, never the last one; ``statistics()`` of the subscription counts them. A client
+        that does not watch opens one watch of the run for all its subscriptions.
+
+        Args:
+            parent: The action. Its organization counts if both sides have one. An empty name
+                stands for the parent of the root, as in Flyte's interface.
+            snapshot: Start with the states at one revision, and a
+                :class:`~etcd_actions.follow.subscriptions.SnapshotEnd`. Nothing older follows, and
+                nothing newer is missing. In a run that recovers another one the traces of the
+                same action there are among them, as RECOVERED.
+
+        Raises:
+            EtcdError: On entering, when etcd cannot be read.
+        """
+        return self._subscribe(parent_id_of(parent), snapshot)
+
+    def subscribe_all(
+        self,
+    ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]:
+        """Get the updates of all actions, after a snapshot; see :meth:`subscribe`.
+
+        Raises:
+            EtcdError: On entering, when etcd cannot be read.
+        """
+        return self._subscribe(None, True)
+
+    def subscribe_run(
+        self, run: ActionId | RunIdentifier, *, snapshot: bool = True
+    ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]:
+        """Get the updates of all actions of a run, by default after a snapshot.
+
+        Raises:
+            EtcdError: On entering, when etcd cannot be read.
+        """
+        return self._subscribe(msgspec.structs.replace(run_id_of(run), name=WHOLE_RUN), snapshot)
+
+    async def unsubscribe(self, subscription: AnySubscription) -> None:
+        """End a subscription: its reader gets the pending updates, then the end.
+
+        Raises:
+            InvalidArgument: It is another client's.
+        """
+        expect("subscription", subscription, Subscription)
+        self._subscribing.unsubscribe(subscription)
+        await trio.lowlevel.checkpoint()
+
+    @asynccontextmanager
+    async def watching(self, *, grace: float | None = None) -> AsyncIterator[None]:
+        """Watch for as long as the context lasts; see :meth:`start_watching`.
+
+        Leaving it stops as :meth:`stop_watching` does; after an exception or a cancellation it
+        stops without finishing the queued work, which the next leader finds unmarked in etcd.
+
+        Args:
+            grace: Seconds that the queued work may take; by default the settings'.
+
+        Raises:
+            EtcdError: On entering, when etcd refuses the list. While etcd is away it waits.
+        """
+        await self.start_watching()
+        try:
+            yield
+        except BaseException:
+            await self.stop_watching(0)
+            raise
+        await self.stop_watching(grace)
+
+    async def start_watching(self) -> None:
+        """List and watch the prefix, until :meth:`stop_watching`; returns after the list.
+
+        A client that watches
+
+        - serves all of its subscriptions from this one watch;
+        - stands for election, with all clients on this prefix that watch. The leader reports
+          each change to the run service, marks each terminal action that the run service has
+          accepted, and removes our finalizer from it;
+        - as the leader also ends conditions whose timeout has passed, deletes recorded actions
+          after ``retain_terminal``, and aborts and deletes orphans: actions whose parent is
+          missing, as Kubernetes' garbage collector does.
+
+        With ``WatchingSettings(record=False)`` it only serves subscriptions, and writes nothing.
+        To enqueue, report, list and subscribe a client need not watch.
+
+        While etcd is away it waits, until it is stopped. While the client watches it does
+        nothing. Cancelled, nothing is left running.
+
+        Raises:
+            EtcdError: etcd refused the list, for a lack of permission for instance.
+        """
+        self._check_open()
+        await self._processor.start_watching()
+
+    async def stop_watching(self, grace: float | None = None) -> None:
+        """Stop the watch, finish the queued work within ``grace`` seconds, resign as the leader.
+
+        Work that is not finished is logged, and found unmarked at the next start. Subscriptions
+        stay open. Cancelled, it continues in the background. Without a watch it does nothing.
+
+        Args:
+            grace: Seconds; by default the settings'.
+        """
+        await self._processor.stop_watching(grace)
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def images(self) -> Images:
+        """The definitions of images; see :class:`~etcd_actions.images.Images`."""
+        return Images(self._etcd, self._keys)
+
+    def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
+        """Open claims, by which this process claims actions that it runs.
+
+        Args:
+            ttl: Seconds after which the claims of a process that stopped responding expire.
+        """
+        self._check_open()
+        return open_claims(
+            self._etcd, self._store, self._keys, ttl=ttl, containment=self.containment
+        )
+
+    def open_catalog(self, keep: float) -> Catalog:
+        """Return the cached results; see :class:`~etcd_actions.catalog.Catalog`.
+
+        Args:
+            keep: Seconds that a result is kept after its last use.
+        """
+        return Catalog(self._etcd, self._store, keep)
+
+    def _subscribe(
+        self, parent: ActionId | None, snapshot: bool
+    ) -> AbstractAsyncContextManager[AnySubscription]:
+        self._check_open()
+        return self._subscribing.subscribe(parent, snapshot=snapshot)
+
+    def _close(self) -> None:
+        self._closed = True
+        self._subscribing.watches.end_subscriptions()
