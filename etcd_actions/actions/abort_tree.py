@@ -40,7 +40,7 @@ class _TreeNode(NamedTuple):
 
 
 async def running_below(kvs: Iterable[KeyValue], marker: Marker) -> list[RunningObject]:
-    """Return the aborted action and all below it that have not ended; other tasks run in between."""
+    """Return the aborted action and all below it that have not ended."""
     found: dict[str, _TreeNode] = {}
     children: dict[str, list[str]] = {}
     for number, kv in enumerate(kvs, 1):

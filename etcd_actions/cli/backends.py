@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import settings
 from etcd_actions.errors import ConfigError
-from etcd_actions.model import DEFAULT_NAMESPACE, ActionId, ErrorState
+from etcd_actions.model import DEFAULT_NAMESPACE, ActionId, ActionObject, ErrorState, canonical_name
 from etcd_actions.model import flyte as conversions
 from etcd_actions.pipeline.watching_settings import WatchingSettings
 
@@ -55,10 +56,13 @@ class EtcdBackend:
 
     async def abort(self, request: pb.AbortRequest, /) -> str:
         """See `Backend`."""
-        done = await self.client.abort_action(request.action_id, request.reason, request.aborted_by)
-        if done.recorded and done.ended is not None:
+        named = request.action_id
+        # The leader also ends actions below an aborted one: the result of the call lacks those.
+        running = _count_running((await self.client.list_run_actions(named.run)).actions, named)
+        done = await self.client.abort_action(named, request.reason, request.aborted_by)
+        count = max(len(done.aborted), running)
+        if count == 0 and done.ended is not None:
             return f"it had ended already: {done.ended.name}"
-        count = len(done.aborted)
         return f"aborted {count} action{'' if count == 1 else 's'}"
 
     async def signal(self, request: pb.SignalRequest, /) -> None:
@@ -72,6 +76,21 @@ class EtcdBackend:
         await self.client.put_status(
             request.action_id, request.attempt, request.status, error=error, message=message
         )
+
+
+def _count_running(actions: Sequence[ActionObject], top: ActionIdentifier) -> int:
+    """Number of actions that are not terminal, of an action and all below it."""
+    below: defaultdict[str, list[ActionObject]] = defaultdict(list)
+    for action in actions:
+        below[action.spec.parent_action_name].append(action)
+    name = canonical_name(top.run.name, top.name)
+    waiting = [each for each in actions if each.action_id.name == name]
+    running = 0
+    while waiting:
+        action = waiting.pop()
+        running += not action.is_terminal
+        waiting += below.pop(action.action_id.name, ())
+    return running
 
 
 @asynccontextmanager

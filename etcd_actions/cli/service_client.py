@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final, Generic, Self, TypeVar
+from typing import Final, TypeVar
 
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
@@ -81,34 +80,6 @@ async def open_service_client(
         yield ServiceClient(channel, metadata)
 
 
-class Responses(Generic[MessageT]):
-    """The messages of a stream, for ``async for``.
-
-    Raises:
-        ServiceError: The stream ended with an error.
-    """
-
-    def __init__(self, exchange: Exchange, kind: type[MessageT]) -> None:
-        self._exchange = exchange
-        self._kind = kind
-        self._received: deque[bytes] = deque()
-
-    def __aiter__(self) -> Self:
-        """Itself."""
-        return self
-
-    async def __anext__(self) -> MessageT:
-        """The next message."""
-        if not self._received:
-            try:
-                self._received.extend(await self._exchange.receive())
-            except trio.EndOfChannel:
-                raise StopAsyncIteration from None
-            except CallFailed as failure:
-                raise _translated(failure) from None
-        return _parsed(self._received.popleft(), self._kind)
-
-
 class ServiceClient:
     """Made by :func:`open_service_client`."""
 
@@ -143,7 +114,7 @@ class ServiceClient:
     @asynccontextmanager
     async def watch(
         self, request: pb.WatchForUpdatesRequest
-    ) -> AsyncIterator[Responses[pb.WatchForUpdatesResponse]]:
+    ) -> AsyncIterator[AsyncIterator[pb.WatchForUpdatesResponse]]:
         """The updates of an action and its children.
 
         Raises:
@@ -158,7 +129,7 @@ class ServiceClient:
         try:
             exchange.send(request.SerializeToString())
             exchange.end()
-            yield Responses(exchange, pb.WatchForUpdatesResponse)
+            yield _responses(exchange, pb.WatchForUpdatesResponse)
         finally:
             exchange.close()
 
@@ -173,6 +144,19 @@ class ServiceClient:
         except CallFailed as failure:
             raise _translated(failure) from None
         _parsed(response, kind)
+
+
+async def _responses(exchange: Exchange, kind: type[MessageT]) -> AsyncIterator[MessageT]:
+    """The messages of a stream; raises ServiceError if it ends with an error."""
+    while True:
+        try:
+            received = await exchange.receive()
+        except trio.EndOfChannel:
+            return
+        except CallFailed as failure:
+            raise _translated(failure) from None
+        for each in received:
+            yield _parsed(each, kind)
 
 
 def _parsed(response: bytes, kind: type[MessageT]) -> MessageT:

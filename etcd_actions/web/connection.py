@@ -44,15 +44,7 @@ class Shared:
 
 
 class Connection:
-    """One connection. Without a request it ends after the idle timeout.
-
-    Args:
-        stream: Its encryption, or trio's stream of the socket.
-        sock: Its socket.
-        slot: Its slot in the budget.
-        ends: The addresses of its client and of the listener.
-        shared: What the listener's connections share.
-    """
+    """One connection. Without a request it ends after the idle timeout."""
 
     def __init__(
         self,

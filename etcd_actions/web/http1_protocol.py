@@ -25,9 +25,6 @@ _MOST_EVENTS: Final = 100
 class Http1:
     """The protocol of one connection.
 
-    Args:
-        context: What it shares with the connection.
-
     Attributes:
         assumed: What arrived, from HTTP/2's preface on; None for a client of HTTP/1.1.
         is_over: Whether it ignores what arrives.

@@ -47,9 +47,6 @@ _MOST_HELD: Final = 2**25
 class Http2:
     """The protocol of one connection.
 
-    Args:
-        context: What it shares with the connection.
-
     Attributes:
         is_over: Whether it ignores what arrives.
         parsed: The number of events.
@@ -305,12 +302,7 @@ class _Abuse:
         self._cost_of_streams = 0.0
 
     def of_settings(self, frames: Frames, streams: int) -> str | None:
-        """What a client does too often; None for nothing.
-
-        Args:
-            frames: The frames that arrived.
-            streams: The number of open streams.
-        """
+        """What a client does too often; None for nothing."""
         new = frames.frames_of_settings - self._frames_of_settings
         if not new:
             return None

@@ -278,10 +278,6 @@ class Exchange:
 class Sending:
     """Sends what the streams of one connection have, in turn.
 
-    Args:
-        state: The state machine.
-        context: Has the socket.
-
     Attributes:
         held_bytes: Bytes of responses that clients do not accept yet.
     """

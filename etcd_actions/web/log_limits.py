@@ -11,11 +11,7 @@ _log = structlog.get_logger(__name__)
 
 
 class LogLimits:
-    """Logs the first event of each kind, then one a minute with the number of omitted ones.
-
-    Args:
-        flag: The name of the listener.
-    """
+    """Logs the first event of each kind, then one a minute with the number of omitted ones."""
 
     def __init__(self, flag: str) -> None:
         self._flag = flag

@@ -98,7 +98,11 @@ async def test_an_action_from_its_file_to_its_end(site: Site) -> None:
     assert await site.phase(CHILD) is Phase.RUNNING
     await site.done("signal", "p/d/r1/gate", "true", "--by", "alice")
     assert await site.phase(GATE) is Phase.SUCCEEDED
-    await site.done("abort", "p/d/r1/a0", "--reason", "enough", "--by", "alice")
+    aborted = await site.done("abort", "p/d/r1/a0", "--reason", "enough", "--by", "alice")
+    assert aborted in (
+        "p/d/r1/a0: aborted 2 actions",
+        "p/d/r1/a0: aborted it and the actions below it",
+    )
     assert [await site.phase(action) for action in (ROOT, CHILD, GATE)] == [
         Phase.ABORTED,
         Phase.ABORTED,

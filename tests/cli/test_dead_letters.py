@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -16,6 +17,7 @@ from etcd_actions.model import Keyspace
 from tests.cli.command import Finished, finish
 from tests.record.test_outbox import ROOT, Scripted, is_idle, named, tell, watching
 from tests.support import flyte
+from tests.support.documents import block
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually
 
@@ -117,6 +119,33 @@ async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix
             ExitCode.OK,
             "etcd-actions: there are no dead letters",
         )
+
+
+async def test_what_the_document_shows(shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes) -> None:
+    """The commands of docs/commands.md, and what they print but for the time."""
+    shown = block("docs/commands.md", "console", 1)
+    site, service = Site(shared_etcd, prefix), Scripted()
+    async with watching(etcd, prefix, service) as client:
+        await client.enqueue(flyte.task(ROOT))
+        service.failures["record", "c1"] = [NO]
+        await client.enqueue(flyte.task(named("c1"), "a0"))
+        await tell(client, "c1", [Phase.SUCCEEDED])
+        await eventually(lambda: len(client.statistics().dead_letters) == 1)
+        await eventually(lambda: is_idle(client))
+        for command, expected in shown.steps():
+            name, group, *arguments = command.split()
+            assert (name, group) == ("etcd-actions", "dead-letters")
+            table = ("-o", "table") if arguments == ["list"] else ()
+            done = await site.run(*arguments, *table)
+            assert done.code == ExitCode.OK, done.err
+            printed = done.out if table else done.err
+            assert _words(printed) == _words("\n".join(expected))
+
+
+def _words(text: str) -> list[list[str]]:
+    """Of each line; whichever project it is of, and however long ago something was."""
+    text = re.sub(r"\S+ ago", "1s ago", text.replace("flytesnacks/development", "p/d"))
+    return [line.split() for line in text.splitlines()]
 
 
 async def test_where_nobody_is_elected_the_request_stays(

@@ -11,6 +11,7 @@ import pytest
 from tests.cli.command import ROOT
 from tests.executor.wheels import make_wheel
 from tests.sdk.door import Door, open_door
+from tests.support.documents import block
 from tests.support.etcd_server import EtcdServer
 
 pytestmark = pytest.mark.slow
@@ -170,6 +171,35 @@ def test_the_program_that_a_newcomer_copies(door: Door, tmp_path: Path, document
     assert done.stdout.split()[-1:] == ["30"], f"{done.stdout}\n{done.stderr}\n{door.tail()}"
     listed = door.finish(flyte, "get", "run", cwd=tmp_path)
     assert "hello.main" in listed.stdout, listed.stderr
+
+
+def test_the_commands_that_a_newcomer_copies(door: Door, tmp_path: Path) -> None:
+    """Those of the tutorial, one after another, on the run of its program."""
+    (tmp_path / "hello.py").write_text(
+        block("docs/tutorial.md", "python").text.replace(":8091", f":{door.port}")
+    )
+    done = door.finish(str(door.python), "hello.py", cwd=tmp_path)
+    run = done.stdout.split()[-2]
+    for number in (0, 1):
+        for command in block("docs/tutorial.md", "console", number).commands():
+            program, *arguments = command
+            words = [run if each == "RUN" else each for each in arguments]
+            words = [each.replace(":8091", f":{door.port}") for each in words]
+            path = str(door.python.with_name(Path(program).name))
+            done = door.finish(path, *words, cwd=tmp_path)
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}\n{door.tail()}"
+
+
+def test_the_connection_that_the_documents_show(door: Door, tmp_path: Path) -> None:
+    """The arguments are those that the SDK has; nothing is there to connect to."""
+    shown = block("docs/front-door.md", "python").text
+    (tmp_path / "shown.py").write_text(
+        "import inspect, flyte\n"
+        "signature = inspect.signature(flyte.init)\n"
+        f"flyte.init = signature.bind\n{shown}"
+    )
+    done = door.finish(str(door.python), "shown.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_command(door: Door) -> None:

@@ -23,7 +23,7 @@ from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.model import Keyspace
 from etcd_actions.runs.own_run_service import OwnRunService, history_of_action
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.attempt_logs import LONGEST_LINE, Logs
 from etcd_actions.storage.store import Store
 from etcd_actions.web import Bind
@@ -109,7 +109,7 @@ async def server(
         most_open=3,
     )
     settings = ServerSettings(bind=Bind("127.0.0.1", 0))
-    front = Front(client=client, keepalive=0.2, logs=logs)
+    front = FrontDoor(client=client, keepalive=0.2, logs=logs)
     async with open_actions_server(client, settings, front=front) as server:
         yield server
 

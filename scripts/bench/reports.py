@@ -1,6 +1,6 @@
 """Marks a second with a run service in another process, and with our own; prints a table.
 
-    .venv/bin/python -m scripts.bench.told [--rounds 3] [--count 4000]
+    .venv/bin/python -m scripts.bench.reports [--rounds 3] [--count 4000]
 
 Each round has an etcd of its own and measures all ways in turns, beginning with another one each;
 figures are medians of the rounds, ratios medians of the ratios within a round.
@@ -34,7 +34,7 @@ _TOGETHER = 256
 
 
 @asynccontextmanager
-async def told() -> AsyncIterator[RunService]:
+async def run_service() -> AsyncIterator[RunService]:
     """A connection to a run service of its own, which accepts everything."""
     process = subprocess.Popen(  # noqa: ASYNC220 - for a moment
         [sys.executable, "-m", "tests.support.run_service_server"],
@@ -58,7 +58,7 @@ async def told() -> AsyncIterator[RunService]:
 async def bare(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
     """Record and status of as many actions, and nothing else."""
     stored = await put_ended(etcd, prefix, count)
-    async with told() as service:
+    async with run_service() as service:
         left = iter(stored)
 
         async def worker() -> None:
@@ -79,11 +79,11 @@ async def bare(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
 async def marked(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
     """All of it: list, tell, mark."""
     await put_ended(etcd, prefix, count)
-    async with told() as service:
+    async with run_service() as service:
         return await _mark_all(etcd, prefix, count, service)
 
 
-async def unheard(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
+async def unreported(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
     """List and mark, with a run service that accepts at once."""
     await put_ended(etcd, prefix, count)
     return await _mark_all(etcd, prefix, count, NullRunService())
@@ -120,8 +120,8 @@ async def _mark_all(
 
 SIDES = {
     "bare calls: record and status": bare,
-    "told and marked": marked,
-    "nobody told, marked": unheard,
+    "reported and marked": marked,
+    "no run service, marked": unreported,
     "kept by ourselves and marked: roots": kept,
     "kept by ourselves and marked: others": kept_children,
 }

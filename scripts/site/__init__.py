@@ -1,0 +1,1 @@
+"""Builds docs/ as a site: ``scripts/docs``."""
