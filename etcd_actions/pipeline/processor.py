@@ -19,7 +19,7 @@ Any number of processes watch the same keys and serve subscribers; one of them l
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal, overload
 
@@ -35,6 +35,7 @@ from etcd_actions.follow.subscriptions import (
     SnapshotEnd,
     Subscription,
     Subscriptions,
+    deletion_of,
 )
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
@@ -243,6 +244,32 @@ class Processor:
         :meth:`etcd_actions.follow.subscriptions.Subscriptions.subscribe`.
         """
         return self._subscriptions.subscribe(parent, snapshot=snapshot)
+
+    def start_with(
+        self,
+        subscription: AnySubscription,
+        states: Sequence[ActionUpdate],
+        revision: int,
+        *,
+        others: Iterable[ActionUpdate] = (),
+    ) -> None:
+        """Give a subscription its snapshot, and the end of the actions that were deleted since.
+
+        Args:
+            subscription: It awaits a snapshot.
+            states: The states of the actions at a revision.
+            revision: That revision.
+            others: States that are not stored under the keys that they name.
+        """
+        pending = {update.key for update in subscription.awaited()}
+        deleted = [
+            deletion_of(state, self._index.watched_up_to(state.key))
+            for state in states
+            if not self._index.expect(state, revision) and state.key not in pending
+        ]
+        subscription.begin_with([*states, *others], revision)
+        for update in deleted:
+            subscription.deliver(update)
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
         """Deliver what is pending to the reader of a subscription, and then the end.
