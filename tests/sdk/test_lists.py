@@ -64,6 +64,8 @@ async def address(etcd: Etcd, prefix: bytes) -> AsyncIterator[str]:
 async def say(*command: str | Path, cwd: Path) -> str:
     """What a program or a command of the SDK prints."""
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "1000", "HOME": str(cwd)}
+    # An abort says where.
+    environment["PYTHONFAULTHANDLER"] = "1"
     finished = await trio.run_process(
         [str(part) for part in command],
         capture_stdout=True,
