@@ -44,7 +44,7 @@ from etcd_actions.server import ActionsServer, ServerSettings, open_actions_serv
 from etcd_actions.web import Bind
 
 if TYPE_CHECKING:
-    from etcd_actions.server.front import Front
+    from etcd_actions.server.front import FrontDoor
 
 # Without an etcd nothing can be marked: only work that needs none is finished.
 _GRACE_WITHOUT_ETCD = 1.0
@@ -191,7 +191,7 @@ class App:
             reflector = client.statistics().reflector
             if reflector is not None:
                 _log.info("synced", revision=reflector.revision, keys=reflector.keys)
-            front: Front | None = None
+            front: FrontDoor | None = None
             if served is not None:
                 front = await stack.enter_async_context(open_front_door(config, client, etcd))
             async with trio.open_nursery() as serving:
@@ -234,7 +234,7 @@ class App:
         tasks: trio.Nursery,
         client: ActionsClient,
         etcd: Etcd,
-        front: Front,
+        front: FrontDoor,
         monitoring: Monitoring | None,
     ) -> None:
         """Start what deletes old runs and unreferenced uploads."""
@@ -254,7 +254,7 @@ class App:
         self,
         client: ActionsClient,
         served: ServerSettings,
-        front: Front,
+        front: FrontDoor,
         address: Bind,
         monitoring: Monitoring | None,
     ) -> None:
@@ -321,7 +321,7 @@ class App:
 async def _serve_clients(
     client: ActionsClient,
     served: ServerSettings,
-    front: Front,
+    front: FrontDoor,
     monitoring: Monitoring | None,
     leaving: trio.Event,
     left: trio.Event,

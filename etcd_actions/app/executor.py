@@ -23,7 +23,7 @@ from etcd_actions.web import Bind, HttpLimits, ListenerStatistics, descriptors
 
 if TYPE_CHECKING:
     from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings
-    from etcd_actions.server.front import Front
+    from etcd_actions.server.front import FrontDoor
 
 _LEAST_TTL = 5
 _MOST_CONNECTIONS = 1_000
@@ -91,7 +91,7 @@ async def open_local_executor(
     config: Config,
     served: ServerSettings,
     address: Bind,
-    front: Front | None = None,
+    front: FrontDoor | None = None,
     listeners: MutableMapping[str, Callable[[], ListenerStatistics]] | None = None,
 ) -> AsyncIterator[Executor]:
     """Run actions on this machine.
@@ -172,7 +172,7 @@ async def open_image_builds(
     lacking = config[settings.IMAGES]
     if config[settings.EXECUTOR] == "none" or lacking == "off":
         return None
-    from etcd_actions.executor.image_build import find_base  # noqa: PLC0415
+    from etcd_actions.executor.images.image_build import find_base  # noqa: PLC0415
 
     python = sdk_python(config)
     try:

@@ -23,7 +23,7 @@ from etcd_actions.etcd.api import Etcd
 from etcd_actions.images.builds import build_task_spec
 
 if TYPE_CHECKING:
-    from etcd_actions.server.front import Front
+    from etcd_actions.server.front import FrontDoor
 
 _log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ _log = structlog.get_logger(__name__)
 @asynccontextmanager
 async def open_front_door(
     config: Config, client: ActionsClient, etcd: Etcd
-) -> AsyncIterator[Front]:
+) -> AsyncIterator[FrontDoor]:
     """The front door; one serves all ports of a process.
 
     Raises:
@@ -40,7 +40,7 @@ async def open_front_door(
     # Imported here, since it needs the extra "server".
     from etcd_actions.registry.registry import open_registry  # noqa: PLC0415
     from etcd_actions.runs.run_index import open_run_index  # noqa: PLC0415
-    from etcd_actions.server.front import Front  # noqa: PLC0415
+    from etcd_actions.server.front import FrontDoor  # noqa: PLC0415
     from etcd_actions.server.front.run_lists import paused_runs  # noqa: PLC0415
 
     keys, containment = client.keys, client.containment
@@ -53,7 +53,7 @@ async def open_front_door(
         builds = await open_image_builds(client, config, uploads.read, uploads.exists)
         if builds is not None:
             registry.build_in(build_task_spec())
-        yield Front(
+        yield FrontDoor(
             client=client,
             keepalive=config[settings.STREAM_KEEPALIVE],
             blobs=blobs,

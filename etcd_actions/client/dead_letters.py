@@ -25,7 +25,7 @@ class DeadLetterRequests(Requests):
 
         A value in their place that cannot be read is among them, with the reason.
         """
-        return await self._dead_letters.letters()
+        return await self._dead_letters.list_dead_letters()
 
     @request
     async def retry_dead_letter(

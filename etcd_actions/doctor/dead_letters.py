@@ -55,7 +55,7 @@ async def check_letters(subject: Subject, etcd: EtcdClient) -> list[Finding]:
 def _open(letters: list[DeadLetter], examples: int) -> list[Finding]:
     if not letters:
         return []
-    letters.sort(key=lambda letter: letter.letter_created)
+    letters.sort(key=lambda letter: letter.dead_letter_created)
     named = "; ".join(
         f"the {letter.what} of {letter.namespace_and_name} ({letter.error})"
         for letter in letters[:examples]
@@ -68,6 +68,6 @@ def _open(letters: list[DeadLetter], examples: int) -> list[Finding]:
 def _unreadable(letters: list[DeadLetter]) -> list[Finding]:
     if not letters:
         return []
-    first = as_text(letters[0].letter_key)
+    first = as_text(letters[0].dead_letter_key)
     seen = f"{len(letters)}, such as {first}: {letters[0].unreadable}"
     return [UNREADABLE.found(seen, key=first)]

@@ -15,9 +15,6 @@ _MOST_REPLIES: Final = 1_000
 class SendQueue:
     """The frames to be written, and the limits that the server set for them.
 
-    Args:
-        start: What the connection starts with.
-
     Attributes:
         queued: Bytes that were ever queued.
         window: Bytes of data that the server accepts on the connection now.

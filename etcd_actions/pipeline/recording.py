@@ -16,7 +16,7 @@ from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.record.checkpoint import Checkpoint
 from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.deletions import Deletions
-from etcd_actions.record.leader import Duties, Leader
+from etcd_actions.record.leader import Leader, LeaderTasks
 from etcd_actions.record.outbox import Outbox
 from etcd_actions.record.recorder import Recorder
 from etcd_actions.record.reporter import Reporter
@@ -99,7 +99,7 @@ class Recording:
             Checkpoint(etcd, keyspace.checkpoint(namespace)),
             self.outbox,
             index,
-            Duties(aborter, orphans, self.timeouts),
+            LeaderTasks(aborter, orphans, self.timeouts),
             fence=fence,
             ttl=settings.election_ttl if settings.elect else None,
             save_every=settings.save_every,

@@ -1,4 +1,4 @@
-"""Tokens of an external OpenID Connect issuer: found, verified, and their keys kept."""
+"""Verifies tokens of an external OpenID Connect issuer, and caches its keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.service_settings import OidcSettings
 from etcd_actions.server.tokens import Identity
 
-# Only pairs of keys: with a shared secret each verifier could sign.
+# Only asymmetric keys: with a shared secret each verifier could sign.
 _KINDS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "RSA"),
     **dict.fromkeys(("ES256", "ES384", "ES512"), "EC"),
@@ -33,10 +33,10 @@ _DISCOVERY = "/.well-known/openid-configuration"
 _MOST_BYTES = 1024 * 1024
 _MOST_TOKEN = 16 * 1024
 _MOST_KEYS = 100
-# Seconds that clocks may differ by.
+# Seconds of difference between clocks.
 _LEEWAY = 30
 
-_WHY: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (
+_REASONS: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (
     (jwt.ExpiredSignatureError, "it has expired"),
     (jwt.ImmatureSignatureError, "it is not valid yet"),
     (jwt.InvalidAudienceError, "it is for another audience"),
@@ -45,20 +45,35 @@ _WHY: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (
     (jwt.MissingRequiredClaimError, "a claim is missing"),
 )
 
+_TEXTS: Final = (
+    "issuer",
+    "authorization_endpoint",
+    "token_endpoint",
+    "jwks_uri",
+    "device_authorization_endpoint",
+)
+_LISTS: Final = (
+    "response_types_supported",
+    "scopes_supported",
+    "grant_types_supported",
+    "code_challenge_methods_supported",
+    "token_endpoint_auth_methods_supported",
+)
+
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ages:
-    """How long what was fetched counts, in seconds.
+    """How long the issuer's documents are valid, in seconds.
 
     Attributes:
-        fresh: So long nothing is fetched again.
-        stale: So long it counts where it cannot be fetched again.
-        between: Between two tries, at least, after one that failed.
-        new_key: Between a try and one for a key that is not known, at least. Anybody can name such
-            keys, so this bounds what that costs the issuer.
-        timeout: How long a try may take.
+        fresh: Nothing is fetched again for so long.
+        stale: The documents are valid for so long if they cannot be fetched again.
+        between: The least time between a failed fetch and the next one.
+        new_key: The least time between a fetch and one for an unknown key. Any client can name
+            unknown keys, so this limits the load of the issuer.
+        timeout: The time of a fetch, at most.
     """
 
     fresh: float = 600.0
@@ -70,14 +85,14 @@ class Ages:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fetched:
-    """What an issuer says of itself."""
+    """The documents of an issuer."""
 
     at: float
     document: Mapping[str, Any]
     keys: Sequence[Mapping[str, Any]]
 
     def candidates(self, algorithm: str, kid: object) -> Iterable[Mapping[str, Any]]:
-        """The keys that may have signed."""
+        """The keys that may have signed a token."""
         return (
             key
             for key in self.keys
@@ -89,16 +104,16 @@ class _Fetched:
 
 
 class OidcIssuer:
-    """Verifies an issuer's tokens, and says where clients get them.
+    """Verifies an issuer's tokens, and returns where clients get them.
 
-    Its keys are fetched when they are needed: at first, when they are old, and when a token has a
-    key that is not known, so that the issuer may change them. While that fails those that were
-    fetched count on for an hour, and after it no token does.
+    It fetches the keys when they are needed: at first, when they are old, and when a token has an
+    unknown key, so that the issuer may rotate them. While that fails the fetched keys are valid
+    for an hour; after it no token is.
 
     Args:
         settings: See :class:`OidcSettings`.
         ages: See :class:`Ages`.
-        clock: Seconds that only grow.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -117,7 +132,7 @@ class OidcIssuer:
         self._failure = ""
 
     async def identify(self, token: str) -> Identity:
-        """Whose token it is.
+        """Return the identity of a token.
 
         Raises:
             Refusal: UNAUTHENTICATED: it is not accepted. UNAVAILABLE: no key can be fetched now.
@@ -134,33 +149,21 @@ class OidcIssuer:
         fetched = await self._current()
         if not any(fetched.candidates(algorithm, kid)):
             fetched = await self._current(newer_than=fetched)
-        claims = self._claims(token, algorithm, fetched.candidates(algorithm, kid), fetched)
-        return self._identity(claims)
+        return self._identity(self._claims(token, algorithm, kid, fetched))
 
     async def metadata(self) -> pb.GetOAuth2MetadataResponse:
-        """Where the issuer is asked for tokens.
+        """Where clients request tokens of the issuer.
 
         Raises:
             Refusal: UNAVAILABLE: it cannot be fetched now.
         """
         document = (await self._current()).document
-        return pb.GetOAuth2MetadataResponse(
-            issuer=_text(document, "issuer"),
-            authorization_endpoint=_text(document, "authorization_endpoint"),
-            token_endpoint=_text(document, "token_endpoint"),
-            jwks_uri=_text(document, "jwks_uri"),
-            device_authorization_endpoint=_text(document, "device_authorization_endpoint"),
-            response_types_supported=_texts(document, "response_types_supported"),
-            scopes_supported=_texts(document, "scopes_supported"),
-            grant_types_supported=_texts(document, "grant_types_supported"),
-            code_challenge_methods_supported=_texts(document, "code_challenge_methods_supported"),
-            token_endpoint_auth_methods_supported=_texts(
-                document, "token_endpoint_auth_methods_supported"
-            ),
-        )
+        texts = {name: _text(document, name) for name in _TEXTS}
+        lists = {name: _texts(document, name) for name in _LISTS}
+        return pb.GetOAuth2MetadataResponse(**texts, **lists)
 
     def client_config(self) -> pb.GetPublicClientConfigResponse:
-        """How a client without a secret asks it."""
+        """How a client without a secret requests tokens."""
         return pb.GetPublicClientConfigResponse(
             client_id=self._settings.client_id,
             redirect_uri=self._settings.redirect_uri,
@@ -170,14 +173,10 @@ class OidcIssuer:
         )
 
     def _claims(
-        self,
-        token: str,
-        algorithm: str,
-        keys: Iterable[Mapping[str, Any]],
-        fetched: _Fetched,
+        self, token: str, algorithm: str, kid: object, fetched: _Fetched
     ) -> Mapping[str, Any]:
-        why = "its key is none of the issuer's"
-        for key in keys:
+        reason = "its key is none of the issuer's"
+        for key in fetched.candidates(algorithm, kid):
             try:
                 return jwt.decode(
                     token,
@@ -189,11 +188,13 @@ class OidcIssuer:
                     options={"require": ["exp", "iss", "aud"]},
                 )
             except jwt.PyJWTError as error:
-                why = next((text for kind, text in _WHY if isinstance(error, kind)), "it is broken")
+                reason = next(
+                    (r for kind, r in _REASONS if isinstance(error, kind)), "it is broken"
+                )
             except (ValueError, TypeError, KeyError) as error:
-                # A key of the issuer that cannot be read is no key.
+                # An unreadable key of the issuer is ignored.
                 _log.warning("oidc_key_unusable", kid=str(key.get("kid")), error=str(error))
-        raise _refused(why)
+        raise _refused(reason)
 
     def _identity(self, claims: Mapping[str, Any]) -> Identity:
         subject = claims.get(self._settings.subject_claim)
@@ -210,18 +211,18 @@ class OidcIssuer:
         return Identity(client=f"subject {subject}", subject=subject, projects=projects)
 
     async def _current(self, newer_than: _Fetched | None = None) -> _Fetched:
-        """What the issuer says, fetched where it has to be.
+        """The documents of the issuer, fetched if necessary.
 
         Args:
-            newer_than: It did not do; it is given again where a newer one is not to be had yet.
+            newer_than: Documents without the needed key; returned again if there are no newer ones.
 
         Raises:
-            Refusal: Nothing that counts is there.
+            Refusal: There are no valid ones.
         """
         fetched = self._fetched
         if fetched is not None and newer_than is None:
             age = self._clock() - fetched.at
-            # Others do not wait for who fetches, as long as what is there counts.
+            # During a fetch other calls use the documents as long as they are valid.
             if age < (self._ages.stale if self._lock.locked() else self._ages.fresh):
                 await trio.lowlevel.checkpoint()
                 return fetched
@@ -229,9 +230,9 @@ class OidcIssuer:
             now = self._clock()
             fetched = self._fetched
             is_old = fetched is None or now - fetched.at >= self._ages.fresh
-            is_wanted = newer_than is not None and fetched is newer_than
-            pause = self._ages.new_key if is_wanted and not self._failure else self._ages.between
-            if (is_old or is_wanted) and now - self._tried_at >= pause:
+            needs_newer = newer_than is not None and fetched is newer_than
+            pause = self._ages.new_key if needs_newer and not self._failure else self._ages.between
+            if (is_old or needs_newer) and now - self._tried_at >= pause:
                 await self._try(now)
                 fetched = self._fetched
             if fetched is None or self._clock() - fetched.at >= self._ages.stale:
@@ -242,7 +243,7 @@ class OidcIssuer:
             return fetched
 
     async def _try(self, now: float) -> None:
-        """Fetch anew; a failure is noted, and what was there stays."""
+        """Fetch again; after a failure the last documents stay."""
         self._tried_at = now
         self._failure = "it was asked a moment ago, and the answer has yet to come"
         with trio.move_on_after(self._ages.timeout) as scope:
@@ -259,12 +260,12 @@ class OidcIssuer:
             _log.warning("oidc_issuer_unusable", issuer=self._settings.issuer, error=self._failure)
 
     def _fetch(self, now: float) -> _Fetched:
-        """In a thread.
+        """Fetch the documents, in a thread.
 
         Raises:
             OSError: The issuer is not reached.
-            HTTPException: It speaks no HTTP.
-            ValueError: What it says is unusable.
+            HTTPException: Its response is no HTTP.
+            ValueError: A document is unusable.
         """
         issuer = self._settings.issuer
         document = _get(issuer.rstrip("/") + _DISCOVERY, self._ages.timeout)
@@ -281,7 +282,7 @@ class OidcIssuer:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """An issuer says where its things are; nothing else is followed."""
+    """Follows no redirects: the discovery document has the locations."""
 
     def redirect_request(
         self, req: object, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
@@ -290,7 +291,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _get(url: str, timeout: float) -> Mapping[str, Any]:
-    """A JSON object by GET."""
+    """Get a JSON object."""
     request = urllib.request.Request(url, headers={"accept": "application/json"})
     try:
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout) as response:
@@ -305,12 +306,12 @@ def _get(url: str, timeout: float) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         raise ValueError(f"{url} gives no JSON") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{url} gives no JSON object")  # noqa: TRY004 (of another's value)
+        raise ValueError(f"{url} gives no JSON object")  # noqa: TRY004 (a value from outside)
     return value
 
 
 def _is_safe(url: str, issuer: str) -> bool:
-    """Whether nobody in between can change what is read there."""
+    """Whether a response from there cannot be changed on the way."""
     return url.startswith("https://") or (
         issuer.startswith("http://")
         and url.startswith("http://")
@@ -328,5 +329,5 @@ def _texts(document: Mapping[str, Any], name: str) -> list[str]:
     return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
 
 
-def _refused(why: str) -> Refusal:
-    return Refusal(Code.UNAUTHENTICATED, f"the token is not accepted: {why}")
+def _refused(reason: str) -> Refusal:
+    return Refusal(Code.UNAUTHENTICATED, f"the token is not accepted: {reason}")

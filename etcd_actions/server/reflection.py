@@ -1,4 +1,4 @@
-"""gRPC server reflection: what grpcurl asks to learn the services and their messages."""
+"""gRPC server reflection, by which grpcurl gets the services and their messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Reflection:
     """Answers in both versions of the protocol: their messages are the same on the wire.
 
     Args:
-        services: Gives the full names of what is served.
+        services: Returns the full names of the services.
     """
 
     def __init__(self, services: Callable[[], Iterable[str]]) -> None:
@@ -34,7 +34,7 @@ class Reflection:
         self._pools = (descriptor_pool.Default(), _described())
 
     def add_to(self, methods: Methods) -> None:
-        """Add its methods to those that are served."""
+        """Add its methods."""
         (method,) = pb.DESCRIPTOR.services_by_name["ServerReflection"].methods
         for service in REFLECTION:
             methods.add_method(method_info(method, service), self.server_reflection_info)
@@ -42,7 +42,7 @@ class Reflection:
     async def server_reflection_info(
         self, requests: AsyncIterator[pb.ServerReflectionRequest]
     ) -> AsyncIterator[pb.ServerReflectionResponse]:
-        """Answer one request after the other."""
+        """Answer the requests one by one."""
         async for request in requests:
             answer = self._answer(request)
             answer.valid_host = request.host
@@ -80,7 +80,7 @@ class Reflection:
 
 
 def _described() -> DescriptorPool:
-    """The pool of health and reflection, with reflection's older name in it, too."""
+    """The pool of health and reflection, with reflection's older name added."""
     old = "grpc_reflection_v1alpha.proto"
     try:
         POOL.FindFileByName(old)
@@ -96,26 +96,19 @@ def _described() -> DescriptorPool:
 
 
 def _files(file: FileDescriptor) -> pb.ServerReflectionResponse:
-    """A file and all that it imports, each before what needs it."""
+    """A file and all files that it imports."""
     found: dict[str, bytes] = {}
 
+    # The requested file comes first.
     def add(each: FileDescriptor) -> None:
-        if each.name in found:
-            return
-        found[each.name] = b""
-        for imported in each.dependencies:
-            add(imported)
-        proto = descriptor_pb2.FileDescriptorProto()
-        each.CopyToProto(proto)
-        found[each.name] = proto.SerializeToString()
+        if each.name not in found:
+            found[each.name] = each.serialized_pb
+            for imported in each.dependencies:
+                add(imported)
 
     add(file)
-    # The one that was asked for comes first.
-    names = [file.name, *(name for name in found if name != file.name)]
     return pb.ServerReflectionResponse(
-        file_descriptor_response=pb.FileDescriptorResponse(
-            file_descriptor_proto=[found[name] for name in names]
-        )
+        file_descriptor_response=pb.FileDescriptorResponse(file_descriptor_proto=found.values())
     )
 
 

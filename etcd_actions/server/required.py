@@ -11,13 +11,7 @@ if TYPE_CHECKING:
 
 
 def require(message: Message, *fields: str, where: str = "") -> None:
-    """Raise InvalidArgument for the first field that is not set, or empty.
-
-    Args:
-        message: The request, or a message in it.
-        fields: Names of its fields.
-        where: The path of the message in the request.
-    """
+    """Raise InvalidArgument for the first field that is not set, or empty."""
     for field in fields:
         is_message = message.DESCRIPTOR.fields_by_name[field].message_type is not None
         if not (message.HasField(field) if is_message else getattr(message, field)):

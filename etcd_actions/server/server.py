@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from connectrpc.method import MethodInfo
 
     from etcd_actions.server.application import Calls
-    from etcd_actions.server.front import Front
+    from etcd_actions.server.front import FrontDoor
     from etcd_actions.server.methods import Methods
     from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
 else:
     # Extras, loaded on demand; typing.get_type_hints finds the names.
-    Calls = Front = MethodInfo = Methods = OidcIssuer = Streams = Any
+    Calls = FrontDoor = MethodInfo = Methods = OidcIssuer = Streams = Any
 
 _FLAG = "--listen"
 
@@ -34,17 +34,17 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ServerStatistics:
-    """What a server has done.
+    """The statistics of a server.
 
     Attributes:
         calls: Number of calls that ended, by method and code; ``ok`` for no error.
-        seconds: What they took in all, by method; of streams, how long they were open.
-        times: How long each took, by method.
+        seconds: Their total time by method; of streams, the time that they were open.
+        times: The distribution of their times by method.
         open_streams: Number of open streams.
-        updates: Number of updates given out.
-        conflated: Number of states that a newer one replaced before they were given out, of
-            streams that are closed.
-        protocol_errors: How often a client left in the middle, or sent what is no HTTP.
+        updates: Number of updates that were sent.
+        conflated: Number of states that a newer one replaced before they were sent, of streams
+            that are closed.
+        protocol_errors: Number of clients that left during a request, or sent invalid HTTP.
     """
 
     calls: dict[tuple[str, str], int]
@@ -62,21 +62,21 @@ async def open_actions_server(
     settings: ServerSettings,
     *,
     is_serving: Callable[[], bool] = lambda: True,
-    front: Front | None = None,
+    front: FrontDoor | None = None,
     announce: bool = True,
 ) -> AsyncIterator[ActionsServer]:
-    """Serve what a client can do, over Connect, gRPC and gRPC-Web.
+    """Serve a client's methods over Connect, gRPC and gRPC-Web.
 
-    However the context is left, by an exception or a cancellation, too, the streams are ended
-    first, without an error, and calls have ``settings.grace`` to finish; what is left then is
-    told to try again. The client should watch: then all streams share its watch.
+    When the context is left, also by an exception or a cancellation, the streams end first, without
+    an error, and calls have ``settings.grace`` to finish; the remaining ones end with UNAVAILABLE,
+    which clients retry. The client should watch: then all streams share its watch.
 
     Args:
-        client: Who does it; it must live longer.
+        client: Answers the calls; it must live longer.
         settings: See :class:`ServerSettings`.
-        is_serving: What the health service says.
-        front: What the SDK's own entry points need; None serves actions only.
-        announce: Whether the log says where.
+        is_serving: Whether the health service reports the service as usable.
+        front: Serves the SDK's other entry points; None serves actions only.
+        announce: Whether to log the address.
 
     Raises:
         ConfigError: The address, a file or the installation is unusable.
@@ -129,10 +129,10 @@ async def open_actions_server(
         containment=client.containment,
         grace=settings.grace,
         on_leave=streams.drain,
-        on_late=methods.cut_off,
+        on_late=methods.interrupt,
     ) as listener:
         if announce:
-            _tell(settings, listener)
+            _log_address(settings, listener)
         yield ActionsServer(listener, calls, streams, methods)
 
 
@@ -149,12 +149,12 @@ class ActionsServer:
 
     @property
     def address(self) -> Bind:
-        """Where it listens, with the port that the system chose."""
+        """The address that it listens on, with the port that the system chose."""
         return self._listener.address
 
     @property
     def methods(self) -> Mapping[str, MethodInfo[Any, Any]]:
-        """What is answered, by its path: not what is refused as unimplemented."""
+        """The methods by path, without those that are refused as unimplemented."""
         return self._methods.answered
 
     def statistics(self) -> ServerStatistics:
@@ -170,19 +170,19 @@ class ActionsServer:
         )
 
     def connections(self) -> ListenerStatistics:
-        """What became of connections: see :class:`~etcd_actions.web.ListenerStatistics`."""
+        """See :class:`~etcd_actions.web.ListenerStatistics`."""
         return self._listener.statistics()
 
     def reload(self) -> None:
-        """Read the files of TLS anew, for the connections that come. Tokens need none of it.
+        """Read the files of TLS again, for new connections. Tokens do not need that.
 
         Raises:
-            ConfigError: They are unusable; those that were read before go on to count.
+            ConfigError: They are unusable; the files that were read before stay in use.
         """
         self._listener.reload()
 
     def drain(self) -> None:
-        """End the streams, and open no more; calls are answered on."""
+        """End the streams, and open no more; calls are still answered."""
         self._streams.drain()
 
 
@@ -196,7 +196,7 @@ def _issuer(settings: OidcSettings) -> OidcIssuer:
     return OidcIssuer(settings)
 
 
-def _tell(settings: ServerSettings, listener: Listener) -> None:
+def _log_address(settings: ServerSettings, listener: Listener) -> None:
     authenticated = settings.is_authenticated
     _log.info(
         "serving",

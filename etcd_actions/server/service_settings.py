@@ -1,4 +1,4 @@
-"""What the service takes from its clients, and how it proves who is who."""
+"""The settings of the service: its limits, and how it identifies clients."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class OidcSettings:
 
     Attributes:
         issuer: Its URL, below which its discovery document is.
-        audience: What a token must be for.
-        client_id: By which clients without a secret (PKCE) ask it.
-        scopes: What clients ask it for.
-        subject_claim: The claim that says who has a token.
-        projects_claim: The claim that lists the projects that it may use; empty: it may use all.
-        redirect_uri: Where the browser goes when a client without a secret has logged in; it is
-            the client's own.
+        audience: The audience of accepted tokens.
+        client_id: The client id of clients without a secret (PKCE).
+        scopes: The scopes that clients request.
+        subject_claim: The claim with the name of the client.
+        projects_claim: The claim with the projects that a token may use; empty: it may use all.
+        redirect_uri: The client's own URI to which the browser returns after a login without a
+            secret.
     """
 
     issuer: str
@@ -37,27 +37,27 @@ class ServerSettings:
     """How the service is served. Times are in seconds.
 
     Attributes:
-        bind: Where it listens. Whoever can connect may enqueue, unless tokens are demanded.
-        tls: How it encrypts; None for not at all.
-        token_file: The tokens one of which a client must show, one a line; None asks for
-            none. The file is read again when it changes. See
-            :class:`~etcd_actions.server.tokens.Tokens`.
-        oidc: The issuer whose tokens a client may show, too; None for none.
+        bind: The address to listen on. Any client that can connect may enqueue, unless tokens
+            are required.
+        tls: The certificate and key; None for plain text.
+        token_file: The accepted tokens, one a line; None requires none. The file is read again
+            when it changes. See :class:`~etcd_actions.server.tokens.Tokens`.
+        oidc: The issuer whose tokens are accepted in addition; None for none.
         projects: The projects that requests may name; None for all.
-        message_bytes: The size of a request, at most; etcd takes 1.5 MiB by default.
+        message_bytes: The size of a request, at most; etcd accepts 1.5 MiB by default.
         max_streams: Open WatchForUpdates streams of all clients, at most.
         rate: Requests a second of one client, at most; bursts may be twice as large. A client
-            is whoever has one token, else one address. 0 for no limit.
-        request_timeout: How long a request may take that is no stream.
-        keepalive: After so long without an update a stream is given a sentinel once more, so
-            that both sides notice a dead connection.
-        grace: How long requests may go on when the service ends.
+            has one token or, without tokens, one address. 0 for no limit.
+        request_timeout: A unary call may take so long.
+        keepalive: After so long without an update a stream is sent another sentinel, so that both
+            sides detect a dead connection.
+        grace: Requests may take so long after the service ended.
         http: Limits of the connections.
-        allowed_hosts: Names that a request's Host and Origin may have besides localhost and
-            the loopback addresses, where the service listens on one of these: a proxy's, for
-            instance.
-        users: The user ids of this machine that may connect, and nobody else; None for
-            everybody. Only Linux tells them.
+        allowed_hosts: Names that a request's Host and Origin may have in addition to localhost
+            and the loopback addresses, if the service listens on one of these: for instance the
+            name of a proxy.
+        users: The user ids of this machine that may connect; None for all clients. Only Linux
+            reports them.
     """
 
     bind: Bind
@@ -77,10 +77,10 @@ class ServerSettings:
 
     @property
     def demands_token(self) -> bool:
-        """Whether a client must show a token."""
+        """Whether a client needs a token."""
         return self.token_file is not None or self.oidc is not None
 
     @property
     def is_authenticated(self) -> bool:
-        """Whether a client must prove who it is, by a token or a certificate."""
+        """Whether a client must prove its identity, by a token or a certificate."""
         return self.demands_token or (self.tls is not None and self.tls.client_ca is not None)

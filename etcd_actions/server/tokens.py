@@ -1,4 +1,4 @@
-"""Tokens that a file lists: whose they are, and which projects they may use."""
+"""The tokens in a file, with their identities and projects."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Who a client is.
+    """The identity of a client.
 
     Attributes:
-        client: Tells clients apart whose requests are counted.
-        subject: Its name; empty where nothing says it.
+        client: The key by which its requests are counted.
+        subject: Its name; empty for none.
         projects: The projects that it may use; None for all.
     """
 
@@ -37,13 +37,13 @@ class Identity:
 
 
 class Tokens:
-    """The tokens that clients may show: the lines of a file that is read again when it changes.
+    """The accepted tokens: the lines of a file that is read again when it changes.
 
-    A line is a token, and may say more behind it: ``TOKEN name=alice projects=a,b``. A token
-    without ``projects`` may use all. Empty lines and lines that begin with ``#`` do not count.
+    A line is a token, and may have attributes: ``TOKEN name=alice projects=a,b``. A token
+    without ``projects`` may use all. Empty lines and lines that start with ``#`` are ignored.
 
     Raises:
-        ConfigError: The file cannot be read, holds no token, or has an unusable line.
+        ConfigError: The file cannot be read, has no token, or has an unusable line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,17 +56,17 @@ class Tokens:
         return f"Tokens({str(self._path)!r})"
 
     def find(self, token: str) -> Identity | None:
-        """Whose token it is; None for one that the file does not have."""
+        """The identity of a token; None if the file does not have it."""
         try:
             self._refresh()
         except ConfigError as error:
-            # Those that were read before go on to count.
+            # The tokens that were read before stay valid.
             _log.warning("tokens_unreadable", error=str(error))
         found = None
         shown = token.encode(errors="surrogateescape")
-        for known, identity in self._tokens:
-            # All are compared, so that the time says nothing.
-            if hmac.compare_digest(known, shown):
+        for accepted, identity in self._tokens:
+            # All are compared: the time reveals nothing.
+            if hmac.compare_digest(accepted, shown):
                 found = identity
         return found
 
@@ -96,11 +96,11 @@ class Tokens:
 
 
 def _of_line(line: str, number: int) -> tuple[bytes, Identity]:
-    """A token and whose it is. What is raised never shows the token."""
+    """A token and its identity. Errors never contain the token."""
     token, *words = line.split()
     attributes = [_ATTRIBUTE.fullmatch(word) for word in words]
     if not any(attributes):
-        # A token may have spaces, as it always could.
+        # A token may contain spaces.
         return line.encode(), Identity(client=f"token {number}")
     subject, projects = "", None
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Why a trace failed: Flyte's SDK leaves it in a file, its message has no field for it."""
+"""Why a trace failed: Flyte's SDK writes that to a file, the message has no field for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etcd_actions._internal.untrusted_files import UnusableFile, in_thread, loca
 from etcd_actions.model import ErrorState
 
 _MOST_BYTES = 1024 * 1024
-# It is stored in etcd, and goes to the subscribers of the action.
+# It is stored in etcd, and sent to the subscribers of the action.
 _MOST_MESSAGE = 64 * 1024
 _MOST_CODE = 256
 _WITHIN = 10.0
@@ -24,12 +24,12 @@ _log = structlog.get_logger(__name__)
 
 
 async def read_trace_error(action: Action) -> ErrorState | None:
-    """Read the error of a failed trace, where its file is on this machine.
+    """Read the error of a failed trace, if its file is on this machine.
 
-    It is below the run's base, by the name of the trace. One elsewhere, in object storage for
-    instance, is not read: the trace is stored without its error then, which Flyte's SDK takes
-    for a reason to run it again. What is there and is no regular file, or too large a one, is
-    the error. The path comes over the wire: cancelled, a thread that hangs there is left alone.
+    It is below the run's base, by the name of the trace. A file in object storage is not read: the
+    trace is stored without its error then, after which Flyte's SDK runs it again. If the path is no
+    regular file, or the file is too large, that is the error. The path comes from the client: a
+    cancellation abandons a thread that hangs there.
     """
     if action.trace.phase != ACTION_PHASE_FAILED:
         return None
@@ -43,7 +43,7 @@ async def read_trace_error(action: Action) -> ErrorState | None:
         _log.warning("trace_error_unreadable", path=str(path), error=str(error))
         return ErrorState(code="ErrorUnreadable", kind="USER", message=str(error))
     except (OSError, ValueError, BadMessage) as error:
-        # A path that has a NUL is a ValueError.
+        # A path with a NUL is a ValueError.
         _log.warning("trace_error_unreadable", path=str(path), error=str(error))
         return None
     found = document.error

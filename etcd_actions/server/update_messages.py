@@ -36,12 +36,7 @@ def is_sent(update: ActionUpdate) -> bool:
 
 
 def response(update: ActionUpdate, org: str) -> WatchForUpdatesResponse:
-    """The message with a state.
-
-    Args:
-        update: The state.
-        org: The organisation that the client named, for objects that have none.
-    """
+    """The message with a state."""
     message = pb.ActionUpdate(
         action_id=conversions.action_identifier(update.action_id),
         phase=update.phase.value,

@@ -7,10 +7,11 @@ revisions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import length_hint
 from typing import Protocol
 
+from etcd_actions.etcd.api import KeyRange
 from etcd_actions.watch.change import Change
 
 
@@ -26,6 +27,10 @@ class DeliveredRevisions(Protocol):
 
         Negative where that state, or what took its place, is to be delivered again.
         """
+        ...
+
+    def expected_in(self, keys: KeyRange, revision: int, /) -> Collection[bytes]:
+        """Keys that readers of the sink know by other means, in a state up to a revision."""
         ...
 
     def redeliver_all(self) -> None:
@@ -70,6 +75,10 @@ class NotingSink:
     def revision_of(self, key: bytes, /) -> int:
         """See :class:`DeliveredRevisions`."""
         return self._revisions.get(key, 0)
+
+    def expected_in(self, _keys: KeyRange, _revision: int, /) -> Collection[bytes]:
+        """See :class:`DeliveredRevisions`."""
+        return ()
 
     def redeliver_all(self) -> None:
         """See :class:`DeliveredRevisions`."""

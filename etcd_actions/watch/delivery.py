@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 import trio
@@ -110,6 +111,8 @@ class Lister:
                             seen = 0
                     changes.append(Change(_MODIFIED if seen else _ADDED, kv, listed=True))
                 await self._delivery.deliver(changes)
+        # Those of another store have other revisions.
+        missing.update(known.expected_in(keys, sys.maxsize if replaced else revision))
         await self._delivery.deliver(
             [
                 Change.deletion(key, max(abs(known.revision_of(key)), revision), synthesised=True)

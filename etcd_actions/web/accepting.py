@@ -20,12 +20,7 @@ _WAIT: Final = 0.1
 
 
 class Admission:
-    """Which users of this machine may connect.
-
-    Args:
-        peers: Finds the user of a connection.
-        uids: The allowed users.
-    """
+    """Which users of this machine may connect."""
 
     def __init__(self, peers: Peers, uids: frozenset[int]) -> None:
         self._peers = peers

@@ -44,15 +44,7 @@ class Shared:
 
 
 class Connection:
-    """One connection. Without a request it ends after the idle timeout.
-
-    Args:
-        stream: Its encryption, or trio's stream of the socket.
-        sock: Its socket.
-        slot: Its slot in the budget.
-        ends: The addresses of its client and of the listener.
-        shared: What the listener's connections share.
-    """
+    """One connection. Without a request it ends after the idle timeout."""
 
     def __init__(
         self,
@@ -199,7 +191,7 @@ class Connection:
             if self._protocol.assumed is not None:
                 self._assume()
                 continue
-            if self._protocol.is_over:
+            if self._protocol.has_ended:
                 await self._end()
                 return
             if not self._protocol.is_waiting:
@@ -244,7 +236,7 @@ class Connection:
             requests.end_of_client(since)
         self._protocol.receive(b"")
         self._protocol.parse()
-        if self._protocol.is_over:
+        if self._protocol.has_ended:
             await self._end()
 
     def _is_abandoned(self) -> bool:

@@ -18,11 +18,7 @@ _ORIGIN = re.compile(rb"https?://(.+)", re.IGNORECASE)
 
 
 class Hosts:
-    """The names of this machine, and further ones.
-
-    Args:
-        more: Further names or addresses, without ports.
-    """
+    """The names of this machine, and further ones."""
 
     def __init__(self, more: Iterable[str] = ()) -> None:
         self._more = {name.lower().rstrip(".").strip("[]") for name in more}

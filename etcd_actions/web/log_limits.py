@@ -11,11 +11,7 @@ _log = structlog.get_logger(__name__)
 
 
 class LogLimits:
-    """Logs the first event of each kind, then one a minute with the number of omitted ones.
-
-    Args:
-        flag: The name of the listener.
-    """
+    """Logs the first event of each kind, then one a minute with the number of omitted ones."""
 
     def __init__(self, flag: str) -> None:
         self._flag = flag
@@ -24,9 +20,9 @@ class LogLimits:
     def report(self, event: str, reason: str, **details: object) -> None:
         """Log a warning, unless the same was logged lately. There are few events and reasons."""
         now = trio.current_time()
-        at, left_out = self._kinds.get((event, reason), (float("-inf"), 0))
+        at, omitted = self._kinds.get((event, reason), (float("-inf"), 0))
         if now - at < _EVERY:
-            self._kinds[event, reason] = (at, left_out + 1)
+            self._kinds[event, reason] = (at, omitted + 1)
             return
         self._kinds[event, reason] = (now, 0)
-        _log.warning(event, listener=self._flag, reason=reason, left_out=left_out, **details)
+        _log.warning(event, listener=self._flag, reason=reason, omitted=omitted, **details)

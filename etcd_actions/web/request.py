@@ -177,9 +177,6 @@ class Request:
         """Report to the application that its client sends no more, if that matters.
 
         An incomplete body stays incomplete. A response is finished, unless it has no end.
-
-        Args:
-            since: When the client ended.
         """
         if self._disconnected_at is not None:
             return

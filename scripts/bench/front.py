@@ -38,7 +38,7 @@ from etcd_actions.registry.task_record import encode as encode_task
 from etcd_actions.runs.run_index import open_run_index
 from etcd_actions.runs.run_record import RunRecord, RunStatus, TaskName, encode
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.storage.store import Store
 from etcd_actions.testing import EtcdProcess
 from etcd_actions.web import Bind
@@ -124,7 +124,7 @@ async def serve(endpoint: str) -> None:
             await registry.index.ready(600)
             took = time.process_time() - began
             size = process.memory_info().rss - before
-            front = Front(client=client, keepalive=5, index=index, registry=registry)
+            front = FrontDoor(client=client, keepalive=5, index=index, registry=registry)
             settings = ServerSettings(bind=Bind("127.0.0.1", 0), rate=0)
             async with open_actions_server(client, settings, front=front) as server:
                 print(server.address, size, took, flush=True)

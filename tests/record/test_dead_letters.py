@@ -103,7 +103,7 @@ async def test_a_letter_is_there_before_the_mark(etcd: Etcd, prefix: bytes) -> N
         await refuse_record(client, service)
         letter = (await stored(client))["a0", "record"]
         marked = await client.get_task_action(ROOT)
-    assert letter.letter_revision < marked.revision
+    assert letter.dead_letter_revision < marked.revision
 
 
 async def test_a_retry_tells_record_then_status(etcd: Etcd, prefix: bytes) -> None:
@@ -327,7 +327,7 @@ async def test_a_letter_in_the_place_of_another_is_answered(etcd: Etcd, prefix: 
     async with watching(etcd, prefix, service) as client:
         await refuse_record(client, service)
         (letter,) = await client.dead_letters()
-        (kv,) = (await etcd.range(KeyRange.of_key(letter.letter_key))).kvs
+        (kv,) = (await etcd.range(KeyRange.of_key(letter.dead_letter_key))).kvs
         keys = Keyspace(prefix)
         for place, whose in ((ROOT, named("x")), (named("y"), named("y"))):
             key = DeadLetterKeys(keys).key(keys.task_action(place), whose, "record")
@@ -335,7 +335,7 @@ async def test_a_letter_in_the_place_of_another_is_answered(etcd: Etcd, prefix: 
         await eventually(lambda: len(client.statistics().dead_letters) == 3)
         service.told.clear()
         for copy in await client.dead_letters():
-            if copy.letter_key != letter.letter_key:
+            if copy.dead_letter_key != letter.dead_letter_key:
                 answer = await client.retry_dead_letter(copy, wait=True)
                 assert answer is not None
                 assert "another action" in answer.note
@@ -407,7 +407,7 @@ async def test_what_is_no_letter_hurts_nothing(etcd: Etcd, prefix: bytes) -> Non
         # The place of one is used where it is needed.
         await refuse_record(client, service)
         letters = await client.dead_letters()
-        assert {letter.letter_key for letter in letters if letter.unreadable} == set(garbage)
+        assert {letter.dead_letter_key for letter in letters if letter.unreadable} == set(garbage)
         assert [letter.what for letter in letters if not letter.unreadable] == ["record"]
         for letter in letters:
             if letter.unreadable:
@@ -427,7 +427,7 @@ async def test_a_state_that_cannot_be_read_is_answered(etcd: Etcd, prefix: bytes
         await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))
         await eventually(lambda: is_idle(client))
         (letter,) = await client.dead_letters()
-        (kv,) = (await etcd.range(KeyRange.of_key(letter.letter_key))).kvs
+        (kv,) = (await etcd.range(KeyRange.of_key(letter.dead_letter_key))).kvs
         await etcd.put(kv.key, json.dumps({**json.loads(kv.value), "state": "AAAA"}).encode())
         answer = await client.retry_dead_letter(letter, wait=True)
         assert answer is not None
@@ -447,7 +447,7 @@ async def test_a_letter_that_changed_is_not_deleted(etcd: Etcd, prefix: bytes) -
 
 
 def replace_revision(letter: DeadLetter) -> DeadLetter:
-    return msgspec.structs.replace(letter, letter_revision=letter.letter_revision - 1)
+    return msgspec.structs.replace(letter, dead_letter_revision=letter.dead_letter_revision - 1)
 
 
 # A status that is answered with: there is no such action.
@@ -656,13 +656,13 @@ async def test_one_that_is_deposed_writes_no_letter(etcd: Etcd, prefix: bytes) -
         decode(await stored_task(etcd, prefix)), key=keys.task_action(ROOT), revision=1
     )
     async with book.at_work(leadership.fence, lambda _key: None):
-        await book.refused("record", update, None, code=3, error="no")
+        await book.reject("record", update, None, code=3, error="no")
         await etcd.delete(KeyRange.of_key(keys.election(None)))
         await etcd.put(keys.election(None), b"another's")
-        with pytest.raises(Unavailable, match="elected"):
-            await book.refused("record", update, None, code=3, error="no")
-        with pytest.raises(Unavailable, match="elected"):
-            await book.accepted("record", update)
+        with pytest.raises(Unavailable, match="leads"):
+            await book.reject("record", update, None, code=3, error="no")
+        with pytest.raises(Unavailable, match="leads"):
+            await book.accept("record", update)
         (letter,) = book.statistics().dead_letters
         assert letter.times == 1
 

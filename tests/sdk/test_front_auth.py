@@ -13,7 +13,7 @@ import trustme
 
 from etcd_actions import ActionsClient
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.service_settings import OidcSettings
 from etcd_actions.web import Bind, ServerTls
 from tests.sdk.conftest import sdk_python  # noqa: F401
@@ -68,7 +68,7 @@ async def test_the_sdk_shows_the_token_that_a_command_prints(
     settings = ServerSettings(bind=Bind("127.0.0.1", 0), token_file=tokens, tls=served)
     by_command = {"auth_type": "ExternalCommand", "ca_cert_file_path": ca}
     async with open_actions_server(
-        client, settings, front=Front(client=client, keepalive=30)
+        client, settings, front=FrontDoor(client=client, keepalive=30)
     ) as server:
         right = {**by_command, "command": ["echo", "of-alice"]}
         done = await who(sdk_python, server, "a", **right)
@@ -91,7 +91,7 @@ async def test_a_client_that_is_insecure_is_told_how_to_show_a_token(
     tokens.write_text("of-alice\n")
     settings = ServerSettings(bind=Bind("127.0.0.1", 0), token_file=tokens)
     async with open_actions_server(
-        client, settings, front=Front(client=client, keepalive=30)
+        client, settings, front=FrontDoor(client=client, keepalive=30)
     ) as server:
         done = await who(sdk_python, server, "a", insecure=True)
         assert "user: " not in done.stdout
@@ -109,7 +109,7 @@ async def test_the_sdk_logs_in_by_the_secret_of_a_client(
         oidc = OidcSettings(issuer=issuer.url, audience=AUDIENCE)
         settings = ServerSettings(bind=Bind("127.0.0.1", 0), tls=served, oidc=oidc)
         async with open_actions_server(
-            client, settings, front=Front(client=client, keepalive=30)
+            client, settings, front=FrontDoor(client=client, keepalive=30)
         ) as server:
             done = await who(
                 sdk_python, server, "a", **by_secret, client_credentials_secret=CLIENT[1]

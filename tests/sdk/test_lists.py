@@ -21,7 +21,7 @@ from etcd_actions.registry.registry import open_registry
 from etcd_actions.runs.run_index import open_run_index
 from etcd_actions.runs.run_record import encode
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.storage.store import Store
 from etcd_actions.web import Bind
 from tests.sdk.service import PROGRAMS
@@ -55,7 +55,7 @@ async def address(etcd: Etcd, prefix: bytes) -> AsyncIterator[str]:
         open_actions_server(
             client,
             ServerSettings(bind=Bind("127.0.0.1", 0)),
-            front=Front(client=client, keepalive=5, index=index, registry=registry),
+            front=FrontDoor(client=client, keepalive=5, index=index, registry=registry),
         ) as server,
     ):
         yield f"http://{server.address}"
@@ -64,6 +64,8 @@ async def address(etcd: Etcd, prefix: bytes) -> AsyncIterator[str]:
 async def say(*command: str | Path, cwd: Path) -> str:
     """What a program or a command of the SDK prints."""
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "1000", "HOME": str(cwd)}
+    # An abort says where.
+    environment["PYTHONFAULTHANDLER"] = "1"
     finished = await trio.run_process(
         [str(part) for part in command],
         capture_stdout=True,

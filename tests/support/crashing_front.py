@@ -24,7 +24,7 @@ from etcd_actions.model import Keyspace
 from etcd_actions.registry.registry import open_registry
 from etcd_actions.runs.run_index import open_run_index
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.storage.store import Store
 from etcd_actions.web import Bind
 
@@ -103,7 +103,7 @@ async def main(endpoint: str, prefix: bytes, folder: Path, when: str) -> None:
             open_run_index(etcd, keys) as index,
             open_registry(watched, Store(watched), keys) as registry,
         ):
-            front = Front(
+            front = FrontDoor(
                 client=client, keepalive=30.0, blobs=blobs, index=index, registry=registry
             )
             settings = ServerSettings(bind=Bind("127.0.0.1", 0))

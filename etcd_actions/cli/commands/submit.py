@@ -42,7 +42,7 @@ from etcd_actions.errors import (
     ServiceRefused,
     ServiceUnavailable,
 )
-from etcd_actions.executor.attempt_command import WORKDIR
+from etcd_actions.executor.attempts.attempt_command import WORKDIR
 from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase
 from etcd_actions.model import flyte as conversions
 from etcd_actions.server.update_messages import execution_error

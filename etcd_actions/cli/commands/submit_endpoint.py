@@ -58,7 +58,7 @@ async def open_run_endpoint(
         return
     store = await trio.to_thread.run_sync(_store, config, output_base)
     from etcd_actions.server import ServerSettings, open_actions_server  # noqa: PLC0415
-    from etcd_actions.server.front import Front  # noqa: PLC0415
+    from etcd_actions.server.front import FrontDoor  # noqa: PLC0415
 
     served = ServerSettings(
         bind=Bind("127.0.0.1", 0), rate=0, users=frozenset({os.geteuid(), _ROOT})
@@ -66,7 +66,7 @@ async def open_run_endpoint(
     async with open_client(common) as client:
         # Checked before the SDK starts, which takes seconds and cannot name the etcd.
         await client.store.get(client.keys.runs)
-        front = Front(client=client, keepalive=_KEEPALIVE, blobs=store, reads_local_files=True)
+        front = FrontDoor(client=client, keepalive=_KEEPALIVE, blobs=store, reads_local_files=True)
         async with open_actions_server(client, served, front=front, announce=False) as server:
             connection = {"endpoint": f"http://{server.address}", "insecure": True}
             yield RunEndpoint(EtcdBackend(client), connection)

@@ -1,5 +1,5 @@
-"""What the SDK's own entry points ask for besides actions: runs, tasks, data, projects."""
+"""The services that the SDK calls in addition to ActionsService: runs, tasks, data, projects."""
 
-from etcd_actions.server.front.front import Front
+from etcd_actions.server.front.front import FrontDoor
 
-__all__ = ["Front"]
+__all__ = ["FrontDoor"]

@@ -30,14 +30,14 @@ from etcd_actions.server.front.attempt_messages import time_of
 
 _DEFAULT: Final = "created_at"
 _PORTION: Final = 1_000
-_MOST_KEPT: Final = 50_000
-"""Rows of all lists that are kept between two of their pages."""
-_KEPT_FOR: Final = 30.0
+_MOST_CACHED: Final = 50_000
+"""Rows of all lists that are cached between two of their pages."""
+_CACHED_FOR: Final = 30.0
 _TYPES: Final = {ACTION_TYPE_TASK: 1, ACTION_TYPE_TRACE: 2, ACTION_TYPE_CONDITION: 3}
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
-    """What an action is filtered and sorted by. Times are microseconds since 1970."""
+    """The fields of an action for filters and sorting. Times are microseconds since 1970."""
 
     key: bytes
     name: str
@@ -104,18 +104,18 @@ FIELDS: Final[Fields[Row]] = Fields(
         "ended_at": Field(lambda row: row.ended, Kind.TIME),
     }
 )
-"""What clients may filter and sort actions by."""
+"""The fields by which clients may filter and sort actions."""
 
 
 class ActionPage(NamedTuple):
-    """Some actions, the record of their run, and the token of the page behind them."""
+    """Some actions, the record of their run, and the token of the next page."""
 
     actions: list[StoredAction]
     record: RunRecord | None
     token: str
 
 
-class _Kept(NamedTuple):
+class _CachedList(NamedTuple):
     rows: list[Row]
     at: float
 
@@ -123,24 +123,21 @@ class _Kept(NamedTuple):
 class ActionLists:
     """Pages of actions.
 
-    The first page of a list reads the run. The rows are kept for a while, so that the others read
-    their own actions only; each is told as it is by then.
-
-    Args:
-        reader: Where the actions are.
+    The first page of a list reads the run. The rows are cached for a while, so that further pages
+    read only their own actions, in their present state.
     """
 
     def __init__(self, reader: RunReader) -> None:
         self._reader = reader
-        self._kept: OrderedDict[ActionId, _Kept] = OrderedDict()
+        self._cached: OrderedDict[ActionId, _CachedList] = OrderedDict()
 
     async def page(self, run: ActionId, request: ListRequest) -> ActionPage:
-        """One page.
+        """Return one page.
 
         Raises:
             InvalidArgument: A part of the request is unusable.
             NotFound: There is no such run.
-            EtcdError: etcd could not be asked.
+            EtcdError: etcd could not be read.
         """
         run = ActionId(run.project, run.domain, run.run, "")
         query = parse(
@@ -150,9 +147,9 @@ class ActionLists:
             default=_DEFAULT,
             scope=f"{run.project}/{run.domain}/{run.run}".encode(),
         )
-        kept = self._kept.get(run)
-        if request.token and kept is not None and trio.current_time() - kept.at < _KEPT_FOR:
-            return await self._behind(run, query, kept.rows)
+        cached = self._cached.get(run)
+        if request.token and cached is not None and trio.current_time() - cached.at < _CACHED_FOR:
+            return await self._next_page(run, query, cached.rows)
         listing = await self._reader.actions(run)
         by_key = {action.key: action for action in listing.actions}
         rows = []
@@ -162,24 +159,24 @@ class ActionLists:
                 await trio.lowlevel.checkpoint()
         found = await take_sorted(query, _portions(rows))
         if found.token:
-            self._keep(run, rows)
+            self._cache(run, rows)
         return ActionPage([by_key[row.key] for row in found.rows], listing.record, found.token)
 
-    async def _behind(self, run: ActionId, query: Query[Row], rows: list[Row]) -> ActionPage:
+    async def _next_page(self, run: ActionId, query: Query[Row], rows: list[Row]) -> ActionPage:
         found = await take_sorted(query, _portions(rows))
         present = await self._reader.present([row.key for row in found.rows], run)
         matching = query.select([row_of(action) for action in present])
         by_key = {action.key: action for action in present}
         if not found.token:
-            self._kept.pop(run, None)
+            self._cached.pop(run, None)
         record = await self._reader.record(run)
         return ActionPage([by_key[row.key] for row in matching], record, found.token)
 
-    def _keep(self, run: ActionId, rows: list[Row]) -> None:
-        self._kept[run] = _Kept(rows, trio.current_time())
-        self._kept.move_to_end(run)
-        while self._kept and sum(len(each.rows) for each in self._kept.values()) > _MOST_KEPT:
-            self._kept.popitem(last=False)
+    def _cache(self, run: ActionId, rows: list[Row]) -> None:
+        self._cached[run] = _CachedList(rows, trio.current_time())
+        self._cached.move_to_end(run)
+        while self._cached and sum(len(each.rows) for each in self._cached.values()) > _MOST_CACHED:
+            self._cached.popitem(last=False)
 
 
 def _portions(rows: list[Row]) -> list[list[Row]]:

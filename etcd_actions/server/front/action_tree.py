@@ -1,7 +1,6 @@
-"""The actions of a run as a stream told them last, and how the children of each are.
+"""The actions of a run as a stream sent them last, and the phases of each action's children.
 
-Streams of one run share what they know of each state of an action: it is made once, and a thousand
-streams hold it once.
+Streams of one run share the message of each state of an action.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from etcd_actions.server.front.attempt_messages import phase_number, timestamp
 
 
 class _Node(msgspec.Struct, frozen=True, weakref=True, eq=False):
-    """A state of an action: what it is filtered by, and its message. Its object is not kept.
+    """A state of an action, without its object.
 
     Attributes:
-        row: What it is filtered by.
-        message: Nobody changes it.
-        revision: Of the object; 0 for one that is gone.
+        row: The fields for filters.
+        message: Flyte's message; it is shared, and never changed.
+        revision: The object's revision; 0 for a deleted one.
     """
 
     row: Row
@@ -38,14 +37,14 @@ class _Node(msgspec.Struct, frozen=True, weakref=True, eq=False):
 
 
 class Nodes:
-    """The newest state of each action that some stream holds; made once for all streams.
+    """The newest state of each action that a stream holds, shared by all streams.
 
     Attributes:
-        made: How many messages were made.
+        made: The number of messages that were made.
     """
 
     def __init__(self) -> None:
-        # By the organisation that clients named: messages have it.
+        # Messages have the organisation that the client named.
         self._nodes: WeakValueDictionary[tuple[bytes, str], _Node] = WeakValueDictionary()
         self.made = 0
 
@@ -57,12 +56,12 @@ class Nodes:
         message = action_message(action, record, action_id_of(action), org)
         node = _Node(row_of(action), message, action.revision)
         if action.parent:
-            # A root shows what its run's record says, too.
+            # Not a root: its message depends on the record of its run, too.
             self._nodes[action.key, org] = node
         return node
 
     def get(self, key: bytes, revision: int, org: str) -> _Node | None:
-        """A state that some stream holds."""
+        """A state that a stream holds."""
         node = self._nodes.get((key, org))
         return node if node is not None and node.revision == revision else None
 
@@ -72,8 +71,8 @@ class ActionTree:
 
     Args:
         org: The organisation that the client named.
-        matches: Its filter; None where it has none.
-        shared: What other streams hold.
+        matches: Its filter; None for none.
+        shared: The states that other streams hold.
     """
 
     def __init__(
@@ -87,19 +86,19 @@ class ActionTree:
         self._children: dict[str, Counter[int]] = {}
 
     def put(self, actions: Iterable[StoredAction], record: RunRecord | None) -> set[bytes]:
-        """Note how actions are now; gives the keys of those, and of parents, that have changed."""
+        """Store states of actions; returns the keys of the changed actions and parents."""
         changed = set()
         for action in actions:
             changed |= self._put(action.key, self._shared.of(action, record, self._org))
         return changed
 
     def put_known(self, key: bytes, revision: int) -> set[bytes] | None:
-        """The same for a state that another stream read; None where none holds it."""
+        """The same for a state that another stream read; None if none holds it."""
         node = self._shared.get(key, revision, self._org)
         return None if node is None else self._put(key, node)
 
     def end(self, update: ActionUpdate) -> set[bytes]:
-        """Note that an object is gone: one that went on is aborted. Gives the keys likewise."""
+        """Note a deleted object: an action that ran is aborted. Returns the keys likewise."""
         before = self._nodes.get(update.key)
         if before is None or Phase(before.row.phase).is_terminal:
             return set()
@@ -115,7 +114,7 @@ class ActionTree:
         return self._put(update.key, _Node(row, message))
 
     def missing(self, updates: Iterable[ActionUpdate], there: set[bytes]) -> set[bytes]:
-        """Note those of some changes whose objects are gone; gives the keys likewise."""
+        """Note the changed objects that do not exist; returns the keys likewise."""
         changed: set[bytes] = set()
         for update in updates:
             if update.key not in there:
@@ -127,7 +126,7 @@ class ActionTree:
         return list(self._nodes)
 
     def messages(self, keys: Iterable[bytes]) -> list[EnrichedAction]:
-        """Actions as they are known, with the number of their children by phase."""
+        """The messages of actions, with the number of their children by phase."""
         return [self._enriched(self._nodes[key]) for key in keys]
 
     def _enriched(self, node: _Node) -> EnrichedAction:
@@ -141,7 +140,7 @@ class ActionTree:
     def _put(self, key: bytes, node: _Node) -> set[bytes]:
         before = self._nodes.get(key)
         if before is not None and (before is node or before.message == node.message):
-            # A mark, or a part of the state that is not shown.
+            # Only the mark changed, or a part that messages do not have.
             return set()
         self._nodes[key] = node
         self._keys[node.row.name] = key

@@ -1,6 +1,6 @@
-"""Runs and actions as Flyte's messages, from the object and what else is kept of it.
+"""Runs and actions as Flyte's messages, from the object and the record of the run.
 
-The organisation in a message is the one by which the asking client calls this service.
+The organisation in a message is the one that the client named.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ _log = structlog.get_logger(__name__)
 def run_message(
     action: StoredAction | None, record: RunRecord | None, run: ActionId, org: str
 ) -> pb.Run:
-    """A run as lists show it; of the object and the record one may be missing.
+    """A run as lists show it, from its root or its record.
 
     Args:
-        action: Its root.
-        record: What was asked for.
-        run: Which run.
+        action: Its root; None if it has expired.
+        record: The record of the run; None if there is none.
+        run: The run.
         org: The organisation that the client named.
     """
     if record is not None:
@@ -98,7 +98,7 @@ def action_message(
 
 
 def run_details(found: Found, org: str) -> pb.RunDetails:
-    """All about a run."""
+    """The details of a run."""
     run_spec = found.run_spec
     if run_spec is None and found.action is not None:
         run_spec = _run_spec(found.action)
@@ -106,7 +106,7 @@ def run_details(found: Found, org: str) -> pb.RunDetails:
 
 
 def action_details(found: Found, org: str) -> pb.ActionDetails:
-    """All about an action; of a root that has expired, what its record says."""
+    """The details of an action; of an expired root by its record."""
     action, record = found.action, found.record
     if action is None:
         return _details_of_record(found, org)
@@ -129,12 +129,7 @@ def action_details(found: Found, org: str) -> pb.ActionDetails:
 
 
 def data_uris(found: Found, namespace: str) -> tuple[str, str]:
-    """Where inputs and outputs of an action are; empty where there are none.
-
-    Args:
-        found: The action.
-        namespace: Of its object.
-    """
+    """The URIs of an action's inputs and outputs; empty for none."""
     action, record = found.action, found.record
     if action is not None:
         outputs = ""
@@ -153,21 +148,21 @@ def data_uris(found: Found, namespace: str) -> tuple[str, str]:
 
 
 def identifier(action_id: ActionId, org: str) -> ActionIdentifier:
-    """An action's identifier, as the client names its organisation."""
+    """An action's identifier, with the organisation that the client named."""
     message = conversions.action_identifier(action_id)
     message.run.org = org
     return message
 
 
 def action_id_of(action: StoredAction) -> ActionId:
-    """Which action it is, with the one name that a root is known by."""
+    """The id of an action; a root has one name here."""
     spec = action.spec
     name = ROOT_ACTION if spec.action_name == spec.run_name else spec.action_name
     return ActionId(spec.project, spec.domain, spec.run_name, name)
 
 
 def metadata(action: StoredAction, record: RunRecord | None, org: str) -> pb.ActionMetadata:
-    """What an action is."""
+    """The metadata of an action."""
     spec = action.spec
     message = pb.ActionMetadata(
         parent=spec.parent_action_name,
@@ -204,7 +199,7 @@ def metadata(action: StoredAction, record: RunRecord | None, org: str) -> pb.Act
 
 
 def status(action: StoredAction) -> pb.ActionStatus:
-    """How far an action is."""
+    """The status of an action."""
     return _status(
         action.phase,
         time_of(action.metadata.creation_timestamp),
@@ -215,20 +210,20 @@ def status(action: StoredAction) -> pb.ActionStatus:
 
 
 def _status(
-    phase: Phase, began: datetime | None, ended: datetime | None, attempts: int, cache: int
+    phase: Phase, started: datetime | None, ended: datetime | None, attempts: int, cache: int
 ) -> pb.ActionStatus:
     message = pb.ActionStatus(
         phase=phase_number(phase),
-        # One that waits for its first attempt is told with it: clients count from 1.
+        # A queued action is sent with its first attempt: clients count from 1.
         attempts=max(attempts, 1),
         cache_status=CatalogCacheStatus.ValueType(cache),
     )
-    if began is not None:
-        message.start_time.CopyFrom(timestamp(began))
+    if started is not None:
+        message.start_time.CopyFrom(timestamp(started))
     if ended is not None and phase.is_terminal:
         message.end_time.CopyFrom(timestamp(ended))
-        if began is not None:
-            message.duration_ms = max(0, round((ended - began).total_seconds() * 1000))
+        if started is not None:
+            message.duration_ms = max(0, round((ended - started).total_seconds() * 1000))
     return message
 
 
@@ -254,7 +249,7 @@ def _add_result(message: pb.ActionDetails, action: StoredAction) -> None:
 
 
 def why_failed(action: StoredAction) -> str:
-    """Why an action failed or was aborted, for people; empty where it was not."""
+    """Why an action failed or was aborted, for people; empty otherwise."""
     if action.phase is Phase.ABORTED:
         return action.metadata.annotations.get(ANNOTATION_ABORT_REASON, "")
     if action.phase not in _FAILURES:
@@ -278,7 +273,7 @@ def _task_spec(action: StoredAction) -> TaskSpec:
 
 
 def _run_spec(action: StoredAction) -> RunSpec:
-    """What a root says of its run, where nobody kept what was asked for."""
+    """The run spec of a run without a record, by its root."""
     spec = RunSpec()
     spec.labels.values.update(_free(action.metadata.labels))
     spec.annotations.values.update(_free(action.metadata.annotations))
@@ -290,22 +285,16 @@ def _run_spec(action: StoredAction) -> RunSpec:
 
 
 def _free(pairs: Mapping[str, str]) -> dict[str, str]:
-    """What is a user's own."""
+    """The pairs that the user set."""
     reserved = (_SYSTEM_DOMAIN, f"{OWN_DOMAIN}/")
     return {key: value for key, value in pairs.items() if not key.startswith(reserved)}
-
-
-# --- from the record alone --------------------------------------------------------------
 
 
 def _metadata_of_record(record: RunRecord) -> pb.ActionMetadata:
     task = record.task
     message = pb.ActionMetadata(action_type=pb.ACTION_TYPE_TASK)
-    message.task.id.org = task.org
-    message.task.id.project = task.project
-    message.task.id.domain = task.domain
-    message.task.id.name = task.name
-    message.task.id.version = task.version
+    for part in ("org", "project", "domain", "name", "version"):
+        setattr(message.task.id, part, getattr(task, part))
     message.task.task_type = record.task_type
     message.funtion_name = task.name.rpartition(".")[2]
     message.task.short_name = record.short_name or message.funtion_name
@@ -338,7 +327,7 @@ def _details_of_record(found: Found, org: str) -> pb.ActionDetails:
     assert record is not None
     how = record.status
     if how is None or not Phase(how.phase).is_terminal:
-        # To delete what goes on is to abort it.
+        # A running action that was deleted is aborted.
         how = RunStatus(
             phase=Phase.ABORTED, ended=None if how is None else how.ended, abort_reason=_GONE
         )
@@ -360,8 +349,8 @@ def _details_of_record(found: Found, org: str) -> pb.ActionDetails:
 
 
 def _attempt_of_record(record: RunRecord, how: RunStatus) -> pb.ActionAttempt:
-    begun = Transition(Phase.QUEUED, record.created, how.started or how.ended)
-    transitions = [begun]
+    queued = Transition(Phase.QUEUED, record.created, how.started or how.ended)
+    transitions = [queued]
     if how.started is not None:
         transitions.append(Transition(Phase.RUNNING, how.started, how.ended))
     if how.ended is not None:
@@ -386,12 +375,12 @@ def _trace(action: StoredAction) -> pb.TraceAction | None:
 
 
 def _read(action: StoredAction, read: Callable[[StoredAction], _Part | None]) -> _Part | None:
-    """A part of an object; one that cannot be read counts as missing, the rest is told."""
+    """A part of an object; None if it cannot be decoded, so that the rest is sent."""
     try:
         return read(action)
     except DecodeError as error:
         _log.warning(
-            "told_without_field",
+            "sent_without_field",
             key=action.key.decode(errors="backslashreplace"),
             revision=action.revision,
             reason=error.reason,

@@ -26,15 +26,15 @@ _SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
 
 
 def attempts_of(action: StoredAction | None, history: ActionHistory | None) -> list[ActionAttempt]:
-    """The attempts of an action, the first one first, without a gap: clients count them.
+    """The attempts of an action in order, without a gap: clients count them.
 
     Args:
-        action: Its object; None where it has expired.
-        history: What was kept of its attempts.
+        action: Its object; None if it has expired.
+        history: The stored history of its attempts.
     """
     if action is None:
-        kept = () if history is None else history.attempts
-        return [attempt_message(each) for each in kept]
+        stored = () if history is None else history.attempts
+        return [attempt_message(each) for each in stored]
     is_trace = action.spec.kind == ACTION_TYPE_TRACE
     found = attempts(action, history)
     if not is_trace and found[0].number == 1:
@@ -46,8 +46,8 @@ def attempt_message(attempt: Attempt, *, is_trace: bool = False) -> ActionAttemp
     """Flyte's message of an attempt.
 
     Args:
-        attempt: Which one.
-        is_trace: Whether its outputs are named by their file.
+        attempt: The attempt.
+        is_trace: Whether the URI of its outputs names their file, not its directory.
     """
     phase = Phase(attempt.phase) if attempt.phase in list(Phase) else Phase.UNSPECIFIED
     phase = phase or Phase.QUEUED
@@ -58,11 +58,11 @@ def attempt_message(attempt: Attempt, *, is_trace: bool = False) -> ActionAttemp
         logs_available=attempt.has_log,
     )
     for transition in attempt.transitions:
-        told = message.phase_transitions.add(
+        added = message.phase_transitions.add(
             phase=ActionPhase.ValueType(transition.phase), start_time=timestamp(transition.started)
         )
         if transition.ended is not None:
-            told.end_time.CopyFrom(timestamp(transition.ended))
+            added.end_time.CopyFrom(timestamp(transition.ended))
     if attempt.transitions:
         message.start_time.CopyFrom(timestamp(attempt.transitions[0].started))
         last = attempt.transitions[-1]
@@ -83,12 +83,12 @@ def error_info(failure: Failure) -> ErrorInfo:
 
 
 def phase_name(phase: Phase) -> str:
-    """The name of a phase, as people read it."""
+    """The name of a phase, for people."""
     return (phase or Phase.QUEUED).name
 
 
 def phase_number(phase: Phase) -> ActionPhase.ValueType:
-    """A phase as messages have it; what nobody has begun with is queued."""
+    """A phase as messages have it; queued if the action has none."""
     return ActionPhase.ValueType(phase or Phase.QUEUED)
 
 
@@ -100,7 +100,7 @@ def timestamp(time: datetime) -> Timestamp:
 
 
 def time_of(text: str) -> datetime | None:
-    """A stored time; None without one, and for what is none."""
+    """A stored time; None if it is missing or invalid."""
     try:
         return parse_time(text, "time")
     except DecodeError:
@@ -108,7 +108,7 @@ def time_of(text: str) -> datetime | None:
 
 
 def _queued_first(first: Attempt, action: StoredAction) -> Attempt:
-    """The first attempt with the time before anybody began with it, which no object says."""
+    """The first attempt with its time in the queue, which objects do not have."""
     created, transitions = time_of(action.metadata.creation_timestamp), first.transitions
     if created is None or (transitions and transitions[0].phase == Phase.QUEUED):
         return first

@@ -1,4 +1,4 @@
-"""The services of the front door, put together."""
+"""The services of the front door."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ from etcd_actions.server.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)
-class Front:
-    """What the SDK's own entry points need; made by who runs the service.
+class FrontDoor:
+    """The services that the SDK calls in addition to ActionsService.
 
     Attributes:
-        client: Who changes and reads actions; its containment is the boundary of what runs here.
-        keepalive: After so many seconds without news a stream sends something, where it can.
-        blobs: Where bundles, inputs and, unless a run says otherwise, outputs are; None serves no
-            data, and refuses runs that need a place for it.
+        client: Changes and reads actions; its containment is the boundary of the services.
+        keepalive: Seconds of silence after which a stream sends a message, if it can.
+        blobs: Stores bundles, inputs and, by default, outputs; None serves no data, and refuses
+            runs that need it.
         signer: Signs the URLs of transfers; by default with the client's keys.
         reads_local_files: Whether files of runs are read from this machine, too.
         max_upload_bytes: Bytes of an upload, at most.
         logs: What the logs of attempts are read with.
         index: All runs; None serves no lists of them.
         registry: The deployed tasks; None serves none.
-        paused: Says which runs wait for a signal; see :data:`Paused`.
-        projects: Which projects there are.
-        projects_with_runs: Gives the names of projects that have runs.
-        builds: Answers the builder of images; None: nothing is ever built.
-        run_messages: Makes the messages with runs, for all ports.
+        paused: See :data:`Paused`.
+        projects: The projects and domains.
+        projects_with_runs: Returns the names of projects that have runs.
+        builds: Builds images; None: no image has to be built.
+        run_messages: Encodes messages with runs, for all ports.
     """
 
     client: ActionsClient
@@ -120,7 +120,7 @@ class Front:
         yield NoApps()
 
     def routes(self, admission: Admission) -> Iterable[Route]:
-        """What is served by plain HTTP."""
+        """The routes of plain HTTP."""
         if self._transfers is not None:
             yield self._transfers
         yield Pages(self.client, admission, None if self.logs is None else self.logs.source)
@@ -143,7 +143,7 @@ class Front:
 
     @cached_property
     def _transfers(self) -> Transfers | None:
-        """One for all ports: it bounds how many go on at once."""
+        """One for all ports: it limits the number of transfers at once."""
         if self.blobs is None:
             return None
         return Transfers(self.blobs, self._local_files, self._signer, self.max_upload_bytes)

@@ -1,7 +1,6 @@
-"""The hash of inputs that a cache key is made of: the one that a task computes for its children.
+"""The hash of inputs in a cache key: the same that a task computes for its children.
 
-So an action finds in the cache what the same task with the same inputs left, whether it was the
-root of its run or not.
+So the cached result of a task with the same inputs is found for a root and for a child.
 """
 
 from __future__ import annotations
@@ -21,23 +20,18 @@ _MSGPACK: Final = "msgpack"
 
 
 def inputs_hash(literals: Iterable[NamedLiteral], ignored: Collection[str] = ()) -> str:
-    """Hash inputs; empty where none counts.
-
-    Args:
-        literals: The inputs, in their order.
-        ignored: The names of those that do not count.
-    """
-    counting = [each for each in literals if each.name not in ignored]
-    if not counting:
+    """Hash inputs; empty if there are none."""
+    hashed = [each for each in literals if each.name not in ignored]
+    if not hashed:
         return ""
     digest = hashlib.sha256()
-    for each in counting:
+    for each in hashed:
         digest.update(b"%b:%b;" % (each.name.encode(), _form(each.value)))
     return base64.b64encode(digest.digest()).decode()
 
 
 def _form(literal: Literal) -> bytes:
-    """The bytes that a literal counts as; where it says its own hash, that."""
+    """The bytes of a literal that are hashed; its own hash, if it has one."""
     if literal.hash:
         return bytes(literal.hash.encode())
     kind = literal.WhichOneof("value")
@@ -57,14 +51,14 @@ def _form(literal: Literal) -> bytes:
 
 
 def _ordered(data: bytes) -> bytes:
-    """The same value with the keys of each map in order; what cannot be read stays as it is."""
+    """The value with the keys of each map sorted; unchanged if it cannot be decoded."""
     try:
-        return msgspec.msgpack.encode(_in_order(msgspec.msgpack.decode(data)))
+        return msgspec.msgpack.encode(_sorted(msgspec.msgpack.decode(data)))
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError, OverflowError):
         return data
 
 
-def _in_order(value: Any) -> Any:
+def _sorted(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _in_order(value[key]) for key in sorted(value, key=msgspec.msgpack.encode)}
-    return [_in_order(each) for each in value] if isinstance(value, list) else value
+        return {key: _sorted(value[key]) for key in sorted(value, key=msgspec.msgpack.encode)}
+    return [_sorted(each) for each in value] if isinstance(value, list) else value

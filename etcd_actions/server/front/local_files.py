@@ -1,7 +1,7 @@
-"""Files of runs that are on this machine, and not in the store of blobs.
+"""Files of runs that are on this machine, and not in the blob store.
 
-Where tasks run here, a run may have its base anywhere. Who may enqueue such a run can have this
-user's processes read any file, so to read those with the names that Flyte gives adds nothing.
+If tasks run on this machine, a run may have any base. A client that may enqueue such a run can have
+this user's processes read any file, so to serve files with Flyte's names gives it no new access.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class LocalFiles:
     async def read(
         self, path: str, start: int = 0, length: int | None = None
     ) -> AsyncIterator[Blob | None]:
-        """Open a file; None where there is none.
+        """Open a file; None if there is none.
 
         Args:
-            path: What :meth:`path_of` gave.
-            start: The first byte wanted.
-            length: How many, at most; None for all.
+            path: A result of :meth:`path_of`.
+            start: The offset of the first byte.
+            length: The number of bytes, at most; None for all.
 
         Raises:
             BlobError: It is no regular file, or cannot be read now.
@@ -77,12 +77,12 @@ async def _parts(path: str, start: int, end: int) -> AsyncGenerator[bytes]:
     while start < end:
         part = await _within(path, _block, path, start, min(_BLOCK, end - start))
         if not part:
-            raise BlobError("the file was cut while it was read")
+            raise BlobError("the file was truncated while it was read")
         start += len(part)
         yield part
 
 
-# A thread that hangs is left alone: none of these leaves a descriptor open.
+# A thread that hangs is abandoned: each of these closes its descriptor itself.
 
 
 def _size(path: str) -> tuple[int, float] | None:

@@ -1,4 +1,4 @@
-"""ProjectService: projects and their domains, which settings name, clients create or runs show."""
+"""ProjectService: projects and domains, by the settings, by clients and by runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etcd_actions.registry.projects import Projects, StoredProject
 from etcd_actions.server.caller import CALLER
 
 DOMAINS: Final = ("development", "staging", "production")
-"""The domains of every project, unless settings name others."""
+"""The domains of every project, by default."""
 
 _PAGE = 100
 _MOST_PAGE = 1000
@@ -25,7 +25,7 @@ _CONDITION: Final = re.compile(r"(eq|ne|contains|value_in)\(\s*(\w+)\s*,\s*([^()
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 _Row = tuple[str, StoredProject | None]
-"""A project's id, and what is stored of it."""
+"""The id of a project, and its stored form."""
 
 
 def _name(row: _Row) -> str:
@@ -39,7 +39,7 @@ def _state(stored: StoredProject | None) -> pb.ProjectState:
 
 
 def _time(time: datetime | None) -> str:
-    """A time as a text of the same order; what nobody created comes first."""
+    """A time as text that sorts in the same order; a missing one sorts first."""
     return (time or _NEVER).astimezone(UTC).isoformat(timespec="microseconds")
 
 
@@ -57,15 +57,15 @@ _SORT_KEYS: Final[Mapping[str, Callable[[_Row], str]]] = {
     "created_at": lambda row: _time(None if row[1] is None else row[1].created),
     "updated_at": lambda row: _time(None if row[1] is None else row[1].updated),
 }
-"""What projects are sorted by, before their ids."""
+"""The sort keys of projects, before their ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectSettings:
-    """Which projects and domains there are.
+    """The projects and domains.
 
     Attributes:
-        projects: Their names; None: every project exists that somebody asks for.
+        projects: The names of the projects; None: each project exists that a request names.
         domains: The names of every project's domains.
     """
 
@@ -74,12 +74,12 @@ class ProjectSettings:
 
 
 class ProjectService:
-    """Answers what projects there are.
+    """Lists, creates and changes projects.
 
     Args:
-        settings: Which ones settings name.
-        stored: The ones that clients created or changed.
-        with_runs: Gives the names of those that have runs, where something knows them.
+        settings: The projects and domains of the settings.
+        stored: The projects that clients created or changed.
+        with_runs: Returns the names of projects that have runs.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["ProjectService"]
@@ -98,9 +98,9 @@ class ProjectService:
         """One project with its domains.
 
         Raises:
-            InvalidArgument: None is named.
-            NotFound: Settings name the projects, and not this one.
-            DecodeError: What is stored of it cannot be read.
+            InvalidArgument: The request names none.
+            NotFound: The settings do not have it.
+            DecodeError: Its stored form cannot be decoded.
         """
         if not request.id:
             raise InvalidArgument("id", "it is empty: name a project")
@@ -109,12 +109,12 @@ class ProjectService:
         return pb.GetProjectResponse(project=self._project((request.id, stored), request.org))
 
     async def list_projects(self, request: pb.ListProjectsRequest) -> pb.ListProjectsResponse:
-        """The projects that settings name, else those with runs or that clients created.
+        """The projects of the settings, or those with runs or that clients created.
 
-        Only what the token may use.
+        Only the projects that the token may use.
 
         Raises:
-            InvalidArgument: A filter or a sort key is none that projects have.
+            InvalidArgument: A filter or a sort key is unknown.
         """
         conditions = _conditions(request.filters)
         sort_key = _SORT_KEYS.get(request.sort_by.key)
@@ -132,7 +132,7 @@ class ProjectService:
         fitting = [
             (sort_key(row), row) for row in rows if all(condition(row) for condition in conditions)
         ]
-        # Nobody asked for an order where no key is given.
+        # The direction counts only with a key.
         backwards = bool(request.sort_by.key) and (
             request.sort_by.direction == list_pb2.Sort.DESCENDING
         )
@@ -144,8 +144,8 @@ class ProjectService:
         """Store a project, so that lists show it before it has runs.
 
         Raises:
-            InvalidArgument: Its id cannot be used, it is too large, or it is not to be active.
-            NotFound: Settings name the projects, and not this one.
+            InvalidArgument: Its id is invalid, it is too large, or its state is not active.
+            NotFound: The settings do not have it.
             AlreadyExists: It was created or changed before.
             FailedPrecondition: There are too many.
         """
@@ -163,13 +163,13 @@ class ProjectService:
         return pb.CreateProjectResponse()
 
     async def update_project(self, request: pb.UpdateProjectRequest) -> pb.UpdateProjectResponse:
-        """Replace what is said of a project, which need not have been created.
+        """Replace the description of a project, which need not have been created.
 
         Raises:
-            InvalidArgument: Its id or state cannot be used, or it is too large.
-            NotFound: Settings name the projects, and not this one.
-            DecodeError: What is stored of it cannot be read.
-            FailedPrecondition: Nothing is stored of it, and there are too many.
+            InvalidArgument: Its id or state is invalid, or it is too large.
+            NotFound: The settings do not have it.
+            DecodeError: Its stored form cannot be decoded.
+            FailedPrecondition: It is not stored, and there are too many.
         """
         project = request.project
         self._check_known(project.id)
@@ -204,11 +204,7 @@ class ProjectService:
 
 
 def _archived(state: pb.ProjectState) -> bool:
-    """Whether a state says so.
-
-    Raises:
-        InvalidArgument: It is none that a client may give.
-    """
+    """Whether a state is archived; raises InvalidArgument if it is invalid."""
     if state not in (pb.PROJECT_STATE_ACTIVE, pb.PROJECT_STATE_ARCHIVED):
         raise InvalidArgument("project.state", "a project is active or archived")
     return bool(state == pb.PROJECT_STATE_ARCHIVED)
@@ -217,22 +213,22 @@ def _archived(state: pb.ProjectState) -> bool:
 def _page(
     rows: Iterable[tuple[str, _Row]], backwards: bool, limit: int, token: str
 ) -> tuple[Sequence[_Row], str]:
-    """A page, and the token of the next one, which is where the last row of this one is."""
+    """A page, and the token of the next one: the sort key of the last row."""
     size = min(limit or _PAGE, _MOST_PAGE)
-    places = sorted((((value, row[0]), row) for value, row in rows), key=itemgetter(0))
+    keyed = sorted((((value, row[0]), row) for value, row in rows), key=itemgetter(0))
     if backwards:
-        places.reverse()
+        keyed.reverse()
     if token:
         id_, _, value = token.partition("/")
         after = (value, id_)
-        places = [each for each in places if (each[0] < after if backwards else each[0] > after)]
-    page = places[:size]
-    following = f"{page[-1][1][0]}/{page[-1][0][0]}" if len(places) > size else ""
+        keyed = [each for each in keyed if (each[0] < after if backwards else each[0] > after)]
+    page = keyed[:size]
+    following = f"{page[-1][1][0]}/{page[-1][0][0]}" if len(keyed) > size else ""
     return [row for _, row in page], following
 
 
 def _conditions(filters: str) -> list[Callable[[_Row], bool]]:
-    """What ``eq(id, a)+ne(state, 1)`` demands of a project."""
+    """The conditions of a filter such as ``eq(id, a)+ne(state, 1)``."""
     if not filters:
         return []
     return [_condition(text.strip()) for text in filters.split("+")]

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
 
 class RunBlobs:
-    """Stores it there; see :class:`~etcd_actions.runs.creation.RunData`.
-
-    Args:
-        store: The blob store.
-        deployment: The deployment that owns the data.
-    """
+    """Stores it there; see :class:`~etcd_actions.runs.creation.RunData`."""
 
     def __init__(self, store: BlobStore, deployment: Deployment) -> None:
         self._store = store

@@ -1,7 +1,7 @@
-"""Messages with runs: each run is encoded once a state, for all lists and streams that show it.
+"""Messages with runs: each state of a run is encoded once, for all lists and streams.
 
-A run looks the same to everybody who may see it. Its encoded form is kept for those who ask next;
-a message is put together of such forms, which costs a fiftieth of making it anew.
+All clients get the same form of a run. Encoded forms are cached; a message is joined of such forms,
+which costs a fiftieth of encoding it.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.server.front.run_views import run_message
 
 MOST_BYTES: Final = 8 * 1024 * 1024
-"""Of encoded forms that are kept, with what keeping one takes."""
+"""Of cached forms, with the overhead of each."""
 _OF_ONE: Final = 1024
 
 
 class _Form(NamedTuple):
     entry: RunEntry
-    """Whose form it is: of another state there is another one."""
+    """The run in one state: another state is another entry."""
     encoded: bytes
-    """The field ``runs``, with its tag: it has one number in all messages."""
+    """The field ``runs`` with its tag, which is the same in all messages."""
 
 
 class RunMessages:
-    """Makes messages with runs.
+    """Encodes messages with runs.
 
     Args:
         most_bytes: See :data:`MOST_BYTES`.
 
     Attributes:
-        encoded: How many runs were encoded.
+        encoded: The number of runs that were encoded.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
@@ -45,7 +45,7 @@ class RunMessages:
 
     @property
     def kept_bytes(self) -> int:
-        """Of encoded forms, with what keeping one takes."""
+        """Of cached forms, with the overhead of each."""
         return self._bytes
 
     def watched(self, entries: Iterable[RunEntry]) -> pb.WatchRunsResponse:
@@ -69,10 +69,10 @@ class RunMessages:
         message = pb.WatchRunsResponse(runs=[run_message(entry.record())])
         encoded: bytes = message.SerializeToString()
         self.encoded += 1
-        self._keep(entry, encoded)
+        self._cache(entry, encoded)
         return encoded
 
-    def _keep(self, entry: RunEntry, encoded: bytes) -> None:
+    def _cache(self, entry: RunEntry, encoded: bytes) -> None:
         if (old := self._forms.pop(entry.key, None)) is not None:
             self._bytes -= _size(old)
         form = self._forms[entry.key] = _Form(entry, encoded)

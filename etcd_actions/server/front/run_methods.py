@@ -1,4 +1,4 @@
-"""Flyte's RunService, but for its lists of runs: creating, reading, following and ending runs."""
+"""Flyte's RunService, without lists of runs: creates, reads, follows and ends runs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from etcd_actions.server.front.action_lists import FIELDS, ActionLists
 from etcd_actions.server.front.action_tree import ActionTree, Nodes
 from etcd_actions.server.front.attempt_messages import attempts_of
 from etcd_actions.server.front.run_streams import Follower
+from etcd_actions.server.required import require
 from etcd_actions.server.streams import Streams
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class DeployedTasks:
-    """The registry as runs are created from it."""
+    """The deployed tasks, for the creation of runs."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -46,18 +47,18 @@ class DeployedTasks:
 
 
 class RunService:
-    """Answers what the SDK asks of runs.
+    """Serves the SDK's calls about runs.
 
-    The organisation in an identifier never counts, and answers have the one that was asked with:
-    the SDK takes it from the host name by which it reaches this service.
+    The organisation in an identifier is ignored, and responses have the one of the request: the SDK
+    derives it from the host name of this service.
 
     Args:
-        client: Who changes and reads actions.
+        client: Changes and reads actions.
         streams: The open streams.
-        keepalive: After so many seconds without news a stream tells what is known once more.
-        data: Where runs keep their data; None refuses runs that need a place for it.
+        keepalive: Seconds of silence after which a stream sends the last state once more.
+        data: Stores the data of runs; None refuses runs that need it.
         deployed: The deployed tasks; None refuses runs of these.
-        builds: Answers the builder of images; None refuses runs that build one.
+        builds: Builds images; None refuses runs that build one.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["RunService"]
@@ -80,7 +81,7 @@ class RunService:
         self._follower = Follower(client, self._reader, streams, keepalive)
 
     async def create_run(self, request: pb.CreateRunRequest) -> pb.CreateRunResponse:
-        """Create a run; the same request again for the same name is answered as before."""
+        """Create a run; the same request for the same name gets the same response."""
         created = await self._creator.create(request, _subject())
         if request.WhichOneof("id") == "run_id":
             org = request.run_id.org
@@ -95,14 +96,14 @@ class RunService:
         return pb.CreateRunResponse(run=action_views.run_message(action, record, run, org))
 
     async def get_run_details(self, request: pb.GetRunDetailsRequest) -> pb.GetRunDetailsResponse:
-        """All about a run; of one that has expired, what its record says."""
+        """The details of a run; of an expired one by its record."""
         found = await self._reader.run(_run(request, request.run_id))
         return pb.GetRunDetailsResponse(details=action_views.run_details(found, request.run_id.org))
 
     async def watch_run_details(
         self, request: pb.WatchRunDetailsRequest
     ) -> AsyncIterator[pb.WatchRunDetailsResponse]:
-        """The same, each time it has changed, up to the end of the run."""
+        """The details of a run in each state, up to its end."""
         org = request.run_id.org
         async with aclosing(self._follower.action(_run(request, request.run_id))) as states:
             async for found in states:
@@ -111,7 +112,7 @@ class RunService:
     async def get_action_details(
         self, request: pb.GetActionDetailsRequest
     ) -> pb.GetActionDetailsResponse:
-        """All about an action."""
+        """The details of an action."""
         found = await self._reader.action(_action(request, request.action_id))
         org = request.action_id.run.org
         return pb.GetActionDetailsResponse(details=action_views.action_details(found, org))
@@ -119,10 +120,10 @@ class RunService:
     async def watch_action_details(
         self, request: pb.WatchActionDetailsRequest
     ) -> AsyncIterator[pb.WatchActionDetailsResponse]:
-        """The same, each time it has changed, up to the end of the action."""
+        """The details of an action in each state, up to its end."""
         org = request.action_id.run.org
-        wanted = _action(request, request.action_id)
-        async with aclosing(self._follower.action(wanted)) as states:
+        action_id = _action(request, request.action_id)
+        async with aclosing(self._follower.action(action_id)) as states:
             async for found in states:
                 yield pb.WatchActionDetailsResponse(details=action_views.action_details(found, org))
 
@@ -145,8 +146,8 @@ class RunService:
     ) -> AsyncIterator[pb.WatchActionsResponse]:
         """All actions of a run, then each that has changed.
 
-        Those that do not meet the filter are told, too, and say so: one that met it before is
-        seen to have left.
+        Actions that do not meet the filter are sent, too, and marked as such: so a client detects
+        that an action no longer meets it.
         """
         run = _run(request, request.run_id)
         matches = compile_filters(request.filter, FIELDS, "filter")
@@ -156,7 +157,7 @@ class RunService:
                 yield pb.WatchActionsResponse(enriched_actions=actions)
 
     async def abort_run(self, request: pb.AbortRunRequest) -> pb.AbortRunResponse:
-        """End a run; one that is over, or has expired, stays what it is."""
+        """End a run; one that has ended, or has expired, does not change."""
         await self._abort(_run(request, request.run_id), request.reason)
         return pb.AbortRunResponse()
 
@@ -165,32 +166,32 @@ class RunService:
         await self._abort(_action(request, request.action_id), request.reason)
         return pb.AbortActionResponse()
 
-    async def _abort(self, wanted: ActionId, reason: str) -> None:
-        found = await self._reader.action(wanted)
+    async def _abort(self, action_id: ActionId, reason: str) -> None:
+        found = await self._reader.action(action_id)
         if found.action is not None:
             await self._client.abort_action(
                 found.action_id, reason, _subject(), incarnation=found.action.incarnation
             )
 
     async def signal_event(self, request: pb.SignalEventRequest) -> pb.SignalEventResponse:
-        """Give a condition the value that it waits for."""
-        wanted = _action(request, request.action_id)
-        found = await self._reader.action(wanted)
+        """Deliver the value of a condition."""
+        action_id = _action(request, request.action_id)
+        found = await self._reader.action(action_id)
         if found.action is None or not found.action.spec.is_condition:
-            raise FailedPrecondition(f"{describe(wanted)} is no condition")
+            raise FailedPrecondition(f"{describe(action_id)} is no condition")
         parent = found.action.parent
-        asked = request.parent_action_name
-        if asked and canonical_name(wanted.run, asked) != canonical_name(wanted.run, parent):
+        named = request.parent_action_name
+        if named and canonical_name(action_id.run, named) != canonical_name(action_id.run, parent):
             raise InvalidArgument(
-                "parent_action_name", f"the parent of {describe(wanted)} is {parent}"
+                "parent_action_name", f"the parent of {describe(action_id)} is {parent}"
             )
-        await self._client.signal(wanted, _literal(request, found), _subject())
+        await self._client.signal(action_id, _literal(request, found), _subject())
         return pb.SignalEventResponse()
 
     async def get_action_data_uris(
         self, request: pb.GetActionDataURIsRequest
     ) -> pb.GetActionDataURIsResponse:
-        """Where inputs and outputs are; outputs only of what succeeded."""
+        """The URIs of inputs and outputs; outputs only after success."""
         found = await self._reader.action(_action(request, request.action_id))
         namespace = self._client.namespace_of(found.action_id)
         inputs, outputs = action_views.data_uris(found, namespace)
@@ -199,7 +200,7 @@ class RunService:
     async def get_action_log_context(
         self, request: pb.GetActionLogContextRequest
     ) -> pb.GetActionLogContextResponse:
-        """When an attempt ran; there are no pods to name."""
+        """The time of an attempt; there are no pods to name."""
         found = await self._reader.action(_action(request, request.action_id))
         attempts = attempts_of(found.action, found.history)
         number = request.attempt or len(attempts)
@@ -217,9 +218,8 @@ def _subject() -> str:
 
 
 def _run(request: Message, run: RunIdentifier) -> ActionId:
-    """The root of a run that a request names."""
-    if not request.HasField("run_id"):
-        raise InvalidArgument("run_id", "it is missing")
+    """The root of the run that a request names."""
+    require(request, "run_id")
     return _checked(run, ROOT_ACTION, "run_id")
 
 
@@ -241,7 +241,7 @@ def _checked(run: RunIdentifier, name: str, field: str) -> ActionId:
 
 
 def _literal(request: pb.SignalEventRequest, found: Found) -> Literal:
-    """The value of a signal; a whole number is taken for a float where one is waited for."""
+    """The value of a signal; an integer counts as a float if the condition waits for one."""
     payload, kind = request.payload, request.payload.WhichOneof("value")
     if kind is None:
         raise InvalidArgument("payload", "it is empty: give the value")

@@ -54,12 +54,7 @@ TASK_FIELDS: Final[Fields[TaskHead]] = Fields(
 
 
 class TaskService:
-    """The methods of Flyte's TaskService.
-
-    Args:
-        registry: The deployed tasks.
-        runs: All runs, for the latest one of a task.
-    """
+    """The methods of Flyte's TaskService."""
 
     descriptor = pb.DESCRIPTOR.services_by_name["TaskService"]
 

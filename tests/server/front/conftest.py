@@ -15,7 +15,7 @@ from etcd_actions.registry.registry import Registry, open_registry
 from etcd_actions.runs.run_index import RunIndex, open_run_index
 from etcd_actions.runs.run_record import RunRecord, encode
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.run_messages import RunMessages
 from etcd_actions.storage.store import Store
 from tests.server.conftest import LOOPBACK
@@ -60,7 +60,7 @@ async def lists(etcd: Etcd, prefix: bytes) -> AsyncIterator[Lists]:
 
 @pytest.fixture
 async def front_server(client: ActionsClient, lists: Lists) -> AsyncIterator[ActionsServer]:
-    front = Front(
+    front = FrontDoor(
         client=client,
         keepalive=0.05,
         index=lists.index,

@@ -24,7 +24,7 @@ from etcd_actions import ActionsClient
 from etcd_actions.blobs import open_blob_store
 from etcd_actions.registry.registry import Registry
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from tests.server.clients import DEADLINE, Failed, Reading
 from tests.server.conftest import LOOPBACK
 from tests.support.flyte_services import RUNS
@@ -129,7 +129,7 @@ async def serve_runs(
 ) -> AsyncIterator[tuple[RunsAsker, ActionsServer]]:
     """Serve RunService, and a client of it."""
     blobs = None if folder is None else open_blob_store(folder)
-    front = Front(client=client, keepalive=keepalive, blobs=blobs, registry=registry)
+    front = FrontDoor(client=client, keepalive=keepalive, blobs=blobs, registry=registry)
     async with open_actions_server(client, ServerSettings(bind=LOOPBACK), front=front) as server:
         yield RunsAsker(server), server
 

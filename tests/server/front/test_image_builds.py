@@ -16,7 +16,7 @@ from etcd_actions.blobs import open_blob_store
 from etcd_actions.images import Executing, ImageBuilds, build_task_spec
 from etcd_actions.model import flyte
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from tests.images.test_builds import image, inputs
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
@@ -38,7 +38,7 @@ async def asker(
     client: ActionsClient, builds: ImageBuilds, tmp_path: Path
 ) -> AsyncIterator[RunsAsker]:
     blobs = open_blob_store(tmp_path / "blobs")
-    front = Front(client=client, keepalive=30, blobs=blobs, builds=builds)
+    front = FrontDoor(client=client, keepalive=30, blobs=blobs, builds=builds)
     async with open_actions_server(client, ServerSettings(bind=LOOPBACK), front=front) as server:
         yield RunsAsker(server)
 
@@ -106,7 +106,7 @@ async def test_what_cannot_be_built_is_refused_and_nothing_is_created(
 async def test_without_an_executor_a_build_is_refused(
     client: ActionsClient, tmp_path: Path
 ) -> None:
-    front = Front(client=client, keepalive=30, blobs=open_blob_store(tmp_path / "blobs"))
+    front = FrontDoor(client=client, keepalive=30, blobs=open_blob_store(tmp_path / "blobs"))
     async with open_actions_server(client, ServerSettings(bind=LOOPBACK), front=front) as server:
         with pytest.raises(Failed, match="--images") as caught:
             await RunsAsker(server)("CreateRun", build("/x"))

@@ -22,7 +22,7 @@ from etcd_actions.config import Config
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.error_codes import Refusal
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.oidc import Ages, OidcIssuer
 from etcd_actions.server.service_settings import OidcSettings
 from tests.cli.test_named_files import of
@@ -232,7 +232,7 @@ async def test_a_client_learns_where_to_log_in_and_is_let_in(
     oidc = settings_of(issuer, client_id="public")
     settings = ServerSettings(bind=LOOPBACK, oidc=oidc)
     async with open_actions_server(
-        client, settings, front=Front(client=client, keepalive=30)
+        client, settings, front=FrontDoor(client=client, keepalive=30)
     ) as server:
         bare = Asker(server.address)
         metadata = await bare.ask(

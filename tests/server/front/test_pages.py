@@ -12,11 +12,11 @@ import trio
 
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.etcd.api import Delete, KeyRange, Txn
-from etcd_actions.executor.attempt_log import LocalLogs
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempt_log import LocalLogs
 from etcd_actions.model import ErrorState
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.action_views import action_id_of
 from etcd_actions.server.front.attempt_logs import Logs
 from etcd_actions.server.front.pages import in_order
@@ -78,10 +78,10 @@ async def test_a_page_shows_the_actions_of_a_run_and_their_logs(
     await client.enqueue(child)
     error = ErrorState(code="E", kind="USER", message=HOSTILE)
     await client.put_status(CHILD, 1, ActionStatus(Phase.FAILED), error=error)
-    place = AttemptPlace(tmp_path, root.action.incarnation, 1)
+    place = AttemptDirectory(tmp_path, root.action.incarnation, 1)
     place.make()
     (place.path / "log").write_bytes(b"<b>a line</b>\xff\n")
-    front = Front(
+    front = FrontDoor(
         client=client, keepalive=1.0, logs=Logs(client=client, source=LocalLogs(tmp_path))
     )
     async with open_actions_server(client, ServerSettings(bind=LOOPBACK), front=front) as server:
@@ -134,7 +134,7 @@ async def test_a_run_that_has_expired_is_shown_by_its_record(
     key = client.keys.task_action(ROOT)
     await client.store.txn(Txn((), (Delete(KeyRange.of_key(key)),)))
     async with open_actions_server(
-        client, ServerSettings(bind=LOOPBACK), front=Front(client=client, keepalive=1.0)
+        client, ServerSettings(bind=LOOPBACK), front=FrontDoor(client=client, keepalive=1.0)
     ) as server:
         got = await get(server, PAGE)
     assert got.status == 200
@@ -148,7 +148,7 @@ async def test_a_page_asks_for_the_token_that_methods_ask_for(
     tokens = tmp_path / "tokens"
     tokens.write_text("of-all\nof-p projects=p\nof-q projects=q\n")
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
-    front = Front(client=client, keepalive=1.0)
+    front = FrontDoor(client=client, keepalive=1.0)
     async with open_actions_server(client, settings, front=front) as server:
         for path in (PAGE, f"{PAGE}/log/a0"):
             refused = await get(server, path)

@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2
 from etcd_actions import ActionsClient
 from etcd_actions.images import Executing, ImageBuilds, StoredImage
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.project_service import ProjectSettings
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
@@ -38,8 +38,8 @@ SECRET = "flyteidl2.secret.SecretService"
 
 
 @asynccontextmanager
-async def asker(client: ActionsClient, front: Front | None = None) -> AsyncIterator[Asker]:
-    front = front or Front(client=client, keepalive=30)
+async def asker(client: ActionsClient, front: FrontDoor | None = None) -> AsyncIterator[Asker]:
+    front = front or FrontDoor(client=client, keepalive=30)
     settings = ServerSettings(bind=LOOPBACK)
     async with open_actions_server(client, settings, front=front) as server:
         yield Asker(server.address)
@@ -65,7 +65,7 @@ async def test_every_client_is_sent_back_here(client: ActionsClient) -> None:
 
 async def test_every_project_exists_unless_settings_name_them(client: ActionsClient) -> None:
     get, got = projects.GetProjectRequest, projects.GetProjectResponse
-    front = Front(client=client, keepalive=30, projects_with_runs=lambda: ["b", "a"])
+    front = FrontDoor(client=client, keepalive=30, projects_with_runs=lambda: ["b", "a"])
     async with asker(client, front) as ask:
         answer = await ask.ask(PROJECT, "GetProject", get(id="new", org="127"), got)
         assert (answer.project.id, answer.project.org) == ("new", "127")
@@ -76,7 +76,9 @@ async def test_every_project_exists_unless_settings_name_them(client: ActionsCli
             await ask.ask(PROJECT, "GetProject", get(), got)
         assert caught.value.code == "invalid_argument"
     settings = ProjectSettings(projects=("one", "two"), domains=("here",))
-    front = Front(client=client, keepalive=30, projects=settings, projects_with_runs=lambda: ["b"])
+    front = FrontDoor(
+        client=client, keepalive=30, projects=settings, projects_with_runs=lambda: ["b"]
+    )
     async with asker(client, front) as ask:
         with pytest.raises(Failed, match=r"'new'.*one, two") as caught:
             await ask.ask(PROJECT, "GetProject", get(id="new"), got)
@@ -88,7 +90,7 @@ async def test_every_project_exists_unless_settings_name_them(client: ActionsCli
 
 async def test_projects_are_filtered_sorted_and_paged(client: ActionsClient) -> None:
     names = [f"p{number}" for number in range(7)]
-    front = Front(client=client, keepalive=30, projects_with_runs=lambda: names)
+    front = FrontDoor(client=client, keepalive=30, projects_with_runs=lambda: names)
     ask_for = projects.ListProjectsRequest
     async with asker(client, front) as ask:
         down = list_pb2.Sort(key="created_at", direction=list_pb2.Sort.DESCENDING)
@@ -150,7 +152,7 @@ async def test_images_are_there_unless_somebody_knows_better(client: ActionsClie
     async with asker(client) as ask:
         answer = await ask.ask(IMAGE, "GetImage", request("x:1"), images.GetImageResponse)
         assert answer.image.fqin == "x:1"
-    async with asker(client, Front(client=client, keepalive=30, builds=builds)) as ask:
+    async with asker(client, FrontDoor(client=client, keepalive=30, builds=builds)) as ask:
         answer = await ask.ask(IMAGE, "GetImage", request("built:1"), images.GetImageResponse)
         assert answer.image.fqin == str(built)
         for name, code in (("x:1", "not_found"), ("", "invalid_argument")):

@@ -16,7 +16,7 @@ from etcd_actions.etcd.api import Etcd
 from etcd_actions.registry import projects as stored_projects
 from etcd_actions.registry.projects import Projects, project_key
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.project_service import ProjectSettings
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
@@ -60,8 +60,8 @@ class Door:
 
 
 @asynccontextmanager
-async def opened(client: ActionsClient, front: Front | None = None) -> AsyncIterator[Door]:
-    front = front or Front(client=client, keepalive=30)
+async def opened(client: ActionsClient, front: FrontDoor | None = None) -> AsyncIterator[Door]:
+    front = front or FrontDoor(client=client, keepalive=30)
     async with open_actions_server(client, ServerSettings(bind=LOOPBACK), front=front) as server:
         yield Door(Asker(server.address))
 
@@ -79,7 +79,7 @@ async def refused(code: str, call: Coroutine[object, object, object], match: str
 
 
 async def test_what_is_created_is_listed_and_changed(client: ActionsClient) -> None:
-    front = Front(client=client, keepalive=30, projects_with_runs=lambda: ["used"])
+    front = FrontDoor(client=client, keepalive=30, projects_with_runs=lambda: ["used"])
     async with opened(client, front) as door:
         await door.create(a_project(name="A project", description="To try it"))
         found = await door.get("p")
@@ -103,7 +103,7 @@ async def test_what_is_created_is_listed_and_changed(client: ActionsClient) -> N
 
 
 async def test_projects_are_sorted_by_their_times(client: ActionsClient) -> None:
-    front = Front(client=client, keepalive=30, projects_with_runs=lambda: ["never-created"])
+    front = FrontDoor(client=client, keepalive=30, projects_with_runs=lambda: ["never-created"])
     down, up = list_pb2.Sort.DESCENDING, list_pb2.Sort.ASCENDING
     async with opened(client, front) as door:
         for name, called in (("c", "x"), ("a", "z"), ("b", "y")):
@@ -194,7 +194,7 @@ async def test_a_token_creates_its_projects_alone(client: ActionsClient, tmp_pat
     tokens = tmp_path / "tokens"
     tokens.write_text("of-a name=alice projects=a\neverything name=root\n")
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
-    front = Front(client=client, keepalive=30)
+    front = FrontDoor(client=client, keepalive=30)
     async with open_actions_server(client, settings, front=front) as server:
         alice, root = (Door(Asker(server.address, each)) for each in ("of-a", "everything"))
         await alice.create(pb.Project(id="a"))
@@ -209,7 +209,7 @@ async def test_a_token_creates_its_projects_alone(client: ActionsClient, tmp_pat
 
 
 async def test_settings_say_which_projects_can_be_created(client: ActionsClient) -> None:
-    front = Front(client=client, keepalive=30, projects=ProjectSettings(projects=("a", "b")))
+    front = FrontDoor(client=client, keepalive=30, projects=ProjectSettings(projects=("a", "b")))
     async with opened(client, front) as door:
         await door.create(pb.Project(id="a", description="told by a client"))
         await refused("not_found", door.create(pb.Project(id="c")), "'c' is none .* a, b")

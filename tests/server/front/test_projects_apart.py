@@ -20,7 +20,7 @@ from etcd_actions import ActionId, ActionsClient
 from etcd_actions.blobs import open_blob_store
 from etcd_actions.model import ANNOTATION_CACHE_SCOPE
 from etcd_actions.server import ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker
@@ -57,7 +57,7 @@ class Apart:
 async def apart(client: ActionsClient, lists: Lists, tmp_path: Path) -> AsyncIterator[Apart]:
     tokens, folder = tmp_path / "tokens", tmp_path / "blobs"
     tokens.write_text("of-all name=root\nof-a name=alice projects=a\nof-b name=bob projects=b\n")
-    front = Front(
+    front = FrontDoor(
         client=client,
         keepalive=0.05,
         blobs=open_blob_store(folder),

@@ -26,7 +26,7 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.error_codes import Refusal
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.project_service import ProjectSettings
 from etcd_actions.server.methods import Methods, method_info
 from etcd_actions.server.project_access import WITHOUT_A_PROJECT, Access, has_rule, named_projects
@@ -88,7 +88,7 @@ async def test_no_method_that_is_served_lets_a_token_at_another_project(
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
     tried = 0
     async with open_actions_server(
-        client, settings, front=Front(client=client, keepalive=30)
+        client, settings, front=FrontDoor(client=client, keepalive=30)
     ) as server:
         ask = Asker(server.address, "of-alice")
         for path, method in server.methods.items():
@@ -173,7 +173,7 @@ def test_each_token_may_read_and_run_the_task_that_builds_images(
 async def test_a_token_says_who_asks(client: ActionsClient, tokens: Path) -> None:
     who = (IDENTITY, "UserInfo", identity_pb2.UserInfoRequest(), identity_pb2.UserInfoResponse)
     lists = (PROJECT, "ListProjects", projects.ListProjectsRequest(), projects.ListProjectsResponse)
-    front = Front(client=client, keepalive=30, projects_with_runs=lambda: ["b", "c"])
+    front = FrontDoor(client=client, keepalive=30, projects_with_runs=lambda: ["b", "c"])
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
     async with open_actions_server(client, settings, front=front) as server:
         for token, subject, shown in (
@@ -193,7 +193,7 @@ async def test_a_token_says_who_asks(client: ActionsClient, tokens: Path) -> Non
 async def test_a_token_uses_its_projects(client: ActionsClient, tokens: Path) -> None:
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
     async with open_actions_server(
-        client, settings, front=Front(client=client, keepalive=30)
+        client, settings, front=FrontDoor(client=client, keepalive=30)
     ) as server:
         for token, project, code in (
             ("of-alice", "a", ""),
@@ -214,7 +214,7 @@ async def test_a_token_uses_its_projects(client: ActionsClient, tokens: Path) ->
 
 async def test_settings_name_the_projects_that_there_are(client: ActionsClient) -> None:
     settings = ServerSettings(bind=LOOPBACK, projects=("a", "b"))
-    front = Front(client=client, keepalive=30, projects=ProjectSettings(projects=("a", "b")))
+    front = FrontDoor(client=client, keepalive=30, projects=ProjectSettings(projects=("a", "b")))
     async with open_actions_server(client, settings, front=front) as server:
         ask = Asker(server.address)
         for project in ("a", "typo"):
@@ -237,7 +237,7 @@ async def test_where_a_token_is_demanded_the_refusal_says_how(
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
     who = (IDENTITY, "UserInfo", identity_pb2.UserInfoRequest(), identity_pb2.UserInfoResponse)
     async with open_actions_server(
-        client, settings, front=Front(client=client, keepalive=30)
+        client, settings, front=FrontDoor(client=client, keepalive=30)
     ) as server:
         with pytest.raises(Failed, match=r"insecure=True.*https://.*ExternalCommand") as caught:
             await Asker(server.address).ask(*who)

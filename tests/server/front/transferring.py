@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from etcd_actions import ActionsClient
 from etcd_actions.blobs import BlobStore, UrlSigner, open_blob_store
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.front import Front
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.web import Bind, HttpLimits
 
 MOST = 10_000_000
@@ -54,7 +54,7 @@ class Door:
     """The server under test, and how to ask it."""
 
     def __init__(
-        self, server: ActionsServer, front: Front, blobs: BlobStore, folder: Path, clock: Clock
+        self, server: ActionsServer, front: FrontDoor, blobs: BlobStore, folder: Path, clock: Clock
     ) -> None:
         self.server = server
         self.front = front
@@ -123,7 +123,7 @@ def clock() -> Clock:
 async def door(client: ActionsClient, tmp_path: Path, clock: Clock) -> AsyncIterator[Door]:
     folder = tmp_path / "blobs"
     blobs = open_blob_store(folder)
-    front = Front(
+    front = FrontDoor(
         client=client,
         keepalive=30.0,
         blobs=blobs,

@@ -1,0 +1,183 @@
+"""Files of cached outputs: kept apart from those of the run that left them, and given to others.
+
+Few bytes are in the entry in etcd. More of them are in a file of the state directory, named by
+their digest; on another machine, which has no such file, what the run left is looked at. All are
+compared with the digest.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from flyteidl2.task.common_pb2 import Outputs
+from google.protobuf.message import DecodeError as BadMessage
+
+from etcd_actions._internal.untrusted_files import UnusableFile, local_path, read_regular
+from etcd_actions.catalog import Entry, digest_of
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.outcome import OUTPUTS_FILE, clear
+from etcd_actions.executor.attempts.output_directories import take
+
+if TYPE_CHECKING:
+    from flyteidl2.core.literals_pb2 import Literal
+
+CACHE: Final = "cache"
+"""The directory of the state directory that has the outputs that are too large for etcd."""
+
+MOST_IN_ETCD: Final = 8 * 1024
+"""Bytes of outputs that an entry has itself."""
+MOST_OF_OUTPUTS: Final = 64 * 1024 * 1024
+"""Bytes of outputs that are cached at all."""
+
+
+class Stale(Exception):
+    """A cached result cannot be used any more; it says why."""
+
+
+def read_outputs(outputs: Path) -> bytes | None:
+    """The outputs that an attempt left; None where it left none.
+
+    Raises:
+        UnusableFile: They are no regular file, or larger than `MOST_OF_OUTPUTS`.
+        OSError: They cannot be read.
+    """
+    try:
+        return read_regular(outputs / OUTPUTS_FILE, limit=MOST_OF_OUTPUTS)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def store(state_dir: Path, data: bytes) -> None:
+    """Keep outputs that are too large for etcd.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    directory = state_dir / CACHE
+    directory.mkdir(mode=0o700, exist_ok=True)
+    _write(directory / _name(digest_of(data)), data)
+
+
+def fetch(state_dir: Path, entry: Entry, *, declares_outputs: bool) -> bytes | None:
+    """The outputs of a cached result; None where the task has none.
+
+    Raises:
+        Stale: They are gone or changed, or so is a file that they name.
+        OSError: They cannot be read now.
+    """
+    if not entry.digest:
+        if declares_outputs:
+            raise Stale("the task has outputs, and the result has none")
+        return None
+    data = entry.outputs
+    if data is None:
+        data = _large(state_dir, entry)
+    elif digest_of(data) != entry.digest:
+        raise Stale("its bytes are not those that were written")
+    try:
+        outputs = Outputs.FromString(data)
+    except BadMessage as error:
+        raise Stale(f"it is no Outputs: {error}") from None
+    for uri in _uris(each.value for each in outputs.literals):
+        path = local_path(uri)
+        # One that is elsewhere is the task's to find.
+        if path is not None and not path.exists():
+            raise Stale(f"{path}, which it names, is gone")
+    return data
+
+
+def give(place: AttemptDirectory, outputs: Path, data: bytes | None) -> bool:
+    """Put outputs where an attempt would have left them.
+
+    Args:
+        place: The attempt, which is not started.
+        outputs: The directory of its outputs.
+        data: What is put there; None for nothing.
+
+    Returns:
+        False where another attempt that lives has that directory: nothing was done.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    if take(place, outputs) is not None:
+        return False
+    clear(outputs)
+    if data is not None:
+        outputs.mkdir(parents=True, exist_ok=True)
+        _write(outputs / OUTPUTS_FILE, data)
+    return True
+
+
+def sweep_cache(state_dir: Path, keep: float) -> None:
+    """Remove outputs that no entry in etcd names any more, since nobody used them for long.
+
+    Args:
+        state_dir: The executor's directory.
+        keep: Seconds that entries are kept; files are for half as long again, since entries that
+            are renewed together live longer.
+    """
+    before = time.time() - 1.5 * keep
+    with suppress(FileNotFoundError):
+        for each in (state_dir / CACHE).iterdir():
+            with suppress(OSError):
+                if each.lstat().st_mtime < before:
+                    each.unlink()
+
+
+def _large(state_dir: Path, entry: Entry) -> bytes:
+    kept = state_dir / CACHE / _name(entry.digest)
+    left = local_path(entry.output_uri)
+    for path in (kept, None if left is None else left / OUTPUTS_FILE):
+        if path is None:
+            continue
+        with suppress(FileNotFoundError, NotADirectoryError, UnusableFile):
+            data = read_regular(path, limit=MOST_OF_OUTPUTS)
+            if digest_of(data) == entry.digest:
+                if path == kept:
+                    os.utime(path)
+                return data
+    raise Stale("its outputs are gone, or were changed")
+
+
+def _name(digest: str) -> str:
+    # Hexadecimal digits, whatever an entry says.
+    return "".join(each for each in digest.removeprefix("sha256:") if each in "0123456789abcdef")
+
+
+def _write(path: Path, data: bytes) -> None:
+    new = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(new, flags, 0o600), "wb") as file:
+            file.write(data)
+        new.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink()
+        raise
+
+
+def _uris(literals: Iterator[Literal]) -> Iterator[str]:
+    """Where files, directories and tables are that literals name."""
+    for literal in literals:
+        kind = literal.WhichOneof("value")
+        if kind == "collection":
+            yield from _uris(iter(literal.collection.literals))
+        elif kind == "map":
+            yield from _uris(iter(literal.map.literals.values()))
+        elif kind == "offloaded_metadata":
+            yield literal.offloaded_metadata.uri
+        elif kind == "scalar":
+            scalar = literal.scalar
+            if scalar.HasField("union"):
+                yield from _uris(iter((scalar.union.value,)))
+            for field in ("blob", "structured_dataset", "schema"):
+                if scalar.HasField(field):
+                    yield getattr(scalar, field).uri

@@ -1,0 +1,395 @@
+"""The virtual environments of images: one for each definition, made once and kept for a time.
+
+A directory for each definition has a lock, which one builder holds, whatever process it is in; the
+kernel lets go of it when that process ends. Each build has a directory of its own, and a file that
+is put in place by a rename names the one that is complete. So what is half made is never used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.untrusted_files import UnusableFile, local_path, read_regular
+from etcd_actions.errors import DecodeError, InvalidArgument
+from etcd_actions.executor.attempts.attempt_command import Command
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempts_port import is_of_machine
+from etcd_actions.executor.attempts.not_started import NotStarted
+from etcd_actions.executor.image_settings import ImageSettings
+from etcd_actions.executor.images.image_build import (
+    PYTHON,
+    SDK_PROGRAM,
+    Base,
+    BuildFailed,
+    build,
+    find_base,
+)
+from etcd_actions.executor.images.image_directories import (
+    LOCK,
+    USE,
+    complete,
+    open_lock,
+    prepare_home,
+    publish,
+    read_context,
+    remove,
+    size_of,
+    sweep_images,
+)
+from etcd_actions.images import (
+    Definition,
+    ImageReference,
+    StoredImage,
+    parse_image,
+    parse_reference,
+    refusal,
+    what_is_lacking,
+)
+from etcd_actions.images.honoured import own_variables
+from etcd_actions.model import ErrorState
+
+CODE: Final = "ImageNotAvailable"
+UNIT: Final = "image"
+"""The kind of unit of an image; see :mod:`etcd_actions._internal.containment`."""
+
+NOTE: Final = "image"
+"""A file in an attempt's directory: which environment it uses."""
+
+_HOME: Final = re.compile(r"[0-9a-f]{40}")
+_BUILDS_AT_ONCE: Final = 2
+_LOOK_FIRST: Final = 0.1
+_LOOK_LAST: Final = 3.0
+_FAILED_FOR: Final = 30.0
+_SWEEP_EVERY: Final = 3600.0
+_FIRST_SWEEP: Final = 300.0
+_MOST_KNOWN: Final = 10_000
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageEnvironment:
+    """What an attempt of a task with an image gets.
+
+    Attributes:
+        directory: The virtual environment; None where the image installs nothing.
+        variables: What the image sets in the environment, below what the task sets.
+    """
+
+    directory: Path | None
+    variables: Mapping[str, str]
+
+    def applied_to(self, command: Command) -> Command:
+        """The command, run in this environment."""
+        arguments, environment = command.arguments, dict(command.environment)
+        if self.directory is None:
+            return command
+        programs = str(self.directory / "bin")
+        environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
+        environment.setdefault("VIRTUAL_ENV", str(self.directory))
+        if command.is_sdk:
+            own = [str(self.directory / PYTHON), str(self.directory / SDK_PROGRAM)]
+            arguments = [*own, *arguments[1:]]
+        return replace(command, arguments=arguments, environment=environment)
+
+
+class NotBuiltYet(Exception):
+    """An environment is being made.
+
+    Attributes:
+        again: Seconds after which to ask again.
+    """
+
+    def __init__(self, again: float) -> None:
+        super().__init__("the environment of its image is being made")
+        self.again = again
+
+
+@dataclass
+class _Build:
+    began: float
+    failure: NotStarted | None = None
+    failed_at: float = 0.0
+
+
+@dataclass
+class _Use:
+    descriptor: int
+    count: int = 0
+
+
+class ImageEnvironments:
+    """The environments on this machine; its builds run in a nursery.
+
+    Args:
+        settings: See :class:`ImageSettings`.
+        read: Reads a stored definition by its digest; None where there is none.
+        nursery: Where builds run.
+        containment: The boundary of each build.
+    """
+
+    def __init__(
+        self,
+        settings: ImageSettings,
+        read: Callable[[str], Awaitable[StoredImage | None]],
+        nursery: trio.Nursery,
+        containment: Containment,
+    ) -> None:
+        self._settings = settings
+        self._read = read
+        self._nursery = nursery
+        self._containment = containment
+        self._builds: dict[str, _Build] = {}
+        self._ready: dict[str, ImageEnvironment] = {}
+        self._uses: dict[Path, _Use] = {}
+        self._at_once = trio.CapacityLimiter(_BUILDS_AT_ONCE)
+        self._base: Base | None = None
+        self.built = 0
+
+    async def get(self, image: str) -> ImageEnvironment | None:
+        """The environment of a container's image; None where its definition is not stored here.
+
+        Raises:
+            NotBuiltYet: It is being made.
+            NotStarted: It cannot be made; the action ends with the error.
+            EtcdError: The definition cannot be read now.
+        """
+        reference = parse_reference(image)
+        if reference is None:
+            return None
+        digest = reference.digest
+        found = self._ready.get(digest)
+        if found is not None and (found.directory is None or found.directory.is_dir()):
+            return found
+        self._ready.pop(digest, None)
+        running, now = self._builds.get(digest), trio.current_time()
+        if running is not None:
+            if running.failure is None:
+                waited = now - running.began
+                raise NotBuiltYet(min(max(waited / 4, _LOOK_FIRST), _LOOK_LAST))
+            if now - running.failed_at < _FAILED_FOR:
+                raise running.failure
+        try:
+            stored = await self._read(digest)
+            if stored is None:
+                raise _refused(reference, "its definition is not stored: run the program again")
+            definition = parse_image(stored.spec)
+        except (DecodeError, InvalidArgument) as error:
+            raise _refused(reference, str(error)) from error
+        # Another task may have begun meanwhile.
+        if digest not in self._builds or self._builds[digest].failure is not None:
+            self._builds[digest] = _Build(now)
+            self._nursery.start_soon(self._make, reference, stored, definition)
+        raise NotBuiltYet(_LOOK_FIRST)
+
+    def hold(self, image: ImageEnvironment, held: ExitStack) -> None:
+        """Keep an environment from being removed by any executor, until the stack is left.
+
+        Raises:
+            NotBuiltYet: It has just been removed.
+            OSError: This cannot be said.
+        """
+        if image.directory is None:
+            return
+        home = image.directory.parent
+        if not self._holds(home, held) or complete(home) != image.directory:
+            raise NotBuiltYet(_LOOK_FIRST)
+
+    def hold_noted(self, place: AttemptDirectory, held: ExitStack) -> None:
+        """Hold what an attempt uses that another executor began."""
+        with suppress(FileNotFoundError, UnusableFile, ValueError):
+            name = read_regular(place.path / NOTE, limit=64).decode("ascii")
+            if _HOME.fullmatch(name):
+                self._holds(self._settings.directory / name, held)
+
+    def note(self, image: str, place: AttemptDirectory) -> None:
+        """Write down which environment an attempt uses; see :meth:`hold_noted`."""
+        reference = parse_reference(image)
+        found = None if reference is None else self._ready.get(reference.digest)
+        if found is not None and found.directory is not None:
+            with suppress(FileExistsError), (place.path / NOTE).open("x") as file:
+                file.write(found.directory.parent.name)
+
+    def _holds(self, home: Path, held: ExitStack) -> bool:
+        if home not in self._uses:
+            descriptor = open_lock(home / USE)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                os.utime(descriptor)
+            except BaseException as error:
+                os.close(descriptor)
+                if isinstance(error, BlockingIOError):
+                    return False
+                raise
+            self._uses[home] = _Use(descriptor)
+        self._uses[home].count += 1
+        held.callback(self._let_go, home)
+        return True
+
+    def _let_go(self, home: Path) -> None:
+        use = self._uses[home]
+        use.count -= 1
+        if not use.count:
+            del self._uses[home]
+            os.close(use.descriptor)
+
+    async def _make(
+        self, reference: ImageReference, stored: StoredImage, definition: Definition
+    ) -> None:
+        running = self._builds[reference.digest]
+        failure: NotStarted | None = None
+        with self._containment.unit(UNIT, str(reference)) as unit:
+            try:
+                found = await self._made(reference, stored, definition)
+            except NotStarted as error:
+                failure = error
+            except BuildFailed as error:
+                failure = _refused(reference, str(error))
+            except OSError as error:
+                if not is_of_machine(error):
+                    raise
+                failure = _refused(reference, str(error), by_machine=True)
+            else:
+                if len(self._ready) >= _MOST_KNOWN:
+                    self._ready.clear()
+                self._ready[reference.digest] = found
+                del self._builds[reference.digest]
+                return
+        if failure is None:
+            failure = _refused(reference, f"it cannot be made: {unit.error}")
+        else:
+            _log.warning("image_not_built", image=str(reference), error=str(failure))
+        running.failure, running.failed_at = failure, trio.current_time()
+        # Others in the same run fail alike; later runs try again.
+        if len(self._builds) > _MOST_KNOWN:
+            self._builds = {k: v for k, v in self._builds.items() if v.failure is None}
+
+    async def _made(
+        self, reference: ImageReference, stored: StoredImage, definition: Definition
+    ) -> ImageEnvironment:
+        if self._base is None:
+            try:
+                self._base = await find_base(self._settings.python)
+            except ValueError as error:
+                raise BuildFailed(str(error)) from error
+        base = self._base
+        problems = what_is_lacking(definition, base.version, has_uv=base.uv is not None)
+        if problems and self._settings.lacking == "check":
+            raise BuildFailed(refusal(reference.name, problems))
+        variables = own_variables(definition)
+        if not definition.steps:
+            return ImageEnvironment(None, variables)
+        home = self._settings.directory / _key(reference.digest, base)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = open_lock(home / LOCK)
+        try:
+            await _locked(lock)
+            directory = complete(home)
+            if directory is None:
+                async with self._at_once:
+                    directory = await self._build(home, reference, stored, definition, base)
+        finally:
+            os.close(lock)
+        return ImageEnvironment(directory, variables)
+
+    async def _build(
+        self,
+        home: Path,
+        reference: ImageReference,
+        stored: StoredImage,
+        definition: Definition,
+        base: Base,
+    ) -> Path:
+        """Make it, with the lock held."""
+        await trio.to_thread.run_sync(prepare_home, home)
+        context = await self._context(stored) if definition.needs_context else None
+        directory = home / secrets.token_hex(8)
+        directory.mkdir(mode=0o700)
+        began, complete = trio.current_time(), False
+        try:
+            await build(definition, context, directory, base, self._settings.within)
+            size = await trio.to_thread.run_sync(size_of, directory, abandon_on_cancel=True)
+            if size > self._settings.most_bytes:
+                raise BuildFailed(
+                    f"its packages take {size} bytes: more than --image-bytes "
+                    f"{self._settings.most_bytes} allows"
+                )
+            publish(home, directory, size)
+            complete = True
+        finally:
+            if not complete:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(remove, directory)
+        self.built += 1
+        seconds = round(trio.current_time() - began, 1)
+        _log.info("image_built", image=str(reference), seconds=seconds, bytes=size)
+        return directory
+
+    async def _context(self, stored: StoredImage) -> bytes:
+        path = local_path(stored.context_uri)
+        if path is None:
+            raise BuildFailed(
+                f"its files are at {stored.context_uri[:200]!r}, which is not on this machine: "
+                "use with_pip_packages()"
+            )
+        try:
+            data = await trio.to_thread.run_sync(read_context, path, abandon_on_cancel=True)
+        except (FileNotFoundError, NotADirectoryError, UnusableFile) as error:
+            raise BuildFailed(f"its files are gone: run the program again: {error}") from error
+        if hashlib.sha256(data).hexdigest() != stored.context_digest:
+            raise BuildFailed(f"its files at {path} are not what was sent: run the program again")
+        return data
+
+    async def keep_clean(self) -> None:
+        """Remove environments that are unused for long, or are too many; does not return."""
+        every = max(min(_SWEEP_EVERY, self._settings.keep / 4), 1.0)
+        # The attempts that were begun before are to be found first.
+        await trio.sleep(min(_FIRST_SWEEP, every))
+        while True:
+            removed, failures = await trio.to_thread.run_sync(
+                sweep_images,
+                self._settings.directory,
+                self._settings.keep,
+                self._settings.most_bytes,
+            )
+            for path, error in failures:
+                with self._containment.unit(UNIT, str(path)):
+                    raise error
+            if removed:
+                _log.info("images_removed", count=removed)
+            await trio.sleep(every)
+
+
+def _refused(reference: ImageReference, why: str, *, by_machine: bool = False) -> NotStarted:
+    message = why if why.startswith("image ") else f"image {reference.name}: {why}"
+    kind = "SYSTEM" if by_machine else "USER"
+    return NotStarted(ErrorState(code=CODE, kind=kind, message=message), by_machine=by_machine)
+
+
+def _key(digest: str, base: Base) -> str:
+    said = "\n".join(("1", digest, str(base.python), base.version, *base.packages))
+    return hashlib.sha256(said.encode()).hexdigest()[:40]
+
+
+async def _locked(lock: int) -> None:
+    """Wait for a lock; another process may have it."""
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            await trio.sleep(_LOOK_FIRST)
+        else:
+            return

@@ -1,0 +1,236 @@
+"""What is known of the actions: which are not over, how deep they are, and which hold a slot.
+
+A state machine without I/O: it is told of states, and asked. Actions are called
+``<namespace>/<name>``, by the keys of their objects. A state touches its action and the parent;
+only a parent that becomes known after its children moves what is below it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from etcd_actions.executor.scheduling.turns import Turns
+from etcd_actions.model import (
+    ACTION_TYPE_CONDITION,
+    ACTION_TYPE_TASK,
+    ActionUpdate,
+    task_action_name,
+)
+
+MOST_DEPTH: Final = 256
+"""Deeper ones count as so deep: parents that form a circle, or a chain that comes from its end,
+cost no more than that."""
+
+
+@dataclass(slots=True)
+class Known:
+    """An action that is not over.
+
+    Attributes:
+        update: Its newest state.
+        depth: How many actions are above it.
+        children: What is below it and not over.
+    """
+
+    update: ActionUpdate
+    depth: int
+    children: set[str] = field(default_factory=set)
+
+    @property
+    def run(self) -> str:
+        """What the executor calls its run, ``<namespace>/<run>``."""
+        return run_of(self.update)
+
+    @property
+    def is_condition(self) -> bool:
+        """Whether it waits for a signal instead of running."""
+        return self.update.action_type == ACTION_TYPE_CONDITION
+
+
+class Board:
+    """All actions that are not over.
+
+    Args:
+        turns: Told which runs hold slots; by default one that nobody asks.
+    """
+
+    def __init__(self, turns: Turns | None = None) -> None:
+        self._turns = Turns(1) if turns is None else turns
+        self._open: dict[str, Known] = {}
+        # Of parents that are not known yet, or not any more.
+        self._waiting_children: defaultdict[str, set[str]] = defaultdict(set)
+        # The newest revision of what is over, so that an older state does not revive it.
+        self._over: dict[str, int] = {}
+        # With the runs that hold them.
+        self._held: dict[str, str] = {}
+        self._busy = 0
+        self._moved: dict[str, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def busy(self) -> int:
+        """How many slots are taken: by those that hold one and wait for no child."""
+        return self._busy
+
+    @property
+    def waiting(self) -> int:
+        """How many hold a slot but for their children."""
+        return len(self._held) - self._busy
+
+    def get(self, name: str) -> Known | None:
+        """An action; None where it is over, or was never there."""
+        return self._open.get(name)
+
+    def names(self) -> Iterator[str]:
+        """All that are not over."""
+        return iter(self._open)
+
+    def note(self, update: ActionUpdate) -> bool:
+        """Take in a state, of a task or condition; whether it is news."""
+        name = update.name
+        known = self._open.get(name)
+        seen = known.update.revision if known is not None else self._over.get(name, 0)
+        if update.revision <= seen:
+            return False
+        if update.is_deleted or update.phase.is_terminal:
+            return self._end(name, known, update)
+        if update.action_type not in (ACTION_TYPE_TASK, ACTION_TYPE_CONDITION):
+            return False
+        if known is not None:
+            now = known.update
+            if now.incarnation == update.incarnation and _parent(now) == _parent(update):
+                known.update = update
+                return True
+            # Another incarnation, whose predecessor's end was never told.
+            self._remove(name, known)
+        self._over.pop(name, None)
+        self._add(name, update)
+        return True
+
+    def forget_revisions(self) -> None:
+        """The store was replaced: what comes from now on is news, whatever its revision is."""
+        self._over.clear()
+        for known in self._open.values():
+            known.update = msgspec.structs.replace(known.update, revision=0)
+
+    def hold(self, name: str) -> None:
+        """Let an action have a slot, for as long as it waits for no child."""
+        if name not in self._held:
+            known = self._open.get(name)
+            run = self._held[name] = "" if known is None else known.run
+            self._turns.attend(run, 1)
+            self._count(name, False)
+
+    def release(self, name: str) -> None:
+        """Take the slot back."""
+        if name in self._held:
+            took, run = self._takes_slot(name), self._held.pop(name)
+            self._busy -= took
+            self._turns.take(run, -took)
+            self._turns.attend(run, -1)
+
+    def moved(self) -> list[str]:
+        """Those whose order has changed since this was asked last."""
+        moved = [name for name in self._moved if name in self._open]
+        self._moved.clear()
+        return moved
+
+    def is_waiting(self, name: str) -> bool:
+        """Whether an action has children that are not over: then it does not need a slot."""
+        known = self._open.get(name)
+        return known is not None and bool(known.children)
+
+    def children(self, name: str) -> frozenset[str]:
+        """What is below an action and not over; of one that is over, too."""
+        known = self._open.get(name)
+        return frozenset(known.children if known else self._waiting_children.get(name, ()))
+
+    def order(self, name: str) -> tuple[int, int]:
+        """What sorts actions by who is next: the deepest, of these the oldest."""
+        known = self._open[name]
+        return (-known.depth, known.update.create_revision)
+
+    def _end(self, name: str, known: Known | None, update: ActionUpdate) -> bool:
+        self._over[name] = update.revision
+        if known is not None:
+            self._remove(name, known)
+        if update.is_deleted:
+            # Nothing older comes after a deletion.
+            self._over.pop(name, None)
+        return known is not None
+
+    def _add(self, name: str, update: ActionUpdate) -> None:
+        above = _parent(update)
+        before = self._takes_slot(name), self._takes_slot(above)
+        parent = self._open.get(above)
+        depth = min(parent.depth + 1, MOST_DEPTH) if parent is not None else 0
+        known = self._open[name] = Known(update, depth, self._waiting_children.pop(name, set()))
+        self._of_parent(update).add(name)
+        self._count(name, before[0])
+        self._count(above, before[1])
+        self._sink(known)
+
+    def _remove(self, name: str, known: Known) -> None:
+        above = _parent(known.update)
+        before = self._takes_slot(name), self._takes_slot(above)
+        del self._open[name]
+        if known.children:
+            self._waiting_children[name] = known.children
+        siblings = self._of_parent(known.update)
+        siblings.discard(name)
+        if not siblings and above in self._waiting_children:
+            del self._waiting_children[above]
+        self._count(name, before[0])
+        self._count(above, before[1])
+
+    def _sink(self, known: Known) -> None:
+        """Let what is below an action know how deep it is."""
+        waiting = [known]
+        while waiting:
+            above = waiting.pop()
+            depth = min(above.depth + 1, MOST_DEPTH)
+            for name in above.children:
+                child = self._open[name]
+                if child.depth != depth:
+                    child.depth = depth
+                    self._moved[name] = None
+                    waiting.append(child)
+
+    def _count(self, name: str, before: bool) -> None:
+        """Count the slot that an action takes or leaves by what has happened."""
+        if (change := self._takes_slot(name) - before) and (
+            run := self._held.get(name)
+        ) is not None:
+            self._busy += change
+            self._turns.take(run, change)
+
+    def _takes_slot(self, name: str) -> bool:
+        return name in self._held and not self.is_waiting(name)
+
+    def _of_parent(self, update: ActionUpdate) -> set[str]:
+        name = _parent(update)
+        known = self._open.get(name)
+        return known.children if known is not None else self._waiting_children[name]
+
+
+def run_of(update: ActionUpdate) -> str:
+    """What the executor calls the run of an action: in the namespace of its object."""
+    namespace, slash, _ = update.name.rpartition("/")
+    return namespace + slash + update.action_id.run
+
+
+def _parent(update: ActionUpdate) -> str:
+    """The name of the parent's object; empty for none, and for who says that it is its own."""
+    if not update.parent:
+        return ""
+    # In the namespace of the child.
+    namespace, slash, _ = update.name.rpartition("/")
+    name = namespace + slash + task_action_name(update.action_id.run, update.parent)
+    return "" if name == update.name else name

@@ -1,0 +1,417 @@
+"""The supervisor of an attempt: starts its main process, keeps its log, and ends its whole tree.
+
+It is a small process of its own, for each attempt. It outlives the executor: so it holds the
+attempt's lock, and writes down how the main process ended. What the main process leaves behind
+is handed to it by the kernel (it is a child subreaper), whatever sessions, groups and forks lie
+between. The attempt ends with its main process: the rest then gets SIGTERM, and SIGKILL after
+the grace.
+
+It is run by ``python -I -S``, or in a fork of the fork server, by an interpreter that may have
+no etcd_actions. So it imports what is beside it, and little else.
+
+It speaks on a pipe, a JSON object a line:
+``{"started": PID}`` or ``{"failed": MESSAGE, "errno": NUMBER, "where": PLACE}``, then
+``{"ended": CODE}``.
+
+SIGTERM asks it to end the tree, SIGQUIT to do so without grace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+if __package__:
+    from etcd_actions.executor.supervision.bounded_log import BoundedLog
+    from etcd_actions.executor.supervision.process_tree import (
+        Process,
+        descendants,
+        end_orphans,
+        send,
+    )
+else:
+    # What is beside it is no package then.
+    from bounded_log import BoundedLog  # type: ignore[import-not-found,no-redef]
+    from process_tree import Process, descendants, end_orphans, send  # type: ignore[import-not-found,no-redef]
+
+__all__ = ["become_subreaper", "end_orphans", "main", "say_failed", "supervise"]
+
+STARTED = "started"
+EXIT = "exit"
+SUPERVISOR = "supervisor"
+WORK = "work"
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+# A process that the kernel does not let go, or that may not be killed, is left after so long.
+_LEAVE_AFTER = 10.0
+_CREATE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_PIPE_BYTES = 65536
+
+
+def supervise(
+    directory: int,
+    lock: int,
+    report: int,
+    request: int,
+    run: Callable[[dict[str, Any]], int] | None = None,
+) -> NoReturn:
+    """Be the supervisor of an attempt; does not return.
+
+    Args:
+        directory: A descriptor of the attempt's directory.
+        lock: A descriptor that holds the attempt's lock.
+        report: The pipe on which it speaks.
+        request: A descriptor of a file that says what is to be run.
+        run: What the main process does, in place of executing a program; gives its exit code.
+    """
+    failure: dict[str, Any] | None = None
+    try:
+        for each in (directory, lock, report, request):
+            os.set_inheritable(each, False)
+        failure = _Supervisor(directory, report, request, run).work(lock)
+    except BaseException as error:
+        failure = _failure(error, "supervisor")
+    # Before it is told: the lock is free for the next try then.
+    with contextlib.suppress(OSError):
+        os.close(lock)
+    if failure is not None:
+        _say(report, failure)
+    os._exit(0)
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        directory: int,
+        report: int,
+        request: int,
+        run: Callable[[dict[str, Any]], int] | None,
+    ) -> None:
+        self._directory = directory
+        self._report = report
+        self._run = run
+        with os.fdopen(request, "rb") as file:
+            file.seek(0)
+            self._request: dict[str, Any] = json.loads(file.read())
+        self._signalled: set[int] = set()
+
+    def work(self, lock: int) -> dict[str, Any] | None:
+        """Do all; gives why it could not be started."""
+        os.setsid()
+        become_subreaper()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.close(null)
+        # The kernel says who has this lock: so signals reach us and nobody else.
+        own = os.open(SUPERVISOR, os.O_RDWR | _CREATE, 0o600, dir_fd=self._directory)
+        with contextlib.suppress(OSError):
+            fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        log = BoundedLog(self._directory, self._request["log_bytes"])
+        # Room for the exit code, while there is any.
+        _write_file(self._directory, EXIT + ".new", b"\n" * 16)
+        output, output_end = os.pipe()
+        status, status_end = os.pipe()
+        go, go_end = os.pipe()
+        wake = self._catch_signals()
+        number = os.fork()
+        if number == 0:
+            for each in (lock, own, self._report, output, status, go_end, *wake):
+                os.close(each)
+            self._become(output_end, status_end, go)
+        for each in (output_end, status_end, go):
+            os.close(each)
+        failure = self._start(number, status, go_end)
+        os.close(status)
+        if failure is not None:
+            os.kill(number, signal.SIGKILL)
+            os.waitpid(number, 0)
+            with contextlib.suppress(OSError):
+                os.unlink(STARTED, dir_fd=self._directory)
+            return failure
+        _say(self._report, {"started": number})
+        try:
+            self._follow(number, output, wake[0], log)
+        finally:
+            log.finish()
+        return None
+
+    def _catch_signals(self) -> tuple[int, int]:
+        wake = os.pipe()
+        for each in wake:
+            os.set_blocking(each, False)
+
+        def note(number: int, _frame: object) -> None:
+            self._signalled.add(number)
+
+        signal.set_wakeup_fd(wake[1], warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, note)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        return wake
+
+    def _start(self, number: int, status: int, go: int) -> dict[str, Any] | None:
+        """Let the main process begin, once it is written down that it does; gives what failed."""
+        try:
+            said = _until(status, b"\n")
+            if said != b"ready\n":
+                return _answer(said + _until(status, b""))
+            _write_file(self._directory, STARTED + ".new", str(number).encode())
+            self._rename(STARTED)
+            os.write(go, b"!")
+        except OSError as error:
+            return _failure(error, "state")
+        finally:
+            os.close(go)
+        # It closes this when it has begun, by itself or by being executed.
+        said = _until(status, b"")
+        return _answer(said) if said else None
+
+    def _follow(self, main: int, output: int, wake: int, log: BoundedLog) -> None:
+        """Keep the log until the whole tree has ended."""
+        os.set_blocking(output, False)
+        poll = select.poll()
+        poll.register(output, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        ending: _Ending | None = None
+        living = True
+        while True:
+            ready = [each for each, _ in poll.poll(None if ending is None else 50)]
+            if wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake, 4096)
+            if output in ready and not log.take(output):
+                poll.unregister(output)
+            for number, status in _reaped():
+                if number == main:
+                    living = False
+                    code = os.waitstatus_to_exitcode(status)
+                    self._write_exit(code, log)
+                    _say(self._report, {"ended": code})
+            asked = self._signalled & {signal.SIGTERM, signal.SIGQUIT}
+            if ending is None and (asked or not living):
+                if not living and not _has_children(main):
+                    break
+                ending = _Ending(main, self._request["kill_grace"])
+            if ending is not None:
+                if signal.SIGQUIT in asked:
+                    ending.at_once()
+                if not ending.go_on():
+                    break
+        # What was in the pipe when the last one ended, and no more: somebody may be left.
+        for _ in range(16):
+            if not select.select([output], [], [], 0)[0] or not log.take(output):
+                break
+
+    def _write_exit(self, code: int, log: BoundedLog) -> None:
+        """Write down how the main process ended."""
+        data = str(code).encode()
+        for fresh in (False, True):
+            try:
+                _write_file(self._directory, EXIT + ".new", data, truncate=fresh)
+                self._rename(EXIT)
+            except OSError:
+                # On a full disk this matters more.
+                log.let_go()
+            else:
+                return
+
+    def _rename(self, name: str) -> None:
+        directory = self._directory
+        os.rename(name + ".new", name, src_dir_fd=directory, dst_dir_fd=directory)
+
+    def _become(self, output: int, status: int, go: int) -> NoReturn:
+        """Be the main process; does not return."""
+        where = "process"
+        try:
+            parent = os.getppid()
+            os.setsid()
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+            signal.set_wakeup_fd(-1)
+            for number in (
+                signal.SIGCHLD,
+                signal.SIGTERM,
+                signal.SIGQUIT,
+                signal.SIGHUP,
+                signal.SIGUSR1,
+            ):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.close(output)
+            where = "directory"
+            if self._request["own_directory"]:
+                self._enter_own_directory()
+            else:
+                os.chdir(self._request["directory"])
+            os.close(self._directory)
+            os.write(status, b"ready\n")
+            if os.read(go, 1) != b"!":
+                os._exit(1)
+            os.close(go)
+            where = "program"
+            if self._run is None:
+                for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+                    signal.signal(number, signal.SIG_DFL)
+                arguments = self._request["arguments"]
+                os.execvpe(arguments[0], arguments, self._request["environment"])
+            os.close(status)
+        except BaseException as error:
+            os.write(status, json.dumps(_failure(error, where)).encode())
+            os._exit(127)
+        os._exit(self._run(self._request))
+
+    def _enter_own_directory(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(WORK, 0o700, dir_fd=self._directory)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        work = os.open(WORK, flags, dir_fd=self._directory)
+        os.fchdir(work)
+        os.close(work)
+
+
+class _Ending:
+    """Ends what is left of a tree: SIGTERM once for each process, after the grace SIGKILL."""
+
+    def __init__(self, main: int, grace: float) -> None:
+        self._main = main
+        self._kill_from = time.monotonic() + grace
+        self._asked: set[Process] = set()
+
+    def at_once(self) -> None:
+        self._kill_from = min(self._kill_from, time.monotonic())
+
+    def go_on(self) -> bool:
+        """Signal what lives; False when nothing is left, or nothing more can be done."""
+        if not _has_children(self._main):
+            return False
+        now = time.monotonic()
+        if now > self._kill_from + _LEAVE_AFTER:
+            return False
+        kill = now >= self._kill_from
+        for process in descendants(os.getpid()):
+            if kill:
+                send(process, signal.SIGKILL)
+            elif process not in self._asked:
+                self._asked.add(process)
+                send(process, signal.SIGTERM)
+                # One that is stopped takes no notice.
+                send(process, signal.SIGCONT)
+        if not sys.platform.startswith("linux"):
+            with contextlib.suppress(OSError):
+                os.killpg(self._main, signal.SIGKILL if kill else signal.SIGTERM)
+        return True
+
+
+def _has_children(main: int) -> bool:
+    """Whether something is left; without a subreaper only the group of the main process is."""
+    try:
+        if sys.platform.startswith("linux"):
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        else:
+            os.killpg(main, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _reaped() -> Iterator[tuple[int, int]]:
+    while True:
+        try:
+            number, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if number == 0:
+            return
+        yield number, status
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform.startswith("linux"):
+        arguments = [ctypes.c_ulong(each) for each in (value, 0, 0, 0)]
+        ctypes.CDLL(None).prctl(option, *arguments)
+
+
+def _write_file(directory: int, name: str, data: bytes, *, truncate: bool = True) -> None:
+    """Write a small file; without ``truncate`` into the room that it has already."""
+    if truncate:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+    descriptor = os.open(name, os.O_WRONLY | _CREATE, 0o600, dir_fd=directory)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def _until(descriptor: int, end: bytes) -> bytes:
+    """Read until the end of a line, or of all where ``end`` is empty."""
+    found = b""
+    while not (end and found.endswith(end)):
+        part = os.read(descriptor, 1 if end else 4096)
+        if not part:
+            break
+        found += part
+    return found
+
+
+def _answer(said: bytes) -> dict[str, Any]:
+    """What the main process said that went wrong."""
+    if not said:
+        return {"failed": "the process ended before it began", "errno": None, "where": "process"}
+    answer: dict[str, Any] = json.loads(said)
+    return answer
+
+
+def say_failed(report: int, error: BaseException, where: str) -> None:
+    """Say for a supervisor that there is none."""
+    _say(report, _failure(error, where))
+
+
+def become_subreaper() -> None:
+    """What is below this process and loses its parent becomes its child."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _failure(error: BaseException, where: str) -> dict[str, Any]:
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno:
+        text = os.strerror(error.errno)
+        if where in ("state", "supervisor") and error.filename is not None:
+            text = f"{error.filename}: {text}"
+    return {"failed": text[:1000], "errno": number, "where": where}
+
+
+def _say(report: int, message: dict[str, Any]) -> None:
+    # Nobody listens any more: the files say it, too.
+    with contextlib.suppress(OSError):
+        os.write(report, json.dumps(message).encode() + b"\n")
+
+
+def main() -> None:
+    """Go into the background, as no child of the executor, and supervise."""
+    descriptors = [int(each) for each in sys.argv[1:5]]
+    if os.fork():
+        os._exit(0)
+    directory, lock, report, request = descriptors
+    supervise(directory, lock, report, request)
+
+
+if __name__ == "__main__":
+    main()
