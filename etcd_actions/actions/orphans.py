@@ -24,7 +24,7 @@ import structlog
 import trio
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions.actions.abort import aborted_value, ask_for_deletion, encoded
+from etcd_actions.actions.aborted_object import aborted_value, encoded, set_deletion_timestamp
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.run_listings import Listed, Run, RunListings
 from etcd_actions.actions.stored_action import StoredAction, same_run
@@ -145,7 +145,7 @@ class OrphanCollector:
         self._clock = clock
         self._listings = RunListings(self._list)
 
-    async def owner_gone(self, deleted: ActionUpdate) -> None:
+    async def on_owner_deleted(self, deleted: ActionUpdate) -> None:
         """Collect the direct children, and the traces, of an action that was deleted.
 
         Raises:
@@ -298,7 +298,7 @@ class OrphanCollector:
         if action.is_recorded and not foreign:
             return Delete(KeyRange.of_key(kv.key))
         tree = codec_of(kv.value).decode_tree(kv.value, key=kv.key, revision=kv.mod_revision)
-        if not ask_for_deletion(tree, self._clock(), finalizer=self._finalizer):
+        if not set_deletion_timestamp(tree, self._clock(), finalizer=self._finalizer):
             return None
         return Put(kv.key, encoded(kv, tree), kv.lease)
 

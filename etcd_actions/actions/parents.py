@@ -28,7 +28,7 @@ class Parent(NamedTuple):
     inherited: Inherited
 
 
-class Parents:
+class ParentCache:
     """The parents that were read last, of bounded number; those used least go first."""
 
     def __init__(self) -> None:
