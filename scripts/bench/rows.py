@@ -86,12 +86,12 @@ OBSTACLES = {
     "service-grpc": _FRONT + " gRPC adds its own HTTP/2 frames and headers.",
     "leaf": "The action and its children are read in one transaction; the rest is the stream, by"
     " the RPC framework and HTTP/2.",
-    "list": "Of 19 µs of CPU an object 9 decode it and note it in the index, 3 receive and parse it; "
-    "the rest is the comparison of the list, and the orphan sweep no longer competes. The "
-    "bare reader decodes nothing, where the peer that the goal was set by decodes into a "
+    "list": "Of 19 µs of CPU an object 9 decode it and note it in the index, 3 receive and"
+    " parse it; the rest is the comparison of the list, and the orphan sweep no longer competes."
+    " The bare reader decodes nothing, where the peer that the goal was set by decodes into a "
     "struct.",
-    "catch-up": "etcd sends a watcher that lags 1,000 revisions at a time, and reads its history for each"
-    " of these batches. The reader's CPU, 11 µs a revision, was a tenth of the time on a "
+    "catch-up": "etcd sends a watcher that lags 1,000 revisions at a time, and reads its history"
+    " for each of these batches. The reader's CPU, 11 µs a revision, was a tenth of the time on a "
     "loaded machine; 16 ranges instead of 4 make etcd read less often.",
     "abort": "Each descendant is read, changed and written, 100 in a transaction.",
     "version": "The interpreter's start, then imports that no command can do without.",
