@@ -150,7 +150,7 @@ def _readable(update: ActionUpdate, read: Callable[[], _T]) -> _T | None:
         return read()
     except DecodeError as error:
         _log.error(
-            "told_without_field",
+            "sent_without_field",
             key=update.key.decode(errors="backslashreplace"),
             revision=update.revision,
             reason=error.reason,
