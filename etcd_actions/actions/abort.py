@@ -349,7 +349,7 @@ class Aborter:
         made = Compare(
             start, CompareTarget.CREATE_REVISION, CompareResult.LESS, revision + 1, range_end=end
         )
-        return (await self._store.look(Txn([made], []))).succeeded
+        return (await self._store.read_txn(Txn([made], []))).succeeded
 
     async def _forget(self, marker: Marker) -> None:
         """Delete a marker, if the action's object is gone."""

@@ -29,7 +29,7 @@ MOST_UNSENT: Final = 2**16
 class Owner(Protocol):
     """The connection of a response."""
 
-    is_over: bool
+    has_ended: bool
 
     def acknowledge(self, stream_id: int, count: int) -> None:
         """Grant the client so many bytes of the body again."""
@@ -98,7 +98,7 @@ class SendBuffer:
             raise self._stalled()
 
     def pop(self, most: int) -> bytes:
-        """Remove and return what is to be sent now."""
+        """Remove and return bytes that can be sent now."""
         data = bytes(self._data[:most])
         if data:
             del self._data[:most]
@@ -141,7 +141,7 @@ class Exchange:
         self._sending = sending
         self._stream_id = stream_id
         self._end: Headers | None = None
-        self._is_ending = False
+        self._is_last = False
         self.buffer = SendBuffer(context.answering.limits.stall_timeout, sending)
         self.started_at = trio.current_time()
         self.has_started = False
@@ -183,7 +183,7 @@ class Exchange:
 
     def end(self, data: bytes, trailers: Headers | None) -> bool:
         """Send the last part and the end, or keep them likewise."""
-        self._is_ending = True
+        self._is_last = True
         if self._has_ended:
             return True
         self._end = trailers if self.accepts_trailers else None
@@ -203,7 +203,7 @@ class Exchange:
 
     async def wait(self) -> None:
         """Wait until the client has accepted enough; after the end, all."""
-        if not self._is_ending:
+        if not self._is_last:
             await self.buffer.wait(lambda: self.buffer.has_capacity)
             return
         await self.buffer.wait(lambda: not self.buffer)
@@ -233,7 +233,7 @@ class Exchange:
 
     @property
     def _has_ended(self) -> bool:
-        return self.buffer.is_closed or self._owner.is_over
+        return self.buffer.is_closed or self._owner.has_ended
 
     def _fits(self, data: bytes) -> bool:
         return (

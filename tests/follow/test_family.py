@@ -224,10 +224,10 @@ class CountingStore(Store):
         super().__init__(etcd)
         self.read_at_once: list[int] = []
 
-    async def look(self, txn: Txn) -> TxnResult:
+    async def read_txn(self, txn: Txn) -> TxnResult:
         """See the base."""
         self.read_at_once.append(len(txn.success))
-        return await super().look(txn)
+        return await super().read_txn(txn)
 
 
 async def test_what_the_watch_brings_behind_the_read_is_read_too(etcd: Etcd, prefix: bytes) -> None:
@@ -268,7 +268,7 @@ async def test_a_watch_that_never_answers_is_not_waited_for(
                 waited.append(round(trio.current_time() - began, 2))
 
     class Changing(Store):
-        async def look(self, txn: Txn) -> TxnResult:
+        async def read_txn(self, txn: Txn) -> TxnResult:
             return TxnResult(not txn.compare, [], 7)
 
     progress = Silent(lambda: None)
