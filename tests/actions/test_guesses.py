@@ -33,6 +33,8 @@ from etcd_actions.storage.store import Store
 from tests.actions.stored import T0, Tree
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 RUNNING = ActionStatus(Phase.RUNNING)

@@ -41,6 +41,8 @@ from tests.record.test_outbox import ROOT, SETTINGS, Scripted, is_idle, named, t
 from tests.support import flyte
 from tests.support.waiting import eventually, eventually_holds
 
+pytestmark = pytest.mark.memory
+
 NO = RunServiceRejected("no", code=3)
 
 
@@ -64,6 +66,7 @@ async def refuse_record(client: ActionsClient, service: Scripted) -> None:
     await eventually(lambda: client.statistics().marks == {"marked": 1})
 
 
+@pytest.mark.network
 async def test_the_bugs_of_a_version_are_named_once_though_letters_are_watched_too(
     etcd: Etcd, prefix: bytes
 ) -> None:

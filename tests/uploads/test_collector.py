@@ -30,6 +30,8 @@ from tests.support.waiting import eventually
 from tests.uploads.test_references import literal, spec_of
 from tests.uploads.world import KEEP, ROOT, World
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 Then = Callable[[], Awaitable[object]]
 
 
