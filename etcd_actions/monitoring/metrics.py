@@ -29,7 +29,7 @@ from etcd_actions.web import ListenerStatistics
 
 if TYPE_CHECKING:
     from etcd_actions.runs.removal import Removed
-    from etcd_actions.uploads import Swept
+    from etcd_actions.uploads import SweepResult
 
 
 _BOUNDS: Final = (*map(str, BOUNDS), "+Inf")
@@ -143,7 +143,7 @@ class Metrics(Collector):
         self.server = server
         self.executor = executor
         self.collected: Callable[[], Removed] | None = None
-        self.swept: Callable[[], Swept] | None = None
+        self.swept: Callable[[], SweepResult] | None = None
         self.listeners: dict[str, Callable[[], ListenerStatistics]] = {}
         self.lines_dropped = lines_dropped
 
