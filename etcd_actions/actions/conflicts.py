@@ -1,9 +1,9 @@
-"""What stands in the way of an action that is to be created, and what its caller is told.
+"""Errors of creating an action whose key has an object.
 
 Flyte builds the name of an object of run and action alone, so actions of several projects,
 domains and runs can have one key. Flyte's SDK and its run service take "already exists" for
-"goes on": it is said only of the very action that was asked for. Another action's object in the
-way is a failed precondition, since waiting for the wanted action would never end.
+"it runs": the error is only used for the same action. Another action's object is a failed
+precondition, since waiting for the requested action would never end.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ACTION_TYPE_TRACE, ActionId, ActionObject
 
 
-class Asked(NamedTuple):
-    """What is to be created.
+class Creation(NamedTuple):
+    """The action to create.
 
     Attributes:
         action_id: Which action.
@@ -30,47 +30,51 @@ class Asked(NamedTuple):
     one_namespace: bool
 
 
-def unreadable(kv: KeyValue, asked: Asked, error: DecodeError) -> NameTaken:
+def unreadable(kv: KeyValue, creation: Creation, error: DecodeError) -> NameTaken:
     """The error for a key whose value is no action that can be read, and so maybe another's."""
-    return _taken(kv.key, asked, f"a value that cannot be read ({error.reason})", _REPAIR)
+    return _name_conflict(
+        kv.key, creation, f"a value that cannot be read ({error.reason})", _REPAIR
+    )
 
 
-def beside(key: bytes, name: str) -> AlreadyExists:
+def companion_conflict(key: bytes, name: str) -> AlreadyExists:
     """The error for a key that is there of those that are created with an action."""
     text = key.decode(errors="backslashreplace")
     return AlreadyExists(f"{name} cannot be created: the key {text} exists already")
 
 
-def in_the_way(present: StoredAction, asked: Asked) -> ActionError:
-    """The error for an object that is not what was asked for."""
+def in_the_way(present: StoredAction, creation: Creation) -> ActionError:
+    """The error for an object that differs from the requested one."""
     there = present.action_id
-    is_trace = ACTION_TYPE_TRACE in (present.spec.kind, asked.kind)
-    # Tasks and conditions share their keys. Where a trace stands nobody waits for another kind.
-    if same_action(there, asked.action_id) and (not is_trace or present.spec.kind == asked.kind):
+    is_trace = ACTION_TYPE_TRACE in (present.spec.kind, creation.kind)
+    # Tasks and conditions share their keys. No client waits for a task where a trace has the key.
+    if same_action(there, creation.action_id) and (
+        not is_trace or present.spec.kind == creation.kind
+    ):
         return AlreadyExists(
             f"{there.object_name} exists already, by another request: {_what(present)}"
         )
-    return _taken(present.key, asked, _what(present), _remedy(present, asked))
+    return _name_conflict(present.key, creation, _what(present), _remedy(present, creation))
 
 
-def _taken(key: bytes, asked: Asked, there: str, remedy: str) -> NameTaken:
+def _name_conflict(key: bytes, creation: Creation, there: str, remedy: str) -> NameTaken:
     text = key.decode(errors="backslashreplace")
-    wanted = _full_name(asked.action_id)
+    requested = _full_name(creation.action_id)
     return NameTaken(
-        f"{asked.kind} {wanted} cannot be created: its key {text} holds {there}: {remedy}"
+        f"{creation.kind} {requested} cannot be created: its key {text} holds {there}: {remedy}"
     )
 
 
 _REPAIR = "repair or delete that value (etcd-actions doctor shows more), or give another name"
 
 
-def _remedy(present: ActionObject, asked: Asked) -> str:
-    there, wanted = present.action_id, asked.action_id
+def _remedy(present: ActionObject, creation: Creation) -> str:
+    there, requested = present.action_id, creation.action_id
     if present.is_deleting:
         return "it is being deleted: try again when it is gone, or give another name"
     remedy = f"give another name, or end and delete run {_run(there)} first"
-    other_project = (there.project, there.domain) != (wanted.project, wanted.domain)
-    if other_project and asked.one_namespace:
+    other_project = (there.project, there.domain) != (requested.project, requested.domain)
+    if other_project and creation.one_namespace:
         remedy += ", or give each project and domain a namespace of its own (--namespace-template)"
     return remedy
 

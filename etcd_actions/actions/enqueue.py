@@ -1,16 +1,16 @@
 """Creates actions: tasks, conditions, traces.
 
 One transaction compares that the name is free, that the parent is the incarnation that was
-read, and that no abort of it, or of what is above it, is under way. It does not compare the
+read, and that no abort of it, or of an action above it, exists. It does not compare the
 parent's state, which changes all the time.
 
 As a rule nothing is read before: the first transaction guesses that the name is free, that no
-abort is under way in the run, and that the parent is what this client saw of it last. A child
+abort exists in the run, and that the parent is the object in the cache. A child
 takes over labels and annotations, which may change, and an end or a deletion forbids it: so that
 guess compares the parent's revision. Where it fails the same transaction reads all that counts,
 and from then on only the parent's incarnation is compared. So one more transaction decides, and
-a parent that never rests holds nobody up. Below one that moved, and in a run with an abort, the
-next enqueue reads first.
+a parent that changes all the time delays no child. Below one that changed, and in a run with an
+abort, the next enqueue reads first.
 """
 
 from __future__ import annotations
@@ -21,8 +21,17 @@ from datetime import datetime
 from typing import NamedTuple
 
 from etcd_actions.actions import conflicts, object_builder, validation
-from etcd_actions.actions.abort import Aborter, Marker, read_marker
-from etcd_actions.actions.parents import Parents
+from etcd_actions.actions.abort import Aborter
+from etcd_actions.actions.abort_marker import read_marker
+from etcd_actions.actions.enqueue_snapshot import (
+    Pending,
+    Snapshot,
+    check_ancestors,
+    guards_of,
+    revision_of,
+    snapshot_of,
+)
+from etcd_actions.actions.parents import ParentCache
 from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.recovery import Recovery
 from etcd_actions.actions.rewrite import utc_now
@@ -45,21 +54,13 @@ from etcd_actions.errors import (
     Unavailable,
 )
 from etcd_actions.etcd.api import (
-    Compare,
-    CompareResult,
-    CompareTarget,
-    Get,
-    KeyRange,
     KeyValue,
-    OperationResult,
     Put,
-    RangeResult,
     Txn,
 )
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ANNOTATION_DIGEST,
-    ActionId,
     ActionObject,
     ErrorState,
     Keyspace,
@@ -73,52 +74,14 @@ class Enqueued(NamedTuple):
 
     Attributes:
         action: The object as it is stored.
-        created: Whether this call wrote it; False where the same request had.
+        created: Whether this call wrote it; False if the same request had.
     """
 
     action: StoredAction
     created: bool
 
 
-class _Scene(NamedTuple):
-    """What was read at one revision, or is guessed.
-
-    Attributes:
-        present: The action's own key.
-        markers: The aborts of the run, of a root only its own.
-        parent: The parent's key.
-        beside: What is there of the keys that are to be created with it.
-        guessed: Whether nothing was read: the parent is what was seen of it last.
-    """
-
-    present: KeyValue | None
-    markers: Sequence[KeyValue]
-    parent: KeyValue | None
-    beside: Sequence[KeyValue] = ()
-    guessed: bool = False
-
-
-class _Asked(NamedTuple):
-    """An enqueue under way.
-
-    Attributes:
-        request: What is asked for.
-        key: Where the object goes.
-        aborts: Where the aborts are that count.
-        lookups: What decides: the key, the aborts, the parent, and the keys of ``beside``.
-        beside: What is created with it.
-        uid: The identity of what is created.
-    """
-
-    request: object_builder.Request
-    key: bytes
-    aborts: KeyRange
-    lookups: Sequence[Get]
-    beside: Sequence[Put]
-    uid: str
-
-
-class _Built(NamedTuple):
+class _NewObject(NamedTuple):
     """An object that is to be written, and its bytes."""
 
     action: ActionObject
@@ -156,7 +119,7 @@ class Enqueuer:
         self._new_uid = new_uid
         self._finalizer = finalizer
         self._cache = ReadCache() if cache is None else cache
-        self._parents = Parents()
+        self._parents = ParentCache()
         self._recovery = Recovery(store, keys, clock=clock)
         self._aborter = Aborter(store, keys, finalizer=finalizer, clock=clock)
 
@@ -166,97 +129,97 @@ class Enqueuer:
         run_spec: RunSpec | None = None,
         *,
         trace_error: ErrorState | None = None,
-        beside: Sequence[Put] = (),
+        companions: Sequence[Put] = (),
     ) -> Enqueued:
         """Create an action, see :meth:`etcd_actions.client.ActionsClient.enqueue`.
 
-        In a run that recovers another, what succeeded there is created as an action that is over.
+        In a run that recovers another one, an action that succeeded there is created with its end.
         Cancelled, it may have been created.
 
         Raises:
             InvalidArgument: A field is missing or has a value that cannot be stored.
             AlreadyExists: The action exists, and another request made it.
             NameTaken: Its key holds the object of another action, or an unreadable value.
-            Aborted: The parent is gone, or an abort of it or above it is under way.
+            Aborted: The parent does not exist, or an abort of it or above it exists.
             OutcomeUnknown: It may have been created, and could not be read back.
             EtcdError: etcd did not do it.
         """
         request = object_builder.read_request(action, run_spec, trace_error)
         try:
-            key, aborts = self._key(request), self._aborts(request)
-            lookups = self._lookups(request, key, aborts, beside)
+            pending = Pending.of(request, self._keys, companions, self._new_uid())
         except ValueError as error:
             raise InvalidArgument("action_id", str(error)) from None
-        asked = _Asked(request, key, aborts, lookups, beside, self._new_uid())
-        scene = self._guess(asked) or await self._look(asked)
+        snapshot = self._guess(pending) or await self._read_snapshot(pending)
         tried = 0
         while True:
             try:
-                built = await self._build(asked, scene)
+                built = await self._build(pending, snapshot)
             except ActionError:
-                if not scene.guessed:
+                if not snapshot.guessed:
                     raise
-                scene = await self._look(asked)
+                snapshot = await self._read_snapshot(pending)
                 continue
             if isinstance(built, StoredAction):
-                return Enqueued(built, created=built.metadata.uid == asked.uid)
-            if left := self._was_aborted(request, scene):
+                return Enqueued(built, created=built.metadata.uid == pending.uid)
+            if left := self._was_aborted(request, snapshot):
                 if left == tried:
                     name = describe(request.action_id)
                     raise Aborted(f"an abort of {name} cannot be finished; the log has why")
                 tried = left
                 namespace = self._keys.namespace_of(request.action_id)
-                await self._aborter.action_gone(request.action_id, namespace)
-                scene = await self._look(asked)
+                await self._aborter.on_action_deleted(request.action_id, namespace)
+                snapshot = await self._read_snapshot(pending)
                 continue
-            written = await self._write(asked, scene, built)
+            written = await self._write(pending, snapshot, built)
             if isinstance(written, StoredAction):
                 return Enqueued(written, created=True)
-            scene = written
+            snapshot = written
 
-    async def _write(self, asked: _Asked, scene: _Scene, built: _Built) -> StoredAction | _Scene:
-        """Write an object if all is as in the scene; gives what is there where it is not."""
-        key, value = asked.key, built.value
-        guards = self._guards(asked, scene)
-        txn = Txn(guards, [Put(key, value), *asked.beside], asked.lookups)
+    async def _write(
+        self, pending: Pending, snapshot: Snapshot, built: _NewObject
+    ) -> StoredAction | Snapshot:
+        """Write an object if all is as in the snapshot; gives what is there where it is not."""
+        key, value = pending.key, built.value
+        guards = guards_of(pending, snapshot)
+        txn = Txn(guards, [Put(key, value), *pending.companions], pending.lookups)
         try:
             result = await self._store.txn(txn)
         except OutcomeUnknown as lost:
             self._forget()
             kv = await self._reread(key, lost)
             # A trace that was recorded again has the identity that it had before.
-            anew = kv.value == value and kv.mod_revision > _revision(scene.present)
-            if anew or _uid(kv) == asked.uid:
+            rewritten = kv.value == value and kv.mod_revision > revision_of(snapshot.present)
+            if rewritten or _uid(kv) == pending.uid:
                 return StoredAction.of(kv)
-            if scene.guessed:
+            if snapshot.guessed:
                 # It was there before: by the same request, or another.
-                return await self._look(asked)
+                return await self._read_snapshot(pending)
             raise
         except Unavailable:
             self._forget()
             raise
         except EtcdError as error:
-            if scene.guessed:
+            if snapshot.guessed:
                 # A request that was done before writes nothing, whatever etcd takes.
-                return await self._look(asked)
+                return await self._read_snapshot(pending)
             if not isinstance(error, RequestTooLarge):
                 raise
             raise InvalidArgument(
-                asked.request.kind,
-                f"the object has {_bytes(value, asked.beside)} bytes, more than this etcd takes "
-                "(--max-request-bytes): make it smaller",
+                pending.request.kind,
+                f"the object has {_bytes(value, pending.companions)} bytes, more than this etcd "
+                "takes (--max-request-bytes): make it smaller",
             ) from None
         if not result.succeeded:
-            found = _scene(result.responses, asked.beside)
-            self._note_aborts(asked, found)
+            found = snapshot_of(result.responses, pending.companions)
+            self._note_aborts(pending, found)
             if (
-                scene.guessed
+                snapshot.guessed
                 and found.parent
-                and _revision(scene.parent) != _revision(found.parent)
+                and revision_of(snapshot.parent) != revision_of(found.parent)
             ):
                 self._parents.moved(found.parent)
             return found
-        present = scene.present
+        present = snapshot.present
         created = result.revision if present is None else present.create_revision
         version = 1 if present is None else present.version + 1
         kv = KeyValue(key, value, created, result.revision, version)
@@ -264,7 +227,7 @@ class Enqueuer:
         return StoredAction.at(kv, built.action)
 
     def _forget(self) -> None:
-        """Drop what was seen: after a lost connection etcd may be a restored store."""
+        """Clear the caches: after a lost connection etcd may be a restored store."""
         self._cache.clear()
         self._parents.clear()
 
@@ -278,120 +241,78 @@ class Enqueuer:
             raise lost
         return kv
 
-    def _guess(self, asked: _Asked) -> _Scene | None:
-        """What is there if nothing changed; None where that cannot be told, or does not help."""
-        request = asked.request
+    def _guess(self, pending: Pending) -> Snapshot | None:
+        """Return the snapshot by the caches; None if they lack it, or a read is needed anyway."""
+        request = pending.request
         if request.is_root:
             spec = request.run_spec
             # A run that recovers another reads there: only when it is sure to be made.
             recovers = spec is not None and spec.relation.relation_type
-            return None if recovers else _Scene(None, (), None, guessed=True)
+            return None if recovers else Snapshot(None, (), None, guessed=True)
         key = self._keys.task_action(request.parent_id)
         kv = self._cache.get(key)
         restless = self._parents.is_restless(key)
-        if kv is None or restless or self._parents.has_aborts(asked.aborts.start):
+        if kv is None or restless or self._parents.has_aborts(pending.aborts.start):
             return None
         try:
             parent = self._parents.read(kv)
         except DecodeError:
             return None
-        return None if parent.inherited.recovers else _Scene(None, (), kv, guessed=True)
+        return None if parent.inherited.recovers else Snapshot(None, (), kv, guessed=True)
 
-    async def _look(self, asked: _Asked) -> _Scene:
+    async def _read_snapshot(self, pending: Pending) -> Snapshot:
         try:
-            result = await self._store.txn(Txn((), asked.lookups))
+            result = await self._store.txn(Txn((), pending.lookups))
         except Unavailable:
             self._forget()
             raise
-        scene = _scene(result.responses, asked.beside)
-        if scene.parent is not None and self._parents.rests(scene.parent):
-            self._cache.put(scene.parent)
-        self._note_aborts(asked, scene)
-        return scene
+        snapshot = snapshot_of(result.responses, pending.companions)
+        if snapshot.parent is not None and self._parents.rests(snapshot.parent):
+            self._cache.put(snapshot.parent)
+        self._note_aborts(pending, snapshot)
+        return snapshot
 
-    def _note_aborts(self, asked: _Asked, scene: _Scene) -> None:
-        if not asked.request.is_root:
-            self._parents.note_aborts(asked.aborts.start, bool(scene.markers))
+    def _note_aborts(self, pending: Pending, snapshot: Snapshot) -> None:
+        if not pending.request.is_root:
+            self._parents.note_aborts(pending.aborts.start, bool(snapshot.markers))
 
-    def _key(self, request: object_builder.Request) -> bytes:
-        if request.kind == ACTION_TYPE_TRACE:
-            return self._keys.trace(request.action_id)
-        return self._keys.task_action(request.action_id)
-
-    def _lookups(
-        self, request: object_builder.Request, key: bytes, aborts: KeyRange, beside: Sequence[Put]
-    ) -> list[Get]:
-        lookups = [Get(KeyRange.of_key(key)), Get(aborts)]
-        if not request.is_root:
-            lookups.append(Get(KeyRange.of_key(self._keys.task_action(request.parent_id))))
-        lookups += (Get(KeyRange.of_key(put.key)) for put in beside)
-        return lookups
-
-    def _aborts(self, request: object_builder.Request) -> KeyRange:
-        """Where the aborts are that count."""
-        if request.is_root:
-            return KeyRange.of_key(self._keys.abort(request.action_id))
-        *_, aborts = self._keys.of(request.action_id).run_prefixes(request.action_id.run)
-        return KeyRange.of_prefix(aborts)
-
-    def _guards(self, asked: _Asked, scene: _Scene) -> list[Compare]:
-        """What has to be as it was read, or guessed."""
-        aborts, end = asked.aborts
-        # A marker may go, but none may come: over no key at all this is true.
-        newest = max((marker.mod_revision for marker in scene.markers), default=0)
-        revision = _revision(scene.present)
-        guards = [
-            Compare(asked.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision),
-            Compare(aborts, CompareTarget.MOD_REVISION, CompareResult.LESS, newest + 1, end),
-        ]
-        if (parent := scene.parent) is not None:
-            target, revision = (
-                (CompareTarget.MOD_REVISION, parent.mod_revision)
-                if scene.guessed
-                else (CompareTarget.CREATE_REVISION, parent.create_revision)
-            )
-            guards.append(Compare(parent.key, target, CompareResult.EQUAL, revision))
-        guards += (
-            Compare(put.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
-            for put in asked.beside
-        )
-        return guards
-
-    async def _build(self, asked: _Asked, scene: _Scene) -> _Built | StoredAction:
+    async def _build(self, pending: Pending, snapshot: Snapshot) -> _NewObject | StoredAction:
         """The object to be written, and its bytes; or the stored one, where it is there already."""
-        request = asked.request
-        built = self._object(request, scene, asked.uid)
+        request = pending.request
+        built = self._object(request, snapshot, pending.uid)
         if isinstance(built, StoredAction):
             return built
-        if scene.beside:
-            raise conflicts.beside(scene.beside[0].key, describe(request.action_id))
-        await self._check_ancestors(request, scene)
+        if snapshot.companions:
+            raise conflicts.companion_conflict(
+                snapshot.companions[0].key, describe(request.action_id)
+            )
+        await check_ancestors(self._store, self._keys, request, snapshot)
         built = await self._recovery.apply(request, built)
         try:
             value = self._codec.encode(built)
         except ValueError as error:
             raise InvalidArgument(request.kind, f"it cannot be stored: {error}") from None
         validation.check_size(value, request.kind)
-        return _Built(built, value)
+        return _NewObject(built, value)
 
     def _object(
-        self, request: object_builder.Request, scene: _Scene, uid: str
+        self, request: object_builder.Request, snapshot: Snapshot, uid: str
     ) -> ActionObject | StoredAction:
         present = None
         one_namespace = self._keys.namespace is not None
-        asked = conflicts.Asked(request.action_id, request.kind, one_namespace)
-        if scene.present is not None:
+        pending = conflicts.Creation(request.action_id, request.kind, one_namespace)
+        if snapshot.present is not None:
             try:
-                present = StoredAction.of(scene.present)
+                present = StoredAction.of(snapshot.present)
             except DecodeError as error:
-                raise conflicts.unreadable(scene.present, asked, error) from None
+                raise conflicts.unreadable(snapshot.present, pending, error) from None
         if request.trace is not None:
             if present is not None and not _is_trace_of(present, request):
-                raise conflicts.in_the_way(present, asked)
+                raise conflicts.in_the_way(present, pending)
             built = object_builder.build_trace(
                 request,
                 request.trace,
-                self._parent(request, scene),
+                self._parent(request, snapshot),
                 present,
                 namespace=self._keys.namespace_of(request.action_id),
                 now=self._clock(),
@@ -405,11 +326,11 @@ class Enqueuer:
                 digest is None and object_builder.same_action(present, request)
             ):
                 return present
-            raise conflicts.in_the_way(present, asked)
+            raise conflicts.in_the_way(present, pending)
         else:
             built = object_builder.build(
                 request,
-                None if request.is_root else self._parent(request, scene),
+                None if request.is_root else self._parent(request, snapshot),
                 namespace=self._keys.namespace_of(request.action_id),
                 now=self._clock(),
                 new_uid=lambda: uid,
@@ -418,23 +339,26 @@ class Enqueuer:
         validation.check(built)
         return built
 
-    def _parent(self, request: object_builder.Request, scene: _Scene) -> object_builder.Inherited:
-        wanted = request.parent_id
-        if scene.parent is None:
-            raise Aborted(f"the parent is gone: {missing(wanted, self._keys)}")
+    def _parent(
+        self, request: object_builder.Request, snapshot: Snapshot
+    ) -> object_builder.Inherited:
+        requested = request.parent_id
+        if snapshot.parent is None:
+            raise Aborted(f"the parent is gone: {missing(requested, self._keys)}")
         try:
-            parent = self._parents.read(scene.parent)
+            parent = self._parents.read(snapshot.parent)
         except DecodeError as error:
             raise Aborted(f"the parent cannot be read: {error}") from None
-        if not same_action(parent.action_id, wanted):
+        if not same_action(parent.action_id, requested):
             raise Aborted(
-                f"the parent is gone: {wanted.object_name} is action {describe(parent.action_id)}"
+                f"the parent is gone: {requested.object_name} is action "
+                f"{describe(parent.action_id)}"
             )
         if parent.refusal:
-            raise Aborted(f"the parent, action {describe(wanted)}, {parent.refusal}")
+            raise Aborted(f"the parent, action {describe(requested)}, {parent.refusal}")
         return parent.inherited
 
-    def _was_aborted(self, request: object_builder.Request, scene: _Scene) -> int:
+    def _was_aborted(self, request: object_builder.Request, snapshot: Snapshot) -> int:
         """The revision of an abort of the action that had the name before, 0 without one.
 
         It is still to be finished: left there it would count for the new one.
@@ -442,79 +366,14 @@ class Enqueuer:
         if request.trace is not None:
             return 0
         own = self._keys.abort(request.action_id)
-        found = next((marker for marker in scene.markers if marker.key == own), None)
-        if found is not None and _marker(found) is None:
+        found = next((marker for marker in snapshot.markers if marker.key == own), None)
+        if found is not None and read_marker(found)[0] is None:
             raise Aborted(f"the mark of an abort cannot be read: delete {own!r}")
-        return _revision(found)
-
-    async def _check_ancestors(self, request: object_builder.Request, scene: _Scene) -> None:
-        """Refuse what is below an action that is being aborted."""
-        if request.is_root or not scene.markers:
-            return
-        markers = {marker.key: marker for marker in scene.markers}
-        at, kv, seen = request.parent_id, scene.parent, set[str]()
-        while at.object_name not in seen:
-            seen.add(at.object_name)
-            marker = markers.get(self._keys.abort(at))
-            if marker is not None and _counts(marker, at, kv):
-                above = "the parent" if len(seen) == 1 else "an action above it"
-                raise Aborted(f"{above} is aborted: {describe(at)}")
-            if kv is None:
-                return
-            try:
-                found = StoredAction.of(kv)
-            except DecodeError:
-                return
-            parent = found.parent
-            if not parent or not same_action(found.action_id, at):
-                return
-            at = ActionId(at.project, at.domain, at.run, parent, at.org)
-            kv = await self._store.get(self._keys.task_action(at))
+        return revision_of(found)
 
 
-def _scene(responses: Sequence[OperationResult], beside: Sequence[Put]) -> _Scene:
-    found = [_range(each).kvs for each in responses]
-    own, others = found[: len(found) - len(beside)], found[len(found) - len(beside) :]
-    present, markers, parent = [*own, []][:3]
-    return _Scene(
-        present[0] if present else None,
-        markers,
-        parent[0] if parent else None,
-        [kv for kvs in others for kv in kvs],
-    )
-
-
-def _bytes(value: bytes, beside: Sequence[Put]) -> int:
-    return len(value) + sum(len(put.value) for put in beside)
-
-
-def _range(response: OperationResult) -> RangeResult:
-    assert isinstance(response, RangeResult)
-    return response
-
-
-def _revision(kv: KeyValue | None) -> int:
-    return 0 if kv is None else kv.mod_revision
-
-
-def _marker(kv: KeyValue) -> Marker | None:
-    return read_marker(kv)[0]
-
-
-def _counts(marked: KeyValue, action_id: ActionId, kv: KeyValue | None) -> bool:
-    """Whether a marker is of this action, and of the incarnation that is there, if one is."""
-    marker = _marker(marked)
-    if marker is None:
-        return True
-    if not same_run(marker.action_id, action_id):
-        return False
-    if kv is None:
-        return True
-    try:
-        found = StoredAction.of(kv)
-    except DecodeError:
-        return True
-    return marker.is_about(found.create_revision, found.metadata.uid)
+def _bytes(value: bytes, companions: Sequence[Put]) -> int:
+    return len(value) + sum(len(put.value) for put in companions)
 
 
 def _digest(action: ActionObject) -> str | None:

@@ -172,7 +172,7 @@ async def open_image_builds(
     lacking = config[settings.IMAGES]
     if config[settings.EXECUTOR] == "none" or lacking == "off":
         return None
-    from etcd_actions.executor.image_build import find_base  # noqa: PLC0415
+    from etcd_actions.executor.images.image_build import find_base  # noqa: PLC0415
 
     python = sdk_python(config)
     try:

@@ -129,6 +129,6 @@ def logs_of(client: ActionsClient, etcd: Etcd, keys: Keyspace, config: Config) -
 
     if config[settings.EXECUTOR] == "none":
         return Logs(client=client, history=history)
-    from etcd_actions.executor.attempt_log import LocalLogs  # noqa: PLC0415
+    from etcd_actions.executor.attempts.attempt_log import LocalLogs  # noqa: PLC0415
 
     return Logs(client=client, source=LocalLogs(state_dir_of(config)), history=history)

@@ -70,9 +70,10 @@ class Subscribing:
             if snapshot:
                 listing = await self._states_of(parent, processor, subscription)
                 states = await _updates(listing)
+                traces: list[ActionUpdate] = []
                 if parent is not None and parent.name not in ("", WHOLE_RUN):
-                    states += await self._recovery.traces(parent, listing)
-                subscription.begin_with(states, listing.revision)
+                    traces = await self._recovery.traces(parent, listing)
+                processor.start_with(subscription, states, listing.revision, others=traces)
             yield subscription
 
     def unsubscribe(self, subscription: AnySubscription) -> None:

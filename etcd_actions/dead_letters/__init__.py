@@ -1,9 +1,8 @@
-"""Dead letters: what the run service refused for good, kept in etcd until it is accepted.
+"""Dead letters: calls that the run service rejected for good, kept in etcd until it accepts them.
 
-One key for each action and call, below our own prefix. The leader writes them before
-it marks, so that no ending is marked that the run service neither has a record of, nor
-somebody a letter about. An operator lists them, asks for another try, or gives up on one, from
-any process; the leader follows these keys and offers again what it is asked to.
+Each action and call has a key of its own. The leader writes it before it marks, so a marked action
+has a record in the run service or a dead letter. An operator lists dead letters, requests another
+try, or deletes one, from any process; the leader watches these keys and repeats the calls.
 """
 
 from etcd_actions.dead_letters.dead_letter import DeadLetter, read_dead_letters

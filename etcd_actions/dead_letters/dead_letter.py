@@ -1,10 +1,10 @@
-"""What a dead letter says, and how it is stored. No I/O.
+"""What a dead letter has, and how it is stored. No I/O.
 
-A key is ``<side>dead-letters/actions/<namespace>/<name>/<what>/<digest>`` for a task's or
+A key is ``<side>dead-dead_letters/actions/<namespace>/<name>/<what>/<digest>`` for a task's or
 condition's object, and has ``traces`` for ``actions`` for a trace's. The digest is of the
-action's identity: two actions whose objects share a key, one after the other, have a letter
-each. The value is JSON, which etcd's own tools show; only what is needed to tell the state
-again, where the object is gone by then, is compressed.
+action's identity: two actions whose objects share a key, one after the other, have a dead letter
+each. The value is JSON, which etcd's own tools show; only what is needed to report the state again,
+where the object is deleted by then, is compressed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ CALLS: Final = (RECORD, STATUS)
 
 _LONGEST_ERROR: Final = 2_000
 _LONGEST_NAME: Final = 500
-"""Characters; they come from outside, and no name of Kubernetes' is longer."""
+"""Characters; no name of Kubernetes' is longer."""
 _LARGEST_STATE: Final = 24 * 1024
-"""Bytes of a kept state, compressed: with it a letter stays below 48 KiB."""
+"""Bytes of a kept state, compressed: a dead letter with it is smaller than 48 KiB."""
 _LARGEST_UNPACKED: Final = 16 * 1024 * 1024
 
 _Revision = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -38,7 +38,7 @@ _Number = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 
 
 class Request(msgspec.Struct, rename="camel", frozen=True):
-    """Somebody asks for another try."""
+    """A request for another try."""
 
     id: str
     at: str
@@ -46,53 +46,59 @@ class Request(msgspec.Struct, rename="camel", frozen=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that the run service refused for good.
+    """A call that the run service rejected for good.
 
-    What has a default is not known of a letter that cannot be read.
+    A field with a default is not known of a dead letter that cannot be read.
+
+    Attributes:
+        dead_letter_key: Its own key in etcd.
+        dead_letter_revision: ``mod_revision`` of that key.
+        dead_letter_created: ``create_revision`` of that key: the lowest is the oldest one.
+        size: Bytes of key and value.
+        key: The key of the action's object.
+        what: ``record`` or ``status``.
+        unreadable: Why this is no dead letter; empty for one that can be read.
+        action_id: The action.
+        uid: Of the object.
+        create_revision: Of the object; with ``uid`` it distinguishes a re-created object.
+        revision: ``mod_revision`` of the state that is reported again if the object is deleted.
+        phase: Of that state.
+        attempts: Of that state.
+        is_deleted: Whether the object was deleted.
+        code: A number of ``google.rpc.Code``.
+        error: The run service's message, at most 2,000 characters.
+        first: When the call was rejected first, RFC 3339 in UTC, by the writer's clock.
+        last: When it was rejected last.
+        times: How often it was rejected.
+        request: The request for another try that is not answered yet.
+        answered: The id of the last request that was answered.
+        note: Why a requested try could not be made.
+        keeps: What is kept for a deleted object: ``state``, ``object`` for both, or nothing.
     """
 
-    letter_key: bytes
-    """Its own key in etcd."""
-    letter_revision: int
-    """``mod_revision`` of that."""
-    letter_created: int
-    """``create_revision`` of that: the lowest is the oldest letter."""
+    dead_letter_key: bytes
+    dead_letter_revision: int
+    dead_letter_created: int
     size: int
-    """Bytes of key and value."""
     key: bytes = b""
-    """The key of the action's object."""
     what: str = ""
-    """``record`` or ``status``."""
     unreadable: str = ""
-    """Why this is no letter; empty for one that can be read."""
     action_id: ActionId = ActionId("", "", "", "")
     uid: str = ""
     create_revision: int = 0
-    """Of the object; with ``uid`` it tells a re-created object from the old one."""
     revision: int = 0
-    """``mod_revision`` of the state that would be told again if the object were gone."""
     phase: Phase = Phase.UNSPECIFIED
     attempts: int = 0
     is_deleted: bool = False
-    """The object was gone from etcd."""
     code: int = 0
-    """A number of ``google.rpc.Code``."""
     error: str = ""
-    """What the run service said, cut after 2,000 characters."""
     first: str = ""
-    """When it was refused first, RFC 3339 in UTC, by the clock of the process that wrote it."""
     last: str = ""
-    """When it was refused last."""
     times: int = 0
-    """How often it was refused."""
     request: Request | None = None
-    """Another try was asked for, and not made yet."""
     answered: str = ""
-    """The id of the last request that was answered."""
     note: str = ""
-    """Why a try that was asked for could not be made."""
     keeps: str = ""
-    """What is kept for when the object is gone: ``state``, ``object`` for both, or nothing."""
 
     @property
     def namespace_and_name(self) -> str:
@@ -100,20 +106,20 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         return "/".join(self.key.decode(errors="backslashreplace").rsplit("/", 2)[-2:])
 
 
-class Kept(NamedTuple):
-    """What is told again where the object is gone; ``value`` is None where it was too large."""
+class LastReport(NamedTuple):
+    """What is reported again of a deleted object; ``value`` is None where it was too large."""
 
     update: ActionUpdate
     value: bytes | None
 
 
-class Stored(
+class StoredDeadLetter(
     msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_defaults=True, gc=False
 ):
-    """The value of a letter's key."""
+    """The value of a dead letter's key."""
 
     object_key: str
-    """For people: it is in the letter's key to the letter."""
+    """For people: the exact one is in the dead letter's key."""
     project: str
     domain: str
     run: str
@@ -138,7 +144,7 @@ class Stored(
 
 
 class DeadLetterKeys:
-    """The keys of the letters about one prefix.
+    """The keys of the dead letters about one prefix.
 
     Args:
         keys: Where the objects are.
@@ -149,7 +155,7 @@ class DeadLetterKeys:
         self._roots = ((b"actions/", keys.prefix), (b"traces/", keys.traces))
 
     def key(self, object_key: bytes, action_id: ActionId, what: str) -> bytes:
-        """The key of the letter about a call.
+        """The key of the dead letter about a call.
 
         Raises:
             ValueError: The object is not below the prefix.
@@ -157,7 +163,7 @@ class DeadLetterKeys:
         return self.of_object(object_key) + f"{what}/{_digest(action_id)}".encode()
 
     def of_object(self, object_key: bytes) -> bytes:
-        """What the keys of all letters about an object begin with.
+        """What the keys of all dead letters about an object begin with.
 
         Raises:
             ValueError: The object is not below the prefix.
@@ -167,33 +173,33 @@ class DeadLetterKeys:
                 return self.prefix + name + object_key[len(root) :] + b"/"
         raise ValueError(f"{object_key!r} is not below the prefix")
 
-    def parse(self, letter_key: bytes) -> tuple[bytes, str]:
-        """The object's key, and which call a letter is about.
+    def parse(self, dead_letter_key: bytes) -> tuple[bytes, str]:
+        """The object's key, and which call a dead letter is about.
 
         Raises:
-            DecodeError: It is no letter's key.
+            DecodeError: It is no dead letter's key.
         """
-        place, *end = letter_key.removeprefix(self.prefix).rsplit(b"/", 2)
+        place, *end = dead_letter_key.removeprefix(self.prefix).rsplit(b"/", 2)
         for name, root in self._roots:
             if place.startswith(name) and len(end) == 2 and end[0].decode("latin-1") in CALLS:
                 return root + place[len(name) :], end[0].decode()
-        raise DecodeError("its key is no dead letter's", key=letter_key)
+        raise DecodeError("its key is no dead letter's", key=dead_letter_key)
 
 
 def read(keys: DeadLetterKeys, kv: KeyValue) -> DeadLetter:
-    """What a key says. Never fails: what cannot be read says so."""
-    letter = DeadLetter(
-        letter_key=kv.key,
-        letter_revision=kv.mod_revision,
-        letter_created=kv.create_revision,
+    """Decode a key. Never fails: what cannot be read has `unreadable` set."""
+    dead_letter = DeadLetter(
+        dead_letter_key=kv.key,
+        dead_letter_revision=kv.mod_revision,
+        dead_letter_created=kv.create_revision,
         size=len(kv.key) + len(kv.value),
     )
     try:
         object_key, what = keys.parse(kv.key)
-        letter = msgspec.structs.replace(letter, key=object_key, what=what)
+        dead_letter = msgspec.structs.replace(dead_letter, key=object_key, what=what)
         stored = decode(kv)
         return msgspec.structs.replace(
-            letter,
+            dead_letter,
             action_id=ActionId(
                 stored.project, stored.domain, stored.run, stored.action, stored.org
             ),
@@ -215,37 +221,37 @@ def read(keys: DeadLetterKeys, kv: KeyValue) -> DeadLetter:
         )
     except (DecodeError, KeyError) as error:
         reason = error.reason if isinstance(error, DecodeError) else f"no phase: {error}"
-        return msgspec.structs.replace(letter, unreadable=reason)
+        return msgspec.structs.replace(dead_letter, unreadable=reason)
 
 
 def read_dead_letters(keys: Keyspace, kvs: Iterable[KeyValue]) -> list[DeadLetter]:
-    """What some of the letters' keys say, what cannot be read too."""
-    letters = DeadLetterKeys(keys)
-    return [read(letters, kv) for kv in kvs]
+    """Decode keys of dead letters, also those that cannot be read."""
+    dead_letters = DeadLetterKeys(keys)
+    return [read(dead_letters, kv) for kv in kvs]
 
 
-def refusal(
+def rejection(
     update: ActionUpdate,
-    kept: Kept | None,
+    last: LastReport | None,
     *,
     code: int,
     error: str,
     before: DeadLetter | None,
-) -> Stored:
-    """The letter about a call that was refused now.
+) -> StoredDeadLetter:
+    """The dead letter about a call that was rejected now.
 
     Args:
-        update: The state that was refused.
-        kept: What to keep; None for nothing.
+        update: The state that was rejected.
+        last: What to keep; None for nothing.
         code: A number of ``google.rpc.Code``.
-        error: What the run service said.
-        before: The letter about the same call of the same incarnation, where there is one.
+        error: The run service's message.
+        before: The dead letter about the same call of the same incarnation, where there is one.
     """
     now = timestamp()
     named = update.action_id
     request = before.request if before is not None else None
-    state, keeps = _packed(kept)
-    return Stored(
+    state, keeps = _packed(last)
+    return StoredDeadLetter(
         object_key=_clipped(update.key.decode(errors="backslashreplace")),
         project=_clipped(named.project),
         domain=_clipped(named.domain),
@@ -263,16 +269,18 @@ def refusal(
         first=now if before is None else before.first,
         last=now,
         times=1 if before is None else before.times + 1,
-        # The refusal is the answer.
+        # The rejection is the answer.
         answered=request.id if request is not None else before.answered if before else "",
         state=state,
         keeps=keeps,
     )
 
 
-def with_state(stored: Stored, update: ActionUpdate, kept: Kept) -> Stored:
-    """The letter with a later state of the same incarnation."""
-    state, keeps = _packed(kept)
+def with_state(
+    stored: StoredDeadLetter, update: ActionUpdate, last: LastReport
+) -> StoredDeadLetter:
+    """The dead letter with a later state of the same incarnation."""
+    state, keeps = _packed(last)
     return msgspec.structs.replace(
         stored,
         revision=update.revision,
@@ -284,44 +292,44 @@ def with_state(stored: Stored, update: ActionUpdate, kept: Kept) -> Stored:
     )
 
 
-def with_request(stored: Stored, request: Request) -> Stored:
-    """The letter with a request for another try."""
+def with_request(stored: StoredDeadLetter, request: Request) -> StoredDeadLetter:
+    """The dead letter with a request for another try."""
     return msgspec.structs.replace(stored, request=request, note="")
 
 
-def without_request(stored: Stored, note: str) -> Stored:
-    """The letter with its request answered: the try could not be made."""
+def without_request(stored: StoredDeadLetter, note: str) -> StoredDeadLetter:
+    """The dead letter with its request answered: the try could not be made."""
     answered = stored.request.id if stored.request is not None else stored.answered
     note = _clipped(note, _LONGEST_ERROR)
     return msgspec.structs.replace(stored, request=None, answered=answered, note=note)
 
 
-def encode(stored: Stored) -> bytes:
+def encode(stored: StoredDeadLetter) -> bytes:
     """The value of the key."""
     return msgspec.json.encode(stored)
 
 
-def decode(kv: KeyValue) -> Stored:
-    """What a key holds.
+def decode(kv: KeyValue) -> StoredDeadLetter:
+    """Decode the value of a key.
 
     Raises:
-        DecodeError: It is no letter.
+        DecodeError: It is no dead letter.
     """
     try:
-        return msgspec.json.decode(kv.value, type=Stored)
+        return msgspec.json.decode(kv.value, type=StoredDeadLetter)
     except Exception as error:
         # The key may hold anything: a value nested too deeply, say.
         raise DecodeError(describe(error), key=kv.key, revision=kv.mod_revision) from error
 
 
-def is_about(letter: DeadLetter, update: ActionUpdate) -> bool:
-    """Whether a letter is about this incarnation of an action, and can be read."""
+def is_about(dead_letter: DeadLetter, update: ActionUpdate) -> bool:
+    """Whether a dead letter is about this incarnation of an action, and can be read."""
     named = (_clipped(update.uid), update.create_revision)
-    return not letter.unreadable and (letter.uid, letter.create_revision) == named
+    return not dead_letter.unreadable and (dead_letter.uid, dead_letter.create_revision) == named
 
 
-def kept_of(stored: Stored) -> Kept | None:
-    """What a letter keeps, None for nothing.
+def last_report_of(stored: StoredDeadLetter) -> LastReport | None:
+    """What a dead letter keeps, None for nothing.
 
     Raises:
         DecodeError: It cannot be read.
@@ -332,7 +340,7 @@ def kept_of(stored: Stored) -> Kept | None:
     try:
         unpacked = unpacker.decompress(stored.state, _LARGEST_UNPACKED)
         if unpacker.eof:
-            return msgspec.msgpack.decode(unpacked, type=Kept)
+            return msgspec.msgpack.decode(unpacked, type=LastReport)
     except Exception as error:
         raise DecodeError(
             f"the state that a dead letter keeps cannot be read: {describe(error)}"
@@ -345,17 +353,17 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _packed(kept: Kept | None) -> tuple[bytes, str]:
-    """A state, compressed, with the object if there is room for it, and what of it that is."""
-    if kept is None:
+def _packed(last: LastReport | None) -> tuple[bytes, str]:
+    """A state, compressed, with the object where both are small enough, and which it is."""
+    if last is None:
         return b"", ""
-    # The run service is not told of it, and it may be long.
-    update = msgspec.structs.replace(kept.update, error=None)
-    for value, keeps in ((kept.value, "object"), (None, "state")):
+    # The error is not reported, and may be long.
+    update = msgspec.structs.replace(last.update, error=None)
+    for value, keeps in ((last.value, "object"), (None, "state")):
         if value is None and keeps == "object":
             continue
         try:
-            packed = zlib.compress(msgspec.msgpack.encode(Kept(update, value)))
+            packed = zlib.compress(msgspec.msgpack.encode(LastReport(update, value)))
         except (OverflowError, ValueError):
             # A number or a text that no message of Flyte's can have either.
             break

@@ -1,11 +1,11 @@
-"""The dead letters as the leader keeps them.
+"""The dead letters as the leader writes them.
 
-It follows their keys while it works, so it knows which calls have a letter, and hears of what
-an operator asks for. Each write compares that this process still leads, and that
-the letter is as it is known, so that nothing of anybody else is overwritten. A write that etcd
-does not do raises: the turn of that one action is tried again, with a back-off, and until then
-nothing is marked. So it is with what is refused while etcd refuses to show the letters: one who may
-not read them cannot have written one, so what is accepted needs none, and is marked.
+It watches their keys while it leads, so it knows which calls have a dead letter, and what an
+operator requests. Each write compares that this process still leads, and that the dead letter is as
+it is known, so that no change of another process is overwritten. A write that etcd does not do
+raises: the turn of that one action is repeated, with a back-off, and until then nothing is marked.
+The same holds for a rejected call while etcd refuses to list the dead letters; what is accepted is
+marked: a process that may not read dead letters cannot have written one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.dead_letters import dead_letter as form
-from etcd_actions.dead_letters.dead_letter import RECORD, DeadLetter, DeadLetterKeys, Kept
+from etcd_actions.dead_letters.cache import DeadLetterCache
+from etcd_actions.dead_letters.dead_letter import RECORD, DeadLetter, DeadLetterKeys, LastReport
 from etcd_actions.errors import DecodeError, EtcdError, Unavailable
 from etcd_actions.etcd.api import (
     Compare,
@@ -38,11 +39,11 @@ from etcd_actions.etcd.api import (
 )
 from etcd_actions.model import ActionUpdate, Keyspace
 from etcd_actions.storage.store import Store
-from etcd_actions.watch import Change, Reflector, ReflectorSettings
+from etcd_actions.watch import Reflector, ReflectorSettings
 
 MOST_DEAD_LETTERS = 10_000
 MOST_BYTES = 64 * 1024 * 1024
-"""Of keys and values of all letters of one leader; etcd's quota is 2 GiB unless raised."""
+"""Of keys and values of all dead letters of one leader; etcd's quota is 2 GiB by default."""
 
 _BACKOFF = Backoff(initial=0.1, cap=10.0)
 
@@ -51,11 +52,11 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetterStatistics:
-    """What a book holds and has done.
+    """What a store has and has done.
 
     Attributes:
-        dead_letters: The dead letters, unreadable ones too; empty while another process leads.
-        dropped: How many were deleted to make room for newer ones.
+        dead_letters: The open dead letters, unreadable ones too; empty while another process leads.
+        dropped: How many were deleted for newer ones.
     """
 
     dead_letters: tuple[DeadLetter, ...]
@@ -63,18 +64,20 @@ class DeadLetterStatistics:
 
 
 class DeadLetterStore:
-    """See the module's text. Its calls may be made from several tasks, one task an action.
+    """See the module's text. Its methods may be called from several tasks, one task an action.
+
+    Each that reads or writes raises :class:`~etcd_actions.errors.EtcdError` when etcd did not do
+    it, or maybe did: then it is to be called again.
 
     Args:
         etcd: The connection.
-        store: Where to write.
-        keys: Where objects and letters are.
-        owns: Whether an object is among those that this process works on; letters about
-            others are another leader's.
-        settings: How the letters are watched.
-        containment: Where unexpected failures are counted.
-        most: How many letters there may be; the oldest go.
-        most_bytes: The same of all their bytes.
+        store: Writes to etcd.
+        keys: Where objects and dead letters are.
+        owns: See :class:`DeadLetterCache`.
+        settings: How the dead letters are watched.
+        containment: Counts unexpected failures.
+        most: How many dead letters there may be; the oldest are deleted.
+        most_bytes: How many bytes they may have.
     """
 
     def __init__(
@@ -92,41 +95,35 @@ class DeadLetterStore:
         self._etcd = etcd
         self._store = store
         self._keys = DeadLetterKeys(keys)
-        self._owns = owns
+        self._cache = DeadLetterCache(self._keys, owns)
         self._settings = replace(settings, ranges=1, prev_kv=False)
         self._containment = containment
         self._most = most
         self._most_bytes = most_bytes
         self._fence: Compare | None = None
-        self._on_asked: Callable[[bytes], None] = lambda _key: None
-        # Set once the letters are known, or etcd has refused to show them: then it says why.
+        # Set once the dead letters are listed, or etcd has refused that: then it says why.
         self._loaded = trio.Event()
         self._refusal: EtcdError | None = None
-        self._letters: dict[bytes, DeadLetter] = {}
-        self._bytes = 0
-        # By letter, the revision of a deletion that the watch has yet to tell.
-        self._deleted: dict[bytes, int] = {}
-        self._asked: dict[bytes, set[bytes]] = {}
         self._dropped = 0
 
     def statistics(self) -> DeadLetterStatistics:
         """See :class:`DeadLetterStatistics`."""
-        return DeadLetterStatistics(
-            dead_letters=tuple(self._letters.values()), dropped=self._dropped
-        )
+        dead_letters = tuple(self._cache.entries.values())
+        return DeadLetterStatistics(dead_letters=dead_letters, dropped=self._dropped)
 
     @asynccontextmanager
     async def at_work(
-        self, fence: Compare | None, on_asked: Callable[[bytes], None]
+        self, fence: Compare | None, on_request: Callable[[bytes], None]
     ) -> AsyncIterator[None]:
-        """Follow the letters; on leaving they are forgotten, and stay in etcd.
+        """Watch the dead letters; on leaving they are forgotten, and stay in etcd.
 
         Args:
-            fence: Holds while this process leads; None where there is no election.
-            on_asked: Called with the key of an object of which a letter is to be tried again.
+            fence: Holds while this process leads; None without an election.
+            on_request: Called with the key of an object when another try is requested for it.
         """
-        self._forget_all()
-        self._fence, self._on_asked = fence, on_asked
+        self._cache.clear()
+        self._fence, self._cache.on_request = fence, on_request
+        self._loaded, self._refusal = trio.Event(), None
         keep = self._containment.keep
         try:
             async with trio.open_nursery() as nursery:
@@ -134,174 +131,144 @@ class DeadLetterStore:
                 yield
                 nursery.cancel_scope.cancel("not at work any more")
         finally:
-            self._forget_all()
+            self._cache.clear()
+            self._fence, self._cache.on_request = None, lambda _key: None
+            self._loaded, self._refusal = trio.Event(), None
 
-    def asked(self, key: bytes) -> frozenset[str]:
-        """The ids of the requests for another try of letters about an object."""
-        if not (asked := self._asked.get(key)):
-            return frozenset()
-        requests = (self._letters[each].request for each in asked)
+    def requests(self, key: bytes) -> frozenset[str]:
+        """The ids of the requests for another try of calls about an object."""
+        requests = (each.request for each in self._cache.requested(key))
         return frozenset(request.id for request in requests if request is not None)
 
-    async def refused(
+    async def has(self, update: ActionUpdate) -> bool:
+        """Whether there is a dead letter about an action of this key and identity."""
+        if not await self._any():
+            return False
+        return any(self._key(update, what) in self._cache.entries for what in form.CALLS)
+
+    async def reject(
         self, what: str, update: ActionUpdate, value: bytes | None, *, code: int, error: str
     ) -> None:
-        """Write down that a call was refused for good; it answers a request for another try.
+        """Write that a call was rejected for good; that answers a request for another try.
 
         Args:
             what: ``record`` or ``status``.
-            update: The state that was refused.
+            update: The state that was rejected.
             value: The stored object, None where it is not known.
             code: A number of ``google.rpc.Code``.
-            error: What the run service said.
-
-        Raises:
-            EtcdError: It is not written, or maybe is: to be called again.
+            error: The run service's message.
         """
         await self._loaded.wait()
         if self._refusal is not None:
             # No other action's worker waits for this.
             raise self._refusal
-        key = self._keys.key(update.key, update.action_id, what)
+        key = self._key(update, what)
         while True:
-            before = self._letters.get(key)
+            before = self._cache.entries.get(key)
             same = before if before is not None and form.is_about(before, update) else None
-            kept = Kept(update, value)
+            last = LastReport(update, value)
             if value is None and same is not None and same.keeps == "object":
-                kept = Kept(update, await self._kept_value(same))
-            stored = form.refusal(update, kept, code=code, error=error, before=same)
+                kv = await self._read(same)
+                last = LastReport(update, None if kv is None else _value_of(kv))
+            stored = form.rejection(update, last, code=code, error=error, before=same)
             if await self._write(key, before, form.encode(stored)):
                 break
-        await self._make_room()
+        await self._evict_oldest()
 
-    async def accepted(self, what: str, update: ActionUpdate) -> None:
-        """A call was accepted: the letter about it goes.
+    async def accept(self, what: str, update: ActionUpdate) -> None:
+        """A call was accepted: the dead letter about it is deleted.
 
-        One that is to be tried again stays until all is told, see :meth:`settle`: of an action
-        that is marked, or gone, nobody else would tell the status behind the record.
-
-        Raises:
-            EtcdError: It is still there, or maybe is: to be called again.
+        One with a request stays until all is reported, see :meth:`settle`: of an action that is
+        marked or deleted nothing else would report the status after the record.
         """
-        if not self._loaded.is_set():
-            await self._loaded.wait()
-        if not self._letters:
+        if not await self._any():
             return
-        key = self._keys.key(update.key, update.action_id, what)
-        while (before := self._letters.get(key)) is not None and before.request is None:
+        key = self._key(update, what)
+        while (before := self._cache.entries.get(key)) is not None and before.request is None:
             await self._write(key, before, None)
 
-    async def has(self, update: ActionUpdate) -> bool:
-        """Whether a letter is about an action of this key and identity."""
-        if not self._loaded.is_set():
-            await self._loaded.wait()
-        keys = (self._keys.key(update.key, update.action_id, what) for what in form.CALLS)
-        return bool(self._letters) and any(key in self._letters for key in keys)
-
     async def carry(self, update: ActionUpdate, value: bytes | None) -> None:
-        """Have a letter about a record say what the run service accepted of the action since.
+        """Store in a dead letter about a record which state the run service accepted since.
 
-        Before an ending is marked, and after a deletion was told: the letter outlives the
-        object, and has all that the run service lacks.
-
-        Raises:
-            EtcdError: It is not written, or maybe is: to be called again.
+        Before a terminal state is marked, and after a deletion was reported: the dead letter
+        outlives the object, and has all that the run service lacks.
         """
-        if not self._loaded.is_set():
-            await self._loaded.wait()
-        if not self._letters:
+        if not await self._any():
             return
-        key = self._keys.key(update.key, update.action_id, RECORD)
-        while (before := self._letters.get(key)) is not None:
+        key = self._key(update, RECORD)
+        while (before := self._cache.entries.get(key)) is not None:
             same = (before.phase, before.attempts) == (update.phase, update.attempts)
-            if not form.is_about(before, update) or (
-                same and (update.partial or _says(before, update))
-            ):
+            has_state = (before.revision, before.is_deleted) == (update.revision, update.is_deleted)
+            if not form.is_about(before, update) or (same and (update.partial or has_state)):
                 return
             if (kv := await self._read(before)) is None:
                 continue
-            kept_value = value if value is not None else _value_of(kv)
-            stored = form.with_state(form.decode(kv), update, Kept(update, kept_value))
+            last = LastReport(update, value if value is not None else _value_of(kv))
+            stored = form.with_state(form.decode(kv), update, last)
             await self._write(key, before, form.encode(stored))
 
-    async def settle(self, update: ActionUpdate, asked: frozenset[str]) -> None:
-        """All of an action was told again, and what was refused is written: the rest goes.
+    async def settle(self, update: ActionUpdate, requests: frozenset[str]) -> None:
+        """All of an action was reported again: delete the dead letters that had these requests.
 
-        That is what was accepted, or what the present state has no need of.
-
-        Args:
-            update: What was told.
-            asked: The requests that were there before.
-
-        Raises:
-            EtcdError: It is still there, or maybe is: to be called again.
+        Those that remain are about calls that were accepted, or that the present state needs not.
         """
         for what in form.CALLS:
-            key = self._keys.key(update.key, update.action_id, what)
-            while (letter := self._letters.get(key)) is not None:
-                if letter.request is None or letter.request.id not in asked:
-                    break
-                await self._write(key, letter, None)
+            key = self._key(update, what)
+            while _has_request(before := self._cache.entries.get(key), requests):
+                await self._write(key, before, None)
 
-    async def unanswerable(self, key: bytes, reason: str) -> None:
-        """Nothing can be told of an object: answer the requests with why.
+    async def refuse_requests(self, key: bytes, reason: str) -> None:
+        """Nothing can be reported of an object: answer the requests with the reason."""
+        while requested := self._cache.requested(key):
+            await self._answer(requested[0], reason)
 
-        Raises:
-            EtcdError: It is not written, or maybe is: to be called again.
-        """
-        while asked := self._asked.get(key):
-            await self._answer(self._letters[next(iter(asked))], reason)
-
-    async def is_there(self, key: bytes) -> bool:
-        """Whether an object is in etcd: then its state, which the watch brings, is told.
-
-        Raises:
-            EtcdError: etcd could not be asked.
-        """
+    async def exists(self, key: bytes) -> bool:
+        """Whether an object is in etcd: then its state, which the watch delivers, is reported."""
         return await self._store.get(key) is not None
 
-    async def kept(self, key: bytes, asked: frozenset[str]) -> Sequence[Kept]:
-        """What the letters about an object have for those of some requests that are still open.
+    async def last_reports(self, key: bytes, requests: frozenset[str]) -> Sequence[LastReport]:
+        """What the dead letters about an object keep that have these requests still.
 
-        One for each action, with its latest state. A request that cannot be met is answered.
-
-        Raises:
-            EtcdError: etcd did not do it; to be called again.
+        One report for each action, with its latest state. A request that cannot be met is answered.
         """
-        found: dict[bytes, Kept] = {}
-        for letter_key in list(self._asked.get(key, ())):
-            letter = self._letters[letter_key]
-            if letter.request is None or letter.request.id not in asked:
+        found: dict[bytes, LastReport] = {}
+        for dead_letter in self._cache.requested(key):
+            if not _has_request(dead_letter, requests):
                 continue
-            if (kv := await self._read(letter)) is None:
+            if (kv := await self._read(dead_letter)) is None:
                 continue
             try:
-                kept = form.kept_of(form.decode(kv))
+                last = form.last_report_of(form.decode(kv))
             except DecodeError as error:
-                await self._answer(letter, error.reason)
+                await self._answer(dead_letter, error.reason)
                 continue
-            if kept is None:
-                await self._answer(letter, "the object is gone, and its state was not kept")
-            elif (kept.update.key, self._key_of(kept, letter)) != (key, letter_key):
-                await self._answer(letter, "what it keeps is about another action")
+            if last is None:
+                reason = "the object is deleted, and its state was not kept"
+                await self._answer(dead_letter, reason)
+            elif last.update.key != key or self._key(last.update, dead_letter.what) != kv.key:
+                await self._answer(dead_letter, "what it keeps is about another action")
             else:
-                action = letter_key.rpartition(b"/")[2]
-                found[action] = _newer(found[action], kept) if action in found else kept
+                action = kv.key.rpartition(b"/")[2]
+                found[action] = _newer(found[action], last) if action in found else last
         return tuple(found.values())
 
-    def _key_of(self, kept: Kept, letter: DeadLetter) -> bytes:
-        return self._keys.key(letter.key, kept.update.action_id, letter.what)
+    def _key(self, update: ActionUpdate, what: str) -> bytes:
+        return self._keys.key(update.key, update.action_id, what)
 
-    # Following the keys.
+    async def _any(self) -> bool:
+        """Whether there are dead letters, once that is known."""
+        if not self._loaded.is_set():
+            await self._loaded.wait()
+        return bool(self._cache.entries)
 
     async def _follow(self) -> None:
-        """Keep up with the letters' keys, for ever."""
-        async for attempt in retrying(_BACKOFF, on=EtcdError, report=self._unreadable):
+        """Watch the keys of the dead letters, until cancelled."""
+        async for attempt in retrying(_BACKOFF, on=EtcdError, report=self._report_unreadable):
             reflector = Reflector(
                 self._etcd,
                 KeyRange.of_prefix(self._keys.prefix),
-                self,
-                on_replaced=self._forget_letters,
+                self._cache,
+                on_replaced=self._cache.clear,
                 settings=self._settings,
                 containment=self._containment,
                 names_known_bugs=False,
@@ -313,81 +280,20 @@ class DeadLetterStore:
                     self._loaded.set()
                     attempt.recovered()
 
-    def _unreadable(self, error: Exception, failures: int, delay: float) -> None:
+    def _report_unreadable(self, error: Exception, failures: int, delay: float) -> None:
         if isinstance(error, EtcdError) and not isinstance(error, Unavailable):
-            # A role may lack the keys for long: what is accepted is marked all the same.
+            # A role may lack the permission for long: what is accepted is marked all the same.
             self._refusal = error
             self._loaded.set()
         seldom(_log, "dead_letters_unreadable")(error, failures, delay)
 
-    def dispatch(self, changes: Sequence[Change], /) -> None:
-        """Take what the watch tells."""
-        for change in changes:
-            key, revision = change.key, change.mod_revision
-            if revision <= self._deleted.get(key, 0):
-                if change.is_delete:
-                    del self._deleted[key]
-                continue
-            self._deleted.pop(key, None)
-            known = self._letters.get(key)
-            if known is not None and revision <= known.letter_revision:
-                continue
-            if change.is_delete:
-                self._forget(key)
-            else:
-                value = change.value
-                self._learn(KeyValue(key, value, change.create_revision, revision, change.version))
-
-    async def wait_list_capacity(self) -> None:
-        """Letters are bounded: there is room."""
-        await trio.lowlevel.checkpoint()
-
-    async def wait_stream_capacity(self) -> None:
-        """Letters are bounded: there is room."""
-
-    def _learn(self, kv: KeyValue) -> None:
-        """A letter is as it was read or written."""
-        letter = form.read(self._keys, kv)
-        if letter.key and not self._owns(letter.key):
-            return
-        self._forget(kv.key)
-        self._letters[kv.key] = letter
-        self._bytes += letter.size
-        if letter.request is not None:
-            self._asked.setdefault(letter.key, set()).add(kv.key)
-            self._on_asked(letter.key)
-
-    def _forget(self, key: bytes) -> None:
-        letter = self._letters.pop(key, None)
-        if letter is None:
-            return
-        self._bytes -= letter.size
-        if asked := self._asked.get(letter.key):
-            asked.discard(key)
-            if not asked:
-                del self._asked[letter.key]
-
-    def _forget_letters(self) -> None:
-        self._letters.clear()
-        self._asked.clear()
-        self._deleted.clear()
-        self._bytes = 0
-
-    def _forget_all(self) -> None:
-        self._forget_letters()
-        self._fence = None
-        self._loaded, self._refusal = trio.Event(), None
-        self._on_asked = lambda _key: None
-
-    # Writing.
-
     async def _write(self, key: bytes, before: DeadLetter | None, value: bytes | None) -> bool:
-        """Write or delete a letter that still is as it is known; else learn what it is.
+        """Write or delete a dead letter that is as it is known; else the cache learns what it is.
 
         Raises:
             Unavailable: This process does not lead any more, among other causes.
         """
-        expected = 0 if before is None else before.letter_revision
+        expected = 0 if before is None else before.dead_letter_revision
         compare = [Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, expected)]
         if self._fence is not None:
             compare.append(self._fence)
@@ -396,81 +302,77 @@ class DeadLetterStore:
         result = await self._store.txn(Txn(compare, [change], [Get(keys)]))
         if result.succeeded:
             if value is None:
-                self._forget(key)
-                self._deleted[key] = result.revision
+                self._cache.remove(key, result.revision)
             else:
-                created = result.revision if before is None else before.letter_created
-                self._learn(KeyValue(key, value, created, result.revision, 1))
+                created = result.revision if before is None else before.dead_letter_created
+                self._cache.put(KeyValue(key, value, created, result.revision, 1))
             return True
         found = result.responses[0]
         assert isinstance(found, RangeResult)
-        now = found.kvs[0] if found.kvs else None
-        if (now.mod_revision if now is not None else 0) == expected:
-            raise Unavailable("another process was elected: the dead letters are for it to write")
-        if now is None:
-            self._forget(key)
+        if (found.kvs[0].mod_revision if found.kvs else 0) == expected:
+            raise Unavailable("another process leads: it writes the dead letters")
+        if found.kvs:
+            self._cache.put(found.kvs[0])
         else:
-            self._learn(now)
+            self._cache.remove(key)
         return False
 
-    async def _read(self, letter: DeadLetter) -> KeyValue | None:
-        """A letter's key, if it still is as it is known; else learn what it is."""
-        kv = await self._store.get(letter.letter_key)
+    async def _read(self, dead_letter: DeadLetter) -> KeyValue | None:
+        """The key of a dead letter that is as it is known; else the cache learns what it is."""
+        kv = await self._store.get(dead_letter.dead_letter_key)
         if kv is None:
-            self._forget(letter.letter_key)
-            return None
-        if kv.mod_revision != letter.letter_revision:
-            self._learn(kv)
-            return None
-        return kv
+            self._cache.remove(dead_letter.dead_letter_key)
+        elif kv.mod_revision != dead_letter.dead_letter_revision:
+            self._cache.put(kv)
+        else:
+            return kv
+        return None
 
-    async def _kept_value(self, letter: DeadLetter) -> bytes | None:
-        kv = await self._read(letter)
-        return None if kv is None else _value_of(kv)
-
-    async def _answer(self, letter: DeadLetter, note: str) -> None:
-        """Say in a letter why the try that it asks for cannot be made."""
-        if (kv := await self._read(letter)) is None:
+    async def _answer(self, dead_letter: DeadLetter, note: str) -> None:
+        """Write into a dead letter why the requested try cannot be made."""
+        if (kv := await self._read(dead_letter)) is None:
             return
         stored = form.without_request(form.decode(kv), note)
-        if await self._write(letter.letter_key, letter, form.encode(stored)):
-            _log.warning("dead_letter_not_retried", reason=note, **_named(letter))
+        if await self._write(kv.key, dead_letter, form.encode(stored)):
+            _log.warning("dead_letter_not_retried", reason=note, **_fields(dead_letter))
 
-    async def _make_room(self) -> None:
-        """Delete the oldest letters where there are too many."""
-        while len(self._letters) > self._most or self._bytes > self._most_bytes:
-            oldest = min(self._letters.values(), key=lambda letter: letter.letter_created)
-            if await self._write(oldest.letter_key, oldest, None):
+    async def _evict_oldest(self) -> None:
+        cache = self._cache
+        while len(cache.entries) > self._most or cache.size > self._most_bytes:
+            oldest = min(cache.entries.values(), key=lambda each: each.dead_letter_created)
+            if await self._write(oldest.dead_letter_key, oldest, None):
                 self._dropped += 1
-                _log.error("dead_letter_dropped", most=self._most, **_named(oldest))
+                _log.error("dead_letter_dropped", most=self._most, **_fields(oldest))
 
 
-def _says(letter: DeadLetter, update: ActionUpdate) -> bool:
-    return (letter.revision, letter.is_deleted) == (update.revision, update.is_deleted)
+def _has_request(dead_letter: DeadLetter | None, requests: frozenset[str]) -> bool:
+    request = None if dead_letter is None else dead_letter.request
+    return request is not None and request.id in requests
 
 
 def _value_of(kv: KeyValue) -> bytes | None:
-    """The object that a letter keeps, None where it keeps none that can be read."""
+    """The object that a dead letter keeps, None where it keeps none that can be read."""
     try:
-        kept = form.kept_of(form.decode(kv))
+        last = form.last_report_of(form.decode(kv))
     except DecodeError as error:
         key = kv.key.decode(errors="backslashreplace")
         _log.warning("dead_letter_state_unreadable", key=key, reason=error.reason)
         return None
-    return None if kept is None else kept.value
+    return None if last is None else last.value
 
 
-def _newer(one: Kept, other: Kept) -> Kept:
+def _newer(one: LastReport, other: LastReport) -> LastReport:
     """The later state, with the object of either."""
     later, earlier = (one, other) if one.update.revision >= other.update.revision else (other, one)
-    return Kept(later.update, later.value if later.value is not None else earlier.value)
+    return LastReport(later.update, later.value if later.value is not None else earlier.value)
 
 
-def _named(letter: DeadLetter) -> dict[str, object]:
+def _fields(dead_letter: DeadLetter) -> dict[str, object]:
+    key = dead_letter.key or dead_letter.dead_letter_key
     return {
-        "key": (letter.key or letter.letter_key).decode(errors="backslashreplace"),
-        "what": letter.what,
-        "code": letter.code,
-        "error": letter.error or letter.unreadable,
-        "first": letter.first,
+        "key": key.decode(errors="backslashreplace"),
+        "what": dead_letter.what,
+        "code": dead_letter.code,
+        "error": dead_letter.error or dead_letter.unreadable,
+        "first": dead_letter.first,
     }

@@ -1,4 +1,4 @@
-"""The dead letters as an operator sees them, from any process."""
+"""The dead letters as an operator handles them, from any process."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ from etcd_actions.storage.store import Store
 
 _AT_ONCE = 100
 """Keys that one transaction reads; etcd's --max-txn-ops is 128."""
-_LOOK_EVERY = 0.2
+_CHECK_EVERY = 0.2
+"""Seconds between two checks for an answer."""
 
 
 class DeadLetterOperations:
-    """Reads letters, and asks the leader for another try.
+    """Reads dead letters, and requests another try from the leader.
+
+    Every method raises :class:`~etcd_actions.errors.EtcdError` when etcd does not do it.
 
     Args:
         etcd: The connection.
-        store: Where to read and write.
-        keys: Where objects and letters are.
+        store: Reads and writes keys.
+        keys: Where objects and dead letters are.
     """
 
     def __init__(self, etcd: Etcd, store: Store, keys: Keyspace) -> None:
         self._etcd = etcd
         self._store = store
-        self._letters = DeadLetterKeys(keys)
+        self._keys = DeadLetterKeys(keys)
         self._elections = KeyRange.of_prefix(keys.elections)
 
-    async def letters(self) -> list[DeadLetter]:
-        """All letters of the prefix, at one revision, the oldest first."""
-        kvs, _ = await self._store.read(KeyRange.of_prefix(self._letters.prefix))
-        return sorted(
-            (form.read(self._letters, kv) for kv in kvs), key=lambda each: each.letter_created
-        )
+    async def list_dead_letters(self) -> list[DeadLetter]:
+        """All dead letters of the prefix, at one revision, the oldest first."""
+        kvs, _ = await self._store.read(KeyRange.of_prefix(self._keys.prefix))
+        found = [form.read(self._keys, kv) for kv in kvs]
+        return sorted(found, key=lambda each: each.dead_letter_created)
 
-    async def objects(self, letters: Collection[DeadLetter]) -> dict[bytes, int]:
-        """Which of the letters' objects are there, with the ``create_revision`` of each."""
-        keys = iter(sorted({letter.key for letter in letters if letter.key}))
+    async def objects(self, dead_letters: Collection[DeadLetter]) -> dict[bytes, int]:
+        """Which of the dead letters' objects exist, with the ``create_revision`` of each."""
+        keys = iter(sorted({each.key for each in dead_letters if each.key}))
         found: dict[bytes, int] = {}
         while batch := list(islice(keys, _AT_ONCE)):
             reads = [Get(KeyRange.of_key(key), keys_only=True) for key in batch]
@@ -54,60 +56,54 @@ class DeadLetterOperations:
                 found.update((kv.key, kv.create_revision) for kv in response.kvs)
         return found
 
-    async def retry(self, letter: DeadLetter) -> DeadLetter | None:
-        """Ask for another try of what a letter is about; asked again, it stays one request.
+    async def retry(self, dead_letter: DeadLetter) -> DeadLetter | None:
+        """Request another try of the call; repeated, it stays one request.
 
         Returns:
-            The letter with its request, as it is now; None where it is gone: it was accepted,
-            or given up.
+            The dead letter with its request, as it is now; None where it does not exist: the call
+            was accepted, or an operator deleted it.
 
         Raises:
             FailedPrecondition: It cannot be read: there is nothing to try.
         """
-        while (kv := await self._store.get(letter.letter_key)) is not None:
-            now = form.read(self._letters, kv)
+        while (kv := await self._store.get(dead_letter.dead_letter_key)) is not None:
+            now = form.read(self._keys, kv)
             if now.unreadable:
                 raise FailedPrecondition(f"this is no dead letter: {now.unreadable}")
             if now.request is not None:
                 return now
-            asked = form.with_request(form.decode(kv), Request(uuid4().hex, form.timestamp()))
-            applied, current = await self._store.compare_and_put(kv, form.encode(asked))
+            requested = form.with_request(form.decode(kv), Request(uuid4().hex, form.timestamp()))
+            applied, current = await self._store.compare_and_put(kv, form.encode(requested))
             if applied and current is not None:
-                return form.read(self._letters, current)
+                return form.read(self._keys, current)
         return None
 
-    async def wait_answer(self, asked: DeadLetter) -> DeadLetter | None:
-        """Return once a request is answered; for how long that may take is up to the caller.
+    async def wait_answer(self, requested: DeadLetter) -> DeadLetter | None:
+        """Return once a request is answered; the caller limits the time.
 
         Args:
-            asked: What :meth:`retry` returned.
+            requested: What :meth:`retry` returned.
 
         Returns:
-            None where the letter is gone: what it was about was accepted. Else the letter,
-            with the new refusal, or a note why nothing could be told.
+            None where the dead letter does not exist any more: the call was accepted. Else the dead
+            letter, with the new rejection, or a note why nothing could be reported.
         """
-        request = asked.request
-        while (kv := await self._store.get(asked.letter_key)) is not None:
-            now = form.read(self._letters, kv)
+        request = requested.request
+        while (kv := await self._store.get(requested.dead_letter_key)) is not None:
+            now = form.read(self._keys, kv)
             if request is None or now.request is None or now.request.id != request.id:
                 return now
-            await trio.sleep(_LOOK_EVERY)
+            await trio.sleep(_CHECK_EVERY)
         return None
 
-    async def delete(self, letter: DeadLetter) -> bool:
-        """Give up on a letter, if it still is as it was read; whether it was deleted.
-
-        Of a letter that has changed meanwhile nothing is deleted.
-        """
-        kv = await self._store.get(letter.letter_key)
-        if kv is None or kv.mod_revision != letter.letter_revision:
+    async def delete(self, dead_letter: DeadLetter) -> bool:
+        """Delete a dead letter, if it still is as it was read; returns whether it was deleted."""
+        kv = await self._store.get(dead_letter.dead_letter_key)
+        if kv is None or kv.mod_revision != dead_letter.dead_letter_revision:
             return False
         return (await self._store.compare_and_delete(kv)).applied
 
     async def is_served(self) -> bool:
-        """Whether a process is elected that may offer letters again.
-
-        A process that works without an election cannot be seen.
-        """
+        """Whether there is a leader, which repeats calls; one without an election is not seen."""
         found = await self._etcd.range(self._elections, limit=1, keys_only=True)
         return bool(found.kvs)

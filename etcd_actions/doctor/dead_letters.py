@@ -47,13 +47,13 @@ async def check_dead_letters(subject: Subject, etcd: EtcdClient) -> list[Finding
     ]
     findings = []
     if readable:
-        readable.sort(key=lambda each: each.letter_created)
+        readable.sort(key=lambda each: each.dead_letter_created)
         first = readable[: subject.limits.examples]
         named = "; ".join(f"the {x.what} of {x.namespace_and_name} ({x.error})" for x in first)
         seen = f"{len(readable)}, the oldest since {readable[0].first}: {named}"
         findings.append(DEAD_LETTERS.found(seen + and_more(len(readable), len(first))))
     if unreadable:
-        key = as_text(unreadable[0].letter_key)
+        key = as_text(unreadable[0].dead_letter_key)
         seen = f"{len(unreadable)}, such as {key}: {unreadable[0].unreadable}"
         findings.append(UNREADABLE.found(seen, key=key))
     return findings

@@ -14,20 +14,20 @@ from etcd_actions._internal.clock import Clock
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
-from etcd_actions.executor.ages import Ages
-from etcd_actions.executor.attempt_clock import note_beginning
-from etcd_actions.executor.attempt_command import Command, build_command
-from etcd_actions.executor.attempt_directories import place_of
-from etcd_actions.executor.attempt_limits import DEADLINE, RUN_TOO_LONG, Limits
-from etcd_actions.executor.attempts_port import AttemptsPort, begin, is_of_machine
-from etcd_actions.executor.caching import HIT, Caching, Task
+from etcd_actions.executor.attempts.attempt_clock import note_beginning
+from etcd_actions.executor.attempts.attempt_command import Command, build_command
+from etcd_actions.executor.attempts.attempt_directories import place_of
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempt_limits import DEADLINE, RUN_TOO_LONG, Limits
+from etcd_actions.executor.attempts.attempts_port import AttemptsPort, begin, is_of_machine
+from etcd_actions.executor.attempts.not_started import NotStarted, OutputsInUse
+from etcd_actions.executor.attempts.outcome import Outcome, find_outcome
+from etcd_actions.executor.cache.caching import HIT, Caching, Task
 from etcd_actions.executor.executor_settings import ExecutorSettings
-from etcd_actions.executor.image_environments import NotBuiltYet
-from etcd_actions.executor.not_started import NotStarted, OutputsInUse
-from etcd_actions.executor.outcome import Outcome, find_outcome
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.images.image_environments import NotBuiltYet
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
+from etcd_actions.executor.scheduling.ages import Ages
 from etcd_actions.model import ErrorState, Phase
 from etcd_actions.model import flyte as conversions
 from etcd_actions.storage.claims import Claim, Claims
@@ -67,7 +67,7 @@ class Work:
         self.has_room = has_room
         self.scope = trio.CancelScope()
         self.ended_elsewhere = trio.Event()
-        self.place: AttemptPlace | None = None
+        self.place: AttemptDirectory | None = None
         self.elsewhere = False
         self.not_before: float | None = None
         self.failures = failures
@@ -85,7 +85,7 @@ class Callbacks:
     """
 
     note: Callable[[StoredAction], None]
-    began: Callable[[str, AttemptPlace], None]
+    began: Callable[[str, AttemptDirectory], None]
     healed: Callable[[str], None]
     expires: Callable[[str, float | None], None]
 
@@ -95,7 +95,7 @@ class _Attempt(NamedTuple):
     template: TaskTemplate
     command: Command
     limits: Limits
-    place: AttemptPlace
+    place: AttemptDirectory
     declares_outputs: bool
     cache_status: int | None = None
 

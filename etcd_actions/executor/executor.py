@@ -22,21 +22,21 @@ from etcd_actions.actions.stored_action import StoredAction, same_run
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ClaimLost, EtcdError, FailedPrecondition, NotFound, RequestTooLarge
 from etcd_actions.executor.action_run import ActionRun, Callbacks, Work
-from etcd_actions.executor.ages import Ages
-from etcd_actions.executor.attempt_directories import directories_of, place_of
-from etcd_actions.executor.attempts_port import AttemptsPort
-from etcd_actions.executor.board import Board
-from etcd_actions.executor.caching import Caching
+from etcd_actions.executor.attempts.attempt_directories import directories_of, place_of
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempts_port import AttemptsPort
+from etcd_actions.executor.cache.caching import Caching
 from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
-from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
 from etcd_actions.executor.intake import Intake, Taker
-from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
-from etcd_actions.executor.room import Room
-from etcd_actions.executor.schedule import Alarm, Due, Schedule
-from etcd_actions.executor.turns import Turns
+from etcd_actions.executor.scheduling.ages import Ages
+from etcd_actions.executor.scheduling.board import Board
+from etcd_actions.executor.scheduling.capacity import Room
+from etcd_actions.executor.scheduling.failures import DELAYED, PARKED, PATIENCE, Failures
+from etcd_actions.executor.scheduling.schedule import Alarm, Due, Schedule
+from etcd_actions.executor.scheduling.turns import Turns
 from etcd_actions.executor.visits import Host, Visits
 from etcd_actions.executor.waiting_conditions import Conditions
 from etcd_actions.model import ActionUpdate, Phase
@@ -132,7 +132,7 @@ class Executor:
         )
         self._work: dict[str, Work] = {}
         # Of what is parked while its process runs.
-        self._left_running: dict[str, AttemptPlace] = {}
+        self._left_running: dict[str, AttemptDirectory] = {}
         self._synced = False
         self._bell = trio.Event()
         self._rings_at = math.inf
@@ -231,7 +231,7 @@ class Executor:
         if (place := self._left_running.pop(name, None)) is not None:
             self._nursery.start_soon(self._end_left, name, place)
 
-    def _is_over(self, name: str, place: AttemptPlace) -> bool:
+    def _is_over(self, name: str, place: AttemptDirectory) -> bool:
         """Whether an attempt's action is over; one of its name may have been made since."""
         known = self._board.get(name)
         return known is None or known.update.incarnation != place.incarnation
@@ -415,7 +415,7 @@ class Executor:
         elif not work.elsewhere:
             self._left_running[work.name] = work.place
 
-    async def _end_left(self, name: str, place: AttemptPlace) -> None:
+    async def _end_left(self, name: str, place: AttemptDirectory) -> None:
         with self._containment.unit("attempt", name):
             await self._attempts.end(place)
 

@@ -11,7 +11,7 @@ from etcd_actions._internal.clock import Clock
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ActionError, DecodeError, InvalidArgument, NotFound
-from etcd_actions.executor.failures import PARKED, Failures
+from etcd_actions.executor.scheduling.failures import PARKED, Failures
 from etcd_actions.executor.updates import gone, name_of, named_by_key, place_of, update_of
 from etcd_actions.model import ActionUpdate
 

@@ -13,12 +13,12 @@ import trio
 from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.client import ActionsClient
-from etcd_actions.executor.attempt import Attempts
-from etcd_actions.executor.attempts_port import AttemptsPort
+from etcd_actions.executor.attempts.attempts import Attempts
+from etcd_actions.executor.attempts.attempts_port import AttemptsPort
+from etcd_actions.executor.attempts.fork_server import open_fork_server
 from etcd_actions.executor.executor import Executor
 from etcd_actions.executor.executor_settings import ExecutorSettings
-from etcd_actions.executor.fork_server import open_fork_server
-from etcd_actions.executor.image_environments import ImageEnvironments
+from etcd_actions.executor.images.image_environments import ImageEnvironments
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.secret_values import Secrets
 from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from etcd_actions.executor.attempt_command import Command
-from etcd_actions.executor.image_environments import ImageEnvironments
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_command import Command
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.images.image_environments import ImageEnvironments
 from etcd_actions.executor.secret_values import Secrets
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Provisions:
     async def command_for(
         self,
         template: TaskTemplate,
-        place: AttemptPlace,
+        place: AttemptDirectory,
         command: Callable[[Mapping[str, str]], Command],
         held: ExitStack,
     ) -> Command:
@@ -63,7 +63,7 @@ class Provisions:
             self._images.hold(image, held)
         return await self._secrets.given_to(template, found)
 
-    def note(self, template: TaskTemplate, place: AttemptPlace) -> None:
+    def note(self, template: TaskTemplate, place: AttemptDirectory) -> None:
         """Write down what an attempt that has begun uses, for the executor after this one.
 
         Raises:

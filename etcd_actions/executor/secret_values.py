@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from etcd_actions._internal.secret_sources import SecretSource, SecretUnavailable
 from etcd_actions._internal.untrusted_files import UnusableFile, in_thread
-from etcd_actions.executor.attempt_command import Command
-from etcd_actions.executor.not_started import NotStarted
+from etcd_actions.executor.attempts.attempt_command import Command
+from etcd_actions.executor.attempts.not_started import NotStarted
 from etcd_actions.model import ErrorState
 
 if TYPE_CHECKING:

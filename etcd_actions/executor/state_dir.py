@@ -19,9 +19,9 @@ import trio
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.untrusted_files import UnusableFile
 from etcd_actions.errors import ConfigError
-from etcd_actions.executor.cached_outputs import CACHE, sweep_cache
-from etcd_actions.executor.output_directories import OUTPUTS, sweep_outputs
-from etcd_actions.executor.paths import EXIT, LOG, STARTED, AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import EXIT, LOG, STARTED, AttemptDirectory
+from etcd_actions.executor.attempts.output_directories import OUTPUTS, sweep_outputs
+from etcd_actions.executor.cache.cached_outputs import CACHE, sweep_cache
 
 UNIT: Final = "attempt_directory"
 """The kind of unit of a directory; see :mod:`etcd_actions._internal.containment`."""
@@ -157,7 +157,7 @@ def _remove_if_over(attempt: Path, before: float) -> bool:
         return False
     if _last_change(attempt) > before:
         return False
-    place = AttemptPlace.at(attempt)
+    place = AttemptDirectory.at(attempt)
     try:
         lock = place.try_lock()
     except UnusableFile:

@@ -21,10 +21,10 @@ from etcd_actions.errors import (
     InvalidArgument,
     NotFound,
 )
-from etcd_actions.executor.attempt_limits import Limits
-from etcd_actions.executor.board import Board
-from etcd_actions.executor.failures import DELAYED, PARKED, PATIENCE, Failures
-from etcd_actions.executor.schedule import Due, Schedule
+from etcd_actions.executor.attempts.attempt_limits import Limits
+from etcd_actions.executor.scheduling.board import Board
+from etcd_actions.executor.scheduling.failures import DELAYED, PARKED, PATIENCE, Failures
+from etcd_actions.executor.scheduling.schedule import Due, Schedule
 from etcd_actions.executor.waiting_conditions import Conditions
 from etcd_actions.model import ActionUpdate, Phase
 

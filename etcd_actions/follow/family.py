@@ -132,7 +132,7 @@ class FamilyReader:
                 return None
             gets = [Get(KeyRange.of_key(key)) for key in sorted(read)]
             try:
-                result = await self._store.look(Txn(compares, gets))
+                result = await self._store.read_txn(Txn(compares, gets))
             except (InvalidRequest, RequestTooLarge):
                 # A user who may not read all of the run, or an etcd that allows fewer operations.
                 return None

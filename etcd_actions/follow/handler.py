@@ -28,7 +28,7 @@ from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.follow.index import Index
 from etcd_actions.follow.set_aside import SetAside
-from etcd_actions.follow.subscriptions import Subscriptions
+from etcd_actions.follow.subscriptions import Subscriptions, deletion_of
 from etcd_actions.follow.workqueue import (
     Reread,
     WorkQueue,
@@ -284,6 +284,9 @@ class Handler:
             known = summarize(previous, change.mod_revision)
         if known is not None:
             self.handle_task_action_event(change, known, previous)
+        elif (shown := self._index.expected(key)) is not None:
+            # It was created and deleted while the watch was interrupted.
+            self.notify_subscribers(deletion_of(shown, change.mod_revision))
         # Not before: a handler that fails is called again, and needs it then.
         self._index.remove(key)
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from etcd_actions._internal.keyed_heap import KeyedHeap
+from etcd_actions.etcd.api import KeyRange
 from etcd_actions.follow.packing import (
     Packing,
     have_one_parent,
@@ -37,7 +38,11 @@ class Watching(Protocol):
     """Says how far a watch is."""
 
     def revision_of(self, key: bytes, /) -> int:
-        """Every change of a key up to it was delivered; 0 where it is not watched."""
+        """Every change of a key up to it was delivered; 0 if the key is not watched."""
+        ...
+
+    def progress(self, keys: KeyRange, /) -> list[tuple[KeyRange, int]]:
+        """Up to which revision each part of a range was delivered; none if it is not watched."""
         ...
 
 
@@ -63,6 +68,8 @@ class Index:
         # deletion that is still to be handled.
         self._delivered: dict[bytes, int] = {}
         self._again: set[bytes] = set()
+        # States that a snapshot showed, and the watch has yet to deliver.
+        self._expected: dict[bytes, ActionUpdate] = {}
         # By key, what is to be told of its deletions, by their revisions.
         self._deletions: dict[bytes, dict[int, ActionUpdate]] = {}
         self._by_revision: KeyedHeap[tuple[bytes, int], int] = KeyedHeap()
@@ -94,6 +101,11 @@ class Index:
             revision = 0 if packed is None else revision_in(packed)
         return -revision if self._again and key in self._again else revision
 
+    def expected_in(self, keys: KeyRange, revision: int, /) -> list[bytes]:
+        """See :class:`~etcd_actions.watch.delivered.DeliveredRevisions`."""
+        expected = self._expected.items()
+        return [key for key, update in expected if key in keys and update.revision <= revision]
+
     def redeliver_all(self) -> None:
         """A watch begins, or the store is another one: all states are going to come again.
 
@@ -117,6 +129,8 @@ class Index:
         else:
             self._delivered[key] = 0
         self._again.discard(key)
+        if version:
+            self._expected.pop(key, None)
 
     def put(self, key: bytes, summary: Summary) -> None:
         """The facts of a state that was taken, behind which nothing waits."""
@@ -137,9 +151,13 @@ class Index:
             self._delivered.pop(key, None)
         if self._again:
             self._again.discard(key)
+        if self._expected:
+            self._expected.pop(key, None)
 
     def remove(self, key: bytes) -> None:
         """A deletion was handled."""
+        if self._expected:
+            self._expected.pop(key, None)
         if self._delivered:
             self._delivered.pop(key, None)
         if self._again:
@@ -180,6 +198,31 @@ class Index:
     def is_redelivery(self, key: bytes) -> bool:
         """Whether the watch that began has yet to deliver what is known of a key."""
         return key in self._again
+
+    def expect(self, update: ActionUpdate, read_at: int) -> bool:
+        """Note a state that a snapshot at a revision shows, if the watch has yet to deliver it.
+
+        If the key is deleted, and a compaction takes its history, the next list ends it.
+
+        Returns:
+            Whether the key may exist: the watch has delivered no later revision without it.
+        """
+        key = update.key
+        if self._watching is None or key in self._delivered or self._packed(key) is not None:
+            return True
+        for _, delivered in self._watching.progress(KeyRange.of_key(key)):
+            if delivered > read_at:
+                return False
+            self._expected[key] = update
+        return True
+
+    def watched_up_to(self, key: bytes) -> int:
+        """Every change of a key up to this revision was delivered; 0 if it is not watched."""
+        return 0 if self._watching is None else self._watching.revision_of(key)
+
+    def expected(self, key: bytes) -> ActionUpdate | None:
+        """The state of a key that a snapshot showed, and the watch has yet to deliver."""
+        return self._expected.get(key)
 
     def is_newest(self, key: bytes, revision: int, since: int) -> bool:
         """Whether a state surely was the newest of its key at revision ``since``.

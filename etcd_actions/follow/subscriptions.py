@@ -221,7 +221,8 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._snapshot.append(_REPLACED)
         self._boundaries += 1
 
-    def _notify(self, update: ActionUpdate) -> None:
+    def deliver(self, update: ActionUpdate) -> None:
+        """Queue an update for the reader, in place of an older one of its action."""
         if update.revision <= self._newer_than:
             return
         pending = self._pending.get(update.key)
@@ -382,7 +383,7 @@ class Subscriptions:
                     wanted, org = subscription.parent.org, update.action_id.org
                     if wanted and org and wanted != org:
                         continue
-                subscription._notify(update)
+                subscription.deliver(update)
             except BaseException as error:
                 failed.append((subscription, error))
         for subscription, failure in failed:
@@ -403,6 +404,11 @@ class Subscriptions:
         self._of_runs -= _is_run(subscription.parent)
         if not subscriptions:
             del self._by_topic[topic]
+
+
+def deletion_of(shown: ActionUpdate, revision: int) -> ActionUpdate:
+    """The deletion of an action of which a snapshot showed this state."""
+    return msgspec.structs.replace(shown, revision=revision, is_deleted=True, partial=True)
 
 
 def _is_run(parent: ActionId | None) -> bool:

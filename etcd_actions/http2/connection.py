@@ -13,6 +13,13 @@ from typing import Final
 
 from etcd_actions.http2 import frames
 from etcd_actions.http2.errors import CallFailed, Code, ErrorCode, ProtocolError, error_name
+from etcd_actions.http2.frame_checks import (
+    PartialFrame,
+    check_connection,
+    check_first,
+    check_size,
+    without_padding,
+)
 from etcd_actions.http2.headers import NO_TABLE, HeaderBlock, HeaderDecoder
 from etcd_actions.http2.send_queue import SendQueue
 from etcd_actions.http2.stream import Stream
@@ -56,7 +63,7 @@ class ClientConnection:
         self._most_streams = frames.LAST_STREAM
         self._next_id = 1
         self._decoder = HeaderDecoder()
-        self._partial = _PartialFrame()
+        self._partial = PartialFrame()
         self._block: HeaderBlock | None = None
         self._received = 0
         self._stream_window = stream_window
@@ -87,8 +94,6 @@ class ClientConnection:
         """How many more streams the server allows now."""
         return max(0, self._most_streams - len(self._streams)) if self.draining is None else 0
 
-    # Towards the server
-
     def open(
         self, head: bytes, body: bytes = b"", *, end: bool, largest: int, gathers: bool
     ) -> Stream:
@@ -98,8 +103,8 @@ class ClientConnection:
             head: The header block.
             body: The first data.
             end: Whether that is all.
-            largest: Bytes of a message that are accepted.
-            gathers: See :class:`~etcd_actions.http2.stream.Stream`.
+            largest: See :class:`~etcd_actions.http2.stream.Stream`.
+            gathers: Likewise.
         """
         number = self._next_id
         self._next_id = number + 2
@@ -136,8 +141,6 @@ class ClientConnection:
     def ping(self, payload: bytes) -> None:
         """Send a ping; its eight bytes come back in :attr:`pinged`."""
         self.sending.put(frames.frame(frames.PING, 0, 0, payload))
-
-    # From the server
 
     def receive(self, data: bytes) -> None:
         """Accept bytes, split anywhere.
@@ -184,7 +187,7 @@ class ClientConnection:
             stop = start + (word >> 8)
             kind = word & 0xFF
             if not self.ready:
-                _check_first(data, kind, flags)
+                check_first(data, kind, flags)
             if stop - start > _MAX_FRAME_SIZE:
                 raise ProtocolError(
                     f"a frame of {stop - start} bytes, above {_MAX_FRAME_SIZE}",
@@ -217,7 +220,7 @@ class ClientConnection:
             self._check_known(number, "DATA")
             return
         if flags & frames.PADDED:
-            start, stop = _without_padding(data, start, stop)
+            start, stop = without_padding(data, start, stop)
         stream.receive_window -= length
         if stream.receive_window < 0:
             self._break(stream, "more data than the window allows", ErrorCode.FLOW_CONTROL_ERROR)
@@ -250,7 +253,7 @@ class ClientConnection:
 
     def _on_headers(self, data: bytes, start: int, stop: int, flags: int, number: int) -> None:
         if flags & frames.PADDED:
-            start, stop = _without_padding(data, start, stop)
+            start, stop = without_padding(data, start, stop)
         if flags & frames.WITH_PRIORITY:
             start += 5
             if start > stop:
@@ -297,7 +300,7 @@ class ClientConnection:
         elif kind == frames.PUSH_PROMISE:
             raise ProtocolError("PUSH_PROMISE, which the settings forbid")
         elif kind == frames.PRIORITY:
-            _check_size("PRIORITY", payload, 5)
+            check_size("PRIORITY", payload, 5)
         # Frames of other kinds are ignored (RFC 9113, section 4.1).
 
     def _on_continuation(self, flags: int, number: int, payload: bytes) -> None:
@@ -310,7 +313,7 @@ class ClientConnection:
             self._on_block(number, b"".join(block.parts), end=block.end)
 
     def _on_rst_stream(self, number: int, payload: bytes) -> None:
-        _check_size("RST_STREAM", payload, 4)
+        check_size("RST_STREAM", payload, 4)
         stream = self._streams.get(number)
         if stream is None:
             self._check_known(number, "RST_STREAM")
@@ -327,7 +330,7 @@ class ClientConnection:
         )
 
     def _on_goaway(self, number: int, payload: bytes) -> None:
-        _check_connection("GOAWAY", number)
+        check_connection("GOAWAY", number)
         if len(payload) < 8:
             raise ProtocolError("a GOAWAY frame is too short", ErrorCode.FRAME_SIZE_ERROR)
         last = frames.NUMBER.unpack_from(payload, 0)[0] & frames.LAST_STREAM
@@ -342,17 +345,17 @@ class ClientConnection:
             self._fail(stream, CallFailed(Code.UNAVAILABLE, reason, not_done=not_done))
 
     def _on_ping(self, flags: int, number: int, payload: bytes) -> None:
-        _check_connection("PING", number)
-        _check_size("PING", payload, 8)
+        check_connection("PING", number)
+        check_size("PING", payload, 8)
         if flags & frames.ACK:
             self.pinged = payload
         else:
             self.sending.reply(frames.frame(frames.PING, frames.ACK, 0, payload))
 
     def _on_settings(self, flags: int, number: int, payload: bytes) -> None:
-        _check_connection("SETTINGS", number)
+        check_connection("SETTINGS", number)
         if flags & frames.ACK:
-            _check_size("SETTINGS", payload, 0)
+            check_size("SETTINGS", payload, 0)
             return
         if len(payload) % frames.SETTING.size:
             raise ProtocolError("a SETTINGS frame is truncated", ErrorCode.FRAME_SIZE_ERROR)
@@ -388,7 +391,7 @@ class ClientConnection:
             raise ProtocolError("a server that enables pushes")
 
     def _on_window_update(self, number: int, payload: bytes) -> None:
-        _check_size("WINDOW_UPDATE", payload, 4)
+        check_size("WINDOW_UPDATE", payload, 4)
         increment = frames.NUMBER.unpack(payload)[0] & frames.LARGEST_WINDOW
         if number == 0:
             self.sending.window += increment
@@ -441,60 +444,3 @@ class ClientConnection:
         stream.failure = failure
         stream.ended = True
         self.woken.append(stream)
-
-
-class _PartialFrame:
-    """The bytes of a frame that is not complete."""
-
-    def __init__(self) -> None:
-        self.needed = frames.HEADER_LENGTH
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def join(self, data: bytes) -> bytes | None:
-        """All bytes; None while fewer than ``needed`` have arrived."""
-        if not self._parts:
-            return data
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size < self.needed:
-            return None
-        data = b"".join(self._parts)
-        self._parts.clear()
-        return data
-
-    def keep(self, data: bytes, start: int) -> None:
-        """Keep the bytes from ``start`` on."""
-        if start < len(data):
-            self._parts.append(data[start:])
-            self._size = len(data) - start
-
-
-def _check_first(data: bytes, kind: int, flags: int) -> None:
-    """The first frame of a server is its settings (RFC 9113, section 3.4)."""
-    if kind == frames.SETTINGS and not flags & frames.ACK:
-        return
-    if data.startswith(b"HTTP/1"):
-        raise ProtocolError("the server speaks HTTP/1.1 only", ErrorCode.HTTP_1_1_REQUIRED)
-    raise ProtocolError("the server's first bytes are no HTTP/2")
-
-
-def _without_padding(data: bytes, start: int, stop: int) -> tuple[int, int]:
-    if start >= stop:
-        raise ProtocolError("a padded frame is empty", ErrorCode.FRAME_SIZE_ERROR)
-    unpadded = stop - data[start]
-    if unpadded < start + 1:
-        raise ProtocolError("more padding than the frame has bytes")
-    return start + 1, unpadded
-
-
-def _check_size(what: str, payload: bytes, size: int) -> None:
-    if len(payload) != size:
-        raise ProtocolError(
-            f"a {what} frame of {len(payload)} bytes, not {size}", ErrorCode.FRAME_SIZE_ERROR
-        )
-
-
-def _check_connection(what: str, number: int) -> None:
-    if number:
-        raise ProtocolError(f"{what} on a stream")

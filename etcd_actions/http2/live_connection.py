@@ -108,7 +108,7 @@ class LiveConnection:
         The reader detects that, too, but perhaps only after a call was written: its outcome would
         be unknown then, though the server certainly did nothing.
         """
-        if trio.current_time() - self._time.heard > _SILENT and self._wire.ended:
+        if trio.current_time() - self._time.last_byte_at > _SILENT and self._wire.ended:
             self.close(CLOSED)
 
     async def stream_capacity(self) -> None:
@@ -129,7 +129,7 @@ class LiveConnection:
 
     def opened(self) -> None:
         """Write a stream that was opened, and detect a silent server from now on."""
-        self._time.wake_by(self._time.heard + self._time.keepalive.time)
+        self._time.wake_by(self._time.last_byte_at + self._time.keepalive.time)
         self.flush()
 
     def is_held_back(self, stream: Stream) -> bool:
@@ -210,7 +210,7 @@ class LiveConnection:
                     break
                 if not data:
                     return connection.draining or CLOSED
-                self._time.heard = trio.current_time()
+                self._time.last_byte_at = trio.current_time()
                 try:
                     connection.receive(data)
                 except ProtocolError as error:
@@ -288,7 +288,7 @@ class LiveConnection:
                 continue
             if time.is_pinged:
                 if now >= time.alive_until:
-                    self.close(f"the server has been silent for {now - time.heard:.3g} s")
+                    self.close(f"the server has been silent for {now - time.last_byte_at:.3g} s")
             elif now >= time.alive_until:
                 self.connection.ping(time.next_ping(now))
                 self.flush()
@@ -349,14 +349,14 @@ class _Deadlines:
 
     Attributes:
         by_stream: The deadlines of streams.
-        heard: When the last byte arrived.
+        last_byte_at: When the last byte arrived.
         admits_again: Whether tasks that wait for a stream are to be woken again.
     """
 
     def __init__(self, keepalive: KeepAlive) -> None:
         self.keepalive = keepalive
         self.by_stream: dict[Stream, float] = {}
-        self.heard = trio.current_time()
+        self.last_byte_at = trio.current_time()
         self.admits_again = False
         self._pings = itertools.count(1)
         self._pinged_at = -math.inf
@@ -365,14 +365,14 @@ class _Deadlines:
     @property
     def is_pinged(self) -> bool:
         """Whether a ping was sent, and nothing has arrived since."""
-        return self._pinged_at >= self.heard
+        return self._pinged_at >= self.last_byte_at
 
     @property
     def alive_until(self) -> float:
         """When the server has been silent for too long: without, or with a ping."""
         if self.is_pinged:
             return self._pinged_at + self.keepalive.timeout
-        return self.heard + self.keepalive.time
+        return self.last_byte_at + self.keepalive.time
 
     def next_ping(self, now: float) -> bytes:
         """The payload of a ping that is sent now."""

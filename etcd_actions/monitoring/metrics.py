@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from etcd_actions.executor import ExecutorStatistics
     from etcd_actions.runs.removal import Removed
     from etcd_actions.server import ServerStatistics
-    from etcd_actions.uploads import Swept
+    from etcd_actions.uploads import SweepResult
 
 _T = TypeVar("_T")
 _BOUNDS: Final = (*map(str, BOUNDS), "+Inf")
@@ -58,7 +58,7 @@ class Metrics(Collector):
         self.server: Callable[[], ServerStatistics] | None = None
         self.executor: Callable[[], ExecutorStatistics] | None = None
         self.collected: Callable[[], Removed] | None = None
-        self.swept: Callable[[], Swept] | None = None
+        self.swept: Callable[[], SweepResult] | None = None
         self.listeners: dict[str, Callable[[], ListenerStatistics]] = {}
         self.lines_dropped: Callable[[], int] | None = None
 
@@ -140,7 +140,7 @@ def _of_collected(collected: Removed) -> Iterator[Metric]:
     yield _counter("etcd_actions_collected_bytes", text, collected.bytes)
 
 
-def _of_swept(swept: Swept) -> Iterator[Metric]:
+def _of_swept(swept: SweepResult) -> Iterator[Metric]:
     yield _counter(
         "etcd_actions_swept",
         "Uploads and definitions of images: deleted; moved to the trash; restored from it.",

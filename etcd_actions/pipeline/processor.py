@@ -19,7 +19,7 @@ Any number of processes watch the same keys and serve subscribers; one of them l
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal, overload
 
@@ -35,6 +35,7 @@ from etcd_actions.follow.subscriptions import (
     SnapshotEnd,
     Subscription,
     Subscriptions,
+    deletion_of,
 )
 from etcd_actions.model import (
     DEFAULT_KEY_PREFIX,
@@ -46,6 +47,7 @@ from etcd_actions.model import (
 from etcd_actions.pipeline.recording import Recording
 from etcd_actions.pipeline.watch_run import WatchParts, WatchRun
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
+from etcd_actions.record.reporter import CallCounts
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Store
@@ -196,20 +198,22 @@ class Processor:
         """See :class:`WatchingStatistics`."""
         run, recording = self._run, self._recording
         reflector = run.reflector if run else None
-        outbox = recording.outbox.statistics() if recording else None
+        outbox = recording.outbox if recording else None
+        counts = outbox.reporter.counts if outbox else CallCounts()
+        dead_letters = outbox.reporter.dead_letters.statistics() if outbox else None
         return WatchingStatistics(
             watching=run is not None and run.is_watching,
             reflector=reflector.statistics() if reflector else None,
             handlers=self._handler.statistics() if reflector else None,
-            outbox=outbox.queue if outbox else None,
-            reported=outbox.calls.reported if outbox else {},
-            rejected=outbox.calls.rejected if outbox else {},
-            failed=outbox.calls.failed if outbox else {},
-            interrupted=outbox.calls.interrupted if outbox else {},
-            call_times=outbox.calls.call_times if outbox else {},
+            outbox=outbox.statistics() if outbox else None,
+            reported=dict(counts.reported),
+            rejected=dict(counts.rejected),
+            failed=dict(counts.failed),
+            interrupted=dict(counts.interrupted),
+            call_times={what: times.read() for what, times in counts.times.items() if outbox},
             deferred=outbox.deferred if outbox else 0,
-            dead_letters=outbox.dead_letters.dead_letters if outbox else (),
-            dropped_dead_letters=outbox.dead_letters.dropped if outbox else 0,
+            dead_letters=dead_letters.dead_letters if dead_letters else (),
+            dropped_dead_letters=dead_letters.dropped if dead_letters else 0,
             marks=recording.recorder.statistics() if recording else {},
             elected=recording is not None and recording.leader.is_elected,
             checkpoint=recording.leader.checkpoint if recording else 0,
@@ -240,6 +244,32 @@ class Processor:
         :meth:`etcd_actions.follow.subscriptions.Subscriptions.subscribe`.
         """
         return self._subscriptions.subscribe(parent, snapshot=snapshot)
+
+    def start_with(
+        self,
+        subscription: AnySubscription,
+        states: Sequence[ActionUpdate],
+        revision: int,
+        *,
+        others: Iterable[ActionUpdate] = (),
+    ) -> None:
+        """Give a subscription its snapshot, and the end of the actions that were deleted since.
+
+        Args:
+            subscription: It awaits a snapshot.
+            states: The states of the actions at a revision.
+            revision: That revision.
+            others: States that are not stored under the keys that they name.
+        """
+        pending = {update.key for update in subscription.awaited()}
+        deleted = [
+            deletion_of(state, self._index.watched_up_to(state.key))
+            for state in states
+            if not self._index.expect(state, revision) and state.key not in pending
+        ]
+        subscription.begin_with([*states, *others], revision)
+        for update in deleted:
+            subscription.deliver(update)
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
         """Deliver what is pending to the reader of a subscription, and then the end.
@@ -277,7 +307,7 @@ class Processor:
 
         What is not finished within ``grace`` seconds (by default the settings') is logged
         and given up; the next start finds it, since it is still in etcd, unmarked. When nothing
-        is watched it does nothing; cancelled, it goes on without its caller.
+        is watched it does nothing; cancelled, it continues without its caller.
         """
         if (run := self._run) is not None:
             run.stop(self._parts.settings.grace if grace is None else grace)
@@ -290,14 +320,14 @@ class Processor:
         return [summary.action_id for summary in known if summary is not None]
 
     def _progress(self) -> Reflector | None:
-        """How far the watch is; None where its index lacks what was put off."""
+        """How far the watch is; None while the index lacks states that were put off."""
         run = self._run
         if run is None or not run.is_watching or self._handler.has_put_off:
             return None
         return run.reflector
 
     def _forget_revisions(self) -> None:
-        """The store is another one: what was known of the old one's revisions is not valid."""
+        """The store is another one: revisions of the old one are not valid."""
         self._subscriptions.forget_revisions()
         if self._on_replaced is not None:
             self._on_replaced()

@@ -1,4 +1,4 @@
-"""What a processor that records has besides its watch: outbox, leader and what they need."""
+"""The parts of a processor that records, besides its watch: outbox, leader and their parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.record.checkpoint import Checkpoint
 from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.deletions import Deletions
-from etcd_actions.record.leader import Duties, Leader
+from etcd_actions.record.leader import Leader, LeaderTasks
 from etcd_actions.record.outbox import Outbox
 from etcd_actions.record.recorder import Recorder
 from etcd_actions.record.reporter import Reporter
@@ -26,13 +26,13 @@ from etcd_actions.storage.store import Fence, FencedStore, Store
 
 
 class Recording:
-    """What a processor that records has besides its watch.
+    """See the module's text.
 
     Attributes:
-        recorder: Marks.
+        recorder: Writes marks.
         timeouts: The conditions that wait.
-        outbox: Tells the run service.
-        leader: Is elected, or not.
+        outbox: Reports to the run service.
+        leader: Stands for election.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Recording:
             Checkpoint(etcd, keyspace.checkpoint(namespace)),
             self.outbox,
             index,
-            Duties(aborter, orphans, self.timeouts),
+            LeaderTasks(aborter, orphans, self.timeouts),
             fence=fence,
             ttl=settings.election_ttl if settings.elect else None,
             save_every=settings.save_every,

@@ -67,6 +67,7 @@ class WatchRun:
         reflector: The newest one, of this run or the one before.
         is_watching: Whether the first list was delivered, and the run has not ended.
         is_stopping: Whether :meth:`stop` was called.
+        listed: Set once the first list of the newest reflector was delivered.
         ended: Set at the end.
     """
 
@@ -74,6 +75,7 @@ class WatchRun:
         self.reflector = before
         self.is_watching = False
         self.is_stopping = False
+        self.listed = trio.Event()
         self.ended = trio.Event()
         self._parts = parts
         self._grace = parts.settings.grace
@@ -134,10 +136,8 @@ class WatchRun:
             if intake.cancelled_caught:
                 return None
             reflector = self.reflector = self._new_reflector(start_revision)
-            listed = trio.Event()
-            standing = (
-                recording.leader.standing(self.done_up_to, listed) if recording else nullcontext()
-            )
+            listed = self.listed = trio.Event()
+            standing = recording.leader.standing(self) if recording else nullcontext()
             async with standing, trio.open_nursery() as nursery:
                 nursery.start_soon(keep, "task", "the handlers", parts.handler.retry)
                 nursery.start_soon(parts.containment.heal_later, "task", _WATCH)
@@ -177,7 +177,7 @@ class WatchRun:
         return reflector
 
     async def _start_revision(self) -> int:
-        """Where the first list is made, so that what was deleted since is seen as it ended."""
+        """The revision of the first list: later deletions are seen with the state before."""
         parts = self._parts
         if self.reflector is not None and (revision := self.reflector.revision):
             return revision
@@ -192,7 +192,7 @@ class WatchRun:
         return revision
 
     async def _drain(self) -> None:
-        """Finish what was taken in, within the grace; what is left is logged."""
+        """Handle all received changes within the grace; unfinished work is logged."""
         handler, recording = self._parts.handler, self._parts.recording
         with trio.move_on_after(self._grace) as scope:
             await handler.wait_idle()
@@ -200,7 +200,7 @@ class WatchRun:
                 await recording.outbox.wait_idle()
         if not scope.cancelled_caught:
             return
-        queue = recording.outbox.statistics().queue if recording else None
+        queue = recording.outbox.statistics() if recording else None
         handlers, reports = handler.statistics().keys, queue.keys if queue else 0
         if handlers or reports:
             _log.warning("stopped_with_unfinished_work", handlers=handlers, outbox=reports)

@@ -1,12 +1,12 @@
-"""The position: every deletion up to this revision is done with.
+"""The checkpoint: every deletion up to this revision is reported.
 
-It is kept in etcd, so that whoever starts lists there, and sees the deletions since. Only the
-elected process writes it: each write compares that it still is, and that the position is the
-one that it knows, so that it never goes back.
+It is kept in etcd, so that a process that starts lists there, and receives the deletions since.
+Only the leader writes it: each write compares that it still leads, and that the key is as it is
+known, so the checkpoint never decreases.
 
-Beside it stands the term of the last leader, and whether that was closed: then nothing of what it
-told may still arrive. A leader writes that its term is open before it tells anything, so its
-successor knows how long to wait: see :meth:`Checkpoint.open_term`.
+The same key has the term of the last leader, and whether that was closed: then no call of that
+leader can still land. A leader saves that its term is open before its first call, so its successor
+knows how long to wait: see :meth:`Checkpoint.open_term`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import trio
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import describe
+from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import (
     Compare,
@@ -42,7 +43,7 @@ _Revision = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class _StoredTerm(msgspec.Struct, rename="camel", frozen=True):
-    """The term of a leader: the revision at which it began, and its lease's seconds."""
+    """The term of a leader: the revision at which it started, and its lease's seconds."""
 
     revision: _Revision
     ttl: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
@@ -50,9 +51,9 @@ class _StoredTerm(msgspec.Struct, rename="camel", frozen=True):
 
 
 class _Stored(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
-    """The value of the key, in JSON; etcd's own tools show the id of a cluster like this.
+    """The value of the key, in JSON, with the cluster id as etcd's own tools show it.
 
-    A revision of 0 is none. Before terms were written there was none here.
+    A revision of 0 is none. Versions before the first one with terms wrote no term.
     """
 
     revision: _Revision
@@ -61,12 +62,12 @@ class _Stored(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
 
 
 class Predecessor(NamedTuple):
-    """A leader whose term was not closed: what it told may still arrive.
+    """A leader whose term was not closed: its calls may still land.
 
     Attributes:
-        ttl: For how many seconds its lease, or that of another one before it, may have lived
-            when it lost it; 0 where it did not say.
-        own: Whether it was this very process, which knows of its calls by itself.
+        ttl: For how many seconds its lease, or that of a leader before it, may have lived; 0 where
+            that was not saved.
+        own: Whether it was this process, which knows its own calls.
     """
 
     ttl: int
@@ -78,10 +79,10 @@ class _FencedOff(Unavailable):
 
 
 class Checkpoint:
-    """The position under one key. Its calls may be made from several tasks.
+    """The checkpoint under one key. Its methods may be called from several tasks.
 
     Attributes:
-        saved: As it was last read or written; 0 for none.
+        saved: The revision as it was last read or written; 0 for none.
     """
 
     def __init__(self, etcd: Etcd, key: bytes) -> None:
@@ -91,9 +92,9 @@ class Checkpoint:
         # Of the key as it was last read or written; None before, 0 where it is absent.
         self._mod_revision: int | None = None
         self._refused = 0
-        # As it was found, and as it is written from now on.
+        # As it was read, and as it is written from now on.
         self._found_term: _StoredTerm | None = None
-        self._unsaid = False
+        self._exists = False
         self._term: _StoredTerm | None = None
         self._own: set[int] = set()
         self._predecessor: Predecessor | None = None
@@ -105,28 +106,27 @@ class Checkpoint:
         A value that cannot be read, or is of another store, is logged once.
 
         Raises:
-            EtcdError: etcd could not be asked.
+            EtcdError: etcd could not be read.
         """
         found = await self._etcd.range(KeyRange.of_key(self._key))
         self._cluster_id = f"{found.cluster_id:x}"
         self._mod_revision = found.kvs[0].mod_revision if found.kvs else 0
-        self._found_term, self._unsaid = None, bool(found.kvs)
+        self._found_term, self._exists = None, bool(found.kvs)
         self.saved = self._revision_in(found.kvs[0], found.revision) if found.kvs else 0
         return self.saved
 
     async def open_term(self, revision: int, ttl: int, fence: Compare) -> Predecessor | None:
-        """Note that this process leads from now on, and may tell what nobody can take back.
+        """Save that this process leads from now on, and makes calls that cannot be undone.
 
         After an error, or cancelled, it may be called again.
 
         Args:
-            revision: When the term began: no other one has the same.
+            revision: When the term started: no other term has the same.
             ttl: Its lease's time to live, in seconds.
             fence: Holds while this process leads.
 
         Returns:
-            Who led before, where it did not close its term; None where there was nobody, or
-            it did.
+            The leader before, if it did not close its term; None if it did, or there was none.
 
         Raises:
             EtcdError: etcd did not do it, or maybe did.
@@ -136,18 +136,18 @@ class Checkpoint:
             await self.load()
             found = self._found_term
             if found is not None and found.revision == revision:
-                # An earlier try was done after all; it remembered what it found.
+                # An earlier try was applied; it remembered what it read.
                 return self._predecessor
             self._predecessor = self._unclosed(found)
             before = self._predecessor.ttl if self._predecessor is not None else 0
             self._own.add(revision)
-            # What an older one told may arrive for as long as that one says.
+            # Calls of an older leader may land for as long as its term has.
             self._term = _StoredTerm(revision, max(ttl, before))
             if await self._write(self.saved, fence):
                 return self._predecessor
 
     async def close_term(self, fence: Compare) -> None:
-        """Note that nothing of what this process told can arrive any more.
+        """Save that no call of this process can still land.
 
         Raises:
             EtcdError: etcd did not do it, or maybe did.
@@ -160,54 +160,51 @@ class Checkpoint:
             await self.load()
 
     async def save(self, revision: int, fence: Compare) -> bool:
-        """Write it, unless it is as high already; False where ``fence`` does not hold any more.
+        """Write a revision, unless it is as high already; False if ``fence`` does not hold.
 
-        Cancelled, or after an error, it may have been written all the same: asking for the
-        same again is safe.
+        Cancelled, or after an error, it may have been written: the same call may be repeated.
 
         Args:
-            revision: The position, at least 1.
+            revision: The checkpoint, at least 1.
             fence: Holds while this process leads.
 
         Raises:
             EtcdError: etcd did not do it, or maybe did.
         """
         if self._mod_revision is None or revision < self.saved:
-            # Lower than what is known: the store may be another one.
+            # Lower than the saved one: the store may be another one.
             await self.load()
         while revision > self.saved:
             try:
                 if not await self._write(revision, fence):
-                    # An earlier try was done after all, or somebody else has written.
+                    # An earlier try was applied, or another process has written.
                     await self.load()
             except _FencedOff:
                 return False
         return True
 
-    async def keep(self, current: Callable[[], int], fence: Compare, *, every: float) -> None:
-        """Save what ``current`` gives whenever it has moved on; returns when fenced off.
+    async def save_periodically(
+        self, current: Callable[[], int], fence: Compare, *, every: float
+    ) -> None:
+        """Save what ``current`` returns whenever it has increased; returns when fenced off.
 
-        While etcd is away it tries again, for ever. Cancelled it leaves what was saved last.
+        While etcd is unavailable it retries without limit. Cancelled it leaves what was saved last.
 
         Args:
-            current: The position that can be claimed now; 0 for none.
+            current: Returns the revision that can be saved now; 0 for none.
             fence: Holds while this process leads.
             every: Seconds between two writes, at least.
         """
-        failures = 0
         while True:
-            revision = current()
-            try:
-                if revision not in (0, self.saved) and not await self.save(revision, fence):
+            report = seldom(_log, "position_not_saved")
+            async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
+                with attempt:
+                    revision = current()
+                    if revision in (0, self.saved) or await self.save(revision, fence):
+                        continue
                     _log.warning("position_fenced_off", position=revision)
                     return
-            except EtcdError as error:
-                failures += 1
-                if failures & (failures - 1) == 0:
-                    _log.warning("position_not_saved", error=str(error), failures=failures)
-            else:
-                failures = 0
-            await trio.sleep(max(every, _BACKOFF.delay(failures) if failures else 0))
+            await trio.sleep(every)
 
     async def _write(self, revision: int, fence: Compare) -> bool:
         """Write both; False where the key is not what is known of it."""
@@ -230,8 +227,8 @@ class Checkpoint:
 
     def _unclosed(self, found: _StoredTerm | None) -> Predecessor | None:
         if found is None:
-            # A value without a term was written by somebody who says nothing of it.
-            return Predecessor(0, own=False) if self._unsaid else None
+            # An older version wrote the value, and no term.
+            return Predecessor(0, own=False) if self._exists else None
         return None if found.closed else Predecessor(found.ttl, own=found.revision in self._own)
 
     def _revision_in(self, kv: KeyValue, newest: int) -> int:

@@ -63,7 +63,7 @@ class Deletions:
         Returns:
             Whether the action was ended here: its terminal state comes by the watch.
         """
-        return await self._aborter.deletion_asked(seen)
+        return await self._aborter.on_deletion_requested(seen)
 
     def by_mark(self, incarnation: Incarnation) -> None:
         """The mark deleted the object."""
@@ -94,8 +94,8 @@ class Deletions:
         accepted = needed and await self._reporter.report(update, None, None)
         await self._reporter.dead_letters.carry(update, None)
         if not is_trace and self._has_its_key(update):
-            await self._orphans.owner_gone(update)
-            await self._aborter.action_gone(update.action_id, update.namespace)
+            await self._orphans.on_owner_deleted(update)
+            await self._aborter.on_action_deleted(update.action_id, update.namespace)
         if accepted and started < (until := self._reporter.uncertain_until(key)):
             self._deferred.put(change, until)
             return False

@@ -1,19 +1,20 @@
-"""What one of all processes does: its outbox is at work, and what was left half-way is finished.
+"""The leader's work: its outbox is at work, and interrupted operations are completed.
 
-The leader is elected by an etcd lease (:mod:`etcd_actions.etcd.election`). While its term lasts it
-tells the run service, marks, finishes aborts, ends conditions in time, collects what was orphaned,
-and saves the position. It begins with what is known to be unmarked, and with the deletions since
-the position; all others keep these deletions, until the position says that they are done with.
+The leader is elected by an etcd lease (:mod:`etcd_actions.etcd.election`). During its term it
+reports to the run service, marks, completes aborts, ends conditions in time, collects orphans, and
+saves the checkpoint. It starts with the objects that are known to be unmarked, and with the
+deletions since the checkpoint; all other processes keep these deletions until the checkpoint
+passes them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -40,22 +41,32 @@ _CLEANING: Final = Backoff(initial=0.5, cap=60.0)
 _RESTARTS: Final = Backoff(initial=0.2, cap=30.0)
 _TERM: Final = "the leader's work"
 _PORTION: Final = 256
-"""Keys of the backlog that are looked at before others have their turn."""
+"""Keys of the backlog that are read between two cancellation points."""
 
 _log: Final = structlog.get_logger(__name__)
 
 
-Progress = Callable[[], int]
-"""Returns the revision up to which every change was handled; 0 for none."""
+class Progress(Protocol):
+    """How far a watch is.
+
+    Attributes:
+        listed: Set once the first list was handled.
+    """
+
+    listed: trio.Event
+
+    def done_up_to(self) -> int:
+        """Every change up to this revision was handled; 0 for none."""
+        ...
 
 
 @dataclass(frozen=True)
-class Duties:
-    """What the leader sees to besides its outbox.
+class LeaderTasks:
+    """What the leader does besides its outbox.
 
     Attributes:
-        aborter: Finishes aborts that were cut off.
-        orphans: Collects what lost its parent unseen.
+        aborter: Completes aborts that were interrupted.
+        orphans: Collects objects whose parent was deleted unseen.
         timeouts: Ends conditions in time.
     """
 
@@ -64,7 +75,11 @@ class Duties:
     timeouts: ConditionTimeouts
 
     async def clean_up(self, listed: trio.Event) -> None:
-        """Finish interrupted work after the first list; retry without limit if etcd fails."""
+        """Complete what was interrupted; what etcd does not do is repeated, without limit.
+
+        It lists the objects again, so it waits for the first list: two at a time take twice as
+        long.
+        """
         await listed.wait()
         report = seldom(_log, "clean_up_failed")
         async for refused in retrying(_CLEANING, on=EtcdError, report=report):
@@ -80,15 +95,15 @@ class Leader:
 
     Args:
         etcd: The connection.
-        key: The election's.
-        position: Where a successor begins.
-        outbox: Tells and marks.
-        index: What is known of the keys.
-        duties: What else is to be done.
+        key: The election's key.
+        checkpoint: Where a successor starts.
+        outbox: Reports and marks.
+        index: The facts of the keys.
+        tasks: What else is to be done.
         fence: What the marks compare; it is set to the leadership.
         ttl: For how many seconds the leader may be silent; None works without an election, and
-            keeps no position.
-        save_every: Seconds between two times that the position is saved.
+            saves no checkpoint.
+        save_every: Seconds between two times that the checkpoint is saved.
         containment: The boundaries of the process.
     """
 
@@ -96,10 +111,10 @@ class Leader:
         self,
         etcd: Etcd,
         key: bytes,
-        position: Checkpoint,
+        checkpoint: Checkpoint,
         outbox: Outbox,
         index: Index,
-        duties: Duties,
+        tasks: LeaderTasks,
         *,
         fence: Fence,
         ttl: int | None,
@@ -108,10 +123,10 @@ class Leader:
     ) -> None:
         self._etcd = etcd
         self._key = key
-        self._position = position
+        self._checkpoint = checkpoint
         self._outbox = outbox
         self._index = index
-        self._duties = duties
+        self._tasks = tasks
         self._fence = fence
         self._ttl = ttl
         self._save_every = save_every
@@ -126,28 +141,22 @@ class Leader:
     @property
     def checkpoint(self) -> int:
         """The checkpoint as it was last saved or read; 0 for none."""
-        return self._position.saved
+        return self._checkpoint.saved
 
     async def start_at(self) -> int:
-        """Where a first list shows the deletions since; 0 for the newest.
+        """Where a first list shows the deletions since; 0 for the newest revision.
 
         Raises:
-            EtcdError: etcd could not be asked.
+            EtcdError: etcd could not be read.
         """
-        return 0 if self._ttl is None else await self._position.load()
+        return 0 if self._ttl is None else await self._checkpoint.load()
 
     @asynccontextmanager
-    async def standing(self, progress: Progress, listed: trio.Event) -> AsyncIterator[None]:
-        """Stand for election, and work while elected; on leaving the term ends in order.
-
-        Args:
-            progress: See :data:`Progress`.
-            listed: Set once the first list was handled. The clean-up, which lists the objects
-                again, waits for it: two lists at a time take twice as long.
-        """
+    async def standing(self, progress: Progress) -> AsyncIterator[None]:
+        """Stand for election, and work while elected; on leaving the term ends in order."""
         if self._ttl is None:
             async with self._outbox.at_work(), trio.open_nursery() as nursery:
-                self._begin_work(nursery, None, listed)
+                self._start_work(nursery, None, progress)
                 yield
                 nursery.cancel_scope.cancel("the watch was stopped")
             return
@@ -157,46 +166,42 @@ class Leader:
             ) as self._election,
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(self._serve_terms, self._election, progress, listed)
+            nursery.start_soon(self._serve_terms, self._election, progress)
             yield
-            await self._save_position(self._election, progress)
+            await self._save_last(self._election, progress)
             nursery.cancel_scope.cancel("the watch was stopped")
 
-    async def _serve_terms(
-        self, election: Election, progress: Progress, listed: trio.Event
-    ) -> None:
-        """Work while elected, for ever; meanwhile follow the leader's position.
+    async def _serve_terms(self, election: Election, progress: Progress) -> None:
+        """Work while elected; else follow the leader's checkpoint.
 
-        When the work fails unexpectedly another process may lead: this one gives up, and
-        stands again after a while.
+        When the work fails unexpectedly another process may lead: this one resigns, and stands
+        again after a while.
         """
         failures = 0
         while True:
-            began = trio.current_time()
+            started = trio.current_time()
             with self._containment.unit("task", _TERM, parks=True) as term:
-                await self._serve_term(election, progress, listed)
+                await self._serve_term(election, progress)
             if term.failed:
                 election.give_up()
-                lived = trio.current_time() - began > _RESTARTS.cap
+                lived = trio.current_time() - started > _RESTARTS.cap
                 failures = 1 if lived else failures + 1
                 await trio.sleep(_RESTARTS.delay(failures))
 
-    async def _serve_term(self, election: Election, progress: Progress, listed: trio.Event) -> None:
-        """Wait to be elected, then work while that lasts."""
+    async def _serve_term(self, election: Election, progress: Progress) -> None:
         keep = self._containment.keep
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep, "task", "following the position", self._follow_position)
+            nursery.start_soon(keep, "task", "following the checkpoint", self._follow_checkpoint)
             await election.wait_leader()
             nursery.cancel_scope.cancel("elected")
         if (term := election.term) is None:
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._work, term, progress, listed)
+            nursery.start_soon(self._work, term, progress)
             await term.over.wait()
             nursery.cancel_scope.cancel("no longer elected")
 
-    async def _work(self, term: Term, progress: Progress, listed: trio.Event) -> None:
-        """Tell and mark, until cancelled."""
+    async def _work(self, term: Term, progress: Progress) -> None:
         keep, fence = self._containment.keep, term.leadership.fence
         hold_until = await self._open_term(term)
         self._fence.compare = fence
@@ -204,51 +209,46 @@ class Leader:
             self._outbox.at_work(term, hold_until=hold_until),
             trio.open_nursery() as nursery,
         ):
-            self._begin_work(nursery, fence, listed)
+            self._start_work(nursery, fence, progress)
             current = partial(self._done_up_to, progress)
-            save = partial(self._position.keep, current, fence, every=self._save_every)
-            nursery.start_soon(keep, "task", "saving the position", save)
+            save = partial(
+                self._checkpoint.save_periodically, current, fence, every=self._save_every
+            )
+            nursery.start_soon(keep, "task", "saving the checkpoint", save)
             nursery.start_soon(self._containment.heal_later, "task", _TERM)
             await trio.sleep_forever()
 
-    def _begin_work(self, nursery: trio.Nursery, fence: Compare | None, listed: trio.Event) -> None:
-        """Do what was left undone, and from now on what the one process at work has to."""
+    def _start_work(self, nursery: trio.Nursery, fence: Compare | None, progress: Progress) -> None:
         keep = self._containment.keep
-        self._deliver_deletions()
+        for update in self._index.deletions():
+            self._outbox.deliver(Change.deletion(update.key, update.revision), update)
         nursery.start_soon(keep, "task", "delivering the backlog", self._deliver_backlog)
-        clean_up = partial(self._duties.clean_up, listed)
+        clean_up = partial(self._tasks.clean_up, progress.listed)
         nursery.start_soon(keep, "task", "cleaning up", clean_up)
-        timeouts = partial(self._duties.timeouts.end_in_time, lambda: fence)
+        timeouts = partial(self._tasks.timeouts.end_in_time, lambda: fence)
         nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
 
-    def _deliver_deletions(self) -> None:
-        for update in self._index.deletions():
-            key, revision = update.key, update.revision
-            self._outbox.deliver(Change.deletion(key, revision), update)
-
     async def _deliver_backlog(self) -> None:
-        """Have everything done that is known to be undone."""
+        """Queue all that is known to need a report or a mark."""
         for number, key in enumerate(list(self._index)):
             if number % _PORTION == _PORTION - 1:
                 await trio.lowlevel.checkpoint()
-            if self._index.is_redelivery(key):
-                # This start has not come to it yet: it is going to be handled again.
+            # What the watch has yet to deliver again is handled then.
+            if self._index.is_redelivery(key) or (known := self._index.get(key)) is None:
                 continue
-            if (known := self._index.get(key)) is None:
-                continue
-            # Without its value, which is read again; what its lease is shows then.
+            # Without its value, which is read again; its lease is known only then.
             change = Change.unread(key, known.create_revision, known.revision)
             if self._outbox.wants(change, known):
                 self._outbox.deliver(change, None)
 
     async def _open_term(self, term: Term) -> float:
-        """Note that this process leads; returns until when what others told may still land."""
+        """Save that this process leads; returns until when calls of others may still land."""
         revision, fence = term.leadership.create_revision, term.leadership.fence
         report = seldom(_log, "term_not_opened")
         before: Predecessor | None = None
         async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
             with attempt:
-                before = await self._position.open_term(revision, term.ttl, fence)
+                before = await self._checkpoint.open_term(revision, term.ttl, fence)
         if before is None:
             return -math.inf
         if before.own:
@@ -257,37 +257,35 @@ class Leader:
         _log.info("endings_held", seconds=hold)
         return term.began + hold
 
-    async def _follow_position(self) -> None:
-        """Forget the deletions that the leader is done with."""
+    async def _follow_checkpoint(self) -> None:
+        """Forget the deletions that the leader has reported."""
         while True:
             try:
-                position = await self._position.load()
+                self._index.forget_deletions(await self._checkpoint.load())
             except EtcdError as error:
                 _log.debug("position_unreadable", error=str(error))
-            else:
-                self._index.forget_deletions(position)
             await trio.sleep(self._save_every)
 
-    async def _save_position(self, election: Election, progress: Progress) -> None:
-        """Save it once more at the end; what is not saved is only looked at again.
+    async def _save_last(self, election: Election, progress: Progress) -> None:
+        """Save the checkpoint at the end; what is not saved is only read again.
 
-        Where nothing is left that may still land a successor need not wait for it.
+        Where no call can still land a successor need not wait for it.
         """
         if not election.is_leader:
             return
-        with trio.move_on_after(1), self._containment.unit("task", "saving the position"):
+        with trio.move_on_after(1), self._containment.unit("task", "saving the checkpoint"):
             try:
-                await self._position.save(self._done_up_to(progress), election.fence)
+                await self._checkpoint.save(self._done_up_to(progress), election.fence)
                 if self._outbox.close_if_settled():
-                    await self._position.close_term(election.fence)
+                    await self._checkpoint.close_term(election.fence)
             except EtcdError as error:
                 _log.info("position_not_saved", error=str(error))
 
     def _done_up_to(self, progress: Progress) -> int:
-        """Every deletion up to this revision is done with.
+        """Every deletion up to this revision is reported.
 
-        Puts do not count: what they made is in the list that a successor begins with.
+        Puts do not count: their result is in the list that a successor starts with.
         """
         oldest = self._index.oldest_deletion
-        handled = progress()
+        handled = progress.done_up_to()
         return handled if oldest is None else min(handled, oldest - 1)

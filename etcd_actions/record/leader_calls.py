@@ -1,8 +1,8 @@
-"""Calls that a leader makes to a server which cannot tell whether it still leads.
+"""Calls that a leader makes to a server that cannot check whether it still leads.
 
-Each is begun, and ends, while the leader's lease is surely alive. So a process that was stopped,
-cut off or suspended sends nothing first: the check is made directly before the call, with nothing
-awaited in between. And the next leader knows until when a call of this one may still land.
+Each starts and ends while the leader's lease is surely alive. So a process that was stopped,
+partitioned or suspended sends nothing first: the check is made directly before the call, with no
+cancellation point in between. And the next leader knows until when a call may still land.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.term import Term
 
 LANDING = 0.5
-"""Seconds after its deadline in which a call may still be applied: the server counts from when
-it got it."""
+"""Seconds after its deadline in which a call may still be applied: the server counts from its
+arrival."""
 
 _CLOSE = 0.05
 """Seconds by which two clocks may differ on when a deadline has passed."""
 
 
 class LeaseTooShort(RunServiceUnavailable):
-    """A call was not made, or not finished, for want of time before the lease may expire."""
+    """A call was not made, or not finished: the lease may expire too soon."""
 
 
 class LeaderCalls:
@@ -41,8 +41,8 @@ class LeaderCalls:
         """Make calls in this term from now on.
 
         Args:
-            term: Calls are made only while its lease is surely alive; None for ever.
-            hold_until: Until when what other processes told may still land, in trio's time.
+            term: Calls are made only while its lease is surely alive; None for no limit.
+            hold_until: Until when calls of other processes may still land, on trio's clock.
         """
         self._term, self.hold_until = term, hold_until
         self._closed = False
@@ -58,14 +58,14 @@ class LeaderCalls:
 
     @property
     def term_revision(self) -> int:
-        """Where the term began: others may have told what came before; 0 without a term."""
+        """Where the term started: others may have reported earlier states; 0 without a term."""
         return 0 if self._term is None else self._term.leadership.create_revision
 
     async def make(self, call: Callable[[], Awaitable[None]]) -> None:
         """Make one call, once enough is left of the lease. Cancelled, it may land later.
 
         Raises:
-            LeaseTooShort: It ended, or was given up, with the time of the lease.
+            LeaseTooShort: It ended, or was cancelled, with the time of the lease.
         """
         term = self._term
         if term is None:
@@ -73,7 +73,7 @@ class LeaderCalls:
             return
         await term.wait_sure()
         if self._closed:
-            raise LeaseTooShort("this process stops, and has said that it tells nothing more")
+            raise LeaseTooShort("this process stops, and its term is closed")
         until = term.sure_until()
         settled = False
         try:

@@ -26,7 +26,6 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -36,7 +35,6 @@ import trio
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.tracing import span
 from etcd_actions.codecs import codec_of
-from etcd_actions.dead_letters import DeadLetterStatistics
 from etcd_actions.errors import DecodeError, RunServiceRejected
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.etcd.term import Term
@@ -55,7 +53,7 @@ from etcd_actions.model import (
 from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.deletions import Deletions
 from etcd_actions.record.recorder import MarkResult, Recorder, TerminalState
-from etcd_actions.record.reporter import BEFORE_RUNNING, CallStatistics, Reporter
+from etcd_actions.record.reporter import BEFORE_RUNNING, Reporter
 from etcd_actions.run_service.protocol import MarkCompanions
 from etcd_actions.storage.store import Store
 from etcd_actions.watch import Change
@@ -64,23 +62,6 @@ _NOT_TERMINAL = -1
 _LONGEST_UID = 128
 _BYTES_OF_OBJECTS = 256 * 1024
 """Bytes of queued values up to which their decoded objects are kept with them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutboxStatistics:
-    """What an outbox has and has done.
-
-    Attributes:
-        queue: The queue; None before the first time it worked.
-        calls: Calls to the run service.
-        deferred: Number of accepted terminal states that are reported again before their mark.
-        dead_letters: What the run service rejected.
-    """
-
-    queue: WorkQueueStatistics | None
-    calls: CallStatistics
-    deferred: int
-    dead_letters: DeadLetterStatistics
 
 
 class _Delivery(Change, frozen=True, gc=False):
@@ -172,14 +153,14 @@ class Outbox:
         self._queue: WorkQueue | None = None
         self._reported: dict[bytes, _Reported] = {}
 
-    def statistics(self) -> OutboxStatistics:
-        """See :class:`OutboxStatistics`."""
-        return OutboxStatistics(
-            queue=self._queue.statistics() if self._queue else None,
-            calls=self.reporter.statistics(),
-            deferred=len(self._deferred),
-            dead_letters=self.reporter.dead_letters.statistics(),
-        )
+    def statistics(self) -> WorkQueueStatistics | None:
+        """What the queue has and has done; None while another process leads."""
+        return None if self._queue is None else self._queue.statistics()
+
+    @property
+    def deferred(self) -> int:
+        """Number of accepted terminal states that are reported again before their mark."""
+        return len(self._deferred)
 
     @property
     def working(self) -> bool:
@@ -245,7 +226,7 @@ class Outbox:
         """Whether there is anything to do for a state, or a deletion."""
         if self._queue is None:
             return False
-        if change.is_delete or self.reporter.dead_letters.asked(change.key):
+        if change.is_delete or self.reporter.dead_letters.requests(change.key):
             return True
         if summary.recorded:
             # An object without finalizers whose deletion is requested is deleted here: a plain put
@@ -330,7 +311,7 @@ class Outbox:
             if (reported := self._reported.get(key)) is not None:
                 reported.accepted = None
             reason = f"the object cannot be read: {error.reason}"
-            await self.reporter.dead_letters.unanswerable(key, reason)
+            await self.reporter.dead_letters.refuse_requests(key, reason)
 
     async def _if_newest(self, delivery: Change) -> Change | None:
         """A state; None for one from before the term that has a newer one.
@@ -363,7 +344,7 @@ class Outbox:
         seen = delivery.kv.plain()
         self._supersede_deferred(key)
         reported = self._reported.setdefault(key, _Reported())
-        if requests := self.reporter.dead_letters.asked(key):
+        if requests := self.reporter.dead_letters.requests(key):
             # The record first, then the status, whichever of the two was rejected.
             self.reporter.introduce_again(key)
             reported.accepted = None
@@ -505,8 +486,8 @@ class Outbox:
     async def _redeliver_deleted(self, key: bytes) -> None:
         """Report again what the requested dead letters about a deleted object keep."""
         dead_letters = self.reporter.dead_letters
-        requests = dead_letters.asked(key)
-        if requests and not await dead_letters.is_there(key):
+        requests = dead_letters.requests(key)
+        if requests and not await dead_letters.exists(key):
             await self.reporter.report_dead_letters(key, requests)
             if self._deferred.get(key) is None:
                 self.forget(key)

@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
@@ -20,11 +19,11 @@ import structlog
 import trio
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions._internal.histogram import Distribution, Histogram
+from etcd_actions._internal.histogram import Histogram
 from etcd_actions._internal.tracing import span
 from etcd_actions.codecs import codec_of
 from etcd_actions.dead_letters import DeadLetterStore
-from etcd_actions.errors import RunServiceActionUnknown, RunServiceError, RunServiceRejected
+from etcd_actions.errors import RunServiceActionUnknown, RunServiceRejected
 from etcd_actions.etcd.term import Term
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
@@ -51,8 +50,7 @@ BEFORE_RUNNING = (
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CallStatistics:
+class CallCounts:
     """Calls to the run service so far, each by ``record`` and ``status``.
 
     Attributes:
@@ -60,23 +58,15 @@ class CallStatistics:
         rejected: Number of calls that it never will accept.
         failed: Number of calls that failed and are repeated.
         interrupted: Number of calls that ended with the time of the lease, and are repeated.
-        call_times: How long calls took, with every outcome.
+        times: How long calls took, with every outcome.
     """
 
-    reported: dict[str, int]
-    rejected: dict[str, int]
-    failed: dict[str, int]
-    interrupted: dict[str, int]
-    call_times: dict[str, Distribution]
-
-
-class _Counts:
     def __init__(self) -> None:
         self.reported: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.interrupted: Counter[str] = Counter()
-        self.call_times = {"record": Histogram(), "status": Histogram()}
+        self.times = {"record": Histogram(), "status": Histogram()}
 
 
 class Reporter:
@@ -90,6 +80,7 @@ class Reporter:
 
     Attributes:
         calls: When calls may be made.
+        counts: What came of them.
         dead_letters: See above.
     """
 
@@ -101,24 +92,13 @@ class Reporter:
         containment: Containment,
     ) -> None:
         self.calls = LeaderCalls()
+        self.counts = CallCounts()
         self.dead_letters = dead_letters
         self._run_service = run_service
         self._prefix = keys.prefix
         self._containment = containment
-        self._counts = _Counts()
         self._introduced: dict[bytes, Incarnation] = {}
         self._with_children: set[bytes] = set()
-
-    def statistics(self) -> CallStatistics:
-        """See :class:`CallStatistics`."""
-        counts = self._counts
-        return CallStatistics(
-            reported=dict(counts.reported),
-            rejected=dict(counts.rejected),
-            failed=dict(counts.failed),
-            interrupted=dict(counts.interrupted),
-            call_times={what: times.read() for what, times in counts.call_times.items()},
-        )
 
     def start(self, term: Term | None, hold_until: float) -> None:
         """Make calls in this term from now on; see :meth:`LeaderCalls.start`."""
@@ -163,11 +143,10 @@ class Reporter:
         return self._prefix + f"{child.namespace}/{name}".encode(errors="replace")
 
     def add_child(self, parent: bytes) -> bool:
-        """Report an action as RUNNING while it is queued; False where that is known."""
-        if parent in self._with_children:
-            return False
+        """Report an action as RUNNING while it is queued; False where it was added before."""
+        known = parent in self._with_children
         self._with_children.add(parent)
-        return True
+        return not known
 
     async def mark_companions(
         self, update: ActionUpdate, action: ActionObject
@@ -205,7 +184,7 @@ class Reporter:
             return await self._report(update, action, value, self._run_service)
         try:
             accepted = await self._report(update, action, value, companions.others)
-        except RunServiceError:
+        except Exception:
             await companions.write()
             raise
         if not accepted:
@@ -219,32 +198,30 @@ class Reporter:
         value: bytes | None,
         run_service: RunService | None,
     ) -> bool:
-        first = self.is_first(update)
+        key, accepted, recorded = update.key, True, None
         if run_service is None:
-            self._introduced[update.key] = update.incarnation
-            accepted = True
+            self._introduced[key] = update.incarnation
         elif update.action_type == ACTION_TYPE_TRACE:
             # A trace that is recorded again may have another state. Flyte's run service takes
             # each trace that is recorded for one that succeeded.
             accepted = await self._record(update, action, value)
-            if accepted and update.phase is not Phase.SUCCEEDED:
-                accepted = await self._status(update, action, value, run_service)
-            return accepted
+            if not accepted or update.phase is Phase.SUCCEEDED:
+                return accepted
+            call = partial(run_service.update_action_state, update, action)
+            return await self._call("status", call, update, value)
         else:
-            recorded = None
-            if first:
+            if self.is_first(update):
                 recorded = await self._record(update, action, value)
-                self._introduced[update.key] = update.incarnation
-            if update.key in self._with_children and update.phase in BEFORE_RUNNING:
+                self._introduced[key] = update.incarnation
+            if key in self._with_children and update.phase in BEFORE_RUNNING:
                 update = msgspec.structs.replace(update, phase=Phase.RUNNING)
-            accepted = update.phase is Phase.UNSPECIFIED or await self._known_status(
-                update, action, value, run_service, recorded
-            )
+            if update.phase is not Phase.UNSPECIFIED:
+                accepted = await self._status(update, action, value, run_service, recorded)
         if update.phase.is_terminal or update.is_deleted:
-            self._with_children.discard(update.key)
+            self._with_children.discard(key)
         return accepted
 
-    async def _known_status(
+    async def _status(
         self,
         update: ActionUpdate,
         action: ActionObject | None,
@@ -257,15 +234,16 @@ class Reporter:
         Once a try: the back-off decides what follows. Without a record it stays unknown.
         ``recorded`` is whether a record was accepted just now; None where none was reported.
         """
+        call = partial(run_service.update_action_state, update, action)
         try:
-            return await self._status(update, action, value, run_service)
+            return await self._call("status", call, update, value)
         except RunServiceActionUnknown as error:
             # The next try starts with the record.
             self.introduce_again(update.key)
             if recorded:
                 raise
             if recorded is None and await self._record(update, action, value):
-                return await self._status(update, action, value, run_service)
+                return await self._call("status", call, update, value)
             self._introduced[update.key] = update.incarnation
             await self.reject("status", update, value, error)
             return False
@@ -273,13 +251,13 @@ class Reporter:
     async def report_dead_letters(self, key: bytes, requests: frozenset[str]) -> None:
         """Report again what the dead letters about an object keep that is deleted, or another's."""
         introduced = self._introduced.pop(key, None)
-        for kept in await self.dead_letters.kept(key, requests):
+        for last in await self.dead_letters.last_reports(key, requests):
             action = (
-                None if kept.value is None else codec_of(kept.value).decode(kept.value, key=key)
+                None if last.value is None else codec_of(last.value).decode(last.value, key=key)
             )
-            await self.report(kept.update, action, kept.value)
+            await self.report(last.update, action, last.value)
             self.introduce_again(key)
-            await self.dead_letters.settle(kept.update, requests)
+            await self.dead_letters.settle(last.update, requests)
         if introduced is not None:
             self._introduced[key] = introduced
 
@@ -288,16 +266,6 @@ class Reporter:
     ) -> bool:
         call = partial(self._run_service.record_action, update, action)
         return await self._call("record", call, update, value)
-
-    async def _status(
-        self,
-        update: ActionUpdate,
-        action: ActionObject | None,
-        value: bytes | None,
-        run_service: RunService,
-    ) -> bool:
-        call = partial(run_service.update_action_state, update, action)
-        return await self._call("status", call, update, value)
 
     async def _call(
         self,
@@ -314,13 +282,13 @@ class Reporter:
         except RunServiceRejected as error:
             await self.reject(what, update, value, error)
             return False
-        await self.dead_letters.accepted(what, update)
+        await self.dead_letters.accept(what, update)
         return True
 
     @contextmanager
     def counted(self, what: str) -> Iterator[None]:
         """Count the body as a call, with its duration."""
-        counts, started = self._counts, perf_counter()
+        counts, started = self.counts, perf_counter()
         try:
             yield
         except (RunServiceRejected, trio.Cancelled):
@@ -334,7 +302,7 @@ class Reporter:
         else:
             counts.reported[what] += 1
         finally:
-            counts.call_times[what].observe(perf_counter() - started)
+            counts.times[what].observe(perf_counter() - started)
 
     async def reject(
         self,
@@ -344,7 +312,7 @@ class Reporter:
         error: RunServiceRejected | RunServiceActionUnknown,
     ) -> None:
         """Count a call that was rejected for good, and write the dead letter."""
-        self._counts.rejected[what] += 1
+        self.counts.rejected[what] += 1
         _log.error(
             "run_service_rejected",
             what=what,
@@ -353,4 +321,4 @@ class Reporter:
             code=error.code,
             error=str(error),
         )
-        await self.dead_letters.refused(what, update, value, code=error.code, error=str(error))
+        await self.dead_letters.reject(what, update, value, code=error.code, error=str(error))

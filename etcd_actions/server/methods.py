@@ -59,7 +59,7 @@ class Methods:
         self._containment = containment
         self._access = access
         self._open: set[trio.CancelScope] = set()
-        self._is_ending = False
+        self._has_ended = False
         self.endpoints: dict[str, Any] = {}
         self.answered: dict[str, MethodInfo[Any, Any]] = {}
 
@@ -104,9 +104,9 @@ class Methods:
         function = refuse_stream if method.server_streaming else refuse
         self.endpoints.setdefault(f"/{_full_name(described)}", self._endpoint(described, function))
 
-    def cut_off(self) -> None:
-        """End the unary calls in progress with an error that asks for another attempt."""
-        self._is_ending = True
+    def interrupt(self) -> None:
+        """End the unary calls in progress with UNAVAILABLE, which clients retry."""
+        self._has_ended = True
         for scope in self._open:
             scope.cancel("the service ends")
 
@@ -125,7 +125,7 @@ class Methods:
                 finally:
                     self._open.discard(scope)
             # The call may have taken effect: to repeat it is safe.
-            reason = "the service is ending" if self._is_ending else "it took too long"
+            reason = "the service is ending" if self._has_ended else "it took too long"
             raise Refusal(Code.UNAVAILABLE, reason)
 
         async def checked_requests(requests: AsyncIterator[Any]) -> AsyncGenerator[Any]:

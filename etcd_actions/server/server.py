@@ -68,8 +68,8 @@ async def open_actions_server(
     """Serve a client's methods over Connect, gRPC and gRPC-Web.
 
     When the context is left, also by an exception or a cancellation, the streams end first, without
-    an error, and calls have ``settings.grace`` to finish; the remaining ones end with an error that
-    asks for another attempt. The client should watch: then all streams share its watch.
+    an error, and calls have ``settings.grace`` to finish; the remaining ones end with UNAVAILABLE,
+    which clients retry. The client should watch: then all streams share its watch.
 
     Args:
         client: Answers the calls; it must live longer.
@@ -129,7 +129,7 @@ async def open_actions_server(
         containment=client.containment,
         grace=settings.grace,
         on_leave=streams.drain,
-        on_late=methods.cut_off,
+        on_late=methods.interrupt,
     ) as listener:
         if announce:
             _log_address(settings, listener)

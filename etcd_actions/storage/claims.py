@@ -1,10 +1,9 @@
-"""Says of actions that one process runs them, by keys that hang on its lease.
+"""Claims: keys on a process's lease that say which process runs an action.
 
-A claim is a key beside the action's own. It is made only while nobody else has one and the
-action is the incarnation that is meant. What its owner reports compares it in the same
-transaction, so somebody who lost his claims, because etcd heard nothing of him for too long,
-can write nothing any more. The claims of a process that ends, or falls silent, are free. So is
-a claim that hangs on no lease, since nobody holds it: somebody wrote over it.
+A claim is created only while there is none and the action is the incarnation that was read. What
+its owner reports compares it in the same transaction, so a process that lost its claims, because
+its lease expired, can write nothing any more. The claims of a process that ends, or falls silent,
+are free. So is a claim without a lease: another program wrote over it.
 """
 
 from __future__ import annotations
@@ -48,8 +47,8 @@ class Claim(NamedTuple):
     """The right to run an action, and to report on it.
 
     Attributes:
-        key: Where it is kept.
-        create_revision: When it was made: a later one under the same key is another one.
+        key: Its key.
+        create_revision: Its ``create_revision``: a later claim under the same key is another one.
     """
 
     key: bytes
@@ -64,11 +63,11 @@ class Claim(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A claim that was made, or was there.
+    """A claim that was created, or existed.
 
     Attributes:
         claim: The claim.
-        object: The object of the action at that moment; None where it is gone, or was not read.
+        object: The action's object at that moment; None if it does not exist, or was not read.
     """
 
     claim: Claim
@@ -84,10 +83,10 @@ class _Stored(msgspec.Struct, frozen=True):
 
 
 async def claimed_by(store: Store, keys: Keyspace, action_id: ActionId) -> str:
-    """Who has the claim of an action, ``<host>/<process>``; empty for nobody who can be read.
+    """The owner of an action's claim, ``<host>/<process>``; empty for none that can be read.
 
     Raises:
-        EtcdError: etcd cannot be asked.
+        EtcdError: etcd could not be read.
     """
     kv = await store.get(keys.claim(action_id))
     if kv is None:
@@ -99,7 +98,7 @@ async def claimed_by(store: Store, keys: Keyspace, action_id: ActionId) -> str:
 
 
 def _first(responses: Sequence[OperationResult]) -> list[KeyValue | None]:
-    """What each answer found, None for one that is no read or found nothing."""
+    """The key in each response; None for one that is no read, or has none."""
     return [
         each.kvs[0] if isinstance(each, RangeResult) and each.kvs else None for each in responses
     ]
@@ -114,17 +113,17 @@ async def open_claims(
     ttl: int,
     containment: Containment | None = None,
 ) -> AsyncIterator[Claims]:
-    """Make claims for as long as the context lasts; leaving it lets all of them go.
+    """Create claims within the context; leaving it releases all of them.
 
     Args:
         etcd: The connection.
-        store: Where they are written.
-        keys: Under which keys.
+        store: Reads and writes them.
+        keys: Their keys.
         ttl: Seconds after which the claims of a process that fell silent are free again.
-        containment: Where unexpected failures are counted; by default one of its own.
+        containment: Counts unexpected failures; by default one of its own.
 
     Raises:
-        EtcdError: etcd gave no lease.
+        EtcdError: etcd granted no lease.
     """
     runner = partial((containment or Containment()).keep, "task", "renewing the claims")
     report = seldom(_log, "claims_not_renewed")
@@ -143,19 +142,19 @@ class Claims:
 
     @property
     def lost(self) -> trio.Event:
-        """Set when all claims that were made before are lost; later ones have another event."""
+        """Set when all claims that exist now are lost; later ones have another event."""
         return self._session.over
 
     async def claim(self, action_id: ActionId, incarnation: Incarnation) -> Claim | None:
-        """Claim an action; None where somebody else has it, or it is another one by now.
+        """Claim an action; None if another process has it, or the incarnation is another one.
 
-        Asked again for what it has already, it gives that. A claim that it has of an earlier
-        incarnation is given up first. Cancelled, the claim may have been made: it is found so, or
-        goes with the process.
+        A claim that this process has already is returned; one of an earlier incarnation is
+        released first. Cancelled, the claim may have been created: the next call returns it, or it
+        ends with the process.
 
         Args:
-            action_id: Which action.
-            incarnation: Which object of it, as it was read.
+            action_id: The action.
+            incarnation: Its object, as it was read.
 
         Raises:
             EtcdError: etcd did not do it, or maybe did.
@@ -168,7 +167,7 @@ class Claims:
         key, object_key = self._keys.claim(action_id), self._keys.task_action(action_id)
         revision = incarnation.create_revision
         same = Compare(object_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, revision)
-        return await self._take(
+        return await self._claim(
             key,
             incarnation.path_component,
             [same],
@@ -177,22 +176,21 @@ class Claims:
         )
 
     async def reserve(self, key: bytes, subject: str) -> Claim | None:
-        """Hold a key that others wait for; None where somebody else has it.
-
-        It hangs on the lease of the claims. The same subject asked for again gives what is there.
+        """Claim a key that others wait for, on the same lease; None if another has it.
 
         Args:
-            key: Which.
-            subject: What holds it, such as an incarnation: another of this process may not.
+            key: The key.
+            subject: The owner within this process, such as an incarnation. For the same subject the
+                existing claim is returned, for another one None.
 
         Raises:
             EtcdError: etcd did not do it, or maybe did.
         """
-        taken = await self._take(key, subject, [], [], replace=False)
-        return None if taken is None else taken.claim
+        claimed = await self._claim(key, subject, [], [], replace=False)
+        return None if claimed is None else claimed.claim
 
     async def unreserve(self, key: bytes, subject: str) -> None:
-        """Let a key go that `reserve` may have made; another's is left alone.
+        """Release a key that `reserve` may have claimed; that of another owner is left alone.
 
         Raises:
             EtcdError: etcd did not do it, or maybe did.
@@ -202,7 +200,7 @@ class Claims:
         if found is not None and found.lease == self._session.lease.id and found.value == value:
             await self.release(Claim(key, found.create_revision))
 
-    async def _take(
+    async def _claim(
         self, key: bytes, subject: str, also: list[Compare], reads: list[Get], *, replace: bool
     ) -> Claimed | None:
         value = msgspec.json.encode(_Stored(subject, self._owner))
@@ -238,27 +236,27 @@ class Claims:
             await self.release(claim)
 
     async def release(self, claim: Claim) -> None:
-        """Let a claim go; one that is lost already is left alone.
+        """Release a claim; one that is lost already is left alone.
 
         Raises:
-            EtcdError: etcd did not do it, or maybe did: it goes with the process.
+            EtcdError: etcd did not do it, or maybe did: it ends with the process.
         """
         await self._store.txn(Txn([claim.fence], [Delete(KeyRange.of_key(claim.key))]))
 
     async def taken(self) -> set[str]:
-        """The objects that are claimed, by whomever, as ``<namespace>/<name>``.
+        """The objects that any process has claimed, as ``<namespace>/<name>``.
 
         Raises:
-            EtcdError: etcd could not be asked.
+            EtcdError: etcd could not be read.
         """
         claims = self._keys.claims
         kvs, _ = await self._store.read(KeyRange.of_prefix(self._keys.below(claims)))
         return {kv.key[len(claims) :].decode(errors="replace") for kv in kvs if kv.lease}
 
     async def _delete(self, found: KeyValue) -> None:
-        """Delete a claim that would never expire, if it still is what was found.
+        """Delete a claim that would never expire, if it is unchanged.
 
-        It is not replaced in place: the fence of its maker would go on holding.
+        It is not replaced in place: the fence of its former owner would still hold.
         """
         unchanged = Compare(
             found.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision

@@ -1,20 +1,18 @@
-"""How long recorded actions stay: etcd leases that expire them.
+"""How long recorded actions are kept: etcd leases that expire them.
 
-A subscriber that comes back finds in its snapshot what ended while it was away, so a recorded
-action is not deleted at once. It gets a lease with the write that marks it, and etcd deletes
-it when the lease ends. A lease is shared by all that is marked within some time, its *bucket*:
-a lease for each would cost etcd more than the objects. It is never renewed, and outlives this
-process; another process begins with another one.
+A subscriber that reconnects finds in its snapshot what ended in between, so a recorded action is
+not deleted at once. The transaction of its mark attaches it to a lease, and etcd deletes it when
+that ends. All actions that are marked within some time, a *bucket*, share a lease: one for each
+would cost etcd more than the objects. A lease is never renewed, and outlives this process.
 
-A lease is never too short: it lasts for the whole time from the end of its bucket on, and for
-as long again as a write may take to arrive. An object that is written anew without a lease
-(by a Kubernetes API server, always; or made again under its name) is detached from it and
-stays.
+A lease is never too short: it lasts for the whole time from the end of its bucket, and for the
+time that a write may take to arrive. An object that is written without a lease (by a Kubernetes API
+server, always; or created again under its name) is detached from it and stays.
 
-An action expires whatever goes on below it, as Flyte's own collector deletes it: the time is
-one from its end. What is below it has lost its parent then, and is aborted and deleted
-(:mod:`etcd_actions.actions.orphans`), which the log says of each. Whether anything goes on
-below an action only a walk through its whole run tells, at each mark.
+An action expires whatever runs below it, as Flyte's own collector deletes it: the time counts from
+its end. What is below it is an orphan then, and is aborted and deleted
+(:mod:`etcd_actions.actions.orphans`), which is logged for each. Only a walk through the whole run
+tree at each mark could prevent that.
 """
 
 from __future__ import annotations
@@ -29,16 +27,16 @@ from etcd_actions.errors import ConfigError, EtcdError, OutcomeUnknown, Unavaila
 from etcd_actions.etcd.api import Etcd
 
 _LONGEST: Final = 9_000_000_000
-"""Seconds; what etcd takes for a lease."""
+"""Seconds; the longest lease of etcd."""
 
 
 class Retention:
-    """Leases for what is recorded.
+    """Leases for recorded actions.
 
     Args:
-        etcd: Where they are granted.
-        seconds: For how long recorded actions are kept, at least.
-        write: For how many seconds a write may be under way; leases last longer by so much.
+        etcd: Grants them.
+        seconds: How long recorded actions are kept, at least.
+        write: Seconds that a write may take to arrive; leases last longer by that.
 
     Raises:
         ConfigError: ``seconds`` is not a time that etcd can keep.
@@ -62,9 +60,9 @@ class Retention:
         return self._granted
 
     async def lease(self) -> int:
-        """The lease of what is marked now.
+        """The lease for an action that is marked now.
 
-        One that is cancelled leaves at most a lease behind that nothing is attached to.
+        Cancelled, it leaves at most a lease that nothing is attached to.
 
         Raises:
             EtcdError: etcd granted none.
@@ -80,14 +78,14 @@ class Retention:
         return self._lease
 
     def lost(self, lease: int) -> None:
-        """A lease is not there any more: grant another when one is asked for."""
+        """A lease does not exist any more: the next call of :meth:`lease` grants another."""
         if lease == self._lease:
             self._until = -math.inf
 
     async def _renew(self) -> None:
         grant = self._grant = _Grant()
-        # Before it is asked for, so that etcd's clock for it starts later.
-        asked = trio.current_time()
+        # Before the request, so that etcd's clock for it starts later.
+        requested = trio.current_time()
         try:
             lease = await self._etcd.lease_grant(self._ttl)
         except OutcomeUnknown as error:
@@ -97,7 +95,7 @@ class Retention:
             grant.error = error
             raise
         else:
-            self._lease, self._until = lease.id, asked + self._bucket
+            self._lease, self._until = lease.id, requested + self._bucket
             self._granted += 1
         finally:
             self._grant = None
@@ -105,7 +103,7 @@ class Retention:
 
 
 class _Grant:
-    """One request for a lease, and those who wait for it."""
+    """One request for a lease, which several tasks wait for."""
 
     def __init__(self) -> None:
         self.done = trio.Event()

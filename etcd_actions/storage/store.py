@@ -30,7 +30,7 @@ Read = Callable[[Get], Awaitable[RangeResult]]
 
 
 class CasResult(NamedTuple):
-    """What a compare-and-swap did: ``current`` is the key as it is now, None if it is gone."""
+    """The result of a compare-and-swap: ``current`` is the key now, None if it is deleted."""
 
     applied: bool
     current: KeyValue | None
@@ -84,7 +84,7 @@ class KeyChange:
 
 
 class Store:
-    """Reads and writes of single keys.
+    """Reads and writes single keys.
 
     Every method raises :class:`~etcd_actions.errors.EtcdError` when etcd does not do it. A
     cancelled write may have been applied.
@@ -101,10 +101,10 @@ class Store:
         self._read = read
 
     async def txn(self, txn: Txn) -> TxnResult:
-        """Do a transaction, maybe in one with others, each by itself."""
+        """Do a transaction, maybe grouped with others; each succeeds or fails by itself."""
         return await self._commit(txn)
 
-    async def look(self, txn: Txn) -> TxnResult:
+    async def read_txn(self, txn: Txn) -> TxnResult:
         """Do a transaction that only reads, by itself: so it takes no place in etcd's log.
 
         What only compares is given a read: without one a member answers from what it has, and may
@@ -117,7 +117,7 @@ class Store:
     async def get(self, key: bytes, *, revision: int = 0) -> KeyValue | None:
         """The key as it is, or was at ``revision``; None if it does, or did, not exist.
 
-        As it is now it may be read together with what others ask for.
+        Reads of the present may be grouped with those of other tasks.
         """
         keys = KeyRange.of_key(key)
         if revision or self._read is None:
@@ -148,10 +148,10 @@ class Store:
                     yield kv
 
     async def reread(self, change: Change) -> Change | None:
-        """Restore the value of a change, None where nobody needs it any more.
+        """Restore the value of a change; None if it is not needed any more.
 
-        The value is read at the change's own revision: the newest one would run ahead of
-        changes, a delete for instance, that are still to come. Where a compaction took that
+        The value is read at the change's own revision: the newest one would overtake changes, a
+        delete for instance, that are still to come. Where a compaction took that
         revision, or a restored store never had it, it is good only if it is the newest.
         """
         try:
@@ -163,7 +163,7 @@ class Store:
         return change.with_value(kv)
 
     async def newest(self, change: Change) -> Change | None:
-        """Restore the value of a change if the key still is what it made of it; else None."""
+        """Restore the value of a change if it is the newest of its key; else None."""
         kv = await self.get(change.key)
         if kv is None or kv.mod_revision != change.mod_revision:
             return None
@@ -180,21 +180,20 @@ class Store:
     ) -> CasResult:
         """Replace ``seen`` by ``value`` if it has not changed.
 
-        Equal bytes are not written, as a Kubernetes API server does, unless for the lease.
+        Equal bytes with the same lease are not written, as a Kubernetes API server does.
 
         Args:
-            seen: What is replaced.
-            value: What it becomes.
-            lease: What it is attached to from then on; by default to what it is now.
-            fence: What must hold, too. Where it does not, the key is unchanged.
-            companions: Changes of other keys in the same transaction, done only with it, and only
-                while these keys are as they were last seen.
+            seen: The key as it was read.
+            value: Its new value.
+            lease: Its new lease; by default the present one.
+            fence: A further compare. Where it fails, the key is unchanged.
+            companions: Changes of other keys in the same transaction: all are made, or none.
 
         Raises:
-            OutcomeUnknown: It may have been applied. Trying the same again is safe: it
-                compares the revision.
-            LeaseNotFound: There is no such lease; one that was there is about to take the
-                key with it.
+            OutcomeUnknown: It may have been applied. The same call may be repeated: it compares
+                the revision.
+            LeaseNotFound: There is no such lease; if it has just expired, the key will be deleted
+                with it.
         """
         if lease is None:
             lease = seen.lease
@@ -217,7 +216,7 @@ class Store:
         """Delete ``seen`` if it has not changed, as :meth:`compare_and_put` replaces it.
 
         Raises:
-            OutcomeUnknown: It may have been applied. Trying the same again is safe.
+            OutcomeUnknown: It may have been applied. The same call may be repeated.
         """
         delete = Delete(KeyRange.of_key(seen.key))
         applied, current = await self._if_unchanged(seen, delete, fence, companions)
@@ -274,7 +273,7 @@ class Store:
 
 
 class Fence:
-    """What has to hold in etcd for the writes of a :class:`FencedStore`.
+    """A compare for all writes of a :class:`FencedStore`.
 
     Attributes:
         compare: None for nothing.
@@ -287,12 +286,11 @@ class Fence:
 class FencedStore(Store):
     """A store whose compare-and-swaps are made only while a fence holds.
 
-    Args:
-        store: What does them.
-        fence: Read for each write.
+    After that each raises :class:`~etcd_actions.errors.Unavailable`, and writes nothing.
 
-    Raises:
-        Unavailable: By each write once the fence does not hold any more; nothing was written.
+    Args:
+        store: The store without a fence.
+        fence: Read for each write.
     """
 
     def __init__(self, store: Store, fence: Fence) -> None:

@@ -1,4 +1,4 @@
-"""The keys whose values cannot be read now, why, and since when."""
+"""The keys whose values cannot be decoded now, why, and since when."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Undecodable:
-    """Keeps one reason for each key.
+    """One reason for each key.
 
     Args:
         clock: Seconds since 1970.
@@ -26,26 +26,26 @@ class Undecodable:
         return key in self._reasons
 
     def add(self, key: bytes, reason: str) -> None:
-        """A key's value cannot be read; it may be another one than before."""
+        """The value of a key cannot be decoded; it may differ from the one before."""
         self._found.setdefault(key, self._clock())
         self._reasons[key] = reason
 
     def forget(self, key: bytes) -> None:
-        """The key has a good value now, or none."""
+        """The key has a value that can be decoded, or none."""
         self._reasons.pop(key, None)
         self._found.pop(key, None)
 
     def begin_again(self) -> None:
-        """Everything is going to be read again: what is still unreadable is added anew."""
+        """All keys are read again: what still cannot be decoded is added once more."""
         for key in self._found.keys() - self._reasons.keys():
             del self._found[key]
         self._reasons.clear()
 
     def reasons(self) -> dict[bytes, str]:
-        """The keys, and why each cannot be read."""
+        """The keys, and why each cannot be decoded."""
         return dict(self._reasons)
 
     @property
     def since(self) -> float | None:
-        """When the first of those was found that cannot be read now; seconds since 1970."""
+        """When the first of the present ones was found, in seconds since 1970; None for none."""
         return next((at for key, at in self._found.items() if key in self._reasons), None)

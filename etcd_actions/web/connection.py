@@ -191,7 +191,7 @@ class Connection:
             if self._protocol.assumed is not None:
                 self._assume()
                 continue
-            if self._protocol.is_over:
+            if self._protocol.has_ended:
                 await self._end()
                 return
             if not self._protocol.is_waiting:
@@ -236,7 +236,7 @@ class Connection:
             requests.end_of_client(since)
         self._protocol.receive(b"")
         self._protocol.parse()
-        if self._protocol.is_over:
+        if self._protocol.has_ended:
             await self._end()
 
     def _is_abandoned(self) -> bool:

@@ -27,7 +27,7 @@ class Http1:
 
     Attributes:
         assumed: What arrived, from HTTP/2's preface on; None for a client of HTTP/1.1.
-        is_over: Whether it ignores what arrives.
+        has_ended: Whether it ignores what arrives.
         parsed: The number of events.
     """
 
@@ -40,7 +40,7 @@ class Http1:
         self._is_paused = False
         self._answered = Wakeup()
         self.assumed: bytes | None = None
-        self.is_over = False
+        self.has_ended = False
         self.parsed = 0
 
     @property
@@ -59,13 +59,13 @@ class Http1:
 
     def receive(self, data: bytes) -> None:
         """Add bytes of the client; none at its end."""
-        if not self.is_over:
+        if not self.has_ended:
             self._state.receive_data(data)
 
     def parse(self) -> bool:
         """Parse some of them; returns whether there are more."""
         for _ in range(_MOST_EVENTS):
-            if self.is_over or not self._has_capacity:
+            if self.has_ended or not self._has_capacity:
                 return False
             try:
                 event = self._state.next_event()
@@ -102,7 +102,7 @@ class Http1:
 
     def closed(self) -> None:
         """The connection is closed."""
-        self.is_over = True
+        self.has_ended = True
         if self._exchange is not None:
             self._exchange.request.disconnect()
 
@@ -114,7 +114,7 @@ class Http1:
         method = event.method
         if method == b"PRI" and event.target == b"*" and event.http_version == b"2.0":
             self.assumed = _PREFACE + self._state.trailing_data[0]
-            self.is_over = True
+            self.has_ended = True
             return
         headers = list(event.headers)
         most = self._context.answering.limits.header_bytes
@@ -134,7 +134,7 @@ class Http1:
 
     def _refuse(self, error: Exception, status: int) -> None:
         """Respond to an invalid request, unless a response has started, and ignore the rest."""
-        self.is_over = True
+        self.has_ended = True
         if self._exchange is not None:
             self._exchange.request.disconnect()
         self._context.answering.protocol_error(error)
@@ -153,14 +153,14 @@ class Http1:
         if self._exchange is exchange:
             self._exchange = None
         continues = (
-            not (self.is_over or self._context.is_leaving())
+            not (self.has_ended or self._context.is_leaving())
             and self._state.our_state is h11.DONE
             and self._state.their_state is h11.DONE
         )
         if continues:
             self._state.start_next_cycle()
         else:
-            self.is_over = True
+            self.has_ended = True
         self._answered.send()
         return continues
 
@@ -183,7 +183,7 @@ class _Exchange:
         self._ends_connection = False
 
     def request_body(self) -> None:
-        if self._state.they_are_waiting_for_100_continue and not self._protocol.is_over:
+        if self._state.they_are_waiting_for_100_continue and not self._protocol.has_ended:
             proceed = h11.InformationalResponse(status_code=100, headers=[])
             self._context.wire.write(self._state.send(proceed) or b"")
 
@@ -213,7 +213,7 @@ class _Exchange:
     @property
     def _is_broken(self) -> bool:
         """Whether the client broke the protocol, or left: nothing more is sent."""
-        return self._protocol.is_over or self._context.wire.is_closed
+        return self._protocol.has_ended or self._context.wire.is_closed
 
     def _waiting_headers(self, length: int | None) -> list[h11.Event]:
         """The headers, if they were not sent; ``length`` is the body's, if it is known."""

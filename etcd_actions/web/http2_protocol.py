@@ -48,7 +48,7 @@ class Http2:
     """The protocol of one connection.
 
     Attributes:
-        is_over: Whether it ignores what arrives.
+        has_ended: Whether it ignores what arrives.
         parsed: The number of events.
     """
 
@@ -83,7 +83,7 @@ class Http2:
         self._greeted = False
         self._windows_changed = False
         self._exchanges: dict[int, Exchange] = {}
-        self.is_over = False
+        self.has_ended = False
         self.parsed = 0
 
     @property
@@ -109,33 +109,33 @@ class Http2:
 
     def goodbye(self) -> None:
         """Announce that no more requests are accepted."""
-        if not self.is_over:
+        if not self.has_ended:
             self._state.close_connection()
             self._sending.send_now()
 
     def send_now(self) -> None:
-        """Send what was not sent, in this turn of the loop."""
+        """Send the rest, in this turn of the loop."""
         self._sending.send_now()
 
     def closed(self) -> None:
         """The connection is closed."""
-        self.is_over = True
+        self.has_ended = True
         for stream_id in list(self._exchanges):
             self.drop(stream_id)
         self._sending.close()
 
     def receive(self, data: bytes) -> None:
         """Add bytes of the client; none at its end."""
-        if not self.is_over:
+        if not self.has_ended:
             self._received += data
 
     def parse(self) -> bool:
         """Parse some of them; returns whether there are more."""
         data = bytes(self._received[:_BATCH])
         del self._received[:_BATCH]
-        if data and not self.is_over:
+        if data and not self.has_ended:
             self._parse(data)
-        return bool(self._received) and not self.is_over
+        return bool(self._received) and not self.has_ended
 
     async def _send_in_turn(self) -> None:
         await self._sending.run()
@@ -162,10 +162,10 @@ class Http2:
                 raise self._enough(abuse)
         except h2.exceptions.ProtocolError as error:
             self._context.answering.protocol_error(error)
-            self.is_over = True
+            self.has_ended = True
         if not (events and all(isinstance(event, _UNANSWERED) for event in events)):
             self._sending.wake()
-        if self.is_over:
+        if self.has_ended:
             # h2's reason for the end is sent before it.
             self._sending.send_now()
             self.closed()
@@ -191,7 +191,7 @@ class Http2:
             if h2.settings.SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
                 self._windows_changed = True
         elif isinstance(event, h2.events.ConnectionTerminated):
-            self.is_over = True
+            self.has_ended = True
 
     def _request_received(self, event: h2.events.RequestReceived) -> None:
         stream_id = event.stream_id
@@ -263,7 +263,7 @@ class Http2:
 
     def acknowledge(self, stream_id: int, count: int) -> None:
         """Let the client send as many bytes more as were read, or dropped."""
-        if count and not self.is_over:
+        if count and not self.has_ended:
             self._state.acknowledge_received_data(count, stream_id)
             self._sending.wake()
 
@@ -273,7 +273,7 @@ class Http2:
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:
         """End a stream at once."""
-        if not self.is_over:
+        if not self.has_ended:
             try:
                 self._state.reset_stream(stream_id, code)
             except h2.exceptions.ProtocolError as error:

@@ -29,7 +29,7 @@ MOST_UNSENT: Final = 2**16
 class Owner(Protocol):
     """The connection of a response."""
 
-    is_over: bool
+    has_ended: bool
 
     def acknowledge(self, stream_id: int, count: int) -> None:
         """Grant the client so many bytes of the body again."""
@@ -98,7 +98,7 @@ class SendBuffer:
             raise self._stalled()
 
     def pop(self, most: int) -> bytes:
-        """Remove and return what is to be sent now."""
+        """Remove and return bytes that can be sent now."""
         data = bytes(self._data[:most])
         if data:
             del self._data[:most]
@@ -141,7 +141,7 @@ class Exchange:
         self._sending = sending
         self._stream_id = stream_id
         self._end: Headers | None = None
-        self._is_ending = False
+        self._is_last = False
         self.buffer = SendBuffer(context.answering.limits.stall_timeout, sending)
         self.started_at = trio.current_time()
         self.has_started = False
@@ -165,10 +165,15 @@ class Exchange:
         sent += [field for field in headers if field[0] not in _OF_HTTP1]
         if all(name != b"date" for name, _ in headers):
             sent.append(self._answering.date)
-        if self._try(lambda: self._state.send_headers(self._stream_id, sent)):
-            self.has_started = True
-            self._owner.note_response()
-            self._sending.note(0)
+        try:
+            self._state.send_headers(self._stream_id, sent)
+        except h2.exceptions.ProtocolError:
+            # The client, or the connection, has ended the stream.
+            self._owner.drop(self._stream_id)
+            return
+        self.has_started = True
+        self._owner.note_response()
+        self._sending.note(0)
 
     def body(self, data: bytes) -> bool:
         """Send a part of the body, or keep it until the client accepts it."""
@@ -183,7 +188,7 @@ class Exchange:
 
     def end(self, data: bytes, trailers: Headers | None) -> bool:
         """Send the last part and the end, or keep them likewise."""
-        self._is_ending = True
+        self._is_last = True
         if self._has_ended:
             return True
         self._end = trailers if self.accepts_trailers else None
@@ -203,7 +208,7 @@ class Exchange:
 
     async def wait(self) -> None:
         """Wait until the client has accepted enough; after the end, all."""
-        if not self._is_ending:
+        if not self._is_last:
             await self.buffer.wait(lambda: self.buffer.has_capacity)
             return
         await self.buffer.wait(lambda: not self.buffer)
@@ -233,7 +238,7 @@ class Exchange:
 
     @property
     def _has_ended(self) -> bool:
-        return self.buffer.is_closed or self._owner.is_over
+        return self.buffer.is_closed or self._owner.has_ended
 
     def _fits(self, data: bytes) -> bool:
         return (
@@ -243,20 +248,24 @@ class Exchange:
         )
 
     def _send(self, data: bytes, *, is_last: bool = False) -> None:
-        if self._try(lambda: self._state.send_data(self._stream_id, data, end_stream=is_last)):
-            self._sending.note(len(data))
+        try:
+            self._state.send_data(self._stream_id, data, end_stream=is_last)
+        except h2.exceptions.ProtocolError:
+            self._owner.drop(self._stream_id)
+            return
+        self._sending.note(len(data))
 
     def _send_end(self) -> None:
-        trailers = self._end
-        if trailers is None:
-            is_sent = self._try(lambda: self._state.end_stream(self._stream_id))
-        else:
-            is_sent = self._try(
-                lambda: self._state.send_headers(self._stream_id, trailers, end_stream=True)
-            )
-        if is_sent:
-            self._sending.note(0)
-            self._finish()
+        try:
+            if self._end is None:
+                self._state.end_stream(self._stream_id)
+            else:
+                self._state.send_headers(self._stream_id, self._end, end_stream=True)
+        except h2.exceptions.ProtocolError:
+            self._owner.drop(self._stream_id)
+            return
+        self._sending.note(0)
+        self._finish()
 
     def _finish(self) -> None:
         """End the stream after the response."""
@@ -264,15 +273,6 @@ class Exchange:
             # The rest of the body is not needed.
             self._owner.reset(self._stream_id, ErrorCodes.NO_ERROR)
         self._owner.drop(self._stream_id)
-
-    def _try(self, send: Callable[[], None]) -> bool:
-        """Send; returns False if the client, or the connection, has ended the stream."""
-        try:
-            send()
-        except h2.exceptions.ProtocolError:
-            self._owner.drop(self._stream_id)
-            return False
-        return True
 
 
 class Sending:

@@ -111,7 +111,7 @@ async def open_listener(
 
     Raises:
         ConfigError: The address, a limit or a file of TLS cannot be used, h11 or h2
-            is missing, or the system does not tell which user a connection comes from.
+            is missing, or the system does not report which user a connection comes from.
     """
     limits = limits or HttpLimits()
     try:

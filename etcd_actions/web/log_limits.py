@@ -20,9 +20,9 @@ class LogLimits:
     def report(self, event: str, reason: str, **details: object) -> None:
         """Log a warning, unless the same was logged lately. There are few events and reasons."""
         now = trio.current_time()
-        at, left_out = self._kinds.get((event, reason), (float("-inf"), 0))
+        at, omitted = self._kinds.get((event, reason), (float("-inf"), 0))
         if now - at < _EVERY:
-            self._kinds[event, reason] = (at, left_out + 1)
+            self._kinds[event, reason] = (at, omitted + 1)
             return
         self._kinds[event, reason] = (now, 0)
-        _log.warning(event, listener=self._flag, reason=reason, left_out=left_out, **details)
+        _log.warning(event, listener=self._flag, reason=reason, omitted=omitted, **details)

@@ -64,7 +64,7 @@ def open_peers(flag: str) -> Iterator[Peers]:
             peers = Peers(None)
             if not _has_peer_info(peers):
                 raise ConfigError(
-                    f"{flag}: this system ({sys.platform}) does not tell which user a connection "
+                    f"{flag}: this system ({sys.platform}) does not report which user a connection "
                     "comes from: give --listen-users any to let every user of this machine in"
                 )
         yield peers

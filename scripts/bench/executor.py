@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from scripts.bench.processes import (
     ROOT,
     ChildFailed,
@@ -114,7 +114,7 @@ def measure(etcd: str, python: Path, directory: Path, task: str, count: int, for
             return figures
     finally:
         for attempt in directory.glob("state-*/attempts/*/*"):
-            AttemptPlace.at(attempt).kill(signal.SIGKILL)
+            AttemptDirectory.at(attempt).kill(signal.SIGKILL)
 
 
 def _submit(etcd: str, python: Path, directory: Path, task: str, count: int, fork: bool) -> float:

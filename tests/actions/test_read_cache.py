@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from etcd_actions.actions import read_cache
-from etcd_actions.actions.parents import Parents
+from etcd_actions.actions.parents import ParentCache
 from etcd_actions.actions.read_cache import LARGEST, MOST, MOST_BYTES, OLDEST, ReadCache
 from etcd_actions.codecs import json
 from etcd_actions.errors import DecodeError
@@ -58,7 +58,7 @@ def test_what_was_seen_long_ago_is_read_anew() -> None:
 
 def test_a_parent_is_decoded_once_for_each_of_its_states() -> None:
     """Its bytes tell, and not its revision."""
-    parents = Parents()
+    parents = ParentCache()
     states = [(put.key, put.value) for put in PUTS if b'"conditionSpec"' not in put.value][:2]
     (key, one), (_, other) = states
     first = parents.read(KeyValue(key, one, 1, 5, 1))
@@ -79,7 +79,7 @@ def test_a_larger_state_replaces_what_was_seen_with_nothing() -> None:
 
 
 def test_a_parent_is_guessed_again_when_it_rests() -> None:
-    parents = Parents()
+    parents = ParentCache()
     assert parents.rests(kv(b"k", revision=1))
     parents.moved(kv(b"k", revision=2))
     assert parents.is_restless(b"k")

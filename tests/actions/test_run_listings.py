@@ -17,6 +17,8 @@ from etcd_actions.model import ActionUpdate, Keyspace, build_action_update
 from etcd_actions.storage.store import Store
 from tests.cli.here import reads, taskaction
 
+pytestmark = pytest.mark.memory
+
 RUN = Run("flyte", "r1")
 
 
@@ -141,8 +143,8 @@ async def test_a_run_that_expires_is_listed_a_few_times_and_not_once_an_action(
     collector = OrphanCollector(Store(noting, etcd.txn), keys)
     async with trio.open_nursery() as nursery:
         for update in deleted[:50]:
-            nursery.start_soon(collector.owner_gone, update)
+            nursery.start_soon(collector.on_owner_deleted, update)
     for update in deleted[50:]:
-        await collector.owner_gone(update)
+        await collector.on_owner_deleted(update)
     # Objects, and traces; all were deleted when the first was looked at.
     assert len(noted.ranges) == 2

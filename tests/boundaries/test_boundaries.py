@@ -51,7 +51,9 @@ from tests.boundaries.table import BOUNDARIES
 from tests.support import flyte
 from tests.support.load import Action, make_run
 from tests.support.recording import RecordingRunService
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
+
+pytestmark = pytest.mark.memory
 
 SOON = Backoff(0.01, 0.1)
 SETTINGS = WatchingSettings(
@@ -457,6 +459,7 @@ async def test_a_log_that_cannot_be_written_stops_nothing(
         structlog.configure(processors=before)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("what", ["watch_response", "range_result", "_operation_result"])
 @pytest.mark.parametrize("error", [RuntimeError("odd"), RecursionError(), MemoryError()], ids=repr)
 async def test_an_answer_of_etcds_that_cannot_be_read_is_an_error_of_the_package(
@@ -490,11 +493,11 @@ def _parked(client: ActionsClient) -> list[Any]:
 
 
 async def _until_keys(etcd: Etcd, keys: KeyRange, names: list[str]) -> None:
-    while True:
+    async def are_there() -> bool:
         found = await etcd.range(keys, keys_only=True)
-        if [kv.key.rpartition(b"/")[2].decode() for kv in found.kvs] == names:
-            return
-        await trio.sleep(0.02)
+        return [kv.key.rpartition(b"/")[2].decode() for kv in found.kvs] == names
+
+    await eventually_holds(are_there)
 
 
 async def _cut_off_aborts(etcd: Etcd, prefix: bytes, *runs: str) -> None:

@@ -33,6 +33,8 @@ from tests.support.load import make_run
 from tests.support.recording import RecordingSink
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 _SOON = Backoff(0.01, 0.05)
 
 # --- the reflector --------------------------------------------------------------------------
@@ -356,7 +358,7 @@ async def test_a_subscription_that_fails_ends_alone(etcd: Etcd, prefix: bytes) -
     def fail(_: object) -> None:
         raise BaseExceptionGroup("odd", [SystemExit(1), MemoryError()])
 
-    one._notify = fail  # type: ignore[assignment, method-assign]
+    one.deliver = fail  # type: ignore[assignment, method-assign]
     subscriptions.notify(update)
     assert (await other.receive()).revision == 7
     with pytest.raises(Unavailable, match="subscribe again"):

@@ -12,10 +12,10 @@ from typing import Literal
 import trio
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions.executor.attempt import Attempts
-from etcd_actions.executor.attempt_command import Command
-from etcd_actions.executor.fork_server import ForkServer, open_fork_server
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_command import Command
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempts import Attempts
+from etcd_actions.executor.attempts.fork_server import ForkServer, open_fork_server
 from tests.executor.objects import an_object
 
 Way = Literal["exec", "launch", "fork"]
@@ -76,8 +76,8 @@ class Bench:
         self.fork_server = fork_server
         self.containment = containment
 
-    def place(self, uid: str = "uid", attempt: int = 1) -> AttemptPlace:
-        return AttemptPlace(self.directory / "state", an_object(uid=uid), attempt)
+    def place(self, uid: str = "uid", attempt: int = 1) -> AttemptDirectory:
+        return AttemptDirectory(self.directory / "state", an_object(uid=uid), attempt)
 
     def command(
         self,

@@ -10,7 +10,7 @@ import pytest
 
 from etcd_actions import ActionsClient, open_actions_client
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from tests.executor.fakes import Bench
 
 
@@ -31,7 +31,7 @@ def ends_with_its_test(tmp_path: Path) -> Iterator[None]:
     """End the attempts in the test's own state directory."""
     yield
     for directory in tmp_path.glob("state/attempts/*/*"):
-        place = AttemptPlace.at(directory)
+        place = AttemptDirectory.at(directory)
         place.kill(signal.SIGKILL)
         if place.is_alive:
             place.kill_left_behind()

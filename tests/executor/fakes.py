@@ -17,9 +17,9 @@ from flyteidl2.task.run_pb2 import RunSpec
 from etcd_actions import ActionId, ActionsClient
 from etcd_actions._internal.clock import Clock
 from etcd_actions.executor import Executor, ExecutorSettings
-from etcd_actions.executor.attempt_command import Command
+from etcd_actions.executor.attempts.attempt_command import Command
+from etcd_actions.executor.attempts.attempt_directory import EXIT, STARTED, AttemptDirectory
 from etcd_actions.executor.open_executor import open_executor_with
-from etcd_actions.executor.paths import EXIT, STARTED, AttemptPlace
 from tests.support import flyte
 
 
@@ -43,9 +43,9 @@ class FakeAttempts:
         self._names: dict[Path, str] = {}
         self._over: dict[Path, trio.Event] = {}
         self._outputs: dict[str, Path] = {}
-        self._places: dict[str, AttemptPlace] = {}
+        self._places: dict[str, AttemptDirectory] = {}
 
-    async def begin(self, place: AttemptPlace, command: Command) -> None:
+    async def begin(self, place: AttemptDirectory, command: Command) -> None:
         name = f"{command.environment['RUN_NAME']}-{command.environment['ACTION_NAME']}"
         self._names[place.path] = name
         self.on_begin(name)
@@ -59,15 +59,15 @@ class FakeAttempts:
         self.started += 1
         self.begun.append(name)
 
-    async def wait_ended(self, place: AttemptPlace) -> None:
+    async def wait_ended(self, place: AttemptDirectory) -> None:
         self.on_wait(self._names[place.path])
         if (event := self._over.get(place.path)) is not None:
             await event.wait()
 
-    def forget(self, place: AttemptPlace) -> None:
+    def forget(self, place: AttemptDirectory) -> None:
         assert place.path in self._names
 
-    async def end(self, place: AttemptPlace) -> None:
+    async def end(self, place: AttemptDirectory) -> None:
         self.ended.append(self._names[place.path])
         self._over[place.path].set()
         await trio.lowlevel.checkpoint()

@@ -14,7 +14,7 @@ from flyteidl2.actions.actions_service_pb2 import Action
 
 from etcd_actions import ActionId, ActionsClient, Phase, StoredAction
 from etcd_actions.executor import Executor, ExecutorSettings, open_executor
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from tests.support import flyte
 
 ROOT = ActionId("p", "d", "r1", "a0", "o")
@@ -41,7 +41,7 @@ class Machine:
     def end_all(self) -> None:
         """End what lives on without its executor."""
         for directory in self.state_dir.glob("attempts/*/*"):
-            AttemptPlace.at(directory).kill(signal.SIGKILL)
+            AttemptDirectory.at(directory).kill(signal.SIGKILL)
 
     def task(
         self,

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from etcd_actions._internal.untrusted_files import UnusableFile
-from etcd_actions.executor import bounded_log
-from etcd_actions.executor.attempt_log import AttemptLog, LocalLogs
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempt_log import AttemptLog, LocalLogs
+from etcd_actions.executor.supervision import bounded_log
 from etcd_actions.model import Incarnation
 from tests.support.odd_files import KINDS
 
@@ -62,14 +62,14 @@ class Writer:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> AttemptPlace:
-    place = AttemptPlace(tmp_path / "state", Incarnation(b"/k/a", 7, "u"), 1)
+def place(tmp_path: Path) -> AttemptDirectory:
+    place = AttemptDirectory(tmp_path / "state", Incarnation(b"/k/a", 7, "u"), 1)
     place.make()
     return place
 
 
 @contextmanager
-def writing(place: AttemptPlace) -> Iterator[Writer]:
+def writing(place: AttemptDirectory) -> Iterator[Writer]:
     room = str(Path(bounded_log.__file__).parent)
     command = [sys.executable, "-c", _WRITER, room, str(place.path), str(MOST)]
     with subprocess.Popen(
@@ -104,7 +104,7 @@ def check(pieces: list[bytes], written: bytes) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_what_was_there_at_a_look_is_read_whatever_follows(
-    place: AttemptPlace, seed: int
+    place: AttemptDirectory, seed: int
 ) -> None:
     """Looks are close enough together: nothing is missing, and nothing comes twice."""
     choose = random.Random(seed)
@@ -123,7 +123,7 @@ async def test_what_was_there_at_a_look_is_read_whatever_follows(
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_what_was_missed_is_said(place: AttemptPlace, seed: int) -> None:
+async def test_what_was_missed_is_said(place: AttemptDirectory, seed: int) -> None:
     choose = random.Random(seed)
     with writing(place) as writer:
         log = AttemptLog(place)
@@ -138,7 +138,7 @@ async def test_what_was_missed_is_said(place: AttemptPlace, seed: int) -> None:
     check(pieces, STREAM[: writer.at])
 
 
-async def test_a_reader_that_comes_late_reads_both_files(place: AttemptPlace) -> None:
+async def test_a_reader_that_comes_late_reads_both_files(place: AttemptDirectory) -> None:
     with writing(place) as writer:
         writer.write(600)
         writer.write(600)
@@ -156,7 +156,7 @@ async def test_a_reader_that_comes_late_reads_both_files(place: AttemptPlace) ->
 @pytest.mark.parametrize("name", ["log", "log.before"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_is_no_regular_file_is_not_read(
-    place: AttemptPlace, tmp_path: Path, name: str, kind: str
+    place: AttemptDirectory, tmp_path: Path, name: str, kind: str
 ) -> None:
     (place.path / "log").touch()
     (place.path / name).unlink(missing_ok=True)
@@ -169,7 +169,7 @@ async def test_what_is_no_regular_file_is_not_read(
             pass
 
 
-async def test_an_attempt_is_not_taken_for_over_by_who_reads(place: AttemptPlace) -> None:
+async def test_an_attempt_is_not_taken_for_over_by_who_reads(place: AttemptDirectory) -> None:
     """Its lock is left alone: an executor that finds it locked takes the attempt for alive."""
     (place.path / "log").touch()
     log = AttemptLog(place)

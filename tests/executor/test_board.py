@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etcd_actions import ActionId, ActionUpdate, Phase
-from etcd_actions.executor.board import Board
+from etcd_actions.executor.scheduling.board import Board
 
 NAMES = ("a0", "c1", "c2", "g1", "g2", "g3")
 PARENTS = {"a0": "", "c1": "a0", "c2": "a0", "g1": "c1", "g2": "c1", "g3": "c2"}

@@ -11,9 +11,11 @@ import pytest
 from etcd_actions import ActionId, ActionUpdate, Phase
 from etcd_actions.etcd import session
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor import action_run, attempt_command, outcome, room
-from etcd_actions.executor.board import Board
+from etcd_actions.executor import action_run
+from etcd_actions.executor.attempts import attempt_command, outcome
 from etcd_actions.executor.reports import Reports
+from etcd_actions.executor.scheduling import capacity
+from etcd_actions.executor.scheduling.board import Board
 from etcd_actions.executor.waiting_conditions import Conditions
 from tests._internal.test_containment import UNEXPECTED
 from tests.executor.fakes import Bench
@@ -267,7 +269,7 @@ async def test_a_measurement_that_fails_is_none(
     def fail(groups: set[int]) -> int:
         raise OSError("/proc is not what it was")
 
-    monkeypatch.setattr(room, "memory_of", fail)
+    monkeypatch.setattr(capacity, "memory_of", fail)
     async with bench.executor() as executor:
         monkeypatch.setattr(executor._room, "_memory", 1)
         for name in ("one", "two"):

@@ -20,9 +20,9 @@ from etcd_actions import ActionId, ActionsClient, Phase
 from etcd_actions.catalog import Catalog, scope_of
 from etcd_actions.errors import Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.executor import caching
-from etcd_actions.executor.cache_keys import cache_key
-from etcd_actions.executor.cached_outputs import CACHE, MOST_IN_ETCD, sweep_cache
+from etcd_actions.executor.cache import caching
+from etcd_actions.executor.cache.cache_keys import cache_key
+from etcd_actions.executor.cache.cached_outputs import CACHE, MOST_IN_ETCD, sweep_cache
 from etcd_actions.model import ActionObject, Keyspace, ObjectMeta, TaskActionSpec
 from tests.executor.fakes import Bench
 from tests.executor.tasks import until

@@ -17,7 +17,7 @@ from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import NotFound
 from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.reports import Reports
 from tests.executor.fakes import Bench
 from tests.executor.tasks import ROOT, Machine, named, until
@@ -170,7 +170,7 @@ async def test_what_the_version_before_started_is_not_started_again(
     await client.enqueue(machine.task(ROOT, script))
     async with machine.executor(client):
         action = await until(client, ROOT, Phase.RUNNING)
-    place = AttemptPlace(machine.state_dir, action.incarnation, 1)
+    place = AttemptDirectory(machine.state_dir, action.incarnation, 1)
     (place.path / "object").unlink()
     place.path.parent.rename(machine.state_dir / "attempts" / action.metadata.uid)
     shutil.rmtree(machine.state_dir / "outputs")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from etcd_actions import ActionId, ActionUpdate, Phase
 from etcd_actions._internal.clock import Clock
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.executor.ages import Ages
-from etcd_actions.executor.attempt_limits import MOST_ATTEMPTS, Limits, retry_delay
+from etcd_actions.executor.attempts.attempt_limits import MOST_ATTEMPTS, Limits, retry_delay
+from etcd_actions.executor.scheduling.ages import Ages
 from etcd_actions.model import ActionObject, ObjectMeta, PhaseTransition, TaskActionSpec
 from etcd_actions.model.durations import LONGEST, age_of, limit_of, seconds_of
 from etcd_actions.model.taskaction import TaskActionStatus

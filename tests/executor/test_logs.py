@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions.executor.bounded_log import BoundedLog
+from etcd_actions.executor.supervision.bounded_log import BoundedLog
 from tests.executor.attempts import WAYS, Way, open_bench
 from tests.support.odd_files import KINDS
 from tests.support.waiting import eventually
@@ -128,7 +128,7 @@ raise SystemExit(3)
 async def test_a_disk_that_is_full_at_the_start_is_the_machines_trouble(
     small_disk: Path, tmp_path: Path
 ) -> None:
-    from etcd_actions.executor.not_started import NotStarted  # noqa: PLC0415
+    from etcd_actions.executor.attempts.not_started import NotStarted  # noqa: PLC0415
 
     (tmp_path / "state").symlink_to(small_disk)
     async with open_bench(tmp_path, "exec") as bench:

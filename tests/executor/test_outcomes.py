@@ -10,15 +10,21 @@ import pytest
 import trio
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument
 
-from etcd_actions.executor.outcome import clear, find_outcome, outcome_of
-from etcd_actions.executor.paths import EXIT, LOCK, LOG, STARTED, AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import (
+    EXIT,
+    LOCK,
+    LOG,
+    STARTED,
+    AttemptDirectory,
+)
+from etcd_actions.executor.attempts.outcome import clear, find_outcome, outcome_of
 from tests.executor.objects import an_object
 from tests.support.odd_files import KINDS
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> AttemptPlace:
-    place = AttemptPlace(tmp_path / "state", an_object(), 1)
+def place(tmp_path: Path) -> AttemptDirectory:
+    place = AttemptDirectory(tmp_path / "state", an_object(), 1)
     place.make()
     return place
 
@@ -33,7 +39,7 @@ def outputs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["error.pb", "outputs.pb"])
 async def test_what_is_not_regular_is_the_tasks_error(
-    place: AttemptPlace, outputs: Path, name: str, kind: str
+    place: AttemptDirectory, outputs: Path, name: str, kind: str
 ) -> None:
     make, what = KINDS[kind]
     make(outputs / name)
@@ -46,7 +52,9 @@ async def test_what_is_not_regular_is_the_tasks_error(
     assert not outcome.recoverable
 
 
-def test_an_error_file_without_end_is_the_tasks_error(place: AttemptPlace, outputs: Path) -> None:
+def test_an_error_file_without_end_is_the_tasks_error(
+    place: AttemptDirectory, outputs: Path
+) -> None:
     with (outputs / "error.pb").open("wb") as file:
         file.truncate(1 << 40)
     outcome = outcome_of(place, outputs, declares_outputs=False)
@@ -55,7 +63,9 @@ def test_an_error_file_without_end_is_the_tasks_error(place: AttemptPlace, outpu
     assert "larger than" in outcome.error.message
 
 
-def test_a_long_error_is_shortened_to_what_etcd_takes(place: AttemptPlace, outputs: Path) -> None:
+def test_a_long_error_is_shortened_to_what_etcd_takes(
+    place: AttemptDirectory, outputs: Path
+) -> None:
     error = ContainerError(code="c" * 5000, message="begin" + "x" * 2_000_000 + "end")
     (outputs / "error.pb").write_bytes(ErrorDocument(error=error).SerializeToString())
     outcome = outcome_of(place, outputs, declares_outputs=False)
@@ -68,7 +78,7 @@ def test_a_long_error_is_shortened_to_what_etcd_takes(place: AttemptPlace, outpu
 
 @pytest.mark.parametrize("declares_outputs", [False, True])
 def test_exit_code_0_without_declared_outputs_is_a_failure(
-    place: AttemptPlace, outputs: Path, declares_outputs: bool
+    place: AttemptDirectory, outputs: Path, declares_outputs: bool
 ) -> None:
     place.reported_exit = 0
     outcome = outcome_of(place, outputs, declares_outputs=declares_outputs)
@@ -84,7 +94,7 @@ def test_exit_code_0_without_declared_outputs_is_a_failure(
 @pytest.mark.parametrize(
     "text", ["", "-99", "-1000000", "9" * 5000, "\0", "1e3", "nan", "ⅷ", "x" * 100_000, "-34"]
 )
-def test_an_exit_file_may_hold_anything(place: AttemptPlace, outputs: Path, text: str) -> None:
+def test_an_exit_file_may_hold_anything(place: AttemptDirectory, outputs: Path, text: str) -> None:
     (place.path / EXIT).write_text(text)
     outcome = outcome_of(place, outputs, declares_outputs=False)
     assert outcome.error is not None
@@ -94,7 +104,7 @@ def test_an_exit_file_may_hold_anything(place: AttemptPlace, outputs: Path, text
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [EXIT, STARTED, LOG, LOCK, "supervisor", "log.before"])
 def test_files_of_an_attempt_may_be_anything(
-    place: AttemptPlace, outputs: Path, name: str, kind: str
+    place: AttemptDirectory, outputs: Path, name: str, kind: str
 ) -> None:
     KINDS[kind][0](place.path / name)
     assert not place.is_alive
@@ -111,7 +121,7 @@ def test_files_of_an_attempt_may_be_anything(
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_directory_of_an_attempt_may_be_anything(tmp_path: Path, kind: str) -> None:
     for uid in ("a", "b"):
-        place = AttemptPlace(tmp_path, an_object(uid=uid), 1)
+        place = AttemptDirectory(tmp_path, an_object(uid=uid), 1)
         path = place.path if uid == "a" else place.path.parent
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind != "directory":

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from etcd_actions.executor.outcome import outcome_of
-from etcd_actions.executor.output_directories import OUTPUTS, sweep_outputs, take, taken_by
-from etcd_actions.executor.paths import EXIT, AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import EXIT, AttemptDirectory
+from etcd_actions.executor.attempts.outcome import outcome_of
+from etcd_actions.executor.attempts.output_directories import OUTPUTS, sweep_outputs, take, taken_by
 from tests.executor.objects import an_object
 
 
@@ -22,14 +22,14 @@ def outputs(tmp_path: Path) -> Path:
     return path
 
 
-def place_of(tmp_path: Path, name: str) -> AttemptPlace:
-    place = AttemptPlace(tmp_path / "state", an_object(name), 1)
+def place_of(tmp_path: Path, name: str) -> AttemptDirectory:
+    place = AttemptDirectory(tmp_path / "state", an_object(name), 1)
     place.make()
     return place
 
 
 @contextmanager
-def living(place: AttemptPlace) -> Iterator[None]:
+def living(place: AttemptDirectory) -> Iterator[None]:
     lock = place.try_lock()
     assert lock is not None
     try:

@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 
-from etcd_actions.executor.outcome import clear, outcome_of
-from etcd_actions.executor.paths import EXIT, LOCK, STARTED, AttemptPlace, local_path
-from etcd_actions.executor.templates import substitute
+from etcd_actions.executor.attempts.attempt_directory import (
+    EXIT,
+    LOCK,
+    STARTED,
+    AttemptDirectory,
+    local_path,
+)
+from etcd_actions.executor.attempts.outcome import clear, outcome_of
+from etcd_actions.executor.attempts.templates import substitute
 from tests.executor.objects import an_object
 
 
@@ -54,13 +60,13 @@ def test_what_is_on_this_machine(uri: str, path: str | None) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> AttemptPlace:
-    place = AttemptPlace(tmp_path, an_object(), 1)
+def place(tmp_path: Path) -> AttemptDirectory:
+    place = AttemptDirectory(tmp_path, an_object(), 1)
     place.make()
     return place
 
 
-def test_a_place_is_alive_while_somebody_has_its_lock(place: AttemptPlace) -> None:
+def test_a_place_is_alive_while_somebody_has_its_lock(place: AttemptDirectory) -> None:
     assert not place.is_alive
     lock = place.try_lock()
     assert lock is not None
@@ -77,7 +83,7 @@ def test_a_place_is_alive_while_somebody_has_its_lock(place: AttemptPlace) -> No
     assert not place.is_alive
 
 
-def test_what_is_kept_is_for_its_user_only(place: AttemptPlace) -> None:
+def test_what_is_kept_is_for_its_user_only(place: AttemptDirectory) -> None:
     lock = place.try_lock()
     assert lock is not None
     os.close(lock)
@@ -94,7 +100,7 @@ def write_error(outputs: Path, *, recoverable: bool, origin: int = ExecutionErro
 @pytest.mark.parametrize("recoverable", [False, True])
 @pytest.mark.parametrize("code", [None, 0, 1])
 def test_the_error_file_goes_before_all(
-    place: AttemptPlace, tmp_path: Path, recoverable: bool, code: int | None
+    place: AttemptDirectory, tmp_path: Path, recoverable: bool, code: int | None
 ) -> None:
     write_error(tmp_path, recoverable=recoverable)
     (tmp_path / "outputs.pb").touch()
@@ -108,7 +114,7 @@ def test_the_error_file_goes_before_all(
 
 @pytest.mark.parametrize("code", [None, 0, 134, -6])
 def test_outputs_are_a_success_whatever_the_exit_code(
-    place: AttemptPlace, tmp_path: Path, code: int | None
+    place: AttemptDirectory, tmp_path: Path, code: int | None
 ) -> None:
     (tmp_path / "outputs.pb").touch()
     if code is not None:
@@ -126,7 +132,7 @@ def test_outputs_are_a_success_whatever_the_exit_code(
     ],
 )
 def test_nothing_left_is_a_failure_that_may_be_tried_again(
-    place: AttemptPlace, tmp_path: Path, code: str | None, message: str
+    place: AttemptDirectory, tmp_path: Path, code: str | None, message: str
 ) -> None:
     if code is not None:
         (place.path / EXIT).write_text(code)
@@ -136,14 +142,14 @@ def test_nothing_left_is_a_failure_that_may_be_tried_again(
     assert (outcome.error.kind, outcome.recoverable) == ("SYSTEM", True)
 
 
-def test_an_error_file_that_is_none_is_told(place: AttemptPlace, tmp_path: Path) -> None:
+def test_an_error_file_that_is_none_is_told(place: AttemptDirectory, tmp_path: Path) -> None:
     (tmp_path / "error.pb").write_bytes(b"\xff\xff")
     outcome = outcome_of(place, tmp_path, declares_outputs=False)
     assert outcome.error is not None
     assert outcome.error.code == "ErrorUnreadable"
 
 
-def test_what_an_earlier_try_left_is_taken_away(place: AttemptPlace, tmp_path: Path) -> None:
+def test_what_an_earlier_try_left_is_taken_away(place: AttemptDirectory, tmp_path: Path) -> None:
     write_error(tmp_path, recoverable=True)
     (tmp_path / "outputs.pb").touch()
     clear(tmp_path)

@@ -15,11 +15,11 @@ from flyteidl2.actions.actions_service_pb2 import Action
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.errors import RequestTooLarge
 from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.executor import outcome
-from etcd_actions.executor.attempt_clock import CLOCK, note_beginning
-from etcd_actions.executor.board import Board
-from etcd_actions.executor.not_started import NotStarted
-from etcd_actions.executor.paths import STARTED, AttemptPlace
+from etcd_actions.executor.attempts import outcome
+from etcd_actions.executor.attempts.attempt_clock import CLOCK, note_beginning
+from etcd_actions.executor.attempts.attempt_directory import STARTED, AttemptDirectory
+from etcd_actions.executor.attempts.not_started import NotStarted
+from etcd_actions.executor.scheduling.board import Board
 from etcd_actions.model import ErrorState
 from tests.executor.fakes import Bench
 from tests.executor.objects import an_object
@@ -90,7 +90,7 @@ async def test_a_time_out_counts_from_when_the_attempt_began_across_restarts(
 
 def test_for_how_long_an_attempt_runs_is_known_without_its_clock(tmp_path: Any) -> None:
     """Of another start of the machine, or without the file, the wall clock tells, from 0 on."""
-    place = AttemptPlace(tmp_path, an_object(), 1)
+    place = AttemptDirectory(tmp_path, an_object(), 1)
     assert place.running_for() is None
     place.make()
     (place.path / STARTED).write_text("1")

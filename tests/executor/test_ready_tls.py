@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
-from etcd_actions.executor.ready_tls import ReadyContexts
+from etcd_actions.executor.supervision.ready_tls import ReadyContexts
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from etcd_actions.executor.outcome import outcome_of
-from etcd_actions.executor.paths import EXIT, STARTED, AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import EXIT, STARTED, AttemptDirectory
+from etcd_actions.executor.attempts.outcome import outcome_of
 from tests.executor.objects import an_object
 
 
@@ -30,15 +30,15 @@ def no_descriptors() -> Iterator[None]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> AttemptPlace:
-    place = AttemptPlace(tmp_path, an_object(), 1)
+def place(tmp_path: Path) -> AttemptDirectory:
+    place = AttemptDirectory(tmp_path, an_object(), 1)
     place.make()
     (place.path / STARTED).write_text("1")
     (place.path / EXIT).write_text("0")
     return place
 
 
-def test_an_attempt_that_lives_is_not_taken_to_have_ended(place: AttemptPlace) -> None:
+def test_an_attempt_that_lives_is_not_taken_to_have_ended(place: AttemptDirectory) -> None:
     lock = place.try_lock()
     assert lock is not None
     try:
@@ -50,7 +50,7 @@ def test_an_attempt_that_lives_is_not_taken_to_have_ended(place: AttemptPlace) -
     assert not place.is_alive
 
 
-def test_whether_it_began_and_how_it_ended_is_not_guessed(place: AttemptPlace) -> None:
+def test_whether_it_began_and_how_it_ended_is_not_guessed(place: AttemptDirectory) -> None:
     with no_descriptors():
         with pytest.raises(OSError, match="Too many open files") as began:
             _ = place.was_started
@@ -63,7 +63,7 @@ def test_whether_it_began_and_how_it_ended_is_not_guessed(place: AttemptPlace) -
 
 
 @pytest.mark.parametrize("name", ["error.pb", "nothing"])
-def test_its_outcome_is_not_decided(place: AttemptPlace, tmp_path: Path, name: str) -> None:
+def test_its_outcome_is_not_decided(place: AttemptDirectory, tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with no_descriptors(), pytest.raises(OSError, match="Too many open files") as found:
         outcome_of(place, tmp_path, declares_outputs=False)

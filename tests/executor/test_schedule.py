@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from etcd_actions import Phase
 from etcd_actions._internal.keyed_heap import KeyedHeap
-from etcd_actions.executor.board import MOST_DEPTH, Board
-from etcd_actions.executor.schedule import Alarm, Due, Schedule
+from etcd_actions.executor.scheduling.board import MOST_DEPTH, Board
+from etcd_actions.executor.scheduling.schedule import Alarm, Due, Schedule
 from tests.executor.test_board import NAMES, PARENTS, update
 
 KEYS = st.sampled_from("abcdef")

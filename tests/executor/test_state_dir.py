@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from etcd_actions.errors import ConfigError
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.state_dir import prepare_state_dir, sweep
 from tests.executor.objects import an_object
 from tests.support.odd_files import KINDS
@@ -96,9 +96,9 @@ def test_a_read_only_file_system_is_refused_by_the_flags_name(tmp_path: Path) ->
         subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def attempt(state_dir: Path, uid: str, number: int, age: float) -> AttemptPlace:
+def attempt(state_dir: Path, uid: str, number: int, age: float) -> AttemptDirectory:
     """An attempt that ended some seconds ago."""
-    place = AttemptPlace(state_dir, an_object(uid=uid), number)
+    place = AttemptDirectory(state_dir, an_object(uid=uid), number)
     place.make()
     for name in ("started", "exit", "log", "lock"):
         (place.path / name).write_text("0")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions.executor import process_tree
+from etcd_actions.executor.supervision import process_tree
 from tests.executor.attempts import WAYS, Bench, Way, lives, numbers_in, open_bench
 from tests.support.waiting import eventually
 
@@ -355,7 +355,7 @@ async def test_what_goes_wrong_while_a_supervisor_is_heard_harms_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """Its lock still says when it ends."""
-    from etcd_actions.executor.attempt import _Report  # noqa: PLC0415
+    from etcd_actions.executor.attempts.attempts import _Report  # noqa: PLC0415
 
     note = _Report._note
 

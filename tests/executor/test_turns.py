@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.executor.turns import RUNS_FOR_A_SLOT, Turns
+from etcd_actions.executor.scheduling.turns import RUNS_FOR_A_SLOT, Turns
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from etcd_actions.executor.attempt_directories import directories_of, place_of
-from etcd_actions.executor.outcome import outcome_of
-from etcd_actions.executor.paths import EXIT, STARTED, AttemptPlace
+from etcd_actions.executor.attempts.attempt_directories import directories_of, place_of
+from etcd_actions.executor.attempts.attempt_directory import EXIT, STARTED, AttemptDirectory
+from etcd_actions.executor.attempts.outcome import outcome_of
 from etcd_actions.model import Incarnation
 
 UID = "0a3c2c62-3d0e-4b6f-a5bb-6f4e3ad2b0aa"
@@ -29,14 +29,14 @@ def test_it_is_followed_on_where_it_is(tmp_path: Path) -> None:
         assert place.path == path
         assert place.is_inferred
         assert place.was_started
-    assert place_of(tmp_path, ONE, 2).path == AttemptPlace(tmp_path, ONE, 2).path
+    assert place_of(tmp_path, ONE, 2).path == AttemptDirectory(tmp_path, ONE, 2).path
     assert UID in directories_of(ONE)
 
 
 def test_one_that_lives_and_has_not_begun_is_followed_on_too(tmp_path: Path) -> None:
     path = started_before(tmp_path)
     (path / STARTED).unlink()
-    lock = AttemptPlace.at(path).try_lock()
+    lock = AttemptDirectory.at(path).try_lock()
     assert lock is not None
     try:
         assert place_of(tmp_path, ONE, 1).path == path
@@ -47,12 +47,12 @@ def test_one_that_lives_and_has_not_begun_is_followed_on_too(tmp_path: Path) -> 
 def test_of_two_objects_with_its_uid_one_has_it(tmp_path: Path) -> None:
     path = started_before(tmp_path)
     assert place_of(tmp_path, ONE, 1).path == path
-    assert place_of(tmp_path, COPY, 1).path == AttemptPlace(tmp_path, COPY, 1).path
+    assert place_of(tmp_path, COPY, 1).path == AttemptDirectory(tmp_path, COPY, 1).path
     assert place_of(tmp_path, ONE, 1).path == path
 
 
 def test_what_is_started_in_its_own_directory_stays_there(tmp_path: Path) -> None:
-    place = AttemptPlace(tmp_path, ONE, 1)
+    place = AttemptDirectory(tmp_path, ONE, 1)
     place.make()
     (place.path / STARTED).write_text("1")
     started_before(tmp_path)
@@ -68,13 +68,13 @@ def test_no_uid_leads_to_a_directory_of_another(tmp_path: Path) -> None:
 
 def test_a_uid_that_is_the_name_of_anothers_directory_leads_nowhere(tmp_path: Path) -> None:
     """Also in the moment in which the other one has the lock and has written nothing down."""
-    victim = AttemptPlace(tmp_path, ONE, 1)
+    victim = AttemptDirectory(tmp_path, ONE, 1)
     victim.make()
     hostile = Incarnation(b"/r/ns/x", 8, ONE.path_component)
     lock = victim.try_lock()
     assert lock is not None
     try:
-        assert place_of(tmp_path, hostile, 1).path == AttemptPlace(tmp_path, hostile, 1).path
+        assert place_of(tmp_path, hostile, 1).path == AttemptDirectory(tmp_path, hostile, 1).path
         assert victim.note_object()
     finally:
         os.close(lock)

@@ -221,10 +221,10 @@ async def test_a_member_that_may_be_behind_answers_no_compare(way: Way, prefix: 
     made = Compare(prefix, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
     with trio.fail_after(60):
         async with way.open() as etcd:
-            assert (await Store(etcd).look(Txn([made], []))).succeeded
+            assert (await Store(etcd).read_txn(Txn([made], []))).succeeded
             stopped = [each for each in way.cluster.members if each is not way.in_use(etcd)]
             with suspended(*stopped), pytest.raises(Unavailable):
-                await Store(etcd).look(Txn([made], []))
+                await Store(etcd).read_txn(Txn([made], []))
 
 
 async def test_without_a_majority_nothing_is_promised_that_does_not_hold(

@@ -21,6 +21,8 @@ from etcd_actions.storage.store import Store
 from etcd_actions.watch import Reflector
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 SERVES = WatchingSettings(record=False)
 
 
@@ -104,6 +106,7 @@ async def listed(etcd: Etcd, prefix: bytes, parent: ActionId, revision: int) -> 
     return Listing(below(await readable(kvs), parent), revision)
 
 
+@pytest.mark.network
 async def test_a_stream_reads_no_list_of_the_run(etcd: Etcd, prefix: bytes) -> None:
     """Neither for a leaf nor for a root of few children, nor do lists of children."""
     watched = Watched(etcd)
@@ -224,10 +227,10 @@ class CountingStore(Store):
         super().__init__(etcd)
         self.read_at_once: list[int] = []
 
-    async def look(self, txn: Txn) -> TxnResult:
+    async def read_txn(self, txn: Txn) -> TxnResult:
         """See the base."""
         self.read_at_once.append(len(txn.success))
-        return await super().look(txn)
+        return await super().read_txn(txn)
 
 
 async def test_what_the_watch_brings_behind_the_read_is_read_too(etcd: Etcd, prefix: bytes) -> None:
@@ -268,7 +271,7 @@ async def test_a_watch_that_never_answers_is_not_waited_for(
                 waited.append(round(trio.current_time() - began, 2))
 
     class Changing(Store):
-        async def look(self, txn: Txn) -> TxnResult:
+        async def read_txn(self, txn: Txn) -> TxnResult:
             return TxnResult(not txn.compare, [], 7)
 
     progress = Silent(lambda: None)

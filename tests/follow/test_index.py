@@ -5,12 +5,13 @@ from __future__ import annotations
 import tracemalloc
 import uuid
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from etcd_actions.codecs import json
-from etcd_actions.etcd.api import KeyValue
+from etcd_actions.etcd.api import KeyRange, KeyValue
 from etcd_actions.follow import Index
 from etcd_actions.model import ActionUpdate, Phase, Summary, build_action_update, summarize
 from etcd_actions.watch import Change, ChangeKind
@@ -101,6 +102,28 @@ def test_after_a_new_start_all_is_to_come_again() -> None:
 class _Watching:
     def revision_of(self, key: bytes) -> int:
         return 20
+
+    def progress(self, keys: KeyRange) -> list[tuple[KeyRange, int]]:
+        return [(keys, 20)]
+
+
+def test_a_state_of_a_snapshot_is_expected_until_it_is_delivered() -> None:
+    """The watch is at revision 20."""
+    index = Index()
+    key, summary = facts("r1", "a1", 25)
+    update = build_action_update(summary, key=key, revision=25)
+    keys = KeyRange.of_key(key)
+    assert index.expect(update, 30)
+    assert not index.expected_in(keys, 40)  # It is not watched.
+    index.watched_by(_Watching())
+    assert index.expect(update, 30)
+    assert index.expected_in(keys, 24) == []
+    assert index.expected_in(keys, 25) == [key]
+    index.put(key, summary)
+    assert index.expected_in(keys, 40) == []
+    index.remove(key)
+    # The watch has passed this snapshot, and the key does not exist.
+    assert not index.expect(msgspec.structs.replace(update, revision=15), 19)
 
 
 def test_the_newest_is_what_was_handled_last_of_all_that_came() -> None:

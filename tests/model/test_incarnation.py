@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.model import Incarnation
 
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
@@ -81,7 +81,7 @@ def test_a_revision_that_is_not_known_may_be_any() -> None:
 
 @pytest.mark.parametrize("uid", HOSTILE)
 def test_no_uid_leads_out_of_the_state_directory(tmp_path: Path, uid: str) -> None:
-    place = AttemptPlace(
+    place = AttemptDirectory(
         tmp_path, Incarnation(b"/r/ns/" + uid[:99].encode("utf-8", "replace"), 1, uid), 1
     )
     place.make()

@@ -30,7 +30,7 @@ from etcd_actions.run_service import RunService
 from etcd_actions.runs.removal import Removed
 from etcd_actions.server import ServerStatistics
 from etcd_actions.testing import OwnEtcd
-from etcd_actions.uploads import Swept
+from etcd_actions.uploads import SweepResult
 from etcd_actions.web import Bind
 from tests.support import flyte
 from tests.support.waiting import eventually
@@ -305,7 +305,9 @@ async def test_server_and_executor_are_measured_where_they_are(
         cache={"CACHE_HIT": 1},
     )
     monitoring.metrics.collected = lambda: Removed(records=2, objects=9, bytes=1000)
-    monitoring.metrics.swept = lambda: Swept(uploads=4, bytes=500, images=3, moved=5, restored=1)
+    monitoring.metrics.swept = lambda: SweepResult(
+        uploads=4, bytes=500, images=3, moved=5, restored=1
+    )
     found = await samples(monitoring)
     assert found["etcd_actions_swept_total", "upload"] == 4
     assert found["etcd_actions_swept_total", "restored"] == 1

@@ -20,6 +20,8 @@ from etcd_actions.record.checkpoint import Checkpoint, Predecessor
 from etcd_actions.testing import EtcdServer
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 PATIENCE = 60
 
 NEWEST = 200
@@ -238,7 +240,7 @@ async def test_it_is_kept_up_to_date_and_no_oftener_than_asked(
         began = trio.current_time()
 
         async def keep() -> None:
-            await position.keep(lambda: current, fence, every=0.05)
+            await position.save_periodically(lambda: current, fence, every=0.05)
 
         nursery.start_soon(keep)
         while current < NEWEST - 1:
@@ -261,7 +263,7 @@ async def test_keeping_ends_with_the_term(etcd: Etcd, prefix: bytes, key: bytes)
     ended = trio.Event()
 
     async def keep() -> None:
-        await position.keep(lambda: current, fence, every=0.01)
+        await position.save_periodically(lambda: current, fence, every=0.01)
         ended.set()
 
     with capture_logs() as logs, trio.fail_after(PATIENCE):
@@ -285,7 +287,7 @@ async def test_keeping_outlives_an_etcd_that_is_away(etcd: Etcd, prefix: bytes, 
         async with trio.open_nursery() as nursery:
 
             async def keep() -> None:
-                await position.keep(lambda: 8, fence, every=0.01)
+                await position.save_periodically(lambda: 8, fence, every=0.01)
 
             nursery.start_soon(keep)
             await eventually(lambda: position.saved == 8)

@@ -41,6 +41,8 @@ from tests.record.test_outbox import ROOT, SETTINGS, Scripted, is_idle, named, t
 from tests.support import flyte
 from tests.support.waiting import eventually, eventually_holds
 
+pytestmark = pytest.mark.memory
+
 NO = RunServiceRejected("no", code=3)
 
 
@@ -64,6 +66,7 @@ async def refuse_record(client: ActionsClient, service: Scripted) -> None:
     await eventually(lambda: client.statistics().marks == {"marked": 1})
 
 
+@pytest.mark.network
 async def test_the_bugs_of_a_version_are_named_once_though_letters_are_watched_too(
     etcd: Etcd, prefix: bytes
 ) -> None:
@@ -103,7 +106,7 @@ async def test_a_letter_is_there_before_the_mark(etcd: Etcd, prefix: bytes) -> N
         await refuse_record(client, service)
         letter = (await stored(client))["a0", "record"]
         marked = await client.get_task_action(ROOT)
-    assert letter.letter_revision < marked.revision
+    assert letter.dead_letter_revision < marked.revision
 
 
 async def test_a_retry_tells_record_then_status(etcd: Etcd, prefix: bytes) -> None:
@@ -210,7 +213,7 @@ async def test_a_request_is_met_by_the_next_leader(etcd: Etcd, prefix: bytes) ->
     async with watching(etcd, prefix, service) as client:
         await refuse_record(client, service)
     async with open_actions_client(etcd, prefix=prefix, settings=SETTINGS) as writer:
-        assert not await writer.is_anybody_elected()
+        assert not await writer.has_leader()
         (letter,) = await writer.dead_letters()
         asked = await writer.retry_dead_letter(letter)
         assert asked is not None
@@ -218,7 +221,7 @@ async def test_a_request_is_met_by_the_next_leader(etcd: Etcd, prefix: bytes) ->
         assert await writer.retry_dead_letter(letter) == asked
     service = Scripted()
     async with watching(etcd, prefix, service) as client:
-        assert await client.is_anybody_elected()
+        assert await client.has_leader()
         await eventually(lambda: [what for what, _, _ in service.told] == ["record", "status"])
         await eventually(lambda: client.statistics().dead_letters == ())
         assert await client.dead_letters() == []
@@ -327,7 +330,7 @@ async def test_a_letter_in_the_place_of_another_is_answered(etcd: Etcd, prefix: 
     async with watching(etcd, prefix, service) as client:
         await refuse_record(client, service)
         (letter,) = await client.dead_letters()
-        (kv,) = (await etcd.range(KeyRange.of_key(letter.letter_key))).kvs
+        (kv,) = (await etcd.range(KeyRange.of_key(letter.dead_letter_key))).kvs
         keys = Keyspace(prefix)
         for place, whose in ((ROOT, named("x")), (named("y"), named("y"))):
             key = DeadLetterKeys(keys).key(keys.task_action(place), whose, "record")
@@ -335,7 +338,7 @@ async def test_a_letter_in_the_place_of_another_is_answered(etcd: Etcd, prefix: 
         await eventually(lambda: len(client.statistics().dead_letters) == 3)
         service.told.clear()
         for copy in await client.dead_letters():
-            if copy.letter_key != letter.letter_key:
+            if copy.dead_letter_key != letter.dead_letter_key:
                 answer = await client.retry_dead_letter(copy, wait=True)
                 assert answer is not None
                 assert "another action" in answer.note
@@ -407,7 +410,7 @@ async def test_what_is_no_letter_hurts_nothing(etcd: Etcd, prefix: bytes) -> Non
         # The place of one is used where it is needed.
         await refuse_record(client, service)
         letters = await client.dead_letters()
-        assert {letter.letter_key for letter in letters if letter.unreadable} == set(garbage)
+        assert {letter.dead_letter_key for letter in letters if letter.unreadable} == set(garbage)
         assert [letter.what for letter in letters if not letter.unreadable] == ["record"]
         for letter in letters:
             if letter.unreadable:
@@ -427,7 +430,7 @@ async def test_a_state_that_cannot_be_read_is_answered(etcd: Etcd, prefix: bytes
         await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))
         await eventually(lambda: is_idle(client))
         (letter,) = await client.dead_letters()
-        (kv,) = (await etcd.range(KeyRange.of_key(letter.letter_key))).kvs
+        (kv,) = (await etcd.range(KeyRange.of_key(letter.dead_letter_key))).kvs
         await etcd.put(kv.key, json.dumps({**json.loads(kv.value), "state": "AAAA"}).encode())
         answer = await client.retry_dead_letter(letter, wait=True)
         assert answer is not None
@@ -447,7 +450,7 @@ async def test_a_letter_that_changed_is_not_deleted(etcd: Etcd, prefix: bytes) -
 
 
 def replace_revision(letter: DeadLetter) -> DeadLetter:
-    return msgspec.structs.replace(letter, letter_revision=letter.letter_revision - 1)
+    return msgspec.structs.replace(letter, dead_letter_revision=letter.dead_letter_revision - 1)
 
 
 # A status that is answered with: there is no such action.
@@ -656,13 +659,13 @@ async def test_one_that_is_deposed_writes_no_letter(etcd: Etcd, prefix: bytes) -
         decode(await stored_task(etcd, prefix)), key=keys.task_action(ROOT), revision=1
     )
     async with book.at_work(leadership.fence, lambda _key: None):
-        await book.refused("record", update, None, code=3, error="no")
+        await book.reject("record", update, None, code=3, error="no")
         await etcd.delete(KeyRange.of_key(keys.election(None)))
         await etcd.put(keys.election(None), b"another's")
-        with pytest.raises(Unavailable, match="elected"):
-            await book.refused("record", update, None, code=3, error="no")
-        with pytest.raises(Unavailable, match="elected"):
-            await book.accepted("record", update)
+        with pytest.raises(Unavailable, match="leads"):
+            await book.reject("record", update, None, code=3, error="no")
+        with pytest.raises(Unavailable, match="leads"):
+            await book.accept("record", update)
         (letter,) = book.statistics().dead_letters
         assert letter.times == 1
 

@@ -14,7 +14,7 @@ from flyteidl2.actions import actions_service_pb2 as pb
 from google.protobuf.message import Message
 
 from etcd_actions import ActionId, ActionsClient, Phase
-from etcd_actions.actions.abort import ask_for_deletion
+from etcd_actions.actions.aborted_object import set_deletion_timestamp
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import ActionError, EtcdError, NotFound, UnexpectedFailure
 from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget, Etcd, KeyRange, Put, Txn
@@ -174,7 +174,7 @@ async def _ask_deletion(ways: Ways, target: ActionId) -> None:
             raise NotFound(f"there is no {target}")
         codec = codec_of(found[0].value)
         tree = codec.decode_tree(found[0].value)
-        ask_for_deletion(tree, datetime.now(UTC))
+        set_deletion_timestamp(tree, datetime.now(UTC))
         unchanged = Compare(
             key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found[0].mod_revision
         )

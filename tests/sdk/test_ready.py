@@ -14,7 +14,7 @@ import trustme
 
 from etcd_actions import ActionId, Phase, open_actions_client
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor import fork_server
+from etcd_actions.executor.supervision import supervisor
 from tests.executor.tasks import until
 from tests.sdk.service import Site, free_port
 from tests.support.etcd_server import EtcdServer
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 READY = f"""
 import json, sys
-sys.path.insert(0, {str(Path(fork_server.__file__).parent)!r})
+sys.path.insert(0, {str(Path(supervisor.__file__).parent)!r})
 import fork_server_main as server
 server._prepare(server._beside("ready_tls"))
 print(json.dumps(sorted(sys.modules)))

@@ -86,7 +86,7 @@ class Selection:
         dead_letters = [each for each in dead_letters if self._is_in_namespace(each)]
         if not self._targets and not self._keys:
             return dead_letters, []
-        by_key = {as_text(each.letter_key): each for each in dead_letters}
+        by_key = {as_text(each.dead_letter_key): each for each in dead_letters}
         selected = self._keys & by_key.keys()
         missing = sorted(self._keys - by_key.keys())
         for target in self._targets:
@@ -125,7 +125,7 @@ async def retry_dead_letters(
         dead_letters, missing = selection.of(await client.dead_letters())
         requested = [each for one in dead_letters if (each := await _request(client, one))]
         code = ExitCode.OK
-        if requested and not await client.is_anybody_elected():
+        if requested and not await client.has_leader():
             print_message("there is no leader: the requests stay until there is one")
         elif not dead_letters and not missing:
             print_message("there are no dead letters")
@@ -201,7 +201,7 @@ def _matches(target: Target, dead_letter: DeadLetter) -> bool:
 
 def _described(dead_letter: DeadLetter) -> str:
     if dead_letter.unreadable:
-        return as_text(dead_letter.letter_key)
+        return as_text(dead_letter.dead_letter_key)
     action = dead_letter.action_id
     name = f"{action.project}/{action.domain}/{action.run}/{action.name}"
     return f"the {dead_letter.what} of {name}"
@@ -215,7 +215,9 @@ def _why(code: str, error: str) -> str:
 
 def _row(dead_letter: DeadLetter, objects: Mapping[bytes, int]) -> Row:
     if dead_letter.unreadable:
-        return UnreadableRow(key=as_text(dead_letter.letter_key), reason=dead_letter.unreadable)
+        return UnreadableRow(
+            key=as_text(dead_letter.dead_letter_key), reason=dead_letter.unreadable
+        )
     namespace, _, name = dead_letter.namespace_and_name.rpartition("/")
     action = dead_letter.action_id
     created = objects.get(dead_letter.key)
@@ -223,7 +225,7 @@ def _row(dead_letter: DeadLetter, objects: Mapping[bytes, int]) -> Row:
     if created is not None and dead_letter.create_revision not in (0, created):
         state = "replaced"
     return DeadLetterRow(
-        key=as_text(dead_letter.letter_key),
+        key=as_text(dead_letter.dead_letter_key),
         object_key=as_text(dead_letter.key),
         namespace=namespace,
         name=name,

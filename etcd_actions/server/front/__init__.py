@@ -1,4 +1,4 @@
-"""What the SDK's own entry points ask for besides actions: runs, tasks, data, projects."""
+"""The services that the SDK calls in addition to ActionsService: runs, tasks, data, projects."""
 
 from etcd_actions.server.front.front import FrontDoor
 

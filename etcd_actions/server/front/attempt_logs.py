@@ -149,16 +149,16 @@ class LogService:
         """
         action_id = action_id_of(request.action_id)
         with self._streams.open() as stream:
-            wanted = await self._find(action_id, request.attempt)
-            wanted.check()
+            target = await self._find(action_id, request.attempt)
+            target.check()
             quiet_since = trio.current_time()
             while not stream.has_ended:
                 source = self._logs.source
-                if source is not None and wanted.has_started:
+                if source is not None and target.has_started:
                     try:
                         async with (
-                            self._opened(source, wanted) as log,
-                            aclosing(self._follow(stream, log, wanted)) as responses,
+                            self._opened(source, target) as log,
+                            aclosing(self._follow(stream, log, target)) as responses,
                         ):
                             async for each in responses:
                                 yield each
@@ -168,16 +168,16 @@ class LogService:
                         raise Refusal(Code.FAILED_PRECONDITION, f"the log: {error}") from error
                     else:
                         return
-                await self._check_whether_here(wanted)
+                await self._check_whether_here(target)
                 if trio.current_time() - quiet_since >= self._keepalive:
                     quiet_since = trio.current_time()
                     yield pb.TailLogsResponse()
                 await stream.wait(_READ_LATER)
                 if not stream.has_ended:
-                    wanted = await self._refreshed(wanted)
+                    target = await self._refreshed(target)
 
     @asynccontextmanager
-    async def _opened(self, source: LogSource, wanted: _LogRequest) -> AsyncIterator[Log]:
+    async def _opened(self, source: LogSource, target: _LogRequest) -> AsyncIterator[Log]:
         """Open a log, unless too many are open."""
         if self._open >= self._most_open:
             raise Refusal(
@@ -186,19 +186,19 @@ class LogService:
             )
         self._open += 1
         try:
-            async with source.open(wanted.incarnation, wanted.attempt) as log:
+            async with source.open(target.incarnation, target.attempt) as log:
                 yield log
         finally:
             self._open -= 1
 
     async def _follow(
-        self, stream: Stream, log: Log, wanted: _LogRequest
+        self, stream: Stream, log: Log, target: _LogRequest
     ) -> AsyncGenerator[pb.TailLogsResponse, None]:
         lines = _Lines()
         pause, check_at = _READ_SOON, trio.current_time() + _CHECK_EVERY
         quiet_since = trio.current_time()
-        # After the end one more read returns what was written before it.
-        is_last_read = wanted.has_ended
+        # After the end one more read returns everything written before it.
+        is_last_read = target.has_ended
         while not stream.has_ended:
             data = await log.read()
             if log.is_torn:
@@ -219,8 +219,8 @@ class LogService:
                 continue
             if now >= check_at:
                 check_at = now + _CHECK_EVERY
-                wanted = await self._refreshed(wanted)
-                if wanted.has_ended:
+                target = await self._refreshed(target)
+                if target.has_ended:
                     is_last_read = True
                     continue
             if now - quiet_since >= self._keepalive:
@@ -247,31 +247,31 @@ class LogService:
             return _LogRequest(action_id, incarnation, attempt or last, True, True, last)
         return _of_action(action_id, attempt, action)
 
-    async def _refreshed(self, wanted: _LogRequest) -> _LogRequest:
+    async def _refreshed(self, target: _LogRequest) -> _LogRequest:
         """The present state of the same incarnation."""
         try:
-            action = await self._logs.client.get_task_action(wanted.action_id)
+            action = await self._logs.client.get_task_action(target.action_id)
         except NotFound:
             action = None
-        if action is None or not action.incarnation.may_be(wanted.incarnation):
-            return replace(wanted, has_ended=True, attempts=wanted.attempt, is_task=True)
-        return _of_action(wanted.action_id, wanted.attempt, action)
+        if action is None or not action.incarnation.may_be(target.incarnation):
+            return replace(target, has_ended=True, attempts=target.attempt, is_task=True)
+        return _of_action(target.action_id, target.attempt, action)
 
-    async def _check_whether_here(self, wanted: _LogRequest) -> None:
+    async def _check_whether_here(self, target: _LogRequest) -> None:
         """Refuse a log that will not be on this machine, and name the place where it may be."""
-        what = f"attempt {wanted.attempt} of {describe(wanted.action_id)}"
-        if wanted.attempt > wanted.attempts and wanted.has_ended:
-            text = f"there is no {what}: it ended in attempt {wanted.attempts}"
+        what = f"attempt {target.attempt} of {describe(target.action_id)}"
+        if target.attempt > target.attempts and target.has_ended:
+            text = f"there is no {what}: it ended in attempt {target.attempts}"
             raise Refusal(Code.NOT_FOUND, text)
-        if not wanted.has_started:
+        if not target.has_started:
             return
         here = socket.gethostname()
         where = (
             "it is in the state directory of the executor that ran it, unless that has removed "
             "it, or nothing of it was started: ask the service there"
         )
-        if not wanted.has_ended:
-            owner = await self._logs.client.claimed_by(wanted.action_id)
+        if not target.has_ended:
+            owner = await self._logs.client.claimed_by(target.action_id)
             if self._logs.source is not None and owner.rpartition("/")[0] in ("", here):
                 # The attempt waits, or is about to start.
                 return

@@ -70,14 +70,14 @@ class RunLists:
 
     async def list_runs(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
         """A page of the runs of a scope, the newest first by default."""
-        shelf, only = _scope(request)
+        runs, only = _scope(request)
         paused = request.paused_actions_only
         query = parse(
             request.request,
             RUN_FIELDS,
             identity=_identity,
             default=CREATED,
-            scope=msgspec.json.encode([shelf, only, paused]),
+            scope=msgspec.json.encode([runs, only, paused]),
         )
         await self._index.ready()
         if request.WhichOneof("scope_by") == "trigger_name":
@@ -85,7 +85,7 @@ class RunLists:
             return pb.ListRunsResponse()
         descending = query.descending_by(CREATED)
         portions = self._index.portions(
-            shelf,
+            runs,
             descending=descending is not False,
             behind=None if descending is None else _index_place(query),
             first=query.limit + 1,
@@ -100,11 +100,11 @@ class RunLists:
 
         A run that changes often is sent in its latest state; a deleted one is not mentioned.
         """
-        shelf, only = _target(request)
+        runs, only = _target(request)
         with self._streams.open() as stream:
             await self._index.ready()
-            with self._index.watch(shelf) as watch:
-                portions = self._index.portions(shelf, descending=True, first=_SNAPSHOT)
+            with self._index.watch(runs) as watch:
+                portions = self._index.portions(runs, descending=True, first=_SNAPSHOT)
                 for portion in portions:
                     for start in range(0, len(portion), _SNAPSHOT):
                         if stream.has_ended:

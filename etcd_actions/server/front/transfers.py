@@ -200,8 +200,8 @@ class Transfers:
             size = blob.info.size
         requested = _headers(scope)
         # Files have no validator here, so a condition on one never holds.
-        wanted = None if b"if-range" in requested else requested.get(b"range")
-        start, end, status = _range(wanted, size)
+        byte_range = None if b"if-range" in requested else requested.get(b"range")
+        start, end, status = _range(byte_range, size)
         headers = [
             *_SAFE,
             (b"accept-ranges", b"bytes"),

@@ -18,8 +18,8 @@ from flyteidl2.logs.dataplane.payload_pb2 import LogLine, LogLineOriginator
 from etcd_actions import ActionId, ActionsClient, Phase, StoredAction, open_actions_client
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor.attempt_log import LocalLogs
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempt_log import LocalLogs
 from etcd_actions.model import Keyspace
 from etcd_actions.runs.own_run_service import OwnRunService, history_of_action
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
@@ -136,11 +136,11 @@ async def read(
         return tail
 
 
-async def started(client: ActionsClient, machine: Machine, phase: Phase) -> AttemptPlace:
+async def started(client: ActionsClient, machine: Machine, phase: Phase) -> AttemptDirectory:
     """An action with a directory, whose log a test writes."""
     await client.enqueue(flyte.task(ROOT))
     action = await client.put_status(ROOT, 1, ActionStatus(phase))
-    place = AttemptPlace(machine.state_dir, action.incarnation, 1)
+    place = AttemptDirectory(machine.state_dir, action.incarnation, 1)
     place.make()
     return place
 

@@ -12,8 +12,8 @@ import trio
 
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.etcd.api import Delete, KeyRange, Txn
-from etcd_actions.executor.attempt_log import LocalLogs
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempt_log import LocalLogs
 from etcd_actions.model import ErrorState
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import FrontDoor
@@ -78,7 +78,7 @@ async def test_a_page_shows_the_actions_of_a_run_and_their_logs(
     await client.enqueue(child)
     error = ErrorState(code="E", kind="USER", message=HOSTILE)
     await client.put_status(CHILD, 1, ActionStatus(Phase.FAILED), error=error)
-    place = AttemptPlace(tmp_path, root.action.incarnation, 1)
+    place = AttemptDirectory(tmp_path, root.action.incarnation, 1)
     place.make()
     (place.path / "log").write_bytes(b"<b>a line</b>\xff\n")
     front = FrontDoor(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 from typing import Final, Protocol
 
-from etcd_actions.executor.attempt_command import Command
-from etcd_actions.executor.not_started import NotStarted
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_command import Command
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.not_started import NotStarted
 from etcd_actions.model import ErrorState
 
 
 class AttemptsPort(Protocol):
-    """See :class:`~etcd_actions.executor.attempt.Attempts`."""
+    """See :class:`~etcd_actions.executor.attempts.attempts.Attempts`."""
 
     @property
     def started(self) -> int:
@@ -24,19 +24,19 @@ class AttemptsPort(Protocol):
         """Number of attempts that were found started."""
         ...
 
-    async def begin(self, place: AttemptPlace, command: Command) -> None:
+    async def begin(self, place: AttemptDirectory, command: Command) -> None:
         """Start an attempt unless it was started before."""
         ...
 
-    async def wait_ended(self, place: AttemptPlace) -> None:
+    async def wait_ended(self, place: AttemptDirectory) -> None:
         """Return once it has ended."""
         ...
 
-    def forget(self, place: AttemptPlace) -> None:
+    def forget(self, place: AttemptDirectory) -> None:
         """Nobody asks for it any more."""
         ...
 
-    async def end(self, place: AttemptPlace) -> None:
+    async def end(self, place: AttemptDirectory) -> None:
         """End it; returns once it has ended."""
         ...
 
@@ -59,7 +59,7 @@ def is_of_machine(error: OSError) -> bool:
     return error.errno in _MACHINE
 
 
-async def begin(attempts: AttemptsPort, place: AttemptPlace, command: Command) -> None:
+async def begin(attempts: AttemptsPort, place: AttemptDirectory, command: Command) -> None:
     """Start an attempt unless it was started before.
 
     Raises:

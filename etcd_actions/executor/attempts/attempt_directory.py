@@ -24,13 +24,13 @@ from etcd_actions._internal.untrusted_files import (
     read_end,
     read_regular,
 )
-from etcd_actions.executor import process_tree, supervisor
-from etcd_actions.executor.attempt_clock import running_for
-from etcd_actions.executor.bounded_log import LOG, LOG_BEFORE
-from etcd_actions.executor.process_tree import Process
+from etcd_actions.executor.attempts.attempt_clock import running_for
+from etcd_actions.executor.supervision import process_tree, supervisor
+from etcd_actions.executor.supervision.bounded_log import LOG, LOG_BEFORE
+from etcd_actions.executor.supervision.process_tree import Process
 from etcd_actions.model import Incarnation
 
-__all__ = ["EXIT", "LOCK", "LOG", "MARK", "STARTED", "AttemptPlace", "local_path"]
+__all__ = ["EXIT", "LOCK", "LOG", "MARK", "STARTED", "AttemptDirectory", "local_path"]
 
 STARTED: Final = supervisor.STARTED
 """Written before the main process of an attempt begins: its number."""
@@ -57,7 +57,7 @@ def lacks_resources(error: OSError) -> bool:
     return error.errno in _LACKING
 
 
-class AttemptPlace:
+class AttemptDirectory:
     """The directory of one attempt of one incarnation of an action.
 
     Its supervisor holds a lock on a file in it for as long as it lives, through a descriptor
@@ -82,7 +82,7 @@ class AttemptPlace:
     @classmethod
     def at(
         cls, path: Path, incarnation: Incarnation | None = None, *, is_inferred: bool = False
-    ) -> AttemptPlace:
+    ) -> AttemptDirectory:
         """The attempt that has a directory."""
         place = cls.__new__(cls)
         place.path, place.reported_exit = path, None
@@ -364,4 +364,4 @@ def _marked(mark: str) -> Iterator[Process]:
 
 
 MARK: Final = "_ATTEMPT_MARK"
-"""In the environment of an attempt's processes: see :attr:`AttemptPlace.mark`."""
+"""In the environment of an attempt's processes: see :attr:`AttemptDirectory.mark`."""

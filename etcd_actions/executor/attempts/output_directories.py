@@ -23,7 +23,7 @@ from typing import Final
 import msgspec
 
 from etcd_actions._internal.untrusted_files import UnusableFile, read_regular
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 
 OUTPUTS: Final = "outputs"
 """The directory of the state directory that says who has which."""
@@ -40,7 +40,7 @@ class _Taken(msgspec.Struct, frozen=True):
     """For people."""
 
 
-def take(place: AttemptPlace, outputs: Path) -> AttemptPlace | None:
+def take(place: AttemptDirectory, outputs: Path) -> AttemptDirectory | None:
     """Take a directory for an attempt whose lock the caller has.
 
     Returns:
@@ -67,7 +67,7 @@ def take(place: AttemptPlace, outputs: Path) -> AttemptPlace | None:
     return None
 
 
-def taken_by(place: AttemptPlace, outputs: Path) -> AttemptPlace | None:
+def taken_by(place: AttemptDirectory, outputs: Path) -> AttemptDirectory | None:
     """The attempt that took a directory after this one; None where nobody did.
 
     Raises:
@@ -94,12 +94,12 @@ def sweep_outputs(state_dir: Path, before: float) -> None:
                     file.unlink()
 
 
-def _file(place: AttemptPlace, outputs: Path) -> Path:
+def _file(place: AttemptDirectory, outputs: Path) -> Path:
     name = hashlib.sha256(os.fsencode(os.path.realpath(outputs))).hexdigest()
     return place.state_dir / OUTPUTS / name
 
 
-def _holder(place: AttemptPlace, file: Path) -> AttemptPlace | None:
+def _holder(place: AttemptDirectory, file: Path) -> AttemptDirectory | None:
     """Who else has it."""
     taken = _read(file)
     if taken is None or taken.attempt == place.name:
@@ -107,7 +107,7 @@ def _holder(place: AttemptPlace, file: Path) -> AttemptPlace | None:
     parts = taken.attempt.split("/")
     if len(parts) != 2 or any(part in ("", ".", "..") for part in parts):
         return None
-    return AttemptPlace.at(place.state_dir / "attempts" / taken.attempt)
+    return AttemptDirectory.at(place.state_dir / "attempts" / taken.attempt)
 
 
 def _read(file: Path) -> _Taken | None:

@@ -20,9 +20,9 @@ from google.protobuf.message import DecodeError as BadMessage
 
 from etcd_actions._internal.untrusted_files import UnusableFile, local_path, read_regular
 from etcd_actions.catalog import Entry, digest_of
-from etcd_actions.executor.outcome import OUTPUTS_FILE, clear
-from etcd_actions.executor.output_directories import take
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.outcome import OUTPUTS_FILE, clear
+from etcd_actions.executor.attempts.output_directories import take
 
 if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal
@@ -92,7 +92,7 @@ def fetch(state_dir: Path, entry: Entry, *, declares_outputs: bool) -> bytes | N
     return data
 
 
-def give(place: AttemptPlace, outputs: Path, data: bytes | None) -> bool:
+def give(place: AttemptDirectory, outputs: Path, data: bytes | None) -> bool:
     """Put outputs where an attempt would have left them.
 
     Args:

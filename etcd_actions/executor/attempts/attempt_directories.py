@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from etcd_actions.executor.paths import AttemptPlace, lacks_resources
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory, lacks_resources
 from etcd_actions.model import Incarnation
 
 _PRESENT: Final = re.compile(r"-[0-9a-f]{40}$")
@@ -23,7 +23,7 @@ _BEFORE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _log = structlog.get_logger(__name__)
 
 
-def place_of(state_dir: Path, incarnation: Incarnation, attempt: int) -> AttemptPlace:
+def place_of(state_dir: Path, incarnation: Incarnation, attempt: int) -> AttemptDirectory:
     """Where an attempt is, or is to be.
 
     Args:
@@ -34,7 +34,7 @@ def place_of(state_dir: Path, incarnation: Incarnation, attempt: int) -> Attempt
     Raises:
         OSError: This cannot be told now, for want of descriptors or memory.
     """
-    place = AttemptPlace(state_dir, incarnation, attempt)
+    place = AttemptDirectory(state_dir, incarnation, attempt)
     path = state_dir / "attempts" / _name_before(incarnation.uid) / str(attempt)
     try:
         path.lstat()
@@ -42,7 +42,7 @@ def place_of(state_dir: Path, incarnation: Incarnation, attempt: int) -> Attempt
         if lacks_resources(error):
             raise
         return place
-    before = AttemptPlace.at(path, incarnation, is_inferred=True)
+    before = AttemptDirectory.at(path, incarnation, is_inferred=True)
     if place.was_started or not (before.was_started or before.is_alive):
         return place
     if not before.note_object():

@@ -18,14 +18,15 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions._internal.untrusted_files import UnusableFile, open_regular, read_end
-from etcd_actions.executor.environment import helper_environment
+from etcd_actions.executor.attempts.environment import helper_environment
+from etcd_actions.executor.supervision import supervisor
 
 START: Final = b"start"
 """The message that goes with the descriptors of an attempt."""
 UNIT: Final = "fork_server"
 """The kind of unit that it is for :class:`~etcd_actions._internal.containment.Containment`."""
 
-_PROGRAM = Path(__file__).with_name("fork_server_main.py")
+_PROGRAM = Path(supervisor.__file__).with_name("fork_server_main.py")
 _MOST_LOG = 1 << 20
 _BACKOFF = Backoff(initial=0.2, cap=30.0)
 _READY_WITHIN = 60.0

@@ -19,21 +19,21 @@ import trio
 
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.untrusted_files import UnusableFile, in_thread
-from etcd_actions.executor import supervisor
-from etcd_actions.executor.attempt_command import Command
-from etcd_actions.executor.environment import helper_environment
-from etcd_actions.executor.fork_server import ForkServer
-from etcd_actions.executor.not_started import NotStarted, OutputsInUse
-from etcd_actions.executor.outcome import clear
-from etcd_actions.executor.output_directories import take
-from etcd_actions.executor.paths import MARK, AttemptPlace
-from etcd_actions.executor.start_errors import (
+from etcd_actions.executor.attempts.attempt_command import Command
+from etcd_actions.executor.attempts.attempt_directory import MARK, AttemptDirectory
+from etcd_actions.executor.attempts.environment import helper_environment
+from etcd_actions.executor.attempts.fork_server import ForkServer
+from etcd_actions.executor.attempts.not_started import NotStarted, OutputsInUse
+from etcd_actions.executor.attempts.outcome import clear
+from etcd_actions.executor.attempts.output_directories import take
+from etcd_actions.executor.attempts.start_errors import (
     check_command,
     not_started,
     of_action,
     of_os_error,
     own_directory,
 )
+from etcd_actions.executor.supervision import supervisor
 
 _LOOK_EVERY: Final = 0.5
 _START_WITHIN: Final = 60.0
@@ -84,7 +84,7 @@ class Attempts:
         self.started = 0
         self.adopted = 0
 
-    async def begin(self, place: AttemptPlace, command: Command) -> None:
+    async def begin(self, place: AttemptDirectory, command: Command) -> None:
         """See to it that the attempt was started, exactly once.
 
         One that lives, or has lived, is left as it is: an executor before us started it.
@@ -115,7 +115,7 @@ class Attempts:
                 os.close(lock)
         raise not_started(place.path, None, "its supervisor ended at once, each time", "supervisor")
 
-    async def wait_ended(self, place: AttemptPlace) -> None:
+    async def wait_ended(self, place: AttemptDirectory) -> None:
         """Return once no process of the attempt lives. Cancelled, it lives on."""
         report = self._reports.get(place.path)
         if report is not None:
@@ -130,11 +130,11 @@ class Attempts:
             # Its supervisor was killed: the main process went with it, others may not have.
             await self._kill_left_behind(place)
 
-    def forget(self, place: AttemptPlace) -> None:
+    def forget(self, place: AttemptDirectory) -> None:
         """Nobody asks for an attempt any more."""
         self._reports.pop(place.path, None)
 
-    async def end(self, place: AttemptPlace) -> None:
+    async def end(self, place: AttemptDirectory) -> None:
         """End an attempt: all its processes get SIGTERM, after the grace SIGKILL.
 
         Returns once they have ended. What the kernel does not let go is left after a while;
@@ -149,7 +149,7 @@ class Attempts:
             _log.warning("attempt_not_ended", place=str(place.path))
 
     async def _ended_within(
-        self, place: AttemptPlace, seconds: float, number: signal.Signals | None
+        self, place: AttemptDirectory, seconds: float, number: signal.Signals | None
     ) -> bool:
         with trio.move_on_after(seconds):
             while True:
@@ -161,7 +161,7 @@ class Attempts:
                     return True
         return False
 
-    async def _kill_left_behind(self, place: AttemptPlace) -> None:
+    async def _kill_left_behind(self, place: AttemptDirectory) -> None:
         try:
             count = await in_thread(_FILES_WITHIN, "/proc", place.kill_left_behind)
         except UnusableFile as error:
@@ -170,7 +170,7 @@ class Attempts:
         if count:
             _log.warning("processes_left_behind", place=str(place.path), killed=count)
 
-    async def _start(self, place: AttemptPlace, command: Command, lock: int) -> bool:
+    async def _start(self, place: AttemptDirectory, command: Command, lock: int) -> bool:
         """Start it; False where its supervisor, or the fork server, ended first."""
         environment = command.environment | {MARK: place.mark}
         check_command(command.arguments, environment, command)
@@ -254,12 +254,12 @@ class Attempts:
             hint = launched.stderr.decode(errors="replace")[-1000:] or f"exit {launched.returncode}"
         return hint
 
-    async def _listen(self, report: _Report, descriptor: int, place: AttemptPlace) -> None:
+    async def _listen(self, report: _Report, descriptor: int, place: AttemptDirectory) -> None:
         with self._containment.unit("attempt", str(place.path)):
             await report.listen(descriptor)
 
     def _failed(
-        self, failure: dict[str, Any], request: dict[str, Any], place: AttemptPlace, hint: str
+        self, failure: dict[str, Any], request: dict[str, Any], place: AttemptDirectory, hint: str
     ) -> NotStarted:
         where = str(failure.get("where"))
         subjects = {"program": request["arguments"][0], "directory": request["directory"]}
@@ -275,7 +275,7 @@ class Attempts:
         )
 
 
-async def _take_outputs(place: AttemptPlace, outputs: Path) -> None:
+async def _take_outputs(place: AttemptDirectory, outputs: Path) -> None:
     """Take a directory of outputs; one whose attempt is just ending is waited for.
 
     Raises:
@@ -290,7 +290,7 @@ async def _take_outputs(place: AttemptPlace, outputs: Path) -> None:
         await trio.sleep(_LETS_GO_WITHIN / 20)
 
 
-def _exit_code(place: AttemptPlace) -> object:
+def _exit_code(place: AttemptDirectory) -> object:
     try:
         return place.exit_code
     except OSError:
@@ -359,7 +359,7 @@ class _Report:
 
 
 @contextmanager
-def _file_of(request: dict[str, Any], place: AttemptPlace) -> Iterator[int]:
+def _file_of(request: dict[str, Any], place: AttemptDirectory) -> Iterator[int]:
     """A file without a name that says what is to be run: nobody can exchange it."""
     data = json.dumps(request).encode()
     if hasattr(os, "memfd_create"):

@@ -31,8 +31,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 if __package__:
-    from etcd_actions.executor.bounded_log import BoundedLog
-    from etcd_actions.executor.process_tree import Process, descendants, end_orphans, send
+    from etcd_actions.executor.supervision.bounded_log import BoundedLog
+    from etcd_actions.executor.supervision.process_tree import (
+        Process,
+        descendants,
+        end_orphans,
+        send,
+    )
 else:
     # What is beside it is no package then.
     from bounded_log import BoundedLog  # type: ignore[import-not-found,no-redef]

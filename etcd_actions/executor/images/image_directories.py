@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from etcd_actions._internal.untrusted_files import UnusableFile, read_regular
-from etcd_actions.executor.image_build import PYTHON
+from etcd_actions.executor.images.image_build import PYTHON
 
 LOCK: Final = "lock"
 """Locked by the one who makes or removes the environment."""

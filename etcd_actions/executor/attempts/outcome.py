@@ -21,8 +21,12 @@ from etcd_actions._internal.untrusted_files import (
     is_regular,
     read_regular,
 )
-from etcd_actions.executor.output_directories import taken_by
-from etcd_actions.executor.paths import STARTED, AttemptPlace, lacks_resources
+from etcd_actions.executor.attempts.attempt_directory import (
+    STARTED,
+    AttemptDirectory,
+    lacks_resources,
+)
+from etcd_actions.executor.attempts.output_directories import taken_by
 from etcd_actions.model import ErrorState
 
 ERROR_FILE = "error.pb"
@@ -44,7 +48,9 @@ class Outcome(NamedTuple):
     recoverable: bool = False
 
 
-async def find_outcome(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) -> Outcome:
+async def find_outcome(
+    place: AttemptDirectory, outputs: Path, *, declares_outputs: bool
+) -> Outcome:
     """Look at what an attempt left behind, in a thread that cancelling leaves alone.
 
     A file system that does not answer is an error of the attempt, after a minute.
@@ -56,7 +62,7 @@ async def find_outcome(place: AttemptPlace, outputs: Path, *, declares_outputs: 
         return _unreadable("OutputsUnreadable", error, recoverable=True)
 
 
-def outcome_of(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) -> Outcome:
+def outcome_of(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool) -> Outcome:
     """Look at what an attempt left behind.
 
     Args:
@@ -79,7 +85,7 @@ def outcome_of(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) ->
     return found
 
 
-def _look(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) -> Outcome:
+def _look(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool) -> Outcome:
     if place.is_inferred:
         return _look_at_own(place, outputs)
     failure = _read_error(outputs / ERROR_FILE)
@@ -104,7 +110,7 @@ def _look(place: AttemptPlace, outputs: Path, *, declares_outputs: bool) -> Outc
     return Outcome(ErrorState(code="ProcessEnded", kind="SYSTEM", message=_how(code) + end), True)
 
 
-def _look_at_own(place: AttemptPlace, outputs: Path) -> Outcome:
+def _look_at_own(place: AttemptDirectory, outputs: Path) -> Outcome:
     """Look at the files that only this action's task can have written, while it ran.
 
     An exit code does not say whose it is, and neither does what was there before.

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from etcd_actions.executor.turns import Turns
+from etcd_actions.executor.scheduling.turns import Turns
 from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TASK,

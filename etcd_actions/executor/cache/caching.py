@@ -23,8 +23,8 @@ from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.catalog import Entry, Found, digest_of
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import EtcdError
-from etcd_actions.executor.cache_keys import Call, call_of
-from etcd_actions.executor.cached_outputs import (
+from etcd_actions.executor.cache.cache_keys import Call, call_of
+from etcd_actions.executor.cache.cached_outputs import (
     MOST_IN_ETCD,
     Stale,
     fetch,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from flyteidl2.core.tasks_pb2 import TaskTemplate
 
-    from etcd_actions.executor.paths import AttemptPlace
+    from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 
 # Numbers of ``flyteidl2.core.CatalogCacheStatus``.
 DISABLED: Final = 0
@@ -92,7 +92,7 @@ class Task(NamedTuple):
     name: str
     action: StoredAction
     template: TaskTemplate
-    place: AttemptPlace
+    place: AttemptDirectory
     outputs: Path
 
 

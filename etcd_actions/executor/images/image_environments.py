@@ -24,9 +24,12 @@ import trio
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.untrusted_files import UnusableFile, local_path, read_regular
 from etcd_actions.errors import DecodeError, InvalidArgument
-from etcd_actions.executor.attempt_command import Command
-from etcd_actions.executor.attempts_port import is_of_machine
-from etcd_actions.executor.image_build import (
+from etcd_actions.executor.attempts.attempt_command import Command
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempts_port import is_of_machine
+from etcd_actions.executor.attempts.not_started import NotStarted
+from etcd_actions.executor.image_settings import ImageSettings
+from etcd_actions.executor.images.image_build import (
     PYTHON,
     SDK_PROGRAM,
     Base,
@@ -34,7 +37,7 @@ from etcd_actions.executor.image_build import (
     build,
     find_base,
 )
-from etcd_actions.executor.image_directories import (
+from etcd_actions.executor.images.image_directories import (
     LOCK,
     USE,
     complete,
@@ -46,9 +49,6 @@ from etcd_actions.executor.image_directories import (
     size_of,
     sweep_images,
 )
-from etcd_actions.executor.image_settings import ImageSettings
-from etcd_actions.executor.not_started import NotStarted
-from etcd_actions.executor.paths import AttemptPlace
 from etcd_actions.images import (
     Definition,
     ImageReference,
@@ -208,14 +208,14 @@ class ImageEnvironments:
         if not self._holds(home, held) or complete(home) != image.directory:
             raise NotBuiltYet(_LOOK_FIRST)
 
-    def hold_noted(self, place: AttemptPlace, held: ExitStack) -> None:
+    def hold_noted(self, place: AttemptDirectory, held: ExitStack) -> None:
         """Hold what an attempt uses that another executor began."""
         with suppress(FileNotFoundError, UnusableFile, ValueError):
             name = read_regular(place.path / NOTE, limit=64).decode("ascii")
             if _HOME.fullmatch(name):
                 self._holds(self._settings.directory / name, held)
 
-    def note(self, image: str, place: AttemptPlace) -> None:
+    def note(self, image: str, place: AttemptDirectory) -> None:
         """Write down which environment an attempt uses; see :meth:`hold_noted`."""
         reference = parse_reference(image)
         found = None if reference is None else self._ready.get(reference.digest)

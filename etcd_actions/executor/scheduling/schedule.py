@@ -12,7 +12,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from etcd_actions._internal.keyed_heap import KeyedHeap
-from etcd_actions.executor.turns import Order, Turns
+from etcd_actions.executor.scheduling.turns import Order, Turns
 
 
 class Due(Enum):

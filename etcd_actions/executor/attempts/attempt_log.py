@@ -2,7 +2,7 @@
 
 The log belongs to a task, which runs as the same user: what is in its place is opened only when it
 is a regular file. While it grows it is two files, of which the older goes when the newer is full
-(`etcd_actions.executor.bounded_log`), and at the end they become one. A reader keeps the file open
+(`supervision.bounded_log`), and at the end they become one. A reader keeps the file open
 that it is in, so it misses nothing that was there when it looked, whatever name that has since.
 """
 
@@ -17,9 +17,9 @@ from typing import Final
 import trio
 
 from etcd_actions._internal.untrusted_files import UnusableFile, open_regular
-from etcd_actions.executor.attempt_directories import place_of
-from etcd_actions.executor.bounded_log import LOG, LOG_BEFORE
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directories import place_of
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.supervision.bounded_log import LOG, LOG_BEFORE
 from etcd_actions.model import Incarnation
 
 _PART: Final = 64 * 1024
@@ -81,7 +81,7 @@ class AttemptLog:
         written: When the file that was read last was written to, in seconds since 1970.
     """
 
-    def __init__(self, place: AttemptPlace) -> None:
+    def __init__(self, place: AttemptDirectory) -> None:
         self._place = place
         self.is_torn = False
         self.written = 0.0

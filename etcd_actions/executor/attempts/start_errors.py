@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-from etcd_actions.executor.attempt_command import WORKDIR, Command
-from etcd_actions.executor.not_started import NotStarted
+from etcd_actions.executor.attempts.attempt_command import WORKDIR, Command
+from etcd_actions.executor.attempts.not_started import NotStarted
 from etcd_actions.model import ErrorState
 
 CODE: Final = "NotStarted"

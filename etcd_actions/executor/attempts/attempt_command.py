@@ -10,11 +10,11 @@ from string import Template as StringTemplate
 from typing import TYPE_CHECKING, Final
 
 from etcd_actions.errors import InvalidArgument
+from etcd_actions.executor.attempts.attempt_directory import local_path
+from etcd_actions.executor.attempts.policy import check_runs_here, is_sdk_program
+from etcd_actions.executor.attempts.proxies import spare_loopback
+from etcd_actions.executor.attempts.templates import substitute
 from etcd_actions.executor.executor_settings import ExecutorSettings
-from etcd_actions.executor.paths import local_path
-from etcd_actions.executor.policy import check_runs_here, is_sdk_program
-from etcd_actions.executor.proxies import spare_loopback
-from etcd_actions.executor.templates import substitute
 from etcd_actions.model import ANNOTATION_RUN_START_TIME, ActionObject, output_uri
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import psutil
 import trio
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions.executor.board import Board
-from etcd_actions.executor.paths import AttemptPlace
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.scheduling.board import Board
 
 _MEASURE_EVERY = 0.5
 
@@ -40,7 +40,7 @@ class Room:
         self._containment = containment
         self._ring_later = ring_later
         # Of whom the process is not known yet; None before there is a place.
-        self._starting: dict[str, AttemptPlace | None] = {}
+        self._starting: dict[str, AttemptDirectory | None] = {}
         self._groups: dict[str, int] = {}
         self._changed = True
         self._measured = -1.0
@@ -51,7 +51,7 @@ class Room:
         self._board.hold(name)
         self._starting[name] = None
 
-    def began(self, name: str, place: AttemptPlace) -> None:
+    def began(self, name: str, place: AttemptDirectory) -> None:
         """An attempt of it was started."""
         self._starting[name] = place
         self._changed |= self._groups.pop(name, None) is not None

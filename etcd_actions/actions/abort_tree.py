@@ -1,0 +1,88 @@
+"""The objects of a run that an abort has to end: the action and all below it, while they run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import structlog
+import trio
+
+from etcd_actions.actions.abort_marker import Marker
+from etcd_actions.actions.stored_action import StoredAction, same_run
+from etcd_actions.errors import DecodeError
+from etcd_actions.etcd.api import KeyValue
+from etcd_actions.model import canonical_name
+
+_BATCH: Final = 64
+"""Values that are decoded before other tasks run."""
+
+_log = structlog.get_logger(__name__)
+
+
+class RunningObject(NamedTuple):
+    """An object of an action that has not ended."""
+
+    kv: KeyValue
+    name: str
+    uid: str
+
+
+class _TreeNode(NamedTuple):
+    """An object of a run, and its parent."""
+
+    kv: KeyValue
+    uid: str
+    has_ended: bool
+    parent: str
+    parent_uid: str
+
+
+async def running_below(kvs: Iterable[KeyValue], marker: Marker) -> list[RunningObject]:
+    """Return the aborted action and all below it that have not ended."""
+    found: dict[str, _TreeNode] = {}
+    children: dict[str, list[str]] = {}
+    for number, kv in enumerate(kvs, 1):
+        if not number % _BATCH:
+            await trio.lowlevel.checkpoint()
+        try:
+            action = StoredAction.of(kv)
+        except DecodeError as error:
+            key = kv.key.decode(errors="backslashreplace")
+            _log.error("value_undecodable", key=key, reason=error.reason)
+            continue
+        action_id = action.action_id
+        if not same_run(action_id, marker.action_id):
+            continue
+        name = canonical_name(action_id.run, action_id.name)
+        parent = canonical_name(action_id.run, action.parent)
+        owners = action.metadata.owner_references
+        found[name] = _TreeNode(
+            kv, action.metadata.uid, action.is_terminal, parent, owners[0].uid if owners else ""
+        )
+        if parent:
+            children.setdefault(parent, []).append(name)
+    top = canonical_name(marker.run, marker.name)
+    waiting = [(top, marker.uid)]
+    seen: set[str] = set()
+    running = []
+    while waiting:
+        name, uid = waiting.pop()
+        one = found.get(name)
+        if name in seen or (name != top and one is None):
+            continue
+        seen.add(name)
+        # A recreated action is another one, and so are its children.
+        meant, until = one is not None and one.uid == uid, math.inf
+        if name == top and one is not None and one.uid == uid:
+            meant = marker.is_about(one.kv.create_revision, uid)
+            # Both may have one uid: what came later is below the later one.
+            until = math.inf if meant else one.kv.create_revision
+        if one is not None and meant and not one.has_ended:
+            running.append(RunningObject(one.kv, name, one.uid))
+        for child in children.get(name, ()):
+            below = found[child]
+            if below.parent_uid in ("", uid) and below.kv.create_revision < until:
+                waiting.append((child, below.uid))
+    return running

@@ -1,0 +1,1 @@
+"""Attempts: their directories, commands, processes and outcomes."""

@@ -1,0 +1,1 @@
+"""Cached results of tasks: which call, which outputs, when they are used."""

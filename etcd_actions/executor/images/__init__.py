@@ -1,0 +1,1 @@
+"""Virtual environments for the images of tasks."""

@@ -1,0 +1,1 @@
+"""Programs that other interpreters run as files: they import nothing of etcd_actions."""
