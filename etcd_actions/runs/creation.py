@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-import msgspec
 from flyteidl2.actions.actions_service_pb2 import Action
 from flyteidl2.common.run_pb2 import RELATION_TYPE_RECOVER
 from flyteidl2.task.run_pb2 import RunSpec
@@ -182,16 +181,40 @@ class RunCreator:
         await self._check_source(run, run_spec)
         output_base = self._output_base(run, run_spec)
         inputs = await self._inputs(run, request, spec)
-        record = _record(run, request, run_spec, spec, self._clock())
-        record = msgspec.structs.replace(
-            record,
+        task_id = _task_id(run, spec)
+        recovered = run_spec.relation.relation_type == RELATION_TYPE_RECOVER
+        record = RunRecord(
+            org=run.org,
+            project=run.project,
+            domain=run.domain,
+            name=run.run,
             request_digest=digest,
+            run_spec=run_spec.SerializeToString(deterministic=True),
+            task=TaskName(
+                task_id.org, task_id.project, task_id.domain, task_id.name, task_id.version
+            ),
+            short_name=spec.short_name,
+            environment=spec.environment.name,
+            task_type=spec.task_template.type,
+            source=request.source,
+            created=self._clock(),
             creator=subject,
+            labels=dict(run_spec.labels.values),
             input_uri=inputs.uri,
             inputs_hash=inputs.inputs_hash,
             output_base=output_base,
+            recovered_from=run_spec.relation.related_to.name if recovered else "",
         )
-        action = _root(run, spec, inputs.uri, output_base, subject)
+        # The organisation is the client's name for this service, and not a part of the object.
+        root = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
+        action = Action(
+            action_id=conversions.action_identifier(root),
+            input_uri=inputs.uri,
+            run_output_base=output_base,
+            subject=subject,
+        )
+        action.task.spec.CopyFrom(spec)
+        action.task.id.CopyFrom(task_id)
         keys = self._client.keys
         companions = (
             Put(keys.run_record(run), encode(record)),
@@ -270,57 +293,15 @@ def make_name() -> str:
     return "r" + "".join(secrets.choice(_ALPHABET) for _ in range(19))
 
 
-def _record(
-    run: ActionId, request: CreateRunRequest, run_spec: RunSpec, spec: TaskSpec, now: datetime
-) -> RunRecord:
-    template = spec.task_template
-    recovered_from = ""
-    if run_spec.relation.relation_type == RELATION_TYPE_RECOVER:
-        recovered_from = run_spec.relation.related_to.name
-    return RunRecord(
-        org=run.org,
-        project=run.project,
-        domain=run.domain,
-        name=run.run,
-        run_spec=run_spec.SerializeToString(deterministic=True),
-        task=TaskName(
-            org=template.id.org,
-            project=template.id.project or run.project,
-            domain=template.id.domain or run.domain,
-            name=template.id.name,
-            version=template.id.version,
-        ),
-        short_name=spec.short_name,
-        environment=spec.environment.name,
-        task_type=template.type,
-        source=request.source,
-        created=now,
-        labels=dict(run_spec.labels.values),
-        recovered_from=recovered_from,
-    )
-
-
-def _root(run: ActionId, spec: TaskSpec, input_uri: str, output_base: str, subject: str) -> Action:
-    # The organisation is the client's name for this service, and not a part of the object.
-    root = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
-    action = Action(
-        action_id=conversions.action_identifier(root),
-        input_uri=input_uri,
-        run_output_base=output_base,
-        subject=subject,
-    )
-    action.task.spec.CopyFrom(spec)
+def _task_id(run: ActionId, spec: TaskSpec) -> TaskIdentifier:
     template = spec.task_template.id
-    action.task.id.CopyFrom(
-        TaskIdentifier(
-            org=template.org,
-            project=template.project or run.project,
-            domain=template.domain or run.domain,
-            name=template.name,
-            version=template.version,
-        )
+    return TaskIdentifier(
+        org=template.org,
+        project=template.project or run.project,
+        domain=template.domain or run.domain,
+        name=template.name,
+        version=template.version,
     )
-    return action
 
 
 def _check(run: ActionId, field: str) -> None:
