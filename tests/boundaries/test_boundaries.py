@@ -46,7 +46,8 @@ from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.leader import Leader
 from etcd_actions.record.outbox import Outbox
 from etcd_actions.record.reporter import Reporter
-from etcd_actions.watch import Reflector, ReflectorSettings
+from etcd_actions.watch import ReflectorSettings
+from etcd_actions.watch.range_stream import RangeStream
 from tests.boundaries.table import BOUNDARIES
 from tests.support import flyte
 from tests.support.load import Action, make_run
@@ -176,9 +177,9 @@ def whatever(*_: Any, **__: Any) -> bool:
 
 # A unit of which kind fails, where the fault is put, for what, and how often.
 PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
-    "a watch response": ("watch", Reflector, "_handle", whatever, 3),
+    "a watch response": ("watch", RangeStream, "_accept", whatever, 3),
     "a batch that the sink does not take": ("watch", Handler, "dispatch", whatever, 1),
-    "a probe of the stream": ("watch", Reflector, "_heal", whatever, 2),
+    "a probe of the stream": ("watch", RangeStream, "request_progress", whatever, 2),
     "a handler": (
         "change",
         Handler,
@@ -204,7 +205,7 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     "a subscription": (
         "subscription",
         Subscription,
-        "_notify",
+        "deliver",
         lambda _, update: is_bad(update.key),
         1,
     ),
