@@ -136,7 +136,7 @@ class RunCreator:
         if kind == "run_id":
             named = request.run_id
             run = ActionId(named.project, named.domain, named.name, ROOT_ACTION, named.org)
-            _check(run, "run_id")
+            _check(run, request)
             digest = _digest(request)
             if (before := await self._before(run, digest)) is not None:
                 return before
@@ -146,7 +146,7 @@ class RunCreator:
             run = ActionId(
                 project.name, project.domain, make_name(), ROOT_ACTION, project.organization
             )
-            _check(run, "project_id")
+            _check(run, request)
             try:
                 return await self._create(run, request, "", subject)
             except AlreadyExists:
@@ -304,13 +304,6 @@ def _task_id(run: ActionId, spec: TaskSpec) -> TaskIdentifier:
     )
 
 
-def _check(run: ActionId, field: str) -> None:
-    try:
-        validation.check_names(run, "")
-    except InvalidArgument as error:
-        raise InvalidArgument(_FIELDS[field].get(error.field, error.field), error.reason) from None
-
-
 @contextmanager
 def _fields_of_the_request(request: CreateRunRequest) -> Iterator[None]:
     """Name the fields of an error as the request does."""
@@ -319,6 +312,11 @@ def _fields_of_the_request(request: CreateRunRequest) -> Iterator[None]:
         yield
     except InvalidArgument as error:
         raise InvalidArgument(names.get(error.field, error.field), error.reason) from None
+
+
+def _check(run: ActionId, request: CreateRunRequest) -> None:
+    with _fields_of_the_request(request):
+        validation.check_names(run, "")
 
 
 _FIELDS: Final = {
