@@ -398,7 +398,7 @@ async def test_a_check_and_a_metric_that_fail_hide_no_other(
 ) -> None:
     async with open_actions_client(etcd, prefix=prefix) as client:
         await client.start_watching()
-        health = Health(client, etcd, prefix, heard_within=60)
+        health = Health(client, etcd, prefix, silence_limit=60)
         metrics = Metrics(client, health)
         assert all(check.ok for check in await health.ready())
         fault = Fault(error, left=1000)
@@ -423,7 +423,7 @@ async def test_a_check_and_a_metric_that_fail_hide_no_other(
 
 async def test_a_metric_that_cannot_be_written_hides_no_other(etcd: Etcd, prefix: bytes) -> None:
     async with open_actions_client(etcd, prefix=prefix) as client:
-        metrics = Metrics(client, Health(client, etcd, prefix, heard_within=60))
+        metrics = Metrics(client, Health(client, etcd, prefix, silence_limit=60))
         client.containment._failures["\ud800"] = 1
         text = (await metrics.text()).decode()
         assert "etcd_actions_build_info" in text

@@ -213,7 +213,7 @@ async def test_a_request_is_met_by_the_next_leader(etcd: Etcd, prefix: bytes) ->
     async with watching(etcd, prefix, service) as client:
         await refuse_record(client, service)
     async with open_actions_client(etcd, prefix=prefix, settings=SETTINGS) as writer:
-        assert not await writer.is_anybody_elected()
+        assert not await writer.has_leader()
         (letter,) = await writer.dead_letters()
         asked = await writer.retry_dead_letter(letter)
         assert asked is not None
@@ -221,7 +221,7 @@ async def test_a_request_is_met_by_the_next_leader(etcd: Etcd, prefix: bytes) ->
         assert await writer.retry_dead_letter(letter) == asked
     service = Scripted()
     async with watching(etcd, prefix, service) as client:
-        assert await client.is_anybody_elected()
+        assert await client.has_leader()
         await eventually(lambda: [what for what, _, _ in service.told] == ["record", "status"])
         await eventually(lambda: client.statistics().dead_letters == ())
         assert await client.dead_letters() == []
