@@ -519,6 +519,41 @@ async def test_an_end_that_was_put_off_is_reported_after_a_restart(
     assert (update.key, update.phase) == (key, Phase.SUCCEEDED)
 
 
+async def test_what_was_put_off_and_created_again_is_not_reported_as_deleted(
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list after the restart concludes no deletion of what waits to be handled."""
+    key, other = prefix + b"flyte/rh7k2m9p4qv3-a1", prefix + b"flyte/rh7k2m9p4qv3-a2"
+    service = RecordingRunService()
+    failing = False
+    handle = Handler.handle_watch_event
+
+    def fails(self: Handler, change: Change) -> None:
+        if failing and change.key == key:
+            raise RuntimeError("a defect")
+        handle(self, change)
+
+    monkeypatch.setattr(Handler, "handle_watch_event", fails)
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=_FAST
+    ) as processor:
+        await processor.start_watching()
+        await etcd.put(key, RUNNING)
+        await eventually(lambda: len(service.statuses) == 1)
+        failing = True
+        await etcd.delete(KeyRange.of_key(key))
+        await etcd.put(key, RUNNING)
+        await etcd.put(other, captured("rh7k2m9p4qv3-a2", Phase.RUNNING))
+        await eventually(lambda: service.statuses[-1].key == other)
+        await processor.stop_watching(grace=0)
+        failing = False
+        await processor.start_watching()
+        await eventually(lambda: service.statuses[-1].key == key)
+        await processor.stop_watching()
+    reported = [each.is_deleted for each in service.statuses if each.key == key]
+    assert reported == [False, True, False]
+
+
 async def test_a_start_during_a_stop_waits_and_watches(etcd: Etcd, prefix: bytes) -> None:
     """It must not take the watch that is about to end for its own."""
     service = RecordingRunService()
