@@ -192,7 +192,7 @@ class Processor:
         )
         self._starting = trio.Lock()
         self._run: WatchRun | None = None
-        self.families = FamilyReader(store, self._index, self._progress)
+        self.families: FamilyReader = FamilyReader(store, self._index, self._progress)
 
     def statistics(self) -> WatchingStatistics:
         """See :class:`WatchingStatistics`."""

@@ -80,7 +80,7 @@ CONTEXTS: dict[str, Callable[[Scene], Context]] = {
     "open_own_run_service": lambda s: open_own_run_service(s.etcd, s.client.keys),
     "open_actions_server": lambda s: open_actions_server(s.client, ServerSettings(bind=LOOPBACK)),
     "open_monitoring": lambda s: open_monitoring(
-        s.client, s.etcd, LOOPBACK, prefix=s.prefix, heard_within=10
+        s.client, s.etcd, LOOPBACK, prefix=s.prefix, silence_limit=10
     ),
     "open_executor": lambda s: open_executor(s.client, s.executor_settings),
     "open_proxy": lambda s: open_proxy(s.server.port),
