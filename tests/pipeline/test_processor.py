@@ -27,6 +27,7 @@ from etcd_actions.follow import Handler
 from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.pipeline.processor import Processor, open_processor
 from etcd_actions.run_service import RunService
+from etcd_actions.testing import MemoryStore
 from etcd_actions.watch import Change
 from tests.data.captured import PUTS
 from tests.support.endings import marked as as_marked
@@ -480,6 +481,32 @@ async def test_an_end_that_came_while_nothing_was_watched_is_reported_after_a_re
         await processor.start_watching()
         await eventually(lambda: service.statuses[-1].is_deleted)
     assert Phase.ABORTED not in {each.phase for each in service.statuses}
+    assert service.statuses[-1].phase is Phase.SUCCEEDED
+
+
+async def test_a_start_that_was_given_up_forgets_nothing(
+    prefix: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The next one lists where the last watch ended, not where the one without a list did."""
+    key, store, service = prefix + b"flyte/rh7k2m9p4qv3-a1", MemoryStore(), RecordingRunService()
+    etcd, other = store.client(), store.client()
+    settings = replace(_FAST, elect=False)
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=settings
+    ) as processor:
+        await processor.start_watching()
+        await other.put(key, RUNNING)
+        await eventually(lambda: len(service.statuses) == 1)
+        await processor.stop_watching()
+        await other.put(key, SUCCEEDED)
+        await other.delete(KeyRange.of_key(key))
+        etcd.faults.cut()
+        with trio.move_on_after(1):
+            await processor.start_watching()
+        assert not processor.watching
+        etcd.faults.heal()
+        await processor.start_watching()
+        await eventually(lambda: service.statuses[-1].is_deleted)
     assert service.statuses[-1].phase is Phase.SUCCEEDED
 
 
