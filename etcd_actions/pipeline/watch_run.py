@@ -72,13 +72,13 @@ class WatchRun:
     """
 
     def __init__(self, parts: WatchParts, before: WatchRun | None) -> None:
-        self.reflector = before.reflector if before else None
+        self.reflector: Reflector | None = before.reflector if before else None
         self.is_watching = False
         self.is_stopping = False
         self.listed = trio.Event()
         self.ended = trio.Event()
         # The revision of the newest reflector that has listed.
-        self._delivered_up_to = before._delivered_up_to if before else 0
+        self._delivered_up_to: int = before._delivered_up_to if before else 0
         self._parts = parts
         self._grace = parts.settings.grace
         self._intake: trio.CancelScope | None = None
