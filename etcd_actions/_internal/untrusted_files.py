@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -133,6 +134,24 @@ def clear_away(path: Path) -> None:
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise
         path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}.set-aside"))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file in one step: a reader finds the old contents or the new, complete.
+
+    Raises:
+        OSError: It cannot be written; the old file stays.
+    """
+    new = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(new, flags, 0o600), "wb") as file:
+            file.write(data)
+        new.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink()
+        raise
 
 
 async def in_thread(within: float, what: StrPath, function: Callable[..., T], *args: object) -> T:

@@ -31,7 +31,7 @@ from etcd_actions import ActionsClient, Phase, open_actions_client
 from etcd_actions._internal.containment import Containment
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor import ExecutorSettings, ImageSettings
-from etcd_actions.executor.attempts.not_started import NotStarted
+from etcd_actions.executor.attempts.start_errors import NotStarted
 from etcd_actions.executor.images.image_build import find_base
 from etcd_actions.executor.images.image_directories import LOCK, complete, sweep_images
 from etcd_actions.executor.images.image_environments import (
