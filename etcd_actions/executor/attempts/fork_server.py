@@ -155,7 +155,7 @@ class ForkServer:
             python=str(self._python),
             error=self._failure,
             instead="each task has an interpreter of its own, which takes longer; the fork server "
-            "is started again with the service",
+            "is started again when the service is restarted",
         )
 
     async def _serve(self) -> None:
