@@ -1,7 +1,7 @@
 """Every error that this package raises on purpose.
 
-The tree is small, its leaves are nouns, and it imports nothing, so that each room can
-translate what lies below it: no grpc, protobuf or msgspec exception crosses a boundary.
+The tree is small, its leaves are nouns, and it imports nothing, so that each package can
+translate the errors of the library below it: no exception of protobuf or msgspec passes.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class DecodeError(EtcdActionsError):
     """A stored value is not a TaskAction that this package can read.
 
     Attributes:
-        key: The etcd key, empty where the bytes did not come from etcd.
-        revision: ``mod_revision`` of the value, 0 where it is not known.
-        reason: What is wrong, with the path of the field; cut where it quotes much of the value.
+        key: The etcd key, empty if the bytes did not come from etcd.
+        revision: ``mod_revision`` of the value, 0 if it is not known.
+        reason: What is wrong, with the path of the field; truncated if it quotes much of the value.
         doubtful: Whether the value may be good: the decoder failed for another reason, such as
             a lack of memory. Decoding it later may succeed.
     """
@@ -75,7 +75,7 @@ class DataDirectoryInUse(EmbeddedEtcdError):
 
 
 class EtcdError(EtcdActionsError):
-    """etcd refused a request, or could not be asked."""
+    """etcd refused a request, or could not be reached."""
 
 
 class Unavailable(EtcdError):
@@ -93,10 +93,10 @@ class OutcomeUnknown(Unavailable):
 
 
 class Compacted(EtcdError):
-    """The revision asked for is no longer in etcd's history.
+    """The requested revision is no longer in etcd's history.
 
     Attributes:
-        compact_revision: The oldest revision that can still be read; 0 where etcd did
+        compact_revision: The oldest revision that can still be read; 0 if etcd did
             not name it (a Range does not).
     """
 
@@ -106,7 +106,7 @@ class Compacted(EtcdError):
 
 
 class FutureRevision(EtcdError):
-    """The revision asked for is above the store's: the store is another one, or went back."""
+    """The requested revision is above the store's: the store was replaced, or restored."""
 
 
 class NoSpace(EtcdError):
@@ -138,7 +138,7 @@ class InvalidRequest(EtcdError):
 
 
 class ActionError(EtcdActionsError):
-    """What was asked of an action cannot be done: the caller's doing, or the action's state."""
+    """A request cannot be fulfilled, for its arguments or the state of the action."""
 
 
 class NotFound(ActionError):
@@ -146,10 +146,10 @@ class NotFound(ActionError):
 
 
 class AnotherAction(NotFound):
-    """There is no such action, and its key has another one; the message says which.
+    """There is no such action: its key has the object of another one, which the message names.
 
     Attributes:
-        discreet: The same without whose it is.
+        discreet: The same without the other action's identity.
     """
 
     def __init__(self, message: str, discreet: str = "there is no such action") -> None:
@@ -161,7 +161,7 @@ class AnotherAction(NotFound):
 
 
 class AlreadyExists(ActionError):
-    """This very action exists, and another request made it; the message says what it is."""
+    """This action exists, and another request created it; the message describes it."""
 
 
 class InvalidArgument(ActionError):
@@ -198,31 +198,31 @@ class NameTaken(FailedPrecondition):
 
 
 class ClaimLost(FailedPrecondition):
-    """Somebody else runs the action by now, or may: a report about it does not count."""
+    """Another process runs the action, or may: this report does not count."""
 
 
 class UnexpectedFailure(ActionError):
-    """The request met an error that is not foreseen; the log has it. It may have been done."""
+    """The request met an unforeseen error, which is logged. It may have been applied."""
 
 
 class NotServed(ActionError):
-    """What was asked for is not served here; the message names it, and what is."""
+    """The request is not served here; the message names it, and what is."""
 
 
 class Aborted(ActionError):
-    """The parent is gone, or it or what is above it is being aborted."""
+    """The parent does not exist, or it or an action above it is aborted."""
 
 
 class RunServiceError(EtcdActionsError):
-    """Flyte's run service did not accept what it was told."""
+    """Flyte's run service did not accept a report."""
 
 
 class RunServiceUnavailable(RunServiceError):
-    """It was not reached, or asks to be told again; it may have accepted."""
+    """It was not reached, or may accept a later call; it may have accepted this one."""
 
 
 class RunServiceActionUnknown(RunServiceUnavailable):
-    """It knows no such action: its record is missing, and is to be told before the status.
+    """It has no record of the action, which must be reported before the status.
 
     Attributes:
         code: A number of ``google.rpc.Code``.
@@ -234,7 +234,7 @@ class RunServiceActionUnknown(RunServiceUnavailable):
 
 
 class RunServiceRejected(RunServiceError):
-    """It will never accept this.
+    """It will never accept this report.
 
     Attributes:
         code: A number of ``google.rpc.Code``.
@@ -246,22 +246,22 @@ class RunServiceRejected(RunServiceError):
 
 
 class ServiceError(EtcdActionsError):
-    """The service that was asked instead of etcd did not do it."""
+    """The service that a command calls in place of etcd failed."""
 
 
 class ServiceUnavailable(ServiceError):
-    """It was not reached, or asks for another try; what was asked may have been done."""
+    """It was not reached, or may accept a later call; the request may have been applied."""
 
 
 class ServiceRefused(ServiceError):
-    """It does not let this caller in, or has no such method."""
+    """It does not authorize this caller, or has no such method."""
 
 
 _Error = TypeVar("_Error", bound=EtcdActionsError)
 
 
 def first_error(group: BaseExceptionGroup[_Error]) -> _Error:
-    """One error of a group, to be told for all: nurseries raise groups, callers want causes."""
+    """Return one error of a nursery's group, for callers that report one cause."""
     first = group.exceptions[0]
     return first_error(first) if isinstance(first, BaseExceptionGroup) else first
 

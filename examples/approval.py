@@ -13,7 +13,6 @@ import structlog
 import trio
 from flyteidl2.actions.actions_service_pb2 import Action
 from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier
-from flyteidl2.core.literals_pb2 import Literal
 from flyteidl2.core.tasks_pb2 import TaskTemplate
 from flyteidl2.core.types_pb2 import LiteralType, SimpleType
 from flyteidl2.task.task_definition_pb2 import TaskSpec
@@ -70,8 +69,7 @@ async def main(endpoint: str) -> None:
             approved = False
             async for update in updates:
                 if isinstance(update, ActionUpdate) and update.signal_value is not None:
-                    literal = Literal.FromString(update.signal_value)
-                    approved = literal.scalar.primitive.boolean
+                    approved = update.signal_value is True
                     break
         print("approved" if approved else "rejected")
         phase = Phase.SUCCEEDED if approved else Phase.ABORTED

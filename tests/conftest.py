@@ -5,21 +5,25 @@ Where a test's etcd runs is up to ``--etcd``, as in every suite with ``etcd_acti
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import cast
 
 import hypothesis
 import pytest
 import structlog
+import trio
+import trio.testing
+from trio.abc import Clock, Instrument
 
 from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.connection_settings import TransportName
-from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
-from etcd_actions.testing.plugin import PULLS_UNASKED
+from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, Order, OwnEtcd
+from etcd_actions.testing.plugin import PULLS_UNASKED, wanted_etcd
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
 from tests.support.everyday import first_everyday
@@ -36,8 +40,13 @@ _numbers = itertools.count()
 _SESSION = os.environ.get("PYTEST_XDIST_WORKER", "")
 
 
+# What comes first in memory, answers or events: with the other order tests may find other things.
+_ORDER = cast(Order, os.environ.get("ETCD_ACTIONS_TEST_ORDER", "answers_first"))
+
 # A test that has one of these, itself or through others, runs where --etcd says.
-_FOLLOWING = {"etcd_server", "etcd_factory", "conformance_etcd"}
+_FOLLOWING = {"etcd_server", "etcd_factory", "conformance_etcd", "etcd_or_memory"}
+# One that has one of these has sockets, which a clock that jumps does not wait for.
+_REAL = {"shared_etcd", "own_etcd", "etcd_server", "etcd_factory"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,12 +59,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what starts an etcd of a fixed kind, or none."""
+    """Pass the time of tests in memory; leave out what starts an etcd of a fixed kind, or none."""
+    for item in items:
+        if _is_in_memory(item) and _jumps(item):
+            item.add_marker(pytest.mark.trio(run=_run_autojumping))
     if config.getoption("--follows-etcd"):
         follows = [not _FOLLOWING.isdisjoint(getattr(each, "fixturenames", ())) for each in items]
         others = [each for each, does in zip(items, follows, strict=True) if not does]
         config.hook.pytest_deselected(items=others)
         items[:] = [each for each, does in zip(items, follows, strict=True) if does]
+
+
+def _is_in_memory(item: pytest.Item) -> bool:
+    """Whether a test has no etcd but the one in memory."""
+    names = set(getattr(item, "fixturenames", ()))
+    spec = getattr(item, "callspec", None)
+    if spec is not None and spec.params.get("conformance_transport") == "memory":
+        return True
+    if item.get_closest_marker("memory") is None or item.get_closest_marker("network") is not None:
+        return False
+    return not wanted_etcd(item.config) and not names & _REAL
+
+
+def _jumps(item: pytest.Item) -> bool:
+    """Whether time may be passed while all tasks of a test wait, which they do for each other."""
+    marker = item.get_closest_marker("memory")
+    alone = marker is None or marker.kwargs.get("jumps", True)
+    return alone and inspect.iscoroutinefunction(getattr(item, "obj", None))
+
+
+def _run_autojumping(
+    main: Callable[[], Awaitable[object]],
+    *,
+    clock: Clock | None,
+    instruments: Sequence[Instrument],
+) -> object:
+    """``trio.run`` on a clock that jumps while all tasks wait."""
+    clock = clock or trio.testing.MockClock(autojump_threshold=0)
+    return trio.run(main, clock=clock, instruments=instruments)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,6 +111,14 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("tests")
     config.addinivalue_line(
         "markers", "conformance: what every transport promises, on every etcd at hand"
+    )
+    config.addinivalue_line(
+        "markers",
+        "memory(jumps=True): runs on the etcd in memory, where --etcd does not ask for a real "
+        "one; the clock jumps while all tasks wait, unless they wait for threads",
+    )
+    config.addinivalue_line(
+        "markers", "network: has sockets, and so a real etcd, beside tests that run in memory"
     )
     config.pluginmanager.register(ConformanceTable(), "conformance-table")
     config.pluginmanager.register(Budget(), "budget")
@@ -124,9 +173,26 @@ def transport(request: pytest.FixtureRequest) -> TransportName:
 
 
 @pytest.fixture
-async def etcd(shared_etcd: EtcdServer) -> AsyncIterator[Etcd]:
-    """A connection to the shared etcd."""
-    async with open_etcd(shared_etcd.endpoint) as connection:
+def memory() -> MemoryStore:
+    """An etcd in memory of the test's own, as the test servers are."""
+    return MemoryStore(order=_ORDER, least_ttl=1)
+
+
+@pytest.fixture
+def etcd_or_memory(request: pytest.FixtureRequest) -> EtcdServer | MemoryStore:
+    """For tests marked ``memory`` that, unless ``--etcd`` asks for a real one; else the shared."""
+    if _is_in_memory(request.node):
+        return cast(MemoryStore, request.getfixturevalue("memory"))
+    return cast(EtcdServer, request.getfixturevalue("shared_etcd"))
+
+
+@pytest.fixture
+async def etcd(etcd_or_memory: EtcdServer | MemoryStore) -> AsyncIterator[Etcd]:
+    """A connection to an etcd that is neither stopped nor compacted."""
+    if isinstance(etcd_or_memory, MemoryStore):
+        yield etcd_or_memory.client()
+        return
+    async with open_etcd(etcd_or_memory.endpoint) as connection:
         yield connection
 
 

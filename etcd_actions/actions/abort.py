@@ -66,7 +66,7 @@ class AbortResult(NamedTuple):
 
     Attributes:
         aborted: The names of the actions that it ended, the action itself among them.
-        ended: The phase in which the action was over before; None where it was not.
+        ended: The terminal phase that the action had before; None if it had none.
         recorded: Whether that was recorded already: then nothing at all was done.
     """
 
@@ -182,7 +182,7 @@ class Aborter:
         """Finish interrupted aborts, and delete the markers of deleted actions.
 
         Each is a unit of its own: one that fails delays no other. One that fails for values
-        that cannot be decoded is logged, and tried again by the next call.
+        that cannot be decoded is logged, and retried by the next call.
 
         Raises:
             EtcdError: etcd refused a part of it, or cannot be reached.
@@ -231,7 +231,7 @@ class Aborter:
         action = StoredAction.of(kv)
         if any(each != FINALIZER_RECORD for each in action.metadata.finalizers):
             return False
-        # Changed meanwhile it comes again, by the watch.
+        # If it changed, the watch delivers it again.
         await self._store.compare_and_put(kv, self._aborted(kv, "deleted", ""))
         return True
 

@@ -73,7 +73,7 @@ async def running_below(kvs: Iterable[KeyValue], marker: Marker) -> list[Running
         if name in seen or (name != top and one is None):
             continue
         seen.add(name)
-        # Made again since, an action is another one, and so is what is below it.
+        # A recreated action is another one, and so are its children.
         meant, until = one is not None and one.uid == uid, math.inf
         if name == top and one is not None and one.uid == uid:
             meant = marker.is_about(one.kv.create_revision, uid)

@@ -1,9 +1,9 @@
-"""What stands in the way of an action that is to be created, and what its caller is told.
+"""Errors of creating an action whose key has an object.
 
 Flyte builds the name of an object of run and action alone, so actions of several projects,
 domains and runs can have one key. Flyte's SDK and its run service take "already exists" for
-"goes on": it is said only of the very action that was asked for. Another action's object in the
-way is a failed precondition, since waiting for the wanted action would never end.
+"it runs": the error is only used for the same action. Another action's object is a failed
+precondition, since waiting for the requested action would never end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from etcd_actions.model import ACTION_TYPE_TRACE, ActionId, ActionObject
 
 
 class Creation(NamedTuple):
-    """What is to be created.
+    """The action to create.
 
     Attributes:
         action_id: Which action.
@@ -44,10 +44,10 @@ def companion_conflict(key: bytes, name: str) -> AlreadyExists:
 
 
 def in_the_way(present: StoredAction, creation: Creation) -> ActionError:
-    """The error for an object that is not what was asked for."""
+    """The error for an object that differs from the requested one."""
     there = present.action_id
     is_trace = ACTION_TYPE_TRACE in (present.spec.kind, creation.kind)
-    # Tasks and conditions share their keys. Where a trace stands nobody waits for another kind.
+    # Tasks and conditions share their keys. No client waits for a task where a trace has the key.
     if same_action(there, creation.action_id) and (
         not is_trace or present.spec.kind == creation.kind
     ):
@@ -59,9 +59,9 @@ def in_the_way(present: StoredAction, creation: Creation) -> ActionError:
 
 def _name_conflict(key: bytes, creation: Creation, there: str, remedy: str) -> NameTaken:
     text = key.decode(errors="backslashreplace")
-    wanted = _full_name(creation.action_id)
+    requested = _full_name(creation.action_id)
     return NameTaken(
-        f"{creation.kind} {wanted} cannot be created: its key {text} holds {there}: {remedy}"
+        f"{creation.kind} {requested} cannot be created: its key {text} holds {there}: {remedy}"
     )
 
 
@@ -69,11 +69,11 @@ _REPAIR = "repair or delete that value (etcd-actions doctor shows more), or give
 
 
 def _remedy(present: ActionObject, creation: Creation) -> str:
-    there, wanted = present.action_id, creation.action_id
+    there, requested = present.action_id, creation.action_id
     if present.is_deleting:
         return "it is being deleted: try again when it is gone, or give another name"
     remedy = f"give another name, or end and delete run {_run(there)} first"
-    other_project = (there.project, there.domain) != (wanted.project, wanted.domain)
+    other_project = (there.project, there.domain) != (requested.project, requested.domain)
     if other_project and creation.one_namespace:
         remedy += ", or give each project and domain a namespace of its own (--namespace-template)"
     return remedy

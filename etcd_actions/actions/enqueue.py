@@ -1,16 +1,16 @@
 """Creates actions: tasks, conditions, traces.
 
 One transaction compares that the name is free, that the parent is the incarnation that was
-read, and that no abort of it, or of what is above it, is under way. It does not compare the
+read, and that no abort of it, or of an action above it, exists. It does not compare the
 parent's state, which changes all the time.
 
 As a rule nothing is read before: the first transaction guesses that the name is free, that no
-abort is under way in the run, and that the parent is what this client saw of it last. A child
+abort exists in the run, and that the parent is the object in the cache. A child
 takes over labels and annotations, which may change, and an end or a deletion forbids it: so that
 guess compares the parent's revision. Where it fails the same transaction reads all that counts,
 and from then on only the parent's incarnation is compared. So one more transaction decides, and
-a parent that never rests holds nobody up. Below one that moved, and in a run with an abort, the
-next enqueue reads first.
+a parent that changes all the time delays no child. Below one that changed, and in a run with an
+abort, the next enqueue reads first.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Enqueued(NamedTuple):
 
     Attributes:
         action: The object as it is stored.
-        created: Whether this call wrote it; False where the same request had.
+        created: Whether this call wrote it; False if the same request had.
     """
 
     action: StoredAction
@@ -129,24 +129,24 @@ class Enqueuer:
         run_spec: RunSpec | None = None,
         *,
         trace_error: ErrorState | None = None,
-        beside: Sequence[Put] = (),
+        companions: Sequence[Put] = (),
     ) -> Enqueued:
         """Create an action, see :meth:`etcd_actions.client.ActionsClient.enqueue`.
 
-        In a run that recovers another, what succeeded there is created as an action that is over.
+        In a run that recovers another one, an action that succeeded there is created with its end.
         Cancelled, it may have been created.
 
         Raises:
             InvalidArgument: A field is missing or has a value that cannot be stored.
             AlreadyExists: The action exists, and another request made it.
             NameTaken: Its key holds the object of another action, or an unreadable value.
-            Aborted: The parent is gone, or an abort of it or above it is under way.
+            Aborted: The parent does not exist, or an abort of it or above it exists.
             OutcomeUnknown: It may have been created, and could not be read back.
             EtcdError: etcd did not do it.
         """
         request = object_builder.read_request(action, run_spec, trace_error)
         try:
-            pending = Pending.of(request, self._keys, beside, self._new_uid())
+            pending = Pending.of(request, self._keys, companions, self._new_uid())
         except ValueError as error:
             raise InvalidArgument("action_id", str(error)) from None
         snapshot = self._guess(pending) or await self._read_snapshot(pending)
@@ -181,15 +181,15 @@ class Enqueuer:
         """Write an object if all is as in the snapshot; gives what is there where it is not."""
         key, value = pending.key, built.value
         guards = guards_of(pending, snapshot)
-        txn = Txn(guards, [Put(key, value), *pending.beside], pending.lookups)
+        txn = Txn(guards, [Put(key, value), *pending.companions], pending.lookups)
         try:
             result = await self._store.txn(txn)
         except OutcomeUnknown as lost:
             self._forget()
             kv = await self._reread(key, lost)
             # A trace that was recorded again has the identity that it had before.
-            anew = kv.value == value and kv.mod_revision > revision_of(snapshot.present)
-            if anew or _uid(kv) == pending.uid:
+            rewritten = kv.value == value and kv.mod_revision > revision_of(snapshot.present)
+            if rewritten or _uid(kv) == pending.uid:
                 return StoredAction.of(kv)
             if snapshot.guessed:
                 # It was there before: by the same request, or another.
@@ -206,11 +206,11 @@ class Enqueuer:
                 raise
             raise InvalidArgument(
                 pending.request.kind,
-                f"the object has {_bytes(value, pending.beside)} bytes, more than this etcd takes "
-                "(--max-request-bytes): make it smaller",
+                f"the object has {_bytes(value, pending.companions)} bytes, more than this etcd "
+                "takes (--max-request-bytes): make it smaller",
             ) from None
         if not result.succeeded:
-            found = snapshot_of(result.responses, pending.beside)
+            found = snapshot_of(result.responses, pending.companions)
             self._note_aborts(pending, found)
             if (
                 snapshot.guessed
@@ -227,7 +227,7 @@ class Enqueuer:
         return StoredAction.at(kv, built.action)
 
     def _forget(self) -> None:
-        """Drop what was seen: after a lost connection etcd may be a restored store."""
+        """Clear the caches: after a lost connection etcd may be a restored store."""
         self._cache.clear()
         self._parents.clear()
 
@@ -242,7 +242,7 @@ class Enqueuer:
         return kv
 
     def _guess(self, pending: Pending) -> Snapshot | None:
-        """What is there if nothing changed; None where that cannot be told, or does not help."""
+        """Return the snapshot by the caches; None if they lack it, or a read is needed anyway."""
         request = pending.request
         if request.is_root:
             spec = request.run_spec
@@ -266,7 +266,7 @@ class Enqueuer:
         except Unavailable:
             self._forget()
             raise
-        snapshot = snapshot_of(result.responses, pending.beside)
+        snapshot = snapshot_of(result.responses, pending.companions)
         if snapshot.parent is not None and self._parents.rests(snapshot.parent):
             self._cache.put(snapshot.parent)
         self._note_aborts(pending, snapshot)
@@ -282,8 +282,10 @@ class Enqueuer:
         built = self._object(request, snapshot, pending.uid)
         if isinstance(built, StoredAction):
             return built
-        if snapshot.beside:
-            raise conflicts.companion_conflict(snapshot.beside[0].key, describe(request.action_id))
+        if snapshot.companions:
+            raise conflicts.companion_conflict(
+                snapshot.companions[0].key, describe(request.action_id)
+            )
         await check_ancestors(self._store, self._keys, request, snapshot)
         built = await self._recovery.apply(request, built)
         try:
@@ -340,19 +342,20 @@ class Enqueuer:
     def _parent(
         self, request: object_builder.Request, snapshot: Snapshot
     ) -> object_builder.Inherited:
-        wanted = request.parent_id
+        requested = request.parent_id
         if snapshot.parent is None:
-            raise Aborted(f"the parent is gone: {missing(wanted, self._keys)}")
+            raise Aborted(f"the parent is gone: {missing(requested, self._keys)}")
         try:
             parent = self._parents.read(snapshot.parent)
         except DecodeError as error:
             raise Aborted(f"the parent cannot be read: {error}") from None
-        if not same_action(parent.action_id, wanted):
+        if not same_action(parent.action_id, requested):
             raise Aborted(
-                f"the parent is gone: {wanted.object_name} is action {describe(parent.action_id)}"
+                f"the parent is gone: {requested.object_name} is action "
+                f"{describe(parent.action_id)}"
             )
         if parent.refusal:
-            raise Aborted(f"the parent, action {describe(wanted)}, {parent.refusal}")
+            raise Aborted(f"the parent, action {describe(requested)}, {parent.refusal}")
         return parent.inherited
 
     def _was_aborted(self, request: object_builder.Request, snapshot: Snapshot) -> int:
@@ -369,8 +372,8 @@ class Enqueuer:
         return revision_of(found)
 
 
-def _bytes(value: bytes, beside: Sequence[Put]) -> int:
-    return len(value) + sum(len(put.value) for put in beside)
+def _bytes(value: bytes, companions: Sequence[Put]) -> int:
+    return len(value) + sum(len(put.value) for put in companions)
 
 
 def _digest(action: ActionObject) -> str | None:

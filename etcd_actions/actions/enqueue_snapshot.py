@@ -31,14 +31,14 @@ class Snapshot(NamedTuple):
         present: The object with the action's key.
         markers: The aborts of the run; of a root only its own.
         parent: The parent's object.
-        beside: Those keys that exist of the ones to create together with the action.
+        companions: Those keys that exist of the ones to create together with the action.
         guessed: Whether nothing was read: the parent is the one in the cache.
     """
 
     present: KeyValue | None
     markers: Sequence[KeyValue]
     parent: KeyValue | None
-    beside: Sequence[KeyValue] = ()
+    companions: Sequence[KeyValue] = ()
     guessed: bool = False
 
 
@@ -49,8 +49,8 @@ class Pending(NamedTuple):
         request: The request.
         key: The key of its object.
         aborts: The keys of the aborts that forbid it.
-        lookups: The reads that decide: the key, the aborts, the parent, and ``beside``.
-        beside: The keys that are created together with it.
+        lookups: The reads that decide: the key, the aborts, the parent, and ``companions``.
+        companions: The keys that are created together with it.
         uid: The identity of the object if it is created.
     """
 
@@ -58,12 +58,12 @@ class Pending(NamedTuple):
     key: bytes
     aborts: KeyRange
     lookups: Sequence[Get]
-    beside: Sequence[Put]
+    companions: Sequence[Put]
     uid: str
 
     @classmethod
     def of(
-        cls, request: object_builder.Request, keys: Keyspace, beside: Sequence[Put], uid: str
+        cls, request: object_builder.Request, keys: Keyspace, companions: Sequence[Put], uid: str
     ) -> Pending:
         """Say where the object of a request goes, and which keys decide.
 
@@ -81,14 +81,14 @@ class Pending(NamedTuple):
             aborts = KeyRange.of_prefix(prefix)
             parent = KeyRange.of_key(keys.task_action(request.parent_id))
             lookups = [KeyRange.of_key(key), aborts, parent]
-        lookups += (KeyRange.of_key(put.key) for put in beside)
-        return cls(request, key, aborts, [Get(each) for each in lookups], beside, uid)
+        lookups += (KeyRange.of_key(put.key) for put in companions)
+        return cls(request, key, aborts, [Get(each) for each in lookups], companions, uid)
 
 
-def snapshot_of(responses: Sequence[OperationResult], beside: Sequence[Put]) -> Snapshot:
+def snapshot_of(responses: Sequence[OperationResult], companions: Sequence[Put]) -> Snapshot:
     """Return what a read of the lookups found."""
     found = [_range(each).kvs for each in responses]
-    own, others = found[: len(found) - len(beside)], found[len(found) - len(beside) :]
+    own, others = found[: len(found) - len(companions)], found[len(found) - len(companions) :]
     present, markers, parent = [*own, []][:3]
     return Snapshot(
         present[0] if present else None,
@@ -117,7 +117,7 @@ def guards_of(pending: Pending, snapshot: Snapshot) -> list[Compare]:
         guards.append(Compare(parent.key, target, CompareResult.EQUAL, revision))
     guards += (
         Compare(put.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
-        for put in pending.beside
+        for put in pending.companions
     )
     return guards
 

@@ -52,7 +52,7 @@ class Lister:
         Raises:
             NotFound: There is none, or the object of its name is another action's.
             DecodeError: Its value cannot be read.
-            EtcdError: etcd could not be asked.
+            EtcdError: etcd could not be read.
         """
         others = None
         for key in (self._keys.task_action(action_id), self._keys.trace(action_id)):
@@ -63,7 +63,7 @@ class Lister:
             try:
                 check_identity(found, action_id)
             except NotFound as error:
-                # Beside another run's task there may be the trace that is meant.
+                # Next to another run's task there may be the requested trace.
                 others = others or error
             else:
                 self._cache.put(kv)
@@ -71,16 +71,16 @@ class Lister:
         raise others or NotFound(missing(action_id, self._keys))
 
     async def list_run_actions(self, run: ActionId, *, traces: bool = False) -> Listing:
-        """All tasks and conditions of a run, with its traces if asked for.
+        """All tasks and conditions of a run, with its traces if requested.
 
-        What cannot be decoded is logged and left out.
+        What cannot be decoded is logged and omitted.
 
         Args:
             run: Project, domain and run count; an organisation where both sides know it.
             traces: Whether to read the traces, too, at the same revision.
 
         Raises:
-            EtcdError: etcd could not be asked.
+            EtcdError: etcd could not be read.
         """
         objects, trace_prefix, _ = self._keys.of(run).run_prefixes(run.run)
         prefixes = (objects, trace_prefix) if traces else (objects,)
@@ -92,7 +92,7 @@ class Lister:
         """An action itself and its direct children, as Flyte's service gives them.
 
         Raises:
-            EtcdError: etcd could not be asked.
+            EtcdError: etcd could not be read.
         """
         listing = await self.list_run_actions(parent, traces=traces)
         return Listing(
@@ -136,7 +136,7 @@ class Lister:
 
 
 async def readable(kvs: Iterable[KeyValue]) -> list[StoredAction]:
-    """Decode values; what cannot be is logged and left out. Others have their turn in between."""
+    """Decode values; what cannot be is logged and omitted. Other tasks run in between."""
     actions = []
     for number, kv in enumerate(kvs, 1):
         if not number % _TURN:

@@ -66,7 +66,7 @@ _FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
 
 
 class Trace(NamedTuple):
-    """How a trace went. Times are None where it does not say them."""
+    """The course of a trace. Times are None if it has none."""
 
     phase: Phase
     began: datetime | None
@@ -82,9 +82,9 @@ class Request(NamedTuple):
         run_spec: What holds for the run.
         action_id: Which action.
         kind: ``task``, ``condition`` or ``trace``.
-        digest: Tells one request from another.
+        digest: Distinguishes requests.
         run_start_time: When the run began, where the request says it; RFC 3339, else empty.
-        trace: What a trace tells of itself; None for the others.
+        trace: The course of a trace; None for the others.
     """
 
     action: Action
@@ -189,9 +189,9 @@ class Inherited(NamedTuple):
         annotations: Of a task, the run's and those of others.
         env_vars: Of a task.
         interruptible: Of a task.
-        recovers: Where the run takes over what succeeded in others; empty where it does not.
-        run_start_time: When the run began, as far as the parent tells; empty if it does not.
-        org: The run's organisation, empty where nobody knows it.
+        recovers: Where the run takes over what succeeded in others; empty if it does not.
+        run_start_time: When the run began, by the parent; empty if that has none.
+        org: The run's organisation, empty if it is not known.
     """
 
     owner: OwnerReference
@@ -211,7 +211,7 @@ class Inherited(NamedTuple):
             OwnerReference(
                 API_VERSION, KIND, metadata.name, metadata.uid, block_owner_deletion=True
             ),
-            # System labels say what the parent is: a mark would hide the child for ever.
+            # System labels say what the parent is: a mark would hide the child forever.
             {
                 label: text
                 for label, text in metadata.labels.items()
@@ -243,7 +243,7 @@ def build(
     """Build the object of a task or condition.
 
     Args:
-        request: What is asked for.
+        request: The request.
         parent: What it takes over from its parent, None for a root.
         namespace: The object's namespace.
         now: The time.
@@ -323,13 +323,13 @@ def build_trace(
     now: datetime,
     new_uid: Callable[[], str],
 ) -> ActionObject:
-    """Build the object of a trace, which is over as a rule.
+    """Build the object of a trace, which as a rule has ended.
 
     Recorded again it stays the incarnation that it was: who follows it sees a change.
 
     Args:
-        request: What is asked for.
-        trace: What the trace tells of itself.
+        request: The request.
+        trace: Its course.
         parent: What it takes over from its parent.
         before: The same trace as it was recorded before.
         namespace: The object's namespace.
@@ -387,16 +387,16 @@ def with_start_time(template: TaskTemplate, start_time: str) -> TaskTemplate:
 
 
 def same_action(present: ActionObject, request: Request) -> bool:
-    """Whether an object that has no digest is what is asked for: by identity and content."""
+    """Whether an object without a digest is the requested one, by identity and content."""
     action, spec, action_id = request.action, present.spec, request.action_id
     run = action_id.run
     if not same_run(present.action_id, action_id) or spec.kind != request.kind:
         return False
-    for there, wanted in (
+    for there, requested in (
         (spec.action_name, action_id.name),
         (present.parent, action.parent_action_name),
     ):
-        if canonical_name(run, there) != canonical_name(run, wanted):
+        if canonical_name(run, there) != canonical_name(run, requested):
             return False
     try:
         if request.kind == ACTION_TYPE_CONDITION:
@@ -414,14 +414,14 @@ def _equal(message: Message, stored: bytes) -> bool:
 
 
 def _run_start_time(parent: ActionObject) -> str:
-    """When the run began, as far as the parent tells."""
+    """When the run began, by the parent."""
     noted = parent.metadata.annotations.get(ANNOTATION_RUN_START_TIME, "")
     # Flyte's service notes it nowhere, and its roots are created when the run begins.
     return noted or ("" if parent.parent else parent.metadata.creation_timestamp)
 
 
 def _of_run(run_spec: RunSpec) -> dict[str, str]:
-    """What holds for the whole run, and has no field in Flyte's object."""
+    """Settings of the run that have no field in Flyte's object."""
     noted: dict[str, str] = {}
     cache = run_spec.cache_config
     if run_spec.overwrite_cache or cache.overwrite_cache:
@@ -465,7 +465,7 @@ def _base64(message: Message) -> str:
 
 
 def _digest(action: Action, run_spec: RunSpec | None, *, is_root_task: bool) -> str:
-    """Tells one request from another; maps have no order of their own.
+    """Distinguishes requests; maps have no order of their own.
 
     The names of the root are one, and of a run specification only that counts which is used.
     """
@@ -480,6 +480,6 @@ def _digest(action: Action, run_spec: RunSpec | None, *, is_root_task: bool) -> 
     digest = hashlib.sha256(action.SerializeToString(deterministic=True))
     if run_spec is not None:
         used: Message = run_spec if is_root_task else run_spec.run_start_time
-        if told := used.SerializeToString(deterministic=True):
-            digest.update(b"\0" + told)
+        if data := used.SerializeToString(deterministic=True):
+            digest.update(b"\0" + data)
     return "sha256:" + digest.hexdigest()

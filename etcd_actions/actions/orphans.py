@@ -1,6 +1,6 @@
 """Collects what a deleted action leaves behind: its children and its traces.
 
-Kubernetes has a garbage collector for that; on bare etcd nobody else does it. Each write
+Kubernetes has a garbage collector for that; on bare etcd this package does it. Each write
 compares that the parent is absent, or another incarnation, and that the orphan is as it was
 read. A deletion is a state first: what goes on is ended as ABORTED, what is not recorded yet
 waits for that; the mark then deletes it. Its own children follow, since each deletion is
@@ -69,7 +69,7 @@ class _Owned(NamedTuple):
     owner_uid: str
     """Empty where it names it by ``spec.parentActionName`` alone: any incarnation will do."""
     run: ActionId | None = None
-    """Whose parent it has to be, where no uid tells."""
+    """Whose parent it has to be, if there is no uid."""
 
     def may_be(self, owner: Owner) -> bool:
         """Whether what has the parent's key may be the parent.
@@ -85,11 +85,11 @@ class _Owned(NamedTuple):
 
 
 Owner = tuple[str, ActionId] | None
-"""Uid and identity of an object; None where it cannot be read."""
+"""Uid and identity of an object; None if it cannot be read."""
 
 
 class _Ended:
-    """Counts for the log what was ended here."""
+    """Counts of the actions ended here, for the log."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -120,9 +120,9 @@ class OrphanCollector:
     Args:
         store: Where they are.
         keys: Under which keys.
-        unowned_only: Collect only what has no owner reference and is not over, and leave the
+        unowned_only: Collect only what has no owner reference and has not ended, and leave the
             rest to Kubernetes' garbage collector.
-        finalizer: Whether what waits to be recorded is held by our finalizer meanwhile.
+        finalizer: Whether what waits to be recorded keeps our finalizer until then.
         clock: The time.
         containment: The boundaries of the process.
     """
@@ -174,7 +174,7 @@ class OrphanCollector:
         return Listed(revision, by_owner)
 
     async def sweep(self) -> None:
-        """Collect all orphans that there are: what lost its parent while nobody watched.
+        """Collect all orphans, also those whose parent was deleted while no process watched.
 
         Raises:
             EtcdError: etcd did not do it all; it may be done again.
@@ -285,14 +285,14 @@ class OrphanCollector:
                 return now
 
     def _step(self, kv: KeyValue, action: ActionObject) -> Operation | None:
-        """What is to be done with an orphan now; nothing where others have to act first."""
+        """The writes for an orphan now; none if others have to act first."""
         if not action.is_terminal:
             value = aborted_value(
                 kv, REASON, "", now=self._clock(), delete=True, finalizer=self._finalizer
             )
             return Put(kv.key, value, kv.lease)
         if self._unowned_only:
-            # It waits for nobody, and who deleted its parent wanted it to stay.
+            # It has no other finalizer, and its parent was deleted so that it stays.
             return None
         foreign = any(each != FINALIZER_RECORD for each in action.metadata.finalizers)
         if action.is_recorded and not foreign:
@@ -313,7 +313,7 @@ def _text(owned: _Owned) -> str:
 
 
 def _owner(kv: KeyValue) -> Owner:
-    """The incarnation of an object; None where it cannot be read, and may be any."""
+    """The incarnation of an object; None if it cannot be read, and may be any."""
     try:
         action = codec_of(kv.value).decode(kv.value)
     except DecodeError:

@@ -19,7 +19,7 @@ class Parent(NamedTuple):
 
     Attributes:
         action_id: Which action it is.
-        refusal: Why it can have no children; empty where it can.
+        refusal: Why it can have no children; empty if it can.
         inherited: What they take over.
     """
 
@@ -62,14 +62,14 @@ class ParentCache:
         return parent
 
     def moved(self, kv: KeyValue) -> None:
-        """Note that a parent was not what was seen of it last."""
+        """Note that a parent differs from the cached object."""
         self._moved[kv.key] = kv.mod_revision
         self._moved.move_to_end(kv.key)
         if len(self._moved) > _MOST:
             self._moved.popitem(last=False)
 
     def is_restless(self, key: bytes) -> bool:
-        """Whether a parent changed from one enqueue to the next, when that was looked at last."""
+        """Whether a parent changed from one enqueue to the next, when that was read last."""
         return key in self._moved
 
     def rests(self, kv: KeyValue) -> bool:
@@ -83,16 +83,16 @@ class ParentCache:
         self.moved(kv)
         return False
 
-    def note_aborts(self, run: bytes, under_way: bool) -> None:
-        """Note whether aborts were under way in a run, which is known by where they are kept."""
+    def note_aborts(self, run: bytes, exist: bool) -> None:
+        """Note whether aborts exist in a run, which is named by their prefix."""
         self._aborts.pop(run, None)
-        if under_way:
+        if exist:
             self._aborts[run] = None
             if len(self._aborts) > _MOST:
                 self._aborts.popitem(last=False)
 
     def has_aborts(self, run: bytes) -> bool:
-        """Whether aborts were under way in a run, when that was looked at last."""
+        """Whether aborts existed in a run, when that was read last."""
         return run in self._aborts
 
     def clear(self) -> None:

@@ -1,11 +1,10 @@
-"""Objects as one client saw them last: guesses that spare a read.
+"""The objects that a client read or wrote last: a write based on one needs no read.
 
-What is kept may be old. So a guess is only ever the base of a write that compares the revision
-of what was seen, in the same transaction; where that fails, or the guess leads to anything but a
-write, the object is read.
+A cached object may be old. So it is only the base of a write that compares its revision in the
+same transaction; if that fails, or the object leads to anything but a write, it is read.
 
-A restored store may come to the same revision with other bytes. So nothing is kept for long, and
-all is dropped when a connection is lost.
+A restored store may have other bytes at the same revision. So entries expire soon, and all are
+dropped when a connection is lost.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ MOST_BYTES: Final = 16 * 1024 * 1024
 LARGEST: Final = 64 * 1024
 """Bytes of one."""
 OLDEST: Final = 60.0
-"""Seconds since it was read or written: beyond them it is read anew."""
+"""Seconds since it was read or written: afterwards it is read again."""
 
 
 class ReadCache:
-    """The objects that were seen last, of bounded number, size and age.
+    """Objects by key, of bounded number, size and age.
 
     Those used least go first.
 
     Args:
-        clock: Seconds of a clock that nobody sets.
+        clock: Seconds of a monotonic clock.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,7 +44,7 @@ class ReadCache:
         return len(self._found)
 
     def get(self, key: bytes) -> KeyValue | None:
-        """What was seen there last."""
+        """Return the object that was read or written last; None if it is not cached."""
         found = self._found.get(key)
         if found is None:
             return None
@@ -57,7 +56,7 @@ class ReadCache:
         return kv
 
     def put(self, kv: KeyValue) -> None:
-        """Note what was read or written; what is too large is not kept."""
+        """Store an object that was read or written; one that is too large is not stored."""
         self.forget(kv.key)
         if len(kv.value) > LARGEST:
             return
@@ -68,7 +67,7 @@ class ReadCache:
             self._bytes -= len(oldest.value)
 
     def forget(self, key: bytes) -> None:
-        """Drop what was seen of a key."""
+        """Drop the object of a key."""
         before = self._found.pop(key, None)
         if before is not None:
             self._bytes -= len(before[0].value)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 RELATED_TO: Final = "run_spec.relation.related_to"
 FORCED: Final = "run_spec.recover.force_rerun_actions"
 MOST_SOURCES: Final = 16
-"""Runs to look in; the oldest are left out."""
+"""Runs to look in; the oldest are omitted."""
 MOST_BYTES: Final = 32 * 1024
 """Of the note, which each action of the run has."""
 
@@ -80,7 +80,7 @@ _sources: Final = msgspec.json.Decoder(tuple[Source, ...])
 
 
 def sources_of(action: ActionObject) -> tuple[Source, ...]:
-    """The runs that an action may be taken over from; none where nobody can read the note."""
+    """The runs that an action may be taken over from; none if the annotation cannot be read."""
     text = action.metadata.annotations.get(ANNOTATION_RECOVERS, "")
     if not text:
         return ()
@@ -115,7 +115,7 @@ class Recovery:
 
         Raises:
             InvalidArgument: The run that is to be recovered cannot be this one's.
-            EtcdError: etcd could not be asked.
+            EtcdError: etcd could not be read.
         """
         if request.trace is not None:
             return built
@@ -124,7 +124,7 @@ class Recovery:
         if not (sources := sources_of(built)):
             return built
         found = await self._find(built, sources)
-        if found is None or not await _is_whole(found):
+        if found is None or not await _is_complete(found):
             return built
         return self._taken_over(built, found)
 
@@ -184,16 +184,16 @@ class Recovery:
             note = msgspec.json.encode(sources[:MOST_SOURCES]).decode()
         if len(note.encode()) > MOST_BYTES:
             raise InvalidArgument(
-                FORCED, f"its names have more than {MOST_BYTES} bytes: run it again as a whole"
+                FORCED, f"its names have more than {MOST_BYTES} bytes: run all of it again"
             )
         return _annotated(built, {ANNOTATION_RECOVERS: note})
 
     async def _find(self, built: ActionObject, sources: Sequence[Source]) -> StoredAction | None:
-        """The success that is taken over; None where the action is to run."""
-        wanted = [_in_run(built.action_id, source.run) for source in sources]
-        gets = [Get(KeyRange.of_key(self._keys.task_action(each))) for each in wanted]
+        """The success that is taken over; None if the action has to run."""
+        requested = [_in_run(built.action_id, source.run) for source in sources]
+        gets = [Get(KeyRange.of_key(self._keys.task_action(each))) for each in requested]
         result = await self._store.txn(Txn([], gets))
-        for source, action_id, response in zip(sources, wanted, result.responses, strict=True):
+        for source, action_id, response in zip(sources, requested, result.responses, strict=True):
             if built.spec.action_name in source.again:
                 return None
             assert isinstance(response, RangeResult)
@@ -210,12 +210,12 @@ class Recovery:
         del tree["metadata"]["annotations"][ANNOTATION_RECOVERS]
         if built.spec.is_condition:
             signal = found.status
-            told = {
+            fields = {
                 "signalValue": signal.signal_value,
                 "signalledBy": signal.signalled_by,
                 "signalledAt": signal.signalled_at,
             }
-            tree["status"] = {field: text for field, text in told.items() if text}
+            tree["status"] = {field: text for field, text in fields.items() if text}
         write_phase(tree, Phase.RECOVERED, now=self._clock(), attempts=1)
         return json.decode(json.encode_tree(tree))
 
@@ -250,16 +250,18 @@ def _in_run(action_id: ActionId, run: str) -> ActionId:
     return ActionId(action_id.project, action_id.domain, run, name)
 
 
-def _read(kv: KeyValue | None, wanted: ActionId) -> StoredAction | None:
+def _read(kv: KeyValue | None, requested: ActionId) -> StoredAction | None:
     """The action that is meant; what cannot be read counts as missing."""
     if kv is None:
         return None
     try:
         found = StoredAction.of(kv)
     except DecodeError as error:
-        _log.warning("recovery_unreadable", run=wanted.run, action=wanted.name, reason=error.reason)
+        _log.warning(
+            "recovery_unreadable", run=requested.run, action=requested.name, reason=error.reason
+        )
         return None
-    return found if same_action(found.action_id, wanted) else None
+    return found if same_action(found.action_id, requested) else None
 
 
 def _may_be(found: StoredAction, built: ActionObject) -> bool:
@@ -278,7 +280,7 @@ def _may_be(found: StoredAction, built: ActionObject) -> bool:
     return bool(there.type == here.type)
 
 
-async def _is_whole(found: StoredAction) -> bool:
+async def _is_complete(found: StoredAction) -> bool:
     """Whether the outputs are there, as far as this process can see."""
     if found.spec.is_condition:
         return True

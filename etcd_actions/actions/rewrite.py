@@ -1,4 +1,4 @@
-"""Changes the object of one action: change what was seen last, write if it still is that."""
+"""Changes the object of one action by compare-and-swap, on the object that was read last."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ class App:
             etcd,
             bind,
             prefix=config[settings.PREFIX],
-            heard_within=config[settings.READY_WITHIN],
+            silence_limit=config[settings.READY_WITHIN],
             allowed_hosts=config[settings.ALLOWED_HOSTS],
         ) as monitoring:
             monitoring.metrics.lines_dropped = self._lines_dropped

@@ -145,7 +145,7 @@ class ActionsClient(DeadLetterRequests):
         run_spec: RunSpec | None = None,
         *,
         trace_error: ErrorState | None = None,
-        beside: Sequence[Put] = (),
+        companions: Sequence[Put] = (),
     ) -> Enqueued:
         """Create an action: a task, a condition or a trace. The same request again is safe.
 
@@ -156,12 +156,12 @@ class ActionsClient(DeadLetterRequests):
             action: Flyte's message.
             run_spec: The settings of the run; of a child's only the start time counts.
             trace_error: Why a failed trace failed; Flyte's message has no field for it.
-            beside: Keys that are created in the same transaction, each of them new. If the
+            companions: Keys that are created in the same transaction, each of them new. If the
                 same request created the action before, nothing is written.
 
         Raises:
             InvalidArgument: A field is missing, or has a value that Flyte's schema forbids.
-            AlreadyExists: Another request created the action; or a key of ``beside`` exists.
+            AlreadyExists: Another request created the action; or a key of ``companions`` exists.
             NameTaken: Its key has the object of another action, such as one of another
                 project's run of the same name, or an unreadable value.
             Aborted: The parent does not exist, or it or an action above it is aborted.
@@ -171,7 +171,7 @@ class ActionsClient(DeadLetterRequests):
         expect("run_spec", run_spec, "RunSpec", None)
         expect("trace_error", trace_error, ErrorState, None)
         return await self._enqueuer.enqueue(
-            action, run_spec, trace_error=trace_error, beside=beside
+            action, run_spec, trace_error=trace_error, companions=companions
         )
 
     @request

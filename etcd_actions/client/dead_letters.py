@@ -29,7 +29,7 @@ class DeadLetterRequests(Requests):
 
     @request
     async def retry_dead_letter(
-        self, letter: DeadLetter, *, wait: bool = False
+        self, dead_letter: DeadLetter, *, wait: bool = False
     ) -> DeadLetter | None:
         """Have the leader report an action again: its record, then its status.
 
@@ -37,7 +37,7 @@ class DeadLetterRequests(Requests):
         made. Cancelled, it may have been made.
 
         Args:
-            letter: Which one; any revision of it.
+            dead_letter: Which one; any revision of it.
             wait: Return when the request is answered, however long that takes.
 
         Returns:
@@ -48,43 +48,43 @@ class DeadLetterRequests(Requests):
         Raises:
             FailedPrecondition: It cannot be read.
         """
-        expect("letter", letter, DeadLetter)
-        pending = await self._dead_letters.retry(letter)
+        expect("dead_letter", dead_letter, DeadLetter)
+        pending = await self._dead_letters.retry(dead_letter)
         if pending is None or not wait:
             return pending
         return await self._dead_letters.wait_answer(pending)
 
     @request
-    async def wait_dead_letter(self, asked: DeadLetter) -> DeadLetter | None:
+    async def wait_dead_letter(self, pending: DeadLetter) -> DeadLetter | None:
         """Return once a request for another report is answered, however long that takes.
 
         Args:
-            asked: What :meth:`retry_dead_letter` returned.
+            pending: What :meth:`retry_dead_letter` returned.
 
         Returns:
             As :meth:`retry_dead_letter` with ``wait``.
         """
-        expect("asked", asked, DeadLetter)
-        return await self._dead_letters.wait_answer(asked)
+        expect("pending", pending, DeadLetter)
+        return await self._dead_letters.wait_answer(pending)
 
     @request
-    async def delete_dead_letter(self, letter: DeadLetter) -> bool:
+    async def delete_dead_letter(self, dead_letter: DeadLetter) -> bool:
         """Delete a dead letter, and return whether it was deleted: one that changed stays.
 
         The run service is not sent the report. A terminal state that is not marked is reported
         again by the next leader, and may be rejected again.
         """
-        expect("letter", letter, DeadLetter)
-        return await self._dead_letters.delete(letter)
+        expect("dead_letter", dead_letter, DeadLetter)
+        return await self._dead_letters.delete(dead_letter)
 
     @request
-    async def dead_letter_objects(self, letters: Collection[DeadLetter]) -> dict[bytes, int]:
+    async def dead_letter_objects(self, dead_letters: Collection[DeadLetter]) -> dict[bytes, int]:
         """Return which objects of dead letters exist, with the ``create_revision`` of each."""
         await trio.lowlevel.checkpoint()
-        return await self._dead_letters.objects(letters)
+        return await self._dead_letters.objects(dead_letters)
 
     @request
-    async def is_anybody_elected(self) -> bool:
+    async def has_leader(self) -> bool:
         """Return whether a leader is elected below the prefix, which retries dead letters.
 
         A process that works without an election is not counted.

@@ -199,5 +199,4 @@ def unknown_variables(variables: Mapping[str, str]) -> Iterator[UnknownVariable]
 
 
 def _bare(name: str) -> str:
-    """A variable without its prefix."""
     return name.removeprefix("ETCD_ACTIONS_").removeprefix("ETCDCTL_")

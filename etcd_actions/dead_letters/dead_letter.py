@@ -151,7 +151,7 @@ class DeadLetterKeys:
     """
 
     def __init__(self, keys: Keyspace) -> None:
-        self.prefix = keys.dead_letters
+        self.prefix: bytes = keys.dead_letters
         self._roots = ((b"actions/", keys.prefix), (b"traces/", keys.traces))
 
     def key(self, object_key: bytes, action_id: ActionId, what: str) -> bytes:

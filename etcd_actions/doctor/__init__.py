@@ -1,6 +1,6 @@
-"""Examines the etcd that the settings name, and says what is wrong and what to do about it.
+"""Examines the etcd that the settings name, and reports what is wrong and the remedy.
 
-Nothing is changed: what must be tried out is tried by requests that cannot take effect.
+Nothing is changed: permissions to write are tested by transactions that cannot take effect.
 """
 
 from etcd_actions.doctor.examination import KINDS, examine

@@ -1,7 +1,7 @@
-"""Who we are for etcd, and what we may do.
+"""The user that etcd authenticates us as, and its permissions.
 
-Permissions are found by asking for what is needed. For writing that is a transaction whose
-condition never holds: etcd checks the permissions of the branch that it does not take.
+Each permission is tested by a request that needs it. For writing that is a transaction whose
+compare never holds: etcd checks the permissions of the branch that it does not take.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.findings import Finding, Kind
 from etcd_actions.doctor.subject import Subject, as_text
 from etcd_actions.errors import (
     EtcdError,
@@ -35,79 +35,55 @@ from etcd_actions.etcd.endpoints import Endpoint
 
 _GRANT = "etcdctl role grant-permission --prefix=true <role> readwrite '<prefix>'"
 
-PERMITTED = Kind(id="permissions", severity=Severity.OK)
-OPEN_TO_ALL = Kind(
-    id="authentication-off",
-    severity=Severity.NOTE,
-    meaning="Whoever can connect to etcd can read and change everything.",
-    remedy="etcdctl auth enable, or have etcd want client certificates: --client-cert-auth",
+PERMITTED = Kind.ok("permissions")
+OPEN_TO_ALL = Kind.note(
+    "authentication-off",
+    "Every client that can connect to etcd can read and change everything.",
+    "etcdctl auth enable, or have etcd want client certificates: --client-cert-auth",
 )
-NO_USER = Kind(
-    id="user-missing",
-    severity=Severity.ERROR,
-    meaning="etcd wants a user, and the settings name none.",
-    remedy="give --user and --password-file (ETCDCTL_USER, ETCDCTL_PASSWORD)",
+NO_USER = Kind.error(
+    "user-missing",
+    "etcd requires a user, and the settings name none.",
+    "give --user and --password-file (ETCDCTL_USER, ETCDCTL_PASSWORD)",
 )
-UNUSED_USER = Kind(
-    id="user-unused",
-    severity=Severity.NOTE,
-    meaning="A user is named, and etcd does not ask for one.",
-    remedy="leave --user out, or: etcdctl auth enable",
+UNUSED_USER = Kind.note(
+    "user-unused",
+    "A user is named, and etcd does not require one.",
+    "leave --user out, or: etcdctl auth enable",
 )
-WRONG_PASSWORD = Kind(
-    id="authentication-failed",
-    severity=Severity.ERROR,
-    meaning="etcd does not know the user, or the password is wrong.",
-    remedy="correct --user and its password, or set it anew: etcdctl user passwd <user>",
+WRONG_PASSWORD = Kind.error(
+    "authentication-failed",
+    "etcd does not know the user, or the password is wrong.",
+    "correct --user and its password, or set it again: etcdctl user passwd <user>",
 )
-NO_READ = Kind(
-    id="read-denied",
-    severity=Severity.ERROR,
-    meaning="The actions cannot be listed or watched.",
-    remedy=_GRANT,
+NO_READ = Kind.error(
+    "read-denied",
+    "The actions cannot be listed or watched.",
+    _GRANT,
 )
-NO_WRITE = Kind(
-    id="write-denied",
-    severity=Severity.ERROR,
-    meaning="No ending can be marked as recorded, so each is told again after every start, and "
-    "no action can be created.",
-    remedy=_GRANT,
+NO_WRITE = Kind.error(
+    "write-denied",
+    "No terminal phase can be marked as recorded, so each is reported again after every start, "
+    "and no action can be created.",
+    _GRANT,
 )
-NO_OWN_KEYS = Kind(
-    id="own-keys-denied",
-    severity=Severity.ERROR,
-    meaning="The process can elect nobody who records, keep no position, and store no trace.",
-    remedy="etcdctl role grant-permission --prefix=true <role> readwrite '<side>'",
+NO_OWN_KEYS = Kind.error(
+    "own-keys-denied",
+    "The process can elect no leader, save no checkpoint, and store no trace.",
+    "etcdctl role grant-permission --prefix=true <role> readwrite '<side>'",
 )
-TOO_WIDE = Kind(
-    id="permissions-too-wide",
-    severity=Severity.NOTE,
-    meaning="Who takes over this process can change everything in etcd; "
-    "it needs two prefixes only.",
-    remedy="make a user that may read and write '<prefix>' and '<side>' only: "
-    "etcdctl role add etcd-actions && "
-    "etcdctl role grant-permission --prefix=true etcd-actions readwrite '<prefix>' && "
-    "etcdctl role grant-permission --prefix=true etcd-actions readwrite '<side>'",
+TOO_WIDE = Kind.note(
+    "permissions-too-wide",
+    "An attacker that takes over this process can change everything in etcd; it needs two "
+    "prefixes only.",
+    "make a user that may read and write '<prefix>' and '<side>' only: etcdctl role add "
+    "etcd-actions && etcdctl role grant-permission --prefix=true etcd-actions readwrite "
+    "'<prefix>' && etcdctl role grant-permission --prefix=true etcd-actions readwrite '<side>'",
 )
-NOT_ANSWERED = Kind(
-    id="reads-fail",
-    severity=Severity.ERROR,
-    meaning="etcd does not answer a linearizable read, which every list needs.",
-    remedy="see whether most members are up and their disks keep up: etcdctl endpoint health "
-    "--cluster",
-)
-
-KINDS = (
-    PERMITTED,
-    OPEN_TO_ALL,
-    NO_USER,
-    UNUSED_USER,
-    WRONG_PASSWORD,
-    NO_READ,
-    NO_WRITE,
-    NO_OWN_KEYS,
-    TOO_WIDE,
-    NOT_ANSWERED,
+NOT_ANSWERED = Kind.error(
+    "reads-fail",
+    "etcd does not answer a linearizable read, which every list needs.",
+    "see whether most members are up and their disks keep up: etcdctl endpoint health --cluster",
 )
 
 _ROOT = "root"
@@ -115,12 +91,12 @@ _ROOT = "root"
 
 @dataclass
 class Access:
-    """What we may do.
+    """Our permissions.
 
     Attributes:
         reads: Whether the prefix can be read.
-        revision: The store's revision; 0 where nothing could be read.
-        findings: What is to be told.
+        revision: The store's revision; 0 if nothing could be read.
+        findings: The findings about permissions.
     """
 
     reads: bool = False
@@ -129,13 +105,13 @@ class Access:
 
 
 async def check_access(subject: Subject, endpoints: Sequence[Endpoint]) -> Access:
-    """Find out who we are, and try what etcd-actions does, without a change."""
+    """Determine our user, and test the permissions that etcd-actions needs, without a change."""
     async with (
         subject.connect(endpoints) as etcd,
-        subject.connect(endpoints, anonymous=True) as nobody,
+        subject.connect(endpoints, anonymous=True) as anonymous,
     ):
         try:
-            guarded = await _is_guarded(subject, nobody)
+            guarded = await _is_guarded(subject, anonymous)
             return await _try(subject, etcd, guarded=guarded)
         except Unauthenticated as error:
             kind = NO_USER if subject.user is None else WRONG_PASSWORD
@@ -144,10 +120,10 @@ async def check_access(subject: Subject, endpoints: Sequence[Endpoint]) -> Acces
             return Access(findings=[NOT_ANSWERED.found(str(error))])
 
 
-async def _is_guarded(subject: Subject, nobody: EtcdClient) -> bool:
+async def _is_guarded(subject: Subject, anonymous: EtcdClient) -> bool:
     """Whether etcd's authentication is on."""
     try:
-        await nobody.range(KeyRange.of_key(subject.probe), keys_only=True)
+        await anonymous.range(KeyRange.of_key(subject.probe), keys_only=True)
     except (Unauthenticated, PermissionDenied):
         return True
     tls = subject.settings.tls
@@ -155,7 +131,7 @@ async def _is_guarded(subject: Subject, nobody: EtcdClient) -> bool:
         return False
     # A client certificate may name a user; then a read proves nothing.
     try:
-        return await nobody.auth_enabled()
+        return await anonymous.auth_enabled()
     except (Unauthenticated, PermissionDenied):
         return True
     except InvalidRequest:
@@ -176,19 +152,19 @@ async def _try(subject: Subject, etcd: EtcdClient, *, guarded: bool) -> Access:
         "side": as_text(subject.own_prefix),
     }
     try:
-        # The permission is checked for the range as a whole.
+        # etcd checks the permission for the complete range.
         read = await etcd.range(subject.keys, limit=1, keys_only=True)
         access.reads, access.revision = True, read.revision
     except PermissionDenied as error:
         seen = _denied(subject, permissions, PermissionType.READ, str(error))
         denied.append(NO_READ.found(seen, **names))
     try:
-        await _ask_to_write(etcd, subject.probe)
+        await _try_to_write(etcd, subject.probe)
     except PermissionDenied as error:
         seen = _denied(subject, permissions, PermissionType.WRITE, str(error))
         denied.append(NO_WRITE.found(seen, **names))
     else:
-        # That was one key; the roles tell of the rest.
+        # That was one key; the roles have the rest.
         lacking = (
             []
             if _ROOT in roles or permissions is None
@@ -199,7 +175,7 @@ async def _try(subject: Subject, etcd: EtcdClient, *, guarded: bool) -> Access:
             denied.append(NO_WRITE.found(seen, **names))
     try:
         await etcd.range(KeyRange.of_prefix(subject.own_prefix), limit=1, keys_only=True)
-        await _ask_to_write(etcd, subject.own_prefix + b"doctor")
+        await _try_to_write(etcd, subject.own_prefix + b"doctor")
     except PermissionDenied as error:
         denied.append(NO_OWN_KEYS.found(str(error), **names))
     access.findings += denied
@@ -228,14 +204,9 @@ def _judge_open(subject: Subject) -> Iterator[Finding]:
         yield OPEN_TO_ALL.found("authentication is off")
 
 
-async def _ask_to_write(etcd: EtcdClient, key: bytes) -> None:
-    """Ask for a write that never happens.
-
-    Raises:
-        PermissionDenied: We may not.
-    """
+async def _try_to_write(etcd: EtcdClient, key: bytes) -> None:
     never = Compare(key, CompareTarget.VERSION, CompareResult.LESS, 0)
-    # Without space etcd does not even look at permissions; its alarm is told elsewhere.
+    # Without space etcd does not check permissions; `check_alarms` reports that.
     with suppress(NoSpace):
         await etcd.txn(Txn([never], [Put(key, b"")]))
 
@@ -243,7 +214,7 @@ async def _ask_to_write(etcd: EtcdClient, key: bytes) -> None:
 async def _permissions(
     etcd: EtcdClient, user: str
 ) -> tuple[tuple[str, ...], list[Permission] | None]:
-    """Our roles and what they allow; None where we may not see it."""
+    """Our roles and their permissions; None if we may not read them."""
     try:
         roles = await etcd.user_roles(user)
         return roles, [each for role in roles for each in await etcd.role_permissions(role)]
@@ -254,7 +225,7 @@ async def _permissions(
 def missing(
     keys: KeyRange, permissions: Iterable[Permission], needed: PermissionType
 ) -> list[KeyRange]:
-    """The parts of ``keys`` on which no permission allows what is needed."""
+    """The parts of ``keys`` without the needed permission."""
     allowed = sorted(
         (each.start, _end(each))
         for each in permissions

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.findings import Finding, Kind
 from etcd_actions.doctor.reach import Reached
 from etcd_actions.doctor.subject import Subject
 
-AGREES = Kind(id="clock", severity=Severity.OK)
-SKEWED = Kind(
-    id="clock-skew",
-    severity=Severity.WARNING,
-    meaning="Times in actions come from the clock of who writes them: durations, and what is "
-    "deleted by age, are wrong by this much.",
-    remedy="chronyc tracking, or timedatectl timesync-status, on both machines: one of them has "
-    "no time server",
+AGREES = Kind.ok("clock")
+SKEWED = Kind.warning(
+    "clock-skew",
+    "Times in actions come from the clock of who writes them: durations, and what is deleted by "
+    "age, are wrong by this much.",
+    "chronyc tracking, or timedatectl timesync-status, on both machines: one of them has no time "
+    "server",
 )
-
-KINDS = (AGREES, SKEWED)
 
 
 def check_clocks(subject: Subject, reached: Sequence[Reached]) -> Iterator[Finding]:
-    """Compare our clock with the one in each endpoint's HTTP answers, to about a second."""
+    """Compare our clock with the dates of the endpoints' HTTP responses, to about a second."""
     for each in reached:
         if each.skew is None:
             continue

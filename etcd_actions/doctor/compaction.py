@@ -1,32 +1,27 @@
-"""How much of its history etcd still has: what a watch can catch up with."""
+"""How much history etcd keeps: where a watch can resume."""
 
 from __future__ import annotations
 
-from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.findings import Finding, Kind
 from etcd_actions.doctor.subject import Subject
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.etcd.oldest_revision import find_oldest_revision
 
-HISTORY = Kind(id="history", severity=Severity.OK)
-NEVER_COMPACTED = Kind(
-    id="never-compacted",
-    severity=Severity.WARNING,
-    meaning="etcd keeps every change there ever was, until its quota is used up and it refuses "
-    "writes.",
-    remedy="start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=1h; now: "
-    "etcdctl compact <revision> && etcdctl defrag --cluster",
+HISTORY = Kind.ok("history")
+NEVER_COMPACTED = Kind.warning(
+    "never-compacted",
+    "etcd keeps every change there ever was, until its quota is used up and it refuses writes.",
+    "start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=1h; now: etcdctl "
+    "compact <revision> && etcdctl defrag --cluster",
 )
-SHORT = Kind(
-    id="history-short",
-    severity=Severity.NOTE,
-    meaning="Whoever is disconnected for longer than this lasts reads everything again, and is "
-    "not told of what was changed twice meanwhile.",
-    remedy="where etcd was not compacted just now, compact less: --auto-compaction-mode=periodic "
+SHORT = Kind.note(
+    "history-short",
+    "A watch that is disconnected for longer than this must list again, and misses the "
+    "intermediate state of what changed twice in that time.",
+    "where etcd was not compacted just now, compact less: --auto-compaction-mode=periodic "
     "--auto-compaction-retention=1h",
 )
-
-KINDS = (HISTORY, NEVER_COMPACTED, SHORT)
 
 
 async def check_history(subject: Subject, etcd: EtcdClient, revision: int) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""All checks, side by side, each in bounded time and none stopped by another's failure."""
+"""All checks, side by side; each has bounded time, and its failure stops no other."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import trio
 from etcd_actions.doctor import (
     access,
     alarms,
+    api_server,
     clock_skew,
     compaction,
     dead_letters,
@@ -22,54 +23,46 @@ from etcd_actions.doctor import (
     response,
     storage,
 )
-from etcd_actions.doctor.access import Access, check_access
-from etcd_actions.doctor.alarms import check_alarms
-from etcd_actions.doctor.beside import KINDS as BESIDE_KINDS
-from etcd_actions.doctor.beside import Beside
-from etcd_actions.doctor.clock_skew import check_clocks
-from etcd_actions.doctor.compaction import check_history
-from etcd_actions.doctor.dead_letters import check_letters
-from etcd_actions.doctor.findings import Finding, Kind, Severity, worst_first
-from etcd_actions.doctor.kept import check_kept
-from etcd_actions.doctor.members import MemberSeen, check_members, check_membership
-from etcd_actions.doctor.objects import check_objects
-from etcd_actions.doctor.reach import Reached, check_reach
-from etcd_actions.doctor.response import check_response
-from etcd_actions.doctor.storage import check_storage
+from etcd_actions.doctor.api_server import ApiServer
+from etcd_actions.doctor.findings import Finding, Kind, worst_first
+from etcd_actions.doctor.members import MemberSeen
+from etcd_actions.doctor.reach import Reached
+from etcd_actions.doctor.scan import side_by_side
 from etcd_actions.doctor.subject import Subject
 from etcd_actions.errors import EtcdError, first_error
 from etcd_actions.etcd.endpoints import Endpoint
 
-FAILED = Kind(
-    id="check-failed",
-    severity=Severity.WARNING,
-    meaning="Of this part nothing is known.",
-    remedy="run doctor again; --log-level debug says more",
+FAILED = Kind.warning(
+    "check-failed",
+    "Of this part nothing is known.",
+    "run doctor again; --log-level debug says more",
 )
-TOO_SLOW = Kind(
-    id="check-timed-out",
-    severity=Severity.WARNING,
-    meaning="Of this part nothing is known.",
-    remedy="see why etcd is slow, and run doctor again",
+TOO_SLOW = Kind.warning(
+    "check-timed-out",
+    "Of this part nothing is known.",
+    "see why etcd is slow, and run doctor again",
 )
 
+_MODULES = (
+    reach,
+    members,
+    access,
+    alarms,
+    storage,
+    compaction,
+    clock_skew,
+    response,
+    objects,
+    dead_letters,
+    kept,
+    api_server,
+)
 KINDS: tuple[Kind, ...] = (
-    *reach.KINDS,
-    *members.KINDS,
-    *access.KINDS,
-    *alarms.KINDS,
-    *storage.KINDS,
-    *compaction.KINDS,
-    *clock_skew.KINDS,
-    *response.KINDS,
-    *objects.KINDS,
-    *dead_letters.KINDS,
-    *kept.KINDS,
-    *BESIDE_KINDS,
+    *(each for module in _MODULES for each in vars(module).values() if isinstance(each, Kind)),
     FAILED,
     TOO_SLOW,
 )
-"""Every kind of finding that there is."""
+"""Every kind of finding, in the order of docs/doctor.md."""
 
 T = TypeVar("T")
 
@@ -81,8 +74,8 @@ _Check = Callable[[], Awaitable[Sequence[Finding]]]
 async def examine(subject: Subject) -> list[Finding]:
     """Examine an etcd without changing it.
 
-    The endpoints are looked at one by one, then what is common to them, through those that
-    work. No check takes longer than the limits say.
+    The endpoints are examined first, then their cluster, through those that work. No check takes
+    longer than the limits allow. Cancelled, nothing is left behind.
 
     Returns:
         The findings, the worst first.
@@ -98,73 +91,58 @@ class _Examination:
         self._subject = subject
 
     async def run(self) -> None:
-        """Look at the endpoints, at their members, then at what these hold."""
+        """Examine the endpoints, their members, then the data."""
         subject = self._subject
-        reached = await self._reach()
-        self.findings += check_clocks(subject, reached)
-        nobody: tuple[list[MemberSeen], list[Finding]] = ([], [])
-        members, found = await self._bounded(
-            "members", partial(check_members, subject, reached), nobody
+        connected = await side_by_side(self._connect, subject.settings.endpoints)
+        self.findings += [each for _, findings in connected for each in findings]
+        reached = [each for each, _ in connected if each is not None]
+        self.findings += clock_skew.check_clocks(subject, reached)
+        none: tuple[list[MemberSeen], list[Finding]] = ([], [])
+        seen, found = await self._bounded(
+            "members", partial(members.check_members, subject, reached), none
         )
         self.findings += found
         checks: dict[str, _Check] = {
-            f"storage of {member.endpoint}": partial(check_storage, subject, member)
-            for member in members
+            f"storage of {member.endpoint}": partial(storage.check_storage, subject, member)
+            for member in seen
         }
-        usable = [member.endpoint for member in members if member.usable]
+        usable = [member.endpoint for member in seen if member.usable]
         if not usable:
-            await self._side_by_side(checks)
+            await self._run_all(checks)
             return
-        check = partial(check_access, subject, usable)
-        access = await self._bounded("access", check, Access())
-        self.findings += access.findings
-        beside = Beside()
+        check = partial(access.check_access, subject, usable)
+        allowed = await self._bounded("access", check, access.Access())
+        self.findings += allowed.findings
+        server = ApiServer()
         async with subject.connect(usable) as etcd:
-            checks["membership"] = partial(check_membership, subject, etcd)
-            checks["alarms"] = partial(check_alarms, etcd, access.revision)
-            if access.reads:
-                checks["history"] = partial(check_history, subject, etcd, access.revision)
-                checks["values"] = partial(check_objects, subject, etcd, beside)
-                checks["dead letters"] = partial(check_letters, subject, etcd)
-                checks["what is kept"] = partial(check_kept, subject, etcd)
+            revision = allowed.revision
+            checks["membership"] = partial(members.check_membership, subject, etcd)
+            checks["alarms"] = partial(alarms.check_alarms, etcd, revision)
+            if allowed.reads:
+                checks["history"] = partial(compaction.check_history, subject, etcd, revision)
+                checks["values"] = partial(objects.check_objects, subject, etcd, server)
+                checks["dead letters"] = partial(dead_letters.check_dead_letters, subject, etcd)
+                checks["what is kept"] = partial(kept.check_kept, subject, etcd)
                 for endpoint in usable:
-                    checks[f"response of {endpoint}"] = partial(check_response, subject, endpoint)
-            await self._side_by_side(checks)
-            if access.reads:
-                look = partial(beside.check, subject, etcd)
-                self.findings += await self._bounded("an API server beside it", look, [])
+                    check_response = partial(response.check_response, subject, endpoint)
+                    checks[f"response of {endpoint}"] = check_response
+            await self._run_all(checks)
+            if allowed.reads:
+                await self._run_all({"the API server": partial(server.check, subject, etcd)})
 
-    async def _reach(self) -> list[Reached]:
-        """Connect to all endpoints; those that can be used."""
-        answers: dict[Endpoint, Reached | None] = {}
-        endpoints = self._subject.settings.endpoints
-        found: dict[Endpoint, list[Finding]] = {}
+    async def _connect(self, endpoint: Endpoint) -> tuple[Reached | None, list[Finding]]:
+        none: tuple[Reached | None, list[Finding]] = (None, [])
+        check = partial(reach.check_reach, self._subject, endpoint)
+        return await self._bounded(f"connection to {endpoint}", check, none)
 
-        async def look(endpoint: Endpoint) -> None:
-            check = partial(check_reach, self._subject, endpoint)
-            none: tuple[Reached | None, list[Finding]] = (None, [])
-            name = f"connection to {endpoint}"
-            answers[endpoint], found[endpoint] = await self._bounded(name, check, none)
+    async def _run_all(self, checks: Mapping[str, _Check]) -> None:
+        async def run(name: str) -> Sequence[Finding]:
+            return await self._bounded(name, checks[name], [])
 
-        async with trio.open_nursery() as nursery:
-            for endpoint in endpoints:
-                nursery.start_soon(look, endpoint)
-        self.findings += [each for endpoint in endpoints for each in found[endpoint]]
-        return [answer for endpoint in endpoints if (answer := answers[endpoint]) is not None]
-
-    async def _side_by_side(self, checks: Mapping[str, _Check]) -> None:
-        found: dict[str, Sequence[Finding]] = {}
-
-        async def look(name: str, check: _Check) -> None:
-            found[name] = await self._bounded(name, check, [])
-
-        async with trio.open_nursery() as nursery:
-            for name, check in checks.items():
-                nursery.start_soon(look, name, check)
-        self.findings += [each for name in checks for each in found[name]]
+        self.findings += [each for found in await side_by_side(run, checks) for each in found]
 
     async def _bounded(self, name: str, check: Callable[[], Awaitable[T]], default: T) -> T:
-        """Do a check; what it could not find out is a finding, too."""
+        """Make a check; its failure is a finding, too."""
         failure: Exception | None = None
         with trio.move_on_after(self._subject.limits.check_seconds) as scope:
             try:
@@ -172,7 +150,7 @@ class _Examination:
             except* EtcdError as group:
                 failure = first_error(group)
             except* Exception as other:
-                # A check meets whatever is stored: what it cannot deal with ends it alone.
+                # Stored data can be anything: an error that it causes ends this check alone.
                 _log.error("check_failed", check=name, exc_info=other)
                 failure = other.exceptions[0]
                 name = f"{name}: unexpected {type(failure).__name__}"

@@ -1,4 +1,4 @@
-"""What an examination finds: a severity, a stable id, what was seen, and what to do."""
+"""Findings: a severity, a stable id, the facts, and the remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Severity(enum.IntEnum):
     WARNING = 2
     """It works, and can fail or lose something when more goes wrong."""
     ERROR = 3
-    """etcd-actions cannot do its work, or what it is told can be lost."""
+    """etcd-actions cannot do its work, or can lose reports."""
 
     @property
     def label(self) -> str:
@@ -34,10 +34,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         severity: ``ok``, ``note``, ``warning`` or ``error``.
         id: What kind it is; stays the same from release to release.
-        subject: The endpoint that it is about; empty for the cluster as a whole.
-        seen: What was seen, with figures.
-        meaning: What that means; empty where all is well.
-        remedy: What to do, a command where there is one; empty where nothing is to be done.
+        subject: The endpoint that it is about; empty for the cluster.
+        seen: The facts, with figures.
+        meaning: Their consequence; empty if all is well.
+        remedy: What to do, a command if there is one; empty if nothing has to be done.
     """
 
     severity: str
@@ -53,23 +53,43 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         return Severity[self.severity.upper()]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Kind:
-    """A kind of finding. ``<name>`` in the remedy stands for what a finding fills in."""
+    """A kind of finding. A finding replaces each ``<name>`` in the remedy by its own value."""
 
-    id: str
     severity: Severity
+    id: str
     meaning: str = ""
     remedy: str = ""
+
+    @classmethod
+    def ok(cls, id_: str) -> Kind:
+        """A kind that needs no action."""
+        return cls(Severity.OK, id_)
+
+    @classmethod
+    def note(cls, id_: str, meaning: str, remedy: str) -> Kind:
+        """A kind of :attr:`Severity.NOTE`."""
+        return cls(Severity.NOTE, id_, meaning, remedy)
+
+    @classmethod
+    def warning(cls, id_: str, meaning: str, remedy: str) -> Kind:
+        """A kind of :attr:`Severity.WARNING`."""
+        return cls(Severity.WARNING, id_, meaning, remedy)
+
+    @classmethod
+    def error(cls, id_: str, meaning: str, remedy: str) -> Kind:
+        """A kind of :attr:`Severity.ERROR`."""
+        return cls(Severity.ERROR, id_, meaning, remedy)
 
     def found(self, seen: str, *, subject: object = "", **values: object) -> Finding:
         """Make a finding of this kind.
 
         Args:
-            seen: What was seen.
+            seen: The facts.
             subject: The endpoint that it is about.
-            **values: What the remedy's ``<name>`` stand for; between ``'`` they are quoted as
-                a shell wants it, since remedies are copied.
+            **values: Replace ``<name>`` in the remedy; between ``'`` they are quoted for a shell,
+                since remedies are copied.
         """
 
         def filled(place: re.Match[str]) -> str:
@@ -78,7 +98,7 @@ class Kind:
             value = str(values[place["name"]])
             return "'" + value.replace("'", r"'\''") + "'" if place["quote"] else value
 
-        # In one pass: what a value holds is no place.
+        # In one pass: a `<name>` within a value is kept.
         remedy = re.sub(r"(?P<quote>')?<(?P<name>\w+)>(?(quote)')", filled, self.remedy)
         return Finding(
             severity=self.severity.label,
@@ -91,7 +111,7 @@ class Kind:
 
 
 def worst(findings: Iterable[Finding]) -> Severity:
-    """The severity of the worst finding; :attr:`Severity.OK` where there is none."""
+    """The severity of the worst finding; :attr:`Severity.OK` without any."""
     return max((finding.rank for finding in findings), default=Severity.OK)
 
 

@@ -1,75 +1,59 @@
-"""What is kept beside the actions: runs, histories, tasks, projects, cached results, images."""
+"""Our other keys: runs, histories, tasks, projects, cached results, images."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-
-import trio
 
 from etcd_actions.catalog import source_of
-from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.findings import Finding, Kind
+from etcd_actions.doctor.scan import Examples, scan
 from etcd_actions.doctor.subject import Subject, as_text, size_text
-from etcd_actions.errors import DecodeError, PermissionDenied, first_error
+from etcd_actions.errors import DecodeError, PermissionDenied
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyRange, KeyValue
-from etcd_actions.etcd.paging import open_pages
 from etcd_actions.model import Keyspace
 from etcd_actions.model.names import parse_key
 from etcd_actions.registry.projects import decode as decode_project
 from etcd_actions.registry.task_record import decode_head
 from etcd_actions.runs.run_record import decode_history, decode_record
 
-KEPT = Kind(id="kept", severity=Severity.OK)
-UNREADABLE = Kind(
-    id="kept-undecodable",
-    severity=Severity.WARNING,
-    meaning="What these say of runs, histories, tasks, projects or cached results is not known: "
-    "lists leave them out, and nothing collects them. A later release wrote them, or somebody "
-    "else.",
-    remedy="etcdctl get '<key>' --print-value-only; update etcd-actions where a later release runs "
-    "beside it, else: etcdctl del '<key>'",
+KEPT = Kind.ok("kept")
+UNREADABLE = Kind.warning(
+    "kept-undecodable",
+    "These runs, histories, tasks, projects or cached results cannot be read: lists omit them, "
+    "and nothing collects them. A later release or another program wrote them.",
+    "etcdctl get '<key>' --print-value-only; update etcd-actions if a later release runs here, "
+    "else: etcdctl del '<key>'",
 )
-ORPHANED = Kind(
-    id="orphaned-histories",
-    severity=Severity.NOTE,
-    meaning="The runs of these histories have no record: nobody shows them, and nothing collects "
-    "them.",
-    remedy="etcdctl del '<key>'",
+ORPHANED = Kind.note(
+    "orphaned-histories",
+    "The runs of these histories have no record: no list shows them, and nothing collects them.",
+    "etcdctl del '<key>'",
 )
-KINDS = (KEPT, UNREADABLE, ORPHANED)
-
-_PAGE_BYTES = 4 << 20
-_BATCH = 100
 
 
-@dataclass
 class _Tally:
-    """What was counted; of the keys only a few are kept."""
+    """Counts keys by kind, with a few examples of the unreadable ones."""
 
-    keys: Keyspace
-    examples: int
-    counts: Counter[str] = field(default_factory=Counter)
-    sizes: Counter[str] = field(default_factory=Counter)
-    unreadable: int = 0
-    named: list[tuple[bytes, str]] = field(default_factory=list)
-    histories: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
-    """Of a run, by the key of its record: how many there are, and the first."""
+    def __init__(self, keys: Keyspace, examples: int) -> None:
+        self.keys = keys
+        self.counts: Counter[str] = Counter()
+        self.sizes: Counter[str] = Counter()
+        self.unreadable = Examples(examples)
+        # By the key of the run's record: the number of histories, and the first.
+        self.histories: dict[bytes, tuple[int, bytes]] = {}
 
     def take(self, kv: KeyValue) -> None:
-        """Look at one key and its value."""
+        """Examine one key and its value."""
         kind = as_text(kv.key[len(self.keys.side) :].partition(b"/")[0])
         self.counts[kind] += 1
         self.sizes[kind] += len(kv.key) + len(kv.value)
         try:
-            self._read(kv)
+            self._decode(kv)
         except DecodeError as error:
-            self.unreadable += 1
-            if len(self.named) < self.examples:
-                self.named.append((kv.key, f"revision {kv.mod_revision}: {error}"))
+            self.unreadable.add(kv.key, f"revision {kv.mod_revision}: {error}")
 
-    def _read(self, kv: KeyValue) -> None:
-        """Decode what this package can; raises DecodeError."""
+    def _decode(self, kv: KeyValue) -> None:
         keys, key = self.keys, kv.key
         if key.startswith(keys.runs):
             decode_record(kv.value)
@@ -90,41 +74,24 @@ class _Tally:
 
 
 async def check_kept(subject: Subject, etcd: EtcdClient) -> list[Finding]:
-    """Read what is kept, page by page, for as long as the limits let.
-
-    Whether that is permitted is another check's finding.
-    """
+    """Read these keys in pages, within the limit of time; `check_access` reports a refusal."""
     tally = _Tally(Keyspace(subject.prefix), subject.limits.examples)
-    denied: PermissionDenied | None = None
-    with trio.move_on_after(subject.limits.scan_seconds) as scope:
-        try:
-            keys = KeyRange.of_prefix(tally.keys.side)
-            async with open_pages(etcd, keys, page_bytes=_PAGE_BYTES) as pages:
-                async for page in pages:
-                    for number, kv in enumerate(page.kvs):
-                        tally.take(kv)
-                        if number % _BATCH == 0:
-                            await trio.lowlevel.checkpoint()
-        except* PermissionDenied as group:
-            denied = first_error(group)
-    return [] if denied is not None else _judge(tally, cut=scope.cancelled_caught)
-
-
-def _judge(tally: _Tally, *, cut: bool) -> list[Finding]:
+    keys = KeyRange.of_prefix(tally.keys.side)
+    try:
+        scanned = await scan(etcd, keys, subject.limits.scan_seconds, tally.take)
+    except PermissionDenied:
+        return []
     largest = ", ".join(
         f"{kind} {size_text(size)} in {tally.counts[kind]}"
         for kind, size in tally.sizes.most_common()
     )
     seen = f"keys and values of our own: {largest or 'none'}"
-    findings = [KEPT.found(seen + ("; not all were read in time" if cut else ""))]
-    if tally.unreadable:
-        named = "; ".join(f"{as_text(key)} ({text})" for key, text in tally.named)
-        more = tally.unreadable - len(tally.named)
-        seen = f"{tally.unreadable}: {named}" + (f"; and {more} more" if more else "")
-        findings.append(UNREADABLE.found(seen, key=as_text(tally.named[0][0])))
-    if tally.histories and not cut:
+    findings = [KEPT.found(seen + ("" if scanned.complete else "; not all were read in time"))]
+    if tally.unreadable.count:
+        findings.append(UNREADABLE.found(str(tally.unreadable), key=tally.unreadable.first))
+    if tally.histories and scanned.complete:
         count = sum(count for count, _ in tally.histories.values())
-        _, first = next(iter(tally.histories.values()))
-        seen = f"{count} of {len(tally.histories)} runs, such as {as_text(first)}"
-        findings.append(ORPHANED.found(seen, key=as_text(first)))
+        _, key = next(iter(tally.histories.values()))
+        seen = f"{count} of {len(tally.histories)} runs, such as {as_text(key)}"
+        findings.append(ORPHANED.found(seen, key=as_text(key)))
     return findings

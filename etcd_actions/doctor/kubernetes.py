@@ -1,4 +1,4 @@
-r"""The few fields of a Kubernetes API server's own objects that say whether they are being deleted.
+r"""Whether a Kubernetes API server's own object is being deleted, read from its stored bytes.
 
 Built-in types are stored as ``k8s\0`` and a ``runtime.Unknown`` in protobuf (``typeMeta`` 1,
 ``raw`` 2, ``contentEncoding`` 3), custom resource definitions as JSON; a setting of the API

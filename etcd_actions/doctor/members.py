@@ -1,128 +1,95 @@
-"""What each member says of itself, and whether they say the same."""
+"""The state of each member, and whether the members agree."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
-import trio
-
-from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.findings import Finding, Kind
 from etcd_actions.doctor.reach import Reached
+from etcd_actions.doctor.scan import side_by_side
 from etcd_actions.doctor.subject import Subject
 from etcd_actions.errors import EtcdError, InvalidRequest, PermissionDenied, Unauthenticated
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import Status
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.versions import Effect, EtcdVersion, KnownBug, free_of_known_bugs, known_bugs
+from etcd_actions.etcd.versions import Effect, EtcdVersion, free_of_known_bugs, known_bugs
 
-NO_ANSWER = Kind(
-    id="no-answer",
-    severity=Severity.ERROR,
-    meaning="The endpoint takes connections, and does not answer etcd's API.",
-    remedy="see whether it is an etcd, what its log says, and whether a proxy before it passes "
-    "HTTP/2; where only HTTP/1.1 passes use --transport gateway",
+NO_ANSWER = Kind.error(
+    "no-answer",
+    "The endpoint takes connections, and does not answer etcd's API.",
+    "see whether it is an etcd, what its log says, and whether a proxy before it passes HTTP/2; "
+    "where only HTTP/1.1 passes use --transport gateway",
 )
-STATUS_HIDDEN = Kind(
-    id="status-not-permitted",
-    severity=Severity.NOTE,
-    meaning="Size, leader and revision of this member were not looked at.",
-    remedy="run doctor as a user with the role root to have them examined",
+STATUS_HIDDEN = Kind.note(
+    "status-not-permitted",
+    "Size, leader and revision of this member were not examined.",
+    "run doctor as a user with the role root to have them examined",
 )
-LEADER = Kind(id="leader", severity=Severity.OK)
-NO_LEADER = Kind(
-    id="no-leader",
-    severity=Severity.ERROR,
-    meaning="The member reaches no majority of its cluster: nothing can be read or written "
-    "through it.",
-    remedy="start the members that are down, or repair the network between them: etcdctl "
-    "--endpoints <endpoint> member list",
+LEADER = Kind.ok("leader")
+NO_LEADER = Kind.error(
+    "no-leader",
+    "The member reaches no majority of its cluster: nothing can be read or written through it.",
+    "start the members that are down, or repair the network between them: etcdctl --endpoints "
+    "<endpoint> member list",
 )
-MIXED_CLUSTERS = Kind(
-    id="mixed-clusters",
-    severity=Severity.ERROR,
-    meaning="The endpoints belong to different clusters: after a change of endpoint other data "
-    "is read and written.",
-    remedy="name the members of one cluster only in --endpoints",
+MIXED_CLUSTERS = Kind.error(
+    "mixed-clusters",
+    "The endpoints belong to different clusters: after a change of endpoint other data is read "
+    "and written.",
+    "name the members of one cluster only in --endpoints",
 )
-LEARNER = Kind(
-    id="learner",
-    severity=Severity.WARNING,
-    meaning="A learner refuses most requests.",
-    remedy="take it out of --endpoints, or: etcdctl member promote <member>",
+LEARNER = Kind.warning(
+    "learner",
+    "A learner refuses most requests.",
+    "take it out of --endpoints, or: etcdctl member promote <member>",
 )
-LAGS = Kind(
-    id="member-lags",
-    severity=Severity.WARNING,
-    meaning="A watch through this member is told late of everything.",
-    remedy="see its disk and its network: etcdctl --endpoints <endpoint> endpoint status",
+LAGS = Kind.warning(
+    "member-lags",
+    "A watch through this member receives every change late.",
+    "see its disk and its network: etcdctl --endpoints <endpoint> endpoint status",
 )
-INCOMPLETE = Kind(
-    id="endpoints-incomplete",
-    severity=Severity.NOTE,
-    meaning="When the named endpoints fail, the others are not tried.",
-    remedy="--endpoints <endpoints>",
+INCOMPLETE = Kind.note(
+    "endpoints-incomplete",
+    "When the named endpoints fail, the others are not tried.",
+    "--endpoints <endpoints>",
 )
-MEMBERS_HIDDEN = Kind(
-    id="members-not-permitted",
-    severity=Severity.NOTE,
-    meaning="Whether --endpoints names all members was not looked at.",
-    remedy="run doctor as a user with the role root to have it examined",
+MEMBERS_HIDDEN = Kind.note(
+    "members-not-permitted",
+    "Whether --endpoints names all members was not examined.",
+    "run doctor as a user with the role root to have it examined",
 )
-VERSION = Kind(id="version", severity=Severity.OK)
-UNKNOWN_VERSION = Kind(
-    id="version-unknown",
-    severity=Severity.NOTE,
-    meaning="Whether it has known bugs cannot be told; its answers to progress requests are "
-    "not trusted.",
-    remedy="etcdctl --endpoints <endpoint> endpoint status",
+VERSION = Kind.ok("version")
+UNKNOWN_VERSION = Kind.note(
+    "version-unknown",
+    "Whether it has known bugs is not known; its answers to progress requests are not trusted.",
+    "etcdctl --endpoints <endpoint> endpoint status",
 )
-LOSES_WRITES = Kind(
-    id="version-loses-writes",
-    severity=Severity.ERROR,
-    meaning=Effect.LOST_WRITES.value[0].upper() + Effect.LOST_WRITES.value[1:] + ".",
-    remedy="update etcd to <version> or later",
+LOSES_WRITES = Kind.error(
+    "version-loses-writes",
+    Effect.LOST_WRITES.value[0].upper() + Effect.LOST_WRITES.value[1:] + ".",
+    "update etcd to <version> or later",
 )
-HAS_BUGS = Kind(
-    id="version-has-bugs",
-    severity=Severity.WARNING,
-    meaning="An update can be lost, or come late, by bugs of etcd that nothing works around.",
-    remedy="update etcd to <version> or later",
+HAS_BUGS = Kind.warning(
+    "version-has-bugs",
+    "An update can be lost, or come late, by bugs of etcd that nothing works around.",
+    "update etcd to <version> or later",
 )
-AVERTED_BUGS = Kind(
-    id="version-has-averted-bugs",
-    severity=Severity.NOTE,
-    meaning="etcd-actions works around these; other clients of this etcd may not.",
-    remedy="update etcd to <version> or later",
+AVERTED_BUGS = Kind.note(
+    "version-has-averted-bugs",
+    "etcd-actions works around these; other clients of this etcd may not.",
+    "update etcd to <version> or later",
 )
-MIXED_VERSIONS = Kind(
-    id="mixed-versions",
-    severity=Severity.WARNING,
-    meaning="The cluster works as its oldest member does, and has the bugs of all.",
-    remedy="finish the update of all members",
-)
-
-KINDS = (
-    NO_ANSWER,
-    STATUS_HIDDEN,
-    LEADER,
-    NO_LEADER,
-    MIXED_CLUSTERS,
-    LEARNER,
-    LAGS,
-    INCOMPLETE,
-    MEMBERS_HIDDEN,
-    VERSION,
-    UNKNOWN_VERSION,
-    LOSES_WRITES,
-    HAS_BUGS,
-    AVERTED_BUGS,
-    MIXED_VERSIONS,
+MIXED_VERSIONS = Kind.warning(
+    "mixed-versions",
+    "The cluster works as its oldest member does, and has the bugs of all.",
+    "finish the update of all members",
 )
 
 
 class MemberSeen(NamedTuple):
-    """An endpoint that answers etcd's API; ``status`` is None where we may not see it."""
+    """An endpoint that answers etcd's API; ``status`` is None if we may not read it."""
 
     reached: Reached
     status: Status | None
@@ -146,20 +113,16 @@ class MemberSeen(NamedTuple):
 async def check_member(
     subject: Subject, reached: Reached
 ) -> tuple[MemberSeen | None, list[Finding]]:
-    """Ask one member about itself.
-
-    Returns:
-        What it said, None where it does not answer; and the findings.
-    """
+    """Examine one member; None instead of it if it does not answer."""
     endpoint = reached.endpoint
     try:
-        status = await _ask_status(subject, endpoint)
+        status = await _read_status(subject, endpoint)
     except EtcdError as error:
         return None, [NO_ANSWER.found(str(error), subject=endpoint)]
     member = MemberSeen(reached, status)
     findings = list(_judge_version(member))
     if status is None:
-        findings.append(STATUS_HIDDEN.found("etcd does not let us see it", subject=endpoint))
+        findings.append(STATUS_HIDDEN.found("etcd does not permit it", subject=endpoint))
     elif not status.leader:
         seen = f"member {status.member_id:x} has no leader, and is at revision {status.revision}"
         findings.append(NO_LEADER.found(seen, subject=endpoint, endpoint=endpoint))
@@ -169,24 +132,20 @@ async def check_member(
             seen = f"member {status.member_id:x} is the leader"
         findings.append(LEADER.found(f"{seen}, at revision {status.revision}", subject=endpoint))
         if status.is_learner:
-            findings.append(
-                LEARNER.found(
-                    f"member {status.member_id:x} is a learner",
-                    subject=endpoint,
-                    member=f"{status.member_id:x}",
-                )
-            )
+            member_id = f"{status.member_id:x}"
+            seen = f"member {member_id} is a learner"
+            findings.append(LEARNER.found(seen, subject=endpoint, member=member_id))
     return member, findings
 
 
-async def _ask_status(subject: Subject, endpoint: Endpoint) -> Status | None:
-    """The member's status, None where we may not see it."""
+async def _read_status(subject: Subject, endpoint: Endpoint) -> Status | None:
+    """The member's status; None if we may not read it."""
     for anonymous in (False, True):
         async with subject.connect([endpoint], anonymous=anonymous) as etcd:
             try:
                 return await etcd.status()
             except Unauthenticated:
-                # etcd up to 3.5 tells it to everybody; a wrong password is found elsewhere.
+                # etcd up to 3.5 answers without a user; `check_access` reports a wrong password.
                 continue
             except (PermissionDenied, InvalidRequest):
                 return None
@@ -196,7 +155,7 @@ async def _ask_status(subject: Subject, endpoint: Endpoint) -> Status | None:
 def _judge_version(member: MemberSeen) -> Iterator[Finding]:
     endpoint = member.endpoint
     if member.version is None:
-        seen = "neither its status nor its page /version tells it"
+        seen = "neither its status nor its page /version has it"
         yield UNKNOWN_VERSION.found(seen, subject=endpoint, endpoint=endpoint)
         return
     try:
@@ -213,25 +172,22 @@ def _judge_version(member: MemberSeen) -> Iterator[Finding]:
     rest = [bug for bug in bugs if bug not in losing and not bug.averted]
     for kind, group in ((LOSES_WRITES, losing), (HAS_BUGS, rest), (AVERTED_BUGS, averted)):
         if group:
-            seen = f"etcd {version}: {'; '.join(_told(bug, version) for bug in group)}"
+            bugs_of = (f"{x.consequence} ({x.id}, fixed in {x.fixed_in(version)})" for x in group)
+            seen = f"etcd {version}: {'; '.join(bugs_of)}"
             yield kind.found(seen, subject=endpoint, version=target)
 
 
-def _told(bug: KnownBug, version: EtcdVersion) -> str:
-    return f"{bug.consequence} ({bug.id}, fixed in {bug.fixed_in(version)})"
-
-
 def check_agreement(subject: Subject, members: Sequence[MemberSeen]) -> Iterator[Finding]:
-    """Compare what the members say."""
-    told = [(member.endpoint, member.status) for member in members if member.status is not None]
+    """Compare the members' clusters, revisions and versions."""
+    known = [(member.endpoint, member.status) for member in members if member.status is not None]
     clusters: dict[int, list[str]] = {}
-    for endpoint, status in told:
+    for endpoint, status in known:
         clusters.setdefault(status.cluster_id, []).append(str(endpoint))
     if len(clusters) > 1:
         seen = "; ".join(f"cluster {id_:x}: {', '.join(at)}" for id_, at in clusters.items())
         yield MIXED_CLUSTERS.found(seen)
-    for endpoint, status in told:
-        newest = max(s.revision for _, s in told if s.cluster_id == status.cluster_id)
+    for endpoint, status in known:
+        newest = max(s.revision for _, s in known if s.cluster_id == status.cluster_id)
         if newest - status.revision > subject.limits.lag:
             seen = f"at revision {status.revision}, {newest - status.revision} behind the newest"
             yield LAGS.found(seen, subject=endpoint, endpoint=endpoint)
@@ -245,7 +201,7 @@ def check_agreement(subject: Subject, members: Sequence[MemberSeen]) -> Iterator
 
 
 async def check_membership(subject: Subject, etcd: EtcdClient) -> list[Finding]:
-    """Does the list of endpoints name all members?"""
+    """Whether the settings name all members as endpoints."""
     try:
         members = await etcd.members()
     except (PermissionDenied, Unauthenticated, InvalidRequest) as error:
@@ -261,19 +217,8 @@ async def check_membership(subject: Subject, etcd: EtcdClient) -> list[Finding]:
 async def check_members(
     subject: Subject, reached: Sequence[Reached]
 ) -> tuple[list[MemberSeen], list[Finding]]:
-    """Ask all members about themselves, side by side."""
-    answers: dict[Endpoint, tuple[MemberSeen | None, list[Finding]]] = {}
-
-    async def ask(each: Reached) -> None:
-        answers[each.endpoint] = await check_member(subject, each)
-
-    async with trio.open_nursery() as nursery:
-        for each in reached:
-            nursery.start_soon(ask, each)
-    members, findings = [], []
-    for each in reached:
-        member, found = answers[each.endpoint]
-        findings += found
-        if member is not None:
-            members.append(member)
+    """Examine all members, side by side, then compare them."""
+    found = await side_by_side(partial(check_member, subject), reached)
+    members = [member for member, _ in found if member is not None]
+    findings = [each for _, of_member in found for each in of_member]
     return members, [*findings, *check_agreement(subject, members)]

@@ -1,125 +1,94 @@
-"""What is below the prefix: actions, and what is none."""
+"""The values below the prefix: actions, and values that are none."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-
-import trio
 
 from etcd_actions.codecs import ENCRYPTED_AT_REST, codec_of
-from etcd_actions.doctor.beside import Beside
-from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.api_server import ApiServer
+from etcd_actions.doctor.findings import Finding, Kind
+from etcd_actions.doctor.scan import Examples, scan
 from etcd_actions.doctor.subject import Subject, as_text, size_text
 from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.etcd.paging import open_pages
 from etcd_actions.model import (
     FINALIZER_RECORD,
     ActionObject,
-    NamespaceTemplate,
     is_task_action,
     other_version,
     parse_key,
 )
 
-ACTIONS = Kind(id="actions", severity=Severity.OK)
-UNDECODABLE = Kind(
-    id="undecodable",
-    severity=Severity.ERROR,
-    meaning="These actions are neither told to anybody nor marked: their runs wait for ever.",
-    remedy="etcdctl get '<key>' --print-value-only, then let its writer write it as JSON, or "
-    "delete it",
+ACTIONS = Kind.ok("actions")
+UNDECODABLE = Kind.error(
+    "undecodable",
+    "These actions are neither reported nor marked: their runs never end.",
+    "etcdctl get '<key>' --print-value-only, then let its writer write it as JSON, or delete it",
 )
-OTHER_VERSION = Kind(
-    id="other-version",
-    severity=Severity.NOTE,
-    meaning="An API server stores them at another version of the API than the known one. What they "
-    "have of the known fields is read, and every write keeps the version and all the rest.",
-    remedy="nothing has to be done; see which version is stored: kubectl get crd "
-    "taskactions.flyte.org -o yaml, and update etcd-actions where it is newer",
+OTHER_VERSION = Kind.note(
+    "other-version",
+    "An API server stores them at another version of the API than the known one. What they have "
+    "of the known fields is read, and every write keeps the version and all the rest.",
+    "nothing has to be done; see which version is stored: kubectl get crd taskactions.flyte.org "
+    "-o yaml, and update etcd-actions where it is newer",
 )
-UNREADABLE_VERSION = Kind(
-    id="undecodable-version",
-    severity=Severity.ERROR,
-    meaning="These are actions, stored at another version of the API, some fields of which are not "
-    "as in the known one: they are neither told to anybody nor marked until they can be read.",
-    remedy="update etcd-actions to a release that knows this version; or have the API server store "
-    "flyte.org/v1 again, and write them anew: kubectl get taskactions.flyte.org -A -o json | "
-    "kubectl replace -f -",
+UNREADABLE_VERSION = Kind.error(
+    "undecodable-version",
+    "These are actions, stored at another version of the API, some fields of which differ from "
+    "the known one: they are neither reported nor marked until they can be decoded.",
+    "update etcd-actions to a release that knows this version; or have the API server store "
+    "flyte.org/v1 again, and rewrite them: kubectl get taskactions.flyte.org -A -o json | kubectl "
+    "replace -f -",
 )
-ENCRYPTED = Kind(
-    id="encrypted-values",
-    severity=Severity.ERROR,
-    meaning="An API server encrypts these actions at rest, and nobody else can read them: they are "
-    "neither told to anybody nor marked, and those that hold our finalizer are never let go.",
-    remedy="take taskactions.flyte.org out of the API server's --encryption-provider-config and "
-    "write them anew: kubectl get taskactions.flyte.org -A -o json | kubectl replace -f -; where "
-    "they stay encrypted run with --finalizer=false, and have the API server let go of them: "
-    "etcd-actions release-finalizers",
+ENCRYPTED = Kind.error(
+    "encrypted-values",
+    "An API server encrypts these actions at rest, and no other process can read them: they are "
+    "neither reported nor marked, and those with our finalizer are never deleted.",
+    "take taskactions.flyte.org out of the API server's --encryption-provider-config and rewrite "
+    "them: kubectl get taskactions.flyte.org -A -o json | kubectl replace -f -; where they stay "
+    "encrypted run with --finalizer=false, and have the API server release them: etcd-actions "
+    "release-finalizers",
 )
-MIXED_CODECS = Kind(
-    id="mixed-codecs",
-    severity=Severity.WARNING,
-    meaning="A Kubernetes API server reads its own JSON only: one value in another form and its "
-    "lists of the whole namespace fail.",
-    remedy="have every writer below this prefix use --codec json, or keep API servers away from it",
+MIXED_CODECS = Kind.warning(
+    "mixed-codecs",
+    "A Kubernetes API server reads its own JSON only: with one value in another form, all its "
+    "lists of the namespace fail.",
+    "have every writer below this prefix use --codec json, or keep API servers away from it",
 )
-ODD_KEYS = Kind(
-    id="odd-keys",
-    severity=Severity.WARNING,
-    meaning="The keys are not <prefix><namespace>/<name>: no action can have them, and a "
-    "Kubernetes API server stumbles over them.",
-    remedy="see whether --prefix is right; else delete them: etcdctl del '<key>'",
+ODD_KEYS = Kind.warning(
+    "odd-keys",
+    "The keys are not <prefix><namespace>/<name>: no action can have them, and a Kubernetes API "
+    "server stumbles over them.",
+    "see whether --prefix is right; else delete them: etcdctl del '<key>'",
 )
-ELSEWHERE = Kind(
-    id="other-namespaces",
-    severity=Severity.WARNING,
-    meaning="--namespace-template names another namespace for these actions, which are not over: "
-    "nobody finds them by their names, no executor runs them, and nothing can be enqueued below "
-    "them.",
-    remedy="let them end without the template first; or end them, each root in its namespace: "
+ELSEWHERE = Kind.warning(
+    "other-namespaces",
+    "--namespace-template names another namespace for these actions, which are not terminal: no "
+    "lookup by name finds them, no executor runs them, and nothing can be enqueued below them.",
+    "let them end without the template first; or end them, each root in its namespace: "
     "etcd-actions abort <project>/<domain>/<run>/a0 --namespace <namespace>",
 )
-LARGE = Kind(
-    id="large-values",
-    severity=Severity.WARNING,
-    meaning="A value that grows above etcd's --max-request-bytes (1.5 MiB unless told otherwise) "
-    "cannot be written any more: no mark can be made.",
-    remedy="raise --max-request-bytes, or have the writer keep less in it; the largest is '<key>'",
+LARGE = Kind.warning(
+    "large-values",
+    "A value that grows above etcd's --max-request-bytes (1.5 MiB by default) cannot be written "
+    "any more: no mark can be made.",
+    "raise --max-request-bytes, or have the writer keep less in it; the largest is '<key>'",
 )
-WAITING = Kind(
-    id="unrecorded-endings",
-    severity=Severity.NOTE,
-    meaning="These actions are over, and wait for the run service to accept that. Where nothing "
-    "runs, or for longer than minutes, it is worth a look.",
-    remedy="etcd-actions list --unrecorded; see that etcd-actions run is running, and what its "
-    "log says",
+WAITING = Kind.note(
+    "unrecorded-endings",
+    "These actions are terminal, and wait for the run service to accept that. If no leader runs, "
+    "or this lasts for more than minutes, find out why.",
+    "etcd-actions list --unrecorded; see that etcd-actions run is running, and what its log says",
 )
-NOT_ALL = Kind(
-    id="values-not-all-read",
-    severity=Severity.NOTE,
-    meaning="Of the other values nothing is said.",
-    remedy="give --namespace to look at a part",
+NOT_ALL = Kind.note(
+    "values-not-all-read",
+    "The other values were not examined.",
+    "give --namespace to look at a part",
 )
 
-KINDS = (
-    ACTIONS,
-    UNDECODABLE,
-    UNREADABLE_VERSION,
-    ENCRYPTED,
-    OTHER_VERSION,
-    MIXED_CODECS,
-    ODD_KEYS,
-    ELSEWHERE,
-    LARGE,
-    WAITING,
-    NOT_ALL,
-)
-
-_BY_KEY = (
+_WITH_EXAMPLES = (
     UNDECODABLE,
     UNREADABLE_VERSION,
     ENCRYPTED,
@@ -129,92 +98,87 @@ _BY_KEY = (
     WAITING,
     LARGE,
 )
-"""What is told with its first keys."""
-_PAGE_BYTES = 4 << 20
-_BATCH = 100
 
 
-@dataclass
 class _Tally:
-    """What was counted; of the keys only a few are kept."""
+    """Counts actions and findings, with a few examples of each."""
 
-    examples: int
-    large_value: int
-    beside: Beside
-    template: NamespaceTemplate | None = None
-    values: int = 0
-    terminal: int = 0
-    recorded: int = 0
-    size: int = 0
-    oldest_waiting: int = 0
-    largest: KeyValue | None = None
-    codecs: Counter[str] = field(default_factory=Counter)
-    counts: Counter[str] = field(default_factory=Counter)
-    named: dict[str, list[tuple[bytes, str]]] = field(default_factory=dict)
+    def __init__(self, subject: Subject, api_server: ApiServer) -> None:
+        self._subject = subject
+        self._api_server = api_server
+        self.values = self._size = self._terminal = self._recorded = 0
+        self._largest = 0, b""
+        self._codecs: Counter[str] = Counter()
+        examples = subject.limits.examples
+        self._examples = {kind.id: Examples(examples) for kind in _WITH_EXAMPLES}
 
-    def note(self, kind: Kind, key: bytes, text: str) -> None:
-        """Count a key, and keep it if it is among the first."""
-        self.counts[kind.id] += 1
-        named = self.named.setdefault(kind.id, [])
-        if len(named) < self.examples:
-            named.append((key, text))
-
-    def take(self, prefix: bytes, kv: KeyValue) -> None:
-        """Look at one key and its value."""
+    def take(self, kv: KeyValue) -> None:
+        """Examine one key and its value."""
         self.values += 1
         size = len(kv.value)
-        self.size += size
-        if size >= self.large_value:
-            self.note(LARGE, kv.key, size_text(size))
-            if self.largest is None or size > len(self.largest.value):
-                self.largest = kv
+        self._size += size
+        if size >= self._subject.limits.large_value:
+            self._note(LARGE, kv, size_text(size))
+            if size > self._largest[0]:
+                self._largest = size, kv.key
         namespace = ""
         try:
-            namespace, _ = parse_key(prefix, kv.key)
+            namespace, _ = parse_key(self._subject.prefix, kv.key)
         except DecodeError:
-            self.note(ODD_KEYS, kv.key, f"revision {kv.mod_revision}")
+            self._note(ODD_KEYS, kv, f"revision {kv.mod_revision}")
         codec = codec_of(kv.value)
         try:
             action = codec.decode(kv.value, key=kv.key, revision=kv.mod_revision)
         except DecodeError as error:
-            self.note(_unreadable(kv), kv.key, f"revision {kv.mod_revision}: {error.reason}")
+            self._note(_unreadable(kv), kv, f"revision {kv.mod_revision}: {error.reason}")
             return
         if version := other_version(action.api_version):
-            self.note(OTHER_VERSION, kv.key, f"revision {kv.mod_revision}: {version}")
-        self.codecs[codec.name] += 1
+            self._note(OTHER_VERSION, kv, f"revision {kv.mod_revision}: {version}")
+        self._codecs[codec.name] += 1
         if namespace:
             held = FINALIZER_RECORD in action.metadata.finalizers
-            self.beside.take(kv, namespace, held=held)
+            self._api_server.take(kv, namespace, held=held)
         if action.phase.is_terminal:
-            self.terminal += 1
+            self._terminal += 1
             if action.is_recorded:
-                self.recorded += 1
+                self._recorded += 1
             else:
-                self.note(WAITING, kv.key, f"{action.phase.name} since revision {kv.mod_revision}")
-        elif wanted := self._elsewhere(action, namespace):
-            self.note(ELSEWHERE, kv.key, f"{action.phase.name}, belongs into {wanted}")
+                self._note(WAITING, kv, f"{action.phase.name} since revision {kv.mod_revision}")
+        elif right := self._elsewhere(action, namespace):
+            self._note(ELSEWHERE, kv, f"{action.phase.name}, belongs into {right}")
+
+    def _note(self, kind: Kind, kv: KeyValue, text: str) -> None:
+        self._examples[kind.id].add(kv.key, text)
 
     def _elsewhere(self, action: ActionObject, namespace: str) -> str:
-        """Where an action belongs that is in this namespace; empty where that is right."""
-        if self.template is None or not namespace:
+        """The namespace where an action belongs; empty if it is in this one."""
+        template = self._subject.template
+        if template is None or not namespace:
             return ""
         try:
-            wanted = self.template.namespace_of(action.spec.project, action.spec.domain)
+            right = template.namespace_of(action.spec.project, action.spec.domain)
         except InvalidArgument:
             return "no namespace"
-        return "" if wanted == namespace else wanted
+        return "" if right == namespace else right
 
-    def seen(self, kind: Kind) -> str:
-        """The number of keys of a kind, and the first of them."""
-        count = self.counts[kind.id]
-        named = self.named[kind.id]
-        first = "; ".join(f"{as_text(key)} ({text})" for key, text in named)
-        rest = f"; and {count - len(named)} more" if count > len(named) else ""
-        return f"{count}: {first}{rest}"
+    def findings(self) -> Iterator[Finding]:
+        forms = ", ".join(f"{count} in {name}" for name, count in sorted(self._codecs.items()))
+        yield ACTIONS.found(
+            f"{self.values} keys with {size_text(self._size)} of values"
+            + (f" ({forms})" if forms else "")
+            + f"; {self._terminal} actions are terminal, and {self._recorded} of them recorded"
+        )
+        for kind in _WITH_EXAMPLES:
+            examples = self._examples[kind.id]
+            if examples.count:
+                key = as_text(self._largest[1]) if kind is LARGE else examples.first
+                yield kind.found(str(examples), key=key)
+        if len(self._codecs) > 1:
+            yield MIXED_CODECS.found(forms)
 
 
 def _unreadable(kv: KeyValue) -> Kind:
-    """What kind of finding a value is that cannot be decoded."""
+    """The kind of a value that cannot be decoded."""
     if kv.value.startswith(ENCRYPTED_AT_REST):
         return ENCRYPTED
     try:
@@ -227,39 +191,15 @@ def _unreadable(kv: KeyValue) -> Kind:
     return UNDECODABLE
 
 
-async def check_objects(subject: Subject, etcd: EtcdClient, beside: Beside) -> list[Finding]:
-    """Read every value below the prefix, page by page, for as long as the limits let.
+async def check_objects(subject: Subject, etcd: EtcdClient, api_server: ApiServer) -> list[Finding]:
+    """Read every value below the prefix in pages, within the limit of time.
 
-    What they tell of an API server beside us is left in ``beside``.
+    Signs of an API server on the same etcd are left in ``api_server``.
     """
-    limits = subject.limits
-    tally = _Tally(limits.examples, limits.large_value, beside, subject.template)
-    total = 0
-    with trio.move_on_after(subject.limits.scan_seconds) as scope:
-        async with open_pages(etcd, subject.keys, page_bytes=_PAGE_BYTES) as pages:
-            async for page in pages:
-                total = total or page.total
-                for number, kv in enumerate(page.kvs):
-                    tally.take(subject.prefix, kv)
-                    if number % _BATCH == 0:
-                        await trio.lowlevel.checkpoint()
-    return list(_judge(tally, total, cut=scope.cancelled_caught))
-
-
-def _judge(tally: _Tally, total: int, *, cut: bool) -> Iterator[Finding]:
-    forms = ", ".join(f"{count} in {name}" for name, count in sorted(tally.codecs.items()))
-    yield ACTIONS.found(
-        f"{tally.values} keys with {size_text(tally.size)} of values"
-        + (f" ({forms})" if forms else "")
-        + f"; {tally.terminal} actions are over, and {tally.recorded} of them recorded"
-    )
-    for kind in _BY_KEY:
-        if tally.counts[kind.id]:
-            first = tally.named[kind.id][0][0]
-            if kind is LARGE and tally.largest is not None:
-                first = tally.largest.key
-            yield kind.found(tally.seen(kind), key=as_text(first))
-    if len(tally.codecs) > 1:
-        yield MIXED_CODECS.found(forms)
-    if cut:
-        yield NOT_ALL.found(f"{tally.values} of {total or 'an unknown number of'} keys were read")
+    tally = _Tally(subject, api_server)
+    scanned = await scan(etcd, subject.keys, subject.limits.scan_seconds, tally.take)
+    findings = list(tally.findings())
+    if not scanned.complete:
+        read = f"{tally.values} of {scanned.total or 'an unknown number of'} keys were read"
+        findings.append(NOT_ALL.found(read))
+    return findings

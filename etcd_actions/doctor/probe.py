@@ -1,7 +1,7 @@
 """One plain or encrypted connection to a member, and etcd's HTTP pages over it.
 
-A gRPC channel says only that it could not connect. This says why, and the pages
-``/version`` and ``/metrics`` tell what etcd's API does not.
+A gRPC channel reports only that it could not connect; this reports why. The pages ``/version`` and
+``/metrics`` have facts that etcd's API lacks.
 """
 
 from __future__ import annotations

@@ -14,120 +14,88 @@ import msgspec
 import trio
 
 from etcd_actions.doctor import probe
-from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.findings import Finding, Kind
 from etcd_actions.doctor.subject import Subject
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.etcd.endpoints import Endpoint
 
-REACHABLE = Kind(id="reachable", severity=Severity.OK)
-NO_ADDRESS = Kind(
-    id="no-address",
-    severity=Severity.ERROR,
-    meaning="The host's name has no address.",
-    remedy="correct --endpoints, or the name's entry in DNS: getent hosts <host>",
+REACHABLE = Kind.ok("reachable")
+NO_ADDRESS = Kind.error(
+    "no-address",
+    "The host's name has no address.",
+    "correct --endpoints, or the name's entry in DNS: getent hosts <host>",
 )
-REFUSED = Kind(
-    id="connection-refused",
-    severity=Severity.ERROR,
-    meaning="The machine answers, and nothing listens on the port.",
-    remedy="start etcd, or correct the port in --endpoints; etcd listens where its "
-    "--listen-client-urls says",
+REFUSED = Kind.error(
+    "connection-refused",
+    "The machine answers, and nothing listens on the port.",
+    "start etcd, or correct the port in --endpoints; etcd listens where its --listen-client-urls "
+    "says",
 )
-NO_CONNECTION = Kind(
-    id="no-connection",
-    severity=Severity.ERROR,
-    meaning="The machine cannot be reached.",
-    remedy="see whether it is up and a firewall lets port <port> through: nc -vz <host> <port>",
+NO_CONNECTION = Kind.error(
+    "no-connection",
+    "The machine cannot be reached.",
+    "see whether it is up and a firewall lets port <port> through: nc -vz <host> <port>",
 )
-TLS_EXPECTED = Kind(
-    id="tls-expected",
-    severity=Severity.ERROR,
-    meaning="etcd wants encrypted connections, and the settings ask for plain ones.",
-    remedy="write https://<endpoint> in --endpoints, and name the authority with --cacert",
+TLS_EXPECTED = Kind.error(
+    "tls-expected",
+    "etcd accepts encrypted connections only, and the settings have plain ones.",
+    "write https://<endpoint> in --endpoints, and name the authority with --cacert",
 )
-TLS_NOT_SPOKEN = Kind(
-    id="tls-not-spoken",
-    severity=Severity.ERROR,
-    meaning="The settings ask for encrypted connections, and etcd speaks plain ones.",
-    remedy="write http://<endpoint> in --endpoints and leave --cacert, --cert and --key out, or "
-    "give etcd --cert-file and --key-file and https:// in --listen-client-urls",
+TLS_NOT_SPOKEN = Kind.error(
+    "tls-not-spoken",
+    "The settings have encrypted connections, and etcd accepts plain ones only.",
+    "write http://<endpoint> in --endpoints and leave --cacert, --cert and --key out, or give "
+    "etcd --cert-file and --key-file and https:// in --listen-client-urls",
 )
-UNTRUSTED = Kind(
-    id="certificate-untrusted",
-    severity=Severity.ERROR,
-    meaning="etcd's certificate is not vouched for by the authorities in use.",
-    remedy="give the file of the authority that signed it as --cacert",
+UNTRUSTED = Kind.error(
+    "certificate-untrusted",
+    "etcd's certificate is not signed by an authority in use.",
+    "give the file of the authority that signed it as --cacert",
 )
-WRONG_NAME = Kind(
-    id="certificate-wrong-name",
-    severity=Severity.ERROR,
-    meaning="etcd's certificate is good, and is not for this host.",
-    remedy="use one of its names in --endpoints, give one as --tls-server-name, or make a "
-    "certificate that has <name> among its names",
+WRONG_NAME = Kind.error(
+    "certificate-wrong-name",
+    "etcd's certificate is good, and is not for this host.",
+    "use one of its names in --endpoints, give one as --tls-server-name, or make a certificate "
+    "that has <name> among its names",
 )
-EXPIRED = Kind(
-    id="certificate-expired",
-    severity=Severity.ERROR,
-    meaning="etcd's certificate is not valid at this time.",
-    remedy="renew it and put it in the place of etcd's --cert-file; where it is good, correct "
-    "this machine's clock",
+EXPIRED = Kind.error(
+    "certificate-expired",
+    "etcd's certificate is not valid at this time.",
+    "renew it and put it in the place of etcd's --cert-file; where it is good, correct this "
+    "machine's clock",
 )
-EXPIRES_SOON = Kind(
-    id="certificate-expires-soon",
-    severity=Severity.WARNING,
-    meaning="No connection can be made any more when etcd's certificate has ended.",
-    remedy="renew it and put it in the place of etcd's --cert-file: etcd reads it anew",
+EXPIRES_SOON = Kind.warning(
+    "certificate-expires-soon",
+    "No connection can be made any more when etcd's certificate has ended.",
+    "renew it and put it in the place of etcd's --cert-file: etcd reads it again",
 )
-NOT_VERIFIED = Kind(
-    id="certificate-not-verified",
-    severity=Severity.WARNING,
-    meaning="Whoever is between here and etcd can read and change everything.",
-    remedy="leave --insecure-skip-tls-verify out, and name the authority with --cacert",
+NOT_VERIFIED = Kind.warning(
+    "certificate-not-verified",
+    "Any machine between this one and etcd can read and change everything.",
+    "leave --insecure-skip-tls-verify out, and name the authority with --cacert",
 )
-CLIENT_CERTIFICATE_REQUIRED = Kind(
-    id="client-certificate-required",
-    severity=Severity.ERROR,
-    meaning="etcd wants to see a certificate of ours, and the settings have none.",
-    remedy="give --cert and --key, signed by the authority in etcd's --trusted-ca-file",
+CLIENT_CERTIFICATE_REQUIRED = Kind.error(
+    "client-certificate-required",
+    "etcd requires a client certificate, and the settings have none.",
+    "give --cert and --key, signed by the authority in etcd's --trusted-ca-file",
 )
-CLIENT_CERTIFICATE_REFUSED = Kind(
-    id="client-certificate-refused",
-    severity=Severity.ERROR,
-    meaning="etcd does not accept our certificate: it is expired, not for clients, or signed by "
-    "another authority than etcd trusts.",
-    remedy="openssl x509 -in <cert> -noout -dates -issuer -ext extendedKeyUsage; compare the "
-    "issuer with etcd's --trusted-ca-file",
+CLIENT_CERTIFICATE_REFUSED = Kind.error(
+    "client-certificate-refused",
+    "etcd does not accept our certificate: it is expired, not for clients, or signed by another "
+    "authority than etcd trusts.",
+    "openssl x509 -in <cert> -noout -dates -issuer -ext extendedKeyUsage; compare the issuer with "
+    "etcd's --trusted-ca-file",
 )
-TLS_FAILED = Kind(
-    id="tls-failed",
-    severity=Severity.ERROR,
-    meaning="The encryption could not be agreed upon.",
-    remedy="openssl s_client -connect <endpoint>",
+TLS_FAILED = Kind.error(
+    "tls-failed",
+    "The encryption could not be agreed upon.",
+    "openssl s_client -connect <endpoint>",
 )
-FILE_UNUSABLE = Kind(
-    id="tls-file-unusable",
-    severity=Severity.ERROR,
-    meaning="A file that the settings name cannot be used.",
-    remedy="correct the file, or the setting that names it",
-)
-
-KINDS = (
-    REACHABLE,
-    NO_ADDRESS,
-    REFUSED,
-    NO_CONNECTION,
-    TLS_EXPECTED,
-    TLS_NOT_SPOKEN,
-    UNTRUSTED,
-    WRONG_NAME,
-    EXPIRED,
-    EXPIRES_SOON,
-    NOT_VERIFIED,
-    CLIENT_CERTIFICATE_REQUIRED,
-    CLIENT_CERTIFICATE_REFUSED,
-    TLS_FAILED,
-    FILE_UNUSABLE,
+FILE_UNUSABLE = Kind.error(
+    "tls-file-unusable",
+    "A file that the settings name cannot be used.",
+    "correct the file, or the setting that names it",
 )
 
 # X509_V_ERR_* of OpenSSL.
@@ -138,10 +106,12 @@ _ALERT_SECONDS = 1.0
 
 
 class Reached(NamedTuple):
-    """An endpoint that takes connections, and what its HTTP side told without being asked who.
+    """An endpoint that accepts connections.
 
-    ``skew`` is how far its clock is ahead of ours, in seconds, and ``version`` etcd's; None
-    where the endpoint has no HTTP side.
+    Attributes:
+        endpoint: Its address.
+        version: etcd's version; None if the endpoint serves no HTTP pages.
+        skew: Seconds by which its clock is ahead of ours; None if the endpoint sends no date.
     """
 
     endpoint: Endpoint
@@ -150,17 +120,12 @@ class Reached(NamedTuple):
 
 
 async def check_reach(subject: Subject, endpoint: Endpoint) -> tuple[Reached | None, list[Finding]]:
-    """Connect to one endpoint, and ask for its version over HTTP.
-
-    Returns:
-        What it told, None where it cannot be used; and the findings.
-    """
+    """Connect to one endpoint, and read its version over HTTP; None if it cannot be used."""
     tls = subject.settings.tls_for(endpoint)
     try:
         context = None if tls is None else probe.verifying_context(tls)
     except ConfigError as error:
         return None, [FILE_UNUSABLE.found(str(error), subject=endpoint)]
-    names = {"endpoint": endpoint, "host": endpoint.host, "port": endpoint.port}
     reached = Reached(endpoint)
     seen = ""
     failure: Exception | None = None
@@ -168,19 +133,21 @@ async def check_reach(subject: Subject, endpoint: Endpoint) -> tuple[Reached | N
     began = trio.current_time()
     with trio.move_on_after(subject.settings.dial_timeout):
         try:
-            async with probe.open_stream(endpoint, context, _name(tls)) as stream:
-                seen = f"connected in {(trio.current_time() - began) * 1000:.0f} ms, "
-                seen += "plain"
+            async with probe.open_stream(
+                endpoint, context, tls.server_name if tls else None
+            ) as stream:
+                took = f"connected in {(trio.current_time() - began) * 1000:.0f} ms"
+                seen = f"{took}, plain"
                 if isinstance(stream, trio.SSLStream):
-                    seen = seen.removesuffix("plain") + f"encrypted by {stream.version()}"
+                    seen = f"{took}, encrypted by {stream.version()}"
                     findings += _judge_certificate(subject, endpoint, stream)
-                reached = await _ask_version(subject, endpoint, stream)
+                reached = await _read_version(subject, endpoint, stream)
         except OSError as error:
-            return None, [_no_connection(endpoint, error, names)]
+            return None, [_no_connection(endpoint, error)]
         except (trio.BrokenResourceError, ValueError) as error:
             failure = error
     if reached.version is None:
-        # It may serve no HTTP here; whether it is etcd is found out by asking it over gRPC.
+        # It may serve no HTTP pages; `check_member` calls it over gRPC.
         bad = await _why_silent(subject, endpoint, tls, connected=bool(seen), failure=failure)
         if bad is not None:
             return None, [bad]
@@ -195,15 +162,15 @@ async def _why_silent(
     connected: bool,
     failure: Exception | None,
 ) -> Finding | None:
-    """What is wrong with an endpoint that did not tell its version; None if perhaps nothing."""
-    names = {"endpoint": endpoint, "host": endpoint.host, "port": endpoint.port}
+    """The problem of an endpoint without a version page; None if there may be none."""
+    names = _names_of(endpoint)
     if tls is None:
         if await _speaks_tls(subject, endpoint):
             seen = "a plain request is not answered, and a TLS handshake is"
             return TLS_EXPECTED.found(seen, subject=endpoint, **names)
     elif failure is not None and not connected:
         return await _why_not_encrypted(subject, endpoint, tls, failure)
-    elif connected and (alert := await _hear_alert(subject, endpoint, tls, failure)) is not None:
+    elif connected and (alert := await _read_alert(subject, endpoint, tls, failure)) is not None:
         return await _why_not_encrypted(subject, endpoint, tls, alert)
     if connected:
         return None
@@ -215,12 +182,12 @@ async def _why_silent(
     return NO_CONNECTION.found(seen, subject=endpoint, **names)
 
 
-async def _hear_alert(
+async def _read_alert(
     subject: Subject, endpoint: Endpoint, tls: Tls, failure: Exception | None
 ) -> Exception | None:
-    """What a server says behind the handshake, where TLS 1.3 lets it refuse a client.
+    """The alert by which a server refuses a client after the handshake of TLS 1.3.
 
-    What is sent to it meanwhile can reset the connection before that is heard.
+    A request on the same connection can reset it before the alert arrives.
     """
     if failure is not None and isinstance(failure.__cause__, ssl.SSLError):
         return failure
@@ -236,20 +203,20 @@ async def _hear_alert(
     return None
 
 
-async def _ask_version(subject: Subject, endpoint: Endpoint, stream: trio.abc.Stream) -> Reached:
+async def _read_version(subject: Subject, endpoint: Endpoint, stream: trio.abc.Stream) -> Reached:
     before = subject.clock()
     page = await probe.get(stream, endpoint, "/version")
     after = subject.clock()
     try:
-        told = msgspec.json.decode(page.body, type=dict[str, str]) if page.status == 200 else {}
+        answer = msgspec.json.decode(page.body, type=dict[str, str]) if page.status == 200 else {}
     except msgspec.MsgspecError:
-        told = {}
+        answer = {}
     skew = None
-    if told and (date := page.headers.get("date")):
-        # Its fraction of a second is cut off; with half of one added the error is the least.
+    if answer and (date := page.headers.get("date")):
+        # The date has no fraction of a second: half of one makes the error smallest.
         there = parsedate_to_datetime(date).timestamp() + 0.5
         skew = there - (before + after) / 2
-    return Reached(endpoint, told.get("etcdserver"), skew)
+    return Reached(endpoint, answer.get("etcdserver"), skew)
 
 
 def _judge_certificate(
@@ -257,7 +224,7 @@ def _judge_certificate(
 ) -> Iterator[Finding]:
     shown = stream.getpeercert()
     if not shown:
-        yield NOT_VERIFIED.found("any certificate is believed", subject=endpoint)
+        yield NOT_VERIFIED.found("any certificate is accepted", subject=endpoint)
         return
     ends = ssl.cert_time_to_seconds(str(shown["notAfter"]))
     left = ends - subject.clock()
@@ -268,7 +235,8 @@ def _judge_certificate(
         )
 
 
-def _no_connection(endpoint: Endpoint, error: OSError, names: dict[str, object]) -> Finding:
+def _no_connection(endpoint: Endpoint, error: OSError) -> Finding:
+    names = _names_of(endpoint)
     if isinstance(error, socket.gaierror):
         return NO_ADDRESS.found(error.strerror or str(error), subject=endpoint, **names)
     numbers = {cause.errno for cause in _causes(error)}
@@ -292,18 +260,18 @@ def _causes(error: BaseException) -> Iterator[OSError]:
 async def _why_not_encrypted(
     subject: Subject, endpoint: Endpoint, tls: Tls, error: Exception
 ) -> Finding:
-    """Tell the failures of a handshake apart."""
+    """The finding about a failed handshake."""
     cause = error.__cause__ or error
     names = {"endpoint": endpoint, "name": tls.server_name or endpoint.host, "cert": tls.cert}
     if isinstance(cause, ssl.SSLCertVerificationError):
         if cause.verify_code in (_HAS_EXPIRED, _NOT_YET_VALID):
-            kind, look = EXPIRED, _validity
+            kind, describe = EXPIRED, _validity
         elif cause.verify_code in (_HOST_MISMATCH, _ADDRESS_MISMATCH):
-            kind, look = WRONG_NAME, _names
+            kind, describe = WRONG_NAME, _names
         else:
             return UNTRUSTED.found(cause.verify_message, subject=endpoint, **names)
-        shown = await _look_again(subject, endpoint, tls)
-        seen = f"{cause.verify_message}{look(shown) if shown else ''}"
+        shown = await _read_certificate(subject, endpoint, tls)
+        seen = f"{cause.verify_message}{describe(shown) if shown else ''}"
         return kind.found(seen, subject=endpoint, **names)
     reason = (getattr(cause, "reason", None) or str(cause)).replace("_", " ").lower()
     if "certificate" in reason or "unknown ca" in reason:
@@ -318,8 +286,8 @@ async def _why_not_encrypted(
     return TLS_FAILED.found(reason, subject=endpoint, **names)
 
 
-async def _look_again(subject: Subject, endpoint: Endpoint, tls: Tls) -> dict[str, object]:
-    """What is in a certificate that is trusted, but for its time and name; empty if unknown."""
+async def _read_certificate(subject: Subject, endpoint: Endpoint, tls: Tls) -> dict[str, object]:
+    """The contents of a trusted certificate whose time or name is wrong; empty if unknown."""
     context = probe.verifying_context(tls)
     context.check_hostname = False
     context.verify_flags |= probe.NO_CHECK_TIME
@@ -329,8 +297,7 @@ async def _look_again(subject: Subject, endpoint: Endpoint, tls: Tls) -> dict[st
                 if isinstance(stream, trio.SSLStream):
                     return dict(stream.getpeercert() or {})
         except (OSError, trio.BrokenResourceError):
-            # The finding is made without these details.
-            return {}
+            return {}  # The finding lacks these details.
     return {}
 
 
@@ -347,8 +314,8 @@ def _names(shown: dict[str, object]) -> str:
     return f": its names are {', '.join(name for _, name in names) or 'none'}"
 
 
-def _name(tls: Tls | None) -> str | None:
-    return None if tls is None else tls.server_name
+def _names_of(endpoint: Endpoint) -> dict[str, object]:
+    return {"endpoint": endpoint, "host": endpoint.host, "port": endpoint.port}
 
 
 async def _speaks_tls(subject: Subject, endpoint: Endpoint) -> bool:
@@ -358,7 +325,7 @@ async def _speaks_tls(subject: Subject, endpoint: Endpoint) -> bool:
             async with probe.open_stream(endpoint, context):
                 return True
         except (OSError, trio.BrokenResourceError) as error:
-            # An alert about our certificate is TLS, too.
+            # An alert about our certificate proves TLS, too.
             return "ALERT" in str(getattr(error.__cause__, "reason", ""))
     return False
 

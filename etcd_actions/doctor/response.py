@@ -6,57 +6,52 @@ import statistics
 
 import trio
 
-from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.findings import Finding, Kind
 from etcd_actions.doctor.subject import Subject
 from etcd_actions.errors import EtcdError, PermissionDenied, Unavailable
 from etcd_actions.etcd.api import KeyRange, WatchCreate
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.reasons import error_kind
 
-FAST = Kind(id="latency", severity=Severity.OK)
-SLOW = Kind(
-    id="latency-noticeable",
-    severity=Severity.NOTE,
-    meaning="Every mark takes at least as long.",
-    remedy="see the disk of the leader (etcd_disk_wal_fsync_duration_seconds in /metrics should "
-    "stay below 10 ms) and the network between the members",
+FAST = Kind.ok("latency")
+SLOW = Kind.note(
+    "latency-noticeable",
+    "Every mark takes at least as long.",
+    "see the disk of the leader (etcd_disk_wal_fsync_duration_seconds in /metrics should stay "
+    "below 10 ms) and the network between the members",
 )
-VERY_SLOW = Kind(
-    id="latency-high",
-    severity=Severity.WARNING,
-    meaning="Requests are about to time out; leaders may change for no other reason.",
-    remedy="give etcd a disk of its own (etcd_disk_wal_fsync_duration_seconds in /metrics should "
-    "stay below 10 ms), and see the network between the members",
+VERY_SLOW = Kind.warning(
+    "latency-high",
+    "Requests are about to time out; leaders may change for no other reason.",
+    "give etcd a disk of its own (etcd_disk_wal_fsync_duration_seconds in /metrics should stay "
+    "below 10 ms), and see the network between the members",
 )
-WATCHES = Kind(id="watch", severity=Severity.OK)
-NO_WATCH = Kind(
-    id="watch-fails",
-    severity=Severity.ERROR,
-    meaning="Reads work, and changes cannot be followed.",
-    remedy="see whether a proxy before etcd passes streams of HTTP/2; where only HTTP/1.1 passes "
-    "use --transport gateway",
+WATCHES = Kind.ok("watch")
+NO_WATCH = Kind.error(
+    "watch-fails",
+    "Reads work, and changes cannot be followed.",
+    "see whether a proxy before etcd passes streams of HTTP/2; where only HTTP/1.1 passes use "
+    "--transport gateway",
 )
-
-KINDS = (FAST, SLOW, VERY_SLOW, WATCHES, NO_WATCH)
 
 _READS = 9
 
 
 async def check_response(subject: Subject, endpoint: Endpoint) -> list[Finding]:
-    """Read a key some times, then open a watch."""
+    """Time the reads of a key, then open a watch."""
     findings = []
     keys = KeyRange.of_key(subject.probe)
     times = []
     revision = 0
     async with subject.connect([endpoint]) as etcd:
         try:
-            # The first has the connection and perhaps a token to make.
+            # The first read includes the connection and the token.
             for _ in range(1 + _READS):
                 began = trio.current_time()
                 revision = (await etcd.range(keys, keys_only=True)).revision
                 times.append(trio.current_time() - began)
         except PermissionDenied:
-            # What is missing is told elsewhere.
+            # `check_access` reports that.
             return []
         median = statistics.median(times[1:])
         seen = f"a linearizable read takes {median * 1000:.1f} ms (median of {_READS})"
@@ -78,7 +73,7 @@ async def check_response(subject: Subject, endpoint: Endpoint) -> list[Finding]:
         except PermissionDenied:
             return findings
         except (EtcdError, trio.TooSlowError, trio.EndOfChannel) as error:
-            waited = f"nothing heard for {subject.settings.request_timeout:g} s"
+            waited = f"no answer for {subject.settings.request_timeout:g} s"
             findings.append(NO_WATCH.found(str(error) or waited, subject=endpoint))
         else:
             took = (trio.current_time() - began) * 1000

@@ -8,41 +8,36 @@ from typing import NamedTuple
 import trio
 
 from etcd_actions.doctor import probe
-from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.findings import Finding, Kind
 from etcd_actions.doctor.members import MemberSeen
 from etcd_actions.doctor.subject import Subject, size_text
 from etcd_actions.errors import ConfigError
 
-QUOTA = Kind(id="quota", severity=Severity.OK)
-QUOTA_HIGH = Kind(
-    id="quota-high",
-    severity=Severity.WARNING,
-    meaning="When the quota is used up, etcd refuses every write: no mark can be made.",
-    remedy="etcdctl compact <revision> && etcdctl --endpoints <endpoint> defrag, or raise "
+QUOTA = Kind.ok("quota")
+QUOTA_HIGH = Kind.warning(
+    "quota-high",
+    "When the quota is used up, etcd refuses every write: no mark can be made.",
+    "etcdctl compact <revision> && etcdctl --endpoints <endpoint> defrag, or raise "
     "--quota-backend-bytes",
 )
-QUOTA_FULL = Kind(
-    id="quota-nearly-full",
-    severity=Severity.ERROR,
-    meaning="etcd is about to refuse every write: no mark can be made then.",
-    remedy="etcdctl compact <revision> && etcdctl --endpoints <endpoint> defrag, or raise "
+QUOTA_FULL = Kind.error(
+    "quota-nearly-full",
+    "etcd is about to refuse every write: no mark can be made then.",
+    "etcdctl compact <revision> && etcdctl --endpoints <endpoint> defrag, or raise "
     "--quota-backend-bytes",
 )
-QUOTA_UNKNOWN = Kind(
-    id="quota-unknown",
-    severity=Severity.NOTE,
-    meaning="How near the member is to refusing writes cannot be told: its page /metrics, which "
-    "has the quota, is not served here.",
-    remedy="compare the size with etcd's --quota-backend-bytes (2 GiB unless told otherwise)",
+QUOTA_UNKNOWN = Kind.note(
+    "quota-unknown",
+    "How near the member is to refusing writes is not known: its page /metrics, which has the "
+    "quota, is not served here.",
+    "compare the size with etcd's --quota-backend-bytes (2 GiB by default)",
 )
-FRAGMENTED = Kind(
-    id="defragment",
-    severity=Severity.NOTE,
-    meaning="Free space in the file counts against the quota until it is given back.",
-    remedy="etcdctl --endpoints <endpoint> defrag, one member at a time: it stops meanwhile",
+FRAGMENTED = Kind.note(
+    "defragment",
+    "Free space in the file counts against the quota until it is given back.",
+    "etcdctl --endpoints <endpoint> defrag, one member at a time: it does not answer while that "
+    "runs",
 )
-
-KINDS = (QUOTA, QUOTA_HIGH, QUOTA_FULL, QUOTA_UNKNOWN, FRAGMENTED)
 
 _METRICS = re.compile(
     rb"^(etcd_server_quota_backend_bytes|etcd_mvcc_db_total_size_in_bytes"
@@ -52,7 +47,7 @@ _METRICS = re.compile(
 
 
 class Sizes(NamedTuple):
-    """The file, what is in use of it, and the quota; 0 where unknown."""
+    """Bytes of the file, those in use, and the quota; 0 if unknown."""
 
     file: int
     in_use: int
@@ -64,12 +59,12 @@ async def check_storage(subject: Subject, member: MemberSeen) -> list[Finding]:
     endpoint, status = member.endpoint, member.status
     sizes = await _read_metrics(subject, member)
     if status is not None:
-        # etcd 3.6.0 to 3.6.5 tell a wrong quota here, hence the metrics first.
+        # The status of etcd 3.6.0 to 3.6.5 has a wrong quota: the metrics count first.
         sizes = Sizes(status.db_size, status.db_size_in_use, sizes.quota or status.db_size_quota)
     revision = 0 if status is None else status.revision
     names = {"endpoint": endpoint, "revision": revision or "<revision>"}
     if not sizes.file:
-        return [QUOTA_UNKNOWN.found("neither status nor metrics are to be had", subject=endpoint)]
+        return [QUOTA_UNKNOWN.found("neither status nor metrics can be read", subject=endpoint)]
     seen = f"the database file has {size_text(sizes.file)}"
     findings = []
     if not sizes.quota:
@@ -92,10 +87,9 @@ async def check_storage(subject: Subject, member: MemberSeen) -> list[Finding]:
 
 
 async def _read_metrics(subject: Subject, member: MemberSeen) -> Sizes:
-    """The sizes that ``/metrics`` tells; zeros where it is not served."""
+    """The sizes on the page ``/metrics``; zeros if it is not served."""
     endpoint = member.endpoint
     if member.reached.version is None:
-        # No page is served here.
         return Sizes(0, 0, 0)
     tls = subject.settings.tls_for(endpoint)
     found: dict[bytes, int] = {}
@@ -103,12 +97,12 @@ async def _read_metrics(subject: Subject, member: MemberSeen) -> Sizes:
         try:
             context = None if tls is None else probe.verifying_context(tls)
             async with probe.open_stream(
-                endpoint, context, None if tls is None else tls.server_name
+                endpoint, context, tls.server_name if tls else None
             ) as stream:
                 page = await probe.get(stream, endpoint, "/metrics")
+            found = {name: int(float(text)) for name, text in _METRICS.findall(page.body)}
         except (ConfigError, OSError, trio.BrokenResourceError, ValueError):
             return Sizes(0, 0, 0)
-        found = {name: int(float(text)) for name, text in _METRICS.findall(page.body)}
     return Sizes(
         found.get(b"etcd_mvcc_db_total_size_in_bytes", 0),
         found.get(b"etcd_mvcc_db_total_size_in_use_in_bytes", 0),

@@ -1,4 +1,4 @@
-"""What is examined, and by which measures."""
+"""The etcd to examine, and the thresholds of findings."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from etcd_actions.model import Keyspace, NamespaceTemplate
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """From where on something is worth telling. Times are in seconds, sizes in bytes.
+    """The thresholds of findings. Times are in seconds, sizes in bytes.
 
     Attributes:
         check_seconds: The longest that one check may take.
-        scan_seconds: The longest that the values are read; what is left is not looked at.
-        examples: How many keys are named for one finding.
+        scan_seconds: The longest that values are read; the rest is not examined.
+        examples: How many keys one finding names.
         certificate_seconds: A certificate that ends sooner is a warning.
         clock_skew: The difference between the clocks that is a warning.
         lag: A member this many revisions behind the others lags.
         quota_warning: The part of the quota in use that is a warning.
         quota_error: The part of the quota in use that is an error.
-        wasted: Free space in the database file that a defragmentation is worth.
+        wasted: Free space in the database file that is worth a defragmentation.
         long_history: A store with this many revisions should have been compacted.
-        short_history: Fewer revisions than this are easily missed by a short disconnect.
+        short_history: With fewer revisions than this, a short disconnect needs a relist.
         slow_note: The median time of a read that is a note.
         slow_warning: The median time of a read that is a warning.
         large_value: A value of this size is near the most that a request may have.
@@ -57,10 +57,10 @@ class Subject:
 
     Attributes:
         settings: How to connect; each of the endpoints is examined.
-        prefix: What comes before ``<namespace>/<name>`` in the keys.
-        namespace: The only namespace of interest; all when None.
-        template: What names the namespace of each action; None where all may be in any.
-        limits: The measures.
+        prefix: The part of the keys before ``<namespace>/<name>``.
+        namespace: The only namespace to examine; None for all.
+        template: Names the namespace of each action; None if an action may be in any.
+        limits: The thresholds.
         clock: The time of this machine, in seconds since 1970.
     """
 
@@ -73,34 +73,34 @@ class Subject:
 
     @property
     def watched_prefix(self) -> bytes:
-        """What all keys of interest begin with."""
+        """The prefix of the examined actions."""
         return self.prefix + (f"{self.namespace}/".encode() if self.namespace else b"")
 
     @property
     def keys(self) -> KeyRange:
-        """The keys of interest."""
+        """The keys of the examined actions."""
         return KeyRange.of_prefix(self.watched_prefix)
 
     @property
     def own_prefix(self) -> bytes:
-        """What the keys begin with that this package keeps for itself."""
+        """The prefix of this package's other keys."""
         return Keyspace(self.prefix).side
 
     @property
     def probe(self) -> bytes:
-        """A key that is never written: what is asked of it changes nothing."""
+        """A key that is never written: requests about it change nothing."""
         namespace = self.namespace or "etcd-actions"
         return self.prefix + f"{namespace}/doctor".encode()
 
     @property
     def user(self) -> str | None:
-        """Who etcd is told that we are."""
+        """The user that etcd authenticates us as; None without one."""
         return None if self.settings.user is None else self.settings.user.name
 
     def connect(
         self, endpoints: Iterable[Endpoint], *, anonymous: bool = False
     ) -> AbstractAsyncContextManager[EtcdClient]:
-        """Connect to some of the endpoints, as nobody if ``anonymous``."""
+        """Connect to some of the endpoints, without the user if ``anonymous``."""
         settings = replace(self.settings, endpoints=tuple(endpoints))
         return open_connection(replace(settings, user=None) if anonymous else settings)
 

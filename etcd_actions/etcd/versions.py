@@ -137,7 +137,7 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
     KnownBug(
         number=17529,
         effect=Effect.WATCH,
-        consequence="a watch that lags behind a compaction can lose events without being told",
+        consequence="a watch that lags behind a compaction can lose events without notice",
         affected=_until("3.4.31", "3.5.13"),
     ),
     KnownBug(
@@ -149,7 +149,7 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
     KnownBug(
         number=18089,
         effect=Effect.WATCH,
-        consequence="a watch that resumes at a compacted deletion is not told of it",
+        consequence="a watch that resumes at a compacted deletion misses it",
         affected=_until("3.4.34", "3.5.16"),
         averted=True,
     ),

@@ -18,14 +18,14 @@ from etcd_actions.model.phase import CONDITION_WAITING, Condition, Phase, phase_
 from etcd_actions.model.taskaction import ErrorState, parse_time
 
 MAX_MESSAGE: Final = 32768
-"""Characters of a condition's message that Kubernetes accepts; the rest is cut off."""
+"""Characters of a condition's message that Kubernetes accepts; the rest is truncated."""
 
 MAX_HISTORY: Final = 1000
 """Entries of the phase history; beyond them the oldest but the very first go."""
 
 
 class _Form(NamedTuple):
-    """How a phase is told: the condition that is ``True``, and the executor's own words."""
+    """How a phase is stored: the condition that is ``True``, and the executor's own words."""
 
     kind: str
     reason: str
@@ -62,7 +62,7 @@ _ALL: Final = frozenset(Phase) - {Phase.UNSPECIFIED}
 
 FOLLOWERS: Final = {
     Phase.UNSPECIFIED: _ALL,
-    # Which of the two a plugin tells first is its own affair.
+    # Which of the two comes first depends on the plugin.
     Phase.QUEUED: _ALL,
     Phase.WAITING_FOR_RESOURCES: _ALL,
     Phase.INITIALIZING: _ENDS | {Phase.INITIALIZING, Phase.RUNNING, Phase.PAUSED},
@@ -70,11 +70,11 @@ FOLLOWERS: Final = {
     Phase.PAUSED: _ENDS | {Phase.PAUSED, Phase.RUNNING},
     **{phase: frozenset({phase}) for phase in _ENDS},
 }
-"""The phases that may be told after each, itself included, within one attempt."""
+"""The phases that may be reported after each, itself included, within one attempt."""
 
 
 def rfc3339(time: datetime) -> str:
-    """Format a time as Kubernetes does: UTC, whole seconds, ``Z``."""
+    """Format a time as Kubernetes does: UTC, seconds without a fraction, ``Z``."""
     return time.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
 
 
@@ -97,7 +97,7 @@ def write_phase(
     also gets the two labels that the executor's garbage collector looks for.
 
     A phase that the object is in already keeps its reason and message unless others are
-    given. Whether the phase may follow the present one is not asked here, see `FOLLOWERS`.
+    given. Whether the phase may follow the present one is not checked here, see `FOLLOWERS`.
 
     Args:
         tree: What a codec's ``decode_tree`` gave of a TaskAction; changed in place.
@@ -123,7 +123,7 @@ def write_phase(
         _check_reason(phase, form.kind, reason)
     status = _object(tree, "status", "status")
     stored = status.get("attempts") or 0
-    anew = attempts is not None and attempts > max(stored, 1)
+    new_attempt = attempts is not None and attempts > max(stored, 1)
     changed = False
     if attempts is not None:
         changed |= _set(status, "attempts", attempts)
@@ -132,7 +132,7 @@ def write_phase(
     if form is not None:
         if message is None and error is not None:
             message = error.message or None
-        change = _Change(status, phase, form, rfc3339(now), anew)
+        change = _Change(status, phase, form, rfc3339(now), new_attempt)
         changed |= change.apply(reason, None if message is None else message[:MAX_MESSAGE])
         if error is not None or change.begins:
             stated = msgspec.to_builtins(error) if phase in _FAILURES and error else None
@@ -148,8 +148,8 @@ def _check_reason(phase: Phase, kind: str, reason: str) -> None:
     if not _REASON.fullmatch(reason):
         raise ValueError(f"{reason!r} is no reason of a condition: write it in CamelCase")
     meant = phase_of((Condition(kind, "True", reason),))
-    wanted = Phase.QUEUED if phase is Phase.WAITING_FOR_RESOURCES else phase
-    if meant is not wanted:
+    expected = Phase.QUEUED if phase is Phase.WAITING_FOR_RESOURCES else phase
+    if meant is not expected:
         raise ValueError(f"the reason {reason!r} means {meant.name}, not {phase.name}")
 
 
@@ -160,15 +160,15 @@ class _Change:
     """A phase on its way into ``status``."""
 
     def __init__(
-        self, status: dict[str, Any], phase: Phase, form: _Form, now: str, anew: bool
+        self, status: dict[str, Any], phase: Phase, form: _Form, now: str, new_attempt: bool
     ) -> None:
         self.conditions = _list(status, "conditions")
         self._status = status
         self._phase = phase
         self._form = form
         self._now = now
-        self._anew = anew
-        self.begins = anew or phase_of(map(_seen, self.conditions)) is not phase
+        self._is_new_attempt = new_attempt
+        self.begins = new_attempt or phase_of(map(_seen, self.conditions)) is not phase
         """Whether the object said something else before."""
 
     def apply(self, reason: str | None, message: str | None) -> bool:
@@ -178,12 +178,12 @@ class _Change:
             return False
         before = self._find(form.kind)
         if self.begins or before is None:
-            told = form.message if message is None else message
+            text = form.message if message is None else message
             reason = reason or form.reason
         else:
-            told = _text(before, "message") if message is None else message
+            text = _text(before, "message") if message is None else message
             reason = reason or _text(before, "reason")
-        changed = self._write(reason, told)
+        changed = self._write(reason, text)
         if self.begins:
             self._add_to_history(reason, form.history if message is None else message)
         if changed:
@@ -225,24 +225,24 @@ class _Change:
 
     def _set_condition(self, kind: str, status: str, reason: str, message: str) -> bool:
         entry = self._find(kind)
-        wanted = {"status": status, "reason": reason, "message": message}
+        expected = {"status": status, "reason": reason, "message": message}
         if entry is None:
-            entry = {"type": kind, "lastTransitionTime": self._now, **wanted}
+            entry = {"type": kind, "lastTransitionTime": self._now, **expected}
             # `phase_of` is to meet ours before the condition that it refines.
             at = 0 if kind == CONDITION_WAITING else len(self.conditions)
             self.conditions.insert(at, entry)
             return True
-        if all(entry.get(field) == text for field, text in wanted.items()):
+        if all(entry.get(field) == text for field, text in expected.items()):
             return False
         if entry.get("status") != status:
             entry["lastTransitionTime"] = self._now
-        entry.update(wanted)
+        entry.update(expected)
         return True
 
     def _add_to_history(self, reason: str, message: str) -> None:
         history = _list(self._status, "phaseHistory")
         name = _WAITING if self._phase is Phase.WAITING_FOR_RESOURCES else reason
-        if history and history[-1].get("phase") == name and not self._anew:
+        if history and history[-1].get("phase") == name and not self._is_new_attempt:
             return
         entry = {"phase": name, "occurredAt": self._now}
         if message:
@@ -307,12 +307,12 @@ def _text(entry: dict[str, Any], field: str) -> str:
     return found or ""
 
 
-def _set(status: dict[str, Any], field: str, wanted: object) -> bool:
+def _set(status: dict[str, Any], field: str, expected: object) -> bool:
     """Set a field, or take it out where there is nothing to say, as Go's ``omitempty`` does."""
-    if (status.get(field) or None) == (wanted or None):
+    if (status.get(field) or None) == (expected or None):
         return False
-    if wanted:
-        status[field] = wanted
+    if expected:
+        status[field] = expected
     else:
         del status[field]
     return True

@@ -56,7 +56,7 @@ def factor_of(factor: float, field: str) -> float:
 
 
 def age_of(timestamp: str, field: str, wall: float) -> float:
-    """How many seconds ago a stored time was, by the wall clock; 0 where that cannot be told.
+    """How many seconds ago a stored time was, by the wall clock; 0 if that is not known.
 
     A time that cannot be read, or that lies ahead, is no reason to end an action.
     """

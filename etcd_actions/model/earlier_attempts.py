@@ -1,4 +1,4 @@
-"""What an object keeps of its earlier attempts, for which Flyte's object has no room.
+"""An object's notes on its earlier attempts, for which Flyte's object has no field.
 
 ``status`` has one error, and none once the next attempt begins. So the write that begins an
 attempt notes how the one before ended, in an annotation of ours. One transaction does both: no
@@ -57,7 +57,7 @@ def note_earlier(
     Args:
         tree: What a codec's ``decode_tree`` gave; changed in place.
         attempt: Which attempt.
-        error: Why it failed; None where nobody says.
+        error: Why it failed; None if it is not known.
         entries: How long the history is, before the next attempt has any of it.
         ended: When the next one begins, RFC 3339.
 
@@ -114,6 +114,6 @@ def _read(text: object) -> Sequence[EarlierAttempt]:
     try:
         found = _decoder.decode(text)
     except (msgspec.DecodeError, RecursionError, ValueError):
-        # Somebody wrote over it. What it said is lost, and an attempt goes on all the same.
+        # Another writer replaced it. Its content is lost; the attempt continues.
         return ()
     return sorted(found, key=lambda each: each.attempt)

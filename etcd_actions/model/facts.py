@@ -56,7 +56,7 @@ class _Status(msgspec.Struct, rename="camel", frozen=True, gc=False):
 
 
 class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
-    """A TaskAction seen through a keyhole; what is not named here is not looked at."""
+    """Partial TaskAction: only the fields that routing needs."""
 
     api_version: str
     kind: str
@@ -65,7 +65,7 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
     status: _Status = _Status()
 
     def summary(self, revision: int, create_revision: int) -> Summary | None:
-        """The same as `summarize` makes of the whole object; None where its mark counts, too.
+        """The same as `summarize` makes of the complete object; None where its mark counts, too.
 
         Then `MarkedFacts` are to be looked at.
 
@@ -136,13 +136,13 @@ class _MarkedStatus(_Status, rename="camel", frozen=True, gc=False):
 
 
 class MarkedFacts(Facts, rename="camel", frozen=True, gc=False):
-    """The same of an object that has the label of a recorded ending."""
+    """The same of an object with the label of a recorded end."""
 
     metadata: _MarkedMetadata
     status: _MarkedStatus = _MarkedStatus()
 
     def summary(self, revision: int, create_revision: int) -> Summary:
-        """The same as `summarize` makes of the whole object."""
+        """The same as `summarize` makes of the complete object."""
         found = super().summary(revision, create_revision)
         if found is not None:
             return found
@@ -155,7 +155,7 @@ class MarkedFacts(Facts, rename="camel", frozen=True, gc=False):
         mark = metadata.annotations.recorded
         subject = details = ""
         if mark is not None:
-            # Without one nobody looks at them.
+            # Without one they are not read.
             subject = subject_digest(
                 spec.project, spec.domain, spec.run_name, spec.action_name, metadata.uid
             )

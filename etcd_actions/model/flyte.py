@@ -37,7 +37,7 @@ def action_identifier(action_id: ActionId) -> ActionIdentifier:
 
 
 def task_template(action: ActionObject) -> TaskTemplate | None:
-    """Read the task template of an action, None where it has none.
+    """Read the task template of an action, None if it has none.
 
     Raises:
         DecodeError: The field is not base64 or not a template.
@@ -70,7 +70,7 @@ def short_name(action: ActionObject) -> str:
 
 
 def condition_action(action: ActionObject) -> ConditionAction | None:
-    """Read what a condition waits for, None where the action is no condition.
+    """Read what a condition waits for, None if the action is no condition.
 
     Raises:
         DecodeError: The field is not base64 or not a condition.
@@ -88,7 +88,7 @@ def condition_action(action: ActionObject) -> ConditionAction | None:
 
 
 def signal_value(action: ActionObject) -> Literal | None:
-    """Read the value that a condition was signalled with, None where none came.
+    """Read the value that a condition was signalled with, None if there is none.
 
     Raises:
         DecodeError: The field is not base64 or not a literal.
@@ -134,7 +134,7 @@ def value_of(message: Literal) -> bool | float | str | None:
 
 
 def recovered_from(action: ActionObject) -> ActionIdentifier | None:
-    """The action of another run that an action was taken over from; None where it ran itself.
+    """The action of another run that an action was taken over from; None if it ran itself.
 
     Raises:
         ConfigError: ``flyteidl2`` is not installed.
@@ -147,7 +147,7 @@ def recovered_from(action: ActionObject) -> ActionIdentifier | None:
 
 
 def _parse(module: str, message: str, data: bytes, field: str) -> Any:
-    # Before protobuf's own import, so that a missing extra is told by its name.
+    # Before protobuf's own import, so that a missing extra is named.
     kind = getattr(_import(module), message)
     from google.protobuf.message import DecodeError as BadMessage  # noqa: PLC0415
 

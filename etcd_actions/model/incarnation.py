@@ -19,7 +19,7 @@ class Incarnation(msgspec.Struct, frozen=True, gc=False):
     A key alone names one after the other. The ``uid`` alone is what somebody wrote there: objects
     that were copied, restored or replayed may share one, and may have none. etcd gives no two
     objects of a key the same ``create_revision``, but another store may. Objects that agree in all
-    three are the same object, as far as anybody can know.
+    three are the same object, as far as can be known.
     """
 
     key: bytes

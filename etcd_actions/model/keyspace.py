@@ -1,4 +1,4 @@
-"""Where everything is kept in etcd: Flyte's objects, and this package's own keys beside them."""
+"""The keys in etcd: Flyte's objects, and those of this package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Keyspace:
 
     Attributes:
         prefix: What comes before ``<namespace>/<name>`` in the keys of Flyte's objects.
-        namespace: The namespace of all actions; None where there is a template.
+        namespace: The namespace of all actions; None if there is a template.
         side: What the keys begin with that this package keeps for itself: traces, the marks
             of aborts, the checkpoint, the election, dead letters. One ``prefix`` has one.
         traces: What the keys of traces begin with; like ``prefix``, before the namespace.
@@ -111,7 +111,7 @@ class Keyspace:
         return object_key(self.aborts, self.namespace_of(action_id), action_id.object_name)
 
     def claim(self, action_id: ActionId) -> bytes:
-        """The key that exists while somebody runs this action."""
+        """The key that exists while a process runs this action."""
         return object_key(self.claims, self.namespace_of(action_id), action_id.object_name)
 
     def run_record(self, action_id: ActionId) -> bytes:

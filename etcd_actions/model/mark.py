@@ -1,4 +1,4 @@
-"""The mark of a recorded ending: which one it was, and whether it still counts.
+"""The mark of a recorded terminal state: which one it is, and whether it still counts.
 
 Flyte's label ``flyte.org/terminal-status-recorded`` says that the run service accepted *an*
 ending. It stays when somebody writes another state over that ending, so an annotation of ours,
@@ -36,11 +36,11 @@ class State(NamedTuple):
 
     Attributes:
         phase: The phase.
-        attempts: The attempt, as stored: 0 where nobody counted.
-        recorded: Whether the run service accepted exactly this ending.
-        outdated: Whether the stored status is older than the ending that was recorded, which
+        attempts: The attempt, as stored: 0 if it was not counted.
+        recorded: Whether the run service accepted exactly this terminal state.
+        outdated: Whether the stored status is older than the recorded terminal state, which
             is what `phase` and `attempts` say then.
-        stray: Whether the label is there, about no ending, and nobody has noted that yet.
+        stray: Whether the label is there, about no terminal state, which is not noted yet.
         mark: A number for the mark that it has, see `mark_number`; 0 without one.
     """
 
@@ -100,7 +100,7 @@ def mark_text(phase: Phase, attempts: int, create_revision: int, subject: str, d
 
     Args:
         phase: How the action ended.
-        attempts: In which attempt; 0, where nobody counted, is the first.
+        attempts: In which attempt; 0, not counted, is the first.
         create_revision: The key's, 0 where it is not known.
         subject: As `subject_digest`.
         details: As `details_digest`.
@@ -130,7 +130,7 @@ def read_state(
       and so is an annotation that cannot be read: what was told once too often harms nobody.
 
     Args:
-        mark: The annotation; None where there is none.
+        mark: The annotation; None if there is none.
         phase: What the conditions say.
         attempts: The status' attempt.
         create_revision: The key's, 0 where it is not known, which any mark fits.
@@ -159,7 +159,7 @@ def read_state(
 
 
 def mark_number(mark: str) -> int:
-    """A number for a mark, by which two are told apart."""
+    """A number for a mark, which distinguishes two."""
     return zlib.crc32(mark.encode())
 
 

@@ -42,13 +42,13 @@ ANNOTATION_ABORTED_BY: Final = OWN_DOMAIN + "/aborted-by"
 ANNOTATION_DIGEST: Final = OWN_DOMAIN + "/request-digest"
 """A digest of the request that created the action: the same request again is no conflict."""
 ANNOTATION_SUBJECT: Final = OWN_DOMAIN + "/subject"
-"""Who asked for the action, for which Flyte's object has no field."""
+"""The subject that requested the action, for which Flyte's object has no field."""
 ANNOTATION_RECORDED: Final = OWN_DOMAIN + "/recorded"
-"""Which ending `LABEL_TERMINAL_STATUS_RECORDED` is about, see `etcd_actions.model.mark`."""
+"""Which terminal state `LABEL_TERMINAL_STATUS_RECORDED` is about, see `etcd_actions.model.mark`."""
 ANNOTATION_ATTEMPTS: Final = OWN_DOMAIN + "/attempts"
 """How the earlier attempts ended, see `etcd_actions.model.earlier_attempts`."""
 ANNOTATION_RUN_START_TIME: Final = OWN_DOMAIN + "/run-start-time"
-"""RFC 3339, whole seconds, UTC: what ``{{.runStartTime}}`` stands for in the whole run."""
+"""RFC 3339 in seconds, UTC: what ``{{.runStartTime}}`` stands for in all of the run."""
 ANNOTATION_CACHE_SCOPE: Final = OWN_DOMAIN + "/cache-scope"
 """`CACHE_SCOPE_GLOBAL`: the run shares cached results with all projects; else with its own."""
 ANNOTATION_OVERWRITE_CACHE: Final = OWN_DOMAIN + "/overwrite-cache"
@@ -117,7 +117,7 @@ def other_version(api_version: object) -> str:
 class ActionId(msgspec.Struct, frozen=True, gc=False, order=True):
     """Which action it is. Hashable; two are equal when all parts are.
 
-    ``org`` is no part of Flyte's stored form: it is empty where nobody noted it.
+    ``org`` is no part of Flyte's stored form: it is empty if it was not noted.
     """
 
     project: str

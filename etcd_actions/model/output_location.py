@@ -1,6 +1,6 @@
 """Where an action writes its outputs: Flyte's ``ComputeActionOutputPath``.
 
-The path is computed and not stored, so it has to be the executor's to the letter.
+The path is computed and not stored, so it has to equal the executor's exactly.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LONGEST_CACHED: Final = 512
 def shard(namespace: str, name: str) -> str:
     """Give the two characters that spread an object's outputs over the key space.
 
-    Cached: an action's events ask for it again and again, at 2 µs for the hash.
+    Cached: each event of an action needs it, at 2 µs for the hash.
     """
     if len(namespace) + len(name) > _LONGEST_CACHED:
         return _shard.__wrapped__(namespace, name)
@@ -49,7 +49,7 @@ def output_uri(
 
     ``<scheme>://<bucket>/<shard>/<path of the base>/<action>/<attempt>``; a query and a
     fragment of the base stay at the end. The base is read as Go's ``url.Parse`` reads it:
-    the path is percent-encoded anew, and one that is not absolute begins at the root.
+    the path is percent-encoded again, and one that is not absolute begins at the root.
 
     A path on a machine, ``/base`` or ``file:///base``, is the one exception: there is nothing
     to spread, and Flyte's own rule would write at the root of the file system. It gives
@@ -63,7 +63,7 @@ def output_uri(
         attempt: The attempt from 1 on; 0 stands for the first, too.
 
     Returns:
-        The URI; empty where the base is empty or Go could not parse it.
+        The URI; empty if the base is empty or Go could not parse it.
     """
     if _LOCAL.fullmatch(run_output_base):
         return f"{run_output_base.rstrip('/')}/{action_name}/{attempt or 1}"
@@ -83,7 +83,7 @@ def output_uri(
 
 class _Base(NamedTuple):
     head: str
-    """Scheme and authority, or the whole of an opaque URL."""
+    """Scheme and authority, or all of an opaque URL."""
     path: str
     """Empty, or the path with a leading slash and without one at its end."""
     tail: str

@@ -28,7 +28,7 @@ class Phase(enum.IntEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether an action in this phase is over (Flyte's ``isTerminalPhase``)."""
+        """Whether an action in this phase has ended (Flyte's ``isTerminalPhase``)."""
         return self in _TERMINAL
 
 
@@ -95,13 +95,13 @@ def phase_of(conditions: Iterable[ConditionLike]) -> Phase:
     that is not ``True``, and progress for a reason without a phase (``RetryableFailure``),
     says nothing.
 
-    It tells more than Flyte in three things: a failure for the reason ``Aborted`` is ABORTED
+    It distinguishes more than Flyte in three cases: a failure for the reason ``Aborted`` is ABORTED
     here, and FAILED there, where an abort is only told by the deletion that follows it; a
     success for the reason ``Recovered`` is RECOVERED here, and SUCCEEDED there; and what is
     queued with `CONDITION_WAITING` before it is WAITING_FOR_RESOURCES.
 
     Returns:
-        The phase; UNSPECIFIED where no condition tells it.
+        The phase; UNSPECIFIED if no condition has one.
     """
     waiting = False
     for condition in conditions:

@@ -1,7 +1,7 @@
 """The facts of an action that are remembered, to report its deletion.
 
 A DELETE of etcd carries no value, and after a compaction not the previous one either. One
-summary for each key, packed to about 200 bytes, is what can be told then.
+summary for each key, packed to about 200 bytes, is reported then.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
     revision: int
     """``mod_revision`` of the value that it was made from."""
     deleting: bool = False
-    """Whether its deletion was asked for and waits for finalizers."""
+    """Whether its deletion was requested and waits for finalizers."""
     held: bool = False
     """Whether our finalizer is on it."""
     held_by_others: bool = False
     """Whether other finalizers are on it."""
     stray: bool = False
-    """Whether it has the label of a recorded ending, which is about none; see `State`."""
+    """Whether it has the label of a recorded end, which is about none; see `State`."""
     mark: int = 0
-    """A number for the mark of its recorded ending, 0 without one."""
+    """A number for the mark of its recorded end, 0 without one."""
     condition: bool = False
     """Whether it waits for a signal instead of running a task."""
     other_version: str = ""

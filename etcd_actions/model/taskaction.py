@@ -61,7 +61,7 @@ class ObjectMeta(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
 
     @property
     def deleted_at(self) -> datetime | None:
-        """When its deletion was asked for, None where it was not.
+        """When its deletion was requested, None if it was not.
 
         Raises:
             DecodeError: The time is not RFC 3339.
@@ -70,7 +70,7 @@ class ObjectMeta(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
 
 
 class TaskActionSpec(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
-    """``spec``: what is to be done. Flyte demands the first four."""
+    """``spec``: the work. Flyte demands the first four."""
 
     project: str
     domain: str
@@ -107,7 +107,7 @@ class TaskActionSpec(msgspec.Struct, rename="camel", frozen=True, gc=False, omit
 
     @property
     def task_template_bytes(self) -> bytes:
-        """The serialized task template, empty where there is none.
+        """The serialized task template, empty if there is none.
 
         Raises:
             DecodeError: The field is not base64.
@@ -116,7 +116,7 @@ class TaskActionSpec(msgspec.Struct, rename="camel", frozen=True, gc=False, omit
 
     @property
     def condition_spec_bytes(self) -> bytes:
-        """The serialized condition, empty where there is none.
+        """The serialized condition, empty if there is none.
 
         Raises:
             DecodeError: The field is not base64.
@@ -125,7 +125,7 @@ class TaskActionSpec(msgspec.Struct, rename="camel", frozen=True, gc=False, omit
 
     @property
     def trace_spec_bytes(self) -> bytes:
-        """The serialized trace, empty where the action is none.
+        """The serialized trace, empty if the action is none.
 
         Raises:
             DecodeError: The field is not base64.
@@ -178,7 +178,7 @@ class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, om
 
     @property
     def plugin_state_bytes(self) -> bytes:
-        """The executor's state, empty where there is none.
+        """The executor's state, empty if there is none.
 
         Raises:
             DecodeError: The field is not base64.
@@ -187,7 +187,7 @@ class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, om
 
     @property
     def signal_value_bytes(self) -> bytes | None:
-        """The serialized literal of the signal, None where none came.
+        """The serialized literal of the signal, None if none came.
 
         Raises:
             DecodeError: The field is not base64.
@@ -198,7 +198,7 @@ class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, om
 
     @property
     def signal_time(self) -> datetime | None:
-        """When the signal came, None where none came.
+        """When the signal came, None if none came.
 
         Raises:
             DecodeError: The time is not RFC 3339.
@@ -262,7 +262,7 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
 
     @property
     def phase(self) -> Phase:
-        """The phase that its conditions tell, see `phase_of`.
+        """The phase of its conditions, see `phase_of`.
 
         Where they are older than an ending that was recorded it is that one's.
         """
@@ -270,22 +270,22 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
 
     @property
     def attempts(self) -> int:
-        """Which attempt `phase` is about, 0 where nobody counted."""
+        """Which attempt `phase` is about, 0 if it was not counted."""
         return self.state().attempts
 
     @property
     def is_terminal(self) -> bool:
-        """Whether it is over."""
+        """Whether it has ended."""
         return self.phase.is_terminal
 
     @property
     def is_recorded(self) -> bool:
-        """Whether the run service accepted the ending that `phase` and `attempts` tell."""
+        """Whether the run service accepted the end in `phase` and `attempts`."""
         return self.state().recorded
 
     @property
     def end_time(self) -> str:
-        """When the condition that ended it was set (RFC 3339), empty while it goes on."""
+        """When the condition that ended it was set (RFC 3339), empty while it runs."""
         if not self.is_terminal:
             return ""
         for condition in self.status.conditions:
@@ -295,7 +295,7 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
 
     @property
     def is_deleting(self) -> bool:
-        """Whether its deletion was asked for and waits for finalizers."""
+        """Whether its deletion was requested and waits for finalizers."""
         return bool(self.metadata.deletion_timestamp)
 
     @property
@@ -354,7 +354,7 @@ def parse_base64(text: str, field: str) -> bytes:
 
 
 def parse_time(text: str, field: str) -> datetime | None:
-    """Parse an RFC 3339 time, with the digits below a microsecond cut off.
+    """Parse an RFC 3339 time, with the digits below a microsecond truncated.
 
     Returns:
         An aware time, None for an empty text.

@@ -1,4 +1,4 @@
-"""What subscribers and the run service are told about an action."""
+"""The updates that subscribers and the run service receive."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     is_deleted: bool = False
     """The object is gone from etcd."""
     partial: bool = False
-    """Told from remembered facts: what has a default below is not known."""
+    """Built from the index: the fields with a default below are not known."""
     error: ErrorState | None = None
     signal_base64: str = ""
     """As it is stored; see `signal_value`."""
@@ -124,11 +124,11 @@ def build_action_update(
 ) -> ActionUpdate:
     """Say what a state of an action means, as Flyte's ``buildActionUpdate`` does.
 
-    The deletion of an action that was not over aborts it. The deletion of one that was
+    The deletion of an action that had not ended aborts it. The deletion of one that was
     over changes nothing about its end.
 
     Args:
-        source: The object, or what was remembered of it.
+        source: The object, or its summary in the index.
         key: Its etcd key, ``<prefix><namespace>/<name>``.
         revision: ``mod_revision`` of the value; of a deletion, the revision of the delete.
         create_revision: That of the key, 0 where it is not known (etcd's DELETE events);
@@ -175,7 +175,7 @@ def build_action_update(
 def _from_summary(
     summary: Summary, key: bytes, revision: int, create_revision: int, deleted: bool
 ) -> ActionUpdate:
-    # A key that is nobody's may have fewer parts.
+    # A key of another kind may have fewer parts.
     _, namespace, name = ["", "", *key.decode(errors="replace").rsplit("/", 2)][-3:]
     return ActionUpdate(
         key=key,
@@ -199,7 +199,7 @@ def _from_summary(
 
 
 def _count(text: str) -> int:
-    """A number in decimal digits; 0 for what is none, since anybody may have written it."""
+    """A number in decimal digits; 0 for another text, since any writer may have stored it."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else 0
 
 

@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it is fit to be used."""
+"""Whether the process is alive, and whether it can serve."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.monitoring.lag import Heads, Lag
 
-_ASK_ETCD_EVERY = 1.0
+_CALL_ETCD_EVERY = 1.0
 _ETCD_ANSWERS_WITHIN = 2.0
 _PARKED_AGAIN = 10.0
 """Seconds after which a parked unit counts that has failed more than once."""
 _PARKED_ONCE = 90.0
-"""Seconds after which one counts that has failed once, and not healed since."""
+"""Seconds after which one counts that has failed once, and not recovered since."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must be so.
+    """One condition of health.
 
     Attributes:
-        name: What it is about.
-        reason: Why it is not so; empty where it is.
-        is_vital: Whether the process is unfit without it; else it is fit, and degraded.
+        name: The part that it is about.
+        reason: Why it does not hold; empty if it holds.
+        is_vital: Whether the process is unready without it; else it is ready, and degraded.
     """
 
     name: str
@@ -39,22 +39,22 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether it is so."""
+        """Whether it holds."""
         return not self.reason
 
 
 class Health:
-    """Looks at a client and its etcd.
+    """Checks a client and its etcd.
+
+    Each check is a unit of :mod:`etcd_actions._internal.containment`: if it raises, it has failed
+    with that reason, and the other checks are made.
 
     Args:
-        client: What is looked at.
+        client: The client that is checked.
         etcd: Its connection.
         prefix: A key below which it may read.
-        heard_within: How many seconds etcd's stream may have been silent.
+        silence_limit: How many seconds etcd's stream may have been silent.
         failing_for: How many seconds a handler may fail.
-
-    Each check is a unit of :mod:`etcd_actions._internal.containment`: one that raises has failed,
-    and says so; the others are made.
     """
 
     def __init__(
@@ -63,41 +63,43 @@ class Health:
         etcd: Etcd,
         prefix: bytes,
         *,
-        heard_within: float,
+        silence_limit: float,
         failing_for: float = 60.0,
     ) -> None:
         self._client = client
         self._etcd = etcd
         self._key = KeyRange.of_key(prefix)
-        self._heard_within = heard_within
+        self._silence_limit = silence_limit
         self._failing_for = failing_for
-        self._asking = trio.Lock()
-        self._asked_at = float("-inf")
-        self._answer = Check("etcd", "it was not asked yet")
+        self._calling = trio.Lock()
+        self._called_at = float("-inf")
+        self._answer = Check("etcd", "it was not called yet")
         self._heads = Heads()
         self.draining = False
 
     @property
     def is_serving(self) -> bool:
-        """Whether calls make sense: what can be said without asking etcd."""
-        return not self.draining and all(check.ok for check in self._checks_here())
+        """Whether clients should call; makes the checks that need no call to etcd."""
+        return not self.draining and all(check.ok for check in self._local_checks())
 
     @property
     def is_ready(self) -> bool:
-        """Whether all checks pass; of etcd, what it answered when it was last asked."""
+        """Whether all checks pass; for etcd, its last answer counts."""
         return self.is_serving and self._answer.ok
 
     def lag(self, revision: int) -> Lag:
-        """How far a watch that gave out a revision is behind what :meth:`ready` found."""
+        """How far a watch that delivered a revision is behind the last read of :meth:`ready`."""
         return self._heads.lag(revision, trio.current_time())
 
     async def ready(self) -> list[Check]:
-        """All checks; etcd is asked once a second, at most."""
-        return [*self._checks_here(), await self._check_etcd(), self._check_values()]
+        """Make all checks; calls etcd at most once a second. Cancelled, nothing changes."""
+        # Undecodable values hurt only themselves, and no other process reads them.
+        values = replace(self._made("values", self._values), is_vital=False)
+        return [*self._local_checks(), await self._check_etcd(), values]
 
-    def _checks_here(self) -> list[Check]:
+    def _local_checks(self) -> list[Check]:
         return [
-            self._made("draining", self._draining),
+            self._made("draining", lambda: "it is about to end" if self.draining else ""),
             self._made("listed", self._listed),
             self._made("stream", self._stream),
             self._made("handlers", self._handlers),
@@ -108,11 +110,11 @@ class Health:
         try:
             return Check(name, reason())
         except BaseException as error:
-            failure = self._client.containment.caught("check", name, error)
-            return Check(name, f"the check failed: {describe(failure)}")
+            return self._failed(name, error)
 
-    def _draining(self) -> str:
-        return "it is about to end" if self.draining else ""
+    def _failed(self, name: str, error: BaseException) -> Check:
+        failure = self._client.containment.caught("check", name, error)
+        return Check(name, f"the check failed: {describe(failure)}")
 
     def _listed(self) -> str:
         reflector = self._client.statistics().reflector
@@ -125,8 +127,8 @@ class Health:
         if reflector is None:
             return "nothing is watched"
         if math.isinf(reflector.silence):
-            return "etcd has not been heard yet"
-        if reflector.silence > self._heard_within:
+            return "etcd has sent nothing yet"
+        if reflector.silence > self._silence_limit:
             return f"etcd has been silent for {reflector.silence:.0f} s"
         return ""
 
@@ -149,21 +151,16 @@ class Health:
         )
 
     def _contained(self) -> str:
-        """A single failure is no reason for anybody to act: it may be over with the next try."""
+        # A single failure needs no action: the next try may succeed.
         now = trio.current_time()
         parked = [unit for unit in self._client.containment.parked if _matters(unit, now)]
         if not parked:
             return ""
         first = parked[0]
         return (
-            f"{len(parked)} units failed unexpectedly and wait for another try, such as "
+            f"{len(parked)} units failed unexpectedly and wait for a retry, such as "
             f"{first.kind} {first.identity}: {first.error}"
         )
-
-    def _check_values(self) -> Check:
-        """Bad data hurts only itself, and no other process reads it: this one stays fit."""
-        check = self._made("values", self._values)
-        return replace(check, is_vital=False)
 
     def _values(self) -> str:
         statistics = self._client.statistics()
@@ -174,14 +171,14 @@ class Health:
         at = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
         return (
             f"{count} keys cannot be read, the first since {at}, such as "
-            f"{key.decode(errors='backslashreplace')}: {reason}; their actions are neither told "
-            "nor marked: see etcd-actions doctor"
+            f"{key.decode(errors='backslashreplace')}: {reason}; their actions are neither "
+            "reported nor marked: see etcd-actions doctor"
         )
 
     async def _check_etcd(self) -> Check:
-        """A linearizable read, which needs a quorum: more than a status tells."""
-        async with self._asking:
-            if trio.current_time() - self._asked_at < _ASK_ETCD_EVERY:
+        """Make a linearizable read: it needs a quorum, which a status call does not."""
+        async with self._calling:
+            if trio.current_time() - self._called_at < _CALL_ETCD_EVERY:
                 return self._answer
             try:
                 with trio.fail_after(_ETCD_ANSWERS_WITHIN):
@@ -191,12 +188,11 @@ class Health:
             except EtcdError as error:
                 self._answer = Check("etcd", str(error))
             except BaseException as error:
-                failure = self._client.containment.caught("check", "etcd", error)
-                self._answer = Check("etcd", f"the check failed: {describe(failure)}")
+                self._answer = self._failed("etcd", error)
             else:
                 self._heads.saw(found.revision, trio.current_time())
                 self._answer = Check("etcd")
-            self._asked_at = trio.current_time()
+            self._called_at = trio.current_time()
             return self._answer
 
 

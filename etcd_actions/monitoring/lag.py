@@ -11,22 +11,22 @@ _MOST = 600
 class Lag(NamedTuple):
     """How far a watch is behind.
 
-    A store has one revision for all that is in it: what is written elsewhere counts, until etcd
-    tells the watch that nothing of it was meant for it.
+    The store has one revision for all its keys: writes outside the watched prefix count until a
+    progress notification.
+
+    Attributes:
+        revisions: How many revisions the watch has yet to deliver.
+        seconds: How long ago the oldest of them was first read.
     """
 
     revisions: int = 0
-    """How many revisions the watch has yet to hear of."""
-
     seconds: float = 0.0
-    """How long ago the oldest of them was seen."""
 
 
 class Heads:
     """The newest revisions of a store, and when they were first seen.
 
-    They are kept until a watch has come up with them, a few hundred at most: of a watch that
-    stands still the oldest one counts.
+    Each is kept until the watch has reached it, a few hundred at most; the oldest counts.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Heads:
             seen[-1] = (head, seen[-1][1])
 
     def lag(self, revision: int, now: float) -> Lag:
-        """How far a watch is behind that gave out all up to a revision."""
+        """How far a watch is behind that delivered everything up to a revision."""
         seen = self._seen
         while seen and seen[0][0] <= revision:
             seen.popleft()

@@ -1,12 +1,12 @@
-"""The metrics of a process, made of its statistics when they are asked for."""
+"""The metrics of a process, read from its statistics at each request."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import trio
 from prometheus_client import generate_latest
@@ -22,133 +22,48 @@ from etcd_actions import __version__
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.histogram import BOUNDS, Distribution
 from etcd_actions.client import ActionsClient
+from etcd_actions.etcd.group_commit import GroupCommitStatistics
 from etcd_actions.follow.workqueue import WorkQueueStatistics
 from etcd_actions.monitoring.health import Health
 from etcd_actions.pipeline.watching_settings import WatchingStatistics
 from etcd_actions.web import ListenerStatistics
 
 if TYPE_CHECKING:
+    from etcd_actions.executor import ExecutorStatistics
     from etcd_actions.runs.removal import Removed
-    from etcd_actions.uploads import Swept
+    from etcd_actions.server import ServerStatistics
+    from etcd_actions.uploads import SweepResult
 
-
+_T = TypeVar("_T")
 _BOUNDS: Final = (*map(str, BOUNDS), "+Inf")
-
-
-class ServerNumbers(Protocol):
-    """What a server tells of itself, see ``etcd_actions.server``."""
-
-    @property
-    def calls(self) -> Mapping[tuple[str, str], int]:
-        """Number of calls by method and code."""
-        ...
-
-    @property
-    def seconds(self) -> Mapping[str, float]:
-        """What they took in all, by method."""
-        ...
-
-    @property
-    def times(self) -> Mapping[str, Distribution]:
-        """How long each took, by method."""
-        ...
-
-    @property
-    def open_streams(self) -> int:
-        """Number of open streams."""
-        ...
-
-    @property
-    def updates(self) -> int:
-        """Number of updates given out."""
-        ...
-
-    @property
-    def conflated(self) -> int:
-        """Number of states that were not given out, since a newer one was."""
-        ...
-
-    @property
-    def protocol_errors(self) -> int:
-        """How often a client left in the middle."""
-        ...
-
-
-class ExecutorNumbers(Protocol):
-    """What an executor tells of itself, see ``etcd_actions.executor``."""
-
-    @property
-    def running(self) -> int:
-        """Number of attempts under way."""
-        ...
-
-    @property
-    def waiting(self) -> int:
-        """How many of them wait for children."""
-        ...
-
-    @property
-    def open_actions(self) -> int:
-        """Number of actions that are not over."""
-        ...
-
-    @property
-    def started(self) -> int:
-        """Number of attempts started."""
-        ...
-
-    @property
-    def adopted(self) -> int:
-        """Number of attempts found running."""
-        ...
-
-    @property
-    def ended(self) -> Mapping[str, int]:
-        """Number of actions ended, by phase."""
-        ...
-
-    @property
-    def retries(self) -> int:
-        """Number of attempts followed by another."""
-        ...
-
-    @property
-    def cache(self) -> Mapping[str, int]:
-        """What looking up and keeping cached results came to, by status."""
-        ...
 
 
 class Metrics(Collector):
     """All metrics of a process.
 
     Args:
-        client: Whose.
-        health: How it is.
-        server: The statistics of its server; None without one.
-        executor: Those of its executor; None without one.
-        lines_dropped: How many lines of the log could not be written; None where nobody counts.
+        client: The client whose statistics are exported.
+        health: The health of the process.
+
+    Attributes:
+        server: Returns the statistics of the server; None without a server. So do `executor`,
+            `collected` (the collector of runs) and `swept` (the collector of uploads).
+        listeners: Return the statistics of each HTTP listener, by its name.
+        lines_dropped: Returns how many log lines were lost; None if they are not counted.
     """
 
-    def __init__(
-        self,
-        client: ActionsClient,
-        health: Health,
-        *,
-        server: Callable[[], ServerNumbers] | None = None,
-        executor: Callable[[], ExecutorNumbers] | None = None,
-        lines_dropped: Callable[[], int] | None = None,
-    ) -> None:
+    def __init__(self, client: ActionsClient, health: Health) -> None:
         self._client = client
         self._health = health
-        self.server = server
-        self.executor = executor
+        self.server: Callable[[], ServerStatistics] | None = None
+        self.executor: Callable[[], ExecutorStatistics] | None = None
         self.collected: Callable[[], Removed] | None = None
-        self.swept: Callable[[], Swept] | None = None
+        self.swept: Callable[[], SweepResult] | None = None
         self.listeners: dict[str, Callable[[], ListenerStatistics]] = {}
-        self.lines_dropped = lines_dropped
+        self.lines_dropped: Callable[[], int] | None = None
 
     async def text(self) -> bytes:
-        """All of them, in Prometheus' text format; etcd is asked, as for /readyz."""
+        """All metrics in Prometheus' text format; runs the checks of /readyz, which call etcd."""
         await self._health.ready()
         # One by one: a metric that cannot be written hides no other.
         return b"".join(self._written(metric) for metric in self.collect())
@@ -160,136 +75,25 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See :class:`prometheus_client.registry.Collector`."""
-        # Once for all parts; what raises is asked again by the next.
+        # One call for all parts; an error is not cached.
         statistics = cache(self._client.statistics)
         for name, metrics in (
-            ("build", self._of_build),
-            ("watch", lambda: self._of_watch(statistics())),
+            ("build", _of_build),
+            ("watch", lambda: _of_watch(statistics(), self._health)),
             ("queues", lambda: _of_queues(statistics())),
             ("recording", lambda: _of_recording(statistics())),
-            ("writes", self._of_writes),
+            ("writes", lambda: _of_writes(self._client.group_commit_statistics())),
             ("containment", lambda: _of_containment(self._client.containment)),
-            ("server", self._of_server),
-            ("executor", self._of_executor),
-            ("collected", self._of_collected),
-            ("swept", self._of_swept),
-            ("listeners", self._of_listeners),
-            ("log", self._of_log),
+            ("server", lambda: _of_optional(self.server, _of_server)),
+            ("executor", lambda: _of_optional(self.executor, _of_executor)),
+            ("collected", lambda: _of_optional(self.collected, _of_collected)),
+            ("swept", lambda: _of_optional(self.swept, _of_swept)),
+            ("listeners", lambda: _of_listeners({n: read() for n, read in self.listeners.items()})),
+            ("log", lambda: _of_optional(self.lines_dropped, _of_log)),
         ):
-            yield from self._contained(name, metrics)
-
-    def _contained(self, name: str, metrics: Callable[[], Iterator[Metric]]) -> Iterator[Metric]:
-        """The metrics of one part; those before the one that failed, where one does."""
-        with self._client.containment.unit("metric", name):
-            yield from metrics()
-
-    def _of_build(self) -> Iterator[Metric]:
-        info = GaugeMetricFamily("etcd_actions_build_info", "The version.", labels=["version"])
-        info.add_metric([__version__], 1)
-        yield info
-        tasks = trio.lowlevel.current_statistics().tasks_living
-        yield _gauge("etcd_actions_tasks", "Trio's tasks, all that are open.", tasks)
-
-    def _of_listeners(self) -> Iterator[Metric]:
-        yield from _of_listeners({name: read() for name, read in self.listeners.items()})
-
-    def _of_log(self) -> Iterator[Metric]:
-        if self.lines_dropped is not None:
-            yield _counter(
-                "etcd_actions_log_lines_dropped",
-                "Writes to standard error that it did not take.",
-                self.lines_dropped(),
-            )
-
-    def _of_server(self) -> Iterator[Metric]:
-        if self.server is not None:
-            yield from _of_server(self.server())
-
-    def _of_executor(self) -> Iterator[Metric]:
-        if self.executor is not None:
-            yield from _of_executor(self.executor())
-
-    def _of_collected(self) -> Iterator[Metric]:
-        if self.collected is None:
-            return
-        collected = self.collected()
-        numbers = {
-            "run": collected.records,
-            "history": collected.histories,
-            "object": collected.objects,
-            "blob": collected.blobs,
-        }
-        text = "What was deleted of runs that ended long ago."
-        yield _counters("etcd_actions_collected", text, "kind", numbers)
-        text = "Keys and values in etcd that were deleted with these."
-        yield _counter("etcd_actions_collected_bytes", text, collected.bytes)
-
-    def _of_swept(self) -> Iterator[Metric]:
-        if self.swept is None:
-            return
-        swept = self.swept()
-        numbers = {
-            "upload": swept.uploads,
-            "image": swept.images,
-            "moved": swept.moved,
-            "restored": swept.restored,
-        }
-        text = "Uploads and definitions of images: deleted; moved to the trash; restored from it."
-        yield _counters("etcd_actions_swept", text, "kind", numbers)
-        text = "Bytes of uploads that were deleted."
-        yield _counter("etcd_actions_swept_bytes", text, swept.bytes)
-
-    def _of_watch(self, statistics: WatchingStatistics) -> Iterator[Metric]:
-        reflector = statistics.reflector
-        yield _gauge("etcd_watch_ready", "Whether /readyz says so.", self._health.is_ready)
-        if reflector is None:
-            return
-        yield _gauge("etcd_watch_synced", "Whether the first list was given out.", reflector.synced)
-        yield _gauge("etcd_watch_streaming", "Whether a stream is open.", reflector.streaming)
-        yield _gauge("etcd_watch_revision", "All up to it was given out.", reflector.revision)
-        lag = self._health.lag(reflector.revision)
-        yield _gauge(
-            "etcd_watch_lag_revisions",
-            "How far behind the store's newest revision that is; what others write counts.",
-            lag.revisions,
-        )
-        yield _gauge("etcd_watch_lag_seconds", "For how long it has been behind.", lag.seconds)
-        yield _gauge("etcd_watch_silence_seconds", "Since etcd was last heard.", reflector.silence)
-        yield _gauge("etcd_watch_keys", "Number of keys that exist.", reflector.keys)
-        yield _counter("etcd_watch_events", "Changes given out.", reflector.events)
-        yield _counters(
-            "etcd_watch_reconnects", "Streams lost, by error.", "cause", reflector.reconnects
-        )
-        yield _counters(
-            "etcd_watch_relists", "Lists after the first, by reason.", "reason", reflector.relists
-        )
-        yield _counter(
-            "storage_decode_errors",
-            "Values that could not be decoded.",
-            statistics.decode_errors,
-        )
-        yield _gauge(
-            "storage_undecodable_keys",
-            "Keys that hold such a value now.",
-            len(statistics.undecodable),
-        )
-
-    def _of_writes(self) -> Iterator[Metric]:
-        writes = self._client.group_commit_statistics()
-        yield _counter("etcd_group_commit_members", "Transactions answered.", writes.members)
-        yield _counter("etcd_group_commit_groups", "Requests that they went in.", writes.groups)
-        yield _counter("etcd_group_commit_halved", "Groups that were refused.", writes.halved)
-        yield HistogramMetricFamily(
-            "etcd_group_commit_size",
-            "Transactions in one request.",
-            buckets=_buckets(writes.sizes),
-            sum_value=writes.members,
-        )
-        yield _histograms(
-            "etcd_group_commit_seconds", "How long requests took.", {(): writes.times}
-        )
-        yield _gauge("etcd_group_commit_largest", "Most in one request.", writes.largest)
-        yield _gauge("etcd_group_commit_waiting", "Transactions that wait.", writes.waiting)
+            # A part that fails loses the rest of its own metrics only.
+            with self._client.containment.unit("metric", name):
+                yield from metrics()
 
 
 class _Alone(Collector):
@@ -303,249 +107,284 @@ class _Alone(Collector):
         yield self._metric
 
 
-def _of_queues(statistics: WatchingStatistics) -> Iterator[Metric]:
-    queues = [("handlers", statistics.handlers), ("outbox", statistics.outbox)]
-    present = [(name, queue) for name, queue in queues if queue is not None]
+def _of_optional(
+    read: Callable[[], _T] | None, metrics: Callable[[_T], Iterator[Metric]]
+) -> Iterator[Metric]:
+    return iter(()) if read is None else metrics(read())
 
-    def gauge(name: str, text: str, value: Callable[[WorkQueueStatistics], float]) -> Metric:
-        family = GaugeMetricFamily(f"workqueue_{name}", text, labels=["name"])
-        for name_of, queue in present:
-            family.add_metric([name_of], value(queue))
-        return family
 
-    def counter(name: str, text: str, value: Callable[[WorkQueueStatistics], float]) -> Metric:
-        family = CounterMetricFamily(f"workqueue_{name}", text, labels=["name"])
-        for name_of, queue in present:
-            family.add_metric([name_of], value(queue))
-        return family
+def _of_build() -> Iterator[Metric]:
+    yield _gauge("etcd_actions_build_info", "The version.", {__version__: 1}, "version")
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    yield _gauge("etcd_actions_tasks", "Trio's tasks, all that are open.", tasks)
 
-    yield gauge("depth", "Keys with work.", lambda each: each.keys)
-    yield gauge("pending_changes", "Changes not taken yet.", lambda each: each.pending_changes)
-    yield gauge("pending_bytes", "Bytes of their values.", lambda each: each.pending_bytes)
-    yield gauge("failing_keys", "Keys to be tried again.", lambda each: len(each.failing))
-    yield counter("adds", "Changes that came in.", lambda each: each.dispatched)
-    yield counter("handled", "Changes handled.", lambda each: each.handled)
-    yield counter("conflated", "Changes that a newer one replaced.", lambda each: each.conflated)
-    yield counter("dropped_values", "Values to be read again.", lambda each: each.dropped_values)
-    yield counter("retries", "Handlers that failed.", lambda each: each.failures)
-    yield counter(
-        "work_duration_seconds", "Time spent in handlers.", lambda each: each.handler_seconds
+
+def _of_log(lines_dropped: int) -> Iterator[Metric]:
+    text = "Writes to standard error that it did not take."
+    yield _counter("etcd_actions_log_lines_dropped", text, lines_dropped)
+
+
+def _of_collected(collected: Removed) -> Iterator[Metric]:
+    yield _counter(
+        "etcd_actions_collected",
+        "Parts deleted of runs that ended long ago.",
+        {
+            "run": collected.records,
+            "history": collected.histories,
+            "object": collected.objects,
+            "blob": collected.blobs,
+        },
+        "kind",
     )
-    yield _histograms(
+    text = "Keys and values in etcd that were deleted with these."
+    yield _counter("etcd_actions_collected_bytes", text, collected.bytes)
+
+
+def _of_swept(swept: SweepResult) -> Iterator[Metric]:
+    yield _counter(
+        "etcd_actions_swept",
+        "Uploads and definitions of images: deleted; moved to the trash; restored from it.",
+        {
+            "upload": swept.uploads,
+            "image": swept.images,
+            "moved": swept.moved,
+            "restored": swept.restored,
+        },
+        "kind",
+    )
+    yield _counter("etcd_actions_swept_bytes", "Bytes of uploads that were deleted.", swept.bytes)
+
+
+def _of_watch(statistics: WatchingStatistics, health: Health) -> Iterator[Metric]:
+    reflector = statistics.reflector
+    yield _gauge("etcd_watch_ready", "Whether /readyz says so.", health.is_ready)
+    if reflector is None:
+        return
+    lag = health.lag(reflector.revision)
+    yield _gauge("etcd_watch_synced", "Whether the first list was delivered.", reflector.synced)
+    yield _gauge("etcd_watch_streaming", "Whether a stream is open.", reflector.streaming)
+    yield _gauge("etcd_watch_revision", "All up to it was delivered.", reflector.revision)
+    text = "How far behind the store's newest revision that is; what others write counts."
+    yield _gauge("etcd_watch_lag_revisions", text, lag.revisions)
+    yield _gauge("etcd_watch_lag_seconds", "For how long it has been behind.", lag.seconds)
+    text = "Since etcd last sent a message."
+    yield _gauge("etcd_watch_silence_seconds", text, reflector.silence)
+    yield _gauge("etcd_watch_keys", "Number of keys that exist.", reflector.keys)
+    yield _counter("etcd_watch_events", "Changes that were delivered.", reflector.events)
+    text = "Streams lost, by error."
+    yield _counter("etcd_watch_reconnects", text, reflector.reconnects, "cause")
+    text = "Lists after the first, by reason."
+    yield _counter("etcd_watch_relists", text, reflector.relists, "reason")
+    text = "Values that could not be decoded."
+    yield _counter("storage_decode_errors", text, statistics.decode_errors)
+    text = "Keys that hold such a value now."
+    yield _gauge("storage_undecodable_keys", text, len(statistics.undecodable))
+
+
+def _of_writes(writes: GroupCommitStatistics) -> Iterator[Metric]:
+    yield _counter("etcd_group_commit_members", "Transactions answered.", writes.members)
+    yield _counter("etcd_group_commit_groups", "Requests that they were sent in.", writes.groups)
+    yield _counter("etcd_group_commit_halved", "Groups that were refused.", writes.halved)
+    bounds = (*(f"{2**power}.0" for power in range(len(writes.sizes))), "+Inf")
+    totals = list(accumulate(writes.sizes))
+    yield HistogramMetricFamily(
+        "etcd_group_commit_size",
+        "Transactions in one request.",
+        buckets=list(zip(bounds, [*totals, totals[-1]], strict=True)),
+        sum_value=writes.members,
+    )
+    text = "How long requests took."
+    yield _histogram("etcd_group_commit_seconds", text, writes.times)
+    yield _gauge("etcd_group_commit_largest", "Most in one request.", writes.largest)
+    yield _gauge("etcd_group_commit_waiting", "Transactions that wait.", writes.waiting)
+
+
+def _of_queues(statistics: WatchingStatistics) -> Iterator[Metric]:
+    both = {"handlers": statistics.handlers, "outbox": statistics.outbox}
+    queues = {name: queue for name, queue in both.items() if queue is not None}
+    for make, name, text, value in _QUEUE_METRICS:
+        values = {each: value(queue) for each, queue in queues.items()}
+        yield make(f"workqueue_{name}", text, values, "name")
+    yield _histogram(
         "workqueue_turn_seconds",
         "How long a handler took: of the outbox for one change, of the handlers for what arrived "
         "together.",
-        {(name,): queue.turn_times for name, queue in present},
+        {name: queue.turn_times for name, queue in queues.items()},
         "name",
     )
-    yield _histograms(
+    yield _histogram(
         "workqueue_wait_seconds",
         "How long a key with work waited for a worker.",
-        {(name,): queue.wait_times for name, queue in present},
+        {name: queue.wait_times for name, queue in queues.items()},
         "name",
-    )
-    yield counter("turns", "Keys taken by a worker.", lambda each: each.turns)
-    yield counter(
-        "queue_duration_seconds", "Time that keys waited for that.", lambda each: each.wait_seconds
     )
 
 
 def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
-    yield _gauge("etcd_actions_elected", "Whether it records and marks.", statistics.elected)
-    yield _gauge("etcd_actions_position", "The durable position.", statistics.checkpoint)
+    yield _gauge("etcd_actions_elected", "Whether this process is the leader.", statistics.elected)
+    yield _gauge("etcd_actions_position", "The saved checkpoint.", statistics.checkpoint)
     yield _gauge("etcd_actions_subscriptions", "Open subscriptions.", statistics.subscriptions)
-    yield _gauge(
-        "etcd_actions_subscriber_lag_updates",
-        "Updates that subscribers have yet to receive.",
-        statistics.undelivered,
-    )
-    calls = CounterMetricFamily(
+    text = "Updates that subscribers have yet to receive."
+    yield _gauge("etcd_actions_subscriber_lag_updates", text, statistics.undelivered)
+    results = {
+        "accepted": statistics.reported,
+        "rejected": statistics.rejected,
+        "failed": statistics.failed,
+        "cut": statistics.interrupted,
+    }
+    yield _counter(
         "etcd_actions_run_service_calls",
-        "Calls to the run service; those that failed, or were cut off, are made again.",
-        labels=["call", "result"],
+        "Calls to the run service; those that failed or were interrupted are repeated.",
+        {(call, result): n for result, calls in results.items() for call, n in calls.items()},
+        "call",
+        "result",
     )
-    for result, counts in (
-        ("accepted", statistics.reported),
-        ("rejected", statistics.rejected),
-        ("failed", statistics.failed),
-        ("cut", statistics.interrupted),
-    ):
-        for call, count in counts.items():
-            calls.add_metric([call, result], count)
-    yield calls
-    yield _histograms(
+    yield _histogram(
         "etcd_actions_run_service_call_seconds",
-        "How long these calls took, with what they waited for the lease.",
-        {(call,): times for call, times in statistics.call_times.items()},
+        "How long these calls took, including the wait for the lease.",
+        statistics.call_times,
         "call",
     )
-    yield _gauge(
-        "etcd_actions_held_endings",
-        "Accepted, and told again before they are marked: after a takeover, say.",
-        statistics.deferred,
+    text = (
+        "Terminal phases that are accepted and reported again before the mark, as after a takeover."
     )
-    yield _gauge(
-        "etcd_actions_dead_letters",
-        "Calls that the run service refused for good and did not accept since; of the elected "
-        "process.",
-        len(statistics.dead_letters),
-    )
-    yield _counter(
-        "etcd_actions_dead_letters_dropped",
-        "Dead letters that were deleted to make room for newer ones.",
-        statistics.dropped_dead_letters,
-    )
-    yield _counters("etcd_actions_marks", "Marks, by result.", "result", statistics.marks)
+    yield _gauge("etcd_actions_held_endings", text, statistics.deferred)
+    text = "Calls that the run service refused for good and did not accept since; of the leader."
+    yield _gauge("etcd_actions_dead_letters", text, len(statistics.dead_letters))
+    text = "Dead letters that were deleted in favour of newer ones."
+    yield _counter("etcd_actions_dead_letters_dropped", text, statistics.dropped_dead_letters)
+    yield _counter("etcd_actions_marks", "Marks, by result.", statistics.marks, "result")
 
 
 def _of_containment(containment: Containment) -> Iterator[Metric]:
-    yield _counters(
-        "etcd_actions_contained_failures",
-        "Units of work that failed unexpectedly, by kind.",
-        "unit",
-        containment.failures,
+    text = "Units of work that failed unexpectedly, by kind."
+    yield _counter("etcd_actions_contained_failures", text, containment.failures, "unit")
+    parked = Counter(unit.kind for unit in containment.parked)
+    yield _gauge(
+        "etcd_actions_parked_units", "Of these, those that wait for a retry.", parked, "unit"
     )
-    parked = GaugeMetricFamily(
-        "etcd_actions_parked_units", "Of these, what waits for another try.", labels=["unit"]
-    )
-    for kind, count in Counter(unit.kind for unit in containment.parked).items():
-        parked.add_metric([kind], count)
-    yield parked
 
 
 def _of_listeners(listeners: Mapping[str, ListenerStatistics]) -> Iterator[Metric]:
-    connections = GaugeMetricFamily(
-        "etcd_actions_http_connections",
-        "Open connections, by listener; busy ones have a request.",
-        labels=["listener", "state"],
-    )
-    accepted = CounterMetricFamily(
-        "etcd_actions_http_connections_accepted",
-        "Connections that were let in, by listener.",
-        labels=["listener"],
-    )
+    connections: dict[tuple[str, str], int] = {}
     for name, listener in listeners.items():
-        busy = listener.busy_connections
-        connections.add_metric([name, "busy"], busy)
-        connections.add_metric([name, "idle"], listener.open_connections - busy)
-        accepted.add_metric([name], listener.accepted)
-    yield connections
-    yield accepted
-
-    def by_reason(
-        name: str, text: str, counts: Callable[[ListenerStatistics], Mapping[str, int]]
-    ) -> Metric:
-        family = CounterMetricFamily(name, text, labels=["listener", "reason"])
-        for each, listener in listeners.items():
-            for reason, count in counts(listener).items():
-                family.add_metric([each, reason], count)
-        return family
-
-    yield by_reason(
-        "etcd_actions_http_connections_refused",
-        "Connections that were not let in, by reason.",
-        lambda each: each.refused,
-    )
-    yield by_reason(
-        "etcd_actions_http_connections_closed",
-        "Connections that were closed from here, by reason.",
-        lambda each: each.closed,
-    )
-    yield by_reason(
-        "etcd_actions_http_requests_refused",
-        "Requests with a Host or an Origin that is not allowed.",
-        lambda each: each.refused_requests,
-    )
-    errors = CounterMetricFamily(
-        "etcd_actions_http_protocol_errors",
-        "Clients that left in the middle, or sent what is no HTTP, by listener.",
-        labels=["listener"],
-    )
-    for name, listener in listeners.items():
-        errors.add_metric([name], listener.protocol_errors)
-    yield errors
+        connections[name, "busy"] = listener.busy_connections
+        connections[name, "idle"] = listener.open_connections - listener.busy_connections
+    text = "Open connections, by listener; busy ones have a request."
+    yield _gauge("etcd_actions_http_connections", text, connections, "listener", "state")
+    for name, text, value in _LISTENER_COUNTS:
+        counts = {each: value(listener) for each, listener in listeners.items()}
+        yield _counter(f"etcd_actions_http_{name}", text, counts, "listener")
+    for name, text, reasons in _LISTENER_REASONS:
+        by_reason = {
+            (each, reason): count
+            for each, listener in listeners.items()
+            for reason, count in reasons(listener).items()
+        }
+        yield _counter(f"etcd_actions_http_{name}", text, by_reason, "listener", "reason")
 
 
-def _of_server(server: ServerNumbers) -> Iterator[Metric]:
-    calls = CounterMetricFamily(
-        "etcd_actions_server_handled", "Calls, by method and code.", labels=["method", "code"]
-    )
-    for (method, code), count in server.calls.items():
-        calls.add_metric([method, code], count)
-    yield calls
-    yield _counters(
-        "etcd_actions_server_handling_seconds",
-        "Time that calls took; of streams, how long they were open.",
-        "method",
-        server.seconds,
-    )
-    yield _histograms(
-        "etcd_actions_server_call_seconds",
-        "How long each call took; of streams, how long it was open.",
-        {(method,): times for method, times in server.times.items()},
-        "method",
-    )
+def _of_server(server: ServerStatistics) -> Iterator[Metric]:
+    text = "Calls, by method and code."
+    yield _counter("etcd_actions_server_handled", text, server.calls, "method", "code")
+    text = "Time that calls took; of streams, how long they were open."
+    yield _counter("etcd_actions_server_handling_seconds", text, server.seconds, "method")
+    text = "How long each call took; of streams, how long it was open."
+    yield _histogram("etcd_actions_server_call_seconds", text, server.times, "method")
     yield _gauge("etcd_actions_server_open_streams", "Open streams.", server.open_streams)
-    yield _counter("etcd_actions_server_updates", "Updates given out.", server.updates)
-    yield _counter(
-        "etcd_actions_server_conflated", "States that a newer one replaced.", server.conflated
-    )
-    yield _counter(
-        "etcd_actions_server_protocol_errors",
-        "Clients that left in the middle.",
-        server.protocol_errors,
-    )
+    yield _counter("etcd_actions_server_updates", "Updates that were sent.", server.updates)
+    text = "States that a newer one replaced."
+    yield _counter("etcd_actions_server_conflated", text, server.conflated)
+    text = "Clients that left during a request, or sent invalid HTTP."
+    yield _counter("etcd_actions_server_protocol_errors", text, server.protocol_errors)
 
 
-def _of_executor(executor: ExecutorNumbers) -> Iterator[Metric]:
-    yield _gauge("etcd_actions_executor_running", "Attempts under way.", executor.running)
-    yield _gauge(
-        "etcd_actions_executor_waiting", "Of these, waiting for children.", executor.waiting
-    )
-    yield _gauge("etcd_actions_executor_open_actions", "Not over yet.", executor.open_actions)
+def _of_executor(executor: ExecutorStatistics) -> Iterator[Metric]:
+    yield _gauge("etcd_actions_executor_running", "Attempts in progress.", executor.running)
+    text = "Of these, waiting for children."
+    yield _gauge("etcd_actions_executor_waiting", text, executor.waiting)
+    text = "Actions that are not terminal."
+    yield _gauge("etcd_actions_executor_open_actions", text, executor.open_actions)
     yield _counter("etcd_actions_executor_started", "Attempts started.", executor.started)
     yield _counter("etcd_actions_executor_adopted", "Attempts found running.", executor.adopted)
-    yield _counter("etcd_actions_executor_retries", "Attempts tried again.", executor.retries)
-    yield _counters("etcd_actions_executor_ended", "Actions ended.", "phase", executor.ended)
-    yield _counters(
-        "etcd_actions_executor_cache",
-        "Cached results, by what they came to.",
-        "status",
-        executor.cache,
-    )
+    yield _counter("etcd_actions_executor_retries", "Attempts retried.", executor.retries)
+    yield _counter("etcd_actions_executor_ended", "Actions ended.", executor.ended, "phase")
+    text = "Lookups and writes of cached results, by status."
+    yield _counter("etcd_actions_executor_cache", text, executor.cache, "status")
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=float(value))
+_Values: TypeAlias = _T | Mapping[str, _T] | Mapping[tuple[str, str], _T]
+"""One value without labels, or the values by one label or by two."""
 
 
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(name, text, value=value)
-
-
-def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=[label])
-    for each, value in values.items():
-        family.add_metric([each], value)
+def _gauge(name: str, text: str, values: _Values[float], *labels: str) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for each, value in _by_labels(values):
+        family.add_metric(each, float(value))
     return family
 
 
-def _histograms(
-    name: str, text: str, values: Mapping[tuple[str, ...], Distribution], *labels: str
-) -> Metric:
-    """Durations, by what is in the labels."""
+def _counter(name: str, text: str, values: _Values[float], *labels: str) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for each, value in _by_labels(values):
+        family.add_metric(each, value)
+    return family
+
+
+def _histogram(name: str, text: str, values: _Values[Distribution], *labels: str) -> Metric:
     family = HistogramMetricFamily(name, text, labels=labels)
-    for each, (counts, seconds) in values.items():
-        family.add_metric(each, _cumulated(_BOUNDS, counts), seconds)
+    for each, (counts, seconds) in _by_labels(values):
+        buckets = list(zip(_BOUNDS, accumulate(counts), strict=True))
+        family.add_metric(each, buckets, seconds)
     return family
 
 
-def _cumulated(bounds: Iterable[str], counts: Iterable[int]) -> list[tuple[str, float]]:
-    return list(zip(bounds, accumulate(counts), strict=True))
+def _by_labels(values: _Values[_T]) -> Iterator[tuple[Sequence[str], _T]]:
+    if not isinstance(values, Mapping):
+        yield (), values
+        return
+    for each, value in values.items():
+        yield (each,) if isinstance(each, str) else each, value
 
 
-def _buckets(sizes: Sequence[int]) -> list[tuple[str, float]]:
-    """Of a histogram over powers of two: how many are as large as each, or smaller."""
-    totals = list(accumulate(sizes))
-    bounds = [*(f"{2**power}.0" for power in range(len(sizes))), "+Inf"]
-    return list(zip(bounds, [*totals, totals[-1]], strict=True))
+_Make = Callable[[str, str, Mapping[str, float], str], Metric]
+_QUEUE_METRICS: Final[
+    tuple[tuple[_Make, str, str, Callable[[WorkQueueStatistics], float]], ...]
+] = (
+    (_gauge, "depth", "Keys with work.", lambda each: each.keys),
+    (_gauge, "pending_changes", "Changes not taken yet.", lambda each: each.pending_changes),
+    (_gauge, "pending_bytes", "Bytes of their values.", lambda each: each.pending_bytes),
+    (_gauge, "failing_keys", "Keys that wait for a retry.", lambda each: len(each.failing)),
+    (_counter, "adds", "Changes that came in.", lambda each: each.dispatched),
+    (_counter, "handled", "Changes handled.", lambda each: each.handled),
+    (_counter, "conflated", "Changes that a newer one replaced.", lambda each: each.conflated),
+    (_counter, "dropped_values", "Values to be read again.", lambda each: each.dropped_values),
+    (_counter, "retries", "Handlers that failed.", lambda each: each.failures),
+    (_counter, "work_duration_seconds", "Time spent in handlers.", lambda x: x.handler_seconds),
+    (_counter, "turns", "Keys taken by a worker.", lambda each: each.turns),
+    (
+        _counter,
+        "queue_duration_seconds",
+        "Time that keys waited for that.",
+        lambda x: x.wait_seconds,
+    ),
+)
+_LISTENER_COUNTS: Final[tuple[tuple[str, str, Callable[[ListenerStatistics], int]], ...]] = (
+    ("connections_accepted", "Connections that were accepted.", lambda each: each.accepted),
+    (
+        "protocol_errors",
+        "Clients that left during a request, or sent invalid HTTP.",
+        lambda each: each.protocol_errors,
+    ),
+)
+_LISTENER_REASONS: Final[
+    tuple[tuple[str, str, Callable[[ListenerStatistics], Mapping[str, int]]], ...]
+] = (
+    ("connections_refused", "Connections that were refused.", lambda each: each.refused),
+    ("connections_closed", "Connections that were closed from here.", lambda each: each.closed),
+    (
+        "requests_refused",
+        "Requests with a Host or an Origin that is not allowed.",
+        lambda each: each.refused_requests,
+    ),
+)

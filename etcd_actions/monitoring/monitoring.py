@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _FLAG = "--monitoring-listen"
 _MOST_CONNECTIONS: Final = 64
-# Requests take milliseconds, so whatever is older makes room for a probe. It may use some of
-# the descriptors that the service leaves alone.
+# Requests take milliseconds, so a probe may replace an older connection. It may use some of the
+# file descriptors that the service keeps in reserve.
 _LIMITS: Final = HttpLimits(
     streams_per_connection=100,
     replaces_busy=True,
@@ -53,24 +53,24 @@ async def open_monitoring(
     bind: Bind,
     *,
     prefix: bytes,
-    heard_within: float,
+    silence_limit: float,
     allowed_hosts: Collection[str] = (),
     limits: HttpLimits | None = None,
 ) -> AsyncIterator[Monitoring]:
     """Serve health and metrics of a client for as long as the context lasts.
 
     Args:
-        client: Whose.
+        client: The client that is monitored.
         etcd: Its connection.
-        bind: Where to listen; whoever can connect may read.
+        bind: Where to listen; every client that can connect may read.
         prefix: A key below which the client may read.
-        heard_within: How many seconds etcd may have been silent.
-        allowed_hosts: As for :func:`~etcd_actions.web.open_listener`.
-        limits: Its own budget of connections, so that probes are answered while the service
-            is flooded; None for 64 connections with short time-outs.
+        silence_limit: How many seconds etcd may have been silent.
+        allowed_hosts: See :func:`~etcd_actions.web.open_listener`.
+        limits: Its own limits, so that probes are answered while the service is flooded; None for
+            64 connections with short timeouts.
 
     Raises:
-        ConfigError: The address cannot be used, or the extra is not installed.
+        ConfigError: The address cannot be used, or the extra ``server`` is not installed.
     """
     try:
         from etcd_actions.monitoring.metrics import Metrics  # noqa: PLC0415
@@ -81,7 +81,7 @@ async def open_monitoring(
     if limits is None:
         most = min(_MOST_CONNECTIONS, descriptors.ceiling(_LIMITS))
         limits = replace(_LIMITS, connections=most, connections_per_address=most)
-    health = Health(client, etcd, prefix, heard_within=heard_within)
+    health = Health(client, etcd, prefix, silence_limit=silence_limit)
     metrics = Metrics(client, health)
     async with open_listener(
         _application(health, metrics),
@@ -97,20 +97,19 @@ async def open_monitoring(
         yield Monitoring(listener.address, health, metrics)
 
 
-class Monitoring:
-    """What is served; made by :func:`open_monitoring`.
+class Monitoring(NamedTuple):
+    """The listener with its parts; made by :func:`open_monitoring`.
 
     Attributes:
-        address: Where, with the port that the system chose.
-        health: How the process is; set ``draining`` before it ends.
-        metrics: What is measured; give it ``server``, ``executor`` and further
-            ``listeners`` once they are there.
+        address: Where it listens, with the port that the system chose.
+        health: The health of the process; set ``draining`` before it ends.
+        metrics: The metrics; set ``server``, ``executor`` and further ``listeners`` once they are
+            open.
     """
 
-    def __init__(self, address: Bind, health: Health, metrics: Metrics) -> None:
-        self.address = address
-        self.health = health
-        self.metrics = metrics
+    address: Bind
+    health: Health
+    metrics: Metrics
 
 
 def _application(health: Health, metrics: Metrics) -> Application:
@@ -122,22 +121,20 @@ def _application(health: Health, metrics: Metrics) -> Application:
             status, body = 200, b"ok\n"
         elif scope["path"] == "/readyz":
             checks = await health.ready()
-            status = 200 if all(check.ok for check in checks if check.is_vital) else 503
+            ready = all(check.ok for check in checks if check.is_vital)
             fit = "ready" if all(check.ok for check in checks) else "degraded"
-            kind = "application/json"
-            told = {check.name: check.reason or "ok" for check in checks}
             report = {
-                "ready": status == 200,
-                "status": fit if status == 200 else "not ready",
-                "checks": told,
+                "ready": ready,
+                "status": fit if ready else "not ready",
+                "checks": {check.name: check.reason or "ok" for check in checks},
             }
+            status, kind = 200 if ready else 503, "application/json"
             body = json.dumps(report).encode() + b"\n"
         elif scope["path"] == "/metrics":
             status, kind, body = 200, _TEXT, await metrics.text()
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        if scope["method"] == "HEAD":
-            body = b""
-        await send({"type": "http.response.body", "body": body})
+        sent = b"" if scope["method"] == "HEAD" else body
+        await send({"type": "http.response.body", "body": sent})
 
     return answer

@@ -192,7 +192,7 @@ class Processor:
         )
         self._starting = trio.Lock()
         self._run: WatchRun | None = None
-        self.families = FamilyReader(store, self._index, self._progress)
+        self.families: FamilyReader = FamilyReader(store, self._index, self._progress)
 
     def statistics(self) -> WatchingStatistics:
         """See :class:`WatchingStatistics`."""
@@ -307,7 +307,7 @@ class Processor:
 
         What is not finished within ``grace`` seconds (by default the settings') is logged
         and given up; the next start finds it, since it is still in etcd, unmarked. When nothing
-        is watched it does nothing; cancelled, it goes on without its caller.
+        is watched it does nothing; cancelled, it continues without its caller.
         """
         if (run := self._run) is not None:
             run.stop(self._parts.settings.grace if grace is None else grace)
@@ -320,14 +320,14 @@ class Processor:
         return [summary.action_id for summary in known if summary is not None]
 
     def _progress(self) -> Reflector | None:
-        """How far the watch is; None where its index lacks what was put off."""
+        """How far the watch is; None while the index lacks states that were put off."""
         run = self._run
         if run is None or not run.is_watching or self._handler.has_put_off:
             return None
         return run.reflector
 
     def _forget_revisions(self) -> None:
-        """The store is another one: what was known of the old one's revisions is not valid."""
+        """The store is another one: revisions of the old one are not valid."""
         self._subscriptions.forget_revisions()
         if self._on_replaced is not None:
             self._on_replaced()

@@ -1,4 +1,4 @@
-"""What a processor that records has besides its watch: outbox, leader and what they need."""
+"""The parts of a processor that records, besides its watch: outbox, leader and their parts."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from etcd_actions.storage.store import Fence, FencedStore, Store
 
 
 class Recording:
-    """What a processor that records has besides its watch.
+    """See the module's text.
 
     Attributes:
-        recorder: Marks.
+        recorder: Writes marks.
         timeouts: The conditions that wait.
-        outbox: Tells the run service.
-        leader: Is elected, or not.
+        outbox: Reports to the run service.
+        leader: Stands for election.
     """
 
     def __init__(

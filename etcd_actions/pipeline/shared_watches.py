@@ -17,7 +17,7 @@ class Scope(NamedTuple):
 
 
 class SharedWatches:
-    """Processors that serve subscriptions, each as long as anybody needs it.
+    """Processors that serve subscriptions, each while a subscription needs it.
 
     Args:
         make: Makes one, which is not started.
@@ -51,6 +51,6 @@ class SharedWatches:
         finally:
             self._users[scope] -= 1
             if not self._users[scope]:
-                # One that comes meanwhile has another one.
+                # A user that comes during this gets a new one.
                 del self._users[scope], self._processors[scope]
                 await processor.stop_watching(0)

@@ -177,7 +177,7 @@ class WatchRun:
         return reflector
 
     async def _start_revision(self) -> int:
-        """Where the first list is made, so that what was deleted since is seen as it ended."""
+        """The revision of the first list: later deletions are seen with the state before."""
         parts = self._parts
         if self.reflector is not None and (revision := self.reflector.revision):
             return revision
@@ -192,7 +192,7 @@ class WatchRun:
         return revision
 
     async def _drain(self) -> None:
-        """Finish what was taken in, within the grace; what is left is logged."""
+        """Handle all received changes within the grace; unfinished work is logged."""
         handler, recording = self._parts.handler, self._parts.recording
         with trio.move_on_after(self._grace) as scope:
             await handler.wait_idle()

@@ -34,7 +34,7 @@ class WatchingSettings:
         grace: How long stopping may take to finish the work in progress.
         reflector: How the prefix is watched.
         queue: Limits of the outbox, and of the keys whose handling failed.
-        clock: What time-outs of conditions are counted on.
+        clock: Counts the timeouts of conditions.
     """
 
     record: bool = True
@@ -59,7 +59,7 @@ class WatchingStatistics:
     Attributes:
         watching: Whether it is started.
         reflector: The watch; None before the first start.
-        handlers: What was handled; what waits there is to be handled again. None before the
+        handlers: Changes that were handled; those that wait are handled again. None before the
             first start.
         outbox: The queue of reports; None while another process leads.
         reported: Number of calls that the run service accepted, by ``record`` and ``status``.

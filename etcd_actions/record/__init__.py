@@ -1,1 +1,1 @@
-"""From an ending to its mark: the leader notifies the run service, then marks."""
+"""From a terminal state to its mark: the leader reports it to the run service, then marks."""

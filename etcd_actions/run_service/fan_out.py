@@ -14,7 +14,7 @@ class BothRunServices(RunService):
     """Reports to one run service, then to another. Neither waits for what the other accepts.
 
     A call fails where one of the two did: what may be accepted later counts before what never
-    will, so that the call is made again. The other one may get the report twice then.
+    will, so that the call is repeated. The other one may get the report twice then.
 
     Args:
         first: Gets each report first.
@@ -61,7 +61,7 @@ class BothRunServices(RunService):
     ) -> MarkCompanions | None:
         """What the first one stores in the transaction of the mark; the second one is reported to.
 
-        None where the first one has no such form.
+        None if the first one has no such form.
         """
         companions = self._first.mark_companions(update, action)
         if companions is None or not self._second.accepts(update.phase, update.is_deleted):

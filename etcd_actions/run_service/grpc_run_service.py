@@ -53,17 +53,17 @@ async def open_run_service(
 ) -> AsyncIterator[GrpcRunService]:
     """Connect to Flyte's ``InternalRunService``. It need not be there yet.
 
-    Leaving the context ends the calls that are under way.
+    Leaving the context ends the calls in flight.
 
     Args:
         target: Where it listens: ``host:port``, ``http://host:port`` or ``https://host:port``.
         tls: Files for TLS, which an ``https`` target uses in any case. They are checked at once,
             and read again for each new connection.
         deadline: Seconds that one call may take.
-        concurrency: How many calls may be under way at once.
+        concurrency: How many calls may be in flight at once.
         streaming: Use a stream for status updates where the server has one.
-        keepalive_time: Seconds of silence after which the connection is asked for life; less
-            than 10 is raised to 10.
+        keepalive_time: Seconds of silence after which the connection is checked; less than 10 is
+            raised to 10.
         keepalive_timeout: Seconds that the answer to that may take.
 
     Raises:
@@ -134,7 +134,7 @@ class GrpcRunService(RunService):
         """Make the action known. Cancelled, it may have been, or may still be.
 
         Raises:
-            RunServiceUnavailable: It may be accepted when told again.
+            RunServiceUnavailable: It may be accepted by a later call.
             RunServiceRejected: It never will.
         """
         what = f"RecordAction of {update.name}"
@@ -149,12 +149,12 @@ class GrpcRunService(RunService):
         _check(response, request, what)
 
     async def update_action_status(self, update: ActionUpdate) -> None:
-        """Tell a state of the action. Cancelled, it may have been told, or may still be.
+        """Report a state of the action. Cancelled, it may have been applied, or may still be.
 
-        It takes no longer than the cancel scopes around it allow: the server is told.
+        It takes no longer than the cancel scopes around it allow; the server gets that deadline.
 
         Raises:
-            RunServiceUnavailable: It may be accepted when told again.
+            RunServiceUnavailable: It may be accepted by a later call.
             RunServiceRejected: It never will.
         """
         what = f"UpdateActionStatus of {update.name}"
@@ -165,17 +165,17 @@ class GrpcRunService(RunService):
     def unsettled_until(self, key: bytes) -> float:
         """Until when a call of unknown outcome about an action may land, in trio's time.
 
-        An ending that is told before that could have a RUNNING land behind it, which revives the
-        action: the run service lets FAILED go back.
+        After a terminal state that is reported before that a RUNNING could still land, which
+        revives the action: the run service lets FAILED go back.
         """
         return self._unsettled.until(key)
 
     async def _update(self, update: ActionUpdate, request: Any) -> None:
         by = trio.current_time() + self._deadline
-        # An ending that lands late says nothing new.
+        # A terminal state that lands late changes nothing.
         settled = update.phase.is_terminal
         try:
-            response = await self._ask(request, by)
+            response = await self._report(request, by)
             settled = True
         except CallFailed as failure:
             settled = settled or failure.unsent
@@ -186,11 +186,11 @@ class GrpcRunService(RunService):
                 self._unsettled.note(update.key, by + _MARGIN, now=trio.current_time())
         _check(response, request, f"UpdateActionStatus of {update.name}", of_status=True)
 
-    async def _ask(self, request: Any, by: float) -> Any:
+    async def _report(self, request: Any, by: float) -> Any:
         stream = self._streams.current() if self._streams is not None else None
         if stream is not None:
             try:
-                return await stream.ask(request, self._timeout("UpdateActionStatus", by))
+                return await stream.call(request, self._timeout("UpdateActionStatus", by))
             except CallFailed as failure:
                 if not (failure.unsent or stream.unsupported):
                     raise
@@ -255,7 +255,7 @@ def _target(server: Endpoint, tls: Tls | None) -> Target:
         return Target(host=server.host, port=server.port)
     if server.encrypted is False:
         raise ConfigError(
-            f"run service http://{server} is not encrypted, but TLS is asked for: "
+            f"run service http://{server} is not encrypted, but TLS is configured: "
             "write https:// or leave the scheme out"
         )
     tls = tls or Tls()
@@ -290,7 +290,7 @@ def _written(what: str, write: Callable[[], Any]) -> Any:
 def _check(response: Any, request: Any, what: str, *, of_status: bool = False) -> None:
     """Raise for an answer that does not accept."""
     if not response.ByteSize():
-        # Flyte's service names the action. Nothing at all may be anybody's answer.
+        # Flyte's service names the action. An empty answer may be that of any server.
         raise status_codes.error(Meaning.TRANSIENT, Code.UNKNOWN, f"{what}: the answer is empty")
     if response.HasField("action_id") and response.action_id.name != request.action_id.name:
         other = response.action_id.name

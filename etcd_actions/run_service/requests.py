@@ -1,6 +1,6 @@
-"""What is told to Flyte's run service, in its own messages.
+"""Reports to Flyte's run service, in its own messages.
 
-An action whose object cannot be read in full is told nevertheless, without what cannot be
+An action whose object cannot be read in full is reported nevertheless, without what cannot be
 read: its record is what its status lands on, and its end must not wait for a bad field.
 """
 
@@ -48,7 +48,7 @@ def answer(method: str) -> Any:
 def record_action(update: ActionUpdate, action: ActionObject | None) -> pb.RecordActionRequest:
     """The request that makes an action known.
 
-    Without the object, of what was deleted unseen, it has the name only, and no ``spec``: one
+    Without the object, of an action deleted unseen, it has the name only, and no ``spec``: one
     that is made up could take the place of the real one, recorded by another process.
     """
     request = pb.RecordActionRequest(
@@ -77,10 +77,10 @@ def record_action(update: ActionUpdate, action: ActionObject | None) -> pb.Recor
 
 
 def update_action_status(update: ActionUpdate) -> pb.UpdateActionStatusRequest:
-    """The request that tells a state of an action."""
+    """The request that reports a state of an action."""
     status = ActionStatus(
         phase=ActionPhase.ValueType(update.phase.value),
-        # Flyte demands one at least; none has begun before the executor says so.
+        # Flyte demands one at least; none has started before the executor reports it.
         attempts=max(1, update.attempts),
         cache_status=CatalogCacheStatus.ValueType(update.cache_status),
     )
@@ -145,12 +145,12 @@ def _set_time(update: ActionUpdate, field: Timestamp, text: str, name: str) -> N
 
 
 def _readable(update: ActionUpdate, read: Callable[[], _T]) -> _T | None:
-    """What ``read`` reads, None where the stored bytes are no such thing."""
+    """What ``read`` reads, None if the stored bytes are no such message."""
     try:
         return read()
     except DecodeError as error:
         _log.error(
-            "told_without_field",
+            "reported_without_field",
             key=update.key.decode(errors="backslashreplace"),
             revision=update.revision,
             reason=error.reason,

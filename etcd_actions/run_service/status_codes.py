@@ -1,7 +1,7 @@
 """What the codes mean that Flyte's run service answers with.
 
 It answers in-band: the call succeeds, and the response has a ``google.rpc.Status``. An update
-that is given up is a run that hangs for ever, so in doubt a code is taken for a passing one:
+that is given up is a run that hangs forever, so in doubt a code is taken for a passing one:
 being told again, after a back-off, harms nobody. ``docs/run-service.md`` has a reason for each.
 """
 
@@ -20,17 +20,17 @@ from etcd_actions.http2 import Code
 
 
 class Meaning(enum.Enum):
-    """What becomes of what was told."""
+    """What becomes of a report."""
 
     ACCEPTED = "accepted"
     TRANSIENT = "transient"
     PERMANENT = "permanent"
     UNKNOWN_ACTION = "unknown action"
-    """Of a status: the record is missing, and is to be told first."""
+    """Of a status: the record is missing, and is to be reported first."""
 
 
 ACCEPTED: Final = frozenset({Code.OK, Code.ALREADY_EXISTS})
-"""ALREADY_EXISTS: it was told before, and the answer was lost."""
+"""ALREADY_EXISTS: an earlier report was applied, and its answer was lost."""
 
 PERMANENT: Final = frozenset({Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.UNIMPLEMENTED})
 """The same bytes would be refused again, however often they are sent to this server."""
@@ -58,7 +58,7 @@ def meaning_of_call(code: int, details: str = "") -> Meaning:
     """What a code means that the call itself ended with.
 
     It may come from a proxy, or from another server than meant: only what says that the
-    message is malformed, or larger than any that the server takes, is for ever.
+    message is malformed, or larger than any that the server takes, is permanent.
     """
     if code in ACCEPTED:
         return Meaning.ACCEPTED
@@ -108,7 +108,7 @@ class CallFailed(Exception):
         method: Which call.
         code: What gRPC says of it.
         details: The same in words, perhaps empty.
-        unsent: Whether the server certainly has not begun with it: it never left this machine,
+        unsent: Whether the server certainly has not started on it: it never left this machine,
             or the server says so. Any other may still be applied.
     """
 
@@ -120,5 +120,5 @@ class CallFailed(Exception):
         self.unsent = unsent
 
     def error(self, meant: Meaning) -> RunServiceError:
-        """What callers are told."""
+        """The error for the caller."""
         return error(meant, self.code, f"{self.method}: {self.details}")

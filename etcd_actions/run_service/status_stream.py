@@ -1,4 +1,4 @@
-"""Streams of status updates: many callers, answers told apart by their nonces.
+"""Streams of status updates: many callers, answers distinguished by their nonces.
 
 The server handles one update after another and answers in order. So a stream costs less than
 a call each, but is no faster than one of the server's threads, and one late answer holds up
@@ -52,11 +52,11 @@ _log = structlog.get_logger(__name__)
 class _Waiter:
     """One request on its way, and its answer."""
 
-    __slots__ = ("asked", "done", "handed", "message", "response", "until")
+    __slots__ = ("done", "handed", "message", "response", "sent_at", "until")
 
-    def __init__(self, message: bytes, asked: float, until: float) -> None:
+    def __init__(self, message: bytes, sent_at: float, until: float) -> None:
         self.message = message
-        self.asked = asked
+        self.sent_at = sent_at
         self.until = until
         self.handed = False
         self.done = trio.Event()
@@ -122,7 +122,7 @@ class StatusStream:
             not self.answered and self.failure is not None and self.failure[0] is Code.UNIMPLEMENTED
         )
 
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether one more may be sent. Before its first answer it is trusted with one only."""
         waiting = len(self._waiting)
         proven = self.answered or self._trusted
@@ -138,11 +138,11 @@ class StatusStream:
         self._trusted, self._pace = old.answered or old._trusted, old._pace
 
     def is_overdue(self, deadline: float) -> bool:
-        """Whether an answer is late, and nobody may be waiting for it any more."""
+        """Whether an answer is late, and no caller may be waiting for it any more."""
         oldest = next(iter(self._waiting.values()), None)
-        return oldest is not None and oldest.asked + deadline < trio.current_time()
+        return oldest is not None and oldest.sent_at + deadline < trio.current_time()
 
-    async def ask(
+    async def call(
         self, request: UpdateActionStatusRequest, deadline: float
     ) -> UpdateActionStatusResponse:
         """Send a request and wait for its answer; one that is late ends the stream.
@@ -175,12 +175,12 @@ class StatusStream:
         self._end_if_answered()
 
     def close(self, code: Code, details: str, *, not_done: bool = False) -> None:
-        """End the stream; who waits is told that it broke. Twice is harmless.
+        """End the stream; callers get an error. Twice is harmless.
 
         Args:
             code: How it ends.
             details: Why.
-            not_done: Whether the server certainly has not begun with any of it.
+            not_done: Whether the server certainly has not started on any of it.
         """
         if self.failure is not None:
             return
@@ -211,7 +211,7 @@ class StatusStream:
         except trio.EndOfChannel:
             code, details = Code.UNAVAILABLE, "the server ended the stream"
         except BaseException as error:
-            # An answer may be anything, and must not end all that runs beside it.
+            # An answer may be anything, and must not end all other calls.
             passing, contained = split(error)
             if contained is not None:
                 code, details = Code.INTERNAL, f"an answer cannot be read: {describe(contained)}"
@@ -221,7 +221,7 @@ class StatusStream:
             self.close(code, details, not_done=not_done)
 
     async def _hand_over(self) -> None:
-        # trio's clock stands still while the machine is suspended; the lease goes on.
+        # trio's clock stands still while the machine is suspended; the lease does not.
         left = min(self.expires - trio.current_time(), self._expires_by_boot_time - boot_time())
         async with self._channel.stream(_PATH, within=left) as exchange:
             self._exchange = exchange
@@ -273,17 +273,17 @@ class StatusStream:
         """Hand an answer to who waits for it, if it is one."""
         waiter = self._waiting.pop(answer.nonce, None)
         if waiter is not None:
-            self._keep_pace(waiter.asked)
+            self._limit_rate(waiter.sent_at)
         # An answer without a response accepts nothing: it is as good as none.
         if waiter is not None and answer.HasField("response"):
             waiter.response = answer.response
             waiter.done.set()
         self._end_if_answered()
 
-    def _keep_pace(self, asked: float) -> None:
+    def _limit_rate(self, sent_at: float) -> None:
         """Reckon how long the server takes for one, once it has answered the one before."""
         now = trio.current_time()
-        taken = now - max(asked, self._last_answer)
+        taken = now - max(sent_at, self._last_answer)
         self._pace = taken if not self.answered else self._pace + _WEIGHT * (taken - self._pace)
         self._last_answer = now
         self.answered = True
@@ -292,8 +292,8 @@ class StatusStream:
 class StatusStreams:
     """The stream of the moment, where one is to be used.
 
-    A stream that broke is opened anew after a back-off, which only an answer makes short
-    again; a server that does not know the method is not asked for one any more.
+    A stream that broke is opened again after a back-off, which only an answer makes short
+    again; a server that does not know the method gets no further stream.
 
     Args:
         channel: The connection.
@@ -306,14 +306,14 @@ class StatusStreams:
         self._nursery = nursery
         self._deadline = deadline
         self._stream: StatusStream | None = None
-        self._ending: set[StatusStream] = set()
+        self._closing: set[StatusStream] = set()
         self._supported = True
         self._closed = False
         self._failures = 0
         self._reopen_at = float("-inf")
 
     def current(self) -> StatusStream | None:
-        """A stream that takes one more update; None where a call is to be made instead."""
+        """A stream that takes one more update; None if a call is to be made instead."""
         if not self._supported or self._closed:
             return None
         if self._stream is not None and self._stream.is_overdue(self._deadline):
@@ -326,7 +326,7 @@ class StatusStreams:
             if old.unproven:
                 return None
             self._stream = None
-            self._ending.add(old)
+            self._closing.add(old)
             old.retire()
         if self._stream is None:
             if trio.current_time() < self._reopen_at:
@@ -334,7 +334,7 @@ class StatusStreams:
             self._stream = StatusStream(self._channel, self._nursery, life=left, on_end=self._ended)
             if old is not None:
                 self._stream.trust(old)
-        return self._stream if self._stream.has_room() else None
+        return self._stream if self._stream.has_capacity() else None
 
     def _fits(self, stream: StatusStream, left: float) -> bool:
         """Whether a stream lives long enough for one more update, and no longer than allowed."""
@@ -346,14 +346,14 @@ class StatusStreams:
     def close(self) -> None:
         """End all streams, and open none any more."""
         self._closed = True
-        for stream in [self._stream, *self._ending]:
+        for stream in [self._stream, *self._closing]:
             if stream is not None:
                 stream.close(Code.CANCELLED, "closed")
 
     def _ended(self, stream: StatusStream) -> None:
         if self._stream is stream:
             self._stream = None
-        self._ending.discard(stream)
+        self._closing.discard(stream)
         if self._closed:
             return
         if stream.unsupported:

@@ -14,7 +14,7 @@ _PORTS = {"http": 80, "https": 443}
 def parse_target(text: str) -> Endpoint:
     """Read ``host:port``, ``http://host:port`` or ``https://host:port``.
 
-    With a scheme the port may be left out.
+    With a scheme the port may be omitted.
 
     Raises:
         ConfigError: It is of another form.

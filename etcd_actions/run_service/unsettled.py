@@ -6,7 +6,7 @@ from __future__ import annotations
 class Unsettled:
     """By key, the time until which a state that was given up on may still be applied.
 
-    A few bytes for each such call, which go when its time is over.
+    A few bytes for each such call, which are deleted when its time has passed.
     """
 
     def __init__(self) -> None:
@@ -16,15 +16,15 @@ class Unsettled:
         return len(self._until)
 
     def note(self, key: bytes, until: float, *, now: float) -> None:
-        """A call about ``key`` ended, and it is not known how; forget those that are over."""
+        """A call about ``key`` ended with unknown outcome; forget those whose time has passed."""
         self._until.pop(key, None)
         self._until[key] = until
-        # The order is that of the failures: the first are over first, or nearly so.
+        # In the order of the failures, so nearly in that of the times.
         while self._until[first := next(iter(self._until))] <= now:
             del self._until[first]
             if not self._until:
                 return
 
     def until(self, key: bytes) -> float:
-        """When it is over for a key, in trio's time; the beginning of time if it is."""
+        """Until when a call about a key may land, on trio's clock; in the past for none."""
         return self._until.get(key, float("-inf"))

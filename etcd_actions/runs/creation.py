@@ -199,7 +199,7 @@ class RunCreator:
         )
         with _fields_of_the_request(request):
             try:
-                enqueued = await self._client.enqueue(action, run_spec, beside=beside)
+                enqueued = await self._client.enqueue(action, run_spec, companions=beside)
             except (AlreadyExists, NameTaken):
                 # Who was faster may have asked for the same.
                 before = await self._before(run, digest) if digest else None

@@ -1,7 +1,7 @@
 """A run service of our own: it keeps runs' records and actions' histories in etcd.
 
 A root's state goes into its run's record whenever it changes; the history of an action is written
-when an attempt follows another one, and when it is over. Until then its object says all of that.
+when an attempt follows another one, and when it ends. Until then its object has all of that.
 
 What is stored says which state of which incarnation it is about, and is replaced by
 compare-and-swap, by a newer one only. So a call may be repeated, cancelled, and come late, from a
@@ -86,7 +86,7 @@ async def open_own_run_service(
         etcd: The connection; it must live longer.
         keys: Whose `runs` and `histories` are written; the namespace is each action's own.
         containment: Where unexpected failures are counted.
-        clock: The time, for what is deleted before it is over.
+        clock: The time, for what is deleted before it ends.
     """
     async with open_group_commit(etcd, containment) as commit:
         yield OwnRunService(Store(etcd, commit.txn, commit.get), keys, clock=clock)
@@ -95,10 +95,10 @@ async def open_own_run_service(
 async def history_of_action(
     store: Store, keys: Keyspace, action_id: ActionId
 ) -> ActionHistory | None:
-    """The history of an action; None where none is kept, or it cannot be read.
+    """The history of an action; None if there is none that can be read.
 
     Raises:
-        EtcdError: etcd cannot be asked.
+        EtcdError: etcd could not be read.
     """
     try:
         seen = await store.get(keys.history(action_id))
@@ -121,7 +121,7 @@ class OwnRunService(RunService):
         self._store = store
         self._keys = keys
         self._clock = clock
-        # What was there last, as a guess that spares a read.
+        # The keys as they were last read or written: a guess that saves a read.
         self._seen: OrderedDict[bytes, KeyValue] = OrderedDict()
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
@@ -153,7 +153,7 @@ class OwnRunService(RunService):
 
         Args:
             update: The state.
-            action: The object that it is a state of; None where that is deleted.
+            action: The object that it is a state of; None if that is deleted.
 
         Raises:
             RunServiceUnavailable: etcd did not do it now.
@@ -185,7 +185,7 @@ class OwnRunService(RunService):
     def _with_status(
         self, update: ActionUpdate, action: ActionObject | None, seen: KeyValue | None
     ) -> bytes | None:
-        """The record of a run with a state of its root; None where it has a newer one."""
+        """The record of a run with a state of its root; None if it has a newer one."""
         record = _record(seen)
         before = None if record is None else record.status
         if seen is not None and before is not None:
@@ -251,7 +251,7 @@ class OwnRunService(RunService):
 def _with_attempts(
     update: ActionUpdate, action: ActionObject | None, seen: KeyValue | None
 ) -> bytes | None:
-    """The history of an action with a state of it; None where it has all of that."""
+    """The history of an action with a state of it; None if it has all of that."""
     before = _history(seen)
     if seen is not None and before is not None:
         last = before.attempts[-1] if before.attempts else Attempt(number=1)

@@ -70,7 +70,9 @@ class Methods:
 
     def add(self, service: Service) -> None:
         """Add each method that a service implements."""
-        functions = {name.replace("_", ""): name for name in dir(service)}
+        functions = {
+            name.replace("_", ""): name for name in dir(service) if not name.startswith("_")
+        }
         for method in service.descriptor.methods:
             if (name := functions.get(method.name.lower())) is not None:
                 self.add_method(method_info(method), getattr(service, name))

@@ -8,6 +8,8 @@ and its tests take ``etcd`` (an :class:`EtcdServer` that all tests share), ``etc
 (keys of the test's own on it) and ``etcd_factory`` (an :class:`OwnEtcd` of the test's own,
 to stop, kill, suspend, wipe and restore). ``--etcd`` says which etcd that is.
 
+Tests without a network and without waiting use a :class:`MemoryStore`, which needs no fixture.
+
 The plugin is loaded on demand only. An entry point would load it into every test run of
 whoever has this package installed, with a fixture and an option of quite common names.
 
@@ -20,20 +22,38 @@ from __future__ import annotations
 from etcd_actions.testing.container import DEFAULT_IMAGE, EtcdContainer
 from etcd_actions.testing.etcd_process import EtcdBinary, EtcdProcess
 from etcd_actions.testing.etcd_server import EtcdFactory, EtcdServer, OwnEtcd, free_port
+from etcd_actions.testing.memory import (
+    Call,
+    Faults,
+    Held,
+    MemoryClient,
+    MemoryStore,
+    Order,
+    any_call,
+    any_write,
+)
 from etcd_actions.testing.proxy import Direction, Proxy, flipping, open_proxy, saying_goaway
 
 pytest_plugins = ("etcd_actions.testing.plugin",)
 
 __all__ = [
     "DEFAULT_IMAGE",
+    "Call",
     "Direction",
     "EtcdBinary",
     "EtcdContainer",
     "EtcdFactory",
     "EtcdProcess",
     "EtcdServer",
+    "Faults",
+    "Held",
+    "MemoryClient",
+    "MemoryStore",
+    "Order",
     "OwnEtcd",
     "Proxy",
+    "any_call",
+    "any_write",
     "flipping",
     "free_port",
     "open_proxy",

@@ -2,6 +2,6 @@
 
 from etcd_actions.blobs.files import Incomplete
 from etcd_actions.uploads.references import Marker
-from etcd_actions.uploads.upload_collector import Swept, UploadCollector
+from etcd_actions.uploads.upload_collector import SweepResult, UploadCollector
 
-__all__ = ["Incomplete", "Marker", "Swept", "UploadCollector"]
+__all__ = ["Incomplete", "Marker", "SweepResult", "UploadCollector"]

@@ -1,8 +1,8 @@
 """Collects uploads, inputs and definitions of images that nothing has needed for a time.
 
 It marks what everything that is recorded refers to, and sweeps what is old and was unmarked twice.
-What is swept is moved into a trash of the store first. Then all is marked once more: what somebody
-began to use meanwhile, or uploaded again, gets its place back. The rest is deleted by a later
+What is swept is moved into a trash of the store first. Then all is marked once more: what came
+into use in between, or was uploaded again, is restored. The rest is deleted by a later
 sweep, whose mark has to be without it, too.
 
 Where etcd is away, a record cannot be read, or a file is out of reach, nothing is moved or deleted.
@@ -41,7 +41,7 @@ from etcd_actions.uploads.references import Marker
 LEAST_AGE: Final = timedelta(hours=48)
 """The SDK remembers for a day where a bundle is, and uses it without a new upload."""
 IN_TRASH: Final = timedelta(hours=1)
-"""For so long what was swept can be brought back."""
+"""How long swept files can be restored."""
 _MOST: Final = 1000
 """Files that one sweep moves."""
 _EVERY: Final = 6 * 3600.0
@@ -52,8 +52,8 @@ _LEADS_EVERY: Final = 1.0
 _log = structlog.get_logger(__name__)
 
 
-class Swept(msgspec.Struct, frozen=True):
-    """What was done.
+class SweepResult(msgspec.Struct, frozen=True):
+    """The result of a sweep.
 
     Attributes:
         uploads: Number of uploads that were deleted, those of inputs included.
@@ -69,8 +69,8 @@ class Swept(msgspec.Struct, frozen=True):
     moved: int = 0
     restored: int = 0
 
-    def __add__(self, other: Swept) -> Swept:
-        return Swept(
+    def __add__(self, other: SweepResult) -> SweepResult:
+        return SweepResult(
             self.uploads + other.uploads,
             self.bytes + other.bytes,
             self.images + other.images,
@@ -92,7 +92,7 @@ class _Look(NamedTuple):
     Attributes:
         old: The units that are old enough to go.
         young: The keys of inputs that are not.
-        trash: What was swept: when, its key before, and where it is.
+        trash: The swept files: when, the key before, and where each is.
         images: The definitions that are old enough to go.
     """
 
@@ -113,11 +113,11 @@ class UploadCollector:
         images: The definitions of images.
         keep: How old what goes is at least.
         dry_run: Whether to move and delete nothing, and say what would be.
-        local: Reads files of runs outside the store; None where they are another machine's.
+        local: Reads files of runs outside the store; None if they are on another machine.
         clock: The time.
 
     Attributes:
-        collected: What was done so far.
+        collected: The sum of all sweeps so far.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class UploadCollector:
         local: LocalFiles | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        self.collected = Swept()
+        self.collected = SweepResult()
         self._store = store
         self._keys = keys
         self._blobs = blobs
@@ -151,7 +151,7 @@ class UploadCollector:
         wait = _FIRST
         while True:
             await trio.sleep(wait)
-            while not leads():  # noqa: ASYNC110 - an election is told to those alone who record
+            while not leads():  # noqa: ASYNC110 - only recording processes are notified of an election
                 await trio.sleep(_LEADS_EVERY)
             try:
                 swept = await self.sweep()
@@ -159,7 +159,7 @@ class UploadCollector:
                 _log.warning("uploads_not_collected", reason=str(error))
                 wait = _EVERY
                 continue
-            if swept != Swept():
+            if swept != SweepResult():
                 _log.info(
                     "uploads_collected",
                     uploads=swept.uploads,
@@ -170,20 +170,20 @@ class UploadCollector:
                     unused=len(self._unmarked),
                     dry_run=self._dry_run,
                 )
-            # What was unmarked once is looked at again soon, and so is the trash.
+            # Units that were unmarked once are checked again soon, and so is the trash.
             is_waiting = bool(self._unmarked or swept.moved) and not self._dry_run
             wait = _SOON if is_waiting else _EVERY
 
-    async def sweep(self) -> Swept:
+    async def sweep(self) -> SweepResult:
         """Mark and sweep once. Cancelled, it did a part of it.
 
         Raises:
             EtcdError: etcd did not answer; nothing was moved or deleted since.
             BlobError: The same of the store.
             DecodeError: The deployment has no usable name.
-            Incomplete: What is needed cannot be told.
+            Incomplete: It is not known which files are needed.
         """
-        swept = Swept()
+        swept = SweepResult()
         deployment = await self._deployment.name()
         marker = self._marker = self._marker or self._make_marker(deployment)
         look = await self._look(deployment)
@@ -204,7 +204,7 @@ class UploadCollector:
             due = [u for u, newest in unmarked.items() if self._unmarked.get(u) == newest]
             # What restored inputs name was not marked.
             moved = [] if swept.restored else await self._move(look, due, deployment)
-            swept += Swept(moved=len(moved))
+            swept += SweepResult(moved=len(moved))
             if moved and not self._dry_run:
                 swept += await self._look_again(moved, look.old, marker, deployment)
         finally:
@@ -225,7 +225,7 @@ class UploadCollector:
         young: list[str] = []
         for unit, files in found.items():
             newest = max(each.modified for each in files)
-            # A store that tells no time tells no age.
+            # A store without times has no ages.
             if 0 < newest < before.timestamp():
                 old[unit] = _Unit(newest, tuple(files))
             elif unit.startswith("inputs/"):
@@ -252,7 +252,7 @@ class UploadCollector:
             if (unit := unit_of(key, deployment)) is not None:
                 yield unit
 
-    async def _empty(self, look: _Look, marked: References, deployment: str) -> Swept:
+    async def _empty(self, look: _Look, marked: References, deployment: str) -> SweepResult:
         """Restore what is in the trash and needed; else delete what is there for a time."""
         restored, unneeded = 0, []
         before = (self._clock() - IN_TRASH).timestamp()
@@ -266,11 +266,11 @@ class UploadCollector:
                 unneeded.append(info)
         if restored:
             # What restored inputs name was not marked.
-            return Swept(restored=restored)
-        swept = Swept()
+            return SweepResult(restored=restored)
+        swept = SweepResult()
         for info in unneeded:
             if await self._blobs.delete(info.key):
-                swept += Swept(uploads=1, bytes=info.size)
+                swept += SweepResult(uploads=1, bytes=info.size)
         return swept
 
     async def _restore(self, trashed: str, key: str) -> bool:
@@ -281,12 +281,12 @@ class UploadCollector:
             await self._blobs.delete(trashed)
         return False
 
-    async def _remove_images(self, images: Iterable[UnusedImage]) -> Swept:
-        swept = Swept()
+    async def _remove_images(self, images: Iterable[UnusedImage]) -> SweepResult:
+        swept = SweepResult()
         for each in images:
             if self._dry_run or self._unmarked.get(each.digest) != each.mod_revision:
                 continue
-            swept += Swept(images=int(await self._images.remove(each)))
+            swept += SweepResult(images=int(await self._images.remove(each)))
         return swept
 
     async def _move(
@@ -305,7 +305,7 @@ class UploadCollector:
                         info.key, to, unless_after=info.modified
                     )
                 except InvalidArgument:
-                    # Somebody else put it there: no upload has such a key.
+                    # Another program put it there: no upload has such a key.
                     continue
                 if is_moved:
                     moved.append((info.key, to))
@@ -317,9 +317,9 @@ class UploadCollector:
         old: Collection[str],
         marker: Marker,
         deployment: str,
-    ) -> Swept:
-        """Restore what somebody began to use while it was marked and moved; all, where unknown."""
-        swept, left = Swept(), moved
+    ) -> SweepResult:
+        """Restore what came into use while it was marked and moved; all, where that is unknown."""
+        swept, left = SweepResult(), moved
         while left:
             units = {unit_of(key, deployment) or "" for key, _ in left}
             try:
@@ -335,7 +335,7 @@ class UploadCollector:
                 raise
             needed = [each for each in left if marked.keeps(unit_of(each[0], deployment) or "")]
             for key, to in needed:
-                swept += Swept(restored=int(await self._restore(to, key)))
+                swept += SweepResult(restored=int(await self._restore(to, key)))
             # What restored inputs name was not marked.
             left = [each for each in left if each not in needed] if needed else []
         return swept

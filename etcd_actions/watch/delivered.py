@@ -34,32 +34,32 @@ class DeliveredRevisions(Protocol):
         ...
 
     def redeliver_all(self) -> None:
-        """What was delivered so far counts for nothing but deletions."""
+        """Count the delivered states for deletions only: they are delivered again."""
         ...
 
 
 class Sink(Protocol):
-    """Who consumes the changes."""
+    """Receives the changes."""
 
     def dispatch(self, changes: Sequence[Change], /) -> None:
-        """Take changes, in order. Must not fail."""
+        """Accept changes, in order. Must not fail."""
         ...
 
     async def wait_list_capacity(self) -> None:
-        """Return when there is room for another page of a list."""
+        """Return when there is capacity for another page of a list."""
         ...
 
     async def wait_stream_capacity(self) -> None:
-        """Return at once, unless at a hard limit: then when there is room again."""
+        """Return at once; at a hard limit, when there is capacity again."""
         ...
 
 
 class NotingSink:
-    """Keeps the revisions of what a sink has taken.
+    """Notes the revisions of the changes that a sink accepted.
 
     Args:
-        sink: Takes the changes.
-        earlier: Keys that were delivered in an earlier life: they are delivered again.
+        sink: Receives the changes.
+        earlier: Keys that an earlier reflector delivered: they are delivered again.
     """
 
     def __init__(self, sink: Sink, earlier: Mapping[bytes, int] | None = None) -> None:
@@ -85,10 +85,10 @@ class NotingSink:
         self._revisions = {key: -abs(revision) for key, revision in self._revisions.items()}
 
     def dispatch(self, changes: Sequence[Change], /) -> None:
-        """Hand changes to the sink, and note those that it has surely taken.
+        """Deliver changes to the sink, and note those that it certainly accepted.
 
-        Of the one at which it failed it is not known: it is delivered again, and has an end if
-        it is gone by then. Those behind it are as they were, so a list finds them.
+        The one at which it failed is delivered again, or its deletion. Those behind it are not
+        noted, so a list finds them.
         """
         batch = _Batch(changes)
         try:
@@ -122,7 +122,7 @@ class NotingSink:
 
 
 class _Batch(list[Change]):
-    """Changes for a sink; it is noted how far the sink has come in looking at them."""
+    """Changes for a sink; counts how many the sink has read."""
 
     __slots__ = ("_taking",)
 
@@ -138,5 +138,5 @@ class _Batch(list[Change]):
 
     @property
     def taken(self) -> int:
-        """How many the sink has looked at; with the last of them it may have failed."""
+        """How many the sink has read; with the last of them it may have failed."""
         return 0 if self._taking is None else len(self) - length_hint(self._taking)

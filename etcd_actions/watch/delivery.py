@@ -1,4 +1,4 @@
-"""Hands changes to a sink, in turns; and lists what differs from what was delivered."""
+"""Delivers changes to a sink, in turns; lists, and delivers the difference."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from etcd_actions.watch.store_identity import StoreIdentity
 from etcd_actions.watch.watched_range import WatchedRange
 
 _TURN = 128
-"""Changes that the sink takes before others have their turn."""
+"""Changes that are delivered before other tasks run."""
 _ADDED, _MODIFIED = ChangeKind.ADDED, ChangeKind.MODIFIED
 
 Merge = Callable[[Sequence[Change]], Sequence[Change]]
-"""Gives what a sink needs of a batch."""
+"""Returns the changes of a batch that a sink needs."""
 
 
 class Delivery:
-    """What a reflector gives its sink.
+    """Delivers the changes of a reflector.
 
     Args:
         sink: Takes the changes.
@@ -33,8 +33,8 @@ class Delivery:
 
     Attributes:
         events: Number of changes that were delivered.
-        turn: How many of them since others had their turn.
-        heard: When etcd was heard last, on trio's clock.
+        turn: The number of them since other tasks ran.
+        last_received: When etcd last sent something, on trio's clock.
     """
 
     def __init__(self, sink: Sink, merge: Merge | None, identity: StoreIdentity) -> None:
@@ -45,12 +45,12 @@ class Delivery:
         self.wait_stream_capacity = sink.wait_stream_capacity
         self.events = 0
         self.turn = 0
-        self.heard = -math.inf
+        self.last_received = -math.inf
 
     async def deliver(self, changes: Sequence[Change]) -> None:
-        """Have the sink take changes; others have their turn in between.
+        """Deliver changes; other tasks run in between.
 
-        It is never left half-way but by a failure: where it is, is what counts as delivered.
+        Only a failure interrupts it: the changes that the sink noted count as delivered.
         """
         self.events += len(changes)
         self._identity.remember(changes)
@@ -66,12 +66,12 @@ class Delivery:
 
 
 class Lister:
-    """Lists ranges, and delivers what differs from what was delivered before.
+    """Lists ranges, and delivers the difference to the delivered states.
 
     Args:
         etcd: The connection.
-        known: What was delivered.
-        delivery: Takes what differs.
+        known: The delivered revisions.
+        delivery: Delivers the difference.
     """
 
     def __init__(self, etcd: Etcd, known: DeliveredRevisions, delivery: Delivery) -> None:
@@ -80,11 +80,11 @@ class Lister:
         self._delivery = delivery
 
     async def list(self, range_: WatchedRange, revision: int, *, replaced: bool = False) -> int:
-        """List a range and deliver what differs from what was delivered before.
+        """List a range and deliver the difference to the delivered states.
 
         Args:
             range_: It is watched from the list's revision afterwards.
-            revision: Where to list, not below anything delivered; 0 for the newest.
+            revision: The revision of the list, not below a delivered one; 0 for the newest.
             replaced: The store is another one: equal revisions prove nothing, so every
                 state is delivered.
         """
@@ -93,7 +93,7 @@ class Lister:
         async with open_pages(self._etcd, keys, revision=revision) as pages:
             async for page in pages:
                 await self._delivery.wait_list_capacity()
-                self._delivery.heard = trio.current_time()
+                self._delivery.last_received = trio.current_time()
                 revision = range_.listed_at = page.revision
                 listed += len(page.kvs)
                 range_.keys = max(range_.keys, listed)
@@ -125,7 +125,7 @@ class Lister:
         return revision
 
     async def agrees(self, range_: WatchedRange, revision: int) -> bool:
-        """Whether what was delivered of a range can have led to its state at a revision."""
+        """Whether the delivered states of a range can have led to its state at a revision."""
         done = (
             range_.delivering_revision
             if range_.delivering_revision is not None
@@ -137,7 +137,7 @@ class Lister:
             async for page in pages:
                 for kv in page.kvs:
                     seen = self._known.revision_of(kv.key)
-                    # It is not sure which of these were delivered.
+                    # A negative one may be undelivered.
                     if seen >= 0 and not (kv.mod_revision == seen or kv.mod_revision > done):
                         return False
         return True

@@ -1,9 +1,9 @@
-"""Reads whether idle ranges are as they are known, where etcd cannot be asked for progress.
+"""Reads whether idle ranges are unchanged, if etcd's progress notifications are not reliable.
 
-Such a range, if it has few keys, is read every ``dead_after`` seconds: what twice in a row was
-found to be just as it is known, with no change in between, counts as delivered up to the first of
-the two reads. So a key that was made and deleted in between could be passed over, by a stream that
-lags by more than that time; it is delivered late, but a start from here would not see it.
+Such a range, if it has few keys, is read every ``dead_after`` seconds. If two reads in a row
+agree with the index, without a change in between, the range counts as delivered up to the first
+of them. So a key that was created and deleted before that, and that a stream delivers later than
+that time, is delivered late, but a start from this revision would omit it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _log = structlog.get_logger(__name__)
 
 
 class IdleCheck:
-    """Moves on the revision of ranges in which nothing happens.
+    """Advances the revision of idle ranges.
 
     Args:
         etcd: The connection.
-        known: What was delivered.
-        identity: Says whether etcd can be asked for progress.
+        known: The delivered revisions.
+        identity: Has whether progress notifications are reliable.
         dead_after: Seconds between two reads of a range.
     """
 
@@ -46,7 +46,7 @@ class IdleCheck:
         self._next = -math.inf
 
     async def run(self, ranges: Callable[[], Sequence[WatchedRange]]) -> None:
-        """Move on the revision of idle ranges, where etcd cannot be asked for progress.
+        """Advance the revision of idle ranges, until cancelled.
 
         The pause counts from one stream to the next: streams of the gateway do not last as long.
         """
@@ -68,7 +68,7 @@ class IdleCheck:
                     _log.debug("idle_range_unread", error=str(error))
 
     async def _compare(self, range_: WatchedRange) -> None:
-        """Read whether a range is as it is known; see :attr:`Reflector.revision`."""
+        """Read whether a range is unchanged; see :attr:`Reflector.revision`."""
         done = range_.resume.done
         keys, limit = range_.resume.keys, range_.keys + 1
         found = await self._etcd.range(keys, limit=limit, keys_only=True)

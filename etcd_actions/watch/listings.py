@@ -121,7 +121,7 @@ class Listings:
         self._log_relist(identity.suspicion)
         self._ranges.restart()
         if identity.suspicion != "failed":
-            identity.forget_witnesses()
+            identity.forget_references()
         if replaced:
             self._report_replaced()
         for range_ in self._ranges.all:
@@ -151,7 +151,7 @@ class Listings:
                         return False
                 self._log_relist(reason, revision)
                 if verify:
-                    self._identity.forget_witnesses()
+                    self._identity.forget_references()
                 for range_ in ranges.all:
                     await self._lister.list(range_, revision)
             except* Compacted:

@@ -102,7 +102,7 @@ class RangeStream:
             ranges = await self._deliver(responses, nursery)
             if progress:
                 progress.unpark_all()
-            delivery.heard = trio.current_time()
+            delivery.last_received = trio.current_time()
             if catch_up_to and ranges and catch_up_to <= min(each.resume.done for each in ranges):
                 return
 
@@ -180,7 +180,7 @@ class RangeStream:
         while True:
             await trio.sleep(dead_after / 6)
             self.request_progress()
-            silence = trio.current_time() - delivery.heard
+            silence = trio.current_time() - delivery.last_received
             if silence < dead_after / 2:
                 continue
             # Less than nothing is left when this process itself was stopped for a while.
@@ -188,4 +188,4 @@ class RangeStream:
                 await self._etcd.range(first_key, keys_only=True)
             if scope.cancelled_caught:
                 raise Unavailable(f"watch: nothing received for {dead_after:g} s")
-            delivery.heard = trio.current_time()
+            delivery.last_received = trio.current_time()

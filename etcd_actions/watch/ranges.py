@@ -17,26 +17,28 @@ _ENOUGH_KEYS = 256
 _ALPHABET = b"0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-class Keys(Sized, Iterable[bytes], Protocol):
-    """DeliveredRevisions keys, in any order."""
+class KeyCollection(Sized, Iterable[bytes], Protocol):
+    """Known keys, in any order."""
 
 
-def split(whole: KeyRange, count: int, known: Keys, *, likely_prefix: bytes) -> list[KeyRange]:
-    """Cut ``whole`` into at most ``count`` adjacent ranges, which cover it.
+def split(
+    keys: KeyRange, count: int, known: KeyCollection, *, likely_prefix: bytes
+) -> list[KeyRange]:
+    """Divide ``keys`` into at most ``count`` adjacent ranges.
 
     Args:
-        whole: The range to cut.
-        count: How many ranges to aim at.
+        keys: The range to divide.
+        count: The number of ranges to aim at.
         known: The keys that exist; enough of them decide the boundaries by their quantiles.
-        likely_prefix: What most names begin with, for when there are few: the next
-            character is taken to be a random letter or digit.
+        likely_prefix: The start of most names, for when there are few: the next
+            character is probably a random letter or digit.
     """
     if len(known) >= _ENOUGH_KEYS:
         sample = sorted(islice(known, 0, None, max(1, len(known) // _SAMPLE)))
         cuts = [sample[len(sample) * i // count] for i in range(1, count)]
     else:
-        letters = [_ALPHABET[len(_ALPHABET) * i // count] for i in range(1, count)]
-        cuts = [likely_prefix + bytes((letter,)) for letter in letters]
-    inner = sorted({cut for cut in cuts if whole.start < cut < whole.end})
-    starts = [whole.start, *inner]
-    return [KeyRange(start, end) for start, end in zip(starts, [*inner, whole.end], strict=True)]
+        characters = [_ALPHABET[len(_ALPHABET) * i // count] for i in range(1, count)]
+        cuts = [likely_prefix + bytes((character,)) for character in characters]
+    inner = sorted({cut for cut in cuts if keys.start < cut < keys.end})
+    starts = [keys.start, *inner]
+    return [KeyRange(start, end) for start, end in zip(starts, [*inner, keys.end], strict=True)]

@@ -1,50 +1,42 @@
-"""The reflector: keeps a consumer up to date with every key under a prefix.
+"""The reflector: delivers every change of a prefix to one sink.
 
-What it promises, and what not
-------------------------------
+It lists the prefix at one revision, then watches from there. For each key its sink receives a
+subsequence of the states that the key had in etcd, in their order. Once etcd is reachable and the
+key does not change, the last delivered state is the key's true one.
 
-The reflector lists the prefix at one revision and then watches from there. To its sink it
-gives, for every key, a sequence of changes that is a subsequence of the states the key had
-in etcd, in the same order, and that, once etcd can be reached and the key is left alone,
-ends in the key's true last state.
+Only states that etcd no longer has are omitted: those before the first list, and those that a
+compaction removed during an interruption. Then a list delivers the present state (``listed``). A
+key that is missing in that list gets a *synthesised* delete, so no delivered key ends without
+one. A key that was deleted and recreated gets the delete first, then its new state. Disconnects,
+changes of etcd's leader and restarts of etcd omit nothing within its history, and deliver nothing
+twice.
 
-States are left out only where etcd no longer has them: those before the first list, and
-those lost to a compaction while the reflector was cut off. Then the present state is read
-from a list and delivered instead (``listed``). A key that vanished meanwhile gets a
-*synthesised* delete, so no key that was ever delivered ends without one. A key that was
-deleted and made again meanwhile gets the delete first, then its new state. Through
-disconnects, leader changes and restarts of etcd within its history nothing is left out,
-and nothing is delivered twice.
+Changes of different keys have no promised order, since several key ranges are watched side by
+side. For the same reason the changes of one transaction can arrive in parts.
 
-Changes of different keys have no promised order, since the prefix is watched as several key
-ranges side by side. What one transaction changed can arrive in parts for the same reason.
+The first list can be made at a saved :attr:`Reflector.revision`, while etcd's history reaches
+back to it: then every change since is delivered, deletes too.
 
-Whoever kept :attr:`Reflector.revision` can have the first list made there, while etcd's
-history reaches back to it: then every change since is delivered, deletes too, as if the
-reflector had never been away.
+The task that reads the stream calls the sink, a plain function, and lets other tasks run between
+some hundred changes. A sink with a queue may have the reader wait for capacity: before each page
+of a list, and before the next message of the stream. A reader that waits for long falls behind a
+compaction, and gets synthesised deletes instead of real ones.
 
-The sink is called from the task that reads the stream: it is a plain function, so the
-reader never waits for it, and others have their turn between some hundred changes. A sink that
-queues what it takes may have the reader wait for room, before each page of a list, which costs
-nothing, and before it reads on from the stream, which costs history: a reader that stalls for
-long falls behind a compaction and gets synthesised deletes instead of real ones.
+The reflector shares the index of delivered revisions with its sink
+(:mod:`etcd_actions.watch.delivered`): a list is compared with it.
 
-What was delivered of each key is in one index that the reflector shares with its sink
-(:mod:`etcd_actions.watch.delivered`): a list is compared with that.
+When nothing was received for half of ``dead_after`` a linearizable read checks whether the
+cluster answers. If it does not within the rest, the stream is closed and another one opened. A
+stream whose member lost its leader is closed, too.
 
-Silence is not trusted: when nothing was heard for half of ``dead_after``, a linearizable
-read asks whether the cluster still answers; if it does not within the rest, the stream is
-given up and opened again. So is a stream whose member lost its leader.
+At every reconnect the store is verified (:mod:`etcd_actions.watch.store_identity`). If it is
+another one all ranges are listed again, every present state is delivered, new or not, and
+revisions may be lower: only then the ``mod_revision`` of a key decreases.
 
-At every reconnect the store is verified (:mod:`etcd_actions.watch.store_identity`). Where it is
-another one than before the whole prefix is listed again, every present state is delivered, new or
-not, and revisions may be lower: the one case in which the ``mod_revision`` of a key goes back.
-
-What is raised unexpectedly, by a response that cannot be used or by the sink, ends the stream
-and not the reflector. Then the state is read from a list (reason ``failed``), compared with what
-was surely delivered, and the rest is delivered, maybe for the second time. Until a stream has
-lived for a while after that, the reflector is parked in its
-:class:`~etcd_actions._internal.containment.Containment`.
+An unexpected failure, of an unusable response or of the sink, ends the stream and not the
+reflector. Then a list (reason ``failed``) is compared with the certainly delivered states; the
+others are delivered, maybe for the second time. Until a stream has lived for a while the
+reflector is parked in its :class:`~etcd_actions._internal.containment.Containment`.
 
 Cancelling :meth:`Reflector.run` at any point leaves nothing behind.
 """
@@ -94,26 +86,24 @@ class Reflector:
     Args:
         etcd: The connection.
         keys: The range to watch, as a rule a prefix; or several that do not overlap. The
-            first one, which is taken to have most of the keys, is cut into ranges that are
-            watched side by side; each other one is watched as it is.
-        sink: Who gets the changes.
-        known: What the sink knows of the keys: it notes each change there when it takes it. By
-            default the reflector keeps that. What is known at the start is delivered again,
-            after its delete if it was deleted meanwhile.
-        start_revision: Where to make the first list, so that deletions since then are seen;
-            0 for the newest. It is never made below a revision of ``known``. Where history
-            does not reach back to it the oldest state that can be read is listed; a store
-            that is not there yet is another one, and is listed as it is. Both are logged,
-            and counted as relists for ``position_compacted`` and ``position_ahead``.
-        merge: Gives what the sink needs of a batch, where it can do without states that newer ones
-            of the same batch replace.
+            first one, which should have most of the keys, is divided into ranges that are
+            watched side by side; the others are not divided.
+        sink: Receives the changes.
+        known: The delivered revisions, if the sink keeps them; by default the reflector does. The
+            states of the keys in it are delivered again, after a delete if a key was deleted.
+        start_revision: The revision of the first list, so that later deletions are delivered;
+            0 for the newest. It is never below a revision of ``known``. If history does not reach
+            back to it the oldest readable state is listed; a store that has not reached it is
+            another one, and is listed at its newest. Both are logged, and counted as relists.
+        merge: Returns the changes of a batch that the sink needs, if it does not need states that
+            newer ones of the batch replace.
         on_replaced: Called when the store turns out to be another one, before its states
             are delivered.
-        likely_prefix: What most keys begin with; see :func:`~etcd_actions.watch.ranges.split`.
+        likely_prefix: The start of most keys; see :func:`~etcd_actions.watch.ranges.split`.
         settings: See :class:`ReflectorSettings`.
         containment: Where unexpected failures are counted; by default one of its own.
-        names_known_bugs: Whether it logs what the version of etcd does wrong; of several in a
-            process one does.
+        names_known_bugs: Whether to log the known bugs of etcd's version; of several reflectors in
+            a process one does.
 
     Raises:
         ValueError: There are no ``keys``, or some overlap.
@@ -173,7 +163,7 @@ class Reflector:
             events=self._delivery.events,
             reconnects=dict(self._reconnects),
             relists=dict(self._listings.relists),
-            silence=trio.current_time() - self._delivery.heard,
+            silence=trio.current_time() - self._delivery.last_received,
         )
 
     @property
@@ -199,7 +189,7 @@ class Reflector:
 
     @property
     def can_request_progress(self) -> bool:
-        """Whether etcd can be asked for the progress of the stream, and its answer is reliable."""
+        """Whether the progress of the stream can be requested, and the answer is reliable."""
         return self._stream is not None and self._stream.trusts_progress
 
     async def reach(self, keys: Sequence[KeyRange], revision: int) -> None:

@@ -1,7 +1,8 @@
-"""A prefix of which a process keeps a picture in memory, for as long as a context lasts.
+"""A prefix that a process keeps in memory, for as long as a context lasts.
 
-A :class:`Reflector` brings the changes, and the picture takes them. A list that etcd refuses is
-tried again, for ever; until the prefix has been read readers wait, or learn why it cannot be read.
+A :class:`Reflector` delivers the changes to the replica's state. A list that etcd refuses is
+retried without limit; until the prefix has been read readers wait, or receive the reason of the
+refusal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import trio
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.owned_tasks import owned_tasks
-from etcd_actions.errors import EtcdError, Unavailable, first_error
+from etcd_actions._internal.retrying import retrying, seldom
+from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.watch.change import Change
 from etcd_actions.watch.reflector import Reflector
@@ -29,19 +31,19 @@ _log = structlog.get_logger(__name__)
 
 
 class ReplicaState(Protocol):
-    """What is known of the keys below a prefix."""
+    """The state of the keys below a prefix."""
 
     def take(self, change: Change, /) -> None:
-        """Take one change in. What it raises is contained, and concerns its key alone."""
+        """Apply a change. An exception is contained, and concerns its key alone."""
         ...
 
     def forget_all(self) -> None:
-        """All keys are going to be read anew, and those that are gone are not mentioned."""
+        """Forget all keys: they are read again, and deleted ones are not mentioned."""
         ...
 
 
 class Replica:
-    """How far a picture is; made by :func:`follow`."""
+    """How far a replica is; made by :func:`follow`."""
 
     def __init__(
         self, picture: ReplicaState, name: str, prefix: bytes, containment: Containment
@@ -75,7 +77,7 @@ class Replica:
             raise self._refusal
 
     async def wait_for(self, revision: int, patience: float) -> bool:
-        """Return once a write below the prefix is in the picture; False if it is not in time.
+        """Return once a write below the prefix was applied; False if it was not in time.
 
         Args:
             revision: That of the write.
@@ -87,7 +89,7 @@ class Replica:
         return self._newest >= revision
 
     def dispatch(self, changes: Sequence[Change], /) -> None:
-        """Take what the watch tells."""
+        """Apply changes."""
         newest = self._newest
         for change in changes:
             try:
@@ -95,51 +97,43 @@ class Replica:
             except BaseException as error:
                 key = change.key.decode(errors="backslashreplace")
                 self._containment.caught("stored_record", key, error)
-            # A list comes in the order of its keys: nothing follows from one of its revisions.
+            # A list comes in the order of its keys: one of its revisions proves nothing.
             if not change.listed:
                 newest = max(newest, change.mod_revision)
         self._have(newest)
 
     async def wait_list_capacity(self) -> None:
-        """There is room: others have their turn between two pages."""
+        """There is capacity: other tasks run between two pages."""
         await trio.lowlevel.checkpoint()
 
     async def wait_stream_capacity(self) -> None:
-        """There is room."""
+        """There is capacity."""
 
     async def _follow(self, etcd: Etcd, settings: ReflectorSettings) -> None:
-        failures = 0
-        while True:
-            self._begin()
-            reflector = Reflector(
-                etcd,
-                KeyRange.of_prefix(self._prefix),
-                self,
-                on_replaced=self._begin_again,
-                settings=settings,
-                containment=self._containment,
-                names_known_bugs=False,
-            )
-            try:
+        async for attempt in retrying(_BACKOFF, on=EtcdError, report=self._report_refusal):
+            with attempt:
+                self._begin()
+                reflector = Reflector(
+                    etcd,
+                    KeyRange.of_prefix(self._prefix),
+                    self,
+                    on_replaced=self._begin_again,
+                    settings=settings,
+                    containment=self._containment,
+                    names_known_bugs=False,
+                )
                 async with trio.open_nursery() as nursery:
                     revision = await nursery.start(reflector.run)
                     self._refusal = None
                     self._have(revision)
                     self._loaded.set()
-                    failures = 0
-            except* EtcdError as group:
-                failures += 1
-                delay = _BACKOFF.delay(failures)
-                self._refusal = first_error(group)
-                self._loaded.set()
-                if failures & (failures - 1) == 0:
-                    _log.warning(
-                        "prefix_unreadable",
-                        what=self._name,
-                        error=str(self._refusal),
-                        retry_in=round(delay, 3),
-                    )
-                await trio.sleep(delay)
+                    attempt.recovered()
+
+    def _report_refusal(self, error: Exception, failures: int, delay: float) -> None:
+        assert isinstance(error, EtcdError)
+        self._refusal = error
+        self._loaded.set()
+        seldom(_log, "prefix_unreadable", what=self._name)(error, failures, delay)
 
     def _begin(self) -> None:
         if self.is_loaded:
@@ -166,13 +160,13 @@ async def follow(
     settings: ReflectorSettings,
     containment: Containment,
 ) -> AsyncIterator[Replica]:
-    """Keep a picture of a prefix up to date; leaving the context ends that.
+    """Keep the replica of a prefix up to date; leaving the context ends that.
 
     Args:
         etcd: The connection.
         prefix: What the keys begin with.
-        picture: What takes the changes.
-        name: What the keys are, for messages.
+        picture: Applies the changes.
+        name: The kind of the keys, for messages.
         settings: How they are watched; by one range, so that their changes come in order.
         containment: The boundaries of the process.
     """
@@ -185,4 +179,4 @@ async def follow(
 
         nursery.start_soon(containment.keep, "task", f"following {name}", run)
         yield followed
-        nursery.cancel_scope.cancel("nobody follows any more")
+        nursery.cancel_scope.cancel("the replica is closed")

@@ -7,15 +7,15 @@ been delivered, completely. Everything here keeps D true:
   catch-up etcd stamps each batch with the store's newest revision. Only the events' own
   revisions count.
 - All events of one revision come in one response, unless it is a fragment: then its last
-  revision may go on in the next one. That revision alone is held back until the
-  response ends; a stream that breaks before forgets it, and it comes again whole.
+  revision may continue in the next one. That revision alone is held back until the
+  response ends; a stream that breaks before drops it, and etcd sends all of it again.
 - A watch is opened *at* D, not after it, and what is <= D is dropped. etcd versions that
   never answer a progress request for a watch that starts in the future make this
   necessary, and versions that send events twice or go back in time make it useful.
 - A progress notification carries no events and says that all up to its revision were
   sent. It counts only where the caller trusts it, and never in the middle of a fragment.
 - When range boundaries move, a new range starts at the lowest D that it overlaps; each
-  key keeps the D of the range it came from as its floor until the whole is past it.
+  key keeps the D of the range it came from as its floor until the new range has passed it.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Resume:
         return max([self.done, *self._floors])
 
     def accept(self, events: Sequence[Event], *, fragment: bool) -> Sequence[Event]:
-        """Take the events of one response; returns those to deliver now, in order.
+        """Accept the events of one response; returns those to deliver now, in order.
 
-        The caller must give them all out: they count as done.
+        The caller must deliver them all: they count as done.
         """
         if self._held:
             events = [*self._held, *events]
@@ -74,16 +74,16 @@ class Resume:
         return self._above_floors(events) if self._floors else events
 
     def progress(self, revision: int) -> None:
-        """All events up to ``revision`` have been received, says etcd."""
+        """Note a progress notification: all events up to ``revision`` were received."""
         if not self._held:
             self.done = max(self.done, revision)
 
     def stream_lost(self) -> None:
-        """Forget what was held back: the next stream brings it again."""
+        """Drop the held events: the next stream delivers them again."""
         self._held = []
 
     def restart(self, done: int) -> None:
-        """Go on from ``done``, after a list at that revision, whatever was before."""
+        """Resume at ``done``, after a list at that revision."""
         self._held = []
         self._floors = []
         self._floor_starts = []

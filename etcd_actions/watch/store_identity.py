@@ -1,8 +1,8 @@
-"""Whether a store is still the one that was watched, and what its version does wrong.
+"""Whether a store is still the one that was watched, and the known bugs of its version.
 
 A store can be replaced behind the same address, by a restore or a wiped directory. The cluster id,
-the revision and two witnesses tell: the newest put and the newest delete that were delivered, read
-again at their own revisions.
+the revision and two reference keys detect that: the newest put and the newest delete that were
+delivered, read back at their own revisions.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class StoreIdentity:
 
     Args:
         etcd: The connection.
-        first_key: What is read to learn where the store is.
-        names_known_bugs: Whether it logs what the version of etcd does wrong.
+        first_key: A key that is read for the store's revision.
+        names_known_bugs: Whether to log the known bugs of etcd's version.
 
     Attributes:
-        suspicion: What speaks against it, so that all is to be listed again; empty for nothing.
-        reports_progress: Whether its version can be believed when it says how far a watch is.
+        suspicion: Why everything is to be listed again; empty if it is the same store.
+        reports_progress: Whether the progress notifications of its version are reliable.
     """
 
     def __init__(self, etcd: Etcd, first_key: bytes, *, names_known_bugs: bool) -> None:
@@ -48,8 +48,8 @@ class StoreIdentity:
         self.suspicion = ""
         self.reports_progress = False
 
-    def forget_witnesses(self) -> None:
-        """What was delivered so far proves nothing."""
+    def forget_references(self) -> None:
+        """Drop the reference keys: the delivered changes prove nothing."""
         self._last_put = self._last_delete = None
 
     async def verify(self, done: int) -> int:
@@ -62,7 +62,7 @@ class StoreIdentity:
             The store's revision.
 
         Raises:
-            EtcdError: etcd could not be asked. What it said before that counts.
+            EtcdError: A read failed. The results of the reads before it count.
         """
         newest = await self._etcd.range(self._first_key, keys_only=True)
         if self._cluster_id and newest.cluster_id != self._cluster_id:
@@ -83,7 +83,7 @@ class StoreIdentity:
         return newest.revision
 
     def _log_known_bugs(self, version: EtcdVersion) -> None:
-        """Log what a version does wrong, once: it explains what nothing here can."""
+        """Log the known bugs of a version, once: they explain odd behaviour."""
         if version in self._versions or not self._names_known_bugs:
             return
         self._versions.add(version)
@@ -97,7 +97,7 @@ class StoreIdentity:
             )
 
     async def _detect_restore(self) -> str:
-        """What the newest changes that were delivered say against the store; empty if nothing."""
+        """Read the reference keys back; returns why it is another store, or an empty string."""
         put, delete = self._last_put, self._last_delete
         try:
             if delete is not None:
@@ -123,11 +123,11 @@ class StoreIdentity:
         except FutureRevision:
             return "went_back"
         except Compacted:
-            # Unchanged at the head it proves as much; changed since, only a list can tell.
+            # Unchanged at the newest revision it proves as much; else only a list can.
             return "" if (await self._etcd.range(key)).kvs == [put] else "unverifiable"
 
     def remember(self, changes: Sequence[Change]) -> None:
-        """Keep the newest put and the newest delete, to tell a replaced store by.
+        """Keep the newest put and the newest delete as reference keys.
 
         Those of several key ranges come in any order, and a list is in that of its keys.
         """

@@ -16,11 +16,11 @@ class ReflectorSettings:
     Attributes:
         ranges: How many key ranges to watch side by side. One watcher alone falls behind,
             and slows etcd down, from a few thousand changes a second on.
-        prev_kv: Whether to ask for the previous value with each change. It costs etcd a read
+        prev_kv: Whether to request the previous value with each change. It costs etcd a read
             an event, and is not there after a compaction.
-        dead_after: The longest silence, and unanswered question, before a stream counts
+        dead_after: The longest silence, and unanswered read, before a stream counts
             as dead. etcd itself says nothing for ten minutes when nothing changes.
-        stream_life: A stream is opened anew after this time: boundaries follow the keys,
+        stream_life: A stream is replaced after this time: boundaries follow the keys,
             and etcd checks permissions only when a watch is opened.
         backoff: Delays between failed tries.
     """
@@ -45,7 +45,7 @@ class ReflectorStatistics:
         events: Number of changes delivered.
         reconnects: Streams lost, by the name of the error.
         relists: Lists after the first, by reason.
-        silence: Seconds since etcd was last heard; infinite before the first time.
+        silence: Seconds since etcd last sent something; infinite before the first time.
     """
 
     synced: bool

@@ -165,10 +165,15 @@ class Exchange:
         sent += [field for field in headers if field[0] not in _OF_HTTP1]
         if all(name != b"date" for name, _ in headers):
             sent.append(self._answering.date)
-        if self._try(lambda: self._state.send_headers(self._stream_id, sent)):
-            self.has_started = True
-            self._owner.note_response()
-            self._sending.note(0)
+        try:
+            self._state.send_headers(self._stream_id, sent)
+        except h2.exceptions.ProtocolError:
+            # The client, or the connection, has ended the stream.
+            self._owner.drop(self._stream_id)
+            return
+        self.has_started = True
+        self._owner.note_response()
+        self._sending.note(0)
 
     def body(self, data: bytes) -> bool:
         """Send a part of the body, or keep it until the client accepts it."""
@@ -243,20 +248,24 @@ class Exchange:
         )
 
     def _send(self, data: bytes, *, is_last: bool = False) -> None:
-        if self._try(lambda: self._state.send_data(self._stream_id, data, end_stream=is_last)):
-            self._sending.note(len(data))
+        try:
+            self._state.send_data(self._stream_id, data, end_stream=is_last)
+        except h2.exceptions.ProtocolError:
+            self._owner.drop(self._stream_id)
+            return
+        self._sending.note(len(data))
 
     def _send_end(self) -> None:
-        trailers = self._end
-        if trailers is None:
-            is_sent = self._try(lambda: self._state.end_stream(self._stream_id))
-        else:
-            is_sent = self._try(
-                lambda: self._state.send_headers(self._stream_id, trailers, end_stream=True)
-            )
-        if is_sent:
-            self._sending.note(0)
-            self._finish()
+        try:
+            if self._end is None:
+                self._state.end_stream(self._stream_id)
+            else:
+                self._state.send_headers(self._stream_id, self._end, end_stream=True)
+        except h2.exceptions.ProtocolError:
+            self._owner.drop(self._stream_id)
+            return
+        self._sending.note(0)
+        self._finish()
 
     def _finish(self) -> None:
         """End the stream after the response."""
@@ -264,15 +273,6 @@ class Exchange:
             # The rest of the body is not needed.
             self._owner.reset(self._stream_id, ErrorCodes.NO_ERROR)
         self._owner.drop(self._stream_id)
-
-    def _try(self, send: Callable[[], None]) -> bool:
-        """Send; returns False if the client, or the connection, has ended the stream."""
-        try:
-            send()
-        except h2.exceptions.ProtocolError:
-            self._owner.drop(self._stream_id)
-            return False
-        return True
 
 
 class Sending:

@@ -86,9 +86,13 @@ OBSTACLES = {
     "service-grpc": _FRONT + " gRPC adds its own HTTP/2 frames and headers.",
     "leaf": "The action and its children are read in one transaction; the rest is the stream, by"
     " the RPC framework and HTTP/2.",
-    "list": "Every object is decoded; pages of the list are held until they are handled. The bare"
-    " reader decodes nothing, where the peer that the goal was set by decodes into a struct.",
-    "catch-up": "Every value is decoded, on one core; several ranges are read side by side.",
+    "list": "Of 19 µs of CPU an object 9 decode it and note it in the index, 3 receive and"
+    " parse it; the rest is the comparison of the list, and the orphan sweep no longer competes."
+    " The bare reader decodes nothing, where the peer that the goal was set by decodes into a "
+    "struct.",
+    "catch-up": "etcd sends a watcher that lags 1,000 revisions at a time, and reads its history"
+    " for each of these batches. The reader's CPU, 11 µs a revision, was a tenth of the time on a "
+    "loaded machine; 16 ranges instead of 4 make etcd read less often.",
     "abort": "Each descendant is read, changed and written, 100 in a transaction.",
     "version": "The interpreter's start, then imports that no command can do without.",
     "list-100": "The interpreter's start, the imports of the transport, and a connection.",

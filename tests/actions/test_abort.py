@@ -27,6 +27,8 @@ from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 
 

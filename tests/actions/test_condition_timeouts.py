@@ -27,6 +27,8 @@ from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 DAYS = 86400.0
 NEVER = Compare(b"/nowhere", CompareTarget.CREATE_REVISION, CompareResult.EQUAL, -1)

@@ -60,6 +60,8 @@ from tests.data.captured import PUTS, Event
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 PLACEHOLDER = "{{.runStartTime}}"

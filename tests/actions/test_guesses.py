@@ -33,6 +33,8 @@ from etcd_actions.storage.store import Store
 from tests.actions.stored import T0, Tree
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 RUNNING = ActionStatus(Phase.RUNNING)
@@ -248,10 +250,10 @@ async def test_what_is_created_beside(side: Side, etcd: Etcd, prefix: bytes) -> 
     """A key that is there refuses the whole, by a guess, too."""
     beside = [Put(prefix + b"beside", b"1")]
     new = flyte.task(ActionId("p", "d", "r2", "a0"))
-    assert (await side.enqueuer.enqueue(new, beside=beside)).created
+    assert (await side.enqueuer.enqueue(new, companions=beside)).created
     taken = flyte.task(ActionId("p", "d", "r3", "a0"))
     with pytest.raises(AlreadyExists, match=r"the key .*beside exists already"):
-        await side.enqueuer.enqueue(taken, beside=beside)
+        await side.enqueuer.enqueue(taken, companions=beside)
     (kv,) = (await etcd.range(KeyRange.of_key(prefix + b"beside"))).kvs
     assert kv.version == 1
 

@@ -20,6 +20,8 @@ from etcd_actions.model import (
 )
 from etcd_actions.storage.store import Store
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 
 

@@ -28,6 +28,8 @@ from etcd_actions.model import Keyspace
 from etcd_actions.storage.store import Store
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 OTHERS = {
     "project": ActionId("q", "d", "r1", "a0"),
@@ -76,6 +78,7 @@ async def test_another_runs_object_in_the_way_is_a_failed_precondition(
     assert await client.get_task_action(there) == before
 
 
+@pytest.mark.network
 async def test_names_of_runs_and_actions_that_meet_at_a_dash(client: ActionsClient) -> None:
     """Run ``r1-x`` with action ``a0`` gives what run ``r1`` with action ``x-a0`` gives."""
     await client.enqueue(flyte.task(ActionId("p", "d", "r1-x", "a0")))

@@ -21,6 +21,9 @@ from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday
 from tests.support.recording import until_stored
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.memory
 
 ROOT = ActionId("p", "d", "r1", "a0")
 
@@ -189,9 +192,7 @@ async def test_switched_off_nothing_is_collected(etcd: Etcd, prefix: bytes) -> N
         await client.start_watching()
         await grow(client)
         await delete(etcd, prefix)
-        with trio.fail_after(60):
-            while service.of("a0")[-1:] != [Phase.ABORTED]:  # noqa: ASYNC110
-                await trio.sleep(0.01)
+        await eventually(lambda: service.of("a0")[-1:] == [Phase.ABORTED])
         assert (await client.get_task_action(named("c1"))).phase is Phase.UNSPECIFIED
 
 

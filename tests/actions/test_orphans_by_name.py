@@ -22,6 +22,8 @@ from tests.support import flyte
 from tests.support.recording import until_stored
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 
 

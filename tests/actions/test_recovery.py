@@ -23,6 +23,8 @@ from etcd_actions.model import flyte as conversions
 from etcd_actions.run_service.requests import record_action, update_action_status
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 
 def of(run: str, name: str = "a0") -> ActionId:
     return ActionId("p", "d", run, name)
@@ -81,6 +83,7 @@ def update_of(action: StoredAction) -> ActionUpdate:
     )
 
 
+@pytest.mark.network
 async def test_only_what_succeeded_is_taken_over(runs: Runs) -> None:
     ends = {"ok": Phase.SUCCEEDED, "bad": Phase.FAILED, "late": Phase.TIMED_OUT}
     await runs.source("r1", **ends, cut=Phase.ABORTED, busy=Phase.RUNNING)
@@ -188,6 +191,7 @@ async def test_what_cannot_be_read_runs_again(runs: Runs, etcd: Etcd) -> None:
     assert await runs.phase("r2", "ok") is Phase.UNSPECIFIED
 
 
+@pytest.mark.memory(jumps=False)
 async def test_outputs_that_are_gone_are_computed_again(runs: Runs, tmp_path: Path) -> None:
     def local(run: str, name: str, parent: str = "") -> Action:
         action = flyte.task(of(run, name), parent)

@@ -17,6 +17,8 @@ from etcd_actions.model import ActionUpdate, Keyspace, build_action_update
 from etcd_actions.storage.store import Store
 from tests.cli.here import reads, taskaction
 
+pytestmark = pytest.mark.memory
+
 RUN = Run("flyte", "r1")
 
 

@@ -45,6 +45,8 @@ from tests.codecs.strategies import CODECS
 from tests.data.captured import PUTS
 from tests.support import oracle
 
+pytestmark = pytest.mark.memory
+
 if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal
 

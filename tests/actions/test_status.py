@@ -51,6 +51,8 @@ from tests.actions.stored import (
 from tests.codecs.strategies import CODECS
 from tests.support import oracle
 
+pytestmark = pytest.mark.memory
+
 PHASES = [phase for phase in Phase if phase is not Phase.UNSPECIFIED]
 
 

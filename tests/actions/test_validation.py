@@ -17,6 +17,8 @@ from etcd_actions.model import ErrorState, Keyspace
 from etcd_actions.testing import EtcdFactory
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 

@@ -23,6 +23,8 @@ from tests.record.test_outbox import SETTINGS, Scripted
 from tests.support import flyte
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 ENCRYPTED = b"k8s:enc:aescbc:v1:key1:\x8b\x01"

@@ -28,10 +28,10 @@ from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.codecs import json
 from etcd_actions.codecs import object_tree as trees
 from etcd_actions.errors import EtcdError, UnexpectedFailure
+from etcd_actions.etcd import messages
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.etcd.election import Election
 from etcd_actions.etcd.group_commit import GroupCommit
-from etcd_actions.etcd.grpc import wire
 from etcd_actions.etcd.session import Session
 from etcd_actions.follow import Handler
 from etcd_actions.follow import handler as handling
@@ -46,12 +46,15 @@ from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.leader import Leader
 from etcd_actions.record.outbox import Outbox
 from etcd_actions.record.reporter import Reporter
-from etcd_actions.watch import Reflector, ReflectorSettings
+from etcd_actions.watch import ReflectorSettings
+from etcd_actions.watch.range_stream import RangeStream
 from tests.boundaries.table import BOUNDARIES
 from tests.support import flyte
 from tests.support.load import Action, make_run
 from tests.support.recording import RecordingRunService
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
+
+pytestmark = pytest.mark.memory
 
 SOON = Backoff(0.01, 0.1)
 SETTINGS = WatchingSettings(
@@ -174,9 +177,9 @@ def whatever(*_: Any, **__: Any) -> bool:
 
 # A unit of which kind fails, where the fault is put, for what, and how often.
 PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
-    "a watch response": ("watch", Reflector, "_handle", whatever, 3),
+    "a watch response": ("watch", RangeStream, "_accept", whatever, 3),
     "a batch that the sink does not take": ("watch", Handler, "dispatch", whatever, 1),
-    "a probe of the stream": ("watch", Reflector, "_heal", whatever, 2),
+    "a probe of the stream": ("watch", RangeStream, "request_progress", whatever, 2),
     "a handler": (
         "change",
         Handler,
@@ -202,7 +205,7 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     "a subscription": (
         "subscription",
         Subscription,
-        "_notify",
+        "deliver",
         lambda _, update: is_bad(update.key),
         1,
     ),
@@ -396,7 +399,7 @@ async def test_a_check_and_a_metric_that_fail_hide_no_other(
 ) -> None:
     async with open_actions_client(etcd, prefix=prefix) as client:
         await client.start_watching()
-        health = Health(client, etcd, prefix, heard_within=60)
+        health = Health(client, etcd, prefix, silence_limit=60)
         metrics = Metrics(client, health)
         assert all(check.ok for check in await health.ready())
         fault = Fault(error, left=1000)
@@ -421,7 +424,7 @@ async def test_a_check_and_a_metric_that_fail_hide_no_other(
 
 async def test_a_metric_that_cannot_be_written_hides_no_other(etcd: Etcd, prefix: bytes) -> None:
     async with open_actions_client(etcd, prefix=prefix) as client:
-        metrics = Metrics(client, Health(client, etcd, prefix, heard_within=60))
+        metrics = Metrics(client, Health(client, etcd, prefix, silence_limit=60))
         client.containment._failures["\ud800"] = 1
         text = (await metrics.text()).decode()
         assert "etcd_actions_build_info" in text
@@ -457,6 +460,7 @@ async def test_a_log_that_cannot_be_written_stops_nothing(
         structlog.configure(processors=before)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("what", ["watch_response", "range_result", "_operation_result"])
 @pytest.mark.parametrize("error", [RuntimeError("odd"), RecursionError(), MemoryError()], ids=repr)
 async def test_an_answer_of_etcds_that_cannot_be_read_is_an_error_of_the_package(
@@ -465,9 +469,9 @@ async def test_an_answer_of_etcds_that_cannot_be_read_is_an_error_of_the_package
     """The stream is opened anew, the call is made again, and nothing is lost."""
     fault = Fault(error)
     good, before = make_run(prefix, "good", 2)[:2]
-    monkeypatch.setattr(wire, what, fault.before(getattr(wire, what), whatever))
-    decoder = wire._METHODS["KV/Range"][1]
-    monkeypatch.setattr(decoder, "_result", fault.before(decoder._result, whatever))
+    monkeypatch.setattr(messages, what, fault.before(getattr(messages, what), whatever))
+    decoder = messages._METHODS["KV/Range"][1]
+    monkeypatch.setattr(decoder, "result", fault.before(decoder.result, whatever))
     async with playing(etcd, prefix) as scene:
         await scene.end(before)
         await eventually(lambda: scene.is_done(before))
@@ -490,11 +494,11 @@ def _parked(client: ActionsClient) -> list[Any]:
 
 
 async def _until_keys(etcd: Etcd, keys: KeyRange, names: list[str]) -> None:
-    while True:
+    async def are_there() -> bool:
         found = await etcd.range(keys, keys_only=True)
-        if [kv.key.rpartition(b"/")[2].decode() for kv in found.kvs] == names:
-            return
-        await trio.sleep(0.02)
+        return [kv.key.rpartition(b"/")[2].decode() for kv in found.kvs] == names
+
+    await eventually_holds(are_there)
 
 
 async def _cut_off_aborts(etcd: Etcd, prefix: bytes, *runs: str) -> None:

@@ -11,7 +11,9 @@ from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.etcd.election import open_election
 from etcd_actions.model import Keyspace
 from tests.support import flyte
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
+
+pytestmark = pytest.mark.memory
 
 ROOT = ActionId("p", "d", "r1", "a0")
 
@@ -19,13 +21,16 @@ ROOT = ActionId("p", "d", "r1", "a0")
 async def test_a_leader_defends_its_key(etcd: Etcd, prefix: bytes) -> None:
     """Written over, the key hangs on no lease: it would outlive its leader for ever."""
     key = prefix + b"election"
+
+    async def is_defended() -> bool:
+        return bool((await etcd.range(KeyRange.of_key(key))).kvs[0].lease)
+
     async with open_election(etcd, key, ttl=5) as election:
         with trio.fail_after(20):
             leadership = await election.wait_leader()
         for value in (b"garbage", b"\xff" * 1_000_000):
             await etcd.put(key, value)
-            while not (await etcd.range(KeyRange.of_key(key))).kvs[0].lease:  # noqa: ASYNC110
-                await trio.sleep(0.01)
+            await eventually_holds(is_defended)
         assert election.leadership == leadership
     assert (await etcd.range(KeyRange.of_key(key))).kvs == []
 

@@ -33,6 +33,8 @@ from tests.support.load import make_run
 from tests.support.recording import RecordingSink
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 _SOON = Backoff(0.01, 0.05)
 
 # --- the reflector --------------------------------------------------------------------------

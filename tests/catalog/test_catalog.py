@@ -22,6 +22,8 @@ from etcd_actions.model import (
 )
 from etcd_actions.storage.store import Store
 
+pytestmark = pytest.mark.memory
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 
@@ -58,6 +60,7 @@ def scene(etcd: Etcd, prefix: bytes) -> Scene:
     return Scene(etcd, prefix)
 
 
+@pytest.mark.network
 async def test_an_entry_that_is_used_moves_to_a_younger_lease(scene: Scene) -> None:
     before, after = scene.catalog(), scene.catalog()
     await before.put(scene.key, an_entry())

@@ -51,8 +51,8 @@ WRONG: dict[str, Call] = {
     "run: 'r1'": lambda c: c.list_run_actions("r1"),
     "action_id: None": lambda c: c.list_child_actions(None),
     "action_id.run.domain: 7": lambda c: c.get_task_action(ActionId("p", 7, "r", "a")),  # type: ignore[arg-type]
-    "letter: 'x'": lambda c: c.retry_dead_letter("x"),
-    "asked: None": lambda c: c.wait_dead_letter(None),
+    "dead_letter: 'x'": lambda c: c.retry_dead_letter("x"),
+    "pending: None": lambda c: c.wait_dead_letter(None),
     "subscription: None": lambda c: c.unsubscribe(None),
 }
 

@@ -31,7 +31,7 @@ CALLS: dict[str, Call] = {
     "abort_action": lambda c: c.abort_action(ROOT),
     "dead_letters": lambda c: c.dead_letters(),
     "dead_letter_objects": lambda c: c.dead_letter_objects([]),
-    "is_anybody_elected": lambda c: c.is_anybody_elected(),
+    "has_leader": lambda c: c.has_leader(),
     "stop_watching": lambda c: c.stop_watching(),
 }
 # These need a dead letter, or a subscription.

@@ -27,6 +27,8 @@ from etcd_actions.storage.store import Store
 from tests.support import flyte
 from tests.support.waiting import eventually_holds
 
+pytestmark = pytest.mark.memory
+
 TEMPLATE = "{project}-{domain}"
 ONE = ActionId("one", "d", "r1", "a0", "o")
 TWO = ActionId("two", "d", "r1", "a0", "o")

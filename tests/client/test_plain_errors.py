@@ -80,14 +80,15 @@ CONTEXTS: dict[str, Callable[[Scene], Context]] = {
     "open_own_run_service": lambda s: open_own_run_service(s.etcd, s.client.keys),
     "open_actions_server": lambda s: open_actions_server(s.client, ServerSettings(bind=LOOPBACK)),
     "open_monitoring": lambda s: open_monitoring(
-        s.client, s.etcd, LOOPBACK, prefix=s.prefix, heard_within=10
+        s.client, s.etcd, LOOPBACK, prefix=s.prefix, silence_limit=10
     ),
     "open_executor": lambda s: open_executor(s.client, s.executor_settings),
     "open_proxy": lambda s: open_proxy(s.server.port),
     "open_embedded_etcd": lambda s: open_embedded_etcd(s.directory / "etcd", client_port=0),
 }
-# An etcd of its own takes too long to be nested in all others.
-NESTED = [name for name in CONTEXTS if name != "open_embedded_etcd"]
+# An etcd of its own takes too long to be nested in all others, and of so many proxies one would
+# find that another process of the machine has taken its port.
+NESTED = [name for name in CONTEXTS if name not in {"open_embedded_etcd", "open_proxy"}]
 OPENED_BY_OTHERS = {
     "open_channel",
     "open_connection",

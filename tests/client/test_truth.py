@@ -25,7 +25,9 @@ from etcd_actions.run_service.unsettled import Unsettled
 from etcd_actions.testing import EtcdServer
 from tests.record.test_outbox import LONG, ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
 from tests.support import flyte
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
+
+pytestmark = pytest.mark.memory
 
 NEVER = 1_000.0
 SCHEDULES = int(os.environ.get("ETCD_ACTIONS_TEST_SCHEDULES", "4"))
@@ -375,10 +377,9 @@ class Schedule:
         _, life, over = self.lives.pop(1)
         life.cancel()
         await over.wait()
-        with trio.move_on_after(120) as scope:
-            while not await self.is_quiet():  # noqa: ASYNC110 (etcd is asked, it does not tell)
-                await trio.sleep(0.02)
-        if scope.cancelled_caught:
+        try:
+            await eventually_holds(self.is_quiet, within=120)
+        except trio.TooSlowError:
             unmarked = [each.metadata.name for each in await self.stored() if each.is_terminal]
             pytest.fail(
                 f"not quiet: {unmarked}, {[c.statistics() for c, _, _ in self.lives.values()]}"

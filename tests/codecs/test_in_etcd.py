@@ -16,6 +16,8 @@ from tests.support.load import make_run, root_of
 from tests.support.recording import RecordingRunService, until_stored
 from tests.support.scene import processing, subscribed
 
+pytestmark = pytest.mark.memory
+
 
 def form(codec: Codec, value: bytes) -> bytes:
     return codec.encode_tree(JSON.decode_tree(value))

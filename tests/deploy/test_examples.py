@@ -51,7 +51,7 @@ async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
         await client.enqueue(flyte.task(SDK_ROOT))
         await client.put_status(SDK_ROOT, 1, ActionStatus(Phase.SUCCEEDED))
         await eventually(lambda: client.statistics().marks.get("marked") == 1)
-        metrics = Metrics(client, Health(client, etcd, prefix, heard_within=30))
+        metrics = Metrics(client, Health(client, etcd, prefix, silence_limit=30))
         metrics.server = lambda: ServerStatistics(
             calls={("Enqueue", "ok"): 1},
             seconds={"Enqueue": 1},

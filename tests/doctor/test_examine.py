@@ -56,7 +56,7 @@ async def test_a_failed_check_stops_no_other(
     async def fail(etcd: EtcdClient, revision: int) -> list[Finding]:
         raise Unavailable("the member went away")
 
-    monkeypatch.setattr("etcd_actions.doctor.examination.check_alarms", fail)
+    monkeypatch.setattr("etcd_actions.doctor.alarms.check_alarms", fail)
     diagnosis = await diagnose(shared_etcd.endpoint)
     assert diagnosis.ill == {"check-failed"}
     assert diagnosis.one("check-failed").seen == "alarms: the member went away"

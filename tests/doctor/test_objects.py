@@ -27,7 +27,7 @@ async def test_what_is_well(etcd: Etcd, endpoint: str, prefix: bytes) -> None:
     assert diagnosis.ill == set()
     seen = diagnosis.one("actions").seen
     assert "2 keys" in seen
-    assert "1 actions are over, and 1 of them recorded" in seen
+    assert "1 actions are terminal, and 1 of them recorded" in seen
 
 
 async def test_undecodable_values(etcd: Etcd, endpoint: str, prefix: bytes) -> None:

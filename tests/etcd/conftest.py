@@ -3,31 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import cast
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from typing import Literal, Protocol, cast
 
 import pytest
 
-from etcd_actions.etcd.connection_settings import TransportName
-from etcd_actions.testing import EtcdServer, OwnEtcd
+from etcd_actions.etcd import ConnectionSettings, EtcdClient, TransportName, open_connection
+from etcd_actions.etcd.endpoints import parse_endpoints
+from etcd_actions.testing import EtcdServer, MemoryStore, OwnEtcd
 from etcd_actions.testing.choice import EtcdSource
 from etcd_actions.testing.container import EtcdImage, engine_problem
 from etcd_actions.testing.plugin import wanted_etcd
-from tests.support.conformance import ConformanceEtcd, etcds_at_hand
+from tests.support.conformance import MEMORY, ConformanceEtcd, etcds_at_hand
 from tests.support.everyday import first_everyday
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Once for each etcd; the everyday suite has the first, CI has all."""
-    if "conformance_etcd" in metafunc.fixturenames:
-        etcds = [pytest.param(each, id=each.label) for each in etcds_at_hand(metafunc.config)]
-        metafunc.parametrize("conformance_etcd", first_everyday(etcds))
+    """By each transport to each etcd, and in memory; the everyday suite has one etcd, CI all."""
+    if "conformance_etcd" not in metafunc.fixturenames:
+        return
+    etcds = [pytest.param(each, id=each.label) for each in etcds_at_hand(metafunc.config)]
+    cases = [
+        pytest.param(transport, *each.values, marks=each.marks, id=f"{transport}-{each.id}")
+        for each in first_everyday(etcds)
+        for transport in ("grpc", "gateway")
+    ]
+    if not wanted_etcd(metafunc.config):
+        cases.append(pytest.param("memory", MEMORY, id="memory"))
+    metafunc.parametrize(("conformance_transport", "conformance_etcd"), cases)
 
 
 @pytest.fixture(params=["grpc", "gateway"])
 def transport(request: pytest.FixtureRequest) -> TransportName:
-    """Each way to talk to etcd, also in the everyday suite."""
+    """Each way to talk to an etcd that is no part of the conformance suite."""
     return cast(TransportName, request.param)
+
+
+class Connect(Protocol):
+    """Opens a connection to an etcd of the conformance suite."""
+
+    def __call__(
+        self, endpoints: str, /, *, request_timeout: float = 5.0
+    ) -> AbstractAsyncContextManager[EtcdClient]:
+        """Connect to these endpoints."""
+        ...
+
+
+@pytest.fixture
+def connect(
+    conformance_transport: TransportName | Literal["memory"],
+    memory: MemoryStore,
+    request: pytest.FixtureRequest,
+) -> Connect:
+    """How the transport under test connects."""
+    if conformance_transport == "memory":
+        request.node.user_properties.append(("etcd-version", f"as {memory.version}"))
+
+    def connect(
+        endpoints: str, /, *, request_timeout: float = 5.0
+    ) -> AbstractAsyncContextManager[EtcdClient]:
+        if conformance_transport == "memory":
+            client = memory.client(endpoints=endpoints, request_timeout=request_timeout)
+            return nullcontext(client)
+        return open_connection(
+            ConnectionSettings(
+                endpoints=parse_endpoints(endpoints),
+                transport=conformance_transport,
+                request_timeout=request_timeout,
+            )
+        )
+
+    return connect
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +101,11 @@ def conformance_servers(
 def conformance_server(
     conformance_etcd: ConformanceEtcd,
     conformance_servers: Callable[[ConformanceEtcd], EtcdServer],
-) -> EtcdServer:
+    memory: MemoryStore,
+) -> EtcdServer | MemoryStore:
     """Each etcd at hand: for tests that neither stop it nor compact it."""
+    if conformance_etcd == MEMORY:
+        return memory
     return conformance_servers(conformance_etcd)
 
 
@@ -65,22 +114,17 @@ def own_conformance_server(
     conformance_etcd: ConformanceEtcd,
     tmp_path_factory: pytest.TempPathFactory,
     pytestconfig: pytest.Config,
-) -> Iterator[OwnEtcd]:
+    memory: MemoryStore,
+) -> Iterator[OwnEtcd | MemoryStore]:
     """One of the test's own, of each kind at hand."""
+    if conformance_etcd == MEMORY:
+        yield memory
+        return
     if isinstance(conformance_etcd.source, str):
         pytest.skip("an etcd that was given by its address is not ours to stop or compact")
     require(conformance_etcd.source, pytestconfig)
     with conformance_etcd.source.make(tmp_path_factory.mktemp("own-conformance")) as own:
         yield own
-
-
-@pytest.fixture
-def killable_conformance_server(own_conformance_server: OwnEtcd) -> OwnEtcd:
-    """One of the test's own, of each kind at hand that survives being killed."""
-    if not own_conformance_server.may_be_killed:
-        version = own_conformance_server.version
-        pytest.skip(f"etcd {version} loses acknowledged writes when it is killed")
-    return own_conformance_server
 
 
 def require(source: EtcdSource, config: pytest.Config) -> None:

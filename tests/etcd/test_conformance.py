@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
 
 import pytest
 import trio
@@ -19,7 +18,7 @@ from etcd_actions.errors import (
     RequestTooLarge,
     Unavailable,
 )
-from etcd_actions.etcd import ConnectionSettings, EtcdClient, TransportName, open_connection
+from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import (
     Compare,
     CompareResult,
@@ -38,11 +37,11 @@ from etcd_actions.etcd.api import (
     WatchResponse,
     WatchStream,
 )
-from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.storage.store import Store
-from etcd_actions.testing import EtcdServer, OwnEtcd
+from etcd_actions.testing import EtcdServer, MemoryStore, OwnEtcd
 from etcd_actions.testing.etcd_server import free_port
+from tests.etcd.conftest import Connect
 from tests.support.recording import RecordingSink
 from tests.support.scene import judge_delivery, reflecting
 from tests.support.waiting import eventually
@@ -52,23 +51,11 @@ pytestmark = pytest.mark.conformance
 
 @pytest.fixture
 async def etcd(
-    conformance_server: EtcdServer, transport: TransportName
+    conformance_server: EtcdServer | MemoryStore, connect: Connect
 ) -> AsyncIterator[EtcdClient]:
     """A connection, by each transport, to each etcd."""
-    async with connect(conformance_server.endpoint, transport) as connection:
+    async with connect(conformance_server.endpoint) as connection:
         yield connection
-
-
-def connect(
-    endpoints: str, transport: TransportName, *, request_timeout: float = 5.0
-) -> AbstractAsyncContextManager[EtcdClient]:
-    return open_connection(
-        ConnectionSettings(
-            endpoints=parse_endpoints(endpoints),
-            transport=transport,
-            request_timeout=request_timeout,
-        )
-    )
 
 
 def whole(prefix: bytes) -> KeyRange:
@@ -251,11 +238,11 @@ async def test_cancelling_a_watcher_ends_its_events(etcd: EtcdClient, prefix: by
 
 
 async def test_a_watch_below_the_compaction_is_cancelled(
-    own_conformance_server: OwnEtcd, transport: TransportName
+    own_conformance_server: OwnEtcd | MemoryStore, connect: Connect
 ) -> None:
     """With the revision that is still readable, and no header revision to resume from."""
     async with (
-        connect(own_conformance_server.endpoint, transport) as etcd,
+        connect(own_conformance_server.endpoint) as etcd,
         etcd.watch() as stream,
     ):
         revision = 0
@@ -289,6 +276,27 @@ async def test_leases(etcd: EtcdClient, prefix: bytes) -> None:
         await etcd.put(prefix + b"k", b"", lease=lease.id)
 
 
+@pytest.mark.slow
+async def test_a_lease_that_nobody_renews_expires(etcd: EtcdClient, prefix: bytes) -> None:
+    """Its keys are deleted at one revision, which a watch sees; not before its time."""
+    lease = await etcd.lease_grant(2)
+    began = trio.current_time()
+    puts = [Put(prefix + b"%d" % number, b"", lease.id) for number in range(3)]
+    await etcd.txn(Txn([], [*puts, Put(prefix + b"stays", b"")]))
+    # The last put counts: it hangs on no lease.
+    await etcd.put(puts[2].key, b"")
+    async with etcd.watch() as stream:
+        stream.create(WatchCreate(1, whole(prefix), 0))
+        events = await events_of(stream, 2)
+    assert trio.current_time() - began >= lease.ttl - 0.1
+    assert [(event.key, event.is_delete) for event in events] == [(p.key, True) for p in puts[:2]]
+    assert len({event.mod_revision for event in events}) == 1
+    assert [kv.key for kv in (await etcd.range(whole(prefix))).kvs] == [
+        puts[2].key,
+        prefix + b"stays",
+    ]
+
+
 async def test_refusals_are_told_apart(etcd: EtcdClient, prefix: bytes) -> None:
     """Each has an error of its own, and none is taken for an outage."""
     with pytest.raises(RequestTooLarge):
@@ -301,7 +309,7 @@ async def test_refusals_are_told_apart(etcd: EtcdClient, prefix: bytes) -> None:
         await etcd.txn(Txn([], [Put(prefix + b"%d" % n, b"") for n in range(129)]))
 
 
-async def test_status(etcd: EtcdClient, conformance_server: EtcdServer) -> None:
+async def test_status(etcd: EtcdClient, conformance_server: EtcdServer | MemoryStore) -> None:
     """The member tells its version."""
     status = await etcd.status()
     assert status.version == str(conformance_server.version)
@@ -310,24 +318,24 @@ async def test_status(etcd: EtcdClient, conformance_server: EtcdServer) -> None:
 
 
 async def test_the_next_endpoint_is_used_after_a_failure(
-    conformance_server: EtcdServer, transport: TransportName
+    conformance_server: EtcdServer | MemoryStore, connect: Connect
 ) -> None:
     """The call itself tries each member once."""
     nobody = f"127.0.0.1:{free_port()}"
-    async with connect(f"{nobody},{conformance_server.endpoint}", transport) as etcd:
+    async with connect(f"{nobody},{conformance_server.endpoint}") as etcd:
         assert (await etcd.status()).version == str(conformance_server.version)
-    async with connect(f"{nobody},127.0.0.1:{free_port()}", transport) as etcd:
+    async with connect(f"{nobody},127.0.0.1:{free_port()}") as etcd:
         with pytest.raises(Unavailable):
             await etcd.status()
 
 
 async def test_a_stopped_server_is_a_timeout(
-    own_conformance_server: OwnEtcd, transport: TransportName
+    own_conformance_server: OwnEtcd | MemoryStore, connect: Connect
 ) -> None:
     """A read is Unavailable, a write has an unknown outcome, and the stream fails with them."""
     server = own_conformance_server
     async with (
-        connect(server.endpoint, transport, request_timeout=1.5) as etcd,
+        connect(server.endpoint, request_timeout=1.5) as etcd,
         etcd.watch() as stream,
     ):
         stream.create(WatchCreate(1, KeyRange.of_key(b"k"), 1))
@@ -448,7 +456,9 @@ async def test_a_later_range_on_an_open_stream(etcd: EtcdClient, prefix: bytes) 
         assert by_id == {1: b"1", 2: b"2"}
 
 
-async def test_what_operators_ask(etcd: EtcdClient, conformance_server: EtcdServer) -> None:
+async def test_what_operators_ask(
+    etcd: EtcdClient, conformance_server: EtcdServer | MemoryStore
+) -> None:
     """Members and alarms; and whether users are wanted, from 3.5 on."""
     (member,) = await etcd.members()
     assert member.id == (await etcd.status()).member_id

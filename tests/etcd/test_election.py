@@ -20,7 +20,9 @@ from etcd_actions.etcd.api import Compare, Etcd, KeyRange, KeyValue, Lease, Put,
 from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.etcd.election import Election, Leadership, open_election
 from etcd_actions.testing import EtcdServer, OwnEtcd
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, stand_still
+
+pytestmark = pytest.mark.memory
 
 LONG = 120
 """A time to live that no test waits for: what happens sooner was not its end."""
@@ -162,7 +164,7 @@ async def test_a_process_that_was_stopped_knows_at_once(etcd: Etcd, prefix: byte
     async with open_election(etcd, key, ttl=2) as election:
         with trio.fail_after(PATIENCE):
             before = await election.wait_leader()
-        time.sleep(2)  # noqa: ASYNC251 - the whole event loop is to stand still
+        stand_still(2)
         assert not election.is_leader
         assert election.leadership is None
         with trio.fail_after(PATIENCE):

@@ -41,6 +41,8 @@ from etcd_actions.testing import EtcdFactory
 from tests.support.endings import write_for_ever
 from tests.support.etcd_server import EtcdServer
 
+pytestmark = pytest.mark.memory
+
 EQUAL = CompareResult.EQUAL
 
 

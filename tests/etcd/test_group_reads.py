@@ -38,6 +38,8 @@ from etcd_actions.etcd.group_members import Touched, Write
 from tests.etcd.test_group_commit import Calls, Gate, cas, gated, grouped
 from tests.support.etcd_server import EtcdServer
 
+pytestmark = pytest.mark.memory
+
 EQUAL = CompareResult.EQUAL
 
 

@@ -22,6 +22,8 @@ from tests.pipeline.test_processor import RecordingRunService
 from tests.support.load import make_run, with_annotation
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 SETTINGS = WatchingSettings(elect=False, collect_orphans=False)
 KIB = 1024
 

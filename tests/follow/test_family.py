@@ -21,6 +21,8 @@ from etcd_actions.storage.store import Store
 from etcd_actions.watch import Reflector
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 SERVES = WatchingSettings(record=False)
 
 
@@ -104,6 +106,7 @@ async def listed(etcd: Etcd, prefix: bytes, parent: ActionId, revision: int) -> 
     return Listing(below(await readable(kvs), parent), revision)
 
 
+@pytest.mark.network
 async def test_a_stream_reads_no_list_of_the_run(etcd: Etcd, prefix: bytes) -> None:
     """Neither for a leaf nor for a root of few children, nor do lists of children."""
     watched = Watched(etcd)

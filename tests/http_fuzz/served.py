@@ -210,7 +210,7 @@ class Served:
             containment = self.client.containment
             async with (
                 open_monitoring(
-                    self.client, etcd, _LOOPBACK, prefix=self._prefix, heard_within=60
+                    self.client, etcd, _LOOPBACK, prefix=self._prefix, silence_limit=60
                 ) as monitoring,
                 open_run_index(etcd, self.client.keys, containment=containment) as index,
                 open_registry(

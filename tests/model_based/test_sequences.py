@@ -1,8 +1,9 @@
 """Any sequence of what callers, clusters and run services do ends in the promised state.
 
-Hypothesis draws the steps; each sequence runs on a real etcd, under a prefix of its own, with
-a client that records. Afterwards everything is healed, and once all is quiet the promises of
-docs/guarantees.md are looked up one by one. ``scripts/prove`` runs many more sequences.
+Hypothesis draws the steps; each sequence runs on an etcd, a real one or one in memory, under a
+prefix of its own, with a client that records. Afterwards everything is healed, and once all is
+quiet the promises of docs/guarantees.md are looked up one by one. ``scripts/prove`` runs many
+more sequences.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections import defaultdict
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +20,7 @@ import hypothesis
 import pytest
 import trio
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from etcd_actions import (
     ActionId,
@@ -28,19 +31,22 @@ from etcd_actions import (
     open_etcd,
 )
 from etcd_actions.codecs import CODEC_NAMES, codec_of
-from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable
+from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ActionObject, Keyspace, canonical_name
 from etcd_actions.run_service import RunService
+from etcd_actions.testing import Faults, MemoryClient, MemoryStore
 from tests.record.test_outbox import SETTINGS
 from tests.support import flyte, oracle
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 from tests.support.patient import compact
 
 SEQUENCES = int(os.environ.get("ETCD_ACTIONS_TEST_SEQUENCES", "50"))
 FIRST = int(os.environ.get("ETCD_ACTIONS_TEST_SEED", "0"))
 BATCH = 5
-EVERYDAY = 10
+EVERYDAY = 5
+IN_MEMORY = 20
 NAMES = ("a0", "c1", "c2", "g1", "g2", "x1")
 PATIENCE = 60
 
@@ -70,7 +76,16 @@ steps = st.one_of(
     st.tuples(st.just("second")),
     st.tuples(st.just("wait"), st.integers(1, 20)),
 )
-sequences = st.tuples(st.sampled_from(CODEC_NAMES), st.lists(steps, min_size=5, max_size=40))
+codecs = st.sampled_from(CODEC_NAMES)
+sequences = st.tuples(codecs, st.lists(steps, min_size=5, max_size=40))
+# In memory connections misbehave as well.
+worse = st.one_of(
+    *[steps] * 5,
+    st.tuples(st.just("lose"), st.booleans(), st.integers(1, 3)),
+    st.tuples(st.just("break")),
+    st.tuples(st.just("late"), st.integers(0, 200)),
+)
+worse_sequences = st.tuples(codecs, st.lists(worse, min_size=5, max_size=40), st.integers(0, 1_000))
 
 
 class Service(RunService):
@@ -156,6 +171,10 @@ class World:
         except ActionError:
             # Refused, with a reason: which one is tested elsewhere.
             return
+        except Unavailable:
+            # Of unknown outcome, or not done: the caller is told, and does not try again.
+            if not isinstance(self.etcd, MemoryClient):
+                raise
 
     async def _enqueue(self, name: str, parent: str, kind: str) -> None:
         make = {"task": flyte.task, "condition": flyte.condition, "trace": flyte.trace}[kind]
@@ -237,6 +256,20 @@ class World:
     async def _wait(self, milliseconds: int) -> None:
         await trio.sleep(milliseconds / 1000)
 
+    async def _lose(self, applied: bool, times: int) -> None:
+        self.faults.lose_answer(applied=applied, times=times)
+
+    async def _break(self) -> None:
+        self.faults.break_connections()
+
+    async def _late(self, milliseconds: int) -> None:
+        self.faults.latency = milliseconds / 1000
+
+    @property
+    def faults(self) -> Faults:
+        assert isinstance(self.etcd, MemoryClient)
+        return self.etcd.faults
+
     async def stored(self) -> dict[bytes, ActionObject]:
         found = {}
         for prefix in (self.keys.prefix, self.keys.traces):
@@ -284,6 +317,8 @@ class World:
     async def check(self) -> None:
         """Wait until all is quiet; then everything has to be as promised."""
         self.service.heal()
+        if isinstance(self.etcd, MemoryClient):
+            self.faults.latency = 0
         with trio.move_on_after(PATIENCE):
             while await self.problems():  # noqa: ASYNC110 (etcd is asked, it does not tell)
                 await trio.sleep(0.02)
@@ -313,11 +348,9 @@ class World:
         assert all(count == 1 for count in marks.values()), dict(marks)
 
 
-async def run(endpoint: str, codec: str, sequence: list[tuple[Any, ...]]) -> None:
+async def run(etcd: Etcd, codec: str, sequence: list[tuple[Any, ...]]) -> None:
     prefix = f"/sequence-{next(_numbers)}/taskactions/".encode()
-    async with AsyncExitStack() as stack:
-        etcd = await stack.enter_async_context(open_etcd(endpoint))
-        nursery = await stack.enter_async_context(trio.open_nursery())
+    async with trio.open_nursery() as nursery:
         world = World(etcd, prefix, codec, nursery)
         await world.begin()
         await world.do(("enqueue", "a0", "a0", "task"))
@@ -325,6 +358,27 @@ async def run(endpoint: str, codec: str, sequence: list[tuple[Any, ...]]) -> Non
             await world.do(step)
         await world.check()
         nursery.cancel_scope.cancel("the sequence is over")
+
+
+async def run_at(endpoint: str, codec: str, sequence: list[tuple[Any, ...]]) -> None:
+    async with open_etcd(endpoint) as etcd:
+        await run(etcd, codec, sequence)
+
+
+def _drawing(seed: int, count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """How many sequences are drawn; the same for a seed."""
+
+    def settings(test: Callable[..., None]) -> Callable[..., None]:
+        chosen = hypothesis.settings(
+            max_examples=count,
+            deadline=None,
+            database=None,
+            # A failed sequence waits for its patience to end: making it smaller would take hours.
+            phases=[hypothesis.Phase.generate],
+        )
+        return hypothesis.seed(seed)(chosen(test))
+
+    return settings
 
 
 @pytest.mark.parametrize(
@@ -337,16 +391,23 @@ async def run(endpoint: str, codec: str, sequence: list[tuple[Any, ...]]) -> Non
 def test_any_sequence_ends_as_promised(own_etcd: EtcdServer, batch: int) -> None:
     """See the module's text."""
 
-    @hypothesis.seed(batch + FIRST)
-    @hypothesis.settings(
-        max_examples=BATCH,
-        deadline=None,
-        database=None,
-        # A failed sequence waits for its patience to end: making it smaller would take hours.
-        phases=[hypothesis.Phase.generate],
-    )
+    @_drawing(batch + FIRST, BATCH)
     @hypothesis.given(sequences)
     def one(drawn: tuple[str, list[tuple[Any, ...]]]) -> None:
-        trio.run(run, own_etcd.endpoint, *drawn)
+        trio.run(run_at, own_etcd.endpoint, *drawn)
+
+    one()
+
+
+@pytest.mark.parametrize("batch", first_everyday(range(5)))
+def test_any_sequence_ends_as_promised_in_memory(batch: int) -> None:
+    """With answers that are lost, late, or come after their events; nothing is waited for."""
+
+    @_drawing(batch + FIRST, IN_MEMORY)
+    @hypothesis.given(worse_sequences)
+    def one(drawn: tuple[str, list[tuple[Any, ...]], int]) -> None:
+        codec, sequence, seed = drawn
+        client = MemoryStore(seed=seed).client()
+        trio.run(run, client, codec, sequence, clock=MockClock(autojump_threshold=0))
 
     one()

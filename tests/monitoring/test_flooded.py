@@ -32,7 +32,7 @@ async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
 @pytest.fixture
 async def monitoring(client: ActionsClient, etcd: Etcd, prefix: bytes) -> AsyncIterator[Monitoring]:
     async with open_monitoring(
-        client, etcd, LOOPBACK, prefix=prefix, heard_within=30
+        client, etcd, LOOPBACK, prefix=prefix, silence_limit=30
     ) as monitoring:
         yield monitoring
 

@@ -30,7 +30,7 @@ from etcd_actions.run_service import RunService
 from etcd_actions.runs.removal import Removed
 from etcd_actions.server import ServerStatistics
 from etcd_actions.testing import OwnEtcd
-from etcd_actions.uploads import Swept
+from etcd_actions.uploads import SweepResult
 from etcd_actions.web import Bind
 from tests.support import flyte
 from tests.support.waiting import eventually
@@ -80,7 +80,7 @@ async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
 @pytest.fixture
 async def monitoring(client: ActionsClient, etcd: Etcd, prefix: bytes) -> AsyncIterator[Monitoring]:
     async with open_monitoring(
-        client, etcd, LOOPBACK, prefix=prefix, heard_within=30
+        client, etcd, LOOPBACK, prefix=prefix, silence_limit=30
     ) as monitoring:
         yield monitoring
 
@@ -115,7 +115,7 @@ async def test_before_etcd_is_heard_it_says_so(
     silent = replace(statistics, reflector=replace(statistics.reflector, silence=math.inf))
     monkeypatch.setattr(client, "statistics", lambda: silent)
     status, checks = await ready(monitoring)
-    assert (status, checks["stream"]) == (503, "etcd has not been heard yet")
+    assert (status, checks["stream"]) == (503, "etcd has sent nothing yet")
 
 
 async def test_other_requests_are_refused(monitoring: Monitoring) -> None:
@@ -132,7 +132,7 @@ async def test_metrics_tell_that_etcd_does_not_answer_before_the_stream_is_silen
     async with (
         open_etcd(own_etcd.endpoint) as etcd,
         open_actions_client(etcd, prefix=prefix) as client,
-        open_monitoring(client, etcd, LOOPBACK, prefix=prefix, heard_within=600) as monitoring,
+        open_monitoring(client, etcd, LOOPBACK, prefix=prefix, silence_limit=600) as monitoring,
     ):
         await client.start_watching()
         assert (await samples(monitoring))["etcd_watch_ready",] == 1
@@ -152,7 +152,7 @@ async def test_an_etcd_that_is_away_is_told(own_etcd: OwnEtcd, prefix: bytes) ->
     async with (
         open_etcd(own_etcd.endpoint) as etcd,
         open_actions_client(etcd, prefix=prefix) as client,
-        open_monitoring(client, etcd, LOOPBACK, prefix=prefix, heard_within=0.5) as monitoring,
+        open_monitoring(client, etcd, LOOPBACK, prefix=prefix, silence_limit=0.5) as monitoring,
     ):
         await client.start_watching()
         assert (await ready(monitoring))[0] == 200
@@ -186,7 +186,7 @@ async def test_a_handler_that_keeps_failing_degrades_it(
         open_actions_client(
             etcd, prefix=prefix, run_service=Refusing(), settings=settings
         ) as failing,
-        open_monitoring(failing, etcd, LOOPBACK, prefix=prefix, heard_within=30) as monitoring,
+        open_monitoring(failing, etcd, LOOPBACK, prefix=prefix, silence_limit=30) as monitoring,
     ):
         await failing.start_watching()
         monkeypatch.setattr(monitoring.health, "_failing_for", 0.0)
@@ -305,7 +305,9 @@ async def test_server_and_executor_are_measured_where_they_are(
         cache={"CACHE_HIT": 1},
     )
     monitoring.metrics.collected = lambda: Removed(records=2, objects=9, bytes=1000)
-    monitoring.metrics.swept = lambda: Swept(uploads=4, bytes=500, images=3, moved=5, restored=1)
+    monitoring.metrics.swept = lambda: SweepResult(
+        uploads=4, bytes=500, images=3, moved=5, restored=1
+    )
     found = await samples(monitoring)
     assert found["etcd_actions_swept_total", "upload"] == 4
     assert found["etcd_actions_swept_total", "restored"] == 1

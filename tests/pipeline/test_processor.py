@@ -33,6 +33,8 @@ from tests.support.endings import marked as as_marked
 from tests.support.etcd_server import EtcdServer, free_port
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 # The captured actions are stored one by one, without their parents.
 _ALONE = WatchingSettings(elect=False, collect_orphans=False)
 _FAST = replace(_ALONE, queue=WorkQueueSettings(backoff=Backoff(initial=0.01, cap=0.05)))
@@ -374,6 +376,7 @@ async def test_a_failed_start_leaves_nothing_behind(
         await eventually(lambda: processor.statistics().marks == {"marked": 1})
 
 
+@pytest.mark.network
 async def test_a_start_waits_for_etcd(tmp_path_factory: pytest.TempPathFactory) -> None:
     """etcd comes later than we do: no error, and all works once it is there."""
     server = EtcdServer(tmp_path_factory.mktemp("late"))

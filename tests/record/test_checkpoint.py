@@ -20,6 +20,8 @@ from etcd_actions.record.checkpoint import Checkpoint, Predecessor
 from etcd_actions.testing import EtcdServer
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 PATIENCE = 60
 
 NEWEST = 200

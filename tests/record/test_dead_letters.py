@@ -41,6 +41,8 @@ from tests.record.test_outbox import ROOT, SETTINGS, Scripted, is_idle, named, t
 from tests.support import flyte
 from tests.support.waiting import eventually, eventually_holds
 
+pytestmark = pytest.mark.memory
+
 NO = RunServiceRejected("no", code=3)
 
 
@@ -64,6 +66,7 @@ async def refuse_record(client: ActionsClient, service: Scripted) -> None:
     await eventually(lambda: client.statistics().marks == {"marked": 1})
 
 
+@pytest.mark.network
 async def test_the_bugs_of_a_version_are_named_once_though_letters_are_watched_too(
     etcd: Etcd, prefix: bytes
 ) -> None:
@@ -210,7 +213,7 @@ async def test_a_request_is_met_by_the_next_leader(etcd: Etcd, prefix: bytes) ->
     async with watching(etcd, prefix, service) as client:
         await refuse_record(client, service)
     async with open_actions_client(etcd, prefix=prefix, settings=SETTINGS) as writer:
-        assert not await writer.is_anybody_elected()
+        assert not await writer.has_leader()
         (letter,) = await writer.dead_letters()
         asked = await writer.retry_dead_letter(letter)
         assert asked is not None
@@ -218,7 +221,7 @@ async def test_a_request_is_met_by_the_next_leader(etcd: Etcd, prefix: bytes) ->
         assert await writer.retry_dead_letter(letter) == asked
     service = Scripted()
     async with watching(etcd, prefix, service) as client:
-        assert await client.is_anybody_elected()
+        assert await client.has_leader()
         await eventually(lambda: [what for what, _, _ in service.told] == ["record", "status"])
         await eventually(lambda: client.statistics().dead_letters == ())
         assert await client.dead_letters() == []

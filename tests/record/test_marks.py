@@ -39,6 +39,8 @@ from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 from tests.support.waiting import eventually, eventually_holds
 
+pytestmark = pytest.mark.memory
+
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 ALONE = replace(SETTINGS, elect=False)
 SEQUENCES = int(os.environ.get("ETCD_ACTIONS_TEST_SEQUENCES", "50"))
@@ -443,13 +445,16 @@ async def _settled(
     etcd: Etcd, prefix: bytes, client: ActionsClient, seen: list[ActionUpdate]
 ) -> None:
     """Wait until all that was written was seen, and nothing is left to be done."""
-    with trio.fail_after(30):
-        while True:
-            kvs = (await etcd.range(KeyRange.of_key(key_of(prefix)))).kvs
-            revision = kvs[0].mod_revision if kvs else 0
-            caught_up = not revision or (bool(seen) and seen[-1].revision >= revision)
-            if caught_up and is_idle(client):
-                again = (await etcd.range(KeyRange.of_key(key_of(prefix)))).kvs
-                if (again[0].mod_revision if again else 0) == revision and is_idle(client):
-                    return
-            await trio.sleep(0.002)
+
+    async def newest() -> int:
+        kvs = (await etcd.range(KeyRange.of_key(key_of(prefix)))).kvs
+        return kvs[0].mod_revision if kvs else 0
+
+    async def are_settled() -> bool:
+        revision = await newest()
+        caught_up = not revision or (bool(seen) and seen[-1].revision >= revision)
+        if not (caught_up and is_idle(client)):
+            return False
+        return await newest() == revision and is_idle(client)
+
+    await eventually_holds(are_settled)

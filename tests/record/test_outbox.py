@@ -21,6 +21,8 @@ from tests.support.run_service_server import Fault, RunServiceServer
 from tests.support.scene import PROCESSOR
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 SETTINGS = replace(
     PROCESSOR,
@@ -222,6 +224,7 @@ async def test_made_and_deleted_at_once_it_is_told(etcd: Etcd, prefix: bytes) ->
     assert len(service.of("a0", "record")) == 1
 
 
+@pytest.mark.network
 async def test_a_condition_with_its_value(etcd: Etcd, prefix: bytes) -> None:
     """Upstream's TestNotifyRunService_Condition, over gRPC: output and principal."""
     with RunServiceServer() as server:
@@ -246,6 +249,7 @@ async def test_a_condition_with_its_value(etcd: Etcd, prefix: bytes) -> None:
     assert told[-1].status.end_time.seconds >= told[-1].status.start_time.seconds > 0
 
 
+@pytest.mark.network
 async def test_reason_and_actor_of_an_abort(etcd: Etcd, prefix: bytes) -> None:
     """Defect 13: they reach the run service, for the whole subtree, and subscribers."""
     with RunServiceServer() as server:
@@ -273,6 +277,7 @@ async def test_reason_and_actor_of_an_abort(etcd: Etcd, prefix: bytes) -> None:
         assert told[-1].principal.user.id.subject == "alice"
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("phase", [Phase.SUCCEEDED, Phase.FAILED])
 async def test_a_trace_is_told_as_what_it_is(etcd: Etcd, prefix: bytes, phase: Phase) -> None:
     """Defect d: by its record, with its own phase; durable; recorded again it is told again."""

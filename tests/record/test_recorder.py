@@ -21,6 +21,8 @@ from tests.codecs.strategies import CODECS
 from tests.support.endings import ENDING, MARK, ended, get, marked, put, write_for_ever
 from tests.support.etcd_server import EtcdServer
 
+pytestmark = pytest.mark.memory
+
 each_codec = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
 
 

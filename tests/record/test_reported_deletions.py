@@ -16,6 +16,8 @@ from tests.support import flyte
 from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 NEVER = 1_000.0
 
 

@@ -223,7 +223,7 @@ async def test_what_the_server_holds_back_is_not_queued_behind_it() -> None:
 
     async def ask(name: str) -> None:
         with pytest.raises(CallFailed) as raised:
-            await stream.ask(update_action_status(at(Phase.RUNNING, name)), 60)
+            await stream.call(update_action_status(at(Phase.RUNNING, name)), 60)
         unsent[name] = raised.value.unsent
 
     unsent: dict[str, bool] = {}

@@ -545,7 +545,7 @@ async def test_tls(tmp_path: Path) -> None:
         ("localhost:1", {"deadline": 0}, "deadline: 0 is too small"),
         ("localhost:1", {"concurrency": 0}, "concurrency: 0 is too small"),
         ("localhost:1", {"keepalive_timeout": -1}, "keepalive_timeout: -1 is too small"),
-        ("http://localhost:1", {"tls": Tls()}, "not encrypted, but TLS is asked for"),
+        ("http://localhost:1", {"tls": Tls()}, "not encrypted, but TLS is configured"),
         ("localhost:1", {"tls": Tls(skip_verify=True)}, "skip_verify"),
         ("localhost:1", {"tls": Tls(ca=Path("/nowhere/ca.pem"))}, "tls ca /nowhere/ca.pem"),
     ],

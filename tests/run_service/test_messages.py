@@ -151,7 +151,7 @@ def test_what_cannot_be_read_is_left_out(field: str, kind: str, told_as: str, st
         assert getattr(request, spec_of) == getattr(wanted, spec_of)
     (log,) = logs
     assert (log["event"], log["key"], log["revision"]) == (
-        "told_without_field",
+        "reported_without_field",
         "/p/flyte/r1-c1",
         9,
     )
@@ -260,7 +260,7 @@ def test_a_bad_field_does_not_withhold_an_ending(changes: dict[str, str], field:
     assert request.status.phase == Phase.SUCCEEDED
     where = request if field == "output" else request.status
     assert not where.HasField(field)
-    assert [log["event"] for log in logs] == ["told_without_field"]
+    assert [log["event"] for log in logs] == ["reported_without_field"]
 
 
 def test_times_below_a_second_and_before_the_epoch() -> None:

@@ -18,6 +18,8 @@ from etcd_actions.storage.store import Store
 from tests.runs.test_own_run_service import tell
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory
+
 KEEP = timedelta(days=30)
 
 

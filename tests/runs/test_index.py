@@ -18,6 +18,8 @@ from etcd_actions.runs.run_record import encode
 from tests.support.runs import FedIndex, key_of, record, status
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 P = OfProject("p", "d")
 
 
@@ -42,6 +44,7 @@ def names(index: RunIndex, shelf: Shelf, *, descending: bool = True) -> list[str
     return [entry.name for portion in portions for entry in portion]
 
 
+@pytest.mark.network
 async def test_runs_are_in_the_order_of_their_creation(
     etcd: Etcd, keys: Keyspace, index: RunIndex
 ) -> None:

@@ -30,6 +30,8 @@ from tests.support import flyte
 from tests.support.scene import PROCESSOR
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 ERROR = ErrorState(code="Boom", kind="USER", message="it broke")
@@ -93,6 +95,7 @@ async def tell(own: OwnRunService, action: StoredAction) -> None:
     await own.update_action_state(update_of(action), action)
 
 
+@pytest.mark.network
 async def test_a_run_without_a_record_gets_one_and_its_states(
     writer: ActionsClient, store: Store, keys: Keyspace
 ) -> None:

@@ -40,6 +40,8 @@ from tests.support.etcd_server import EtcdServer, OwnEtcd
 from tests.support.scene import PROCESSOR
 from tests.support.waiting import eventually_holds
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 KEEP = timedelta(days=30)
 
 

@@ -22,6 +22,8 @@ from etcd_actions.storage.claims import Claim, Claims
 from tests.support import flyte
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 
 
@@ -36,6 +38,7 @@ async def claim(client: ActionsClient, claims: Claims) -> Claim | None:
     return await claims.claim(ROOT, action.incarnation)
 
 
+@pytest.mark.network
 async def test_one_of_two_gets_it_and_keeps_it(client: ActionsClient) -> None:
     await client.enqueue(flyte.task(ROOT))
     async with client.open_claims() as one, client.open_claims() as two:

@@ -23,6 +23,8 @@ from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Store
 from tests.support.endings import ENDING, ended, get, put
 
+pytestmark = pytest.mark.memory
+
 
 class Granting:
     """Grants leases with numbers of its own, when it is let."""

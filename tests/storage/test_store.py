@@ -14,6 +14,8 @@ from etcd_actions.storage.store import Store
 from etcd_actions.watch import Change
 from tests.support.etcd_server import EtcdServer
 
+pytestmark = pytest.mark.memory
+
 
 def dropped(key: bytes, revision: int) -> Change:
     return Change.unread(key, revision, revision)

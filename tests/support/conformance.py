@@ -37,6 +37,10 @@ class ConformanceEtcd:
         return self.source if isinstance(self.source, str) else self.source.where
 
 
+MEMORY = ConformanceEtcd("memory", "this process")
+"""The column of the transport that needs no etcd."""
+
+
 def etcds_at_hand(config: pytest.Config) -> list[ConformanceEtcd]:
     """What ``--etcd`` names; without it every version on this machine, and a container."""
     wanted = wanted_etcd(config)
@@ -82,7 +86,8 @@ class _Cell:
 class ConformanceTable:
     """A plugin: rows are the tests marked ``conformance``, columns are transport and etcd.
 
-    A test counts by the parameters ``transport`` and ``conformance_etcd`` that it has.
+    A test counts by the parameters ``conformance_etcd``, and ``conformance_transport`` or
+    ``transport``, that it has.
     """
 
     def __init__(self) -> None:
@@ -143,7 +148,8 @@ class ConformanceTable:
         transport, label = "any", "none"
         if (spec := getattr(item, "callspec", None)) is not None:
             etcd = spec.params.get("conformance_etcd")
-            transport = str(spec.params.get("transport", transport))
+            given = spec.params.get("transport", transport)
+            transport = str(spec.params.get("conformance_transport", given))
             label = etcd.label if isinstance(etcd, ConformanceEtcd) else label
             if isinstance(etcd, ConformanceEtcd):
                 self._where.setdefault(label, etcd.where)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 
 import trio
+import trio.testing
 
 
 async def eventually(condition: Callable[[], bool], *, within: float = 60) -> None:
@@ -19,3 +21,12 @@ async def eventually_holds(question: Callable[[], Awaitable[bool]], *, within: f
     with trio.fail_after(within):
         while not await question():  # noqa: ASYNC110 - what is asked rings no bell
             await trio.sleep(0.01)
+
+
+def stand_still(seconds: float) -> None:
+    """Let time pass while no task runs, as when the process is stopped."""
+    clock = trio.lowlevel.current_clock()
+    if isinstance(clock, trio.testing.MockClock):
+        clock.jump(seconds)
+    else:
+        time.sleep(seconds)

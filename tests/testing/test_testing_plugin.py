@@ -118,10 +118,10 @@ def test_one_is_started_and_ended(project: pytest.Pytester) -> None:
 def test_the_example_of_the_documentation(pytester: pytest.Pytester) -> None:
     """As it stands there."""
     text = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
-    conftest, first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    conftest, *tests = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     pytester.makeconftest(conftest)
-    pytester.makepyfile(test_first=first, test_second=second)
-    pytester.runpytest_subprocess("--etcd=embedded", *STRICT).assert_outcomes(passed=3)
+    pytester.makepyfile(**{f"test_{number}": test for number, test in enumerate(tests)})
+    pytester.runpytest_subprocess("--etcd=embedded", *STRICT).assert_outcomes(passed=4)
 
 
 def test_without_an_engine_container_tests_are_skipped(

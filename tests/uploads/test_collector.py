@@ -23,12 +23,14 @@ from etcd_actions.blobs.uploads import trash_key
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.images import StoredImage
-from etcd_actions.uploads import Incomplete, Swept
+from etcd_actions.uploads import Incomplete, SweepResult
 from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 from tests.uploads.test_references import literal, spec_of
 from tests.uploads.world import KEEP, ROOT, World
+
+pytestmark = pytest.mark.memory(jumps=False)
 
 Then = Callable[[], Awaitable[object]]
 
@@ -66,19 +68,19 @@ async def test_what_nothing_names_goes_step_by_step(world: World) -> None:
     key = await world.upload()
     collector = world.collector()
     world.now += KEEP - timedelta(hours=1)
-    assert [await collector.sweep() for _ in range(2)] == [Swept(), Swept()]
+    assert [await collector.sweep() for _ in range(2)] == [SweepResult(), SweepResult()]
     world.now += timedelta(hours=2)
     # One mark is not enough.
-    assert await collector.sweep() == Swept()
+    assert await collector.sweep() == SweepResult()
     assert await world.there(key)
-    assert await collector.sweep() == Swept(moved=1)
+    assert await collector.sweep() == SweepResult(moved=1)
     assert await world.stored() == [trash_key(world.deployment, int(world.now.timestamp()), key)]
     world.now += timedelta(minutes=59)
-    assert await collector.sweep() == Swept()
+    assert await collector.sweep() == SweepResult()
     world.now += timedelta(minutes=2)
-    assert await collector.sweep() == Swept(uploads=1, bytes=4)
+    assert await collector.sweep() == SweepResult(uploads=1, bytes=4)
     assert await world.stored() == []
-    assert await collector.sweep() == Swept()
+    assert await collector.sweep() == SweepResult()
 
 
 async def test_an_upload_of_the_same_content_counts_as_new(world: World) -> None:
@@ -91,7 +93,7 @@ async def test_an_upload_of_the_same_content_counts_as_new(world: World) -> None
     await world.sweeps(times=1)
     collector = world.collector()
     world.now -= timedelta(hours=4)
-    assert [await collector.sweep() for _ in range(3)] == [Swept()] * 3
+    assert [await collector.sweep() for _ in range(3)] == [SweepResult()] * 3
     assert await world.there(key)
 
 
@@ -100,7 +102,7 @@ async def test_what_is_uploaded_again_before_it_is_moved_stays(world: World) -> 
     world.now += KEEP * 2
     done = await world.sweeps(world.collector(blobs=meanwhile(world, before=world.upload)))
     assert await world.stored() == [key]
-    assert done == Swept()
+    assert done == SweepResult()
 
 
 async def test_what_is_uploaded_again_while_it_is_moved_stays(
@@ -118,7 +120,7 @@ async def test_what_is_uploaded_again_while_it_is_moved_stays(
     collector = world.collector()
     await collector.sweep()
     monkeypatch.setattr(os, "link", refreshed)
-    assert await collector.sweep() == Swept()
+    assert await collector.sweep() == SweepResult()
     assert await world.stored() == [key]
 
 
@@ -152,7 +154,7 @@ async def test_what_is_uploaded_again_after_it_was_moved_is_another_file(world: 
     store = meanwhile(world, after=world.upload)
     done = await world.sweeps(world.collector(blobs=store))
     assert await world.stored() == [key]
-    assert done == Swept(uploads=1, bytes=4, moved=1)
+    assert done == SweepResult(uploads=1, bytes=4, moved=1)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -169,7 +171,7 @@ async def test_what_a_run_names_while_it_is_swept_gets_its_place_back(
     store = meanwhile(world, **{when: run})
     done = await world.sweeps(world.collector(blobs=store))
     assert await world.stored() == [key]
-    assert done == Swept(moved=1, restored=1)
+    assert done == SweepResult(moved=1, restored=1)
 
 
 async def test_inputs_bring_back_what_they_name(world: World) -> None:
@@ -196,7 +198,7 @@ async def test_inputs_that_a_run_names_while_they_are_swept_bring_back_what_they
     store = meanwhile(world, after=lambda: world.record(input_uri=inputs))
     collector = world.collector(blobs=store)
     await collector.sweep()
-    assert await collector.sweep() == Swept(moved=2, restored=2)
+    assert await collector.sweep() == SweepResult(moved=2, restored=2)
     assert await world.there(key)
 
 
@@ -341,7 +343,7 @@ async def test_what_is_of_others_stays(world: World) -> None:
     for each in others:
         await world.put(each, b"x")
     world.now += KEEP * 2
-    assert await world.sweeps() == Swept()
+    assert await world.sweeps() == SweepResult()
     assert sorted(await world.stored()) == sorted(others)
 
 
@@ -482,7 +484,7 @@ class TestImages:
     async def test_a_definition_that_cannot_be_read_stays(self, world: World) -> None:
         await world.etcd.put(world.keys.images + b"definitions/x", b"?")
         world.now += KEEP * 2
-        assert await world.sweeps() == Swept()
+        assert await world.sweeps() == SweepResult()
 
 
 @pytest.mark.parametrize("seed", first_everyday(range(12), 3))

@@ -26,7 +26,7 @@ from etcd_actions.images import StoredImage
 from etcd_actions.registry.task_record import TaskId, TaskRecord, task_key
 from etcd_actions.registry.task_record import encode as encode_task
 from etcd_actions.runs.run_record import ActionHistory, Attempt, encode
-from etcd_actions.uploads import Swept
+from etcd_actions.uploads import SweepResult
 from tests.support import flyte
 from tests.uploads.world import KEEP, ROOT, World
 
@@ -304,7 +304,7 @@ async def test_what_was_uploaded_for_a_run_that_is_to_be_created_stays(world: Wo
     inputs = await world.inputs(literal(world.blobs.native_url(key)))
     os.utime(inputs, (later, later))
     # It is not even moved for a moment.
-    assert await world.sweeps() == Swept()
+    assert await world.sweeps() == SweepResult()
     assert await world.there(key)
 
 

@@ -13,7 +13,7 @@ from etcd_actions.blobs import BlobStore, Deployment, open_blob_store
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.images import Images
 from etcd_actions.runs.run_record import RunRecord, encode
-from etcd_actions.uploads import Swept, UploadCollector
+from etcd_actions.uploads import SweepResult, UploadCollector
 
 KEEP = timedelta(days=14)
 ROOT = ActionId("p", "d", "r1", "a0")
@@ -100,7 +100,7 @@ class World:
         await self.delete(self.keys.prefix)
         await self.delete(self.keys.side)
 
-    async def sweeps(self, collector: UploadCollector | None = None, times: int = 3) -> Swept:
+    async def sweeps(self, collector: UploadCollector | None = None, times: int = 3) -> SweepResult:
         """Sweep several times, two hours apart; all that was done."""
         collector = collector or self.collector()
         for _ in range(times):

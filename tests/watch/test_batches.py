@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import pytest
 import trio
 
 from etcd_actions._internal.containment import Containment
@@ -14,6 +15,8 @@ from etcd_actions.watch import Change, ChangeKind, Reflector
 from etcd_actions.watch.store_identity import StoreIdentity
 from tests.support.recording import RecordingSink
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.memory
 
 
 class Batching:

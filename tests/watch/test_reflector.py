@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -13,7 +12,7 @@ import trio.testing
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn
 from etcd_actions.watch import Change, ChangeKind, Reflector, ReflectorSettings
 from etcd_actions.watch.delivered import NotingSink
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, stand_still
 
 
 class Recording:
@@ -191,6 +190,7 @@ async def test_the_position_of_an_idle_range_moves_where_etcd_can_tell(
         assert reflector.statistics().reconnects == {}
 
 
+@pytest.mark.memory
 async def test_being_stopped_for_longer_than_dead_after_is_no_crash(
     etcd: Etcd, prefix: bytes
 ) -> None:
@@ -198,7 +198,7 @@ async def test_being_stopped_for_longer_than_dead_after_is_no_crash(
     async with reflecting(etcd, prefix, dead_after=0.3) as (reflector, sink, _):
         await eventually(lambda: reflector.statistics().streaming)
         for _ in range(2):
-            time.sleep(0.5)  # noqa: ASYNC251 - the whole event loop is to stand still
+            stand_still(0.5)
             await trio.sleep(0.15)
         await etcd.put(prefix + b"a", b"")
         await eventually(lambda: len(sink.changes) == 1)

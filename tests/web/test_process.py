@@ -32,10 +32,11 @@ FEW = 512
 
 @pytest.fixture
 def few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command may have few descriptors, and begins with fewer."""
+    """The command may have few descriptors, and starts with fewer."""
     script = tmp_path / "limited"
     python = shlex.quote(sys.executable)
-    script.write_text(f'#!/bin/sh\nulimit -Hn {FEW}\nulimit -Sn 100\nexec {python} "$@"\n')
+    # The soft limit first: a hard limit below it is invalid.
+    script.write_text(f'#!/bin/sh -e\nulimit -Sn 100\nulimit -Hn {FEW}\nexec {python} "$@"\n')
     script.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(script))
 

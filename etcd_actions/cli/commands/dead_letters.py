@@ -125,7 +125,7 @@ async def retry_dead_letters(
         dead_letters, missing = selection.of(await client.dead_letters())
         requested = [each for one in dead_letters if (each := await _request(client, one))]
         code = ExitCode.OK
-        if requested and not await client.is_anybody_elected():
+        if requested and not await client.has_leader():
             print_message("there is no leader: the requests stay until there is one")
         elif not dead_letters and not missing:
             print_message("there are no dead letters")

@@ -79,17 +79,6 @@ class Submission:
     detach: bool
 
 
-class ActionView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A state of an action, as it is printed."""
-
-    seconds: float
-    action: str
-    phase: str
-    name: str = ""
-    attempt: int = 0
-    error: str = ""
-
-
 @dataclass(frozen=True)
 class _State:
     """The state of an action, of either kind of update."""
@@ -167,20 +156,15 @@ class _Printer:
         if state.phase is Phase.UNSPECIFIED or self._printed.get(name) == current:
             return
         self._printed[name] = current
-        view = ActionView(
-            seconds=round(time.monotonic() - self._started, 3),
-            action=name,
-            phase=state.phase.name,
-            name=state.short_name,
-            attempt=state.attempts,
-            error=state.error,
-        )
+        seconds, phase = round(time.monotonic() - self._started, 3), state.phase.name
         if self._form == "jsonl":
-            self._write(_line(view))
+            row: dict[str, object] = {"seconds": seconds, "action": name, "phase": phase}
+            rest = {"name": state.short_name, "attempt": state.attempts, "error": state.error}
+            self._write(_line(row | {key: value for key, value in rest.items() if value}))
             return
-        error = f"  {view.error.splitlines()[0]}" if view.error else ""
-        attempt = f" (attempt {view.attempt})" if view.attempt > 1 else ""
-        line = f"{view.seconds:8.3f}  {name:<26}{view.name:<16} {view.phase}{attempt}{error}"
+        error = f"  {state.error.splitlines()[0]}" if state.error else ""
+        attempt = f" (attempt {state.attempts})" if state.attempts > 1 else ""
+        line = f"{seconds:8.3f}  {name:<26}{state.short_name:<16} {phase}{attempt}{error}"
         self._write(f"{printable(line)}\n".encode())
 
     def result(self, value: Any) -> None:
@@ -195,7 +179,7 @@ def _line(row: object) -> bytes:
     try:
         return msgspec.json.encode(row) + b"\n"
     except UnicodeEncodeError:
-        return json.dumps(msgspec.to_builtins(row)).encode() + b"\n"
+        return json.dumps(row).encode() + b"\n"
 
 
 async def _until_ended(
@@ -298,7 +282,6 @@ def _phase(number: int) -> Phase:
 
 
 def _request(submission: Submission, run: str) -> dict[str, Any]:
-    """The request to the SDK."""
     file, colon, task = submission.target.rpartition(":")
     try:
         path = Path(file).absolute()

@@ -113,7 +113,6 @@ class Table:
         return _share(self._columns, self._width)
 
     def _header(self) -> list[Line]:
-        """The header if it is due."""
         width = max(self._terminal.width, _LEAST_WIDTH)
         if width == self._width:
             return []

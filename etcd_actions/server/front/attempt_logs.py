@@ -254,7 +254,7 @@ class LogService:
         except NotFound:
             action = None
         if action is None or not action.incarnation.may_be(target.incarnation):
-            return replace(target, has_ended=True, attempts=target.attempt, is_task=True)
+            return replace(target, has_ended=True)
         return _of_action(target.action_id, target.attempt, action)
 
     async def _check_whether_here(self, target: _LogRequest) -> None:

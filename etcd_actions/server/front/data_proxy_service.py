@@ -262,9 +262,10 @@ class DataProxy:
 
     async def _message(self, url: str, kind: type[_M], what: str) -> _M:
         """Read a message from a file."""
+        path = self._path(url)
         # Few at once: each may be large.
         async with self._readers:
-            async with self._transfers.open(self._path(url)) as blob:
+            async with self._transfers.open(path) as blob:
                 if blob is None:
                     # Without the URL: the SDK searches the message for the word "inputs".
                     raise NotFound(f"the {what} of the action are no more: their file is gone")

@@ -17,7 +17,7 @@ from flyteidl2.logs.dataplane.payload_pb2 import LogLine, LogLineOriginator
 
 from etcd_actions import ActionId, ActionsClient, Phase, StoredAction, open_actions_client
 from etcd_actions.actions.status import ActionStatus
-from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.attempts.attempt_log import LocalLogs
 from etcd_actions.model import Keyspace
@@ -52,12 +52,14 @@ class Tail:
         request = pb.TailLogsRequest(action_id=flyte.identifier(action_id), attempt=attempt)
         self._call = stub(request, timeout=60)
         self.lines: list[LogLine] = []
+        self.responses = 0
         self.ended = trio.Event()
         self.failure: grpc.RpcError | None = None
 
     def _read(self) -> None:
         try:
             for answer in self._call:
+                self.responses += 1
                 for logs in answer.logs:
                     self.lines += logs.lines
         except grpc.RpcError as error:
@@ -290,6 +292,21 @@ async def test_what_has_no_log_says_so(client: ActionsClient, server: ActionsSer
     code, text = (await read(server, named("c2"))).refused()
     assert code is grpc.StatusCode.NOT_FOUND
     assert "there is no action c2" in text
+
+
+@pytest.mark.slow
+async def test_a_stream_for_an_attempt_that_never_starts_ends_when_its_action_is_deleted(
+    client: ActionsClient, server: ActionsServer, etcd: Etcd, prefix: bytes
+) -> None:
+    await client.enqueue(flyte.task(ROOT))
+    await client.put_status(ROOT, 1, ActionStatus(Phase.RUNNING))
+    async with tailing(server, ROOT, 2) as tail:
+        await eventually(lambda: tail.responses > 0)
+        await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(ROOT)))
+        await tail.ended.wait()
+    code, text = tail.refused()
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert "it ended in attempt 1" in text
 
 
 async def test_the_log_of_what_has_expired_is_found_by_its_history(

@@ -253,7 +253,7 @@ async def test_a_key_beside_that_appears_in_between_stops_all(
 
     client._enqueuer._store = Store(etcd, txn)
     with pytest.raises(AlreadyExists, match="exists already"):
-        await client.enqueue(flyte.task(ROOT), beside=[Put(key, b"mine")])
+        await client.enqueue(flyte.task(ROOT), companions=[Put(key, b"mine")])
     kv = await client.store.get(key)
     assert kv is not None
     assert kv.value == b"somebody else's"

@@ -22,11 +22,13 @@ from structlog.testing import capture_logs
 
 from etcd_actions import ActionId, ActionsClient
 from etcd_actions._internal.containment import Containment
+from etcd_actions.blobs import open_blob_store
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front import FrontDoor
+from etcd_actions.server.front.attempt_logs import Logs
 from etcd_actions.server.front.project_service import ProjectSettings
 from etcd_actions.server.methods import Methods, method_info
 from etcd_actions.server.project_access import WITHOUT_A_PROJECT, Access, has_rule, named_projects
@@ -35,6 +37,7 @@ from etcd_actions.web import Bind
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker
+from tests.server.front.conftest import Lists
 from tests.support import flyte
 
 IDENTITY = "flyteidl2.auth.IdentityService"
@@ -83,13 +86,19 @@ def fill(message: Message, way: list[FieldDescriptor], project: str) -> None:
 
 
 async def test_no_method_that_is_served_lets_a_token_at_another_project(
-    client: ActionsClient, tokens: Path
+    client: ActionsClient, lists: Lists, tokens: Path, tmp_path: Path
 ) -> None:
     settings = ServerSettings(bind=LOOPBACK, token_file=tokens)
     tried = 0
-    async with open_actions_server(
-        client, settings, front=FrontDoor(client=client, keepalive=30)
-    ) as server:
+    front = FrontDoor(
+        client=client,
+        keepalive=30,
+        blobs=open_blob_store(tmp_path / "blobs"),
+        index=lists.index,
+        registry=lists.registry,
+        logs=Logs(client=client),
+    )
+    async with open_actions_server(client, settings, front=front) as server:
         ask = Asker(server.address, "of-alice")
         for path, method in server.methods.items():
             name = path.removeprefix("/")
@@ -110,7 +119,7 @@ async def test_no_method_that_is_served_lets_a_token_at_another_project(
                 with pytest.raises(Failed, match="names n") as e:
                     await go(method.service_name, method.name, method.input(), method.output)
                 assert e.value.code == "permission_denied", name
-    assert tried > 20
+    assert tried > 40
 
 
 def test_a_method_without_a_rule_cannot_be_served() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.codecs import json as json_codec
-from etcd_actions.doctor.beside import Beside
+from etcd_actions.doctor.api_server import ApiServer
 from etcd_actions.doctor.kubernetes import is_terminating
 from etcd_actions.errors import PermissionDenied
 from etcd_actions.etcd.api import Etcd
@@ -243,11 +243,11 @@ async def test_what_may_not_be_read_beside_the_prefix_is_a_note() -> None:
 
     subject: Any = Subject()
     etcd: Any = Denied()
-    assert await Beside().check(subject, etcd) == []
-    beside = Beside()
+    assert await ApiServer().check(subject, etcd) == []
+    api_server = ApiServer()
     kv: Any = PUTS[0]
-    beside.take(kv, "flyte", held=False)
-    findings = await beside.check(subject, etcd)
+    api_server.take(kv, "flyte", held=False)
+    findings = await api_server.check(subject, etcd)
     assert [each.id for each in findings] == ["api-server", "api-server-not-read"]
     assert findings[1].remedy.startswith("kubectl get namespace 'flyte';")
 

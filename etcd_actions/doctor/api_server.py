@@ -1,7 +1,7 @@
-"""A Kubernetes API server on the same etcd: whether there is one, and what it makes of actions.
+"""Whether a Kubernetes API server uses the same etcd, and whether it accepts actions.
 
-Its own keys are beside ours, below what it calls ``--etcd-prefix``. Where we may not read them
-its entries in ``metadata.managedFields`` tell that it is there.
+Its own keys are next to ours, below its ``--etcd-prefix``. If we may not read them, its entries in
+``metadata.managedFields`` of actions show that it exists.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from etcd_actions.doctor.findings import Finding, Kind, Severity
+from etcd_actions.doctor.findings import Finding, Kind
 from etcd_actions.doctor.kubernetes import is_terminating
 from etcd_actions.doctor.subject import Subject, as_text
 from etcd_actions.errors import PermissionDenied
@@ -17,53 +17,44 @@ from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyRange, KeyValue
 from etcd_actions.model import DEFAULT_NAMESPACE
 
-API_SERVER = Kind(id="api-server", severity=Severity.OK)
-HELD = Kind(
-    id="finalizer-beside-api-server",
-    severity=Severity.NOTE,
-    meaning="An API server that shares the prefix deletes these only once their end is recorded. "
-    "Should it ever encrypt actions at rest, nobody could record it, and they would stay for ever.",
-    remedy="nothing has to be done while it encrypts none; where it is to: run with "
-    "--finalizer=false, then: etcd-actions release-finalizers",
+API_SERVER = Kind.ok("api-server")
+HELD = Kind.note(
+    "finalizer-beside-api-server",
+    "An API server that shares the prefix deletes these only once their terminal phase is "
+    "recorded. If it ever encrypts actions at rest, none of them can be recorded or deleted.",
+    "nothing has to be done while it encrypts none; where it is to: run with --finalizer=false, "
+    "then: etcd-actions release-finalizers",
 )
-NO_NAMESPACE = Kind(
-    id="namespace-missing",
-    severity=Severity.WARNING,
-    meaning="The API server has no such namespace: it refuses every change of the actions there, "
-    "an executor's reports among them, and no controller of its own ever deletes them.",
-    remedy="kubectl create namespace '<namespace>'; or enqueue into one that it has: --namespace",
+NO_NAMESPACE = Kind.warning(
+    "namespace-missing",
+    "The API server has no such namespace: it refuses every change of the actions there, an "
+    "executor's reports among them, and no controller of its own ever deletes them.",
+    "kubectl create namespace '<namespace>'; or enqueue into one that it has: --namespace",
 )
-NAMESPACE_ENDS = Kind(
-    id="namespace-terminating",
-    severity=Severity.WARNING,
-    meaning="The API server deletes all that is in this namespace: what is enqueued there is "
-    "deleted with it, and told as ABORTED, or stays behind in no namespace.",
-    remedy="enqueue into another: --namespace; see what the deletion waits for: kubectl get "
-    "namespace '<namespace>' -o yaml",
+NAMESPACE_ENDS = Kind.warning(
+    "namespace-terminating",
+    "The API server deletes all that is in this namespace: what is enqueued there is deleted with "
+    "it, and reported as ABORTED, or stays behind in no namespace.",
+    "enqueue into another: --namespace; see what the deletion waits for: kubectl get namespace "
+    "'<namespace>' -o yaml",
 )
-NO_CRD = Kind(
-    id="crd-missing",
-    severity=Severity.NOTE,
-    meaning="The API server does not serve TaskActions: nobody who asks it sees any.",
-    remedy="nothing has to be done where nobody is to; else apply Flyte's CRD "
-    "taskactions.flyte.org",
+NO_CRD = Kind.note(
+    "crd-missing",
+    "The API server does not serve TaskActions: its clients see none.",
+    "nothing has to be done unless they should; else apply Flyte's CRD taskactions.flyte.org",
 )
-CRD_ENDS = Kind(
-    id="crd-terminating",
-    severity=Severity.WARNING,
-    meaning="The API server deletes all TaskActions: what is enqueued now is deleted, and told as "
+CRD_ENDS = Kind.warning(
+    "crd-terminating",
+    "The API server deletes all TaskActions: what is enqueued now is deleted, and reported as "
     "ABORTED, or stays behind where it serves none any more.",
-    remedy="enqueue nothing until Flyte's CRD is applied again; see what the deletion waits for: "
-    "kubectl get crd taskactions.flyte.org -o yaml",
+    "enqueue nothing until Flyte's CRD is applied again; see what the deletion waits for: kubectl "
+    "get crd taskactions.flyte.org -o yaml",
 )
-NOT_READ = Kind(
-    id="api-server-not-read",
-    severity=Severity.NOTE,
-    meaning="Whether the API server takes actions in this namespace was not looked at.",
-    remedy="kubectl get namespace '<namespace>'; kubectl get crd taskactions.flyte.org",
+NOT_READ = Kind.note(
+    "api-server-not-read",
+    "Whether the API server accepts actions in this namespace was not examined.",
+    "kubectl get namespace '<namespace>'; kubectl get crd taskactions.flyte.org",
 )
-
-KINDS = (API_SERVER, HELD, NO_NAMESPACE, NAMESPACE_ENDS, NO_CRD, CRD_ENDS, NOT_READ)
 
 _MOST_NAMESPACES: Final = 100
 _RESOURCE: Final = b"flyte.org/taskactions/"
@@ -72,11 +63,11 @@ _CRDS: Final = b"apiextensions.k8s.io/customresourcedefinitions/"
 _TRACES: Final = (_NAMESPACES, _CRDS, b"apiregistration.k8s.io/apiservices/", b"masterleases/")
 
 
-class Beside:
-    """What the actions themselves tell; of the keys of one kind only the first is kept.
+class ApiServer:
+    """The signs of an API server in the actions, and the checks of its own keys.
 
     Attributes:
-        namespaces: Those that have actions, up to a number.
+        namespaces: Those that have actions, 100 at most.
     """
 
     def __init__(self) -> None:
@@ -86,18 +77,18 @@ class Beside:
         self._count = 0
 
     def take(self, kv: KeyValue, namespace: str, *, held: bool) -> None:
-        """Look at one action."""
+        """Examine one action; ``held`` if it has our finalizer."""
         if len(self.namespaces) < _MOST_NAMESPACES:
             self.namespaces.add(namespace)
         if held:
             self._held = self._held or kv.key
             self._count += 1
-        # Nobody else writes it; in another form than JSON no API server reads it.
+        # Only an API server writes this field, and it reads JSON only.
         if self._managed is None and b'"managedFields":[{' in kv.value:
             self._managed = kv.key
 
     async def check(self, subject: Subject, etcd: EtcdClient) -> list[Finding]:
-        """Find an API server, and what it makes of where actions are."""
+        """Detect an API server, and examine the namespaces of actions and the CRD in it."""
         if not subject.prefix.endswith(_RESOURCE):
             return []
         root = subject.prefix.removesuffix(_RESOURCE)
@@ -116,21 +107,21 @@ class Beside:
             namespace = subject.namespace or DEFAULT_NAMESPACE
             findings.append(NOT_READ.found(denied, namespace=namespace))
         else:
-            findings += await self._look(subject, etcd, root, traces)
+            findings += await self._examine(subject, etcd, root, traces)
         seen = ", ".join(as_text(root + trace) for trace in traces)
         if self._managed is not None:
             seen += f"{'; ' if seen else ''}it wrote {as_text(self._managed)}"
         return [API_SERVER.found(f"a Kubernetes API server uses this etcd: {seen}"), *findings]
 
-    async def _look(
+    async def _examine(
         self, subject: Subject, etcd: EtcdClient, root: bytes, traces: Iterable[bytes]
     ) -> list[Finding]:
         findings = []
         used = {subject.namespace or DEFAULT_NAMESPACE} | self.namespaces
         for namespace in sorted(used) if _NAMESPACES in traces else ():
             key = root + _NAMESPACES + namespace.encode()
-            finding = await _judge(etcd, key, "Namespace", NO_NAMESPACE, NAMESPACE_ENDS, namespace)
-            findings += finding
+            kinds = NO_NAMESPACE, NAMESPACE_ENDS
+            findings += await _judge(etcd, key, "Namespace", *kinds, namespace)
         crd = root + _CRDS + b"taskactions.flyte.org"
         namespace = subject.namespace or DEFAULT_NAMESPACE
         kind = "CustomResourceDefinition"
@@ -143,9 +134,9 @@ async def _any(etcd: EtcdClient, prefix: bytes) -> bool:
 
 
 async def _judge(
-    etcd: EtcdClient, key: bytes, kind: str, missing: Kind, ending: Kind, namespace: str
+    etcd: EtcdClient, key: bytes, kind: str, missing: Kind, deleted: Kind, namespace: str
 ) -> list[Finding]:
-    """What is to be told of one object of the API server."""
+    """The finding about one object of the API server."""
     found = await etcd.range(KeyRange.of_key(key), limit=1)
     if not found.kvs:
         return [missing.found(f"there is no {as_text(key)}", namespace=namespace)]
@@ -154,4 +145,4 @@ async def _judge(
             return []
     except ValueError as error:
         return [NOT_READ.found(f"{as_text(key)} cannot be read: {error}", namespace=namespace)]
-    return [ending.found(f"{as_text(key)} is being deleted", namespace=namespace)]
+    return [deleted.found(f"{as_text(key)} is being deleted", namespace=namespace)]

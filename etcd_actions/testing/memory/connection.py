@@ -1,0 +1,144 @@
+"""Connections to the store: what a call goes through on its way there and back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from etcd_actions.errors import EtcdError, InvalidRequest, OutcomeUnknown, Unavailable
+from etcd_actions.etcd import messages
+from etcd_actions.etcd.client import EtcdClient
+from etcd_actions.etcd.connection_settings import ConnectionSettings
+from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.etcd.grpc import errors
+from etcd_actions.etcd.reasons import error_kind
+from etcd_actions.etcd.rpc import Request, Result, Rpc
+from etcd_actions.etcd.transport import Connection
+from etcd_actions.testing.memory.engine import Engine
+from etcd_actions.testing.memory.faults import Call, ConnectionBroken, Faults
+from etcd_actions.testing.memory.keyspace import Refused
+from etcd_actions.testing.memory.streams import MemoryWatchStream
+
+
+class MemoryClient(EtcdClient):
+    """A client of a store in memory; made by ``MemoryStore.client``.
+
+    All that is above a connection is the same as over a network: what is sent again, what
+    becomes of a stream when a call fails, and how errors name who asks.
+
+    Attributes:
+        faults: What goes wrong between this client and the store.
+    """
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        connect: Callable[[Endpoint], Connection],
+        faults: Faults,
+    ) -> None:
+        super().__init__(settings, connect)
+        self.faults = faults
+
+
+class MemoryConnection:
+    """Implements :class:`~etcd_actions.etcd.transport.Connection`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        endpoint: Endpoint,
+        faults: Faults,
+        settings: ConnectionSettings,
+    ) -> None:
+        self._engine = engine
+        self._endpoint = endpoint
+        self._faults = faults
+        self._silence = settings.keepalive_time + settings.keepalive_timeout
+        self._broken = False
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The member's address."""
+        return self._endpoint
+
+    @property
+    def broken(self) -> bool:
+        """Whether a call or a stream has found that the store cannot be reached."""
+        return self._broken
+
+    async def call(
+        self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
+    ) -> Result:
+        """Do one call; see the protocol. The token is not looked at."""
+        what = f"{rpc.name} at {self._endpoint}"
+        await trio.lowlevel.checkpoint()
+        if self._is_refused():
+            self._broken = True
+            raise Unavailable(f"{what}: the connection is refused")
+        lost = OutcomeUnknown if rpc.writes else Unavailable
+        with trio.move_on_after(within):
+            try:
+                return await self._exchange(rpc, request, what)
+            except ConnectionBroken:
+                self._broken = True
+                raise lost(f"{what}: the connection was lost") from None
+        # A slow write says nothing of the connection; a slow read does.
+        self._broken = self._broken or not rpc.writes
+        raise lost(f"{what}: no answer in {within:g} s")
+
+    async def _exchange(self, rpc: Rpc[Request, Result], request: Request, what: str) -> Result:
+        encode, _ = messages.of_method(rpc)
+        try:
+            size = len(encode(request).SerializeToString())
+        except Exception as error:
+            raise errors.unwritable(error, what=what) from error
+        faults, epoch = self._faults, self._faults.epoch
+        call = Call(rpc.name, rpc.writes, request)
+        await faults.travel(epoch)
+        script = faults.next_script(call)
+        lost = (OutcomeUnknown if rpc.writes else Unavailable)(f"{what}: the answer was lost")
+        if script is not None and script.held is not None:
+            await script.held.wait(call)
+            script = None
+        if script is not None and script.error is not None:
+            raise script.error
+        if script is not None and not script.applied:
+            raise lost
+        try:
+            result = self._engine.do(rpc, request, size)
+        except Refused as refused:
+            raise _error(str(refused), what) from None
+        if script is not None:
+            raise lost
+        for _ in range(self._engine.pauses("events_first")):
+            await trio.lowlevel.checkpoint()
+        await faults.travel(epoch)
+        return result
+
+    @asynccontextmanager
+    async def watch(self, *, token: str) -> AsyncIterator[MemoryWatchStream]:
+        """Open a watch stream; see the protocol."""
+        await trio.lowlevel.checkpoint()
+        stream = MemoryWatchStream(
+            self._engine, self._faults, silence=self._silence, on_unavailable=self._break
+        )
+        if self._is_refused():
+            stream.fail(Unavailable(f"watch at {self._endpoint}: the connection is refused"))
+        with self._engine.watched_by(stream), self._faults.ringing(stream.look):
+            yield stream
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+    def _is_refused(self) -> bool:
+        return self._faults.is_cut or not self._engine.serves(self._endpoint)
+
+    def _break(self) -> None:
+        self._broken = True
+
+
+def _error(text: str, what: str) -> EtcdError:
+    """The error that etcd's text stands for."""
+    return (error_kind(text) or InvalidRequest)(f"{what}: {text}")

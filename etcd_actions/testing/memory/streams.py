@@ -1,0 +1,248 @@
+"""Watch streams, as etcd's ``v3rpc/watch.go`` and ``watchable_store.go`` serve them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+
+import msgspec
+import trio
+
+from etcd_actions.errors import EtcdError, Unavailable
+from etcd_actions.etcd.api import Event, WatchCreate, WatchResponse
+from etcd_actions.testing.memory.engine import Engine
+from etcd_actions.testing.memory.faults import Faults
+from etcd_actions.testing.memory.keyspace import contains
+
+MOST_REVISIONS = 1_000
+"""In one response to a watcher that reads the past; etcd's number."""
+
+FRAGMENT_BYTES = 2 * 1024 * 1024
+"""From this size on a response is divided: etcd's largest request, and what gRPC may add."""
+
+PROGRESS_INTERVAL = 600.0
+"""Seconds without an event after which a watcher that asked for it hears how far it is."""
+
+_EVENT_OVERHEAD = 32
+
+
+@dataclass
+class _Watcher:
+    """What a stream has been asked for, and from which revision on it is owed."""
+
+    request: WatchCreate
+    since: int
+    heard: float
+
+
+class MemoryWatchStream:
+    """Implements :class:`~etcd_actions.etcd.transport.TransportStream`.
+
+    Args:
+        engine: The member.
+        faults: What happens to messages; the stream belongs to their present epoch.
+        silence: Seconds for which a connection without a word is trusted.
+        on_unavailable: Called when it is found that the member cannot be reached.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        faults: Faults,
+        *,
+        silence: float,
+        on_unavailable: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._faults = faults
+        self._epoch = faults.epoch
+        self._silence = silence
+        self._on_unavailable = on_unavailable
+        self._bell = trio.lowlevel.ParkingLot()
+        self._asked: deque[Callable[[], None]] = deque()
+        self._answers: deque[tuple[float, WatchResponse]] = deque()
+        self._watchers: dict[int, _Watcher] = {}
+        self._used_ids: set[int] = set()
+        self._failure: EtcdError | None = None
+        self._stalled_since = math.inf
+
+    def create(self, request: WatchCreate) -> None:
+        """Ask for a watcher."""
+        self._ask(lambda: self._create(request))
+
+    def cancel(self, watch_id: int) -> None:
+        """End a watcher."""
+        self._ask(lambda: self._cancel(watch_id))
+
+    def request_progress(self) -> None:
+        """Ask how far the stream is."""
+        self._ask(lambda: self._answer(WatchResponse(-1, self._engine.keyspace.revision, 0)))
+
+    async def receive(self) -> Sequence[WatchResponse]:
+        """Messages that have arrived, at least one; see the protocol."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            moment = min(self._engine.advance(), self._look())
+            now = trio.current_time()
+            if found := self._arrived(now):
+                return found
+            if self._failure is not None and not self._answers:
+                if isinstance(self._failure, Unavailable):
+                    self._on_unavailable()
+                raise self._failure
+            with trio.move_on_at(moment):
+                await self._bell.park()
+                for _ in range(self._engine.pauses("answers_first")):
+                    await trio.lowlevel.checkpoint()
+
+    def fail(self, failure: EtcdError) -> None:
+        """End the stream: its reader gets what has arrived, then ``failure``."""
+        if self._failure is None:
+            self._failure = failure
+            # What is under way never arrives.
+            arrived = -math.inf if self._faults.is_stalled else trio.current_time()
+            self._answers = deque(each for each in self._answers if each[0] <= arrived)
+        self._bell.unpark_all()
+
+    def look(self) -> None:
+        """See what happened to the connection, and have the reader do so."""
+        self._look()
+        self._bell.unpark_all()
+
+    def publish(self, changes: Sequence[Event]) -> None:
+        """Give each watcher what it is to have of a revision that was just made."""
+        revision = changes[0].mod_revision
+        for watcher in self._watchers.values():
+            if watcher.since <= revision:
+                self._send(watcher, changes, revision)
+
+    def _look(self) -> float:
+        """See what happened to the connection; return when to look again."""
+        now = trio.current_time()
+        if self._epoch != self._faults.epoch:
+            self.fail(Unavailable("watch at the in-memory etcd: the connection was lost"))
+        if self._faults.is_stalled:
+            self._stalled_since = min(self._stalled_since, now)
+            dead = self._stalled_since + self._silence
+            if dead <= now:
+                self.fail(Unavailable("watch at the in-memory etcd: it does not answer"))
+            return dead
+        self._stalled_since = math.inf
+        while self._asked:
+            self._asked.popleft()()
+        moments = [self._answers[0][0]] if self._answers else []
+        for watcher in self._watchers.values():
+            if watcher.request.progress_notify:
+                if watcher.heard + PROGRESS_INTERVAL <= now:
+                    watcher.heard = now
+                    progress = WatchResponse(
+                        watcher.request.watch_id, self._engine.keyspace.revision, 0
+                    )
+                    self._answer(progress)
+                    moments.append(now)
+                moments.append(watcher.heard + PROGRESS_INTERVAL)
+        return min(moments, default=math.inf)
+
+    def _arrived(self, now: float) -> list[WatchResponse]:
+        found: list[WatchResponse] = []
+        if self._failure is not None or not self._faults.is_stalled:
+            while self._answers and self._answers[0][0] <= now:
+                found.append(self._answers.popleft()[1])
+        return found
+
+    def _ask(self, request: Callable[[], None]) -> None:
+        self._asked.append(request)
+        self.look()
+
+    def _answer(self, response: WatchResponse) -> None:
+        if self._failure is not None:
+            return
+        stamped = msgspec.structs.replace(response, cluster_id=self._engine.cluster_id)
+        self._answers.append((trio.current_time() + self._faults.latency, stamped))
+        self._bell.unpark_all()
+
+    def _create(self, request: WatchCreate) -> None:
+        revision = self._engine.keyspace.revision
+        if refusal := self._faults.watch_refusal or self._refusal(request):
+            self._answer(
+                WatchResponse(-1, revision, 0, created=True, canceled=True, cancel_reason=refusal)
+            )
+            return
+        self._used_ids.add(request.watch_id)
+        self._answer(WatchResponse(request.watch_id, revision, 0, created=True))
+        since = request.start_revision or revision + 1
+        if since < self._engine.keyspace.compacted:
+            self._answer(
+                WatchResponse(
+                    request.watch_id,
+                    0,
+                    0,
+                    canceled=True,
+                    compact_revision=self._engine.keyspace.compacted,
+                )
+            )
+            return
+        watcher = _Watcher(request, since, trio.current_time())
+        self._watchers[request.watch_id] = watcher
+        past = [
+            event
+            for event in self._engine.keyspace.since(since)
+            if contains(request.keys, event.key)
+        ]
+        revisions = groupby(past, key=attrgetter("mod_revision"))
+        groups = [list(changes) for _, changes in revisions]
+        for begin in range(0, len(groups), MOST_REVISIONS):
+            batch = groups[begin : begin + MOST_REVISIONS]
+            self._send(watcher, [event for group in batch for event in group], revision)
+
+    def _refusal(self, request: WatchCreate) -> str:
+        """Why etcd takes a request for none; empty if it does."""
+        start, end = request.keys
+        if end not in {b"", b"\0"} and start >= end:
+            return "mvcc: watcher range is empty"
+        if request.watch_id in self._used_ids:
+            return "mvcc: duplicate watch ID provided on the WatchStream"
+        return ""
+
+    def _cancel(self, watch_id: int) -> None:
+        # One that ended by itself has its id until it is cancelled, too.
+        if watch_id in self._used_ids:
+            self._used_ids.discard(watch_id)
+            self._watchers.pop(watch_id, None)
+            self._answer(WatchResponse(watch_id, self._engine.keyspace.revision, 0, canceled=True))
+
+    def _send(self, watcher: _Watcher, changes: Iterable[Event], revision: int) -> None:
+        request = watcher.request
+        events = [event for event in changes if contains(request.keys, event.key)]
+        if not events:
+            return
+        watcher.heard = trio.current_time()
+        if request.prev_kv:
+            events = [self._with_previous(event) for event in events]
+        parts = list(_fragments(events))
+        for part in parts:
+            fragment = part is not parts[-1]
+            self._answer(WatchResponse(request.watch_id, revision, 0, part, fragment=fragment))
+
+    def _with_previous(self, event: Event) -> Event:
+        previous = self._engine.keyspace.at(event.key, event.mod_revision - 1)
+        return msgspec.structs.replace(event, prev_kv=previous)
+
+
+def _fragments(events: list[Event]) -> Iterable[list[Event]]:
+    """What fits into one message each: at least one event."""
+    part: list[Event] = []
+    size = 0
+    for event in events:
+        previous = 0 if event.prev_kv is None else len(event.prev_kv.value)
+        length = 2 * len(event.key) + len(event.value) + previous + _EVENT_OVERHEAD
+        if part and size + length >= FRAGMENT_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(event)
+        size += length
+    yield part
