@@ -242,7 +242,7 @@ class _Builder:
             await self._install([*options, "-r", listed], what)
         elif dependencies := _dependencies(directory / "pyproject.toml"):
             await self._install([*options, *dependencies], what)
-        if step.whole:
+        if step.installs_itself:
             await self._install([*options, str(directory)], what)
 
     def _options(self, options: IndexOptions) -> list[str]:
