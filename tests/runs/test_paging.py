@@ -33,8 +33,8 @@ async def page_of(index: FedIndex, query: Query[RunEntry]) -> Page[RunEntry]:
     if descending is None:
         return await take_sorted(query, index.portions(SHELF, descending=True, first=3))
     behind = None
-    if query.position is not None:
-        created, name = query.position
+    if query.cursor is not None:
+        created, name = query.cursor
         assert isinstance(created, int)
         assert isinstance(name, str)
         behind = created, key_of(index.keys, record(name))
@@ -146,7 +146,7 @@ def refuses(request: ListRequest, token: str, scope: bytes = b"p") -> None:
 
 def test_a_token_is_good_for_its_list_alone() -> None:
     token = token_of(ListRequest())
-    assert asked(ListRequest(token=token)).position is not None
+    assert asked(ListRequest(token=token)).cursor is not None
     refuses(ListRequest(), token, b"q")
     refuses(ListRequest(sort_by=Sort(key="name")), token)
     refuses(ListRequest(sort_by=Sort(key=CREATED, direction=Sort.ASCENDING)), token)
