@@ -31,7 +31,7 @@ from etcd_actions import ActionsClient, Phase, open_actions_client
 from etcd_actions._internal.containment import Containment
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor import ExecutorSettings, ImageSettings
-from etcd_actions.executor.attempts.not_started import NotStarted
+from etcd_actions.executor.attempts.start_errors import NotStarted
 from etcd_actions.executor.images.image_build import find_base
 from etcd_actions.executor.images.image_directories import LOCK, complete, sweep_images
 from etcd_actions.executor.images.image_environments import (
@@ -272,7 +272,7 @@ async def test_files_of_an_image_come_from_its_archive(tmp_path: Path) -> None:
         assert list(found.glob("lib/python*/site-packages/made_here.py"))
         context.write_bytes(b"")
         other = Cache(tmp_path / "others", nursery, stored)
-        assert "are not what was sent" in await other.fails(stored)
+        assert "have changed" in await other.fails(stored)
         context.unlink()
         other = Cache(tmp_path / "others", nursery, stored)
         assert "its files are gone: run the program again" in await other.fails(stored)

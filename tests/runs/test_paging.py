@@ -18,6 +18,7 @@ from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.runs.run_fields import CREATED, RUN_FIELDS
 from etcd_actions.runs.run_index import OfProject
 from etcd_actions.runs.run_record import RunRecord
+from tests.support.everyday import examples
 from tests.support.runs import FedIndex, key_of, record, status
 
 SHELF = OfProject("p", "d")
@@ -63,7 +64,7 @@ _SORTS = st.builds(Sort, key=st.just(CREATED), direction=_DIRECTIONS).map(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     st.lists(_RUNS, unique_by=lambda run: run.name),
     st.lists(st.lists(_RUNS | st.sampled_from(_NAMES), max_size=3), max_size=8),
@@ -157,7 +158,7 @@ def test_what_is_no_token_is_refused(token: str) -> None:
     refuses(ListRequest(), token)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.integers(0, 30), st.integers(1, 255))
 def test_a_damaged_token_is_refused(at: int, change: int) -> None:
     data = bytearray(urlsafe_b64decode(token_of(ListRequest())))
