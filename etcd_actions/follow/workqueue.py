@@ -10,14 +10,14 @@ change arrives, see :mod:`etcd_actions.follow.handler`.
   work and not the number of keys.
 - **Conflating.** Dispatching never waits. A put that finds an unhandled put of the same
   incarnation (``create_revision``) takes its place: latest wins. Deletes, and puts of
-  another incarnation, queue up behind what is there. Only a key that is deleted and made
-  again faster than it is handled, for more than :data:`_LONGEST` steps, loses the oldest of
+  another incarnation, queue up behind what is there. Only a key that is deleted and
+  recreated faster than it is handled, for more than :data:`_LONGEST` steps, loses the oldest of
   them: what is kept begins with its last delete.
 - **Bounded.** Above ``soft_bytes`` the values of newly dispatched puts are dropped and read
   again, at their own revision, when their turn comes.
-- **Patient.** A handler that fails is called again after a back-off, for ever, with the
+- **Patient.** A handler that fails is called again after a back-off, without limit, with the
   failed change or a newer state of the same incarnation; it does not hold a worker
-  meanwhile. :meth:`WorkQueue.statistics` lists the failing keys.
+  until then. :meth:`WorkQueue.statistics` lists the failing keys.
 - **Contained.** A change is a unit of :mod:`etcd_actions._internal.containment`: whatever its
   handler raises, even ``SystemExit``, fails that key alone. What is no error of this package is
   counted as an unexpected failure of a unit, too.
@@ -83,7 +83,7 @@ class WorkQueueStatistics:
     """What a queue holds and has done.
 
     Attributes:
-        keys: Number of keys with work: waiting, being handled or to be tried again.
+        keys: Number of keys with work: waiting, being handled or to be retried.
         pending_changes: Number of changes not yet taken by a worker.
         pending_bytes: Bytes of their values.
         dispatched: Number of changes that came in.
@@ -94,7 +94,7 @@ class WorkQueueStatistics:
         handler_seconds: Time spent in handlers, of all workers together.
         turns: How often a worker took a key with work.
         wait_seconds: How long keys with work waited for that, all together.
-        failing: The keys that wait to be tried again.
+        failing: The keys that wait to be retried.
         turn_times: How long a handler took: for one change, or for what arrived together.
         wait_times: How long a key with work waited for a worker.
     """
@@ -225,7 +225,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
             except trio.WouldBlock:
                 dropped = self.pending[0]
             found = await self._reread(dropped)
-            # A newer state may have taken its place meanwhile: then that one is wanted.
+            # A newer state may have taken its place during the read: then that one is next.
             if self.pending and self.pending[0] is dropped:
                 self._forget(1)
                 if found is not None:
@@ -343,14 +343,14 @@ class WorkQueue:
         return bool(self._channels)
 
     def has_work_for(self, key: bytes) -> bool:
-        """Whether a change of a key is waiting, being handled or to be tried again."""
+        """Whether a change of a key is waiting, being handled or to be retried."""
         return key in self._channels
 
     def oldest_delete(self) -> int | None:
         """The lowest revision that a delete which is not handled yet may have, None without one.
 
-        A synthesised one may have any below its own. It looks at every key that has work: ask
-        now and then, not for each change.
+        A synthesised one may have any below its own. It reads every key that has work: not
+        for a call for each change.
         """
         deletes = [
             1 if change.synthesised else change.mod_revision
@@ -420,7 +420,7 @@ class WorkQueue:
                 self._failed(channel, change, error)
 
     async def retry_failed(self) -> None:
-        """Make failed keys ready again when their delay is over, until cancelled."""
+        """Make failed keys ready again after their delay, until cancelled."""
         while True:
             self._retry_added = trio.Event()
             until = self._retries[0][0] if self._retries else float("inf")
@@ -463,7 +463,7 @@ class WorkQueue:
     def _end(self, key: bytes) -> None:
         del self._channels[key]
         if self._failing:
-            # What failed may have been skipped since: nobody needs it any more.
+            # What failed may have been skipped since: it is not needed any more.
             self._failing.pop(key, None)
         if self._idle is not None and not self._channels:
             self._idle.set()
@@ -486,7 +486,7 @@ class WorkQueue:
     def _failed(self, channel: KeyChannel, change: Change | None, error: BaseException) -> None:
         """Put off what failed; raise what is not the handler's failure but a cancellation."""
         if change is None and self._channels.get(channel.key) is not channel:
-            # The channel has ended: what was read again was not needed any more.
+            # The channel has ended: the value that was read again is not needed any more.
             if not isinstance(error, trio.EndOfChannel):
                 raise error
             return
@@ -496,7 +496,7 @@ class WorkQueue:
         self._put_off(channel, change, error)
 
     def _put_off(self, channel: KeyChannel, change: Change | None, error: BaseException) -> None:
-        """Have a failed key tried again later."""
+        """Have a failed key retried later."""
         if change is not None:
             channel.put_back(change)
         now = trio.current_time()
