@@ -34,7 +34,6 @@ from etcd_actions.follow.workqueue import (
     WorkQueue,
     WorkQueueSettings,
     WorkQueueStatistics,
-    conflated,
 )
 from etcd_actions.model import (
     API_VERSION,
@@ -45,6 +44,7 @@ from etcd_actions.model import (
     summarize,
 )
 from etcd_actions.watch import Change
+from etcd_actions.watch.change import conflated
 
 _MOST_VERSIONS: Final = 100
 _RECHECK: Final = 60.0

@@ -30,11 +30,10 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import final
 
-import msgspec
 import structlog
 import trio
 
@@ -42,7 +41,8 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment, describe
 from etcd_actions._internal.histogram import Distribution, Histogram
 from etcd_actions.errors import EtcdActionsError, RunServiceUnavailable, Unavailable
-from etcd_actions.watch import Change, ChangeKind
+from etcd_actions.watch import Change
+from etcd_actions.watch.change import conflated
 
 _BACKOFF = Backoff(initial=0.1, cap=30.0)
 _LONGEST = 16
@@ -115,22 +115,16 @@ class WorkQueueStatistics:
     wait_times: Distribution
 
 
-@dataclass(slots=True)
 class _Counts:
-    """Shared by a queue and its channels."""
+    """The counts of :class:`WorkQueueStatistics`, shared by a queue and its channels."""
 
-    changes: int = 0
-    bytes: int = 0
-    dispatched: int = 0
-    handled: int = 0
-    conflated: int = 0
-    dropped_values: int = 0
-    failures: int = 0
-    handler_seconds: float = 0.0
-    turns: int = 0
-    wait_seconds: float = 0.0
-    turn_times: Histogram = field(default_factory=Histogram)
-    wait_times: Histogram = field(default_factory=Histogram)
+    def __init__(self) -> None:
+        self.pending_changes = self.pending_bytes = 0
+        self.dispatched = self.handled = self.conflated = self.dropped_values = 0
+        self.failures = self.turns = 0
+        self.handler_seconds = self.wait_seconds = 0.0
+        self.turn_times = Histogram()
+        self.wait_times = Histogram()
 
 
 @final
@@ -171,16 +165,19 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
     def put(self, change: Change) -> None:
         """Append a change, conflating it with the last one if that is allowed."""
         counts, pending = self._counts, self.pending
-        counts.bytes += len(change.kv.value)
+        counts.pending_bytes += len(change.kv.value)
         if pending and (merged := conflated(pending[-1], change)) is not None:
-            counts.bytes -= len(pending[-1].kv.value)
+            counts.pending_bytes -= len(pending[-1].kv.value)
             counts.conflated += 1
             pending[-1] = merged
             return
-        counts.changes += 1
+        counts.pending_changes += 1
         pending.append(change)
         if len(pending) > _LONGEST:
-            self._forget_before_last_delete()
+            deletes = [index for index, each in enumerate(pending) if each.is_delete]
+            if deletes and deletes[-1] > 0:
+                counts.conflated += deletes[-1]
+                self._forget(deletes[-1])
 
     def put_back(self, change: Change) -> None:
         """Return a change that could not be handled, to be received again."""
@@ -189,8 +186,8 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
             counts.conflated += 1
             pending[0] = merged
             return
-        counts.bytes += len(change.kv.value)
-        counts.changes += 1
+        counts.pending_bytes += len(change.kv.value)
+        counts.pending_changes += 1
         pending.insert(0, change)
 
     def receive_nowait(self) -> Change:
@@ -207,8 +204,8 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
         if change.value_dropped:
             raise trio.WouldBlock
         del self.pending[0]
-        self._counts.changes -= 1
-        self._counts.bytes -= len(change.kv.value)
+        self._counts.pending_changes -= 1
+        self._counts.pending_bytes -= len(change.kv.value)
         return change
 
     async def receive(self) -> Change:
@@ -243,17 +240,9 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
         self.close()
         await trio.lowlevel.checkpoint()
 
-    def _forget_before_last_delete(self) -> None:
-        deletes = [index for index, change in enumerate(self.pending) if change.is_delete]
-        if deletes and deletes[-1] > 0:
-            self._counts.conflated += deletes[-1]
-            self._forget(deletes[-1])
-
     def _forget(self, count: int) -> None:
-        if not count:
-            return
-        self._counts.bytes -= sum(len(change.kv.value) for change in self.pending[:count])
-        self._counts.changes -= count
+        self._counts.pending_bytes -= sum(len(change.kv.value) for change in self.pending[:count])
+        self._counts.pending_changes -= count
         del self.pending[:count]
 
 
@@ -297,23 +286,12 @@ class WorkQueue:
 
     def statistics(self) -> WorkQueueStatistics:
         """See :class:`WorkQueueStatistics`."""
-        counts = self._counts
-        return WorkQueueStatistics(
-            keys=len(self._channels),
-            pending_changes=counts.changes,
-            pending_bytes=counts.bytes,
-            dispatched=counts.dispatched,
-            handled=counts.handled,
-            conflated=counts.conflated,
-            dropped_values=counts.dropped_values,
-            failures=counts.failures,
-            handler_seconds=counts.handler_seconds,
-            turns=counts.turns,
-            wait_seconds=counts.wait_seconds,
-            failing=tuple(self._failing.values()),
-            turn_times=counts.turn_times.read(),
-            wait_times=counts.wait_times.read(),
-        )
+        counts = vars(self._counts) | {
+            "turn_times": self._counts.turn_times.read(),
+            "wait_times": self._counts.wait_times.read(),
+        }
+        failing = tuple(self._failing.values())
+        return WorkQueueStatistics(keys=len(self._channels), failing=failing, **counts)
 
     def dispatch(self, changes: Iterable[Change]) -> None:
         """Queue changes, in order. Never waits, never fails."""
@@ -325,7 +303,7 @@ class WorkQueue:
                 channel = channels[key] = KeyChannel(key, counts, self._reread, self._end)
                 self._ready.append(channel)
             counts.dispatched += 1
-            if counts.bytes > soft_bytes and change.value:
+            if counts.pending_bytes > soft_bytes and change.value:
                 counts.dropped_values += 1
                 channel.put(change.without_value())
             else:
@@ -335,7 +313,7 @@ class WorkQueue:
     @property
     def pending_bytes(self) -> int:
         """Bytes of the values of the changes that no worker has taken."""
-        return self._counts.bytes
+        return self._counts.pending_bytes
 
     @property
     def has_work(self) -> bool:
@@ -493,10 +471,6 @@ class WorkQueue:
         if not isinstance(error, EtcdActionsError):
             key = channel.key.decode(errors="backslashreplace")
             error = self._containment.caught(self._unit, key, error)
-        self._put_off(channel, change, error)
-
-    def _put_off(self, channel: KeyChannel, change: Change | None, error: BaseException) -> None:
-        """Have a failed key retried later."""
         if change is not None:
             channel.put_back(change)
         now = trio.current_time()
@@ -518,17 +492,6 @@ class WorkQueue:
                 error=reason,
                 failures=channel.failures,
                 retry_in=round(delay, 3),
-                # Once is enough, and in an outage not once for each key: the same traceback
-                # again and again would bury everything else.
+                # Once, and in an outage not for each key: repeated tracebacks bury everything else.
                 exc_info=error if channel.failures == 1 and not isinstance(error, _AWAY) else None,
             )
-
-
-def conflated(old: Change, new: Change) -> Change | None:
-    """What both together say, None when they must stay apart."""
-    before, after = old.kv, new.kv
-    if not (before.version and after.version and before.create_revision == after.create_revision):
-        return None
-    if old.kind is ChangeKind.ADDED and new.kind is not ChangeKind.ADDED:
-        return msgspec.structs.replace(new, kind=ChangeKind.ADDED)
-    return new
