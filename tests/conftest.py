@@ -26,7 +26,7 @@ from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, Order, Ow
 from etcd_actions.testing.plugin import PULLS_UNASKED, wanted_etcd
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
-from tests.support.everyday import first_everyday
+from tests.support.everyday import EXAMPLES, first_everyday
 
 pytest_plugins = ["etcd_actions.testing", "pytester"]
 
@@ -107,8 +107,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     structlog.configure(processors=[drop])
     # Shared machines stall: a slow example is no finding.
-    hypothesis.settings.register_profile("tests", deadline=None)
-    hypothesis.settings.load_profile("tests")
+    hypothesis.settings.register_profile("many", deadline=None)
+    hypothesis.settings.register_profile("everyday", deadline=None, max_examples=EXAMPLES)
+    is_everyday = "not slow" in config.getoption("markexpr")
+    hypothesis.settings.load_profile("everyday" if is_everyday else "many")
     config.addinivalue_line(
         "markers", "conformance: what every transport promises, on every etcd at hand"
     )

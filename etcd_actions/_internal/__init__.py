@@ -1,1 +1,1 @@
-"""Small parts that every room may use, and that no program outside does."""
+"""Small parts for all packages of etcd_actions, and for no other program."""

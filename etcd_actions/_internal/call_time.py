@@ -1,8 +1,8 @@
 """How long a call to the world outside may take: until trio's deadline, and while a lease lives.
 
 A write to etcd is fenced by its transaction. A call to another server cannot be: a process that
-makes it under a lease has to end it before the lease can expire. :func:`call_until` says until
-when, and what makes the call asks :func:`time_left`, directly before it sends.
+makes it under a lease has to end it before the lease can expire. :func:`call_until` sets
+the deadline; the code that sends the call reads :func:`time_left` directly before.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _until: ContextVar[Callable[[], float] | None] = ContextVar("call_until", defaul
 
 
 def boot_time() -> float:
-    """Seconds since the machine started, suspensions included, where the system tells."""
+    """Seconds since the machine started, with suspensions if the system counts them."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def suspended() -> float:
-    """Seconds for which the machine was suspended since it started, where the system tells.
+    """Seconds for which the machine was suspended since it started, if the system counts them.
 
-    trio's clock, like every ``time.monotonic``, stands still meanwhile; leases go on.
+    trio's clock, like every ``time.monotonic``, stops during a suspension; leases do not.
     """
     return boot_time() - time.monotonic()
 
@@ -37,8 +37,8 @@ def call_until(until: Callable[[], float]) -> Iterator[trio.CancelScope]:
     """Cancel what is inside at a time, which :func:`time_left` knows, too.
 
     Args:
-        until: In trio's time; it is asked again by each :func:`time_left`, and may be earlier
-            by then: after a suspension of the machine.
+        until: Returns the deadline in trio's time. Each :func:`time_left` calls it: after a
+            suspension of the machine the deadline is earlier.
     """
     token = _until.set(until)
     try:

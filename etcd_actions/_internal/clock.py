@@ -1,4 +1,4 @@
-"""The clocks that time-outs are counted on."""
+"""The clocks of timeouts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from etcd_actions._internal.call_time import boot_time
 class Clock:
     """Wall clock and monotonic clock. Tests have another one.
 
-    The monotonic clock is CLOCK_BOOTTIME where there is one: unlike trio's it goes on while the
-    machine is suspended, so long sleeps look at it now and then.
+    The monotonic clock is CLOCK_BOOTTIME where there is one: unlike trio's it continues while the
+    machine is suspended, so long sleeps read it now and then.
 
     Attributes:
         look_every: After so many seconds a sleeper looks at the clock.
@@ -26,7 +26,7 @@ class Clock:
         return time.time()
 
     def monotonic(self) -> float:
-        """Seconds since some time before; nobody can set it."""
+        """Seconds since some time; no process can set this clock."""
         return boot_time()
 
     async def sleep_until(self, when: float) -> None:

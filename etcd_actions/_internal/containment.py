@@ -3,7 +3,7 @@
 A unit is a connection, a request, an action, an attempt, a stored value, a file of a task, a log
 line. Whatever is raised inside its boundary ends, or parks, that unit alone: it is counted, logged
 once with the unit's identity, and, where the unit is parked, listed until it heals, so that
-readiness can tell an operator.
+readiness can report it to an operator.
 
 Two things pass through every boundary: a cancellation, which belongs to the task that
 cancelled, and KeyboardInterrupt, which is the operator's.
@@ -39,7 +39,7 @@ class Parked(NamedTuple):
     Attributes:
         kind: What kind of unit it is, such as ``action``.
         identity: Which one.
-        error: What was raised last.
+        error: The last exception.
         since: When it failed first, on trio's clock.
         failures: How often in a row.
     """
@@ -56,7 +56,7 @@ class Unit:
     """What became of a unit, once its boundary is left.
 
     Attributes:
-        error: What was raised inside; None for nothing.
+        error: The exception inside, if any.
     """
 
     error: BaseException | None = None
@@ -129,7 +129,7 @@ class Containment:
         part of a group, the rest is contained first.
 
         Returns:
-            What was contained.
+            The contained exception.
         """
         passing, contained = split(error)
         if contained is not None:
@@ -140,7 +140,7 @@ class Containment:
         return contained
 
     def forget(self, kind: str, identity: str) -> None:
-        """A parked unit is over, or has healed."""
+        """Unpark a unit that has ended, or works again."""
         self._parked.pop((kind, identity[:_LONGEST]), None)
 
     def retain(self, kind: str, identities: Container[str]) -> None:
@@ -158,7 +158,7 @@ class Containment:
         backoff: Backoff = _BACKOFF,
         heals_after: float = 60.0,
     ) -> None:
-        """Run a function that is to run for ever: again, after a delay, whenever it fails.
+        """Run a function without an end: again, after a delay, whenever it fails.
 
         Returns only when the function does. While it fails it is parked; a run of
         ``heals_after`` seconds heals it.
@@ -170,7 +170,7 @@ class Containment:
                 nursery.start_soon(self.heal_later, kind, identity, heals_after)
                 with self.unit(kind, identity) as unit:
                     await function()
-                nursery.cancel_scope.cancel("the run is over")
+                nursery.cancel_scope.cancel("the run has ended")
             if unit.error is None:
                 self.forget(kind, identity)
                 return
@@ -188,14 +188,14 @@ class Containment:
         if parks:
             self._park(kind, identity, error)
         lines = self._lines.setdefault(kind, LineLimit())
-        if (left_out := lines.take()) is None:
+        if (omitted := lines.take()) is None:
             return
         try:
             _log.error(
                 "unit_failed",
                 unit=kind,
                 identity=identity[:_LONGEST],
-                left_out=left_out,
+                left_out=omitted,
                 exc_info=error,
             )
         except BaseException as unlogged:
@@ -236,21 +236,21 @@ def split(error: BaseException) -> tuple[BaseException | None, BaseException | N
 
 
 class LineLimit:
-    """How many lines may still be logged: a flood is told once, and then now and then."""
+    """How many lines may still be logged: a flood is logged once, then now and then."""
 
     def __init__(self) -> None:
-        self._room = _LINES
+        self._tokens = _LINES
         self._at = trio.current_time()
-        self._left_out = 0
+        self._omitted = 0
 
     def take(self) -> int | None:
-        """How many lines were left out before this one; None where this one is, too."""
+        """How many lines were omitted before this one; None if this one is omitted, too."""
         now = trio.current_time()
-        self._room = min(_LINES, self._room + (now - self._at) * _LINES_PER_SECOND)
+        self._tokens = min(_LINES, self._tokens + (now - self._at) * _LINES_PER_SECOND)
         self._at = now
-        if self._room < 1:
-            self._left_out += 1
+        if self._tokens < 1:
+            self._omitted += 1
             return None
-        self._room -= 1
-        left_out, self._left_out = self._left_out, 0
-        return left_out
+        self._tokens -= 1
+        omitted, self._omitted = self._omitted, 0
+        return omitted

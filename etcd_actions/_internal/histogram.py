@@ -1,4 +1,4 @@
-"""How long things took, in buckets, for a cost that nobody notices: one bisection each."""
+"""How long things took, in buckets, at the cost of one bisection each."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ class Histogram:
         self._seconds += seconds
 
     def read(self) -> Distribution:
-        """What was counted so far."""
+        """The counts so far."""
         return Distribution(tuple(self._counts), self._seconds)

@@ -49,7 +49,7 @@ class KeyedHeap(Generic[K, P]):
         return self._entries.pop(key, None) is not None
 
     def first(self) -> tuple[K, P] | None:
-        """The entry with the smallest priority; None where there is none."""
+        """The entry with the smallest priority; None if the heap is empty."""
         while self._heap:
             priority, number, key = self._heap[0]
             entry = self._entries.get(key)

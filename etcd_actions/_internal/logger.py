@@ -19,7 +19,7 @@ class _Logger:
     def __getattr__(self, method: str) -> Any:
         import structlog  # noqa: PLC0415
 
-        # Looked up at each line, as structlog's own do: tests, and commands, configure anew.
+        # Fetched for each line, as structlog's own do: tests and commands change the configuration.
         return getattr(structlog.get_logger(self._name), method)
 
 

@@ -1,8 +1,8 @@
 """Files that the operator names: settings, passwords, tokens, certificates, requests.
 
 Any path may be given, so any kind of file may be there: a directory, a device that never ends,
-a pipe that nobody writes to. They are read whole, up to a limit, and nothing here blocks for
-ever. What is wrong is an OSError, whose ``strerror`` is the reason for people.
+a pipe without a writer. They are read to the end, up to a limit, and each wait is bounded. A
+failure is an OSError, whose ``strerror`` is the reason for people.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-# How long a pipe may be silent before it counts as one that nobody writes to.
+# Seconds of silence after which a pipe counts as one without a writer.
 _PATIENCE: Final = 30.0
 _CHUNK: Final = 256 * 1024
 
@@ -120,7 +120,7 @@ def _read_all(descriptor: int, most: int, patience: float) -> bytes:
                 raise OSError(errno.EFBIG, f"it has more than {size_text(most)}")
             give_up = time.monotonic() + patience
             continue
-        # A pipe that nobody has opened yet for writing reads as empty, too.
+        # A pipe that no process has opened for writing yet reads as empty, too.
         if piece is not None and (pieces or not is_pipe or _is_hung_up(poll)):
             return b"".join(pieces)
         left = give_up - time.monotonic()
@@ -131,7 +131,7 @@ def _read_all(descriptor: int, most: int, patience: float) -> bytes:
 
 
 def _is_hung_up(poll: select.poll) -> bool:
-    """Whether somebody wrote to a pipe, or opened it for that, and is gone."""
+    """Whether a process had opened a pipe for writing, and has closed it."""
     return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 

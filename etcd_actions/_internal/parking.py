@@ -6,10 +6,10 @@ import trio
 
 
 class Parking:
-    """Room for one task.
+    """The parking of one task.
 
-    It is cheaper than a new :class:`trio.Event` for each wait. What is waited for is looked at by
-    the task itself, before it parks and after it was woken: a call of :meth:`wake` is not kept
+    It is cheaper than a new :class:`trio.Event` for each wait. The task
+    checks its condition before it parks and after it was woken: a call of :meth:`wake` is not kept
     for a task that parks later.
     """
 
@@ -30,7 +30,7 @@ class Parking:
         await trio.lowlevel.wait_task_rescheduled(self._leave)
 
     def wake(self) -> None:
-        """Let the task go on, if one waits. To be called in trio's thread."""
+        """Wake the task, if one waits. To be called in trio's thread."""
         if self._task is not None:
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)

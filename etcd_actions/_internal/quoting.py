@@ -15,7 +15,7 @@ def quoted(value: object, most: int = _MOST) -> str:
 
 
 def clipped(text: str, most: int) -> str:
-    """A text, its end left out where it has more characters than ``most``."""
+    """A text, truncated to ``most`` characters."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 

@@ -26,7 +26,7 @@ class SecretSource:
     """Where one secret is.
 
     Attributes:
-        name: Its key, or ``group/key``, as tasks ask for it.
+        name: Its key, or ``group/key``, as tasks request it.
         kind: Whether it is in a variable or in a file.
         place: The variable's name, or the file's path.
     """

@@ -1,7 +1,7 @@
 """Spans of OpenTelemetry, where a program uses it.
 
-Nothing is imported for them: they are made once somebody else has imported
-``opentelemetry.trace``, and go to the provider that he has set.
+Nothing is imported for them: they are made once other code has imported
+``opentelemetry.trace``, and go to the provider that it has set.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class CallSpan:
         self._token = context.attach(trace.set_span_in_context(self._span, parent))
 
     def end(self, code: str) -> None:
-        """It is over, with a code of Connect's."""
+        """End it, with a code of Connect's."""
         if self._span is None:
             return
         from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415

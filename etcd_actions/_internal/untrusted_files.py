@@ -1,7 +1,7 @@
 """Files whose paths, or contents, come from a task or over the wire.
 
 Such a path may name anything: a FIFO or a device, whose opening blocks, a link to elsewhere, a
-directory, a file without end. So a file is looked at before it is opened, without following a
+directory, a file without end. So a file is checked before it is opened, without following a
 link, it is read up to a limit, and what may hang in the file system (a mount that does not
 answer) is done in a thread that can be left.
 """
@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -109,11 +110,11 @@ def read_end(path: StrPath, most: int, *, dir_fd: int | None = None) -> bytes:
 
 
 def is_regular(path: StrPath, *, dir_fd: int | None = None) -> bool:
-    """Whether there is a regular file; False where there is nothing.
+    """Whether there is a regular file; False if there is no file.
 
     Raises:
         UnusableFile: There is something else.
-        OSError: It cannot be looked at.
+        OSError: It cannot be read.
     """
     try:
         found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
@@ -133,6 +134,24 @@ def clear_away(path: Path) -> None:
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise
         path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}.set-aside"))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file in one step: a reader finds the old contents or the new, complete.
+
+    Raises:
+        OSError: It cannot be written; the old file stays.
+    """
+    new = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(new, flags, 0o600), "wb") as file:
+            file.write(data)
+        new.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink()
+        raise
 
 
 async def in_thread(within: float, what: StrPath, function: Callable[..., T], *args: object) -> T:
@@ -155,7 +174,7 @@ async def in_thread(within: float, what: StrPath, function: Callable[..., T], *a
 
 
 def local_path(uri: str) -> Path | None:
-    """The path of a URI on this machine; None where it is elsewhere, or is no URI."""
+    """The path of a URI on this machine; None if it is elsewhere, or is no URI."""
     if uri.startswith("/"):
         return Path(uri)
     try:

@@ -1,4 +1,4 @@
-"""What is found in files of inputs and outputs; each is read once, as long as there is room."""
+"""References in files of inputs and outputs; a file that never changes is read once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etcd_actions.errors import EtcdActionsError
 
 _AT_ONCE: Final = 8
 _MOST_KNOWN: Final = 100_000
-"""Files whose references are kept in memory."""
+"""Files whose references are cached."""
 _PART: Final = 8 << 20
 _OVERLAP: Final = 4096
 """Bytes: longer than any reference."""
@@ -22,18 +22,18 @@ _IN_THREAD: Final = 64 << 10
 
 
 class Incomplete(EtcdActionsError):
-    """What is needed cannot be told, so nothing may be removed; the message says why."""
+    """The references are not all known, so nothing may be removed."""
 
 
 class LocalFiles(Protocol):
     """Reads files of runs that are outside the store."""
 
     def path_of(self, url: str) -> str | None:
-        """The path of such a file; None for anything else."""
+        """The path of such a file; None for another URL."""
         ...
 
     def read(self, path: str) -> AbstractAsyncContextManager[Blob | None]:
-        """Open it; None where there is none."""
+        """Open it; None if it does not exist."""
         ...
 
 
@@ -41,9 +41,9 @@ class SearchedFiles:
     """See the module's text.
 
     Args:
-        blobs: Where files are.
-        find: Says what is in bytes: texts of fewer than 4096 bytes, or what they mean.
-        local: Reads files outside the store; None where they are another machine's.
+        blobs: The store of the files.
+        find: Returns the references in bytes; each has fewer than 4096 bytes.
+        local: Reads files outside the store; None if they are on another machine.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class SearchedFiles:
         self._known: dict[str, frozenset[str]] = {}
 
     async def read(self, files: Mapping[str, bool]) -> Collection[str]:
-        """What is in files, all together. In what is not there is nothing.
+        """The references in all of some files; a missing file has none.
 
         Args:
-            files: Where each is, and whether it never changes.
+            files: The URL of each, and whether it never changes.
 
         Raises:
             BlobError: One could not be read.
-            Incomplete: One is where it cannot be read from here.
+            Incomplete: One cannot be read from this machine.
         """
         found: set[str] = set()
         failures: list[EtcdActionsError] = []
-        # What is no longer asked for is forgotten.
+        # Files that are not in this call leave the cache.
         known, self._known = self._known, {}
         for url in files.keys() & known.keys():
             found |= known[url]
@@ -104,7 +104,7 @@ class SearchedFiles:
                 self._known[url] = references
 
     async def _read(self, url: str) -> frozenset[str] | None:
-        """What is in a file; None where there is none now, though there may be one later."""
+        """The references in a file; None if it does not exist, or is no regular file."""
         key = self._blobs.key_of(url)
         if key is not None:
             opened = self._blobs.read(key)
@@ -116,7 +116,6 @@ class SearchedFiles:
             async with opened as blob:
                 return None if blob is None else await self._find(blob)
         except BlobUnusable:
-            # Nobody who reads data of runs follows a link, or opens a directory.
             return None
 
     async def _find(self, blob: Blob) -> frozenset[str]:

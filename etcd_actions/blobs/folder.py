@@ -1,7 +1,7 @@
 """Blobs in a folder of this machine, or one that several machines mount.
 
-A key is a path below the folder. No part of it is followed where it is a link: tasks may write
-there, too. What arrives grows in a file of its own, and gets its name when it is whole.
+A key is a path below the folder. Links are not followed: tasks may write there, too. An upload is
+received into a temporary file, which gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from etcd_actions.blobs.protocol import (
     BlobUnusable,
     check_key,
 )
-from etcd_actions.blobs.spool import BLOCK, Spool, blocks
+from etcd_actions.blobs.spool import BLOCK, Spool, open_spool
 from etcd_actions.errors import ConfigError, InvalidArgument
 
 T = TypeVar("T")
 
 PARTIAL: Final = ".partial"
-"""The directory of what is not whole yet."""
+"""The directory of incomplete uploads."""
 
-# What nobody has added to for so many seconds is left over from a process that was killed.
 _LEFT_OVER: Final = 24 * 3600.0
+"""Seconds without a write after which an incomplete upload is of a killed process."""
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _THREADS: Final = 16
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
@@ -53,10 +53,10 @@ class FolderStore:
     """See :class:`~etcd_actions.blobs.BlobStore`.
 
     Args:
-        root: The folder, absolute; it is made if need be, for this user only.
+        root: The folder, absolute; created if it does not exist, for this user only.
 
     Raises:
-        ConfigError: It cannot be made, or nothing can be written there.
+        ConfigError: It cannot be created or written.
     """
 
     def __init__(self, root: Path) -> None:
@@ -88,16 +88,10 @@ class FolderStore:
     ) -> BlobInfo:
         """See :meth:`~etcd_actions.blobs.BlobStore.put`."""
         names = check_key(key)
-        spool = await self._in_thread(Spool, self._partial / secrets.token_hex(16))
-        try:
-            async with aclosing(blocks(parts, most)) as arriving:
-                async for block in arriving:
-                    await self._in_thread(spool.write, block)
-            spool.check(length, md5)
+        path = self._partial / secrets.token_hex(16)
+        receiving = open_spool(path, parts, self._in_thread, most=most, length=length, md5=md5)
+        async with receiving as spool:
             found = await self._in_thread(self._give_name, spool, names)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._in_thread(spool.discard)
         return BlobInfo(key, found.st_size, found.st_mtime)
 
     @asynccontextmanager
@@ -106,7 +100,7 @@ class FolderStore:
     ) -> AsyncIterator[Blob | None]:
         """See :meth:`~etcd_actions.blobs.BlobStore.read`."""
         names = check_key(key)
-        # A descriptor that nobody takes would be lost: the opening is not cancelled.
+        # Cancelling the open would leak its descriptor.
         with trio.CancelScope(shield=True):
             descriptor = await self._in_thread(self._open, names)
         if descriptor is None:
@@ -151,7 +145,7 @@ class FolderStore:
         path = local_path(url)
         if path is None or "\0" in url:
             return None
-        # A Path forgets doubled slashes and dots; ".." it keeps, and a key has none.
+        # A Path removes doubled slashes and dots; it keeps "..", which no key has.
         below = str(path).removeprefix(f"{self.root}/")
         if below == str(path):
             return None
@@ -174,14 +168,14 @@ class FolderStore:
         except UnusableFile as error:
             raise BlobUnusable(str(error)) from error
         except OSError as error:
-            raise BlobError(f"the blob store did not do it: {error}") from error
+            raise BlobError(f"the blob store failed: {error}") from error
 
     async def _parts(self, descriptor: int, start: int, end: int) -> AsyncGenerator[bytes]:
         while start < end:
             size = min(BLOCK, end - start)
             part = await self._in_thread(os.pread, descriptor, size, start)
             if not part:
-                raise BlobError("the blob was cut while it was read")
+                raise BlobError("the blob was truncated while it was read")
             start += len(part)
             yield part
 
@@ -226,7 +220,7 @@ class FolderStore:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
     def _move(self, spool: Spool, name: str, directory: int) -> None:
-        """The same in a file system without links: one at a time, since it would replace."""
+        """Give the name in a file system without links; locked, since a rename overwrites."""
         descriptor = os.open(self._partial, _DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -238,10 +232,10 @@ class FolderStore:
             os.close(descriptor)
 
     def _refresh(self, spool: Spool, name: str, directory: int) -> None:
-        """Let the blob that has the name count as stored now, if its content is the same.
+        """Set the time of the blob with this name, if its content is the same.
 
         Raises:
-            FileNotFoundError: It was moved away before it could count.
+            FileNotFoundError: It was moved before its time was set.
         """
         descriptor = open_regular(name, dir_fd=directory)
         try:
@@ -254,13 +248,13 @@ class FolderStore:
             if not is_same:
                 raise BlobExists("the key has another content already: choose another name")
             os.utime(descriptor)
-            # Who moves it away looks at the time afterwards. So one of the two notices.
+            # A concurrent move checks the time after it, so one of the two detects the other.
             refreshed = os.fstat(descriptor)
         finally:
             os.close(descriptor)
         there = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if not os.path.samestat(there, refreshed):
-            raise FileNotFoundError(errno.ENOENT, "it was moved away meanwhile", name)
+            raise FileNotFoundError(errno.ENOENT, "it was moved during the call", name)
 
     def _open(self, names: tuple[str, ...]) -> int | None:
         try:
@@ -299,7 +293,7 @@ class FolderStore:
     def _rename(
         self, names: tuple[str, ...], to: tuple[str, ...], unless_after: float | None
     ) -> bool:
-        """Move a blob, and back where it was stored again before it had left its place."""
+        """Move a blob, and back if it was stored again during the move."""
         if not self._give_other_name(names, to):
             return False
         if unless_after is None:
@@ -334,7 +328,7 @@ class FolderStore:
         raise AssertionError("the last try returns or raises")
 
     def _list_some(self, waiting: list[tuple[str, ...]]) -> list[BlobInfo]:
-        """List as many directories as one turn of a thread is worth; the others wait."""
+        """List a bounded number of directories; the others stay in ``waiting``."""
         found: list[BlobInfo] = []
         listed = 0
         while waiting and listed < _LISTED and len(found) < _LISTED:
@@ -365,7 +359,7 @@ class FolderStore:
         return files, directories
 
     def _sweep(self) -> None:
-        """Remove what a killed process left."""
+        """Remove incomplete uploads of killed processes."""
         for path in self._partial.iterdir():
             with suppress(FileNotFoundError, IsADirectoryError):
                 if path.lstat().st_mtime < time.time() - _LEFT_OVER:
@@ -373,7 +367,7 @@ class FolderStore:
 
 
 def _link_or_rename(name: str, source: int, to: str, target: int) -> bool:
-    """Give a file a second name, or another one where it can have one only; never over another."""
+    """Add a name to a file, or rename it where links are not supported; never overwrites."""
     try:
         os.link(name, to, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
     except FileExistsError:

@@ -1,6 +1,6 @@
 """Blobs in an object store that fsspec knows, such as ``s3://bucket/prefix``.
 
-What arrives grows in a temporary file here, and is handed over when it is whole.
+An upload is received into a temporary file here, and sent to the store when it is complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeVar
 import trio
 
 from etcd_actions.blobs.protocol import Blob, BlobError, BlobExists, BlobInfo, check_key
-from etcd_actions.blobs.spool import Spool, blocks
+from etcd_actions.blobs.spool import Spool, open_spool
 from etcd_actions.errors import ConfigError, InvalidArgument
 
 T = TypeVar("T")
@@ -35,14 +35,14 @@ _LONGEST_REASON: Final = 500
 class ObjectStore:
     """See :class:`~etcd_actions.blobs.BlobStore`.
 
-    Outputs of actions are not quite below the prefix: Flyte's rule puts two characters between the
+    Outputs of actions are not directly below the prefix: Flyte inserts two characters between the
     bucket and the rest, ``s3://bucket/x7/prefix/runs/…``. Their keys begin with ``@x7/``.
 
     Args:
-        url: Where, with or without a prefix.
+        url: The bucket, with or without a prefix.
 
     Raises:
-        ConfigError: fsspec, or what it needs for such a URL, is not installed, or refuses the URL.
+        ConfigError: fsspec, or its package for such a URL, is not installed, or refuses the URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -50,7 +50,7 @@ class ObjectStore:
             from fsspec.core import url_to_fs  # noqa: PLC0415 (an extra)
         except ModuleNotFoundError:
             raise ConfigError(
-                f"{url} needs fsspec: pip install etcd-actions[blobs], and what fsspec needs for "
+                f"{url} needs fsspec: pip install etcd-actions[blobs], and fsspec's package for "
                 "such a URL, s3fs for s3://"
             ) from None
         try:
@@ -62,7 +62,7 @@ class ObjectStore:
         self._scheme = scheme.lower()
         bucket, _, self._prefix = rest.partition("/")
         self._bucket_url = f"{scheme}://{bucket}"
-        # Some file systems have no buckets: the first part of a path is one to us.
+        # In a file system without buckets, the first part of a path counts as one.
         self._root = str(root).rstrip("/")
         self._bucket = self._root.removesuffix(self._prefix).rstrip("/") if self._prefix else ""
         self._threads = trio.CapacityLimiter(_THREADS)
@@ -79,16 +79,9 @@ class ObjectStore:
         """See :meth:`~etcd_actions.blobs.BlobStore.put`."""
         path = self._path(key)
         name = Path(tempfile.gettempdir()) / f"etcd-actions-{secrets.token_hex(16)}"
-        spool = await self._in_thread(Spool, name)
-        try:
-            async with aclosing(blocks(parts, most)) as arriving:
-                async for block in arriving:
-                    await self._in_thread(spool.write, block)
-            spool.check(length, md5)
+        receiving = open_spool(name, parts, self._in_thread, most=most, length=length, md5=md5)
+        async with receiving as spool:
             await self._in_thread(self._hand_over, spool, path)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._in_thread(spool.discard)
         return BlobInfo(key, spool.size, 0.0)
 
     @asynccontextmanager
@@ -116,8 +109,8 @@ class ObjectStore:
     async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
         """See :meth:`~etcd_actions.blobs.BlobStore.move`: it counts as stored now.
 
-        It is copied. What is stored at its key in the instant before the original is deleted is
-        deleted, too.
+        The blob is copied. A blob that is stored at the old key between the last check and the
+        deletion is deleted.
         """
         return await self._in_thread(self._rename, key, to, unless_after)
 
@@ -154,7 +147,7 @@ class ObjectStore:
     ) -> str | None:
         """See :meth:`~etcd_actions.blobs.BlobStore.signed_url`.
 
-        What is put at such a URL of S3 has to have the digest, and replaces what was there.
+        A PUT to such a URL of S3 must have the digest, and overwrites the blob.
         """
         extra: dict[str, Any] = {}
         if method == "PUT":
@@ -174,17 +167,14 @@ class ObjectStore:
         return await self._in_thread(sign, self._path(key))
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        """Ask the store; what its client raises is any exception at all.
-
-        A request that is under way cannot be taken back, so it is waited for.
-        """
+        """Call the store; its client may raise any exception. A call is never abandoned."""
         try:
             return await trio.to_thread.run_sync(partial(function, *args), limiter=self._threads)
         except BlobError:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
-            raise BlobError(f"the blob store did not do it: {reason}") from error
+            raise BlobError(f"the blob store failed: {reason}") from error
 
     def _path(self, key: str) -> str:
         shard, rest = _parse(key)
@@ -197,12 +187,12 @@ class ObjectStore:
             upto = min(start + _BLOCK, end)
             part = await self._in_thread(partial(self._files.cat_file, start=start, end=upto), path)
             if len(part) != upto - start:
-                raise BlobError("the blob was cut while it was read")
+                raise BlobError("the blob was truncated while it was read")
             start = upto
             yield part
 
     def _info(self, path: str) -> dict[str, Any] | None:
-        # What is remembered of a listing may be old.
+        # The cache of listings may be stale.
         self._files.invalidate_cache()
         try:
             found: dict[str, Any] = self._files.info(path)
@@ -219,7 +209,7 @@ class ObjectStore:
                 raise BlobExists(
                     "the key has another content already: choose another name"
                 ) from None
-            # Once more, so that it counts as stored now.
+            # Again, to set its time.
             self._files.put_file(str(spool.path), path)
 
     def _md5(self, path: str) -> bytes:
@@ -261,18 +251,20 @@ class ObjectStore:
         return sorted(
             (name, info)
             for name, info in found.items()
-            # A store without folders finds what begins with the same letters, too.
+            # A store without folders finds keys with the same first characters, too.
             if name.startswith(f"{path}/") and info.get("type") == "file"
         )
 
 
 def _parse(key: str) -> tuple[str, str]:
-    """The characters that spread outputs, or none, and the rest of a key."""
+    """The characters that Flyte inserts, or none, and the rest of a key."""
     parts = check_key(key)
     if not key.startswith("@"):
         return "", key
     if not _SHARD.fullmatch(parts[0]) or len(parts) == 1:
-        raise InvalidArgument("key", "what begins with @ has two characters, and more below that")
+        raise InvalidArgument(
+            "key", "a first part with @ has two more characters, and parts follow"
+        )
     return parts[0][1:], "/".join(parts[1:])
 
 

@@ -1,4 +1,4 @@
-"""Which store of blobs a setting means."""
+"""Opens the store of blobs of a setting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_blob_store(where: Path | str) -> BlobStore:
         where: A folder, or a URL that fsspec knows.
 
     Raises:
-        ConfigError: It cannot be used; the message says why.
+        ConfigError: It cannot be used.
     """
     if isinstance(where, str):
         if (path := local_path(where)) is None:
@@ -31,10 +31,10 @@ def open_blob_store(where: Path | str) -> BlobStore:
 
 
 class NoStore:
-    """A store that refuses everything, where there is none.
+    """A store that refuses every request, in place of a missing one.
 
     Args:
-        why: What there is to do, for those who ask.
+        why: The reason and the remedy, for the error.
     """
 
     def __init__(self, why: str) -> None:

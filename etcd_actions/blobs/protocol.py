@@ -1,4 +1,4 @@
-"""What every store of blobs can do, and which keys blobs may have."""
+"""The methods of every store of blobs, and the rules of keys."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ _MOST_PARTS: Final = 40
 
 
 class BlobError(EtcdActionsError):
-    """The store did not do it: its disk is full, say, or it was not reached."""
+    """The store failed: for example, its disk is full, or it cannot be reached."""
 
 
 class BlobUnusable(BlobError):
-    """What has its name is no regular file: a task may have put anything there."""
+    """The key belongs to no regular file: a task may have written anything there."""
 
 
 class BlobExists(BlobError):
-    """The key has another content, and a blob never changes."""
+    """The key has another content; a blob never changes."""
 
 
 class BlobMismatch(BlobError):
-    """What arrived has not the length or the digest that was announced."""
+    """The received bytes do not have the announced length or digest."""
 
 
 class BlobTooLarge(BlobError):
-    """More arrived than is taken."""
+    """More bytes arrived than are accepted."""
 
 
 class BlobInfo(NamedTuple):
-    """A blob that is whole.
+    """A complete blob.
 
     Attributes:
         key: Its key.
         size: Its bytes.
-        modified: When it was stored, in seconds of the wall clock; 0 where the store does not say.
+        modified: When it was stored, in seconds since 1970; 0 if the store does not report it.
     """
 
     key: str
@@ -51,11 +51,11 @@ class BlobInfo(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """A blob that is open.
+    """An open blob.
 
     Attributes:
-        info: Which one.
-        parts: The bytes asked for, some at a time.
+        info: Its key, size and time.
+        parts: The requested bytes, some at a time.
     """
 
     info: BlobInfo
@@ -65,9 +65,9 @@ class Blob(NamedTuple):
 class BlobStore(Protocol):
     """Blobs by keys such as ``uploads/flytesnacks/development/…/code.tar.gz``.
 
-    A blob is there as a whole or not at all, and never changes. Every method raises
-    :class:`BlobError` when the store does not do it, and
-    :class:`~etcd_actions.errors.InvalidArgument` for a key that none can have.
+    A blob is complete or does not exist, and never changes. Every method raises
+    :class:`BlobError` if the store fails, and
+    :class:`~etcd_actions.errors.InvalidArgument` for an invalid key.
     """
 
     async def put(
@@ -79,20 +79,20 @@ class BlobStore(Protocol):
         length: int | None = None,
         md5: bytes = b"",
     ) -> BlobInfo:
-        """Store what arrives. The same content again changes nothing but the time.
+        """Store a blob; storing the same content again only sets its time.
 
-        Cancelled, it leaves nothing, or the whole blob.
+        Cancelled, it leaves nothing, or the complete blob.
 
         Args:
             key: Its key.
-            parts: The content; what it raises ends the upload.
-            most: How many bytes there may be.
-            length: How many there must be; None for any number.
-            md5: The digest that they must have; empty for any.
+            parts: The content; an error that it raises ends the upload.
+            most: The largest number of bytes.
+            length: The required number of bytes; None for any.
+            md5: The required digest; empty for any.
 
         Raises:
-            BlobTooLarge: There are more.
-            BlobMismatch: Length or digest is another.
+            BlobTooLarge: There are more bytes.
+            BlobMismatch: Length or digest differ.
             BlobExists: The key has another content.
         """
         ...
@@ -100,61 +100,61 @@ class BlobStore(Protocol):
     def read(
         self, key: str, start: int = 0, length: int | None = None
     ) -> AbstractAsyncContextManager[Blob | None]:
-        """Open a blob for as long as the context lasts; None where there is none.
+        """Open a blob until the context is left; None if it does not exist.
 
         Args:
             key: Its key.
-            start: The first byte wanted; beyond the end there are none.
-            length: How many, at most; None for all.
+            start: The offset of the first byte; it may be beyond the end.
+            length: The largest number of bytes; None for all.
         """
         ...
 
     async def stat(self, key: str) -> BlobInfo | None:
-        """What is stored; None for nothing."""
+        """Read the size and the time of a blob; None if it does not exist."""
         ...
 
     async def delete(self, key: str) -> bool:
-        """Remove a blob; returns whether there was one."""
+        """Remove a blob; returns whether it existed."""
         ...
 
     async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
-        """Give a blob another key; returns whether it was done.
+        """Give a blob another key; returns whether it was moved.
 
-        It is not where there is no such blob, or the other key has one. Cut off, the blob has the
-        one key, the other, or both.
+        It stays if the other key has a blob. Cancelled, the blob has one key, the other, or both.
 
         Args:
             key: Its key.
-            to: Its key afterwards.
-            unless_after: It stays where it was stored later than that, or is meanwhile.
+            to: Its new key.
+            unless_after: Seconds since 1970; the blob stays if it was stored later, or is stored
+                during the call.
         """
         ...
 
     def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
-        """All blobs below a prefix of whole parts, such as ``uploads/flytesnacks``.
+        """All blobs below a prefix of complete parts, such as ``uploads/flytesnacks``.
 
-        To be closed when it is left early. What is deleted meanwhile may come all the same.
+        To be closed when it is left early. May include blobs that are deleted during the call.
         """
         ...
 
     def native_url(self, key: str) -> str:
-        """Where a task finds it: a path on this machine, or a URL such as ``s3://…``."""
+        """The location for tasks: a path on this machine, or a URL such as ``s3://…``."""
         ...
 
     def key_of(self, url: str) -> str | None:
-        """The key of what :meth:`native_url` gives; None for what is not in this store."""
+        """The key of a location of :meth:`native_url`; None if it is not in this store."""
         ...
 
     async def signed_url(
         self, method: Literal["GET", "PUT"], key: str, *, expires_in: int, md5: bytes = b""
     ) -> str | None:
-        """A URL at which the store itself does it for anybody; None where it has none.
+        """A URL at which the store itself serves any client; None if it has none.
 
         Args:
-            method: What is to be done.
+            method: The method of the request.
             key: The key.
             expires_in: Seconds.
-            md5: The digest of what is put; without one the store signs no PUT.
+            md5: The digest of the bytes to put; without one the store signs no PUT.
         """
         ...
 
@@ -163,7 +163,7 @@ def check_key(key: str, field: str = "key") -> tuple[str, ...]:
     """The parts of a key.
 
     Raises:
-        InvalidArgument: It is empty, too long, or could lead somewhere else.
+        InvalidArgument: It is empty, too long, or not normalised.
     """
     parts = tuple(key.split("/"))
     for part in parts:
@@ -175,16 +175,12 @@ def check_key(key: str, field: str = "key") -> tuple[str, ...]:
             f"{_MOST_PARTS} parts",
         )
     if key.startswith("."):
-        raise InvalidArgument(field, f"{quoted(key)} begins with a dot: leave it out")
+        raise InvalidArgument(field, f"{quoted(key)} begins with a dot: omit it")
     return parts
 
 
 def check_part(part: str, field: str) -> str:
-    """A name that may be one part of a key.
-
-    Raises:
-        InvalidArgument: It may not.
-    """
+    """Check one part of a key; raises InvalidArgument."""
     if not part:
         raise InvalidArgument(field, "it is empty, or has an empty part: give a name")
     try:
@@ -198,5 +194,5 @@ def check_part(part: str, field: str) -> str:
     if part in (".", "..") or "/" in part:
         raise InvalidArgument(field, f"{quoted(part)} is no name: give one without a slash or dots")
     if any(ord(each) < 0x20 or ord(each) == 0x7F for each in part):
-        raise InvalidArgument(field, f"{quoted(part)} has control characters: leave them out")
+        raise InvalidArgument(field, f"{quoted(part)} has control characters: omit them")
     return part

@@ -1,4 +1,4 @@
-"""URLs that say themselves what they allow, and until when."""
+"""Signed URLs: each has what it allows, and until when."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 import trio
 
-from etcd_actions.errors import DecodeError, EtcdActionsError, Unavailable
-from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget, KeyValue, Put, Txn
+from etcd_actions.errors import DecodeError, EtcdActionsError
 from etcd_actions.model import Keyspace
 from etcd_actions.storage.store import Store
+from etcd_actions.storage.stored_form import StoredForm
 
-_FORM: Final = 1
 _SECRET_BYTES: Final = 32
 _NAME: Final = b"urls"
-# Of another version of the signed text the signature is another.
+# The version of the signed text.
 _PURPOSE: Final = "etcd-actions blob 1"
 _LONGEST_QUERY: Final = 1024
 
@@ -32,18 +31,18 @@ class BadSignature(EtcdActionsError):
 
 
 class Expired(EtcdActionsError):
-    """The URL was good, once."""
+    """The URL was valid, and has expired."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """What a URL allows.
+    """The request that a URL allows.
 
     Attributes:
         method: ``GET`` or ``PUT``.
-        path: Of what.
-        expires: Until when, in whole seconds of the wall clock.
-        length: How many bytes are put; None for any number.
-        md5: Which digest they have; empty for any.
+        path: The path of the URL.
+        expires: When it expires, in seconds since 1970.
+        length: The number of bytes to put; None for any.
+        md5: The digest of the bytes to put; empty for any.
     """
 
     method: Literal["GET", "PUT"]
@@ -82,15 +81,15 @@ class UrlSigner:
         self._loading = trio.Lock()
 
     def expiry(self, seconds: float) -> int:
-        """When something expires that is good for so long."""
+        """The time of expiry after a number of seconds."""
         return int(self._clock() + seconds)
 
     async def query(self, grant: Grant) -> str:
-        """The query of a URL that allows it.
+        """The query of a URL that allows a request.
 
         Raises:
-            EtcdError: The secret could not be read, or made.
-            DecodeError: What is stored is no secret.
+            EtcdError: The secret could not be read, or created.
+            DecodeError: The stored value is no secret.
         """
         fields = {"expires": str(grant.expires)}
         if grant.length is not None:
@@ -101,59 +100,46 @@ class UrlSigner:
         return urlencode(fields)
 
     async def check(self, method: Literal["GET", "PUT"], path: str, query: str) -> Grant:
-        """What a URL allows.
+        """Check a request to a URL.
 
         Args:
-            method: What is asked for.
-            path: Of what, not percent-encoded.
+            method: The method of the request.
+            path: The path, not percent-encoded.
             query: The URL's query.
 
         Raises:
-            BadSignature: It does not allow that.
-            Expired: It did.
+            BadSignature: The URL does not allow the request.
+            Expired: The URL has expired.
             EtcdError: The secret could not be read.
-            DecodeError: What is stored is no secret.
+            DecodeError: The stored value is no secret.
         """
         grant, signature = _read(method, path, query)
         if not hmac.compare_digest(_sign(await self._load(), grant), signature):
             raise BadSignature("the signature is not that of this URL: use it as it was answered")
         if grant.expires <= self._clock():
-            raise Expired("the URL has expired: ask for another one, or for a longer time")
+            raise Expired("the URL has expired: request another one, or a longer time")
         return grant
 
     async def _load(self) -> bytes:
         async with self._loading:
             if self._secret is None:
-                self._secret = await self._read_or_make()
+                kv = await self._store.get_or_create(self._key, _random_secret)
+                stored = _stored.decode(kv.value, key=kv.key, revision=kv.mod_revision)
+                if len(stored.secret) < _SECRET_BYTES:
+                    raise DecodeError(
+                        f"a secret with {len(stored.secret)} bytes",
+                        key=kv.key,
+                        revision=kv.mod_revision,
+                    )
+                self._secret = stored.secret
         return self._secret
 
-    async def _read_or_make(self) -> bytes:
-        kv = await self._store.get(self._key)
-        if kv is None:
-            kv = await self._make()
-        try:
-            stored = msgspec.json.decode(kv.value, type=_Secret)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise DecodeError(
-                f"no secret of signatures: {error}", key=kv.key, revision=kv.mod_revision
-            ) from None
-        if stored.form != _FORM or len(stored.secret) < _SECRET_BYTES:
-            raise DecodeError(
-                f"a secret of form {stored.form} with {len(stored.secret)} bytes",
-                key=kv.key,
-                revision=kv.mod_revision,
-            )
-        return stored.secret
 
-    async def _make(self) -> KeyValue:
-        value = msgspec.json.encode(_Secret(_FORM, secrets.token_bytes(_SECRET_BYTES)))
-        absent = Compare(self._key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
-        await self._store.txn(Txn((absent,), (Put(self._key, value),), ()))
-        # Another process may have been faster: what is there counts.
-        kv = await self._store.get(self._key)
-        if kv is None:
-            raise Unavailable("the secret of signatures was deleted while it was made")
-        return kv
+_stored: Final = StoredForm(_Secret, "secret of signatures")
+
+
+def _random_secret() -> bytes:
+    return msgspec.json.encode(_Secret(1, secrets.token_bytes(_SECRET_BYTES)))
 
 
 def _sign(secret: bytes, grant: Grant) -> str:

@@ -1,13 +1,13 @@
-"""A file that an upload grows in, until it is whole."""
+"""A temporary file with the received part of an upload."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -33,7 +33,7 @@ class Spool:
 
     @property
     def md5(self) -> bytes:
-        """The digest of what was written."""
+        """The digest of the written bytes."""
         return self._digest.digest()
 
     def write(self, data: bytes) -> None:
@@ -45,11 +45,7 @@ class Spool:
         self.size += len(data)
 
     def check(self, length: int | None, md5: bytes) -> None:
-        """Compare it with what was announced.
-
-        Raises:
-            BlobMismatch: It is not that.
-        """
+        """Compare the bytes with the announced length and digest; raises BlobMismatch."""
         if length is not None and self.size != length:
             raise BlobMismatch(f"{self.size} bytes arrived, and {length} were announced")
         if md5 and self.md5 != md5:
@@ -58,22 +54,18 @@ class Spool:
             )
 
     def sync(self) -> None:
-        """See to it that it outlives a loss of power."""
+        """Make the bytes durable."""
         os.fsync(self._file.fileno())
 
     def discard(self) -> None:
-        """Close and remove it; where it has another name by now, that stays."""
+        """Close the file and remove this name; a further name of it stays."""
         self._file.close()
         with suppress(FileNotFoundError):
             self.path.unlink()
 
 
 async def blocks(parts: AsyncIterable[bytes], most: int) -> AsyncGenerator[bytes]:
-    """The same bytes in fewer parts; what makes the parts is closed, too.
-
-    Raises:
-        BlobTooLarge: There are more than ``most``.
-    """
+    """The same bytes in fewer parts; closes ``parts``. Raises BlobTooLarge above ``most``."""
     waiting = bytearray()
     size = 0
     try:
@@ -91,3 +83,39 @@ async def blocks(parts: AsyncIterable[bytes], most: int) -> AsyncGenerator[bytes
                 await parts.aclose()
     if waiting:
         yield bytes(waiting)
+
+
+@asynccontextmanager
+async def open_spool(
+    path: Path,
+    parts: AsyncIterable[bytes],
+    in_thread: Callable[..., Awaitable[Any]],
+    *,
+    most: int,
+    length: int | None,
+    md5: bytes,
+) -> AsyncIterator[Spool]:
+    """Receive an upload into a file that is removed at the end.
+
+    Args:
+        path: The file to create.
+        parts: The content.
+        in_thread: Runs a function with its arguments in a thread.
+        most: The largest number of bytes.
+        length: The announced number of bytes; None without one.
+        md5: The announced digest; empty without one.
+
+    Raises:
+        BlobTooLarge: There are more than ``most`` bytes.
+        BlobMismatch: Length or digest differ from the announced ones.
+    """
+    spool: Spool = await in_thread(Spool, path)
+    try:
+        async with aclosing(blocks(parts, most)) as received:
+            async for block in received:
+                await in_thread(spool.write, block)
+        spool.check(length, md5)
+        yield spool
+    finally:
+        with trio.CancelScope(shield=True):
+            await in_thread(spool.discard)

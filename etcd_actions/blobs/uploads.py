@@ -1,9 +1,9 @@
-"""The keys of uploads, and how they are found where something refers to them; no I/O.
+"""The keys of uploads, and the search for references to them in any bytes; no I/O.
 
-What is collected is a unit: all that is below ``content/<digest>`` or ``named/<root>`` of one
-deployment, or the directory of one run's inputs. A reference is found by the deployment's name in
-any bytes, however the rest of the URL is written. What refers to less than a unit refers to all
-uploads. So at worst something is kept that nobody needs.
+The collector removes units: all keys below ``content/<digest>`` or ``named/<root>`` of one
+deployment, or the directory of one run's inputs. A reference is found by the deployment's name,
+however the rest of the URL is written; an incomplete one counts for all uploads. So the worst error
+keeps an upload that is not needed.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ReferenceFinder:
     """Finds what bytes refer to.
 
     Args:
-        deployment: Whose uploads are looked for.
+        deployment: The deployment of the uploads.
     """
 
     def __init__(self, deployment: str) -> None:
@@ -162,7 +162,7 @@ class ReferenceFinder:
             return
         for run in _BASE64.finditer(data):
             text = run[0].rstrip(b"=").translate(_URL_SAFE)
-            # Where the text begins that what is before it only looks like, nobody knows.
+            # Characters before the text may look like a part of it: try each offset.
             for start in range(4):
                 for end in (0, 1):
                     decoded = _decoded(text[start:], end)
@@ -171,7 +171,7 @@ class ReferenceFinder:
 
 
 def _decoded(text: bytes, cut: int) -> bytes:
-    """Decode base64 without padding; one character is cut off where it cannot be decoded."""
+    """Decode base64 without padding; one character is dropped if it cannot be decoded."""
     if (len(text) % 4 == 1) != bool(cut):
         return b""
     text = text[: len(text) - cut]
@@ -193,7 +193,7 @@ def _hidden(names: Iterable[bytes]) -> Iterator[bytes]:
         name, depth = waiting.pop()
         for before in range(3):
             text = base64.b64encode(bytes(before) + name)
-            # Characters that depend on what is around the name are left out.
+            # Without the characters that depend on the bytes around the name.
             needle = text[-(-before * 8 // 6) : (before + len(name)) * 8 // 6]
             yield needle
             if depth > 1:

@@ -1,7 +1,7 @@
-"""Cached results: where the outputs are that a task left for the same inputs before.
+"""Cached results: the outputs of an earlier action with the same cache key.
 
-The catalogue is in etcd, one key for each scope and cache key, with a digest of the outputs. What
-it says is checked at each use: an entry that cannot be read is none.
+The catalogue is in etcd: one key for each scope and cache key, with a digest of the outputs, which
+each use checks.
 """
 
 from etcd_actions.catalog.cached_result import Entry, digest_of, source_of

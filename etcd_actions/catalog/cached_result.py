@@ -9,27 +9,21 @@ from typing import Final
 import msgspec
 
 from etcd_actions.errors import DecodeError
+from etcd_actions.storage.stored_form import StoredForm
 
 FORM: Final = 1
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A result, and where it came from.
+    """A result, and the action that produced it.
 
     Attributes:
-        form: Of the stored bytes.
-        cache_key: Which call it is the result of, as the SDK tells one call from another.
-        org: The organisation of the action that left it.
-        project: Its project.
-        domain: Its domain.
-        run: Its run.
-        action: Its name.
-        attempt: Which attempt of it.
-        output_uri: Where that attempt left the outputs.
-        digest: Of the outputs' bytes, see `digest_of`; empty where the task has none.
-        outputs: These bytes, where there are few.
-        created: When the result was made; what `cache_max_age` counts from.
-        kept_until: Until when etcd keeps the entry at least.
+        cache_key: The SDK's identity of the call.
+        output_uri: The directory of the outputs of the attempt.
+        digest: The digest of the outputs, see `digest_of`; empty if the task has none.
+        outputs: The outputs' bytes, if they are few.
+        created: When the result was produced; `cache_max_age` counts from it.
+        kept_until: The earliest time at which etcd deletes the entry.
     """
 
     form: int = FORM
@@ -48,11 +42,11 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Entry).decode
+_stored: Final = StoredForm(Entry, "cached result", ("created", "kept_until"))
 
 
 def digest_of(outputs: bytes) -> str:
-    """What tells one file of outputs from another: ``sha256:`` and hexadecimal digits."""
+    """The digest of a file of outputs: ``sha256:`` and hexadecimal digits."""
     return "sha256:" + hashlib.sha256(outputs).hexdigest()
 
 
@@ -62,21 +56,14 @@ def encode(entry: Entry) -> bytes:
 
 
 def decode(data: bytes, cache_key: str) -> Entry:
-    """Read an entry.
+    """Decode an entry.
 
     Raises:
         DecodeError: It is none, one of a later version, or the result of another call.
     """
-    try:
-        entry = _decode(data)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise DecodeError(f"no cached result: {error}") from None
-    if entry.form != FORM:
-        raise DecodeError(f"a cached result of form {entry.form}, not {FORM}")
+    entry = _stored.decode(data)
     if entry.cache_key != cache_key:
         raise DecodeError("a cached result of another call")
-    if entry.created.tzinfo is None or entry.kept_until.tzinfo is None:
-        raise DecodeError("a cached result whose times have no zone")
     return entry
 
 
@@ -90,11 +77,7 @@ _decode_source = msgspec.json.Decoder(_Source).decode
 
 
 def source_of(data: bytes) -> tuple[str, str, str]:
-    """Project, domain and name of the run that left a result, whichever call it is of.
-
-    Raises:
-        DecodeError: It is none.
-    """
+    """Project, domain and name of the run that produced a result; raises DecodeError."""
     try:
         source = _decode_source(data)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The cached results in etcd: read, written, renewed while they are used, forgotten otherwise."""
+"""The cached results in etcd: entries that are not used expire with their leases."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ from etcd_actions.etcd.api import Etcd, KeyValue, Put, Txn
 from etcd_actions.storage.store import Store
 
 _DAY: Final = 24 * 3600.0
-# A lease is shared by what is written within a tenth of the time that entries are kept.
+# A lease is shared by the writes of a tenth of the time that entries are kept.
 _SHARED: Final = 10
 # What etcd takes, in seconds: nine billion. This is a century.
 _LONGEST: Final = 100 * 365 * _DAY
 
 
 class Found(NamedTuple):
-    """An entry, and what it was read from."""
+    """An entry with its key and value."""
 
     entry: Entry
     kv: KeyValue
 
 
 class Catalog:
-    """Reads and writes entries. Each method raises ``EtcdError`` where etcd does not do it.
+    """Reads and writes entries. Each method raises ``EtcdError`` if etcd fails.
 
-    Entries hang on leases. One lease serves all entries that this process writes or renews
-    within a while; one that is used is moved to a younger lease, and one that is not used for
-    ``keep`` seconds goes with its lease.
+    Entries are attached to leases, which the entries of a period share. The use of an entry moves
+    it to a younger lease; without use for ``keep`` seconds it expires with its lease.
 
     Args:
-        etcd: Where leases are made.
-        store: Where entries are.
-        keep: Seconds that an entry is kept, at least, after it was used for the last time.
-        clock: The time.
+        etcd: Grants leases.
+        store: Reads and writes entries.
+        keep: The least number of seconds that an entry is kept after its last use.
+        clock: The time, aware.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Catalog:
         self._lease_until = -math.inf
 
     async def look(self, key: bytes, cache_key: str) -> Found | None:
-        """The result of a call; None where there is none. What cannot be read is deleted."""
+        """The result of a call; None without one. An entry that cannot be decoded is deleted."""
         kv = await self._store.get(key)
         if kv is None:
             return None
@@ -70,7 +69,7 @@ class Catalog:
             return None
 
     async def put(self, key: bytes, entry: Entry) -> None:
-        """Write a result, in place of whatever was there."""
+        """Write a result; replaces another one."""
         while True:
             lease = await self._young_lease()
             value = encode(msgspec.structs.replace(entry, kept_until=self._kept_until()))
@@ -82,7 +81,7 @@ class Catalog:
                 return
 
     async def renew(self, found: Found) -> None:
-        """Keep an entry that was used; nothing happens where that was done a while ago."""
+        """Renew the lease of a used entry, unless that was done recently."""
         entry = found.entry
         until = self._kept_until()
         if found.kv.lease and until - entry.kept_until < timedelta(seconds=self._share):
@@ -92,18 +91,18 @@ class Catalog:
         try:
             await self._store.compare_and_put(found.kv, value, lease=lease)
         except LeaseNotFound:
-            # The next one who uses it does it.
+            # The next use renews it.
             self._forget_lease(lease)
 
     async def forget(self, found: Found) -> None:
-        """Delete an entry that cannot be used, unless it was replaced meanwhile."""
+        """Delete an unusable entry, unless it was replaced."""
         await self._store.compare_and_delete(found.kv)
 
     def _kept_until(self) -> datetime:
         return self._clock() + timedelta(seconds=self._keep)
 
     async def _young_lease(self) -> int:
-        """A lease that lasts for as long as entries are kept, at least."""
+        """A lease that lasts at least as long as entries are kept."""
         if not self._lease or trio.current_time() >= self._lease_until:
             until = trio.current_time() + self._share
             granted = await self._etcd.lease_grant(math.ceil(self._keep + self._share))

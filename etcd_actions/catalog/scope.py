@@ -1,4 +1,4 @@
-"""Who shares cached results: a project and domain, or all of them."""
+"""The scope of a cached result: a project and domain, or all of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from etcd_actions.model import ANNOTATION_CACHE_SCOPE, CACHE_SCOPE_GLOBAL, Actio
 
 
 class Scope(NamedTuple):
-    """Where the keys of one scope are.
+    """The keys of one scope.
 
     Attributes:
-        entries: What the keys of its entries begin with.
-        reservations: The same of those who make a result that others wait for.
+        entries: The prefix of its entries.
+        reservations: The prefix of the claims of actions that produce a result.
     """
 
     entries: bytes
@@ -25,12 +25,12 @@ class Scope(NamedTuple):
         return self.entries + _hashed(cache_key)
 
     def reservation(self, cache_key: str) -> bytes:
-        """The key that exists while somebody makes a call's result."""
+        """The key that exists while an action produces a call's result."""
         return self.reservations + _hashed(cache_key)
 
 
 def scope_of(keys: Keyspace, action: ActionObject) -> Scope:
-    """The scope of an action, as its run says; without a word of it, its project and domain."""
+    """The scope that an action's run sets; by default, its project and domain."""
     if action.metadata.annotations.get(ANNOTATION_CACHE_SCOPE) == CACHE_SCOPE_GLOBAL:
         return _scope(keys, "global/")
     spec = action.spec
@@ -47,5 +47,5 @@ def _scope(keys: Keyspace, below: str) -> Scope:
 
 
 def _hashed(cache_key: str) -> bytes:
-    """A cache key may be any text, and keys of etcd are to be short."""
+    """A cache key may be any text; keys of etcd should be short."""
     return hashlib.sha256(cache_key.encode(errors="surrogatepass")).hexdigest().encode()

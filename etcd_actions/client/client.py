@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime
 from typing import Literal, overload
 
@@ -423,7 +423,9 @@ class ActionsClient(DeadLetterRequests):
         try:
             yield
         except BaseException:
-            await self.stop_watching(0)
+            # Cancelled it goes on in the background; the body's error must not be lost.
+            with suppress(trio.Cancelled):
+                await self.stop_watching(0)
             raise
         await self.stop_watching(grace)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from etcd_actions.etcd.endpoints import Endpoint
+
 
 class Severity(enum.IntEnum):
     """How bad a finding is."""
@@ -82,15 +84,17 @@ class Kind:
         """A kind of :attr:`Severity.ERROR`."""
         return cls(Severity.ERROR, id_, meaning, remedy)
 
-    def found(self, seen: str, *, subject: object = "", **values: object) -> Finding:
+    def found(self, seen: str, *, subject: Endpoint | str = "", **values: object) -> Finding:
         """Make a finding of this kind.
 
         Args:
             seen: The facts.
-            subject: The endpoint that it is about.
+            subject: The endpoint that it is about; replaces ``<endpoint>``, ``<host>``, ``<port>``.
             **values: Replace ``<name>`` in the remedy; between ``'`` they are quoted for a shell,
                 since remedies are copied.
         """
+        if isinstance(subject, Endpoint):
+            values |= {"endpoint": subject, "host": subject.host, "port": subject.port}
 
         def filled(place: re.Match[str]) -> str:
             if place["name"] not in values:

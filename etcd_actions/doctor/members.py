@@ -125,7 +125,7 @@ async def check_member(
         findings.append(STATUS_HIDDEN.found("etcd does not permit it", subject=endpoint))
     elif not status.leader:
         seen = f"member {status.member_id:x} has no leader, and is at revision {status.revision}"
-        findings.append(NO_LEADER.found(seen, subject=endpoint, endpoint=endpoint))
+        findings.append(NO_LEADER.found(seen, subject=endpoint))
     else:
         seen = f"member {status.member_id:x} follows leader {status.leader:x}"
         if status.leader == status.member_id:
@@ -156,12 +156,12 @@ def _judge_version(member: MemberSeen) -> Iterator[Finding]:
     endpoint = member.endpoint
     if member.version is None:
         seen = "neither its status nor its page /version has it"
-        yield UNKNOWN_VERSION.found(seen, subject=endpoint, endpoint=endpoint)
+        yield UNKNOWN_VERSION.found(seen, subject=endpoint)
         return
     try:
         version = EtcdVersion.parse(member.version)
     except ValueError as error:
-        yield UNKNOWN_VERSION.found(str(error), subject=endpoint, endpoint=endpoint)
+        yield UNKNOWN_VERSION.found(str(error), subject=endpoint)
         return
     bugs = known_bugs(version)
     if not bugs:
@@ -190,7 +190,7 @@ def check_agreement(subject: Subject, members: Sequence[MemberSeen]) -> Iterator
         newest = max(s.revision for _, s in known if s.cluster_id == status.cluster_id)
         if newest - status.revision > subject.limits.lag:
             seen = f"at revision {status.revision}, {newest - status.revision} behind the newest"
-            yield LAGS.found(seen, subject=endpoint, endpoint=endpoint)
+            yield LAGS.found(seen, subject=endpoint)
     versions: dict[str, list[str]] = {}
     for member in members:
         if member.version is not None:

@@ -163,11 +163,10 @@ async def _why_silent(
     failure: Exception | None,
 ) -> Finding | None:
     """The problem of an endpoint without a version page; None if there may be none."""
-    names = _names_of(endpoint)
     if tls is None:
         if await _speaks_tls(subject, endpoint):
             seen = "a plain request is not answered, and a TLS handshake is"
-            return TLS_EXPECTED.found(seen, subject=endpoint, **names)
+            return TLS_EXPECTED.found(seen, subject=endpoint)
     elif failure is not None and not connected:
         return await _why_not_encrypted(subject, endpoint, tls, failure)
     elif connected and (alert := await _read_alert(subject, endpoint, tls, failure)) is not None:
@@ -176,10 +175,8 @@ async def _why_silent(
         return None
     seen = f"no connection within {subject.settings.dial_timeout:g} s"
     if tls is not None and await _speaks_plain(subject, endpoint):
-        return TLS_NOT_SPOKEN.found(
-            f"{seen}; a plain request is answered", subject=endpoint, **names
-        )
-    return NO_CONNECTION.found(seen, subject=endpoint, **names)
+        return TLS_NOT_SPOKEN.found(f"{seen}; a plain request is answered", subject=endpoint)
+    return NO_CONNECTION.found(seen, subject=endpoint)
 
 
 async def _read_alert(
@@ -236,14 +233,13 @@ def _judge_certificate(
 
 
 def _no_connection(endpoint: Endpoint, error: OSError) -> Finding:
-    names = _names_of(endpoint)
     if isinstance(error, socket.gaierror):
-        return NO_ADDRESS.found(error.strerror or str(error), subject=endpoint, **names)
+        return NO_ADDRESS.found(error.strerror or str(error), subject=endpoint)
     numbers = {cause.errno for cause in _causes(error)}
     if errno.ECONNREFUSED in numbers:
-        return REFUSED.found(f"{endpoint} refuses connections", subject=endpoint, **names)
+        return REFUSED.found(f"{endpoint} refuses connections", subject=endpoint)
     seen = "; ".join(sorted({cause.strerror or str(cause) for cause in _causes(error)}))
-    return NO_CONNECTION.found(seen, subject=endpoint, **names)
+    return NO_CONNECTION.found(seen, subject=endpoint)
 
 
 def _causes(error: BaseException) -> Iterator[OSError]:
@@ -262,28 +258,27 @@ async def _why_not_encrypted(
 ) -> Finding:
     """The finding about a failed handshake."""
     cause = error.__cause__ or error
-    names = {"endpoint": endpoint, "name": tls.server_name or endpoint.host, "cert": tls.cert}
+    values = {"name": tls.server_name or endpoint.host, "cert": tls.cert}
     if isinstance(cause, ssl.SSLCertVerificationError):
         if cause.verify_code in (_HAS_EXPIRED, _NOT_YET_VALID):
             kind, describe = EXPIRED, _validity
         elif cause.verify_code in (_HOST_MISMATCH, _ADDRESS_MISMATCH):
             kind, describe = WRONG_NAME, _names
         else:
-            return UNTRUSTED.found(cause.verify_message, subject=endpoint, **names)
+            return UNTRUSTED.found(cause.verify_message, subject=endpoint, **values)
         shown = await _read_certificate(subject, endpoint, tls)
         seen = f"{cause.verify_message}{describe(shown) if shown else ''}"
-        return kind.found(seen, subject=endpoint, **names)
+        return kind.found(seen, subject=endpoint, **values)
     reason = (getattr(cause, "reason", None) or str(cause)).replace("_", " ").lower()
     if "certificate" in reason or "unknown ca" in reason:
         kind = CLIENT_CERTIFICATE_REQUIRED if tls.cert is None else CLIENT_CERTIFICATE_REFUSED
-        return kind.found(f"etcd ends the handshake: {reason}", subject=endpoint, **names)
+        return kind.found(f"etcd ends the handshake: {reason}", subject=endpoint, **values)
     if await _speaks_plain(subject, endpoint):
         return TLS_NOT_SPOKEN.found(
             f"a TLS handshake fails ({reason}); a plain request is answered",
             subject=endpoint,
-            **names,
         )
-    return TLS_FAILED.found(reason, subject=endpoint, **names)
+    return TLS_FAILED.found(reason, subject=endpoint, **values)
 
 
 async def _read_certificate(subject: Subject, endpoint: Endpoint, tls: Tls) -> dict[str, object]:
@@ -312,10 +307,6 @@ def _names(shown: dict[str, object]) -> str:
     names = shown.get("subjectAltName", ())
     assert isinstance(names, tuple)
     return f": its names are {', '.join(name for _, name in names) or 'none'}"
-
-
-def _names_of(endpoint: Endpoint) -> dict[str, object]:
-    return {"endpoint": endpoint, "host": endpoint.host, "port": endpoint.port}
 
 
 async def _speaks_tls(subject: Subject, endpoint: Endpoint) -> bool:

@@ -61,8 +61,7 @@ async def check_storage(subject: Subject, member: MemberSeen) -> list[Finding]:
     if status is not None:
         # The status of etcd 3.6.0 to 3.6.5 has a wrong quota: the metrics count first.
         sizes = Sizes(status.db_size, status.db_size_in_use, sizes.quota or status.db_size_quota)
-    revision = 0 if status is None else status.revision
-    names = {"endpoint": endpoint, "revision": revision or "<revision>"}
+    revision = "<revision>" if status is None else status.revision
     if not sizes.file:
         return [QUOTA_UNKNOWN.found("neither status nor metrics can be read", subject=endpoint)]
     seen = f"the database file has {size_text(sizes.file)}"
@@ -78,11 +77,11 @@ async def check_storage(subject: Subject, member: MemberSeen) -> list[Finding]:
             kind = QUOTA_FULL
         elif used >= limits.quota_warning:
             kind = QUOTA_HIGH
-        findings.append(kind.found(seen, subject=endpoint, **names))
+        findings.append(kind.found(seen, subject=endpoint, revision=revision))
     wasted = sizes.file - sizes.in_use
     if sizes.in_use and wasted >= max(subject.limits.wasted, sizes.file // 2):
         seen = f"{size_text(wasted)} of the file's {size_text(sizes.file)} are free"
-        findings.append(FRAGMENTED.found(seen, subject=endpoint, **names))
+        findings.append(FRAGMENTED.found(seen, subject=endpoint, revision=revision))
     return findings
 
 

@@ -124,6 +124,11 @@ class Compare(NamedTuple):
     operand: int | bytes
     range_end: bytes = b""
 
+    @classmethod
+    def unchanged(cls, key: bytes, mod_revision: int) -> Compare:
+        """A key has this mod_revision; with 0, it does not exist."""
+        return cls(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, mod_revision)
+
 
 class Get(NamedTuple):
     """A read inside a transaction; sees the writes before it."""

@@ -1,16 +1,16 @@
-"""Runs actions on this machine: claims them, starts their processes, reports how they end.
+"""Runs actions on this machine: claims them, starts their processes, reports their outcomes.
 
-It knows etcd only by the public client. What it does for an action is one task, which is
-begun for whatever is not over: a fresh action, one whose executor fell silent, or one that
-runs since before this process was started. So a restart needs nothing but to look again.
+It uses etcd by the public client. Each action has one task, whether it is new, its executor fell
+silent, or it runs since before this process was started: so a restart needs no other code.
 
-Each action has a boundary. Whatever goes wrong inside it parks that action alone: it is tried again
-with a back-off, for as long as it is not over.
+Each action has a boundary. An unexpected failure parks that action alone: it is retried with a
+back-off until it has ended.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -21,320 +21,315 @@ from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.actions.stored_action import StoredAction, same_run
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ClaimLost, EtcdError, FailedPrecondition, NotFound, RequestTooLarge
-from etcd_actions.executor.action_run import ActionRun, Callbacks, Work
-from etcd_actions.executor.attempts.attempt_directories import directories_of, place_of
-from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
-from etcd_actions.executor.attempts.attempts_port import AttemptsPort
+from etcd_actions.executor.action_run import ActionRun
+from etcd_actions.executor.attempts.attempt_directory import (
+    AttemptDirectory,
+    directory_names,
+    directory_of,
+)
+from etcd_actions.executor.attempts.attempts import Attempts
 from etcd_actions.executor.cache.caching import Caching
 from etcd_actions.executor.executor_settings import ExecutorSettings
-from etcd_actions.executor.executor_statistics import ExecutorStatistics
-from etcd_actions.executor.intake import Intake, Taker
+from etcd_actions.executor.intake import Intake
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.scheduling.ages import Ages
 from etcd_actions.executor.scheduling.board import Board
-from etcd_actions.executor.scheduling.capacity import Room
+from etcd_actions.executor.scheduling.capacity import Capacity
 from etcd_actions.executor.scheduling.failures import DELAYED, PARKED, PATIENCE, Failures
 from etcd_actions.executor.scheduling.schedule import Alarm, Due, Schedule
 from etcd_actions.executor.scheduling.turns import Turns
-from etcd_actions.executor.visits import Host, Visits
-from etcd_actions.executor.waiting_conditions import Conditions
+from etcd_actions.executor.shared import Shared, Work
+from etcd_actions.executor.visits import Visits
 from etcd_actions.model import ActionUpdate, Phase
 from etcd_actions.storage.claims import Claims
 
-_NOT_BEGUN = (Phase.UNSPECIFIED, Phase.QUEUED)
+_NOT_STARTED = (Phase.UNSPECIFIED, Phase.QUEUED)
 
 _log = structlog.get_logger(__name__)
 
 
-class Executor:
-    """Made by :func:`~etcd_actions.executor.open_executor`, which runs its loops under boundaries.
+@dataclass(frozen=True, kw_only=True)
+class ExecutorStatistics:
+    """The counts of an executor.
 
     Attributes:
-        intake: What takes in the states of actions.
-        visits: What looks at the objects of actions that wait.
+        running: Number of actions that it runs.
+        waiting: Number of these that wait for children, and hold no slot.
+        open_actions: Number of actions that are not terminal.
+        started: Number of attempts that it started.
+        adopted: Number of attempts that another executor had started.
+        ended: Number of actions that it ended, by phase.
+        retries: Number of attempts that were followed by another one.
+        cache: Number of reads and writes of results, by the names of Flyte's statuses; ``STALE``
+            counts the entries that could not be used any more.
+    """
+
+    running: int
+    waiting: int
+    open_actions: int
+    started: int
+    adopted: int
+    ended: dict[str, int]
+    retries: int
+    cache: dict[str, int]
+
+
+class Executor:
+    """Made by :func:`~etcd_actions.executor.open_executor`, which runs its loops in boundaries.
+
+    Attributes:
+        intake: Follows all actions.
+        visits: Reads the objects of actions that wait.
     """
 
     def __init__(
         self,
         client: ActionsClient,
         claims: Claims,
-        attempts: AttemptsPort,
+        attempts: Attempts,
         settings: ExecutorSettings,
         nursery: trio.Nursery,
         clock: Clock,
         provisions: Provisions,
     ) -> None:
-        self._client = client
         self._containment = client.containment
         self._claims = claims
         self._attempts = attempts
-        self._settings = settings
         self._nursery = nursery
-        self._clock = clock
         turns = Turns(settings.slots)
-        self._board = Board(turns)
-        self._ages = Ages(clock)
-        self._schedule = Schedule(turns)
-        self._failures = Failures(clock)
-        self.intake = Intake(
-            client,
-            clock,
-            Taker(
-                take_in=self._take_in,
-                known=self._known,
-                synced=self._after_snapshot,
-                replaced=self._board.forget_revisions,
-                failed=self._not_taken,
-            ),
-        )
+        board, schedule = Board(turns), Schedule(turns)
+        self.intake = Intake(client, clock, board, schedule, self._receive, self._wake)
         note = self.intake.note_action
-        self._reports = Reports(client, note)
-        self._room = Room(
-            self._board,
-            settings.slots,
-            settings.memory,
-            client.containment,
-            self._ring_later,
+        self._shared = Shared(
+            client=client,
+            settings=settings,
+            clock=clock,
+            board=board,
+            schedule=schedule,
+            failures=Failures(clock),
+            ages=Ages(clock),
+            capacity=Capacity(
+                board, settings.slots, settings.memory, client.containment, self._wake_later
+            ),
+            reports=Reports(client, note),
+            note=note,
+            wake=self._wake,
         )
         self._caching = Caching(client, claims, settings, clock, self._hasten)
-        self._runs = ActionRun(
-            client,
-            claims,
-            attempts,
-            self._reports,
-            settings,
-            clock,
-            self._ages,
-            Callbacks(
-                note=note,
-                began=self._room.began,
-                healed=self._heal,
-                expires=lambda name, when: self._schedule.at(Due.EXPIRED, name, when),
-            ),
-            self._caching,
-            provisions,
-        )
-        self.visits = Visits(
-            client,
-            self._board,
-            self._schedule,
-            self._failures,
-            Conditions(client, self._reports, note),
-            clock,
-            Host(
-                note=note,
-                limits=self._runs.limits,
-                needs_slot=self._runs.needs_slot,
-                is_attended=lambda name: name in self._work,
-                ring=self._ring,
-            ),
-        )
-        self._work: dict[str, Work] = {}
-        # Of what is parked while its process runs.
+        self._runs = ActionRun(self._shared, claims, attempts, self._caching, provisions)
+        self.visits = Visits(self._shared, self._runs)
+        # The attempts of parked actions.
         self._left_running: dict[str, AttemptDirectory] = {}
-        self._synced = False
-        self._bell = trio.Event()
-        self._rings_at = math.inf
+        self._changed = trio.Event()
+        self._wakes_within = math.inf
 
     def statistics(self) -> ExecutorStatistics:
         """See :class:`ExecutorStatistics`."""
+        shared = self._shared
         return ExecutorStatistics(
-            running=len(self._work),
-            waiting=self._board.waiting,
-            open_actions=len(self._board),
+            running=len(shared.work),
+            waiting=shared.board.waiting,
+            open_actions=len(shared.board),
             started=self._attempts.started,
             adopted=self._attempts.adopted,
-            ended=dict(self._reports.ended),
+            ended=dict(shared.reports.ended),
             retries=self._runs.retries,
             cache=dict(self._caching.results),
         )
 
     def open_actions(self) -> set[str] | None:
-        """The directories' names of what is not over; None before all of it is known."""
-        if not self._synced:
+        """The directories of the actions that are not terminal; None before all are known."""
+        if not self.intake.is_synced:
             return None
-        return {name for each in self._known() for name in directories_of(each.incarnation)}
+        board = self._shared.board
+        known = [board.get(name) for name in board.names()]
+        return {
+            name
+            for each in known
+            if each is not None
+            for name in directory_names(each.update.incarnation)
+        }
 
     async def schedule(self) -> None:
-        """Start what there is room for, whenever something changes."""
+        """Start actions while slots are free, after each change."""
         while True:
-            self._bell = trio.Event()
-            if self._synced:
-                await self._start_what_fits()
-            left = self._schedule.next_alarm() - self._clock.monotonic()
-            # Never at once: what is due and cannot be done now must not keep us busy.
-            left = min(max(left, 0.01), self._clock.look_every, self._rings_at)
-            self._rings_at = math.inf
+            self._changed = trio.Event()
+            if self.intake.is_synced:
+                await self._start_ready()
+            left = self._shared.schedule.next_alarm() - self._shared.clock.monotonic()
+            # Never at once: an alarm that cannot be processed now must not keep the loop busy.
+            left = min(max(left, 0.01), self._shared.clock.look_every, self._wakes_within)
+            self._wakes_within = math.inf
             with trio.move_on_after(left):
-                await self._bell.wait()
+                await self._changed.wait()
 
     async def look_again(self) -> None:
-        """Notice whose claims are gone, of others' and of our own."""
-        every = self._settings.claim_ttl / 3
+        """Detect claims that have ended, of other executors and of this one."""
+        every = self._shared.settings.claim_ttl / 3
         while True:
             lost = self._claims.lost
             with trio.move_on_after(every):
                 await lost.wait()
-                # Whoever took over finds the processes; so do we, if nobody did.
-                for work in self._work.values():
+                # The next owner of the claims finds the processes, also if it is this executor.
+                for work in self._shared.work.values():
                     work.scope.cancel("the claims are lost")
             try:
                 taken = await self._claims.taken()
             except EtcdError as error:
                 _log.debug("claims_unreadable", error=str(error))
                 continue
-            for name in self._schedule.keep_elsewhere(taken):
+            for name in self._shared.schedule.keep_elsewhere(taken):
                 self._admit(name, examine=True)
-            self._ring()
+            self._wake()
             try:
                 await self._caching.tidy()
             except EtcdError as error:
                 _log.debug("reservations_not_released", error=str(error))
 
-    def _known(self) -> list[ActionUpdate]:
-        known = (self._board.get(name) for name in self._board.names())
-        return [each.update for each in known if each is not None]
-
-    def _after_snapshot(self) -> None:
-        self._synced = True
-        self._ring()
-
-    def _not_taken(self, name: str, again: float) -> None:
-        self._schedule.at(Due.NOTE, name, again)
-        self._ring()
-
-    def _take_in(self, update: ActionUpdate, live: bool) -> None:
+    def _receive(self, update: ActionUpdate, live: bool) -> None:
+        """Process a state: the sink of the intake."""
         name = update.name
-        before = self._board.get(name)
+        before = self._shared.board.get(name)
         object_before = None if before is None else before.update.incarnation
-        if not self._board.note(update):
+        if not self._shared.board.note(update):
             return
-        for moved in self._board.moved():
-            self._schedule.reorder(moved, self._board.order(moved))
-        known = self._board.get(name)
+        for moved in self._shared.board.moved():
+            self._shared.schedule.reorder(moved, self._shared.board.order(moved))
+        known = self._shared.board.get(name)
         if known is None or object_before not in (None, known.update.incarnation):
-            self._over(name)
+            self._remove(name)
         if known is not None:
-            self._ages.note(name, update, live=live)
+            self._shared.ages.note(name, update, live=live)
             self._admit(name, first=object_before != known.update.incarnation)
-        self._ring()
+        self._wake()
 
-    def _over(self, name: str) -> None:
-        """Nothing is to be done for an action any more."""
-        self._schedule.drop(name)
-        self._ages.drop(name)
-        self._failures.drop(name)
-        self._containment.forget("action", name)
-        if (work := self._work.get(name)) is not None:
-            work.ended_elsewhere.set()
+    def _remove(self, name: str) -> None:
+        """Forget an action, or an incarnation of it, that has ended."""
+        self._shared.schedule.drop(name)
+        self._shared.ages.drop(name)
+        self._shared.heal(name)
+        if (work := self._shared.work.get(name)) is not None:
+            work.ended.set()
         if (place := self._left_running.pop(name, None)) is not None:
             self._nursery.start_soon(self._end_left, name, place)
 
-    def _is_over(self, name: str, place: AttemptDirectory) -> bool:
-        """Whether an attempt's action is over; one of its name may have been made since."""
-        known = self._board.get(name)
+    def _has_ended(self, name: str, place: AttemptDirectory) -> bool:
+        """Whether an attempt's action has ended; its name may have another one."""
+        known = self._shared.board.get(name)
         return known is None or known.update.incarnation != place.incarnation
 
     def _admit(self, name: str, *, first: bool = False, examine: bool = False) -> None:
-        """Put an action that is not attended to where it belongs.
+        """Schedule an action that does not run.
 
         Args:
-            name: Which.
-            first: Whether it was not known before.
+            name: The action.
+            first: Whether it is new.
             examine: Whether another executor may have started it.
         """
-        known = self._board.get(name)
-        if known is None or name in self._work or self._schedule.keeps_waiting(name):
+        known = self._shared.board.get(name)
+        if known is None or name in self._shared.work or self._shared.schedule.keeps_waiting(name):
             return
         if known.is_condition:
-            # Once: from then on alarms do, and news where it could not be dealt with.
-            if first or name in self._failures:
+            # Once: later alarms do that, and updates after a failure.
+            if first or name in self._shared.failures:
                 self.visits.add(name)
-        elif examine or (first and not self._synced) or known.update.phase not in _NOT_BEGUN:
-            self._schedule.examine(name)
-        elif self._schedule.is_ready(name):
-            self._schedule.reorder(name, self._board.order(name))
+        elif (
+            examine
+            or (first and not self.intake.is_synced)
+            or known.update.phase not in _NOT_STARTED
+        ):
+            self._shared.schedule.examine(name)
+        elif self._shared.schedule.is_ready(name):
+            self._shared.schedule.reorder(name, self._shared.board.order(name))
         else:
             self._ready(name)
 
     def _ready(self, name: str) -> None:
-        known = self._board.get(name)
+        known = self._shared.board.get(name)
         if known is not None:
-            order = self._board.order(name)
-            self._schedule.ready(name, order, known.run, known.update.most_at_once)
+            order = self._shared.board.order(name)
+            self._shared.schedule.ready(name, order, known.run, known.update.most_at_once)
 
-    async def _start_what_fits(self) -> None:
+    async def _start_ready(self) -> None:
         await self._examine()
-        now = self._clock.monotonic()
-        while (alarm := self._schedule.take_due(now)) is not None:
+        now = self._shared.clock.monotonic()
+        while (alarm := self._shared.schedule.take_due(now)) is not None:
             with self._containment.unit("action", alarm.name) as unit:
-                self._wake(alarm)
+                self._process(alarm)
             if unit.failed:
-                self._schedule.at(alarm.due, alarm.name, self._failures.again(alarm.name, PARKED))
-            # Thousands may be due at once, and others have to get on, too.
+                self._shared.schedule.at(
+                    alarm.due, alarm.name, self._shared.failures.again(alarm.name, PARKED)
+                )
+            # Thousands may be due at once: let other tasks run.
             await trio.lowlevel.checkpoint()
-        while (name := self._schedule.first()) is not None and await self._room.has_room():
-            if not self._schedule.is_ready(name):
+        while (
+            name := self._shared.schedule.first()
+        ) is not None and await self._shared.capacity.is_free():
+            if not self._shared.schedule.is_ready(name):
                 continue
             with self._containment.unit("action", name) as unit:
                 self._begin(name)
             if unit.failed:
-                self._schedule.delay(name, self._failures.again(name, PARKED), wakes=True)
-        for name in self._schedule.take_unvisited():
-            if name not in self._failures:
+                self._shared.schedule.delay(
+                    name, self._shared.failures.again(name, PARKED), wakes=True
+                )
+        for name in self._shared.schedule.take_unvisited():
+            if name not in self._shared.failures:
                 self.visits.add(name)
 
     async def _examine(self) -> None:
-        """Attend at once to what was started already: it has its process."""
-        names = self._schedule.unexamined()
+        """Run the actions at once whose attempts were started: they have their processes."""
+        names = self._shared.schedule.unexamined()
         if not names:
             return
         started: set[str] = set()
         with self._containment.unit("executor", "examination"):
-            known = {name: known for name in names if (known := self._board.get(name)) is not None}
+            known = {
+                name: known for name in names if (known := self._shared.board.get(name)) is not None
+            }
             updates = {name: each.update for name, each in known.items()}
             started = await trio.to_thread.run_sync(
-                _started, self._settings.state_dir, updates, abandon_on_cancel=True
+                _started, self._shared.settings.state_dir, updates, abandon_on_cancel=True
             )
         for name in names:
-            if not self._schedule.is_unexamined(name):
+            if not self._shared.schedule.is_unexamined(name):
                 continue
             if name in started:
                 self._begin(name)
             else:
                 self._ready(name)
 
-    def _wake(self, alarm: Alarm) -> None:
+    def _process(self, alarm: Alarm) -> None:
         name = alarm.name
         if alarm.due is Due.NOTE:
             self.intake.again(name)
             return
-        known = self._board.get(name)
-        if known is None or name in self._work:
+        known = self._shared.board.get(name)
+        if known is None or name in self._shared.work:
             return
         if alarm.due is Due.VISIT:
             self.visits.add(name)
         elif alarm.due is Due.AGAIN:
             self._admit(name)
-        elif not self._schedule.is_elsewhere(name):
-            # What is too late, or has a cached result, needs no process.
-            self._begin(name, has_room=False)
+        elif not self._shared.schedule.is_elsewhere(name):
+            # An action that is too late, or has a cached result, needs no process.
+            self._begin(name, has_slot=False)
 
     def _hasten(self, name: str) -> None:
-        """What an action waited for has happened."""
-        self._schedule.hasten(name, self._clock.monotonic())
-        self._ring()
+        """End the delay of an action that waited for a cached result."""
+        self._shared.schedule.hasten(name, self._shared.clock.monotonic())
+        self._wake()
 
-    def _begin(self, name: str, *, has_room: bool = True) -> None:
-        self._schedule.begin(name)
+    def _begin(self, name: str, *, has_slot: bool = True) -> None:
+        self._shared.schedule.begin(name)
         self._left_running.pop(name, None)
-        work = self._work[name] = Work(name, self._failures.count(name), has_room=has_room)
-        self._room.enter(name)
+        work = self._shared.work[name] = Work(name, self._shared.failures.count(name), has_slot)
+        self._shared.capacity.enter(name)
         self._nursery.start_soon(self._do, work)
 
     async def _do(self, work: Work) -> None:
-        """Do all that is to be done for one action."""
+        """Run one action inside its boundary, then schedule it unless it has ended."""
         name = work.name
         done = failed = False
         try:
@@ -342,42 +337,44 @@ class Executor:
                 work.scope,
                 self._containment.unit("action", name, parks=True) as unit,
             ):
-                await self._attend(work)
+                await self._run(work)
                 done = True
             failed = unit.failed
         finally:
-            del self._work[name]
-            self._room.leave(name)
-            self._put_back(work, done=done, failed=failed)
-            self._ring()
+            del self._shared.work[name]
+            self._shared.capacity.leave(name)
+            self._reschedule(work, done=done, failed=failed)
+            self._wake()
 
-    def _put_back(self, work: Work, *, done: bool, failed: bool) -> None:
-        """An action that was attended to and is not over goes on later."""
+    def _reschedule(self, work: Work, *, done: bool, failed: bool) -> None:
+        """Schedule an action that ran and has not ended."""
         name = work.name
-        known = self._board.get(name)
+        known = self._shared.board.get(name)
         if failed and work.place is not None:
-            if self._is_over(name, work.place):
+            if self._has_ended(name, work.place):
                 self._nursery.start_soon(self._end_left, name, work.place)
             else:
                 self._left_running[name] = work.place
         if known is None:
-            # It has ended meanwhile: nobody else will say that it is not parked.
-            self._heal(name)
+            # It has ended: no other part unparks it.
+            self._shared.heal(name)
         elif failed:
-            self._schedule.delay(name, self._failures.again(name, PARKED), wakes=True)
+            self._shared.schedule.delay(name, self._shared.failures.again(name, PARKED), wakes=True)
         elif work.elsewhere:
-            self._schedule.elsewhere(name)
+            self._shared.schedule.elsewhere(name)
         elif work.not_before is not None:
-            self._failures.drop(name)
-            self._schedule.delay(name, work.not_before, wakes=False)
+            self._shared.failures.drop(name)
+            self._shared.schedule.delay(name, work.not_before, wakes=False)
         elif done:
-            # It is not what was expected: its news is on its way.
-            self._schedule.delay(name, self._failures.again(name, DELAYED), wakes=True)
+            # It was in an unexpected state: its update is on its way.
+            self._shared.schedule.delay(
+                name, self._shared.failures.again(name, DELAYED), wakes=True
+            )
         else:
             self._admit(name, examine=True)
 
-    async def _attend(self, work: Work) -> None:
-        known = self._board.get(work.name)
+    async def _run(self, work: Work) -> None:
+        known = self._shared.board.get(work.name)
         if known is None:
             return
         action_id = known.update.action_id
@@ -388,29 +385,29 @@ class Executor:
                 DELAYED, on=EtcdError, unless=RequestTooLarge, report=report
             ):
                 with attempt:
-                    action = await self._client.get_task_action(action_id)
+                    action = await self._shared.client.get_task_action(action_id)
                     ended = await self._runs.run(action, work)
         except ClaimLost as error:
             _log.info("action_left", action=work.name, reason=str(error))
             work.elsewhere = True
             await self._end_process(work)
         except (NotFound, FailedPrecondition) as error:
-            # It was ended or deleted by somebody else, of which news is to come.
+            # Another process ended or deleted it: its update is on its way.
             _log.info("action_left", action=work.name, reason=str(error))
             await self._end_process(work)
-            if self._board.get(work.name) is not None and work.failures >= PATIENCE:
+            if self._shared.board.get(work.name) is not None and work.failures >= PATIENCE:
                 raise
         else:
             if ended is not None and ended.phase is not Phase.SUCCEEDED:
-                for child in self._board.children(work.name):
-                    if (known := self._board.get(child)) is not None:
+                for child in self._shared.board.children(work.name):
+                    if (known := self._shared.board.get(child)) is not None:
                         self._nursery.start_soon(self._abort_child, ended, known.update)
 
     async def _end_process(self, work: Work) -> None:
-        """End the process of an action that is over; one that somebody took over goes on."""
+        """End the process of an action that has ended; leave one that was taken over."""
         if work.place is None:
             return
-        if self._is_over(work.name, work.place):
+        if self._has_ended(work.name, work.place):
             await self._attempts.end(work.place)
         elif not work.elsewhere:
             self._left_running[work.name] = work.place
@@ -420,19 +417,19 @@ class Executor:
             await self._attempts.end(place)
 
     async def _abort_child(self, parent: StoredAction, child: ActionUpdate) -> None:
-        """End what is below an action that failed: nobody waits for it any more."""
-        reason = f"its parent {parent.spec.action_name} is over: {parent.phase.name}"
+        """Abort a child of an action that failed: no action waits for it any more."""
+        reason = f"its parent {parent.spec.action_name} has ended: {parent.phase.name}"
         name, incarnation = child.name, child.incarnation
         failures = 0
-        while (known := self._board.get(name)) is not None:
+        while (known := self._shared.board.get(name)) is not None:
             if known.update.incarnation != incarnation:
                 break
             if not same_run(known.update.action_id, parent.action_id):
-                # The parent's name was another run's before, which left this.
+                # It is the child of another run, which had the parent's name before.
                 return
             with self._containment.unit("abort", name, parks=True) as unit:
                 try:
-                    await self._client.abort_action(
+                    await self._shared.client.abort_action(
                         known.update.action_id, reason, incarnation=incarnation
                     )
                 except NotFound:
@@ -445,22 +442,18 @@ class Executor:
             await trio.sleep((PARKED if unit.failed else DELAYED).delay(failures))
         self._containment.forget("abort", name)
 
-    def _heal(self, name: str) -> None:
-        self._failures.drop(name)
-        self._containment.forget("action", name)
+    def _wake(self) -> None:
+        self._changed.set()
 
-    def _ring(self) -> None:
-        self._bell.set()
-
-    def _ring_later(self, seconds: float) -> None:
-        """Look again in a while: memory that becomes free rings no bell."""
-        self._rings_at = min(self._rings_at, seconds)
+    def _wake_later(self, seconds: float) -> None:
+        """Check again within so many seconds: free memory causes no update."""
+        self._wakes_within = min(self._wakes_within, seconds)
 
 
 def _started(state_dir: Path, updates: dict[str, ActionUpdate]) -> set[str]:
-    """Those whose present attempt began to run."""
+    """The actions whose present attempt was started."""
     return {
         name
         for name, each in updates.items()
-        if place_of(state_dir, each.incarnation, max(each.attempts, 1)).was_started
+        if directory_of(state_dir, each.incarnation, max(each.attempts, 1)).was_started
     }

@@ -1,12 +1,34 @@
-"""How actions are run on this machine."""
+"""The settings of an executor, and of the environments of its images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from etcd_actions._internal.secret_sources import SecretSource
-from etcd_actions.executor.image_settings import ImageSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """How environments of images are made. Times are in seconds.
+
+    Attributes:
+        directory: The directory of the environments.
+        python: The interpreter of the environment below them.
+        lacking: Whether an image of which a part cannot be had is refused (``check``), or used
+            without that part (``ignore``).
+        within: The most time to make one.
+        most_bytes: The most bytes of all on the disk; those unused for longest are removed first.
+        keep: The time without use after which one is removed.
+    """
+
+    directory: Path
+    python: Path
+    lacking: Literal["check", "ignore"] = "check"
+    within: float = 900.0
+    most_bytes: int = 10 * 1024**3
+    keep: float = 30 * 24 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,21 +36,21 @@ class ExecutorSettings:
     """How an executor works. Times are in seconds.
 
     Attributes:
-        python: The interpreter that has Flyte's SDK.
-        service: Where the tasks find Flyte's ActionsService, ``host:port``.
-        state_dir: Where locks, logs and what is known of attempts are kept. Executors of one
-            machine that may take over from each other have the same.
-        fork_server: Whether the SDK's commands are started by a process that has imported it.
+        python: The interpreter with Flyte's SDK.
+        service: The address of Flyte's ActionsService for tasks, ``host:port``.
+        state_dir: The directory of locks, logs and attempts. Executors of one machine that may
+            take over from each other share it.
+        fork_server: Whether a process that has imported the SDK starts the SDK's commands.
         slots: How many actions run at once. One that waits for its children does not count.
-        memory: How many bytes the actions may use together before no more are started; None
-            for no limit. One is always let run.
-        claim_ttl: After so long without a sign of life another executor takes over.
-        kill_grace: How long an aborted action may take to end before it is killed.
-        log_bytes: How much of an attempt's log is kept, at most, while it grows and afterwards.
-        keep: For how long what is known of an attempt is kept once it has ended.
-        cache_keep: For how long a cached result is kept after it was used; 0 for no cache.
-        images: How environments of images are made; None to run each task in that of ``python``.
-        secrets: Where the secrets are that tasks may ask for.
+        memory: The bytes of all actions from which on no other starts; None for no limit. One may
+            always run.
+        claim_ttl: The time after which another executor takes over from a silent one.
+        kill_grace: The time between SIGTERM and SIGKILL for an aborted action.
+        log_bytes: The most bytes of an attempt's log, while it grows and afterwards.
+        keep: The time for which an attempt's directory is kept after its end.
+        cache_keep: The time for which a cached result is kept after its use; 0 for no cache.
+        images: The environments of images; None to run each task in that of ``python``.
+        secrets: The sources of the secrets that tasks may request.
     """
 
     python: Path

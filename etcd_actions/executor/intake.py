@@ -1,19 +1,20 @@
-"""Takes in what happens to actions, each state inside a boundary of its own."""
+"""Follows all actions, and delivers their states, each inside a boundary of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from etcd_actions._internal.clock import Clock
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ActionError, DecodeError, InvalidArgument, NotFound
+from etcd_actions.executor.scheduling.board import Board
 from etcd_actions.executor.scheduling.failures import PARKED, Failures
-from etcd_actions.executor.updates import gone, name_of, named_by_key, place_of, update_of
-from etcd_actions.model import ActionUpdate
+from etcd_actions.executor.scheduling.schedule import Due, Schedule
+from etcd_actions.model import ActionUpdate, Phase, build_action_update
 
 _log = structlog.get_logger(__name__)
 
@@ -22,46 +23,43 @@ class UpdatesEnded(Exception):
     """The subscription to all actions ended by itself."""
 
 
-@dataclass(frozen=True)
-class Taker:
-    """Who takes the states.
-
-    Attributes:
-        take_in: Called with each state, under the name by its key (`name_of`), and whether it is
-            told as it comes.
-        known: Gives the states of all actions that are not over.
-        synced: Called after each snapshot.
-        replaced: Called when the store turned out to be another one: revisions begin anew.
-        failed: Called with the name of an action of which a state could not be taken in, and the
-            time when :meth:`Intake.again` is to be called.
-    """
-
-    take_in: Callable[[ActionUpdate, bool], None]
-    known: Callable[[], list[ActionUpdate]]
-    synced: Callable[[], None]
-    replaced: Callable[[], None]
-    failed: Callable[[str, float], None]
-
-
 class Intake:
     """Follows all actions.
 
     Args:
-        client: How they are followed.
-        clock: What times are on.
-        taker: See :class:`Taker`.
+        client: Subscribes to them.
+        clock: The clock of retries.
+        board: The actions that are not terminal.
+        schedule: Has the alarms of retries.
+        sink: Called with each state, named by its key, and whether it is no part of a snapshot.
+        wake: Called after each snapshot, and after a failure.
+
+    Attributes:
+        is_synced: Whether the first snapshot is complete.
     """
 
-    def __init__(self, client: ActionsClient, clock: Clock, taker: Taker) -> None:
+    def __init__(
+        self,
+        client: ActionsClient,
+        clock: Clock,
+        board: Board,
+        schedule: Schedule,
+        sink: Callable[[ActionUpdate, bool], None],
+        wake: Callable[[], None],
+    ) -> None:
         self._client = client
-        self._taker = taker
+        self._board = board
+        self._schedule = schedule
+        self._sink = sink
+        self._wake = wake
         self._failures = Failures(clock)
-        self._untaken: dict[str, ActionUpdate] = {}
+        self._failed: dict[str, ActionUpdate] = {}
+        self.is_synced = False
 
     async def follow(self) -> None:
-        """Take in all that happens; to be called again whenever it ends.
+        """Deliver all states; to be called again after each end.
 
-        Each time it begins with a snapshot. What is known and not in it is over.
+        Each call begins with a snapshot. Known actions that are not in it have ended.
 
         Raises:
             UpdatesEnded: No more updates come.
@@ -74,47 +72,77 @@ class Intake:
             async for item in updates:
                 if updates.replaced != replaced:
                     replaced = updates.replaced
-                    self._taker.replaced()
+                    self._board.forget_revisions()
                 if isinstance(item, ActionUpdate):
                     if listing:
-                        seen.add(name_of(item))
+                        seen.add("/".join(_key_names(item)))
                     self.note(item, live=not listing)
                     continue
-                for update in gone(self._taker.known(), seen, item.revision):
+                for update in self._missing(seen, item.revision):
                     if await self._is_gone(update):
                         self.note(update)
                 seen.clear()
                 listing = False
-                self._taker.synced()
-        raise UpdatesEnded("no more updates come, though the executor goes on")
+                self.is_synced = True
+                self._wake()
+        raise UpdatesEnded("no more updates come, though the executor runs")
 
     def note(self, update: ActionUpdate, *, live: bool = False) -> None:
-        """Take in a state; one that cannot be taken in is tried again later.
-
-        Args:
-            update: The state.
-            live: Whether it is told as it comes.
-        """
-        if not self._is_ours(update):
+        """Deliver a state; one that fails is retried later."""
+        namespace, name = _key_names(update)
+        if not self._is_ours(update, namespace):
             return
-        name = name_of(update)
-        with self._client.containment.unit("update", name, parks=True) as unit:
-            self._taker.take_in(named_by_key(update), live)
-        self._untaken.pop(name, None)
-        # An object that says that it is another's does so until it is changed.
+        full_name = f"{namespace}/{name}"
+        with self._client.containment.unit("update", full_name, parks=True) as unit:
+            if not update.is_deleted and update.action_id.object_name != name:
+                raise InvalidArgument(
+                    "spec",
+                    f"the object under the key of {name} says that it is "
+                    f"{update.action_id.object_name}: no executor can run it: delete it",
+                )
+            self._sink(msgspec.structs.replace(update, name=full_name), live)
+        self._failed.pop(full_name, None)
+        # An object with the name of another one keeps it until the object is changed.
         if unit.failed and not isinstance(unit.error, InvalidArgument):
-            self._untaken[name] = update
-            self._taker.failed(name, self._failures.again(name, PARKED))
+            self._failed[full_name] = update
+            self._schedule.at(Due.NOTE, full_name, self._failures.again(full_name, PARKED))
+            self._wake()
         else:
-            self._failures.drop(name)
+            self._failures.drop(full_name)
 
-    def _is_ours(self, update: ActionUpdate) -> bool:
-        """Whether it is where the client looks for that action; in another namespace it is not."""
+    def note_action(self, action: StoredAction) -> None:
+        """Deliver the state of an action that was read."""
+        self.note(
+            build_action_update(
+                action,
+                key=action.key,
+                revision=action.revision,
+                create_revision=action.create_revision,
+            )
+        )
+
+    def again(self, name: str) -> None:
+        """Retry a state that failed."""
+        if (update := self._failed.get(name)) is not None:
+            self.note(update)
+
+    def _is_ours(self, update: ActionUpdate, namespace: str) -> bool:
+        """Whether the object is in the namespace in which the client reads that action."""
         try:
-            namespace = self._client.namespace_of(update.action_id)
+            return self._client.namespace_of(update.action_id) == namespace
         except InvalidArgument:
             return False
-        return place_of(update)[0] == namespace
+
+    def _missing(self, seen: set[str], revision: int) -> list[ActionUpdate]:
+        """The deletions of the known actions that are missing in a snapshot at a revision."""
+        known = [self._board.get(name) for name in self._board.names() if name not in seen]
+        return [
+            msgspec.structs.replace(
+                each.update, phase=Phase.ABORTED, revision=revision, is_deleted=True
+            )
+            for each in known
+            if each is not None and each.update.revision <= revision
+        ]
 
     async def _is_gone(self, update: ActionUpdate) -> bool:
         """Whether an action that a snapshot lacks is deleted, and not only unreadable."""
@@ -126,11 +154,8 @@ class Intake:
             _log.warning("action_unreadable", action=update.name, reason=str(error))
         return False
 
-    def note_action(self, action: StoredAction) -> None:
-        """Take in an action as it was read."""
-        self.note(update_of(action))
 
-    def again(self, name: str) -> None:
-        """Try once more to take in what failed."""
-        if (update := self._untaken.get(name)) is not None:
-            self.note(update)
+def _key_names(update: ActionUpdate) -> tuple[str, str]:
+    """Namespace and name by the key: the names in the object may be anything."""
+    parts = update.key.decode(errors="replace").rsplit("/", 2)
+    return parts[-2] if len(parts) > 1 else "", parts[-1]

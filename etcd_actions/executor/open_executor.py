@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -14,7 +15,6 @@ from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.client import ActionsClient
 from etcd_actions.executor.attempts.attempts import Attempts
-from etcd_actions.executor.attempts.attempts_port import AttemptsPort
 from etcd_actions.executor.attempts.fork_server import open_fork_server
 from etcd_actions.executor.executor import Executor
 from etcd_actions.executor.executor_settings import ExecutorSettings
@@ -23,8 +23,8 @@ from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.secret_values import Secrets
 from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
 
-# So many objects are looked at, at once.
-_VISITORS = 16
+# So many objects are read at once.
+_VISITORS: Final = 16
 
 
 @asynccontextmanager
@@ -33,17 +33,16 @@ async def open_executor(
 ) -> AsyncIterator[Executor]:
     """Run actions for as long as the context lasts.
 
-    Leaving it lets the processes that run live on: the next executor finds them. The client
-    should watch.
+    Processes live on afterwards: the next executor finds them. The client should watch.
 
     Args:
-        client: How actions are followed and reported on; it must live longer. What goes wrong
-            with an action is contained by its ``containment``.
+        client: Follows actions and reports on them; it must live longer. Its ``containment`` has
+            the boundaries.
         settings: See :class:`ExecutorSettings`.
 
     Raises:
         ConfigError: The state directory cannot be used.
-        EtcdError: etcd cannot be asked.
+        EtcdError: etcd cannot be read or written.
     """
     await trio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
     containment = client.containment
@@ -78,23 +77,17 @@ async def open_executor(
         )
         nursery.start_soon(containment.keep, "state_directory", str(settings.state_dir), clean)
         yield executor
-        nursery.cancel_scope.cancel("the executor is left")
+        nursery.cancel_scope.cancel("the context of the executor has ended")
 
 
 @asynccontextmanager
 async def open_executor_with(
-    client: ActionsClient, settings: ExecutorSettings, attempts: AttemptsPort, clock: Clock
+    client: ActionsClient, settings: ExecutorSettings, attempts: Attempts, clock: Clock
 ) -> AsyncIterator[Executor]:
-    """Run actions with something else that starts processes, and by another clock.
-
-    Args:
-        client: See :func:`open_executor`.
-        settings: See :class:`ExecutorSettings`.
-        attempts: What starts processes; it must live longer.
-        clock: What time-outs are counted on.
+    """Run actions as :func:`open_executor` does, with other ``attempts`` and another clock.
 
     Raises:
-        EtcdError: etcd cannot be asked.
+        EtcdError: etcd cannot be read or written.
     """
     async with (
         client.open_claims(ttl=settings.claim_ttl) as claims,
@@ -115,4 +108,4 @@ async def open_executor_with(
         for number in range(_VISITORS):
             nursery.start_soon(keep, "executor", f"visitor {number}", executor.visits.work)
         yield executor
-        nursery.cancel_scope.cancel("the executor is left")
+        nursery.cancel_scope.cancel("the context of the executor has ended")

@@ -1,4 +1,4 @@
-"""What an attempt gets beside its command: the environment of its image, and its secrets."""
+"""What an attempt needs in addition to its command: the environment of its image, and secrets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Provisions:
-    """What this executor can give.
+    """The environments and the secrets of this executor.
 
     Args:
         images: The environments of images; None to run each task in the executor's own.
-        secrets: The secrets that it may give.
+        secrets: The secrets of tasks.
     """
 
     def __init__(self, images: ImageEnvironments | None, secrets: Secrets) -> None:
@@ -34,18 +34,18 @@ class Provisions:
         command: Callable[[Mapping[str, str]], Command],
         held: ExitStack,
     ) -> Command:
-        """The command of an attempt, with all that it needs to begin.
+        """The command of an attempt, with the environment of its image and its secrets.
 
         Args:
-            template: Its task's.
-            place: Where the attempt is.
-            command: Makes the command, with what an image sets in the environment.
-            held: Keeps the environment from being removed, until it is left.
+            template: The template of its task.
+            place: The attempt.
+            command: Makes the command from the variables of an image.
+            held: Keeps the environment from being removed until the stack is closed.
 
         Raises:
             NotBuiltYet: The environment of its image is being made.
-            NotStarted: It can never begin; the error says why.
-            InvalidArgument: What its image sets in the environment cannot be used.
+            NotStarted: It can never start; the error says why.
+            InvalidArgument: The variables of its image cannot be used.
             EtcdError: The image's definition cannot be read now.
             OSError: The machine lacks something.
         """
@@ -53,18 +53,16 @@ class Provisions:
             if self._images is not None:
                 self._images.hold_noted(place, held)
             return command({})
-        image = None
+        found: Command | None = None
         if self._images is not None:
             image = await self._images.get(template.container.image)
-        if self._images is None or image is None:
-            found = command({})
-        else:
-            found = image.applied_to(command(image.variables))
-            self._images.hold(image, held)
-        return await self._secrets.given_to(template, found)
+            if image is not None:
+                found = image.applied_to(command(image.variables))
+                self._images.hold(image, held)
+        return await self._secrets.given_to(template, command({}) if found is None else found)
 
     def note(self, template: TaskTemplate, place: AttemptDirectory) -> None:
-        """Write down what an attempt that has begun uses, for the executor after this one.
+        """Store which environment an attempt uses, for the next executor.
 
         Raises:
             OSError: It cannot be written.

@@ -1,4 +1,4 @@
-"""Reports on actions: made until etcd has them."""
+"""Reports phases of actions to etcd, each until etcd has it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-import trio
 
 from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
@@ -18,8 +18,8 @@ from etcd_actions.model import ErrorState, Phase
 from etcd_actions.model.earlier_attempts import shortened
 from etcd_actions.storage.claims import Claim
 
-_BACKOFF = Backoff(initial=0.2, cap=5.0)
-# Characters. An object has to stay below what etcd takes.
+_BACKOFF: Final = Backoff(initial=0.2, cap=5.0)
+# Characters: an object has to stay below the size that etcd takes.
 _MOST_OF_A_MESSAGE: Final = 32 * 1024
 _MOST_OF_A_CODE: Final = 256
 _LEAST_OF_A_MESSAGE: Final = 200
@@ -28,11 +28,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Reports:
-    """Tells etcd what becomes of actions.
+    """Reports phases.
 
     Args:
-        client: How it is told.
-        note: Called with each action as etcd has it.
+        client: Writes them.
+        note: Called with each action as it was written.
+
+    Attributes:
+        ended: Number of actions that were ended, by phase.
     """
 
     def __init__(self, client: ActionsClient, note: Callable[[StoredAction], None]) -> None:
@@ -51,33 +54,37 @@ class Reports:
         cache_status: int | None = None,
         error_before: ErrorState | None = None,
     ) -> StoredAction:
-        """Report until etcd has it; a report whose answer was lost may be made again.
+        """Report a phase of this incarnation of an action; returns the action as it was written.
 
-        It is about this object: one that was made under its name since is left alone. Without a
-        ``cache_status`` that of the action stays. Why the attempt before failed is left out where
-        the object has no room for it.
+        A report without an answer is repeated. Cancelled, it may have been written. Without a
+        ``cache_status`` the action's stays. The error of the attempt before is omitted if the
+        object has no space for it.
 
         Raises:
-            ActionError: The action is over, gone, or somebody else's.
-            RequestTooLarge: The object has no room for it.
+            ActionError: The action is terminal, deleted, or another executor's.
+            RequestTooLarge: The object has no space for the report.
         """
-        failures = 0
         if cache_status is None:
             cache_status = action.status.cache_status
         status = ActionStatus(phase, cache_status=cache_status)
-        error = None if error is None else storable(error, _MOST_OF_A_MESSAGE)
+        error = None if error is None else _storable(error, _MOST_OF_A_MESSAGE)
         reported: StoredAction | None = None
+        unreported = seldom(_log, "not_reported", action=action.metadata.name)
         while reported is None:
             try:
-                reported = await self._client.put_status(
-                    action.action_id,
-                    attempt,
-                    status,
-                    error=error,
-                    error_before=error_before,
-                    claim=claim,
-                    seen=action,
-                )
+                async for tried in retrying(
+                    _BACKOFF, on=EtcdError, unless=RequestTooLarge, report=unreported
+                ):
+                    with tried:
+                        reported = await self._client.put_status(
+                            action.action_id,
+                            attempt,
+                            status,
+                            error=error,
+                            error_before=error_before,
+                            claim=claim,
+                            seen=action,
+                        )
             except InvalidArgument:
                 if error_before is None:
                     raise
@@ -85,12 +92,7 @@ class Reports:
             except RequestTooLarge:
                 if error is None or len(error.message) <= _LEAST_OF_A_MESSAGE:
                     raise
-                error = storable(error, _LEAST_OF_A_MESSAGE)
-            except EtcdError as trouble:
-                failures += 1
-                if failures & (failures - 1) == 0:
-                    _log.warning("not_reported", action=action.metadata.name, error=str(trouble))
-                await trio.sleep(_BACKOFF.delay(failures))
+                error = _storable(error, _LEAST_OF_A_MESSAGE)
         self._note(reported)
         if phase.is_terminal:
             self.ended[phase.name] += 1
@@ -104,13 +106,8 @@ class Reports:
         return reported
 
 
-def storable(error: ErrorState, most: int) -> ErrorState:
-    """An error that can be stored: of bounded length, and text.
-
-    Args:
-        error: What a task or the system said.
-        most: How many characters of its message are kept: the beginning, and the end.
-    """
+def _storable(error: ErrorState, most: int) -> ErrorState:
+    """An error with a message of at most so many characters, its beginning and its end."""
     return ErrorState(
         code=shortened(error.code, _MOST_OF_A_CODE),
         kind=error.kind,

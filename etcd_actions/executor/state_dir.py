@@ -1,10 +1,9 @@
-"""The executor's directory: ours alone, and without what ended long ago."""
+"""The executor's directory: this user's alone, and without attempts that ended long ago."""
 
 from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import stat
 import subprocess
 import time
@@ -19,36 +18,31 @@ import trio
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.untrusted_files import UnusableFile
 from etcd_actions.errors import ConfigError
-from etcd_actions.executor.attempts.attempt_directory import EXIT, LOG, STARTED, AttemptDirectory
+from etcd_actions.executor.attempts.attempt_directory import EXIT, STARTED, AttemptDirectory
 from etcd_actions.executor.attempts.output_directories import OUTPUTS, sweep_outputs
 from etcd_actions.executor.cache.cached_outputs import CACHE, sweep_cache
+from etcd_actions.executor.removal import REMOVED, remove
+from etcd_actions.executor.supervision.bounded_log import LOG
 
 UNIT: Final = "attempt_directory"
 """The kind of unit of a directory; see :mod:`etcd_actions._internal.containment`."""
 
 _FLAG: Final = "--executor-state-dir"
-_REMOVED: Final = ".removed-"
 _LOOK_EVERY: Final = 3600.0
 _LEAST_EVERY: Final = 1.0
-_REMOVED_WITHIN: Final = 600.0
 
 _log = structlog.get_logger(__name__)
 
 
 class Swept(NamedTuple):
-    """What one look at the directory did.
-
-    Attributes:
-        removed: How many attempts were removed.
-        failures: Which ones could not be, and why.
-    """
+    """The number of attempts that were removed, and the errors of those that could not be."""
 
     removed: int
     failures: list[tuple[Path, Exception]]
 
 
 def prepare_state_dir(path: Path) -> None:
-    """Create the directory, or see to it that it is this user's and nobody else's.
+    """Create the directory, or check and set that it is this user's alone.
 
     Raises:
         ConfigError: It cannot be used; the message names the flag.
@@ -94,16 +88,15 @@ async def keep_clean(
     containment: Containment,
     cache_keep: float,
 ) -> None:
-    """Remove what is not needed any more, again and again; does not return.
+    """Remove old attempts and cached outputs, again and again; does not return.
 
     Args:
         state_dir: The executor's directory.
-        keep: How many seconds ago.
-        open_actions: The names of the directories of the actions that are not over, which stay.
-            None where that is not known yet.
-        containment: Where a directory that cannot be removed is counted.
-        cache_keep: How many seconds ago a cached result was used for the last time; 0 where this
-            executor caches nothing.
+        keep: Seconds that an attempt is kept after its end.
+        open_actions: The names of the directories of the actions that are not terminal, which
+            stay; None if they are not known yet.
+        containment: Counts directories that cannot be removed.
+        cache_keep: Seconds that a cached result is kept after its use; 0 for no cache.
     """
     every = max(min(_LOOK_EVERY, keep / 4), _LEAST_EVERY)
     while True:
@@ -126,12 +119,9 @@ async def keep_clean(
 
 
 def sweep(state_dir: Path, keep: float, kept: set[str]) -> Swept:
-    """Remove the attempts that ended long ago; never one that lives.
+    """Remove the attempts that ended more than ``keep`` seconds ago; never one that lives.
 
-    Args:
-        state_dir: The executor's directory.
-        keep: How many seconds ago.
-        kept: The names of directories, one for each action, that stay.
+    The directories of actions that are named in ``kept`` stay.
     """
     before = time.time() - keep
     removed = 0
@@ -141,7 +131,7 @@ def sweep(state_dir: Path, keep: float, kept: set[str]) -> Swept:
             continue
         for attempt in _directories(action):
             try:
-                removed += _remove_if_over(attempt, before)
+                removed += _remove_if_old(attempt, before)
             except (OSError, UnusableFile, subprocess.SubprocessError) as error:
                 failures.append((attempt, error))
         # Unless something is in it.
@@ -151,9 +141,9 @@ def sweep(state_dir: Path, keep: float, kept: set[str]) -> Swept:
     return Swept(removed, failures)
 
 
-def _remove_if_over(attempt: Path, before: float) -> bool:
-    if attempt.name.startswith(_REMOVED):
-        _remove(attempt)
+def _remove_if_old(attempt: Path, before: float) -> bool:
+    if attempt.name.startswith(REMOVED):
+        remove(attempt)
         return False
     if _last_change(attempt) > before:
         return False
@@ -161,48 +151,27 @@ def _remove_if_over(attempt: Path, before: float) -> bool:
     try:
         lock = place.try_lock()
     except UnusableFile:
-        # A task put something else there: only its supervisor's own lock can tell.
+        # A task replaced the file: the supervisor's own lock decides.
         if place.supervisor() is not None:
             return False
-        _remove(attempt)
+        remove(attempt)
         return True
     if lock is None:
         return False
     try:
-        _remove(attempt)
+        remove(attempt)
     finally:
         os.close(lock)
     return True
 
 
 def _last_change(attempt: Path) -> float:
-    """When something happened to an attempt for the last time."""
+    """When the files of an attempt were last changed."""
     times = [attempt.lstat().st_mtime]
     for name in (STARTED, EXIT, LOG):
         with suppress(OSError):
             times.append((attempt / name).lstat().st_mtime)
     return max(times)
-
-
-def _remove(directory: Path) -> None:
-    """Remove a directory that a task has filled, whatever is in it."""
-    if not directory.name.startswith(_REMOVED):
-        # So that nobody finds half of it.
-        directory = directory.rename(
-            directory.with_name(f"{_REMOVED}{directory.name}-{secrets.token_hex(4)}")
-        )
-    try:
-        shutil.rmtree(directory)
-    except (OSError, RecursionError):
-        # Directories that may not be read, or that are nested too deeply.
-        for command in (("chmod", "-R", "u+rwX"), ("rm", "-rf")):
-            subprocess.run(
-                [*command, "--", str(directory)],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_REMOVED_WITHIN,
-                check=command[0] == "rm",
-            )
 
 
 def _directories(path: Path) -> Iterator[Path]:

@@ -109,12 +109,8 @@ class Index:
     def redeliver_all(self) -> None:
         """A watch begins, or the store is another one: all states are going to come again.
 
-        What waited to be handled is forgotten: of these keys the last state that was handled
-        counts, so that a deletion that was not comes again, too.
+        What waits to be handled goes on waiting, and counts as delivered until then.
         """
-        self._delivered = {
-            key: revision for key, revision in self._delivered.items() if self._packed(key) is None
-        }
         self._again = set(self)
 
     # For the parts that accept changes.

@@ -1,7 +1,7 @@
-"""Images of tasks as the SDK defines them, and what of them can be had without containers.
+"""Images of tasks as the SDK defines them, without containers.
 
-The SDK describes an image by layers, and asks by its name whether it was built. Here nothing is
-built into an image: what a layer installs goes into a virtual environment of the local executor.
+The SDK describes an image by layers, and queries by its name whether it was built. Here no image is
+built: the local executor installs the packages of the layers into a virtual environment.
 """
 
 from etcd_actions.images.builds import Executing, ImageBuilds, build_task_spec, is_build

@@ -1,9 +1,9 @@
-"""The build of an image, as the SDK's builder ``remote`` asks for it: a run of one known task.
+"""The build of an image by the SDK's builder ``remote``: a run of one known task.
 
-The SDK asks for an image by its name. Where it gets no answer, it uploads the definition and runs
-the task ``build-image``. Here creating that run checks the definition and stores it; the run itself
-is an action whose container names the definition as its image, so that the executor makes the
-environment before it begins. It then gives that name to the SDK, as the image of the user's tasks.
+The SDK queries an image by its name. If it does not exist, the SDK uploads the definition and runs
+the task ``build-image``. Here the creation of that run checks and stores the definition; the run's
+action has the definition as its image, so the executor makes the environment before it starts. Its
+output is the reference of the definition, which the SDK sets as the image of the user's tasks.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ TASK_PROJECT: Final = "system"
 TASK_DOMAIN: Final = "production"
 TASK_VERSION: Final = "1"
 BUILD_TYPE: Final = "etcd-actions-image"
-"""The type of the task as the SDK finds it; what is run has another."""
+"""The type of the task that the SDK finds; the task that runs has another."""
 MOST_CONTEXT: Final = 256 * 1024 * 1024
 _MOST_INPUTS: Final = 64 * 1024
 
 _OUTPUT: Final = "fully_qualified_image"
 _INPUTS: Final = ("spec", "context", "target_image")
-# It is run by the environment's own interpreter, which need not have this package.
+# The environment's interpreter runs it, which need not have this package.
 _WRITES_OUTPUTS: Final = """\
 import pathlib, sys, urllib.parse
 place, data = sys.argv[1:]
@@ -46,18 +46,18 @@ print("the environment of the image is complete")
 """
 
 ReadBlob = Callable[[str, int], Awaitable[bytes]]
-"""Reads what the SDK uploaded: its URI, and how many bytes it may have. Raises InvalidArgument."""
+"""Reads an upload by its URI, up to a number of bytes. Raises InvalidArgument."""
 BlobExists = Callable[[str], Awaitable[bool]]
-"""Whether there is still something at a URI."""
+"""Whether a URI still exists."""
 
 
 class Executing(NamedTuple):
-    """What images are made for.
+    """The executor that images are for.
 
     Attributes:
-        python_version: Of the executor's interpreter, such as ``3.12``.
+        python_version: The version of its interpreter, such as ``3.12``.
         has_uv: Whether it has the program ``uv``.
-        lacking: What becomes of an image of which something cannot be had.
+        lacking: Whether to refuse an image with unsupported layers.
     """
 
     python_version: str
@@ -66,7 +66,7 @@ class Executing(NamedTuple):
 
 
 def build_task_spec() -> TaskSpec:
-    """The task that the SDK's builder looks for; to be deployed as :data:`TASK_NAME`."""
+    """The task that the SDK's builder runs; to be deployed as :data:`TASK_NAME`."""
     from flyteidl2.core.types_pb2 import SimpleType  # noqa: PLC0415
     from flyteidl2.task.task_definition_pb2 import TaskSpec  # noqa: PLC0415
 
@@ -86,19 +86,19 @@ def build_task_spec() -> TaskSpec:
 
 
 def is_build(spec: TaskSpec) -> bool:
-    """Whether the task of a run that is to be created is the build of an image."""
+    """Whether a task is the build of an image."""
     kind: str = spec.task_template.type
     return kind == BUILD_TYPE
 
 
 class ImageBuilds:
-    """Answers the SDK's builder. All methods raise :class:`EtcdError` where etcd is away.
+    """Serves the SDK's builder. All methods raise :class:`EtcdError` if etcd fails.
 
     Args:
         images: The definitions.
         read: See :data:`ReadBlob`.
         exists: See :data:`BlobExists`.
-        executing: What images are made for.
+        executing: The executor that images are for.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class ImageBuilds:
         self._executing = executing
 
     async def find(self, name: str) -> str | None:
-        """What tasks name as their image, for ``NAME:TAG``; None: it is to be built.
+        """The reference of the image ``NAME:TAG``; None if it must be built.
 
-        One whose files are gone is to be built again, so that they are sent again.
+        An image whose files were deleted must be built again, so that the SDK uploads them again.
 
         Raises:
-            InvalidArgument: The name cannot be used.
-            DecodeError: What is stored cannot be read.
+            InvalidArgument: The name is invalid.
+            DecodeError: The stored value cannot be decoded.
         """
         stored = await self._images.named(name)
         if stored is None:
@@ -126,11 +126,7 @@ class ImageBuilds:
         return str(stored.reference) if await self._images.use(stored.digest) else None
 
     async def task_spec_at(self, uri: str) -> TaskSpec:
-        """The same for inputs that were uploaded.
-
-        Raises:
-            InvalidArgument: There are none, or :meth:`task_spec` refuses them.
-        """
+        """As :meth:`task_spec`, for uploaded inputs; raises the same errors."""
         from flyteidl2.task.common_pb2 import Inputs  # noqa: PLC0415
         from google.protobuf.message import DecodeError as NoMessage  # noqa: PLC0415
 
@@ -142,10 +138,10 @@ class ImageBuilds:
         return await self.task_spec(inputs)
 
     async def task_spec(self, inputs: Inputs) -> TaskSpec:
-        """Check and store the definition that a build is asked for, and say what to run for it.
+        """Check and store the definition of a build; returns the task to run for it.
 
         Raises:
-            InvalidArgument: It cannot be had by the executor; the text says what to do.
+            InvalidArgument: The executor does not support it.
         """
         given = _texts(inputs)
         name = given["target_image"].rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""What an image consists of: read from the message that the SDK sends to a builder of images."""
+"""The contents of an image, parsed from the SDK's message to a builder of images."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from flyteidl2.imagebuilder.definition_pb2 import ImageSpec, Layer, PipOptions
 
 MOST_BYTES: Final = 256 * 1024
-"""Of a definition, so that etcd and each executor can hold it."""
+"""The limit of a definition, which etcd and each executor keep."""
 
 NO_PROJECT: Final = "--no-install-project"
 
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Where packages come from, and how: the image's own settings.
+    """The image's settings for the installer.
 
     Attributes:
-        index_url: Replaces the index of packages; empty for the usual one.
-        extra_index_urls: Others beside it.
-        pre: Whether releases that are not final count.
-        extra_args: Arguments for the installer, as in a shell.
+        index_url: The index of packages; empty for the default.
+        extra_index_urls: Further indexes.
+        pre: Whether to accept pre-releases.
+        extra_args: Arguments for the installer, quoted for a shell.
     """
 
     index_url: str = ""
@@ -63,40 +63,35 @@ class Wheels:
 
 @dataclass(frozen=True)
 class Project:
-    """The dependencies of a project, and the project itself where that is wanted.
+    """The dependencies of a project, and maybe the project itself.
 
     Attributes:
-        directory: Where its ``pyproject.toml`` is, in the image's context.
+        directory: The directory of its ``pyproject.toml``, in the image's context.
         lock: Its ``uv.lock``, in the context; empty for none.
-        whole: Whether the project is installed, too.
-        options: Where its dependencies come from.
+        installs_itself: Whether the project is installed, too.
     """
 
     directory: str
     lock: str
-    whole: bool
+    installs_itself: bool
     options: IndexOptions
 
 
 Step: TypeAlias = Packages | Requirements | Wheels | Project
-"""What is installed, in the order of the layers."""
+"""An installation; steps are in the order of the layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Definition:
-    """An image, sorted by what is to be done for each of its layers.
+    """An image, its layers sorted by their kind.
 
     Attributes:
-        base_image: What it is based on.
-        python_version: Such as ``3.12``; empty where it is not said.
-        steps: What is installed.
-        variables: What it sets in the environment.
-        apt_packages: Packages of the system.
-        commands: Shell commands.
-        copies: What is copied into it, with its target.
-        workdir: The directory in which it runs; empty where it is not said.
+        python_version: Such as ``3.12``; empty for any.
+        variables: Its environment variables.
+        copies: The source and target of each copied path.
+        workdir: The working directory; empty for the default.
         poetry: Projects of Poetry, by their directories.
-        secrets: The secrets that are needed to build it.
+        secrets: The secrets that its build needs.
     """
 
     base_image: str = ""
@@ -112,23 +107,24 @@ class Definition:
 
     @property
     def needs_context(self) -> bool:
-        """Whether a step reads files that came with the definition."""
+        """Whether a step reads files of the context."""
         return any(not isinstance(step, Packages) for step in self.steps)
 
 
 def parse_image(data: bytes) -> Definition:
-    """Read Flyte's ``imagebuilder.ImageSpec``.
+    """Parse Flyte's ``imagebuilder.ImageSpec``.
 
     Raises:
-        InvalidArgument: It cannot be read, or names files outside of its context.
+        InvalidArgument: It is invalid, or names files outside its context.
     """
-    # Heavy, and not there where only actions are kept.
+    # A heavy import, and an extra.
     from flyteidl2.imagebuilder.definition_pb2 import ImageSpec  # noqa: PLC0415
     from google.protobuf.message import DecodeError as BadMessage  # noqa: PLC0415
 
     if len(data) > MOST_BYTES:
         raise InvalidArgument(
-            "spec", f"the image's definition has {len(data)} bytes: at most {MOST_BYTES} are taken"
+            "spec",
+            f"the image's definition has {len(data)} bytes: at most {MOST_BYTES} are accepted",
         )
     try:
         spec = ImageSpec.FromString(data)
@@ -164,9 +160,7 @@ def _definition(spec: ImageSpec) -> Definition:
         elif kind == "poetry_project":
             poetry.append(layer.poetry_project.pyproject)
         else:
-            raise InvalidArgument(
-                f"spec.layers[{number}]", "it is of a kind that is not known here: leave it out"
-            )
+            raise InvalidArgument(f"spec.layers[{number}]", "it is of an unknown kind: omit it")
     return Definition(
         base_image=spec.base_image,
         python_version=spec.python_version,
@@ -221,7 +215,7 @@ def _options(options: PipOptions, field: str) -> IndexOptions:
 
 
 def _inside(path: str, field: str) -> str:
-    """Refuse what leads out of the context's directory."""
+    """Check that a path is inside the context's directory."""
     parts = PurePosixPath(path)
     if not path or parts.is_absolute() or ".." in parts.parts or "\0" in path:
         raise InvalidArgument(field, f"{path[:200]!r} is no path in the image's context")

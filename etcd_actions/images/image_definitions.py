@@ -1,4 +1,4 @@
-"""Definitions of images in etcd: one key for each definition, one for each name that means one."""
+"""Definitions of images in etcd: one key for each definition, one for each name of one."""
 
 from __future__ import annotations
 
@@ -6,47 +6,35 @@ import hashlib
 from collections.abc import Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import msgspec
 
 from etcd_actions.errors import DecodeError, InvalidArgument
-from etcd_actions.etcd.api import (
-    Compare,
-    CompareResult,
-    CompareTarget,
-    Delete,
-    Etcd,
-    KeyRange,
-    KeyValue,
-    Put,
-    Txn,
-)
+from etcd_actions.etcd.api import Compare, Delete, Etcd, KeyRange, KeyValue, Txn
 from etcd_actions.images.reference import ImageReference
 from etcd_actions.model import Keyspace
 from etcd_actions.storage.store import Store
+from etcd_actions.storage.stored_form import StoredForm
 
 FORM: Final = 1
 _MOST_NAME: Final = 512
 _NOTED_AFTER: Final = timedelta(hours=12)
-"""A use is noted where the one before it was noted longer ago."""
+"""The least time between two notes of a use."""
 
 _DEFINITIONS: Final = b"definitions/"
 _NAMES: Final = b"names/"
-
-_Form = TypeVar("_Form", "StoredImage", "_Named")
 
 
 class StoredImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An image's definition.
 
     Attributes:
-        form: Of the stored bytes.
-        name: What the SDK calls it, ``<name>:<tag>``.
+        name: The SDK's name, ``<name>:<tag>``.
         spec: Flyte's ``imagebuilder.ImageSpec``.
-        context_uri: Where the archive of the files is that its layers name; empty for none.
+        context_uri: The archive of the files that its layers name; empty for none.
         context_digest: The SHA-256 of that archive, in hexadecimal digits.
-        used: When it was stored, or asked for by its name, as far as that was noted.
+        used: The last noted use by its name.
     """
 
     form: int = FORM
@@ -58,7 +46,7 @@ class StoredImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of what is installed, wherever the archive is."""
+        """The SHA-256 of the contents, without the archive's URI."""
         said = hashlib.sha256()
         for part in (self.spec, self.context_digest.encode()):
             said.update(len(part).to_bytes(8, "big") + part)
@@ -66,23 +54,27 @@ class StoredImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
     @property
     def reference(self) -> ImageReference:
-        """What a task's container names as its image."""
+        """The image of a task's container."""
         return ImageReference(self.name, self.digest)
 
 
 class _Named(msgspec.Struct, frozen=True):
-    """Which definition a name means."""
+    """The definition of a name."""
 
     form: int
     digest: str
 
 
+_images: Final = StoredForm(StoredImage, "definition of an image")
+_names: Final = StoredForm(_Named, "name of an image")
+
+
 class UnusedImage(NamedTuple):
-    """A definition that nobody has asked for by its name for some time.
+    """A definition without a recent use.
 
     Attributes:
         digest: Its digest.
-        mod_revision: Of its key: another one means that it was used.
+        mod_revision: The revision of its key: a use changes it.
     """
 
     digest: str
@@ -90,13 +82,13 @@ class UnusedImage(NamedTuple):
 
 
 class Images:
-    """The definitions that are stored. All methods raise :class:`EtcdError` where etcd is away.
+    """The stored definitions. All methods raise :class:`EtcdError` if etcd fails.
 
-    A cancelled write may have been done: the same again is safe.
+    A cancelled write may have been applied: repeating it is safe.
 
     Args:
         etcd: The connection.
-        keys: Where they are kept.
+        keys: The keys of the definitions.
         clock: The time, aware.
     """
 
@@ -107,77 +99,76 @@ class Images:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._etcd = etcd
+        self._store = Store(etcd)
         self._prefix = keys.images
         self._clock = clock
 
     async def put(self, image: StoredImage) -> ImageReference:
-        """Store a definition, and let its name mean it.
+        """Store a definition and its name.
 
         Raises:
-            InvalidArgument: Its name cannot be used.
+            InvalidArgument: The name is invalid.
         """
         name = _checked(image.name)
         image = msgspec.structs.replace(image, used=self._clock())
         reference = image.reference
-        # The definition first: a name that means none is never seen.
+        # The definition first: a name always has one.
         await self._etcd.put(self._definition(reference.digest), msgspec.json.encode(image))
         await self._etcd.put(self._name(name), msgspec.json.encode(_Named(FORM, reference.digest)))
         return reference
 
     async def get(self, digest: str) -> StoredImage | None:
-        """A definition.
+        """A definition; None if it does not exist.
 
         Raises:
-            DecodeError: What is stored cannot be read, or is another definition.
+            DecodeError: It cannot be decoded, or is another definition.
         """
         key = self._definition(digest)
-        kv = await self._read(key)
-        image = None if kv is None else _decode(kv.value, StoredImage, key)
+        kv = await self._store.get(key)
+        image = None if kv is None else _images.decode(kv.value, key=key)
         if image is not None and image.digest != digest:
             raise DecodeError("it is another definition: run the program again", key=key)
         return image
 
     async def named(self, name: str) -> StoredImage | None:
-        """What a name means.
+        """The definition of a name; None without one.
 
         Raises:
-            InvalidArgument: It cannot be used as a name.
-            DecodeError: What is stored cannot be read.
+            InvalidArgument: The name is invalid.
+            DecodeError: The stored value cannot be decoded.
         """
         key = self._name(_checked(name))
-        kv = await self._read(key)
-        return None if kv is None else await self.get(_decode(kv.value, _Named, key).digest)
+        kv = await self._store.get(key)
+        return None if kv is None else await self.get(_names.decode(kv.value, key=key).digest)
 
     async def use(self, digest: str) -> bool:
-        """Note that somebody asks for a definition; returns whether it is there.
-
-        What is noted is not collected for a time, and the caller may name it.
+        """Note the use of a definition, which delays its collection; returns whether it exists.
 
         Raises:
-            DecodeError: What is stored cannot be read.
+            DecodeError: It cannot be decoded.
         """
         while True:
-            kv = await self._read(self._definition(digest))
+            kv = await self._store.get(self._definition(digest))
             if kv is None:
                 return False
-            image = _decode(kv.value, StoredImage, kv.key)
+            image = _images.decode(kv.value, key=kv.key)
             if image.used is not None and image.used > self._clock() - _NOTED_AFTER:
                 return True
             if await self._note(kv, image):
                 return True
 
     async def unused(self, before: datetime) -> list[UnusedImage]:
-        """The definitions that were used last before a time.
+        """The definitions whose last use was before a time.
 
-        Of those of an earlier version nobody knows: they count as used now. What cannot be read
-        stays.
+        A definition of an earlier version, without a time, counts as used now. One that cannot be
+        decoded is omitted.
         """
         found: list[UnusedImage] = []
         definitions = KeyRange.of_prefix(self._prefix + _DEFINITIONS)
-        async with aclosing(Store(self._etcd).each(definitions)) as kvs:
+        async with aclosing(self._store.each(definitions)) as kvs:
             async for kv in kvs:
                 try:
-                    image = _decode(kv.value, StoredImage, kv.key)
+                    image = _images.decode(kv.value, key=kv.key)
                 except DecodeError:
                     continue
                 if image.used is None or image.used.tzinfo is None:
@@ -188,39 +179,28 @@ class Images:
         return found
 
     async def remove(self, image: UnusedImage) -> bool:
-        """Remove a definition that was not used since; returns whether that was done.
-
-        Its names go afterwards: one that means no definition means nothing.
-        """
+        """Remove a definition that was not used since, then its names; returns whether it was."""
         definition = self._definition(image.digest)
-        unused = Compare(
-            definition, CompareTarget.MOD_REVISION, CompareResult.EQUAL, image.mod_revision
-        )
+        unused = Compare.unchanged(definition, image.mod_revision)
         delete = Delete(KeyRange.of_key(definition))
-        if not (await self._etcd.txn(Txn((unused,), (delete,), ()))).succeeded:
+        if not (await self._store.txn(Txn((unused,), (delete,)))).succeeded:
             return False
-        gone = Compare(definition, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
+        absent = Compare.unchanged(definition, 0)
         names = KeyRange.of_prefix(self._prefix + _NAMES)
-        async with aclosing(Store(self._etcd).each(names)) as kvs:
+        async with aclosing(self._store.each(names)) as kvs:
             async for kv in kvs:
                 try:
-                    if _decode(kv.value, _Named, kv.key).digest != image.digest:
+                    if _names.decode(kv.value, key=kv.key).digest != image.digest:
                         continue
                 except DecodeError:
                     continue
-                delete = Delete(KeyRange.of_key(kv.key))
-                await self._etcd.txn(Txn((gone, _unchanged(kv)), (delete,), ()))
+                await self._store.compare_and_delete(kv, fence=absent)
         return True
 
     async def _note(self, kv: KeyValue, image: StoredImage) -> bool:
-        """Note a use now; False where the definition has changed."""
+        """Note a use now; False if the definition has changed."""
         value = msgspec.json.encode(msgspec.structs.replace(image, used=self._clock()))
-        noted = await self._etcd.txn(Txn((_unchanged(kv),), (Put(kv.key, value),), ()))
-        return noted.succeeded
-
-    async def _read(self, key: bytes) -> KeyValue | None:
-        result = await self._etcd.range(KeyRange.of_key(key))
-        return result.kvs[0] if result.kvs else None
+        return (await self._store.compare_and_put(kv, value)).applied
 
     def _definition(self, digest: str) -> bytes:
         return self._prefix + _DEFINITIONS + digest.encode()
@@ -235,14 +215,3 @@ def _checked(name: str) -> str:
             "id.name", f"{name[:80]!r} is no name of an image: give 1 to {_MOST_NAME} characters"
         )
     return name
-
-
-def _unchanged(kv: KeyValue) -> Compare:
-    return Compare(kv.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, kv.mod_revision)
-
-
-def _decode(data: bytes, form: type[_Form], key: bytes) -> _Form:
-    try:
-        return msgspec.json.decode(data, type=form)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DecodeError(str(error), key=key) from error

@@ -1,4 +1,4 @@
-"""What a task's container names as its image, where the image's definition is stored here."""
+"""The image of a task's container when its definition is stored here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import Final, NamedTuple
 
 REGISTRY: Final = "etcd-actions"
-"""What references of stored definitions begin with: no registry of images has this name."""
+"""The first part of references to stored definitions: no registry of images has this name."""
 
 _REFERENCE: Final = re.compile(rf"{REGISTRY}/(\S{{1,512}})@sha256:([0-9a-f]{{64}})")
 
@@ -15,8 +15,8 @@ class ImageReference(NamedTuple):
     """One stored definition.
 
     Attributes:
-        name: What the SDK calls the image, ``<name>:<tag>``.
-        digest: Of the definition, in hexadecimal digits: it never means another one.
+        name: The SDK's name of the image, ``<name>:<tag>``.
+        digest: The definition's SHA-256, in hexadecimal digits.
     """
 
     name: str
@@ -27,6 +27,6 @@ class ImageReference(NamedTuple):
 
 
 def parse_reference(text: str) -> ImageReference | None:
-    """Read what :class:`ImageReference` writes; None for any other image."""
+    """Parse the text of an :class:`ImageReference`; None for another image."""
     found = _REFERENCE.fullmatch(text)
     return None if found is None else ImageReference(found[1], found[2])

@@ -299,7 +299,7 @@ class Processor:
                 if not before.is_stopping:
                     return
                 await before.ended.wait()
-            self._run = WatchRun(self._parts, before.reflector if before else None)
+            self._run = WatchRun(self._parts, before)
             await self._nursery.start(self._run.run)
 
     async def stop_watching(self, grace: float | None = None) -> None:

@@ -61,7 +61,7 @@ class WatchRun:
 
     Args:
         parts: What it uses.
-        before: The reflector of the run before, where there was one.
+        before: The run before, where there was one.
 
     Attributes:
         reflector: The newest one, of this run or the one before.
@@ -71,12 +71,14 @@ class WatchRun:
         ended: Set at the end.
     """
 
-    def __init__(self, parts: WatchParts, before: Reflector | None) -> None:
-        self.reflector = before
+    def __init__(self, parts: WatchParts, before: WatchRun | None) -> None:
+        self.reflector: Reflector | None = before.reflector if before else None
         self.is_watching = False
         self.is_stopping = False
         self.listed = trio.Event()
         self.ended = trio.Event()
+        # The revision of the newest reflector that has listed.
+        self._delivered_up_to: int = before._delivered_up_to if before else 0
         self._parts = parts
         self._grace = parts.settings.grace
         self._intake: trio.CancelScope | None = None
@@ -179,8 +181,11 @@ class WatchRun:
     async def _start_revision(self) -> int:
         """The revision of the first list: later deletions are seen with the state before."""
         parts = self._parts
-        if self.reflector is not None and (revision := self.reflector.revision):
-            return revision
+        if self.reflector is not None:
+            # 0 where it was given up before it had listed.
+            self._delivered_up_to = self.reflector.revision or self._delivered_up_to
+        if self._delivered_up_to:
+            return self._delivered_up_to
         if parts.recording is None or not parts.settings.elect:
             return 0
         revision = 0

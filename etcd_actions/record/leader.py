@@ -229,17 +229,20 @@ class Leader:
         nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
 
     async def _deliver_backlog(self) -> None:
-        """Queue all that is known to need a report or a mark."""
+        """Queue all that is known to need a report or a mark, and was not delivered since."""
         for number, key in enumerate(list(self._index)):
             if number % _PORTION == _PORTION - 1:
                 await trio.lowlevel.checkpoint()
             # What the watch has yet to deliver again is handled then.
-            if self._index.is_redelivery(key) or (known := self._index.get(key)) is None:
+            if self._index.is_redelivery(key) or self._outbox.is_delivered(key):
+                continue
+            if (known := self._index.get(key)) is None:
                 continue
             # Without its value, which is read again; its lease is known only then.
             change = Change.unread(key, known.create_revision, known.revision)
             if self._outbox.wants(change, known):
                 self._outbox.deliver(change, None)
+        self._outbox.backlog_delivered()
 
     async def _open_term(self, term: Term) -> float:
         """Save that this process leads; returns until when calls of others may still land."""

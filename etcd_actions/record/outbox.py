@@ -152,6 +152,8 @@ class Outbox:
         self._containment = containment
         self._queue: WorkQueue | None = None
         self._reported: dict[bytes, _Reported] = {}
+        # Keys of the states that are delivered while the backlog is queued; else None.
+        self._delivered: set[bytes] | None = None
 
     def statistics(self) -> WorkQueueStatistics | None:
         """What the queue has and has done; None while another process leads."""
@@ -181,6 +183,7 @@ class Outbox:
         """
         self.reporter.start(term, hold_until)
         self._deletions.start()
+        self._forget_deleted()
         for reported in self._reported.values():
             # Other leaders may have reported since.
             reported.accepted = reported.mark = None
@@ -195,16 +198,18 @@ class Outbox:
         fence = None if term is None else term.leadership.fence
         dead_letters = self.reporter.dead_letters
         async with dead_letters.at_work(fence, self.redeliver), trio.open_nursery() as nursery:
-            for _ in range(self._workers):
-                nursery.start_soon(keep, "task", "a worker of the outbox", queue.worker)
+            start = partial(
+                nursery.start_soon, keep, "task", "a worker of the outbox", queue.worker
+            )
+            queue.start_workers(self._workers, start)
             nursery.start_soon(keep, "task", "retries of the outbox", queue.retry_failed)
             deferred = partial(self._deferred.run, queue)
             nursery.start_soon(keep, "task", "deferred reports", deferred)
-            self._queue = queue
+            self._queue, self._delivered = queue, set()
             try:
                 yield
             finally:
-                self._queue = None
+                self._queue = self._delivered = None
                 self._deferred.clear()
                 nursery.cancel_scope.cancel("the outbox does not work any more")
 
@@ -266,9 +271,26 @@ class Outbox:
             action: The decoded object of a state, where it is available.
         """
         assert self._queue is not None
+        if self._delivered is not None and not change.is_delete:
+            self._delivered.add(change.key)
         if self._queue.pending_bytes > _BYTES_OF_OBJECTS:
             action = None
         self._queue.dispatch((_delivery(change, update, action=action),))
+
+    def is_delivered(self, key: bytes) -> bool:
+        """Whether a state of a key was delivered since the start, while the backlog is queued."""
+        return self._delivered is not None and key in self._delivered
+
+    def backlog_delivered(self) -> None:
+        """All that was known at the start is queued."""
+        self._delivered = None
+
+    def _forget_deleted(self) -> None:
+        """Forget what was deleted while another process led, and handled by that."""
+        kept = {update.key for update in self._index.deletions()}
+        for key in list(self._reported):
+            if key not in kept and self._index.revision_of(key) == 0:
+                self.forget(key)
 
     def redeliver(self, key: bytes) -> None:
         """Queue the present state of a key, or a look for dead letters about a deleted object."""

@@ -1,6 +1,6 @@
 """Projects that clients created or changed: one key for each.
 
-A project needs no key to be used. Its key says how it is called, what it is for, and whether it is
+A project can be used without a key. Its key has its name, its description, and whether it is
 archived.
 """
 
@@ -16,19 +16,10 @@ import msgspec
 import structlog
 
 from etcd_actions.errors import AlreadyExists, DecodeError, FailedPrecondition, InvalidArgument
-from etcd_actions.etcd.api import (
-    Compare,
-    CompareResult,
-    CompareTarget,
-    Get,
-    KeyRange,
-    KeyValue,
-    Put,
-    RangeResult,
-    Txn,
-)
+from etcd_actions.etcd.api import Get, KeyRange, RangeResult, Txn
 from etcd_actions.model import Keyspace
 from etcd_actions.storage.store import Store
+from etcd_actions.storage.stored_form import StoredForm
 
 FORM: Final = 1
 
@@ -45,15 +36,12 @@ class StoredProject(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     """A project that a client created or changed.
 
     Attributes:
-        form: Of the stored bytes.
-        id: What runs name it by.
-        name: What it is called.
-        description: What it is for.
-        labels: By their keys.
-        is_archived: Whether lists leave it out, unless they are asked for such.
-        created: When it was written first.
-        updated: When it was written last.
-        created_by: Whose token created it; empty without one.
+        id: The name that runs have it by.
+        name: Its name for display.
+        is_archived: Whether lists omit it, unless they include archived projects.
+        created: When it was first written.
+        updated: When it was last written.
+        created_by: The subject of the token that created it; empty without one.
     """
 
     form: int = FORM
@@ -67,16 +55,16 @@ class StoredProject(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     created_by: str = ""
 
 
-_decoder: Final = msgspec.json.Decoder(StoredProject)
+_stored: Final = StoredForm(StoredProject, "project", ("created", "updated"))
 
 
 class Projects:
-    """The projects that are stored. All methods raise :class:`EtcdError` where etcd is away.
+    """The stored projects. All methods raise :class:`EtcdError` if etcd fails.
 
     Args:
         store: Reads and writes.
-        keys: Where they are kept.
-        now: The time that is written down, aware.
+        keys: The keys of the projects.
+        now: The time of changes, aware.
     """
 
     def __init__(
@@ -87,17 +75,17 @@ class Projects:
         self._now = now
 
     async def get(self, project: str) -> StoredProject | None:
-        """What is stored of a project; None for nothing.
+        """A stored project; None if it is not stored.
 
         Raises:
-            DecodeError: It cannot be read.
+            DecodeError: It cannot be decoded.
         """
         key = project_key(self._prefix, project)
         kv = await self._store.get(key)
         return None if kv is None else decode(self._prefix, key, kv.value)
 
     async def all(self) -> dict[str, StoredProject]:
-        """All that are stored, by id; what cannot be read is left out, and logged."""
+        """All stored projects, by id; one that cannot be decoded is omitted, and logged."""
         found: dict[str, StoredProject] = {}
         async with aclosing(self._store.each(KeyRange.of_prefix(self._prefix))) as kvs:
             async for kv in kvs:
@@ -118,7 +106,7 @@ class Projects:
         labels: Mapping[str, str] | None = None,
         by: str = "",
     ) -> None:
-        """Store a project that is not stored. Cancelled, it may have been done.
+        """Store a new project. Cancelled, it may be stored.
 
         Raises:
             InvalidArgument: It has no usable id, or is too large.
@@ -137,8 +125,13 @@ class Projects:
                 created_by=by,
             )
         )
-        stands = await self._store.get(project_key(self._prefix, project))
-        if stands is not None or not (await self._put(project, value, None))[0]:
+        key = project_key(self._prefix, project)
+        if await self._store.get(key) is None:
+            await self._check_capacity()
+            written, _ = await self._store.replace(key, value, None)
+        else:
+            written = 0
+        if not written:
             raise AlreadyExists(f"project {project!r} exists: flyte update project changes it")
 
     async def update(
@@ -151,18 +144,19 @@ class Projects:
         is_archived: bool,
         by: str = "",
     ) -> None:
-        """Replace what is stored of a project, or store it. Cancelled, it may have been done.
+        """Replace a stored project, or store it. Cancelled, it may be stored.
 
         Raises:
             InvalidArgument: It has no usable id, or is too large.
-            DecodeError: What is stored cannot be read, so it is not replaced.
+            DecodeError: The stored project cannot be decoded, so it is not replaced.
             FailedPrecondition: It is not stored, and there are too many.
         """
         check_id(project)
-        before = await self._store.get(project_key(self._prefix, project))
+        key = project_key(self._prefix, project)
+        before = await self._store.get(key)
         while True:
             now = self._now()
-            stands = None if before is None else decode(self._prefix, before.key, before.value)
+            stored = None if before is None else decode(self._prefix, key, before.value)
             value = encode(
                 StoredProject(
                     id=project,
@@ -170,35 +164,19 @@ class Projects:
                     description=description,
                     labels=labels,
                     is_archived=is_archived,
-                    created=now if stands is None else stands.created,
+                    created=now if stored is None else stored.created,
                     updated=now,
-                    created_by=by if stands is None else stands.created_by,
+                    created_by=by if stored is None else stored.created_by,
                 )
             )
-            done, before = await self._put(project, value, before)
-            if done:
+            if before is None:
+                await self._check_capacity()
+            written, before = await self._store.replace(key, value, before)
+            if written:
                 return
 
-    async def _put(
-        self, project: str, value: bytes, before: KeyValue | None
-    ) -> tuple[bool, KeyValue | None]:
-        """Write, if what is there is as before; says whether that was done, and else what is."""
-        key = project_key(self._prefix, project)
-        if before is None:
-            await self._check_room()
-        revision = 0 if before is None else before.mod_revision
-        unchanged = Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
-        result = await self._store.txn(
-            Txn([unchanged], [Put(key, value)], [Get(KeyRange.of_key(key))])
-        )
-        if result.succeeded:
-            return True, None
-        found = result.responses[0]
-        assert isinstance(found, RangeResult)
-        return False, found.kvs[0] if found.kvs else None
-
-    async def _check_room(self) -> None:
-        """Refuse one more where lists would become too long; a few more may pass at once."""
+    async def _check_capacity(self) -> None:
+        """Refuse one more project; concurrent calls may exceed the limit by a few."""
         keys = KeyRange.of_prefix(self._prefix)
         result = await self._store.txn(Txn([], [Get(keys, limit=1, keys_only=True)], []))
         found = result.responses[0]
@@ -211,15 +189,15 @@ class Projects:
 
 
 def project_key(prefix: bytes, project: str) -> bytes:
-    """The key of a project; what is no letter, digit, ``-``, ``.``, ``_`` or ``~`` is ``%XX``."""
+    """The key of a project, with its id percent-encoded."""
     return prefix + quote_from_bytes(project.encode(), "").encode()
 
 
 def check_id(project: str) -> None:
-    """Refuse what no run could name as its project.
+    """Check that runs can have the id of a project.
 
     Raises:
-        InvalidArgument: It says why.
+        InvalidArgument: They cannot.
     """
     if project in ("", ".", "..") or "/" in project or not project.isprintable():
         raise InvalidArgument(
@@ -248,19 +226,12 @@ def encode(project: StoredProject) -> bytes:
 
 
 def decode(prefix: bytes, key: bytes, value: bytes) -> StoredProject:
-    """Read the project that a key holds.
+    """Decode the project of a key.
 
     Raises:
-        DecodeError: It is none, one of a later version, or another one.
+        DecodeError: It is none, one of a later version, or another project.
     """
-    try:
-        project = _decoder.decode(value)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise DecodeError(f"no project: {error}", key=key) from None
-    if project.form != FORM:
-        raise DecodeError(f"a project of form {project.form}, not {FORM}", key=key)
+    project = _stored.decode(value, key=key)
     if project_key(prefix, project.id) != key:
         raise DecodeError(f"it is project {project.id[:80]!r}", key=key)
-    if project.created.tzinfo is None or project.updated.tzinfo is None:
-        raise DecodeError("a time has no zone", key=key)
     return project

@@ -1,15 +1,15 @@
 """Deploys tasks, and reads them.
 
-A version that stands there with the same spec is refused: Flyte's SDK skips it. With another spec
-it is replaced, as Flyte's own service does it. The time of its first deployment stays, so a version
-that is deployed again does not become the latest.
+A version that exists with the same spec is refused: Flyte's SDK skips it. With another spec it is
+replaced, as by Flyte's service. The time of its first deployment stays, so that a version that is
+deployed again does not become the latest.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -19,19 +19,9 @@ from google.protobuf.message import DecodeError as UnreadableMessage
 
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.quoting import quoted
+from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.errors import AlreadyExists, DecodeError, NotFound
-from etcd_actions.etcd.api import (
-    Compare,
-    CompareResult,
-    CompareTarget,
-    Etcd,
-    Get,
-    KeyRange,
-    KeyValue,
-    Put,
-    RangeResult,
-    Txn,
-)
+from etcd_actions.etcd.api import Etcd, KeyValue
 from etcd_actions.model import Keyspace
 from etcd_actions.registry.task_index import TaskIndex, TaskNameKey, open_task_index
 from etcd_actions.registry.task_record import TaskId, TaskRecord, decode, encode, task_key
@@ -41,14 +31,14 @@ from etcd_actions.watch import ReflectorSettings
 if TYPE_CHECKING:
     from flyteidl2.task.task_definition_pb2 import TaskIdentifier
 
-_LATEST_LEFT: Final = 3
-"""Tries to read the latest version, where it is deleted after the index named it."""
+_LATEST_TRIES: Final = 3
+"""Reads of the latest version: it may be deleted after the index named it."""
 
 _log = structlog.get_logger(__name__)
 
 
 def task_id_of(identifier: TaskIdentifier) -> TaskId:
-    """The version of a task that Flyte's message names; the organisation does not count."""
+    """The version of a task that Flyte's message names; its organisation is ignored."""
     return TaskId(identifier.project, identifier.domain, identifier.name, identifier.version)
 
 
@@ -69,9 +59,9 @@ class Registry:
         self._built_in: dict[TaskId, TaskRecord] = {}
 
     def build_in(self, spec: TaskSpec) -> None:
-        """Have a version of a task without anybody deploying it; it is not in etcd.
+        """Add a version of a task that is not in etcd.
 
-        It counts before what is deployed under its name and version.
+        It counts before a deployed one of its name and version.
         """
         named = spec.task_template.id
         task = TaskId(named.project, named.domain, named.name, named.version)
@@ -84,41 +74,35 @@ class Registry:
     ) -> None:
         """Write a version of a task; on return lists have it.
 
-        Cancelled, it may have been written: the same again is then refused, which is as good.
+        Cancelled, it may have been written: a repetition is then refused.
 
         Raises:
             InvalidArgument: A part of the name is missing, or too long.
-            AlreadyExists: The version stands there with the same spec.
-            DecodeError: What stands there cannot be read, so it is not replaced.
-            EtcdError: etcd did not do it.
+            AlreadyExists: The version exists with the same spec.
+            DecodeError: The stored version cannot be decoded, so it is not replaced.
+            EtcdError: etcd did not write it.
         """
         task.check()
         key = task_key(self._prefix, task)
         before: KeyValue | None = None
         while True:
             record = self._record(task, spec, org, deployed_by, before)
-            expected = 0 if before is None else before.mod_revision
-            unchanged = Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, expected)
-            result = await self._store.txn(
-                Txn([unchanged], [Put(key, encode(record))], [Get(KeyRange.of_key(key))])
-            )
-            if result.succeeded:
+            revision, current = await self._store.replace(key, encode(record), before)
+            if revision:
                 break
-            found = result.responses[0]
-            assert isinstance(found, RangeResult)
-            before = found.kvs[0] if found.kvs else None
+            before = current
         if before is not None:
             _log.warning("task_replaced", task=str(task))
-        if not await self.index.wait_for(result.revision):
-            _log.warning("task_index_behind", revision=result.revision)
+        if not await self.index.wait_for(revision):
+            _log.warning("task_index_behind", revision=revision)
 
     async def get(self, task: TaskId) -> TaskRecord:
         """A version of a task; without a version the one that was deployed last.
 
         Raises:
             NotFound: There is none.
-            DecodeError: It cannot be read.
-            EtcdError: etcd could not be asked.
+            DecodeError: It cannot be decoded.
+            EtcdError: etcd could not be read.
         """
         if (built_in := self._built_in.get(task)) is not None:
             await trio.lowlevel.checkpoint()
@@ -128,18 +112,12 @@ class Registry:
         else:
             found = await self._read_latest(TaskNameKey(task.project, task.domain, task.name))
         if found is None:
-            wanted = task if task.version else quoted_name(task)
-            raise NotFound(f"there is no deployed task {wanted}: deploy it, or look at the list")
+            name = task if task.version else f"{quoted(task.name)} of {task.place}"
+            raise NotFound(f"there is no deployed task {name}: deploy it, or see the list")
         return found
 
     async def task_spec(self, task: TaskId) -> TaskSpec:
-        """The spec of a version of a task; without a version of the one that was deployed last.
-
-        Raises:
-            NotFound: There is none.
-            DecodeError: It cannot be read.
-            EtcdError: etcd could not be asked.
-        """
+        """The spec of :meth:`get`; raises the same errors."""
         return spec_of(await self.get(task))
 
     async def _read(self, task: TaskId) -> TaskRecord | None:
@@ -149,7 +127,7 @@ class Registry:
 
     async def _read_latest(self, task: TaskNameKey) -> TaskRecord | None:
         await self.index.ready()
-        for _ in range(_LATEST_LEFT):
+        for _ in range(_LATEST_TRIES):
             latest = self.index.latest(task)
             if latest is None:
                 return None
@@ -161,18 +139,12 @@ class Registry:
     def _record(
         self, task: TaskId, spec: TaskSpec, org: str, deployed_by: str, before: KeyValue | None
     ) -> TaskRecord:
-        """What is to be written.
-
-        Raises:
-            AlreadyExists: It is what stands there.
-            DecodeError: What stands there cannot be read.
-        """
         now = deployed = self._now()
         if before is not None:
-            stands = decode(self._prefix, before.key, before.value)
-            if spec_of(stands) == spec:
+            stored = decode(self._prefix, before.key, before.value)
+            if spec_of(stored) == spec:
                 raise AlreadyExists(f"this very task is deployed already: {task}")
-            deployed = stands.deployed
+            deployed = stored.deployed
         template = spec.task_template
         return TaskRecord(
             org=org,
@@ -194,24 +166,15 @@ class Registry:
 
 
 def spec_of(record: TaskRecord) -> TaskSpec:
-    """Read the spec of a record.
+    """Decode the spec of a record.
 
     Raises:
-        DecodeError: It is none.
+        DecodeError: It is no spec.
     """
     try:
         return TaskSpec.FromString(record.spec)
     except UnreadableMessage as error:
         raise DecodeError(f"the spec of {record.id}: {error}") from None
-
-
-def quoted_name(task: TaskId) -> str:
-    """A task of whatever version, for messages."""
-    return f"{quoted(task.name)} of {task.place}"
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @asynccontextmanager
@@ -220,17 +183,17 @@ async def open_registry(
     store: Store,
     keys: Keyspace,
     *,
-    now: Callable[[], datetime] = _utc_now,
+    now: Callable[[], datetime] = utc_now,
     settings: ReflectorSettings | None = None,
     containment: Containment | None = None,
 ) -> AsyncIterator[Registry]:
-    """Keep the deployed tasks below a prefix, for as long as the context lasts.
+    """Serve the deployed tasks below a prefix, until the context is left.
 
     Args:
         etcd: The connection; it must live longer.
         store: Reads and writes.
-        keys: Where the tasks are.
-        now: The time that is written down.
+        keys: The keys of the tasks.
+        now: The time of deployments, aware.
         settings: How the keys are watched.
         containment: The boundaries of the process.
     """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final, NamedTuple
 
 from etcd_actions._internal.containment import Containment
@@ -11,17 +11,14 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
 from etcd_actions.registry.task_record import TaskHead, TaskId, decode_head, parse_task_key
-from etcd_actions.storage.undecodable import Undecodable
-from etcd_actions.watch import Change, ReflectorSettings, Replica, follow
-
-PATIENCE: Final = 10.0
-"""Seconds that a list waits for the index at a start."""
+from etcd_actions.storage.prefix_index import PrefixIndex, keep_index
+from etcd_actions.watch import Change, ReflectorSettings
 
 _PORTION: Final = 2_000
 
 
 class TaskNameKey(NamedTuple):
-    """A task, of whatever version."""
+    """A task, of any version."""
 
     project: str
     domain: str
@@ -29,25 +26,24 @@ class TaskNameKey(NamedTuple):
 
 
 class TaskIndexStatistics(NamedTuple):
-    """How many tasks and versions there are, and how many records cannot be read."""
+    """The numbers of tasks, of versions, and of records that cannot be decoded."""
 
     tasks: int
     versions: int
     undecodable: int
 
 
-class TaskIndex:
+class TaskIndex(PrefixIndex[TaskHead]):
     """See the module's text; made by :func:`open_task_index`."""
 
     def __init__(self, prefix: bytes) -> None:
+        super().__init__()
         self._prefix = prefix
-        self._followed: Replica | None = None
         self._tasks: dict[TaskNameKey, dict[str, TaskHead]] = {}
-        self._undecodable = Undecodable()
         self._built_in: dict[TaskId, TaskHead] = {}
 
     def build_in(self, head: TaskHead) -> None:
-        """Have a task that no key says; what the watch brings of its name and version is left."""
+        """Add a task that has no key; it counts before a key of its name and version."""
         self._built_in[head.id] = head
         self._insert(head)
 
@@ -56,30 +52,12 @@ class TaskIndex:
         versions = sum(map(len, self._tasks.values()))
         return TaskIndexStatistics(len(self._tasks), versions, len(self._undecodable))
 
-    def undecodable(self) -> dict[bytes, str]:
-        """The keys of the records that cannot be read, and why."""
-        return self._undecodable.reasons()
-
-    async def ready(self, patience: float = PATIENCE) -> None:
-        """Return once all tasks are known.
-
-        Raises:
-            EtcdError: etcd does not show them, or they were not read in time.
-        """
-        assert self._followed is not None
-        await self._followed.ready(patience)
-
-    async def wait_for(self, revision: int, patience: float = 2.0) -> bool:
-        """Return once a task that was written is in the index; False if it is not in time."""
-        assert self._followed is not None
-        return await self._followed.wait_for(revision, patience)
-
     def versions(self, task: TaskNameKey) -> Mapping[str, TaskHead]:
         """The versions of a task."""
         return self._tasks.get(task, {})
 
     def latest(self, task: TaskNameKey) -> TaskHead | None:
-        """The version of a task that was deployed last; None where there is none."""
+        """The version of a task that was deployed last; None if there is none."""
         return max(self.versions(task).values(), key=deployed_in_order, default=None)
 
     def portions(self, project: tuple[str, str] | None) -> Iterator[Sequence[Sequence[TaskHead]]]:
@@ -93,42 +71,18 @@ class TaskIndex:
                     portion = []
         yield portion
 
-    # What the watch brings.
+    def _decode(self, change: Change) -> TaskHead:
+        return decode_head(self._prefix, change.key, change.value)
 
-    def take(self, change: Change, /) -> None:
-        """Take the change of one key in."""
-        key = change.key
-        head = None
-        try:
-            if not change.is_delete:
-                head = decode_head(self._prefix, key, change.value)
-            self._undecodable.forget(key)
-        except BaseException as error:
-            self._undecodable.add(key, str(error))
-            raise
-        finally:
-            self._put(key, head)
-
-    def forget_all(self) -> None:
-        """All keys are going to be read anew."""
-        self._tasks.clear()
-        for head in self._built_in.values():
-            self._insert(head)
-        self._undecodable.begin_again()
-
-    def _insert(self, head: TaskHead) -> None:
-        name = TaskNameKey(head.project, head.domain, head.name)
-        self._tasks.setdefault(name, {})[head.version] = head
-
-    def _put(self, key: bytes, head: TaskHead | None) -> None:
+    def _put(self, key: bytes, record: TaskHead | None) -> None:
         try:
             task = parse_task_key(self._prefix, key)
         except DecodeError:
             return
         if task in self._built_in:
             return
-        if head is not None:
-            self._insert(head)
+        if record is not None:
+            self._insert(record)
             return
         name = TaskNameKey(task.project, task.domain, task.name)
         versions = self._tasks.get(name, {})
@@ -136,36 +90,34 @@ class TaskIndex:
         if not versions:
             self._tasks.pop(name, None)
 
+    def _clear(self) -> None:
+        self._tasks.clear()
+        for head in self._built_in.values():
+            self._insert(head)
+
+    def _insert(self, head: TaskHead) -> None:
+        name = TaskNameKey(head.project, head.domain, head.name)
+        self._tasks.setdefault(name, {})[head.version] = head
+
 
 def deployed_in_order(head: TaskHead) -> tuple[object, str]:
-    """What is greater for a version that was deployed later."""
+    """A sort key: greater for a version that was deployed later."""
     return head.deployed, head.version
 
 
-@asynccontextmanager
-async def open_task_index(
+def open_task_index(
     etcd: Etcd,
     keys: Keyspace,
     *,
     settings: ReflectorSettings | None = None,
     containment: Containment | None = None,
-) -> AsyncIterator[TaskIndex]:
-    """Keep an index of all deployed tasks, for as long as the context lasts.
-
-    Args:
-        etcd: The connection; it must live longer.
-        keys: Where the tasks are.
-        settings: How they are watched.
-        containment: The boundaries of the process.
-    """
-    index = TaskIndex(keys.tasks)
-    async with follow(
+) -> AbstractAsyncContextManager[TaskIndex]:
+    """Keep an index of the deployed tasks; see :mod:`etcd_actions.storage.prefix_index`."""
+    return keep_index(
+        TaskIndex(keys.tasks),
         etcd,
         keys.tasks,
-        index,
         name="deployed tasks",
-        settings=settings or ReflectorSettings(),
-        containment=containment or Containment(),
-    ) as followed:
-        index._followed = followed
-        yield index
+        settings=settings,
+        containment=containment,
+    )

@@ -1,8 +1,6 @@
 """The stored form of a deployed task, and its key; no I/O.
 
-Names come from outside and may hold anything. Each part of a key has all but letters, digits,
-``-``, ``.``, ``_`` and ``~`` as ``%XX``. So no name can leave its place in the key, and every key
-can be read back.
+Names are untrusted text: each part of a key is percent-encoded, so that every key can be parsed.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import msgspec
 
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import DecodeError, InvalidArgument
+from etcd_actions.storage.stored_form import StoredForm
 
 FORM: Final = 1
 
@@ -23,7 +22,7 @@ MOST_OF_A_NAME: Final = 16 * 1024
 
 
 class TaskId(msgspec.Struct, frozen=True, order=True, gc=False):
-    """A version of a task. Any organisation is accepted, so it does not count."""
+    """A version of a task; its organisation is ignored."""
 
     project: str
     domain: str
@@ -31,10 +30,10 @@ class TaskId(msgspec.Struct, frozen=True, order=True, gc=False):
     version: str
 
     def check(self, where: str = "task_id") -> None:
-        """Refuse what names no task.
+        """Check the parts.
 
         Raises:
-            InvalidArgument: It says which part, and why.
+            InvalidArgument: A part is missing, or too long.
         """
         for part in self.__struct_fields__:
             value: str = getattr(self, part)
@@ -59,17 +58,12 @@ class TaskHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A deployed task without its spec.
 
     Attributes:
-        form: Of the stored bytes.
-        org: As the client that deployed it names its organisation.
-        deployed: When the version was deployed first.
-        updated: When its spec was replaced last.
-        deployed_by: Whose token deployed it; empty without one.
-        short_name: For people.
-        environment: The task's environment.
-        environment_description: Of the environment, for people.
-        description: Of the task, in a line.
-        task_type: The task's type.
-        is_entrypoint: Whether its program marks it as one to begin with.
+        org: The organisation, as the client that deployed it names it.
+        deployed: When the version was first deployed.
+        updated: When its spec was last replaced.
+        deployed_by: The subject of the token that deployed it; empty without one.
+        environment: The name of the task's environment.
+        is_entrypoint: Whether its program marks it as an entry point.
     """
 
     form: int = FORM
@@ -90,7 +84,7 @@ class TaskHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def id(self) -> TaskId:
-        """Which version of which task it is."""
+        """The version of the task."""
         return TaskId(self.project, self.domain, self.name, self.version)
 
 
@@ -103,8 +97,9 @@ class TaskRecord(TaskHead, frozen=True, kw_only=True, omit_defaults=True):
 _Head = TypeVar("_Head", TaskHead, TaskRecord)
 
 _encoder: Final = msgspec.json.Encoder()
-_heads: Final = msgspec.json.Decoder(TaskHead)
-_records: Final = msgspec.json.Decoder(TaskRecord)
+_TIMES: Final = ("deployed", "updated")
+_heads: Final = StoredForm(TaskHead, "deployed task", _TIMES)
+_records: Final = StoredForm(TaskRecord, "deployed task", _TIMES)
 
 
 def task_key(prefix: bytes, task: TaskId) -> bytes:
@@ -114,10 +109,10 @@ def task_key(prefix: bytes, task: TaskId) -> bytes:
 
 
 def parse_task_key(prefix: bytes, key: bytes) -> TaskId:
-    """Which version of which task a key is of.
+    """The version of the task that a key belongs to.
 
     Raises:
-        DecodeError: It is the key of none.
+        DecodeError: It is no key of a task.
     """
     parts = key.removeprefix(prefix).split(b"/")
     if key.startswith(prefix) and len(parts) == 4:
@@ -137,7 +132,7 @@ def encode(record: TaskRecord) -> bytes:
 
 
 def decode(prefix: bytes, key: bytes, value: bytes) -> TaskRecord:
-    """Read the record that a key holds.
+    """Decode the record of a key.
 
     Raises:
         DecodeError: It is none, one of a later version, or another task's.
@@ -146,22 +141,13 @@ def decode(prefix: bytes, key: bytes, value: bytes) -> TaskRecord:
 
 
 def decode_head(prefix: bytes, key: bytes, value: bytes) -> TaskHead:
-    """The same without the spec, which is skipped instead of read."""
+    """As :func:`decode`, without the spec, which is skipped."""
     return _checked(_heads, prefix, key, value)
 
 
-def _checked(
-    decoder: msgspec.json.Decoder[_Head], prefix: bytes, key: bytes, value: bytes
-) -> _Head:
+def _checked(stored: StoredForm[_Head], prefix: bytes, key: bytes, value: bytes) -> _Head:
     task = parse_task_key(prefix, key)
-    try:
-        record = decoder.decode(value)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise DecodeError(f"no deployed task: {error}", key=key) from None
-    if record.form != FORM:
-        raise DecodeError(f"a deployed task of form {record.form}, not {FORM}", key=key)
+    record = stored.decode(value, key=key)
     if record.id != task:
         raise DecodeError(f"it is the record of {record.id}", key=key)
-    if record.deployed.tzinfo is None or record.updated.tzinfo is None:
-        raise DecodeError("a time has no zone", key=key)
     return record

@@ -1,1 +1,1 @@
-"""Runs as people look at them: what was asked for, how it went, and an index of them."""
+"""Runs: their records and histories, an index of them, their creation and removal."""

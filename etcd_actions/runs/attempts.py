@@ -1,9 +1,9 @@
-"""How each attempt of an action went, read from its object and from its history; no I/O.
+"""The attempts of an action, read from its object and its history; no I/O.
 
-The object has the phases of all attempts in one list, ``status.phaseHistory``, and one error. How
-the earlier attempts ended stands in an annotation (`etcd_actions.model.earlier_attempts`), which
-also says where in that list each of them ends. Where it is missing, because Flyte's executor wrote
-the object, an attempt ends where what follows cannot be of the same one.
+The object has the phases of all attempts in one list, ``status.phaseHistory``, and one error. The
+outcomes of earlier attempts are in an annotation (`etcd_actions.model.earlier_attempts`), with the
+index in that list where each ends. Without it, in an object of Flyte's executor, an attempt ends
+before a phase that cannot follow in the same attempt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from etcd_actions.model.taskaction import PhaseTransition, parse_time
 from etcd_actions.runs.run_record import ActionHistory, Attempt, Failure, Transition
 
 MOST_ATTEMPTS: Final = 1_000
-"""Of how many attempts, the newest, there is something to say: their number may be any."""
+"""The number of attempts, the newest, that are read: an object may claim any number."""
 
 _PHASES: Final = {
     "WaitingForResources": Phase.WAITING_FOR_RESOURCES,
@@ -52,12 +52,12 @@ def attempts(stored: ActionObject, history: ActionHistory | None = None) -> tupl
 
     Args:
         stored: The object.
-        history: What was kept of it besides; of another incarnation it counts for nothing. It
-            fills in what the object does not say any more.
+        history: Its stored history, for facts that the object has lost; one of another
+            incarnation is ignored.
 
     Returns:
-        The attempts from the first on, or the newest `MOST_ATTEMPTS`; at least one, which has no
-        phase before anything is known of it. Times that cannot be read are left out.
+        The newest `MOST_ATTEMPTS`; at least one, which may have no phase. Unreadable times are
+        omitted.
     """
     state = stored.state(getattr(stored, "create_revision", 0))
     last = max(state.attempts, 1)
@@ -99,7 +99,7 @@ def _earlier(
     failure = None
     if noted is not None:
         failure = _failure(ErrorState(code=noted.code, kind=noted.kind, message=noted.message))
-        ended = _time(noted.ended)
+        ended = time_or_none(noted.ended)
         if ended is not None and not (entered and entered[-1].phase.is_terminal):
             if transitions:
                 closed = msgspec.structs.replace(transitions[-1], ended=ended)
@@ -160,7 +160,7 @@ def _by_attempt(
         by_attempt: dict[int, list[_Entered]] = {}
         begin, before = 0, 0
         for number, end in [*((each.attempt, each.entries) for each in noted), (last, None)]:
-            # Between two that are not neighbours there are attempts that nobody noted.
+            # Between two that are not consecutive there are attempts without a note.
             many = number > before + 1
             by_attempt |= _counted_back(history[begin:end], number - before, before, many=many)
             begin, before = end or 0, number
@@ -169,7 +169,7 @@ def _by_attempt(
 
 
 def _agree(noted: Sequence[EarlierAttempt], length: int) -> bool:
-    """Whether what is noted of the history fits it."""
+    """Whether the noted indexes fit the history."""
     bounds = [0, *(each.entries for each in noted), length]
     return all(one <= other for one, other in pairwise(bounds))
 
@@ -177,7 +177,7 @@ def _agree(noted: Sequence[EarlierAttempt], length: int) -> bool:
 def _counted_back(
     history: Sequence[PhaseTransition], most: int, before: int, *, many: bool = True
 ) -> dict[int, list[_Entered]]:
-    """The phases of up to ``most`` attempts that follow attempt ``before``, the last among them."""
+    """The phases of up to ``most`` attempts after attempt ``before``, counted from the last."""
     entered = [_Entered(*each) for each in _entered(history)]
     parts = list(_split(entered)) if many else [entered]
     parts = parts[-most:]
@@ -199,20 +199,21 @@ def _split(entered: Iterable[_Entered]) -> Iterator[list[_Entered]]:
 
 def _entered(history: Iterable[PhaseTransition]) -> Iterator[tuple[Phase, Transition]]:
     for each in history:
-        phase, time = _PHASES.get(each.phase), _time(each.occurred_at)
+        phase, time = _PHASES.get(each.phase), time_or_none(each.occurred_at)
         if phase is not None and time is not None:
             yield phase, Transition(phase.value, time)
 
 
 def _transitions(entered: Sequence[_Entered]) -> tuple[Transition, ...]:
-    """Each phase with its end: the beginning of the next one."""
+    """Each phase with its end: the start of the next one."""
     found = [each.transition for each in entered]
     for index, following in enumerate(found[1:]):
         found[index] = msgspec.structs.replace(found[index], ended=following.started)
     return tuple(found)
 
 
-def _time(text: str) -> datetime | None:
+def time_or_none(text: str) -> datetime | None:
+    """The time of a text of Kubernetes; None if it is none."""
     try:
         return parse_time(text, "time")
     except DecodeError:

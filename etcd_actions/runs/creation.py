@@ -1,4 +1,4 @@
-"""Creates runs: the root and the record of what was asked for, in one transaction."""
+"""Creates runs: the root and the record of the request, in one transaction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-import msgspec
 from flyteidl2.actions.actions_service_pb2 import Action
 from flyteidl2.common.run_pb2 import RELATION_TYPE_RECOVER
 from flyteidl2.task.run_pb2 import RunSpec
@@ -46,40 +45,40 @@ class Deployed(Protocol):
         """The specification of a task; without a version, that of the latest one.
 
         Raises:
-            NotFound: There is no such task, or no such version of it.
+            NotFound: The task, or this version, does not exist.
         """
         ...
 
 
 class RunData(Protocol):
-    """Where runs keep their inputs and outputs."""
+    """The store of runs' inputs and outputs."""
 
     def outputs_of(self, run: ActionId) -> str:
-        """What the outputs of a run are below, unless it says otherwise: a path or a URL.
+        """The default path or URL below which the outputs of a run are.
 
         Raises:
-            EtcdActionsError: There is no such place.
+            EtcdActionsError: The store has none.
         """
         ...
 
     async def keep_inputs(
         self, run: ActionId, inputs: Inputs, spec: TaskSpec
     ) -> OffloadedInputData:
-        """Keep inputs, durably, and never over those of another run; say where, and their hash.
+        """Store inputs durably, without overwriting another run's; returns their URI and hash.
 
         Raises:
-            EtcdActionsError: They were not kept.
+            EtcdActionsError: They were not stored.
         """
         ...
 
 
 class Created(NamedTuple):
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
-        action: The root; None where it has expired since the same request created it.
-        record: What was asked for; None where somebody else enqueued the same root.
-        created: Whether this request did it; False where the same one had.
+        action: The root; None if it has expired since the same request created it.
+        record: The record of the request; None if another client enqueued the same root.
+        created: Whether this request created the run; False if an equal one had.
     """
 
     action: StoredAction | None
@@ -91,10 +90,10 @@ class RunCreator:
     """Creates runs.
 
     Args:
-        client: Who enqueues.
-        data: Where runs keep their data; None refuses runs that need a place for it.
+        client: Enqueues the root.
+        data: The store of the runs' data; None refuses runs that need one.
         deployed: The deployed tasks; None refuses runs of these.
-        builds: Says what to run where the build of an image is asked for; None refuses it.
+        builds: The tasks that build images; None refuses the build of an image.
         clock: The time, aware.
     """
 
@@ -115,21 +114,21 @@ class RunCreator:
         self._clock = clock
 
     async def create(self, request: CreateRunRequest, subject: str = "") -> Created:
-        """Create a run; the same request again for the same name is answered as before.
+        """Create a run; a repeated request with the same name has the same result.
 
-        A request without a name gets one, and is another run each time.
+        A request without a name creates another run each time.
 
         Args:
             request: Flyte's message.
-            subject: Who asks, empty where nobody knows.
+            subject: The subject of the client's token; empty if unknown.
 
         Raises:
             InvalidArgument: A field is missing or unusable.
             AlreadyExists: The name is taken.
-            NotFound: There is no such deployed task, or no such run to recover.
-            NotServed: It needs what this service does not have.
-            EtcdError: etcd did not do it. Cancelled or cut off, the run may have been created:
-                the same request for the same name is safe.
+            NotFound: The deployed task, or the run to recover, does not exist.
+            NotServed: It needs a part that this service does not have.
+            EtcdError: etcd failed. Cancelled or interrupted, the run may have been created:
+                repeating a request with a name is safe.
         """
         kind = request.WhichOneof("id")
         if kind is None:
@@ -137,7 +136,7 @@ class RunCreator:
         if kind == "run_id":
             named = request.run_id
             run = ActionId(named.project, named.domain, named.name, ROOT_ACTION, named.org)
-            _check(run, "run_id")
+            _check(run, request)
             digest = _digest(request)
             if (before := await self._before(run, digest)) is not None:
                 return before
@@ -147,7 +146,7 @@ class RunCreator:
             run = ActionId(
                 project.name, project.domain, make_name(), ROOT_ACTION, project.organization
             )
-            _check(run, "project_id")
+            _check(run, request)
             try:
                 return await self._create(run, request, "", subject)
             except AlreadyExists:
@@ -156,14 +155,14 @@ class RunCreator:
         raise AssertionError("unreachable")
 
     async def _before(self, run: ActionId, digest: str) -> Created | None:
-        """What the same request made before; None where the name is free, as it seems."""
+        """The result of the same earlier request; None if the name seems free."""
         try:
             found = await self._reader.run(run)
         except NotFound:
-            # Another project's run may have the name: that is found out when it is created.
+            # If another project's run has the name, the enqueue fails.
             return None
         if found.record is None:
-            # Somebody else enqueued it; whether that was the same, the enqueue tells.
+            # Another client enqueued it; the enqueue compares the two.
             return None
         if found.record.request_digest != digest:
             raise AlreadyExists(f"run {run.run} exists already: give another name")
@@ -182,26 +181,50 @@ class RunCreator:
         await self._check_source(run, run_spec)
         output_base = self._output_base(run, run_spec)
         inputs = await self._inputs(run, request, spec)
-        record = _record(run, request, run_spec, spec, self._clock())
-        record = msgspec.structs.replace(
-            record,
+        task_id = _task_id(run, spec)
+        recovered = run_spec.relation.relation_type == RELATION_TYPE_RECOVER
+        record = RunRecord(
+            org=run.org,
+            project=run.project,
+            domain=run.domain,
+            name=run.run,
             request_digest=digest,
+            run_spec=run_spec.SerializeToString(deterministic=True),
+            task=TaskName(
+                task_id.org, task_id.project, task_id.domain, task_id.name, task_id.version
+            ),
+            short_name=spec.short_name,
+            environment=spec.environment.name,
+            task_type=spec.task_template.type,
+            source=request.source,
+            created=self._clock(),
             creator=subject,
+            labels=dict(run_spec.labels.values),
             input_uri=inputs.uri,
             inputs_hash=inputs.inputs_hash,
             output_base=output_base,
+            recovered_from=run_spec.relation.related_to.name if recovered else "",
         )
-        action = _root(run, spec, inputs.uri, output_base, subject)
+        # The organisation is the client's name for this service, and not a part of the object.
+        root = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
+        action = Action(
+            action_id=conversions.action_identifier(root),
+            input_uri=inputs.uri,
+            run_output_base=output_base,
+            subject=subject,
+        )
+        action.task.spec.CopyFrom(spec)
+        action.task.id.CopyFrom(task_id)
         keys = self._client.keys
-        beside = (
+        companions = (
             Put(keys.run_record(run), encode(record)),
             Put(keys.run_task(run), spec.SerializeToString(deterministic=True)),
         )
         with _fields_of_the_request(request):
             try:
-                enqueued = await self._client.enqueue(action, run_spec, companions=beside)
+                enqueued = await self._client.enqueue(action, run_spec, companions=companions)
             except (AlreadyExists, NameTaken):
-                # Who was faster may have asked for the same.
+                # A concurrent request may have been the same.
                 before = await self._before(run, digest) if digest else None
                 if before is None:
                     raise AlreadyExists(f"the name {run.run} is taken: give another name") from None
@@ -212,7 +235,7 @@ class RunCreator:
         return Created(enqueued.action, found.record, created=False)
 
     async def _check_source(self, run: ActionId, run_spec: RunSpec) -> None:
-        """Refuse to recover what is not known. Of what has expired nothing is taken over."""
+        """Check that the run to recover exists; one that has expired has no successes to reuse."""
         if run_spec.relation.relation_type != RELATION_TYPE_RECOVER:
             return
         source = source_of(run, run_spec.relation.related_to)
@@ -236,7 +259,7 @@ class RunCreator:
         return request.task_spec
 
     async def _build(self, request: CreateRunRequest) -> TaskSpec:
-        """What is run for the build of an image, once its definition is checked and kept."""
+        """The task that builds an image; its definition is checked and stored first."""
         if self._builds is None:
             raise NotServed("task: no images are built here (--images off, or no --executor local)")
         if request.WhichOneof("input_wrapper") == "offloaded_input_data":
@@ -252,7 +275,7 @@ class RunCreator:
     async def _inputs(
         self, run: ActionId, request: CreateRunRequest, spec: TaskSpec
     ) -> OffloadedInputData:
-        """Where the inputs are, and their hash; inline ones are kept first."""
+        """The URI of the inputs and their hash; inline ones are stored first."""
         if request.WhichOneof("input_wrapper") == "offloaded_input_data":
             if not request.offloaded_input_data.uri:
                 raise InvalidArgument("offloaded_input_data.uri", "it is empty")
@@ -261,83 +284,39 @@ class RunCreator:
 
     def _require_data(self, field: str) -> RunData:
         if self._data is None:
-            raise NotServed(f"{field}: this service has no place for data of runs (--blob-dir)")
+            raise NotServed(f"{field}: this service has no store for data of runs (--blob-dir)")
         return self._data
 
 
 def make_name() -> str:
-    """A name for a run, of the form that Flyte's own are of."""
+    """A random name of the form of Flyte's."""
     return "r" + "".join(secrets.choice(_ALPHABET) for _ in range(19))
 
 
-def _record(
-    run: ActionId, request: CreateRunRequest, run_spec: RunSpec, spec: TaskSpec, now: datetime
-) -> RunRecord:
-    template = spec.task_template
-    recovered_from = ""
-    if run_spec.relation.relation_type == RELATION_TYPE_RECOVER:
-        recovered_from = run_spec.relation.related_to.name
-    return RunRecord(
-        org=run.org,
-        project=run.project,
-        domain=run.domain,
-        name=run.run,
-        run_spec=run_spec.SerializeToString(deterministic=True),
-        task=TaskName(
-            org=template.id.org,
-            project=template.id.project or run.project,
-            domain=template.id.domain or run.domain,
-            name=template.id.name,
-            version=template.id.version,
-        ),
-        short_name=spec.short_name,
-        environment=spec.environment.name,
-        task_type=template.type,
-        source=request.source,
-        created=now,
-        labels=dict(run_spec.labels.values),
-        recovered_from=recovered_from,
-    )
-
-
-def _root(run: ActionId, spec: TaskSpec, input_uri: str, output_base: str, subject: str) -> Action:
-    # The organisation is the client's name for this service, and no part of the object.
-    root = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
-    action = Action(
-        action_id=conversions.action_identifier(root),
-        input_uri=input_uri,
-        run_output_base=output_base,
-        subject=subject,
-    )
-    action.task.spec.CopyFrom(spec)
+def _task_id(run: ActionId, spec: TaskSpec) -> TaskIdentifier:
     template = spec.task_template.id
-    action.task.id.CopyFrom(
-        TaskIdentifier(
-            org=template.org,
-            project=template.project or run.project,
-            domain=template.domain or run.domain,
-            name=template.name,
-            version=template.version,
-        )
+    return TaskIdentifier(
+        org=template.org,
+        project=template.project or run.project,
+        domain=template.domain or run.domain,
+        name=template.name,
+        version=template.version,
     )
-    return action
-
-
-def _check(run: ActionId, field: str) -> None:
-    try:
-        validation.check_names(run, "")
-    except InvalidArgument as error:
-        raise InvalidArgument(_FIELDS[field].get(error.field, error.field), error.reason) from None
 
 
 @contextmanager
 def _fields_of_the_request(request: CreateRunRequest) -> Iterator[None]:
-    """Name the fields as who asks for a run knows them."""
+    """Name the fields of an error as the request does."""
     names = _FIELDS[request.WhichOneof("id") or "run_id"]
     try:
         yield
     except InvalidArgument as error:
         raise InvalidArgument(names.get(error.field, error.field), error.reason) from None
+
+
+def _check(run: ActionId, request: CreateRunRequest) -> None:
+    with _fields_of_the_request(request):
+        validation.check_names(run, "")
 
 
 _FIELDS: Final = {
@@ -359,7 +338,7 @@ _FIELDS: Final = {
 
 
 def _digest(request: CreateRunRequest) -> str:
-    """Tells one request from another, by whatever name of this service it came."""
+    """A digest of a request, without the client's name for this service."""
     copy = type(request)()
     copy.CopyFrom(request)
     copy.run_id.org = ""

@@ -1,8 +1,7 @@
-"""Flyte's filters and sort keys on rows of any kind: what they mean, field by field.
+"""Flyte's filters and sort keys, for rows of any kind.
 
-A field has a kind, which says which values it takes and which functions it has. A row may have no
-value of a field, such as the end of what goes on, or a label: nothing equals, contains or exceeds
-it, so the functions that begin with NOT hold.
+The kind of a field determines its values and functions. A row may lack a value, such as the end of
+a running run, or a label: nothing equals, contains or exceeds it, so the NOT functions hold.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ _F: Final = list_pb2.Filter
 
 
 class Kind(enum.Enum):
-    """What the values of a field are."""
+    """The kind of a field's values."""
 
     TEXT = "text"
-    NUMBER = "a whole number"
+    NUMBER = "an integer"
     TIME = "a time as RFC 3339, such as 2026-01-31T12:00:00Z"
     CHOICE = "a name or a number"
 
@@ -51,10 +50,10 @@ class Field(Generic[Row]):
     """One field of a row.
 
     Attributes:
-        get: Its value; None where the row has none. Times are microseconds since 1970.
-        kind: What its values are.
-        choices: The numbers of a CHOICE by their names, without what all names begin with.
-        prefix: What all names begin with, which a client may leave out.
+        get: Its value; None if the row has none. Times are microseconds since 1970.
+        kind: The kind of its values.
+        choices: The numbers of a CHOICE by their names, without the prefix.
+        prefix: The common prefix of the names, which a client may omit.
     """
 
     get: Callable[[Row], Any]
@@ -69,18 +68,14 @@ class Fields(Generic[Row]):
 
     Attributes:
         by_name: The fields by the names that clients use.
-        label: The value of a label, None without it; None where rows have no labels.
+        label: Returns the value of a label, None without it; None if rows have no labels.
     """
 
     by_name: Mapping[str, Field[Row]]
     label: Callable[[Row, str], str | None] | None = None
 
     def filtered_by(self, name: str, where: str) -> Field[Row]:
-        """The field of a filter.
-
-        Raises:
-            InvalidArgument: There is none; it says which there are.
-        """
+        """The field of a filter; raises InvalidArgument for an unknown one."""
         if (field := self.by_name.get(name)) is not None:
             return field
         label = self.label
@@ -91,11 +86,7 @@ class Fields(Generic[Row]):
         raise InvalidArgument(where, self._unknown(name, more))
 
     def sorted_by(self, name: str, where: str) -> Field[Row]:
-        """The field of a sort key.
-
-        Raises:
-            InvalidArgument: There is none; it says which there are.
-        """
+        """The field of a sort key; raises InvalidArgument for an unknown one."""
         if (field := self.by_name.get(name)) is not None:
             return field
         raise InvalidArgument(where, self._unknown(name, []))
@@ -110,22 +101,22 @@ def microseconds(time: datetime) -> int:
 
 
 def moment(microseconds: int) -> datetime:
-    """The time of so many microseconds since 1970."""
+    """The time at a number of microseconds since 1970."""
     return _EPOCH + microseconds * _MICROSECOND
 
 
 def compile_filters(
     filters: Sequence[Filter], fields: Fields[Row], where: str = "request.filters"
 ) -> Predicate[Row] | None:
-    """Whether a row meets all of some filters; None where there are none.
+    """A predicate that holds for rows that meet all filters; None without filters.
 
     Args:
-        filters: Of a request.
-        fields: Of the rows.
-        where: Where the request has them, for messages.
+        filters: The filters of a request.
+        fields: The fields of the rows.
+        where: The field of the request that has them, for messages.
 
     Raises:
-        InvalidArgument: A field, a function or a value is unusable; it says which, and why.
+        InvalidArgument: A field, a function or a value is unusable.
     """
     if len(filters) > MOST_FILTERS:
         raise InvalidArgument(where, f"there are {len(filters)}, at most {MOST_FILTERS} may be")
@@ -134,25 +125,21 @@ def compile_filters(
     ]
     if len(predicates) < 2:
         return predicates[0] if predicates else None
-
-    def all_of(row: Row) -> bool:
-        return all(predicate(row) for predicate in predicates)
-
-    return all_of
+    return lambda row: all(predicate(row) for predicate in predicates)
 
 
-def _compile(wanted: Filter, fields: Fields[Row], where: str) -> Predicate[Row]:
-    field = fields.filtered_by(wanted.field, f"{where}.field")
-    function, get = wanted.function, field.get
+def _compile(filter_: Filter, fields: Fields[Row], where: str) -> Predicate[Row]:
+    field = fields.filtered_by(filter_.field, f"{where}.field")
+    function, get = filter_.function, field.get
     if function in (_F.EXISTS, _F.NOT_EXISTS):
         exists = function == _F.EXISTS
-        # A text that every row has is there when it says something; a label by its key alone.
-        if field.kind is Kind.TEXT and not wanted.field.startswith(LABELS):
+        # A text exists if it is not empty; a label by its key alone.
+        if field.kind is Kind.TEXT and not filter_.field.startswith(LABELS):
             return lambda row: bool(get(row)) is exists
         return lambda row: (get(row) is not None) is exists
     if function not in _NEEDED:
         raise InvalidArgument(f"{where}.function", f"there is no function of number {function}")
-    values = _values(wanted, field, where)
+    values = _values(filter_, field, where)
     if function in (_F.VALUE_IN, _F.VALUE_NOT_IN):
         among = frozenset(values)
         if function == _F.VALUE_IN:
@@ -160,12 +147,12 @@ def _compile(wanted: Filter, fields: Fields[Row], where: str) -> Predicate[Row]:
         return lambda row: get(row) not in among
     if field.kind is not Kind.TEXT and function in _ON_TEXT:
         name = _F.Function.Name(function)
-        raise InvalidArgument(f"{where}.function", f"{name} is for text; {wanted.field} is not")
+        raise InvalidArgument(f"{where}.function", f"{name} is for text; {filter_.field} is not")
     return _compare(function, get, values[0])
 
 
 def _compare(function: int, get: Callable[[Row], Any], value: Any) -> Predicate[Row]:
-    """A function that takes one value."""
+    """The predicate of a function that takes one value."""
     if function == _F.EQUAL:
         return lambda row: bool(get(row) == value)
     if function == _F.NOT_EQUAL:
@@ -194,23 +181,23 @@ _ON_SETS: Final = frozenset((_F.VALUE_IN, _F.VALUE_NOT_IN))
 _NEEDED: Final = frozenset((_F.EQUAL, _F.NOT_EQUAL, *_ORDERED, *_ON_TEXT, *_ON_SETS))
 
 
-def _values(wanted: Filter, field: Field[Row], where: str) -> Sequence[Any]:
-    given = list(wanted.values)
+def _values(filter_: Filter, field: Field[Row], where: str) -> Sequence[Any]:
+    given = list(filter_.values)
     where = f"{where}.values"
     if not given:
-        raise InvalidArgument(where, f"there are none: say which {wanted.field} is meant")
+        raise InvalidArgument(where, f"there are none: say which {filter_.field} is meant")
     if len(given) > MOST_VALUES:
         raise InvalidArgument(where, f"there are {len(given)}, at most {MOST_VALUES} may be")
-    if wanted.function not in _ON_SETS and len(given) > 1:
+    if filter_.function not in _ON_SETS and len(given) > 1:
         if field.kind is Kind.CHOICE and all(len(each) == 1 and each.isdigit() for each in given):
             # SDK 2.12 gives a phase's number as a list of its digits: RECOVERED is 1, 0.
             given = ["".join(given)]
         else:
-            name = _F.Function.Name(wanted.function)
+            name = _F.Function.Name(filter_.function)
             raise InvalidArgument(
                 where, f"there are {len(given)}, and {name} takes one: use VALUE_IN for several"
             )
-    return [_value(each, wanted.field, field, f"{where}[{at}]") for at, each in enumerate(given)]
+    return [_value(each, filter_.field, field, f"{where}[{at}]") for at, each in enumerate(given)]
 
 
 def _value(text: str, name: str, field: Field[Row], where: str) -> Any:
@@ -241,9 +228,9 @@ class SortKey(Generic[Row]):
     """One field that rows are sorted by.
 
     Attributes:
-        name: Of the field.
-        field: Its kind, and how it is read.
-        descending: Whether the greatest comes first; what has no value is the least.
+        name: The name of the field.
+        field: The field.
+        descending: Whether the greatest comes first; a missing value is the least.
     """
 
     name: str
@@ -259,14 +246,14 @@ def compile_sort(
     default: str,
     where: str = "request",
 ) -> Sequence[SortKey[Row]]:
-    """What rows are sorted by, the most important first.
+    """The sort keys of a request, the most important first.
 
     Args:
-        sort_by: Of a request; counts where there are no ``sort_by_fields``.
-        sort_by_fields: Of a request.
-        fields: Of the rows.
-        default: The field that counts, descending, where the request names none.
-        where: Where the request is, for messages.
+        sort_by: The request's older field; it counts without ``sort_by_fields``.
+        sort_by_fields: The request's newer field.
+        fields: The fields of the rows.
+        default: The sort key, descending, of a request without one.
+        where: The field with the request, for messages.
 
     Raises:
         InvalidArgument: A field is unknown, or there are too many.

@@ -1,9 +1,8 @@
-"""Pages of a list whose rows come and go.
+"""Pages of a list whose rows change between two pages.
 
-A page begins behind a position: the values that the last row of the page before was sorted by, and
-the row's identity. So a row that is there all the while, with the same values, is on exactly one
-page, whatever is added or removed meanwhile. A token is such a position with a digest over it and
-over what was asked: one of another list, or a damaged one, is refused.
+A page begins after a cursor: the sort values of the last row of the page before, and that row's
+identity. So a row that exists all the time, with the same values, is on exactly one page. A token
+is a cursor with a digest over it and the request: a token of another list is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias
 
 import msgspec
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 USUAL_LIMIT: Final = 50
 MOST_ROWS: Final = 1_000
-"""Of a page: a greater limit gives pages of so many."""
+"""Of a page; a greater limit counts as this one."""
 
 _LONGEST_TOKEN: Final = 128 * 1024
 _DIGEST: Final = 12
@@ -47,7 +47,7 @@ _decode: Final = msgspec.json.Decoder(tuple[Value, ...]).decode
 
 
 class Page(NamedTuple, Generic[Row]):
-    """Some rows, and the token of the page behind them: empty behind the last."""
+    """Some rows, and the token of the next page; empty after the last."""
 
     rows: Sequence[Row]
     token: str
@@ -55,58 +55,57 @@ class Page(NamedTuple, Generic[Row]):
 
 @dataclass(frozen=True)
 class Query(Generic[Row]):
-    """What a list request asks for; made by :func:`parse`.
+    """A parsed list request; made by :func:`parse`.
 
     Attributes:
-        matches: Whether a row meets the filters; None where all do.
-        sort: What rows are sorted by.
-        identity: Tells rows apart that are sorted alike.
+        matches: Whether a row meets the filters; None if there are none.
+        sort: The sort keys.
+        identity: Distinguishes rows with equal sort values.
         limit: Number of rows of a page.
-        position: The values of the sort keys, and the identity, behind which the page begins; None
-            for the first page.
-        about: What was asked, as far as a token is bound to it.
+        cursor: The sort values and the identity after which the page begins; None for the first.
+        about: The parts of the request that a token is bound to.
     """
 
     matches: Predicate[Row] | None
     sort: Sequence[SortKey[Row]]
     identity: Callable[[Row], str]
     limit: int
-    position: tuple[Value, ...] | None
+    cursor: tuple[Value, ...] | None
     about: bytes
 
     def descending_by(self, name: str) -> bool | None:
-        """Whether rows are sorted by this field descending; None where another one counts, too."""
+        """Whether rows are sorted by this field alone, descending; None if by other fields."""
         return self.sort[0].descending if [key.name for key in self.sort] == [name] else None
 
     def select(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Those that meet the filters."""
+        """The rows that meet the filters."""
         matches = self.matches
         return rows if matches is None else [row for row in rows if matches(row)]
 
     def page(self, rows: Sequence[Row]) -> Page[Row]:
-        """The page of rows that are all that come, in order, or more than its limit."""
+        """The page of sorted rows: all that remain, or more than the limit."""
         if len(rows) <= self.limit:
             return Page(rows, "")
         rows = rows[: self.limit]
         return Page(rows, self._token(rows[-1]))
 
     def rank(self, row: Row) -> tuple[Any, ...]:
-        """What is less for rows that come earlier."""
+        """The sort key of a row."""
         return self._rank((*(key.field.get(row) for key in self.sort), self.identity(row)))
 
-    def begins_behind(self) -> tuple[Any, ...] | None:
-        """The rank of the position."""
-        return None if self.position is None else self._rank(self.position)
+    def cursor_rank(self) -> tuple[Any, ...] | None:
+        """The sort key of the cursor."""
+        return None if self.cursor is None else self._rank(self.cursor)
 
-    def _rank(self, position: Sequence[Value]) -> tuple[Any, ...]:
+    def _rank(self, cursor: Sequence[Value]) -> tuple[Any, ...]:
         ranked: list[Any] = [
-            _ranked(value, key.descending) for key, value in zip(self.sort, position, strict=False)
+            _ranked(value, key.descending) for key, value in zip(self.sort, cursor, strict=False)
         ]
-        return (*ranked, _ranked(position[-1], self.sort[0].descending))
+        return (*ranked, _ranked(cursor[-1], self.sort[0].descending))
 
     def _token(self, row: Row) -> str:
-        position = _encode((*(key.field.get(row) for key in self.sort), self.identity(row)))
-        return urlsafe_b64encode(_digest(self.about, position) + position).decode()
+        cursor = _encode((*(key.field.get(row) for key in self.sort), self.identity(row)))
+        return urlsafe_b64encode(_digest(self.about, cursor) + cursor).decode()
 
 
 def parse(
@@ -118,40 +117,40 @@ def parse(
     scope: bytes,
     where: str = "request",
 ) -> Query[Row]:
-    """What a request asks for.
+    """Parse a list request.
 
     Args:
-        request: See Flyte's message.
-        fields: Of the rows.
-        identity: Tells rows apart that are sorted alike; it never changes.
-        default: The field that counts, descending, where the request has no sort key.
-        scope: What is listed: a token is good for one scope.
-        where: Where the request is, for messages.
+        request: Flyte's message.
+        fields: The fields of the rows.
+        identity: Distinguishes rows with equal sort values; it never changes.
+        default: The sort key, descending, of a request without one.
+        scope: The list: a token is valid for one.
+        where: The field with the request, for messages.
 
     Raises:
-        InvalidArgument: A part of it is unusable; it says which, and why.
+        InvalidArgument: A field of the request is unusable.
     """
     if request.raw_filters:
         raise InvalidArgument(f"{where}.raw_filters", "they are not served: use filters")
     sort_by = request.sort_by if request.HasField("sort_by") else None
     sort = compile_sort(sort_by, request.sort_by_fields, fields, default=default, where=where)
-    asked = [each.SerializeToString(deterministic=True) for each in request.filters]
+    filters = [each.SerializeToString(deterministic=True) for each in request.filters]
     sorted_by = [f"{key.name} {key.descending}".encode() for key in sort]
-    about = _encode([scope, asked, sorted_by])
+    about = _encode([scope, filters, sorted_by])
     return Query(
         compile_filters(request.filters, fields, f"{where}.filters"),
         sort,
         identity,
         min(request.limit or USUAL_LIMIT, MOST_ROWS),
-        _position(request.token, about, sort, f"{where}.token"),
+        _cursor(request.token, about, sort, f"{where}.token"),
         about,
     )
 
 
 async def take_in_order(query: Query[Row], rows: Iterable[Sequence[Row]]) -> Page[Row]:
-    """The page of rows that come in the order that is asked for, from its position on.
+    """The page of rows that come in the requested order, from its cursor on.
 
-    Others have their turn between two portions of rows; a portion is asked for when it is needed.
+    Reads no more portions than it needs; other tasks run between two of them.
     """
     found: list[Row] = []
     for portion in rows:
@@ -163,26 +162,19 @@ async def take_in_order(query: Query[Row], rows: Iterable[Sequence[Row]]) -> Pag
 
 
 async def take_sorted(query: Query[Row], rows: Iterable[Sequence[Row]]) -> Page[Row]:
-    """The page of rows that come in any order.
-
-    Others have their turn between two portions of rows.
-    """
-    behind = query.begins_behind()
+    """The page of rows that come in any order; other tasks run between two portions."""
+    behind = query.cursor_rank()
     found: list[tuple[tuple[Any, ...], Row]] = []
     for portion in rows:
         ranked = ((query.rank(row), row) for row in query.select(portion))
         later = ranked if behind is None else (each for each in ranked if each[0] > behind)
-        found = heapq.nsmallest(query.limit + 1, chain(found, later), key=_rank_of)
+        found = heapq.nsmallest(query.limit + 1, chain(found, later), key=itemgetter(0))
         await trio.lowlevel.checkpoint()
     return query.page([row for _, row in found])
 
 
-def _rank_of(ranked: tuple[tuple[Any, ...], object]) -> tuple[Any, ...]:
-    return ranked[0]
-
-
 class _Reversed:
-    """A text that is less where it would be greater."""
+    """A text in descending order."""
 
     __slots__ = ("_text",)
 
@@ -207,32 +199,31 @@ def _ranked(value: Value, descending: bool) -> tuple[Any, ...]:
     return (False, -value if isinstance(value, int) else _Reversed(value))
 
 
-def _digest(about: bytes, position: bytes) -> bytes:
-    return blake2b(about + b"\0" + position, digest_size=_DIGEST).digest()
+def _digest(about: bytes, cursor: bytes) -> bytes:
+    return blake2b(about + b"\0" + cursor, digest_size=_DIGEST).digest()
 
 
-def _position(
+def _cursor(
     token: str, about: bytes, sort: Sequence[SortKey[Row]], where: str
 ) -> tuple[Value, ...] | None:
     if not token:
         return None
-    if len(token) <= _LONGEST_TOKEN and token.isascii():
-        try:
+    try:
+        if len(token) <= _LONGEST_TOKEN:
             data = urlsafe_b64decode(token)
             if data[:_DIGEST] == _digest(about, data[_DIGEST:]):
-                position = _decode(data[_DIGEST:])
-                kinds = [str if key.field.kind is Kind.TEXT else int for key in sort]
-                if (
-                    len(position) == len(kinds) + 1
-                    and isinstance(position[-1], str)
-                    and all(
-                        value is None or isinstance(value, kind)
-                        for value, kind in zip(position, kinds, strict=False)
-                    )
-                ):
-                    return position
-        except ValueError:
-            pass
-    raise InvalidArgument(
-        where, "it is not of this list: leave it out, and begin with the first page"
-    )
+                return _decoded(data[_DIGEST:], sort)
+    except ValueError:
+        pass
+    raise InvalidArgument(where, "it is not of this list: omit it, and start with the first page")
+
+
+def _decoded(data: bytes, sort: Sequence[SortKey[Row]]) -> tuple[Value, ...]:
+    """Decode a cursor; raises ValueError."""
+    cursor = _decode(data)
+    kinds = [str if key.field.kind is Kind.TEXT else int for key in sort]
+    if len(cursor) != len(kinds) + 1 or not isinstance(cursor[-1], str):
+        raise ValueError("another number of values")
+    if not all(v is None or isinstance(v, kind) for v, kind in zip(cursor, kinds, strict=False)):
+        raise ValueError("values of other kinds")
+    return cursor

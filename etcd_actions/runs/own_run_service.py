@@ -42,7 +42,7 @@ from etcd_actions.model import (
 from etcd_actions.run_service import RunService
 from etcd_actions.run_service.protocol import MarkCompanions
 from etcd_actions.runs.progress import (
-    Told,
+    Recorded,
     history_of,
     is_another,
     is_news,
@@ -54,13 +54,13 @@ from etcd_actions.runs.progress import (
 from etcd_actions.runs.run_record import (
     ActionHistory,
     Attempt,
-    LaterForm,
     RunRecord,
     decode_history,
     decode_record,
     encode,
 )
 from etcd_actions.storage.store import KeyChange, Store
+from etcd_actions.storage.stored_form import LaterForm
 
 _MOST_SEEN: Final = 1024
 _LARGEST_SEEN: Final = 16 * 1024
@@ -189,7 +189,7 @@ class OwnRunService(RunService):
         record = _record(seen)
         before = None if record is None else record.status
         if seen is not None and before is not None:
-            told = Told(before.create_revision, before.revision, before.phase, before.attempts)
+            told = Recorded(before.create_revision, before.revision, before.phase, before.attempts)
             if not is_news(update, told, seen):
                 return None
             if is_another(update, told, seen):
@@ -255,7 +255,7 @@ def _with_attempts(
     before = _history(seen)
     if seen is not None and before is not None:
         last = before.attempts[-1] if before.attempts else Attempt(number=1)
-        told = Told(before.create_revision, before.revision, last.phase, last.number)
+        told = Recorded(before.create_revision, before.revision, last.phase, last.number)
         if not is_news(update, told, seen):
             return None
         if is_another(update, told, seen):

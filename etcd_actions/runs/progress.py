@@ -1,4 +1,4 @@
-"""What a state of an action says of its run and its history, and whether that is news; no I/O."""
+"""The record and the history that follow from a state of an action; no I/O."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from etcd_actions.model import (
     ANNOTATION_SUBJECT,
     ActionObject,
     ActionUpdate,
+    ErrorState,
     Phase,
 )
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.earlier_attempts import shortened
 from etcd_actions.model.names import ROOT_ACTION, task_action_name
-from etcd_actions.model.taskaction import parse_time
-from etcd_actions.runs.attempts import attempts
+from etcd_actions.runs.attempts import attempts, time_or_none
 from etcd_actions.runs.run_record import (
     ActionHistory,
     Attempt,
@@ -41,8 +41,8 @@ _ENDS: Final = frozenset(phase.value for phase in Phase if phase.is_terminal)
 _LEFT_THE_QUEUE: Final = (Phase.INITIALIZING, Phase.RUNNING, Phase.PAUSED)
 
 
-class Told(NamedTuple):
-    """Which state is kept."""
+class Recorded(NamedTuple):
+    """The identity of the stored state."""
 
     create_revision: int
     revision: int
@@ -51,58 +51,56 @@ class Told(NamedTuple):
 
 
 def is_root(update: ActionUpdate) -> bool:
-    """Whether it is a state of a run's root."""
+    """Whether this is a state of a run's root."""
     which = update.action_id
     if update.parent or update.action_type == ACTION_TYPE_TRACE:
         return False
     return which.object_name == task_action_name(which.run, ROOT_ACTION)
 
 
-def is_another(update: ActionUpdate, told: Told, seen: KeyValue) -> bool:
-    """Whether what is kept is about another incarnation, or comes from another store."""
-    if told.revision >= seen.mod_revision:
-        # It was written after the state that it is about: elsewhere, and copied.
+def is_another(update: ActionUpdate, recorded: Recorded, seen: KeyValue) -> bool:
+    """Whether the stored state is of another incarnation, or from another store."""
+    if recorded.revision >= seen.mod_revision:
+        # A write comes after the state that it records: this one was copied from another store.
         return True
-    return 0 not in (told.create_revision, update.create_revision) and (
-        told.create_revision != update.create_revision
+    return 0 not in (recorded.create_revision, update.create_revision) and (
+        recorded.create_revision != update.create_revision
     )
 
 
-def is_news(update: ActionUpdate, told: Told, seen: KeyValue) -> bool:
-    """Whether a state is newer than what is kept."""
-    if told.revision >= seen.mod_revision:
+def is_news(update: ActionUpdate, recorded: Recorded, seen: KeyValue) -> bool:
+    """Whether a state is newer than the stored one."""
+    if recorded.revision >= seen.mod_revision:
         return True
-    if is_another(update, told, seen):
-        return update.create_revision > told.create_revision
+    if is_another(update, recorded, seen):
+        return update.create_revision > recorded.create_revision
     phase = update.phase
-    if update.revision == told.revision:
-        # A parent that is queued is told as running once it has children.
-        return phase is Phase.RUNNING and told.phase in _BEFORE_RUNNING
-    if update.revision < told.revision:
+    if update.revision == recorded.revision:
+        # A queued parent is reported as running once it has children.
+        return phase is Phase.RUNNING and recorded.phase in _BEFORE_RUNNING
+    if update.revision < recorded.revision:
         return False
-    over = told.phase in _ENDS and not phase.is_terminal
-    return not over or update.attempts > told.attempts
+    ended = recorded.phase in _ENDS and not phase.is_terminal
+    return not ended or update.attempts > recorded.attempts
 
 
 def is_of_another(record: RunRecord, seen: KeyValue | None, update: ActionUpdate) -> bool:
-    """Whether a record is of a run that had the name before.
-
-    One that was created with a run has no status, and was written when its root was.
-    """
+    """Whether a record is of an earlier run of the same name."""
     return seen is not None and is_older(record, seen.mod_revision, update.create_revision)
 
 
 def is_older(record: RunRecord, revision: int, root_created: int) -> bool:
-    """Whether a record is of a run that had the name before the root that has it now.
+    """Whether a record is of an earlier run than the present root.
 
     Args:
         record: The record.
-        revision: When it was written.
-        root_created: The root's create_revision; 0 where that is not known.
+        revision: The record's mod_revision.
+        root_created: The root's create_revision; 0 if it is not known.
     """
     if root_created == 0:
         return False
     status = record.status
+    # A record without a status was written in the transaction that created its root.
     if status is None or status.create_revision == 0:
         return revision < root_created
     if status.revision >= revision:
@@ -113,17 +111,18 @@ def is_older(record: RunRecord, revision: int, root_created: int) -> bool:
 def history_of(
     update: ActionUpdate, action: ActionObject | None, before: ActionHistory | None
 ) -> ActionHistory:
-    """The history of an action as of a state of it.
+    """The history of an action at a state.
 
     Args:
         update: The state.
-        action: The object that it is a state of; None where that is gone.
-        before: What is kept of the same incarnation; it fills in what the object does not say.
+        action: The object; None if it is deleted.
+        before: The stored history of the same incarnation, for facts that the object lacks.
     """
     which = update.action_id
     before = before or ActionHistory()
     if action is not None:
-        found = attempts(_placed(update, action), before)
+        kv = KeyValue(update.key, b"", update.create_revision, update.revision, 0)
+        found = attempts(StoredAction.at(kv, action), before)
     else:
         number = max(update.attempts, 1)
         earlier = tuple(each for each in before.attempts if each.number < number)
@@ -131,12 +130,12 @@ def history_of(
         found = (*earlier, *(same or [Attempt(number=number)]))
     last = found[-1]
     if last.phase not in _ENDS and update.phase is not Phase.UNSPECIFIED:
-        # A deletion, of what went on, ends it.
+        # The deletion of a running action ends it.
         last = msgspec.structs.replace(last, phase=update.phase.value)
     if action is None:
         last = msgspec.structs.replace(
             last,
-            failure=_failure(update) or last.failure,
+            failure=_clipped_failure(update.error) or last.failure,
             output_uri=update.output_uri or last.output_uri,
         )
     found = tuple(_clipped(each) for each in (*found[:-1], last)[-MOST_ATTEMPTS:])
@@ -157,27 +156,15 @@ def history_of(
     )
 
 
-def _placed(update: ActionUpdate, action: ActionObject) -> StoredAction:
-    """The object with its place, which its mark is read by."""
-    kv = KeyValue(update.key, b"", update.create_revision, update.revision, 0)
-    return StoredAction.at(kv, action)
-
-
 def _clipped(attempt: Attempt) -> Attempt:
-    failure, transitions = attempt.failure, attempt.transitions
-    if failure is not None:
-        failure = Failure(
-            shortened(failure.code, 256),
-            shortened(failure.kind, 64),
-            shortened(failure.message, MOST_OF_A_MESSAGE),
-        )
+    transitions = attempt.transitions
     if len(transitions) > _MOST_TRANSITIONS:
         transitions = (transitions[0], *transitions[1 - _MOST_TRANSITIONS :])
+    failure = _clipped_failure(attempt.failure)
     return msgspec.structs.replace(attempt, failure=failure, transitions=transitions)
 
 
-def _failure(update: ActionUpdate) -> Failure | None:
-    error = update.error
+def _clipped_failure(error: Failure | ErrorState | None) -> Failure | None:
     if error is None:
         return None
     return Failure(
@@ -188,7 +175,7 @@ def _failure(update: ActionUpdate) -> Failure | None:
 
 
 def _task_name(action: ActionObject) -> TaskName:
-    """Which task a root runs; what cannot be read is left out."""
+    """The task of a root; empty if it cannot be decoded."""
     try:
         template = conversions.task_template(action)
     except DecodeError:
@@ -199,17 +186,10 @@ def _task_name(action: ActionObject) -> TaskName:
     return TaskName(which.org, which.project, which.domain, which.name, which.version)
 
 
-def _time(text: str) -> datetime | None:
-    try:
-        return parse_time(text, "time")
-    except DecodeError:
-        return None
-
-
 def new_record(update: ActionUpdate, action: ActionObject | None, now: datetime) -> RunRecord:
-    """A record of what the object alone says: nobody created one with the run."""
+    """The record of a run that was created without one."""
     which = update.action_id
-    created = _time(update.creation_timestamp) or now
+    created = time_or_none(update.creation_timestamp) or now
     record = RunRecord(
         org=which.org,
         project=which.project,
@@ -233,13 +213,13 @@ def new_record(update: ActionUpdate, action: ActionObject | None, now: datetime)
 def status_of(
     update: ActionUpdate, action: ActionObject | None, before: RunStatus | None, now: datetime
 ) -> RunStatus:
-    """How a run is, as a state of its root says; what that leaves out stays as it was."""
+    """The status of a run at a state of its root; fields that the state lacks stay."""
     before = before or RunStatus()
-    is_over = update.phase.is_terminal
+    is_terminal = update.phase.is_terminal
     ended = None
-    if is_over:
-        ended = _time(update.end_time) or before.ended or now
-    failure = _failure(update)
+    if is_terminal:
+        ended = time_or_none(update.end_time) or before.ended or now
+    failure = _clipped_failure(update.error)
     if failure is None and update.partial and before.phase == update.phase:
         failure = before.failure
     return RunStatus(
@@ -251,13 +231,13 @@ def status_of(
         started=before.started or _started(update, action, now),
         ended=ended,
         failure=failure,
-        abort_reason=update.abort_reason or (before.abort_reason if is_over else ""),
-        aborted_by=update.aborted_by or (before.aborted_by if is_over else ""),
+        abort_reason=update.abort_reason or (before.abort_reason if is_terminal else ""),
+        aborted_by=update.aborted_by or (before.aborted_by if is_terminal else ""),
     )
 
 
 def _started(update: ActionUpdate, action: ActionObject | None, now: datetime) -> datetime | None:
-    """When it left the queue, as far as anybody says."""
+    """When it left the queue; None if it is queued, or this is unknown."""
     if action is not None:
         for attempt in attempts(action):
             for transition in attempt.transitions:

@@ -1,8 +1,8 @@
-"""Reads runs and actions as people look at them: the object, and what else is kept of it.
+"""Reads runs and actions: the object with the record of the run and the history.
 
-A root that others enqueued has no record, and what has expired has nothing but its record: each
-part may be missing. What cannot be read of the parts beside the object counts as missing; so does
-what is about an earlier run of the same name, until the leader has replaced it.
+Each part may be missing: a root of another client has no record, an expired run only its record.
+A record or history that cannot be decoded counts as missing, and so does one of an earlier run of
+the same name, until the leader has replaced it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _MOST_AT_ONCE: Final = 50
 
 
 class Found(NamedTuple):
-    """What is kept of an action, all as it was at one revision.
+    """An action, read at one revision.
 
     Attributes:
-        action_id: Which action; without the organisation.
-        action: Its object; None where it has expired.
-        record: The record of its run; None where others enqueued the root.
-        task: The whole specification of the task, of a root with a record.
-        history: How its attempts went.
-        revision: When.
+        action_id: Its identity, without the organisation.
+        action: Its object; None if it has expired.
+        record: The record of its run; None if another client enqueued the root.
+        task: The complete specification of the task; only of a root with a record.
+        history: The history of its attempts.
+        revision: The store's revision of the read.
     """
 
     action_id: ActionId
@@ -51,7 +51,7 @@ class Found(NamedTuple):
 
     @property
     def run_spec(self) -> RunSpec | None:
-        """What holds for the run, as it was asked for; None where that is not known."""
+        """The specification of the run; None if it is not known."""
         return None if self.record is None else run_spec_of(self.record)
 
 
@@ -66,10 +66,7 @@ class Actions(NamedTuple):
 class RunReader:
     """Reads runs and actions.
 
-    The organisation in an identifier never counts: it is a client's own name for the service.
-
-    Args:
-        client: Whose store and keys.
+    The organisation in an identifier is ignored: it is a client's own name for the service.
     """
 
     def __init__(self, client: ActionsClient) -> None:
@@ -78,50 +75,47 @@ class RunReader:
         self._store = client.store
 
     async def run(self, run: ActionId) -> Found:
-        """A run, by its root.
-
-        Raises:
-            NotFound: There is neither its root nor its record; or they are another project's.
-        """
+        """A run, by its root; raises the errors of :meth:`action`."""
         return await self.action(ActionId(run.project, run.domain, run.run, ROOT_ACTION))
 
-    async def action(self, wanted: ActionId) -> Found:
-        """An action. Of a root that has expired there may be the record.
+    async def action(self, action_id: ActionId) -> Found:
+        """An action; a root that has expired may have its record.
 
         Raises:
-            NotFound: There is nothing of it, or it is another project's.
-            DecodeError: Its object cannot be read.
-            EtcdError: etcd could not be asked.
+            InvalidArgument: A part of the identity is no name.
+            NotFound: It does not exist, or is another project's.
+            DecodeError: Its object cannot be decoded.
+            EtcdError: etcd could not be read.
         """
-        wanted = _checked(wanted)
+        action_id = _checked(action_id)
         gets = [
-            _get(self._keys.task_action(wanted)),
-            _get(self._keys.trace(wanted)),
-            _get(self._keys.run_record(wanted)),
-            _get(self._keys.history(wanted)),
+            _get(self._keys.task_action(action_id)),
+            _get(self._keys.trace(action_id)),
+            _get(self._keys.run_record(action_id)),
+            _get(self._keys.history(action_id)),
         ]
-        is_root = canonical_name(wanted.run, wanted.name) == ROOT_ACTION
-        gets.append(_get(self._keys.run_task(wanted)) if is_root else self._root(wanted))
+        is_root = canonical_name(action_id.run, action_id.name) == ROOT_ACTION
+        gets.append(_get(self._keys.run_task(action_id)) if is_root else self._root(action_id))
         (stored, trace, record_kv, history_kv, last), revision = await self._read(gets)
         root = stored if is_root else last
-        record = _record(record_kv, wanted, root)
-        action = _own(stored, wanted) or _own(trace, wanted)
+        record = _record(record_kv, action_id, root)
+        action = _own(stored, action_id) or _own(trace, action_id)
         if action is None and (record is None or not is_root):
-            raise NotFound(f"there is no action {describe(wanted)}")
+            raise NotFound(f"there is no action {describe(action_id)}")
         task = None
         if record is not None and is_root and last is not None:
             task = _part(last.key, last.value, TaskSpec.FromString)
         history = None
         if history_kv is not None:
             history = _part(history_kv.key, history_kv.value, decode_history)
-        return Found(wanted, action, record, task, history, revision)
+        return Found(action_id, action, record, task, history, revision)
 
     async def actions(self, run: ActionId) -> Actions:
-        """All actions of a run, traces among them.
+        """All actions of a run, including traces.
 
         Raises:
-            NotFound: There is neither an action of it nor its record.
-            EtcdError: etcd could not be asked.
+            NotFound: It has neither an action nor a record.
+            EtcdError: etcd could not be read.
         """
         run = _checked(ActionId(run.project, run.domain, run.run, ROOT_ACTION))
         listing = await self._client.list_run_actions(run, traces=True)
@@ -136,11 +130,11 @@ class RunReader:
         return _record(kv, run, root)
 
     async def present(self, keys: Iterable[bytes], run: ActionId) -> list[StoredAction]:
-        """What is there of some actions of a run, by the keys of their objects."""
-        wanted = list(keys)
+        """The actions of a run that exist among some keys of objects."""
+        object_keys = list(keys)
         found: list[StoredAction] = []
-        for at in range(0, len(wanted), _MOST_AT_ONCE):
-            kvs, _ = await self._read([_get(key) for key in wanted[at : at + _MOST_AT_ONCE]])
+        for at in range(0, len(object_keys), _MOST_AT_ONCE):
+            kvs, _ = await self._read([_get(key) for key in object_keys[at : at + _MOST_AT_ONCE]])
             for kv in kvs:
                 action = None if kv is None else _part(kv.key, kv, StoredAction.of)
                 if action is not None and _is_of(action, run):
@@ -148,7 +142,7 @@ class RunReader:
         return found
 
     def _root(self, run: ActionId) -> Get:
-        """Whether there is a root, and since when."""
+        """A read of the root's revisions."""
         root = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
         return Get(KeyRange.of_key(self._keys.task_action(root)), keys_only=True)
 
@@ -166,48 +160,40 @@ def _get(key: bytes) -> Get:
 
 
 def run_spec_of(record: RunRecord) -> RunSpec | None:
-    """What holds for a run, as it was asked for; None where it is not known."""
+    """The specification of a run; None if it is not known."""
     return _part(record.name.encode(), record.run_spec, RunSpec.FromString)
 
 
-def _checked(wanted: ActionId) -> ActionId:
-    """The same without the organisation.
-
-    Raises:
-        InvalidArgument: It is no name.
-    """
-    for field, text in (
-        ("project", wanted.project),
-        ("domain", wanted.domain),
-        ("run", wanted.run),
-        ("name", wanted.name),
-    ):
+def _checked(action_id: ActionId) -> ActionId:
+    """The same without the organisation; raises InvalidArgument if a part is no name."""
+    for field in ("project", "domain", "run", "name"):
+        text: str = getattr(action_id, field)
         if not text or "/" in text:
             raise InvalidArgument(field, f"{text[:80]!r} is no name: give one, without a slash")
-    return ActionId(wanted.project, wanted.domain, wanted.run, wanted.name)
+    return ActionId(action_id.project, action_id.domain, action_id.run, action_id.name)
 
 
-def _own(kv: KeyValue | None, wanted: ActionId) -> StoredAction | None:
-    """The action that is meant; another project's may have the same key."""
+def _own(kv: KeyValue | None, action_id: ActionId) -> StoredAction | None:
+    """The action, unless the key belongs to another project's."""
     if kv is None:
         return None
     action = StoredAction.of(kv)
-    there = action.action_id
-    anyone = ActionId(there.project, there.domain, there.run, there.name)
-    return action if same_action(anyone, wanted) else None
+    stored = action.action_id
+    without_org = ActionId(stored.project, stored.domain, stored.run, stored.name)
+    return action if same_action(without_org, action_id) else None
 
 
 def _is_of(action: StoredAction, run: ActionId) -> bool:
-    there = action.action_id
-    return (there.project, there.domain, there.run) == (run.project, run.domain, run.run)
+    stored = action.action_id
+    return (stored.project, stored.domain, stored.run) == (run.project, run.domain, run.run)
 
 
-def _record(kv: KeyValue | None, wanted: ActionId, root: KeyValue | None) -> RunRecord | None:
-    """The record of a run, where it is that of the root which is there."""
+def _record(kv: KeyValue | None, action_id: ActionId, root: KeyValue | None) -> RunRecord | None:
+    """The record of a run, unless it is of an earlier run than the root."""
     record = None if kv is None else _part(kv.key, kv.value, decode_record)
     if kv is None or record is None:
         return None
-    if (record.project, record.domain) != (wanted.project, wanted.domain):
+    if (record.project, record.domain) != (action_id.project, action_id.domain):
         return None
     if root is not None and is_older(record, kv.mod_revision, root.create_revision):
         return None

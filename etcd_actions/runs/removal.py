@@ -1,13 +1,14 @@
-"""Removes one run that is over: its objects, histories and blobs, and at last its record.
+"""Removes one terminal run: its objects, histories and blobs, and at last its record.
 
-The order is what makes a removal that is cut off harmless. The root goes first, in one transaction
-with as many of the other actions as fit, which compares that nothing of the run has changed or been
-added since it was read. From then on the run has expired: its record says what it was. The record
-goes last, so what is left is found again by who comes next.
+The order makes an interrupted removal harmless. The root is deleted first, in one transaction with
+as many of the other actions as fit, which compares that nothing of the run was changed or added
+since it was read. From then on the run has expired, and has its record. The record is deleted last,
+so the next removal finds the rest.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -16,6 +17,7 @@ from typing import Final, NamedTuple
 import msgspec
 import structlog
 import trio
+from msgspec.structs import astuple
 
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.blobs import BlobError, BlobStore
@@ -37,26 +39,26 @@ from etcd_actions.storage.store import Store
 RunName = tuple[str, str, str]
 """Project, domain and name of a run."""
 
-# etcd takes 128 operations in a transaction, and as many compares.
+# etcd accepts 128 operations in a transaction, and as many compares.
 _BATCH: Final = 100
-# So often it is read again where others write at the same time.
+# Reads of the objects in a row that concurrent writes made stale.
 _MOST_TRIES: Final = 3
 _SHARD: Final = re.compile(r"@?[a-z0-9]{2}/")
-# Between two transactions, so that a removal is never all that etcd does.
 PAUSE: Final = 0.005
+"""Seconds between two transactions, so that a removal never occupies etcd alone."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Removed(msgspec.Struct, frozen=True):
-    """What was removed of runs.
+    """The numbers of removed parts.
 
     Attributes:
-        records: Number of runs that are gone.
-        histories: Number of histories.
-        objects: Number of actions and traces.
-        blobs: Number of blobs.
-        bytes: What was freed in etcd: keys and values.
+        records: Runs that were removed completely.
+        histories: Histories of actions.
+        objects: Actions and traces.
+        blobs: Blobs.
+        bytes: Bytes of keys and values in etcd.
     """
 
     records: int = 0
@@ -66,21 +68,15 @@ class Removed(msgspec.Struct, frozen=True):
     bytes: int = 0
 
     def __add__(self, other: Removed) -> Removed:
-        return Removed(
-            self.records + other.records,
-            self.histories + other.histories,
-            self.objects + other.objects,
-            self.blobs + other.blobs,
-            self.bytes + other.bytes,
-        )
+        return Removed(*map(operator.add, astuple(self), astuple(other)))
 
 
 class Needed(NamedTuple):
-    """What others still need of runs.
+    """References to data of runs.
 
     Attributes:
         outputs: The runs whose outputs cached results or recovered runs refer to.
-        inputs: How many runs name each inputs' URI.
+        inputs: The number of runs that have each URI of inputs.
     """
 
     outputs: Collection[RunName] = ()
@@ -88,7 +84,7 @@ class Needed(NamedTuple):
 
 
 class _Object(NamedTuple):
-    """An action or a trace that may go."""
+    """An action or a trace to delete."""
 
     key: bytes
     mod_revision: int
@@ -99,8 +95,8 @@ class _Run(NamedTuple):
     """All objects of a run, parents first.
 
     Attributes:
-        objects: Them.
-        unchanged: What holds while nothing was added or changed.
+        objects: The objects.
+        unchanged: Compares that hold while nothing was added or changed.
     """
 
     objects: list[_Object]
@@ -111,10 +107,10 @@ class RunRemover:
     """See the module's text.
 
     Args:
-        store: Where runs are.
-        keys: Under which keys.
-        objects: Whether objects are removed, too; else they are another's.
-        blobs: Where data of runs is; None leaves it.
+        store: Reads and writes.
+        keys: The keys of runs.
+        objects: Whether to remove objects; False if an API server owns them.
+        blobs: The store of the runs' data; None keeps the data.
     """
 
     def __init__(
@@ -128,19 +124,19 @@ class RunRemover:
     async def remove(
         self, seen: KeyValue, record: RunRecord, needed: Needed, before: float
     ) -> Removed:
-        """Remove a run, or what may go of it. Cancelled, it did a part.
+        """Remove a run, except its parts that must stay. Cancelled, some parts are removed.
 
         Args:
             seen: Its record as it was read.
             record: The same, decoded.
-            needed: What others still need.
-            before: Blobs that were stored later, in seconds since 1970, stay.
+            needed: References to data of runs.
+            before: Seconds since 1970; blobs that were stored later stay.
 
         Returns:
-            What was removed; no record where a part has to stay.
+            The removed parts; the record stays if another part does.
 
         Raises:
-            EtcdError: etcd did not do it; a part may be done.
+            EtcdError: etcd failed; some parts may be removed.
         """
         removed = Removed()
         try:
@@ -153,15 +149,15 @@ class RunRemover:
             done, removed = await self._remove_objects(seen, record, keys, root)
             if not done:
                 return removed
-        fence = await self._root_is_over(root)
+        fence = await self._root_is_terminal(root)
         if fence is None:
             return removed
         run = (record.project, record.domain, record.name)
-        # The record says where they are, so it stays as long as they do.
+        # The record has their URI, so it stays as long as they do.
         is_needed = self._blobs is not None and run in needed.outputs
         gone = not is_needed
         if not is_needed:
-            # Before the histories, which say where the outputs are.
+            # Before the histories, which have the URIs of the outputs.
             places = await self._places(record, keys, seen)
             blobs, gone = await self._remove_blobs(record, places, needed, before)
             removed += Removed(blobs=blobs)
@@ -170,14 +166,15 @@ class RunRemover:
         if not gone:
             return removed
         task = self._keys.run_tasks + seen.key.removeprefix(self._keys.runs)
-        if await self._delete(seen, fence, task):
+        deletes = [Delete(KeyRange.of_key(key)) for key in (seen.key, task)]
+        if (await self._store.txn(Txn([_unchanged(seen), fence], deletes))).succeeded:
             removed += Removed(records=1, bytes=_size(seen))
         return removed
 
     async def _remove_objects(
         self, seen: KeyValue, record: RunRecord, keys: Keyspace, root: bytes
     ) -> tuple[bool, Removed]:
-        """Remove actions and traces; whether none is left, and what was removed."""
+        """Remove actions and traces; returns whether none is left, and the removed parts."""
         removed = Removed()
         tries = 0
         while tries < _MOST_TRIES:
@@ -191,15 +188,10 @@ class RunRemover:
             for at in range(0, len(run.objects), _BATCH):
                 batch = run.objects[at : at + _BATCH]
                 compares = [record_unchanged, *run.unchanged]
-                compares += [
-                    Compare(
-                        each.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, each.mod_revision
-                    )
-                    for each in batch
-                ]
+                compares += [Compare.unchanged(each.key, each.mod_revision) for each in batch]
                 deletes = [Delete(KeyRange.of_key(each.key)) for each in batch]
                 if not (await self._store.txn(Txn(compares, deletes, ()))).succeeded:
-                    # Something was added or changed, or deleted by who collects orphans.
+                    # Added, changed, or deleted by the collector of orphans.
                     break
                 removed += Removed(objects=len(batch), bytes=sum(each.size for each in batch))
                 tries = 0
@@ -209,7 +201,7 @@ class RunRemover:
         return False, removed
 
     async def _read(self, record: RunRecord, keys: Keyspace, root: bytes) -> _Run | None:
-        """The objects of a run; None where one has to stay, and so all."""
+        """The objects of a run; None if one, and so all, must stay."""
         found: dict[bytes, tuple[_Object, str, str]] = {}
         unchanged: list[Compare] = []
         for prefix in keys.run_prefixes(record.name)[:2]:
@@ -221,16 +213,15 @@ class RunRemover:
                     try:
                         action = StoredAction.of(kv)
                     except DecodeError:
-                        # Of whose run it is nobody knows.
-                        return None
-                    there = action.action_id
-                    if (there.project, there.domain, there.run) != _name(record):
+                        return None  # It may belong to this run.
+                    stored = action.action_id
+                    if (stored.project, stored.domain, stored.run) != _name(record):
                         continue
-                    if not _may_go(action):
+                    if not _is_removable(action):
                         return None
-                    stored = _Object(kv.key, kv.mod_revision, _size(kv))
-                    name = canonical_name(there.run, there.name)
-                    found[kv.key] = stored, name, canonical_name(there.run, action.parent)
+                    name = canonical_name(stored.run, stored.name)
+                    parent = canonical_name(stored.run, action.parent)
+                    found[kv.key] = _Object(kv.key, kv.mod_revision, _size(kv)), name, parent
             unchanged.append(
                 Compare(
                     keyrange.start,
@@ -244,23 +235,21 @@ class RunRemover:
         ordered = sorted(found.values(), key=lambda each: (each[0].key != root, depths[each[1]]))
         return _Run([each for each, _, _ in ordered], tuple(unchanged))
 
-    async def _root_is_over(self, root: bytes) -> Compare | None:
-        """What holds while the root is as it is, over or gone; None where it goes on."""
+    async def _root_is_terminal(self, root: bytes) -> Compare | None:
+        """A compare that the root is unchanged; None if it is not terminal."""
         kv = await self._store.get(root)
         if kv is not None:
             try:
                 if not StoredAction.of(kv).is_terminal:
                     return None
             except DecodeError:
-                # Whether it is over nobody knows.
-                return None
-        revision = 0 if kv is None else kv.mod_revision
-        return Compare(root, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
+                return None  # It may not be terminal.
+        return Compare.unchanged(root, 0 if kv is None else kv.mod_revision)
 
     async def _histories(
         self, seen: KeyValue, record: RunRecord, keys: Keyspace
     ) -> list[tuple[KeyValue, ActionHistory]]:
-        """The histories of a run's actions; those of ``<run>-<more>`` are not among them."""
+        """The histories of a run's actions, without those of the run ``<run>-<more>``."""
         prefix = self._keys.histories + f"{keys.namespace}/{record.name}-".encode()
         found: list[tuple[KeyValue, ActionHistory]] = []
         async with aclosing(self._store.each(KeyRange.of_prefix(prefix))) as kvs:
@@ -269,7 +258,7 @@ class RunRemover:
                     history = decode_history(kv.value)
                 except DecodeError:
                     continue
-                # One that was made since is of a run that has the name now.
+                # A newer one is of a later run of the same name.
                 if history.create_revision > seen.mod_revision:
                     continue
                 if (history.project, history.domain, history.run) == _name(record):
@@ -282,8 +271,8 @@ class RunRemover:
         for at in range(0, len(kvs), _BATCH):
             batch = kvs[at : at + _BATCH]
             if not self._objects:
-                batch = [kv for kv in batch if not await self._goes_on(kv)]
-            # Where one was written meanwhile, each by itself.
+                batch = [kv for kv in batch if not await self._is_running(kv)]
+            # If one was written since, each by itself.
             for part in ([batch], [[kv] for kv in batch]):
                 done = [each for each in part if each and await self._delete_all(each)]
                 removed += Removed(
@@ -296,12 +285,12 @@ class RunRemover:
         return removed
 
     async def _delete_all(self, kvs: Sequence[KeyValue]) -> bool:
-        """Delete keys where all are as they were read."""
+        """Delete keys if all are unchanged."""
         deletes = [Delete(KeyRange.of_key(kv.key)) for kv in kvs]
         return (await self._store.txn(Txn([*map(_unchanged, kvs)], deletes, ()))).succeeded
 
-    async def _goes_on(self, history: KeyValue) -> bool:
-        """Whether the action of a history is not over."""
+    async def _is_running(self, history: KeyValue) -> bool:
+        """Whether the action of a history is not terminal."""
         name = history.key[len(self._keys.histories) :]
         kv = await self._store.get(self._keys.prefix + name)
         if kv is None:
@@ -312,14 +301,14 @@ class RunRemover:
             return True
 
     async def _places(self, record: RunRecord, keys: Keyspace, seen: KeyValue) -> list[str]:
-        """Below which keys of the store the run's outputs are: its own, and nobody else's."""
+        """The prefixes of the store's keys that have outputs of this run only."""
         if self._blobs is None or not record.output_base:
             return []
         base = self._blobs.key_of(record.output_base.rstrip("/"))
         if base is None or tuple(base.split("/")[-3:]) != _name(record):
             return []
         places = {base}
-        # In an object store Flyte's rule spreads outputs over the key space.
+        # In an object store, Flyte spreads outputs over the key space.
         for _, history in await self._histories(seen, record, keys):
             for attempt in history.attempts:
                 key = self._blobs.key_of(attempt.output_uri) if attempt.output_uri else None
@@ -331,7 +320,7 @@ class RunRemover:
     async def _remove_blobs(
         self, record: RunRecord, places: Iterable[str], needed: Needed, before: float
     ) -> tuple[int, bool]:
-        """Remove outputs and inputs; how many, and whether none is left."""
+        """Remove outputs and inputs; returns their number, and whether none is left."""
         if self._blobs is None:
             return 0, True
         count, young = 0, False
@@ -351,7 +340,6 @@ class RunRemover:
         return count, not young
 
     async def _remove_inputs(self, blobs: BlobStore, record: RunRecord, before: float) -> int:
-        """Remove the inputs that were uploaded for a run."""
         key = blobs.key_of(record.input_uri) if record.input_uri else None
         if key is None or not key.startswith(f"inputs/{record.project}/{record.domain}/"):
             return 0
@@ -359,11 +347,6 @@ class RunRemover:
         if info is None or info.modified > before:
             return 0
         return int(await blobs.delete(key))
-
-    async def _delete(self, seen: KeyValue, fence: Compare, *beside: bytes) -> bool:
-        """Delete a key as it was read, and what goes with it."""
-        deletes = [Delete(KeyRange.of_key(key)) for key in (seen.key, *beside)]
-        return (await self._store.txn(Txn([_unchanged(seen), fence], deletes, ()))).succeeded
 
 
 def _name(record: RunRecord) -> RunName:
@@ -375,18 +358,18 @@ def _size(kv: KeyValue) -> int:
 
 
 def _unchanged(seen: KeyValue) -> Compare:
-    return Compare(seen.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen.mod_revision)
+    return Compare.unchanged(seen.key, seen.mod_revision)
 
 
-def _may_go(action: StoredAction) -> bool:
-    """Whether nobody waits for an action: it is over and recorded, and nobody else holds it."""
+def _is_removable(action: StoredAction) -> bool:
+    """Whether an action is terminal and recorded, and has no finalizer but ours."""
     if not action.is_terminal or not action.is_recorded:
         return False
     return all(each == FINALIZER_RECORD for each in action.metadata.finalizers)
 
 
 def _depths(parents: Mapping[str, str]) -> dict[str, int]:
-    """How far below the root each action is; what has no parent there is at the top."""
+    """The depth of each action below the root; 0 without a stored parent."""
     depths: dict[str, int] = {}
     for name in parents:
         path: list[str] = []

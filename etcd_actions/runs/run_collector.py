@@ -1,11 +1,10 @@
-"""Collects runs that ended long ago, and the oldest ones where etcd becomes full.
+"""Collects runs that ended long ago, and the oldest terminal ones when etcd becomes full.
 
-What is collected of a run, and in which order, says `etcd_actions.runs.removal`. Nothing is that
-goes on, or is below one that is over; dead letters are left alone: each says of an action what
-somebody has yet to accept.
+`etcd_actions.runs.removal` has the order within a run. A running action is never deleted, nor its
+parents; dead letters stay, since each waits for an operator.
 
-Each deletion compares the revision of what was read. So any process may collect, at any time; one
-is enough.
+Each deletion compares the revision that was read, so any process may collect at any time; one is
+enough.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
+import msgspec
 import structlog
 import trio
 
@@ -36,22 +36,22 @@ from etcd_actions.storage.store import Store
 _ENDS: Final = frozenset(phase.value for phase in Phase if phase.is_terminal)
 _MOST_EVERY: Final = 6 * 3600.0
 _LEAST_EVERY: Final = 60.0
-_LOOK_EVERY: Final = 300.0
+_CHECK_SPACE_EVERY: Final = 300.0
 _LEADS_EVERY: Final = 1.0
 LEAST_KEPT: Final = timedelta(hours=1)
-"""What ended less than that ago is kept however full etcd is: somebody may be reading it."""
-# Between two looks at what others need of runs.
+"""A run that ended more recently is kept however full etcd is: a client may be reading it."""
 _CHUNK: Final = 500
+"""Runs between two reads of the references to runs."""
 
 _log = structlog.get_logger(__name__)
 
 
-class _Look(NamedTuple):
-    """What there is.
+class _Survey(NamedTuple):
+    """The work.
 
     Attributes:
-        due: The records of runs that are to go, the oldest end first.
-        needed: What others need of them.
+        due: The records of runs to remove, with their ends, the oldest first.
+        needed: References to data of runs.
     """
 
     due: list[tuple[datetime, bytes]]
@@ -62,19 +62,18 @@ class RunCollector:
     """See the module's text.
 
     Args:
-        store: Where the records are.
-        keys: Under which keys.
-        keep: For how long a run is kept after its end.
-        namespace: The only namespace that is looked at; None for all.
-        objects: Whether the objects of runs are removed, too, and space is freed; False where
-            others do it.
-        blobs: Where data of runs is; None leaves it.
-        space: How full etcd may be; None for any.
-        clock: The time.
+        store: Reads and writes.
+        keys: The keys of runs.
+        keep: How long a run is kept after its end.
+        namespace: The only namespace; None for all.
+        objects: Whether to remove objects and free space; False if an API server owns the objects.
+        blobs: The store of the runs' data; None keeps the data.
+        space: The limit of etcd's space; None for no limit.
+        clock: The time, aware.
         containment: The boundaries of the process.
 
     Attributes:
-        collected: What was removed so far.
+        collected: The sum of all removed parts.
     """
 
     def __init__(
@@ -103,15 +102,15 @@ class RunCollector:
         self._containment = containment or Containment()
 
     async def run(self, leads: Callable[[], bool]) -> None:
-        """Sweep again and again while ``leads`` says so; does not return.
+        """Sweep periodically while ``leads`` returns True; does not return.
 
-        While etcd refuses it waits for the next time.
+        An error of etcd is logged, and ends one sweep only.
         """
         every = max(_LEAST_EVERY, min(_MOST_EVERY, self._keep.total_seconds() / 100))
-        look = every if self._space is None else min(every, _LOOK_EVERY)
+        pause = every if self._space is None else min(every, _CHECK_SPACE_EVERY)
         due = trio.current_time()
         while True:
-            while not leads():  # noqa: ASYNC110 - an election is told to those alone who record
+            while not leads():  # noqa: ASYNC110 - only the leader is notified of an election
                 await trio.sleep(_LEADS_EVERY)
             by_age = trio.current_time() >= due
             try:
@@ -122,26 +121,19 @@ class RunCollector:
                 _log.warning("runs_not_collected", error=str(error))
             else:
                 if collected != Removed():
-                    _log.info(
-                        "runs_collected",
-                        records=collected.records,
-                        histories=collected.histories,
-                        objects=collected.objects,
-                        blobs=collected.blobs,
-                        bytes=collected.bytes,
-                    )
-            await trio.sleep(look)
+                    _log.info("runs_collected", **msgspec.structs.asdict(collected))
+            await trio.sleep(pause)
 
     async def sweep(self, *, by_age: bool = True) -> Removed:
-        """Remove what is old enough now, and where etcd is too full the oldest of the rest.
+        """Remove the runs that are old enough, and if etcd is too full the oldest of the rest.
 
-        Cancelled, it did a part of it.
+        Cancelled, some are removed.
 
         Args:
-            by_age: Whether to look at the age at all.
+            by_age: Whether to remove runs by their age.
 
         Raises:
-            EtcdError: etcd did not do it; a part may be done.
+            EtcdError: etcd failed; some may be removed.
         """
         removed = Removed()
         tried: set[bytes] = set()
@@ -160,23 +152,23 @@ class RunCollector:
     async def _remove(
         self, before: datetime, tried: set[bytes], *, ended: bool = False, enough: int | None = None
     ) -> Removed:
-        """Remove what ended before a time, until enough bytes are free."""
+        """Remove runs that ended before a time, until enough bytes are free."""
         removed = Removed()
         while True:
-            look = await self._look(before, tried, ended=ended)
-            for _, key in look.due[:_CHUNK]:
+            survey = await self._survey(before, tried, ended=ended)
+            for _, key in survey.due[:_CHUNK]:
                 if enough is not None and removed.bytes >= enough:
                     return removed
                 tried.add(key)
                 await trio.sleep(PAUSE)
-                one = await self._remove_one(key, before, look.needed)
+                one = await self._remove_one(key, before, survey.needed)
                 removed += one
                 self.collected += one
-            if len(look.due) <= _CHUNK:
+            if len(survey.due) <= _CHUNK:
                 return removed
 
     async def _remove_one(self, key: bytes, before: datetime, needed: Needed) -> Removed:
-        # Read again: a look may be long ago.
+        # Read again: the survey may be old.
         seen = await self._store.get(key)
         record = None if seen is None else _decoded(seen)
         if seen is None or record is None or _end(record) >= before:
@@ -192,8 +184,8 @@ class RunCollector:
             raise failure
         return Removed()
 
-    async def _look(self, before: datetime, tried: set[bytes], *, ended: bool) -> _Look:
-        """Read all records, and where there is something to be done what it may hit."""
+    async def _survey(self, before: datetime, tried: set[bytes], *, ended: bool) -> _Survey:
+        """Read all records; if runs are due, also the references to data of runs."""
         due: list[tuple[datetime, bytes]] = []
         inputs: Counter[str] = Counter()
         outputs: Collection[RunName]
@@ -217,14 +209,13 @@ class RunCollector:
                     try:
                         found.add(source_of(kv.value))
                     except DecodeError:
-                        # Nobody can use it.
-                        continue
+                        continue  # No task can use it.
             try:
                 found |= await self._passed_on(inputs)
             except BlobError as error:
                 _log.warning("blobs_not_collected", error=str(error))
                 outputs = _All()
-        return _Look(sorted(due), Needed(outputs, inputs))
+        return _Survey(sorted(due), Needed(outputs, inputs))
 
     async def _passed_on(self, inputs: Iterable[str]) -> set[RunName]:
         """The runs whose outputs are among the inputs of runs.
@@ -244,7 +235,7 @@ class RunCollector:
 
 
 class _All(tuple[RunName, ...]):
-    """Every run, where nobody knows which ones."""
+    """Every run: the needed ones are unknown."""
 
     __slots__ = ()
 
@@ -257,7 +248,7 @@ def _decoded(kv: KeyValue) -> RunRecord | None:
         record = decode_record(kv.value)
     except DecodeError:
         return None
-    # A time without a zone is none of ours, and cannot be compared.
+    # A time without a zone cannot be compared; we write none.
     return None if _end(record).tzinfo is None else record
 
 
@@ -267,10 +258,7 @@ def _has_ended(record: RunRecord) -> bool:
 
 
 def _end(record: RunRecord) -> datetime:
-    """When a run ended; of one whose end nobody knows, when it was created.
-
-    Of one that goes on the root is asked later.
-    """
+    """When a run ended; if unknown, when it was created: the removal reads its root first."""
     status = record.status
     if status is None or status.ended is None or status.phase not in _ENDS:
         return record.created

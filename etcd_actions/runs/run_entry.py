@@ -1,4 +1,4 @@
-"""A run as the index keeps it: read from its record without what no list shows."""
+"""A run in the index: its record without the fields that no list shows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import msgspec
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import DecodeError
 from etcd_actions.runs.filters import microseconds, moment
-from etcd_actions.runs.run_record import FORM, Failure, RunRecord, RunStatus, TaskName
+from etcd_actions.runs.run_record import Failure, RunRecord, RunStatus, TaskName
+from etcd_actions.storage.stored_form import StoredForm
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-"""What Flyte's messages have room for."""
+"""The range of Flyte's messages."""
 
 
 class _FailureKind(msgspec.Struct, frozen=True):
@@ -33,7 +34,7 @@ class _Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
-    """A record without what no list shows, which is skipped instead of read."""
+    """A record; the decoder skips the fields that no list shows."""
 
     form: int = 1
     org: str = ""
@@ -52,12 +53,12 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True):
     status: _Status | None = None
 
 
-_decoder: Final = msgspec.json.Decoder(_Head)
+_stored: Final = StoredForm(_Head, "record of a run")
 _NO_STATUS: Final = _Status()
 
 
 class Task(msgspec.Struct, frozen=True, weakref=True):
-    """A version of a task, as its runs show it; one for all of them."""
+    """A version of a task, shared by the entries of its runs."""
 
     project: str
     domain: str
@@ -75,23 +76,11 @@ class RunEntry(msgspec.Struct, frozen=True, gc=False, order=True):
     Entries are in order by their creation and key: no two have the same key.
 
     Attributes:
-        created: When it was created.
-        key: Of its record.
-        task: Which task its root is.
-        org: As the client that created it names its organisation.
-        project: Of the run.
-        domain: Of the run.
-        source: Flyte's number of who asked for it.
-        creator: Whose token asked for it.
-        labels: Keys and values.
-        recovered_from: The run whose successes it takes over.
-        revision: Of the record.
-        phase: Flyte's number of it; 0 until it was recorded.
-        attempts: Of the root.
-        cache_status: Flyte's number of it.
-        started: When it left the queue.
-        ended: When it was over.
-        updated: When its status was recorded last; else when it was created.
+        key: The key of its record.
+        task: The task of its root.
+        revision: The revision of the record.
+        phase: Flyte's number; 0 until it was recorded.
+        updated: When its status was last recorded; else when it was created.
         failed_by: The kind of the failure: USER, SYSTEM, or empty.
     """
 
@@ -116,7 +105,7 @@ class RunEntry(msgspec.Struct, frozen=True, gc=False, order=True):
 
     @property
     def name(self) -> str:
-        """Of the run."""
+        """The run's name."""
         return self.key.rpartition(b"/")[2].decode()
 
     def label(self, key: str) -> str | None:
@@ -127,7 +116,7 @@ class RunEntry(msgspec.Struct, frozen=True, gc=False, order=True):
         return None
 
     def record(self) -> RunRecord:
-        """Its record without what a list does not show."""
+        """Its record without the fields that no list shows."""
         task = self.task
         status = None
         if self.phase:
@@ -165,28 +154,27 @@ class Tasks:
         self._tasks: WeakValueDictionary[tuple[str, ...], Task] = WeakValueDictionary()
 
     def one(self, *parts: str) -> Task:
-        """The task of which these are the fields."""
+        """The task with these fields."""
         task = self._tasks.get(parts)
         if task is None:
-            # The same texts in the key and in the value.
             parts = tuple(map(intern, parts))
             task = self._tasks[parts] = Task(*parts)
         return task
 
 
 def read_entry(key: bytes, value: bytes, revision: int, tasks: Tasks) -> RunEntry:
-    """Read the record of a run.
+    """Decode the record of a run.
 
     Args:
-        key: Of the record.
-        value: What it holds.
-        revision: Of the record.
-        tasks: The tasks that other entries have.
+        key: Its key.
+        value: Its value.
+        revision: Its mod_revision.
+        tasks: The tasks of the other entries.
 
     Raises:
         DecodeError: It is none, one of a later version, or another run's.
     """
-    head = _read(value)
+    head = _stored.decode(value)
     if key.rpartition(b"/")[2] != head.name.encode():
         raise DecodeError(f"it is the record of another run: {quoted(head.name)}")
     status, task = head.status or _NO_STATUS, head.task
@@ -224,16 +212,6 @@ def read_entry(key: bytes, value: bytes, revision: int, tasks: Tasks) -> RunEntr
         updated,
         intern(status.failure.kind) if status.failure else "",
     )
-
-
-def _read(value: bytes) -> _Head:
-    try:
-        head = _decoder.decode(value)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise DecodeError(f"no record of a run: {error}") from None
-    if head.form != FORM:
-        raise DecodeError(f"a record of form {head.form}, not {FORM}")
-    return head
 
 
 def _time(time: datetime) -> int:

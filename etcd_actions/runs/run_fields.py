@@ -1,4 +1,4 @@
-"""What runs can be filtered and sorted by: the names are those of Flyte's run service."""
+"""The fields of runs for filters and sort keys, by the names of Flyte's run service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.runs.run_record import ANONYMOUS
 
 CREATED: Final = "created_at"
-"""The field that runs are in order by."""
+"""The default sort key of runs."""
 
 PHASE_PREFIX: Final = "ACTION_PHASE_"
 PHASES: Final = {
@@ -31,12 +31,12 @@ _QUEUED: Final = PHASES["QUEUED"]
 
 
 def phase_of(entry: RunEntry) -> int:
-    """Flyte's number of a run's phase: a run of which nothing was recorded is queued."""
+    """Flyte's number of a run's phase; without a recorded one the run is queued."""
     return entry.phase or _QUEUED
 
 
 def duration_of(entry: RunEntry) -> int | None:
-    """Milliseconds from the start of a run to its end; None where it is not over."""
+    """Milliseconds from the start of a run to its end; None if it is not terminal."""
     if entry.ended is None:
         return None
     started = entry.created if entry.started is None else entry.started
@@ -69,4 +69,4 @@ RUN_FIELDS: Final[Fields[RunEntry]] = Fields(
     },
     RunEntry.label,
 )
-"""The fields of a run; there are its labels, too."""
+"""The fields of a run, and its labels."""

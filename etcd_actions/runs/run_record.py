@@ -1,35 +1,34 @@
 """The stored form of a run's record, and of the history of an action; no I/O.
 
-A run's record is written in the transaction that creates its root, and its status by the leader,
-as it records: it is what a list of runs shows, also when the objects of the run have expired. The
-history of an action keeps what its object has room for only once: how each attempt went.
+A run's record is written in the transaction that creates its root; the leader writes its status.
+Lists show it, also when the objects of the run have expired. The history of an action has the
+outcome of each attempt, of which the object has only the last one.
 
-Values are JSON. Fields that this version does not know are lost by a rewrite, so a later version
-has another ``form``.
+Values are JSON. A rewrite loses unknown fields, so a later version has another ``form``.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
-from etcd_actions.errors import DecodeError
+from etcd_actions.storage.stored_form import StoredForm
 
 FORM: Final = 1
 
 ANONYMOUS: Final = "anonymous"
-"""The subject of a client that showed no token, or one that has no name.
+"""The subject of a client without a token, or with a token without a name.
 
-Records leave it out; lists filter by it as by any other name.
+Records omit it; lists filter by it as by any other name.
 """
 
 _Struct = msgspec.Struct
 
 
 class TaskName(_Struct, frozen=True, omit_defaults=True):
-    """Which task a run runs. An ephemeral one has a name and a version, too."""
+    """The version of the task that a run executes; an ephemeral task has one, too."""
 
     org: str = ""
     project: str = ""
@@ -47,20 +46,18 @@ class Failure(_Struct, frozen=True, omit_defaults=True):
 
 
 class RunStatus(_Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How a run is, as its root was recorded last.
+    """The status of a run: the last recorded state of its root.
 
     Attributes:
-        create_revision: Which incarnation of the root it is about.
-        revision: Which state of it: an older one never replaces a newer one.
-        phase: Flyte's number of it.
+        create_revision: The incarnation of the root.
+        revision: The revision of the state: an older one never replaces a newer one.
+        phase: Flyte's number of the phase.
         attempts: Number of attempts of the root.
-        cache_status: Flyte's number of it.
-        started: When it left the queue.
-        ended: When it was over.
-        updated: When this was recorded.
-        failure: Why it failed.
-        abort_reason: Why it was aborted.
-        aborted_by: Who did that.
+        cache_status: Flyte's number of the cache status.
+        started: When the root left the queue.
+        ended: When it became terminal.
+        updated: When the status was recorded.
+        aborted_by: The subject that aborted it.
     """
 
     create_revision: int = 0
@@ -77,26 +74,22 @@ class RunStatus(_Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A run: what was asked for, and how it went.
+    """A run: the request, and its status.
 
     Attributes:
-        form: Of the stored bytes.
-        org: As the client that created it names its organisation.
-        request_digest: Of the request that created it: the same one again is no conflict.
+        org: The organisation, as the client that created it names it.
+        request_digest: The digest of the request that created it: its repetition is no conflict.
         run_spec: Flyte's ``task.RunSpec``.
-        task: Which task the root is.
-        short_name: Of the task, for people.
-        environment: The task's environment.
-        task_type: The task's type.
-        source: Flyte's number of who asked for it.
-        created: When.
-        creator: Whose token asked for it; empty without one.
-        labels: Of the run.
-        input_uri: Where its inputs are.
-        inputs_hash: Tells one set of inputs from another.
-        output_base: What its actions' outputs are below.
-        recovered_from: The run whose successes it takes over.
-        status: How it goes; None until that was recorded.
+        task: The task of the root.
+        short_name: The task's name for display.
+        environment: The name of the task's environment.
+        source: Flyte's number of the source of the request.
+        creator: The subject of the token that created it; empty without one.
+        input_uri: The URI of its inputs.
+        inputs_hash: A hash of the inputs.
+        output_base: The URI below which its actions' outputs are.
+        recovered_from: The run whose successes it reuses.
+        status: Its status; None until one was recorded.
     """
 
     form: int = FORM
@@ -122,7 +115,7 @@ class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Transition(_Struct, frozen=True, omit_defaults=True):
-    """When an attempt entered a phase, and when it left it."""
+    """A phase of an attempt: when it was entered, and when it was left."""
 
     phase: int
     started: datetime
@@ -130,16 +123,16 @@ class Transition(_Struct, frozen=True, omit_defaults=True):
 
 
 class Attempt(_Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How one attempt of an action went.
+    """One attempt of an action.
 
     Attributes:
-        number: Which one, from 1 on.
-        phase: Flyte's number of it. One that another followed FAILED.
-        transitions: The phases that it went through.
-        failure: Why it failed; None where nobody said.
+        number: Its number, from 1 on.
+        phase: Flyte's number of its phase; FAILED if another attempt followed.
+        transitions: The phases that it had.
+        failure: Why it failed; None if unknown.
         output_uri: The directory of its outputs.
-        cache_status: Flyte's number of it.
-        has_log: Whether it had a process, and so a log somewhere.
+        cache_status: Flyte's number of the cache status.
+        has_log: Whether it had a process, and so a log.
     """
 
     number: int
@@ -155,17 +148,14 @@ class ActionHistory(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     """All attempts of one incarnation of an action, the oldest first.
 
     Attributes:
-        form: Of the stored bytes.
-        run: Of which run it is; the key alone does not say where its name ends.
+        run: Its run; the key alone does not show where the name of the run ends.
         name: The action's name.
         parent: The parent action's name; empty for a root.
         kind: ``task`` or ``condition``.
-        short_name: Of the task, for people.
-        task_type: The task's type.
+        short_name: The task's name for display.
         uid: ``metadata.uid`` of its object.
-        create_revision: Of its object's key: which incarnation.
-        revision: Which state of it: an older one never replaces a newer one.
-        attempts: How each went.
+        create_revision: The incarnation of its object.
+        revision: The revision of the state: an older one never replaces a newer one.
     """
 
     form: int = FORM
@@ -184,15 +174,9 @@ class ActionHistory(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
 
 
-class LaterForm(DecodeError):
-    """A later version wrote it: this one must not write over it."""
-
-
-_T = TypeVar("_T", RunRecord, ActionHistory)
-
-_encoder = msgspec.json.Encoder()
-_record = msgspec.json.Decoder(RunRecord)
-_history = msgspec.json.Decoder(ActionHistory)
+_encoder: Final = msgspec.json.Encoder()
+_record: Final = StoredForm(RunRecord, "RunRecord")
+_history: Final = StoredForm(ActionHistory, "ActionHistory")
 
 
 def encode(value: RunRecord | ActionHistory) -> bytes:
@@ -201,28 +185,15 @@ def encode(value: RunRecord | ActionHistory) -> bytes:
 
 
 def decode_record(data: bytes) -> RunRecord:
-    """Read a run's record.
+    """Decode a run's record.
 
     Raises:
-        DecodeError: It is none, or one of a later version.
+        DecodeError: It is none.
+        LaterForm: A later version wrote it.
     """
-    return _checked(_record, data)
+    return _record.decode(data)
 
 
 def decode_history(data: bytes) -> ActionHistory:
-    """Read an action's history.
-
-    Raises:
-        DecodeError: It is none, or one of a later version.
-    """
-    return _checked(_history, data)
-
-
-def _checked(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T:
-    try:
-        value = decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise DecodeError(f"no {decoder.type.__name__}: {error}") from None
-    if value.form != FORM:
-        raise LaterForm(f"a {decoder.type.__name__} of form {value.form}, not {FORM}")
-    return value
+    """Decode an action's history; raises as :func:`decode_record`."""
+    return _history.decode(data)

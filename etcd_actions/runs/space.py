@@ -1,7 +1,7 @@
-"""Says how much of etcd's space has to be freed, so that finished runs never fill it.
+"""Computes how much of etcd's space to free, so that finished runs never fill the quota.
 
-A deletion frees nothing by itself: that is done by the compaction that follows, which others see
-to. So what was asked for once is not asked for again before history was compacted beyond it.
+A deletion frees nothing before the next compaction, which this package does not start. So after a
+deletion no more is requested until a compaction has passed it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _log = structlog.get_logger(__name__)
 
 
 class Space:
-    """How much of an etcd's quota may be in use.
+    """The share of an etcd's quota that may be in use.
 
     Args:
         etcd: The connection.
         key: A key that may be read.
-        share: The part of the quota, above 0 and at most 1.
-        quota: Its bytes; None for what etcd says, as it does from 3.6 on.
+        share: The share of the quota, above 0 and at most 1.
+        quota: The quota in bytes; None to read it from etcd, which reports it from 3.6 on.
     """
 
     def __init__(self, etcd: Etcd, key: bytes, share: float, quota: int | None = None) -> None:
@@ -33,59 +33,59 @@ class Space:
         self._key = key
         self._share = share
         self._quota = quota
-        self._asked_at = 0
-        self._said: set[str] = set()
+        self._requested_at = 0
+        self._logged: set[str] = set()
 
     async def excess(self) -> int:
-        """How many bytes are in use beyond the share; 0 where that cannot be told.
+        """The number of bytes in use beyond the share; 0 if unknown.
 
-        Of what is in use the history since the last compaction is a part.
+        The bytes in use include the history since the last compaction.
 
         Raises:
-            EtcdError: etcd could not be asked.
+            EtcdError: etcd could not be read.
         """
         try:
             status = await self._etcd.status()
         except PermissionDenied as error:
-            self._say("share_not_enforced", reason=str(error))
+            self._warn_once("share_not_enforced", reason=str(error))
             return 0
         quota = self._quota or status.db_size_quota
         if quota < _LEAST_QUOTA:
-            self._say(
+            self._warn_once(
                 "share_not_enforced",
-                reason="this etcd does not say what its quota is: give --etcd-quota",
+                reason="this etcd does not report its quota: give --etcd-quota",
             )
             return 0
         excess = status.db_size_in_use - int(quota * self._share)
         if excess <= 0:
-            self._said.discard("share_exceeded")
+            self._logged.discard("share_exceeded")
             return 0
-        self._say(
+        self._warn_once(
             "share_exceeded",
             in_use=status.db_size_in_use,
             quota=quota,
             share=self._share,
             free=excess,
         )
-        if not self._asked_at:
-            # How much of it is history only a compaction tells.
-            self._asked_at = status.revision
+        if not self._requested_at:
+            # Only a compaction shows how much of it is history.
+            self._requested_at = status.revision
         return excess if await self._is_compacted() else 0
 
     async def freed(self) -> None:
-        """What was asked for was done, as far as it can be: wait for a compaction."""
-        self._asked_at = (await self._etcd.range(KeyRange.of_key(self._key))).revision
+        """The requested space was freed, as far as possible: wait for a compaction."""
+        self._requested_at = (await self._etcd.range(KeyRange.of_key(self._key))).revision
 
     async def _is_compacted(self) -> bool:
-        """Whether history was compacted since freed space was asked for."""
+        """Whether a compaction has passed the last request."""
         try:
-            await self._etcd.range(KeyRange.of_key(self._key), revision=self._asked_at)
+            await self._etcd.range(KeyRange.of_key(self._key), revision=self._requested_at)
         except (Compacted, FutureRevision):
-            # Of an etcd that was restored nothing was asked for yet.
+            # A restored etcd has received no request.
             return True
         return False
 
-    def _say(self, event: str, **values: object) -> None:
-        if event not in self._said:
-            self._said.add(event)
+    def _warn_once(self, event: str, **values: object) -> None:
+        if event not in self._logged:
+            self._logged.add(event)
             _log.warning(event, **values)

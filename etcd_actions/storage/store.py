@@ -222,6 +222,39 @@ class Store:
         applied, current = await self._if_unchanged(seen, delete, fence, companions)
         return CasResult(applied is not None, current)
 
+    async def replace(
+        self, key: bytes, value: bytes, before: KeyValue | None
+    ) -> tuple[int, KeyValue | None]:
+        """Write a key if it is as it was read; ``before`` is None for a key that did not exist.
+
+        Returns:
+            The revision of the write and None; or 0 and the present key.
+
+        Raises:
+            OutcomeUnknown: It may have been applied. The same call may be repeated.
+        """
+        unchanged = Compare.unchanged(key, 0 if before is None else before.mod_revision)
+        result = await self._commit(
+            Txn([unchanged], [Put(key, value)], [Get(KeyRange.of_key(key))])
+        )
+        return (result.revision, None) if result.succeeded else (0, _first(result.responses[0]))
+
+    async def get_or_create(self, key: bytes, value: Callable[[], bytes]) -> KeyValue:
+        """Read a key; if it does not exist, create it. Cancelled, it may exist.
+
+        Raises:
+            Unavailable: It was deleted during the call.
+        """
+        kv = await self.get(key)
+        if kv is None:
+            await self.replace(key, value(), None)
+            # Another process may have been first: its value counts.
+            kv = await self.get(key)
+        if kv is None:
+            name = key.decode(errors="backslashreplace")
+            raise Unavailable(f"{name} was deleted while it was created")
+        return kv
+
     async def change(self, changes: Sequence[KeyChange]) -> bool:
         """Make changes in one transaction; False where a key was not as it was last seen.
 
@@ -245,9 +278,7 @@ class Store:
     ) -> tuple[int | None, KeyValue | None]:
         """The revision of the change; None where it was not made, and what is there."""
         key = seen.key
-        compares = [
-            Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, seen.mod_revision)
-        ]
+        compares = [Compare.unchanged(key, seen.mod_revision)]
         if fence is not None:
             compares.append(fence)
         changes: list[Put | Delete] = [change]

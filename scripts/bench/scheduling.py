@@ -80,10 +80,10 @@ async def measure(queued: int, updates: int) -> list[float]:
                 Clock(),
                 cast(Any, None),
             )
-            executor._after_snapshot()
+            executor.intake.is_synced = True
             for number in range(queued):
                 executor.intake.note(_update(number, number + 1), live=True)
-            await executor._start_what_fits()
+            await executor._start_ready()
             took = []
             for revision in range(updates):
                 update = msgspec.structs.replace(
@@ -91,7 +91,7 @@ async def measure(queued: int, updates: int) -> list[float]:
                 )
                 began = time.thread_time()
                 executor.intake.note(update, live=True)
-                await executor._start_what_fits()
+                await executor._start_ready()
                 took.append(1000 * (time.thread_time() - began))
             nursery.cancel_scope.cancel("measured")
     return took

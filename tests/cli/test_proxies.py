@@ -19,7 +19,7 @@ from etcd_actions import open_etcd
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.etcd import TransportName
-from etcd_actions.executor.attempts.proxies import spare_loopback
+from etcd_actions.executor.attempts.environment import spare_loopback
 from etcd_actions.run_service import open_run_service
 from tests._internal.test_tracing import collector
 from tests.cli.command import finish, running

@@ -66,7 +66,9 @@ async def test_first_signal_drains_while_events_flow(
             assert await replay.wait() == 0
 
 
-@pytest.mark.parametrize(("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("second", "code"), first_everyday([(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+)
 async def test_second_signal_ends_run_at_once(
     common: tuple[str, ...],
     etcd: Etcd,

@@ -116,6 +116,24 @@ async def test_it_watches_for_as_long_as_the_context_lasts(etcd: Etcd, prefix: b
         await eventually(lambda: not client.statistics().watching)
 
 
+async def test_an_error_comes_out_of_a_watch_whose_end_is_cancelled(
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline passes while it stops: the cancellation must not hide why."""
+    async with open_actions_client(etcd, prefix=prefix, settings=SOON) as client:
+        stop_watching = ActionsClient.stop_watching
+        with pytest.raises(LookupError), trio.CancelScope() as scope:  # noqa: PT012
+
+            async def cancelled(self: ActionsClient, grace: float | None = None) -> None:
+                scope.cancel()
+                await stop_watching(self, grace)
+
+            monkeypatch.setattr(ActionsClient, "stop_watching", cancelled)
+            async with client.watching():
+                raise LookupError
+        await eventually(lambda: not client.statistics().watching)
+
+
 async def test_without_watching_a_subscriber_is_told(client: ActionsClient) -> None:
     """It watches the run for itself, and writes nothing."""
     await client.enqueue(flyte.task(ROOT))

@@ -25,11 +25,12 @@ from tests.codecs.strategies import (
     texts,
 )
 from tests.data.captured import PUTS, Event
+from tests.support.everyday import examples
 
 each_put = pytest.mark.parametrize("event", PUTS, ids=lambda event: event.id)
 each_binary = pytest.mark.parametrize("codec", BINARY, ids=lambda codec: codec.name)
 chains = st.lists(st.sampled_from(CODECS), min_size=1, max_size=5)
-few = settings(max_examples=60)
+few = settings(max_examples=examples(60))
 
 
 def through(value: bytes, chain: list[Codec]) -> bytes:

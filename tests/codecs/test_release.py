@@ -27,6 +27,7 @@ from tests.codecs.strategies import (
 )
 from tests.codecs.test_json import task_actions as canonical
 from tests.data.captured import DELETES, PUTS, Event
+from tests.support.everyday import examples
 
 MARK = (LABEL_TERMINAL_STATUS_RECORDED, "true", FINALIZER_RECORD)
 OTHER = "flyte.org/plugin-finalizer"
@@ -101,7 +102,7 @@ def test_it_is_the_change_of_the_tree(
         assert again.value is released.value
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(canonical(), finalizers, st.sampled_from([None, 1]), st.booleans())
 def test_other_forms_of_json(
     tree: dict[str, Any], held: object, indent: int | None, ascii_only: bool

@@ -14,6 +14,7 @@ from etcd_actions.testing import EtcdServer, MemoryStore, OwnEtcd
 from etcd_actions.testing.choice import EtcdSource
 from etcd_actions.testing.container import EtcdImage, engine_problem
 from etcd_actions.testing.plugin import wanted_etcd
+from tests.support.cluster import EtcdCluster
 from tests.support.conformance import MEMORY, ConformanceEtcd, etcds_at_hand
 from tests.support.everyday import first_everyday
 
@@ -137,3 +138,16 @@ def require(source: EtcdSource, config: pytest.Config) -> None:
         source.pull()
     elif not source.is_at_hand():
         pytest.skip(f"the engine does not have {source.name}: --etcd=container pulls it")
+
+
+@pytest.fixture(scope="module")
+def users_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    """Wants users; its tokens end after three seconds unused."""
+    flags = ["--auth-token=simple", "--auth-token-ttl=3"]
+    cluster = EtcdCluster(tmp_path_factory.mktemp("auth"), flags=flags)
+    try:
+        cluster.start()
+        cluster.enable_auth()
+        yield cluster
+    finally:
+        cluster.stop()

@@ -37,6 +37,7 @@ from etcd_actions.etcd.group_commit import GroupCommit, open_group_commit
 from etcd_actions.etcd.group_members import Touched, Write
 from tests.etcd.test_group_commit import Calls, Gate, cas, gated, grouped
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import examples
 
 pytestmark = pytest.mark.memory
 
@@ -304,7 +305,7 @@ def _kv(kv: KeyValue, prefix: bytes) -> tuple[bytes, bytes, int]:
 _numbers = itertools.count()
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(seed=st.lists(keys, max_size=4), members=st.lists(txns, min_size=1, max_size=7))
 def test_groups_give_what_their_members_would_one_after_the_other(
     shared_etcd: EtcdServer, seed: list[bytes], members: list[Txn]

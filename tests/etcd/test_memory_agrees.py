@@ -403,7 +403,7 @@ def agree(own_etcd: OwnEtcd, *, examples: int, longest: int, derandomize: bool) 
 
 def test_they_answer_alike(own_etcd: OwnEtcd) -> None:
     """Sequences that are the same every time."""
-    agree(own_etcd, examples=40, longest=30, derandomize=True)
+    agree(own_etcd, examples=10, longest=30, derandomize=True)
 
 
 @pytest.mark.slow

@@ -19,11 +19,12 @@ from etcd_actions._internal.clock import Clock
 from etcd_actions.executor import Executor, ExecutorSettings
 from etcd_actions.executor.attempts.attempt_command import Command
 from etcd_actions.executor.attempts.attempt_directory import EXIT, STARTED, AttemptDirectory
+from etcd_actions.executor.attempts.attempts import Attempts
 from etcd_actions.executor.open_executor import open_executor_with
 from tests.support import flyte
 
 
-class FakeAttempts:
+class FakeAttempts(Attempts):
     """Starts nothing: an attempt runs until the test ends it.
 
     Attributes:

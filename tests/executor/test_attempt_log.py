@@ -85,7 +85,7 @@ def writing(place: AttemptDirectory) -> Iterator[Writer]:
 
 async def read_all(log: AttemptLog, into: list[bytes]) -> None:
     while data := await log.read():
-        if log.is_torn:
+        if log.has_gap:
             into.append(b"")
         into[-1] += data
 
@@ -94,7 +94,7 @@ def check(pieces: list[bytes], written: bytes) -> None:
     """Each piece is a part of what was written, behind the one before; the last is its end."""
     at = 0
     for piece in pieces:
-        head, _, rest = piece.partition(b"left out here)\n")
+        head, _, rest = piece.partition(b"omitted here)\n")
         text = rest or head
         found = written.find(text, at)
         assert found >= 0, text[:20]

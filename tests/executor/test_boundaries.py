@@ -16,7 +16,7 @@ from etcd_actions.executor.attempts import attempt_command, outcome
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.scheduling import capacity
 from etcd_actions.executor.scheduling.board import Board
-from etcd_actions.executor.waiting_conditions import Conditions
+from etcd_actions.executor.visits import Visits
 from tests._internal.test_containment import UNEXPECTED
 from tests.executor.fakes import Bench
 from tests.executor.tasks import named, until
@@ -144,14 +144,14 @@ async def test_a_state_that_cannot_be_taken_in_is_tried_again(
 async def test_a_condition_that_cannot_be_served_is_tried_again(
     bench: Bench, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fault, serve = Fault(error), Conditions.serve
+    fault, serve = Fault(error), Visits.serve_condition
 
-    async def fail(conditions: Conditions, action_id: ActionId) -> None:
+    async def fail(conditions: Visits, action_id: ActionId) -> None:
         if action_id.name == "w1":
             fault("victim-a0")
         await serve(conditions, action_id)
 
-    monkeypatch.setattr(Conditions, "serve", fail)
+    monkeypatch.setattr(Visits, "serve_condition", fail)
     async with bench.executor():
         await bench.enqueue(named("a0"))
         for name in ("w1", "w2"):
@@ -202,20 +202,20 @@ async def test_a_loop_that_fails_goes_on(
 
     async with bench.executor() as executor:
         if loop == "schedule":
-            take_due = executor._schedule.take_due
+            take_due = executor._shared.schedule.take_due
 
             def due(now: float) -> Any:
                 fail_once()
                 return take_due(now)
 
-            monkeypatch.setattr(executor._schedule, "take_due", due)
+            monkeypatch.setattr(executor._shared.schedule, "take_due", due)
         elif loop == "claims":
 
             def free(taken: set[str]) -> list[str]:
                 fail_once()
                 return []
 
-            monkeypatch.setattr(executor._schedule, "keep_elsewhere", free)
+            monkeypatch.setattr(executor._shared.schedule, "keep_elsewhere", free)
         else:
             place_of = executor.intake.note
 
@@ -240,7 +240,7 @@ async def test_updates_that_end_are_asked_for_again(bench: Bench) -> None:
         await bench.client.unsubscribe(subscription)
         await other_goes_on(bench)
         # A state that was never told: the snapshot lacks it.
-        known = executor._board.get("flyte/victim-a0")
+        known = executor._shared.board.get("flyte/victim-a0")
         assert known is not None
         stale = named("gone")
         executor.intake.note(
@@ -252,15 +252,15 @@ async def test_updates_that_end_are_asked_for_again(bench: Bench) -> None:
                 uid="gone",
             )
         )
-        assert executor._board.get("flyte/r1-gone") is not None
+        assert executor._shared.board.get("flyte/r1-gone") is not None
         subscription = next(
             each
             for each in bench.client._subscribing.processors
             if not each._ended and not each._closed
         )
         await bench.client.unsubscribe(subscription)
-        await eventually(lambda: executor._board.get("flyte/r1-gone") is None)
-        assert executor._board.get("flyte/victim-a0") is not None
+        await eventually(lambda: executor._shared.board.get("flyte/r1-gone") is None)
+        assert executor._shared.board.get("flyte/victim-a0") is not None
 
 
 async def test_a_measurement_that_fails_is_none(
@@ -271,7 +271,7 @@ async def test_a_measurement_that_fails_is_none(
 
     monkeypatch.setattr(capacity, "memory_of", fail)
     async with bench.executor() as executor:
-        monkeypatch.setattr(executor._room, "_memory", 1)
+        monkeypatch.setattr(executor._shared.capacity, "_memory", 1)
         for name in ("one", "two"):
             await bench.enqueue(ActionId("p", "d", name, "a0", "o"))
         for name in ("one", "two"):

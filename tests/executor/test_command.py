@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.executor import ExecutorSettings
-from etcd_actions.executor.attempts.attempt_command import Command, build_command
-from etcd_actions.executor.attempts.policy import HOST_MARK
+from etcd_actions.executor.attempts.attempt_command import HOST_MARK, Command, build_command
 from etcd_actions.model import ActionObject, ObjectMeta, TaskActionSpec
 
 SETTINGS = ExecutorSettings(

@@ -46,7 +46,7 @@ while not os.path.exists(os.environ["HERE"] + "/go"):
         log = (place.path / "log").read_bytes()
     assert len(log) <= most
     assert log.startswith(b"(")
-    assert b"bytes are left out here" in log.splitlines()[0]
+    assert b"bytes are omitted here" in log.splitlines()[0]
     # The end is there, without a gap.
     numbers = [int(line[:6]) for line in log.splitlines()[2:]]
     assert numbers == list(range(numbers[0], 2000))
@@ -128,7 +128,7 @@ raise SystemExit(3)
 async def test_a_disk_that_is_full_at_the_start_is_the_machines_trouble(
     small_disk: Path, tmp_path: Path
 ) -> None:
-    from etcd_actions.executor.attempts.not_started import NotStarted  # noqa: PLC0415
+    from etcd_actions.executor.attempts.start_errors import NotStarted  # noqa: PLC0415
 
     (tmp_path / "state").symlink_to(small_disk)
     async with open_bench(tmp_path, "exec") as bench:
@@ -168,7 +168,7 @@ def test_a_log_takes_what_is_larger_than_itself(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     log_ = (tmp_path / "log").read_bytes()
     head, _, kept = log_.partition(b"\n")
-    assert head == b"(%d bytes are left out here)" % (1070 - len(kept))
+    assert head == b"(%d bytes are omitted here)" % (1070 - len(kept))
     assert 50 <= len(kept) <= 100
     assert STREAM[:1070].endswith(kept)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log"]

@@ -13,11 +13,11 @@ from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument
 from etcd_actions.executor.attempts.attempt_directory import (
     EXIT,
     LOCK,
-    LOG,
     STARTED,
     AttemptDirectory,
 )
 from etcd_actions.executor.attempts.outcome import clear, find_outcome, outcome_of
+from etcd_actions.executor.supervision.bounded_log import LOG
 from tests.executor.objects import an_object
 from tests.support.odd_files import KINDS
 

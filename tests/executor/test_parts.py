@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 
+from etcd_actions._internal.untrusted_files import local_path
+from etcd_actions.executor.attempts.attempt_command import substitute
 from etcd_actions.executor.attempts.attempt_directory import (
     EXIT,
     LOCK,
     STARTED,
     AttemptDirectory,
-    local_path,
 )
 from etcd_actions.executor.attempts.outcome import clear, outcome_of
-from etcd_actions.executor.attempts.templates import substitute
 from tests.executor.objects import an_object
 
 

@@ -16,9 +16,8 @@ from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.errors import RequestTooLarge
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor.attempts import outcome
-from etcd_actions.executor.attempts.attempt_clock import CLOCK, note_beginning
-from etcd_actions.executor.attempts.attempt_directory import STARTED, AttemptDirectory
-from etcd_actions.executor.attempts.not_started import NotStarted
+from etcd_actions.executor.attempts.attempt_directory import CLOCK, STARTED, AttemptDirectory
+from etcd_actions.executor.attempts.start_errors import NotStarted
 from etcd_actions.executor.scheduling.board import Board
 from etcd_actions.model import ErrorState
 from tests.executor.fakes import Bench
@@ -77,7 +76,7 @@ async def test_a_time_out_counts_from_when_the_attempt_began_across_restarts(
     # 990 s pass while nobody looks.
     place = next(iter(bench.attempts._places.values()))
     (place.path / CLOCK).unlink()
-    note_beginning(place.path, 990)
+    place.note_start(990)
     async with bench.executor() as executor:
         await eventually(lambda: executor.statistics().adopted == 1)
         assert (await bench.client.get_task_action(ROOT)).phase is Phase.RUNNING
@@ -105,21 +104,16 @@ def test_for_how_long_an_attempt_runs_is_known_without_its_clock(tmp_path: Any) 
     (place.path / CLOCK).unlink()
     (place.path / CLOCK).mkdir()
     assert place.running_for() == 0
-    note_beginning(place.path, 5)
+    place.note_start(5)
     (place.path / CLOCK).rmdir()
     os.mkfifo(place.path / CLOCK)
     assert place.running_for() == 0
-    (place.path / f"{CLOCK}.new").unlink(missing_ok=True)
-    os.mkfifo(place.path / f"{CLOCK}.new")
-    note_beginning(place.path, 5)
-    (place.path / f"{CLOCK}.new").unlink()
-    assert place.running_for() == 0
-    note_beginning(place.path, 5)
+    place.note_start(5)
     ran = place.running_for()
     assert ran is not None
     assert 4.9 < ran < 60
     # What is written down stays.
-    note_beginning(place.path, 500)
+    place.note_start(500)
     assert place.running_for() < 60  # type: ignore[operator]
     boot = (place.path / CLOCK).read_text().split()[1]
     for number in ("nan", "inf", "-inf"):
@@ -215,7 +209,7 @@ async def test_the_back_off_outlives_the_executor_and_ends_with_an_abort(bench: 
         await until(bench.client, ROOT, Phase.QUEUED)
         await bench.client.abort_action(ROOT)
         await eventually(lambda: executor.statistics().open_actions == 1)
-        assert len(executor._schedule) == 0
+        assert len(executor._shared.schedule) == 0
 
 
 async def test_a_deadline_ends_the_back_off(bench: Bench) -> None:
@@ -557,18 +551,18 @@ async def test_an_update_touches_its_own_entry_only(
     async with bench.executor(slots=0) as executor:
         await bench.enqueue(ROOT)
         await until(bench.client, ROOT, Phase.QUEUED)
-        known = executor._board.get("flyte/r1-a0")
+        known = executor._shared.board.get("flyte/r1-a0")
         assert known is not None
         for number in range(10_000):
-            executor._board.note(
+            executor._shared.board.note(
                 msgspec.structs.replace(known.update, name=f"r2-c{number}", uid=str(number))
             )
-            executor._schedule.ready(f"r2-c{number}", (0, number))
-        await executor._start_what_fits()
+            executor._shared.schedule.ready(f"r2-c{number}", (0, number))
+        await executor._start_ready()
         monkeypatch.setattr(Board, "order", count)
         executor.intake.note(
             msgspec.structs.replace(known.update, revision=known.update.revision + 1)
         )
-        await executor._start_what_fits()
+        await executor._start_ready()
         assert set(asked) <= {"flyte/r1-a0"}
         assert len(asked) <= 2

@@ -13,6 +13,7 @@ from etcd_actions.http2.connection import STREAM_WINDOW, ClientConnection
 from etcd_actions.http2.errors import ErrorCode
 from etcd_actions.http2.grpc_messages import MessageReader, answer, framed
 from etcd_actions.http2.stream import Stream
+from tests.support.everyday import examples
 from tests.support.http2_peer import (
     ANSWER,
     HEADERS,
@@ -28,7 +29,7 @@ from tests.support.http2_peer import (
     whole,
 )
 
-few = settings(max_examples=30)
+few = settings(max_examples=examples(30))
 
 
 class TestWithAnotherImplementation:

@@ -14,6 +14,7 @@ from etcd_actions.http2.connection import STREAM_WINDOW, ClientConnection
 from etcd_actions.http2.errors import ErrorCode
 from etcd_actions.http2.grpc_messages import MessageReader, answer, framed
 from etcd_actions.http2.headers import LARGEST_BLOCK
+from tests.support.everyday import examples
 from tests.support.http2_peer import (
     ANSWER,
     DONE,
@@ -245,7 +246,7 @@ frame_bytes = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(
     server=st.lists(st.one_of(frame_bytes, st.binary(max_size=30)), max_size=40),
     cuts=st.lists(st.integers(1, 50), max_size=40),

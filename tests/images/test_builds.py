@@ -18,7 +18,7 @@ from flyteidl2.task.common_pb2 import Inputs, NamedLiteral, Outputs
 from etcd_actions import ActionsClient, open_actions_client
 from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor.attempts.policy import check_runs_here
+from etcd_actions.executor.attempts.attempt_command import check_runs_here
 from etcd_actions.images import (
     Executing,
     ImageBuilds,

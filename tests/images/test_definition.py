@@ -112,7 +112,7 @@ def test_what_cannot_be_had_is_named_with_a_remedy(layer: Layer, what: str, reme
     assert what in problem.what
     assert remedy in problem.remedy
     text = refusal("n:t", [problem])
-    assert text.startswith("image n:t cannot be had by the local executor:\n- ")
+    assert text.startswith("image n:t is not supported by the local executor:\n- ")
     assert "--images ignore" in text
 
 

@@ -29,6 +29,7 @@ from etcd_actions.record.recorder import TerminalState
 from tests.codecs.strategies import CODECS, JSON
 from tests.data.captured import PUTS
 from tests.support.endings import captured
+from tests.support.everyday import examples
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 WHO = subject_digest("p", "d", "r", "a1", "u")
@@ -130,7 +131,7 @@ def test_a_malformed_mark_is_as_no_label(mark: str, phase: Phase) -> None:
     assert read(mark, phase) == (phase, 2, False, False, False)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.text() | st.from_regex(r"[A-Z]+/\d+ \d+ \w+( \w+)?"), st.sampled_from(list(Phase)))
 def test_no_mark_fails(mark: str, phase: Phase) -> None:
     assert isinstance(read_state(mark, phase, 1, 7, WHO, WHY), State)

@@ -27,6 +27,7 @@ from etcd_actions.follow import Handler
 from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.pipeline.processor import Processor, open_processor
 from etcd_actions.run_service import RunService
+from etcd_actions.testing import MemoryStore
 from etcd_actions.watch import Change
 from tests.data.captured import PUTS
 from tests.support.endings import marked as as_marked
@@ -483,6 +484,32 @@ async def test_an_end_that_came_while_nothing_was_watched_is_reported_after_a_re
     assert service.statuses[-1].phase is Phase.SUCCEEDED
 
 
+async def test_a_start_that_was_given_up_forgets_nothing(
+    prefix: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The next one lists where the last watch ended, not where the one without a list did."""
+    key, store, service = prefix + b"flyte/rh7k2m9p4qv3-a1", MemoryStore(), RecordingRunService()
+    etcd, other = store.client(), store.client()
+    settings = replace(_FAST, elect=False)
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=settings
+    ) as processor:
+        await processor.start_watching()
+        await other.put(key, RUNNING)
+        await eventually(lambda: len(service.statuses) == 1)
+        await processor.stop_watching()
+        await other.put(key, SUCCEEDED)
+        await other.delete(KeyRange.of_key(key))
+        etcd.faults.cut()
+        with trio.move_on_after(1):
+            await processor.start_watching()
+        assert not processor.watching
+        etcd.faults.heal()
+        await processor.start_watching()
+        await eventually(lambda: service.statuses[-1].is_deleted)
+    assert service.statuses[-1].phase is Phase.SUCCEEDED
+
+
 async def test_an_end_that_was_put_off_is_reported_after_a_restart(
     etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,6 +544,41 @@ async def test_an_end_that_was_put_off_is_reported_after_a_restart(
                 while not update.is_deleted:
                     update = await updates.receive()
     assert (update.key, update.phase) == (key, Phase.SUCCEEDED)
+
+
+async def test_what_was_put_off_and_created_again_is_not_reported_as_deleted(
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list after the restart concludes no deletion of what waits to be handled."""
+    key, other = prefix + b"flyte/rh7k2m9p4qv3-a1", prefix + b"flyte/rh7k2m9p4qv3-a2"
+    service = RecordingRunService()
+    failing = False
+    handle = Handler.handle_watch_event
+
+    def fails(self: Handler, change: Change) -> None:
+        if failing and change.key == key:
+            raise RuntimeError("a defect")
+        handle(self, change)
+
+    monkeypatch.setattr(Handler, "handle_watch_event", fails)
+    async with open_processor(
+        etcd, prefix=prefix, run_service=service, settings=_FAST
+    ) as processor:
+        await processor.start_watching()
+        await etcd.put(key, RUNNING)
+        await eventually(lambda: len(service.statuses) == 1)
+        failing = True
+        await etcd.delete(KeyRange.of_key(key))
+        await etcd.put(key, RUNNING)
+        await etcd.put(other, captured("rh7k2m9p4qv3-a2", Phase.RUNNING))
+        await eventually(lambda: service.statuses[-1].key == other)
+        await processor.stop_watching(grace=0)
+        failing = False
+        await processor.start_watching()
+        await eventually(lambda: service.statuses[-1].key == key)
+        await processor.stop_watching()
+    reported = [each.is_deleted for each in service.statuses if each.key == key]
+    assert reported == [False, True, False]
 
 
 async def test_a_start_during_a_stop_waits_and_watches(etcd: Etcd, prefix: bytes) -> None:

@@ -45,7 +45,8 @@ def files() -> list[str]:
     """All files of the package and folders above them, and what else of the project is named."""
     found = [p for p in PACKAGE.rglob("*") if "__pycache__" not in p.parts]
     found += [ROOT / "docs", *(ROOT / "docs").glob("*"), *(ROOT / "tests").rglob("*")]
-    found += [PACKAGE, *ROOT.glob("*.*"), ROOT / "schemas"]
+    found += [PACKAGE, *ROOT.glob("*.*"), ROOT / "schemas", *(ROOT / "schemas").glob("*")]
+    found += [*(ROOT / "scripts").rglob("*"), *(ROOT / "examples").glob("*")]
     return [f"/{p.relative_to(ROOT)}" for p in found]
 
 
@@ -116,3 +117,20 @@ def test_the_table_of_packages_has_the_order_of_the_import_contract() -> None:
     table = PAGE.read_text().partition("| package | its one job |")[2].partition("\n\n")[0]
     rows = [row.split("|")[1] for row in table.splitlines()[2:]]
     assert [{n.rstrip("/").removesuffix(".py") for n in _QUOTED.findall(r)} for r in rows] == layers
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        p
+        for folder in (ROOT / "docs", ROOT)
+        for p in sorted(folder.glob("*.md"))
+        if p.name != "CHANGELOG.md"
+    ],
+    ids=lambda path: path.name,
+)
+def test_each_module_that_a_page_names_exists(page: Path) -> None:
+    """By the end of its path. The changelog may name old ones."""
+    named = [n.partition("::")[0] for n in _QUOTED.findall(_FENCE.sub("", page.read_text()))]
+    modules = {n for n in named if re.fullmatch(r"(?:[\w.-]+/)*\w+\.(?:py|proto)", n)}
+    assert {m for m in modules if not any(f.endswith("/" + m) for f in files())} == set()

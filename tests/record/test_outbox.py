@@ -8,14 +8,17 @@ from dataclasses import replace
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ActionObject, ActionUpdate, Keyspace
 from etcd_actions.pipeline.watching_settings import WatchingSettings
+from etcd_actions.record.leader import Leader
 from etcd_actions.run_service import RunService
 from etcd_actions.run_service.grpc_run_service import open_run_service
+from etcd_actions.testing import MemoryStore
 from tests.support import flyte
 from tests.support.run_service_server import Fault, RunServiceServer
 from tests.support.scene import PROCESSOR
@@ -154,6 +157,57 @@ async def test_a_rejected_ending_is_never_marked(etcd: Etcd, prefix: bytes) -> N
         await client.start_watching()
         await eventually(lambda: client.statistics().marks == {"marked": 1})
         assert client.statistics().dead_letters == ()
+
+
+async def test_what_changes_while_a_term_starts_is_reported_once(
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch has delivered it by the time at which the backlog is looked at."""
+    service = Scripted()
+    deliver_backlog = Leader._deliver_backlog
+    delivered = trio.Event()
+
+    async def late(self: Leader) -> None:
+        await eventually(lambda: Phase.RUNNING in service.of("a0"))
+        await deliver_backlog(self)
+        delivered.set()
+
+    monkeypatch.setattr(Leader, "_deliver_backlog", late)
+    async with watching(etcd, prefix, service) as client:
+        await client.enqueue(flyte.task(ROOT))
+        await tell(client, "a0", [Phase.RUNNING])
+        await delivered.wait()
+        await eventually(lambda: is_idle(client))
+    assert service.of("a0").count(Phase.RUNNING) == 1
+
+
+async def test_what_another_leader_saw_deleted_is_forgotten(
+    prefix: bytes, autojump_clock: MockClock
+) -> None:
+    """What was reported of a key takes memory, and this process is not asked about its deletion."""
+    store = MemoryStore()
+    etcd, service = store.client(), Scripted()
+    election = KeyRange.of_key(Keyspace(prefix).election("flyte"))
+    key = Keyspace(prefix).task_action(ROOT)
+    async with watching(etcd, prefix, service) as client:
+        outbox = client._processor._recording.outbox  # type: ignore[union-attr]
+        await client.enqueue(flyte.task(ROOT))
+        await tell(client, "a0", [Phase.RUNNING])
+        await eventually(lambda: service.of("a0")[-1:] == [Phase.RUNNING])
+        other = open_actions_client(
+            store.client(), prefix=prefix, run_service=Scripted(), settings=SETTINGS
+        )
+        async with other as second:
+            await second.start_watching()
+            while not second.statistics().elected:
+                await etcd.delete(election)
+                await trio.sleep(0.1)
+            deleted = await etcd.delete(KeyRange.of_key(key))
+            await eventually(lambda: client.statistics().checkpoint >= deleted.revision)
+            assert set(outbox._reported) == {key}
+        await eventually(lambda: outbox.working)
+        assert not outbox._reported
+    assert Phase.ABORTED not in service.of("a0")
 
 
 async def test_a_rejected_record_does_not_withhold_the_status(etcd: Etcd, prefix: bytes) -> None:

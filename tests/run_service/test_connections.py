@@ -31,7 +31,7 @@ from tests.support.etcd_server import free_port
 from tests.support.http2_server import Served, serving
 from tests.support.proxy import open_proxy
 from tests.support.run_service_server import Fault, RunServiceServer
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until_done
 
 _ROOT = Path(__file__).parents[2]
 
@@ -202,13 +202,10 @@ async def test_a_server_that_is_stopped_is_found(has_stream: bool) -> None:
             assert trio.current_time() - began < 40
             assert service.unsettled_until(b"c2") > trio.current_time()
             os.kill(process.pid, signal.SIGCONT)
-            while True:
-                try:
-                    await service.update_action_status(at(Phase.RUNNING, "c3"))
-                except RunServiceUnavailable:
-                    await trio.sleep(0.05)
-                else:
-                    break
+            await until_done(
+                lambda: service.update_action_status(at(Phase.RUNNING, "c3")),
+                despite=RunServiceUnavailable,
+            )
 
 
 async def test_what_the_server_holds_back_is_not_queued_behind_it() -> None:

@@ -170,8 +170,8 @@ def refused(*filters: Filter) -> str:
     [
         (Filter(field="nme", values=["x"]), r"\[0\].field: .*'nme'.* name, .*labels.KEY"),
         (Filter(field="labels.", values=["x"]), r"filters\[0\].field: there is no field"),
-        (Filter(field="size", values=["many"]), r"filters\[0\].values\[0\]: 'many' is not a whole"),
-        (Filter(field="size", values=["9" * 20]), r"values\[0\]: .* is not a whole"),
+        (Filter(field="size", values=["many"]), r"filters\[0\].values\[0\]: 'many' is not an int"),
+        (Filter(field="size", values=["9" * 20]), r"values\[0\]: .* is not an integer"),
         (Filter(field="begun", values=["today"]), r"values\[0\]: 'today' is not a time as RFC"),
         (Filter(field="phase", values=["ODD"]), r"values\[0\]: 'ODD' is no phase: there are Q"),
         (Filter(field="name", values=[]), r"filters\[0\].values: there are none"),

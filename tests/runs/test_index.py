@@ -13,7 +13,7 @@ from etcd_actions.errors import PermissionDenied, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
 from etcd_actions.runs.run_entry import RunEntry
-from etcd_actions.runs.run_index import OfProject, OfTask, RunIndex, Shelf, open_run_index
+from etcd_actions.runs.run_index import OfProject, OfTask, RunIndex, RunScope, open_run_index
 from etcd_actions.runs.run_record import encode
 from tests.support.runs import FedIndex, key_of, record, status
 from tests.support.waiting import eventually
@@ -39,8 +39,8 @@ async def index(etcd: Etcd, keys: Keyspace, containment: Containment) -> AsyncIt
         yield index
 
 
-def names(index: RunIndex, shelf: Shelf, *, descending: bool = True) -> list[str]:
-    portions = index.portions(shelf, descending=descending, first=2)
+def names(index: RunIndex, scope: RunScope, *, descending: bool = True) -> list[str]:
+    portions = index.portions(scope, descending=descending, first=2)
     return [entry.name for portion in portions for entry in portion]
 
 
@@ -198,8 +198,8 @@ async def test_an_index_goes_on_when_its_watch_fails(
         with pytest.raises(PermissionDenied, match=r"^no$"):
             await index.ready()
         refusing.refuses = False
-        assert index._followed is not None
-        followed = index._followed
+        assert index._replica is not None
+        followed = index._replica
         await eventually(lambda: followed.is_loaded)
         await index.ready()
 
@@ -216,7 +216,7 @@ def test_tasks_and_texts_are_kept_once() -> None:
     assert latest.name == "r2"
 
 
-def test_a_run_whose_task_changes_moves_to_its_shelf() -> None:
+def test_a_run_whose_task_changes_moves_to_its_scope() -> None:
     index = FedIndex()
     index.put(record("a", task="env.one"))
     index.put(record("a", task="env.two"))
@@ -224,4 +224,4 @@ def test_a_run_whose_task_changes_moves_to_its_shelf() -> None:
     assert names(index, OfTask("p", "d", "env.two")) == ["a"]
     assert names(index, None) == ["a"]
     index.delete(record("a", task="env.two"))
-    assert index._shelves == {}
+    assert index._by_scope == {}

@@ -18,6 +18,7 @@ from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.runs.run_fields import CREATED, RUN_FIELDS
 from etcd_actions.runs.run_index import OfProject
 from etcd_actions.runs.run_record import RunRecord
+from tests.support.everyday import examples
 from tests.support.runs import FedIndex, key_of, record, status
 
 SHELF = OfProject("p", "d")
@@ -32,8 +33,8 @@ async def page_of(index: FedIndex, query: Query[RunEntry]) -> Page[RunEntry]:
     if descending is None:
         return await take_sorted(query, index.portions(SHELF, descending=True, first=3))
     behind = None
-    if query.position is not None:
-        created, name = query.position
+    if query.cursor is not None:
+        created, name = query.cursor
         assert isinstance(created, int)
         assert isinstance(name, str)
         behind = created, key_of(index.keys, record(name))
@@ -63,7 +64,7 @@ _SORTS = st.builds(Sort, key=st.just(CREATED), direction=_DIRECTIONS).map(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     st.lists(_RUNS, unique_by=lambda run: run.name),
     st.lists(st.lists(_RUNS | st.sampled_from(_NAMES), max_size=3), max_size=8),
@@ -145,7 +146,7 @@ def refuses(request: ListRequest, token: str, scope: bytes = b"p") -> None:
 
 def test_a_token_is_good_for_its_list_alone() -> None:
     token = token_of(ListRequest())
-    assert asked(ListRequest(token=token)).position is not None
+    assert asked(ListRequest(token=token)).cursor is not None
     refuses(ListRequest(), token, b"q")
     refuses(ListRequest(sort_by=Sort(key="name")), token)
     refuses(ListRequest(sort_by=Sort(key=CREATED, direction=Sort.ASCENDING)), token)
@@ -157,7 +158,7 @@ def test_what_is_no_token_is_refused(token: str) -> None:
     refuses(ListRequest(), token)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.integers(0, 30), st.integers(1, 255))
 def test_a_damaged_token_is_refused(at: int, change: int) -> None:
     data = bytearray(urlsafe_b64decode(token_of(ListRequest())))

@@ -122,7 +122,7 @@ def test_the_remote_builder_makes_the_image_of_a_task(door: Door, tmp_path: Path
     refused = told.pop("refused")
     assert told == {"runs": []}
     assert "installs packages of the system: 'vim'" in refused
-    assert "leave with_apt_packages() out" in refused
+    assert "omit with_apt_packages()" in refused
 
 
 def test_what_a_run_is_given_besides_inputs(door: Door) -> None:

@@ -25,7 +25,7 @@ READY = f"""
 import json, sys
 sys.path.insert(0, {str(Path(supervisor.__file__).parent)!r})
 import fork_server_main as server
-server._prepare(server._beside("ready_tls"))
+server._prepare(server._sibling("ready_tls"))
 print(json.dumps(sorted(sys.modules)))
 """
 

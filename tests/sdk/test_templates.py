@@ -11,8 +11,8 @@ import pytest
 from flyteidl2.core.tasks_pb2 import TaskTemplate
 
 from etcd_actions.errors import InvalidArgument
+from etcd_actions.executor.attempts.attempt_command import check_runs_here
 from etcd_actions.executor.attempts.attempt_limits import Limits, retry_delay
-from etcd_actions.executor.attempts.policy import check_runs_here
 from tests.sdk.service import PROGRAMS
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import hypothesis
 import pytest
+
+EXAMPLES = 20
+"""How many the everyday suite draws for a property; all other runs draw Hypothesis's hundred."""
 
 _PARAM = type(pytest.param())
 
@@ -18,6 +22,11 @@ def first_everyday(cases: Iterable[Any], count: int = 1) -> list[Any]:
     """
     found = list(cases)
     return [*found[:count], *map(_slow, found[count:])]
+
+
+def examples(count: int) -> int:
+    """``max_examples`` where a hundred are too few or too many: so many, fewer every day."""
+    return max(5, count * hypothesis.settings().max_examples // 100)
 
 
 def _slow(case: Any) -> Any:

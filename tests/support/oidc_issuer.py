@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import Any
@@ -17,6 +18,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 CLIENT = ("robot", "its-secret")
 AUDIENCE = "etcd-actions"
+
+
+@cache
+def _key(number: int) -> Any:
+    """Made once a process: an RSA key takes a quarter of a second."""
+    if number % 2:
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return ec.generate_private_key(ec.SECP256R1())
 
 
 class SmallIssuer:
@@ -43,11 +52,7 @@ class SmallIssuer:
         """Have another key, and only that."""
         self._made += 1
         self.kid = f"key-{self._made}"
-        self._key: Any = (
-            rsa.generate_private_key(public_exponent=65537, key_size=2048)
-            if self._made % 2
-            else ec.generate_private_key(ec.SECP256R1())
-        )
+        self._key = _key(self._made)
         self.algorithm = "RS256" if self._made % 2 else "ES256"
 
     def public_pem(self) -> bytes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 
-from tests.support.everyday import first_everyday
+from tests.support.everyday import examples, first_everyday
 
 CASES = [
     "plain",
@@ -33,3 +34,13 @@ def test_the_others_are_slow_and_else_the_same() -> None:
     ]
     assert [each.id for each in others] == [None, None, "name", None]
     assert [marks(each) for each in others] == [["slow"], ["slow"], ["slow"], ["faults", "slow"]]
+
+
+@pytest.mark.parametrize(("profile", "found"), [("many", [400, 30, 5]), ("everyday", [80, 6, 5])])
+def test_examples_are_fewer_every_day(profile: str, found: list[int]) -> None:
+    before = hypothesis.settings.get_current_profile_name()
+    hypothesis.settings.load_profile(profile)
+    try:
+        assert [examples(each) for each in (400, 30, 2)] == found
+    finally:
+        hypothesis.settings.load_profile(before)

@@ -102,6 +102,7 @@ def test_every_case_is_in_the_table(
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_early_has_no_holes(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

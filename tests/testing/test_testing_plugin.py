@@ -124,6 +124,7 @@ def test_the_example_of_the_documentation(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess("--etcd=embedded", *STRICT).assert_outcomes(passed=4)
 
 
+@pytest.mark.slow
 def test_without_an_engine_container_tests_are_skipped(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def test_without_an_engine_container_tests_are_skipped(
     result.stdout.fnmatch_lines(["SKIPPED*no container engine answers*"])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_fails_with_one_line(project: pytest.Pytester) -> None:
     """No traceback through the plugin."""
     project.makepyfile("def test_shared(etcd): ...")

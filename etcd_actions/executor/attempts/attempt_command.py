@@ -1,19 +1,18 @@
-"""What is run for an attempt: the command, its environment, its directory."""
+"""The command of an attempt: whether it may run here, its arguments, environment and directory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from string import Template as StringTemplate
 from typing import TYPE_CHECKING, Final
 
+from etcd_actions._internal.untrusted_files import local_path
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.executor.attempts.attempt_directory import local_path
-from etcd_actions.executor.attempts.policy import check_runs_here, is_sdk_program
-from etcd_actions.executor.attempts.proxies import spare_loopback
-from etcd_actions.executor.attempts.templates import substitute
+from etcd_actions.executor.attempts.environment import spare_loopback
 from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.model import ANNOTATION_RUN_START_TIME, ActionObject, output_uri
 
@@ -21,25 +20,32 @@ if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate
 
 WORKDIR: Final = "ETCD_ACTIONS_WORKDIR"
-"""In an action's environment: the directory that it runs in, where its code is."""
+"""The variable in an action's environment with the directory of its code, where it runs."""
+HOST_MARK: Final = "etcd-actions.io/run-on-host"
+"""In a container's ``config``, with the value ``true``: the command is meant for this machine."""
+SDK_COMMAND: Final = "a0"
 
-_LOCAL_ORG = "local"
-# Of our own environment, what a task may see. Never where etcd is, nor passwords.
-_PASSED_ON = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
-_TEMPLATE = "spec.taskTemplate"
-# What no file system takes in one component.
-_MOST_OF_A_NAME = 255
+_LOCAL_ORG: Final = "local"
+_PYTHON: Final = "python"
+_RAW: Final = "raw-container"
+_OUTPUTS: Final = ("--outputs-path", "-o")
+# The part of our environment that a task gets: never etcd's address, nor passwords.
+_PASSED_ON: Final = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
+_TEMPLATE: Final = "spec.taskTemplate"
+# No file system takes more in one component.
+_MOST_OF_A_NAME: Final = 255
+_VARIABLE: Final = re.compile(r"\{\{\s*[.$]([A-Za-z][A-Za-z0-9_.]*)\s*\}\}")
 
 
 @dataclass(frozen=True)
 class Command:
-    """One attempt, ready to be run.
+    """The command of one attempt.
 
     Attributes:
         arguments: The program and its arguments.
-        environment: All of its environment.
+        environment: Its complete environment.
         directory: Where it runs; None for a directory of its own.
-        outputs: Where it leaves outputs and errors.
+        outputs: The directory of its outputs and its error.
     """
 
     arguments: list[str]
@@ -50,7 +56,7 @@ class Command:
     @property
     def is_sdk(self) -> bool:
         """Whether it is the SDK's own command, which the fork server can run."""
-        return is_sdk_program(self.arguments[0])
+        return _is_sdk_program(self.arguments[0])
 
 
 def build_command(
@@ -60,17 +66,17 @@ def build_command(
     settings: ExecutorSettings,
     image_variables: Mapping[str, str] | None = None,
 ) -> Command:
-    """Say how an attempt is run.
+    """The command of an attempt.
 
     Args:
         action: The action.
-        template: Its task's.
-        attempt: Which attempt, from 1 on.
-        settings: See :class:`ExecutorSettings`.
-        image_variables: What the task's image sets in the environment: below what the task sets.
+        template: The template of its task.
+        attempt: The number of the attempt, from 1 on.
+        settings: The executor's.
+        image_variables: The variables of the task's image; those of the task go first.
 
     Raises:
-        InvalidArgument: The action cannot be run on this machine; the field is named.
+        InvalidArgument: The action cannot run on this machine; the field is named.
     """
     check_runs_here(template)
     _check_texts(action, template)
@@ -100,20 +106,64 @@ def build_command(
     return Command(arguments, environment, _directory(environment), outputs)
 
 
-def _check_component(field: str, text: str) -> None:
-    _check_text(field, text)
-    if text in ("", ".", "..") or "/" in text or len(text.encode()) > _MOST_OF_A_NAME:
+def check_runs_here(template: TaskTemplate) -> None:
+    """Refuse a task that is not meant for this machine: the SDK's, and those with `HOST_MARK`, are.
+
+    The command of a task in an image of its own refers to that image's file system.
+
+    Raises:
+        InvalidArgument: The task is refused; the field is named.
+    """
+    field = f"{_TEMPLATE}.container"
+    if not template.HasField("container"):
+        target = template.WhichOneof("target") or "no target"
         raise InvalidArgument(
-            field,
-            f"{text[:80]!r} is no name of a directory: give 1 to {_MOST_OF_A_NAME} bytes, without "
-            "a slash",
+            field, f"there is {target}, and no command: only tasks with a container run here"
+        )
+    container = template.container
+    command = [*container.command, *container.args]
+    if not command:
+        raise InvalidArgument(field, "there is no command: only tasks with one run here")
+    if any(each.key == HOST_MARK and each.value == "true" for each in container.config):
+        return
+    kind = template.type
+    # A raw container gets its inputs from a sidecar, which the SDK's own does not need.
+    if kind == _RAW or container.data_config.enabled:
+        raise InvalidArgument(
+            f"{_TEMPLATE}.type",
+            f"{kind!r} with image {container.image!r} is a container task: containers do not run "
+            f"here. Make it a Python task, or set {HOST_MARK} = true in the container's config if "
+            "its command is meant for this machine",
+        )
+    is_sdk = _is_sdk_program(command[0]) and any(option in command for option in _OUTPUTS)
+    if kind != _PYTHON and not is_sdk:
+        raise InvalidArgument(
+            f"{_TEMPLATE}.type",
+            f"{kind!r} is no Python task of the SDK: give the type {_PYTHON!r}, or set {HOST_MARK} "
+            "= true in the container's config if its command is meant for this machine",
         )
 
 
+def substitute(arguments: Iterable[str], variables: Mapping[str, str]) -> list[str]:
+    """Replace Flyte's variables in a command, such as ``{{.input}}`` or ``{{ $input }}``.
+
+    Their case does not matter. Unknown ones stay: the SDK reads some of them itself.
+    """
+    values = {name.lower(): value for name, value in variables.items()}
+    return [
+        _VARIABLE.sub(lambda found: values.get(found[1].lower(), found[0]), argument)
+        for argument in arguments
+    ]
+
+
+def _is_sdk_program(program: str) -> bool:
+    return PurePath(program).name == SDK_COMMAND
+
+
 def _check_text(field: str, text: str) -> None:
-    """Refuse what can be neither an argument, nor in an environment, nor in a path."""
+    """Refuse a text that can be neither an argument, nor a variable, nor a path."""
     if "\0" in text:
-        raise InvalidArgument(field, "it has a NUL, which no program can be given: leave it out")
+        raise InvalidArgument(field, "it has a NUL, which no program can be given: remove it")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -121,8 +171,15 @@ def _check_text(field: str, text: str) -> None:
 
 
 def _check_texts(action: ActionObject, template: TaskTemplate) -> None:
-    spec, metadata = action.spec, action.metadata
-    _check_component("spec.actionName", spec.action_name)
+    spec, metadata, identifier = action.spec, action.metadata, template.id
+    name = spec.action_name
+    _check_text("spec.actionName", name)
+    if name in ("", ".", "..") or "/" in name or len(name.encode()) > _MOST_OF_A_NAME:
+        raise InvalidArgument(
+            "spec.actionName",
+            f"{name[:80]!r} is no name of a directory: give 1 to {_MOST_OF_A_NAME} bytes, without "
+            "a slash",
+        )
     for field, text in (
         ("metadata.namespace", metadata.namespace),
         ("metadata.name", metadata.name),
@@ -133,10 +190,10 @@ def _check_texts(action: ActionObject, template: TaskTemplate) -> None:
         ("spec.runName", spec.run_name),
         ("spec.inputUri", spec.input_uri),
         ("spec.runOutputBase", spec.run_output_base),
-        (f"{_TEMPLATE}.id.project", template.id.project),
-        (f"{_TEMPLATE}.id.domain", template.id.domain),
-        (f"{_TEMPLATE}.id.name", template.id.name),
-        (f"{_TEMPLATE}.id.version", template.id.version),
+        (f"{_TEMPLATE}.id.project", identifier.project),
+        (f"{_TEMPLATE}.id.domain", identifier.domain),
+        (f"{_TEMPLATE}.id.name", identifier.name),
+        (f"{_TEMPLATE}.id.version", identifier.version),
         *((f"{_TEMPLATE}.container.command", text) for text in template.container.command),
         *((f"{_TEMPLATE}.container.args", text) for text in template.container.args),
     ):
@@ -157,7 +214,7 @@ def _check_variable(field: str, key: str, value: str) -> None:
 
 
 def _local_outputs(action: ActionObject, attempt: int) -> tuple[str, Path]:
-    """Where an attempt leaves its outputs, as the task is told it and as a path."""
+    """The directory of an attempt's outputs, as its URI and as a path."""
     prefix = _outputs(action, attempt)
     try:
         outputs = local_path(prefix)
@@ -173,7 +230,6 @@ def _local_outputs(action: ActionObject, attempt: int) -> tuple[str, Path]:
 
 
 def _directory(environment: Mapping[str, str]) -> Path | None:
-    """Where it runs; None for a directory of its own."""
     where = environment.get(WORKDIR)
     if not where:
         return None
@@ -198,36 +254,35 @@ def _environment(
     settings: ExecutorSettings,
     image_variables: Mapping[str, str],
 ) -> dict[str, str]:
-    """What Flyte's executor gives a pod, and what the SDK needs on a machine alone."""
-    spec, action_id = action.spec, action.action_id
+    """The variables that Flyte's executor sets in a pod, and those that the SDK needs here."""
+    spec, identifier = action.spec, template.id
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     programs = str(settings.python.parent)
     environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"
     for key, value in image_variables.items():
         _check_variable("image.env", key, value)
-        # As in the file that an image is built by, a value may have others in it.
+        # A value may refer to other variables, as in a Dockerfile.
         environment[key] = StringTemplate(value).safe_substitute(environment)
     environment |= {each.key: each.value for each in template.container.env}
     environment |= spec.env_vars
     spare_loopback(environment)
-    given = {
+    return environment | {
         "ACTION_NAME": spec.action_name,
         "RUN_NAME": spec.run_name,
         "_U_RUN_BASE": spec.run_output_base,
-        "_U_ORG_NAME": action_id.org or _LOCAL_ORG,
+        "_U_ORG_NAME": action.action_id.org or _LOCAL_ORG,
         "FLYTE_INTERNAL_EXECUTION_PROJECT": spec.project,
         "FLYTE_INTERNAL_EXECUTION_DOMAIN": spec.domain,
         "FLYTE_INTERNAL_EXECUTION_ID": spec.run_name,
-        "FLYTE_INTERNAL_TASK_PROJECT": template.id.project,
-        "FLYTE_INTERNAL_TASK_DOMAIN": template.id.domain,
-        "FLYTE_INTERNAL_TASK_NAME": template.id.name,
-        "FLYTE_INTERNAL_TASK_VERSION": template.id.version,
+        "FLYTE_INTERNAL_TASK_PROJECT": identifier.project,
+        "FLYTE_INTERNAL_TASK_DOMAIN": identifier.domain,
+        "FLYTE_INTERNAL_TASK_NAME": identifier.name,
+        "FLYTE_INTERNAL_TASK_VERSION": identifier.version,
         "FLYTE_ATTEMPT_NUMBER": str(attempt - 1),
         "_F_PN": spec.project,
         "_U_USE_ACTIONS": "1",
         "_U_EP_OVERRIDE": settings.service,
         "_U_INSECURE": "true",
-        # Read when the SDK's storage is imported.
+        # The SDK's storage reads it at its import.
         "FSSPEC_FILE_AUTO_MKDIR": "true",
     }
-    return environment | given

@@ -1,4 +1,4 @@
-"""Paths on this machine: inputs, outputs, and what is kept of an attempt."""
+"""The directory of an attempt: what the state directory keeps of it, and whether it lives."""
 
 from __future__ import annotations
 
@@ -6,71 +6,79 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import signal
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import structlog
+
+from etcd_actions._internal.call_time import boot_time
 from etcd_actions._internal.untrusted_files import (
     UnusableFile,
     is_regular,
-    local_path,
     open_regular,
     read_end,
     read_regular,
+    replace_file,
 )
-from etcd_actions.executor.attempts.attempt_clock import running_for
 from etcd_actions.executor.supervision import process_tree, supervisor
 from etcd_actions.executor.supervision.bounded_log import LOG, LOG_BEFORE
 from etcd_actions.executor.supervision.process_tree import Process
 from etcd_actions.model import Incarnation
 
-__all__ = ["EXIT", "LOCK", "LOG", "MARK", "STARTED", "AttemptDirectory", "local_path"]
-
 STARTED: Final = supervisor.STARTED
-"""Written before the main process of an attempt begins: its number."""
+"""The file with the number of the main process, written before that runs its program."""
 EXIT: Final = supervisor.EXIT
-"""Written when the main process has ended: its exit code, negative for a signal."""
+"""The file with the exit code of the main process, negative for a signal."""
 LOCK: Final = "lock"
-OBJECT: Final = "object"
-"""Says whose attempt it is."""
+CLOCK: Final = "clock"
+"""The file with the start of the attempt, in seconds since the machine started, and the boot id."""
+MARK: Final = "_ATTEMPT_MARK"
+"""The variable in the environment of an attempt's processes: see :attr:`AttemptDirectory.mark`."""
 
+_OBJECT: Final = "object"
 _MOST_SHOWN: Final = 1024
 _MOST_NOTE: Final = 64 * 1024
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# struct flock of 64-bit systems, and where the number of the process is in it.
-_FLOCK: Final = ("hhqqi0q", 4) if sys.platform.startswith("linux") else ("qqihh0q", 2)
-
-
-# Of this process, for a while: they say nothing about the file.
+# struct flock of 64-bit systems, and the indexes of l_type and l_pid in it.
+_FLOCK: Final = ("hhqqi0q", 0, 4) if sys.platform.startswith("linux") else ("qqihh0q", 3, 2)
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+# The names that directories of objects have now, and the uids that named them before.
+_PRESENT: Final = re.compile(r"-[0-9a-f]{40}$")
+_BEFORE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+# This process lacks something for a while: that says nothing about the file.
 _LACKING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_log = structlog.get_logger(__name__)
 
 
 def lacks_resources(error: OSError) -> bool:
-    """Whether a file was not looked at for want of descriptors or memory: later it can be."""
+    """Whether a file could not be read for want of descriptors or memory, so a retry may help."""
     return error.errno in _LACKING
 
 
 class AttemptDirectory:
     """The directory of one attempt of one incarnation of an action.
 
-    Its supervisor holds a lock on a file in it for as long as it lives, through a descriptor
-    that it inherited: so whoever comes later learns whether it lives, also when the executor
-    that started it was killed. A task runs as the same user, so nothing in the directory is
-    trusted to be what it was: it is opened without following links, and only when regular.
+    The attempt's supervisor keeps a file in it locked for as long as it lives, by an inherited
+    descriptor. So each later executor can detect whether the attempt lives. A task runs as the
+    same user, so no file is trusted: each is opened without following links, and only if regular.
 
     Attributes:
         path: The directory.
-        incarnation: Whose attempt it is; None where only the directory is known.
-        is_inferred: Whether only the uid says whose it is: the version before started it.
-        reported_exit: How the main process ended, where its supervisor told us; the file is
-            not asked then.
+        incarnation: The object of the attempt; None if only the directory is known.
+        is_inferred: Whether only the uid names the object: an earlier version started the attempt.
+        reported_exit: The exit code that the supervisor reported; the file is not read then.
     """
 
     def __init__(self, state_dir: Path, incarnation: Incarnation, attempt: int) -> None:
@@ -83,7 +91,7 @@ class AttemptDirectory:
     def at(
         cls, path: Path, incarnation: Incarnation | None = None, *, is_inferred: bool = False
     ) -> AttemptDirectory:
-        """The attempt that has a directory."""
+        """The attempt of a path."""
         place = cls.__new__(cls)
         place.path, place.reported_exit = path, None
         place.incarnation, place.is_inferred = incarnation, is_inferred
@@ -96,42 +104,41 @@ class AttemptDirectory:
 
     @property
     def name(self) -> str:
-        """What tells it from all others of the state directory."""
+        """The path below the directory of all attempts."""
         return "/".join(self.path.parts[-2:])
 
+    @property
+    def mark(self) -> str:
+        """A text in the environment of the attempt's processes, by which they are found."""
+        return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:32]
+
     def note_object(self) -> bool:
-        """Write down whose attempt it is, once; whether it is ours.
+        """Store the attempt's object, once; return whether the stored one is this one.
 
         Raises:
-            OSError: It cannot be written, or read.
+            OSError: The file cannot be written or read.
         """
         incarnation = self.incarnation
         assert incarnation is not None
         owner = incarnation.path_component
         note = {
             "object": owner,
-            # For people.
+            # The rest is for people.
             "key": incarnation.key[:_MOST_SHOWN].decode(errors="backslashreplace"),
             "create_revision": incarnation.create_revision,
             "uid": incarnation.uid[:_MOST_SHOWN],
         }
-        data = json.dumps(note).encode()
         with self.open_directory() as directory:
             for _ in range(2):
                 try:
-                    found = json.loads(read_regular(OBJECT, limit=_MOST_NOTE, dir_fd=directory))
+                    found = json.loads(read_regular(_OBJECT, limit=_MOST_NOTE, dir_fd=directory))
                 except FileNotFoundError:
-                    _write_new(OBJECT, data, directory)
+                    _write_new(_OBJECT, json.dumps(note).encode(), directory)
                 except (UnusableFile, ValueError, RecursionError):
                     return False
                 else:
                     return isinstance(found, dict) and found.get("object") == owner
         return False
-
-    @property
-    def mark(self) -> str:
-        """A text in the environment of its processes, by which they are found."""
-        return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:32]
 
     def make(self) -> None:
         """Create the directory, for this user only."""
@@ -142,12 +149,11 @@ class AttemptDirectory:
         """A descriptor of the directory, for as long as the context lasts.
 
         Raises:
-            OSError: There is none, or something else has its name.
+            OSError: The directory does not exist, or its path names something else.
         """
-        names = self.path.parts[-3:]
-        opened = os.open(self.path.parents[2], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened = os.open(self.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for name in names:
+            for name in self.path.parts[-3:]:
                 below = os.open(name, _DIRECTORY, dir_fd=opened)
                 os.close(opened)
                 opened = below
@@ -156,11 +162,11 @@ class AttemptDirectory:
             os.close(opened)
 
     def try_lock(self) -> int | None:
-        """Lock it: a descriptor, to be closed; None while its supervisor lives.
+        """Lock the attempt: a descriptor, to be closed; None while its supervisor lives.
 
         Raises:
             UnusableFile: The lock is no regular file.
-            OSError: It cannot be opened.
+            OSError: The lock cannot be opened.
         """
         with self.open_directory() as directory:
             with suppress(FileExistsError):
@@ -168,20 +174,19 @@ class AttemptDirectory:
             descriptor = open_regular(LOCK, os.O_RDWR, dir_fd=directory)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BaseException as error:
             os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                return None
             raise
         return descriptor
 
     def check_files(self) -> None:
-        """See to it that nothing else has the names of its files.
+        """Check that the names of the attempt's files are free, or of regular files.
 
         Raises:
-            UnusableFile: Something has; the message says what.
-            OSError: It cannot be looked at.
+            UnusableFile: One is not; the message names it.
+            OSError: One cannot be checked.
         """
         with self.open_directory() as directory:
             for name in (LOG, EXIT, supervisor.SUPERVISOR):
@@ -192,7 +197,7 @@ class AttemptDirectory:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its supervisor lives, as far as the lock tells; True where it cannot be asked."""
+        """Whether the lock says that its supervisor lives; True if the lock cannot be opened."""
         try:
             descriptor = self.try_lock()
         except UnusableFile:
@@ -206,7 +211,7 @@ class AttemptDirectory:
 
     @property
     def pid(self) -> int | None:
-        """The number of its main process; None before it began. Not to be signalled by."""
+        """The number of the main process, not to be signalled by; None before its start."""
         try:
             return self._number(STARTED)
         except OSError:
@@ -214,82 +219,97 @@ class AttemptDirectory:
 
     @property
     def was_started(self) -> bool:
-        """Whether its main process began to run.
+        """Whether the main process was started.
 
         Raises:
-            OSError: This cannot be told now, for want of descriptors or memory.
+            OSError: There are too few descriptors, or too little memory, to read that now.
         """
-        return self._is_there(STARTED)
+        try:
+            with self.open_directory() as directory:
+                return is_regular(STARTED, dir_fd=directory)
+        except UnusableFile:
+            # A task replaced the file.
+            return True
+        except OSError as error:
+            if lacks_resources(error):
+                raise
+            return False
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended, negative for a signal; None where nobody saw it.
+        """The exit code, negative for a signal; None if no supervisor wrote one.
 
         Raises:
-            OSError: This cannot be told now, for want of descriptors or memory.
+            OSError: There are too few descriptors, or too little memory, to read that now.
         """
-        if self.reported_exit is not None:
-            return self.reported_exit
-        return self._number(EXIT)
+        return self._number(EXIT) if self.reported_exit is None else self.reported_exit
 
     def running_for(self) -> float | None:
-        """Seconds since the attempt began, across restarts of ours; None where it did not."""
-        return running_for(self.path, self.path / STARTED)
+        """Seconds since the start of the attempt, also by an earlier executor; None before it.
+
+        Without the file of :meth:`note_start` the wall clock decides.
+        """
+        if (started := self._noted_start()) is not None:
+            return max(0.0, boot_time() - started)
+        try:
+            return max(0.0, time.time() - (self.path / STARTED).lstat().st_mtime)
+        except OSError:
+            return None
+
+    def note_start(self, seconds: float) -> None:
+        """Store that the attempt started so many seconds ago, unless a start is stored.
+
+        A failure is logged: then the wall clock measures the attempt.
+        """
+        if self._noted_start() is not None:
+            return
+        text = f"{boot_time() - seconds:.3f} {_boot_id()}\n"
+        try:
+            replace_file(self.path / CLOCK, text.encode())
+        except OSError as error:
+            _log.debug("beginning_not_noted", directory=str(self.path), error=str(error))
 
     def last_lines(self, most: int = 20) -> str:
-        """The end of its log, for an error that says nothing else."""
+        """The last lines of the log, for an error without a message of its own."""
         end = b""
         for name in (LOG, LOG_BEFORE):
             if len(end) < 4096:
-                end = self._tail(name, 4096 - len(end)) + end
+                with suppress(OSError, UnusableFile), self.open_directory() as directory:
+                    end = read_end(name, 4096 - len(end), dir_fd=directory) + end
         return "\n".join(end.decode(errors="replace").splitlines()[-most:])
 
     def supervisor(self) -> int | None:
-        """The number of the process that the kernel says is the supervisor; None without one."""
+        """The number of the process that has the supervisor's lock, by the kernel; None if free."""
         try:
             with self.open_directory() as directory:
                 descriptor = open_regular(supervisor.SUPERVISOR, os.O_RDWR, dir_fd=directory)
         except (OSError, UnusableFile):
             return None
-        layout, index = _FLOCK
-        asked: list[int] = [0, 0, 0, 0, 0]
-        asked[0 if index == 4 else 3] = fcntl.F_WRLCK
+        layout, kind, pid = _FLOCK
+        query = [0, 0, 0, 0, 0]
+        query[kind] = fcntl.F_WRLCK
         try:
-            found = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *asked))
+            found = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *query))
         except OSError:
             return None
         finally:
             os.close(descriptor)
-        fields = struct.unpack(layout, found)
-        kind = fields[0 if index == 4 else 3]
-        pid: int = fields[index]
-        return pid if kind != fcntl.F_UNLCK and pid > 0 else None
+        fields: tuple[int, ...] = struct.unpack(layout, found)
+        return fields[pid] if fields[kind] != fcntl.F_UNLCK and fields[pid] > 0 else None
 
     def kill(self, number: signal.Signals) -> None:
-        """Have the attempt end: SIGTERM asks its whole tree to end, SIGKILL kills all of it."""
-        pid = self.supervisor()
-        seen = None if pid is None else process_tree.look_at(str(pid))
-        # A number that was used anew between these two is no supervisor's.
-        if pid is None or pid != self.supervisor():
-            return
-        asked = signal.SIGQUIT if number is signal.SIGKILL else number
-        for each in (asked, signal.SIGCONT):
-            if seen is None:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, each)
-            else:
-                process_tree.send(Process(pid, seen[1]), each)
+        """Have the supervisor end the tree: SIGTERM with the grace, SIGKILL without."""
+        self._signal_supervisor(
+            signal.SIGQUIT if number is signal.SIGKILL else number, signal.SIGCONT
+        )
 
     def kill_left_behind(self) -> int:
-        """Kill its supervisor, and what is left of a tree whose supervisor is gone.
+        """Kill the supervisor, and the processes whose environment has the mark.
 
-        Such processes are found by their environment, so one that emptied it is not. Returns
-        how many were found.
+        Returns:
+            How many had it.
         """
-        pid = self.supervisor()
-        seen = None if pid is None else process_tree.look_at(str(pid))
-        if pid is not None and seen is not None and pid == self.supervisor():
-            process_tree.send(Process(pid, seen[1]), signal.SIGKILL)
+        self._signal_supervisor(signal.SIGKILL)
         count = 0
         for _ in range(20):
             found = list(_marked(self.mark))
@@ -300,10 +320,18 @@ class AttemptDirectory:
                 process_tree.send(process, signal.SIGKILL)
         return count
 
-    def _tail(self, name: str, most: int) -> bytes:
-        with suppress(OSError, UnusableFile), self.open_directory() as directory:
-            return read_end(name, most, dir_fd=directory)
-        return b""
+    def _signal_supervisor(self, *numbers: signal.Signals) -> None:
+        pid = self.supervisor()
+        seen = None if pid is None else process_tree.look_at(str(pid))
+        # If the number was reused between the two reads, it is no supervisor's.
+        if pid is None or pid != self.supervisor():
+            return
+        for number in numbers:
+            if seen is not None:
+                process_tree.send(Process(pid, seen[1]), number)
+            else:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
 
     def _number(self, name: str) -> int | None:
         try:
@@ -316,21 +344,70 @@ class AttemptDirectory:
                 raise
             return None
 
-    def _is_there(self, name: str) -> bool:
-        try:
-            with self.open_directory() as directory:
-                return is_regular(name, dir_fd=directory)
-        except UnusableFile:
-            # Somebody put something else in its place.
-            return True
-        except OSError as error:
-            if lacks_resources(error):
-                raise
-            return False
+    def _noted_start(self) -> float | None:
+        with suppress(OSError, ValueError, UnusableFile):
+            data = read_regular(self.path / CLOCK, limit=200)
+            started, _, boot = data.decode().partition(" ")
+            if boot.strip() == _boot_id() and math.isfinite(float(started)):
+                return min(float(started), boot_time())
+        return None
+
+
+def directory_of(state_dir: Path, incarnation: Incarnation, attempt: int) -> AttemptDirectory:
+    """The directory of an attempt, which need not exist.
+
+    An earlier version named directories by the uid alone. An attempt that it started stays in that
+    directory, and is not started again. A uid does not identify an object: the first object that
+    is read gets the attempt, for good.
+
+    Args:
+        state_dir: The executor's directory.
+        incarnation: The attempt's object.
+        attempt: The number of the attempt, from 1 on.
+
+    Raises:
+        OSError: There are too few descriptors, or too little memory, to read that now.
+    """
+    place = AttemptDirectory(state_dir, incarnation, attempt)
+    path = state_dir / "attempts" / _name_before(incarnation.uid) / str(attempt)
+    try:
+        path.lstat()
+    except OSError as error:
+        if lacks_resources(error):
+            raise
+        return place
+    before = AttemptDirectory.at(path, incarnation, is_inferred=True)
+    if place.was_started or not (before.was_started or before.is_alive):
+        return place
+    if not before.note_object():
+        _log.warning(
+            "attempt_of_another_object", directory=str(path), object=place.path.parent.name
+        )
+        return place
+    return before
+
+
+def directory_names(incarnation: Incarnation) -> set[str]:
+    """The names of the directories that may have attempts of an object."""
+    return {incarnation.path_component, _name_before(incarnation.uid)}
+
+
+def _name_before(uid: str) -> str:
+    """The name that an earlier version gave the directory of an object."""
+    # A uid may be the present name of another object's directory.
+    if _BEFORE.fullmatch(uid) and not _PRESENT.search(uid):
+        return uid
+    return "." + hashlib.sha256(uid.encode(errors="surrogatepass")).hexdigest()
+
+
+def _boot_id() -> str:
+    with suppress(OSError):
+        return _BOOT_ID.read_text().strip()
+    return "unknown"
 
 
 def _write_new(name: str, data: bytes, directory: int) -> None:
-    """Write a file whole, unless there is one."""
+    """Write a file in one step, unless it exists."""
     new = f"{name}.{secrets.token_hex(4)}"
     descriptor = os.open(new, os.O_WRONLY | os.O_EXCL | _CREATE, 0o600, dir_fd=directory)
     try:
@@ -350,7 +427,7 @@ def _write_new(name: str, data: bytes, directory: int) -> None:
 
 def _marked(mark: str) -> Iterator[Process]:
     """The processes whose environment has a mark."""
-    wanted = f"{MARK}={mark}".encode()
+    variable = f"{MARK}={mark}".encode()
     for name in process_tree.numbers():
         if int(name) == os.getpid():
             continue
@@ -359,9 +436,5 @@ def _marked(mark: str) -> Iterator[Process]:
             environment = Path(f"/proc/{name}/environ").read_bytes()
         except OSError:
             continue
-        if seen is not None and wanted in environment.split(b"\0"):
+        if seen is not None and variable in environment.split(b"\0"):
             yield Process(int(name), seen[1])
-
-
-MARK: Final = "_ATTEMPT_MARK"
-"""In the environment of an attempt's processes: see :attr:`AttemptDirectory.mark`."""

@@ -1,4 +1,4 @@
-"""How long an attempt may wait and run, and how long the one after a failure is put off."""
+"""How long an attempt may wait and run, and how long a retry is delayed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEADLINE: Final = "DEADLINE_EXCEEDED"
 QUEUED_TOO_LONG: Final = "QUEUED_TIMEOUT_EXCEEDED"
 
 MOST_ATTEMPTS: Final = 2**32 - 1
-"""What the field of the stored object can hold."""
+"""The greatest number that the field of the stored object takes."""
 
 _METADATA = "spec.taskTemplate.metadata"
 
@@ -27,10 +27,10 @@ class Limits:
 
     Attributes:
         run: Seconds that it may run.
-        queued: Until when it may wait for a slot.
-        deadline: Until when the action may take, with all of its attempts.
-        not_before: When it may begin: the back-off of the attempt before ends.
-        attempts: How many attempts there may be.
+        queued: The end of its wait for a slot.
+        deadline: The end of the action, with all its attempts.
+        not_before: The end of the back-off after the attempt before.
+        attempts: The most attempts of the action.
     """
 
     run: float | None
@@ -41,13 +41,7 @@ class Limits:
 
     @classmethod
     def of(cls, template: TaskTemplate, attempt: int, *, created: float, queued: float) -> Limits:
-        """Read them from a template.
-
-        Args:
-            template: The task's.
-            attempt: Which attempt, from 1 on.
-            created: When the action was created.
-            queued: When this attempt was queued.
+        """The limits of an attempt, numbered from 1, of an action created at ``created``.
 
         Raises:
             InvalidArgument: One cannot be used; the field is named.
@@ -58,7 +52,7 @@ class Limits:
         deadline = limit_of(metadata.timeouts.deadline, f"{_METADATA}.timeouts.deadline")
         return cls(
             run=limit_of(metadata.timeout, f"{_METADATA}.timeout"),
-            # The wait for a slot begins when the back-off has passed.
+            # The wait for a slot begins after the back-off.
             queued=None if waiting is None else not_before + waiting,
             deadline=None if deadline is None else created + deadline,
             not_before=not_before,
@@ -66,30 +60,30 @@ class Limits:
         )
 
     def waiting_ends(self) -> float | None:
-        """When waiting for a slot makes no sense any more."""
+        """The end of the wait for a slot; None for no limit."""
         return min((end for end in (self.queued, self.deadline) if end is not None), default=None)
 
     def late(self, now: float) -> ErrorState | None:
-        """Why the attempt is not begun any more."""
+        """The error of an attempt that is too late to start; None if it is not."""
         if self.deadline is not None and now >= self.deadline:
             return _too_long(DEADLINE, "its deadline has passed")
         if self.queued is not None and now >= self.queued:
             return _too_long(QUEUED_TOO_LONG, "it waited too long for a slot")
         return None
 
-    def running_ends(self, began: float) -> tuple[float, ErrorState]:
-        """When an attempt that began at some time has run too long, and what it ends with."""
+    def running_ends(self, started: float) -> tuple[float, ErrorState]:
+        """When an attempt that started at some time has run too long, and its error then."""
         ran = LONGEST if self.run is None else self.run
-        end = float("inf") if self.run is None else began + self.run
+        end = float("inf") if self.run is None else started + self.run
         if self.deadline is not None and self.deadline <= end:
             return self.deadline, _too_long(DEADLINE, "its deadline has passed")
         return end, _too_long(RUN_TOO_LONG, f"it ran longer than {ran:g} s")
 
 
 def retry_delay(template: TaskTemplate, attempt: int) -> float:
-    """How many seconds an attempt is put off after the one before failed.
+    """Seconds between the failure of an attempt and the next one, whose number is given.
 
-    It is ``base * factor ** n``, at most ``cap``, where the second attempt has ``n = 0``.
+    They are ``min(base * factor ** n, cap)``; ``n`` is 0 for the second attempt.
 
     Raises:
         InvalidArgument: The strategy cannot be used; the field is named.

@@ -1,4 +1,4 @@
-"""Runs one attempt: starts its supervisor, or finds it again, and waits for its end."""
+"""Starts attempts, finds those that live, and waits for their ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,26 +22,25 @@ from etcd_actions.executor.attempts.attempt_command import Command
 from etcd_actions.executor.attempts.attempt_directory import MARK, AttemptDirectory
 from etcd_actions.executor.attempts.environment import helper_environment
 from etcd_actions.executor.attempts.fork_server import ForkServer
-from etcd_actions.executor.attempts.not_started import NotStarted, OutputsInUse
 from etcd_actions.executor.attempts.outcome import clear
 from etcd_actions.executor.attempts.output_directories import take
 from etcd_actions.executor.attempts.start_errors import (
+    NotStarted,
+    OutputsInUse,
     check_command,
     not_started,
-    of_action,
     of_os_error,
-    own_directory,
 )
 from etcd_actions.executor.supervision import supervisor
 
 _LOOK_EVERY: Final = 0.5
 _START_WITHIN: Final = 60.0
 _TRIES: Final = 3
-# After it was told to kill all, a supervisor that is stopped or hangs is killed itself.
+# A supervisor that is stopped or hangs is killed itself after so long.
 _KILLED_WITHIN: Final = 15.0
 _FILES_WITHIN: Final = 60.0
-# A supervisor says that its attempt has ended before it ends itself.
-_LETS_GO_WITHIN: Final = 1.0
+# A supervisor reports the end of its attempt before it ends itself.
+_RELEASED_WITHIN: Final = 1.0
 _UNKNOWN: Final = object()
 _MOST_REPORT: Final = 1 << 20
 _PROGRAM: Final = (
@@ -57,12 +55,16 @@ class Attempts:
     """Starts and follows attempts.
 
     Args:
-        fork_server: What starts the SDK's commands; None to execute them like others.
-        nursery: Where the ends of supervisors are waited for.
-        kill_grace: Seconds between asking a process to end and killing it.
-        log_bytes: How much of an attempt's log is kept, while it grows and afterwards.
-        launcher: What starts other commands, faster than executing a supervisor for each.
-        containment: The boundaries of what it does.
+        fork_server: Starts the SDK's commands; None to execute them like others.
+        nursery: Where the reports of supervisors are received.
+        kill_grace: Seconds between SIGTERM and SIGKILL.
+        log_bytes: The most bytes of an attempt's log, while it grows and afterwards.
+        launcher: Starts other commands, faster than executing a supervisor for each.
+        containment: Its boundaries.
+
+    Attributes:
+        started: Number of attempts that were started.
+        adopted: Number of attempts that another executor had started.
     """
 
     def __init__(
@@ -85,21 +87,20 @@ class Attempts:
         self.adopted = 0
 
     async def begin(self, place: AttemptDirectory, command: Command) -> None:
-        """See to it that the attempt was started, exactly once.
+        """Start an attempt unless it was started before, also by an earlier executor.
 
-        One that lives, or has lived, is left as it is: an executor before us started it.
-        Cancelled, it may have been started: its lock tells.
+        Cancelled, it may have been started: its lock says so.
 
         Raises:
-            NotStarted: Nothing of it runs; it says whose fault that is.
-            OutputsInUse: Nothing of it runs, since another writes where its outputs are to be.
+            NotStarted: No process of it runs; the error says who is to blame.
+            OutputsInUse: No process of it runs, since another attempt has its outputs' directory.
         """
         for _ in range(_TRIES):
             try:
                 place.make()
                 lock = place.try_lock()
             except UnusableFile as error:
-                raise of_action(f"{place.path}: {error}") from error
+                raise NotStarted.because(f"{place.path}: {error}") from error
             except OSError as error:
                 raise of_os_error(place.path, error, "state") from error
             if lock is None or place.was_started:
@@ -122,23 +123,23 @@ class Attempts:
             await report.closed.wait()
             place.reported_exit = report.code
         if report is None or report.code is None:
-            while place.is_alive:  # noqa: ASYNC110 - another executor's process rings no bell
+            while place.is_alive:  # noqa: ASYNC110 - another executor's process sends no report
                 await trio.sleep(_LOOK_EVERY)
         while (code := _exit_code(place)) is _UNKNOWN:  # noqa: ASYNC110 - as above
             await trio.sleep(_LOOK_EVERY)
         if code is None:
-            # Its supervisor was killed: the main process went with it, others may not have.
+            # Its supervisor was killed, and with it the main process, but perhaps no other.
             await self._kill_left_behind(place)
 
     def forget(self, place: AttemptDirectory) -> None:
-        """Nobody asks for an attempt any more."""
+        """Release the report of an attempt that is not followed any more."""
         self._reports.pop(place.path, None)
 
     async def end(self, place: AttemptDirectory) -> None:
         """End an attempt: all its processes get SIGTERM, after the grace SIGKILL.
 
-        Returns once they have ended. What the kernel does not let go is left after a while;
-        that is logged.
+        Returns once they have ended. A process that the kernel does not end is left after a
+        while; that is logged.
         """
         if await self._ended_within(place, self._kill_grace, signal.SIGTERM):
             return
@@ -155,7 +156,7 @@ class Attempts:
             while True:
                 if number is not None:
                     place.kill(number)
-                # One that is just beginning may not be there to be told yet.
+                # The supervisor of a new attempt may not receive signals yet.
                 with trio.move_on_after(_LOOK_EVERY):
                     await self.wait_ended(place)
                     return True
@@ -165,80 +166,77 @@ class Attempts:
         try:
             count = await in_thread(_FILES_WITHIN, "/proc", place.kill_left_behind)
         except UnusableFile as error:
-            _log.warning("processes_not_looked_for", place=str(place.path), error=str(error))
+            _log.warning("processes_not_searched", place=str(place.path), error=str(error))
             return
         if count:
             _log.warning("processes_left_behind", place=str(place.path), killed=count)
 
     async def _start(self, place: AttemptDirectory, command: Command, lock: int) -> bool:
-        """Start it; False where its supervisor, or the fork server, ended first."""
+        """Start it; False if its supervisor, or the fork server, ended first."""
         environment = command.environment | {MARK: place.mark}
         check_command(command.arguments, environment, command)
         try:
             place.check_files()
             if not place.note_object():
-                raise of_action(f"{place.path} says that it is another object's")
+                raise NotStarted.because(f"{place.path} says that it is another object's")
             await _take_outputs(place, command.outputs)
         except UnusableFile as error:
-            raise of_action(str(error)) from error
+            raise NotStarted.because(str(error)) from error
         except OSError as error:
             raise of_os_error(place.path, error, "state") from error
         try:
             await in_thread(_FILES_WITHIN, command.outputs, clear, command.outputs)
         except UnusableFile as error:
-            raise of_action(str(error)) from error
+            raise NotStarted.because(str(error)) from error
         except OSError as error:
             raise of_os_error(command.outputs, error, "outputs") from error
-        own = command.directory is None
         request = {
             "arguments": command.arguments,
             "environment": environment,
-            "directory": str(command.directory or own_directory(place.path)),
-            "own_directory": own,
+            "directory": str(command.directory or place.path / supervisor.WORK),
+            "own_directory": command.directory is None,
             "kill_grace": self._kill_grace,
             "log_bytes": self._log_bytes,
         }
         report = _Report()
         try:
             with place.open_directory() as directory, _file_of(request, place) as file:
-                said, speaks = os.pipe()
-                # It closes its end.
-                self._nursery.start_soon(self._listen, report, said, place)
+                reader, writer = os.pipe()
+                # The task closes the reader.
+                self._nursery.start_soon(self._listen, report, reader, place)
                 try:
-                    descriptors = [directory, lock, speaks, file]
-                    how = await self._hand_over(command, descriptors)
+                    hint = await self._hand_over(command, [directory, lock, writer, file])
                 finally:
-                    os.close(speaks)
+                    os.close(writer)
         except OSError as error:
             raise of_os_error("a process cannot be started", error, "process") from error
         with trio.move_on_after(_START_WITHIN):
-            await report.told.wait()
+            await report.decided.wait()
         if report.failure is not None:
-            raise self._failed(report.failure, request, place, how)
+            raise _failed(report.failure, request, place, hint)
         if report.started or place.was_started:
             self._reports[place.path] = report
             return True
         if not report.closed.is_set():
             await self._kill_left_behind(place)
-            text = f"it did not begin within {_START_WITHIN:g} s"
+            text = f"it did not start within {_START_WITHIN:g} s"
             raise not_started(command.arguments[0], None, text, "process")
-        if how:
-            raise not_started("the supervisor", None, how, "supervisor")
+        if hint:
+            raise not_started("the supervisor", None, hint, "supervisor")
         return False
 
     async def _hand_over(self, command: Command, descriptors: list[int]) -> str:
-        """Have a supervisor started; gives what is to be added to the message of a failure."""
+        """Have a supervisor started; returns a hint for the message of a failure."""
         server = self._fork_server
         hint = ""
-        # With a path in it, it is another program than the one that the server has imported.
+        # A path may name another program than the one that the server has imported.
         if server is not None and command.is_sdk and "/" not in command.arguments[0]:
             if await server.start(descriptors):
                 return ""
             hint = server.trouble
         if self._launcher is not None and await self._launcher.start(descriptors):
             return hint
-        launch = partial(
-            trio.run_process,
+        launched: subprocess.CompletedProcess[bytes] = await trio.run_process(
             [sys.executable, "-I", "-S", "-c", _PROGRAM, _DIRECTORY, *map(str, descriptors)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -249,7 +247,6 @@ class Attempts:
             cwd="/",
             check=False,
         )
-        launched: subprocess.CompletedProcess[bytes] = await launch()
         if launched.returncode:
             hint = launched.stderr.decode(errors="replace")[-1000:] or f"exit {launched.returncode}"
         return hint
@@ -258,36 +255,33 @@ class Attempts:
         with self._containment.unit("attempt", str(place.path)):
             await report.listen(descriptor)
 
-    def _failed(
-        self, failure: dict[str, Any], request: dict[str, Any], place: AttemptDirectory, hint: str
-    ) -> NotStarted:
-        where = str(failure.get("where"))
-        subjects = {"program": request["arguments"][0], "directory": request["directory"]}
-        number = failure.get("errno")
-        text = str(failure["failed"])
-        if hint:
-            text = f"{text}; {hint}"
-        return not_started(
-            subjects.get(where, place.path),
-            number if isinstance(number, int) else None,
-            text,
-            where,
-        )
+
+def _failed(
+    failure: dict[str, Any], request: dict[str, Any], place: AttemptDirectory, hint: str
+) -> NotStarted:
+    where, number, text = str(failure.get("where")), failure.get("errno"), str(failure["failed"])
+    subjects = {"program": request["arguments"][0], "directory": request["directory"]}
+    return not_started(
+        subjects.get(where, place.path),
+        number if isinstance(number, int) else None,
+        f"{text}; {hint}" if hint else text,
+        where,
+    )
 
 
 async def _take_outputs(place: AttemptDirectory, outputs: Path) -> None:
-    """Take a directory of outputs; one whose attempt is just ending is waited for.
+    """Take a directory of outputs; wait for an attempt that is about to end.
 
     Raises:
-        OutputsInUse: An attempt that lives has it.
+        OutputsInUse: Another attempt that lives has it.
         UnusableFile: The file system does not answer.
-        OSError: It cannot be written down.
+        OSError: The file of the directory cannot be written.
     """
-    until = trio.current_time() + _LETS_GO_WITHIN
+    until = trio.current_time() + _RELEASED_WITHIN
     while (holder := await in_thread(_FILES_WITHIN, outputs, take, place, outputs)) is not None:
         if trio.current_time() >= until:
             raise OutputsInUse(holder.path)
-        await trio.sleep(_LETS_GO_WITHIN / 20)
+        await trio.sleep(_RELEASED_WITHIN / 20)
 
 
 def _exit_code(place: AttemptDirectory) -> object:
@@ -298,25 +292,25 @@ def _exit_code(place: AttemptDirectory) -> object:
 
 
 class _Report:
-    """What the supervisor of an attempt says.
+    """The report of the supervisor of an attempt.
 
     Attributes:
-        told: It was started, or it failed, or its supervisor is gone.
-        closed: Its supervisor is gone, and so is its whole tree.
+        decided: Set once it was started, or failed, or its supervisor ended.
+        closed: Set once its supervisor, and its entire tree, have ended.
         started: Whether it was started.
         failure: Why it was not.
-        code: How its main process ended; None where that is not known.
+        code: The exit code of its main process, if known.
     """
 
     def __init__(self) -> None:
-        self.told = trio.Event()
+        self.decided = trio.Event()
         self.closed = trio.Event()
         self.started = False
         self.failure: dict[str, Any] | None = None
         self.code: int | None = None
 
     async def listen(self, descriptor: int) -> None:
-        """Take in what it says, until its end."""
+        """Read the report to its end."""
         os.set_blocking(descriptor, False)
         data = b""
         try:
@@ -335,13 +329,13 @@ class _Report:
                 if len(data) > _MOST_REPORT:
                     data = b""
         finally:
-            # Where it was not heard to its end, the lock says when that is.
+            # If it was not read to its end, the lock says when the attempt ends.
             os.close(descriptor)
-            self.told.set()
+            self.decided.set()
             self.closed.set()
 
     def _note(self, line: bytes) -> None:
-        # A task runs as the same user, and can write there, too.
+        # A task runs as the same user, and can write to the pipe, too.
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
@@ -355,12 +349,12 @@ class _Report:
         elif isinstance(message.get("ended"), int) and self.code is None:
             self.code = message["ended"]
             return
-        self.told.set()
+        self.decided.set()
 
 
 @contextmanager
 def _file_of(request: dict[str, Any], place: AttemptDirectory) -> Iterator[int]:
-    """A file without a name that says what is to be run: nobody can exchange it."""
+    """A file with the request, without a name, so that no process can replace it."""
     data = json.dumps(request).encode()
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("request", os.MFD_CLOEXEC)

@@ -1,4 +1,4 @@
-"""This side of the fork server: keeps one running, and hands it attempts."""
+"""Keeps a fork server running, and sends it attempts."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from etcd_actions.executor.attempts.environment import helper_environment
 from etcd_actions.executor.supervision import supervisor
 
 START: Final = b"start"
-"""The message that goes with the descriptors of an attempt."""
+"""The message with the descriptors of an attempt."""
 UNIT: Final = "fork_server"
-"""The kind of unit that it is for :class:`~etcd_actions._internal.containment.Containment`."""
+"""Its kind of unit, see :mod:`etcd_actions._internal.containment`."""
 
 _PROGRAM = Path(supervisor.__file__).with_name("fork_server_main.py")
 _MOST_LOG = 1 << 20
 _BACKOFF = Backoff(initial=0.2, cap=30.0)
 _READY_WITHIN = 60.0
-# After so many ends in a row attempts are started without it.
+# After so many failures in a row attempts are started without it.
 _TRIES = 3
 _LASTING = 60.0
-# What it exits with where it can fork nothing, however often it is tried.
+# Its exit code if it can never fork.
 _USELESS = 4
 
 _log = structlog.get_logger(__name__)
 
 
 class ForkServerEnded(Exception):
-    """It ended, or never became ready; the message has the end of its log."""
+    """It ended, or did not become ready; the message has the end of its log."""
 
 
 class ForkServerUseless(ForkServerEnded):
-    """With the SDK of this interpreter there can be none: another try would end alike."""
+    """The SDK of this interpreter cannot be forked: a retry would fail alike."""
 
 
 @asynccontextmanager
@@ -53,13 +53,13 @@ async def open_fork_server(
 ) -> AsyncIterator[ForkServer]:
     """Keep a fork server running for as long as the context lasts.
 
-    What it has started lives on afterwards, and so does it, until that has ended.
+    Its attempts live on afterwards, and so does it, until they have ended.
 
     Args:
         python: The interpreter that has Flyte's SDK.
-        state_dir: Where its log is.
-        containment: Where it is parked while it does not run.
-        plain: Whether it has no SDK, and executes what it starts.
+        state_dir: The directory of its log.
+        containment: Its boundary, in which it is parked while it does not run.
+        plain: Whether it has no SDK, and executes the commands.
     """
     server = ForkServer(python, state_dir, containment or Containment(), plain=plain)
     async with owned_tasks("the fork server") as nursery:
@@ -75,13 +75,12 @@ class ForkServer:
         self, python: Path, state_dir: Path, containment: Containment, *, plain: bool = False
     ) -> None:
         self._python = python
-        self._options = ["-I", "-S"] if plain else []
-        self._mode = ["plain"] if plain else []
+        self._plain = plain
         self._log = state_dir / ("launcher.log" if plain else "fork-server.log")
         self._identity = f"{python}{' (plain)' if plain else ''}"
         self._containment = containment
         self._socket: socket.socket | None = None
-        # Set when it is known whether it can be used.
+        # Set once it can be used, or cannot.
         self._decided = trio.Event()
         self._sending = trio.Lock()
         self._failures = 0
@@ -90,7 +89,7 @@ class ForkServer:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether it runs, or did so until now: attempts wait for it then."""
+        """Whether it runs, or is expected to: attempts wait for it then."""
         return self._socket is not None or self._failures < _TRIES
 
     @property
@@ -99,10 +98,9 @@ class ForkServer:
         return "" if self._socket is not None else self._failure
 
     async def start(self, descriptors: list[int]) -> bool:
-        """Hand it what a supervisor takes; False where it is not healthy: nothing was sent then.
+        """Send it the descriptors of a supervisor; False, and nothing sent, if it is not healthy.
 
-        The descriptors may be closed afterwards. That it was handed over says not that it was
-        started: the supervisor says so.
+        The descriptors may be closed afterwards. The supervisor reports whether it was started.
         """
         while True:
             await self._decided.wait()
@@ -148,7 +146,7 @@ class ForkServer:
             await trio.sleep(_BACKOFF.delay(self._failures))
 
     def _do_without(self, error: ForkServerUseless) -> None:
-        """Have attempts executed for as long as this process lives, and say so once."""
+        """Have attempts executed for as long as this process lives, and log that once."""
         self._failures = _TRIES
         self._failure = str(error)
         self._decided.set()
@@ -157,30 +155,25 @@ class ForkServer:
             python=str(self._python),
             error=self._failure,
             instead="each task has an interpreter of its own, which takes longer; the fork server "
-            "is tried again when the service is restarted",
+            "is started again when the service is restarted",
         )
 
     async def _serve(self) -> None:
         """Run one server, until it ends."""
+        options, mode = (["-I", "-S"], ["plain"]) if self._plain else ([], [])
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             ours.setblocking(False)
             with trio.move_on_after(_READY_WITHIN):
                 with theirs, os.fdopen(self._open_log(), "ab") as log:
-                    # It returns when the server has gone into the background.
+                    # It returns once the server runs in the background.
                     finished: subprocess.CompletedProcess[bytes] = await trio.run_process(
-                        [
-                            str(self._python),
-                            *self._options,
-                            str(_PROGRAM),
-                            str(theirs.fileno()),
-                            *self._mode,
-                        ],
+                        [self._python, *options, _PROGRAM, str(theirs.fileno()), *mode],
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
                         pass_fds=(theirs.fileno(),),
-                        # A Ctrl-C at the terminal is for us.
+                        # A Ctrl-C at the terminal is for this process.
                         start_new_session=True,
                         env=helper_environment() | {"FSSPEC_FILE_AUTO_MKDIR": "true"},
                         check=False,
@@ -188,13 +181,13 @@ class ForkServer:
                 if finished.returncode == _USELESS:
                     raise ForkServerUseless(self._text("cannot be used with this SDK"))
                 if finished.returncode:
-                    raise self._ended(f"ended with {finished.returncode}")
+                    raise ForkServerEnded(self._text(f"ended with {finished.returncode}"))
                 while not await self._is_ready(ours):
                     continue
             if self._socket is not ours:
                 # An import that hangs would hang again: attempts do not wait for it.
                 self._failures = _TRIES
-                raise self._ended(f"was not ready within {_READY_WITHIN:g} s")
+                raise ForkServerEnded(self._text(f"was not ready within {_READY_WITHIN:g} s"))
             try:
                 while True:
                     await self._is_ready(ours)
@@ -202,16 +195,16 @@ class ForkServer:
                 self._lost(ours)
 
     async def _is_ready(self, sock: socket.socket) -> bool:
-        """Whether its next message says that it is ready."""
+        """Whether its next message reports that it is ready."""
         await trio.lowlevel.wait_readable(sock)
         try:
             data = sock.recv(65536)
         except BlockingIOError:
             return False
         except OSError as error:
-            raise self._ended(f"was lost: {error}") from error
+            raise ForkServerEnded(self._text(f"was lost: {error}")) from error
         if not data:
-            raise self._ended("ended")
+            raise ForkServerEnded(self._text("ended"))
         try:
             message = json.loads(data)
         except (ValueError, RecursionError):
@@ -234,17 +227,10 @@ class ForkServer:
             os.ftruncate(descriptor, 0)
         return descriptor
 
-    def _ended(self, how: str) -> ForkServerEnded:
-        return ForkServerEnded(self._text(how))
-
     def _text(self, how: str) -> str:
-        message = f"the fork server ({self._python}) {how}"
-        if lines := self._last_lines():
-            message = f"{message}; its log ends with:\n{lines}"
-        return message
-
-    def _last_lines(self) -> str:
         end = b""
         with suppress(OSError, UnusableFile):
             end = read_end(self._log, 4096)
-        return "\n".join(end.decode(errors="replace").splitlines()[-20:])
+        lines = "\n".join(end.decode(errors="replace").splitlines()[-20:])
+        message = f"the fork server ({self._python}) {how}"
+        return f"{message}; its log ends with:\n{lines}" if lines else message

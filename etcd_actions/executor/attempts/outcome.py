@@ -1,6 +1,6 @@
-"""How an attempt ended: its error file decides, then its outputs, then its exit code.
+"""The outcome of an attempt: its error file decides, then its outputs, then its exit code.
 
-The SDK's command exits with 0 when its task fails, and may be killed after all is written.
+The SDK's command exits with 0 when its task fails, and may be killed after it wrote its outputs.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from etcd_actions.executor.attempts.attempt_directory import (
 from etcd_actions.executor.attempts.output_directories import taken_by
 from etcd_actions.model import ErrorState
 
-ERROR_FILE = "error.pb"
-OUTPUTS_FILE = "outputs.pb"
+ERROR_FILE: Final = "error.pb"
+OUTPUTS_FILE: Final = "outputs.pb"
 
 _MOST_ERROR_FILE: Final = 4 * 1024 * 1024
-# It goes to etcd, which takes 1.5 MiB in all, and on to the subscribers of the action.
+# It is stored in etcd, which takes 1.5 MiB in all, and sent to the action's subscribers.
 _MOST_MESSAGE: Final = 64 * 1024
 _MOST_CODE: Final = 256
 _FILES_WITHIN: Final = 60.0
 
-_KINDS = {ExecutionError.USER: "USER", ExecutionError.SYSTEM: "SYSTEM"}
+_KINDS: Final = {ExecutionError.USER: "USER", ExecutionError.SYSTEM: "SYSTEM"}
 
 
 class Outcome(NamedTuple):
-    """``error`` is None for a success; ``recoverable`` says whether trying again may help."""
+    """``error`` is None for a success; ``recoverable`` says whether a retry may help."""
 
     error: ErrorState | None
     recoverable: bool = False
@@ -51,52 +51,62 @@ class Outcome(NamedTuple):
 async def find_outcome(
     place: AttemptDirectory, outputs: Path, *, declares_outputs: bool
 ) -> Outcome:
-    """Look at what an attempt left behind, in a thread that cancelling leaves alone.
+    """Read the outcome of an attempt in a thread, which a cancellation leaves alone.
 
-    A file system that does not answer is an error of the attempt, after a minute.
+    A file system that does not answer within a minute is an error of the attempt.
     """
     look = partial(outcome_of, place, outputs, declares_outputs=declares_outputs)
     try:
         return await in_thread(_FILES_WITHIN, outputs, look)
     except UnusableFile as error:
-        return _unreadable("OutputsUnreadable", error, recoverable=True)
+        return _failed("OutputsUnreadable", error, recoverable=True)
 
 
 def outcome_of(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool) -> Outcome:
-    """Look at what an attempt left behind.
+    """Read the outcome of an attempt.
 
     Args:
         place: The attempt.
         outputs: The directory of its outputs.
-        declares_outputs: Whether its task has outputs: exit code 0 without them is a failure
-            then.
+        declares_outputs: Whether its task has outputs, so that exit code 0 without them is a
+            failure.
 
     Raises:
-        OSError: This cannot be told now, for want of descriptors or memory.
+        OSError: There are too few descriptors, or too little memory, to read that now.
     """
-    found = _look(place, outputs, declares_outputs=declares_outputs)
+    if place.is_inferred:
+        found = _own_files(place, outputs)
+    else:
+        found = _found(place, outputs, declares_outputs=declares_outputs)
     # An attempt takes the directory before it changes anything in it.
     if (other := taken_by(place, outputs)) is not None:
         message = (
-            f"attempt {other.path} was begun with the same directory of outputs, {outputs}, before "
+            f"attempt {other.path} started with the same directory of outputs, {outputs}, before "
             "they were read: give each run an outputs' directory of its own"
         )
-        return Outcome(ErrorState(code="OutputsReplaced", kind="USER", message=message), True)
+        return _failed("OutputsReplaced", message, recoverable=True)
     return found
 
 
-def _look(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool) -> Outcome:
-    if place.is_inferred:
-        return _look_at_own(place, outputs)
-    failure = _read_error(outputs / ERROR_FILE)
-    if failure is not None:
+def clear(outputs: Path) -> None:
+    """Remove the files that could be mistaken for the outcome of an attempt before its start.
+
+    A directory is renamed, since its contents are not ours.
+
+    Raises:
+        OSError: One cannot be removed.
+    """
+    for name in (ERROR_FILE, OUTPUTS_FILE):
+        clear_away(outputs / name)
+
+
+def _found(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool) -> Outcome:
+    if (failure := _read_error(outputs / ERROR_FILE)) is not None:
         return failure
     try:
         if is_regular(outputs / OUTPUTS_FILE):
             return Outcome(None)
     except (OSError, UnusableFile) as error:
-        if isinstance(error, OSError) and lacks_resources(error):
-            raise
         return _unreadable("OutputsUnreadable", error)
     code = place.exit_code
     if code == 0 and not declares_outputs:
@@ -105,78 +115,71 @@ def _look(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool) -> 
     end = f"; its log ends with:\n{lines}" if lines else ""
     if code == 0:
         message = f"the process exited with 0, and left no {outputs / OUTPUTS_FILE}{end}"
-        return Outcome(ErrorState(code="OutputsNotFound", kind="USER", message=message), True)
-    # As Flyte's executor does with a container that just went away.
-    return Outcome(ErrorState(code="ProcessEnded", kind="SYSTEM", message=_how(code) + end), True)
+        return _failed("OutputsNotFound", message, recoverable=True)
+    # As Flyte's executor reports a container that disappeared.
+    return _failed("ProcessEnded", _how(code) + end, kind="SYSTEM", recoverable=True)
 
 
-def _look_at_own(place: AttemptDirectory, outputs: Path) -> Outcome:
-    """Look at the files that only this action's task can have written, while it ran.
+def _own_files(place: AttemptDirectory, outputs: Path) -> Outcome:
+    """Read the files that only this action's task can have written, during its attempt.
 
-    An exit code does not say whose it is, and neither does what was there before.
+    The exit code, and older files, may be another object's.
     """
     try:
-        began = (place.path / STARTED).lstat().st_mtime_ns
+        started = (place.path / STARTED).lstat().st_mtime_ns
     except FileNotFoundError:
-        began = None
+        started = None
     for name, look in ((ERROR_FILE, _read_error), (OUTPUTS_FILE, lambda _: Outcome(None))):
         with suppress(FileNotFoundError, NotADirectoryError, UnusableFile):
-            if is_regular(outputs / name) and began is not None:
+            if is_regular(outputs / name) and started is not None:
                 written = (outputs / name).lstat().st_mtime_ns
-                found = look(outputs / name) if written >= began else None
+                found = look(outputs / name) if written >= started else None
                 if found is not None:
                     return found
     message = (
-        f"the version before started it, in {place.path}, and neither an error nor outputs in "
+        f"an earlier version started it, in {place.path}, and neither an error nor outputs in "
         f"{outputs} say how it ended"
     )
-    return Outcome(ErrorState(code="ProcessEnded", kind="SYSTEM", message=message), True)
-
-
-def clear(outputs: Path) -> None:
-    """Take away what would be mistaken for the outcome of an attempt that is to begin.
-
-    A directory gets another name, since what is in it is not ours to remove.
-
-    Raises:
-        OSError: It cannot be taken away.
-    """
-    for name in (ERROR_FILE, OUTPUTS_FILE):
-        clear_away(outputs / name)
+    return _failed("ProcessEnded", message, kind="SYSTEM", recoverable=True)
 
 
 def _read_error(path: Path) -> Outcome | None:
     try:
         data = read_regular(path, limit=_MOST_ERROR_FILE)
+        found = ErrorDocument.FromString(data).error
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnusableFile) as error:
-        if isinstance(error, OSError) and lacks_resources(error):
-            raise
-        return _unreadable("ErrorUnreadable", error)
-    try:
-        found = ErrorDocument.FromString(data).error
     except BadMessage as error:
-        return _unreadable("ErrorUnreadable", f"{path} is no ErrorDocument: {error}")
-    state = ErrorState(
-        code=found.code[:_MOST_CODE],
-        # What the SDK does not say is the task's own doing.
+        return _failed("ErrorUnreadable", f"{path} is no ErrorDocument: {error}")
+    except (OSError, UnusableFile) as error:
+        return _unreadable("ErrorUnreadable", error)
+    return _failed(
+        found.code[:_MOST_CODE],
+        _shortened(found.message),
+        # Without an origin the task is to blame.
         kind=_KINDS.get(found.origin, "USER"),
-        message=_shortened(found.message),
+        recoverable=found.kind == ContainerError.RECOVERABLE,
     )
-    return Outcome(state, found.kind == ContainerError.RECOVERABLE)
 
 
-def _unreadable(code: str, error: object, *, recoverable: bool = False) -> Outcome:
-    return Outcome(ErrorState(code=code, kind="USER", message=str(error)), recoverable)
+def _unreadable(code: str, error: OSError | UnusableFile) -> Outcome:
+    if isinstance(error, OSError) and lacks_resources(error):
+        raise error
+    return _failed(code, error)
+
+
+def _failed(
+    code: str, message: object, *, kind: str = "USER", recoverable: bool = False
+) -> Outcome:
+    return Outcome(ErrorState(code=code, kind=kind, message=str(message)), recoverable)
 
 
 def _shortened(message: str) -> str:
     if len(message) <= _MOST_MESSAGE:
         return message
     half = _MOST_MESSAGE // 2
-    left_out = len(message) - 2 * half
-    return f"{message[:half]}\n({left_out} characters are left out)\n{message[-half:]}"
+    count = len(message) - 2 * half
+    return f"{message[:half]}\n({count} characters are omitted)\n{message[-half:]}"
 
 
 def _how(code: int | None) -> str:
@@ -186,7 +189,7 @@ def _how(code: int | None) -> str:
         try:
             name = signal.Signals(-code).name
         except ValueError:
-            # A real-time signal, or what a task wrote.
+            # A real-time signal, or a number that a task wrote.
             name = f"signal {-code}"
         return f"the process was ended by {name}"
     return f"the process exited with {code}"

@@ -1,11 +1,8 @@
-"""Which attempt has a directory of outputs: one at a time, and what is in it is that one's.
+"""Which attempt has a directory of outputs: one at a time, so that an outcome is one attempt's.
 
-Where outputs are is in the action's object, so two objects may name one directory: a copy of a run,
-an action that was deleted and made again. What an attempt left is its outcome; what another left
-there is not. So an attempt takes the directory before it is started, in a file of the state
-directory. It is refused while another that has it lives, and clears it afterwards. Who reads an
-outcome looks whose the directory is behind that: another that has it by then had taken it before it
-touched anything.
+Two objects may name one directory, such as a recreated action. So an attempt takes the directory
+before its start, in a file of the state directory. It is refused while another attempt that has
+the directory lives. A reader of an outcome checks afterwards that no other attempt took it.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,20 +18,17 @@ from typing import Final
 
 import msgspec
 
-from etcd_actions._internal.untrusted_files import UnusableFile, read_regular
+from etcd_actions._internal.untrusted_files import UnusableFile, read_regular, replace_file
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 
 OUTPUTS: Final = "outputs"
-"""The directory of the state directory that says who has which."""
+"""The directory of the state directory with a file for each directory of outputs."""
 
 _MOST: Final = 64 * 1024
 
 
 class _Taken(msgspec.Struct, frozen=True):
-    """What is written down."""
-
     attempt: str
-    """Directory and number of the attempt."""
     outputs: str
     """For people."""
 
@@ -44,44 +37,37 @@ def take(place: AttemptDirectory, outputs: Path) -> AttemptDirectory | None:
     """Take a directory for an attempt whose lock the caller has.
 
     Returns:
-        None; or the attempt that has it and lives, and nothing was done.
+        The attempt that has the directory and lives, so that nothing was done; else None.
 
     Raises:
-        OSError: It cannot be written down.
+        OSError: The file cannot be written.
     """
-    # It may hang in a file system: not while others wait.
+    # Before the lock: the path may hang in a file system.
     file = _file(place, outputs)
     with _locked(file.parent):
         holder = _holder(place, file)
         if holder is not None and (holder.is_alive or holder.supervisor() is not None):
             return holder
         text = str(outputs).encode(errors="backslashreplace").decode()[:4096]
-        new = file.with_name(f".{secrets.token_hex(8)}.new")
-        try:
-            new.write_bytes(msgspec.json.encode(_Taken(place.name, text)))
-            new.replace(file)
-        except BaseException:
-            with suppress(OSError):
-                new.unlink()
-            raise
+        replace_file(file, msgspec.json.encode(_Taken(place.name, text)))
     return None
 
 
 def taken_by(place: AttemptDirectory, outputs: Path) -> AttemptDirectory | None:
-    """The attempt that took a directory after this one; None where nobody did.
+    """The attempt that took a directory after this one, if there is one.
 
     Raises:
-        OSError: This cannot be told now.
+        OSError: The file cannot be read now.
     """
     return _holder(place, _file(place, outputs))
 
 
 def sweep_outputs(state_dir: Path, before: float) -> None:
-    """Forget who took what, of attempts whose directories are gone.
+    """Remove the files of attempts whose directories are gone.
 
     Args:
         state_dir: The executor's directory.
-        before: What was taken since this time, in seconds of the wall clock, stays.
+        before: Seconds of the wall clock; later files stay.
     """
     directory = state_dir / OUTPUTS
     with suppress(FileNotFoundError), _locked(directory):
@@ -100,7 +86,7 @@ def _file(place: AttemptDirectory, outputs: Path) -> Path:
 
 
 def _holder(place: AttemptDirectory, file: Path) -> AttemptDirectory | None:
-    """Who else has it."""
+    """The other attempt that has the directory."""
     taken = _read(file)
     if taken is None or taken.attempt == place.name:
         return None
@@ -119,7 +105,6 @@ def _read(file: Path) -> _Taken | None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Nobody else takes anything meanwhile."""
     directory.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""Whose fault it is that an attempt could not be started: the action's, or the machine's."""
+"""Why an attempt was not started, and whether the action or the machine is to blame."""
 
 from __future__ import annotations
 
@@ -8,52 +8,74 @@ from pathlib import Path
 from typing import Final
 
 from etcd_actions.executor.attempts.attempt_command import WORKDIR, Command
-from etcd_actions.executor.attempts.not_started import NotStarted
 from etcd_actions.model import ErrorState
 
 CODE: Final = "NotStarted"
 
-# What the machine lacks, for a while: it is the same for any action.
+# The machine lacks something for a while, for each action alike.
 _MACHINE: Final = frozenset(
     {
-        errno.EAGAIN,
-        errno.EDQUOT,
-        errno.EIO,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOBUFS,
-        errno.ENOMEM,
-        errno.ENOSPC,
-        errno.EROFS,
+        *(errno.EAGAIN, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE),
+        *(errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC),
     }
 )
-# In our own directory: somebody put something else in the place of a file.
+# In our own directory: another process replaced a file.
 _PLANTED: Final = frozenset(
     {errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENXIO}
 )
-# Where a failure is that an action has no part in.
+# The steps of a start in which the action has no part.
 _OURS: Final = frozenset({"process", "state", "supervisor"})
 # The kernel's limit of one argument, MAX_ARG_STRLEN, with its NUL.
 _MOST_ARGUMENT: Final = 32 * os.sysconf("SC_PAGESIZE")
 _SPARE: Final = 4096
 
 
+class NotStarted(Exception):
+    """An attempt could not be started; no process of it runs.
+
+    Attributes:
+        error: The error that the action ends with, if the machine is not to blame.
+        by_machine: Whether the machine lacks something (space, memory, descriptors, processes), so
+            that the action starts later.
+    """
+
+    def __init__(self, error: ErrorState, *, by_machine: bool) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.by_machine = by_machine
+
+    @classmethod
+    def because(cls, message: str, *, by_machine: bool = False, code: str = CODE) -> NotStarted:
+        """The error with a message, of kind SYSTEM if the machine is to blame, else USER."""
+        kind = "SYSTEM" if by_machine else "USER"
+        return cls(ErrorState(code=code, kind=kind, message=message), by_machine=by_machine)
+
+
+class OutputsInUse(Exception):
+    """An attempt was not started, since another one that lives has its directory of outputs."""
+
+    def __init__(self, holder: Path) -> None:
+        super().__init__(f"attempt {holder} has the same directory of outputs")
+
+
+def is_of_machine(error: OSError) -> bool:
+    """Whether the machine lacks something, so that the action is not to blame."""
+    return error.errno in _MACHINE
+
+
 def not_started(subject: object, number: int | None, text: str, where: str) -> NotStarted:
     """The error for a failure of the operating system.
 
     Args:
-        subject: What could not be used; the message begins with it.
-        number: The ``errno``; None where there is none.
-        text: What went wrong.
-        where: What was being done: ``program`` and ``directory`` are the action's, and so is
-            ``outputs``; ``process``, ``state`` and ``supervisor`` are ours.
+        subject: The thing that could not be used; the message begins with it.
+        number: The ``errno``, if there is one.
+        text: The failure.
+        where: The step that failed: ``program``, ``directory`` and ``outputs`` are the action's;
+            ``process``, ``state`` and ``supervisor`` are ours.
     """
-    lacking = number in _MACHINE and (number != errno.EROFS or where in _OURS)
-    by_machine = lacking or (where in _OURS and number not in _PLANTED)
-    kind = "SYSTEM" if by_machine else "USER"
-    return NotStarted(
-        ErrorState(code=CODE, kind=kind, message=f"{subject}: {text}"), by_machine=by_machine
-    )
+    is_ours = where in _OURS
+    by_machine = number in _MACHINE or (is_ours and number not in _PLANTED)
+    return NotStarted.because(f"{subject}: {text}", by_machine=by_machine)
 
 
 def of_os_error(subject: object, error: OSError, where: str) -> NotStarted:
@@ -61,29 +83,24 @@ def of_os_error(subject: object, error: OSError, where: str) -> NotStarted:
     return not_started(subject, error.errno, error.strerror or str(error), where)
 
 
-def of_action(message: str) -> NotStarted:
-    """The error for what can never be started; trying again does not help."""
-    return NotStarted(ErrorState(code=CODE, kind="USER", message=message), by_machine=False)
-
-
 def check_command(arguments: list[str], environment: dict[str, str], command: Command) -> None:
-    """Refuse what no process can be given, the same for each way of starting.
+    """Refuse arguments and variables that no process can have, for each way of starting alike.
 
     Raises:
-        NotStarted: It is the action's fault; the message names what to change.
+        NotStarted: The action is to blame; the message names what to change.
     """
     if not arguments or not arguments[0]:
-        raise of_action("the program's name is empty")
+        raise NotStarted.because("the program's name is empty")
     total = 0
     for number, argument in enumerate(arguments):
         total += _check_text(f"argument {number}", argument)
     for name, value in environment.items():
         if not name or "=" in name:
-            raise of_action(f"environment variable {name!r}: it needs a name without '='")
+            raise NotStarted.because(f"environment variable {name!r}: it needs a name without '='")
         total += _check_text(f"environment variable {name!r}", f"{name}={value}")
     most = os.sysconf("SC_ARG_MAX")
     if most > 0 and total + _SPARE > most:
-        raise of_action(
+        raise NotStarted.because(
             f"the arguments and the environment take {total} bytes together: {most} are possible"
         )
     for label, path in ((WORKDIR, command.directory), ("the outputs' path", command.outputs)):
@@ -96,14 +113,11 @@ def _check_text(what: str, text: str) -> int:
     try:
         data = os.fsencode(text)
     except UnicodeEncodeError as error:
-        raise of_action(f"{what} cannot be encoded: {error.reason}") from error
+        raise NotStarted.because(f"{what} cannot be encoded: {error.reason}") from error
     if b"\0" in data:
-        raise of_action(f"{what} has a NUL")
+        raise NotStarted.because(f"{what} has a NUL")
     if len(data) >= _MOST_ARGUMENT:
-        raise of_action(f"{what} has {len(data)} bytes: fewer than {_MOST_ARGUMENT} are possible")
+        raise NotStarted.because(
+            f"{what} has {len(data)} bytes: fewer than {_MOST_ARGUMENT} are possible"
+        )
     return len(data) + 1 + 8
-
-
-def own_directory(place: Path) -> Path:
-    """Where a command runs that names no directory."""
-    return place / "work"

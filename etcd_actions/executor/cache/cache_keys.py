@@ -1,8 +1,8 @@
-"""Which call an action is, for the cache: by task, version, interface and inputs.
+"""The cache keys of calls: task, version, interface and inputs.
 
-Children bring their key: the SDK makes it in the parent. Of a root the SDK leaves that to the
-service, so it is made here, from the same parts, though not to the same key: an input that has a
-hash of its own counts by that, and those that the task ignores do not count.
+The SDK makes the key of a child in its parent, and leaves the key of a root to the service. That is
+made here from the same parts, in another form: an input with a hash of its own counts by that, and
+ignored inputs do not count.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from flyteidl2.core.interface_pb2 import TypedInterface
@@ -34,9 +35,9 @@ class Call(NamedTuple):
     """A call whose result is cached.
 
     Attributes:
-        cache_key: Tells it from other calls.
+        cache_key: Identifies the call.
         entry: The key of its result in etcd.
-        reservation: The key of who makes the result.
+        reservation: The key of the action that makes the result.
         overwrites: Whether its run replaces results instead of using them.
         serialized: Whether one action at a time makes the result, and others wait for it.
         max_age: Seconds after which a result is not used any more; None for no limit.
@@ -51,12 +52,12 @@ class Call(NamedTuple):
 
 
 async def call_of(keys: Keyspace, action: ActionObject, template: TaskTemplate) -> Call | None:
-    """Say which call an action is; None where its task is not cached.
+    """The call of an action; None if its task is not cached.
 
     Raises:
-        InvalidArgument: The template has an age that is none, or its inputs cannot be read.
-        UnusableFile: The inputs are no regular file, or do not answer.
-        OSError: There are no inputs.
+        InvalidArgument: The template's age is invalid, or its inputs are on another machine.
+        UnusableFile: The inputs are no regular file, or their file system does not answer.
+        OSError: The inputs cannot be read.
     """
     metadata = template.metadata
     if not metadata.discoverable:
@@ -79,10 +80,7 @@ async def _key_of_root(action: ActionObject, template: TaskTemplate) -> str:
         raise InvalidArgument(
             "spec.inputUri", f"{action.spec.input_uri[:200]!r} is not on this machine"
         )
-
-    def read() -> bytes:
-        return read_regular(path, limit=_MOST_OF_INPUTS)
-
+    read = partial(read_regular, path, limit=_MOST_OF_INPUTS)
     try:
         inputs = Inputs.FromString(await in_thread(_READ_WITHIN, path, read))
     except BadMessage as error:
@@ -91,12 +89,7 @@ async def _key_of_root(action: ActionObject, template: TaskTemplate) -> str:
 
 
 def cache_key(template: TaskTemplate, inputs: Inputs) -> str:
-    """The cache key of a call of a task.
-
-    Args:
-        template: The task's.
-        inputs: What it is called with.
-    """
+    """The cache key of a call of a task with some inputs."""
     ignored = set(template.metadata.cache_ignore_input_vars)
     by_name = {each.name: each.value for each in inputs.literals if each.name not in ignored}
     parts = [
@@ -110,12 +103,12 @@ def cache_key(template: TaskTemplate, inputs: Inputs) -> str:
 
 
 def _framed(parts: Iterable[bytes]) -> bytes:
-    """Parts in one, so that no other parts give the same."""
+    """The parts with their lengths, so that other parts result in other bytes."""
     return b"".join(b"%d:%b" % (len(part), part) for part in parts)
 
 
 def _interface(interface: TypedInterface) -> bytes:
-    """The bytes of an interface, whatever order its variables are in."""
+    """The bytes of an interface, with its variables in order."""
     ordered = TypedInterface()
     ordered.CopyFrom(interface)
     for variables in (ordered.inputs.variables, ordered.outputs.variables):
@@ -125,7 +118,7 @@ def _interface(interface: TypedInterface) -> bytes:
 
 
 def _bytes_of(literal: Literal) -> bytes:
-    """What tells one literal from another; a hash of its own stands for it, at any depth."""
+    """The bytes that identify a literal: its own hash, if it has one, at any depth."""
     if literal.hash:
         own: bytes = literal.hash.encode()
         return b"h" + own

@@ -1,14 +1,13 @@
-"""Files of cached outputs: kept apart from those of the run that left them, and given to others.
+"""Cached outputs: stored apart from those of their run, and copied to other actions.
 
-Few bytes are in the entry in etcd. More of them are in a file of the state directory, named by
-their digest; on another machine, which has no such file, what the run left is looked at. All are
-compared with the digest.
+Small ones are in the entry in etcd. Larger ones are in a file of the state directory, named by
+their digest; an executor without that file reads the outputs of the run. All are compared with the
+digest.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +17,12 @@ from typing import TYPE_CHECKING, Final
 from flyteidl2.task.common_pb2 import Outputs
 from google.protobuf.message import DecodeError as BadMessage
 
-from etcd_actions._internal.untrusted_files import UnusableFile, local_path, read_regular
+from etcd_actions._internal.untrusted_files import (
+    UnusableFile,
+    local_path,
+    read_regular,
+    replace_file,
+)
 from etcd_actions.catalog import Entry, digest_of
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.attempts.outcome import OUTPUTS_FILE, clear
@@ -28,20 +32,20 @@ if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal
 
 CACHE: Final = "cache"
-"""The directory of the state directory that has the outputs that are too large for etcd."""
+"""The directory of the state directory with the outputs that are too large for etcd."""
 
 MOST_IN_ETCD: Final = 8 * 1024
-"""Bytes of outputs that an entry has itself."""
+"""The most bytes of outputs in an entry."""
 MOST_OF_OUTPUTS: Final = 64 * 1024 * 1024
-"""Bytes of outputs that are cached at all."""
+"""The most bytes of cached outputs."""
 
 
 class Stale(Exception):
-    """A cached result cannot be used any more; it says why."""
+    """A cached result cannot be used any more."""
 
 
 def read_outputs(outputs: Path) -> bytes | None:
-    """The outputs that an attempt left; None where it left none.
+    """The outputs of an attempt; None if it has none.
 
     Raises:
         UnusableFile: They are no regular file, or larger than `MOST_OF_OUTPUTS`.
@@ -54,18 +58,18 @@ def read_outputs(outputs: Path) -> bytes | None:
 
 
 def store(state_dir: Path, data: bytes) -> None:
-    """Keep outputs that are too large for etcd.
+    """Store outputs that are too large for etcd.
 
     Raises:
         OSError: They cannot be written.
     """
     directory = state_dir / CACHE
     directory.mkdir(mode=0o700, exist_ok=True)
-    _write(directory / _name(digest_of(data)), data)
+    replace_file(directory / _name(digest_of(data)), data)
 
 
 def fetch(state_dir: Path, entry: Entry, *, declares_outputs: bool) -> bytes | None:
-    """The outputs of a cached result; None where the task has none.
+    """The outputs of a cached result; None if the task has none.
 
     Raises:
         Stale: They are gone or changed, or so is a file that they name.
@@ -86,22 +90,22 @@ def fetch(state_dir: Path, entry: Entry, *, declares_outputs: bool) -> bytes | N
         raise Stale(f"it is no Outputs: {error}") from None
     for uri in _uris(each.value for each in outputs.literals):
         path = local_path(uri)
-        # One that is elsewhere is the task's to find.
+        # The task reads files of other machines itself.
         if path is not None and not path.exists():
             raise Stale(f"{path}, which it names, is gone")
     return data
 
 
 def give(place: AttemptDirectory, outputs: Path, data: bytes | None) -> bool:
-    """Put outputs where an attempt would have left them.
+    """Write outputs as an attempt would have done.
 
     Args:
         place: The attempt, which is not started.
         outputs: The directory of its outputs.
-        data: What is put there; None for nothing.
+        data: The outputs, if any.
 
     Returns:
-        False where another attempt that lives has that directory: nothing was done.
+        False, and nothing was done, if another attempt that lives has that directory.
 
     Raises:
         OSError: They cannot be written.
@@ -111,17 +115,14 @@ def give(place: AttemptDirectory, outputs: Path, data: bytes | None) -> bool:
     clear(outputs)
     if data is not None:
         outputs.mkdir(parents=True, exist_ok=True)
-        _write(outputs / OUTPUTS_FILE, data)
+        replace_file(outputs / OUTPUTS_FILE, data)
     return True
 
 
 def sweep_cache(state_dir: Path, keep: float) -> None:
-    """Remove outputs that no entry in etcd names any more, since nobody used them for long.
+    """Remove outputs whose entries in etcd, which are kept for ``keep`` seconds, have expired.
 
-    Args:
-        state_dir: The executor's directory.
-        keep: Seconds that entries are kept; files are for half as long again, since entries that
-            are renewed together live longer.
+    Outputs are kept for half as long again: entries that are renewed together live longer.
     """
     before = time.time() - 1.5 * keep
     with suppress(FileNotFoundError):
@@ -147,25 +148,12 @@ def _large(state_dir: Path, entry: Entry) -> bytes:
 
 
 def _name(digest: str) -> str:
-    # Hexadecimal digits, whatever an entry says.
+    # An entry may have any text: only hexadecimal digits name a file.
     return "".join(each for each in digest.removeprefix("sha256:") if each in "0123456789abcdef")
 
 
-def _write(path: Path, data: bytes) -> None:
-    new = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(new, flags, 0o600), "wb") as file:
-            file.write(data)
-        new.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            new.unlink()
-        raise
-
-
 def _uris(literals: Iterator[Literal]) -> Iterator[str]:
-    """Where files, directories and tables are that literals name."""
+    """The URIs of the files, directories and tables in literals."""
     for literal in literals:
         kind = literal.WhichOneof("value")
         if kind == "collection":

@@ -1,8 +1,8 @@
-"""Uses and makes cached results. Whatever fails here, the task runs as if there were no cache.
+"""Uses and makes cached results. After a failure here the task runs as if there were no cache.
 
-An action is looked up before it is started. Where a result is found its outputs are put where the
-action's own would be, and it has succeeded. What has no result runs, and leaves one. Where results
-are serialized, one action makes it and the others wait, without a slot, until it is there.
+The result of a call is read before its action is started. If there is one, its outputs are written
+as the action's own, and the action has succeeded. Else the action runs, and its result is stored.
+If calls are serialized, one action makes the result; the others wait for it without a slot.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 
-# Numbers of ``flyteidl2.core.CatalogCacheStatus``.
+# The numbers of ``flyteidl2.core.CatalogCacheStatus``.
 DISABLED: Final = 0
 MISS: Final = 1
 HIT: Final = 2
@@ -57,7 +57,7 @@ UNIT: Final = "cache"
 # Seconds that the cache may take of a task's time.
 _WITHIN: Final = 10.0
 _FILES_WITHIN: Final = 8.0
-# Who waits for another machine's reservation looks so often; of many, each one less often.
+# Seconds between reads of an action that waits for a reservation; of many, each waits longer.
 _LOOK_EVERY: Final = 1.0
 _MANY: Final = 20
 _HANGS_AGAIN: Final = 30.0
@@ -65,13 +65,13 @@ _HANGS_AGAIN: Final = 30.0
 _log = structlog.get_logger(__name__)
 
 
-class Looked(NamedTuple):
-    """What a look into the cache came to.
+class Lookup(NamedTuple):
+    """The result of a lookup.
 
     Attributes:
-        status: Of the action from then on, a number of ``CatalogCacheStatus``.
-        waits: Where set, the action cannot begin now, since another makes the result, as a rule:
-            look again after so many seconds.
+        status: The action's cache status, a number of ``CatalogCacheStatus``.
+        waits: If set, the action waits so many seconds, as a rule since another one makes the
+            result.
     """
 
     status: int
@@ -79,15 +79,7 @@ class Looked(NamedTuple):
 
 
 class Task(NamedTuple):
-    """An action that is about to be started, or has ended well.
-
-    Attributes:
-        name: What the executor calls it.
-        action: Its object.
-        template: Its task's template.
-        place: Its attempt.
-        outputs: The directory of the attempt's outputs.
-    """
+    """An action before its start, or after its success, with its attempt and outputs' directory."""
 
     name: str
     action: StoredAction
@@ -104,14 +96,14 @@ class Caching:
     """The cache of one executor.
 
     Args:
-        client: Where the catalogue is.
-        claims: What reservations hang on.
+        client: Opens the catalogue.
+        claims: Makes reservations.
         settings: See :class:`ExecutorSettings`.
-        clock: What tells how old a result is.
+        clock: The clock of the ages of results.
         wake: Called with an action that need not wait for a reservation any more.
 
     Attributes:
-        results: How often a look or a write came to what, by the names of Flyte's statuses.
+        results: Number of lookups and writes, by the names of Flyte's statuses.
     """
 
     def __init__(
@@ -130,31 +122,31 @@ class Caching:
         self._state_dir = settings.state_dir
         self._clock = clock
         self._wake = wake
-        # By action; with what is to be deleted where it is not known whether it was made.
+        # By action: the claim, None if it is not known whether it was made; key and subject.
         self._reserved: dict[str, tuple[Claim | None, bytes, str]] = {}
         self._left: list[tuple[bytes, str]] = []
         self._waiting: defaultdict[bytes, set[str]] = defaultdict(set)
-        # Entries by key and revision that were there and could not be used.
+        # Entries that could not be used, by key and revision.
         self._unusable: set[tuple[bytes, int]] = set()
         self.results: Counter[str] = Counter()
 
-    async def look(self, task: Task) -> Looked:
-        """Look a task up before its start, and take the result where there is one."""
+    async def look(self, task: Task) -> Lookup:
+        """Read the result of a task before its start, and use it if there is one."""
         if self._off or not task.template.metadata.discoverable:
-            return Looked(DISABLED)
-        looked = Looked(LOOKUP_FAILURE)
+            return Lookup(DISABLED)
+        found = Lookup(LOOKUP_FAILURE)
         async with self._bounded(task.name):
             try:
-                looked = await self._look(task)
+                found = await self._look(task)
             except _Hangs as reason:
                 _log.warning("outputs_hang", action=task.name, reason=str(reason))
-                looked = Looked(LOOKUP_FAILURE, _HANGS_AGAIN)
-        if looked.waits is None:
-            self.results[_NAMES[looked.status]] += 1
-        return looked
+                found = Lookup(LOOKUP_FAILURE, _HANGS_AGAIN)
+        if found.waits is None:
+            self.results[_NAMES[found.status]] += 1
+        return found
 
     async def keep(self, task: Task) -> int | None:
-        """Make the result of a task that succeeded known; gives its status, None for none."""
+        """Store the result of a task that succeeded; returns the cache status, if it is cached."""
         if self._off or not task.template.metadata.discoverable:
             return None
         status = PUT_FAILURE
@@ -167,7 +159,7 @@ class Caching:
         return status
 
     async def is_known(self, action: StoredAction, template: TaskTemplate, name: str) -> bool:
-        """Whether it looks as if there were a result, so that the action needs no slot."""
+        """Whether there seems to be a result, so that the action needs no slot."""
         if self._off or not template.metadata.discoverable:
             return False
         known = False
@@ -178,7 +170,7 @@ class Caching:
         return known
 
     async def reserve_again(self, task: Task) -> None:
-        """An attempt that an executor before this one started goes on: so does its reservation."""
+        """Renew the reservation of an attempt that an earlier executor started."""
         if self._off or not task.template.metadata.cache_serializable:
             return
         async with self._bounded(task.name):
@@ -187,7 +179,7 @@ class Caching:
                 await self._reserve(task, call)
 
     async def release(self, name: str) -> None:
-        """An action is not under way any more: who waits for its result looks again."""
+        """Release the reservation of an action, and wake the actions that wait for it."""
         held = self._reserved.pop(name, None)
         if held is None:
             return
@@ -198,7 +190,7 @@ class Caching:
             else:
                 await self._claims.unreserve(key, subject)
         except BaseException as error:
-            # It hangs on the lease of all claims, so it would last for as long as this process.
+            # It is attached to the lease of all claims, so it would last as long as this process.
             self._left.append((key, subject))
             if not isinstance(error, EtcdError):
                 raise
@@ -207,10 +199,10 @@ class Caching:
             self._wake_all(key)
 
     async def tidy(self) -> None:
-        """Let go what could not be let go before; to be called now and then.
+        """Release the reservations that could not be released before; call it now and then.
 
         Raises:
-            EtcdError: etcd cannot be asked; what is left is tried again.
+            EtcdError: etcd cannot be written; the rest is retried by the next call.
         """
         while self._left:
             key, subject = self._left[-1]
@@ -221,30 +213,30 @@ class Caching:
 
     @asynccontextmanager
     async def _bounded(self, name: str) -> AsyncIterator[None]:
-        """Whatever goes wrong is counted, told, and over."""
+        """A boundary with a deadline: a failure is counted and logged."""
         with self._containment.unit(UNIT, name):
             with trio.move_on_after(_WITHIN) as scope:
                 yield
             if scope.cancelled_caught:
                 _log.warning("cache_not_used", action=name, reason="it takes too long")
 
-    async def _look(self, task: Task) -> Looked:
+    async def _look(self, task: Task) -> Lookup:
         call = await call_of(self._keys, task.action, task.template)
         assert call is not None
         self._waiting[call.reservation].discard(task.name)
         if not self._waiting[call.reservation]:
             del self._waiting[call.reservation]
         if await self._take_result(task, call):
-            return Looked(HIT)
+            return Lookup(HIT)
         status = SKIPPED if call.overwrites else MISS
         if not call.serialized:
-            return Looked(status)
+            return Lookup(status)
         if not await self._reserve(task, call):
             waiting = self._waiting[call.reservation]
             waiting.add(task.name)
-            return Looked(status, _LOOK_EVERY * max(1.0, len(waiting) / _MANY))
-        # Who had it before may have left a result between the two.
-        return Looked(HIT if await self._take_result(task, call) else status)
+            return Lookup(status, _LOOK_EVERY * max(1.0, len(waiting) / _MANY))
+        # Another action may have stored a result before the reservation.
+        return Lookup(HIT if await self._take_result(task, call) else status)
 
     async def _take_result(self, task: Task, call: Call) -> bool:
         if call.overwrites or (found := await self._find(call)) is None:
@@ -259,13 +251,13 @@ class Caching:
         except Stale as reason:
             _log.info("cached_result_unusable", action=task.name, reason=str(reason))
             self.results["STALE"] += 1
-            # Until it is deleted.
+            # No lookup uses it until it is deleted.
             self._unusable.add((call.entry, found.kv.mod_revision))
             await self._catalog.forget(found)
             self._unusable.remove((call.entry, found.kv.mod_revision))
             return False
         try:
-            # Cut off, its thread would go on, and write into the directory of a task that runs.
+            # A cancelled thread would continue, and write into the directory of a task that runs.
             with trio.CancelScope(shield=True):
                 given = await in_thread(
                     _FILES_WITHIN, task.outputs, give, task.place, task.outputs, data
@@ -311,7 +303,7 @@ class Caching:
 
     async def _reserve(self, task: Task, call: Call) -> bool:
         subject = task.action.incarnation.path_component
-        # Before it is made: cut off in the middle, it may have been.
+        # Before the call: cancelled, it may have been made.
         self._reserved[task.name] = (None, call.reservation, subject)
         claim = await self._claims.reserve(call.reservation, subject)
         if claim is None:

@@ -1,7 +1,6 @@
-"""Installs what an image consists of into a virtual environment, with uv where it is at hand.
+"""Installs the packages of an image into a virtual environment, with uv if it is available.
 
-The environment stands on the executor's own: what the image installs comes first, and what it does
-not, such as the SDK, is found there.
+Packages that the image does not install, such as the SDK, are those of the executor's environment.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ _LAST_LINES: Final = 20
 _LAST_BYTES: Final = 8192
 _MOST_UNPACKED: Final = 1 << 30
 _MOST_PROJECT: Final = 1 << 20
-# What an installer is told by the service's own environment, beside what helpers get.
+# The variables of the service that an installer gets in addition to those of helpers.
 _INSTALLERS: Final = ("PIP_", "UV_")
 _NETWORK_NAMES: Final = frozenset(
     {"ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE"}
 )
-# Those would lead the installer elsewhere than into the environment.
+# These would make the installer use another directory.
 _LEADS_AWAY: Final = frozenset(
     {"PIP_PREFIX", "PIP_PYTHON", "PIP_ROOT", "PIP_TARGET", "PIP_USER", "UV_PROJECT_ENVIRONMENT"}
 )
@@ -72,10 +71,10 @@ print(json.dumps([places, "%d.%d" % sys.version_info[:2], has_pip]))
 
 
 class BuildFailed(Exception):
-    """It cannot be installed; the message says what, and how the installer's output ends.
+    """An image cannot be installed; the message has the end of the installer's output.
 
     Attributes:
-        by_network: Whether it may work later: an index of packages could not be reached.
+        by_network: Whether a retry may help, since an index of packages could not be reached.
     """
 
     def __init__(self, message: str, *, by_network: bool = False) -> None:
@@ -85,14 +84,14 @@ class BuildFailed(Exception):
 
 @dataclass(frozen=True)
 class Base:
-    """The environment that others stand on.
+    """The environment below those of images.
 
     Attributes:
         python: Its interpreter.
         packages: The directories of its packages.
-        version: Such as ``3.12``.
+        version: Its version, such as ``3.12``.
         has_pip: Whether pip is one of its packages.
-        uv: The program ``uv``; None where there is none.
+        uv: The program ``uv``, if it is available.
     """
 
     python: Path
@@ -103,11 +102,11 @@ class Base:
 
 
 async def find_base(python: Path) -> Base:
-    """Ask an interpreter where its packages are.
+    """Have an interpreter report the directories of its packages.
 
     Raises:
         OSError: It cannot be run.
-        ValueError: It does not say so.
+        ValueError: Its report cannot be read.
     """
     done: subprocess.CompletedProcess[bytes] = await trio.run_process(
         [python, "-I", "-c", _SAYS_PLACES],
@@ -124,28 +123,30 @@ async def find_base(python: Path) -> Base:
 
 
 def find_uv(python: Path) -> Path | None:
-    """The program ``uv``: beside an interpreter, or where programs are."""
-    beside = [str(python.parent), str(Path(sys.executable).parent)]
-    found = shutil.which("uv", path=os.pathsep.join([*beside, os.environ.get("PATH", os.defpath)]))
+    """The program ``uv``: next to an interpreter, or on the PATH."""
+    directories = [str(python.parent), str(Path(sys.executable).parent)]
+    found = shutil.which(
+        "uv", path=os.pathsep.join([*directories, os.environ.get("PATH", os.defpath)])
+    )
     return None if found is None else Path(found)
 
 
 async def build(
     definition: Definition, context: bytes | None, directory: Path, base: Base, within: float
 ) -> None:
-    """Make an environment with all that an image installs.
+    """Make the environment of an image.
 
-    Cancelled, its processes are killed, and what it leaves is not to be used.
+    Cancelled, its processes are killed, and the directory is incomplete.
 
     Args:
         definition: The image.
-        context: The archive of the files that its layers name; None for none.
-        directory: Where the environment is made; it exists and is empty.
-        base: What it stands on.
-        within: Seconds that it may take.
+        context: The archive of the files that its layers name, if any.
+        directory: The environment; it exists and is empty.
+        base: The environment below it.
+        within: The most seconds.
 
     Raises:
-        BuildFailed: It cannot be done.
+        BuildFailed: It cannot be made.
         OSError: The machine lacks something.
     """
     with (directory / BUILD_LOG).open("xb") as log:
@@ -165,12 +166,7 @@ async def build(
 
 
 def last_lines(directory: Path, most: int = _LAST_BYTES) -> str:
-    """How the installer's output ends, without passwords of URLs.
-
-    Args:
-        directory: The environment.
-        most: How many bytes of it may be read.
-    """
+    """The last lines of the installer's output, of at most so many bytes, without passwords."""
     if most <= 0:
         return ""
     try:
@@ -190,7 +186,7 @@ class _Builder:
         self._installs: list[str] = []
 
     async def create(self) -> None:
-        """An environment without packages of its own, in which those of the base are found."""
+        """Make an environment without packages of its own, which finds those of the base."""
         python, uv = self._base.python, self._base.uv
         target = str(self._directory)
         if uv is not None:
@@ -199,7 +195,7 @@ class _Builder:
             await self._run([str(uv), "venv", *options, target], "uv venv")
             self._installs = [str(uv), "pip", "install", "--python", str(self._python)]
         else:
-            # Where the base has pip, the environment finds it there.
+            # The environment finds the pip of the base.
             options = ["--without-pip"] if self._base.has_pip else []
             await self._run([str(python), "-I", "-m", "venv", *options, target], "python -m venv")
             usual = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
@@ -246,7 +242,7 @@ class _Builder:
             await self._install([*options, "-r", listed], what)
         elif dependencies := _dependencies(directory / "pyproject.toml"):
             await self._install([*options, *dependencies], what)
-        if step.whole:
+        if step.installs_itself:
             await self._install([*options, str(directory)], what)
 
     def _options(self, options: IndexOptions) -> list[str]:
@@ -262,7 +258,7 @@ class _Builder:
         return self._directory / PYTHON
 
     async def _install(self, arguments: Sequence[str], what: str) -> None:
-        """Install something; what the network is to blame for is tried again, a few times."""
+        """Run the installer; retry failures of the network a few times."""
         tries = 0
         while True:
             try:
@@ -310,17 +306,12 @@ def _environment() -> dict[str, str]:
             continue
         if name.startswith(_INSTALLERS) or name.upper() in _NETWORK_NAMES:
             found[name] = value
-    # What is not asked for by the image is not read from the user's own settings of the machine.
-    found["PYTHONDONTWRITEBYTECODE"] = "1"
+        found["PYTHONDONTWRITEBYTECODE"] = "1"
     return found
 
 
 def _unpack(archive: bytes, directory: Path) -> None:
-    """Unpack the files that an image's layers name; nothing of it leads out of the directory.
-
-    Raises:
-        BuildFailed: It cannot be unpacked.
-    """
+    """Unpack the files of an image's layers, none outside of the directory."""
     directory.mkdir()
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:*") as files:

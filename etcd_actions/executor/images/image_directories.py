@@ -1,6 +1,6 @@
 """The directories of images' environments: which is complete, in use, or to be removed.
 
-All of it blocks. The home of an environment is the directory of its definition.
+All functions block. The home of an environment is the directory of its image's definition.
 """
 
 from __future__ import annotations
@@ -9,51 +9,51 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Final
 
 from etcd_actions._internal.untrusted_files import UnusableFile, read_regular
 from etcd_actions.executor.images.image_build import PYTHON
+from etcd_actions.executor.removal import remove
 
 LOCK: Final = "lock"
-"""Locked by the one who makes or removes the environment."""
+"""Locked by the process that makes or removes the environment."""
 USE: Final = "use"
-"""Locked, shared, by executors whose attempts use it; its time says when that began last."""
+"""Locked, shared, by executors whose attempts use it; its time is the start of the last use."""
 
 _READY: Final = "ready.json"
-_REMOVED: Final = ".removed-"
 _MOST_READY: Final = 4096
 _LEAST_UNUSED: Final = 3600.0
 _MOST_CONTEXT: Final = 256 * 1024 * 1024
 
 
 def open_lock(path: Path) -> int:
-    """A file that is made where it is missing; closing it lets its locks go."""
+    """Open or create a file for locks; closing it releases them."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def complete(home: Path) -> Path | None:
-    """The environment that is complete; None for none.
+    """The environment that is complete, if any.
 
     Raises:
-        OSError: It cannot be looked at.
+        OSError: The directory cannot be read.
     """
     try:
-        found = json.loads(read_regular(home / _READY, limit=_MOST_READY))
-        directory = home / str(found["directory"])
+        directory = home / str(_ready(home)["directory"])
         if directory.parent == home and (directory / PYTHON).exists():
             return directory
     except (FileNotFoundError, UnusableFile, ValueError, KeyError, TypeError):
-        # Whatever it is, it names no environment that can be used: a new one is made.
+        # The file names no environment that can be used: a new one is made.
         return None
     return None
 
 
 def publish(home: Path, directory: Path, size: int) -> None:
-    """Say that an environment is complete; before, nobody finds it."""
+    """Mark an environment of so many bytes as complete, so that readers find it."""
     draft = home / f"{_READY}.{secrets.token_hex(4)}"
     with draft.open("x") as file:
         json.dump({"directory": directory.name, "bytes": size}, file)
@@ -65,30 +65,9 @@ def publish(home: Path, directory: Path, size: int) -> None:
 
 
 def prepare_home(home: Path) -> None:
-    """Remove what builds left that did not end well, unless an attempt uses it; LOCK is held."""
-    use = open_lock(home / USE)
-    try:
-        with suppress(BlockingIOError):
-            fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _clear(home)
-    finally:
-        os.close(use)
-
-
-def _clear(home: Path) -> None:
-    for each in list(os.scandir(home)):
-        if each.is_dir(follow_symlinks=False):
-            remove(Path(each.path))
-        elif each.name not in (LOCK, USE):
-            with suppress(FileNotFoundError):
-                Path(each.path).unlink()
-
-
-def remove(directory: Path) -> None:
-    """Remove a directory; it loses its name first, so that nobody finds half of it."""
-    if not directory.name.startswith(_REMOVED):
-        directory = directory.rename(directory.with_name(f"{_REMOVED}{secrets.token_hex(8)}"))
-    shutil.rmtree(directory, ignore_errors=True)
+    """Remove the rests of failed builds, unless an attempt uses them; LOCK is held."""
+    with suppress(BlockingIOError), _locked(home / USE):
+        _clear(home)
 
 
 def size_of(directory: Path) -> int:
@@ -105,7 +84,7 @@ def read_context(path: Path) -> bytes:
     """The archive of an image's files.
 
     Raises:
-        UnusableFile: It is no file, or too large.
+        UnusableFile: It is no regular file, or too large.
         OSError: It cannot be read.
     """
     return read_regular(path, limit=_MOST_CONTEXT)
@@ -113,66 +92,79 @@ def read_context(path: Path) -> bytes:
 
 def sweep_images(
     directory: Path, keep: float, most_bytes: int
-) -> tuple[int, list[tuple[Path, OSError]]]:
-    """Remove environments that nobody has used for long, and then those above the disk's share.
+) -> tuple[int, list[tuple[Path, Exception]]]:
+    """Remove environments that are unused for long, then the oldest ones above the limit.
 
-    What is being made or used, by any process, stays; so does what was used within the last hour,
-    unless ``keep`` is shorter.
+    An environment that a process makes or uses stays; so does one that was used within the last
+    hour, unless ``keep`` is shorter.
 
     Args:
-        directory: Where they are.
+        directory: The directory of all environments.
         keep: Seconds without use.
-        most_bytes: What all of them may take together.
+        most_bytes: The most bytes of all environments.
 
     Returns:
-        How many were removed, and which could not be.
+        How many were removed, and the errors of those that could not be.
     """
     now, removed = time.time(), 0
-    failures: list[tuple[Path, OSError]] = []
-    kept: list[tuple[float, int, Path]] = []
+    failures: list[tuple[Path, Exception]] = []
     try:
         homes = [Path(each.path) for each in os.scandir(directory) if each.is_dir()]
     except FileNotFoundError:
         return 0, []
-    for home in homes:
-        try:
-            used = (home / USE).stat().st_mtime
-            size = int(json.loads(read_regular(home / _READY, limit=_MOST_READY))["bytes"])
-        except (OSError, UnusableFile, ValueError, KeyError, TypeError):
-            used, size = home.stat().st_mtime, 0
-        if now - used < keep:
-            kept.append((used, size, home))
-            continue
-        try:
-            removed += _remove_unused(home)
-        except OSError as error:
-            failures.append((home, error))
-    total = sum(size for _, size, _ in kept)
-    for used, size, home in sorted(kept):
-        if total <= most_bytes or now - used < min(_LEAST_UNUSED, keep):
+    found = sorted((*_use_of(home), home) for home in homes)
+    total = sum(size for used, size, _ in found if now - used < keep)
+    for used, size, home in found:
+        is_old = now - used >= keep
+        if not is_old and (total <= most_bytes or now - used < min(_LEAST_UNUSED, keep)):
             break
         try:
             if _remove_unused(home):
-                removed, total = removed + 1, total - size
-        except OSError as error:
+                removed, total = removed + 1, total - (0 if is_old else size)
+        except (OSError, SubprocessError) as error:
             failures.append((home, error))
     return removed, failures
 
 
-def _remove_unused(home: Path) -> bool:
-    """Remove an environment unless somebody makes or uses it; whether there was one."""
-    lock = open_lock(home / LOCK)
+def _ready(home: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads(read_regular(home / _READY, limit=_MOST_READY))
+    return found
+
+
+def _use_of(home: Path) -> tuple[float, int]:
+    """When an environment was last used, and its bytes."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        use = open_lock(home / USE)
-        try:
-            fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return (home / USE).stat().st_mtime, int(str(_ready(home)["bytes"]))
+    except (OSError, UnusableFile, ValueError, KeyError, TypeError):
+        return home.stat().st_mtime, 0
+
+
+def _clear(home: Path) -> None:
+    for each in list(os.scandir(home)):
+        if each.is_dir(follow_symlinks=False):
+            remove(Path(each.path))
+        elif each.name not in (LOCK, USE):
+            with suppress(FileNotFoundError):
+                Path(each.path).unlink()
+
+
+def _remove_unused(home: Path) -> bool:
+    """Remove an environment unless a process makes or uses it; return whether there was one."""
+    try:
+        with _locked(home / LOCK), _locked(home / USE):
             was_there = (home / _READY).exists()
             _clear(home)
-        finally:
-            os.close(use)
     except BlockingIOError:
         return False
-    finally:
-        os.close(lock)
     return was_there
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Lock a file; raises BlockingIOError while another process has it locked."""
+    descriptor = open_lock(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

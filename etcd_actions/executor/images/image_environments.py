@@ -1,8 +1,8 @@
 """The virtual environments of images: one for each definition, made once and kept for a time.
 
-A directory for each definition has a lock, which one builder holds, whatever process it is in; the
-kernel lets go of it when that process ends. Each build has a directory of its own, and a file that
-is put in place by a rename names the one that is complete. So what is half made is never used.
+One builder at a time, of all processes, locks the directory of a definition. Each build has a
+directory of its own. A file that is renamed into place names the complete one, so that no
+incomplete environment is used.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Final
 
 import structlog
@@ -26,9 +27,8 @@ from etcd_actions._internal.untrusted_files import UnusableFile, local_path, rea
 from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.executor.attempts.attempt_command import Command
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
-from etcd_actions.executor.attempts.attempts_port import is_of_machine
-from etcd_actions.executor.attempts.not_started import NotStarted
-from etcd_actions.executor.image_settings import ImageSettings
+from etcd_actions.executor.attempts.start_errors import NotStarted, is_of_machine
+from etcd_actions.executor.executor_settings import ImageSettings
 from etcd_actions.executor.images.image_build import (
     PYTHON,
     SDK_PROGRAM,
@@ -45,10 +45,10 @@ from etcd_actions.executor.images.image_directories import (
     prepare_home,
     publish,
     read_context,
-    remove,
     size_of,
     sweep_images,
 )
+from etcd_actions.executor.removal import remove
 from etcd_actions.images import (
     Definition,
     ImageReference,
@@ -59,14 +59,13 @@ from etcd_actions.images import (
     what_is_lacking,
 )
 from etcd_actions.images.honoured import own_variables
-from etcd_actions.model import ErrorState
 
 CODE: Final = "ImageNotAvailable"
 UNIT: Final = "image"
-"""The kind of unit of an image; see :mod:`etcd_actions._internal.containment`."""
+"""The kind of unit of an image, see :mod:`etcd_actions._internal.containment`."""
 
 NOTE: Final = "image"
-"""A file in an attempt's directory: which environment it uses."""
+"""The file of an attempt's directory that names its environment."""
 
 _HOME: Final = re.compile(r"[0-9a-f]{40}")
 _BUILDS_AT_ONCE: Final = 2
@@ -82,11 +81,11 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class ImageEnvironment:
-    """What an attempt of a task with an image gets.
+    """The environment of an image.
 
     Attributes:
-        directory: The virtual environment; None where the image installs nothing.
-        variables: What the image sets in the environment, below what the task sets.
+        directory: The virtual environment; None if the image installs nothing.
+        variables: The variables of the image; those of the task go first.
     """
 
     directory: Path | None
@@ -107,11 +106,7 @@ class ImageEnvironment:
 
 
 class NotBuiltYet(Exception):
-    """An environment is being made.
-
-    Attributes:
-        again: Seconds after which to ask again.
-    """
+    """An environment is being made; retry after ``again`` seconds."""
 
     def __init__(self, again: float) -> None:
         super().__init__("the environment of its image is being made")
@@ -136,9 +131,12 @@ class ImageEnvironments:
 
     Args:
         settings: See :class:`ImageSettings`.
-        read: Reads a stored definition by its digest; None where there is none.
-        nursery: Where builds run.
+        read: Reads a stored definition by its digest; returns None if there is none.
+        nursery: Runs the builds.
         containment: The boundary of each build.
+
+    Attributes:
+        built: Number of environments that were made.
     """
 
     def __init__(
@@ -160,11 +158,11 @@ class ImageEnvironments:
         self.built = 0
 
     async def get(self, image: str) -> ImageEnvironment | None:
-        """The environment of a container's image; None where its definition is not stored here.
+        """The environment of a container's image; None if the image has no stored definition.
 
         Raises:
             NotBuiltYet: It is being made.
-            NotStarted: It cannot be made; the action ends with the error.
+            NotStarted: It cannot be made; the action fails with the error.
             EtcdError: The definition cannot be read now.
         """
         reference = parse_reference(image)
@@ -189,18 +187,18 @@ class ImageEnvironments:
             definition = parse_image(stored.spec)
         except (DecodeError, InvalidArgument) as error:
             raise _refused(reference, str(error)) from error
-        # Another task may have begun meanwhile.
+        # Another task may have started a build during the read.
         if digest not in self._builds or self._builds[digest].failure is not None:
             self._builds[digest] = _Build(now)
             self._nursery.start_soon(self._make, reference, stored, definition)
         raise NotBuiltYet(_LOOK_FIRST)
 
     def hold(self, image: ImageEnvironment, held: ExitStack) -> None:
-        """Keep an environment from being removed by any executor, until the stack is left.
+        """Keep an environment from being removed by any executor, until the stack is closed.
 
         Raises:
-            NotBuiltYet: It has just been removed.
-            OSError: This cannot be said.
+            NotBuiltYet: It was removed.
+            OSError: It cannot be locked.
         """
         if image.directory is None:
             return
@@ -209,14 +207,14 @@ class ImageEnvironments:
             raise NotBuiltYet(_LOOK_FIRST)
 
     def hold_noted(self, place: AttemptDirectory, held: ExitStack) -> None:
-        """Hold what an attempt uses that another executor began."""
+        """Hold the environment of an attempt that another executor started."""
         with suppress(FileNotFoundError, UnusableFile, ValueError):
             name = read_regular(place.path / NOTE, limit=64).decode("ascii")
             if _HOME.fullmatch(name):
                 self._holds(self._settings.directory / name, held)
 
     def note(self, image: str, place: AttemptDirectory) -> None:
-        """Write down which environment an attempt uses; see :meth:`hold_noted`."""
+        """Store which environment an attempt uses, see :meth:`hold_noted`."""
         reference = parse_reference(image)
         found = None if reference is None else self._ready.get(reference.digest)
         if found is not None and found.directory is not None:
@@ -236,10 +234,10 @@ class ImageEnvironments:
                 raise
             self._uses[home] = _Use(descriptor)
         self._uses[home].count += 1
-        held.callback(self._let_go, home)
+        held.callback(self._release, home)
         return True
 
-    def _let_go(self, home: Path) -> None:
+    def _release(self, home: Path) -> None:
         use = self._uses[home]
         use.count -= 1
         if not use.count:
@@ -273,7 +271,7 @@ class ImageEnvironments:
         else:
             _log.warning("image_not_built", image=str(reference), error=str(failure))
         running.failure, running.failed_at = failure, trio.current_time()
-        # Others in the same run fail alike; later runs try again.
+        # Later runs retry; forget old failures.
         if len(self._builds) > _MOST_KNOWN:
             self._builds = {k: v for k, v in self._builds.items() if v.failure is None}
 
@@ -313,7 +311,7 @@ class ImageEnvironments:
         definition: Definition,
         base: Base,
     ) -> Path:
-        """Make it, with the lock held."""
+        """Make an environment, with the lock held."""
         await trio.to_thread.run_sync(prepare_home, home)
         context = await self._context(stored) if definition.needs_context else None
         directory = home / secrets.token_hex(8)
@@ -331,7 +329,7 @@ class ImageEnvironments:
             complete = True
         finally:
             if not complete:
-                with trio.CancelScope(shield=True):
+                with trio.CancelScope(shield=True), suppress(OSError, SubprocessError):
                     await trio.to_thread.run_sync(remove, directory)
         self.built += 1
         seconds = round(trio.current_time() - began, 1)
@@ -350,13 +348,13 @@ class ImageEnvironments:
         except (FileNotFoundError, NotADirectoryError, UnusableFile) as error:
             raise BuildFailed(f"its files are gone: run the program again: {error}") from error
         if hashlib.sha256(data).hexdigest() != stored.context_digest:
-            raise BuildFailed(f"its files at {path} are not what was sent: run the program again")
+            raise BuildFailed(f"its files at {path} have changed: run the program again")
         return data
 
     async def keep_clean(self) -> None:
-        """Remove environments that are unused for long, or are too many; does not return."""
+        """Remove environments that are unused for long, or too many; does not return."""
         every = max(min(_SWEEP_EVERY, self._settings.keep / 4), 1.0)
-        # The attempts that were begun before are to be found first.
+        # First the executor has to find the attempts of earlier ones, which hold environments.
         await trio.sleep(min(_FIRST_SWEEP, every))
         while True:
             removed, failures = await trio.to_thread.run_sync(
@@ -375,8 +373,7 @@ class ImageEnvironments:
 
 def _refused(reference: ImageReference, why: str, *, by_machine: bool = False) -> NotStarted:
     message = why if why.startswith("image ") else f"image {reference.name}: {why}"
-    kind = "SYSTEM" if by_machine else "USER"
-    return NotStarted(ErrorState(code=CODE, kind=kind, message=message), by_machine=by_machine)
+    return NotStarted.because(message, by_machine=by_machine, code=CODE)
 
 
 def _key(digest: str, base: Base) -> str:
@@ -385,7 +382,7 @@ def _key(digest: str, base: Base) -> str:
 
 
 async def _locked(lock: int) -> None:
-    """Wait for a lock; another process may have it."""
+    """Wait for a lock that another process may have."""
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,4 @@
-"""When actions and their attempts began to count, on the monotonic clock.
-
-What is seen as it comes is new. Only of what was there before, when the executor began to look, the
-wall clock is asked once: how old it is. From then on its age grows with the monotonic clock,
-whatever the wall clock is set to.
-"""
+"""When actions were created, and their attempts queued, on the monotonic clock."""
 
 from __future__ import annotations
 
@@ -19,15 +14,15 @@ class _Age:
     incarnation: Incarnation
     created: float
     attempt: int
-    # None: it began before it was seen, and its history was not read yet.
+    # None: it was queued before the executor received it, and its history was not read yet.
     queued: float | None
 
 
 class Ages:
-    """The ages of all actions that are not over.
+    """The ages of the actions that are not terminal.
 
-    Args:
-        clock: What they are counted on.
+    An action that is received as it changes is new. The age of one of the first snapshot is
+    computed once, by the wall clock; steps of that clock change nothing afterwards.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -35,13 +30,7 @@ class Ages:
         self._ages: dict[str, _Age] = {}
 
     def note(self, name: str, update: ActionUpdate, *, live: bool) -> None:
-        """Take in a state of an action.
-
-        Args:
-            name: Which action.
-            update: The state.
-            live: Whether it is told as it comes, so that an unknown action is a new one.
-        """
+        """Store the age of an action; ``live`` says that it is no part of a snapshot."""
         now, attempt = self._clock.monotonic(), max(update.attempts, 1)
         age = self._ages.get(name)
         if age is None or age.incarnation != update.incarnation:
@@ -56,11 +45,11 @@ class Ages:
             age.attempt, age.queued = attempt, now
 
     def drop(self, name: str) -> None:
-        """The action is over."""
+        """Remove an action that is terminal."""
         self._ages.pop(name, None)
 
     def created(self, name: str) -> float:
-        """When the action was created; of one that is over, now."""
+        """When an action was created; now if it is terminal."""
         age = self._ages.get(name)
         return self._clock.monotonic() if age is None else age.created
 

@@ -1,8 +1,8 @@
-"""What is known of the actions: which are not over, how deep they are, and which hold a slot.
+"""The actions that are not terminal: how deep they are, and which hold a slot.
 
-A state machine without I/O: it is told of states, and asked. Actions are called
-``<namespace>/<name>``, by the keys of their objects. A state touches its action and the parent;
-only a parent that becomes known after its children moves what is below it.
+A state machine without I/O. Actions are named ``<namespace>/<name>``, by the keys of their objects.
+A state changes its action and the parent; only a parent that is received after its children changes
+all actions below it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,12 @@ from etcd_actions.model import (
 )
 
 MOST_DEPTH: Final = 256
-"""Deeper ones count as so deep: parents that form a circle, or a chain that comes from its end,
-cost no more than that."""
+"""The greatest depth that is counted: it bounds the cost of a circle of parents."""
 
 
 @dataclass(slots=True)
 class Known:
-    """An action that is not over.
-
-    Attributes:
-        update: Its newest state.
-        depth: How many actions are above it.
-        children: What is below it and not over.
-    """
+    """An action that is not terminal: its newest state, its depth, its children that are not."""
 
     update: ActionUpdate
     depth: int
@@ -43,7 +36,7 @@ class Known:
 
     @property
     def run(self) -> str:
-        """What the executor calls its run, ``<namespace>/<run>``."""
+        """The name of its run, ``<namespace>/<run>``."""
         return run_of(self.update)
 
     @property
@@ -53,20 +46,20 @@ class Known:
 
 
 class Board:
-    """All actions that are not over.
+    """All actions that are not terminal.
 
     Args:
-        turns: Told which runs hold slots; by default one that nobody asks.
+        turns: Counts the slots of each run; by default its own.
     """
 
     def __init__(self, turns: Turns | None = None) -> None:
         self._turns = Turns(1) if turns is None else turns
         self._open: dict[str, Known] = {}
-        # Of parents that are not known yet, or not any more.
+        # The children of parents that are not received yet, or are terminal.
         self._waiting_children: defaultdict[str, set[str]] = defaultdict(set)
-        # The newest revision of what is over, so that an older state does not revive it.
-        self._over: dict[str, int] = {}
-        # With the runs that hold them.
+        # The newest revisions of terminal actions, so that no older state revives them.
+        self._terminal: dict[str, int] = {}
+        # Actions that hold a slot, with their runs.
         self._held: dict[str, str] = {}
         self._busy = 0
         self._moved: dict[str, None] = {}
@@ -76,27 +69,27 @@ class Board:
 
     @property
     def busy(self) -> int:
-        """How many slots are taken: by those that hold one and wait for no child."""
+        """How many actions hold a slot and wait for no child."""
         return self._busy
 
     @property
     def waiting(self) -> int:
-        """How many hold a slot but for their children."""
+        """How many actions wait for a child, so that their slots are free."""
         return len(self._held) - self._busy
 
     def get(self, name: str) -> Known | None:
-        """An action; None where it is over, or was never there."""
+        """An action; None if it is terminal, or unknown."""
         return self._open.get(name)
 
     def names(self) -> Iterator[str]:
-        """All that are not over."""
+        """The names of all actions."""
         return iter(self._open)
 
     def note(self, update: ActionUpdate) -> bool:
-        """Take in a state, of a task or condition; whether it is news."""
+        """Store the state of a task or condition; return whether it is new."""
         name = update.name
         known = self._open.get(name)
-        seen = known.update.revision if known is not None else self._over.get(name, 0)
+        seen = known.update.revision if known is not None else self._terminal.get(name, 0)
         if update.revision <= seen:
             return False
         if update.is_deleted or update.phase.is_terminal:
@@ -108,20 +101,20 @@ class Board:
             if now.incarnation == update.incarnation and _parent(now) == _parent(update):
                 known.update = update
                 return True
-            # Another incarnation, whose predecessor's end was never told.
+            # Another incarnation: the end of the one before was not received.
             self._remove(name, known)
-        self._over.pop(name, None)
+        self._terminal.pop(name, None)
         self._add(name, update)
         return True
 
     def forget_revisions(self) -> None:
-        """The store was replaced: what comes from now on is news, whatever its revision is."""
-        self._over.clear()
+        """Take each later state as new: the store was replaced, with other revisions."""
+        self._terminal.clear()
         for known in self._open.values():
             known.update = msgspec.structs.replace(known.update, revision=0)
 
     def hold(self, name: str) -> None:
-        """Let an action have a slot, for as long as it waits for no child."""
+        """Let an action hold a slot; it is free while the action waits for a child."""
         if name not in self._held:
             known = self._open.get(name)
             run = self._held[name] = "" if known is None else known.run
@@ -129,7 +122,7 @@ class Board:
             self._count(name, False)
 
     def release(self, name: str) -> None:
-        """Take the slot back."""
+        """Release the slot of an action."""
         if name in self._held:
             took, run = self._takes_slot(name), self._held.pop(name)
             self._busy -= took
@@ -137,33 +130,33 @@ class Board:
             self._turns.attend(run, -1)
 
     def moved(self) -> list[str]:
-        """Those whose order has changed since this was asked last."""
+        """The actions whose order has changed since the last call."""
         moved = [name for name in self._moved if name in self._open]
         self._moved.clear()
         return moved
 
     def is_waiting(self, name: str) -> bool:
-        """Whether an action has children that are not over: then it does not need a slot."""
+        """Whether an action has children that are not terminal, so that it needs no slot."""
         known = self._open.get(name)
         return known is not None and bool(known.children)
 
     def children(self, name: str) -> frozenset[str]:
-        """What is below an action and not over; of one that is over, too."""
+        """The children that are not terminal, also of an action that is."""
         known = self._open.get(name)
         return frozenset(known.children if known else self._waiting_children.get(name, ()))
 
     def order(self, name: str) -> tuple[int, int]:
-        """What sorts actions by who is next: the deepest, of these the oldest."""
+        """The sort key of an action: the deepest is first, of these the oldest."""
         known = self._open[name]
         return (-known.depth, known.update.create_revision)
 
     def _end(self, name: str, known: Known | None, update: ActionUpdate) -> bool:
-        self._over[name] = update.revision
+        self._terminal[name] = update.revision
         if known is not None:
             self._remove(name, known)
         if update.is_deleted:
-            # Nothing older comes after a deletion.
-            self._over.pop(name, None)
+            # No older state is received after a deletion.
+            self._terminal.pop(name, None)
         return known is not None
 
     def _add(self, name: str, update: ActionUpdate) -> None:
@@ -191,7 +184,7 @@ class Board:
         self._count(above, before[1])
 
     def _sink(self, known: Known) -> None:
-        """Let what is below an action know how deep it is."""
+        """Update the depths below an action."""
         waiting = [known]
         while waiting:
             above = waiting.pop()
@@ -204,7 +197,7 @@ class Board:
                     waiting.append(child)
 
     def _count(self, name: str, before: bool) -> None:
-        """Count the slot that an action takes or leaves by what has happened."""
+        """Count the slot that an action has taken or released."""
         if (change := self._takes_slot(name) - before) and (
             run := self._held.get(name)
         ) is not None:
@@ -221,16 +214,16 @@ class Board:
 
 
 def run_of(update: ActionUpdate) -> str:
-    """What the executor calls the run of an action: in the namespace of its object."""
+    """The name of an action's run, ``<namespace>/<run>``."""
     namespace, slash, _ = update.name.rpartition("/")
     return namespace + slash + update.action_id.run
 
 
 def _parent(update: ActionUpdate) -> str:
-    """The name of the parent's object; empty for none, and for who says that it is its own."""
+    """The name of the parent's object; empty for none, and for an action that names itself."""
     if not update.parent:
         return ""
-    # In the namespace of the child.
+    # It is in the namespace of the child.
     namespace, slash, _ = update.name.rpartition("/")
     name = namespace + slash + task_action_name(update.action_id.run, update.parent)
     return "" if name == update.name else name

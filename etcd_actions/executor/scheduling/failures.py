@@ -1,4 +1,4 @@
-"""How often in a row something failed for each action, and how long to wait then."""
+"""How often in a row something failed for each action, and when it is retried."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.clock import Clock
 
 PARKED: Final = Backoff(initial=0.2, cap=30.0)
-"""After what should not happen."""
+"""After an unexpected failure."""
 DELAYED: Final = Backoff(initial=0.2, cap=5.0)
-"""While etcd is away, or an action is not what it was."""
+"""While etcd is unavailable, or an action is in an unexpected state."""
 PATIENCE: Final = 3
-"""How often an action may be not what it was, between two looks, before that is a failure."""
+"""How often in a row an action may be in an unexpected state before that is a failure."""
 
 
 class Failures:
-    """Counts the failures of actions that are not over.
-
-    Args:
-        clock: What the times are on.
-    """
+    """Counts the failures of actions that are not terminal."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -30,14 +26,14 @@ class Failures:
         return name in self._counts
 
     def count(self, name: str) -> int:
-        """How often in a row."""
+        """The failures of an action in a row."""
         return self._counts.get(name, 0)
 
     def again(self, name: str, backoff: Backoff) -> float:
-        """Count one more; gives when it is tried again."""
+        """Count a failure, and return when the action is retried, on the monotonic clock."""
         count = self._counts[name] = self._counts.get(name, 0) + 1
         return self._clock.monotonic() + backoff.delay(count)
 
     def drop(self, name: str) -> None:
-        """It goes on, or is over."""
+        """Forget the failures of an action that works, or is terminal."""
         self._counts.pop(name, None)

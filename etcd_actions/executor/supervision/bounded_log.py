@@ -1,7 +1,4 @@
-"""A log that is bounded while it grows.
-
-It belongs to the supervisor, so it imports nothing of etcd_actions.
-"""
+"""A log that is bounded while it grows."""
 
 from __future__ import annotations
 
@@ -15,26 +12,26 @@ LOG_BEFORE = "log.before"
 
 _PIPE_BYTES = 65536
 _CREATE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# Room for the line that says what is left out of a log.
+# Bytes of the line about missing bytes.
 _HEADER = 64
 
 
 class BoundedLog:
-    """A log that never takes more than its limit: the older half of it goes when it is full.
+    """A log that never takes more than its limit: the older half is removed when it is full.
 
-    While it grows there are two files; in the end they are one. What cannot be written is left
-    out, so that a full disk stops no task. It is descriptor 2 of this process.
+    While it grows there are two files; at the end they are one. Bytes that cannot be written are
+    dropped, so that a full disk stops no task. It is descriptor 2 of this process.
 
     Args:
-        directory: A descriptor of the directory that it is in.
-        most: Bytes.
+        directory: A descriptor of its directory.
+        most: Its limit, in bytes.
     """
 
     def __init__(self, directory: int, most: int) -> None:
         self._directory = directory
         self._half = max((most - _HEADER) // 2, 1)
         self._rotated = False
-        self._left_out = 0
+        self._dropped = 0
         self._open(os.O_APPEND)
         self._size = os.fstat(2).st_size
 
@@ -50,7 +47,7 @@ class BoundedLog:
                 os.close(log)
 
     def take(self, source: int) -> bool:
-        """Take in what a pipe has now; False where its other end is closed."""
+        """Append the bytes that a pipe has now; False if its other end is closed."""
         try:
             data = os.read(source, _PIPE_BYTES)
         except BlockingIOError:
@@ -59,7 +56,7 @@ class BoundedLog:
         return bool(data)
 
     def write(self, data: bytes) -> None:
-        """Append, as far as there is room on the disk."""
+        """Append, as far as there is space on the disk."""
         for begin in range(0, len(data), self._half):
             self._write_part(data[begin : begin + self._half])
 
@@ -70,34 +67,34 @@ class BoundedLog:
         with contextlib.suppress(OSError):
             written = os.write(2, data)
         self._size += written
-        self._left_out += len(data) - written
+        self._dropped += len(data) - written
 
     def _rotate(self) -> None:
         directory = self._directory
         try:
             if self._rotated:
-                self._left_out += os.stat(LOG_BEFORE, dir_fd=directory).st_size
+                self._dropped += os.stat(LOG_BEFORE, dir_fd=directory).st_size
             os.rename(LOG, LOG_BEFORE, src_dir_fd=directory, dst_dir_fd=directory)
             self._open(os.O_EXCL)
             self._rotated = True
         except OSError:
-            # Somebody has put other things there.
+            # A task replaced the files.
             with contextlib.suppress(OSError):
-                self._left_out += self._size
+                self._dropped += self._size
                 os.ftruncate(2, 0)
         self._size = 0
 
-    def let_go(self) -> None:
-        """Make room on the disk for something else."""
+    def discard(self) -> None:
+        """Free the space of the log on the disk."""
         with contextlib.suppress(OSError):
-            self._left_out += self._size
+            self._dropped += self._size
             os.ftruncate(2, 0)
             self._size = 0
             os.unlink(LOG_BEFORE, dir_fd=self._directory)
 
     def finish(self) -> None:
-        """Make one file of it."""
-        if not self._rotated and not self._left_out:
+        """Make one file of the two."""
+        if not self._rotated and not self._dropped:
             return
         directory = self._directory
         name = LOG + ".new"
@@ -106,8 +103,8 @@ class BoundedLog:
         try:
             flags = os.O_WRONLY | os.O_EXCL | _CREATE
             with os.fdopen(os.open(name, flags, 0o600, dir_fd=directory), "wb") as file:
-                if self._left_out:
-                    file.write(b"(%d bytes are left out here)\n" % self._left_out)
+                if self._dropped:
+                    file.write(b"(%d bytes are omitted here)\n" % self._dropped)
                 for part in (LOG_BEFORE, LOG):
                     for data in _parts(part, directory, self._half):
                         file.write(data)
@@ -121,7 +118,7 @@ class BoundedLog:
 def _parts(name: str, directory: int, most: int) -> Iterator[bytes]:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        # Opening a device may do something.
+        # Opening a device may have an effect.
         if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
             return
         descriptor = os.open(name, flags, dir_fd=directory)

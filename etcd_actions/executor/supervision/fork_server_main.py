@@ -1,9 +1,8 @@
 """The fork server: forks a supervisor for each attempt, which has imported Flyte's SDK already.
 
-It is run as a file, by the interpreter that has the SDK, so it imports nothing of
-etcd_actions. Its first argument is the descriptor of a socket; with a second one, ``plain``, it
-imports no SDK, and what it starts is executed. Each message on it is a start,
-with the four descriptors that a supervisor takes; any other is passed over. It says when it is
+It is run as a file, by the interpreter with the SDK. Its first argument is the descriptor of a
+socket; with a second one, ``plain``, it imports no SDK, and its commands are executed. Each message
+on the socket starts a supervisor with four descriptors; any other is ignored. It reports when it is
 ready. When the socket is closed it waits for the supervisors, and ends.
 """
 
@@ -29,7 +28,7 @@ from typing import Any
 START = b"start"
 _DESCRIPTORS = 4
 
-# What a task needs, but not the task itself.
+# The imports of tasks, without the tasks themselves.
 _MODULES = (
     "anyio",
     "certifi",
@@ -60,7 +59,7 @@ _MODULES = (
     "pyqwest._glue",
 )
 
-# What its HTTP client imports, and what looks at variables as it is imported.
+# The SDK's HTTP client imports it, and it reads variables at its import.
 _TELEMETRY = "opentelemetry"
 _TELEMETRY_MODULES = (
     "opentelemetry.metrics",
@@ -69,23 +68,19 @@ _TELEMETRY_MODULES = (
 )
 _TELEMETRY_VARIABLES = "OTEL_"
 
-# A task makes two, and each costs the start of this process, and of no task, 20 ms.
+# A task makes two; each adds 20 ms to the start of this process.
 _READY_CONTEXTS = 4
 
-# What says to the service why this ends: that another try may go well, or that none will.
+# Exit codes: a retry may succeed, or cannot.
 _CODE_NOT_READY = 3
 _CODE_USELESS = 4
 
-# A thread that only helps an import has this many seconds to end.
+# Seconds for a thread that only helps an import to end.
 _THREADS_END_WITHIN = 2.0
 
 
 class Unusable(Exception):
-    """With this SDK nothing can be forked; the message says why.
-
-    Attributes:
-        code: What this process exits with.
-    """
+    """This SDK cannot be forked; ``code`` is the exit code of this process."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -94,25 +89,25 @@ class Unusable(Exception):
 
 def main(descriptor: int, *, plain: bool = False) -> None:
     """Serve until the socket is closed and all supervisors have ended."""
-    supervisor = _beside("supervisor")
+    supervisor = _sibling("supervisor")
     try:
-        run = None if plain else _prepare(_beside("ready_tls"))
+        run = None if plain else _prepare(_sibling("ready_tls"))
     except Unusable as error:
         print(f"fork server: {error}", file=sys.stderr)
         sys.exit(error.code)
     gc.collect()
     gc.freeze()
-    # No child of our parent: that may end before we do.
+    # No child of the parent, which may end before this process.
     if os.fork():
         os._exit(0)
-    # The descriptors of a supervisor are told from ours by not being there yet.
+    # No descriptor of ours may be inherited by a supervisor.
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
     _Server(sock, supervisor, run).serve()
 
 
 def _prepare(ready_tls: Any) -> Callable[[dict[str, Any]], int]:
-    """Import the SDK; gives what runs its command in a child."""
+    """Import the SDK; returns the function that runs its command in a child."""
     try:
         importlib.import_module("flyte._bin.runtime").main  # noqa: B018 - it is there
     except BaseException as error:
@@ -123,7 +118,7 @@ def _prepare(ready_tls: Any) -> Callable[[dict[str, Any]], int]:
     contexts = _contexts(ready_tls)
     loop = _background_loop()
     if loop is not None:
-        # A thread would not be there in the child, and what it holds would be held for ever.
+        # The child would have no such thread, and its locks would never be released.
         try:
             loop.stop()
             loop._run  # noqa: B018 - it is there
@@ -137,7 +132,7 @@ def _prepare(ready_tls: Any) -> Callable[[dict[str, Any]], int]:
 
     def share(environment: dict[str, str]) -> None:
         if any(each.startswith(_TELEMETRY_VARIABLES) for each in environment):
-            # They count as the modules are imported, which the task does then.
+            # The modules read these variables at their import: the task imports them again.
             for name in telemetry:
                 sys.modules.pop(name, None)
         if contexts is not None:
@@ -147,7 +142,7 @@ def _prepare(ready_tls: Any) -> Callable[[dict[str, Any]], int]:
 
 
 def _lasting_threads() -> list[threading.Thread]:
-    """The other threads, those that are about to end left out."""
+    """The other threads, without those that are about to end."""
     until = time.monotonic() + _THREADS_END_WITHIN
     threads = [each for each in threading.enumerate() if each is not threading.current_thread()]
     for each in threads:
@@ -157,7 +152,7 @@ def _lasting_threads() -> list[threading.Thread]:
 
 def _import_all(names: tuple[str, ...]) -> None:
     for name in names:
-        # The SDK's inside may change: what is missing is imported by the task.
+        # The SDK may change inside: the task imports what is missing.
         try:
             importlib.import_module(name)
         except BaseException as error:
@@ -165,7 +160,7 @@ def _import_all(names: tuple[str, ...]) -> None:
 
 
 def _import_telemetry() -> list[str]:
-    """Import what the SDK's HTTP client would, and nothing else has; gives what was imported."""
+    """Import the telemetry of the SDK's HTTP client; returns the new modules."""
     if any(each.startswith(_TELEMETRY_VARIABLES) for each in os.environ):
         return []
     before = set(sys.modules)
@@ -174,7 +169,7 @@ def _import_telemetry() -> list[str]:
 
 
 def _contexts(ready_tls: Any) -> Any:
-    """TLS contexts of the authorities that the SDK's HTTP clients use; None without such."""
+    """TLS contexts with the authorities of the SDK's HTTP clients; None if they cannot be made."""
     try:
         return ready_tls.ReadyContexts(importlib.import_module("certifi").where(), _READY_CONTEXTS)
     except Exception as error:
@@ -197,10 +192,10 @@ class _Server:
     def serve(self) -> None:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
-        # Who started us decides when to end, by closing the socket.
+        # The executor ends this process by closing the socket.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # What a supervisor leaves behind when it is killed comes here.
+        # The processes of a killed supervisor become children of this one.
         self._supervisor.become_subreaper()
         with contextlib.suppress(OSError):
             self._socket.sendall(json.dumps({"ready": os.getpid()}).encode())
@@ -219,7 +214,7 @@ class _Server:
                 open_ = False
 
     def _receive(self) -> bool:
-        """Take a message; False where there will be no more."""
+        """Read a message; False if there will be no more."""
         descriptors = array.array("i")
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(
@@ -238,7 +233,7 @@ class _Server:
                 self._start(list(descriptors))
             else:
                 print(
-                    f"fork server: passed over: {data[:60]!r}, {len(descriptors)} descriptors"
+                    f"fork server: ignored: {data[:60]!r}, {len(descriptors)} descriptors"
                     f"{', truncated' if flags & socket.MSG_CTRUNC else ''}",
                     file=sys.stderr,
                 )
@@ -279,7 +274,7 @@ class _Server:
 
 
 def _run(request: dict[str, Any], loop: Any, share: Callable[[dict[str, str]], None]) -> int:
-    """Be the SDK's command; does not return."""
+    """Run the SDK's command; does not return."""
     code = 1
     try:
         os.environ.clear()
@@ -288,7 +283,7 @@ def _run(request: dict[str, Any], loop: Any, share: Callable[[dict[str, str]], N
         sys.path.insert(0, request["directory"])
         share(request["environment"])
         if loop is not None:
-            _start_again(loop)
+            _restart(loop)
         from flyte._bin.runtime import main as a0  # noqa: PLC0415
 
         try:
@@ -302,16 +297,16 @@ def _run(request: dict[str, Any], loop: Any, share: Callable[[dict[str, str]], N
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        # The interpreter's own end would wait for threads of the SDK, and takes longer.
+        # The interpreter's own end takes longer, and waits for threads of the SDK.
         os._exit(code & 0xFF)
 
 
 def _background_loop() -> Any:
-    """The loop that the SDK runs in a thread, from its import on."""
+    """The loop that the SDK runs in a thread since its import."""
     return getattr(getattr(sys.modules.get("flyte.syncify"), "syncify", None), "_bg_loop", None)
 
 
-def _start_again(loop: Any) -> None:
+def _restart(loop: Any) -> None:
     """Give the SDK its loop and its thread back."""
     import asyncio  # noqa: PLC0415
 
@@ -320,8 +315,8 @@ def _start_again(loop: Any) -> None:
     loop.thread.start()
 
 
-def _beside(name: str) -> Any:
-    """A module beside this file, and nothing that a task would find under its name."""
+def _sibling(name: str) -> Any:
+    """Import a module of this directory, without a trace that a task would find."""
     directory = str(Path(__file__).parent)
     sys.path[:] = [directory, *(each for each in sys.path if each != directory)]
     before = set(sys.modules)

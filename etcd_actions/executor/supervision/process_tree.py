@@ -1,7 +1,4 @@
-"""The processes below a process, as /proc tells, and signals that reach no other.
-
-It belongs to the supervisor, so it imports nothing of etcd_actions.
-"""
+"""The processes below a process, by /proc, and signals that reach no other process."""
 
 from __future__ import annotations
 
@@ -11,25 +8,25 @@ import signal
 import time
 from typing import NamedTuple
 
-# A process that may not be killed is left after so long.
+# A process that cannot be killed is left after so long.
 _LEAVE_AFTER = 10.0
 
 
 class Process(NamedTuple):
-    """A process as it was seen; ``began`` tells it from another with the same number."""
+    """A process; its start distinguishes it from another one with the same number."""
 
     pid: int
     began: str
 
 
 def descendants(pid: int) -> list[Process]:
-    """What is below a process and lives, parents before children."""
+    """The processes below a process, parents before children."""
     below = _children()
     return _with_descendants(below.get(pid, []), below)
 
 
 def send(process: Process, number: int) -> None:
-    """Send a signal to a process, and not to another one that has its number by now."""
+    """Send a signal to a process, unless it has ended, also if its number was reused."""
     try:
         try:
             descriptor = os.pidfd_open(process.pid)
@@ -48,10 +45,7 @@ def send(process: Process, number: int) -> None:
 
 
 def end_orphans(known: set[int]) -> None:
-    """Kill the children of this process that it does not know, and what is below them.
-
-    They come from a supervisor that was killed. Returns when none is left.
-    """
+    """Kill the unknown children that a killed supervisor left, and their trees."""
     until = time.monotonic() + _LEAVE_AFTER
     while time.monotonic() < until:
         below = _children()
@@ -67,7 +61,7 @@ def end_orphans(known: set[int]) -> None:
 
 
 def _children() -> dict[int, list[Process]]:
-    """All that live, by their parents."""
+    """All processes, by their parents."""
     below: dict[int, list[Process]] = {}
     for name in numbers():
         found = look_at(name)
@@ -77,7 +71,7 @@ def _children() -> dict[int, list[Process]]:
 
 
 def numbers() -> list[str]:
-    """The numbers of all processes; none where there is no /proc."""
+    """The numbers of all processes; empty without /proc."""
     with contextlib.suppress(OSError):
         return [name for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
     return []
@@ -91,10 +85,10 @@ def _with_descendants(processes: list[Process], below: dict[int, list[Process]])
 
 
 def look_at(name: str) -> tuple[int, str] | None:
-    """The parent of a process and when it began; None where it has ended."""
+    """The parent of a process and its start; None if it has ended."""
     try:
         with open(f"/proc/{name}/stat", "rb", buffering=0) as file:  # noqa: PTH123
-            # The name in parentheses may hold anything.
+            # The name in parentheses may contain any character.
             fields = file.read(4096).rpartition(b")")[2].split()
     except OSError:
         return None

@@ -1,15 +1,10 @@
 """TLS contexts that are made before a fork, each for one caller after it.
 
 ``ssl.create_default_context(cafile=...)`` reads some 140 authorities, for 20 ms, and each HTTP
-client of Flyte's SDK calls it with certifi's file, whether it will use TLS or not. A context
-that is there already is given to such a call. It is the caller's own: no other caller in the
-process gets it, and what is done to it after the fork no other process sees.
-
-All else is done by the function that is stood in for: another call, another file or another
-content of it, a process in which the classes of :mod:`ssl` were replaced (as truststore does), one
-that logs its keys, and each call after the contexts are used up.
-
-It is run in a process that may have no etcd_actions, so it imports nothing of it.
+client of Flyte's SDK calls it with certifi's file, whether it will use TLS or not. Such a call gets
+a context of its own. The original function serves all other calls: those with other arguments, in
+a process in which the classes of :mod:`ssl` were replaced (as truststore does) or that logs its
+keys, and those after the contexts are used up.
 """
 
 from __future__ import annotations
@@ -20,7 +15,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-# What the file was when the contexts were made.
+# The device, inode, size and time of the file at the creation of the contexts.
 _Identity = tuple[int, int, int, int]
 
 
@@ -29,10 +24,10 @@ class ReadyContexts:
 
     Args:
         cafile: The file.
-        count: How many there are.
+        count: How many are made.
 
     Raises:
-        OSError: The file cannot be read, or holds no authorities.
+        OSError: The file cannot be read, or has no authorities.
     """
 
     def __init__(self, cafile: str, count: int) -> None:
@@ -44,18 +39,18 @@ class ReadyContexts:
 
     @property
     def count(self) -> int:
-        """How many are left in this process."""
+        """The contexts that are left in this process."""
         return len(self._ready)
 
     def stand_in(self) -> None:
-        """Answer ``ssl.create_default_context`` in this process from here on."""
+        """Replace ``ssl.create_default_context`` in this process."""
         make = self._make
 
         @functools.wraps(make)
         def create_default_context(*arguments: Any, **named: Any) -> ssl.SSLContext:
             if not arguments and named == {"cafile": self._cafile} and self._fit():
                 try:
-                    # One step, so that no two threads get the same.
+                    # Atomic, so that no two threads get the same context.
                     return self._ready.pop()
                 except IndexError:
                     pass
@@ -64,7 +59,7 @@ class ReadyContexts:
         ssl.create_default_context = create_default_context
 
     def _fit(self) -> bool:
-        """Whether a context that is made now would be the same."""
+        """Whether a new context would be the same."""
         if os.environ.get("SSLKEYLOGFILE") or _classes() != self._classes:
             return False
         try:
@@ -79,6 +74,6 @@ def _identity(path: str) -> _Identity:
 
 
 def _classes() -> tuple[object, ...]:
-    """What makes a context, and reads authorities into it."""
+    """The functions that make a context and read authorities."""
     context = ssl.SSLContext
     return context, context.__new__, context.load_verify_locations

@@ -1,19 +1,18 @@
-"""The supervisor of an attempt: starts its main process, keeps its log, and ends its whole tree.
+"""The supervisor of an attempt: starts its main process, keeps its log, and ends its tree.
 
-It is a small process of its own, for each attempt. It outlives the executor: so it holds the
-attempt's lock, and writes down how the main process ended. What the main process leaves behind
-is handed to it by the kernel (it is a child subreaper), whatever sessions, groups and forks lie
-between. The attempt ends with its main process: the rest then gets SIGTERM, and SIGKILL after
-the grace.
+It is a process for each attempt that outlives the executor. So it has the attempt's lock, and
+stores the exit code of the main process. It is a child subreaper: the kernel makes it the parent of
+each process that the main process leaves behind, whatever its session and group. The attempt ends
+with its main process: the other processes get SIGTERM then, and SIGKILL after the grace.
 
-It is run by ``python -I -S``, or in a fork of the fork server, by an interpreter that may have
-no etcd_actions. So it imports what is beside it, and little else.
+It is run by ``python -I -S``, or in a fork of the fork server, by an interpreter that may have no
+etcd_actions. So it imports modules of its own directory, and of the standard library.
 
-It speaks on a pipe, a JSON object a line:
-``{"started": PID}`` or ``{"failed": MESSAGE, "errno": NUMBER, "where": PLACE}``, then
+It reports on a pipe, a JSON object a line:
+``{"started": PID}`` or ``{"failed": MESSAGE, "errno": NUMBER, "where": STEP}``, then
 ``{"ended": CODE}``.
 
-SIGTERM asks it to end the tree, SIGQUIT to do so without grace.
+SIGTERM makes it end the tree, SIGQUIT without grace.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if __package__:
         send,
     )
 else:
-    # What is beside it is no package then.
+    # It is run as a file.
     from bounded_log import BoundedLog  # type: ignore[import-not-found,no-redef]
     from process_tree import Process, descendants, end_orphans, send  # type: ignore[import-not-found,no-redef]
 
@@ -52,7 +51,7 @@ WORK = "work"
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-# A process that the kernel does not let go, or that may not be killed, is left after so long.
+# A process that cannot be killed is left after so long.
 _LEAVE_AFTER = 10.0
 _CREATE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PIPE_BYTES = 65536
@@ -69,10 +68,10 @@ def supervise(
 
     Args:
         directory: A descriptor of the attempt's directory.
-        lock: A descriptor that holds the attempt's lock.
-        report: The pipe on which it speaks.
-        request: A descriptor of a file that says what is to be run.
-        run: What the main process does, in place of executing a program; gives its exit code.
+        lock: A descriptor with the attempt's lock.
+        report: The pipe of its reports.
+        request: A descriptor of a file with the command.
+        run: Called in the main process instead of executing a program; returns the exit code.
     """
     failure: dict[str, Any] | None = None
     try:
@@ -81,7 +80,7 @@ def supervise(
         failure = _Supervisor(directory, report, request, run).work(lock)
     except BaseException as error:
         failure = _failure(error, "supervisor")
-    # Before it is told: the lock is free for the next try then.
+    # Before the report: the lock is free for a retry then.
     with contextlib.suppress(OSError):
         os.close(lock)
     if failure is not None:
@@ -106,19 +105,19 @@ class _Supervisor:
         self._signalled: set[int] = set()
 
     def work(self, lock: int) -> dict[str, Any] | None:
-        """Do all; gives why it could not be started."""
+        """Supervise to the end; returns the failure of the start."""
         os.setsid()
         become_subreaper()
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         os.dup2(null, 0)
         os.dup2(null, 1)
         os.close(null)
-        # The kernel says who has this lock: so signals reach us and nobody else.
+        # The kernel reports the process with this lock, so signals reach this one only.
         own = os.open(SUPERVISOR, os.O_RDWR | _CREATE, 0o600, dir_fd=self._directory)
         with contextlib.suppress(OSError):
             fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         log = BoundedLog(self._directory, self._request["log_bytes"])
-        # Room for the exit code, while there is any.
+        # Reserve space on the disk for the exit code.
         _write_file(self._directory, EXIT + ".new", b"\n" * 16)
         output, output_end = os.pipe()
         status, status_end = os.pipe()
@@ -162,7 +161,7 @@ class _Supervisor:
         return wake
 
     def _start(self, number: int, status: int, go: int) -> dict[str, Any] | None:
-        """Let the main process begin, once it is written down that it does; gives what failed."""
+        """Store that the main process starts, then let it start; returns the failure."""
         try:
             said = _until(status, b"\n")
             if said != b"ready\n":
@@ -174,20 +173,20 @@ class _Supervisor:
             return _failure(error, "state")
         finally:
             os.close(go)
-        # It closes this when it has begun, by itself or by being executed.
+        # The main process closes this when it starts: by itself, or by its execution.
         said = _until(status, b"")
         return _answer(said) if said else None
 
     def _follow(self, main: int, output: int, wake: int, log: BoundedLog) -> None:
-        """Keep the log until the whole tree has ended."""
+        """Keep the log until the entire tree has ended."""
         os.set_blocking(output, False)
         poll = select.poll()
         poll.register(output, select.POLLIN)
         poll.register(wake, select.POLLIN)
-        ending: _Ending | None = None
+        termination: _Termination | None = None
         living = True
         while True:
-            ready = [each for each, _ in poll.poll(None if ending is None else 50)]
+            ready = [each for each, _ in poll.poll(None if termination is None else 50)]
             if wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
@@ -199,31 +198,31 @@ class _Supervisor:
                     code = os.waitstatus_to_exitcode(status)
                     self._write_exit(code, log)
                     _say(self._report, {"ended": code})
-            asked = self._signalled & {signal.SIGTERM, signal.SIGQUIT}
-            if ending is None and (asked or not living):
+            requested = self._signalled & {signal.SIGTERM, signal.SIGQUIT}
+            if termination is None and (requested or not living):
                 if not living and not _has_children(main):
                     break
-                ending = _Ending(main, self._request["kill_grace"])
-            if ending is not None:
-                if signal.SIGQUIT in asked:
-                    ending.at_once()
-                if not ending.go_on():
+                termination = _Termination(main, self._request["kill_grace"])
+            if termination is not None:
+                if signal.SIGQUIT in requested:
+                    termination.at_once()
+                if not termination.proceed():
                     break
-        # What was in the pipe when the last one ended, and no more: somebody may be left.
+        # The rest of the pipe, bounded: a process that was left may still write.
         for _ in range(16):
             if not select.select([output], [], [], 0)[0] or not log.take(output):
                 break
 
     def _write_exit(self, code: int, log: BoundedLog) -> None:
-        """Write down how the main process ended."""
+        """Store the exit code of the main process."""
         data = str(code).encode()
         for fresh in (False, True):
             try:
                 _write_file(self._directory, EXIT + ".new", data, truncate=fresh)
                 self._rename(EXIT)
             except OSError:
-                # On a full disk this matters more.
-                log.let_go()
+                # On a full disk the exit code matters more.
+                log.discard()
             else:
                 return
 
@@ -285,19 +284,19 @@ class _Supervisor:
         os.close(work)
 
 
-class _Ending:
-    """Ends what is left of a tree: SIGTERM once for each process, after the grace SIGKILL."""
+class _Termination:
+    """Ends a tree: SIGTERM once for each process, after the grace SIGKILL."""
 
     def __init__(self, main: int, grace: float) -> None:
         self._main = main
         self._kill_from = time.monotonic() + grace
-        self._asked: set[Process] = set()
+        self._signalled: set[Process] = set()
 
     def at_once(self) -> None:
         self._kill_from = min(self._kill_from, time.monotonic())
 
-    def go_on(self) -> bool:
-        """Signal what lives; False when nothing is left, or nothing more can be done."""
+    def proceed(self) -> bool:
+        """Signal the tree; False if it has ended, or cannot be ended."""
         if not _has_children(self._main):
             return False
         now = time.monotonic()
@@ -307,10 +306,10 @@ class _Ending:
         for process in descendants(os.getpid()):
             if kill:
                 send(process, signal.SIGKILL)
-            elif process not in self._asked:
-                self._asked.add(process)
+            elif process not in self._signalled:
+                self._signalled.add(process)
                 send(process, signal.SIGTERM)
-                # One that is stopped takes no notice.
+                # A stopped process receives no other signal.
                 send(process, signal.SIGCONT)
         if not sys.platform.startswith("linux"):
             with contextlib.suppress(OSError):
@@ -319,7 +318,7 @@ class _Ending:
 
 
 def _has_children(main: int) -> bool:
-    """Whether something is left; without a subreaper only the group of the main process is."""
+    """Whether a child lives; without a subreaper, whether the main process's group does."""
     try:
         if sys.platform.startswith("linux"):
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -348,7 +347,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _write_file(directory: int, name: str, data: bytes, *, truncate: bool = True) -> None:
-    """Write a small file; without ``truncate`` into the room that it has already."""
+    """Write a small file; without ``truncate`` into its reserved space."""
     if truncate:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
@@ -360,7 +359,7 @@ def _write_file(directory: int, name: str, data: bytes, *, truncate: bool = True
 
 
 def _until(descriptor: int, end: bytes) -> bytes:
-    """Read until the end of a line, or of all where ``end`` is empty."""
+    """Read until the end of a line, or to the end if ``end`` is empty."""
     found = b""
     while not (end and found.endswith(end)):
         part = os.read(descriptor, 1 if end else 4096)
@@ -371,20 +370,20 @@ def _until(descriptor: int, end: bytes) -> bytes:
 
 
 def _answer(said: bytes) -> dict[str, Any]:
-    """What the main process said that went wrong."""
+    """The failure that the main process reported."""
     if not said:
-        return {"failed": "the process ended before it began", "errno": None, "where": "process"}
+        return {"failed": "the process ended before it started", "errno": None, "where": "process"}
     answer: dict[str, Any] = json.loads(said)
     return answer
 
 
 def say_failed(report: int, error: BaseException, where: str) -> None:
-    """Say for a supervisor that there is none."""
+    """Report that a supervisor could not be started."""
     _say(report, _failure(error, where))
 
 
 def become_subreaper() -> None:
-    """What is below this process and loses its parent becomes its child."""
+    """Become the parent of each process of the tree that loses its own."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -399,17 +398,16 @@ def _failure(error: BaseException, where: str) -> dict[str, Any]:
 
 
 def _say(report: int, message: dict[str, Any]) -> None:
-    # Nobody listens any more: the files say it, too.
+    # If the reader has closed the pipe, the files say the same.
     with contextlib.suppress(OSError):
         os.write(report, json.dumps(message).encode() + b"\n")
 
 
 def main() -> None:
-    """Go into the background, as no child of the executor, and supervise."""
-    descriptors = [int(each) for each in sys.argv[1:5]]
+    """Supervise in the background, as no child of the executor."""
+    directory, lock, report, request = (int(each) for each in sys.argv[1:5])
     if os.fork():
         os._exit(0)
-    directory, lock, report, request = descriptors
     supervise(directory, lock, report, request)
 
 

@@ -42,7 +42,7 @@ _SIGN_OF_LIFE: Final = 10.0
 class Log(Protocol):
     """A log that grows."""
 
-    is_torn: bool
+    has_gap: bool
     written: float
 
     async def read(self) -> bytes:
@@ -201,7 +201,7 @@ class LogService:
         is_last_read = target.has_ended
         while not stream.has_ended:
             data = await log.read()
-            if log.is_torn:
+            if log.has_gap:
                 yield _response(["(some of the log is left out here)\n"], log, system=True)
             if data:
                 complete = lines.add(data)

@@ -18,7 +18,7 @@ from etcd_actions.errors import InvalidArgument
 from etcd_actions.runs.list_pages import Query, parse, take_in_order, take_sorted
 from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.runs.run_fields import CREATED, PHASES, RUN_FIELDS, phase_of
-from etcd_actions.runs.run_index import OfProject, OfTask, Place, RunIndex, Shelf
+from etcd_actions.runs.run_index import OfProject, OfTask, Place, RunIndex, RunScope
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front.run_messages import RunMessages
@@ -158,9 +158,9 @@ def _identity(entry: RunEntry) -> str:
 
 
 def _index_place(query: Query[RunEntry]) -> Place | None:
-    if query.position is None:
+    if query.cursor is None:
         return None
-    created, key = query.position
+    created, key = query.cursor
     try:
         return int(created or 0), str(key).encode("latin-1")
     except UnicodeEncodeError:
@@ -174,7 +174,7 @@ def _is_of(entry: RunEntry, version: str | None) -> bool:
     )
 
 
-def _scope(request: pb.ListRunsRequest) -> tuple[Shelf, str | None]:
+def _scope(request: pb.ListRunsRequest) -> tuple[RunScope, str | None]:
     """The list of the index, and the version of a task to select."""
     which = request.WhichOneof("scope_by")
     if which == "org":
@@ -192,7 +192,7 @@ def _scope(request: pb.ListRunsRequest) -> tuple[Shelf, str | None]:
     )
 
 
-def _target(request: pb.WatchRunsRequest) -> tuple[Shelf, str | None]:
+def _target(request: pb.WatchRunsRequest) -> tuple[RunScope, str | None]:
     """The same for a stream."""
     which = request.WhichOneof("target")
     if which == "org":
