@@ -28,7 +28,7 @@ async def sum_of_squares(numbers: list[int]) -> int:
 
 @env.task(retries=2)
 async def flaky() -> int:
-    """Fails at first, and is tried again."""
+    """Fails at first, and is retried."""
     attempt = int(os.environ["FLYTE_ATTEMPT_NUMBER"])
     if attempt == 0:
         raise flyte.errors.RuntimeSystemError("Weather", "it rained")

@@ -37,7 +37,7 @@ def page(results: Mapping[str, Result]) -> str:
 def table(results: Mapping[str, Result], names: Iterable[str]) -> str:
     """One line for each goal of the rows of these names."""
     text = [
-        "| what | figure | beside | goal | floor | ours | ratio | |",
+        "| what | figure | compared with | goal | floor | ours | ratio | |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in map(ROWS.__getitem__, names):

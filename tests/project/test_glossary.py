@@ -14,12 +14,15 @@ ROOT = Path(__file__).parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"
 # ``count word`` a line. A word that is not here has a ceiling of none.
 CEILINGS = ROOT / "tests" / "data" / "word_ceilings.txt"
-FOLDERS = ("etcd_actions", "docs", "scripts", "examples")
+FOLDERS = ("etcd_actions", "docs", "scripts", "examples", "schemas", ".ci")
 SUFFIXES = {".py", ".md", ".toml", ".proto", ".sh", ""}
 
-# A standard term, names of tests, and names that are stored or exported and so cannot change.
+# A standard term, names of tests, and names that are stored, exported or logged: these stay.
 _ALLOWED = re.compile(
-    r"dead[ _-]?letters?|\btest_\w+|position/|etcd_actions_(?:position|held_endings)", re.IGNORECASE
+    r"dead[ _-]?letters?|\btest_\w+|position/|etcd_actions_(?:position|held_endings)"
+    r"|\b(?:position_(?:compacted|fenced_off|not_saved|unusable)|endings_held|anybody_may_enqueue)\b"
+    r"|\bWantedBy\b",
+    re.IGNORECASE,
 )
 _ROW = re.compile(r"^\| ((?:`[a-z -]+`(?:, )?)+) \|", re.MULTILINE)
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -47,7 +50,8 @@ def ceilings() -> dict[str, int]:
 
 
 def counted() -> Iterator[Path]:
-    yield ROOT / "README.md"
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docker-compose.yml"):
+        yield ROOT / name
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
             generated = "_pb" in path.parts or "__pycache__" in path.parts

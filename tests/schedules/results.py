@@ -27,7 +27,7 @@ FAULTS = {
     "cut": "connections to etcd cut",
     "down": "connections to etcd refused",
     "stall": "connections to etcd stalled, one way or both",
-    "isolate": "process cut off from etcd, half-open, up to beyond its lease",
+    "isolate": "process disconnected from etcd, half-open, up to beyond its lease",
     "chunk": "bytes of etcd in pieces of 1 to 100",
     "delay": "bytes of etcd delayed",
     "rs-cut": "connections to the run service cut",
@@ -38,7 +38,7 @@ FAULTS = {
     "rs-refuse": "run service refused calls",
     "rs-inband": "run service refused in-band",
     "rs-lose": "run service applied calls and lost the answers",
-    "rs-reject": "run service rejected a call for ever",
+    "rs-reject": "run service rejected a call for good",
     "rs-forget": "run service lost its rows",
 }
 
@@ -135,7 +135,7 @@ class Results:
             f"median {_at(calm, 0.5):.1f} s, 99 of 100 within {_at(calm, 0.99):.1f} s, "
             f"at most {calm[-1]:.1f} s |",
             "",
-            "| what was done | times |",
+            "| faults | times |",
             "| --- | ---: |",
             *(f"| {text} | {faults[kind]} |" for kind, text in FAULTS.items()),
             f"| **all faults** | **{faults.total()}** |",

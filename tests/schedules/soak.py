@@ -285,10 +285,10 @@ def report(
     lines = [
         HEADING,
         "",
-        f"{last.at:.0f} s at {last.written / last.at:.0f} changes/s (asked for: {rate:g}), "
-        f"besides the marks: {holds}. Recorded actions were kept for {_KEPT} s.",
+        f"{last.at:.0f} s at {last.written / last.at:.0f} changes/s (requested: {rate:g}), "
+        f"without the marks: {holds}. Recorded actions were kept for {_KEPT} s.",
         "",
-        "![what the process held](soak.svg)",
+        "![memory, descriptors, threads and tasks of the process](soak.svg)",
         "",
         "| | |",
         "| --- | --- |",
