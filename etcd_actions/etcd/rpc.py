@@ -1,8 +1,8 @@
 """The methods of etcd's API that are used here, each with its request and its result.
 
 A transport encodes the request and decodes the result of any of them
-(:mod:`~etcd_actions.etcd.grpc.wire`, :mod:`~etcd_actions.etcd.gateway.wire`), and knows
-nothing else about them.
+(:mod:`~etcd_actions.etcd.messages`, :mod:`~etcd_actions.etcd.gateway.wire`), and
+needs nothing else from them.
 """
 
 from __future__ import annotations

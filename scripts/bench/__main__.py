@@ -106,7 +106,7 @@ def _options() -> argparse.Namespace:
     add("--directory", type=Path, help="where etcd's data goes (the system's place)")
     add("--json", type=Path, metavar="FILE", help="write the results there")
     add("--write", action="store_true", help=f"write {PAGE.name} and {KEPT.name} in docs/")
-    add("--render", action="store_true", help=f"measure nothing; write {PAGE.name} anew")
+    add("--render", action="store_true", help=f"measure nothing; write {PAGE.name} again")
     options = parser.parse_args()
     for name in options.rows:
         if name not in ROWS:

@@ -87,7 +87,7 @@ def bodies(
 def _lives(history: Path, small: bool) -> list[list[str]]:
     """Templates of the captured states of about 3 KB, one list for each captured action.
 
-    Roots are left out, having no parent, and so are states that are being deleted.
+    Roots are omitted, having no parent, and so are states that are being deleted.
     """
     lives: dict[str, list[str]] = {}
     with history.open(encoding="utf-8") as lines:

@@ -77,7 +77,7 @@ class Calls:
         return len(self._started)
 
     def send(self, message: bytes) -> None:
-        """Start a call; what the server has no room for yet is sent by :meth:`wait`."""
+        """Start a call; :meth:`wait` sends the rest once the server has capacity."""
         self._stream += 2
         self._started[self._stream] = time.monotonic_ns()
         body = b"\0" + _int32(len(message)) + message

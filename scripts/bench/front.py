@@ -4,7 +4,7 @@
 
 Each number of runs has an etcd and a server of its own, which share the machine with this client:
 Connect over one kept HTTP/1.1 connection, one call after another. CPU is the server's process, all
-of a call: HTTP, filters, messages. A page has 100 runs, as the SDK asks for them.
+of a call: HTTP, filters, messages. A page has 100 runs, as the SDK requests them.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def measure(
 def requests() -> dict[str, tuple[str, Message]]:
     """What is measured."""
 
-    def runs(**asked: object) -> tuple[str, Message]:
-        request = ListRequest(limit=100, **asked)
+    def runs(**fields: object) -> tuple[str, Message]:
+        request = ListRequest(limit=100, **fields)
         return LIST_RUNS, run_service_pb2.ListRunsRequest(project_id=PROJECT, request=request)
 
     def only(field: str, value: str) -> list[Filter]:

@@ -5,7 +5,7 @@
 A process `etcd-actions run` serves an etcd and a folder; it runs no tasks. This client speaks
 Connect over kept HTTP/1.1 connections. The time of a wait is from the report of the end: to the
 end of the stream that `run.wait()` of the SDK reads, and, of the same run, to the mark in etcd.
-With the SDK's environment at hand (`scripts/_sdk-venv`) `flyte.run` is measured, too, by a program.
+With the SDK's environment (`scripts/_sdk-venv`) a program measures `flyte.run`, too.
 """
 
 from __future__ import annotations
@@ -215,8 +215,8 @@ def _end_one(address: str, name: str) -> tuple[float, float]:
 
     def read() -> None:
         while (message := _message(stream)) is not None:
-            told = runs.WatchActionDetailsResponse.FromString(message)
-            if told.details.status.phase == SUCCEEDED:
+            response = runs.WatchActionDetailsResponse.FromString(message)
+            if response.details.status.phase == SUCCEEDED:
                 ended.append(time.perf_counter())
                 return
 
@@ -246,12 +246,12 @@ def upload(address: str, megabytes: int) -> None:
     digest = hashlib.md5(usedforsecurity=False)
     for _ in range(megabytes):
         digest.update(block)
-    asked = dataproxy.CreateUploadLocationRequest(
+    request = dataproxy.CreateUploadLocationRequest(
         project="bench", domain="development", filename="big.bin", content_md5=digest.digest()
     )
-    asked.content_length = megabytes * _PART
+    request.content_length = megabytes * _PART
     answer = dataproxy.CreateUploadLocationResponse.FromString(
-        Client(address).call(DATA + "CreateUploadLocation", asked)
+        Client(address).call(DATA + "CreateUploadLocation", request)
     )
     url = urllib.parse.urlsplit(answer.signed_url)
     connection = http.client.HTTPConnection(url.netloc)

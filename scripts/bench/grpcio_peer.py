@@ -17,10 +17,10 @@ import grpc
 import trio
 
 from etcd_actions.errors import EtcdError, Unavailable
+from etcd_actions.etcd import messages
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import WatchCreate, WatchResponse
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.grpc import wire
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 
 _BUFFERED_EVENTS = 4096
@@ -64,7 +64,7 @@ class GrpcioConnection:
     async def call(
         self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
     ) -> Result:
-        encode, decode = wire.messages(rpc)
+        encode, decode = messages.of_method(rpc)
         stub = self._stubs.get(rpc.name)
         if stub is None:
             stub = self._stubs[rpc.name] = self._channel.unary_unary(f"/etcdserverpb.{rpc.name}")
@@ -129,7 +129,7 @@ class GrpcioStream:
 
     def create(self, request: WatchCreate) -> None:
         self._prev_kv = self._prev_kv or request.prev_kv
-        self._requests.put(wire.watch_create(request))
+        self._requests.put(messages.watch_create(request))
 
     def cancel(self, watch_id: int) -> None:
         self._requests.put(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch_id)))
@@ -146,11 +146,11 @@ class GrpcioStream:
             self._parked = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(self._unpark)
         with self._drained:
-            messages = list(self._buffer)
+            received = list(self._buffer)
             self._buffer.clear()
             self._buffered_events = self._buffered_bytes = 0
             self._drained.notify()
-        return [wire.watch_response(message, prev_kv=self._prev_kv) for message in messages]
+        return [messages.watch_response(message, prev_kv=self._prev_kv) for message in received]
 
     def fail(self, failure: EtcdError) -> None:
         self._failure = self._failure or failure

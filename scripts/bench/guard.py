@@ -42,7 +42,6 @@ from etcd_actions import (
 )
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import KeyRange
-from scripts.bench.asking import Asking
 from scripts.bench.bodies import DOMAIN, PARENT, PROJECT, bodies, run_name, stamp
 from scripts.bench.load import Plan
 from scripts.bench.processes import (
@@ -55,6 +54,7 @@ from scripts.bench.processes import (
     service,
 )
 from scripts.bench.reader_etcd_actions import Silence
+from scripts.bench.service_load import ServiceLoad
 from scripts.bench.watching import HISTORY
 from scripts.bench.writer import put_ended
 from tests.support import flyte
@@ -78,7 +78,7 @@ _NO_ORPHANS = WatchingSettings(collect_orphans=False)
 
 
 class Place:
-    """Where checks measure: an etcd, a service on it, and prefixes that nobody has used."""
+    """Where checks measure: an etcd, a service on it, and unused prefixes."""
 
     def __init__(
         self, server: Server, directory: Path, address: str, process: psutil.Process
@@ -116,21 +116,21 @@ def grpcio_put(place: Place) -> float:
     )
     prefix = place.prefix().encode()
     value = _values(1)[0]
-    room = threading.Semaphore(_TOGETHER)
+    free = threading.Semaphore(_TOGETHER)
     failed: list[object] = []
 
     def answered(future: grpc.Future) -> None:
         if future.exception() is not None:
             failed.append(future.exception())
-        room.release()
+        free.release()
 
     cpu = time.process_time()
     for number in range(_WRITES):
-        room.acquire()
+        free.acquire()
         future = put.future(pb.PutRequest(key=prefix + b"%d" % number, value=value), timeout=30)
         future.add_done_callback(answered)
     for _ in range(_TOGETHER):
-        room.acquire()
+        free.acquire()
     spent = time.process_time() - cpu
     if failed:
         raise RuntimeError(f"puts failed: {failed[0]}")
@@ -195,7 +195,7 @@ def status(place: Place) -> float:
 
 
 def marks(place: Place) -> float:
-    """A mark by the library: listed, handled, accepted by nobody, marked by group commit."""
+    """A mark by the library: listed, handled, with no run service, marked by group commit."""
 
     async def measured() -> float:
         prefix = place.prefix().encode()
@@ -245,7 +245,7 @@ def event(place: Place) -> float:
                 await client.start_watching()
                 async with client.subscribe(root) as updates:
                     cpu = time.process_time()
-                    load.tell("go")
+                    load.send("go")
                     with trio.fail_after(60):
                         async for update in updates:
                             if isinstance(update, ActionUpdate):
@@ -288,7 +288,7 @@ def decoding(place: Place) -> float:
 def connect_call(place: Place) -> float:
     """An Enqueue at the service's process, by Connect."""
     host, _, port = place.service.rpartition(":")
-    asking = Asking(
+    service_load = ServiceLoad(
         kind="connect",
         host=host,
         port=int(port),
@@ -296,9 +296,11 @@ def connect_call(place: Place) -> float:
         seconds=_CALLS_SECONDS,
         first=next(place.numbers) * 100_000,
     )
-    with child("asking", asking.to_json(), place.directory / "asking.log") as client:
+    with child(
+        "service_load", service_load.to_json(), place.directory / "service_load.log"
+    ) as client:
         before = cpu_seconds(place.process)
-        calls = int(client.hear("result", 60)["calls"])
+        calls = int(client.receive("result", 60)["calls"])
         return (cpu_seconds(place.process) - before) / calls * 1e6
 
 
@@ -379,7 +381,7 @@ def calibrate(place: Place) -> None:
     found = [measured(place, names, _ROUNDS) for _ in range(_CALIBRATIONS)]
     text = [
         "# Limits of scripts/bench/guard, by its --calibrate: ratios of processor time,",
-        f"# {FACTOR} times what was measured; beside each the least and the most of that.",
+        f"# {FACTOR} times the measured ratio; after each the least and the most of the rounds.",
     ]
     for name in names:
         ratios = sorted(one[name].value for one in found)
@@ -407,14 +409,14 @@ def _place() -> Iterator[Place]:
             yield place
 
 
-def _values(wanted: int) -> list[bytes]:
+def _values(total: int) -> list[bytes]:
     """Values as the load sends them."""
     values = [
         body.before + stamp(0) + body.after
-        for states in bodies(HISTORY, "", min(wanted, 200))
+        for states in bodies(HISTORY, "", min(total, 200))
         for body in states[:1]
     ]
-    return [values[number % len(values)] for number in range(wanted)]
+    return [values[number % len(values)] for number in range(total)]
 
 
 def _child(name: str) -> ActionId:
@@ -459,7 +461,7 @@ def main() -> None:
     if above:
         print(
             f"guard: above the limit {_TRIES} times: {', '.join(above)}. Find what costs more, or,"
-            f" where it is meant to, set {LIMITS.name} anew by --calibrate on a quiet machine.",
+            f" where it is meant to, set {LIMITS.name} again by --calibrate on a quiet machine.",
             file=sys.stderr,
         )
         raise SystemExit(1)

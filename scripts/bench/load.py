@@ -4,7 +4,7 @@ At a fixed rate it is an open loop: what is due is sent, whether or not earlier 
 answered, and how late each one was is reported. Without a rate it keeps a number of
 transactions in flight.
 
-It speaks HTTP/2 by itself (``calls.py``), so that it costs little beside what it loads.
+It speaks HTTP/2 by itself (``calls.py``), so that it costs little compared with its target.
 Commands: ``warm`` sends some puts slowly, ``go`` the load.
 """
 
@@ -129,7 +129,7 @@ class Generator:
         plan = self._plan
         calls = min(plan.events, int(plan.rate * plan.seconds)) // plan.batch
         interval = plan.batch / plan.rate * 1e9
-        # Behind schedule, it goes on for as long again, and says how late.
+        # Behind schedule, it continues for as long again, and reports how late.
         deadline = start + int(2 * plan.seconds * 1e9)
         for index in range(calls):
             due = start + int(index * interval)

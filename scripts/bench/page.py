@@ -42,7 +42,7 @@ def table(results: Mapping[str, Result], names: Iterable[str]) -> str:
     ]
     for row in map(ROWS.__getitem__, names):
         result = results.get(row.name)
-        title, beside = row.title, row.floor
+        title, compared = row.title, row.floor
         doubtful = result is not None and bool(
             result.doubts or load_doubts(result.rounds) or result.failures
         )
@@ -50,15 +50,15 @@ def table(results: Mapping[str, Result], names: Iterable[str]) -> str:
             cells = [_cell(value, goal.form) for value in (floor, ours)]
             doubt = " [(doubts)](#doubts)" if doubtful and ours is not None else ""
             text.append(
-                f"| {title} | {goal.label} | {beside} | {goal.text} | {' | '.join(cells)} "
+                f"| {title} | {goal.label} | {compared} | {goal.text} | {' | '.join(cells)} "
                 f"| {_cell(ratio, ',.2f')} | {verdict}{doubt} |"
             )
-            title = beside = ""
+            title = compared = ""
     return "\n".join(text) + "\n"
 
 
 def summary(result: Result) -> str:
-    """One row in a line, as a run goes on."""
+    """One row in a line, while a run continues."""
     row = ROWS[result.row]
     if result.skipped:
         return f"{row.name}: skipped, {result.skipped}"

@@ -29,7 +29,7 @@ _START_SECONDS = 20.0
 _STOP_SECONDS = 15.0
 _QUOTA_BYTES = 8 << 30
 _SHOWN_LINES = 12
-# Asks the kernel to kill it with its parent, then becomes the command. A function that is run
+# Has the kernel kill it with its parent, then becomes the command. A function that is run
 # between fork and exec would do, but grpcio does not survive a fork of its process.
 _LAUNCHER = """
 import ctypes, os, sys
@@ -79,14 +79,14 @@ class Child:
         """The process."""
         return self._process.pid
 
-    def tell(self, command: str) -> None:
+    def send(self, command: str) -> None:
         """Send one command."""
         try:
             self._socket.sendall(command.encode() + b"\n")
         except OSError:
             raise self._failed("has ended") from None
 
-    def hear(self, event: str, seconds: float) -> dict[str, Any]:
+    def receive(self, event: str, seconds: float) -> dict[str, Any]:
         """Wait for a message.
 
         Raises:

@@ -60,7 +60,7 @@ async def _process(task: Task, recorder: Recorder) -> None:
 
 
 def _count_handled(task: Task, recorder: Recorder) -> None:
-    """Count what the handler has handled: decoded, remembered, and told to subscribers."""
+    """Count what the handler has handled: decoded, noted, and delivered to subscribers."""
     handle = Handler.handle_task_action_event
 
     def counted(

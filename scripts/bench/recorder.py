@@ -1,6 +1,6 @@
-"""What all readers share: how they are told what to do, and what they count.
+"""The common part of all readers: their commands and their counts.
 
-A reader is a process. Its main thread reads events for ever; a second thread takes commands
+A reader is a process. Its main thread reads events without end; a second thread takes commands
 and, but for a time after the load, sleeps. The process ends by ``os._exit``, since some readers
 cannot be stopped.
 """
@@ -120,7 +120,7 @@ class Recorder:
 
 
 def serve(read: Callable[[Task, Recorder], None]) -> None:
-    """Run ``read`` in this thread, and commands in another, until told to finish."""
+    """Run ``read`` in this thread, and commands in another, until the command to finish."""
     channel, argument = inherited()
     task = Task(**json.loads(argument))
     recorder = Recorder()
@@ -147,7 +147,7 @@ def _command(channel: Channel, task: Task, recorder: Recorder) -> None:
                 case ["held", count]:
                     while recorder.listed_count < int(count):
                         time.sleep(_POLL_SECONDS)
-                    # What the last page held is let go of after its last object was handled.
+                    # The memory of the last page is released after its last object was handled.
                     time.sleep(_SETTLING_SECONDS)
                     resident = _settled_rss() - recorder.rss_opening
                     allocated = tracemalloc.get_traced_memory()[0]

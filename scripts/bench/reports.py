@@ -77,7 +77,7 @@ async def bare(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
 
 
 async def marked(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
-    """All of it: list, tell, mark."""
+    """All of it: list, report, mark."""
     await put_ended(etcd, prefix, count)
     async with run_service() as service:
         return await _mark_all(etcd, prefix, count, service)

@@ -1,4 +1,4 @@
-"""What a row of the table wants, what was measured for it, and the verdict."""
+"""The goals of a row of the table, its figures, and the verdict."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(kw_only=True)
 class Result:
-    """What was measured for a row.
+    """The figures of a row.
 
     Attributes:
         row: The row's name.
@@ -93,7 +93,7 @@ class Result:
 
 
 class Line(NamedTuple):
-    """A goal with its figures: medians over the rounds; None where there is none."""
+    """A goal with its figures: medians over the rounds; None if there is none."""
 
     goal: Goal
     floor: float | None

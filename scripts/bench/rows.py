@@ -1,7 +1,7 @@
 """The rows of the table: what each is to reach, and what stands in the way where it does not.
 
 The bounds are those of docs/performance.md. A row is measured by the function of its name in
-:data:`SCENARIOS`; ``OBSTACLES`` is the honest word beside a goal that is not reached.
+:data:`SCENARIOS`; ``OBSTACLES`` is the reason next to a goal that is not reached.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from scripts.bench import asked, executor, starting, watching, writing
+from scripts.bench import executor, service_rows, starting, watching, writing
 from scripts.bench.results import Goal, Row
 from scripts.bench.setting import Setting
 from scripts.bench.watching import CHILDREN, READERS, SUBSCRIBERS, Load
@@ -56,11 +56,12 @@ _WAKING = (
     " message, the facts decoded from 3 KB of JSON, and their place in the index."
 )
 _QUEUES = (
-    "The whole object is decoded for a subscriber, and its task has a turn of the loop of its own."
+    "The complete object is decoded for a subscriber, and its task has a turn of the loop of its"
+    " own."
 )
 _FRONT = (
     "Of a call most is the way in: HTTP, the adapter of the RPC framework, messages in Python. The"
-    " library's own part is the floor beside it."
+    " library's own part is its floor."
 )
 
 OBSTACLES = {
@@ -81,7 +82,7 @@ OBSTACLES = {
     " etcd has the other core.",
     "enqueue-1": "One at a time is one round trip, with etcd's fsync in it, and two turns of the"
     " group that the write is put into.",
-    "status-64": "A report changes what was seen last and writes 3 KB by a compare-and-swap.",
+    "status-64": "A report changes the cached object and writes 3 KB by a compare-and-swap.",
     "service-connect": _FRONT,
     "service-grpc": _FRONT + " gRPC adds its own HTTP/2 frames and headers.",
     "leaf": "The action and its children are read in one transaction; the rest is the stream, by"
@@ -153,42 +154,42 @@ _TABLE: tuple[tuple[str, str, str, tuple[Goal, ...], Callable[[Setting], Any]], 
         "Library: Enqueue, 256 in flight",
         "plain puts of 3 KB, 256 in flight",
         (_rate(3_000),),
-        writing.beside_plain_puts("enqueue", 256, 10_000),
+        writing.against_plain_puts("enqueue", 256, 10_000),
     ),
     (
         "enqueue-1",
         "Library: Enqueue, one at a time",
         "plain puts of 3 KB, one at a time",
         (_rate(600),),
-        writing.beside_plain_puts("enqueue", 1, 3_000),
+        writing.against_plain_puts("enqueue", 1, 3_000),
     ),
     (
         "status-64",
         "Library: status report, 64 in flight",
         "plain puts of 3 KB, 64 in flight",
         (_rate(2_400),),
-        writing.beside_plain_puts("status", 64, 10_000),
+        writing.against_plain_puts("status", 64, 10_000),
     ),
     (
         "service-connect",
         "Service: Enqueue by Connect, 16 in flight",
         "the library's, 16 in flight",
         (_rate(1_000), _cpu_ms(1.0, "CPU ms a call")),
-        asked.enqueuing("connect"),
+        service_rows.enqueuing("connect"),
     ),
     (
         "service-grpc",
         "Service: Enqueue by gRPC, 16 in flight",
         "the library's, 16 in flight",
         (_rate(800), _cpu_ms(1.2, "CPU ms a call")),
-        asked.enqueuing("grpc"),
+        service_rows.enqueuing("grpc"),
     ),
     (
         "leaf",
         "Service: opening a stream on a leaf of a run of 10,000",
         "on a leaf of a run of 3",
         (_cpu_ms(3, "CPU ms a stream"),),
-        asked.leaf,
+        service_rows.leaf,
     ),
     (
         "list",

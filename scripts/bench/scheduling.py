@@ -2,7 +2,7 @@
 
     .venv/bin/python -m scripts.bench.scheduling [--queued 1000 10000]
 
-No etcd and no processes: actions that wait are told of again and again, and after each the
+No etcd and no processes: waiting actions are updated again and again, and after each the
 executor looks for what it can start.
 """
 
@@ -37,7 +37,7 @@ class _Client:
 
     async def get_task_action(self, action_id: ActionId) -> Any:
         """There is none."""
-        raise NotFound("nobody looks for it")
+        raise NotFound("no test reads it")
 
 
 def _update(number: int, revision: int) -> ActionUpdate:

@@ -1,4 +1,4 @@
-"""How a run measures: what the command line asked for."""
+"""How a run measures: the options of the command line."""
 
 from __future__ import annotations
 

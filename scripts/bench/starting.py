@@ -27,7 +27,7 @@ _PROGRAM = str(Path(sys.executable).with_name("etcd-actions"))
 def version(setting: Setting) -> Iterator[Take]:
     """A row: a command that does nothing."""
     with tempfile.TemporaryDirectory(dir=setting.directory) as name:
-        yield _beside_python([_PROGRAM, "--version"], Path(name))
+        yield _against_python([_PROGRAM, "--version"], Path(name))
 
 
 @contextmanager
@@ -44,10 +44,10 @@ def listing(setting: Setting) -> Iterator[Take]:
             )
             do(work, directory)
             command = [_PROGRAM, "list", "--endpoints", server.address]
-            yield _beside_python(command, directory)
+            yield _against_python(command, directory)
 
 
-def _beside_python(command: list[str], directory: Path) -> Callable[[str], Figures]:
+def _against_python(command: list[str], directory: Path) -> Callable[[str], Figures]:
     def take(side: str) -> Figures:
         chosen: Any = command if side == OURS else _BARE
         costs = [command_cost(chosen, directory / "command.log") for _ in range(_TIMES)]

@@ -22,8 +22,8 @@ from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions import ActionId, ActionStatus, Phase, open_actions_client, open_etcd
 from etcd_actions.model import flyte as conversions
-from scripts.bench.asking import action
 from scripts.bench.processes import etcd_binary, etcd_server, service
+from scripts.bench.service_load import action
 
 WATCH = "/flyteidl2.actions.ActionsService/WatchForUpdates"
 

@@ -94,12 +94,12 @@ async def calls(call: Callable[[int], Awaitable[None]], together: int) -> tuple[
 
 
 async def catch_up(etcd: Etcd, prefix: bytes, first: int) -> tuple[float, float]:
-    wanted = BATCHES * BATCH
+    expected = BATCHES * BATCH
     async with etcd.watch() as stream:
         stream.create(WatchCreate(1, KeyRange.of_prefix(prefix), first))
         cpu, clock = time.process_time(), time.perf_counter()
         got = 0
-        while got < wanted:
+        while got < expected:
             got += sum(len(response.events) for response in await stream.receive())
     return got / (time.perf_counter() - clock), (time.process_time() - cpu) / got * 1e6
 

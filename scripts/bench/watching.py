@@ -101,15 +101,15 @@ def catching_up(setting: Setting) -> Iterator[Take]:
         events = setting.scaled(OBJECTS)
         preparing = _task("prepare", server, directory, sys.maxsize)
         with child(READERS[OURS], preparing.to_json(), directory / "prepare.log") as before:
-            before.tell("watch")
-            before.hear("watching", START_SECONDS)
+            before.send("watch")
+            before.receive("watching", START_SECONDS)
         first = server.revision() + 1
         plan = replace(
             _plan(Load(), server, directory), in_flight=32, events=events, seconds=240, warm=0
         )
         with child("load", plan.to_json(), directory / "load.log") as load:
-            load.tell("go")
-            acked = load.hear("done", 300)["acked"]
+            load.send("go")
+            acked = load.receive("done", 300)["acked"]
         if acked != events:
             raise ChildFailed(f"{acked} of {events} written", directory / "load.log")
         last = first + events - 1
@@ -158,8 +158,8 @@ def keys(setting: Setting) -> Iterator[Take]:
                         _task("list", server, directory, 0), prefix=_sized(size), trace=True
                     )
                     with child(READERS[side], task.to_json(), directory / "reader.log") as reading:
-                        reading.tell(f"held {size}")
-                        held = reading.hear("held", size / 1_000 + START_SECONDS)
+                        reading.send(f"held {size}")
+                        held = reading.receive("held", size / 1_000 + START_SECONDS)
                     found[f"allocated_{size}"] = held["allocated"]
                 for figure in ("allocated", "resident"):
                     more = found[f"{figure}_{most}"] - found[f"{figure}_{least}"]
@@ -183,8 +183,8 @@ def preload(
         prefix=prefix, events=objects, seconds=600, warm=0, rewrite=False,
     )  # fmt: skip
     with child("load", plan.to_json(), directory / "load.log") as load_process:
-        load_process.tell("go")
-        done = load_process.hear("done", 700)
+        load_process.send("go")
+        done = load_process.receive("done", 700)
     if done["acked"] < objects:
         raise ChildFailed(f"only {done['acked']} objects were written", directory / "load.log")
     return float(done["seconds"])
@@ -198,8 +198,8 @@ def plain_puts(setting: Setting, in_flight: int, count: int) -> Figures:
             in_flight=in_flight, events=count, seconds=60, warm=0,
         )  # fmt: skip
         with child("load", plan.to_json(), directory / "load.log") as load:
-            load.tell("go")
-            done = load.hear("done", 120)
+            load.send("go")
+            done = load.receive("done", 120)
     return {"rate": done["rate"], "cpu_us": done["cpu_us"]}
 
 
@@ -219,17 +219,17 @@ def _watched(
         child("load", plan.to_json(), directory / "load.log") as generator,
         child(reader, task.to_json(), directory / "reader.log") as reading,
     ):
-        reading.tell("watch")
-        reading.hear("watching", START_SECONDS)
+        reading.send("watch")
+        reading.receive("watching", START_SECONDS)
         if listed and reader == READERS[OURS]:
-            reading.tell(f"held {listed}")
-            held = reading.hear("held", START_SECONDS)["resident"]
-        generator.tell("warm")
-        generator.hear("warmed", START_SECONDS)
-        reading.tell(f"baseline {WARM_EVENTS}")
-        reading.hear("ready", START_SECONDS)
-        generator.tell("go")
-        done = generator.hear("done", 2 * setting.seconds + 60)
+            reading.send(f"held {listed}")
+            held = reading.receive("held", START_SECONDS)["resident"]
+        generator.send("warm")
+        generator.receive("warmed", START_SECONDS)
+        reading.send(f"baseline {WARM_EVENTS}")
+        reading.receive("ready", START_SECONDS)
+        generator.send("go")
+        done = generator.receive("done", 2 * setting.seconds + 60)
         if not done["acked"]:
             raise ChildFailed("etcd refused all", directory / "etcd.log")
         final, present = server.range(task.prefix, task.range_end)
@@ -360,5 +360,5 @@ def _sized(size: int) -> str:
 
 
 def _finish(reading: Child, count: int, revision: int, grace: float) -> dict[str, Any]:
-    reading.tell(f"finish {count} {revision} {grace}")
-    return reading.hear("result", grace + 30)
+    reading.send(f"finish {count} {revision} {grace}")
+    return reading.receive("result", grace + 30)

@@ -115,7 +115,7 @@ def _since(began: tuple[float, float]) -> _Figures:
 
 @asynccontextmanager
 async def _grown(endpoint: str, count: int) -> AsyncIterator[ActionsClient]:
-    """A client that watches, and a root with children, which nobody records."""
+    """A client that watches, and a root with children, which no process records."""
     settings = WatchingSettings(record=False)
     async with (
         open_etcd(endpoint) as etcd,
@@ -132,7 +132,7 @@ async def _grown(endpoint: str, count: int) -> AsyncIterator[ActionsClient]:
         async with trio.open_nursery() as nursery:
             for _ in range(256):
                 nursery.start_soon(enqueue)
-        # The watch takes in what is under way.
+        # The watch takes in the writes in flight.
         await trio.sleep(0.5)
         yield client
 

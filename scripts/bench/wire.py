@@ -13,7 +13,7 @@ _SUCCESS = b"\x12"  # TxnRequest.success
 
 
 class Message(NamedTuple):
-    """A request with room for a stamp between its halves."""
+    """A request with space for a stamp between its halves."""
 
     head: bytes
     tail: bytes

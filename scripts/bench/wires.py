@@ -3,7 +3,7 @@
     .venv/bin/python -m scripts.bench.wires [--rounds 3] [--seconds 4]
 
 Both are a connection under the same client, so everything above is the same. The load of the
-watches comes from a process of its own; ``handled`` is the whole line to the processor's handler.
+watches comes from a process of its own; ``handled`` is all of the line to the processor's handler.
 CPU is this process's, user and system, all threads. Figures are medians of the rounds, ratios the
 median of each round's ratio.
 """
@@ -44,7 +44,7 @@ VALUE = os.urandom(1024)
 PREFIX = "/registry/flyte.org/taskactions/flyte/"
 
 Measured = dict[str, dict[str, float]]
-"""By what was done: figures by their names."""
+"""The figures of each operation, by name."""
 
 
 class Seen:
@@ -160,8 +160,8 @@ async def handled(etcd: Etcd, load: Child, seconds: float) -> dict[str, float]:
 
 async def loaded(load: Child, seconds: float, seen: Seen) -> None:
     """Run the load, until all events are seen, or no more come: states may be merged."""
-    load.tell("go")
-    result = await trio.to_thread.run_sync(load.hear, "done", 3 * seconds + 60)
+    load.send("go")
+    result = await trio.to_thread.run_sync(load.receive, "done", 3 * seconds + 60)
     before = -1
     while before < len(seen.late) < int(result["acked"]):
         before = len(seen.late)
@@ -188,8 +188,8 @@ def generator(
         acks=str(directory / "acks"),
     )
     with child("load", plan.to_json(), directory / "load.log") as load:
-        load.tell("warm")
-        load.hear("warmed", 30)
+        load.send("warm")
+        load.receive("warmed", 30)
         yield load
 
 

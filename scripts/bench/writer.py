@@ -113,7 +113,7 @@ async def abort(etcd: Etcd, work: Work) -> Figures:
 
 
 async def marks(etcd: Etcd, work: Work) -> Figures:
-    """What is over is listed and marked; the run service accepts at once."""
+    """Terminal actions are listed and marked; the run service accepts at once."""
     await put_ended(etcd, work.prefix.encode(), work.count)
     settings = WatchingSettings(elect=False, collect_orphans=False)
     async with open_processor(
@@ -131,7 +131,7 @@ async def marks(etcd: Etcd, work: Work) -> Figures:
 
 
 async def marks_alone(etcd: Etcd, work: Work) -> Figures:
-    """The same write, of what was read before: each in a transaction of its own."""
+    """The same write, of objects read before: each in a transaction of its own."""
     ended = await put_ended(etcd, work.prefix.encode(), work.count)
 
     async def one(number: int) -> None:
@@ -159,7 +159,7 @@ WORKS: dict[str, Callable[[Etcd, Work], Awaitable[Figures]]] = {
 
 
 def ended_action() -> bytes:
-    """An object of about 3 KB that is over, as it is before its mark."""
+    """An object of about 3 KB that is terminal, as it is before its mark."""
     values = [put.value for put in PUTS if 2_500 <= len(put.value) <= 4_000]
     value = next(
         value
@@ -172,7 +172,7 @@ def ended_action() -> bytes:
 
 
 async def put_ended(etcd: Etcd, prefix: bytes, count: int, parent: str = "") -> list[KeyValue]:
-    """Write so many actions that are over: roots, or the only children of theirs."""
+    """Write so many terminal actions: roots, or the only children of theirs."""
     tree = stored.decode_tree(ended_action())
     written = []
     for first in range(0, count, _PUTS_TOGETHER):

@@ -17,16 +17,16 @@ from scripts.bench.writer import Work
 _SECONDS = 120.0
 
 
-def beside_plain_puts(work: str, together: int, count: int) -> Callable[[Setting], Any]:
+def against_plain_puts(work: str, together: int, count: int) -> Callable[[Setting], Any]:
     """A row: some work of the library, and puts of a cheap client, equally many in flight."""
 
     @contextmanager
     def prepared(setting: Setting) -> Iterator[Take]:
         def take(side: str) -> Figures:
-            wanted = setting.scaled(count)
+            total = setting.scaled(count)
             if side == OURS:
-                return on_own_etcd(setting, work, wanted, together)
-            return plain_puts(setting, together, wanted)
+                return on_own_etcd(setting, work, total, together)
+            return plain_puts(setting, together, total)
 
         yield take
 
@@ -73,5 +73,5 @@ def on_own_etcd(setting: Setting, name: str, count: int, together: int) -> Figur
 def do(work: Work, directory: Path) -> Figures:
     """Some work of a process of the library."""
     with child("writer", work.to_json(), directory / "writer.log") as writer:
-        result = writer.hear("result", _SECONDS)
+        result = writer.receive("result", _SECONDS)
     return {name: float(value) for name, value in result.items() if name != "event"}

@@ -28,10 +28,10 @@ from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.codecs import json
 from etcd_actions.codecs import object_tree as trees
 from etcd_actions.errors import EtcdError, UnexpectedFailure
+from etcd_actions.etcd import messages
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.etcd.election import Election
 from etcd_actions.etcd.group_commit import GroupCommit
-from etcd_actions.etcd.grpc import wire
 from etcd_actions.etcd.session import Session
 from etcd_actions.follow import Handler
 from etcd_actions.follow import handler as handling
@@ -46,7 +46,8 @@ from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.leader import Leader
 from etcd_actions.record.outbox import Outbox
 from etcd_actions.record.reporter import Reporter
-from etcd_actions.watch import Reflector, ReflectorSettings
+from etcd_actions.watch import ReflectorSettings
+from etcd_actions.watch.range_stream import RangeStream
 from tests.boundaries.table import BOUNDARIES
 from tests.support import flyte
 from tests.support.load import Action, make_run
@@ -176,9 +177,9 @@ def whatever(*_: Any, **__: Any) -> bool:
 
 # A unit of which kind fails, where the fault is put, for what, and how often.
 PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
-    "a watch response": ("watch", Reflector, "_handle", whatever, 3),
+    "a watch response": ("watch", RangeStream, "_accept", whatever, 3),
     "a batch that the sink does not take": ("watch", Handler, "dispatch", whatever, 1),
-    "a probe of the stream": ("watch", Reflector, "_heal", whatever, 2),
+    "a probe of the stream": ("watch", RangeStream, "request_progress", whatever, 2),
     "a handler": (
         "change",
         Handler,
@@ -204,7 +205,7 @@ PLACES: dict[str, tuple[str, Any, str, Callable[..., bool], int]] = {
     "a subscription": (
         "subscription",
         Subscription,
-        "_notify",
+        "deliver",
         lambda _, update: is_bad(update.key),
         1,
     ),
@@ -468,9 +469,9 @@ async def test_an_answer_of_etcds_that_cannot_be_read_is_an_error_of_the_package
     """The stream is opened anew, the call is made again, and nothing is lost."""
     fault = Fault(error)
     good, before = make_run(prefix, "good", 2)[:2]
-    monkeypatch.setattr(wire, what, fault.before(getattr(wire, what), whatever))
-    decoder = wire._METHODS["KV/Range"][1]
-    monkeypatch.setattr(decoder, "_result", fault.before(decoder._result, whatever))
+    monkeypatch.setattr(messages, what, fault.before(getattr(messages, what), whatever))
+    decoder = messages._METHODS["KV/Range"][1]
+    monkeypatch.setattr(decoder, "result", fault.before(decoder.result, whatever))
     async with playing(etcd, prefix) as scene:
         await scene.end(before)
         await eventually(lambda: scene.is_done(before))

@@ -7,7 +7,7 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.etcd import rpc
+from etcd_actions.etcd import rpc, txn_bytes
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import (
     Compare,
@@ -21,7 +21,6 @@ from etcd_actions.etcd.api import (
     Txn,
 )
 from etcd_actions.etcd.gateway import wire
-from etcd_actions.etcd.grpc import txn_bytes
 
 texts = st.binary(max_size=8) | st.sampled_from([b"x" * 127, b"x" * 128, b"x" * 20_000])
 numbers = st.integers(0, 2**63 - 1) | st.sampled_from([-1, -(2**63), 127, 128, 2**14 - 1, 2**14])

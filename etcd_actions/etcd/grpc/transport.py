@@ -13,9 +13,10 @@ from functools import partial
 
 import trio
 
+from etcd_actions.etcd import messages
 from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.grpc import errors, wire
+from etcd_actions.etcd.grpc import errors
 from etcd_actions.etcd.grpc.watch import GrpcWatchStream
 from etcd_actions.etcd.reasons import asks_elsewhere
 from etcd_actions.etcd.rpc import Request, Result, Rpc
@@ -82,7 +83,7 @@ class GrpcConnection:
         self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
     ) -> Result:
         """Do one call; see the protocol."""
-        encode, decode = wire.messages(rpc)
+        encode, decode = messages.of_method(rpc)
         what = f"{rpc.name} at {self._endpoint}"
         try:
             message = encode(request).SerializeToString()

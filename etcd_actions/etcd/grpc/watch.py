@@ -11,9 +11,10 @@ from collections.abc import Callable
 import trio
 
 from etcd_actions.errors import EtcdError, Unavailable
+from etcd_actions.etcd import messages
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import WatchCreate, WatchResponse
-from etcd_actions.etcd.grpc import errors, wire
+from etcd_actions.etcd.grpc import errors
 from etcd_actions.http2 import CallFailed, Exchange
 
 
@@ -43,7 +44,7 @@ class GrpcWatchStream:
     def create(self, request: WatchCreate) -> None:
         """Ask for a watcher."""
         self._prev_kv = self._prev_kv or request.prev_kv
-        self._send(wire.watch_create(request))
+        self._send(messages.watch_create(request))
 
     def cancel(self, watch_id: int) -> None:
         """End a watcher."""
@@ -59,7 +60,7 @@ class GrpcWatchStream:
             await trio.lowlevel.checkpoint()
             raise self._failed(self._failure or Unavailable(f"{self._what}: it is not open"))
         try:
-            messages = await self._exchange.receive()
+            received = await self._exchange.receive()
         except CallFailed as failure:
             raise self._failed(errors.from_failure(failure, what=self._what)) from None
         except trio.EndOfChannel:
@@ -67,7 +68,7 @@ class GrpcWatchStream:
         except EtcdError as failure:
             raise self._failed(failure) from None
         try:
-            return wire.watch_responses(messages, prev_kv=self._prev_kv)
+            return messages.watch_responses(received, prev_kv=self._prev_kv)
         except Exception as error:
             # They are gone: another stream has to bring them again.
             self._exchange.close()

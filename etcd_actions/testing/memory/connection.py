@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 import trio
 
 from etcd_actions.errors import EtcdError, InvalidRequest, OutcomeUnknown, Unavailable
+from etcd_actions.etcd import messages
 from etcd_actions.etcd.client import EtcdClient
 from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.etcd.grpc import errors, wire
+from etcd_actions.etcd.grpc import errors
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.transport import Connection
@@ -88,7 +89,7 @@ class MemoryConnection:
         raise lost(f"{what}: no answer in {within:g} s")
 
     async def _exchange(self, rpc: Rpc[Request, Result], request: Request, what: str) -> Result:
-        encode, _ = wire.messages(rpc)
+        encode, _ = messages.of_method(rpc)
         try:
             size = len(encode(request).SerializeToString())
         except Exception as error:

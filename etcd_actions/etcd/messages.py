@@ -1,4 +1,7 @@
-"""Between the values of :mod:`etcd_actions.etcd.api` and etcd's gRPC messages."""
+"""Between the values of :mod:`etcd_actions.etcd.api` and etcd's messages.
+
+gRPC sends the messages as bytes, the gateway as JSON.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from etcd_actions.etcd import rpc
+from etcd_actions.etcd import rpc, txn_bytes
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
 from etcd_actions.etcd.api import (
     Alarm,
@@ -30,7 +33,6 @@ from etcd_actions.etcd.api import (
     WatchCreate,
     WatchResponse,
 )
-from etcd_actions.etcd.grpc import txn_bytes
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 
 _Message = TypeVar("_Message", bound=Message)
@@ -41,14 +43,14 @@ class Decode(Generic[_Message, Result]):
 
     def __init__(self, message: type[_Message], result: Callable[[_Message], Result]) -> None:
         self.message = message
-        self._result = result
+        self.result = result
 
     def __call__(self, answer: bytes) -> Result:
         """The result that an answer stands for."""
-        return self._result(self.message.FromString(answer))
+        return self.result(self.message.FromString(answer))
 
 
-def messages(
+def of_method(
     method: Rpc[Request, Result],
 ) -> tuple[Callable[[Request], Message], Decode[Message, Result]]:
     """How the request of a method is written, and how its answer is read."""
@@ -68,7 +70,7 @@ def events(messages: Iterable[pb.Event], *, prev_kv: bool) -> list[Event]:
     result = []
     for message in messages:
         kv = message.kv
-        # Asking each event whether it has a previous value costs as much as reading it.
+        # `HasField` for each event costs as much as reading it.
         prev = key_value(message.prev_kv) if prev_kv and message.HasField("prev_kv") else None
         result.append(
             Event(kv.key, b"", 0, kv.mod_revision, 0, 0, prev)
@@ -81,7 +83,7 @@ def events(messages: Iterable[pb.Event], *, prev_kv: bool) -> list[Event]:
 
 
 def watch_response(message: pb.WatchResponse, *, prev_kv: bool) -> WatchResponse:
-    """One message of a watch stream, on which previous values were asked for or not."""
+    """One message of a watch stream, with the previous values if they were requested."""
     header = message.header
     return WatchResponse(
         message.watch_id,
@@ -142,14 +144,18 @@ def range_request(request: rpc.RangeRequest) -> pb.RangeRequest:
 
 
 class _TxnRequest:
-    """Stands for the message, with its bytes built already."""
+    """Stands for the message; its bytes are built without it."""
 
     def __init__(self, txn: Txn) -> None:
         self._encoded = txn_bytes.encode(txn)
 
     def SerializeToString(self) -> bytes:
-        """What a message gives."""
+        """The message's bytes."""
         return self._encoded
+
+    def ListFields(self) -> list[tuple[Any, Any]]:
+        """The message's fields."""
+        return list(pb.TxnRequest.FromString(self._encoded).ListFields())
 
 
 def txn_result(response: pb.TxnResponse) -> TxnResult:
@@ -200,6 +206,8 @@ def _status(response: pb.StatusResponse) -> Status:
 
 
 def _alarms(response: pb.AlarmResponse) -> tuple[Alarm, ...]:
+    if any(alarm.alarm == pb.NONE for alarm in response.alarms):
+        raise ValueError("an alarm of an unknown type")
     return tuple(Alarm(alarm.memberID, AlarmType(alarm.alarm)) for alarm in response.alarms)
 
 

@@ -13,9 +13,9 @@ import trio
 
 from etcd_actions import ActionId
 from etcd_actions.model import DEFAULT_KEY_PREFIX
-from scripts.bench.asking import Asking
 from scripts.bench.processes import child, cpu_seconds, etcd_server, service
 from scripts.bench.results import OURS, Figures
+from scripts.bench.service_load import ServiceLoad
 from scripts.bench.setting import Setting, Take
 from scripts.bench.streams import Stream
 from scripts.bench.writer import Work
@@ -42,13 +42,15 @@ def enqueuing(kind: Literal["connect", "grpc"]) -> Callable[[Setting], Any]:
                 found: Figures = {}
                 # The first pass imports and connects, and does not count.
                 for seconds in (0.5, setting.seconds):
-                    asking = Asking(
+                    service_load = ServiceLoad(
                         kind=kind, host=host, port=int(port), together=TOGETHER,
                         seconds=seconds, first=next(first),
                     )  # fmt: skip
                     before = cpu_seconds(process)
-                    with child("asking", asking.to_json(), directory / "asking.log") as client:
-                        result = client.hear("result", seconds + 60)
+                    with child(
+                        "service_load", service_load.to_json(), directory / "service_load.log"
+                    ) as client:
+                        result = client.receive("result", seconds + 60)
                     spent = cpu_seconds(process) - before
                     found = {name: value for name, value in result.items() if name != "event"}
                     found["cpu_ms"] = 1000 * spent / found["calls"]

@@ -28,11 +28,11 @@ _ANSWER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
-    """What to ask.
+class ServiceLoad:
+    """The calls of a load process.
 
     Attributes:
-        kind: How to ask.
+        kind: The protocol.
         host: The service's host.
         port: The service's port.
         together: Calls in flight.
@@ -81,34 +81,34 @@ def action(run: str, name: str = "a0", parent: str = "") -> pb.Action:
     return made
 
 
-def by_connect(asking: Asking) -> array[int]:
-    """Ask, and return how long each answer took, in nanoseconds.
+def by_connect(load: ServiceLoad) -> array[int]:
+    """Send calls, and return how long each answer took, in nanoseconds.
 
     Raises:
         RuntimeError: The service refuses, or answers in a way that is not understood.
     """
-    requests = Requests(asking.first)
+    requests = Requests(load.first)
     waited = array("q")
     head = (
-        f"POST {ENQUEUE} HTTP/1.1\r\nhost: {asking.host}:{asking.port}\r\n"
+        f"POST {ENQUEUE} HTTP/1.1\r\nhost: {load.host}:{load.port}\r\n"
         "content-type: application/proto\r\nconnect-protocol-version: 1\r\ncontent-length: "
     ).encode()
-    end = time.monotonic() + asking.seconds
+    end = time.monotonic() + load.seconds
     started: dict[socket.socket, int] = {}
     received: dict[socket.socket, bytes] = {}
 
-    def ask(sock: socket.socket) -> None:
+    def send(sock: socket.socket) -> None:
         body = requests.next()
         started[sock] = time.monotonic_ns()
         received[sock] = b""
         sock.sendall(head + str(len(body)).encode() + b"\r\n\r\n" + body)
 
     with selectors.DefaultSelector() as selector:
-        for _ in range(asking.together):
-            sock = socket.create_connection((asking.host, asking.port), timeout=_ANSWER_SECONDS)
+        for _ in range(load.together):
+            sock = socket.create_connection((load.host, load.port), timeout=_ANSWER_SECONDS)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             selector.register(sock, selectors.EVENT_READ, sock)
-            ask(sock)
+            send(sock)
         while started:
             ready = selector.select(_ANSWER_SECONDS)
             if not ready:
@@ -119,20 +119,20 @@ def by_connect(asking: Asking) -> array[int]:
                 if not data:
                     raise RuntimeError("the service closed a connection")
                 received[sock] += data
-                if not _is_whole(received[sock]):
+                if not _is_complete(received[sock]):
                     continue
                 waited.append(time.monotonic_ns() - started.pop(sock))
                 if time.monotonic() < end:
-                    ask(sock)
+                    send(sock)
                 else:
                     selector.unregister(sock)
                     sock.close()
     return waited
 
 
-def by_grpc(asking: Asking) -> array[int]:
+def by_grpc(load: ServiceLoad) -> array[int]:
     """The same over gRPC."""
-    requests = Requests(asking.first)
+    requests = Requests(load.first)
     waited = array("q")
     refused = 0
 
@@ -141,10 +141,10 @@ def by_grpc(asking: Asking) -> array[int]:
         refused += not done
         waited.append(time.monotonic_ns() - started)
 
-    calls = Calls(asking.host, asking.port, ENQUEUE, answered)
-    end = time.monotonic() + asking.seconds
+    calls = Calls(load.host, load.port, ENQUEUE, answered)
+    end = time.monotonic() + load.seconds
     while time.monotonic() < end:
-        while calls.in_flight < asking.together:
+        while calls.in_flight < load.together:
             calls.send(requests.next())
         calls.wait(1)
     last = time.monotonic() + _ANSWER_SECONDS
@@ -157,8 +157,8 @@ def by_grpc(asking: Asking) -> array[int]:
     return waited
 
 
-def _is_whole(answer: bytes) -> bool:
-    """Whether a response came to its end.
+def _is_complete(answer: bytes) -> bool:
+    """Whether a response is complete.
 
     Raises:
         RuntimeError: Its status is not 200, or it does not say how long it is.
@@ -188,9 +188,9 @@ def _cut(number: int) -> tuple[bytes, bytes]:
 
 
 def _serve(channel: Channel, argument: str) -> None:
-    asking = Asking(**json.loads(argument))
+    load = ServiceLoad(**json.loads(argument))
     cpu, clock = time.process_time(), time.perf_counter()
-    waited = sorted(by_grpc(asking) if asking.kind == "grpc" else by_connect(asking))
+    waited = sorted(by_grpc(load) if load.kind == "grpc" else by_connect(load))
     seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
     channel.say(
         "result",
