@@ -85,7 +85,7 @@ def writing(place: AttemptDirectory) -> Iterator[Writer]:
 
 async def read_all(log: AttemptLog, into: list[bytes]) -> None:
     while data := await log.read():
-        if log.is_torn:
+        if log.has_gap:
             into.append(b"")
         into[-1] += data
 

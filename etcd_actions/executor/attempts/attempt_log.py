@@ -77,13 +77,13 @@ class AttemptLog:
         place: Where the attempt is.
 
     Attributes:
-        is_torn: Whether something was lost between what was read last and what was read before.
+        has_gap: Whether something was lost between what was read last and what was read before.
         written: When the file that was read last was written to, in seconds since 1970.
     """
 
     def __init__(self, place: AttemptDirectory) -> None:
         self._place = place
-        self.is_torn = False
+        self.has_gap = False
         self.written = 0.0
         self._file = -1
         self._before = False
@@ -125,13 +125,13 @@ class AttemptLog:
             return False
 
     def _read(self) -> bytes:
-        self.is_torn = False
+        self.has_gap = False
         for _ in range(8):
             if data := self._next_part():
                 return data
             if not self._go_on():
                 return b""
-            if self.is_torn:
+            if self.has_gap:
                 return self._next_part()
         return b""
 
@@ -141,7 +141,7 @@ class AttemptLog:
         if os.lseek(self._file, 0, os.SEEK_CUR) > found.st_size:
             # It was cut off, to make room on the disk.
             os.lseek(self._file, 0, os.SEEK_SET)
-            self.is_torn = True
+            self.has_gap = True
         return os.read(self._file, _PART)
 
     def _go_on(self) -> bool:
@@ -173,10 +173,10 @@ class AttemptLog:
             if os.path.samestat(own, os.fstat(before)):
                 return self._take(log)
             # It was followed by two: one is gone, or will be.
-            self.is_torn = True
+            self.has_gap = True
             return self._take(before)
         at = _place_in(self._file, own.st_size, log)
-        self.is_torn = at < 0
+        self.has_gap = at < 0
         return self._take(log, max(at, 0))
 
     def _take(self, file: int, at: int = 0) -> bool:

@@ -43,11 +43,11 @@ class Log(Protocol):
     """A log that grows.
 
     Attributes:
-        is_torn: Whether bytes are missing before those that were read last.
+        has_gap: Whether bytes are missing before those that were read last.
         written: The time of the last write, in seconds since 1970.
     """
 
-    is_torn: bool
+    has_gap: bool
     written: float
 
     async def read(self) -> bytes:
@@ -206,7 +206,7 @@ class LogService:
         is_last_read = target.has_ended
         while not stream.has_ended:
             data = await log.read()
-            if log.is_torn:
+            if log.has_gap:
                 yield _response(["(a part of the log is missing here)\n"], log, system=True)
             if data:
                 complete = lines.add(data)
@@ -273,7 +273,7 @@ class LogService:
         here = socket.gethostname()
         where = (
             "it is in the state directory of the executor that ran it, unless that has removed "
-            "it, or nothing of it was started: ask the service there"
+            "it, or nothing of it was started: read it from the service there"
         )
         if not target.has_ended:
             owner = await self._logs.client.claimed_by(target.action_id)
@@ -281,7 +281,7 @@ class LogService:
                 # The attempt waits, or is about to start.
                 return
             if owner:
-                where = f"{owner} runs it: ask the service there"
+                where = f"{owner} runs it: read it from the service there"
         raise Refusal(Code.NOT_FOUND, f"the log of {what} is not on {here}: {where}")
 
 
