@@ -260,8 +260,8 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
 class WorkQueue:
     """See the module's text.
 
-    Run :meth:`worker` in as many tasks as there may be handlers at work, and
-    :meth:`retry_failed` in one.
+    Run :meth:`worker` in as many tasks as there may be handlers at work, or have
+    :meth:`start_workers` start them as they are needed; and run :meth:`retry_failed` in one.
 
     Args:
         handler: Called with each change; an exception from it means: try again.
@@ -290,6 +290,8 @@ class WorkQueue:
         self._ready: deque[KeyChannel] = deque()
         self._parked: list[trio.lowlevel.Task] = []
         self._waking = False
+        self._startable = 0
+        self._start: Callable[[], object] | None = None
         self._failing: dict[bytes, FailingKey] = {}
         self._retries: list[tuple[float, int, KeyChannel]] = []
         self._retry_added = trio.Event()
@@ -378,8 +380,19 @@ class WorkQueue:
         self.dispatch((change,))
         return True
 
+    def start_workers(self, most: int, start: Callable[[], object]) -> None:
+        """Have ``start`` add a worker when a key has work and no worker is free.
+
+        Args:
+            most: How many it starts at most.
+            start: Starts a task that runs :meth:`worker`. Must not fail.
+        """
+        self._startable, self._start = most, start
+        self._wake_one()
+
     async def worker(self) -> None:
         """Handle the changes of one key after another, until cancelled."""
+        self._waking = False
         counts, handler = self._counts, self._handler
         turn = 0
         while True:
@@ -446,9 +459,15 @@ class WorkQueue:
         return channel
 
     def _wake_one(self) -> None:
-        if self._ready and self._parked and not self._waking:
+        if not self._ready or self._waking:
+            return
+        if self._parked:
             self._waking = True
             trio.lowlevel.reschedule(self._parked.pop())
+        elif self._start is not None and self._startable:
+            self._waking = True
+            self._startable -= 1
+            self._start()
 
     async def _park(self) -> None:
         task = trio.lowlevel.current_task()

@@ -195,8 +195,10 @@ class Outbox:
         fence = None if term is None else term.leadership.fence
         dead_letters = self.reporter.dead_letters
         async with dead_letters.at_work(fence, self.redeliver), trio.open_nursery() as nursery:
-            for _ in range(self._workers):
-                nursery.start_soon(keep, "task", "a worker of the outbox", queue.worker)
+            start = partial(
+                nursery.start_soon, keep, "task", "a worker of the outbox", queue.worker
+            )
+            queue.start_workers(self._workers, start)
             nursery.start_soon(keep, "task", "retries of the outbox", queue.retry_failed)
             deferred = partial(self._deferred.run, queue)
             nursery.start_soon(keep, "task", "deferred reports", deferred)

@@ -65,7 +65,7 @@ async def over_the_start(
         async with limit:
             with running(own, *given, PATH=path or os.environ["PATH"]) as command:
                 await command.handles(signal.SIGTERM)
-                await trio.sleep(number * STEP)
+                await trio.sleep(number * STEP)  # The moment that is tried.
                 command.signal(signal.SIGTERM)
                 await ended(command)
 
@@ -149,7 +149,7 @@ async def test_a_second_signal_at_any_moment_of_the_stop(
             with running(own, "run", *common) as command:
                 await command.logged("serving")
                 command.signal(signal.SIGTERM)
-                await trio.sleep(number * STEP)
+                await trio.sleep(number * STEP)  # The moment that is tried.
                 command.signal(signal.SIGTERM)
                 # It was done already, or it ends at once.
                 await ended(command, (0, 128 + signal.SIGTERM))
@@ -168,7 +168,7 @@ async def test_it_leaves_no_etcd_behind_when_ended_twice(tmp_path: Path) -> None
         ) as command:
             await command.logged("serving")
             command.signal(signal.SIGTERM)
-            await trio.sleep(number * STEP)
+            await trio.sleep(number * STEP)  # The moment that is tried.
             command.signal(signal.SIGINT)
             # Of two that come at once the system chooses which is the second.
             await ended(command, (0, 128 + signal.SIGINT, 128 + signal.SIGTERM))

@@ -22,6 +22,7 @@ from tests.cli.history import changes_since
 from tests.data import captured
 from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday
+from tests.support.waiting import eventually_holds
 
 HISTORY = captured.HERE / "taskaction_history.jsonl"
 LABEL = "flyte.org/terminal-status-recorded"
@@ -86,9 +87,9 @@ async def test_captured_history_replayed_beside_run_and_watch(
     start = (await etcd.range(keys, count_only=True)).revision
     common = ("--endpoints", shared_etcd.endpoint, "--prefix", prefix.decode())
 
-    async def left_unmarked() -> list[bytes]:
+    async def all_is_marked() -> bool:
         left = (await etcd.range(keys)).kvs
-        return [kv.key for kv in left if is_over(kv.value) and not is_marked(kv.value)]
+        return not [kv.key for kv in left if is_over(kv.value) and not is_marked(kv.value)]
 
     with (
         # The history has the garbage collector's own deletions.
@@ -104,9 +105,7 @@ async def test_captured_history_replayed_beside_run_and_watch(
         counts = re.match(r"replayed (\d+) events .*last revision (\d+)$", replayed.out)
         assert counts is not None
         assert int(counts[1]) == len(events)
-        with trio.fail_after(DEADLINE):
-            while await left_unmarked():  # noqa: ASYNC110 (etcd is asked, it does not tell)
-                await trio.sleep(0.01)
+        await eventually_holds(all_is_marked, within=DEADLINE)
         # Nothing is unmarked: no further mark can come, so stopping shows them all.
         run.signal(signal.SIGTERM)
         assert await run.wait() == 0

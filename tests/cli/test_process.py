@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import trio
 from tests.cli.command import DEADLINE, environment, running, until
 from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday
+from tests.support.waiting import eventually_holds
 
 COMMAND = (sys.executable, "-m", "etcd_actions")
 
@@ -172,6 +174,19 @@ async def test_nohup_is_heeded(common: tuple[str, ...], tmp_path: Path) -> None:
         process.wait()
 
 
+async def metrics_once_ready(listen: str) -> str:
+    metrics = ""
+
+    async def is_ready() -> bool:
+        nonlocal metrics
+        with suppress(OSError):
+            metrics = await trio.to_thread.run_sync(read_metrics, listen)
+        return "etcd_watch_ready 1.0" in metrics
+
+    await eventually_holds(is_ready, within=DEADLINE)
+    return metrics
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-", "2>/dev/full", "2>&1 | :"])
 async def test_it_serves_without_a_log(
@@ -190,14 +205,7 @@ async def test_it_serves_without_a_log(
         start_new_session=True,
     ) as shell:
         try:
-            metrics = ""
-            with trio.fail_after(DEADLINE):
-                while "etcd_watch_ready 1.0" not in metrics:
-                    await trio.sleep(0.05)
-                    try:
-                        metrics = await trio.to_thread.run_sync(read_metrics, listen)
-                    except OSError:
-                        continue
+            metrics = await metrics_once_ready(listen)
             dropped = "etcd_actions_log_lines_dropped_total "
             (line,) = [each for each in metrics.splitlines() if each.startswith(dropped)]
             assert float(line.split()[1]) >= 3
@@ -228,14 +236,7 @@ async def test_a_reader_of_the_log_that_stalls_stalls_nobody(
         env=environment(ETCD_ACTIONS_MONITORING_LISTEN=listen),
     )
     try:
-        metrics = ""
-        with trio.fail_after(DEADLINE):
-            while "etcd_watch_ready 1.0" not in metrics:
-                await trio.sleep(0.05)
-                try:
-                    metrics = await trio.to_thread.run_sync(read_metrics, listen)
-                except OSError:
-                    continue
+        await metrics_once_ready(listen)
         process.send_signal(signal.SIGTERM)
         assert await trio.to_thread.run_sync(process.wait, DEADLINE) == 0
     finally:

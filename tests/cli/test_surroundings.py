@@ -21,6 +21,7 @@ from etcd_actions.etcd.api import Etcd
 from etcd_actions.testing import EtcdFactory
 from tests.cli.command import DEADLINE, Finished, environment, finish, running
 from tests.support.etcd_server import EtcdServer
+from tests.support.waiting import eventually_holds
 
 NOBODY = 54321
 LOCAL = ("run", "--endpoints", "127.0.0.1:1", "--executor", "local")
@@ -171,12 +172,14 @@ async def test_only_the_executor_waits_while_etcd_has_no_space(
         await run.logged("serving")
         await run.logged("synced")
         listen = run.logs("monitoring")[0]["listen"]
-        with trio.fail_after(60):
-            checks = await trio.to_thread.run_sync(ready, listen)
-            # One failure may be a hiccup: it has to last for some seconds.
-            while "executor" not in checks["contained"]:
-                await trio.sleep(0.1)
-                checks = await trio.to_thread.run_sync(ready, listen)
+        checks: dict[str, str] = {}
+
+        async def is_contained() -> bool:
+            checks.update(await trio.to_thread.run_sync(ready, listen))
+            return "executor" in checks["contained"]
+
+        # One failure may be a hiccup: it has to last for some seconds.
+        await eventually_holds(is_contained)
         assert checks["stream"] == "ok"
         assert "Traceback" not in run.err
         run.signal(signal.SIGTERM)

@@ -234,7 +234,7 @@ class Unsteady(RunService):
         settled = update.phase.is_terminal
         try:
             if self._random.random() >= self.trouble:
-                await trio.sleep(self._random.random() * 0.01)
+                await trio.sleep(self._random.random() * 0.01)  # How long a call takes.
                 self._database.land(name, call)
             else:
                 await self._stumble(name, call, until)
@@ -249,7 +249,7 @@ class Unsteady(RunService):
         if lands is not None:
             # At the server, whoever made the call lives or not.
             self._server.start_soon(self._land_at, name, call, trio.current_time() + lands)
-        await trio.sleep(self._random.choice((0.0, 0.01)))
+        await trio.sleep(self._random.choice((0.0, 0.01)))  # How long the call takes.
         raise RunServiceUnavailable("scripted")
 
     async def _land_at(self, name: str, call: Call, when: float) -> None:

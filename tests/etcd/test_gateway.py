@@ -173,7 +173,7 @@ async def test_an_answer_that_trickles_does_not_outlast_the_call() -> None:
         await request.send(STREAM_HEAD)
         while True:
             await request.send(chunk(b" "))
-            await trio.sleep(0.01)
+            await trio.sleep(0.01)  # The pace of a slow server.
 
     async with connected(trickle) as (_, connection):
         with trio.fail_after(30), pytest.raises(OutcomeUnknown):

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import trio
 from flyteidl2.actions.actions_service_pb2 import Action
 
 from etcd_actions import ActionId, ActionsClient, Phase, StoredAction
 from etcd_actions.executor import Executor, ExecutorSettings, open_executor
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from tests.support import flyte
+from tests.support.waiting import eventually_holds
 
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 
@@ -101,12 +101,16 @@ async def until(
     client: ActionsClient, action_id: ActionId, phase: Phase | None = None
 ) -> StoredAction:
     """An action once it is in a phase; by default once it is over."""
-    with trio.fail_after(60):
-        while True:
-            action = await client.get_task_action(action_id)
-            if action.phase is phase or (phase is None and action.is_terminal):
-                return action
-            await trio.sleep(0.02)
+    found = None
+
+    async def is_in_phase() -> bool:
+        nonlocal found
+        found = await client.get_task_action(action_id)
+        return found.phase is phase or (phase is None and found.is_terminal)
+
+    await eventually_holds(is_in_phase)
+    assert found is not None
+    return found
 
 
 def is_alive(pid: int) -> bool:

@@ -42,6 +42,7 @@ from etcd_actions.executor.images.image_environments import (
 from etcd_actions.images import StoredImage
 from tests.executor.tasks import ROOT, Machine, named, until
 from tests.executor.wheels import make_wheel
+from tests.support.waiting import until_done
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -105,15 +106,11 @@ class Cache:
         return self.definitions.get(digest)
 
     async def get(self, stored: StoredImage) -> ImageEnvironment:
-        with trio.fail_after(120):
-            while True:
-                try:
-                    found = await self.environments.get(str(stored.reference))
-                except NotBuiltYet:
-                    await trio.sleep(0.02)
-                    continue
-                assert found is not None
-                return found
+        found = await until_done(
+            lambda: self.environments.get(str(stored.reference)), despite=NotBuiltYet
+        )
+        assert found is not None
+        return found
 
     async def fails(self, stored: StoredImage) -> str:
         with pytest.raises(NotStarted) as caught:

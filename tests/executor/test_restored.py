@@ -12,14 +12,16 @@ from tests.executor.fakes import Bench
 from tests.executor.tasks import ROOT
 from tests.support.etcd_server import EtcdServer
 from tests.support.patient import patiently
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 
 pytestmark = pytest.mark.faults
 
 
 async def reaches(bench: Bench, phase: Phase) -> None:
-    while (await patiently(bench.client.get_task_action, ROOT)).phase is not phase:  # noqa: ASYNC110
-        await trio.sleep(0.05)
+    async def is_there() -> bool:
+        return (await patiently(bench.client.get_task_action, ROOT)).phase is phase
+
+    await eventually_holds(is_there)
 
 
 def _seen(client: ActionsClient) -> int:

@@ -164,7 +164,7 @@ while time.monotonic() < end:
     async with open_bench(tmp_path, way, kill_grace=0.1) as bench:
         place = bench.place()
         await bench.attempts.begin(place, bench.command(code))
-        await trio.sleep(0.2)
+        await trio.sleep(0.2)  # For the load: they multiply meanwhile.
         with trio.fail_after(15):
             await bench.attempts.end(place)
         mark = f"_ATTEMPT_MARK={place.mark}".encode()

@@ -127,7 +127,7 @@ async def test_what_ended_long_ago_is_forgotten_and_what_runs_is_not(
         place = machine.state_dir / "attempts" / running / "1"
         for path in (place, *place.iterdir()):
             os.utime(path, (0, 0))
-        await trio.sleep(1.5)
+        await trio.sleep(1.5)  # Longer than `keep`: what is kept has to outlast it.
         assert directories() == {running}
         await client.abort_action(ROOT)
     assert machine.state_dir.stat().st_mode & 0o777 == 0o700

@@ -259,7 +259,7 @@ async def test_without_a_majority_nothing_is_promised_that_does_not_hold(
                 while not enough():
                     await write(prefix + b"flyte/r%d-%03d" % (writer, n))
                     n += 1
-                    await trio.sleep(0.05)
+                    await trio.sleep(0.05)  # The pace of the load.
 
             async def write_some(name: bytes, count: int) -> None:
                 enough = len(kept) + count
@@ -267,7 +267,7 @@ async def test_without_a_majority_nothing_is_promised_that_does_not_hold(
                     if len(kept) == enough:
                         return
                     await write(prefix + b"flyte/%s-%03d" % (name, n))
-                    await trio.sleep(0.05)
+                    await trio.sleep(0.05)  # The pace of the load.
 
             await write_some(b"before", 5)
             stopped = [each for each in way.cluster.members if each is not way.in_use(etcd)]
@@ -400,15 +400,15 @@ async def test_several_mark_and_one_edits_while_leaders_change(
     async def edit(key: bytes) -> None:
         store = Store(direct)
         for n in range(edits):
-            applied = False
-            while not applied:
-                try:
-                    kv = await store.get(key)
-                    assert kv is not None
-                    value = with_annotation(kv.value, f"edit-{n}", "kept")
-                    applied = kv.value == value or (await store.compare_and_put(kv, value)).applied
-                except Unavailable:
-                    await trio.sleep(0.02)
+
+            async def is_applied(name: str = f"edit-{n}") -> bool:
+                kv = await store.get(key)
+                assert kv is not None
+                value = with_annotation(kv.value, name, "kept")
+                return kv.value == value or (await store.compare_and_put(kv, value)).applied
+
+            while not await patiently(is_applied):
+                continue
 
     with trio.fail_after(120):
         for action in actions:

@@ -284,7 +284,7 @@ async def test_etcd_is_killed_while_runs_are_created(
                 if refused.code not in _TRANSIENT:
                     raise
                 failures.append(refused)
-                await trio.sleep(0.05)
+                await trio.sleep(0.05)  # The pace of a client that tries again.
             else:
                 answered.append(name)
                 return

@@ -131,7 +131,7 @@ def test_etcd_restarts_while_all_descriptors_are_wanted(
         for name in ("idle", "idle_from_many_addresses"):
             with siege.attacked(name, "service", allowed=("probe", "enqueuer")):
                 etcd.stop()
-                time.sleep(1.0)
+                time.sleep(1.0)  # How long etcd is away.
                 etcd.start()
                 until(lambda: siege.probe.ask("/readyz") == 200)
 

@@ -91,7 +91,7 @@ async def test_etcd_ends_since_its_disk_is_full(small_disk: Path, prefix: bytes)
                         try:
                             await direct.put(b"/filling", bytes(1_000_000))
                         except EtcdError:
-                            await trio.sleep(0.05)
+                            await trio.sleep(0.05)  # The pace of the load.
                     await eventually(lambda: not reflector.statistics().streaming)
                     member.kill()
                     filler.unlink()

@@ -25,7 +25,7 @@ from tests.support.patient import patiently
 from tests.support.recording import RecordingSink, until_stored
 from tests.support.run_service_server import RunServiceServer
 from tests.support.scene import all_marked, judge_delivery, processing, reflecting, subscribed
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -68,9 +68,11 @@ async def chosen(cluster: PartedCluster, which: str) -> tuple[Member, list[Membe
 
 async def until_lost(member: Member) -> None:
     """Return once a member knows that it has no leader; the relay is in this thread."""
-    while await trio.to_thread.run_sync(member.metric, "etcd_server_has_leader"):  # noqa: ASYNC110
-        # A metric rings no bell.
-        await trio.sleep(0.02)
+
+    async def is_alone() -> bool:
+        return not await trio.to_thread.run_sync(member.metric, "etcd_server_has_leader")
+
+    await eventually_holds(is_alone)
 
 
 each_member = pytest.mark.parametrize("which", [LEADER, "a follower"])

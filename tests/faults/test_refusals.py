@@ -56,7 +56,7 @@ async def refused_by(learner: Member, transport: TransportName) -> str:
                     return str(error)
             else:
                 pytest.fail("a learner took a write")
-            await trio.sleep(0.02)
+            await trio.sleep(0.02)  # The pace of a client that tries again.
 
 
 async def test_what_a_learner_refuses_is_done_by_the_next_member(

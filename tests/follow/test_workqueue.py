@@ -48,8 +48,7 @@ async def running(
 ) -> AsyncIterator[WorkQueue]:
     queue = WorkQueue(handler, reread, WorkQueueSettings(**settings))  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
-        for _ in range(workers):
-            nursery.start_soon(queue.worker)
+        queue.start_workers(workers, lambda: nursery.start_soon(queue.worker))
         nursery.start_soon(queue.retry_failed)
         await trio.testing.wait_all_tasks_blocked()
         yield queue
@@ -95,6 +94,47 @@ async def test_parallel_work_is_bounded_by_the_workers() -> None:
         gate.open()
         await queue.wait_idle()
         assert len(gate.done) == 10
+
+
+async def test_workers_are_started_when_there_is_work_for_them() -> None:
+    """One that is free is taken first, and no more are started than may be."""
+    gate = Gate()
+    gate.open()
+    started = 0
+    queue = WorkQueue(gate, keep)
+    async with trio.open_nursery() as nursery:
+
+        def start() -> None:
+            nonlocal started
+            started += 1
+            nursery.start_soon(queue.worker)
+
+        queue.start_workers(3, start)
+        await trio.testing.wait_all_tasks_blocked()
+        assert started == 0
+        for number in range(5):
+            queue.dispatch([put(b"a", number + 1)])
+            await queue.wait_idle()
+            await trio.testing.wait_all_tasks_blocked()
+        assert started == 1
+        gate._open = trio.Event()
+        for number in range(8):
+            queue.dispatch([put(b"b%d" % number, number + 9)])
+            await trio.testing.wait_all_tasks_blocked()
+        assert started == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_work_that_came_before_the_workers_is_done() -> None:
+    gate = Gate()
+    gate.open()
+    queue = WorkQueue(gate, keep)
+    queue.dispatch([put(b"a", 1), put(b"b", 2)])
+    async with trio.open_nursery() as nursery:
+        queue.start_workers(1, lambda: nursery.start_soon(queue.worker))
+        await queue.wait_idle()
+        nursery.cancel_scope.cancel()
+    assert len(gate.done) == 2
 
 
 async def test_a_lagging_key_gets_the_latest_state_only() -> None:

@@ -41,6 +41,7 @@ from tests.support import flyte, oracle
 from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday
 from tests.support.patient import compact
+from tests.support.waiting import eventually_holds
 
 SEQUENCES = int(os.environ.get("ETCD_ACTIONS_TEST_SEQUENCES", "50"))
 FIRST = int(os.environ.get("ETCD_ACTIONS_TEST_SEED", "0"))
@@ -254,7 +255,7 @@ class World:
             await other.start_watching()
 
     async def _wait(self, milliseconds: int) -> None:
-        await trio.sleep(milliseconds / 1000)
+        await trio.sleep(milliseconds / 1000)  # A drawn step: time passes.
 
     async def _lose(self, applied: bool, times: int) -> None:
         self.faults.lose_answer(applied=applied, times=times)
@@ -314,14 +315,16 @@ class World:
                 wrong.append(f"the subscriber of {parent} has not seen the last of {name}")
         return wrong
 
+    async def _is_quiet(self) -> bool:
+        return not await self.problems()
+
     async def check(self) -> None:
         """Wait until all is quiet; then everything has to be as promised."""
         self.service.heal()
         if isinstance(self.etcd, MemoryClient):
             self.faults.latency = 0
-        with trio.move_on_after(PATIENCE):
-            while await self.problems():  # noqa: ASYNC110 (etcd is asked, it does not tell)
-                await trio.sleep(0.02)
+        with suppress(trio.TooSlowError):
+            await eventually_holds(self._is_quiet, within=PATIENCE)
         assert await self.problems() == []
         for _, _, updates in self.received:
             seen: defaultdict[bytes, int] = defaultdict(int)

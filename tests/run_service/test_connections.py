@@ -18,7 +18,7 @@ import trio.testing
 from h2.settings import SettingCodes
 from structlog.testing import capture_logs
 
-from etcd_actions import ActionUpdate, Phase
+from etcd_actions import Phase
 from etcd_actions.errors import RunServiceUnavailable
 from etcd_actions.http2 import Code, open_channel
 from etcd_actions.http2.grpc_messages import framed
@@ -31,7 +31,7 @@ from tests.support.etcd_server import free_port
 from tests.support.http2_server import Served, serving
 from tests.support.proxy import open_proxy
 from tests.support.run_service_server import Fault, RunServiceServer
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until_done
 
 _ROOT = Path(__file__).parents[2]
 
@@ -193,23 +193,18 @@ async def test_a_server_that_is_stopped_is_found(has_stream: bool) -> None:
                 f"127.0.0.1:{port}", deadline=50, streaming=has_stream, keepalive_timeout=1
             ) as service:
                 # On a busy machine the process may need several attempts.
-                await until_accepted(service, UPDATE)
+                await until_done(
+                    lambda: service.update_action_status(UPDATE), despite=RunServiceUnavailable
+                )
                 os.kill(process.pid, signal.SIGSTOP)
                 with pytest.raises(RunServiceUnavailable, match="silent"):
                     await service.update_action_status(at(Phase.RUNNING, "c2"))
                 assert service.unsettled_until(b"c2") > trio.current_time()
                 os.kill(process.pid, signal.SIGCONT)
-                await until_accepted(service, at(Phase.RUNNING, "c3"))
-
-
-async def until_accepted(service: GrpcRunService, update: ActionUpdate) -> None:
-    while True:
-        try:
-            await service.update_action_status(update)
-        except RunServiceUnavailable:
-            await trio.sleep(0.05)
-        else:
-            return
+                await until_done(
+                    lambda: service.update_action_status(at(Phase.RUNNING, "c3")),
+                    despite=RunServiceUnavailable,
+                )
 
 
 async def test_what_the_server_holds_back_is_not_queued_behind_it() -> None:

@@ -27,7 +27,7 @@ from etcd_actions.run_service.grpc_run_service import GrpcRunService, open_run_s
 from tests.support.cluster import Certificates
 from tests.support.etcd_server import free_port
 from tests.support.run_service_server import Fault, RunServiceServer
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until_done
 
 UPDATE = ActionUpdate(
     key=b"/p/flyte/r1-c1",
@@ -406,13 +406,7 @@ async def until_unsent(service: GrpcRunService, update: ActionUpdate) -> None:
 
 
 async def until_told(service: GrpcRunService, update: ActionUpdate) -> None:
-    while True:
-        try:
-            await service.update_action_status(update)
-        except RunServiceUnavailable:
-            await trio.sleep(0.02)
-        else:
-            return
+    await until_done(lambda: service.update_action_status(update), despite=RunServiceUnavailable)
 
 
 async def test_an_ending_of_unknown_outcome_is_not_waited_for(server: RunServiceServer) -> None:
@@ -478,8 +472,7 @@ async def test_a_stream_that_nobody_waits_for_is_left_too(streaming: RunServiceS
             nursery.start_soon(service.update_action_status, at(Phase.RUNNING, "c2"))
             await eventually(lambda: streaming.calls["status"] == 2)
             nursery.cancel_scope.cancel()
-        # Until the answer is late.
-        await trio.sleep(0.35)
+        await trio.sleep(0.35)  # What is meant: the answer is late by then, on the real clock.
         with capture_logs() as logs:
             await service.update_action_status(at(Phase.RUNNING, "c3"))
     assert [log["event"] for log in logs] == ["run_service_stream_broken"]

@@ -52,8 +52,7 @@ async def test_what_the_server_holds_at_the_end_of_the_lease_is_not_applied(
                 await tell_within(service, 0.3, Phase.RUNNING)
             except RunServiceUnavailable as error:
                 assert "DEADLINE" in str(error)  # noqa: PT017 - or it was cancelled
-        # The server counts from when it got it.
-        await trio.sleep(0.5)
+        await trio.sleep(0.5)  # The server's own deadline, which began when it got the call.
         held.set()
         await tell_within(service, 60, Phase.FAILED)
     assert server.told_phases("c1") == [Phase.QUEUED, Phase.FAILED]

@@ -12,6 +12,7 @@ import trio
 from tests.cli.command import ROOT, Finished, finish, running
 from tests.sdk.service import Site, free_port
 from tests.support.etcd_server import EtcdServer
+from tests.support.waiting import eventually_holds
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +73,9 @@ async def test_a_program_comes_to_its_result(site: Site, through_the_service: bo
 async def _paused(site: Site) -> str:
     found: list[str] = []
 
+    async def is_listed() -> bool:
+        return await trio.to_thread.run_sync(look)
+
     def look() -> bool:
         listed = finish(
             "list", "--run", "rdemo", "--phase", "PAUSED", "--output", "jsonl", *site.common
@@ -79,7 +83,5 @@ async def _paused(site: Site) -> str:
         found.extend(json.loads(line)["action"] for line in listed.out.splitlines())
         return bool(found)
 
-    with trio.fail_after(60):
-        while not await trio.to_thread.run_sync(look):  # noqa: ASYNC110 - a process
-            await trio.sleep(0.1)
+    await eventually_holds(is_listed)
     return found[0]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 import trio.testing
+
+T = TypeVar("T")
 
 
 async def eventually(condition: Callable[[], bool], *, within: float = 60) -> None:
@@ -21,6 +24,18 @@ async def eventually_holds(question: Callable[[], Awaitable[bool]], *, within: f
     with trio.fail_after(within):
         while not await question():  # noqa: ASYNC110 - what is asked rings no bell
             await trio.sleep(0.01)
+
+
+async def until_done(
+    call: Callable[[], Awaitable[T]], *, despite: type[Exception], within: float = 120
+) -> T:
+    """What ``call`` returns once it no longer raises ``despite``."""
+    with trio.fail_after(within):
+        while True:
+            try:
+                return await call()
+            except despite:
+                await trio.sleep(0.02)
 
 
 def stand_still(seconds: float) -> None:

@@ -170,7 +170,7 @@ async def test_streams_are_renewed_and_boundaries_follow_the_keys(
         for start in range(0, len(names), 60):
             puts = [Put(prefix + name, b"") for name in names[start : start + 60]]
             await etcd.txn(Txn([], puts))
-            await trio.sleep(0.02)
+            await trio.sleep(0.02)  # The pace of the load: streams are renewed meanwhile.
         await eventually(lambda: len(sink.changes) >= len(names))
         await eventually(lambda: reflector.statistics().ranges == 4)
         # On a starved machine the streams after the last key are still to come.

@@ -52,7 +52,7 @@ async def _arrives(size: int, *, is_long: bool, pause: float = 6.0, own: float =
         @nursery.start_soon
         async def send() -> None:
             for number in range(20):
-                await trio.sleep(pause)
+                await trio.sleep(pause)  # The pace of the sender, on a clock that jumps.
                 body.put(b"x" * size)
                 if number == 19:
                     body.end()

@@ -59,7 +59,7 @@ def until_ready(text: str) -> None:
     give_up = time.monotonic() + 60
     while status(text) != 200:
         assert time.monotonic() < give_up
-        time.sleep(0.05)
+        time.sleep(0.05)  # A process rings no bell, and no trio runs here.
 
 
 @pytest.mark.usefixtures("few_descriptors")

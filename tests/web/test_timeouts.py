@@ -39,7 +39,7 @@ async def a_slow_header(stream: trio.SocketStream) -> None:
     await stream.send_all(b"GET /ok HTTP/1.1\r\n")
     while True:
         await stream.send_all(b"a: b\r\n")
-        await trio.sleep(0.05)
+        await trio.sleep(0.05)  # The pace of a slow client.
 
 
 async def a_preface_alone(stream: trio.SocketStream) -> None:
@@ -256,7 +256,7 @@ async def test_an_answer_that_has_begun_is_finished(kind: str) -> None:
 async def test_the_end_of_a_stream_is_sent_to_a_client_that_sends_no_more() -> None:
     async def stream_until_left(_scope: Message, receive: Receive, send: Send) -> None:
         await whole(receive)
-        await trio.sleep(0.1)
+        await trio.sleep(0.1)  # A slow answer: the client has shut its side before it begins.
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
         while (await receive())["type"] != "http.disconnect":
