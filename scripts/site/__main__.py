@@ -27,6 +27,8 @@ CONFIG = "zensical.toml"
 ELSEWHERE = {
     "index.md": ROOT / "README.md",
     "changelog.md": ROOT / "CHANGELOG.md",
+    "contributing.md": ROOT / "CONTRIBUTING.md",
+    "security.md": ROOT / "SECURITY.md",
     "examples.md": ROOT / "examples" / "README.md",
     "measuring.md": ROOT / "scripts" / "bench" / "README.md",
 }
