@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -41,18 +42,15 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     kept_until: datetime
 
 
-_encode = msgspec.json.Encoder().encode
+encode: Final[Callable[[Entry], bytes]] = msgspec.json.Encoder().encode
+"""Returns the stored bytes."""
+
 _stored: Final = StoredForm(Entry, "cached result", ("created", "kept_until"))
 
 
 def digest_of(outputs: bytes) -> str:
     """The digest of a file of outputs: ``sha256:`` and hexadecimal digits."""
     return "sha256:" + hashlib.sha256(outputs).hexdigest()
-
-
-def encode(entry: Entry) -> bytes:
-    """The stored bytes."""
-    return _encode(entry)
 
 
 def decode(data: bytes, cache_key: str) -> Entry:

@@ -27,7 +27,7 @@ from etcd_actions.dead_letters import DeadLetterOperations
 from etcd_actions.errors import InvalidArgument, NotFound
 from etcd_actions.etcd.api import Etcd, KeyValue, Put
 from etcd_actions.etcd.group_commit import GroupCommit, GroupCommitStatistics
-from etcd_actions.follow.subscriptions import WHOLE_RUN, AnySubscription, SnapshotEnd, Subscription
+from etcd_actions.follow.subscriptions import ALL_OF_RUN, AnySubscription, SnapshotEnd, Subscription
 from etcd_actions.images import Images
 from etcd_actions.model import (
     ActionId,
@@ -394,7 +394,7 @@ class ActionsClient(DeadLetterRequests):
         Raises:
             EtcdError: On entering, when etcd cannot be read.
         """
-        return self._subscribe(msgspec.structs.replace(run_id_of(run), name=WHOLE_RUN), snapshot)
+        return self._subscribe(msgspec.structs.replace(run_id_of(run), name=ALL_OF_RUN), snapshot)
 
     async def unsubscribe(self, subscription: AnySubscription) -> None:
         """End a subscription: its reader gets the pending updates, then the end.

@@ -12,7 +12,7 @@ import trio
 from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.recovery import Recovery
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.follow.subscriptions import WHOLE_RUN, AnySubscription
+from etcd_actions.follow.subscriptions import ALL_OF_RUN, AnySubscription
 from etcd_actions.model import ActionId, ActionUpdate, Keyspace, build_action_update
 from etcd_actions.pipeline.processor import Processor
 from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
@@ -71,7 +71,7 @@ class Subscribing:
                 listing = await self._states_of(parent, processor, subscription)
                 states = await _updates(listing)
                 traces: list[ActionUpdate] = []
-                if parent is not None and parent.name not in ("", WHOLE_RUN):
+                if parent is not None and parent.name not in ("", ALL_OF_RUN):
                     traces = await self._recovery.traces(parent, listing)
                 processor.start_with(subscription, states, listing.revision, others=traces)
             yield subscription
@@ -98,7 +98,7 @@ class Subscribing:
     ) -> Listing:
         if parent is None:
             return await self._lister.list_all()
-        if parent.name == WHOLE_RUN:
+        if parent.name == ALL_OF_RUN:
             return await self._lister.list_run_actions(parent, traces=True)
         if parent.name:
             known = await processor.families.read(

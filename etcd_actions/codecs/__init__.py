@@ -1,7 +1,7 @@
 """Stored bytes to TaskActions and back.
 
-A codec is a module with the functions of `Codec`. A stored value tells its codec by its
-first bytes; a change is written in the codec that the value had.
+A codec is a module with the functions of `Codec`. The first bytes of a stored value
+name its codec; a change is written in the codec that the value had.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Codec(Protocol):
     def summarize(
         self, value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
     ) -> Summary:
-        """Decode only what decides who is to be told.
+        """Decode only the facts that decide who is notified.
 
         Raises:
             DecodeError: It is not a TaskAction.
@@ -69,7 +69,7 @@ class Codec(Protocol):
 
         Args:
             tree: The object.
-            unchanged: Parts of it that `decode_tree` gave and nobody changed, which are not
+            unchanged: Parts of it that `decode_tree` gave and that are unchanged, which are not
                 checked again.
 
         Raises:
@@ -105,7 +105,7 @@ class Codec(Protocol):
     ) -> Released:
         """Set a label and annotations, take a finalizer away, and change nothing else.
 
-        A list of finalizers that gets empty is left out, as an API server does.
+        A list of finalizers that gets empty is removed, as by an API server does.
 
         Args:
             value: The stored bytes.
@@ -127,7 +127,7 @@ CODEC_NAMES: Final = ("json", "protobuf", "msgpack")
 
 
 def codec_of(value: bytes) -> Codec:
-    """Tell the codec of a stored value by its first bytes.
+    """The codec of a stored value, by its first bytes.
 
     What no codec claims is left to ``json``, whose `decode` says what is wrong with it. A
     value of another version of a form is left to that form's codec, which says so.

@@ -112,6 +112,6 @@ def _text(item: Any) -> str:
 
 
 def _binary(item: Any) -> Any:
-    """The bytes of base64; an empty text stays one, so that it counts as left out."""
+    """The bytes of base64; an empty text stays one, so that it counts as absent."""
     data = base64_bytes(item) if type(item) is str and item else None
     return item if data is None else data

@@ -1,4 +1,4 @@
-"""What holds an object back from deletion: its finalizers, once its deletion was asked for."""
+"""Finalizers, which delay the deletion of an object after it was requested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Released(NamedTuple):
     Attributes:
         value: The new bytes; the old ones themselves where there was nothing to change.
         held: Whether it has finalizers still.
-        deleting: Whether its deletion was asked for.
+        deleting: Whether its deletion was requested.
     """
 
     value: bytes
@@ -37,7 +37,7 @@ def drop_finalizer(
     """Take a finalizer out of ``metadata.finalizers``, in place; an empty list goes, too.
 
     Returns:
-        False where it is not there, and nothing was changed.
+        Whether it was there; without it nothing is changed.
 
     Raises:
         DecodeError: There are finalizers that are no list.

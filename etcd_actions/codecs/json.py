@@ -71,12 +71,12 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject
 def summarize(
     value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
 ) -> Summary:
-    """Decode only what decides who is to be told of a stored TaskAction.
+    """Decode only the facts that decide who is notified of a stored TaskAction.
 
     What `decode` would complain of elsewhere in the value goes unnoticed.
 
     Raises:
-        DecodeError: As for `decode`, of the fields that are looked at.
+        DecodeError: As for `decode`, of the fields that are read.
     """
     magic.check_size(value, key, revision)
     try:
@@ -107,7 +107,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 
     Args:
         tree: The object.
-        unchanged: Parts of it that `decode_tree` gave and nobody changed.
+        unchanged: Parts of it that `decode_tree` gave and that are unchanged.
 
     Raises:
         TypeError: Something in it is no JSON value.
@@ -137,7 +137,7 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     Raises:
         DecodeError: The value is not a JSON object with metadata, or gets too large.
     """
-    return _change(value, {label: text}, NO_TEXTS, None, key, revision).value
+    return release(value, label, text, None, key=key, revision=revision).value
 
 
 @refusing("")
@@ -156,7 +156,20 @@ def release(
     Raises:
         DecodeError: The value is not a JSON object with metadata, or gets too large.
     """
-    return _change(value, {label: text}, annotations, finalizer, key, revision)
+    labels = {label: text}
+    spliced = _spliced(value, labels, annotations, finalizer)
+    if spliced is not None:
+        magic.check_size(spliced.value, key, revision)
+        return spliced
+    tree = decode_tree(value, key=key, revision=revision)
+    changed = trees.set_texts(tree, "labels", labels, key=key, revision=revision)
+    changed |= trees.set_texts(tree, "annotations", annotations, key=key, revision=revision)
+    if finalizer is not None:
+        changed |= drop_finalizer(tree, finalizer, key=key, revision=revision)
+    try:
+        return released(encode_tree(tree) if changed else value, tree)
+    except ValueError as error:
+        raise DecodeError(str(error), key=key, revision=revision) from None
 
 
 # --- decoding -------------------------------------------------------------------------
@@ -233,41 +246,18 @@ _ODD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _Fields = dict[str, msgspec.Raw]
 
 
-def _change(
-    value: bytes,
-    labels: Mapping[str, str],
-    annotations: Mapping[str, str],
-    finalizer: str | None,
-    key: bytes,
-    revision: int,
-) -> Released:
-    spliced = _spliced(value, labels, annotations, finalizer)
-    if spliced is not None:
-        magic.check_size(spliced.value, key, revision)
-        return spliced
-    tree = decode_tree(value, key=key, revision=revision)
-    changed = trees.set_texts(tree, "labels", labels, key=key, revision=revision)
-    changed |= trees.set_texts(tree, "annotations", annotations, key=key, revision=revision)
-    if finalizer is not None:
-        changed |= drop_finalizer(tree, finalizer, key=key, revision=revision)
-    try:
-        return released(encode_tree(tree) if changed else value, tree)
-    except ValueError as error:
-        raise DecodeError(str(error), key=key, revision=revision) from None
-
-
 def _spliced(
     value: bytes,
     labels: Mapping[str, str],
     annotations: Mapping[str, str],
     finalizer: str | None,
 ) -> Released | None:
-    """Make the change in the bytes, None where that is not certain to be right.
+    """Make the change in the bytes, None if that is not certain to be right.
 
     In Kubernetes' form ``metadata`` begins behind a known head, and its fields stand one
-    behind the other without spaces, so their lengths tell where each is, or where a new one
+    behind the other without spaces, so their lengths give where each is, or where a new one
     belongs. A value in another form could mislead that (spaces, escapes or a key twice), so
-    the result is decoded again: what a reader takes for the fields has to be what was
+    the result is decoded again: a reader has to find the fields as they were
     written, and nothing outside of them was touched.
     """
     if not value.startswith(_HEAD):
@@ -283,9 +273,9 @@ def _spliced(
         seen = _decode_outline(result).metadata
     except _ODD:
         return None
-    for name, wanted in changes.items():
+    for name, expected in changes.items():
         found = seen.get(name)
-        if (None if found is None else bytes(found)) != wanted:
+        if (None if found is None else bytes(found)) != expected:
             return None
     return Released(result, held, deleting)
 
@@ -298,11 +288,11 @@ def _changes(
 ) -> tuple[dict[str, bytes | None], bool, bool]:
     """What fields of ``metadata`` become, None for what goes; and `held` and `deleting`."""
     changes: dict[str, bytes | None] = {}
-    for name, wanted in (("annotations", annotations), ("labels", labels)):
+    for name, expected in (("annotations", annotations), ("labels", labels)):
         old = fields.get(name)
-        texts = (_decode_texts(old) if old is not None and wanted else None) or {}
-        if any(texts.get(each) != text for each, text in wanted.items()):
-            texts.update(wanted)
+        texts = (_decode_texts(old) if old is not None and expected else None) or {}
+        if any(texts.get(each) != text for each, text in expected.items()):
+            texts.update(expected)
             changes[name] = _as_kubernetes(trees.to_json(texts))[:-1]
     old = fields.get("finalizers")
     finalizers = (_decode_finalizers(old) if old is not None else None) or []
@@ -310,8 +300,8 @@ def _changes(
         finalizers = [each for each in finalizers if each != finalizer]
         kept = _as_kubernetes(trees.to_json(finalizers))[:-1] if finalizers else None
         changes["finalizers"] = kept
-    asked = fields.get("deletionTimestamp")
-    return changes, bool(finalizers), asked is not None and bool(_decode_time(asked))
+    deleted_at = fields.get("deletionTimestamp")
+    return changes, bool(finalizers), deleted_at is not None and bool(_decode_time(deleted_at))
 
 
 def _splice(value: bytes, fields: _Fields, changes: dict[str, bytes | None]) -> bytes | None:

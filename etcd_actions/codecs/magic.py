@@ -1,4 +1,4 @@
-"""What the first bytes of a stored value tell: whose it is, and why it cannot be read."""
+"""The first bytes of a stored value: whose it is, and why it cannot be read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PROTOBUF: Final = b"\xffPB\x01"
 MSGPACK: Final = b"\xffMP\x01"
 
 MAX_SIZE: Final = 8 << 20
-"""Bytes; a larger value is refused. An etcd takes requests of 1.5 MiB unless told otherwise."""
+"""Bytes; a larger value is refused. An etcd takes requests of 1.5 MiB by default."""
 
 _OURS: Final = {PROTOBUF[:3]: "protobuf", MSGPACK[:3]: "msgpack"}
 
@@ -34,7 +34,7 @@ _FOREIGN: Final = (
     ),
     (
         b"\xd9\xd9\xf7",
-        "CBOR, which a Kubernetes API server was told to store: switch its feature gate "
+        "CBOR, which a Kubernetes API server stores if set so: switch its feature gate "
         "CBORServingAndStorage off and have the objects written again",
     ),
     (b"\x1f\x8b", "compressed by gzip: store it as it was before"),
@@ -51,7 +51,7 @@ def why_not(form: str, value: bytes) -> str | None:
         value: What it was given.
 
     Returns:
-        The reason for a `DecodeError`; None where the first bytes tell nothing.
+        The reason for a `DecodeError`; None if the first bytes show nothing.
     """
     if not value:
         return "the value is empty"
@@ -84,7 +84,7 @@ def _why_not_this_version(form: str, value: bytes) -> str | None:
 
 
 def check_size(value: bytes, key: bytes, revision: int) -> None:
-    """Refuse a value that is too large to be looked at.
+    """Refuse a value that is too large to be decoded.
 
     Raises:
         DecodeError: It has more than `MAX_SIZE` bytes.

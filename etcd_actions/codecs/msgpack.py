@@ -32,17 +32,6 @@ from etcd_actions.model.facts import Facts, MarkedFacts
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import ActionObject
 
-__all__ = [
-    "add_label",
-    "decode",
-    "decode_tree",
-    "encode",
-    "encode_tree",
-    "name",
-    "release",
-    "summarize",
-]
-
 name: Final = "msgpack"
 """The codec's name in settings and records."""
 
@@ -72,10 +61,10 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject
 def summarize(
     value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
 ) -> Summary:
-    """Decode only what decides who is to be told of a stored TaskAction.
+    """Decode only the facts that decide who is notified of a stored TaskAction.
 
     Raises:
-        DecodeError: As for `decode`, of the fields that are looked at.
+        DecodeError: As for `decode`, of the fields that are read.
     """
     stored = _behind_magic(value, key, revision)
     try:
@@ -105,7 +94,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 
     Args:
         tree: The object.
-        unchanged: Parts of it that `decode_tree` gave and nobody changed.
+        unchanged: Parts of it that `decode_tree` gave and that are unchanged.
 
     Raises:
         TypeError: Something in it is no JSON value.
@@ -137,8 +126,8 @@ def encode(action: ActionObject) -> bytes:
 def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
     """Set a label in ``metadata.labels`` and change nothing else.
 
-    Only the maps on the way to the labels are written anew; the bytes of all other fields
-    are copied as they are, and what they hold is not looked at.
+    Only the maps on the way to the labels are written again; the bytes of all other fields
+    are copied as they are, and their contents are not examined.
 
     Returns:
         The new bytes; `value` itself where it has that label already.
@@ -146,7 +135,7 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     Raises:
         DecodeError: The value is not a map of this form with metadata, or gets too large.
     """
-    return _change(value, {label: text}, NO_TEXTS, None, key, revision).value
+    return release(value, label, text, None, key=key, revision=revision).value
 
 
 @refusing("msgpack")
@@ -165,20 +154,7 @@ def release(
     Raises:
         DecodeError: The value is not a map of this form with metadata, or gets too large.
     """
-    return _change(value, {label: text}, annotations, finalizer, key, revision)
-
-
-# --- changes of the metadata ------------------------------------------------------------
-
-
-def _change(
-    value: bytes,
-    labels: Mapping[str, str],
-    annotations: Mapping[str, str],
-    finalizer: str | None,
-    key: bytes,
-    revision: int,
-) -> Released:
+    labels = {label: text}
     stored = _behind_magic(value, key, revision)
     place = what = ""
     try:
@@ -186,9 +162,9 @@ def _change(
         place, what = "metadata: ", "an object"
         metadata = _decode_outline(fields.get("metadata", _NIL))
         changed = False
-        for field, wanted in (("labels", labels), ("annotations", annotations)):
+        for field, texts_to_set in (("labels", labels), ("annotations", annotations)):
             place = f"metadata.{field}: "
-            changed |= bool(wanted) and _set_texts(metadata, field, wanted)
+            changed |= bool(texts_to_set) and _set_texts(metadata, field, texts_to_set)
         held = deleting = False
         if finalizer is not None:
             place, what = "metadata.finalizers: ", "a list"
@@ -207,11 +183,16 @@ def _change(
         _refuse(error, key, revision)
 
 
-def _set_texts(metadata: dict[str, msgspec.Raw], field: str, wanted: Mapping[str, str]) -> bool:
+# --- changes of the metadata ------------------------------------------------------------
+
+
+def _set_texts(
+    metadata: dict[str, msgspec.Raw], field: str, texts_to_set: Mapping[str, str]
+) -> bool:
     """Set labels or annotations, where they are not set so already."""
     texts = _decode_texts(metadata.get(field, _NIL)) or {}
     changed = False
-    for name, text in wanted.items():
+    for name, text in texts_to_set.items():
         old = texts.get(name)
         if old is None or _decode_any(old) != text:
             texts[name] = msgspec.Raw(_encode(text))

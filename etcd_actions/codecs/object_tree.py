@@ -55,8 +55,8 @@ def check(tree: dict[str, Any], unchanged: Iterable[object] = ()) -> bool:
 
     Args:
         tree: An object.
-        unchanged: Parts of it that a codec decoded, and nobody changed: they hold nothing of that
-            kind, and are not looked into.
+        unchanged: Parts of it that are as a codec decoded them: they hold nothing of that kind,
+            and are not examined.
 
     Returns:
         Whether there are floats that are no `Number`.
@@ -125,7 +125,7 @@ def set_label(
     """Set a label in ``metadata.labels``, in place.
 
     Returns:
-        False where the label is set already, and nothing was changed.
+        Whether it was changed: False if the label is set already.
 
     Raises:
         DecodeError: There is no place for labels.
@@ -144,7 +144,7 @@ def set_texts(
     """Set some of ``metadata.labels`` or ``metadata.annotations``, in place.
 
     Returns:
-        False where all are set already, and nothing was changed.
+        Whether any was changed: False if all are set already.
 
     Raises:
         DecodeError: There is no place for them.
@@ -182,7 +182,7 @@ from_json = msgspec.json.Decoder(dict[str, Any], float_hook=Number).decode
 
 
 def base64_bytes(text: str) -> bytes | None:
-    """The bytes that a text is the base64 of; None where they would give another text."""
+    """The bytes that a text is the base64 of; None if they would give another text."""
     try:
         data = msgspec.convert(text, bytes)
     except msgspec.ValidationError:

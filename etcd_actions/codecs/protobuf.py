@@ -25,17 +25,6 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import ActionObject
 
-__all__ = [
-    "add_label",
-    "decode",
-    "decode_tree",
-    "encode",
-    "encode_tree",
-    "name",
-    "release",
-    "summarize",
-]
-
 name: Final = "protobuf"
 """The codec's name in settings and records."""
 
@@ -63,10 +52,10 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject
 def summarize(
     value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
 ) -> Summary:
-    """Decode only what decides who is to be told of a stored TaskAction.
+    """Decode only the facts that decide who is notified of a stored TaskAction.
 
     Raises:
-        DecodeError: As for `decode`, of the fields that are looked at.
+        DecodeError: As for `decode`, of the fields that are read.
     """
     try:
         message = _parse(value, key, revision)
@@ -96,7 +85,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 
     Args:
         tree: The object.
-        unchanged: Parts of it that `decode_tree` gave and nobody changed.
+        unchanged: Parts of it that `decode_tree` gave and that are unchanged.
 
     Raises:
         TypeError: Something in it is no JSON value.
@@ -128,7 +117,7 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     Raises:
         DecodeError: The value is not of this form, has no metadata, or gets too large.
     """
-    return _change(value, {label: text}, NO_TEXTS, None, key, revision).value
+    return release(value, label, text, None, key=key, revision=revision).value
 
 
 @refusing("protobuf")
@@ -149,22 +138,7 @@ def release(
     Raises:
         DecodeError: The value is not of this form, has no metadata, or gets too large.
     """
-    return _change(value, {label: text}, annotations, finalizer, key, revision)
-
-
-# --- changes of the metadata --------------------------------------------------------------
-
-_CHANGED: Final = frozenset({"labels", "annotations", "finalizers", "deletionTimestamp"})
-
-
-def _change(
-    value: bytes,
-    labels: Mapping[str, str],
-    annotations: Mapping[str, str],
-    finalizer: str | None,
-    key: bytes,
-    revision: int,
-) -> Released:
+    labels = {label: text}
     message = _parse(value, key, revision)
     metadata = message.metadata
     try:
@@ -179,10 +153,10 @@ def _change(
             return released(encode_tree(tree) if changed else value, tree)
         finalizers = metadata.finalizers
         changed = finalizer in finalizers
-        for field, wanted in ((metadata.labels, labels), (metadata.annotations, annotations)):
-            for each, text in wanted.items():
-                if field.get(each) != text:
-                    field[each] = text
+        for field, texts in ((metadata.labels, labels), (metadata.annotations, annotations)):
+            for each, new in texts.items():
+                if field.get(each) != new:
+                    field[each] = new
                     changed = True
         if finalizer in finalizers:
             kept = [each for each in finalizers if each != finalizer]
@@ -195,6 +169,11 @@ def _change(
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         _refuse(error, key, revision)
+
+
+# --- changes of the metadata --------------------------------------------------------------
+
+_CHANGED: Final = frozenset({"labels", "annotations", "finalizers", "deletionTimestamp"})
 
 
 # --- the message and what is around it --------------------------------------------------
@@ -211,7 +190,7 @@ def _parse(value: bytes, key: bytes, revision: int) -> pb.TaskAction:
 
 
 def _behind_length(value: bytes) -> bytes:
-    """The message. Alone it could be cut off, or have others behind it, without a sign."""
+    """The message. Alone it could be truncated, or have others behind it, without a sign."""
     length = shift = 0
     at = len(MAGIC)
     while True:
@@ -245,7 +224,7 @@ def _pack(message: pb.TaskAction) -> bytes:
 
 
 def _tree(message: pb.TaskAction, key: bytes, revision: int) -> dict[str, Any]:
-    """The whole object, for a change of it."""
+    """The complete object, for a change of it."""
     if later := protobuf_messages.fields_of_later_versions(message):
         raise DecodeError(
             f"protobuf: a later version of etcd-actions wrote fields ({later}) that a change "

@@ -54,7 +54,7 @@ def message_of(tree: dict[str, Any]) -> pb.TaskAction:
 
 
 def view_of(message: pb.TaskAction) -> ActionObject | None:
-    """Give a message's typed view; None where not all of it is in typed fields."""
+    """Give a message's typed view; None if not all of it is in typed fields."""
     if not _is_task_action(message):
         return None
     try:
@@ -65,7 +65,7 @@ def view_of(message: pb.TaskAction) -> ActionObject | None:
 
 
 def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> Summary | None:
-    """Give a message's summary; None where the view has to be looked at."""
+    """Give a message's summary; None if the view has to be read."""
     metadata, spec, status = message.metadata, message.spec, message.status
     if message.other_fields or metadata.other_fields or spec.other_fields or status.other_fields:
         return None
@@ -129,7 +129,7 @@ def _is_task_action(message: pb.TaskAction) -> bool:
 
 
 def fields_of_later_versions(message: pb.TaskAction) -> str:
-    """Name what is in a message and not in the schema; empty where there is nothing."""
+    """Name what is in a message and not in the schema; empty if there is nothing."""
     known = pb.TaskAction()
     known.CopyFrom(message)
     known.DiscardUnknownFields()

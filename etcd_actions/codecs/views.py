@@ -51,10 +51,10 @@ def why_no_view(tree: dict[str, Any], reason: str) -> str:
 def summary_of_tree(
     tree: dict[str, Any], *, key: bytes = b"", revision: int = 0, create_revision: int = 0
 ) -> Summary:
-    """Give what decides who is to be told.
+    """Give the facts that decide who is notified.
 
     Raises:
-        DecodeError: As for `view_of_tree`, of the fields that are looked at.
+        DecodeError: As for `view_of_tree`, of the fields that are read.
     """
     try:
         return msgspec.convert(tree, MarkedFacts).summary(revision, create_revision)

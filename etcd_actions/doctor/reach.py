@@ -6,6 +6,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
@@ -103,6 +104,7 @@ _NOT_YET_VALID, _HAS_EXPIRED = 9, 10
 _HOST_MISMATCH, _ADDRESS_MISMATCH = 62, 64
 
 _ALERT_SECONDS = 1.0
+_NO_STREAM = (OSError, trio.BrokenResourceError)
 
 
 class Reached(NamedTuple):
@@ -286,13 +288,10 @@ async def _read_certificate(subject: Subject, endpoint: Endpoint, tls: Tls) -> d
     context = probe.verifying_context(tls)
     context.check_hostname = False
     context.verify_flags |= probe.NO_CHECK_TIME
-    with trio.move_on_after(subject.settings.dial_timeout):
-        try:
-            async with probe.open_stream(endpoint, context, tls.server_name) as stream:
-                if isinstance(stream, trio.SSLStream):
-                    return dict(stream.getpeercert() or {})
-        except (OSError, trio.BrokenResourceError):
-            return {}  # The finding lacks these details.
+    with trio.move_on_after(subject.settings.dial_timeout), suppress(*_NO_STREAM):
+        async with probe.open_stream(endpoint, context, tls.server_name) as stream:
+            if isinstance(stream, trio.SSLStream):
+                return dict(stream.getpeercert() or {})
     return {}
 
 
@@ -322,12 +321,9 @@ async def _speaks_tls(subject: Subject, endpoint: Endpoint) -> bool:
 
 
 async def _speaks_plain(subject: Subject, endpoint: Endpoint) -> bool:
-    with trio.move_on_after(subject.settings.dial_timeout):
-        try:
-            async with probe.open_stream(endpoint, None) as stream:
-                return (await probe.get(stream, endpoint, "/version")).status == 200
-        except (OSError, trio.BrokenResourceError, ValueError):
-            return False
+    with trio.move_on_after(subject.settings.dial_timeout), suppress(*_NO_STREAM, ValueError):
+        async with probe.open_stream(endpoint, None) as stream:
+            return (await probe.get(stream, endpoint, "/version")).status == 200
     return False
 
 

@@ -1,6 +1,6 @@
 """etcd as this package needs it: keys, values and revisions; nothing of TaskActions.
 
-:mod:`~etcd_actions.etcd.api` is the face that the other rooms see.
+:mod:`~etcd_actions.etcd.api` is the face that the other packages see.
 """
 
 from __future__ import annotations

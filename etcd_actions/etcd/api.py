@@ -67,7 +67,7 @@ class KeyValue(msgspec.Struct, frozen=True, gc=False):
 
 
 class Event(KeyValue, frozen=True, gc=False):
-    """A change of one key: what it became, and where asked for, what it was.
+    """A change of one key: its new state and, if requested, the one before.
 
     A delete has no value, and ``create_revision`` and ``version`` are 0.
     """
@@ -83,7 +83,7 @@ class Event(KeyValue, frozen=True, gc=False):
 class RangeResult(NamedTuple):
     """The answer to a range read, and the store's revision when it was made.
 
-    ``more`` says that ``limit`` cut it; ``total`` is the number of keys in the whole range.
+    ``more`` says that ``limit`` cut it; ``total`` is the number of all keys in the range.
     """
 
     kvs: list[KeyValue]
@@ -192,7 +192,7 @@ OperationResult: TypeAlias = RangeResult | PutResult | DeleteResult | TxnResult
 
 
 class Lease(NamedTuple):
-    """A lease and the seconds that etcd granted, which may be more than was asked for."""
+    """A lease and the seconds that etcd granted, which may be more than were requested."""
 
     id: int
     ttl: int
@@ -202,7 +202,7 @@ class Status(NamedTuple):
     """One member's view of itself and its cluster.
 
     Sizes are in bytes: ``db_size`` is the file's, ``db_size_in_use`` what a defragmentation
-    would leave of it. ``db_size_quota`` is 0 before etcd 3.6, which first tells it.
+    would leave of it. ``db_size_quota`` is 0 before etcd 3.6, which reports it first.
     ``errors`` has its alarms and the lack of a leader, in words.
     """
 
@@ -281,7 +281,7 @@ class WatchResponse(msgspec.Struct, frozen=True, gc=False):
 
     ``revision`` is the store's, and no resume point when there are events. It is 0 on the
     answer that cancels for compaction, which has ``compact_revision`` instead. With
-    ``fragment`` the last revision among the events may go on in the next message.
+    ``fragment`` the last revision among the events may continue in the next message.
     ``watch_id`` -1 with ``canceled`` refuses a request: see ``cancel_reason``.
     """
 
@@ -305,15 +305,15 @@ class WatchStream(Protocol):
     """
 
     def create(self, request: WatchCreate, /) -> None:
-        """Ask for a watcher; the answer has ``created``."""
+        """Request a watcher; the answer has ``created``."""
 
     def cancel(self, watch_id: int, /) -> None:
         """End a watcher; the answer has ``canceled``."""
 
     def request_progress(self) -> None:
-        """Ask how far the stream is. Reliable from etcd 3.4.25 and 3.5.8 on.
+        """Request a progress notification. Reliable from etcd 3.4.25 and 3.5.8 on.
 
-        A transport that cannot ask on an open stream asks once, when it opens one.
+        A transport that cannot send it on an open stream sends it once, when it opens one.
         """
 
     async def receive(self) -> Sequence[WatchResponse]:
@@ -323,7 +323,7 @@ class WatchStream(Protocol):
         transport can trust it: nothing is wrong, but another one must be opened.
         Raises :class:`~etcd_actions.errors.Unavailable` or another
         :class:`~etcd_actions.errors.EtcdError` once the stream has failed and all messages
-        before the failure were given out. Cancellation loses nothing.
+        before the failure were delivered. Cancellation loses nothing.
         """
         ...
 
@@ -331,7 +331,7 @@ class WatchStream(Protocol):
 class Etcd(Protocol):
     """A connection to an etcd cluster. Safe to use from any number of tasks.
 
-    Each call is bounded by the transport's request time-out, raises
+    Each call is bounded by the transport's request timeout, raises
     :class:`~etcd_actions.errors.Unavailable` when etcd was not reached and, for a write
     whose answer was lost, :class:`~etcd_actions.errors.OutcomeUnknown`. A write that is
     cancelled may have been applied.
@@ -376,7 +376,7 @@ class Etcd(Protocol):
         """End a lease and delete its keys."""
 
     async def status(self) -> Status:
-        """Ask one member about itself. A least-privilege user may not, on newer etcd."""
+        """Read the state of one member. A least-privilege user may not, on newer etcd."""
         ...
 
     def watch(self) -> AbstractAsyncContextManager[WatchStream]:

@@ -1,8 +1,8 @@
-"""The user's token: asked for once, by one task for all, and again when etcd refuses it.
+"""The user's token: requested once, by one task for all, and again when etcd refuses it.
 
 etcd's tokens end by themselves (five minutes unused), with the member that gave them, and,
-where they are signed, whenever anybody's permissions change. So none is renewed by the
-clock; one that etcd refuses is dropped, and the next call asks for another. A refused
+where they are signed, whenever the permissions of any user change. So none is renewed by the
+clock; one that etcd refuses is dropped, and the next call requests another. A refused
 password is not offered again before a delay that grows: each check is made costly on
 purpose, and would keep etcd busy. Another password is offered at once.
 """
@@ -24,7 +24,7 @@ _BACKOFF = Backoff(initial=1.0, cap=60.0)
 _NOT_ENABLED = "authentication is not enabled"
 
 Authenticate: TypeAlias = Callable[[AuthenticateRequest, float], Awaitable[str]]
-"""Asks etcd for a token, in at most so many seconds."""
+"""Requests a token from etcd, in at most so many seconds."""
 
 
 class Authenticator:
@@ -34,47 +34,47 @@ class Authenticator:
         self._user = user
         self._backoff = backoff
         self._token: str | None = None
-        self._asking = trio.Lock()
+        self._requesting = trio.Lock()
         self._refused: AuthenticateRequest | None = None
         self._refusal = ""
         self._refusals = 0
         self._not_before = 0.0
 
     async def token(self, authenticate: Authenticate, within: float) -> str:
-        """The token to use; empty where etcd's authentication is off.
+        """The token to use; empty if etcd's authentication is off.
 
         Args:
-            authenticate: Asks etcd for one.
-            within: Seconds, for waiting while others ask, and for asking.
+            authenticate: Requests one from etcd.
+            within: Seconds, for the request of another task and for its own.
 
         Raises:
             Unauthenticated: etcd refuses the user or the password, or has refused it a
                 short while ago.
-            Unavailable: etcd could not be asked, or the file with the password not be read.
+            Unavailable: etcd did not answer, or the file with the password cannot be read.
         """
         if self._token is not None:
             return self._token
         give_up = trio.current_time() + within
-        # The wait for others only: a call of one's own that is cut off finds no broken
+        # The wait for others only: a call of one's own that is cancelled finds no broken
         # connection, one that times out does.
         with trio.move_on_after(within) as waiting:
-            await self._asking.acquire()
+            await self._requesting.acquire()
         if waiting.cancelled_caught:
-            raise Unavailable("asking for a token: others did before, without an answer in time")
+            raise Unavailable("requesting a token: an earlier request got no answer in time")
         try:
             if self._token is None:
                 left = max(0.001, give_up - trio.current_time())
-                self._token = await self._ask(authenticate, left)
+                self._token = await self._request(authenticate, left)
             return self._token
         finally:
-            self._asking.release()
+            self._requesting.release()
 
     def reject(self, token: str) -> None:
         """Drop a token that etcd refuses, unless there is a newer one already."""
         if self._token == token:
             self._token = None
 
-    async def _ask(self, authenticate: Authenticate, within: float) -> str:
+    async def _request(self, authenticate: Authenticate, within: float) -> str:
         try:
             request = AuthenticateRequest(self._user.name, read_password(self._user))
         except ConfigError as error:

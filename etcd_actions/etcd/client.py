@@ -1,4 +1,4 @@
-"""One client of a cluster, over any transport: failover, authentication, time-outs.
+"""One client of a cluster, over any transport: failover, authentication, timeouts.
 
 It uses one member at a time. A connection that is found broken is *retired*: its streams
 fail, the next call goes to the next member, and the last call on the old one closes it.
@@ -64,7 +64,7 @@ class _InUse:
         self._users = 0
 
     def __enter__(self) -> Connection:
-        """Keep it open meanwhile."""
+        """Keep it open until the exit."""
         self._users += 1
         return self.connection
 
@@ -73,7 +73,7 @@ class _InUse:
         self._close_if_unused()
 
     def retire(self) -> None:
-        """Fail its streams, and close it when nobody uses it any more."""
+        """Fail its streams, and close it after its last use."""
         self.retired = True
         for stream in self.streams:
             stream.fail(
@@ -91,7 +91,7 @@ class _InUse:
 
 
 class EtcdClient:
-    """Implements :class:`~etcd_actions.etcd.api.Etcd`, and asks what operators ask.
+    """Implements :class:`~etcd_actions.etcd.api.Etcd`, and the calls that operators need.
 
     Made by :func:`~etcd_actions.etcd.open_connection`.
     """
@@ -157,7 +157,7 @@ class EtcdClient:
         await self._call(rpc.LEASE_REVOKE, lease_id)
 
     async def status(self) -> Status:
-        """Ask the member in use about itself."""
+        """The state of the member in use."""
         return await self._call(rpc.STATUS, None)
 
     async def alarms(self) -> tuple[Alarm, ...]:
@@ -172,16 +172,16 @@ class EtcdClient:
         """Whether etcd wants users.
 
         Raises:
-            InvalidRequest: It is older than 3.5 and does not tell.
+            InvalidRequest: It is older than 3.5 and does not report it.
         """
         return await self._call(rpc.AUTH_STATUS, None)
 
     async def user_roles(self, name: str) -> tuple[str, ...]:
-        """The roles of a user; everybody may ask for their own."""
+        """The roles of a user; any user may read their own."""
         return await self._call(rpc.USER_ROLES, name)
 
     async def role_permissions(self, role: str) -> tuple[Permission, ...]:
-        """What a role may do; everybody may ask for the roles they have."""
+        """What a role may do; any user may read their own roles."""
         return await self._call(rpc.ROLE_PERMISSIONS, role)
 
     @asynccontextmanager
@@ -241,13 +241,13 @@ class EtcdClient:
                     if not isinstance(error, Unavailable):
                         raise
                     self._retire_if_broken(in_use)
-                    # A member that is not left would only be asked the same again at once.
+                    # A member that stays in use would only get the same request again at once.
                     if isinstance(error, OutcomeUnknown) or not in_use.retired:
                         raise
                     if tried >= len(self._settings.endpoints) or trio.current_time() >= give_up:
                         raise
                 except Exception as error:
-                    # No exception of a library leaves this room.
+                    # No exception of a library leaves this package.
                     _log.error("etcd_call_failed", method=method.name, exc_info=error)
                     kind = OutcomeUnknown if method.writes else Unavailable
                     text = f"{method.name} at {connection.endpoint}: {describe(error)}"
@@ -264,7 +264,7 @@ class EtcdClient:
 
     @property
     def _who(self) -> str:
-        """Whom etcd takes this client for."""
+        """The name that etcd has for this client."""
         if self._settings.user is None:
             return "the user of the client's certificate"
         return f"user {self._settings.user.name!r}"
@@ -301,14 +301,14 @@ class EtcdClient:
             self._next += 1
 
     def close(self) -> None:
-        """Free the connection in use, as soon as nobody uses it; there will be no other."""
+        """Free the connection after its last use; there will be no other."""
         self._closed = True
         if self._current is not None:
             self._retire(self._current)
 
 
 class _Watch:
-    """A stream that tells the client what it learns about connection and token."""
+    """A stream that reports a broken connection and a bad token to the client."""
 
     def __init__(
         self,
@@ -324,7 +324,7 @@ class _Watch:
         self._on_bad_token = on_bad_token
 
     def create(self, request: WatchCreate) -> None:
-        """Ask for a watcher."""
+        """Request a watcher."""
         self._ranges[request.watch_id] = request.keys
         self._stream.create(request)
 
@@ -333,7 +333,7 @@ class _Watch:
         self._stream.cancel(watch_id)
 
     def request_progress(self) -> None:
-        """Ask how far the stream is."""
+        """Request a progress notification."""
         self._stream.request_progress()
 
     async def receive(self) -> Sequence[WatchResponse]:

@@ -49,11 +49,11 @@ def open_etcd(
         transport: ``grpc``, or ``gateway`` for networks that only HTTP/1.1 passes; that needs
             the extra ``gateway``.
         tls: How to encrypt; None for plain connections, but to ``https://`` endpoints.
-        user: Who to be; None for nobody.
+        user: The user; None for no authentication.
         dial_timeout: Seconds that connecting may take.
         request_timeout: Seconds after which a call raises
             :class:`~etcd_actions.errors.Unavailable`.
-        keepalive_time: Seconds of silence after which the connection is asked for life; less
+        keepalive_time: Seconds of silence after which the connection is probed; less
             than 10 is raised to 10.
         keepalive_timeout: Seconds that the answer to that may take.
 

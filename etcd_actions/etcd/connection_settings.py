@@ -1,4 +1,4 @@
-"""How to reach an etcd: endpoints, encryption, user, time-outs."""
+"""How to reach an etcd: endpoints, encryption, user, timeouts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tls:
 
     Attributes:
         ca: Who may vouch for etcd's certificate; the system's authorities when None.
-        cert: The client's own certificate, for an etcd that asks for one.
+        cert: The client's own certificate, for an etcd that requires one.
         key: The key of ``cert``.
         server_name: The name that etcd's certificate must hold, where it is not the
             endpoint's host.
@@ -55,7 +55,7 @@ class User:
     Attributes:
         name: The user's name.
         password: The password; never shown.
-        password_file: Where the password is, instead; read whenever a token is asked for,
+        password_file: Where the password is, instead; read for each request of a token,
             so a password can be changed while the process runs. One newline at the end is
             left off.
 
@@ -82,10 +82,10 @@ class ConnectionSettings:
         endpoints: The members; one is used at a time, and the next one after a failure.
         transport: ``grpc``, or ``gateway`` for networks that only HTTP/1.1 passes.
         tls: How to encrypt; None for plain connections, but to ``https://`` endpoints.
-        user: Who to be; None for nobody.
+        user: The user; None for no authentication.
         dial_timeout: How long connecting may take.
         request_timeout: How long a call may take, tries at other endpoints included.
-        keepalive_time: After this silence the connection is asked for life; less than
+        keepalive_time: After this silence the connection is probed; less than
             10 s is raised to 10 s.
         keepalive_timeout: How long the answer to that may take.
     """
@@ -110,7 +110,7 @@ class ConnectionSettings:
             for endpoint in self.endpoints:
                 if endpoint.encrypted is False:
                     raise ConfigError(
-                        f"endpoint http://{endpoint} is not encrypted, but TLS is asked for: "
+                        f"endpoint http://{endpoint} is not encrypted, but TLS is set: "
                         "write https:// or leave the scheme out"
                     )
 

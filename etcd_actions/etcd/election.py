@@ -1,13 +1,13 @@
 """Elects one of several processes, by a key that hangs on a lease.
 
-Whoever finds the key absent creates it, under a lease of its own, and renews that. The key
+A process that finds the key absent creates it, under its own lease, and renews that. The key
 goes when its process resigns, or with the lease of one that fell silent; the others have a
-watch on it, and hold no lease meanwhile.
+watch on it, and no lease.
 
 Two never lead at once: a leader that could not renew its lease gives up before etcd can let
-it expire. It goes by its own clock, suspensions of the machine included, and counts from when it
-asked, so it knows even when the process itself was stopped: :attr:`Election.is_leader` is false
-from the first look on. What was sent before that may still arrive after another one was elected.
+it expire. It goes by its own clock, suspensions of the machine included, and counts from the
+request, so it knows even when the process itself was stopped: :attr:`Election.is_leader` is false
+from the first look on. A request that was sent before may still arrive after the next election.
 Writes that must not happen then carry :attr:`Leadership.fence`; calls to other servers, which
 nothing fences, are made within :meth:`Term.sure_until`.
 
@@ -16,8 +16,8 @@ perhaps detached from the lease, writes it again. A key without a lease, which w
 is deleted by a candidate that has seen it unchanged for longer than the lease would last. An
 unexpected failure ends a term, and then the process stands again; it never ends the election.
 
-Only somebody who deletes the key, or revokes the lease, of a leader that is well can make two
-believe that they lead, until the first one's watch tells it, which takes milliseconds. The
+Only a client that deletes the key, or revokes the lease, of a working leader can make two
+processes lead, until the watch of the first one delivers that, which takes milliseconds. The
 fence holds in that case, too.
 """
 
@@ -99,11 +99,11 @@ async def open_election(
 ) -> AsyncIterator[Election]:
     """Stand for election for as long as the context lasts; leaving it resigns.
 
-    While etcd is away, or refuses, it tries again, for ever. Resigning takes a bounded time,
+    While etcd is away, or refuses, it tries again, without limit. Resigning takes a bounded time,
     also when the context is cancelled; if etcd does not answer by then the lease expires.
 
     Args:
-        etcd: The connection; its request time-out should be at most half of ``ttl``.
+        etcd: The connection; its request timeout should be at most half of ``ttl``.
         key: What candidates compete for: the process that creates it leads.
         name: What the key's value says; by default host and process.
         ttl: Seconds after which a leader that fell silent is replaced; at least 2.
@@ -150,7 +150,7 @@ class Election:
         self._key = key
         self._name = name
         self._ttl = ttl
-        # The lease of an earlier try that etcd could not be asked to revoke.
+        # The lease of an earlier try that could not be revoked.
         self._unrevoked = 0
         self._term: Term | None = None
         self._elected = trio.Event()
@@ -201,7 +201,7 @@ class Election:
             await self.wait_lost()
 
     async def wait_lost(self) -> None:
-        """Return once the term that lasts now is over; at once when none does."""
+        """Return once the present term has ended; at once if there is none."""
         if self._term is None:
             await trio.lowlevel.checkpoint()
         else:
@@ -232,7 +232,7 @@ class Election:
                 continue
             failures = 1 if trio.current_time() - began > self._ttl else failures + 1
             delay = _BACKOFF.delay(failures)
-            self._tell_failure("election_failed", failure, failures, delay)
+            self._log_failure("election_failed", failure, failures, delay)
             await trio.sleep(delay)
 
     async def _try(self) -> EtcdError | None:
@@ -245,7 +245,7 @@ class Election:
         return failure
 
     async def _stand(self) -> None:
-        """Wait until nobody leads, then try to, and lead while that lasts."""
+        """Wait until no process leads, then try to, and lead while that lasts."""
         await self._revoke()
         if self._term is not None and self._term.given_up:
             self._term = None
@@ -258,7 +258,7 @@ class Election:
             return
         self._leader = ""
         self._orphan = None
-        report = partial(self._tell_failure, "election_not_renewed")
+        report = partial(self._log_failure, "election_not_renewed")
         async with open_session(
             self._etcd, self._ttl, report=report, unrevoked=self._not_resigned
         ) as session:
@@ -279,7 +279,7 @@ class Election:
     async def _delete_orphan(self, found: KeyValue) -> bool:
         """Delete a key that hangs on no lease, when it has been like that for long enough.
 
-        A leader that lives writes its key again within moments; one that is cut off has
+        A leader that lives writes its key again within moments; one without a connection has
         stopped to lead by then.
         """
         if found.lease:
@@ -323,7 +323,7 @@ class Election:
                             return
 
     async def _lead(self, leadership: Leadership, session: Session) -> None:
-        """Lead until the term is over, whatever ends it."""
+        """Lead until the term ends, for whatever reason."""
         key, revision, ttl = self._identity, leadership.create_revision, session.lease.ttl
         reason = "not_renewed"
         term = self._term = Term(leadership, session)
@@ -333,7 +333,7 @@ class Election:
         _log.info("elected", key=key, revision=revision, ttl=ttl)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._cancel_when_over, session, nursery.cancel_scope)
+                nursery.start_soon(self._cancel_at_term_end, session, nursery.cancel_scope)
                 heal = self._containment.heal_later
                 nursery.start_soon(heal, "election", self._identity, self._ttl)
                 reason = await self._wait_ended(leadership, session.lease.id)
@@ -348,13 +348,13 @@ class Election:
         self._losses[reason] += 1
         _log.warning("deposed", key=key, revision=revision, reason=reason)
 
-    async def _cancel_when_over(self, session: Session, scope: trio.CancelScope) -> None:
+    async def _cancel_at_term_end(self, session: Session, scope: trio.CancelScope) -> None:
         await session.over.wait()
-        scope.cancel("the term is over")
+        scope.cancel("the term has ended")
 
     async def _wait_ended(self, leadership: Leadership, lease_id: int) -> str:
-        """Return once the key is gone, which only somebody else can have done."""
-        report = partial(self._tell_failure, "election_not_watched")
+        """Return once another client has deleted the key."""
+        report = partial(self._log_failure, "election_not_watched")
         while True:
             async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
                 with attempt:
@@ -368,7 +368,7 @@ class Election:
                         await self._wait_deleted(found.revision, or_put=True)
 
     async def _write_again(self, found: KeyValue, lease_id: int) -> None:
-        """Undo what somebody wrote to the key of this term; the term goes on."""
+        """Undo another client's write to the key of this term; the term continues."""
         unchanged = Compare(
             self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
         )
@@ -377,7 +377,7 @@ class Election:
         _log.warning("election_key_overwritten", key=self._identity, written_again=result.succeeded)
 
     async def _revoke(self) -> None:
-        """End the lease of an earlier try: nobody need wait for it to expire."""
+        """Revoke the lease of an earlier try, so that no process waits for it to expire."""
         if self._unrevoked:
             with suppress(LeaseNotFound):
                 await self._etcd.lease_revoke(self._unrevoked)
@@ -389,7 +389,7 @@ class Election:
         if self._term is not None:
             self._term.over.set()
 
-    def _tell_failure(self, event: str, failure: EtcdError, failures: int, delay: float) -> None:
+    def _log_failure(self, event: str, failure: EtcdError, failures: int, delay: float) -> None:
         """Count it, and log the first, the second, the fourth ... in a row."""
         self._failures += 1
         if failures & (failures - 1) == 0:

@@ -45,7 +45,7 @@ def parse_endpoints(texts: str | Iterable[str]) -> tuple[Endpoint, ...]:
 
 
 def check_host(host: str) -> None:
-    """See that a text can be a host's name or address at all; it is not asked for.
+    """See that a text can be a host's name or address at all; no name is resolved.
 
     Raises:
         ValueError: It cannot; the message is the end of a sentence.
@@ -69,7 +69,7 @@ def check_host(host: str) -> None:
 
 def _parse_endpoint(text: str) -> Endpoint:
     # What urlsplit leaves out without a word is no part of an endpoint.
-    if any(letter <= " " or letter == "\x7f" for letter in text):
+    if any(char <= " " or char == "\x7f" for char in text):
         raise ConfigError(f"endpoint {quoted(text)}: there is a space or a control character in it")
     if text.startswith("unix:"):
         raise ConfigError(
@@ -96,8 +96,8 @@ def _parse_endpoint(text: str) -> Endpoint:
             f"endpoint {quoted(text)}: scheme {quoted(split.scheme)} is not supported, "
             "use host:port, http://host:port or https://host:port"
         )
-    whole = _HOST_PORT.fullmatch(split.netloc) and not (split.query or split.fragment)
-    if not split.hostname or not whole or port == 0 or split.path not in ("", "/"):
+    complete = _HOST_PORT.fullmatch(split.netloc) and not (split.query or split.fragment)
+    if not split.hostname or not complete or port == 0 or split.path not in ("", "/"):
         raise ConfigError(f"endpoint {quoted(text)} is not of the form host:port")
     try:
         check_host(split.hostname)

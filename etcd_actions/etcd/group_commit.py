@@ -2,25 +2,25 @@
 
 etcd spends most of a small transaction on its log. Transactions that wait while others are
 being written go together, nested in an outer one without a guard: one entry of the log, one
-sync of the disk. A group is formed when there is room for one in flight; there is no timer.
+sync of the disk. A group is formed when another may be in flight; there is no timer.
 
 - **Members do not meet.** All compares of a group, nested ones too, see the state before it,
   and etcd refuses a group that puts one key twice. So what one member writes, no other of its
   group writes, compares or reads; a member that meets another waits for the next group.
   Groups in flight side by side need no such care: each is a transaction of etcd, one is done
   after the other, whichever comes first, as if their members had been sent on their own.
-  Who waits for an answer before asking for the next transaction gets them in that order.
+  A task that waits for an answer before it sends the next transaction gets them in that order.
 - **Reads are no proposals.** etcd writes each transaction that nests others to its log, also one
   that only reads. So what only reads, and compares nothing, goes in groups of its own: all reads
   of a group side by side in one transaction, equal ones once, which etcd answers without its log.
   What compares and reads is sent alone for the same reason.
-- **One error, one member.** What is true of all (etcd is away, or full) is told to all. Any
+- **One error, one member.** An error of all (etcd is away, or full) is raised for all. Any
   other error may be one member's doing (a lease that is gone, a forbidden key): nothing was
   written, so the group is halved until the culprit is alone.
 - **A failure stays inside.** What is raised unexpectedly while a group is formed, sent or
   answered fails the members of that group, as of unknown outcome where it may have been sent,
   and nothing else. One of them may be the cause, and it is not known which: each is sent alone
-  when it is tried again, so it fails alone from then on.
+  when it is retried, so it fails alone from then on.
 - **The quota counts.** etcd does not count what nested transactions put, and would write
   beyond its quota. So a group that puts has a put in the branch that is never taken, which is
   counted. When there is no space those that only delete are sent without the others.
@@ -70,7 +70,7 @@ _Any = TypeVar("_Any", Write, Read)
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCommitStatistics:
-    """What was written and read so far.
+    """The transactions and reads so far.
 
     Attributes:
         members: Number of transactions that etcd answered.
@@ -97,9 +97,9 @@ async def open_group_commit(
 ) -> AsyncIterator[GroupCommit]:
     """Write small transactions together; see the module's text.
 
-    Leaving the context finishes what waits. An exception or a cancellation gives it up: what
-    was sent may have been applied, what waits is not done, and a task that still waits is told
-    so.
+    Leaving the context finishes what waits. After an exception or a cancellation the
+    transactions in flight may have been applied, those that wait are not done, and the tasks that
+    still wait get an error.
 
     Args:
         etcd: The connection.
@@ -125,12 +125,12 @@ class GroupCommit:
     def __init__(self, etcd: Etcd, containment: Containment) -> None:
         self._etcd = etcd
         self._containment = containment
-        # What was in a group that failed unexpectedly, by a key of it: it is sent alone.
+        # The members of groups that failed unexpectedly, by a key: each is sent alone.
         self._suspects: OrderedDict[bytes, None] = OrderedDict()
-        self._writes: _Line[Write] = _Line()
-        self._reads: _Line[Read] = _Line()
+        self._writes: _SendQueue[Write] = _SendQueue()
+        self._reads: _SendQueue[Read] = _SendQueue()
         self._closed = False
-        self._counts = _Counts()
+        self._counts = _Counters()
         self._most_gets = _MOST_MEMBERS
 
     def statistics(self) -> GroupCommitStatistics:
@@ -182,7 +182,7 @@ class GroupCommit:
         assert isinstance(answer, RangeResult)
         return answer
 
-    async def _answer(self, member: _Any, line: _Line[_Any], txn: Txn) -> TxnResult:
+    async def _answer(self, member: _Any, line: _SendQueue[_Any], txn: Txn) -> TxnResult:
         if self._suspects and member.name in self._suspects:
             result = await self._etcd.txn(txn)
             self._suspects.pop(member.name, None)
@@ -200,7 +200,7 @@ class GroupCommit:
 
     async def _serve(
         self,
-        line: _Line[_Any],
+        line: _SendQueue[_Any],
         take: Callable[[list[_Any]], bool],
         send: Callable[[Sequence[_Any]], Awaitable[None]],
     ) -> None:
@@ -226,13 +226,13 @@ class GroupCommit:
         self._reads.idle.unpark_all()
 
     def give_up(self) -> None:
-        """Tell those that still wait that nothing will come of it."""
+        """Fail the transactions that still wait."""
         for waiting in (self._writes.waiting, self._reads.waiting):
             while waiting:
                 waiting.popleft().fail(Unavailable("the group commit was given up"))
 
     def _suspect(self, group: Iterable[Write | Read]) -> None:
-        """Send the members of a group alone when they are tried again."""
+        """Send the members of a group alone when they are retried."""
         for member in group:
             self._suspects[member.name] = None
         while len(self._suspects) > _MOST_SUSPECTS:
@@ -241,7 +241,7 @@ class GroupCommit:
     def _next_writes(self, group: list[Write]) -> bool:
         """Take from those that wait, oldest first, what goes together; whether there is any.
 
-        Each goes into ``group`` before it is looked at, so that it is told if that fails.
+        Each goes into ``group`` before it is examined, so that it fails with the group.
         """
         aside: list[Write] = []
         try:
@@ -268,7 +268,7 @@ class GroupCommit:
             size += member.size
 
     def _next_reads(self, group: list[Read]) -> bool:
-        """Take from those that wait as many as one request has room for; whether there is any."""
+        """Take from those that wait as many as fit into one request; whether there is any."""
         waiting = self._reads.waiting
         gets: set[Get] = set()
         while waiting and len(group) < _MOST_MEMBERS:
@@ -285,7 +285,7 @@ class GroupCommit:
         return bool(group)
 
     async def _commit(self, group: Sequence[Write]) -> None:
-        """Write a group, and tell its members."""
+        """Write a group, and answer its members."""
         began = perf_counter()
         try:
             if len(group) == 1:
@@ -313,11 +313,11 @@ class GroupCommit:
                 member.succeed(result)
 
     async def _fetch(self, group: Sequence[Read]) -> None:
-        """Read for a group, and tell its members."""
-        # In the order in which they were asked for, each once.
+        """Read for a group, and answer its members."""
+        # In the order of the requests, each once.
         gets = list(dict.fromkeys(get for member in group for get in member.gets))
         try:
-            answers, revision = await self._ask(gets)
+            answers, revision = await self._get_all(gets)
         except Unavailable as error:
             # Maybe it was too much for the time that there is.
             self._most_gets = max(1, len(gets) // 2)
@@ -339,10 +339,10 @@ class GroupCommit:
             for member in group:
                 member.take(answers, revision)
 
-    async def _ask(self, gets: Sequence[Get]) -> tuple[dict[Get, OperationResult], int]:
+    async def _get_all(self, gets: Sequence[Get]) -> tuple[dict[Get, OperationResult], int]:
         """The answers to reads, at one revision."""
         if len(gets) == 1:
-            # A plain read may be asked of another member, and a full etcd 3.5.1 answers it.
+            # A plain read may go to another member, and a full etcd 3.5.1 answers it.
             ((keys, limit, keys_only),) = gets
             found = await self._etcd.range(keys, limit=limit, keys_only=keys_only)
             return {gets[0]: found}, found.revision
@@ -355,7 +355,7 @@ class GroupCommit:
         error: EtcdError,
         send: Callable[[Sequence[_Any]], Awaitable[None]],
     ) -> None:
-        """Send each half of a group that was refused; one member alone is told why."""
+        """Send each half of a group that was refused; one member alone gets the error."""
         if len(group) == 1:
             group[0].fail(error)
             return
@@ -365,7 +365,7 @@ class GroupCommit:
         await send(group[middle:])
 
 
-class _Line(Generic[_Any]):
+class _SendQueue(Generic[_Any]):
     """Members that wait to be sent, and the senders that wait for them."""
 
     def __init__(self) -> None:
@@ -380,8 +380,8 @@ class _Line(Generic[_Any]):
         return sum(member.task is not None for member in self.waiting)
 
 
-class _Counts:
-    """What was done so far, see :class:`GroupCommitStatistics`."""
+class _Counters:
+    """The counts so far, see :class:`GroupCommitStatistics`."""
 
     def __init__(self) -> None:
         self.members = 0

@@ -66,7 +66,7 @@ class Waiting:
             self.task = None
 
     def _abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        """Nobody waits any more."""
+        """The task was cancelled."""
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
@@ -100,10 +100,10 @@ class Write(Waiting):
 
     @property
     def name(self) -> bytes:
-        """A key that it is known by, when it is tried again."""
+        """A key that identifies it, when it is retried."""
         if self.touches is None:
             return self.key
-        return min(self.touches.written or self.touches.looked, default=b"")
+        return min(self.touches.written or self.touches.read, default=b"")
 
     @property
     def counted(self) -> Put | None:
@@ -125,7 +125,7 @@ class Read(Waiting):
 
     @property
     def name(self) -> bytes:
-        """A key that it is known by, when it is tried again."""
+        """A key that identifies it, when it is retried."""
         return min((get.keys.start for get in self.gets), default=b"")
 
     def take(self, answers: dict[Get, OperationResult], revision: int) -> None:
@@ -157,19 +157,19 @@ class Footprint:
     Attributes:
         written: Keys that it puts or deletes.
         written_ranges: Ranges that it deletes.
-        looked: Keys that it compares or reads.
-        looked_ranges: Ranges that it compares or reads.
+        read: Keys that it compares or reads.
+        read_ranges: Ranges that it compares or reads.
         a_put: One of its puts; None without any.
         size: About what the transaction has on the wire, in bytes.
     """
 
-    __slots__ = ("a_put", "looked", "looked_ranges", "size", "written", "written_ranges")
+    __slots__ = ("a_put", "read", "read_ranges", "size", "written", "written_ranges")
 
     def __init__(self) -> None:
         self.written: set[bytes] = set()
         self.written_ranges: set[KeyRange] = set()
-        self.looked: set[bytes] = set()
-        self.looked_ranges: set[KeyRange] = set()
+        self.read: set[bytes] = set()
+        self.read_ranges: set[KeyRange] = set()
         self.a_put: Put | None = None
         self.size = 0
 
@@ -201,9 +201,9 @@ class Footprint:
     def _look(self, keys: KeyRange) -> None:
         start, end = keys
         if _is_one_key(keys):
-            self.looked.add(start)
+            self.read.add(start)
         else:
-            self.looked_ranges.add(keys)
+            self.read_ranges.add(keys)
         self.size += _OVERHEAD + len(start) + len(end)
 
 
@@ -216,9 +216,9 @@ class Touched:
 
     def __init__(self) -> None:
         self._written = _SortedKeys()
-        self._looked = _SortedKeys()
+        self._read = _SortedKeys()
         self._written_spans = _Spans()
-        self._looked_spans = _Spans()
+        self._read_spans = _Spans()
 
     def add(self, member: Write) -> bool:
         """Add what a member touches, unless it meets what is here; whether it was added."""
@@ -233,20 +233,20 @@ class Touched:
             return False
         for key in touches.written:
             self._written.add(key)
-        for key in touches.looked:
-            self._looked.add(key)
+        for key in touches.read:
+            self._read.add(key)
         for keys in touches.written_ranges:
             self._written_spans.add(keys)
-        for keys in touches.looked_ranges:
-            self._looked_spans.add(keys)
+        for keys in touches.read_ranges:
+            self._read_spans.add(keys)
         return True
 
     def _meets_written_key(self, key: bytes) -> bool:
-        """Whether a key that another writes is written or looked at here."""
+        """Whether a key that another writes is written or read here."""
         return (
             key in self._written.keys
-            or key in self._looked.keys
-            or key in self._looked_spans
+            or key in self._read.keys
+            or key in self._read_spans
             or key in self._written_spans
         )
 
@@ -255,15 +255,15 @@ class Touched:
         written, written_spans = self._written, self._written_spans
         return (
             any(map(self._meets_written_key, other.written))
-            or any(key in written.keys or key in written_spans for key in other.looked)
+            or any(key in written.keys or key in written_spans for key in other.read)
             or any(
                 written.is_any_in(keys) or written_spans.is_any_in(keys)
-                for keys in other.looked_ranges
+                for keys in other.read_ranges
             )
             or any(
                 part.is_any_in(keys)
                 for keys in other.written_ranges
-                for part in (written, self._looked, written_spans, self._looked_spans)
+                for part in (written, self._read, written_spans, self._read_spans)
             )
         )
 

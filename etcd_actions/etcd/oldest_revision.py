@@ -13,7 +13,7 @@ async def find_oldest_revision(etcd: Etcd, keys: KeyRange, *, within: float = 10
     """The oldest revision that etcd can still read; 1 where nothing was ever compacted.
 
     etcd names it only to a watch that begins below it. Where there was no compaction such a
-    watch would make etcd read its whole history, so a read asks first whether there was.
+    watch would make etcd read all of its history, so a read first checks whether there was.
 
     Args:
         etcd: The connection.
@@ -21,7 +21,7 @@ async def find_oldest_revision(etcd: Etcd, keys: KeyRange, *, within: float = 10
         within: Seconds that the watch may take.
 
     Raises:
-        EtcdError: etcd could not be asked, or does not let these keys be watched.
+        EtcdError: etcd did not answer, or does not let these keys be watched.
     """
     try:
         await etcd.range(KeyRange.of_key(keys.start), revision=1, count_only=True)

@@ -1,7 +1,7 @@
 """Reading a large range page by page, all at one revision.
 
 The number of keys of a page follows the sizes seen. It grows in steps, so that a first page of
-small values does not ask for thousands of large ones. etcd counts the rest of the range for each
+small values does not request thousands of large ones. etcd counts the rest of the range for each
 page: that is why pages are not smaller still.
 """
 

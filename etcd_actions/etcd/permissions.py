@@ -1,8 +1,8 @@
 """What a request needs to be allowed, in words.
 
 etcd says only "permission denied". Its rule: a read, and each comparison of a transaction,
-needs ``read`` on its whole range; a write needs ``write``; a watch needs ``read``. One
-permission must cover a range as a whole, or several that overlap or touch.
+needs ``read`` on all of its range; a write needs ``write``; a watch needs ``read``. One
+permission must cover all of a range, or several that overlap or touch.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Reason(NamedTuple):
 
 
 REASONS = (
-    # Refused by the interceptors of a member, before the request is looked at
+    # Refused by the interceptors of a member, before the request is examined
     # (api/v3rpc/interceptor.go). A learner serves its own status and serializable reads only;
     # 3.6 answers with another code than 3.4 and 3.5. A member that has just started is not
     # capable until it knows the version of the cluster.
@@ -77,7 +77,7 @@ def error_kind(text: str) -> type[errors.EtcdError] | None:
     return None if found is None else found.kind
 
 
-def asks_elsewhere(text: str) -> bool:
-    """Whether the member says that only another one can do what it was asked for."""
+def is_member_error(text: str) -> bool:
+    """Whether the member says that only another one can do the request."""
     found = reason_of(text)
     return found is not None and found.elsewhere

@@ -2,10 +2,10 @@
 
 A lease is alive for its time to live from the moment on at which its last renewal was *sent*:
 etcd counts from when it got it. A session counts on this process's monotonic clock, adds the time
-for which the machine was suspended, and leaves a margin: for stopping what is under way, and for
+for which the machine was suspended, and leaves a margin: for stopping the work in progress, and for
 servers that count the deadline of a call from when they got it.
 
-What etcd fences, by a compare of a key that hangs on the lease, may go on for as long as etcd has
+What etcd fences, by a compare of a key that hangs on the lease, may continue as long as etcd has
 the lease. What nothing fences may only be done while :attr:`Session.is_sure`.
 """
 
@@ -37,7 +37,7 @@ MARGIN = 0.1
 _log = get_logger(__name__)
 
 Runner: TypeAlias = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
-"""Runs a function that is to run for ever, and keeps what it raises from others."""
+"""Runs a function that never returns, and keeps what it raises from others."""
 
 
 class Moment(NamedTuple):
@@ -58,7 +58,7 @@ class Session:
     Args:
         etcd: The connection.
         lease: What etcd granted.
-        asked: When it was asked for it.
+        sent: When it was requested.
         replaces: See :func:`open_session`.
 
     Attributes:
@@ -67,12 +67,12 @@ class Session:
         gone: Whether etcd has said that it is gone.
     """
 
-    def __init__(self, etcd: Etcd, lease: Lease, asked: Moment, *, replaces: bool = False) -> None:
+    def __init__(self, etcd: Etcd, lease: Lease, sent: Moment, *, replaces: bool = False) -> None:
         self.lease: Lease = lease
         self.over: trio.Event = trio.Event()
         self.gone: bool = False
         self._etcd = etcd
-        self._asked = asked
+        self._sent = sent
         self._replaces = replaces
         self._replacing = trio.Lock()
         self._renewed = trio.Event()
@@ -81,22 +81,22 @@ class Session:
     def deadline(self) -> float:
         """Until when the lease is surely alive, in trio's time; it moves with each renewal."""
         margin = max(_LEAST_MARGIN, self.lease.ttl * MARGIN)
-        asleep = suspended() - self._asked.suspended
-        return self._asked.time + self.lease.ttl - margin - max(0.0, asleep)
+        asleep = suspended() - self._sent.suspended
+        return self._sent.time + self.lease.ttl - margin - max(0.0, asleep)
 
     @property
     def is_sure(self) -> bool:
         """Whether the lease is surely alive at this very moment."""
         return not self.over.is_set() and trio.current_time() < self.deadline
 
-    def renewed(self, lease: Lease, asked: Moment) -> None:
-        """Take in what etcd granted, when it was asked at ``asked``."""
-        self.lease, self._asked = lease, asked
+    def renewed(self, lease: Lease, sent: Moment) -> None:
+        """Note a lease that etcd granted for a request sent at ``sent``."""
+        self.lease, self._sent = lease, sent
         self._renewed.set()
         self._renewed = trio.Event()
 
     async def wait_renewed(self) -> None:
-        """Return once the lease is renewed the next time; never where it is over before."""
+        """Return once the lease is renewed the next time; never if the session has ended before."""
         await self._renewed.wait()
 
     async def replace(self, lease_id: int) -> None:
@@ -108,15 +108,15 @@ class Session:
         async with self._replacing:
             if self.lease.id != lease_id:
                 return
-            asked = Moment.now()
+            sent = Moment.now()
             lease = await self._etcd.lease_grant(self.lease.ttl)
             _log.warning("lease_lost", lease=f"{lease_id:x}", replaced_by=f"{lease.id:x}")
             over, self.over = self.over, trio.Event()
-            self.renewed(lease, asked)
+            self.renewed(lease, sent)
             over.set()
 
     async def keep_alive(self, report: Report) -> None:
-        """Renew the lease until the session is over.
+        """Renew the lease until the session has ended.
 
         Args:
             report: Called for each renewal that etcd did not answer, or refused.
@@ -131,7 +131,7 @@ class Session:
         self.over.set()
 
     async def _renew(self) -> None:
-        asked, before = Moment.now(), self.lease
+        sent, before = Moment.now(), self.lease
         try:
             lease = await self._etcd.lease_keep_alive(before.id)
         except LeaseNotFound:
@@ -142,16 +142,16 @@ class Session:
                 self.over.set()
             return
         if not self._replaces and not self.is_sure:
-            # Somebody may have looked already, and seen that it is over.
+            # Another task may have seen already that it has ended.
             self.over.set()
         elif self.lease is before:
-            self.renewed(lease, asked)
+            self.renewed(lease, sent)
 
     async def revoke(self) -> str:
-        """End the session and its lease, so that nobody need wait for that to expire.
+        """End the session and revoke its lease, so that no process waits for it to expire.
 
         Returns:
-            Why it could not be revoked; empty where it is gone.
+            Why it could not be revoked; empty if it is gone.
         """
         self.over.set()
         if self.gone:
@@ -189,10 +189,10 @@ async def open_session(
     when the lease is lost: see :attr:`Session.over`.
 
     Args:
-        etcd: The connection; its request time-out should be at most half of ``ttl``.
+        etcd: The connection; its request timeout should be at most half of ``ttl``.
         ttl: Seconds for which the lease lives without a renewal.
         replaces: For what etcd fences: renewals are tried until etcd says that the lease is gone,
-            and then another one takes its place. Otherwise the session is over when the lease is
+            and then another one takes its place. Otherwise the session ends when the lease is
             gone, or was not renewed while it was surely alive.
         report: Called for each renewal that failed; by default it is logged now and then.
         runner: Runs the task; by default what it raises unexpectedly ends the context.
@@ -201,8 +201,8 @@ async def open_session(
     Raises:
         EtcdError: etcd granted no lease.
     """
-    asked = Moment.now()
-    session = Session(etcd, await etcd.lease_grant(ttl), asked, replaces=replaces)
+    sent = Moment.now()
+    session = Session(etcd, await etcd.lease_grant(ttl), sent, replaces=replaces)
     keep_alive = partial(session.keep_alive, report or seldom(_log, "lease_not_renewed"))
     try:
         async with owned_tasks("the lease session") as nursery:

@@ -59,7 +59,7 @@ class Term:
 
     @property
     def least_call(self) -> float:
-        """Seconds that have to be left for a call to be begun: a renewal is overdue before."""
+        """Seconds that have to be left to start a call: a renewal is overdue before."""
         return self.ttl * (1 - MARGIN) * _LEAST_CALL
 
     def sure_until(self) -> float:
@@ -67,7 +67,7 @@ class Term:
         return -math.inf if self.over.is_set() else self._session.deadline
 
     async def wait_sure(self) -> None:
-        """Return once enough of the lease is left for a call; never when the term is over.
+        """Return once enough of the lease is left for a call; never when the term has ended.
 
         When it returns at once nothing else has run: it is no checkpoint then.
         """

@@ -53,7 +53,7 @@ def ssl_context(tls: Tls) -> ssl.SSLContext:
     if tls.ca is not None:
         text = _read("ca", tls.ca)
         try:
-            # Only comments have other letters.
+            # Only comments have other characters.
             context.load_verify_locations(cadata=text.decode("ascii", "ignore"))
         except (ssl.SSLError, ValueError):
             raise ConfigError(f"tls ca {tls.ca}: not a PEM file with certificates") from None

@@ -45,7 +45,7 @@ class Connection(Protocol):
         Args:
             rpc: The method.
             request: Its request.
-            token: Proves who asks; empty without a user.
+            token: Proves who the client is; empty without a user.
             within: Seconds.
 
         Raises:
@@ -60,4 +60,4 @@ class Connection(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the connection. Nobody uses it any more."""
+        """Free the connection, which has no users."""

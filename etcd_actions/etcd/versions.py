@@ -1,4 +1,4 @@
-"""What a version of etcd is known to do wrong, so that nobody has to find out again.
+"""The known bugs of each version of etcd.
 
 The ranges are those of etcd's changelogs and of the track record of its robustness tests;
 the numbers are those of the issues, or of the pull requests where there is no issue.
@@ -72,7 +72,7 @@ class KnownBug:
         return f"etcd#{self.number}"
 
     def fixed_in(self, version: EtcdVersion) -> EtcdVersion | None:
-        """The release that cures ``version`` of it, None where that has it not."""
+        """The release that cures ``version`` of it, None if that does not have it."""
         return next((fix for first, fix in self.affected if first <= version < fix), None)
 
 
@@ -188,7 +188,7 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         affected=_until("3.4.42", "3.5.28", "3.6.9"),
     ),
 )
-"""What matters to those who watch and mark. Bugs of other parts of etcd are left out."""
+"""The bugs that matter for watches and marks. Those of other parts of etcd are omitted."""
 
 _PROGRESS_AHEAD = 15220
 

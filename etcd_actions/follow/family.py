@@ -3,9 +3,9 @@
 The index knows which children there are, as far as the watch has got. All are read in one
 transaction, at its revision; then it has to be sure that the index had them all at that revision:
 
-- Where etcd can be asked how far the stream is, it is asked, and what the index knows then is
-  compared with what was read. A child that was made up to that revision and was not read means:
-  once more.
+- If etcd's progress notifications are reliable, one is requested, and the index is then compared
+  with the objects that were read. If a child was created up to that revision and was not read, all
+  are read again.
 - Where it cannot (etcd below 3.4.25 and 3.5.8, and the gateway) the transaction itself compares: no
   key of the run has changed since the revision that the watch has got to. etcd looks at all of the
   run for that, and sends none of it.
@@ -41,11 +41,11 @@ _MOST: Final = 100
 """Keys read at once; etcd's --max-txn-ops is 128."""
 _TRIES: Final = 3
 _PATIENCE: Final = 0.5
-"""Seconds for the watch to get to the revision of what was read, where etcd is asked for that."""
+"""Seconds for the watch to get to the revision of the read, if progress is requested."""
 _PAUSE: Final = 0.05
-"""Seconds for it to get further, where it is not."""
-_ASK_AGAIN: Final = 60.0
-"""Seconds until etcd is asked again where it did not answer."""
+"""Seconds for it to advance, if it is not."""
+_REQUEST_AGAIN: Final = 60.0
+"""Seconds until the next request of progress after one without an answer."""
 
 
 class Progress(Protocol):
@@ -57,7 +57,7 @@ class Progress(Protocol):
 
     @property
     def can_request_progress(self) -> bool:
-        """Whether etcd can be asked how far the stream is."""
+        """Whether a progress notification can be requested."""
         ...
 
     async def reach(self, keys: Sequence[KeyRange], revision: int, /) -> None:
@@ -87,7 +87,7 @@ class FamilyReader:
     Args:
         store: Where the actions are.
         index: What is known of them.
-        progress: How far the watch is that keeps the index; None where the index cannot be relied
+        progress: How far the watch is that keeps the index; None if the index cannot be relied
             on.
     """
 
@@ -95,7 +95,7 @@ class FamilyReader:
         self._store = store
         self._index = index
         self._progress = progress
-        self._ask_from = -math.inf
+        self._request_from = -math.inf
 
     async def read(
         self,
@@ -111,11 +111,11 @@ class FamilyReader:
             parent: The action, of a known name.
             keys: Where it is kept.
             traces: Whether to read the traces among them, too.
-            since: What was told of them since before the call. What was deleted since then is
-                known from that alone.
+            since: The updates of them since before the call. Deletions since then are known from
+                these alone.
 
         Raises:
-            EtcdError: etcd could not be asked.
+            EtcdError: etcd did not answer.
         """
         family = _family(keys, parent, traces)
         for _ in range(_TRIES):
@@ -126,8 +126,8 @@ class FamilyReader:
             read = self._known(family, since())
             if not watched or len(read) > _MOST:
                 return None
-            asks = progress.can_request_progress and trio.current_time() >= self._ask_from
-            compares = [] if asks else _unchanged(progress, family.ranges)
+            requests = progress.can_request_progress and trio.current_time() >= self._request_from
+            compares = [] if requests else _unchanged(progress, family.ranges)
             if compares is None:
                 return None
             gets = [Get(KeyRange.of_key(key)) for key in sorted(read)]
@@ -136,14 +136,14 @@ class FamilyReader:
             except (InvalidRequest, RequestTooLarge):
                 # A user who may not read all of the run, or an etcd that allows fewer operations.
                 return None
-            with trio.move_on_after(_PATIENCE if asks else _PAUSE) as patience:
-                if asks or not result.succeeded:
+            with trio.move_on_after(_PATIENCE if requests else _PAUSE) as patience:
+                if requests or not result.succeeded:
                     await progress.reach(family.ranges, result.revision)
-            if patience.cancelled_caught and asks:
-                self._ask_from = trio.current_time() + _ASK_AGAIN
+            if patience.cancelled_caught and requests:
+                self._request_from = trio.current_time() + _REQUEST_AGAIN
             if not result.succeeded or patience.cancelled_caught:
                 continue
-            if asks and (
+            if requests and (
                 self._progress() is not progress
                 or self._has_more(family, read, since(), result.revision)
             ):
@@ -185,7 +185,7 @@ def _family(keys: Keyspace, parent: ActionId, traces: bool) -> _Family:
 
 
 def _unchanged(progress: Progress, ranges: Iterable[KeyRange]) -> list[Compare] | None:
-    """That nothing has changed since what was delivered; None where not all is watched."""
+    """That nothing has changed since the delivered revision; None if not all is watched."""
     compares = []
     for keys in ranges:
         parts = progress.progress(keys)

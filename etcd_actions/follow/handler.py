@@ -3,9 +3,9 @@
 Handling waits for nothing, so it is done where the changes arrive, in the turn of the task that
 reads the watch. Those who are notified have queues of their own: each subscription, and the outbox.
 
-A key whose handling fails unexpectedly is put off: it is handled again with a back-off, for ever,
-in the order of its changes, by a :class:`~etcd_actions.follow.workqueue.WorkQueue` that is empty
-otherwise. All other keys go on.
+A key whose handling fails unexpectedly is put off: it is handled again with a back-off, without
+limit, in the order of its changes, by a :class:`~etcd_actions.follow.workqueue.WorkQueue` that is
+empty otherwise. All other keys continue.
 
 The methods have the names of Flyte's ``ActionsClient``, so that someone who knows the Go code
 finds each; docs/architecture.md has a table of them all.
@@ -34,7 +34,6 @@ from etcd_actions.follow.workqueue import (
     WorkQueue,
     WorkQueueSettings,
     WorkQueueStatistics,
-    conflated,
 )
 from etcd_actions.model import (
     API_VERSION,
@@ -45,16 +44,17 @@ from etcd_actions.model import (
     summarize,
 )
 from etcd_actions.watch import Change
+from etcd_actions.watch.change import conflated
 
 _MOST_VERSIONS: Final = 100
-_LOOK_AGAIN: Final = 60.0
+_RECHECK: Final = 60.0
 """Seconds between two tries to decode what could not be for lack of memory or the like."""
 
 _log: Final = structlog.get_logger(__name__)
 
 
 class Recording(Protocol):
-    """Who tells the run service, and marks; see :class:`etcd_actions.record.outbox.Outbox`."""
+    """Reports to the run service, and marks; see :class:`etcd_actions.record.outbox.Outbox`."""
 
     @property
     def working(self) -> bool:
@@ -68,12 +68,12 @@ class Recording(Protocol):
     def deliver(
         self, change: Change, update: ActionUpdate | None, action: ActionObject | None = None
     ) -> None:
-        """Queue a state, or a deletion with what is to be told of it. Never waits.
+        """Queue a state, or a deletion with its update. Never waits.
 
         Args:
             change: What happened.
-            update: What is to be told of a deletion.
-            action: The decoded object of a state, where it is at hand.
+            update: The update that reports a deletion.
+            action: The decoded object of a state, if it is available.
         """
         ...
 
@@ -88,7 +88,7 @@ class Handler:
         recording: Who records; None in a process that only serves subscribers.
         timeouts: Who notes the conditions that wait; None likewise.
         reread: Reads a value again that was dropped while its key was put off.
-        settings: Limits of the queue of what was put off.
+        settings: Limits of the queue of postponed changes.
         containment: Where unexpected failures are counted.
     """
 
@@ -110,10 +110,10 @@ class Handler:
         self._recording = recording
         self._timeouts = timeouts
         self._containment = containment
-        self._put_off = WorkQueue(self._handle_again, reread, settings, containment=containment)
+        self._put_off = WorkQueue(self._retry, reread, settings, containment=containment)
         self._versions: set[str] = set()
-        # Whether somebody wanted the last state: mostly somebody wants the next one, too, or not.
-        self._is_wanted = True
+        # Whether the last state had a reader: mostly it is the same with the next one.
+        self._has_reader = True
         self._taken = 0
         self._conflated = 0
         self._handled = 0
@@ -121,7 +121,7 @@ class Handler:
         self._turn_times = Histogram()
 
     def statistics(self) -> WorkQueueStatistics:
-        """What it has done; what waits is what was put off."""
+        """Its counts; the changes that wait are the postponed ones."""
         again = self._put_off.statistics()
         return replace(
             again,
@@ -147,13 +147,13 @@ class Handler:
         await self._put_off.wait_idle()
 
     async def retry(self) -> None:
-        """Handle again what was put off, until cancelled."""
+        """Handle postponed changes again, until cancelled."""
         keep = self._containment.keep
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep, "task", "a worker of the handlers", self._put_off.worker)
             retries = self._put_off.retry_failed
             nursery.start_soon(keep, "task", "retries of the handlers", retries)
-            nursery.start_soon(keep, "task", "a second look", self._look_again)
+            nursery.start_soon(keep, "task", "a second look", self._recheck)
 
     # The reflector's sink.
 
@@ -164,7 +164,7 @@ class Handler:
         put_off = self._put_off
         for change in changes:
             if put_off.has_work and put_off.has_work_for(change.kv.key):
-                # Behind what was put off of its key.
+                # Behind the postponed changes of its key.
                 self._index.note(change)
                 put_off.dispatch((change,))
                 continue
@@ -180,10 +180,10 @@ class Handler:
         self._turn_times.observe(took)
 
     async def wait_list_capacity(self) -> None:
-        """There is room: what was read is handled."""
+        """There is capacity: all that was read is handled."""
 
     async def wait_stream_capacity(self) -> None:
-        """There is room: what was read is handled."""
+        """There is capacity: all that was read is handled."""
 
     def latest(self, changes: Sequence[Change]) -> Sequence[Change]:
         """What of a batch is to be dispatched: of each key the last state.
@@ -205,7 +205,7 @@ class Handler:
         self._taken += len(changes) - len(latest)
         return latest
 
-    async def _handle_again(self, change: Change) -> None:
+    async def _retry(self, change: Change) -> None:
         try:
             self.handle_watch_event(change)
         except BaseException:
@@ -214,25 +214,25 @@ class Handler:
         if (newest := self._put_off.newest_of(change.key)) is not None:
             self._index.note(newest)
 
-    async def _look_again(self) -> None:
+    async def _recheck(self) -> None:
         """Now and then handle again what could not be decoded for want of something else."""
         while True:
-            await trio.sleep(_LOOK_AGAIN)
+            await trio.sleep(_RECHECK)
             for change in self._set_aside.doubtful():
                 # With newer work for the key it heals, or comes here again, by itself.
                 if self._put_off.dispatch_if_idle(change):
-                    self._set_aside.look_again(change.key)
+                    self._set_aside.recheck(change.key)
 
     # The steps.
 
     def handle_watch_event(self, change: Change) -> None:
         """Decode a change, remember what its deletion will need, and act on it.
 
-        Summary and object come from one pass where somebody is likely to want the object, and the
-        outbox gets it with the change; else the object is decoded when it turns out to be wanted,
-        as few of a list are. A value that cannot be decoded is counted, logged and set aside
+        Summary and object come from one pass if it is likely to have a reader, and the
+        outbox gets the object with the change; else the object is decoded when it turns out to have
+        one, as few of a list do. A value that cannot be decoded is counted, logged and set aside
         until the next good write of its key: it is nothing that trying again would cure. Where
-        the decoder failed for another reason it is looked at again, seldom.
+        the decoder failed for another reason it is retried, seldom.
         """
         key = change.kv.key
         if not change.kv.version:
@@ -251,19 +251,19 @@ class Handler:
             self._note_version(summary.other_version, change)
         self._set_aside.forget(key)
         if refusal is not None:
-            # Its deletion can be told, and nothing else.
+            # Its deletion can be reported, and nothing else.
             self._set_aside.add(change, refusal)
         self.handle_task_action_event(change, summary, action)
 
     def _read(self, change: Change) -> tuple[Summary, ActionObject | None, DecodeError | None]:
-        """The facts of a state; and, in one pass, the object where somebody is likely to want it.
+        """The facts of a state; and, in one pass, the object if it is likely to have a reader.
 
         With the reason, where only the facts can be read.
         """
         kv, refusal = change.kv, None
         key, value, revision, created = kv.key, kv.value, kv.mod_revision, kv.create_revision
         codec = codec_of(value)
-        if self._is_wanted:
+        if self._has_reader:
             try:
                 action = codec.decode(value, key=key, revision=revision)
             except DecodeError as error:
@@ -293,7 +293,7 @@ class Handler:
     def handle_task_action_event(
         self, change: Change, summary: Summary, action: ActionObject | None = None
     ) -> None:
-        """Notify subscribers, then queue what the run service is to be told, if anything.
+        """Notify subscribers, then queue the report to the run service, if there is one.
 
         Args:
             change: What happened.
@@ -306,8 +306,8 @@ class Handler:
         subscribed = self._subscriptions.wants(summary)
         queue = recording is not None and (deleted or recording.wants(change, summary))
         if not deleted:
-            self._is_wanted = subscribed or queue
-            if self._is_wanted and action is None and kv.key not in self._set_aside:
+            self._has_reader = subscribed or queue
+            if self._has_reader and action is None and kv.key not in self._set_aside:
                 action = self._object(change)
         update = None
         if deleted or (subscribed and action is not None):
@@ -339,7 +339,7 @@ class Handler:
         self._subscriptions.notify(update)
 
     def _object(self, change: Change) -> ActionObject | None:
-        """The object of a state whose facts were read; None where nothing else of it can be."""
+        """The object of a state whose facts were read; None if nothing else of it can be."""
         try:
             kv = change.kv
             return codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)

@@ -1,9 +1,9 @@
-"""The index: what this process knows of each key. Everybody looks here, and nobody copies it.
+"""The index: the facts of each key, once in this process. All parts read it, and none copies it.
 
 Of each key it has the facts that its deletion needs, packed, with the revision that was delivered
-last; of the deletions, what is to be told of them until that is done; and the children of each
+last; the deletions that are not reported yet; and the children of each
 action. One key takes about 200 bytes, whatever the number of keys, and nothing walks over all of
-them while events are handled, the position is saved or metrics are read.
+them while events are handled, the checkpoint is saved or metrics are read.
 
 The reflector compares its lists with it, as its
 :class:`~etcd_actions.watch.delivered.DeliveredRevisions`. The part that accepts a change notes it
@@ -46,7 +46,7 @@ class Watching(Protocol):
         ...
 
 
-class _Shelf:
+class _Siblings:
     """The keys that differ only behind the last slash."""
 
     __slots__ = ("children", "facts")
@@ -61,7 +61,7 @@ class Index:
     """See the module's text. None of its methods waits."""
 
     def __init__(self) -> None:
-        self._shelves: defaultdict[bytes, _Shelf] = defaultdict(_Shelf)
+        self._groups: defaultdict[bytes, _Siblings] = defaultdict(_Siblings)
         self._packing = Packing()
         self._count = 0
         # Of keys whose last delivered state is not the one of the facts: its revision, 0 for a
@@ -70,22 +70,22 @@ class Index:
         self._again: set[bytes] = set()
         # States that a snapshot showed, and the watch has yet to deliver.
         self._expected: dict[bytes, ActionUpdate] = {}
-        # By key, what is to be told of its deletions, by their revisions.
+        # By key, the updates that report its deletions, by their revisions.
         self._deletions: dict[bytes, dict[int, ActionUpdate]] = {}
         self._by_revision: KeyedHeap[tuple[bytes, int], int] = KeyedHeap()
         # Those of which it is not known when they were.
         self._concluded: set[tuple[bytes, int]] = set()
         self._watching: Watching | None = None
 
-    # What a reflector asks.
+    # For the reflector.
 
     def __len__(self) -> int:
         return sum(1 for _ in self) if self._delivered else self._count
 
     def __iter__(self) -> Iterator[bytes]:
         """The keys that exist, as far as is known."""
-        for head, shelf in list(self._shelves.items()):
-            for name in list(shelf.facts):
+        for head, siblings in list(self._groups.items()):
+            for name in list(siblings.facts):
                 key = head + b"/" + name
                 if self._delivered.get(key) != 0:
                     yield key
@@ -113,7 +113,7 @@ class Index:
         """
         self._again = set(self)
 
-    # What those who take changes note.
+    # For the parts that accept changes.
 
     def note(self, change: Change) -> None:
         """A change was taken, and its facts are not known yet, or never will be."""
@@ -131,17 +131,17 @@ class Index:
     def put(self, key: bytes, summary: Summary) -> None:
         """The facts of a state that was taken, behind which nothing waits."""
         head, _, name = key.rpartition(b"/")
-        shelf = self._shelves[head]
-        before = shelf.facts.get(name)
+        siblings = self._groups[head]
+        before = siblings.facts.get(name)
         packed = self._packing.pack(name, summary)
-        shelf.facts[name] = packed
+        siblings.facts[name] = packed
         if before is None:
             self._count += 1
-            self._add_child(shelf, parent_name(summary.run, summary.parent), name)
+            self._add_child(siblings, parent_name(summary.run, summary.parent), name)
         else:
             if not have_one_parent(before, packed):
-                self._remove_child(shelf, parent_of(name, before), name)
-                self._add_child(shelf, parent_of(name, packed), name)
+                self._remove_child(siblings, parent_of(name, before), name)
+                self._add_child(siblings, parent_of(name, packed), name)
             self._packing.release(before)
         if self._delivered:
             self._delivered.pop(key, None)
@@ -159,20 +159,20 @@ class Index:
         if self._again:
             self._again.discard(key)
         head, _, name = key.rpartition(b"/")
-        shelf = self._shelves.get(head)
-        if shelf is None or (packed := shelf.facts.pop(name, None)) is None:
+        siblings = self._groups.get(head)
+        if siblings is None or (packed := siblings.facts.pop(name, None)) is None:
             return
         self._count -= 1
-        self._remove_child(shelf, parent_of(name, packed), name)
+        self._remove_child(siblings, parent_of(name, packed), name)
         self._packing.release(packed)
-        if not shelf.facts:
-            del self._shelves[head]
+        if not siblings.facts:
+            del self._groups[head]
 
     def watched_by(self, watching: Watching | None) -> None:
         """A watch begins, which brings the changes from now on."""
         self._watching = watching
 
-    # What everybody asks.
+    # For all readers.
 
     def get(self, key: bytes) -> Summary | None:
         """The facts of the last state that was handled and could be read; None for none."""
@@ -180,16 +180,16 @@ class Index:
         return None if packed is None else self._packing.unpack(key.rpartition(b"/")[2], packed)
 
     def children(self, key: bytes) -> list[bytes]:
-        """The keys beside one whose objects name that one's as their parent, of whatever run.
+        """The keys with the same head whose objects name this key's as their parent, of any run.
 
-        The parent itself need not be known. Traces of an action are beside the key that the
+        The parent itself need not be known. Traces of an action are next to the key that the
         action would have among the traces.
         """
         head, _, name = key.rpartition(b"/")
-        shelf = self._shelves.get(head)
-        if shelf is None:
+        siblings = self._groups.get(head)
+        if siblings is None:
             return []
-        return [head + b"/" + child for child in shelf.children.get(name, ())]
+        return [head + b"/" + child for child in siblings.children.get(name, ())]
 
     def is_redelivery(self, key: bytes) -> bool:
         """Whether the watch that began has yet to deliver what is known of a key."""
@@ -238,10 +238,10 @@ class Index:
     # Deletions that are not done with.
 
     def add_deletion(self, update: ActionUpdate, *, concluded: bool = False) -> None:
-        """A deletion is to be told by the leader; it is kept until that is done.
+        """A deletion needs a report by the leader; it is kept until that is done.
 
         Args:
-            update: What is to be told.
+            update: The update that reports it.
             concluded: It was concluded from a list: it may have been earlier than its revision.
         """
         key, revision = update.key, update.revision
@@ -268,7 +268,7 @@ class Index:
             self.forget_deletion(first[0][0], first[1])
 
     def deletions(self) -> list[ActionUpdate]:
-        """What is to be told of deletions, those of a key in their order."""
+        """The updates that report deletions, those of a key in their order."""
         return [each for updates in self._deletions.values() for each in updates.values()]
 
     @property
@@ -281,28 +281,28 @@ class Index:
 
     def _packed(self, key: bytes) -> bytes | None:
         head, _, name = key.rpartition(b"/")
-        shelf = self._shelves.get(head)
-        return None if shelf is None else shelf.facts.get(name)
+        siblings = self._groups.get(head)
+        return None if siblings is None else siblings.facts.get(name)
 
-    def _add_child(self, shelf: _Shelf, parent: bytes, name: bytes) -> None:
+    def _add_child(self, siblings: _Siblings, parent: bytes, name: bytes) -> None:
         if not parent:
             return
-        children = shelf.children.get(parent, ())
+        children = siblings.children.get(parent, ())
         if isinstance(children, dict):
             children[name] = None
         elif len(children) < _FEW:
-            shelf.children[parent] = (*children, name)
+            siblings.children[parent] = (*children, name)
         else:
-            shelf.children[parent] = dict.fromkeys((*children, name))
+            siblings.children[parent] = dict.fromkeys((*children, name))
 
-    def _remove_child(self, shelf: _Shelf, parent: bytes, name: bytes) -> None:
+    def _remove_child(self, siblings: _Siblings, parent: bytes, name: bytes) -> None:
         if not parent:
             return
-        children = shelf.children.get(parent, ())
+        children = siblings.children.get(parent, ())
         if isinstance(children, dict):
             children.pop(name, None)
         else:
             children = tuple(each for each in children if each != name)
-            shelf.children[parent] = children
+            siblings.children[parent] = children
         if not children:
-            shelf.children.pop(parent, None)
+            siblings.children.pop(parent, None)

@@ -1,7 +1,7 @@
 """Packs what is remembered of an action, next to its name, in about 60 bytes.
 
 Actions of one project and output location share those texts; run and action are in the name, and a
-uid is mostly a number. What does not fit that form, as an odd object may not, is packed as a whole
+uid is mostly a number. What does not fit that form, as an odd object may not, is packed completely
 by :func:`etcd_actions.model.pack`. Both forms begin with the revision.
 """
 
@@ -16,7 +16,7 @@ _REVISION: Final = struct.Struct("<q")
 # Revision, form, phase, flags, length of the run's name, shared texts, attempts, create revision,
 # cache status, mark, uid. Behind them the parent's name, and the uid where it is no number.
 _COMPACT: Final = struct.Struct("<qBBBHIIqbI16s")
-_WHOLE: Final = b"\x00"
+_COMPLETE: Final = b"\x00"
 _FORM: Final = _REVISION.size
 _PARENT: Final = _COMPACT.size
 _UID: Final = 36
@@ -48,7 +48,7 @@ class Packing:
         run, uid = summary.run, summary.uid
         try:
             if f"{run}-{summary.action}".encode() != name:
-                return self._whole(summary)
+                return self._pack_all(summary)
             parent = summary.parent.encode()
             raw, text = _raw_of(uid), None
             if raw is None:
@@ -78,7 +78,7 @@ class Packing:
             )
             packed += parent + (text or b"")
         except (ValueError, struct.error):
-            return self._whole(summary)
+            return self._pack_all(summary)
         if number < len(self._uses) and self._uses[number]:
             self._uses[number] += 1
         else:
@@ -169,12 +169,12 @@ class Packing:
         self._numbers[texts] = number
         self._uses[number] = 1
 
-    def _whole(self, summary: Summary) -> bytes:
-        return _REVISION.pack(summary.revision) + _WHOLE + pack(summary)
+    def _pack_all(self, summary: Summary) -> bytes:
+        return _REVISION.pack(summary.revision) + _COMPLETE + pack(summary)
 
 
 def revision_in(packed: bytes) -> int:
-    """The revision of what was packed."""
+    """The revision of packed facts."""
     revision: int = _REVISION.unpack_from(packed)[0]
     return revision
 
@@ -214,7 +214,7 @@ def _raw_of(uid: str) -> bytes | None:
         raw = bytes.fromhex(uid.replace("-", ""))
     except ValueError:
         return None
-    # Spaces are passed over, and capitals count as the small letters.
+    # Spaces are passed over, and capitals count as small ones.
     return raw if len(raw) == _RAW_UID and uid == uid.lower() else None
 
 

@@ -82,6 +82,6 @@ class SetAside:
         """Those that may be good: the decoder failed for want of something else."""
         return list(self._doubtful.values())
 
-    def look_again(self, key: bytes) -> None:
+    def recheck(self, key: bytes) -> None:
         """A doubtful value is going to be decoded again."""
         self._doubtful.pop(key, None)

@@ -1,8 +1,8 @@
-"""Tells subscribers what became of an action and of its children.
+"""Delivers the updates of an action and of its children to subscribers.
 
 A subscription conflates: of each action it holds the newest state that was not received yet.
 So it never loses a last state, its memory is bounded by the number of its actions, and a
-subscriber that stops reading harms nobody.
+subscriber that stops reading harms no other.
 
 A subscription may begin with a snapshot: the states at one revision, a marker, and then what
 is newer. States that arrive while the snapshot is read wait for it; those that it holds, or
@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from etcd_actions._internal.containment import Containment, describe
+from etcd_actions._internal.parking import Parking
 from etcd_actions.errors import InvalidArgument, Unavailable
 from etcd_actions.model import ActionId, ActionUpdate, Summary, canonical_name
 
@@ -56,12 +57,12 @@ class _Topic(NamedTuple):
 
 # Nothing is called like this: a slash is in no name.
 _ALL = _Topic("/", "", "", "")
-WHOLE_RUN = "/"
+ALL_OF_RUN = "/"
 """The name of the parent, in a subscription to all actions of a run."""
 
 
 _REPLACED: Final = object()
-"""Between what was told of one store and what is told of the next."""
+"""Between the updates of one store and those of the next."""
 
 
 class _Backlog:
@@ -84,7 +85,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
 
     Attributes:
         replaced: How often the store turned out to be another one, as far as updates were received:
-            each time revisions begin anew.
+            each time revisions restart.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._closed = False
         self._ended = False
         self._failure: str | None = None
-        self._receiver: trio.lowlevel.Task | None = None
+        self._parking = Parking()
         self.replaced: int = 0
 
     def statistics(self) -> SubscriptionStatistics:
@@ -159,7 +160,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
             try:
                 update = self.receive_nowait()
             except trio.WouldBlock:
-                await self._park()
+                await self._parking.park()
             else:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return update
@@ -170,11 +171,11 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
             self._closed = True
             self._drop()
             self._on_close(self)
-            self._wake()
+            self._parking.wake()
         await trio.lowlevel.checkpoint()
 
     def begin_with(self, states: Iterable[ActionUpdate], revision: int) -> None:
-        """Give the snapshot that was read at ``revision``; nothing older is told from now on.
+        """Give the snapshot that was read at ``revision``; nothing older is delivered from now on.
 
         Where the store was replaced since the subscription was opened, all that was seen follows:
         the snapshot may have been read before or after that.
@@ -185,12 +186,12 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._backlog.updates += self._count() - before
         self._awaits_snapshot = False
         if self._other_store:
-            self._begin_anew()
+            self._restart()
         self.skip_to(revision)
-        self._wake()
+        self._parking.wake()
 
     def skip_to(self, revision: int) -> None:
-        """Tell only what is newer than ``revision``, which was read since this was opened.
+        """Deliver only updates newer than ``revision``, which was read since this was opened.
 
         Where the store was replaced since then it may be the old one's, and counts for nothing.
         """
@@ -215,9 +216,9 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
             return
         self._snapshot.extend(self._pending.values())
         self._pending.clear()
-        self._begin_anew()
+        self._restart()
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         self._snapshot.append(_REPLACED)
         self._boundaries += 1
 
@@ -230,44 +231,28 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
             self._conflated += 1
             same = update.incarnation.may_be(pending.incarnation)
             if update.partial and same and update.phase == pending.phase:
-                # A deletion told from memory knows less than the ending it would replace.
+                # A deletion from memory has less than the terminal state it would replace.
                 update = msgspec.structs.replace(
                     pending, revision=update.revision, is_deleted=update.is_deleted
                 )
         self._pending[update.key] = update
         self._backlog.updates += pending is None
-        self._wake()
+        self._parking.wake()
 
     def _end(self) -> None:
         self._ended = True
-        self._wake()
+        self._parking.wake()
 
     def _fail(self, failure: str) -> None:
         self._failure = failure
         self._drop()
-        self._wake()
+        self._parking.wake()
 
     def _drop(self) -> None:
         self._backlog.updates -= self._count()
         self._pending.clear()
         self._snapshot.clear()
         self._boundaries = 0
-
-    async def _park(self) -> None:
-        if self._receiver is not None:
-            raise trio.BusyResourceError("another task receives from this subscription")
-        self._receiver = trio.lowlevel.current_task()
-
-        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            self._receiver = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def _wake(self) -> None:
-        if self._receiver is not None:
-            task, self._receiver = self._receiver, None
-            trio.lowlevel.reschedule(task)
 
 
 AnySubscription: TypeAlias = Subscription[Any]
@@ -309,8 +294,8 @@ class Subscriptions:
         Args:
             parent: The action. An empty ``org`` stands for any: it is not part of the stored
                 object. The root of a run may be called ``a0`` or like its run. None stands
-                for all actions, and the name `WHOLE_RUN` for all of a run.
-            snapshot: Nothing is told until `Subscription.begin_with` was called.
+                for all actions, and the name `ALL_OF_RUN` for all of a run.
+            snapshot: Nothing is delivered until `Subscription.begin_with` was called.
         """
         subscription: AnySubscription = Subscription(
             parent, self._forget, self._backlog, snapshot=snapshot
@@ -325,7 +310,7 @@ class Subscriptions:
         """Let its reader have what is pending, and then the end. Twice is harmless.
 
         Raises:
-            InvalidArgument: It is the subscription of somebody else.
+            InvalidArgument: It is the subscription of another client.
         """
         if subscription._on_close != self._forget:
             raise InvalidArgument("subscription", "it was opened by another client")
@@ -338,7 +323,7 @@ class Subscriptions:
         return bool(self._by_topic)
 
     def wants(self, summary: Summary) -> bool:
-        """Whether anybody subscribed to this action or to its parent."""
+        """Whether there is a subscription to this action or to its parent."""
         if not self._by_topic:
             return False
         if self._of_all:
@@ -347,7 +332,7 @@ class Subscriptions:
         name, parent = _names(summary.run, summary.action, summary.parent)
         if (*run, name) in self._by_topic or (*run, parent) in self._by_topic:
             return True
-        return bool(self._of_runs) and (*run, WHOLE_RUN) in self._by_topic
+        return bool(self._of_runs) and (*run, ALL_OF_RUN) in self._by_topic
 
     def notify(self, update: ActionUpdate) -> None:
         """Hand an update to its subscribers. Never waits, never fails."""
@@ -356,12 +341,12 @@ class Subscriptions:
         for name in _names(action_id.run, action_id.name, update.parent):
             self._notify(_Topic(*run, name), update)
         if self._of_runs:
-            self._notify(_Topic(*run, WHOLE_RUN), update)
+            self._notify(_Topic(*run, ALL_OF_RUN), update)
         if self._of_all:
             self._notify(_ALL, update)
 
     def forget_revisions(self) -> None:
-        """The store was replaced by another: what is told from now on may have any revision."""
+        """The store was replaced by another: the updates from now on may have any revision."""
         for subscriptions in self._by_topic.values():
             for subscription in subscriptions:
                 subscription._forget_revisions()
@@ -380,8 +365,8 @@ class Subscriptions:
         for subscription in subscriptions:
             try:
                 if subscription.parent is not None:
-                    wanted, org = subscription.parent.org, update.action_id.org
-                    if wanted and org and wanted != org:
+                    requested, org = subscription.parent.org, update.action_id.org
+                    if requested and org and requested != org:
                         continue
                 subscription.deliver(update)
             except BaseException as error:
@@ -412,7 +397,7 @@ def deletion_of(shown: ActionUpdate, revision: int) -> ActionUpdate:
 
 
 def _is_run(parent: ActionId | None) -> bool:
-    return parent is not None and parent.name == WHOLE_RUN
+    return parent is not None and parent.name == ALL_OF_RUN
 
 
 def _names(run: str, action: str, parent: str) -> tuple[str, str]:

@@ -10,14 +10,14 @@ change arrives, see :mod:`etcd_actions.follow.handler`.
   work and not the number of keys.
 - **Conflating.** Dispatching never waits. A put that finds an unhandled put of the same
   incarnation (``create_revision``) takes its place: latest wins. Deletes, and puts of
-  another incarnation, queue up behind what is there. Only a key that is deleted and made
-  again faster than it is handled, for more than :data:`_LONGEST` steps, loses the oldest of
+  another incarnation, queue up behind what is there. Only a key that is deleted and
+  recreated faster than it is handled, for more than :data:`_LONGEST` steps, loses the oldest of
   them: what is kept begins with its last delete.
 - **Bounded.** Above ``soft_bytes`` the values of newly dispatched puts are dropped and read
   again, at their own revision, when their turn comes.
-- **Patient.** A handler that fails is called again after a back-off, for ever, with the
+- **Patient.** A handler that fails is called again after a back-off, without limit, with the
   failed change or a newer state of the same incarnation; it does not hold a worker
-  meanwhile. :meth:`WorkQueue.statistics` lists the failing keys.
+  until then. :meth:`WorkQueue.statistics` lists the failing keys.
 - **Contained.** A change is a unit of :mod:`etcd_actions._internal.containment`: whatever its
   handler raises, even ``SystemExit``, fails that key alone. What is no error of this package is
   counted as an unexpected failure of a unit, too.
@@ -30,11 +30,10 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import final
 
-import msgspec
 import structlog
 import trio
 
@@ -42,7 +41,8 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment, describe
 from etcd_actions._internal.histogram import Distribution, Histogram
 from etcd_actions.errors import EtcdActionsError, RunServiceUnavailable, Unavailable
-from etcd_actions.watch import Change, ChangeKind
+from etcd_actions.watch import Change
+from etcd_actions.watch.change import conflated
 
 _BACKOFF = Backoff(initial=0.1, cap=30.0)
 _LONGEST = 16
@@ -83,7 +83,7 @@ class WorkQueueStatistics:
     """What a queue holds and has done.
 
     Attributes:
-        keys: Number of keys with work: waiting, being handled or to be tried again.
+        keys: Number of keys with work: waiting, being handled or to be retried.
         pending_changes: Number of changes not yet taken by a worker.
         pending_bytes: Bytes of their values.
         dispatched: Number of changes that came in.
@@ -94,7 +94,7 @@ class WorkQueueStatistics:
         handler_seconds: Time spent in handlers, of all workers together.
         turns: How often a worker took a key with work.
         wait_seconds: How long keys with work waited for that, all together.
-        failing: The keys that wait to be tried again.
+        failing: The keys that wait to be retried.
         turn_times: How long a handler took: for one change, or for what arrived together.
         wait_times: How long a key with work waited for a worker.
     """
@@ -115,22 +115,16 @@ class WorkQueueStatistics:
     wait_times: Distribution
 
 
-@dataclass(slots=True)
 class _Counts:
-    """Shared by a queue and its channels."""
+    """The counts of :class:`WorkQueueStatistics`, shared by a queue and its channels."""
 
-    changes: int = 0
-    bytes: int = 0
-    dispatched: int = 0
-    handled: int = 0
-    conflated: int = 0
-    dropped_values: int = 0
-    failures: int = 0
-    handler_seconds: float = 0.0
-    turns: int = 0
-    wait_seconds: float = 0.0
-    turn_times: Histogram = field(default_factory=Histogram)
-    wait_times: Histogram = field(default_factory=Histogram)
+    def __init__(self) -> None:
+        self.pending_changes = self.pending_bytes = 0
+        self.dispatched = self.handled = self.conflated = self.dropped_values = 0
+        self.failures = self.turns = 0
+        self.handler_seconds = self.wait_seconds = 0.0
+        self.turn_times = Histogram()
+        self.wait_times = Histogram()
 
 
 @final
@@ -171,16 +165,19 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
     def put(self, change: Change) -> None:
         """Append a change, conflating it with the last one if that is allowed."""
         counts, pending = self._counts, self.pending
-        counts.bytes += len(change.kv.value)
+        counts.pending_bytes += len(change.kv.value)
         if pending and (merged := conflated(pending[-1], change)) is not None:
-            counts.bytes -= len(pending[-1].kv.value)
+            counts.pending_bytes -= len(pending[-1].kv.value)
             counts.conflated += 1
             pending[-1] = merged
             return
-        counts.changes += 1
+        counts.pending_changes += 1
         pending.append(change)
         if len(pending) > _LONGEST:
-            self._forget_before_last_delete()
+            deletes = [index for index, each in enumerate(pending) if each.is_delete]
+            if deletes and deletes[-1] > 0:
+                counts.conflated += deletes[-1]
+                self._forget(deletes[-1])
 
     def put_back(self, change: Change) -> None:
         """Return a change that could not be handled, to be received again."""
@@ -189,8 +186,8 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
             counts.conflated += 1
             pending[0] = merged
             return
-        counts.bytes += len(change.kv.value)
-        counts.changes += 1
+        counts.pending_bytes += len(change.kv.value)
+        counts.pending_changes += 1
         pending.insert(0, change)
 
     def receive_nowait(self) -> Change:
@@ -207,8 +204,8 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
         if change.value_dropped:
             raise trio.WouldBlock
         del self.pending[0]
-        self._counts.changes -= 1
-        self._counts.bytes -= len(change.kv.value)
+        self._counts.pending_changes -= 1
+        self._counts.pending_bytes -= len(change.kv.value)
         return change
 
     async def receive(self) -> Change:
@@ -225,7 +222,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
             except trio.WouldBlock:
                 dropped = self.pending[0]
             found = await self._reread(dropped)
-            # A newer state may have taken its place meanwhile: then that one is wanted.
+            # A newer state may have taken its place during the read: then that one is next.
             if self.pending and self.pending[0] is dropped:
                 self._forget(1)
                 if found is not None:
@@ -243,17 +240,9 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
         self.close()
         await trio.lowlevel.checkpoint()
 
-    def _forget_before_last_delete(self) -> None:
-        deletes = [index for index, change in enumerate(self.pending) if change.is_delete]
-        if deletes and deletes[-1] > 0:
-            self._counts.conflated += deletes[-1]
-            self._forget(deletes[-1])
-
     def _forget(self, count: int) -> None:
-        if not count:
-            return
-        self._counts.bytes -= sum(len(change.kv.value) for change in self.pending[:count])
-        self._counts.changes -= count
+        self._counts.pending_bytes -= sum(len(change.kv.value) for change in self.pending[:count])
+        self._counts.pending_changes -= count
         del self.pending[:count]
 
 
@@ -299,23 +288,12 @@ class WorkQueue:
 
     def statistics(self) -> WorkQueueStatistics:
         """See :class:`WorkQueueStatistics`."""
-        counts = self._counts
-        return WorkQueueStatistics(
-            keys=len(self._channels),
-            pending_changes=counts.changes,
-            pending_bytes=counts.bytes,
-            dispatched=counts.dispatched,
-            handled=counts.handled,
-            conflated=counts.conflated,
-            dropped_values=counts.dropped_values,
-            failures=counts.failures,
-            handler_seconds=counts.handler_seconds,
-            turns=counts.turns,
-            wait_seconds=counts.wait_seconds,
-            failing=tuple(self._failing.values()),
-            turn_times=counts.turn_times.read(),
-            wait_times=counts.wait_times.read(),
-        )
+        counts = vars(self._counts) | {
+            "turn_times": self._counts.turn_times.read(),
+            "wait_times": self._counts.wait_times.read(),
+        }
+        failing = tuple(self._failing.values())
+        return WorkQueueStatistics(keys=len(self._channels), failing=failing, **counts)
 
     def dispatch(self, changes: Iterable[Change]) -> None:
         """Queue changes, in order. Never waits, never fails."""
@@ -327,7 +305,7 @@ class WorkQueue:
                 channel = channels[key] = KeyChannel(key, counts, self._reread, self._end)
                 self._ready.append(channel)
             counts.dispatched += 1
-            if counts.bytes > soft_bytes and change.value:
+            if counts.pending_bytes > soft_bytes and change.value:
                 counts.dropped_values += 1
                 channel.put(change.without_value())
             else:
@@ -337,7 +315,7 @@ class WorkQueue:
     @property
     def pending_bytes(self) -> int:
         """Bytes of the values of the changes that no worker has taken."""
-        return self._counts.bytes
+        return self._counts.pending_bytes
 
     @property
     def has_work(self) -> bool:
@@ -345,14 +323,14 @@ class WorkQueue:
         return bool(self._channels)
 
     def has_work_for(self, key: bytes) -> bool:
-        """Whether a change of a key is waiting, being handled or to be tried again."""
+        """Whether a change of a key is waiting, being handled or to be retried."""
         return key in self._channels
 
     def oldest_delete(self) -> int | None:
         """The lowest revision that a delete which is not handled yet may have, None without one.
 
-        A synthesised one may have any below its own. It looks at every key that has work: ask
-        now and then, not for each change.
+        A synthesised one may have any below its own. It reads every key that has work: not
+        for a call for each change.
         """
         deletes = [
             1 if change.synthesised else change.mod_revision
@@ -433,7 +411,7 @@ class WorkQueue:
                 self._failed(channel, change, error)
 
     async def retry_failed(self) -> None:
-        """Make failed keys ready again when their delay is over, until cancelled."""
+        """Make failed keys ready again after their delay, until cancelled."""
         while True:
             self._retry_added = trio.Event()
             until = self._retries[0][0] if self._retries else float("inf")
@@ -482,7 +460,7 @@ class WorkQueue:
     def _end(self, key: bytes) -> None:
         del self._channels[key]
         if self._failing:
-            # What failed may have been skipped since: nobody needs it any more.
+            # What failed may have been skipped since: it is not needed any more.
             self._failing.pop(key, None)
         if self._idle is not None and not self._channels:
             self._idle.set()
@@ -505,17 +483,13 @@ class WorkQueue:
     def _failed(self, channel: KeyChannel, change: Change | None, error: BaseException) -> None:
         """Put off what failed; raise what is not the handler's failure but a cancellation."""
         if change is None and self._channels.get(channel.key) is not channel:
-            # The channel has ended: what was read again was not needed any more.
+            # The channel has ended: the value that was read again is not needed any more.
             if not isinstance(error, trio.EndOfChannel):
                 raise error
             return
         if not isinstance(error, EtcdActionsError):
             key = channel.key.decode(errors="backslashreplace")
             error = self._containment.caught(self._unit, key, error)
-        self._put_off(channel, change, error)
-
-    def _put_off(self, channel: KeyChannel, change: Change | None, error: BaseException) -> None:
-        """Have a failed key tried again later."""
         if change is not None:
             channel.put_back(change)
         now = trio.current_time()
@@ -537,17 +511,6 @@ class WorkQueue:
                 error=reason,
                 failures=channel.failures,
                 retry_in=round(delay, 3),
-                # Once is enough, and in an outage not once for each key: the same traceback
-                # again and again would bury everything else.
+                # Once, and in an outage not for each key: repeated tracebacks bury everything else.
                 exc_info=error if channel.failures == 1 and not isinstance(error, _AWAY) else None,
             )
-
-
-def conflated(old: Change, new: Change) -> Change | None:
-    """What both together say, None when they must stay apart."""
-    before, after = old.kv, new.kv
-    if not (before.version and after.version and before.create_revision == after.create_revision):
-        return None
-    if old.kind is ChangeKind.ADDED and new.kind is not ChangeKind.ADDED:
-        return msgspec.structs.replace(new, kind=ChangeKind.ADDED)
-    return new

@@ -226,7 +226,7 @@ class Channel:
                 if live.connection.can_open:
                     return live
                 if live.usable:
-                    await live.stream_capacity()
+                    await live.wait_for_capacity()
                 elif self._live is live:
                     self._live = None
         raise CallFailed(

@@ -111,7 +111,7 @@ class LiveConnection:
         if trio.current_time() - self._time.last_byte_at > _SILENT and self._wire.ended:
             self.close(CLOSED)
 
-    async def stream_capacity(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait until one more stream can be opened.
 
         Raises:
@@ -123,7 +123,7 @@ class LiveConnection:
             await self._waiting.park()
 
     def limit(self, stream: Stream, deadline: float) -> None:
-        """End a stream at a time, unless it has ended by then."""
+        """End a stream at a time of trio's clock, unless it has ended by then."""
         self._time.by_stream[stream] = deadline
         self._time.wake_by(deadline)
 

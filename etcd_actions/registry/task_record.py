@@ -5,6 +5,7 @@ Names are untrusted text: each part of a key is percent-encoded, so that every k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -96,7 +97,9 @@ class TaskRecord(TaskHead, frozen=True, kw_only=True, omit_defaults=True):
 
 _Head = TypeVar("_Head", TaskHead, TaskRecord)
 
-_encoder: Final = msgspec.json.Encoder()
+encode: Final[Callable[[TaskRecord], bytes]] = msgspec.json.Encoder().encode
+"""Returns the stored bytes."""
+
 _TIMES: Final = ("deployed", "updated")
 _heads: Final = StoredForm(TaskHead, "deployed task", _TIMES)
 _records: Final = StoredForm(TaskRecord, "deployed task", _TIMES)
@@ -124,11 +127,6 @@ def parse_task_key(prefix: bytes, key: bytes) -> TaskId:
             if task_key(prefix, task) == key:
                 return task
     raise DecodeError("it is not the key of a task", key=key)
-
-
-def encode(record: TaskRecord) -> bytes:
-    """The stored bytes."""
-    return _encoder.encode(record)
 
 
 def decode(prefix: bytes, key: bytes, value: bytes) -> TaskRecord:

@@ -9,6 +9,7 @@ Values are JSON. A rewrite loses unknown fields, so a later version has another 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -174,26 +175,11 @@ class ActionHistory(_Struct, frozen=True, omit_defaults=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
 
 
-_encoder: Final = msgspec.json.Encoder()
-_record: Final = StoredForm(RunRecord, "RunRecord")
-_history: Final = StoredForm(ActionHistory, "ActionHistory")
+encode: Final[Callable[[RunRecord | ActionHistory], bytes]] = msgspec.json.Encoder().encode
+"""Returns the stored bytes."""
 
+decode_record: Final = StoredForm(RunRecord, "RunRecord").decode
+"""Decodes a run's record; raises DecodeError, or LaterForm for one of a later version."""
 
-def encode(value: RunRecord | ActionHistory) -> bytes:
-    """The stored bytes."""
-    return _encoder.encode(value)
-
-
-def decode_record(data: bytes) -> RunRecord:
-    """Decode a run's record.
-
-    Raises:
-        DecodeError: It is none.
-        LaterForm: A later version wrote it.
-    """
-    return _record.decode(data)
-
-
-def decode_history(data: bytes) -> ActionHistory:
-    """Decode an action's history; raises as :func:`decode_record`."""
-    return _history.decode(data)
+decode_history: Final = StoredForm(ActionHistory, "ActionHistory").decode
+"""Decodes an action's history; raises as `decode_record`."""

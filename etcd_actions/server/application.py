@@ -90,11 +90,14 @@ class Calls:
         return _Started(trio.current_time(), span)
 
     async def admit(self, authorization: str | None, address: str) -> Identity | None:
-        """Admit a request; see :class:`~etcd_actions.server.front.pages.Admission`.
+        """Check the token of a request, and count it; returns None if no token is needed.
 
         Args:
             authorization: Its header of this name; None without one.
             address: The address of its client.
+
+        Raises:
+            Refusal: The client is not admitted, or calls too often.
         """
         identity = None
         if self._authentication.is_required:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _NO_ISSUER: Final = (
     "this service has no OAuth server: give its token by auth_type='ExternalCommand' and a command "
-    "that prints it, over https; where it asks for no token, use insecure=True"
+    "that prints it, over https; if it needs no token, use insecure=True"
 )
 
 

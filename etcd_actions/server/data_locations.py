@@ -96,7 +96,7 @@ class DataLocations:
         raise Refusal(
             Code.PERMISSION_DENIED,
             f"{field or 'the data'}: {quoted(location, 300)} is not among the data of the projects "
-            f"that {caller.token} may use ({own}): leave it out, or name a place of theirs in this "
+            f"that {caller.token} may use ({own}): omit it, or name a location of theirs in this "
             "service's blob store",
         )
 

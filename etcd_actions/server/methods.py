@@ -127,7 +127,7 @@ class Methods:
                 finally:
                     self._open.discard(scope)
             # The call may have taken effect: to repeat it is safe.
-            reason = "the service is ending" if self._has_ended else "it took too long"
+            reason = "the service is shutting down" if self._has_ended else "it took too long"
             raise Refusal(Code.UNAVAILABLE, reason)
 
         async def checked_requests(requests: AsyncIterator[Any]) -> AsyncGenerator[Any]:

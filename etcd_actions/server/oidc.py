@@ -245,7 +245,7 @@ class OidcIssuer:
     async def _try(self, now: float) -> None:
         """Fetch again; after a failure the last documents stay."""
         self._tried_at = now
-        self._failure = "it was asked a moment ago, and the answer has yet to come"
+        self._failure = "a fetch is in progress, or was cancelled"
         with trio.move_on_after(self._ages.timeout) as scope:
             try:
                 self._fetched = await trio.to_thread.run_sync(

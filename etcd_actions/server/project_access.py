@@ -122,7 +122,7 @@ class Access:
                 raise Refusal(Code.PERMISSION_DENIED, f"{path}: {caller.token} may not use {what}")
             if self._known is not None and project and project not in self._known:
                 known = ", ".join(self._known)
-                raise NotFound(f"{path}: project {project!r} is none of those here: {known}")
+                raise NotFound(f"{path}: there is no project {project!r}: the projects are {known}")
         if caller.projects is not None and not named and method not in WITHOUT_A_PROJECT:
             raise Refusal(
                 Code.PERMISSION_DENIED,

@@ -125,10 +125,10 @@ class Streams:
         """Count a stream for as long as the context lasts.
 
         Raises:
-            Refusal: There are too many, or the service is ending.
+            Refusal: There are too many, or the service is shutting down.
         """
         if self.is_draining:
-            raise Refusal(Code.UNAVAILABLE, "the service is ending")
+            raise Refusal(Code.UNAVAILABLE, "the service is shutting down")
         if len(self._open) >= self._most:
             raise Refusal(
                 Code.RESOURCE_EXHAUSTED, f"there are {self._most} open streams, the most allowed"

@@ -36,7 +36,7 @@ def is_sent(update: ActionUpdate) -> bool:
 
 
 def response(update: ActionUpdate, org: str) -> WatchForUpdatesResponse:
-    """The message with a state."""
+    """The message with a state; ``org`` is the organisation of an object that has none."""
     message = pb.ActionUpdate(
         action_id=conversions.action_identifier(update.action_id),
         phase=update.phase.value,

@@ -95,3 +95,13 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     def is_delete(self) -> bool:
         """Whether the key is deleted."""
         return self.kv.version == 0
+
+
+def conflated(old: Change, new: Change) -> Change | None:
+    """Two changes of a key in one; None if both have to be delivered."""
+    before, after = old.kv, new.kv
+    if not (before.version and after.version and before.create_revision == after.create_revision):
+        return None
+    if old.kind is ChangeKind.ADDED and new.kind is not ChangeKind.ADDED:
+        return msgspec.structs.replace(new, kind=ChangeKind.ADDED)
+    return new

@@ -94,10 +94,10 @@ class NotingSink:
         try:
             self._sink.dispatch(batch)
         except BaseException:
-            looked_at = batch.taken
-            self._note(batch[: max(0, looked_at - 1)])
-            if looked_at:
-                doubtful = batch[looked_at - 1]
+            read = batch.taken
+            self._note(batch[: max(0, read - 1)])
+            if read:
+                doubtful = batch[read - 1]
                 before = self._revisions.get(doubtful.key, doubtful.mod_revision)
                 self._revisions[doubtful.key] = -abs(before)
             raise

@@ -26,7 +26,7 @@ class Listings:
     Args:
         etcd: The connection.
         ranges: What is listed.
-        known: What was delivered.
+        known: The delivered revisions.
         identity: Why a relist is necessary.
         delivery: Takes the differences.
         start_revision: The revision of the first list; 0 for the newest.
@@ -78,18 +78,18 @@ class Listings:
         if not self._start_revision:
             raise failure
         if isinstance(failure, FutureRevision):
-            reason = "position_ahead"
+            reason = "start_ahead"
             first_key = KeyRange.of_key(range_.resume.keys.start)
             self._list_at = (await self._etcd.range(first_key, keys_only=True)).revision
             # All that was delivered so far is of another store.
             self._known.redeliver_all()
             self._report_replaced()
         else:
-            reason = "position_compacted"
+            reason = "start_compacted"
             self._list_at = await find_oldest_revision(self._etcd, range_.resume.keys)
         self.relists[reason] += 1
         start = text_of(range_.resume.keys.start)
-        _log.warning(reason, start=start, position=requested, listing_at=self._list_at)
+        _log.warning(reason, start=start, requested=requested, listing_at=self._list_at)
 
     async def list_compacted(self, range_: WatchedRange, compacted: int) -> None:
         """List a range whose history was compacted up to a revision, which is still readable.

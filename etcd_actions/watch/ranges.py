@@ -31,7 +31,7 @@ def split(
         count: The number of ranges to aim at.
         known: The keys that exist; enough of them decide the boundaries by their quantiles.
         likely_prefix: The start of most names, for when there are few: the next
-            character is probably a random letter or digit.
+            character is probably a random alphanumeric.
     """
     if len(known) >= _ENOUGH_KEYS:
         sample = sorted(islice(known, 0, None, max(1, len(known) // _SAMPLE)))

@@ -164,9 +164,9 @@ def _divided(
     largest = max(range_.keys for range_ in ranges)
     if len(ranges) == count and largest <= max(_FEW_KEYS, 2 * total // count):
         return list(ranges)
-    whole = KeyRange(ranges[0].resume.keys.start, ranges[-1].resume.keys.end)
-    keys = [key for key in known if key in whole]
-    bounds = split(whole, count, keys, likely_prefix=likely_prefix)
+    all_keys = KeyRange(ranges[0].resume.keys.start, ranges[-1].resume.keys.end)
+    keys = [key for key in known if key in all_keys]
+    bounds = split(all_keys, count, keys, likely_prefix=likely_prefix)
     moved = repartition([range_.resume for range_ in ranges], bounds)
     listed_at = max(range_.listed_at for range_ in ranges)
     idle_until = min(range_.delivered_revision for range_ in ranges)

@@ -1,4 +1,4 @@
-"""What answers the requests of a listener, and its statistics."""
+"""The application of a listener with its limits, its boundary and its statistics."""
 
 from __future__ import annotations
 
@@ -44,29 +44,21 @@ class ListenerStatistics:
     protocol_errors: int = 0
 
 
+@dataclass
 class Answering:
-    """What answers the requests of a listener.
+    """The application of a listener, and what its connections need to call it.
 
     Attributes:
         hosts: The names that a request may address; None for any.
     """
 
-    def __init__(
-        self,
-        application: Application,
-        hosts: Hosts | None,
-        limits: HttpLimits,
-        containment: Containment,
-        counts: ListenerStatistics,
-        log_limits: LogLimits,
-    ) -> None:
-        self.application = application
-        self.hosts = hosts
-        self.limits = limits
-        self.containment = containment
-        self.counts = counts
-        self.log_limits = log_limits
-        self._date = (0, (b"date", b""))
+    application: Application
+    hosts: Hosts | None
+    limits: HttpLimits
+    containment: Containment
+    counts: ListenerStatistics
+    log_limits: LogLimits
+    _date: tuple[int, tuple[bytes, bytes]] = field(default=(0, (b"date", b"")), init=False)
 
     @property
     def date(self) -> tuple[bytes, bytes]:

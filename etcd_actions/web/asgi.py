@@ -52,7 +52,11 @@ async def respond(
     kind: str = "text/plain",
     is_head: bool = False,
 ) -> None:
-    """Send a complete response with a content type; the response to HEAD has no body."""
+    """Send a complete response with a content type; the response to HEAD has no body.
+
+    Raises:
+        ClientDisconnected: The client has read nothing for too long.
+    """
     described = (b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))
     start = {"type": "http.response.start", "status": status, "headers": [*headers, *described]}
     await send(start)

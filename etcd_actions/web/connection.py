@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -28,6 +29,7 @@ _CHECK_EVERY: Final = 0.25
 _TURN: Final = 400
 
 
+@dataclass
 class Shared:
     """What all connections of a listener share.
 
@@ -37,10 +39,9 @@ class Shared:
         is_leaving: Whether requests are refused.
     """
 
-    def __init__(self, answering: Answering, context: ssl.SSLContext | None) -> None:
-        self.answering = answering
-        self.context = context
-        self.is_leaving = False
+    answering: Answering
+    context: ssl.SSLContext | None
+    is_leaving: bool = False
 
 
 class Connection:

@@ -65,7 +65,7 @@ class SendBuffer:
 
     @property
     def has_capacity(self) -> bool:
-        """Whether little waits, or the stream has ended."""
+        """Whether less than 32 KiB waits, or the stream has ended."""
         return len(self._data) < _HIGH_WATER or self.is_closed
 
     def push(self, data: bytes) -> None:
@@ -86,7 +86,7 @@ class SendBuffer:
         self._sending.held_bytes += len(data)
 
     async def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition, or for the end of the stream.
+        """Wait for a condition, or for the end of the stream, at most ``patience``.
 
         Raises:
             ClientDisconnected: The client has accepted too little for too long.
@@ -115,7 +115,7 @@ class SendBuffer:
         self._changed.send()
 
     def _stalled(self) -> ClientDisconnected:
-        return ClientDisconnected(f"it has taken nothing for {self._patience:g} s")
+        return ClientDisconnected(f"it has read nothing for {self._patience:g} s")
 
 
 class Exchange:

@@ -13,10 +13,11 @@ from etcd_actions.web.asgi import ClientDisconnected, Headers, Message, is_proto
 from etcd_actions.web.http_limits import HttpLimits
 from etcd_actions.web.wakeup import Wakeup
 
+# Bytes of a body that wait for the application before nothing more is read.
 _MOST_UNREAD: Final = 2**16
-# A response without a part for longer than this is a stream without an end.
+# Seconds: a response without a part for longer than this is a stream without an end.
 _QUIET: Final = 0.25
-# What an application may send before other tasks run.
+# Bytes that an application may send before other tasks run; each message counts as _COST more.
 _TURN: Final = 2**16
 _COST: Final = 2**10
 _CONTROL: Final = re.compile(rb"[\r\n\0]")

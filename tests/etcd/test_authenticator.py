@@ -158,6 +158,6 @@ def test_a_token_from_before_a_change_of_users_is_known_by_its_text(text: str) -
     call = CallFailed(Code.UNKNOWN, text, answered=True)
     failed = grpc_errors.from_failure(call, what="KV/Put", writes=True)
     assert type(failed) is Unauthenticated
-    asked = gateway_errors.Asked("KV/Put", writes=True)
+    asked = gateway_errors.CallInfo("KV/Put", writes=True)
     refused = gateway_errors.from_refusal(Refusal(2, text), asked)
     assert type(refused.error) is Unauthenticated

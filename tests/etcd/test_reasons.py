@@ -6,7 +6,7 @@ import pytest
 
 from etcd_actions.errors import EtcdError, NoSpace, OutcomeUnknown, Unavailable
 from etcd_actions.etcd.gateway import errors as gateway_errors
-from etcd_actions.etcd.gateway.errors import Asked
+from etcd_actions.etcd.gateway.errors import CallInfo
 from etcd_actions.etcd.gateway.wire import Refusal
 from etcd_actions.etcd.grpc import errors as grpc_errors
 from etcd_actions.etcd.reasons import REASONS, Reason
@@ -39,7 +39,7 @@ def both(code: Code, text: str, *, writes: bool) -> list[EtcdError]:
     failure = CallFailed(code, text, answered=True)
     return [
         grpc_errors.from_failure(failure, what="call", writes=writes),
-        gateway_errors.from_refusal(refusal, Asked("call", writes)).error,
+        gateway_errors.from_refusal(refusal, CallInfo("call", writes)).error,
     ]
 
 
@@ -52,7 +52,7 @@ def test_a_known_text_means_the_same_whatever_its_code(reason: Reason, code: Cod
         assert not isinstance(error, OutcomeUnknown)
     assert not reason.elsewhere or reason.kind is Unavailable
     refusal = Refusal(code, f"etcdserver: {reason.text}")
-    failed = gateway_errors.from_refusal(refusal, Asked("call", writes=True))
+    failed = gateway_errors.from_refusal(refusal, CallInfo("call", writes=True))
     assert failed.broken or not reason.elsewhere
 
 

@@ -197,7 +197,7 @@ def test_children_are_those_that_name_the_parent(
     assert set(index) == set(parents)
     for key in parents:
         index.remove(key)
-    assert index._shelves == {}
+    assert index._groups == {}
     assert index._packing._numbers == {}
 
 

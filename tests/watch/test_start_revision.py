@@ -178,12 +178,12 @@ async def test_a_position_that_was_compacted(own_etcd: OwnEtcd, prefix: bytes) -
                 listed_at,
             ):
                 await eventually(lambda: len(sink.changes) == 4)
-                assert reflector.statistics().relists == {"position_compacted": 1}
+                assert reflector.statistics().relists == {"start_compacted": 1}
     assert listed_at == oldest
     # Of b and d nothing can be known; the end of c is seen.
     assert by_key(sink.changes, prefix) == {"a": [("ADDED", "a", True)], "c": ABSENCE["c"]}
-    [told] = [line for line in logs if line["event"] == "position_compacted"]
-    assert (told["position"], told["listing_at"], told["log_level"]) == (before, oldest, "warning")
+    [told] = [line for line in logs if line["event"] == "start_compacted"]
+    assert (told["requested"], told["listing_at"], told["log_level"]) == (before, oldest, "warning")
 
 
 async def test_a_position_that_is_compacted_while_it_is_listed(
@@ -206,7 +206,7 @@ async def test_a_position_that_is_compacted_while_it_is_listed(
             listed_at,
         ):
             assert listed_at == after
-            assert reflector.statistics().relists == {"position_compacted": 1}
+            assert reflector.statistics().relists == {"start_compacted": 1}
     assert by_key(sink.changes, prefix) == {
         "a": [("ADDED", "a", True), ("MODIFIED", "a", True)],
         "b": [("ADDED", "b", True), ("DELETED", "b", True)],
@@ -228,12 +228,12 @@ async def test_a_position_that_etcd_has_yet_to_reach(etcd: Etcd, prefix: bytes) 
             known={prefix + b"b": newest + 900},
             on_replaced=lambda: replaced.append(None),
         ) as (reflector, listed_at):
-            assert reflector.statistics().relists == {"position_ahead": 1}
+            assert reflector.statistics().relists == {"start_ahead": 1}
     assert listed_at >= newest
     assert replaced == [None]
     assert rows(sink.changes, prefix) == [("ADDED", "a", True), ("DELETED", "b", True)]
-    [told] = [line for line in logs if line["event"] == "position_ahead"]
-    assert (told["position"], told["listing_at"]) == (newest + 1000, listed_at)
+    [told] = [line for line in logs if line["event"] == "start_ahead"]
+    assert (told["requested"], told["listing_at"]) == (newest + 1000, listed_at)
 
 
 async def test_it_is_not_listed_below_what_is_known(etcd: Etcd, prefix: bytes) -> None:

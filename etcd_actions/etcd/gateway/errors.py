@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from etcd_actions import errors
 from etcd_actions.etcd.gateway.wire import Refusal
-from etcd_actions.etcd.reasons import asks_elsewhere, error_kind
+from etcd_actions.etcd.reasons import error_kind, is_member_error
 from etcd_actions.etcd.tls import explained
 
 _DEADLINE_EXCEEDED = 4
@@ -39,8 +39,8 @@ class ConnectFailed(OSError):
     """Why there is no connection, in words that can be shown as they are."""
 
 
-class Asked(NamedTuple):
-    """What was asked for: for the message, and whether it may have changed anything."""
+class CallInfo(NamedTuple):
+    """The call: its name for messages, and whether it may have changed anything."""
 
     what: str
     writes: bool = False
@@ -53,48 +53,48 @@ class Failed(NamedTuple):
     broken: bool
 
 
-def from_refusal(refusal: Refusal, asked: Asked) -> Failed:
+def from_refusal(refusal: Refusal, call: CallInfo) -> Failed:
     """The error for what etcd says instead of an answer; as over gRPC."""
     text = refusal.text
     broken = (
         refusal.code == _UNAVAILABLE
-        or (refusal.code == _DEADLINE_EXCEEDED and not asked.writes)
-        or asks_elsewhere(text)
+        or (refusal.code == _DEADLINE_EXCEEDED and not call.writes)
+        or is_member_error(text)
     )
     kind = error_kind(text) or _BY_CODE.get(refusal.code)
     if kind is not None:
-        return Failed(kind(f"{asked.what}: {text}"), broken)
-    return Failed(lost(asked, text), broken)
+        return Failed(kind(f"{call.what}: {text}"), broken)
+    return Failed(lost(call, text), broken)
 
 
-def from_status(status: int, body: bytes, asked: Asked) -> Failed:
+def from_status(status: int, body: bytes, call: CallInfo) -> Failed:
     """The error for an answer that is none of etcd's: a proxy's, as a rule."""
     if status == http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        text = f"{asked.what}: a proxy says that the request is too large (HTTP 413)"
+        text = f"{call.what}: a proxy says that the request is too large (HTTP 413)"
         return Failed(errors.RequestTooLarge(text), broken=False)
     if status == http.HTTPStatus.NOT_FOUND and body.strip() == _UNKNOWN_METHOD:
-        text = f"{asked.what}: etcd does not know the method (HTTP 404)"
+        text = f"{call.what}: etcd does not know the method (HTTP 404)"
         return Failed(errors.InvalidRequest(text), broken=False)
-    return Failed(lost(asked, f"{_status_text(status)}, and no answer of etcd's"), broken=True)
+    return Failed(lost(call, f"{_status_text(status)}, and no answer of etcd's"), broken=True)
 
 
-def from_nonsense(asked: Asked, reason: str) -> Failed:
+def from_nonsense(call: CallInfo, reason: str) -> Failed:
     """The error for an answer with a good status that cannot be read."""
-    return Failed(lost(asked, f"the answer is none of etcd's: {reason}"), broken=True)
+    return Failed(lost(call, f"the answer is none of etcd's: {reason}"), broken=True)
 
 
-def from_exception(error: BaseException, asked: Asked, *, sent: bool) -> Failed:
+def from_exception(error: BaseException, call: CallInfo, *, sent: bool) -> Failed:
     """The error for a request that failed on its way there or back."""
     reason = failure_reason(root_cause(error))
     if not sent:
-        return Failed(lost(asked, f"cannot connect: {reason}", sent=False), broken=True)
-    return Failed(lost(asked, reason), broken=True)
+        return Failed(lost(call, f"cannot connect: {reason}", sent=False), broken=True)
+    return Failed(lost(call, reason), broken=True)
 
 
-def lost(asked: Asked, reason: str, *, sent: bool = True) -> errors.Unavailable:
+def lost(call: CallInfo, reason: str, *, sent: bool = True) -> errors.Unavailable:
     """The error for a request without an answer of etcd's; ``sent`` where it may have got there."""
-    kind = errors.OutcomeUnknown if asked.writes and sent else errors.Unavailable
-    return kind(f"{asked.what}: {reason}")
+    kind = errors.OutcomeUnknown if call.writes and sent else errors.Unavailable
+    return kind(f"{call.what}: {reason}")
 
 
 def root_cause(error: BaseException) -> BaseException:

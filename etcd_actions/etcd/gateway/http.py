@@ -79,12 +79,12 @@ class Exchange:
                 _shut_down(self._descriptor)
 
     def finish(self) -> None:
-        """Let go of the socket, which another exchange may use now."""
+        """Release the socket, which another exchange may use now."""
         with self._lock:
             self._release()
 
     def wait_cut(self, seconds: float) -> bool:
-        """Wait so long, less if it is cut meanwhile; returns whether it is."""
+        """Wait so long, less if it is cut before; returns whether it is."""
         return self._cut.wait(seconds)
 
     def bound_silence(self, seconds: float) -> None:
@@ -108,7 +108,7 @@ class Exchange:
                 self._hold(connected)
             if self._socket is not connected:
                 self._socket = connected
-                # Until the answer urllib3 goes by the time-out for connecting.
+                # Until the answer urllib3 uses the timeout for connecting.
                 connected.settimeout(self.silence)
 
     def _check(self) -> None:
@@ -138,13 +138,13 @@ _current = _Current()
 
 
 class _Tracked(HTTPConnection):
-    """A connection that tells the exchange at hand of its socket."""
+    """A connection that reports its socket to the present exchange."""
 
     _used = 0.0
     _give_up = 0.0
 
     def connect(self) -> None:
-        """Connect, and hear from the other side before anything that matters is sent."""
+        """Connect, and receive something before anything that matters is sent."""
         self._give_up = time.monotonic() + _seconds(self.timeout)
         try:
             self._establish()
@@ -174,7 +174,7 @@ class _Tracked(HTTPConnection):
         self.is_verified = True
 
     def _new_conn(self) -> socket.socket:
-        """As urllib3's, but the time-out is for all addresses, and a dial can be cut."""
+        """As urllib3's, but the timeout is for all addresses, and a dial can be cut."""
         failure: OSError = ConnectFailed("the host has no address")
         addresses = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
         for family, kind, protocol, _, address in addresses:
@@ -182,7 +182,7 @@ class _Tracked(HTTPConnection):
             try:
                 for option in self.socket_options or ():
                     connecting.setsockopt(*option)
-                connecting.settimeout(self._time_left())
+                connecting.settimeout(self._remaining())
                 if _current.exchange is not None:
                     _current.exchange.dial(connecting)
                 connecting.connect(address)
@@ -194,14 +194,14 @@ class _Tracked(HTTPConnection):
         raise failure
 
     def _greet(self) -> bool:
-        """Ask for the version; any answer will do. False when the connection ends with it.
+        """Read the version; any answer will do. False when the connection ends with it.
 
         A listener that takes connections and says nothing is found here, a certificate that
         is refused after the handshake too: so no write is sent to them, whose outcome would
         be unknown.
         """
         host = f"[{self.host}]" if ":" in self.host else self.host
-        self.sock.settimeout(self._time_left())
+        self.sock.settimeout(self._remaining())
         self.sock.sendall(f"GET {_GREETING} HTTP/1.1\r\nHost: {host}:{self.port}\r\n\r\n".encode())
         answer = HTTPResponse(self.sock, method="GET")
         try:
@@ -217,7 +217,7 @@ class _Tracked(HTTPConnection):
         finally:
             answer.close()
 
-    def _time_left(self) -> float:
+    def _remaining(self) -> float:
         return max(0.001, self._give_up - time.monotonic())
 
     _when_reset = "the server reset the connection"
@@ -266,10 +266,10 @@ class _Adapter(HTTPAdapter):
 
 
 class _Client(etcd3.Client):  # type: ignore[misc] # etcd3-py has no types
-    """etcd3-py's client that asks nothing when it is made, and raises nothing of its own."""
+    """etcd3-py's client that sends nothing when it is made, and raises nothing of its own."""
 
     def _retrieve_version(self) -> None:
-        """It would ask, wait and fail while it is made."""
+        """It would send a request, wait and fail."""
 
     def _verify_version(self) -> None:
         """Of no version."""
@@ -279,7 +279,7 @@ class _Client(etcd3.Client):  # type: ignore[misc] # etcd3-py has no types
 
     @staticmethod
     def _raise_for_status(resp: requests.Response) -> None:
-        """The status is looked at together with the answer."""
+        """The status is examined together with the answer."""
 
     def _post(self, url: str, **kwargs: Any) -> requests.Response:
         # With an underscore it is no header to many proxies.

@@ -19,7 +19,7 @@ from etcd_actions.errors import ConfigError, InvalidRequest
 from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.gateway import errors, wire
-from etcd_actions.etcd.gateway.errors import Asked, Failed
+from etcd_actions.etcd.gateway.errors import CallInfo, Failed
 from etcd_actions.etcd.gateway.wire import Refusal
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.transport import Connection
@@ -78,18 +78,18 @@ class GatewayConnection:
         self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
     ) -> Result:
         """Do one call; see the protocol."""
-        asked = Asked(f"{rpc.name} at {self._endpoint}", rpc.writes)
+        info = CallInfo(f"{rpc.name} at {self._endpoint}", rpc.writes)
         try:
             body = wire.encode(rpc, request)
         except Exception as error:
-            text = f"{asked.what}: the request cannot be written: {describe(error)}"
+            text = f"{info.what}: the request cannot be written: {describe(error)}"
             raise InvalidRequest(text) from error
         headers = call_headers(token, leader=rpc.needs_leader)
         exchange = Exchange(within + _SPARE_SECONDS)
 
         def call() -> Result | Failed:
             try:
-                return self._answer(rpc, asked, exchange, body, headers)
+                return self._answer(rpc, info, exchange, body, headers)
             finally:
                 exchange.finish()
 
@@ -104,7 +104,7 @@ class GatewayConnection:
             except Exception as error:
                 # There can be no more threads, or the call itself failed in its own.
                 reason = f"failed unexpectedly: {describe(error)}"
-                raise errors.lost(asked, reason, sent=exchange.sent) from error
+                raise errors.lost(info, reason, sent=exchange.sent) from error
             if isinstance(result, Failed):
                 self._broken = self._broken or result.broken
                 raise result.error
@@ -112,7 +112,7 @@ class GatewayConnection:
         # A slow disk delays writes, which says nothing of the connection; reads do.
         if exchange.dialled if not exchange.sent else not rpc.writes:
             self._broken = True
-        raise errors.lost(asked, f"no answer within {within:.3g} s", sent=exchange.sent)
+        raise errors.lost(info, f"no answer within {within:.3g} s", sent=exchange.sent)
 
     @asynccontextmanager
     async def watch(self, *, token: str) -> AsyncIterator[GatewayWatchStream]:
@@ -139,7 +139,7 @@ class GatewayConnection:
     def _answer(
         self,
         rpc: Rpc[Request, Result],
-        asked: Asked,
+        info: CallInfo,
         exchange: Exchange,
         body: bytes,
         headers: dict[str, str],
@@ -150,16 +150,16 @@ class GatewayConnection:
             # Read to its end, so that the connection can be used again.
             answer: bytes = response.raw.read(decode_content=True)
         except Exception as error:
-            return errors.from_exception(error, asked, sent=exchange.sent)
+            return errors.from_exception(error, info, sent=exchange.sent)
         if response.status_code != 200:
             refusal = wire.decode_refusal(answer)
             if refusal is None:
-                return errors.from_status(response.status_code, answer, asked)
-            return errors.from_refusal(refusal, asked)
+                return errors.from_status(response.status_code, answer, info)
+            return errors.from_refusal(refusal, info)
         try:
             result = wire.decode(rpc, answer)
         except Exception as error:
-            return errors.from_nonsense(asked, describe(error))
+            return errors.from_nonsense(info, describe(error))
         if isinstance(result, Refusal):
-            return errors.from_refusal(result, asked)
+            return errors.from_refusal(result, info)
         return result

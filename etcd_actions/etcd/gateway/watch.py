@@ -29,7 +29,7 @@ from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import WatchCreate, WatchResponse
 from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.gateway import errors, wire
-from etcd_actions.etcd.gateway.errors import Asked
+from etcd_actions.etcd.gateway.errors import CallInfo
 from etcd_actions.etcd.gateway.http import FAILURES, Body, Exchange, HttpSession
 from etcd_actions.etcd.gateway.wire import Refusal
 
@@ -61,7 +61,7 @@ class _Leg:
         exchange: What can be cut.
         live: The ids that have not ended.
         created: Those of them that etcd has confirmed.
-        revision: The newest that etcd has told on it.
+        revision: The newest that etcd has sent on it.
         cluster_id: Which cluster it is.
         ended: Set when its thread has ended.
     """
@@ -88,7 +88,7 @@ class GatewayWatchStream:
     ) -> None:
         self._session = session
         self._headers = headers
-        self._asked = Asked(what)
+        self._info = CallInfo(what)
         self._on_unavailable = on_unavailable
         self._silence = min(settings.keepalive_time + settings.keepalive_timeout, _LONGEST_SILENCE)
         self._first_answer = min(settings.request_timeout, self._silence)
@@ -106,7 +106,7 @@ class GatewayWatchStream:
         self._parking = Parking()
 
     def create(self, request: WatchCreate) -> None:
-        """Ask for a watcher."""
+        """Request a watcher."""
         self._pending[request.watch_id] = request
         self._token.run_sync_soon(self._open_legs, idempotent=True)
 
@@ -131,7 +131,7 @@ class GatewayWatchStream:
             leg.exchange.cut()
 
     def request_progress(self) -> None:
-        """Ask how far the stream is, in the next leg that is opened."""
+        """Request a progress notification with the next leg that is opened."""
         self._wants_progress = True
 
     async def receive(self) -> Sequence[WatchResponse]:
@@ -179,7 +179,7 @@ class GatewayWatchStream:
             _log.warning("watch_stream_thread_did_not_end", seconds=_CLOSE_TIMEOUT)
 
     def _open_legs(self) -> None:
-        """Send what was asked for in this turn."""
+        """Send the requests of this turn."""
         while self._pending and not self._over:
             self._open_leg(self._pending.pop(next(iter(self._pending))))
         self._wants_progress = False
@@ -199,15 +199,15 @@ class GatewayWatchStream:
         except RuntimeError as error:
             # Called by trio itself, which an exception would end.
             self._legs.discard(leg)
-            self.fail(Unavailable(f"{self._asked.what}: no thread can be started: {error}"))
+            self.fail(Unavailable(f"{self._info.what}: no thread can be started: {error}"))
 
     def _ring_soon(self) -> None:
-        # An event loop that has ended leaves nobody to be told.
+        # An event loop that has ended has no reader.
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._parking.wake, idempotent=True)
 
     def _end(self, failure: EtcdError | None) -> None:
-        """Let nothing more into the buffer. The first cause is the one that is told."""
+        """Let nothing more into the buffer. The first cause is the one that is reported."""
         with self._changed:
             if not self._over:
                 self._over = True
@@ -216,15 +216,15 @@ class GatewayWatchStream:
 
     def _read(self, leg: _Leg, body: bytes | Body) -> None:
         """The thread of a leg: fill the buffer until it ends, however it ends."""
-        failure: EtcdError | None = Unavailable(f"{self._asked.what}: its thread failed")
+        failure: EtcdError | None = Unavailable(f"{self._info.what}: its thread failed")
         try:
             failure = self._follow(leg, body)
         except BaseException as error:
             # A thread has no one who could catch it, and an answer may be anything.
-            failure = Unavailable(f"{self._asked.what}: {describe(error)}")
+            failure = Unavailable(f"{self._info.what}: {describe(error)}")
         finally:
             leg.exchange.finish()
-            # Of a leg without watchers nobody needs to know how it ended.
+            # The end of a leg without watchers needs no report.
             if leg.live:
                 self._end(failure)
             self._ring_soon()
@@ -237,7 +237,7 @@ class GatewayWatchStream:
 
     def _follow(self, leg: _Leg, body: bytes | Body) -> EtcdError | None:
         """Read a leg to its end; returns why it ended, None for silence."""
-        asked = self._asked
+        info = self._info
         answered = False
         try:
             response = self._session.post(leg.exchange, "/watch", body, headers=self._headers)
@@ -246,26 +246,26 @@ class GatewayWatchStream:
                     text = response.raw.read(_ERROR_BODY, decode_content=True)
                     refusal = wire.decode_refusal(text)
                     if refusal is None:
-                        return errors.from_status(response.status_code, text, asked).error
-                    return errors.from_refusal(refusal, asked).error
+                        return errors.from_status(response.status_code, text, info).error
+                    return errors.from_refusal(refusal, info).error
                 leg.exchange.bound_silence(self._silence)
                 answered = True
                 for line in _lines(response.raw):
                     message = wire.watch_response(line)
                     if isinstance(message, Refusal):
-                        return errors.from_refusal(message, asked).error
+                        return errors.from_refusal(message, info).error
                     if not self._take(leg, message, len(line)):
                         return None
         except FAILURES as error:
             if answered and errors.is_silence(error):
                 return None
-            return errors.from_exception(error, asked, sent=leg.exchange.sent).error
+            return errors.from_exception(error, info, sent=leg.exchange.sent).error
         except Exception as error:
-            return errors.from_nonsense(asked, describe(error)).error
-        return Unavailable(f"{asked.what}: etcd ended the stream")
+            return errors.from_nonsense(info, describe(error)).error
+        return Unavailable(f"{info.what}: etcd ended the stream")
 
     def _take(self, leg: _Leg, message: WatchResponse, size: int) -> bool:
-        """Put a message into the buffer, when there is room; False when the leg is over."""
+        """Put a message into the buffer, when there is space; False when the leg has ended."""
         with self._changed:
             while self._is_full() and not self._over and leg.live:
                 self._changed.wait()
@@ -277,9 +277,9 @@ class GatewayWatchStream:
                 self._buffer.append(each)
             self._buffered_events += len(message.events)
             self._buffered_bytes += size
-            over = not leg.live
+            has_ended = not leg.live
         self._ring_soon()
-        return not over
+        return not has_ended
 
     def _meant_for(self, leg: _Leg, message: WatchResponse) -> Sequence[WatchResponse]:
         """What a message of a leg says on the stream, of which the leg is a part."""

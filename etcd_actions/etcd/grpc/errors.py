@@ -23,7 +23,7 @@ def from_failure(failure: CallFailed, *, what: str, writes: bool = False) -> err
     """The error for a failed call.
 
     A write is known not to have happened only where etcd refused it, or where etcd certainly
-    has not begun with it (:attr:`~etcd_actions.http2.CallFailed.not_done`); any other failure
+    has not started it (:attr:`~etcd_actions.http2.CallFailed.not_done`); any other failure
     is an :class:`~etcd_actions.errors.OutcomeUnknown`.
     """
     details = failure.details

@@ -18,7 +18,7 @@ from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.grpc import errors
 from etcd_actions.etcd.grpc.watch import GrpcWatchStream
-from etcd_actions.etcd.reasons import asks_elsewhere
+from etcd_actions.etcd.reasons import is_member_error
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.tls import client_context
 from etcd_actions.etcd.transport import Connection
@@ -102,7 +102,7 @@ class GrpcConnection:
                 failure.code is Code.UNAVAILABLE
                 or not failure.connected
                 or (failure.code is Code.DEADLINE_EXCEEDED and not rpc.writes)
-                or asks_elsewhere(failure.details)
+                or is_member_error(failure.details)
             ):
                 self._broken = True
             raise errors.from_failure(failure, what=what, writes=rpc.writes) from None
@@ -123,7 +123,7 @@ class GrpcConnection:
                 _WATCH, metadata=_metadata(token, leader=True)
             )
         except CallFailed as failure:
-            # Its reader is told, as of a stream that fails later.
+            # Its reader gets the error, as that of a stream that fails later.
             error = errors.from_failure(failure, what=what)
             yield GrpcWatchStream(None, what, self._break, error)
             return

@@ -22,7 +22,7 @@ class GrpcWatchStream:
     """Implements :class:`~etcd_actions.etcd.transport.TransportStream`.
 
     Args:
-        exchange: The call; None where it could not be made.
+        exchange: The call; None if it could not be made.
         what: Names it in errors.
         on_unavailable: Called when it is found that the member cannot be reached.
         failure: Why there is no exchange.
@@ -42,7 +42,7 @@ class GrpcWatchStream:
         self._failure = failure
 
     def create(self, request: WatchCreate) -> None:
-        """Ask for a watcher."""
+        """Request a watcher."""
         self._prev_kv = self._prev_kv or request.prev_kv
         self._send(messages.watch_create(request))
 
@@ -51,7 +51,7 @@ class GrpcWatchStream:
         self._send(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch_id)))
 
     def request_progress(self) -> None:
-        """Ask how far the stream is."""
+        """Request a progress notification."""
         self._send(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
 
     async def receive(self) -> list[WatchResponse]:

@@ -57,7 +57,7 @@ _TYPES: Final = {
 }
 _FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT)
 _SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
-_GONE: Final = "its objects are gone, and nobody recorded how it ended"
+_GONE: Final = "its objects were deleted before its end was recorded"
 
 _log = structlog.get_logger(__name__)
 

@@ -40,7 +40,12 @@ _SIGN_OF_LIFE: Final = 10.0
 
 
 class Log(Protocol):
-    """A log that grows."""
+    """A log that grows.
+
+    Attributes:
+        has_gap: Whether bytes are missing before those that were read last.
+        written: The time of the last write, in seconds since 1970.
+    """
 
     has_gap: bool
     written: float
@@ -72,7 +77,7 @@ HistoryOf = Callable[[ActionId], Awaitable["ActionHistory | None"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Logs:
-    """What logs are read with.
+    """The sources of logs, and of the actions that they belong to.
 
     Attributes:
         client: Reads the actions.
@@ -96,9 +101,9 @@ class _LogRequest:
         action_id: The action.
         incarnation: The incarnation of the action.
         attempt: The attempt.
-        has_started: Whether the attempt is there to be run.
+        has_started: Whether the action has reached the attempt.
         has_ended: Whether the attempt or its action has ended.
-        attempts: The last attempt of the action.
+        attempts: The number of the action's newest attempt.
         is_task: Whether the action is a task.
     """
 
@@ -111,7 +116,7 @@ class _LogRequest:
     is_task: bool = True
 
     def check(self) -> None:
-        """Refuse what cannot have a log."""
+        """Raise Refusal or InvalidArgument if the attempt cannot have a log."""
         if not self.is_task:
             raise Refusal(
                 Code.NOT_FOUND,
@@ -202,7 +207,7 @@ class LogService:
         while not stream.has_ended:
             data = await log.read()
             if log.has_gap:
-                yield _response(["(some of the log is left out here)\n"], log, system=True)
+                yield _response(["(a part of the log is missing here)\n"], log, system=True)
             if data:
                 complete = lines.add(data)
                 for at in range(0, len(complete), _MOST_LINES):
@@ -258,7 +263,7 @@ class LogService:
         return _of_action(target.action_id, target.attempt, action)
 
     async def _check_whether_here(self, target: _LogRequest) -> None:
-        """Refuse a log that will not be on this machine, and name the place where it may be."""
+        """Raise Refusal, with the place of the log, if it will not be on this machine."""
         what = f"attempt {target.attempt} of {describe(target.action_id)}"
         if target.attempt > target.attempts and target.has_ended:
             text = f"there is no {what}: it ended in attempt {target.attempts}"
@@ -268,7 +273,7 @@ class LogService:
         here = socket.gethostname()
         where = (
             "it is in the state directory of the executor that ran it, unless that has removed "
-            "it, or nothing of it was started: ask the service there"
+            "it, or nothing of it was started: read it from the service there"
         )
         if not target.has_ended:
             owner = await self._logs.client.claimed_by(target.action_id)
@@ -276,7 +281,7 @@ class LogService:
                 # The attempt waits, or is about to start.
                 return
             if owner:
-                where = f"{owner} runs it: ask the service there"
+                where = f"{owner} runs it: read it from the service there"
         raise Refusal(Code.NOT_FOUND, f"the log of {what} is not on {here}: {where}")
 
 

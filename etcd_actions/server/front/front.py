@@ -12,12 +12,12 @@ from etcd_actions.images import ImageBuilds
 from etcd_actions.registry.projects import Projects
 from etcd_actions.registry.registry import Registry
 from etcd_actions.runs.run_index import RunIndex
-from etcd_actions.server.application import Route
+from etcd_actions.server.application import Calls, Route
 from etcd_actions.server.front.attempt_logs import Logs, LogService
 from etcd_actions.server.front.data_proxy_service import DataProxy
 from etcd_actions.server.front.earlier_names import LegacyDataProxy, LegacyLogs
 from etcd_actions.server.front.local_files import LocalFiles
-from etcd_actions.server.front.pages import Admission, Pages
+from etcd_actions.server.front.pages import Pages
 from etcd_actions.server.front.platform_services import (
     ClusterService,
     IdentityService,
@@ -119,11 +119,11 @@ class FrontDoor:
         yield TriggerService()
         yield NoApps()
 
-    def routes(self, admission: Admission) -> Iterable[Route]:
+    def routes(self, calls: Calls) -> Iterable[Route]:
         """The routes of plain HTTP."""
         if self._transfers is not None:
             yield self._transfers
-        yield Pages(self.client, admission, None if self.logs is None else self.logs.source)
+        yield Pages(self.client, calls, None if self.logs is None else self.logs.source)
 
     @cached_property
     def _stored_projects(self) -> Projects:

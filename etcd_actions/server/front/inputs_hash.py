@@ -20,7 +20,7 @@ _MSGPACK: Final = "msgpack"
 
 
 def inputs_hash(literals: Iterable[NamedLiteral], ignored: Collection[str] = ()) -> str:
-    """Hash inputs; empty if there are none."""
+    """Hash inputs except the ignored names; empty if none is left."""
     hashed = [each for each in literals if each.name not in ignored]
     if not hashed:
         return ""

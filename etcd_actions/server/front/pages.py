@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from http import HTTPStatus
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 import trio
@@ -30,8 +30,8 @@ from etcd_actions.server.front.attempt_messages import phase_name
 from etcd_actions.web import respond
 
 if TYPE_CHECKING:
+    from etcd_actions.server.application import Calls
     from etcd_actions.server.front.attempt_logs import LogSource
-    from etcd_actions.server.tokens import Identity
     from etcd_actions.web import Message, Receive, Send
 
 _MOST_ACTIONS: Final = 2_000
@@ -58,18 +58,6 @@ _STYLE: Final = (
 )
 
 
-class Admission(Protocol):
-    """Admits clients."""
-
-    async def admit(self, authorization: str | None, address: str) -> Identity | None:
-        """The identity of the token; None if no token is needed.
-
-        Raises:
-            Refusal: The client is not admitted, or calls too often.
-        """
-        ...
-
-
 class _Location(NamedTuple):
     run: ActionId
     log_of: str
@@ -87,18 +75,16 @@ class Pages:
 
     Args:
         client: Reads the actions.
-        admission: See :class:`Admission`.
+        calls: Admits the clients.
         logs: The logs of this machine; None for none.
     """
 
     path = "/v2/domain/"
 
-    def __init__(
-        self, client: ActionsClient, admission: Admission, logs: LogSource | None = None
-    ) -> None:
+    def __init__(self, client: ActionsClient, calls: Calls, logs: LogSource | None = None) -> None:
         self._client = client
         self._reader = RunReader(client)
-        self._admission = admission
+        self._calls = calls
         self._logs = logs
         self._turns = trio.CapacityLimiter(_AT_ONCE)
 
@@ -123,12 +109,12 @@ class Pages:
 
     async def _answer(self, scope: Message) -> _Response:
         if scope["method"] not in ("GET", "HEAD"):
-            return _Response(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD are known here")
+            return _Response(HTTPStatus.METHOD_NOT_ALLOWED, "use GET or HEAD")
         headers = {name.lower(): value for name, value in scope["headers"]}
         shown = headers.get(b"authorization")
         location = _location(scope["path"])
         try:
-            identity = await self._admission.admit(
+            identity = await self._calls.admit(
                 None if shown is None else shown.decode("latin-1"), (scope["client"] or ("",))[0]
             )
             if location is None:
@@ -151,7 +137,7 @@ class Pages:
         except (InvalidArgument, UnusableFile) as error:
             return _Response(HTTPStatus.BAD_REQUEST, str(error))
         except EtcdActionsError as error:
-            return _Response(HTTPStatus.SERVICE_UNAVAILABLE, f"etcd cannot be asked now: {error}")
+            return _Response(HTTPStatus.SERVICE_UNAVAILABLE, f"etcd cannot be read now: {error}")
 
     async def _log(self, location: _Location) -> str:
         run = location.run

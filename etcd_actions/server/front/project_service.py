@@ -186,7 +186,7 @@ class ProjectService:
     def _check_known(self, project: str) -> None:
         known = self._settings.projects
         if known is not None and project not in known:
-            raise NotFound(f"project {project!r} is none of those here: {', '.join(known)}")
+            raise NotFound(f"there is no project {project!r}: the projects are {', '.join(known)}")
 
     def _project(self, row: _Row, org: str) -> pb.Project:
         project, stored = row

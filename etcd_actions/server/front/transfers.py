@@ -137,7 +137,7 @@ class Transfers:
         method = scope["method"]
         if method not in ("GET", "HEAD", "PUT"):
             allow = (b"allow", b"GET, HEAD, PUT")
-            raise _Failed(HTTPStatus.METHOD_NOT_ALLOWED, "GET, HEAD and PUT are known here", allow)
+            raise _Failed(HTTPStatus.METHOD_NOT_ALLOWED, "use GET, HEAD or PUT", allow)
         grant = await self._grant("PUT" if method == "PUT" else "GET", scope)
         try:
             if method == "PUT":
@@ -229,11 +229,11 @@ class Transfers:
 
 @asynccontextmanager
 async def _turn(semaphore: trio.Semaphore) -> AsyncIterator[None]:
-    """Wait for capacity."""
+    """Wait for capacity, at most :data:`_PATIENCE`; then raise _Failed with 503."""
     with trio.move_on_after(_PATIENCE) as scope:
         await semaphore.acquire()
     if scope.cancelled_caught:
-        reason = "too many transfers are under way: try again"
+        reason = "too many transfers are in progress: try again"
         raise _Failed(HTTPStatus.SERVICE_UNAVAILABLE, reason, _RETRY)
     try:
         yield
@@ -258,24 +258,26 @@ def _headers(scope: Message) -> dict[bytes, bytes]:
 def _check_announced(grant: Grant, most: int, headers: Mapping[bytes, bytes]) -> None:
     """Refuse an upload by its headers, before its body arrives."""
     if not grant.path.startswith(STORED):
-        raise _Failed(HTTPStatus.FORBIDDEN, "only what is stored can be put")
+        raise _Failed(
+            HTTPStatus.FORBIDDEN, "this URL is of a file, not of a blob: nothing can be uploaded"
+        )
     length = headers.get(b"content-length")
     if length is not None:
         size = int(length) if length.isdigit() and len(length) < 19 else -1
         if size > most:
             raise _Failed(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"{size} bytes are announced, and {most} are taken",
+                f"content-length is {size}, above the largest that is accepted, {most}",
             )
         if grant.length is not None and size != grant.length:
             raise _Failed(
                 HTTPStatus.BAD_REQUEST,
-                f"{size} bytes are announced, and the URL is for {grant.length}",
+                f"content-length is {size}, and the URL is for {grant.length} bytes",
             )
     announced = headers.get(b"content-md5")
     if announced is not None and grant.md5 and _md5(announced) != grant.md5:
         raise _Failed(
-            HTTPStatus.BAD_REQUEST, "content-md5 is another than that which the URL is for"
+            HTTPStatus.BAD_REQUEST, "content-md5 differs from the MD5 that the URL is for"
         )
 
 

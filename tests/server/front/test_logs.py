@@ -273,7 +273,7 @@ async def test_a_log_that_is_elsewhere_says_where(
         assert await claims.claim(ROOT, action.incarnation) is not None
         code, text = (await read(server, ROOT)).refused()
     assert code is grpc.StatusCode.NOT_FOUND
-    assert "other-machine/17 runs it: ask the service there" in text
+    assert "other-machine/17 runs it: read it from the service there" in text
     await client.put_status(ROOT, 1, ActionStatus(Phase.SUCCEEDED))
     code, text = (await read(server, ROOT)).refused()
     assert code is grpc.StatusCode.NOT_FOUND

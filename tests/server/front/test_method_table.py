@@ -140,7 +140,7 @@ async def test_each_unary_method_ends_when_the_service_ends(methods: Methods) ->
     ended = []
 
     async def run(path: str) -> None:
-        with pytest.raises(ConnectError, match="the service is ending") as caught:
+        with pytest.raises(ConnectError, match="the service is shutting down") as caught:
             await call(methods, path, request_of(methods, path, fails=False))
         assert caught.value.code is Code.UNAVAILABLE, path
         ended.append(path)

@@ -212,7 +212,7 @@ async def test_settings_say_which_projects_can_be_created(client: ActionsClient)
     front = FrontDoor(client=client, keepalive=30, projects=ProjectSettings(projects=("a", "b")))
     async with opened(client, front) as door:
         await door.create(pb.Project(id="a", description="told by a client"))
-        await refused("not_found", door.create(pb.Project(id="c")), "'c' is none .* a, b")
+        await refused("not_found", door.create(pb.Project(id="c")), "no project 'c': .* a, b")
         await refused("not_found", door.update(pb.Project(id="c")))
         assert await door.ids() == ["a", "b"]
         assert (await door.get("a")).description == "told by a client"

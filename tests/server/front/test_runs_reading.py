@@ -240,7 +240,7 @@ async def test_the_record_answers_when_the_objects_have_expired(
 
     unrecorded = await told()
     assert unrecorded.action.status.phase == ActionPhase.ACTION_PHASE_ABORTED
-    assert "gone" in unrecorded.action.abort_info.reason
+    assert "deleted before its end was recorded" in unrecorded.action.abort_info.reason
     changed = msgspec.structs.replace(record, status=status)
     await client.store.txn(Txn((), (Put(key, encode(changed)),)))
     found = await told()

@@ -234,7 +234,7 @@ async def test_settings_name_the_projects_that_there_are(client: ActionsClient) 
                 await ask.ask(*call)
                 continue
             with pytest.raises(
-                Failed, match=r"run\.project: project 'typo' is none.*a, b"
+                Failed, match=r"run\.project: there is no project 'typo': .* a, b"
             ) as caught:
                 await ask.ask(*call)
             assert caught.value.code == "not_found"
