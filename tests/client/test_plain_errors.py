@@ -95,6 +95,7 @@ OPENED_BY_OTHERS = {
     "open_executor_with",
     "open_fork_server",
     "open_listener",
+    "open_spool",
     "open_task_index",
 }
 WITHOUT_TASKS = {"Etcd.watch", "subscribe", "subscribe_run", "subscribe_all", "open_embedded_etcd"}
