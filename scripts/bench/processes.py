@@ -29,6 +29,7 @@ _START_SECONDS = 20.0
 _STOP_SECONDS = 15.0
 _QUOTA_BYTES = 8 << 30
 _SHOWN_LINES = 12
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 # Has the kernel kill it with its parent, then becomes the command. A function that is run
 # between fork and exec would do, but grpcio does not survive a fork of its process.
 _LAUNCHER = """
@@ -293,6 +294,8 @@ def command_cost(command: Sequence[str], log: Path) -> tuple[float, float]:
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
+            # The first run writes the bytecode, as an installation does.
+            env={name: text for name, text in os.environ.items() if name != _NO_BYTECODE},
         )
         took = time.perf_counter() - began
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
