@@ -1,9 +1,9 @@
-"""Ends conditions that nobody signalled in time, as Flyte's executor does, where there is none.
+"""Ends conditions that were not signalled in time, as Flyte's executor does, where there is none.
 
-Each process notes the conditions that go on, and since when it knows them; the leader ends those
-whose time is over. Flyte counts from ``metadata.creationTimestamp``; here the wall clock is asked
-once, when a condition is first seen, how old it is: from then on its age grows with the monotonic
-clock, whatever the wall clock is set to.
+Each process notes the conditions that have not ended, and since when it knows them. The leader
+ends those whose time has passed. Flyte counts from ``metadata.creationTimestamp``. Here the wall
+clock is read once, when a condition is first seen, for its age. From then on the age grows with
+the monotonic clock, whatever the wall clock is set to.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from etcd_actions.model.durations import age_of, limit_of
 from etcd_actions.storage.store import Store
 
 TOO_LONG: Final = ErrorState(
-    code="ConditionTimedOut", kind="USER", message="nobody signalled it in time"
+    code="ConditionTimedOut", kind="USER", message="it was not signalled in time"
 )
 """How a condition ends that timed out; code and kind are those of Flyte's executor."""
 
 _FIELD: Final = "spec.conditionSpec.timeout"
 _BACKOFF = Backoff(initial=0.2, cap=30.0)
 _LEADERSHIP: Final = 1.0
-"""Seconds until a process that a write has told that it does not lead looks again."""
+"""Seconds until a process checks again, after a write has shown that it does not lead."""
 
 _log = structlog.get_logger(__name__)
 
@@ -53,11 +53,11 @@ class _Seen(NamedTuple):
 
 
 class ConditionTimeouts:
-    """The conditions below a prefix that go on, and when their time is over.
+    """The conditions below a prefix that have not ended, and when their time ends.
 
     Args:
         store: Where they are.
-        clock: What time-outs are counted on.
+        clock: The clock of the timeouts.
         now: The time that is written down.
         containment: The boundaries of the process.
     """
@@ -75,18 +75,18 @@ class ConditionTimeouts:
         self._now = now
         self._containment = containment or Containment()
         self._open: dict[bytes, _Seen] = {}
-        # When each is to be looked at: at once where its time-out is not known yet.
+        # When each is checked next: at once if its timeout is not known yet.
         self._due: KeyedHeap[bytes, float] = KeyedHeap()
         self._failures: dict[bytes, int] = {}
         self._changed = trio.Event()
 
     def __len__(self) -> int:
-        """How many conditions go on."""
+        """How many conditions have not ended."""
         return len(self._open)
 
     @property
     def keys(self) -> Collection[bytes]:
-        """The keys of those that go on."""
+        """The keys of those that have not ended."""
         return self._open.keys()
 
     def note(self, key: bytes, summary: Summary) -> None:
@@ -106,20 +106,20 @@ class ConditionTimeouts:
         self._look(key, now)
 
     def forget(self, key: bytes) -> None:
-        """A key is gone, or what it holds is over."""
+        """A key was deleted, or its action has ended."""
         if self._open.pop(key, None) is not None:
             self._due.remove(key)
             self._failures.pop(key, None)
             self._containment.forget("condition", _text(key))
 
     async def end_in_time(self, fence: Callable[[], Compare | None]) -> None:
-        """End each condition when its time is over, until cancelled.
+        """End each condition when its time has passed, until cancelled.
 
         A signal, an abort or any other change that comes first wins: each write compares the
-        revision of what was read. Cancelled, a condition was ended completely or not at all.
+        revision that was read. Cancelled, a condition was ended completely or not at all.
 
         Args:
-            fence: What must hold for a write to count: that this process leads; None where
+            fence: What must hold for a write to count: that this process leads; None if
                 it need not be elected.
         """
         while True:
@@ -166,15 +166,15 @@ class ConditionTimeouts:
         return self._clock.monotonic() + _BACKOFF.delay(failures)
 
     async def _look_at(self, key: bytes, fence: Callable[[], Compare | None]) -> float | None:
-        """End a condition if its time is over; else when it is. None: it has no end in time."""
+        """End a condition if its time has passed; else return when it will, None for never."""
         kv = await self._store.get(key)
         seen = self._open.get(key)
-        # One that is gone, or was made anew, comes by the watch.
+        # One that is gone, or was created again, comes by the watch.
         if kv is None or seen is None or kv.create_revision != seen.create_revision:
             return None
         try:
             action = StoredAction.of(kv)
-            # What Flyte's service was given and nobody made the end of is a signal that came first.
+            # A signal of Flyte's service that did not end the condition yet came first.
             if action.is_terminal or action.status.signal_value:
                 return None
             ends = self._ends(action, seen)

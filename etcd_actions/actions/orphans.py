@@ -2,9 +2,9 @@
 
 Kubernetes has a garbage collector for that; on bare etcd this package does it. Each write
 compares that the parent is absent, or another incarnation, and that the orphan is as it was
-read. A deletion is a state first: what goes on is ended as ABORTED, what is not recorded yet
+read. A deletion is a state first: what has not ended is ended as ABORTED, what is not recorded yet
 waits for that; the mark then deletes it. Its own children follow, since each deletion is
-looked at in turn.
+checked in turn.
 
 An orphan names its parent by an owner reference with a uid: then the parent is that incarnation,
 and Kubernetes' garbage collector would collect the orphan, too. Or it names it by
@@ -67,7 +67,7 @@ class _Owned(NamedTuple):
     key: bytes
     owner_key: bytes
     owner_uid: str
-    """Empty where it names it by ``spec.parentActionName`` alone: any incarnation will do."""
+    """Empty if it names it by ``spec.parentActionName`` alone: any incarnation will do."""
     run: ActionId | None = None
     """Whose parent it has to be, if there is no uid."""
 

@@ -2,8 +2,8 @@
 
 An action's name is made of its parent's name, its task and its inputs. So an action of the run that
 is recovered and one of the new run that have the same name are the same call. The root notes the
-runs to look in, all below it inherit that, and what succeeded there is created as an action that is
-over: RECOVERED, with the outputs where they are.
+runs to look in, all below it inherit that, and what succeeded there is created as an action that
+has ended: RECOVERED, with the outputs where they are.
 
 The runs are in an order: the one that is recovered, then the one that it recovered itself, and so
 on. The first that has the action decides. Each says which actions are not taken from it, nor from

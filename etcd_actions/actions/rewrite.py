@@ -35,7 +35,7 @@ Change = Callable[[StoredAction, dict[str, Any]], bool]
 
 It leaves ``spec`` and ``metadata.managedFields`` alone.
 
-It is called again with the newer object whenever somebody else was faster, and after a lost
+It is called again with the newer object whenever another writer was faster, and after a lost
 answer maybe with what it has written itself; an error of its own ends the attempt.
 """
 
@@ -83,7 +83,7 @@ async def rewrite(
             would be too large.
         DecodeError: What is stored cannot be read.
         OutcomeUnknown: The answer was lost and the object was not changed when it was read
-            again, or could not be read. The change may still be applied; asking for the
+            again, or could not be read. The change may still be applied; to request the
             same again does it once.
         EtcdError: etcd did not do it; nothing was changed.
     """
@@ -152,15 +152,15 @@ async def _rewrite(
             return StoredAction.of(current)
         unchanged = current is not None and current.mod_revision == before.mod_revision
         if fence is not None and unchanged:
-            raise ClaimLost(f"{describe(action_id)} is claimed by somebody else, or by nobody")
+            raise ClaimLost(f"{describe(action_id)} is claimed by another process, or not at all")
         before, sure = current, True
 
 
 def _changed(before: KeyValue, action: StoredAction, change: Change, field: str) -> bytes | None:
-    """The bytes of an object after a change; None where that says nothing that is not there."""
+    """The bytes of an object after a change; None if that says nothing that is not there."""
     codec = codec_of(before.value)
     tree = codec.decode_tree(before.value, key=before.key, revision=before.mod_revision)
-    # What is asked for, and who wrote which field, is most of an object, and changed by nobody.
+    # The specification and the managed fields are most of an object, and never change.
     unchanged = (tree.get("spec"), tree["metadata"].get("managedFields"))
     if not change(action, tree):
         return None

@@ -1,7 +1,7 @@
-"""Listings of whole runs, each shared by all who ask about the run at that time.
+"""Listings of runs, each shared by all callers that request the run at that time.
 
-Whose children an action's are cannot be read from their keys, so the whole run is read. Where a run
-of thousands is deleted action by action, each would read it again: thousands squared.
+The children of an action cannot be read from their keys, so all of the run is read. If a run of
+thousands is deleted action by action, each would read it again: thousands squared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 _MOST_RUNS: Final = 2
 _LONGEST_KEPT: Final = 5.0
-# Of the time a run's listings take at most a fifth, however many ask about it one by one.
+# Of the time a run's listings take at most a fifth, however many callers request it one by one.
 _PAUSE: Final = 4.0
 _LONGEST_PAUSE: Final = 1.0
 
@@ -74,7 +74,7 @@ class RunListings(Generic[T]):
         """What named an owner, at ``revision`` or later.
 
         Waits for a listing of the run, whose caller waits in turn until the one before is some time
-        ago: so those who ask meanwhile have one together.
+        ago: so callers that come until then share one.
 
         Args:
             run: The run of both.
@@ -95,11 +95,11 @@ class RunListings(Generic[T]):
             return listed.by_owner.get(owner_key, ())
 
     def _of(self, run: Run) -> _Shared[T]:
-        """What is shared of a run; that of runs that nobody asks about is forgotten."""
+        """What is shared of a run; it is dropped when no caller requests the run."""
         shared = self._runs.setdefault(run, _Shared())
         self._runs.move_to_end(run)
         for each in list(self._runs)[:-_MOST_RUNS]:
-            # Locked while anybody asks, or waits.
+            # Locked while a caller reads, or waits.
             if not self._runs[each].lock.locked():
                 del self._runs[each]
         return shared

@@ -42,10 +42,10 @@ async def signal(
 
     Value, sender, time and the end, as Flyte's executor writes it a moment later, are one
     write: here there need not be an executor, and one that is there finds its work done. The
-    same value again changes nothing, also after the end; only a condition that somebody else
-    signalled and nobody ended is ended then.
+    same value again changes nothing, also after the end; only a condition that another client
+    signalled, and that has not ended, is ended then.
 
-    It is one compare-and-swap, tried until nobody else was faster: changes of others stay,
+    It is one compare-and-swap, retried until no other writer was faster: changes of others stay,
     and cancelled it was done completely or not at all.
 
     Args:
@@ -53,7 +53,7 @@ async def signal(
         keys: Under which key.
         action_id: Which condition.
         value: A boolean, an integer, a float or a string, or a literal with one.
-        signalled_by: The subject who signals, empty if nobody is known. Of an identity it is
+        signalled_by: The subject who signals, empty if it is not known. Of an identity it is
             that of its user, or else of its application.
         cache: The objects read or written last: the one in it is tried without a read.
         clock: The time.
@@ -95,7 +95,7 @@ async def signal(
                 tree, Phase.SUCCEEDED, now=clock(), reason=_SIGNALED
             )
         if action.is_terminal:
-            raise FailedPrecondition(f"{who} is over: it ended as {action.phase.name}")
+            raise FailedPrecondition(f"{who} has ended as {action.phase.name}")
         _check_type(action, number, kind)
         now = clock()
         status = tree["status"] = tree.get("status") or {}
@@ -127,7 +127,7 @@ def _type_of(value: Literal) -> tuple[int, str]:
 
 
 def _present(action: StoredAction) -> Literal | None:
-    """The value that is there; one that nobody can read counts as none, as in Flyte."""
+    """The value that is there; one that cannot be read counts as none, as in Flyte."""
     try:
         return flyte.signal_value(action)
     except DecodeError:
@@ -143,11 +143,11 @@ def _check_type(action: StoredAction, number: int, kind: str) -> None:
     if declared is not None and declared.WhichOneof("type") == "simple":
         if declared.simple == number:
             return
-        wanted = next((name for known, name in _TYPES.values() if known == declared.simple), None)
+        expected = next((name for known, name in _TYPES.values() if known == declared.simple), None)
     else:
-        wanted = None
+        expected = None
     raise InvalidArgument(
         "value",
         f"of type {kind}, but {describe(action.action_id)} waits for "
-        + (f"type {wanted}" if wanted else "no type that can be signalled"),
+        + (f"type {expected}" if expected else "no type that can be signalled"),
     )

@@ -77,18 +77,18 @@ async def put_status(
     """Report the status of an action.
 
     The phase becomes conditions and history in the executor's form, see ``docs/status.md``.
-    Within an attempt it may go as `FOLLOWERS` says. A higher attempt begins anew from any
+    Within an attempt it may go as `FOLLOWERS` says. A higher attempt starts again from any
     phase but an end, with QUEUED where the report names no phase. A report that says what is
     there already writes nothing. An end stays; until it is recorded the same end may still
-    be told more exactly.
+    be reported more exactly.
 
-    It is one compare-and-swap, tried until nobody else was faster: changes of others stay,
+    It is one compare-and-swap, retried until no other writer was faster: changes of others stay,
     and cancelled it was done completely or not at all.
 
     Args:
         store: Where the action is.
         keys: Under which key.
-        action_id: Which action; not a trace, which is reported whole.
+        action_id: Which action; not a trace, which is reported as one.
         attempt: Which attempt the report is about, from 1 on.
         status: The report.
         error: Why it failed, with the phases FAILED, TIMED_OUT and ABORTED.
@@ -221,15 +221,15 @@ def _next(action: StoredAction, report: _Report) -> Phase:
         raise FailedPrecondition(
             f"{state}: a report about attempt {report.attempt}, {report.phase.name}, is too late"
         )
-    anew = report.attempt > attempt
+    is_newer = report.attempt > attempt
     phase = report.phase
-    if phase is Phase.UNSPECIFIED and not anew:
+    if phase is Phase.UNSPECIFIED and not is_newer:
         return phase
-    if now.is_terminal and (anew or phase is not now):
+    if now.is_terminal and (is_newer or phase is not now):
         raise FailedPrecondition(
             f"{state}, an end: {phase.name} in attempt {report.attempt} cannot follow"
         )
-    if anew:
+    if is_newer:
         started = now is not Phase.UNSPECIFIED
         return Phase.QUEUED if started and phase is Phase.UNSPECIFIED else phase
     if phase not in FOLLOWERS[now]:

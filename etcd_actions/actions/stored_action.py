@@ -89,31 +89,31 @@ def same_action(one: ActionId, other: ActionId) -> bool:
     return same_run(one, other) and one.object_name == other.object_name
 
 
-def check_identity(found: ActionObject, wanted: ActionId) -> None:
+def check_identity(found: ActionObject, expected: ActionId) -> None:
     """Two actions can have one key: neither project nor domain is in it.
 
     Raises:
         NotFound: The object is another action's.
     """
     is_ = found.action_id
-    if same_action(is_, wanted):
+    if same_action(is_, expected):
         return
-    other_org = is_.org and wanted.org and is_.org != wanted.org
-    discreet = f"there is no action {describe(wanted)}"
+    other_org = is_.org and expected.org and is_.org != expected.org
+    discreet = f"there is no action {describe(expected)}"
     raise AnotherAction(
-        f"{discreet}: {wanted.object_name} is action {describe(is_)}"
-        + (f" in organisation {is_.org}, not {wanted.org}" if other_org else ""),
+        f"{discreet}: {expected.object_name} is action {describe(is_)}"
+        + (f" in organisation {is_.org}, not {expected.org}" if other_org else ""),
         discreet,
     )
 
 
-def check_incarnation(found: StoredAction, wanted: Incarnation) -> None:
-    """An action that was deleted and made again is another object under the same key.
+def check_incarnation(found: StoredAction, expected: Incarnation) -> None:
+    """An action that was deleted and created again is another object under the same key.
 
     Raises:
         NotFound: The object is another incarnation.
     """
-    if not found.incarnation.may_be(wanted):
+    if not found.incarnation.may_be(expected):
         raise NotFound(
             f"the object of action {describe(found.action_id)} that is meant is gone: another was "
             f"made under its name, at revision {found.create_revision}"

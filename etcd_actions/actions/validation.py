@@ -1,6 +1,6 @@
 """What Flyte's schema and a Kubernetes API server would reject, checked before it is written.
 
-On bare etcd nobody else looks, and an object with, say, an invalid label is one that an API
+On bare etcd no other process does, and an object with, say, an invalid label is one that an API
 server serves and then never changes again. The limits are those of Flyte's CRD and of
 Kubernetes' own validation.
 """
@@ -86,7 +86,7 @@ def check_names(action_id: ActionId, parent: str) -> None:
 def check_run_spec(labels: Iterable[str], annotations: Iterable[str]) -> None:
     """Refuse names of labels and annotations that are not a caller's to set.
 
-    With a label that says how an action ended nobody would be told of it, or it would be
+    With a label that says how an action ended its end would not be reported, or it would be
     deleted while it runs; with an annotation of ours it could be taken for another one.
 
     Raises:
@@ -135,7 +135,7 @@ def check(action: ActionObject) -> None:
 def check_size(value: bytes, field: str) -> None:
     """Refuse a value that etcd would not take.
 
-    Flyte's SDK tries a ``RESOURCE_EXHAUSTED`` for ever, so it is the argument that is wrong.
+    Flyte's SDK retries a ``RESOURCE_EXHAUSTED`` forever, so it is the argument that is wrong.
 
     Raises:
         InvalidArgument: It is too large.

@@ -316,7 +316,7 @@ class ActionsClient(DeadLetterRequests):
     async def list_run_actions(
         self, run: ActionId | RunIdentifier, *, traces: bool = False
     ) -> Listing:
-        """Return the tasks and conditions of a run, at one revision, and its traces if asked."""
+        """Return the tasks and conditions of a run, at one revision, and its traces on request."""
         return await self._lister.list_run_actions(run_id_of(run), traces=traces)
 
     @request
@@ -423,7 +423,7 @@ class ActionsClient(DeadLetterRequests):
         try:
             yield
         except BaseException:
-            # Cancelled it goes on in the background; the body's error must not be lost.
+            # Cancelled, it continues in the background; the body's error must not be lost.
             with suppress(trio.Cancelled):
                 await self.stop_watching(0)
             raise

@@ -76,7 +76,7 @@ class DeadLetterCache:
         self.size = 0
 
     def dispatch(self, changes: Sequence[Change], /) -> None:
-        """Accept changes of the watch; what was written since is newer."""
+        """Accept changes of the watch; later writes are newer."""
         for change in changes:
             kv = change.kv
             if kv.mod_revision <= self._deleted.get(kv.key, 0):

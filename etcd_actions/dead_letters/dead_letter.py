@@ -107,7 +107,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LastReport(NamedTuple):
-    """What is reported again of a deleted object; ``value`` is None where it was too large."""
+    """What is reported again of a deleted object; ``value`` is None if it was too large."""
 
     update: ActionUpdate
     value: bytes | None

@@ -154,7 +154,7 @@ class DeadLetterStore:
         Args:
             what: ``record`` or ``status``.
             update: The state that was rejected.
-            value: The stored object, None where it is not known.
+            value: The stored object, None if it is not known.
             code: A number of ``google.rpc.Code``.
             error: The run service's message.
         """
@@ -351,7 +351,7 @@ def _has_request(dead_letter: DeadLetter | None, requests: frozenset[str]) -> bo
 
 
 def _value_of(kv: KeyValue) -> bytes | None:
-    """The object that a dead letter keeps, None where it keeps none that can be read."""
+    """The object that a dead letter keeps, None if it keeps none that can be read."""
     try:
         last = form.last_report_of(form.decode(kv))
     except DecodeError as error:

@@ -60,7 +60,7 @@ class DeadLetterOperations:
         """Request another try of the call; repeated, it stays one request.
 
         Returns:
-            The dead letter with its request, as it is now; None where it does not exist: the call
+            The dead letter with its request, as it is now; None if it does not exist: the call
             was accepted, or an operator deleted it.
 
         Raises:
@@ -85,7 +85,7 @@ class DeadLetterOperations:
             requested: What :meth:`retry` returned.
 
         Returns:
-            None where the dead letter does not exist any more: the call was accepted. Else the dead
+            None if the dead letter does not exist any more: the call was accepted. Else the dead
             letter, with the new rejection, or a note why nothing could be reported.
         """
         request = requested.request

@@ -109,7 +109,7 @@ class Index:
     def redeliver_all(self) -> None:
         """A watch begins, or the store is another one: all states are going to come again.
 
-        What waits to be handled goes on waiting, and counts as delivered until then.
+        What waits to be handled still waits, and counts as delivered until then.
         """
         self._again = set(self)
 

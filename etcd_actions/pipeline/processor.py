@@ -303,7 +303,7 @@ class Processor:
             await self._nursery.start(self._run.run)
 
     async def stop_watching(self, grace: float | None = None) -> None:
-        """Take in no more changes, finish what was taken in, then end.
+        """Take in no more changes, finish the accepted ones, then end.
 
         What is not finished within ``grace`` seconds (by default the settings') is logged
         and given up; the next start finds it, since it is still in etcd, unmarked. When nothing

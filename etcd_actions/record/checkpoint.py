@@ -188,7 +188,7 @@ class Checkpoint:
     ) -> None:
         """Save what ``current`` returns whenever it has increased; returns when fenced off.
 
-        While etcd is unavailable it retries without limit. Cancelled it leaves what was saved last.
+        While etcd is unavailable it retries without limit. Cancelled, the last saved state stays.
 
         Args:
             current: Returns the revision that can be saved now; 0 for none.
@@ -207,7 +207,7 @@ class Checkpoint:
             await trio.sleep(every)
 
     async def _write(self, revision: int, fence: Compare) -> bool:
-        """Write both; False where the key is not what is known of it."""
+        """Write both; False if the key is not as it is known."""
         assert self._mod_revision is not None
         unchanged = Compare(
             self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, self._mod_revision

@@ -1,7 +1,7 @@
 """Terminal states that were accepted too early, to be reported again when no older call can land.
 
 They occupy neither a worker nor their key: each waits here, and returns to the work queue when it
-is due. A newer state of its key is handled meanwhile as if nothing waited.
+is due. A newer state of its key is handled at once, as if nothing waited.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from etcd_actions.follow.workqueue import WorkQueue
 from etcd_actions.watch import Change
 
 _BUSY = 1.0
-"""Seconds until a change is tried again whose key had other work."""
+"""Seconds until a change is retried whose key had other work."""
 
 
 class DeferredReports:

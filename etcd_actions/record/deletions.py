@@ -24,10 +24,10 @@ class Deletions:
         index: Has the deletions that are still to be reported.
         store: Reads objects.
         keys: Where objects are.
-        aborter: Ends what is to be deleted.
+        aborter: Ends actions before they are deleted.
         orphans: Collects the children.
         reporter: Reports to the run service.
-        deferred: Has what is to be reported again.
+        deferred: Keeps the reports that are repeated later.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Deletions:
         """Report a deletion, where that is needed, and handle what the action leaves behind.
 
         Returns:
-            Whether it is done; False where it is deferred.
+            Whether it is done; False if it is deferred.
 
         Raises:
             EtcdActionsError: It is to be called again.

@@ -75,7 +75,7 @@ class LeaderTasks:
     timeouts: ConditionTimeouts
 
     async def clean_up(self, listed: trio.Event) -> None:
-        """Complete what was interrupted; what etcd does not do is repeated, without limit.
+        """Complete interrupted work; what etcd does not do is repeated, without limit.
 
         It lists the objects again, so it waits for the first list: two at a time take twice as
         long.
@@ -226,7 +226,7 @@ class Leader:
         clean_up = partial(self._tasks.clean_up, progress.listed)
         nursery.start_soon(keep, "task", "cleaning up", clean_up)
         timeouts = partial(self._tasks.timeouts.end_in_time, lambda: fence)
-        nursery.start_soon(keep, "task", "time-outs of conditions", timeouts)
+        nursery.start_soon(keep, "task", "timeouts of conditions", timeouts)
 
     async def _deliver_backlog(self) -> None:
         """Queue all that is known to need a report or a mark, and was not delivered since."""

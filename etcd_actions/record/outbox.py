@@ -10,10 +10,11 @@ be fenced, so:
 
 - Each call starts and ends while the leader's lease is surely alive.
 - A terminal state that was accepted while a call of an older leader, or one of unknown outcome,
-  could still land after it is reported again when that is over, and only then marked. It waits
+  could still land is reported again when none can, and only then marked. It waits
   apart, see :mod:`etcd_actions.record.deferred_reports`.
 - A state from before the term is reported only if it still is the newest: another leader may have
-  reported, and marked, what came after it. So is the deletion of what was created again since.
+  reported, and marked, a later one. The same holds for the deletion of an
+  object that was created again since.
 - After a terminal state was accepted nothing but a newer attempt, another incarnation or another
   terminal state is reported.
 
@@ -91,14 +92,14 @@ class _Accepted(NamedTuple):
 
 
 class _Reported(msgspec.Struct, gc=False):
-    """What was reported of a key.
+    """The last report about a key.
 
     Attributes:
         accepted: A terminal state that is still to be marked.
         started: When the call that was accepted started.
         ended: The incarnation and the attempts of the last terminal state that was accepted.
         mark: A number for the mark of the terminal state that was reported last; `_NOT_TERMINAL`
-            where something else was, or may have been, None where nothing was in this term.
+            where something else was, or may have been, None if nothing was in this term.
     """
 
     accepted: _Accepted | None = None
@@ -116,7 +117,7 @@ class Outbox:
         reporter: Calls the run service.
         recorder: Writes marks.
         deletions: Handles deletions.
-        deferred: Has what is to be reported again.
+        deferred: Keeps the reports that are repeated later.
         set_aside: Takes values that turn out to be undecodable.
         workers: How many actions are handled side by side.
         settings: Limits of the queue.
@@ -249,9 +250,9 @@ class Outbox:
         )
 
     def _is_other_mark(self, key: bytes, mark: int) -> bool:
-        """Whether a mark is about something else than what was reported last of a key.
+        """Whether a mark is about another state than the last reported one of a key.
 
-        A writer that puts an older copy of a whole object back brings its mark with it. Flyte's
+        A writer that puts an older copy of an object back brings its mark with it. Flyte's
         own mark, a label alone, is valid for each object that has it.
         """
         reported = self._reported.get(key)
@@ -286,7 +287,7 @@ class Outbox:
         self._delivered = None
 
     def _forget_deleted(self) -> None:
-        """Forget what was deleted while another process led, and handled by that."""
+        """Forget the deletions that another leader handled."""
         kept = {update.key for update in self._index.deletions()}
         for key in list(self._reported):
             if key not in kept and self._index.revision_of(key) == 0:
@@ -448,7 +449,7 @@ class Outbox:
 
         Raises:
             EtcdError: etcd did not do it now; it is repeated.
-            RunServiceError: What is to be stored with the mark cannot be.
+            RunServiceError: The data of the run service cannot be stored with the mark.
         """
         with span("mark", {"uid": state.uid[:_LONGEST_UID], "phase": state.phase.name}):
             return await self._recorder.mark(seen, state, companions)
@@ -500,7 +501,7 @@ class Outbox:
             self._supersede_deferred(key)
         if not await self._deletions.report(delivery, update):
             return
-        # What was requested while the object existed has no other turn.
+        # A request made while the object existed has no other turn.
         await self._redeliver_deleted(key)
         self._deletions.done(update)
         self.forget(key)

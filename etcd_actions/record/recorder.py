@@ -160,7 +160,7 @@ class Recorder:
         """Release an object that is recorded, as its mark should have.
 
         Our finalizer may be there because another service wrote the mark; the lease may be
-        missing because a write by an API server detached it. An object that changed meanwhile
+        missing because a write by an API server detached it. An object that changed during the call
         is left alone: the watch delivers its newer state.
 
         Raises:
@@ -255,7 +255,7 @@ class Recorder:
 def _why_not(
     seen: KeyValue, current: KeyValue | None, accepted: TerminalState
 ) -> MarkResult | None:
-    """Why an object is not to be marked; None where it is."""
+    """Why an object is not to be marked; None if it is."""
     if current is None:
         return MarkResult.GONE
     if current.create_revision != seen.create_revision:

@@ -1,4 +1,4 @@
-"""Calls to the run service about one action: its record, its status, and what was rejected.
+"""Calls to the run service about one action: its record, its status, and rejected reports.
 
 A call that the run service rejects for good becomes a dead letter, which is in etcd before anything
 is marked; every other failure is raised, and the outbox repeats the call after a back-off. An
@@ -74,7 +74,7 @@ class Reporter:
 
     Args:
         run_service: Receives the reports.
-        dead_letters: Stores what was rejected.
+        dead_letters: Stores rejected reports.
         keys: Where objects are.
         containment: Counts unexpected failures.
 
@@ -143,7 +143,7 @@ class Reporter:
         return self._prefix + f"{child.namespace}/{name}".encode(errors="replace")
 
     def add_child(self, parent: bytes) -> bool:
-        """Report an action as RUNNING while it is queued; False where it was added before."""
+        """Report an action as RUNNING while it is queued; False if it was added before."""
         known = parent in self._with_children
         self._with_children.add(parent)
         return not known
@@ -153,7 +153,7 @@ class Reporter:
     ) -> MarkCompanions | None:
         """What the run service stores in the transaction of the mark.
 
-        None where it has no such form, rejects the state, or a dead letter is about the action:
+        None if it has no such form, rejects the state, or a dead letter is about the action:
         then the state is reported.
         """
         try:
@@ -175,7 +175,7 @@ class Reporter:
 
         Args:
             update: The state.
-            action: The stored object; None where it is deleted.
+            action: The stored object; None if it is deleted.
             value: Its bytes, likewise.
             companions: What is stored with the mark instead. It is stored apart at once where
                 another run service does not accept the state: none waits for the other.
@@ -232,7 +232,7 @@ class Reporter:
         """Report a status; where the run service does not know the action, record that first.
 
         Once a try: the back-off decides what follows. Without a record it stays unknown.
-        ``recorded`` is whether a record was accepted just now; None where none was reported.
+        ``recorded`` is whether a record was accepted just now; None if none was reported.
         """
         call = partial(run_service.update_action_state, update, action)
         try:

@@ -2,7 +2,7 @@
 
 It answers in-band: the call succeeds, and the response has a ``google.rpc.Status``. An update
 that is given up is a run that hangs forever, so in doubt a code is taken for a passing one:
-being told again, after a back-off, harms nobody. ``docs/run-service.md`` has a reason for each.
+a repeated report, after a back-off, does no harm. ``docs/run-service.md`` has a reason for each.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ full, broken or not proven yet makes a call of its own instead.
 
 A call has a deadline, which both sides know; a message in a stream has none. So no message is
 sent once its own deadline has passed, none is queued behind what the server holds back, and under
-a leader's lease the stream as a whole has the lease's end for its deadline, behind which neither
+a leader's lease the entire stream has the lease's end for its deadline, behind which neither
 side handles anything that is still on its way. A lease that is renewed gets another stream, and the
 one before ends with its answers; so does the stream of a server that ends its connection.
 """

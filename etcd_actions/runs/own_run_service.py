@@ -189,10 +189,12 @@ class OwnRunService(RunService):
         record = _record(seen)
         before = None if record is None else record.status
         if seen is not None and before is not None:
-            told = Recorded(before.create_revision, before.revision, before.phase, before.attempts)
-            if not is_news(update, told, seen):
+            recorded = Recorded(
+                before.create_revision, before.revision, before.phase, before.attempts
+            )
+            if not is_news(update, recorded, seen):
                 return None
-            if is_another(update, told, seen):
+            if is_another(update, recorded, seen):
                 before = None
         if record is None or is_of_another(record, seen, update):
             record = new_record(update, action, self._clock())
@@ -255,10 +257,10 @@ def _with_attempts(
     before = _history(seen)
     if seen is not None and before is not None:
         last = before.attempts[-1] if before.attempts else Attempt(number=1)
-        told = Recorded(before.create_revision, before.revision, last.phase, last.number)
-        if not is_news(update, told, seen):
+        recorded = Recorded(before.create_revision, before.revision, last.phase, last.number)
+        if not is_news(update, recorded, seen):
             return None
-        if is_another(update, told, seen):
+        if is_another(update, recorded, seen):
             before = None
     after = history_of(update, action, before)
     ended = update.phase.is_terminal or update.is_deleted

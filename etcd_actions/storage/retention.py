@@ -5,13 +5,13 @@ not deleted at once. The transaction of its mark attaches it to a lease, and etc
 that ends. All actions that are marked within some time, a *bucket*, share a lease: one for each
 would cost etcd more than the objects. A lease is never renewed, and outlives this process.
 
-A lease is never too short: it lasts for the whole time from the end of its bucket, and for the
+A lease is never too short: it lasts for the full time from the end of its bucket, and for the
 time that a write may take to arrive. An object that is written without a lease (by a Kubernetes API
 server, always; or created again under its name) is detached from it and stays.
 
 An action expires whatever runs below it, as Flyte's own collector deletes it: the time counts from
 its end. What is below it is an orphan then, and is aborted and deleted
-(:mod:`etcd_actions.actions.orphans`), which is logged for each. Only a walk through the whole run
+(:mod:`etcd_actions.actions.orphans`), which is logged for each. Only a walk through all of the run
 tree at each mark could prevent that.
 """
 

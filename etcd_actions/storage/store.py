@@ -1,4 +1,4 @@
-"""TaskActions in etcd: reading one key, and changing it if it is still what was read."""
+"""TaskActions in etcd: reading one key, and compare-and-swap."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class KeyChange:
     Args:
         key: The key.
         change: Returns the new value for what the key has, None for no change. May raise.
-        seen: The key as it was last read or written; None where it is taken to be absent.
+        seen: The key as it was last read or written; None if it is taken to be absent.
 
     Attributes:
         seen: The same; each transaction brings it up to date.
@@ -256,9 +256,9 @@ class Store:
         return kv
 
     async def change(self, changes: Sequence[KeyChange]) -> bool:
-        """Make changes in one transaction; False where a key was not as it was last seen.
+        """Make changes in one transaction; False if a key was not as it was last seen.
 
-        Nothing is sent where none of them changes what was last seen.
+        Nothing is sent if none of them changes the last seen value.
         """
         operations = [change.operations() for change in changes]
         puts = [put for _, each, _ in operations for put in each]
@@ -276,7 +276,7 @@ class Store:
         fence: Compare | None,
         companions: Sequence[KeyChange],
     ) -> tuple[int | None, KeyValue | None]:
-        """The revision of the change; None where it was not made, and what is there."""
+        """The revision of the change; None if it was not made, and what is there."""
         key = seen.key
         compares = [Compare.unchanged(key, seen.mod_revision)]
         if fence is not None:

@@ -11,6 +11,6 @@ _LIKELY_RUN = b"r"
 
 def watched_keys(prefix: bytes, namespace: str | None) -> tuple[KeyRange, bytes]:
     """The range of keys to watch, and what most of them begin with."""
-    whole = prefix if namespace is None else prefix + namespace.encode() + b"/"
+    scope = prefix if namespace is None else prefix + namespace.encode() + b"/"
     likely = prefix + f"{namespace or DEFAULT_NAMESPACE}/".encode() + _LIKELY_RUN
-    return KeyRange.of_prefix(whole), likely
+    return KeyRange.of_prefix(scope), likely

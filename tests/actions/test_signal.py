@@ -169,7 +169,7 @@ class TestSignal:
     ) -> None:
         await store_tree(etcd, keys, CONDITION, paused())
         await put_status(Store(etcd), keys, CONDITION, 1, ActionStatus(Phase.TIMED_OUT))
-        with pytest.raises(FailedPrecondition, match="is over: it ended as TIMED_OUT"):
+        with pytest.raises(FailedPrecondition, match="has ended as TIMED_OUT"):
             await send(etcd, keys)
 
 
