@@ -23,7 +23,7 @@ from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, Order, OwnEtcd
-from etcd_actions.testing.plugin import PULLS_UNASKED, wanted_etcd
+from etcd_actions.testing.plugin import PULLS_UNASKED, requested_etcd
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
 from tests.support.everyday import EXAMPLES, first_everyday
@@ -78,7 +78,7 @@ def _is_in_memory(item: pytest.Item) -> bool:
         return True
     if item.get_closest_marker("memory") is None or item.get_closest_marker("network") is not None:
         return False
-    return not wanted_etcd(item.config) and not names & _REAL
+    return not requested_etcd(item.config) and not names & _REAL
 
 
 def _jumps(item: pytest.Item) -> bool:

@@ -1,7 +1,7 @@
-"""The few fields of a TaskAction that decide who is to be told of it.
+"""The few fields of a TaskAction that decide which receivers it is delivered to.
 
-Most states of most actions concern nobody in this process: no subscriber, and no ending to
-record. Decoding these fields only, and skipping the rest, halves what such a state costs.
+Most states of most actions have no receiver in this process: no subscriber, and no terminal
+state to record. To decode these fields only, and skip the rest, halves the cost of such a state.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
     status: _Status = _Status()
 
     def summary(self, revision: int, create_revision: int) -> Summary | None:
-        """The same as `summarize` makes of the complete object; None where its mark counts, too.
+        """The same as `summarize` makes of the complete object; None if its mark counts, too.
 
-        Then `MarkedFacts` are to be looked at.
+        The caller then has to decode `MarkedFacts`.
 
         Raises:
             ValueError: It is no TaskAction.

@@ -16,10 +16,10 @@ _OTHER: Final = re.compile(r"[^A-Za-z0-9._-]")
 class Incarnation(msgspec.Struct, frozen=True, gc=False):
     """One object, from its creation to its deletion.
 
-    A key alone names one after the other. The ``uid`` alone is what somebody wrote there: objects
-    that were copied, restored or replayed may share one, and may have none. etcd gives no two
-    objects of a key the same ``create_revision``, but another store may. Objects that agree in all
-    three are the same object, as far as can be known.
+    A key alone names several objects, one after the other. The ``uid`` is a field that any process
+    may write: objects that were copied, restored or replayed may share one, and may have none. etcd
+    gives no two objects of a key the same ``create_revision``, but another store may. Objects that
+    agree in all three are taken for the same object.
     """
 
     key: bytes
@@ -42,8 +42,9 @@ class Incarnation(msgspec.Struct, frozen=True, gc=False):
     def path_component(self) -> str:
         """A name for files that are about this object: the key's last part, and a digest.
 
-        It has only letters, digits, dots, underscores and hyphens, begins with a letter or digit,
-        and has at most 121 characters. Two objects have the same one only if they are the same.
+        It has at most 121 characters, all of them ``A-Z``, ``a-z``, ``0-9``, ``.``, ``_`` or ``-``.
+        The first is none of the last three. Two objects have the same one only if they are the
+        same.
         """
         digest = hashlib.sha256()
         for part in (

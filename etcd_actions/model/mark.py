@@ -1,8 +1,8 @@
 """The mark of a recorded terminal state: which one it is, and whether it still counts.
 
-Flyte's label ``flyte.org/terminal-status-recorded`` says that the run service accepted *an*
-ending. It stays when somebody writes another state over that ending, so an annotation of ours,
-written with it, says which ending was accepted::
+Flyte's label ``flyte.org/terminal-status-recorded`` says that the run service accepted *a*
+terminal state. The label stays when another process overwrites that state. So this package writes
+an annotation with the label, which says which terminal state was accepted::
 
     etcd-actions.io/recorded: SUCCEEDED/2 4711 0f1e2d3c4b5a6978 8796a5b4c3d2e1f0
 
@@ -24,7 +24,7 @@ import msgspec
 from etcd_actions.model.phase import Phase
 
 NOTHING: Final = "none"
-"""In the place of a mark: the label was there before any ending, so it is about none."""
+"""In the place of a mark: the label was there before any terminal state, so it is about none."""
 
 _DIGEST: Final = 8
 _BY_NAME: Final = {phase.name: phase for phase in Phase if phase.is_terminal}
@@ -82,7 +82,7 @@ def subject_digest(project: str, domain: str, run: str, action: str, uid: str) -
 
 
 def details_digest(error: ErrorLike | None, signal: str, output: str) -> str:
-    """Say what an ending is besides phase and attempt; empty where there is nothing.
+    """A digest of a terminal state without phase and attempt; empty if there is nothing else.
 
     Args:
         error: Why it failed.
@@ -120,14 +120,13 @@ def read_state(
     """Say what an object is that has the label.
 
     - Without the annotation (Flyte's own service, and versions of this package that wrote
-      none) the label counts on any ending. What is no ending it cannot be about: it is
-      *stray*.
-    - An ending is recorded if the annotation says exactly the same. Another one is not.
-    - What is no ending, in the attempt that ended or an earlier one of the same incarnation,
-      is *outdated*: somebody wrote an older status back. The object goes on to say what was
-      recorded.
+      none) the label counts on any terminal state. On another state it is *stray*.
+    - A terminal state is recorded if the annotation says exactly the same. Another one is not.
+    - A state that is not terminal, in the attempt that ended or an earlier one of the same
+      incarnation, is *outdated*: a process wrote an older status back. The result is the
+      recorded state.
     - A newer attempt, another incarnation and another action's mark are as without a label,
-      and so is an annotation that cannot be read: what was told once too often harms nobody.
+      and so is an annotation that cannot be read: a second report of one state does no harm.
 
     Args:
         mark: The annotation; None if there is none.

@@ -44,7 +44,7 @@ class NamespaceTemplate:
         if not _is_label(shortest):
             raise ValueError(
                 f"makes {shortest[:80]!r} of project x and domain x, which is no namespace: give "
-                "lower-case letters, digits and dashes besides {project} and {domain}"
+                "a-z, 0-9 and - besides {project} and {domain}"
             )
 
     def namespace_of(self, project: str, domain: str) -> str:
@@ -64,8 +64,7 @@ class NamespaceTemplate:
         raise InvalidArgument(
             _FIELDS[bad],
             f"with the template {self} it makes the namespace {made[:80]!r}, which is none: "
-            f"give at most {_LONGEST} lower-case letters, digits and dashes in all, with a "
-            "letter or digit at both ends",
+            f"give at most {_LONGEST} characters of a-z, 0-9 and - in all, with no - at either end",
         )
 
     def _filled(self, value: Callable[[str], str]) -> str:

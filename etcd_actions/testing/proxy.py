@@ -246,7 +246,7 @@ async def open_proxy(target: int) -> AsyncIterator[Proxy]:
         proxy = Proxy(nursery, target)
         await proxy.come_up()
         yield proxy
-        nursery.cancel_scope.cancel("the test is over")
+        nursery.cancel_scope.cancel("the test has ended")
 
 
 def _reset(stream: trio.SocketStream) -> None:
@@ -260,8 +260,8 @@ def flipping(
 ) -> Callable[[], Tamper]:
     """For :attr:`Proxy.tamper`: one bit is flipped in about each ``every`` bytes one way.
 
-    On a connection with TLS each ends the connection. On a plain one it may change a value without
-    anybody noticing: TCP's checksum is all that there is.
+    On a connection with TLS each ends the connection. On a plain one it may change a value
+    without an error: nothing but TCP's checksum protects it.
 
     Args:
         direction: Which way.
@@ -307,7 +307,7 @@ def saying_goaway(
 
     def make() -> Tamper:
         seen = 0
-        # Of the frame at hand: what has come of its head, and how much of its payload is to come.
+        # Of the current frame: the bytes of its head so far, and the payload bytes to come.
         head = b""
         left = 0
         said = False

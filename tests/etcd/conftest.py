@@ -13,7 +13,7 @@ from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.testing import EtcdServer, MemoryStore, OwnEtcd
 from etcd_actions.testing.choice import EtcdSource
 from etcd_actions.testing.container import EtcdImage, engine_problem
-from etcd_actions.testing.plugin import wanted_etcd
+from etcd_actions.testing.plugin import requested_etcd
 from tests.support.cluster import EtcdCluster
 from tests.support.conformance import MEMORY, ConformanceEtcd, etcds_at_hand
 from tests.support.everyday import first_everyday
@@ -29,7 +29,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for each in first_everyday(etcds)
         for transport in ("grpc", "gateway")
     ]
-    if not wanted_etcd(metafunc.config):
+    if not requested_etcd(metafunc.config):
         cases.append(pytest.param("memory", MEMORY, id="memory"))
     metafunc.parametrize(("conformance_transport", "conformance_etcd"), cases)
 
@@ -134,9 +134,9 @@ def require(source: EtcdSource, config: pytest.Config) -> None:
         return
     if (problem := engine_problem()) is not None:
         pytest.skip(problem)
-    if wanted_etcd(config) == "container":
+    if requested_etcd(config) == "container":
         source.pull()
-    elif not source.is_at_hand():
+    elif not source.is_available():
         pytest.skip(f"the engine does not have {source.name}: --etcd=container pulls it")
 
 

@@ -15,7 +15,7 @@ from etcd_actions.testing import EtcdBinary
 from etcd_actions.testing.choice import EtcdSource, choose, is_endpoint
 from etcd_actions.testing.container import EtcdImage
 from etcd_actions.testing.etcd_process import binaries_on_path, packaged_binary
-from etcd_actions.testing.plugin import wanted_etcd
+from etcd_actions.testing.plugin import requested_etcd
 
 BINARIES = "ETCD_ACTIONS_TEST_BINARIES"
 """Names more directories with an etcd in them, or etcd programs, as PATH does."""
@@ -43,7 +43,7 @@ MEMORY = ConformanceEtcd("memory", "this process")
 
 def etcds_at_hand(config: pytest.Config) -> list[ConformanceEtcd]:
     """What ``--etcd`` names; without it every version on this machine, and a container."""
-    wanted = wanted_etcd(config)
+    wanted = requested_etcd(config)
     if is_endpoint(wanted):
         return [ConformanceEtcd(wanted, wanted)]
     if wanted:

@@ -44,7 +44,7 @@ def an_engine(monkeypatch: pytest.MonkeyPatch, *, has_image: bool, can_pull: boo
             raise EmbeddedEtcdError("no way to the registry")
 
     monkeypatch.setattr(EtcdImage, "pull", pull)
-    monkeypatch.setattr(EtcdImage, "is_at_hand", lambda _: has_image)
+    monkeypatch.setattr(EtcdImage, "is_available", lambda _: has_image)
 
 
 def test_the_first_sound_one_on_path(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def needs_image() -> None:
     """Skips where a container cannot be had without a download."""
     if (problem := engine_problem()) is not None:
         pytest.skip(problem)
-    if not EtcdImage.default().is_at_hand():
+    if not EtcdImage.default().is_available():
         pytest.skip(f"the engine does not have {EtcdImage.default().name}")
 
 
@@ -199,7 +199,7 @@ def test_a_program_that_is_no_etcd_is_named(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("#!/bin/sh\necho hello\n")
     other.chmod(0o755)
-    with pytest.raises(EmbeddedEtcdError, match="other does not tell its version, but: b'hello"):
+    with pytest.raises(EmbeddedEtcdError, match="other does not report its version, but: b'hello"):
         EtcdProcess(tmp_path, binary=other)
     with pytest.raises(EmbeddedEtcdError, match="absent"):
         EtcdProcess(tmp_path, binary=tmp_path / "absent")

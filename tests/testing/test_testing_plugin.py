@@ -146,7 +146,7 @@ def test_what_cannot_be_had_fails_with_one_line(project: pytest.Pytester) -> Non
     project.makepyfile("def test_shared(etcd): ...")
     result = project.runpytest_subprocess("--etcd=./absent", *STRICT)
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*absent does not tell its version*"])
+    result.stdout.fnmatch_lines(["*absent does not report its version*"])
     result.stdout.no_fnmatch_line("*plugin.py*")
 
 

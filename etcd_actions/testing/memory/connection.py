@@ -25,8 +25,8 @@ from etcd_actions.testing.memory.streams import MemoryWatchStream
 class MemoryClient(EtcdClient):
     """A client of a store in memory; made by ``MemoryStore.client``.
 
-    All that is above a connection is the same as over a network: what is sent again, what
-    becomes of a stream when a call fails, and how errors name who asks.
+    All code above a connection is the same as over a network: which calls are sent again, what
+    becomes of a stream when a call fails, and how errors name the caller.
 
     Attributes:
         faults: What goes wrong between this client and the store.
@@ -71,7 +71,7 @@ class MemoryConnection:
     async def call(
         self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
     ) -> Result:
-        """Do one call; see the protocol. The token is not looked at."""
+        """Do one call; see the protocol. The token is not checked."""
         what = f"{rpc.name} at {self._endpoint}"
         await trio.lowlevel.checkpoint()
         if self._is_refused():

@@ -44,7 +44,7 @@ _LATE = 5
 
 
 class Watching(Protocol):
-    """What hears of each revision: a watch stream."""
+    """The receiver of each revision: a watch stream."""
 
     def publish(self, changes: Sequence[Event], /) -> None:
         """Take the changes of a revision that was just made."""
@@ -88,7 +88,7 @@ class Engine:
 
     @contextmanager
     def watched_by(self, stream: Watching) -> Iterator[None]:
-        """Have a stream get all that happens meanwhile."""
+        """Deliver each revision to a stream until the context ends."""
         self._watching[stream] = None
         try:
             yield
@@ -96,7 +96,7 @@ class Engine:
             del self._watching[stream]
 
     def advance(self) -> float:
-        """Expire the leases whose time is over; return when the next one expires."""
+        """Expire the leases whose time has passed; return when the next one expires."""
         for lease_id in self._leases.expired(trio.current_time()):
             self._revoke(lease_id)
         return self._leases.next_expiry

@@ -53,7 +53,7 @@ class Held:
     _released: trio.Event = field(default_factory=trio.Event)
 
     def release(self) -> None:
-        """Let the call go on."""
+        """Let the call continue."""
         self._released.set()
 
     async def wait(self, call: Call) -> None:
@@ -75,7 +75,7 @@ class Script:
 
 
 class ConnectionBroken(Exception):
-    """The connection of a call broke while it was under way."""
+    """The connection of a call broke while it was in flight."""
 
 
 class Faults:
@@ -116,7 +116,7 @@ class Faults:
     def cut(self) -> None:
         """Break all connections, and refuse new ones until :meth:`heal`.
 
-        Streams fail, and calls that are under way: a write among them is an
+        Streams fail, and calls that are in flight: a write among them is an
         :class:`~etcd_actions.errors.OutcomeUnknown`, whether it was applied or not.
         """
         self._cut = True
@@ -193,7 +193,7 @@ class Faults:
             del self._rings[ring]
 
     async def travel(self, epoch: int) -> None:
-        """Wait as a message that is under way since ``epoch``.
+        """Wait as a message that is in flight since ``epoch``.
 
         Raises:
             ConnectionBroken: The connection broke.

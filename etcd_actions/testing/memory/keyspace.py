@@ -101,7 +101,7 @@ class Keyspace:
         return RangeResult(found, more, total, self.next_revision, 0)
 
     def at(self, key: bytes, revision: int) -> KeyValue | None:
-        """What a key was at a revision; None where it was not there, or is compacted."""
+        """The state of a key at a revision; None if it did not exist, or is compacted."""
         past = self._past.get(key, [])
         index = bisect_right(past, revision, key=_BY_REVISION)
         if revision < self.compacted or index == 0 or past[index - 1].version == 0:
@@ -125,7 +125,7 @@ class Keyspace:
         self._change(kv)
 
     def delete(self, keys: KeyRange) -> list[KeyValue]:
-        """Delete a range at the next revision; return what was there."""
+        """Delete a range at the next revision; return what it had: each key with its value."""
         if not keys.start:
             raise Refused("etcdserver: key is not provided")
         found = list(self.find(keys))

@@ -29,7 +29,7 @@ class Leases:
         return min(self._expires.values(), default=float("inf"))
 
     def expired(self, now: float) -> list[int]:
-        """The leases whose time is over, the longest first."""
+        """The leases whose time has passed, in the order of their expiry."""
         over = [lease for lease, end in self._expires.items() if end <= now]
         return sorted(over, key=self._expires.__getitem__)
 

@@ -18,12 +18,12 @@ class MemoryStore:
     """An etcd in memory, of one member, without a network: for tests.
 
     It behaves as the version that it names in all that :class:`~etcd_actions.etcd.api.Etcd`
-    offers: the conformance suite of this package runs it beside real ones. It owns no task,
+    offers: the conformance suite of this package also runs on it. It owns no task,
     and nothing has to be closed. Leases expire on trio's clock, so a store serves one
-    ``trio.run``, and with trio's autojump clock nobody waits for them.
+    ``trio.run``, and with trio's autojump clock no test waits for them.
 
     A client of it does not know users and TLS. It keeps no history for readers that stall: a
-    watch that was created in time gets all events, whatever is compacted meanwhile.
+    watch that was created in time gets all events, also those that were compacted since.
 
     Args:
         order: Which arrives first, the answer to a write or its event at a stream that waits:
@@ -73,12 +73,12 @@ class MemoryStore:
         return MemoryClient(settings, connect, faults)
 
     def suspend(self) -> None:
-        """Answer nobody until :meth:`resume`, as a process that is stopped."""
+        """Answer no client until :meth:`resume`, as a process that is stopped."""
         self._engine.suspended = True
         self._ring()
 
     def resume(self) -> None:
-        """End :meth:`suspend`: what waits goes on."""
+        """End :meth:`suspend`: the calls and streams that wait continue."""
         self._engine.suspended = False
         self._ring()
 

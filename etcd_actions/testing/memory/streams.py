@@ -25,18 +25,18 @@ FRAGMENT_BYTES = 2 * 1024 * 1024
 """From this size on a response is divided: etcd's largest request, and what gRPC may add."""
 
 PROGRESS_INTERVAL = 600.0
-"""Seconds without an event after which a watcher that asked for it hears how far it is."""
+"""Seconds without an event after which a progress notification is sent, if requested."""
 
 _EVENT_OVERHEAD = 32
 
 
 @dataclass
 class _Watcher:
-    """What a stream has been asked for, and from which revision on it is owed."""
+    """A watcher's request, its first revision, and the time of the last message to it."""
 
     request: WatchCreate
     since: int
-    heard: float
+    last_sent: float
 
 
 class MemoryWatchStream:
@@ -63,7 +63,7 @@ class MemoryWatchStream:
         self._silence = silence
         self._on_unavailable = on_unavailable
         self._bell = trio.lowlevel.ParkingLot()
-        self._asked: deque[Callable[[], None]] = deque()
+        self._requests: deque[Callable[[], None]] = deque()
         self._answers: deque[tuple[float, WatchResponse]] = deque()
         self._watchers: dict[int, _Watcher] = {}
         self._used_ids: set[int] = set()
@@ -71,16 +71,16 @@ class MemoryWatchStream:
         self._stalled_since = math.inf
 
     def create(self, request: WatchCreate) -> None:
-        """Ask for a watcher."""
-        self._ask(lambda: self._create(request))
+        """Request a watcher."""
+        self._request(lambda: self._create(request))
 
     def cancel(self, watch_id: int) -> None:
         """End a watcher."""
-        self._ask(lambda: self._cancel(watch_id))
+        self._request(lambda: self._cancel(watch_id))
 
     def request_progress(self) -> None:
-        """Ask how far the stream is."""
-        self._ask(lambda: self._answer(WatchResponse(-1, self._engine.keyspace.revision, 0)))
+        """Request a progress notification for the stream."""
+        self._request(lambda: self._answer(WatchResponse(-1, self._engine.keyspace.revision, 0)))
 
     async def receive(self) -> Sequence[WatchResponse]:
         """Messages that have arrived, at least one; see the protocol."""
@@ -103,7 +103,7 @@ class MemoryWatchStream:
         """End the stream: its reader gets what has arrived, then ``failure``."""
         if self._failure is None:
             self._failure = failure
-            # What is under way never arrives.
+            # Messages in flight never arrive.
             arrived = -math.inf if self._faults.is_stalled else trio.current_time()
             self._answers = deque(each for each in self._answers if each[0] <= arrived)
         self._bell.unpark_all()
@@ -132,19 +132,19 @@ class MemoryWatchStream:
                 self.fail(Unavailable("watch at the in-memory etcd: it does not answer"))
             return dead
         self._stalled_since = math.inf
-        while self._asked:
-            self._asked.popleft()()
+        while self._requests:
+            self._requests.popleft()()
         moments = [self._answers[0][0]] if self._answers else []
         for watcher in self._watchers.values():
             if watcher.request.progress_notify:
-                if watcher.heard + PROGRESS_INTERVAL <= now:
-                    watcher.heard = now
+                if watcher.last_sent + PROGRESS_INTERVAL <= now:
+                    watcher.last_sent = now
                     progress = WatchResponse(
                         watcher.request.watch_id, self._engine.keyspace.revision, 0
                     )
                     self._answer(progress)
                     moments.append(now)
-                moments.append(watcher.heard + PROGRESS_INTERVAL)
+                moments.append(watcher.last_sent + PROGRESS_INTERVAL)
         return min(moments, default=math.inf)
 
     def _arrived(self, now: float) -> list[WatchResponse]:
@@ -154,8 +154,8 @@ class MemoryWatchStream:
                 found.append(self._answers.popleft()[1])
         return found
 
-    def _ask(self, request: Callable[[], None]) -> None:
-        self._asked.append(request)
+    def _request(self, request: Callable[[], None]) -> None:
+        self._requests.append(request)
         self.look()
 
     def _answer(self, response: WatchResponse) -> None:
@@ -220,7 +220,7 @@ class MemoryWatchStream:
         events = [event for event in changes if contains(request.keys, event.key)]
         if not events:
             return
-        watcher.heard = trio.current_time()
+        watcher.last_sent = trio.current_time()
         if request.prev_kv:
             events = [self._with_previous(event) for event in events]
         parts = list(_fragments(events))

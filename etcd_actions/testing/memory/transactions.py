@@ -52,7 +52,7 @@ def _check_counts(txn: Txn, most: int) -> None:
     operations = [*txn.success, *txn.failure]
     for operation in operations:
         if isinstance(operation, Txn):
-            # Levels are added up, and those beside each other are not.
+            # Operations of nested levels are added up, those of transactions on one level are not.
             _check_counts(operation, most - count)
     starts = [compare.key for compare in txn.compare]
     starts += [
@@ -70,9 +70,9 @@ def _check_keys(branch: Iterable[Operation]) -> tuple[set[bytes], list[KeyRange]
     deleted = [each.keys for each in operations if isinstance(each, Delete)]
     put: set[bytes] = set()
 
-    def add(keys: Iterable[bytes], beside: set[bytes]) -> None:
+    def add(keys: Iterable[bytes], others: set[bytes]) -> None:
         for key in keys:
-            if key in beside or any(contains(gone, key) for gone in deleted):
+            if key in others or any(contains(gone, key) for gone in deleted):
                 raise Refused("etcdserver: duplicate key given in txn request")
         put.update(keys)
 
@@ -149,7 +149,7 @@ def apply(
 
 
 def stamped(result: TxnResult, revision: int) -> TxnResult:
-    """A result, and all in it, with the revision of the whole transaction."""
+    """A result, and all in it, with the revision of the outermost transaction."""
     return TxnResult(
         result.succeeded,
         [
