@@ -294,7 +294,7 @@ async def test_a_value_that_may_be_good_is_looked_at_again(
     etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lack of memory passes: nobody need write the value anew."""
-    monkeypatch.setattr(handling, "_LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(handling, "_RECHECK", 0.05)
 
     async def nothing(_: OrphanCollector) -> None:
         await trio.lowlevel.checkpoint()
