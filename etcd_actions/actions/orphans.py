@@ -2,8 +2,8 @@
 
 Kubernetes has a garbage collector for that; on bare etcd this package does it. Each write
 compares that the parent is absent, or another incarnation, and that the orphan is as it was
-read. A deletion is a state first: what has not ended is ended as ABORTED, what is not recorded yet
-waits for that; the mark then deletes it. Its own children follow, since each deletion is
+read. An orphan that is not terminal is first set to ABORTED. The mark deletes it after it is
+recorded. Its own children follow, since each deletion is
 checked in turn.
 
 An orphan names its parent by an owner reference with a uid: then the parent is that incarnation,
@@ -292,7 +292,7 @@ class OrphanCollector:
             )
             return Put(kv.key, value, kv.lease)
         if self._unowned_only:
-            # It has no other finalizer, and its parent was deleted so that it stays.
+            # Its parent was deleted with --cascade=orphan: its children are to be kept.
             return None
         foreign = any(each != FINALIZER_RECORD for each in action.metadata.finalizers)
         if action.is_recorded and not foreign:

@@ -1,9 +1,9 @@
 """The index: the facts of each key, once in this process. All parts read it, and none copies it.
 
 Of each key it has the facts that its deletion needs, packed, with the revision that was delivered
-last; the deletions that are not reported yet; and the children of each
-action. One key takes about 200 bytes, whatever the number of keys, and nothing walks over all of
-them while events are handled, the checkpoint is saved or metrics are read.
+last; the deletions that are not reported yet; and the children of each action. One key takes less
+than 250 bytes, whatever the number of keys, and nothing walks over all of them while events are
+handled, the checkpoint is saved or metrics are read.
 
 The reflector compares its lists with it, as its
 :class:`~etcd_actions.watch.delivered.DeliveredRevisions`. The part that accepts a change notes it
@@ -58,22 +58,22 @@ class _Siblings:
 
 
 class Index:
-    """See the module's text. None of its methods waits."""
+    """The facts of each key, its children and its unreported deletions. No method waits."""
 
     def __init__(self) -> None:
         self._groups: defaultdict[bytes, _Siblings] = defaultdict(_Siblings)
         self._packing = Packing()
         self._count = 0
-        # Of keys whose last delivered state is not the one of the facts: its revision, 0 for a
-        # deletion that is still to be handled.
+        # By key, the revision that was delivered but not handled yet; 0 for a deletion.
         self._delivered: dict[bytes, int] = {}
+        # Keys that the present watch delivers again.
         self._again: set[bytes] = set()
         # States that a snapshot showed, and the watch has yet to deliver.
         self._expected: dict[bytes, ActionUpdate] = {}
         # By key, the updates that report its deletions, by their revisions.
         self._deletions: dict[bytes, dict[int, ActionUpdate]] = {}
         self._by_revision: KeyedHeap[tuple[bytes, int], int] = KeyedHeap()
-        # Those of which it is not known when they were.
+        # Deletions that were inferred from a list: their revision is not known.
         self._concluded: set[tuple[bytes, int]] = set()
         self._watching: Watching | None = None
 
@@ -94,7 +94,7 @@ class Index:
                 yield key
 
     def revision_of(self, key: bytes, /) -> int:
-        """The revision that was delivered last, 0 for none; negative where it is to come again."""
+        """The revision that was delivered last, 0 for none; negative until it is redelivered."""
         revision = self._delivered.get(key)
         if revision is None:
             packed = self._packed(key)

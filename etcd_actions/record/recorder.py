@@ -42,7 +42,8 @@ from etcd_actions.run_service.protocol import MarkCompanions
 from etcd_actions.storage.store import CasResult, KeyChange, Store
 
 _TRIES: Final = 3
-"""Transactions with companions that other writers prevent before these are written apart."""
+"""Failed transactions after which the companions, the records of our run service, are written by a
+separate one."""
 
 
 class TerminalState(NamedTuple):

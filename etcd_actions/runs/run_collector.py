@@ -59,7 +59,7 @@ class _Survey(NamedTuple):
 
 
 class RunCollector:
-    """See the module's text.
+    """Removes runs that ended long ago, and the oldest ended ones where etcd becomes full.
 
     Args:
         store: Reads and writes.
@@ -127,7 +127,7 @@ class RunCollector:
     async def sweep(self, *, by_age: bool = True) -> Removed:
         """Remove the runs that are old enough, and if etcd is too full the oldest of the rest.
 
-        Cancelled, some are removed.
+        If it is cancelled, some runs may already be removed.
 
         Args:
             by_age: Whether to remove runs by their age.

@@ -137,7 +137,7 @@ class Lister:
             async for page in pages:
                 for kv in page.kvs:
                     seen = self._known.revision_of(kv.key)
-                    # A negative one may be undelivered.
+                    # A negative one is not redelivered yet, so it is not compared.
                     if seen >= 0 and not (kv.mod_revision == seen or kv.mod_revision > done):
                         return False
         return True
