@@ -108,8 +108,13 @@ class LiveConnection:
         The reader detects that, too, but perhaps only after a call was written: its outcome would
         be unknown then, though the server certainly did nothing.
         """
-        if trio.current_time() - self._time.last_byte_at > _SILENT and self._wire.ended:
+        if trio.current_time() - self._time.last_byte_at <= _SILENT:
+            return
+        if self._wire.ended:
             self.close(CLOSED)
+        elif self._wire.closing:
+            # The reader takes what arrived before, as responses and a GOAWAY.
+            self._end()
 
     async def wait_for_capacity(self) -> None:
         """Wait until one more stream can be opened.

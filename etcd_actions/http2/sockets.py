@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 from collections.abc import Callable
@@ -112,6 +113,15 @@ class Wire:
             return None
         self.drained = len(data) < READ_SIZE
         return data
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server has closed its side, also with bytes before that unread; on Linux."""
+        if not hasattr(select, "POLLRDHUP"):
+            return False
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     @property
     def ended(self) -> bool:

@@ -165,7 +165,7 @@ async def test_nothing_is_kept_of_what_is_gone(
             for part in (outbox, outbox.reporter, outbox._deletions, outbox._deferred):
                 held += vars(part).items()
             kept = {name for name, value in held if value in ({}, set())}
-    names = {"_shelves", "_delivered", "_deletions", "_introduced", "_reported", "_with_children"}
+    names = {"_groups", "_delivered", "_deletions", "_introduced", "_reported", "_with_children"}
     assert names | {"_numbers", "_by_mark", "_changes"} <= kept
 
 
