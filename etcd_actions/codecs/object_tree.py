@@ -119,20 +119,6 @@ def mapped(tree: dict[str, Any], replace: Callable[[Any], Any]) -> dict[str, Any
     return root
 
 
-def set_label(
-    tree: dict[str, Any], label: str, text: str, *, key: bytes = b"", revision: int = 0
-) -> bool:
-    """Set a label in ``metadata.labels``, in place.
-
-    Returns:
-        Whether it was changed: False if the label is set already.
-
-    Raises:
-        DecodeError: There is no place for labels.
-    """
-    return set_texts(tree, "labels", {label: text}, key=key, revision=revision)
-
-
 def set_texts(
     tree: dict[str, Any],
     field: str,

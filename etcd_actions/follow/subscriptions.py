@@ -317,11 +317,6 @@ class Subscriptions:
         self._forget(subscription)
         subscription._end()
 
-    @property
-    def are_open(self) -> bool:
-        """Whether there are any."""
-        return bool(self._by_topic)
-
     def wants(self, summary: Summary) -> bool:
         """Whether there is a subscription to this action or to its parent."""
         if not self._by_topic:
