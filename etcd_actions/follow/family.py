@@ -53,7 +53,7 @@ class Progress(Protocol):
     """The progress of a watch, as :class:`~etcd_actions.watch.Reflector` has it."""
 
     def progress(self, keys: KeyRange, /) -> list[tuple[KeyRange, int]]:
-        """Adjacent parts of a range, with the revision up to which each was delivered; else empty."""
+        """Adjacent parts of a range, with the revision up to which each was delivered."""
         ...
 
     @property

@@ -27,14 +27,10 @@ from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.follow.index import Index
+from etcd_actions.follow.key_channel import Reread
 from etcd_actions.follow.set_aside import SetAside
 from etcd_actions.follow.subscriptions import Subscriptions, deletion_of
-from etcd_actions.follow.workqueue import (
-    Reread,
-    WorkQueue,
-    WorkQueueSettings,
-    WorkQueueStatistics,
-)
+from etcd_actions.follow.workqueue import WorkQueue, WorkQueueSettings, WorkQueueStatistics
 from etcd_actions.model import (
     API_VERSION,
     ActionObject,
@@ -54,7 +50,7 @@ _RECHECK: Final = 60.0
 _log: Final = structlog.get_logger(__name__)
 
 
-class Recording(Protocol):
+class ReportQueue(Protocol):
     """Receives the changes to report; see :class:`etcd_actions.record.outbox.Outbox`."""
 
     @property
@@ -86,7 +82,7 @@ class Handler:
         index: Notes the facts of each change.
         subscriptions: Receive the updates.
         set_aside: Keeps the values that cannot be decoded.
-        recording: Receives the changes to report; None in a process that only serves subscribers.
+        reports: Receives the changes to report; None in a process that only serves subscribers.
         timeouts: Notes the conditions that wait; None in such a process, too.
         reread: Reads a value that was dropped while its key was put off.
         settings: Limits of the queue of keys that were put off.
@@ -99,7 +95,7 @@ class Handler:
         subscriptions: Subscriptions,
         set_aside: SetAside,
         *,
-        recording: Recording | None,
+        reports: ReportQueue | None,
         timeouts: ConditionTimeouts | None,
         reread: Reread,
         settings: WorkQueueSettings,
@@ -108,7 +104,7 @@ class Handler:
         self._index = index
         self._subscriptions = subscriptions
         self._set_aside = set_aside
-        self._recording = recording
+        self._reports = reports
         self._timeouts = timeouts
         self._containment = containment
         self._put_off = WorkQueue(self._retry, reread, settings, containment=containment)
@@ -135,7 +131,7 @@ class Handler:
 
     @property
     def oldest_delete(self) -> int | None:
-        """The lowest possible revision of the deletions that were put off; None if there are none."""
+        """The lowest possible revision of the deletions that are put off; None without one."""
         return self._put_off.oldest_delete() if self._put_off.has_work else None
 
     @property
@@ -301,10 +297,10 @@ class Handler:
             summary: The facts of the state, or of the last state before a deletion.
             action: The object, if it was decoded; of a deletion the last one, if etcd sent it.
         """
-        kv, recording = change.kv, self._recording
+        kv, reports = change.kv, self._reports
         deleted = not kv.version
         subscribed = self._subscriptions.wants(summary)
-        queue = recording is not None and (deleted or recording.wants(change, summary))
+        queue = reports is not None and (deleted or reports.wants(change, summary))
         if not deleted:
             self._has_reader = subscribed or queue
             if self._has_reader and action is None and kv.key not in self._set_aside:
@@ -326,13 +322,13 @@ class Handler:
                 return
         if subscribed and update is not None:
             self.notify_subscribers(update)
-        if not queue or recording is None:
+        if not queue or reports is None:
             return
         if deleted and update is not None:
             # Every process keeps it until it is reported: each can become the leader.
             self._index.add_deletion(update, concluded=change.synthesised)
-        if recording.working:
-            recording.deliver(change, update if deleted else None, None if deleted else action)
+        if reports.working:
+            reports.deliver(change, update if deleted else None, None if deleted else action)
 
     def notify_subscribers(self, update: ActionUpdate) -> None:
         """Deliver an update to the subscriptions. Never waits."""

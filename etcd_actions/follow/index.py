@@ -1,9 +1,9 @@
 """The index: the facts of each key, once in this process. All parts read it, and none copies it.
 
-It has, for each key, the packed facts that a report of its deletion needs, and the revision that was
-delivered last. It also has the deletions that are not reported yet, and the children of each action.
-A key takes less than 250 bytes. No loop over all keys runs while events are handled, the checkpoint
-is saved or metrics are read.
+For each key it has the packed facts that a report of its deletion needs, and the revision that was
+delivered last. It also has the children of each action, and the deletions that are not reported
+yet. A key takes less than 250 bytes. No loop over all keys runs while events are handled, the
+checkpoint is saved or metrics are read.
 
 The reflector compares its lists with the index, as its
 :class:`~etcd_actions.watch.delivered.DeliveredRevisions`. The handler notes each change in the turn
@@ -42,7 +42,7 @@ class Watching(Protocol):
         ...
 
     def progress(self, keys: KeyRange, /) -> list[tuple[KeyRange, int]]:
-        """Adjacent parts of a range, with the revision up to which each was delivered; else empty."""
+        """Adjacent parts of a range, with the revision up to which each was delivered."""
         ...
 
 
@@ -116,7 +116,7 @@ class Index:
     # For the parts that accept changes.
 
     def note(self, change: Change) -> None:
-        """Note that a change was accepted whose facts are not known: it is put off or undecodable."""
+        """Note that a change was accepted, without its facts: it is put off, or undecodable."""
         key, version = change.kv.key, change.kv.version
         if version:
             self._delivered[key] = change.kv.mod_revision
@@ -274,7 +274,7 @@ class Index:
             self.forget_deletion(first[0][0], first[1])
 
     def deletions(self) -> list[ActionUpdate]:
-        """The updates that report deletions; those of one key are in the order of their revisions."""
+        """The updates that report deletions; those of one key in the order of their revisions."""
         return [each for updates in self._deletions.values() for each in updates.values()]
 
     @property

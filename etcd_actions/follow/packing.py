@@ -14,9 +14,9 @@ from typing import Final
 from etcd_actions.model import Phase, Summary, pack, task_action_name, unpack
 
 _REVISION: Final = struct.Struct("<q")
-# Revision, form, phase, flags, length of the run's name, number of the shared texts, attempts, create
-# revision, cache status, mark, uid. The parent's name follows. If the uid is not 16 bytes in hex, its
-# text follows the parent's name, and the place of the uid has the length of the parent's name.
+# Revision, form, phase, flags, length of the run's name, number of the shared texts, attempts,
+# create revision, cache status, mark, uid. The parent's name follows. If the uid is not a UUID, its
+# text follows the parent's name, and the field of the uid has the length of the parent's name.
 _COMPACT: Final = struct.Struct("<qBBBHIIqbI16s")
 _COMPLETE: Final = b"\x00"
 """The form of a summary that is packed completely; the compact form is 1."""

@@ -9,7 +9,7 @@ then newer states. States that arrive while the snapshot is read wait for it. Of
 to the snapshot's revision are dropped.
 
 A subscription is a unit of :mod:`etcd_actions._internal.containment`: if the delivery of an update
-fails, that subscription alone ends. Its reader gets an error, and subscribes again, with a snapshot.
+fails, that subscription alone ends. Its reader gets an error, and subscribes again with a snapshot.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ Item_co = TypeVar("Item_co", covariant=True, bound="ActionUpdate | SnapshotEnd")
 
 
 class SubscriptionStatistics(NamedTuple):
-    """The number of updates that wait to be received, and of those that a newer one replaced."""
+    """The counts of a subscription.
+
+    Attributes:
+        pending: Number of updates that wait to be received.
+        conflated: Number of updates that a newer one replaced before they were received.
+    """
 
     pending: int
     conflated: int
@@ -101,7 +106,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._awaits_snapshot = snapshot
         self._other_store = False
         self._newer_than = 0
-        # popitem(last=False) takes constant time; the first key of a dict that has lost many does not.
+        # Taking the first key of a dict takes longer with each key that was taken before.
         self._pending: OrderedDict[bytes, Any] = OrderedDict()
         self._conflated = 0
         self._closed = False
