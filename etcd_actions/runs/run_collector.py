@@ -22,24 +22,24 @@ import trio
 from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.blobs import BlobError, BlobStore
-from etcd_actions.blobs.files import SearchedFiles
-from etcd_actions.blobs.uploads import runs_in
+from etcd_actions.blobs.references import runs_in
+from etcd_actions.blobs.searched_files import SearchedFiles
 from etcd_actions.catalog import source_of
 from etcd_actions.errors import DecodeError, EtcdError
 from etcd_actions.etcd.api import KeyRange, KeyValue
-from etcd_actions.model import Keyspace, Phase
+from etcd_actions.model import Keyspace
+from etcd_actions.runs.progress import ENDS
 from etcd_actions.runs.removal import PAUSE, Needed, Removed, RunName, RunRemover
 from etcd_actions.runs.run_record import RunRecord, decode_record
 from etcd_actions.runs.space import Space
 from etcd_actions.storage.store import Store
 
-_ENDS: Final = frozenset(phase.value for phase in Phase if phase.is_terminal)
 _MOST_EVERY: Final = 6 * 3600.0
 _LEAST_EVERY: Final = 60.0
 _CHECK_SPACE_EVERY: Final = 300.0
 _LEADS_EVERY: Final = 1.0
 LEAST_KEPT: Final = timedelta(hours=1)
-"""A run that ended more recently is kept however full etcd is: a client may be reading it."""
+"""A run that ended later than this is kept, even if etcd is full: a client may be reading it."""
 _CHUNK: Final = 500
 """Runs between two reads of the references to runs."""
 
@@ -47,7 +47,7 @@ _log = structlog.get_logger(__name__)
 
 
 class _Survey(NamedTuple):
-    """The work.
+    """The runs to remove, and the references that keep data.
 
     Attributes:
         due: The records of runs to remove, with their ends, the oldest first.
@@ -59,12 +59,12 @@ class _Survey(NamedTuple):
 
 
 class RunCollector:
-    """Removes runs that ended long ago, and the oldest ended ones where etcd becomes full.
+    """Removes runs that ended long ago, and the oldest terminal ones when etcd becomes full.
 
     Args:
         store: Reads and writes.
         keys: The keys of runs.
-        keep: How long a run is kept after its end.
+        keep: The time for which a run is kept after its end.
         namespace: The only namespace; None for all.
         objects: Whether to remove objects and free space; False if an API server owns the objects.
         blobs: The store of the runs' data; None keeps the data.
@@ -209,7 +209,7 @@ class RunCollector:
                     try:
                         found.add(source_of(kv.value))
                     except DecodeError:
-                        continue  # No task can use it.
+                        continue  # No task can use such an entry.
             try:
                 found |= await self._passed_on(inputs)
             except BlobError as error:
@@ -248,18 +248,18 @@ def _decoded(kv: KeyValue) -> RunRecord | None:
         record = decode_record(kv.value)
     except DecodeError:
         return None
-    # A time without a zone cannot be compared; we write none.
+    # A time without a zone cannot be compared; this package writes no such time.
     return None if _end(record).tzinfo is None else record
 
 
 def _has_ended(record: RunRecord) -> bool:
     status = record.status
-    return status is not None and status.phase in _ENDS and status.ended is not None
+    return status is not None and status.phase in ENDS and status.ended is not None
 
 
 def _end(record: RunRecord) -> datetime:
-    """When a run ended; if unknown, when it was created: the removal reads its root first."""
+    """The end of a run; if unknown, its creation, since the removal reads the root anyway."""
     status = record.status
-    if status is None or status.ended is None or status.phase not in _ENDS:
+    if status is None or status.ended is None or status.phase not in ENDS:
         return record.created
     return status.ended

@@ -27,7 +27,7 @@ import trio
 from etcd_actions._internal.untrusted_files import UnusableFile, read_end, read_regular
 from etcd_actions.executor.attempts.environment import helper_environment
 from etcd_actions.images import Definition, IndexOptions, Packages, Project, Requirements, Step
-from etcd_actions.images.honoured import arguments_of_sync
+from etcd_actions.images.unsupported import arguments_of_sync
 
 PYTHON: Final = Path("bin", "python")
 SDK_PROGRAM: Final = Path("bin", "a0")

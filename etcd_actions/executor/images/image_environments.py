@@ -56,9 +56,9 @@ from etcd_actions.images import (
     parse_image,
     parse_reference,
     refusal,
-    what_is_lacking,
+    unsupported_parts,
 )
-from etcd_actions.images.honoured import own_variables
+from etcd_actions.images.unsupported import own_variables
 
 CODE: Final = "ImageNotAvailable"
 UNIT: Final = "image"
@@ -284,7 +284,7 @@ class ImageEnvironments:
             except ValueError as error:
                 raise BuildFailed(str(error)) from error
         base = self._base
-        problems = what_is_lacking(definition, base.version, has_uv=base.uv is not None)
+        problems = unsupported_parts(definition, base.version, has_uv=base.uv is not None)
         if problems and self._settings.lacking == "check":
             raise BuildFailed(refusal(reference.name, problems))
         variables = own_variables(definition)
