@@ -1,4 +1,4 @@
-"""The listener of the service, as the settings describe it."""
+"""The listener of the service, by the settings."""
 
 from __future__ import annotations
 

@@ -43,6 +43,8 @@ _COMMANDS = {
         "Show the reports that the run service rejected for good, and retry them.",
     ),
     "config": ("config", "Show the settings."),
+    "version": ("version", "Show the versions of this program and of etcd."),
+    "help": ("help", "Show the help of a command."),
 }
 
 

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from etcd_actions import errors
 from etcd_actions._internal.named_files import read_named_file, text_of
+from etcd_actions.actions.abort import AbortResult
 from etcd_actions.cli.calls import ACTIONS, MessageT
 from etcd_actions.cli.names import Names
 from etcd_actions.cli.service_names import ServiceNames
@@ -33,8 +34,14 @@ from etcd_actions.http2 import (
     Target,
     open_channel,
 )
-from etcd_actions.model import ErrorState
+from etcd_actions.model import ErrorState, Phase
+from etcd_actions.server._pb import etcd_actions_operations_pb2 as operations
 
+_OPERATIONS: Final = "etcd_actions.operations.Operations"
+_NO_ERRORS: Final = (
+    "--error-code, --error-message and --message: Flyte's own method has no field for them, and "
+    "the service has no other"
+)
 _DEADLINE = 35.0
 _SETTINGS: Final = ChannelSettings(largest_answer=4 * 1024 * 1024)
 _MOST_TOKEN_BYTES = 64 * 1024
@@ -51,6 +58,10 @@ _ERRORS: Final[dict[Code, type[errors.EtcdActionsError]]] = {
     Code.CANCELLED: errors.ServiceUnavailable,
     Code.RESOURCE_EXHAUSTED: errors.ServiceUnavailable,
 }
+
+
+class Unimplemented(errors.ServiceRefused):
+    """The service does not have a method."""
 
 
 @asynccontextmanager
@@ -92,14 +103,21 @@ class ServiceClient:
         self._metadata = metadata
         self.names: Names = ServiceNames(self)
 
-    async def enqueue(self, request: pb.EnqueueRequest, /) -> None:
+    async def enqueue(self, request: pb.EnqueueRequest, /) -> bool | None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
-        await self.unary(ACTIONS, "Enqueue", request, pb.EnqueueResponse)
+        outcome = await self.unary(ACTIONS, "Enqueue", request, operations.EnqueueOutcome)
+        created: dict[int, bool] = {
+            operations.EnqueueOutcome.CREATED: True,
+            operations.EnqueueOutcome.EXISTED: False,
+        }
+        return created.get(outcome.result)
 
-    async def abort(self, request: pb.AbortRequest, /) -> str:
+    async def abort(self, request: pb.AbortRequest, /) -> AbortResult | None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
-        await self.unary(ACTIONS, "Abort", request, pb.AbortResponse)
-        return "aborted it and the actions below it"
+        outcome = await self.unary(ACTIONS, "Abort", request, operations.AbortOutcome)
+        if not outcome.known:
+            return None
+        return AbortResult(tuple(outcome.aborted), Phase(outcome.ended) if outcome.ended else None)
 
     async def signal(self, request: pb.SignalRequest, /) -> None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
@@ -109,12 +127,39 @@ class ServiceClient:
         self, request: pb.UpdateRequest, /, error: ErrorState | None = None, message: str = ""
     ) -> None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
-        if error is not None or message:
+        if error is None and not message:
+            await self.unary(ACTIONS, "Update", request, pb.UpdateResponse)
+            return
+        named, run = request.action_id, request.action_id.run
+        complete = operations.PutStatusRequest(
+            action=operations.ActionName(
+                project=run.project, domain=run.domain, run=run.name, name=named.name, org=run.org
+            ),
+            attempt=request.attempt,
+            phase=request.status.phase,
+            message=message,
+        )
+        if error is not None:
+            complete.error.code, complete.error.kind = error.code, error.kind
+            complete.error.message = error.message
+        await self.operate("PutStatus", complete, operations.PutStatusResponse, _NO_ERRORS)
+
+    async def operate(
+        self, method: str, request: Message, kind: type[MessageT], without: str
+    ) -> MessageT:
+        """Call a method that etcd-actions' service has in addition to Flyte's.
+
+        Raises:
+            ConfigError: The service does not have it; ``without`` says what cannot be done.
+            EtcdActionsError: It failed.
+        """
+        try:
+            return await self.unary(_OPERATIONS, method, request, kind)
+        except Unimplemented:
             raise errors.ConfigError(
-                "--error-code, --error-message and --message: the service has no field for them: "
-                "leave out --service"
-            )
-        await self.unary(ACTIONS, "Update", request, pb.UpdateResponse)
+                f"{without}: this service is Flyte's, or an earlier version of etcd-actions: "
+                "leave out --service, and name its etcd with --endpoints"
+            ) from None
 
     @asynccontextmanager
     async def watch(
@@ -170,6 +215,8 @@ class ServiceClient:
                 metadata=self._metadata,
             )
         except CallFailed as failure:
+            if failure.code is Code.UNIMPLEMENTED:
+                raise Unimplemented(f"the service has no {service}/{method}") from None
             raise _translated(failure) from None
         return _parsed(response, service, kind)
 

@@ -21,7 +21,8 @@ from google.protobuf.message import DecodeError as BadMessage
 from etcd_actions._internal.named_files import read_named_file, size_text, text_of
 from etcd_actions._internal.quoting import clipped, quoted
 from etcd_actions.cli.backends import Backend, open_backend
-from etcd_actions.cli.exit_codes import ExitCode, print_message
+from etcd_actions.cli.exit_codes import ExitCode
+from etcd_actions.cli.formats.changes import Change, plural, print_change
 from etcd_actions.cli.formats.standard_output import check_input_open
 from etcd_actions.cli.names import find_action, parse_name, with_nearest
 from etcd_actions.cli.options import CommonOptions
@@ -37,32 +38,51 @@ _INTEGER = "[+-]?[0-9]+"
 _FLOAT = r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,4})?"
 
 
-async def enqueue_file(common: CommonOptions, file: str) -> int:
+async def enqueue_file(common: CommonOptions, file: str, output: str | None = None) -> int:
     """Create the action that a file describes."""
     common.config.check_one_namespace()
     # Abandoned, so that a pipe or a terminal does not delay the end.
     request = await trio.to_thread.run_sync(read_request, file, abandon_on_cancel=True)
     async with open_backend(common) as backend:
-        await backend.enqueue(request)
+        created = await backend.enqueue(request)
     action_id = request.action.action_id
     run = action_id.run
-    print_message(f"enqueued {run.project}/{run.domain}/{run.name}/{action_id.name}")
+    name = f"{run.project}/{run.domain}/{run.name}/{action_id.name}"
+    result, message = "enqueued", f"enqueued {name}"
+    if created is False:
+        result, message = "unchanged", f"{name} is already there, by the same request"
+    print_change(output, Change(name=name, result=result), message)
     return ExitCode.OK
 
 
-async def abort_action(common: CommonOptions, action: str, reason: str, by: str) -> int:
+async def abort_action(
+    common: CommonOptions, action: str, reason: str, by: str, output: str | None = None
+) -> int:
     """End an action and all below it."""
     request = pb.AbortRequest(reason=reason)
     if by:
         request.aborted_by.user.id.subject = by
     async with _open_at(common, action) as (backend, named):
         request.action_id.CopyFrom(named)
-        print_message(f"{_path(named)}: {await backend.abort(request)}")
+        done = await backend.abort(request)
+    path = _path(named)
+    change = Change(name=path, result="aborted")
+    if done is None:
+        text = "aborted it and the actions below it"
+    else:
+        change.aborted = done.aborted
+        change.phase = "" if done.ended is None else done.ended.name
+        text = f"aborted {plural(len(done.aborted), 'action')}"
+        if not done.aborted:
+            change.result = "unchanged"
+            # Without a phase an earlier call aborted it, and its object is deleted.
+            text = f"it had ended already: {change.phase or 'ABORTED'}"
+    print_change(output, change, f"{path}: {text}")
     return ExitCode.OK
 
 
 async def signal_condition(
-    common: CommonOptions, action: str, value: str, kind: str, by: str
+    common: CommonOptions, action: str, value: str, kind: str, by: str, output: str | None = None
 ) -> int:
     """Deliver the value of a condition."""
     request = pb.SignalRequest(value=literal_of(value, kind))
@@ -72,7 +92,8 @@ async def signal_condition(
         request.action_id.CopyFrom(named)
         request.parent_action_name = named.name
         await backend.signal(request)
-    print_message(f"signalled {_path(named)}")
+    path = _path(named)
+    print_change(output, Change(name=path, result="signalled"), f"signalled {path}")
     return ExitCode.OK
 
 
@@ -83,6 +104,7 @@ async def report_status(
     attempt: int,
     message: str,
     error: ErrorState | None,
+    output: str | None = None,
 ) -> int:
     """Report the phase of an action."""
     request = pb.UpdateRequest(attempt=attempt)
@@ -91,7 +113,9 @@ async def report_status(
     async with _open_at(common, action) as (backend, named):
         request.action_id.CopyFrom(named)
         await backend.update(request, error, message)
-    print_message(f"{_path(named)} is {phase} in attempt {attempt}")
+    path = _path(named)
+    change = Change(name=path, result="reported", phase=phase, attempt=attempt)
+    print_change(output, change, f"{path} is {phase} in attempt {attempt}")
     return ExitCode.OK
 
 

@@ -1,0 +1,42 @@
+"""A browser for the session, and pages of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.support.chromium import (
+    VARIABLE,
+    Browser,
+    Page,
+    find_chromium,
+    open_browser,
+    running_chromium,
+)
+from tests.support.devtools import DevtoolsPipe
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[DevtoolsPipe]:
+    """A browser for all tests. Where there is none, they are skipped."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip(f"no browser: install Debian's chromium, or name one with {VARIABLE}")
+    with running_chromium(program) as pipe:
+        yield pipe
+
+
+@pytest.fixture
+async def browser(chromium: DevtoolsPipe) -> AsyncIterator[Browser]:
+    """The browser, for one test."""
+    async with open_browser(chromium) as browser:
+        yield browser
+
+
+@pytest.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """A page with nothing in its storage; at the end it has no problems that were not taken out."""
+    async with browser.open_page() as page:
+        yield page
+        assert page.problems == []
