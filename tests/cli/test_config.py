@@ -149,7 +149,7 @@ def test_nothing_given() -> None:
     assert (config[PREFIX], config[CODEC], config.security) == (DEFAULT_KEY_PREFIX, "json", [])
     # The defaults in the table are those of the library.
     assert config.connection("a:1") == ConnectionSettings(endpoints=(Endpoint("a", 1),))
-    assert (config[GRACE], config[STATS_INTERVAL], config[EMBEDDED_PORT]) == (10, 60, 2379)
+    assert (config[GRACE], config[STATS_INTERVAL], config[EMBEDDED_PORT]) == (10, 600, 2379)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
