@@ -237,7 +237,7 @@ class Page:
             raise ScriptError(_why(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
-    async def until(self, expression: str, *, within: float = DEADLINE) -> Any:
+    async def until(self, expression: str, *, within: float = 8) -> Any:
         """The value of an expression once it is true; the document may change during that.
 
         Raises:
