@@ -1,1 +1,1 @@
-"""What ``etcd-actions run`` consists of; :mod:`~etcd_actions.app.app` puts it together."""
+"""The parts of ``etcd-actions run``; :mod:`~etcd_actions.app.app` starts them in order."""

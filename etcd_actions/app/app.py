@@ -18,15 +18,11 @@ from etcd_actions import __version__
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.retrying import retrying, seldom
+from etcd_actions.app.collectors import collect, run_collector, upload_collector
 from etcd_actions.app.executor import check_executor, open_local_executor
 from etcd_actions.app.front_door import open_front_door
 from etcd_actions.app.listeners import is_installed, server_settings
-from etcd_actions.app.run_records import (
-    collect,
-    open_run_services,
-    run_collector,
-    upload_collector,
-)
+from etcd_actions.app.run_services import open_run_services
 from etcd_actions.app.stop import LEAST_GRACE, Stop
 from etcd_actions.app.telemetry import open_telemetry
 from etcd_actions.client import ActionsClient, open_actions_client
@@ -237,7 +233,7 @@ class App:
         front: FrontDoor,
         monitoring: Monitoring | None,
     ) -> None:
-        """Start what deletes old runs and unreferenced uploads."""
+        """Start the collectors of old runs and unreferenced uploads."""
         config = self._config
         quota = QUOTA if config.endpoints is None else None
         runs = run_collector(client, etcd, config, blobs=front.blobs, quota=quota)
@@ -328,7 +324,7 @@ async def _serve_clients(
     *,
     task_status: trio.TaskStatus[ActionsServer],
 ) -> None:
-    """Serve until ``leaving`` is set; sets ``left`` when the last client has left."""
+    """Serve until ``leaving`` is set; set ``left`` when the last client has left."""
     try:
         async with open_actions_server(
             client,

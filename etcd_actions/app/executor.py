@@ -1,4 +1,4 @@
-"""The local executor, as the settings describe it."""
+"""The local executor, by the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The front door and its store of blobs, as the settings describe them."""
+"""The front door, its store of blobs and its logs, by the settings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from etcd_actions.app.executor import open_image_builds
+from etcd_actions.app.executor import open_image_builds, state_dir_of
 from etcd_actions.app.image_uploads import ImageUploads
 from etcd_actions.app.listeners import project_settings
-from etcd_actions.app.run_records import logs_of
 from etcd_actions.blobs import BlobStore, NoStore, UrlSigner, open_blob_store
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config, settings
@@ -21,9 +20,13 @@ from etcd_actions.embedded.data_directory import default_data_dir
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.images.builds import build_task_spec
+from etcd_actions.model import ActionId, Keyspace
+from etcd_actions.storage.store import Store
 
 if TYPE_CHECKING:
+    from etcd_actions.runs.run_record import ActionHistory
     from etcd_actions.server.front import FrontDoor
+    from etcd_actions.server.front.attempt_logs import Logs
 
 _log = structlog.get_logger(__name__)
 
@@ -35,7 +38,7 @@ async def open_front_door(
     """The front door; one serves all ports of a process.
 
     Raises:
-        ConfigError: The store of blobs that is given cannot be used.
+        ConfigError: The configured store of blobs cannot be used.
     """
     # Imported here, since it needs the extra "server".
     from etcd_actions.registry.registry import open_registry  # noqa: PLC0415
@@ -61,7 +64,7 @@ async def open_front_door(
             signer=UrlSigner(client.store, keys),
             reads_local_files=config[settings.EXECUTOR] == "local",
             max_upload_bytes=config[settings.MAX_UPLOAD_BYTES],
-            logs=logs_of(client, etcd, keys, config),
+            logs=_logs(client, etcd, keys, config),
             index=index,
             registry=registry,
             paused=paused_runs(client, keys),
@@ -71,7 +74,7 @@ async def open_front_door(
 
 
 def blob_store(config: Config) -> BlobStore:
-    """The store that is given; else a folder, if one can be written."""
+    """The configured store; else the default folder, if it can be written."""
     where = config[settings.BLOB_DIR]
     try:
         return open_blob_store(_expanded(where or default_data_dir().with_name("blobs")))
@@ -90,3 +93,18 @@ def _expanded(where: Path | str) -> Path | str:
         return where.expanduser().absolute()
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"{where} cannot be found: {error}: give an absolute path") from None
+
+
+def _logs(client: ActionsClient, etcd: Etcd, keys: Keyspace, config: Config) -> Logs:
+    """The reader of the logs of attempts: those of this machine's executor, if there is one."""
+    from etcd_actions.runs.own_run_service import history_of_action  # noqa: PLC0415
+    from etcd_actions.server.front.attempt_logs import Logs  # noqa: PLC0415
+
+    async def history(action_id: ActionId) -> ActionHistory | None:
+        return await history_of_action(Store(etcd), keys, action_id)
+
+    if config[settings.EXECUTOR] == "none":
+        return Logs(client=client, history=history)
+    from etcd_actions.executor.attempts.attempt_log import LocalLogs  # noqa: PLC0415
+
+    return Logs(client=client, source=LocalLogs(state_dir_of(config)), history=history)

@@ -32,7 +32,7 @@ _log = get_logger(__name__)
 
 
 class Stop:
-    """The request to end.
+    """The request to end the process, with the time that it may take.
 
     Args:
         grace: Seconds from the request to the end of the process; less than 1 counts as 1.
@@ -41,7 +41,7 @@ class Stop:
 
     Attributes:
         failure: Why the process has to end; None for a signal.
-        doing: What the end waits for, in words.
+        doing: The part that the end waits for, as text for a log.
         on_hangup: Called for a SIGHUP; None if that requests the end.
     """
 
@@ -89,7 +89,7 @@ class Stop:
     def interrupts(self) -> Iterator[Callable[[], None]]:
         """Cancel the body when the end is requested.
 
-        Gives a function after which the body runs to its end.
+        Yields a function; after its call a request no longer cancels the body.
         """
         with trio.CancelScope() as scope:
             self._interruptible.add(scope)

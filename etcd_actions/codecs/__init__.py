@@ -49,7 +49,7 @@ class Codec(Protocol):
     def summarize(
         self, value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
     ) -> Summary:
-        """Decode only the facts that decide who is notified.
+        """Decode only the facts that decide which receivers get the state.
 
         Raises:
             DecodeError: It is not a TaskAction.
@@ -65,16 +65,16 @@ class Codec(Protocol):
         ...
 
     def encode_tree(self, tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> bytes:
-        """Encode what `decode_tree` gave, changed or not.
+        """Encode a tree of `decode_tree`, changed or not.
 
         Args:
             tree: The object.
-            unchanged: Parts of it that `decode_tree` gave and that are unchanged, which are not
-                checked again.
+            unchanged: Parts that are as `decode_tree` returned them; they are not checked again.
 
         Raises:
-            TypeError: The tree holds something that the form has no place for.
-            ValueError: The same of a value of a right type.
+            TypeError: A value has a type that JSON lacks.
+            ValueError: A number is not finite, a string is not Unicode, it is nested too deeply,
+                or too large to be decoded again.
         """
         ...
 
@@ -85,7 +85,10 @@ class Codec(Protocol):
     def add_label(
         self, value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0
     ) -> bytes:
-        """Set a label and change nothing else; `value` itself where it is set already.
+        """Set a label and change nothing else.
+
+        Returns:
+            The new bytes; `value` itself if it has that label already.
 
         Raises:
             DecodeError: The value cannot be decoded.
@@ -103,16 +106,16 @@ class Codec(Protocol):
         key: bytes = b"",
         revision: int = 0,
     ) -> Released:
-        """Set a label and annotations, take a finalizer away, and change nothing else.
+        """Set a label and annotations, remove a finalizer, and change nothing else.
 
-        A list of finalizers that gets empty is removed, as by an API server does.
+        An API server removes an empty list of finalizers; so does this.
 
         Args:
             value: The stored bytes.
             label: The label's name.
-            text: What it becomes.
-            finalizer: What is taken away, where it is; None for none.
-            annotations: What some annotations become.
+            text: The label's new value.
+            finalizer: The finalizer to remove, if the object has it; None for none.
+            annotations: The new values of some annotations.
             key: The etcd key, for the error.
             revision: The value's ``mod_revision``, for the error.
 
@@ -129,8 +132,8 @@ CODEC_NAMES: Final = ("json", "protobuf", "msgpack")
 def codec_of(value: bytes) -> Codec:
     """The codec of a stored value, by its first bytes.
 
-    What no codec claims is left to ``json``, whose `decode` says what is wrong with it. A
-    value of another version of a form is left to that form's codec, which says so.
+    A value of no known form gets ``json``, whose `decode` raises the error with the reason. A
+    value of another version of a form gets that form's codec, whose error names the version.
     """
     head = value[:3]
     if head == _PROTOBUF:
@@ -139,7 +142,7 @@ def codec_of(value: bytes) -> Codec:
 
 
 def codec_named(name: str) -> Codec:
-    """Give the codec that new objects are to be written with.
+    """The codec with a name in `CODEC_NAMES`, to encode new objects.
 
     Raises:
         ConfigError: There is none of that name; the message has the choices.
@@ -159,7 +162,7 @@ _MSGPACK: Final = magic.MSGPACK[:3]
 
 @functools.cache
 def _protobuf() -> Codec:
-    """Loaded on first use: who has JSON only does without protobuf's messages."""
+    """Imported on first use: a process with JSON only needs no protobuf."""
     from etcd_actions.codecs import protobuf  # noqa: PLC0415
 
     return protobuf

@@ -1,6 +1,6 @@
-"""A TaskAction with binary where JSON has base64: its tree, and its typed view.
+"""A TaskAction with binary in the place of base64: its tree, and its typed view.
 
-A text is taken for base64 where its bytes give the same text again; else it stays text.
+A text counts as base64 if encoding its bytes gives the same text again; else it stays text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BASE64_FIELDS: Final = {
 
 
 def tree_with_base64(tree: dict[str, Any]) -> None:
-    """Put base64 for the binary in the fields that may have it, in place."""
+    """Replace binary by base64 in the four fields, in place."""
     for part, fields in BASE64_FIELDS.items():
         node = tree.get(part)
         if type(node) is dict:
@@ -32,7 +32,7 @@ def tree_with_base64(tree: dict[str, Any]) -> None:
 
 
 def tree_with_binary(tree: dict[str, Any]) -> dict[str, Any]:
-    """Put binary for base64, in a copy where there is any."""
+    """Replace base64 by binary in the four fields; the argument is not changed."""
     for part, fields in BASE64_FIELDS.items():
         node = tree.get(part)
         if type(node) is dict:
@@ -55,14 +55,14 @@ _NO_STATUS: Final = _Status()
 
 
 class BinaryTaskAction(ActionObject, rename="camel", frozen=True, gc=False):
-    """A TaskAction whose four base64 fields are bytes, or the text that is no base64."""
+    """A TaskAction whose four base64 fields are bytes, or a text if that is no base64."""
 
     spec: _Spec
     status: _Status = _NO_STATUS
 
     @classmethod
     def of(cls, action: ActionObject) -> BinaryTaskAction:
-        """The same action with binary."""
+        """Convert from base64."""
         return cls(
             action.api_version,
             action.kind,
@@ -74,7 +74,7 @@ class BinaryTaskAction(ActionObject, rename="camel", frozen=True, gc=False):
         )
 
     def view(self) -> ActionObject:
-        """The same action with base64.
+        """Convert to base64.
 
         Raises:
             ValueError: One of the four is neither bytes nor text.

@@ -1,4 +1,4 @@
-"""Finalizers, which delay the deletion of an object after it was requested."""
+"""The changes that a mark makes in an object's metadata: texts are set, a finalizer is removed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from etcd_actions.codecs.object_tree import set_texts
 from etcd_actions.errors import DecodeError
 
 NO_TEXTS: Final[Mapping[str, str]] = MappingProxyType({})
-"""No labels, or no annotations, are to be set."""
+"""No labels, or no annotations."""
 
 
 class Released(NamedTuple):
-    """A value after a finalizer was taken away.
+    """A value without the finalizer.
 
     Attributes:
-        value: The new bytes; the old ones themselves where there was nothing to change.
-        held: Whether it has finalizers still.
+        value: The new bytes; the old ones if nothing changed.
+        held: Whether it still has finalizers.
         deleting: Whether its deletion was requested.
     """
 
@@ -27,30 +28,38 @@ class Released(NamedTuple):
 
     @property
     def delete(self) -> bool:
-        """Whether the object is to be deleted instead of written, as an API server does."""
+        """Whether the object has to be deleted instead of written, as by an API server."""
         return self.deleting and not self.held
 
 
-def drop_finalizer(
-    tree: dict[str, Any], finalizer: str, *, key: bytes = b"", revision: int = 0
+def release_tree(
+    tree: dict[str, Any],
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    finalizer: str | None,
+    *,
+    key: bytes,
+    revision: int,
 ) -> bool:
-    """Take a finalizer out of ``metadata.finalizers``, in place; an empty list goes, too.
+    """Set labels and annotations, and remove a finalizer, in place.
 
     Returns:
-        Whether it was there; without it nothing is changed.
+        Whether anything changed.
 
     Raises:
-        DecodeError: There are finalizers that are no list.
+        DecodeError: ``metadata`` or one of these fields has another type.
     """
+    changed = set_texts(tree, "labels", labels, key=key, revision=revision)
+    changed |= set_texts(tree, "annotations", annotations, key=key, revision=revision)
     metadata = tree["metadata"]
     finalizers = metadata.get("finalizers")
-    if finalizers is None:
-        return False
+    if finalizer is None or finalizers is None:
+        return changed
     if not isinstance(finalizers, list):
         raise DecodeError("metadata.finalizers: not a list", key=key, revision=revision)
     kept = [each for each in finalizers if each != finalizer]
     if len(kept) == len(finalizers):
-        return False
+        return changed
     if kept:
         metadata["finalizers"] = kept
     else:
@@ -59,7 +68,7 @@ def drop_finalizer(
 
 
 def released(value: bytes, tree: dict[str, Any]) -> Released:
-    """What a value's tree says of it."""
+    """The result for a value and its changed tree."""
     metadata = tree["metadata"]
     return Released(
         value, bool(metadata.get("finalizers")), bool(metadata.get("deletionTimestamp"))

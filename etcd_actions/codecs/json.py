@@ -1,11 +1,11 @@
 """Kubernetes' JSON, byte for byte as an API server writes custom resources.
 
-Keys sorted, no spaces, a newline at the end; ``<``, ``>``, ``&``, U+2028 and U+2029
-escaped by their number, other UTF-8 raw (``encoding/json`` of Go 1.22 and later, which API servers
-since 1.30 are built with).
+Keys are sorted; there are no spaces, and a newline at the end. ``<``, ``>``, ``&``, U+2028 and
+U+2029 are escaped by their number, other UTF-8 is raw. That is ``encoding/json`` of Go 1.22 and
+later, with which API servers since 1.30 are built.
 
-A key that an object has twice counts with its last value, as in Go; writing drops the others,
-as the API server's own writes do.
+If an object has a key twice, the last value counts, as in Go. Writing drops the others, as the API
+server's own writes do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 
 from etcd_actions.codecs import magic
 from etcd_actions.codecs import object_tree as trees
-from etcd_actions.codecs.finalizers import NO_TEXTS, Released, drop_finalizer, released
+from etcd_actions.codecs.finalizers import NO_TEXTS, Released, release_tree, released
 from etcd_actions.codecs.object_tree import Number
 from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.views import drop_nulls, view_of_tree, why_no_view
@@ -60,7 +60,7 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject
     magic.check_size(value, key, revision)
     try:
         action = _decode_action(value)
-        # Strings of fields that the view lacks are passed over unread.
+        # The decoder does not check the strings of fields that the view lacks.
         if not value.isascii():
             value.decode()
     except Exception as error:
@@ -71,9 +71,9 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject
 def summarize(
     value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
 ) -> Summary:
-    """Decode only the facts that decide who is notified of a stored TaskAction.
+    """Decode only the facts that decide which receivers get the state of a TaskAction.
 
-    What `decode` would complain of elsewhere in the value goes unnoticed.
+    Errors in other fields, which `decode` would refuse, go unnoticed.
 
     Raises:
         DecodeError: As for `decode`, of the fields that are read.
@@ -87,7 +87,7 @@ def summarize(
 
 @refusing("")
 def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[str, Any]:
-    """Decode everything that a value holds, to change it without a loss.
+    """Decode all fields of a value, to change it without a loss.
 
     Integers of any size stay integers, other numbers become `Number`. Only ``-0`` loses
     its sign, as it does in an API server.
@@ -107,7 +107,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 
     Args:
         tree: The object.
-        unchanged: Parts of it that `decode_tree` gave and that are unchanged.
+        unchanged: Parts that are as `decode_tree` returned them; they are not checked again.
 
     Raises:
         TypeError: Something in it is no JSON value.
@@ -123,7 +123,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 
 
 def encode(action: ActionObject) -> bytes:
-    """Encode a new object. For one that is stored already use the tree: it loses nothing."""
+    """Encode a new object. A stored one is changed by its tree, which has all fields."""
     return magic.written(_as_kubernetes(trees.to_json(action)))
 
 
@@ -132,7 +132,7 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     """Set a label in ``metadata.labels`` and change nothing else.
 
     Returns:
-        The new bytes; `value` itself where it has that label already.
+        The new bytes; `value` itself if it has that label already.
 
     Raises:
         DecodeError: The value is not a JSON object with metadata, or gets too large.
@@ -151,7 +151,7 @@ def release(
     key: bytes = b"",
     revision: int = 0,
 ) -> Released:
-    """Set a label and annotations, take a finalizer away, and change nothing else.
+    """Set a label and annotations, remove a finalizer, and change nothing else; see `Codec`.
 
     Raises:
         DecodeError: The value is not a JSON object with metadata, or gets too large.
@@ -162,10 +162,7 @@ def release(
         magic.check_size(spliced.value, key, revision)
         return spliced
     tree = decode_tree(value, key=key, revision=revision)
-    changed = trees.set_texts(tree, "labels", labels, key=key, revision=revision)
-    changed |= trees.set_texts(tree, "annotations", annotations, key=key, revision=revision)
-    if finalizer is not None:
-        changed |= drop_finalizer(tree, finalizer, key=key, revision=revision)
+    changed = release_tree(tree, labels, annotations, finalizer, key=key, revision=revision)
     try:
         return released(encode_tree(tree) if changed else value, tree)
     except ValueError as error:
@@ -175,7 +172,8 @@ def release(
 # --- decoding -------------------------------------------------------------------------
 
 _decode_action = msgspec.json.Decoder(ActionObject).decode
-# Of all values as if they had a mark: that costs next to nothing, and another pass a third.
+# All values are decoded as if they had a mark: the fields of a mark cost next to nothing, a second
+# pass costs a third of the first.
 _decode_facts = msgspec.json.Decoder(MarkedFacts).decode
 _decode_unmarked = msgspec.json.Decoder(Facts).decode
 
@@ -196,7 +194,7 @@ def _summarize_odd(value: bytes, *, key: bytes, revision: int, create_revision: 
 def _decode_with_nulls(
     value: bytes, error: Exception, *, key: bytes, revision: int
 ) -> ActionObject:
-    """Decode what the strict decoder refused, in case only nulls were in its way."""
+    """Decode a value that the strict decoder refused, in case only its nulls were the reason."""
     tree = decode_tree(value, key=key, revision=revision)
     if not drop_nulls(tree):
         if isinstance(error, msgspec.ValidationError):
@@ -214,7 +212,7 @@ def _refuse(value: bytes, error: Exception, key: bytes, revision: int) -> NoRetu
 # --- encoding -------------------------------------------------------------------------
 
 
-# All of these occur in strings only, so they can be replaced in the encoded text.
+# All of these characters occur in strings only, so they can be replaced in the encoded text.
 _ASCII_ESCAPES: Final = ((b"<", rb"\u003c"), (b">", rb"\u003e"), (b"&", rb"\u0026"))
 _OTHER_ESCAPES: Final = (("\u2028".encode(), rb"\u2028"), ("\u2029".encode(), rb"\u2029"))
 
@@ -229,7 +227,7 @@ def _as_kubernetes(encoded: bytes) -> bytes:
     return encoded + b"\n"
 
 
-# --- changes of the metadata, spliced in ------------------------------------------------
+# --- changes of the metadata, spliced into the bytes --------------------------------------
 
 
 class _Outline(msgspec.Struct, gc=False):
@@ -252,13 +250,12 @@ def _spliced(
     annotations: Mapping[str, str],
     finalizer: str | None,
 ) -> Released | None:
-    """Make the change in the bytes, None if that is not certain to be right.
+    """Make the change in the bytes; None if the value is not certainly in Kubernetes' form.
 
-    In Kubernetes' form ``metadata`` begins behind a known head, and its fields stand one
-    behind the other without spaces, so their lengths give where each is, or where a new one
-    belongs. A value in another form could mislead that (spaces, escapes or a key twice), so
-    the result is decoded again: a reader has to find the fields as they were
-    written, and nothing outside of them was touched.
+    In that form ``metadata`` begins after a known head, and its fields follow each other without
+    spaces. So their lengths give the offset of each, and of a new one. Spaces, escapes or a
+    repeated key would make such an offset wrong, so the result is decoded again: the changed
+    fields have to be as they were written. The bytes outside of them are copied.
     """
     if not value.startswith(_HEAD):
         return None
@@ -270,11 +267,11 @@ def _spliced(
         result = _splice(value, fields, changes)
         if result is None:
             return None
-        seen = _decode_outline(result).metadata
+        reread = _decode_outline(result).metadata
     except _ODD:
         return None
     for name, expected in changes.items():
-        found = seen.get(name)
+        found = reread.get(name)
         if (None if found is None else bytes(found)) != expected:
             return None
     return Released(result, held, deleting)
@@ -286,7 +283,7 @@ def _changes(
     annotations: Mapping[str, str],
     finalizer: str | None,
 ) -> tuple[dict[str, bytes | None], bool, bool]:
-    """What fields of ``metadata`` become, None for what goes; and `held` and `deleting`."""
+    """The new values of fields of ``metadata``, None to remove one; with `held` and `deleting`."""
     changes: dict[str, bytes | None] = {}
     for name, expected in (("annotations", annotations), ("labels", labels)):
         old = fields.get(name)
@@ -305,9 +302,9 @@ def _changes(
 
 
 def _splice(value: bytes, fields: _Fields, changes: dict[str, bytes | None]) -> bytes | None:
-    """Put the changed fields where the lengths of the others say that they are."""
+    """Write the changed fields at the offsets that the lengths of the others give."""
     parts: list[bytes] = []
-    # In their order, in which they are written.
+    # In sorted order, as in the value.
     missing = [(name, new) for name, new in changes.items() if new and name not in fields]
     left = len(changes)
     done, at = 0, len(_HEAD)

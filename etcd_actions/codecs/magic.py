@@ -1,4 +1,4 @@
-"""The first bytes of a stored value: whose it is, and why it cannot be read."""
+"""The first bytes of a stored value: its form, or the reason why it cannot be decoded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from etcd_actions.errors import DecodeError
 
-# Three bytes and the form's version. 0xff begins neither UTF-8 text nor anything below.
+# Three bytes and the form's version. Neither UTF-8 text nor a foreign form below begins with 0xff.
 PROTOBUF: Final = b"\xffPB\x01"
 MSGPACK: Final = b"\xffMP\x01"
 
@@ -16,10 +16,10 @@ MAX_SIZE: Final = 8 << 20
 _OURS: Final = {PROTOBUF[:3]: "protobuf", MSGPACK[:3]: "msgpack"}
 
 ENCRYPTED_AT_REST: Final = b"k8s:enc:"
-"""What an API server begins values with that it encrypts."""
+"""The first bytes of a value that an API server encrypted."""
 
 KUBERNETES_PROTOBUF: Final = b"k8s\0"
-"""What it begins values of its own kinds with; those of custom resources are JSON."""
+"""The first bytes of an API server's value of a built-in kind; custom resources are JSON."""
 
 _FOREIGN: Final = (
     (
@@ -44,14 +44,14 @@ _FOREIGN: Final = (
 
 
 def why_not(form: str, value: bytes) -> str | None:
-    """Say why a value is not of a form.
+    """The reason why a value is not of a form.
 
     Args:
-        form: The name of the codec that was to read it.
-        value: What it was given.
+        form: The name of the codec that should decode it.
+        value: The stored bytes.
 
     Returns:
-        The reason for a `DecodeError`; None if the first bytes show nothing.
+        The reason for a `DecodeError`; None if the first bytes fit the form.
     """
     if not value:
         return "the value is empty"
@@ -94,7 +94,7 @@ def check_size(value: bytes, key: bytes, revision: int) -> None:
 
 
 def written(value: bytes) -> bytes:
-    """Give back an encoded value, unless it is too large to be read again.
+    """Return an encoded value, unless it is too large to be decoded again.
 
     Raises:
         ValueError: It has more than `MAX_SIZE` bytes.

@@ -1,4 +1,4 @@
-"""How each field of a stored message is read and written, as its schema and the view say."""
+"""How each field of a stored message is read and written, by its schema and by the view."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ VIEWS: Final[dict[str, type[msgspec.Struct]]] = {
 """By message, the struct whose fields have the same names."""
 
 OTHER_FIELDS: Final = "other_fields"
-"""In every message the JSON object of what has no field of its own there."""
+"""A field of every message: a JSON object of all fields for which the message has none."""
 
 _JSON_FIELDS: Final = {"fields_v1", OTHER_FIELDS}
 
 
 class Elsewhere(Exception):
-    """Something of the view is not in its typed field."""
+    """A part of the view is not in its typed field, but in `OTHER_FIELDS`."""
 
 
 class Form:
@@ -59,7 +59,7 @@ class Form:
 
 
 class _View:
-    """How a struct is read from its message: all at once, then what is not the same in both."""
+    """How a struct is read from its message: all fields at once, then those that are converted."""
 
     def __init__(self, struct: type[msgspec.Struct], fields: dict[str, _Field]) -> None:
         self.struct: Callable[..., Any] = struct
@@ -68,7 +68,7 @@ class _View:
         self.converted: list[tuple[int, Callable[[Any], Any]]] = []
         self.required: list[tuple[int, str]] = []
         self.optional: list[tuple[int, str, Any, Callable[[Any], Any] | None]] = []
-        """Those whose absence, the third item, is not their empty value."""
+        """Fields whose default, the third item, is not protobuf's empty value."""
         for at, part in enumerate(parts):
             field = fields[part.name]
             convert = None if field.plain else field.to_view
@@ -82,10 +82,10 @@ class _View:
 
 
 def read_tree(message: Message, form: Form) -> dict[str, Any]:
-    """Give a message's tree.
+    """A message's tree.
 
     Raises:
-        ValueError: A field that holds JSON does not, or says again what another field says.
+        ValueError: A field of JSON has none, or repeats another field.
         RecursionError: It is nested too deeply.
     """
     tree: dict[str, Any] = {}
@@ -106,10 +106,10 @@ def read_tree(message: Message, form: Form) -> dict[str, Any]:
 
 
 def read_view(message: Message, form: Form) -> Any:
-    """Give a message's struct.
+    """A message's struct.
 
     Raises:
-        Elsewhere: Not all that the struct demands is in typed fields.
+        Elsewhere: Not all that the struct requires is in typed fields.
     """
     view = form.view
     if view is None:
@@ -163,14 +163,18 @@ class _Field(abc.ABC):
 
     @abc.abstractmethod
     def put(self, message: Message, item: Any) -> bool:
-        """Set it to what a tree has, if it will give exactly that back; else False."""
+        """Set it to a tree's item if `to_tree` will return exactly that.
+
+        Returns:
+            Whether it was set.
+        """
 
     def to_tree(self, value: Any) -> Any:
-        """What a tree has for its value."""
+        """The tree's item for its value."""
         return value
 
     def to_view(self, value: Any) -> Any:
-        """What the view has for its value."""
+        """The view's item for its value."""
         return self.to_tree(value)
 
 

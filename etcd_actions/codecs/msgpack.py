@@ -3,13 +3,13 @@
 ``ff 4d 50 01`` ("MP" and the form's version), then one map, which any msgpack library reads:
 
 - Keys are sorted, so that equal objects have equal bytes.
-- The four fields that are base64 in JSON (templates, specs, states, signals) are binary, where
-  that gives back the same text, else text. No other field may be binary.
-- A number with a fraction or an exponent is a float64 where Go would write that float with
-  the same text; any other (``1.0``, ``1E400``) is an extension of type 1 with its text.
+- The four fields that are base64 in JSON (templates, specs, states, signals) are binary if that
+  gives the same text again, else text. No other field may be binary.
+- A number with a fraction or an exponent is a float64 if Go would write that float with the same
+  text; any other (``1.0``, ``1E400``) is an extension of type 1 with its text.
 - An integer beyond 64 bits is an extension of type 1 with its digits.
 
-Other extensions, timestamps among them, mean nothing in JSON and are refused.
+Other extensions, such as timestamps, have no form in JSON and are refused.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ NUMBER: Final = 1
 def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject:
     """Decode the typed view of a stored TaskAction.
 
-    A null counts as an absent field, as in JSON. What is wrong inside of fields that the view
-    lacks goes unnoticed, as long as it is clear where they end; `add_label` copies them.
+    A null counts as an absent field, as in JSON. Errors inside of fields that the view lacks go
+    unnoticed if the field's length is readable; `add_label` copies such fields.
 
     Raises:
         DecodeError: It is not of this form, another kind, lacks a field or has one of another
@@ -51,7 +51,7 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject
     """
     stored = _behind_magic(value, key, revision)
     try:
-        # Keys that are not UTF-8 are passed over by the one, and in the way of a label.
+        # The decoder ignores keys that are not UTF-8; a change of a label could not keep them.
         _decode_outline(_decode_outline(stored)["metadata"])
         return _decode_action(stored).view()
     except Exception:
@@ -61,7 +61,7 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject
 def summarize(
     value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
 ) -> Summary:
-    """Decode only the facts that decide who is notified of a stored TaskAction.
+    """Decode only the facts that decide which receivers get the state of a TaskAction.
 
     Raises:
         DecodeError: As for `decode`, of the fields that are read.
@@ -75,10 +75,10 @@ def summarize(
 
 @refusing("msgpack")
 def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[str, Any]:
-    """Decode everything that a value holds, to change it without a loss.
+    """Decode all fields of a value, to change it without a loss.
 
     Raises:
-        DecodeError: It is not of this form, or holds what JSON has no form for.
+        DecodeError: It is not of this form, or has a value for which JSON has no form.
     """
     stored = _behind_magic(value, key, revision)
     try:
@@ -94,7 +94,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 
     Args:
         tree: The object.
-        unchanged: Parts of it that `decode_tree` gave and that are unchanged.
+        unchanged: Parts that are as `decode_tree` returned them; they are not checked again.
 
     Raises:
         TypeError: Something in it is no JSON value.
@@ -115,7 +115,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 
 
 def encode(action: ActionObject) -> bytes:
-    """Encode a new object. For one that is stored already use the tree: it loses nothing."""
+    """Encode a new object. A stored one is changed by its tree, which has all fields."""
     try:
         return magic.written(MAGIC + _encode(BinaryTaskAction.of(action)))
     except OverflowError:
@@ -126,11 +126,11 @@ def encode(action: ActionObject) -> bytes:
 def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
     """Set a label in ``metadata.labels`` and change nothing else.
 
-    Only the maps on the way to the labels are written again; the bytes of all other fields
-    are copied as they are, and their contents are not examined.
+    Only the maps around the labels are encoded again; the bytes of all other fields are copied
+    without decoding.
 
     Returns:
-        The new bytes; `value` itself where it has that label already.
+        The new bytes; `value` itself if it has that label already.
 
     Raises:
         DecodeError: The value is not a map of this form with metadata, or gets too large.
@@ -149,7 +149,7 @@ def release(
     key: bytes = b"",
     revision: int = 0,
 ) -> Released:
-    """Set a label and annotations, take a finalizer away, as `add_label` does.
+    """Set a label and annotations, remove a finalizer, and change nothing else; see `Codec`.
 
     Raises:
         DecodeError: The value is not a map of this form with metadata, or gets too large.
@@ -189,7 +189,7 @@ def release(
 def _set_texts(
     metadata: dict[str, msgspec.Raw], field: str, texts_to_set: Mapping[str, str]
 ) -> bool:
-    """Set labels or annotations, where they are not set so already."""
+    """Set labels or annotations; return whether any changed."""
     texts = _decode_texts(metadata.get(field, _NIL)) or {}
     changed = False
     for name, text in texts_to_set.items():
@@ -203,7 +203,7 @@ def _set_texts(
 
 
 def _drop_finalizer(metadata: dict[str, msgspec.Raw], finalizer: str) -> bool:
-    """Take a finalizer out, if it is there; an empty list goes, too."""
+    """Remove a finalizer, and a list that gets empty; return whether it was there."""
     finalizers = _decode_list(metadata.get("finalizers", _NIL)) or []
     kept = [each for each in finalizers if _decode_any(each) != finalizer]
     if len(kept) == len(finalizers):
@@ -241,7 +241,7 @@ _MALFORMED: Final = (msgspec.MsgspecError, LookupError, ValueError, RecursionErr
 
 
 def _number(code: int, data: memoryview) -> int | Number:
-    """Read an extension."""
+    """Decode an extension."""
     if code != NUMBER:
         raise ValueError(f"an extension of type {code}, which means nothing here")
     text = bytes(data)
@@ -280,7 +280,7 @@ def _refuse(error: Exception, key: bytes, revision: int) -> NoReturn:
 
 
 def _as_extension(value: object) -> float | msgspec.msgpack.Ext:
-    """Encode a `Number`: as a float if that gives the text back."""
+    """Encode a `Number`: as a float if that gives the same text again."""
     if type(value) is not Number:
         raise TypeError(f"{type(value).__name__} is no JSON value")
     number = float(value)
@@ -293,7 +293,7 @@ _encode = msgspec.msgpack.Encoder(order="sorted", enc_hook=_as_extension).encode
 
 
 def _narrow(item: Any) -> Any:
-    """Put an extension for an integer that msgpack cannot hold."""
+    """Replace an integer that msgpack has no form for by an extension."""
     if type(item) is int and not -(2**63) <= item < 2**64:
         return msgspec.msgpack.Ext(NUMBER, str(item).encode())
     return item

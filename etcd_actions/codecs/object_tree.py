@@ -1,8 +1,8 @@
-"""A decoded object as a tree of Python values, which every codec can give and take.
+"""A decoded object as a tree of Python values, the common form of all codecs.
 
-Dicts with text keys, lists, texts, integers of any size, booleans, None, and `Number` for
-what is no integer: all that JSON can say, and nothing that it cannot. All codecs hold the
-same trees, so a value can go from one form to any other and back without a loss.
+A tree has dicts with text keys, lists, texts, integers of any size, booleans, None, and `Number`
+for other numbers: exactly the values of JSON. All codecs have the same trees, so a value can be
+converted from one form to any other and back without a loss.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from etcd_actions.errors import DecodeError
 
 
 class Number(float):
-    """A number with a fraction or an exponent, which keeps the text that it was read from."""
+    """A number with a fraction or an exponent, together with its text in JSON."""
 
     __slots__ = ("text",)
     text: str
@@ -51,27 +51,26 @@ _TEXT: Final = frozenset({str})
 
 
 def check(tree: dict[str, Any], unchanged: Iterable[object] = ()) -> bool:
-    """Refuse what an encoder would write as something else, or another codec could not hold.
+    """Refuse values that an encoder would change, or that not every codec has a form for.
 
     Args:
         tree: An object.
-        unchanged: Parts of it that are as a codec decoded them: they hold nothing of that kind,
-            and are not examined.
+        unchanged: Parts that are as a codec decoded them: they are not checked again.
 
     Returns:
         Whether there are floats that are no `Number`.
 
     Raises:
-        TypeError: The tree is no dict, or holds something that JSON has no form for.
+        TypeError: The tree is no dict, or has a value for which JSON has no form.
     """
     floats = False
     if type(tree) is not dict:
         raise TypeError(f"{type(tree).__name__} is no JSON object")
     waiting: list[Any] = [tree]
-    passed_over = set(map(id, unchanged))
+    skipped = set(map(id, unchanged))
     while waiting:
         node = waiting.pop()
-        if passed_over and id(node) in passed_over:
+        if skipped and id(node) in skipped:
             continue
         items: Iterable[Any] = node
         if type(node) is dict:
@@ -91,7 +90,7 @@ def check(tree: dict[str, Any], unchanged: Iterable[object] = ()) -> bool:
 
 
 def with_numbers(tree: dict[str, Any]) -> dict[str, Any]:
-    """Copy a tree, with a `Number` for each float, written as Go would.
+    """Copy a tree, with each float replaced by a `Number` with Go's text.
 
     Raises:
         ValueError: A float is not finite.
@@ -133,7 +132,7 @@ def set_texts(
         Whether any was changed: False if all are set already.
 
     Raises:
-        DecodeError: There is no place for them.
+        DecodeError: ``metadata`` or the field is not an object.
     """
     metadata = tree.get("metadata")
     if not isinstance(metadata, dict):
@@ -168,7 +167,7 @@ from_json = msgspec.json.Decoder(dict[str, Any], float_hook=Number).decode
 
 
 def base64_bytes(text: str) -> bytes | None:
-    """The bytes that a text is the base64 of; None if they would give another text."""
+    """Decode base64; None if encoding the bytes would not give the same text again."""
     try:
         data = msgspec.convert(text, bytes)
     except msgspec.ValidationError:

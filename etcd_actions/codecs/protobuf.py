@@ -1,10 +1,10 @@
 """Protobuf: the message of ``schemas/etcd_actions_taskaction.proto`` behind a magic.
 
-``ff 50 42 01`` ("PB" and the form's version), then the message with its length before it.
-The schema says what is in it and why nothing is lost.
+``ff 50 42 01`` ("PB" and the form's version), then the message's length, then the message. The
+comments of the schema explain its fields, and why nothing is lost.
 
-Fields of later versions: reading passes over them, `add_label` and `release` keep them,
-`decode_tree` refuses them, since the tree has no place for them.
+Fields of later versions: `decode` and `summarize` ignore them, `add_label` and `release` keep
+them, `decode_tree` refuses them, since a tree cannot have them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 from etcd_actions.codecs import magic, protobuf_messages
 from etcd_actions.codecs import object_tree as trees
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
-from etcd_actions.codecs.finalizers import NO_TEXTS, Released, drop_finalizer, released
+from etcd_actions.codecs.finalizers import NO_TEXTS, Released, release_tree, released
 from etcd_actions.codecs.magic import PROTOBUF as MAGIC
 from etcd_actions.codecs.refusal import refusal, refusing
 from etcd_actions.codecs.views import summary_of_tree, view_of_tree
@@ -52,7 +52,7 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject
 def summarize(
     value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
 ) -> Summary:
-    """Decode only the facts that decide who is notified of a stored TaskAction.
+    """Decode only the facts that decide which receivers get the state of a TaskAction.
 
     Raises:
         DecodeError: As for `decode`, of the fields that are read.
@@ -72,7 +72,7 @@ def summarize(
 
 @refusing("protobuf")
 def decode_tree(value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[str, Any]:
-    """Decode everything that a value holds, to change it without a loss.
+    """Decode all fields of a value, to change it without a loss.
 
     Raises:
         DecodeError: It is not of this form, or has fields of a later version.
@@ -85,7 +85,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 
     Args:
         tree: The object.
-        unchanged: Parts of it that `decode_tree` gave and that are unchanged.
+        unchanged: Parts that are as `decode_tree` returned them; they are not checked again.
 
     Raises:
         TypeError: Something in it is no JSON value.
@@ -101,7 +101,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 
 
 def encode(action: ActionObject) -> bytes:
-    """Encode a new object. For one that is stored already use the tree: it loses nothing."""
+    """Encode a new object. A stored one is changed by its tree, which has all fields."""
     return _pack(protobuf_messages.message_of(trees.from_json(trees.to_json(action))))
 
 
@@ -112,7 +112,7 @@ def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision
     Fields of later versions stay where they are.
 
     Returns:
-        The new bytes; `value` itself where it has that label already.
+        The new bytes; `value` itself if it has that label already.
 
     Raises:
         DecodeError: The value is not of this form, has no metadata, or gets too large.
@@ -131,7 +131,7 @@ def release(
     key: bytes = b"",
     revision: int = 0,
 ) -> Released:
-    """Set a label and annotations, take a finalizer away, and change nothing else.
+    """Set a label and annotations, remove a finalizer, and change nothing else; see `Codec`.
 
     Fields of later versions stay where they are.
 
@@ -144,12 +144,9 @@ def release(
     try:
         others = trees.from_json(metadata.other_fields or b"{}")
         if not message.HasField("metadata") or not _CHANGED.isdisjoint(others):
-            # Labels, say, that are null, empty or no map of texts.
+            # For example labels that are null, empty or no map of texts.
             tree = _tree(message, key, revision)
-            changed = trees.set_texts(tree, "labels", labels, key=key, revision=revision)
-            changed |= trees.set_texts(tree, "annotations", annotations, key=key, revision=revision)
-            if finalizer is not None:
-                changed |= drop_finalizer(tree, finalizer, key=key, revision=revision)
+            changed = release_tree(tree, labels, annotations, finalizer, key=key, revision=revision)
             return released(encode_tree(tree) if changed else value, tree)
         finalizers = metadata.finalizers
         changed = finalizer in finalizers
@@ -171,12 +168,10 @@ def release(
         _refuse(error, key, revision)
 
 
-# --- changes of the metadata --------------------------------------------------------------
-
 _CHANGED: Final = frozenset({"labels", "annotations", "finalizers", "deletionTimestamp"})
 
 
-# --- the message and what is around it --------------------------------------------------
+# --- the message between magic, length and end --------------------------------------------
 
 
 def _parse(value: bytes, key: bytes, revision: int) -> pb.TaskAction:
@@ -190,7 +185,7 @@ def _parse(value: bytes, key: bytes, revision: int) -> pb.TaskAction:
 
 
 def _behind_length(value: bytes) -> bytes:
-    """The message. Alone it could be truncated, or have others behind it, without a sign."""
+    """The message. Its length detects a truncated value, and bytes after the message."""
     length = shift = 0
     at = len(MAGIC)
     while True:

@@ -23,7 +23,7 @@ def parse(data: bytes) -> pb.TaskAction:
     """Parse a message.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is malformed.
     """
     try:
         return pb.TaskAction.FromString(data)
@@ -32,10 +32,10 @@ def parse(data: bytes) -> pb.TaskAction:
 
 
 def tree_of(message: pb.TaskAction) -> dict[str, Any]:
-    """Give a message's tree.
+    """A message's tree.
 
     Raises:
-        ValueError: A field that holds JSON does not, or says again what another field says.
+        ValueError: A field of JSON has none, or repeats another field.
         RecursionError: It is nested too deeply.
     """
     return read_tree(message, _TASK_ACTION)
@@ -54,7 +54,7 @@ def message_of(tree: dict[str, Any]) -> pb.TaskAction:
 
 
 def view_of(message: pb.TaskAction) -> ActionObject | None:
-    """Give a message's typed view; None if not all of it is in typed fields."""
+    """A message's typed view; None if not all of it is in typed fields."""
     if not _is_task_action(message):
         return None
     try:
@@ -65,14 +65,14 @@ def view_of(message: pb.TaskAction) -> ActionObject | None:
 
 
 def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> Summary | None:
-    """Give a message's summary; None if the view has to be read."""
+    """A message's summary; None if not all of it is in typed fields."""
     metadata, spec, status = message.metadata, message.spec, message.status
     if message.other_fields or metadata.other_fields or spec.other_fields or status.other_fields:
         return None
     if not _is_task_action(message):
         return None
     project, domain, run, name = spec.project, spec.domain, spec.run_name, spec.action_name
-    # An empty text may be one that is not there, for which the view is refused.
+    # An empty text may be an absent one, which the view refuses.
     if not (project and domain and run and name and message.HasField("metadata")):
         return None
     conditions = status.conditions
@@ -129,7 +129,7 @@ def _is_task_action(message: pb.TaskAction) -> bool:
 
 
 def fields_of_later_versions(message: pb.TaskAction) -> str:
-    """Name what is in a message and not in the schema; empty if there is nothing."""
+    """The paths of the fields that the schema lacks; empty if there are none."""
     known = pb.TaskAction()
     known.CopyFrom(message)
     known.DiscardUnknownFields()
@@ -148,6 +148,6 @@ def _unknown(message: Message, path: str) -> list[str]:
 
 
 unknown_fields: Callable[[Message], Iterable[Any]] = UnknownFieldSet  # type: ignore[assignment]
-"""The fields that a message was read with, and that its type does not have."""
+"""The parsed fields that the message's type does not have."""
 _TASK_ACTION: Final = Form(pb.TaskAction.DESCRIPTOR)
 _ERROR_STATE: Final = Form(pb.ErrorState.DESCRIPTOR)

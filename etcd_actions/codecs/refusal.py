@@ -1,4 +1,4 @@
-"""What a decoder's failure says of a value: nothing but a DecodeError leaves a codec."""
+"""The boundary of a codec: any failure of a decoder becomes a DecodeError."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def refusal(error: Exception, form: str, key: bytes, revision: int) -> DecodeErr
     """The error for a value that made a decoder fail.
 
     Args:
-        error: What the decoder raised.
-        form: What the reason begins with; may be empty.
+        error: The decoder's exception.
+        form: The first word of the reason; may be empty.
         key: The etcd key.
         revision: The value's ``mod_revision``.
     """
@@ -38,10 +38,10 @@ def refusal(error: Exception, form: str, key: bytes, revision: int) -> DecodeErr
 
 
 def refusing(form: str) -> Callable[[_Decoder], _Decoder]:
-    """Have a decoder raise nothing but DecodeError, whatever the value does to it.
+    """Have a decoder raise nothing but DecodeError.
 
     Args:
-        form: What the reason begins with; may be empty.
+        form: The first word of the reason; may be empty.
     """
 
     def decorate(decoder: _Decoder) -> _Decoder:

@@ -1,4 +1,4 @@
-"""The typed view and the summary of a tree, for values that a fast decoder did not take."""
+"""The typed view and the summary of a tree, for values that a fast decoder refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etcd_actions.model.taskaction import ActionObject
 
 
 def view_of_tree(tree: dict[str, Any], *, key: bytes = b"", revision: int = 0) -> ActionObject:
-    """Give the typed view. A null counts as an absent field, as in Go, and is taken out.
+    """The typed view. A null counts as an absent field, as in Go, and is removed from the tree.
 
     Raises:
         DecodeError: It is another kind, lacks a field or has one of another type; the reason
@@ -28,11 +28,11 @@ def view_of_tree(tree: dict[str, Any], *, key: bytes = b"", revision: int = 0) -
 
 
 def why_no_view(tree: dict[str, Any], reason: str) -> str:
-    """Say what an object is, where it is something else, and why it cannot be read.
+    """The reason why an object is no TaskAction of the known version.
 
     Args:
         tree: The object.
-        reason: What the decoder said of its fields.
+        reason: The decoder's message about a field, for a TaskAction of this version.
     """
     api_version, kind = tree.get("apiVersion"), tree.get("kind")
     if api_version is None or kind is None:
@@ -51,7 +51,7 @@ def why_no_view(tree: dict[str, Any], reason: str) -> str:
 def summary_of_tree(
     tree: dict[str, Any], *, key: bytes = b"", revision: int = 0, create_revision: int = 0
 ) -> Summary:
-    """Give the facts that decide who is notified.
+    """The facts that decide which receivers get the state.
 
     Raises:
         DecodeError: As for `view_of_tree`, of the fields that are read.
@@ -64,7 +64,7 @@ def summary_of_tree(
 
 
 def drop_nulls(tree: dict[str, Any]) -> bool:
-    """Take the nulls out of all objects in a tree; whether there were any."""
+    """Remove the nulls of all objects in a tree; return whether there were any."""
     found = False
     waiting: list[Any] = [tree]
     while waiting:

@@ -23,8 +23,8 @@ class Config:
 
     Args:
         values: The values.
-        prompt_password: Returns the password of a user who has none; with None there is no
-            prompt, and no user.
+        prompt_password: Returns the password of a user without one. None: no prompt, and such a
+            user counts as not given.
 
     Attributes:
         user: The user of etcd, None without one.

@@ -13,7 +13,7 @@ T_co = TypeVar("T_co", covariant=True)
 Name = TypeVar("Name", bound=str)
 
 HIDDEN = "(hidden)"
-"""What is shown in place of a secret."""
+"""Shown in the place of a secret."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Kind(Generic[T_co]):
     """A kind of values.
 
     Attributes:
-        metavar: What a value looks like, in help.
+        metavar: The placeholder of a value in help.
         parse: Returns the value of a text; raises :class:`ValueError`.
         is_list: Whether the flag may be repeated; commas join the texts.
         show: Returns the part of a text that may be shown.

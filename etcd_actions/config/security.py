@@ -38,7 +38,10 @@ def tls_sources(values: Resolution) -> list[str]:
 
 
 def make_tls(values: Resolution, endpoints: Sequence[Endpoint]) -> Tls | None:
-    """The TLS settings; None if nothing switches TLS on, or only an ``https://`` endpoint."""
+    """The TLS settings; None if no setting switches TLS on.
+
+    An ``https://`` endpoint alone needs none: the system's authorities apply.
+    """
     skip_verify = values[settings.INSECURE_SKIP_TLS_VERIFY].value
     unverified = skip_verify and any(endpoint.encrypted for endpoint in endpoints)
     if not tls_sources(values) and not unverified:
@@ -85,7 +88,7 @@ def check_tls(values: Resolution) -> None:
 
 
 def make_user(values: Resolution, prompt: PromptPassword | None) -> User | None:
-    """The user of etcd; None without one, and if a prompt is needed and ``prompt`` is None.
+    """The user of etcd; None without one, or if a prompt is needed and ``prompt`` is None.
 
     Raises:
         ConfigError: The settings do not match each other, or there is no usable password.
@@ -101,7 +104,7 @@ def make_user(values: Resolution, prompt: PromptPassword | None) -> User | None:
     # With a separate password all of the text is the name, as in etcdctl.
     name, colon, password = user.value.partition(":") if apart is None else (user.value, "", "")
     if not name:
-        raise ConfigError(f"{user.source}: the name is empty: give NAME or NAME:settings.PASSWORD")
+        raise ConfigError(f"{user.source}: the name is empty: give NAME or NAME:PASSWORD")
     if colon:
         if not password:
             raise ConfigError(f"{user.source}: the password after the colon is empty")
@@ -161,10 +164,10 @@ def _user_with_file(name: str, file: Path, source: str) -> User:
 def check_pem(file: Path, source: str) -> None:
     """Check that a file can be read, and is in PEM.
 
-    It is no pipe, since each new connection reads it again.
+    A pipe is refused, since each new connection reads the file again.
 
     Raises:
-        ConfigError: It cannot, or is not; the message begins with ``source``.
+        ConfigError: The file is unusable; the message begins with ``source``.
     """
     try:
         read_pem_file(file)

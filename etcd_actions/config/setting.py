@@ -29,9 +29,9 @@ class Setting(Generic[T_co]):
         kind: The kind of its values.
         help: Its meaning, a sentence without the full stop.
         default: The text of its default value; None for no value.
-        otherwise: What happens without a value.
-        group: The heading that it is shown under.
-        scope: Which commands have it: ``all``, ``run`` only, or only those that can use the
+        otherwise: The effect of no value.
+        group: Its heading in help and documents.
+        scope: The commands that have it: ``all``, only ``run``, or only those that can use the
             service instead of etcd (``backend``).
     """
 
@@ -82,7 +82,7 @@ class Group:
     def optional(
         self, name: str, kind: Kind[T], text: str, otherwise: str = "none"
     ) -> Setting[T | None]:
-        """A setting that may have no value; ``otherwise`` is what happens then."""
+        """A setting without a default; ``otherwise`` describes the effect of no value."""
         return Setting(
             name=name,
             kind=kind,

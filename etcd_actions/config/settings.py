@@ -53,7 +53,7 @@ PREFIX = _KEYS.setting(
     "prefix",
     kinds.PREFIX,
     DEFAULT_KEY_PREFIX.decode(),
-    "What the keys begin with, before the namespace",
+    "The prefix of the keys, before the namespace",
 )
 NAMESPACE = _KEYS.optional(
     "namespace", Kind("NAME", values.namespace), "Only this namespace", otherwise="all namespaces"
@@ -192,7 +192,7 @@ ETCD_QUOTA = _RUN.optional(
     "etcd_quota",
     kinds.SIZE,
     "How large etcd's database may become before it refuses writes, for --retain-share",
-    otherwise="what etcd reports: the embedded one, and others from 3.6 on",
+    otherwise="the quota that etcd reports: the embedded one, and others from 3.6 on",
 )
 COLLECT_ORPHANS = _RUN.setting(
     "collect_orphans",
@@ -338,6 +338,18 @@ RATE_LIMIT = _SERVE.setting(
 REQUEST_TIMEOUT = _SERVE.setting(
     "request_timeout", kinds.DURATION, "30s", "How long a request that is not a stream may take"
 )
+PAGE = _SERVE.setting(
+    "page",
+    kinds.BOOL,
+    "true",
+    "Whether a page for browsers is served, at / on the service's port",
+)
+PAGE_ACTIONS = _SERVE.setting(
+    "page_actions",
+    kinds.BOOL,
+    "false",
+    "Whether the page has buttons that abort and signal; without it the page only reads",
+)
 STREAM_KEEPALIVE = _SERVE.setting(
     "stream_keepalive",
     kinds.DURATION,
@@ -478,7 +490,7 @@ LOG_LEVEL = _LOGS.setting(
     "log_level",
     choice("debug", "info", "warning", "error"),
     "info",
-    "The least important that is logged",
+    "The lowest level that is logged",
 )
 LOG_FORMAT = _LOGS.setting(
     "log_format",
@@ -490,19 +502,19 @@ LOG_FORMAT = _LOGS.setting(
 SETTINGS: tuple[Setting[object], ...] = tuple(
     each for each in globals().values() if isinstance(each, Setting)
 )
-"""All of them, in the order of this file."""
+"""All settings, in the order of this file."""
 
 COMMON: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if each.scope == "all")
-"""Those of every command."""
+"""The settings of every command."""
 
 BACKEND: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if each.scope != "run")
-"""Those of the commands that can use the service instead of etcd."""
+"""The settings of the commands that can use the service instead of etcd."""
 
 RUN: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if each.scope != "backend")
-"""Those of ``run``."""
+"""The settings of ``run``."""
 
 SUBMIT: tuple[Setting[object], ...] = (*BACKEND, BLOB_DIR, PYTHON)
-"""Those of ``submit``, which needs Flyte's SDK and a store for the files of runs."""
+"""The settings of ``submit``, which needs Flyte's SDK and a store for the files of runs."""
 
 SECRET: tuple[Setting[object], ...] = (USER, PASSWORD)
-"""Those whose text can hold a password."""
+"""The settings whose text can have a password."""

@@ -99,7 +99,7 @@ class File:
         known = [setting.name for setting in SETTINGS if setting.name not in _NOT_IN_FILES]
         for key in self._values:
             if key not in known:
-                raise ConfigError(f"{path}: {_named(key)}: {_what_instead(key, known)}")
+                raise ConfigError(f"{path}: {_named(key)}: {_remedy(key, known)}")
 
     def find(self, setting: Setting[object], /) -> Given | None:
         """The text of the key; an empty one is an error."""
@@ -149,7 +149,7 @@ def _named(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key) else quoted(key)
 
 
-def _what_instead(key: str, known: Sequence[str]) -> str:
+def _remedy(key: str, known: Sequence[str]) -> str:
     if key == "password":
         return "a password does not belong here: use password_file"
     near = _nearest(key[:80].replace("-", "_"), known, 0.6)

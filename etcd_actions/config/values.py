@@ -77,7 +77,7 @@ def positive_duration(text: str) -> float:
 
 
 def time_of_uploads(text: str) -> float:
-    """A Go duration, in seconds, longer than the SDK remembers an upload."""
+    """A Go duration of 48 hours or more, in seconds: the SDK reuses an upload for a day."""
     seconds = duration(text)
     if seconds < _LEAST_FOR_UPLOADS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From a change of a key to those who are notified: the index, and what handles changes."""
+"""Handles each change of a key: notes it in the index, and queues it for each receiver."""
 
 from etcd_actions.follow.family import FamilyReader
 from etcd_actions.follow.handler import Handler

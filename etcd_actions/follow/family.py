@@ -1,17 +1,18 @@
 """Reads an action with its children at one revision, without a list of its run.
 
-The index knows which children there are, as far as the watch has got. All are read in one
-transaction, at its revision; then it has to be sure that the index had them all at that revision:
+A family is an action and its children. The index has the children that the watch has delivered. One
+transaction reads all of them, at its revision. The index may have lacked a child at that revision,
+so that is checked:
 
-- If etcd's progress notifications are reliable, one is requested, and the index is then compared
+- If progress can be requested, a progress notification is requested, and the index is then compared
   with the objects that were read. If a child was created up to that revision and was not read, all
   are read again.
-- Where it cannot (etcd below 3.4.25 and 3.5.8, and the gateway) the transaction itself compares: no
-  key of the run has changed since the revision that the watch has got to. etcd looks at all of the
-  run for that, and sends none of it.
+- If not (etcd below 3.4.25 and 3.5.8, and the gateway), the transaction itself compares that no key
+  of the run has changed since the last delivered revision. etcd checks the complete run for that,
+  and sends none of it.
 
-A family that is too large for one transaction, and one whose run changes all the time, is left to
-:class:`~etcd_actions.actions.listing.Lister`.
+The caller lists the run (:class:`~etcd_actions.actions.listing.Lister`) if the family is too large
+for one transaction, or if the run changes all the time.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ from etcd_actions.model import ActionId, ActionUpdate, Keyspace
 from etcd_actions.storage.store import Store
 
 _MOST: Final = 100
-"""Keys read at once; etcd's --max-txn-ops is 128."""
+"""The most keys of one transaction; etcd's --max-txn-ops is 128 by default."""
 _TRIES: Final = 3
 _PATIENCE: Final = 0.5
-"""Seconds for the watch to get to the revision of the read, if progress is requested."""
+"""Seconds for the watch to reach the revision of the read, if progress is requested."""
 _PAUSE: Final = 0.05
-"""Seconds for it to advance, if it is not."""
+"""Seconds for the watch to advance by itself, after a compare that failed."""
 _REQUEST_AGAIN: Final = 60.0
-"""Seconds until the next request of progress after one without an answer."""
+"""Seconds without another request of progress, after one that had no answer in time."""
 
 
 class Progress(Protocol):
-    """Says how far a watch is; see :class:`~etcd_actions.watch.Reflector`."""
+    """The progress of a watch, as :class:`~etcd_actions.watch.Reflector` has it."""
 
     def progress(self, keys: KeyRange, /) -> list[tuple[KeyRange, int]]:
         """Adjacent parts of a range, with the revision up to which each was delivered."""
@@ -66,18 +67,18 @@ class Progress(Protocol):
 
 
 class _Family(NamedTuple):
-    """Where an action, its children and their traces are.
+    """The keys of an action, its children and their traces.
 
     Attributes:
-        ranges: The keys of the run: of its objects, then of its traces.
-        parents: The keys that the action has, or would have, in these.
+        ranges: The ranges of the run: of its objects and, if requested, of its traces.
+        parents: In each range, the key that the action has there or would have.
     """
 
     ranges: tuple[KeyRange, ...]
     parents: tuple[bytes, ...]
 
     def has(self, key: bytes) -> bool:
-        """Whether a key is one of the run's."""
+        """Whether a key is in one of the ranges."""
         return any(key in each for each in self.ranges)
 
 
@@ -85,10 +86,10 @@ class FamilyReader:
     """See the module's text.
 
     Args:
-        store: Where the actions are.
-        index: What is known of them.
-        progress: How far the watch is that keeps the index; None if the index cannot be relied
-            on.
+        store: Reads the actions.
+        index: Has the children of each action.
+        progress: Returns the watch that keeps the index up to date; None if the index may lack
+            changes.
     """
 
     def __init__(self, store: Store, index: Index, progress: Callable[[], Progress | None]) -> None:
@@ -105,17 +106,20 @@ class FamilyReader:
         traces: bool = False,
         since: Callable[[], Iterable[ActionUpdate]] = tuple,
     ) -> Listing | None:
-        """An action and its children, as they were at the listing's revision; None: list them.
+        """Read an action and its children at one revision, the listing's.
 
         Args:
-            parent: The action, of a known name.
-            keys: Where it is kept.
-            traces: Whether to read the traces among them, too.
-            since: The updates of them since before the call. Deletions since then are known from
-                these alone.
+            parent: The action; its name is not empty.
+            keys: The keyspace of the action.
+            traces: Whether to read traces that are children, too.
+            since: Returns the family's updates since a time before the call. Only they have the
+                children that were deleted since then.
+
+        Returns:
+            The listing; None if the caller has to list the run.
 
         Raises:
-            EtcdError: etcd did not answer.
+            EtcdError: The read failed.
         """
         family = _family(keys, parent, traces)
         for _ in range(_TRIES):
@@ -134,7 +138,7 @@ class FamilyReader:
             try:
                 result = await self._store.read_txn(Txn(compares, gets))
             except (InvalidRequest, RequestTooLarge):
-                # A user who may not read all of the run, or an etcd that allows fewer operations.
+                # The user may not read all of the run, or etcd allows fewer operations.
                 return None
             with trio.move_on_after(_PATIENCE if requests else _PAUSE) as patience:
                 if requests or not result.succeeded:
@@ -155,7 +159,7 @@ class FamilyReader:
         return None
 
     def _known(self, family: _Family, since: Iterable[ActionUpdate]) -> set[bytes]:
-        """The keys of a family, as far as they are known."""
+        """The keys of a family that the index or an update has."""
         known = set(family.parents)
         for key in family.parents:
             known.update(filter(family.has, self._index.children(key)))
@@ -165,7 +169,7 @@ class FamilyReader:
     def _has_more(
         self, family: _Family, read: set[bytes], since: Iterable[ActionUpdate], revision: int
     ) -> bool:
-        """Whether there is one, made up to a revision, that was not read."""
+        """Whether a member of the family, created up to a revision, was not read."""
         since = list(since)
         created: dict[bytes, float] = {each.key: each.create_revision for each in since}
         for key in self._known(family, since) - read:
@@ -185,7 +189,7 @@ def _family(keys: Keyspace, parent: ActionId, traces: bool) -> _Family:
 
 
 def _unchanged(progress: Progress, ranges: Iterable[KeyRange]) -> list[Compare] | None:
-    """That nothing has changed since the delivered revision; None if not all is watched."""
+    """Compares that no key has changed since its delivered revision; None if one is not watched."""
     compares = []
     for keys in ranges:
         parts = progress.progress(keys)

@@ -1,14 +1,14 @@
-"""What a change means: decoded, remembered, and passed on to those who want it.
+"""Handles each change: decodes it, notes its facts, and queues it for each receiver.
 
-Handling waits for nothing, so it is done where the changes arrive, in the turn of the task that
-reads the watch. Those who are notified have queues of their own: each subscription, and the outbox.
+Handling waits for nothing, so the task that reads the watch does it when a change arrives. Each
+receiver has a queue of its own: each subscription, and the outbox.
 
-A key whose handling fails unexpectedly is put off: it is handled again with a back-off, without
-limit, in the order of its changes, by a :class:`~etcd_actions.follow.workqueue.WorkQueue` that is
-empty otherwise. All other keys continue.
+A key whose handling fails unexpectedly is put off: its changes are handled again, in order, with a
+back-off and without limit, by a :class:`~etcd_actions.follow.workqueue.WorkQueue` that is empty
+otherwise. All other keys continue.
 
-The methods have the names of Flyte's ``ActionsClient``, so that someone who knows the Go code
-finds each; docs/architecture.md has a table of them all.
+The public methods have the names of Flyte's Go class ``ActionsClient``. docs/architecture.md has a
+table of all its methods.
 """
 
 from __future__ import annotations
@@ -27,14 +27,10 @@ from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.follow.index import Index
+from etcd_actions.follow.key_channel import Reread
 from etcd_actions.follow.set_aside import SetAside
 from etcd_actions.follow.subscriptions import Subscriptions, deletion_of
-from etcd_actions.follow.workqueue import (
-    Reread,
-    WorkQueue,
-    WorkQueueSettings,
-    WorkQueueStatistics,
-)
+from etcd_actions.follow.workqueue import WorkQueue, WorkQueueSettings, WorkQueueStatistics
 from etcd_actions.model import (
     API_VERSION,
     ActionObject,
@@ -47,22 +43,23 @@ from etcd_actions.watch import Change
 from etcd_actions.watch.change import conflated
 
 _MOST_VERSIONS: Final = 100
+"""Other versions of the API that are logged; each is logged once."""
 _RECHECK: Final = 60.0
-"""Seconds between two tries to decode what could not be for lack of memory or the like."""
+"""Seconds between two attempts to decode a value whose decoder failed unexpectedly."""
 
 _log: Final = structlog.get_logger(__name__)
 
 
-class Recording(Protocol):
-    """Reports to the run service, and marks; see :class:`etcd_actions.record.outbox.Outbox`."""
+class ReportQueue(Protocol):
+    """Receives the changes to report; see :class:`etcd_actions.record.outbox.Outbox`."""
 
     @property
     def working(self) -> bool:
-        """Whether this process is the one that does that now."""
+        """Whether this process is the leader, and so has to report."""
         ...
 
     def wants(self, change: Change, summary: Summary) -> bool:
-        """Whether there is anything to do for a state, or a deletion."""
+        """Whether a state, or a deletion, has to be reported or marked."""
         ...
 
     def deliver(
@@ -71,9 +68,9 @@ class Recording(Protocol):
         """Queue a state, or a deletion with its update. Never waits.
 
         Args:
-            change: What happened.
-            update: The update that reports a deletion.
-            action: The decoded object of a state, if it is available.
+            change: The change.
+            update: The update that reports a deletion; None for a state.
+            action: The decoded object of a state, if it was decoded.
         """
         ...
 
@@ -82,14 +79,14 @@ class Handler:
     """The sink of the processor's reflector; see the module's text.
 
     Args:
-        index: Where each change is noted.
-        subscriptions: Who is notified.
-        set_aside: Where values go that cannot be decoded.
-        recording: Who records; None in a process that only serves subscribers.
-        timeouts: Who notes the conditions that wait; None likewise.
-        reread: Reads a value again that was dropped while its key was put off.
-        settings: Limits of the queue of postponed changes.
-        containment: Where unexpected failures are counted.
+        index: Notes the facts of each change.
+        subscriptions: Receive the updates.
+        set_aside: Keeps the values that cannot be decoded.
+        reports: Receives the changes to report; None in a process that only serves subscribers.
+        timeouts: Notes the conditions that wait; None in such a process, too.
+        reread: Reads a value that was dropped while its key was put off.
+        settings: Limits of the queue of keys that were put off.
+        containment: Counts unexpected failures.
     """
 
     def __init__(
@@ -98,7 +95,7 @@ class Handler:
         subscriptions: Subscriptions,
         set_aside: SetAside,
         *,
-        recording: Recording | None,
+        reports: ReportQueue | None,
         timeouts: ConditionTimeouts | None,
         reread: Reread,
         settings: WorkQueueSettings,
@@ -107,12 +104,12 @@ class Handler:
         self._index = index
         self._subscriptions = subscriptions
         self._set_aside = set_aside
-        self._recording = recording
+        self._reports = reports
         self._timeouts = timeouts
         self._containment = containment
         self._put_off = WorkQueue(self._retry, reread, settings, containment=containment)
         self._versions: set[str] = set()
-        # Whether the last state had a reader: mostly it is the same with the next one.
+        # Whether a receiver accepted the last state. The next one is mostly of the same kind.
         self._has_reader = True
         self._taken = 0
         self._conflated = 0
@@ -121,7 +118,7 @@ class Handler:
         self._turn_times = Histogram()
 
     def statistics(self) -> WorkQueueStatistics:
-        """Its counts; the changes that wait are the postponed ones."""
+        """The present counts; pending changes are those of keys that were put off."""
         again = self._put_off.statistics()
         return replace(
             again,
@@ -134,20 +131,20 @@ class Handler:
 
     @property
     def oldest_delete(self) -> int | None:
-        """The lowest revision that a deletion which was put off may have; None without one."""
+        """The lowest possible revision of the deletions that are put off; None without one."""
         return self._put_off.oldest_delete() if self._put_off.has_work else None
 
     @property
     def has_put_off(self) -> bool:
-        """Whether there are keys of which the index does not have the last state."""
+        """Whether a key is put off: the index may lack its last state."""
         return self._put_off.has_work
 
     async def wait_idle(self) -> None:
-        """Return once nothing is put off."""
+        """Return once no key is put off."""
         await self._put_off.wait_idle()
 
     async def retry(self) -> None:
-        """Handle postponed changes again, until cancelled."""
+        """Handle the keys that were put off, until cancelled."""
         keep = self._containment.keep
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep, "task", "a worker of the handlers", self._put_off.worker)
@@ -158,13 +155,13 @@ class Handler:
     # The reflector's sink.
 
     def dispatch(self, changes: Sequence[Change], /) -> None:
-        """Handle changes, in order; what fails is put off. Never waits."""
+        """Handle changes, in order. A key whose handling fails is put off. Never waits."""
         began = perf_counter()
         self._taken += len(changes)
         put_off = self._put_off
         for change in changes:
             if put_off.has_work and put_off.has_work_for(change.kv.key):
-                # Behind the postponed changes of its key.
+                # Behind the changes of its key that were put off.
                 self._index.note(change)
                 put_off.dispatch((change,))
                 continue
@@ -186,9 +183,9 @@ class Handler:
         """There is capacity: all that was read is handled."""
 
     def latest(self, changes: Sequence[Change]) -> Sequence[Change]:
-        """What of a batch is to be dispatched: of each key the last state.
+        """The changes of a batch to dispatch: the last state of each key.
 
-        Never across a delete, or another incarnation.
+        States before a delete, and of another incarnation, are dispatched, too.
         """
         if len({change.key for change in changes}) == len(changes):
             return changes
@@ -215,24 +212,24 @@ class Handler:
             self._index.note(newest)
 
     async def _recheck(self) -> None:
-        """Now and then handle again what could not be decoded for want of something else."""
+        """Handle values again whose decoder failed unexpectedly, as for want of memory."""
         while True:
             await trio.sleep(_RECHECK)
             for change in self._set_aside.doubtful():
-                # With newer work for the key it heals, or comes here again, by itself.
+                # A key with newer work is decoded with that.
                 if self._put_off.dispatch_if_idle(change):
                     self._set_aside.recheck(change.key)
 
     # The steps.
 
     def handle_watch_event(self, change: Change) -> None:
-        """Decode a change, remember what its deletion will need, and act on it.
+        """Decode a change, note its facts in the index, and deliver it.
 
-        Summary and object come from one pass if it is likely to have a reader, and the
-        outbox gets the object with the change; else the object is decoded when it turns out to have
-        one, as few of a list do. A value that cannot be decoded is counted, logged and set aside
-        until the next good write of its key: it is nothing that trying again would cure. Where
-        the decoder failed for another reason it is retried, seldom.
+        If a receiver accepted the last state, summary and object are decoded in one pass.
+        Otherwise only the summary is, and the object once a receiver accepts it: of a list few are
+        accepted. A value that cannot be decoded is counted, logged and set aside until the next
+        good write of its key. If the decoder failed for another reason, it is called again each
+        minute.
         """
         key = change.kv.key
         if not change.kv.version:
@@ -256,9 +253,9 @@ class Handler:
         self.handle_task_action_event(change, summary, action)
 
     def _read(self, change: Change) -> tuple[Summary, ActionObject | None, DecodeError | None]:
-        """The facts of a state; and, in one pass, the object if it is likely to have a reader.
+        """The facts of a state, and its object if a receiver accepted the last state.
 
-        With the reason, where only the facts can be read.
+        If only the facts can be decoded, the third is the error of the object.
         """
         kv, refusal = change.kv, None
         key, value, revision, created = kv.key, kv.value, kv.mod_revision, kv.create_revision
@@ -287,24 +284,23 @@ class Handler:
         elif (shown := self._index.expected(key)) is not None:
             # It was created and deleted while the watch was interrupted.
             self.notify_subscribers(deletion_of(shown, change.mod_revision))
-        # Not before: a handler that fails is called again, and needs it then.
+        # Last, because a handler that failed needs the facts when it is called again.
         self._index.remove(key)
 
     def handle_task_action_event(
         self, change: Change, summary: Summary, action: ActionObject | None = None
     ) -> None:
-        """Notify subscribers, then queue the report to the run service, if there is one.
+        """Notify subscribers, then queue the change for the outbox, if it has to be reported.
 
         Args:
-            change: What happened.
-            summary: The facts by which it is decided who is to be notified.
-            action: The object, where it could be read; of a deletion the last one, where etcd
-                sent it.
+            change: The change.
+            summary: The facts of the state, or of the last state before a deletion.
+            action: The object, if it was decoded; of a deletion the last one, if etcd sent it.
         """
-        kv, recording = change.kv, self._recording
+        kv, reports = change.kv, self._reports
         deleted = not kv.version
         subscribed = self._subscriptions.wants(summary)
-        queue = recording is not None and (deleted or recording.wants(change, summary))
+        queue = reports is not None and (deleted or reports.wants(change, summary))
         if not deleted:
             self._has_reader = subscribed or queue
             if self._has_reader and action is None and kv.key not in self._set_aside:
@@ -326,20 +322,20 @@ class Handler:
                 return
         if subscribed and update is not None:
             self.notify_subscribers(update)
-        if not queue or recording is None:
+        if not queue or reports is None:
             return
         if deleted and update is not None:
-            # Whichever process leads has to know it until it is done with.
+            # Every process keeps it until it is reported: each can become the leader.
             self._index.add_deletion(update, concluded=change.synthesised)
-        if recording.working:
-            recording.deliver(change, update if deleted else None, None if deleted else action)
+        if reports.working:
+            reports.deliver(change, update if deleted else None, None if deleted else action)
 
     def notify_subscribers(self, update: ActionUpdate) -> None:
-        """Hand an update to the subscriptions. Never waits."""
+        """Deliver an update to the subscriptions. Never waits."""
         self._subscriptions.notify(update)
 
     def _object(self, change: Change) -> ActionObject | None:
-        """The object of a state whose facts were read; None if nothing else of it can be."""
+        """The object of a state whose facts were decoded; None if the object cannot be decoded."""
         try:
             kv = change.kv
             return codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
@@ -348,7 +344,7 @@ class Handler:
             return None
 
     def _previous(self, change: Change) -> ActionObject | None:
-        """What a deleted key held before, where etcd sent that, and it can be read."""
+        """The object before a deletion; None if etcd did not send it, or it cannot be decoded."""
         if not (value := change.prev_value):
             return None
         try:
@@ -358,7 +354,7 @@ class Handler:
             return None
 
     def _note_version(self, version: str, change: Change) -> None:
-        """Say once that objects are stored at another version of the API."""
+        """Log once that objects are stored at another version of the API."""
         if version in self._versions or len(self._versions) >= _MOST_VERSIONS:
             return
         self._versions.add(version)

@@ -1,13 +1,13 @@
 """The index: the facts of each key, once in this process. All parts read it, and none copies it.
 
-Of each key it has the facts that its deletion needs, packed, with the revision that was delivered
-last; the deletions that are not reported yet; and the children of each action. One key takes less
-than 250 bytes, whatever the number of keys, and nothing walks over all of them while events are
-handled, the checkpoint is saved or metrics are read.
+For each key it has the packed facts that a report of its deletion needs, and the revision that was
+delivered last. It also has the children of each action, and the deletions that are not reported
+yet. A key takes less than 250 bytes. No loop over all keys runs while events are handled, the
+checkpoint is saved or metrics are read.
 
-The reflector compares its lists with it, as its
-:class:`~etcd_actions.watch.delivered.DeliveredRevisions`. The part that accepts a change notes it
-here in the same step: a change that was not noted is delivered again.
+The reflector compares its lists with the index, as its
+:class:`~etcd_actions.watch.delivered.DeliveredRevisions`. The handler notes each change in the turn
+in which it accepts it: a change that was not noted is delivered again.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from etcd_actions.model import ActionUpdate, Summary
 from etcd_actions.watch import Change
 
 _FEW: Final = 32
-"""Children up to which a tuple is small and fast enough."""
+"""The most children that are kept in a tuple; more are in a dict."""
 
 _Children = tuple[bytes, ...] | dict[bytes, None]
 
 
 class Watching(Protocol):
-    """Says how far a watch is."""
+    """The delivered revisions of a watch, as :class:`~etcd_actions.watch.Reflector` has them."""
 
     def revision_of(self, key: bytes, /) -> int:
         """Every change of a key up to it was delivered; 0 if the key is not watched."""
         ...
 
     def progress(self, keys: KeyRange, /) -> list[tuple[KeyRange, int]]:
-        """Up to which revision each part of a range was delivered; none if it is not watched."""
+        """Adjacent parts of a range, with the revision up to which each was delivered."""
         ...
 
 
 class _Siblings:
-    """The keys that differ only behind the last slash."""
+    """The facts of the keys that differ only behind the last slash, by that last part."""
 
     __slots__ = ("children", "facts")
 
     def __init__(self) -> None:
         self.facts: dict[bytes, bytes] = {}
-        # By the parent's name; which may be none of the facts.
+        # By the parent's name. The parent itself need not be in ``facts``.
         self.children: dict[bytes, _Children] = {}
 
 
@@ -64,11 +64,11 @@ class Index:
         self._groups: defaultdict[bytes, _Siblings] = defaultdict(_Siblings)
         self._packing = Packing()
         self._count = 0
-        # By key, the revision that was delivered but not handled yet; 0 for a deletion.
+        # By key, the revision of a change that was put off; 0 for a deletion.
         self._delivered: dict[bytes, int] = {}
-        # Keys that the present watch delivers again.
+        # Keys that the present watch has yet to deliver again.
         self._again: set[bytes] = set()
-        # States that a snapshot showed, and the watch has yet to deliver.
+        # By key, a state in a subscriber's snapshot that the watch has yet to deliver.
         self._expected: dict[bytes, ActionUpdate] = {}
         # By key, the updates that report its deletions, by their revisions.
         self._deletions: dict[bytes, dict[int, ActionUpdate]] = {}
@@ -83,7 +83,7 @@ class Index:
         return sum(1 for _ in self) if self._delivered else self._count
 
     def __iter__(self) -> Iterator[bytes]:
-        """The keys that exist, as far as is known."""
+        """The keys that were delivered and not deleted since."""
         for head, siblings in list(self._groups.items()):
             for name in list(siblings.facts):
                 key = head + b"/" + name
@@ -107,16 +107,16 @@ class Index:
         return [key for key, update in expected if key in keys and update.revision <= revision]
 
     def redeliver_all(self) -> None:
-        """A watch begins, or the store is another one: all states are going to come again.
+        """See :class:`~etcd_actions.watch.delivered.DeliveredRevisions`.
 
-        What waits to be handled still waits, and counts as delivered until then.
+        A change that was put off stays, and counts as delivered.
         """
         self._again = set(self)
 
     # For the parts that accept changes.
 
     def note(self, change: Change) -> None:
-        """A change was taken, and its facts are not known yet, or never will be."""
+        """Note that a change was accepted, without its facts: it is put off, or undecodable."""
         key, version = change.kv.key, change.kv.version
         if version:
             self._delivered[key] = change.kv.mod_revision
@@ -129,7 +129,7 @@ class Index:
             self._expected.pop(key, None)
 
     def put(self, key: bytes, summary: Summary) -> None:
-        """The facts of a state that was taken, behind which nothing waits."""
+        """Note the facts of a state that was handled, and is the key's last accepted one."""
         head, _, name = key.rpartition(b"/")
         siblings = self._groups[head]
         before = siblings.facts.get(name)
@@ -151,7 +151,7 @@ class Index:
             self._expected.pop(key, None)
 
     def remove(self, key: bytes) -> None:
-        """A deletion was handled."""
+        """Note that a deletion was handled."""
         if self._expected:
             self._expected.pop(key, None)
         if self._delivered:
@@ -169,21 +169,21 @@ class Index:
             del self._groups[head]
 
     def watched_by(self, watching: Watching | None) -> None:
-        """A watch begins, which brings the changes from now on."""
+        """Note the watch that delivers the changes from now on."""
         self._watching = watching
 
     # For all readers.
 
     def get(self, key: bytes) -> Summary | None:
-        """The facts of the last state that was handled and could be read; None for none."""
+        """The facts of the last state that was handled and decoded; None without one."""
         packed = self._packed(key)
         return None if packed is None else self._packing.unpack(key.rpartition(b"/")[2], packed)
 
     def children(self, key: bytes) -> list[bytes]:
-        """The keys with the same head whose objects name this key's as their parent, of any run.
+        """The keys of the children of a key's object, below the same prefix and of any run.
 
-        The parent itself need not be known. Traces of an action are next to the key that the
-        action would have among the traces.
+        The parent itself need not be in the index. The traces of an action are the children of the
+        key that the action would have among the traces.
         """
         head, _, name = key.rpartition(b"/")
         siblings = self._groups.get(head)
@@ -192,16 +192,21 @@ class Index:
         return [head + b"/" + child for child in siblings.children.get(name, ())]
 
     def is_redelivery(self, key: bytes) -> bool:
-        """Whether the watch that began has yet to deliver what is known of a key."""
+        """Whether the watch has yet to deliver a key again: its state may be older than in etcd."""
         return key in self._again
 
     def expect(self, update: ActionUpdate, read_at: int) -> bool:
-        """Note a state that a snapshot at a revision shows, if the watch has yet to deliver it.
+        """Note a state of a subscriber's snapshot, if the watch has yet to deliver it.
 
-        If the key is deleted, and a compaction takes its history, the next list ends it.
+        So a deletion of the key is delivered to the subscriber, also if only a list shows it.
+
+        Args:
+            update: The state.
+            read_at: The revision of the snapshot.
 
         Returns:
-            Whether the key may exist: the watch has delivered no later revision without it.
+            Whether the key may exist. It does not if the watch has delivered all changes up to a
+            later revision, and the index does not have the key.
         """
         key = update.key
         if self._watching is None or key in self._delivered or self._packed(key) is not None:
@@ -217,14 +222,14 @@ class Index:
         return 0 if self._watching is None else self._watching.revision_of(key)
 
     def expected(self, key: bytes) -> ActionUpdate | None:
-        """The state of a key that a snapshot showed, and the watch has yet to deliver."""
+        """The state of a key in a subscriber's snapshot that the watch has yet to deliver."""
         return self._expected.get(key)
 
     def is_newest(self, key: bytes, revision: int, since: int) -> bool:
-        """Whether a state surely was the newest of its key at revision ``since``.
+        """Whether a key's state of ``revision`` surely was its newest one at ``since``.
 
-        All changes up to then have come, of this key none is to be handled yet, and the last
-        one that was handled is this.
+        It was if all changes up to ``since`` were delivered, no change of the key is put off, and
+        the last one that was handled has this revision.
         """
         if self._watching is None or key in self._delivered or key in self._again:
             return False
@@ -235,14 +240,15 @@ class Index:
             and self._watching.revision_of(key) >= since
         )
 
-    # Deletions that are not done with.
+    # Deletions that are not reported yet.
 
     def add_deletion(self, update: ActionUpdate, *, concluded: bool = False) -> None:
-        """A deletion needs a report by the leader; it is kept until that is done.
+        """Keep a deletion until the leader has reported it.
 
         Args:
             update: The update that reports it.
-            concluded: It was concluded from a list: it may have been earlier than its revision.
+            concluded: Whether it was concluded from a list. Then the real one may have a lower
+                revision.
         """
         key, revision = update.key, update.revision
         if concluded:
@@ -251,7 +257,7 @@ class Index:
         self._by_revision.put((key, revision), revision)
 
     def forget_deletion(self, key: bytes, revision: int) -> None:
-        """A deletion is done with, and so are those of the key before it."""
+        """Forget the deletions of a key up to a revision: they are reported."""
         deletions = self._deletions.get(key)
         if deletions is None:
             return
@@ -263,17 +269,17 @@ class Index:
             del self._deletions[key]
 
     def forget_deletions(self, revision: int) -> None:
-        """All deletions up to a revision are done with."""
+        """Forget the deletions of all keys up to a revision: they are reported."""
         while (first := self._by_revision.first()) is not None and first[1] <= revision:
             self.forget_deletion(first[0][0], first[1])
 
     def deletions(self) -> list[ActionUpdate]:
-        """The updates that report deletions, those of a key in their order."""
+        """The updates that report deletions; those of one key in the order of their revisions."""
         return [each for updates in self._deletions.values() for each in updates.values()]
 
     @property
     def oldest_deletion(self) -> int | None:
-        """The lowest revision that one of these may have; None without one."""
+        """The lowest possible revision of an unreported deletion; None without one."""
         if self._concluded:
             return 1
         first = self._by_revision.first()

@@ -1,8 +1,9 @@
-"""Packs what is remembered of an action, next to its name, in about 60 bytes.
+"""Packs the summary of an action into about 60 bytes, which are kept next to its name.
 
-Actions of one project and output location share those texts; run and action are in the name, and a
-uid is mostly a number. What does not fit that form, as an odd object may not, is packed completely
-by :func:`etcd_actions.model.pack`. Both forms begin with the revision.
+The compact form omits the texts that many actions share (project, domain, output location), the run
+and the action, which are in the name, and stores a uid as its 16 bytes. A summary that does not fit
+this form is stored in the complete one, by :func:`etcd_actions.model.pack`. Both forms begin with
+the revision.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Final
 from etcd_actions.model import Phase, Summary, pack, task_action_name, unpack
 
 _REVISION: Final = struct.Struct("<q")
-# Revision, form, phase, flags, length of the run's name, shared texts, attempts, create revision,
-# cache status, mark, uid. Behind them the parent's name, and the uid where it is no number.
+# Revision, form, phase, flags, length of the run's name, number of the shared texts, attempts,
+# create revision, cache status, mark, uid. The parent's name follows. If the uid is not a UUID, its
+# text follows the parent's name, and the field of the uid has the length of the parent's name.
 _COMPACT: Final = struct.Struct("<qBBBHIIqbI16s")
 _COMPLETE: Final = b"\x00"
+"""The form of a summary that is packed completely; the compact form is 1."""
 _FORM: Final = _REVISION.size
 _PARENT: Final = _COMPACT.size
 _UID: Final = 36
@@ -32,19 +35,19 @@ _Texts = tuple[str, str, str, str, str, str | None]
 
 
 class Packing:
-    """Packs summaries; the texts that they share are kept here, as long as any needs them."""
+    """Packs summaries. It has the shared texts, each as long as a packed summary uses it."""
 
     def __init__(self) -> None:
         self._numbers: dict[_Texts, int] = {}
         self._texts: list[_Texts] = []
         self._uses: list[int] = []
         self._free: list[int] = []
-        # Those of the last object, and what they were made of: the next one is mostly of its run.
+        # The texts of the last summary, and their source: the next one is mostly of the same run.
         self._last: tuple[str, ...] = ()
         self._last_texts: _Texts = ("", "", "", "", "", None)
 
     def pack(self, name: bytes, summary: Summary) -> bytes:
-        """Pack what is remembered of the object of a name; to be released after use."""
+        """Pack the summary of the object of a name; call :meth:`release` when it is replaced."""
         run, uid = summary.run, summary.uid
         try:
             if f"{run}-{summary.action}".encode() != name:
@@ -135,7 +138,7 @@ class Packing:
         )
 
     def release(self, packed: bytes) -> None:
-        """What :meth:`pack` made is not needed any more."""
+        """Count off the shared texts of a packed summary that is not used any more."""
         if not packed[_FORM]:
             return
         number = _COMPACT.unpack_from(packed)[5]
@@ -180,7 +183,7 @@ def revision_in(packed: bytes) -> int:
 
 
 def have_one_parent(packed: bytes, other: bytes) -> bool:
-    """Whether two states of one name surely name the same parent."""
+    """Whether two packed summaries of one name surely have the same parent."""
     return (
         packed[_FORM] == other[_FORM] == 1
         and packed[11:13] == other[11:13]
@@ -207,14 +210,14 @@ def parent_name(run: str, parent: str) -> bytes:
 
 
 def _raw_of(uid: str) -> bytes | None:
-    """The number that a uid stands for; None for one that is no number in the usual form."""
+    """The 16 bytes of a uid; None if it is not in the usual form of a UUID."""
     if len(uid) != _UID or not uid[8] == uid[13] == uid[18] == uid[23] == "-":
         return None
     try:
         raw = bytes.fromhex(uid.replace("-", ""))
     except ValueError:
         return None
-    # Spaces are passed over, and capitals count as small ones.
+    # fromhex ignores spaces and accepts capitals, which _text_of would not restore.
     return raw if len(raw) == _RAW_UID and uid == uid.lower() else None
 
 

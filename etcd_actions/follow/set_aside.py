@@ -15,13 +15,13 @@ _log: Final = structlog.get_logger(__name__)
 
 
 class SetAside:
-    """Shared by all who decode values.
+    """The values that cannot be decoded, in this process.
 
     Args:
-        containment: Where a decoder that fails unexpectedly is counted.
+        containment: Counts a decoder that fails unexpectedly.
 
     Attributes:
-        keys: Which keys hold such a value now, and why it cannot be decoded.
+        keys: The keys that have such a value now, and why it cannot be decoded.
         count: Number of values that could not be decoded.
     """
 
@@ -32,14 +32,14 @@ class SetAside:
         self.count = 0
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether a key holds such a value now."""
+        """Whether a key has such a value now."""
         return key in self.keys
 
     def add(self, change: Change, error: BaseException) -> None:
         """Set the value of a change aside.
 
         Args:
-            change: The change; of a deletion it is the value that was there.
+            change: The change. Of a deletion, the value before it cannot be decoded.
             error: Why it cannot be decoded.
         """
         key = change.key
@@ -51,7 +51,7 @@ class SetAside:
             reason = describe(self._containment.caught("value", text, error))
         self.count += 1
         if change.is_delete:
-            # What it was: nothing is there any more that could heal.
+            # The key is gone: no later write can replace the value.
             doubtful = False
         else:
             self.keys.add(key, reason)
@@ -68,20 +68,20 @@ class SetAside:
             )
 
     def forget(self, key: bytes) -> None:
-        """The key has a good value now, or none."""
+        """Forget a key: it has a good value now, or is deleted."""
         if self.count:
             self.keys.forget(key)
             self._doubtful.pop(key, None)
 
     def begin_again(self) -> None:
-        """Everything is going to be read again."""
+        """Forget the doubtful values: a list is going to read all keys again."""
         self.keys.begin_again()
         self._doubtful.clear()
 
     def doubtful(self) -> list[Change]:
-        """Those that may be good: the decoder failed for want of something else."""
+        """The changes whose value may be good: the decoder failed unexpectedly."""
         return list(self._doubtful.values())
 
     def recheck(self, key: bytes) -> None:
-        """A doubtful value is going to be decoded again."""
+        """Forget a doubtful value that is going to be decoded again."""
         self._doubtful.pop(key, None)

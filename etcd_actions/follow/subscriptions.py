@@ -1,15 +1,15 @@
 """Delivers the updates of an action and of its children to subscribers.
 
-A subscription conflates: of each action it holds the newest state that was not received yet.
-So it never loses a last state, its memory is bounded by the number of its actions, and a
+A subscription conflates: of each action it has the newest state that was not received yet.
+So it never loses the last state, its memory is bounded by the number of its actions, and a
 subscriber that stops reading harms no other.
 
-A subscription may begin with a snapshot: the states at one revision, a marker, and then what
-is newer. States that arrive while the snapshot is read wait for it; those that it holds, or
-has newer, are dropped.
+A subscription may begin with a snapshot: the states at one revision, a :class:`SnapshotEnd`, and
+then newer states. States that arrive while the snapshot is read wait for it. Of these, the ones up
+to the snapshot's revision are dropped.
 
-A subscription is a unit of :mod:`etcd_actions._internal.containment`: when an update cannot be
-handed to it, it ends alone. Its reader gets an error, and subscribes again, with a snapshot.
+A subscription is a unit of :mod:`etcd_actions._internal.containment`: if the delivery of an update
+fails, that subscription alone ends. Its reader gets an error, and subscribes again with a snapshot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from etcd_actions.model import ActionId, ActionUpdate, Summary, canonical_name
 
 
 class SnapshotEnd(NamedTuple):
-    """Stands behind the last state of a snapshot, which was read at ``revision``."""
+    """Follows the last state of a snapshot, which was read at ``revision``."""
 
     revision: int
 
@@ -37,17 +37,19 @@ Item_co = TypeVar("Item_co", covariant=True, bound="ActionUpdate | SnapshotEnd")
 
 
 class SubscriptionStatistics(NamedTuple):
-    """``pending`` updates wait to be received; ``conflated`` ones a newer state replaced."""
+    """The counts of a subscription.
+
+    Attributes:
+        pending: Number of updates that wait to be received.
+        conflated: Number of updates that a newer one replaced before they were received.
+    """
 
     pending: int
     conflated: int
 
 
 class _Topic(NamedTuple):
-    """What updates are matched by. The organisation is not part of the stored object.
-
-    A subscriber of a bare name has the other parts empty.
-    """
+    """The parts by which updates are matched; the organisation is not in the stored object."""
 
     project: str
     domain: str
@@ -55,14 +57,14 @@ class _Topic(NamedTuple):
     name: str
 
 
-# Nothing is called like this: a slash is in no name.
+# No project and no action has this name: names contain no slash.
 _ALL = _Topic("/", "", "", "")
 ALL_OF_RUN = "/"
 """The name of the parent, in a subscription to all actions of a run."""
 
 
 _REPLACED: Final = object()
-"""Between the updates of one store and those of the next."""
+"""Stands between the updates of one store and those of its replacement."""
 
 
 class _Backlog:
@@ -84,8 +86,8 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
     failed raises :class:`~etcd_actions.errors.Unavailable`: subscribe again.
 
     Attributes:
-        replaced: How often the store turned out to be another one, as far as updates were received:
-            each time revisions restart.
+        replaced: How often the store was replaced by another one, counted when the updates before
+            the replacement have been received. The revisions of later updates restart.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._awaits_snapshot = snapshot
         self._other_store = False
         self._newer_than = 0
-        # Taking the first of a dict walks over the places of those that were taken before.
+        # Taking the first key of a dict takes longer with each key that was taken before.
         self._pending: OrderedDict[bytes, Any] = OrderedDict()
         self._conflated = 0
         self._closed = False
@@ -114,14 +116,14 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self.replaced: int = 0
 
     def statistics(self) -> SubscriptionStatistics:
-        """How far behind the subscriber is."""
+        """The present counts; see :class:`SubscriptionStatistics`."""
         return SubscriptionStatistics(self._count(), self._conflated)
 
     def _count(self) -> int:
         return len(self._snapshot) - self._boundaries + len(self._pending)
 
     def _leave_backlog(self) -> None:
-        """Count what is pending no longer among the updates of all subscriptions."""
+        """Subtract its pending updates from the number of all subscriptions."""
         self._backlog.updates -= self._count()
         self._backlog = _Backlog()
         self._backlog.updates = self._count()
@@ -154,7 +156,13 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         raise trio.WouldBlock
 
     async def receive(self) -> Item_co:
-        """The next update, when there is one. Cancellation loses nothing."""
+        """Return the next update. Cancellation loses none.
+
+        Raises:
+            trio.ClosedResourceError: The subscription was closed.
+            trio.EndOfChannel: No more will come.
+            Unavailable: The subscription failed, and updates may be missing.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             try:
@@ -175,10 +183,10 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         await trio.lowlevel.checkpoint()
 
     def begin_with(self, states: Iterable[ActionUpdate], revision: int) -> None:
-        """Give the snapshot that was read at ``revision``; nothing older is delivered from now on.
+        """Deliver the snapshot that was read at ``revision``; later only newer updates.
 
-        Where the store was replaced since the subscription was opened, all that was seen follows:
-        the snapshot may have been read before or after that.
+        If the store was replaced since the subscription was opened, the snapshot may be of either
+        store. Then all updates that arrived are delivered behind it.
         """
         before = self._count()
         self._snapshot.extend(states)
@@ -193,7 +201,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
     def skip_to(self, revision: int) -> None:
         """Deliver only updates newer than ``revision``, which was read since this was opened.
 
-        Where the store was replaced since then it may be the old one's, and counts for nothing.
+        If the store was replaced since then, the revision may be of the old one, and is ignored.
         """
         if self._other_store:
             return
@@ -205,11 +213,11 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._backlog.updates += self._count() - before
 
     def awaited(self) -> list[ActionUpdate]:
-        """What waits for the snapshot."""
+        """The updates that wait for the snapshot."""
         return list(self._pending.values()) if self._awaits_snapshot else []
 
     def _forget_revisions(self) -> None:
-        """The store was replaced: its revisions say nothing about those seen before."""
+        """Accept any revision: the store was replaced, and its revisions restart."""
         self._newer_than = 0
         self._other_store = True
         if self._awaits_snapshot:
@@ -231,7 +239,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
             self._conflated += 1
             same = update.incarnation.may_be(pending.incarnation)
             if update.partial and same and update.phase == pending.phase:
-                # A deletion from memory has less than the terminal state it would replace.
+                # A deletion by the index alone has fewer fields than the state that it replaces.
                 update = msgspec.structs.replace(
                     pending, revision=update.revision, is_deleted=update.is_deleted
                 )
@@ -262,7 +270,7 @@ class Subscriptions:
     """All open subscriptions, by what they are subscribed to.
 
     Args:
-        containment: Where those that fail are counted; by default one of its own.
+        containment: Counts subscriptions that fail; by default one of its own.
     """
 
     def __init__(self, containment: Containment | None = None) -> None:
@@ -277,7 +285,7 @@ class Subscriptions:
         return self._count
 
     def pending(self) -> int:
-        """Number of updates that wait to be received, of all together."""
+        """The number of updates that wait to be received, of all subscriptions together."""
         return self._backlog.updates
 
     @overload
@@ -294,8 +302,8 @@ class Subscriptions:
         Args:
             parent: The action. An empty ``org`` stands for any: it is not part of the stored
                 object. The root of a run may be called ``a0`` or like its run. None stands
-                for all actions, and the name `ALL_OF_RUN` for all of a run.
-            snapshot: Nothing is delivered until `Subscription.begin_with` was called.
+                for all actions, and the name :data:`ALL_OF_RUN` for all of a run.
+            snapshot: Whether updates wait until :meth:`Subscription.begin_with` was called.
         """
         subscription: AnySubscription = Subscription(
             parent, self._forget, self._backlog, snapshot=snapshot
@@ -307,7 +315,7 @@ class Subscriptions:
         return subscription
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
-        """Let its reader have what is pending, and then the end. Twice is harmless.
+        """End a subscription behind its pending updates. Twice is harmless.
 
         Raises:
             InvalidArgument: It is the subscription of another client.
@@ -330,7 +338,7 @@ class Subscriptions:
         return bool(self._of_runs) and (*run, ALL_OF_RUN) in self._by_topic
 
     def notify(self, update: ActionUpdate) -> None:
-        """Hand an update to its subscribers. Never waits, never fails."""
+        """Deliver an update to its subscriptions. Never waits, never fails."""
         action_id = update.action_id
         run = (action_id.project, action_id.domain, action_id.run)
         for name in _names(action_id.run, action_id.name, update.parent):
@@ -341,13 +349,13 @@ class Subscriptions:
             self._notify(_ALL, update)
 
     def forget_revisions(self) -> None:
-        """The store was replaced by another: the updates from now on may have any revision."""
+        """Accept any revision from now on: the store was replaced."""
         for subscriptions in self._by_topic.values():
             for subscription in subscriptions:
                 subscription._forget_revisions()
 
     def end(self) -> None:
-        """No more updates will come: readers get what is pending, then the end."""
+        """End all subscriptions, each behind its pending updates."""
         for subscriptions in self._by_topic.values():
             for subscription in subscriptions:
                 subscription._end()
@@ -387,7 +395,7 @@ class Subscriptions:
 
 
 def deletion_of(shown: ActionUpdate, revision: int) -> ActionUpdate:
-    """The deletion of an action of which a snapshot showed this state."""
+    """The update of a deletion, made from the last state that a subscriber received."""
     return msgspec.structs.replace(shown, revision=revision, is_deleted=True, partial=True)
 
 
@@ -396,7 +404,7 @@ def _is_run(parent: ActionId | None) -> bool:
 
 
 def _names(run: str, action: str, parent: str) -> tuple[str, str]:
-    """What an action and its parent are called by subscribers."""
+    """The names by which subscribers name an action, and its parent."""
     return canonical_name(run, action), canonical_name(run, parent)
 
 

@@ -1,28 +1,26 @@
-"""A queue of work by key: a short-lived trio channel a key, and a pool of workers.
+"""A queue of work by key: each key with work has a trio channel, and workers take the channels.
 
-For work that waits for others, such as a run service. What needs no waiting is done where the
-change arrives, see :mod:`etcd_actions.follow.handler`.
+It is for work that waits, as for the run service. Work that does not wait is done when the change
+arrives, see :mod:`etcd_actions.follow.handler`.
 
-- **Ordered.** The changes of one key are handled in the order in which they were
-  dispatched, and never two at a time. Different keys are handled side by side, by at most
-  as many workers as run.
+- **Ordered.** The changes of one key are handled in the order in which they were dispatched,
+  and never two at a time. Each worker handles one key at a time.
 - **Short-lived.** A key has a channel only while it has work, so memory and cost follow the
   work and not the number of keys.
-- **Conflating.** Dispatching never waits. A put that finds an unhandled put of the same
-  incarnation (``create_revision``) takes its place: latest wins. Deletes, and puts of
-  another incarnation, queue up behind what is there. Only a key that is deleted and
-  recreated faster than it is handled, for more than :data:`_LONGEST` steps, loses the oldest of
-  them: what is kept begins with its last delete.
+- **Conflating.** Dispatching never waits. A put replaces an unhandled put of the same
+  incarnation (``create_revision``). A delete, or a put of another incarnation, is queued behind
+  it. If a key is deleted and recreated faster than it is handled, and has more than 16 changes,
+  those before its last delete are dropped.
 - **Bounded.** Above ``soft_bytes`` the values of newly dispatched puts are dropped and read
   again, at their own revision, when their turn comes.
 - **Patient.** A handler that fails is called again after a back-off, without limit, with the
   failed change or a newer state of the same incarnation; it does not hold a worker
   until then. :meth:`WorkQueue.statistics` lists the failing keys.
 - **Contained.** A change is a unit of :mod:`etcd_actions._internal.containment`: whatever its
-  handler raises, even ``SystemExit``, fails that key alone. What is no error of this package is
-  counted as an unexpected failure of a unit, too.
+  handler raises, even ``SystemExit``, fails that key alone. An exception that is not an
+  :class:`~etcd_actions.errors.EtcdActionsError` is also counted as an unexpected failure.
 
-A change that a cancelled worker was handling is handled again by another one.
+If a worker is cancelled while it handles a change, another worker handles that change again.
 """
 
 from __future__ import annotations
@@ -32,27 +30,26 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import final
 
 import structlog
 import trio
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment, describe
-from etcd_actions._internal.histogram import Distribution, Histogram
+from etcd_actions._internal.histogram import Distribution
 from etcd_actions.errors import EtcdActionsError, RunServiceUnavailable, Unavailable
+from etcd_actions.follow.key_channel import Counts, KeyChannel, Reread
 from etcd_actions.watch import Change
-from etcd_actions.watch.change import conflated
 
 _BACKOFF = Backoff(initial=0.1, cap=30.0)
-_LONGEST = 16
 _TURN = 64
+"""Changes that a worker handles before other tasks run."""
 _AWAY = (Unavailable, RunServiceUnavailable)
+"""Errors of an outage: they are logged without a traceback."""
 
 _log = structlog.get_logger(__name__)
 
 Handler = Callable[[Change], Awaitable[None]]
-Reread = Callable[[Change], Awaitable[Change | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +67,14 @@ class WorkQueueSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FailingKey:
-    """A key whose handler keeps failing: how often in a row, since when, and why last."""
+    """A key whose handler keeps failing.
+
+    Attributes:
+        key: The key.
+        failures: How often the handler failed in a row.
+        since: The time of the first of these failures, on trio's clock.
+        error: The last failure.
+    """
 
     key: bytes
     failures: int
@@ -80,22 +84,22 @@ class FailingKey:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkQueueStatistics:
-    """What a queue holds and has done.
+    """The contents of a queue, and its counts since its start. Times are in seconds.
 
     Attributes:
         keys: Number of keys with work: waiting, being handled or to be retried.
         pending_changes: Number of changes not yet taken by a worker.
         pending_bytes: Bytes of their values.
-        dispatched: Number of changes that came in.
-        handled: Number of changes handled with success.
+        dispatched: Number of changes that were dispatched.
+        handled: Number of changes that were handled with success.
         conflated: Number of changes that a newer one replaced before they were handled.
         dropped_values: Number of values dropped above the soft limit.
         failures: Number of failed handler calls.
-        handler_seconds: Time spent in handlers, of all workers together.
+        handler_seconds: Time spent in handlers, the sum of all workers.
         turns: How often a worker took a key with work.
-        wait_seconds: How long keys with work waited for that, all together.
+        wait_seconds: The sum of ``wait_times``.
         failing: The keys that wait to be retried.
-        turn_times: How long a handler took: for one change, or for what arrived together.
+        turn_times: How long a handler took for one change; of the inline handler, for a batch.
         wait_times: How long a key with work waited for a worker.
     """
 
@@ -115,149 +119,18 @@ class WorkQueueStatistics:
     wait_times: Distribution
 
 
-class _Counts:
-    """The counts of :class:`WorkQueueStatistics`, shared by a queue and its channels."""
-
-    def __init__(self) -> None:
-        self.pending_changes = self.pending_bytes = 0
-        self.dispatched = self.handled = self.conflated = self.dropped_values = 0
-        self.failures = self.turns = 0
-        self.handler_seconds = self.wait_seconds = 0.0
-        self.turn_times = Histogram()
-        self.wait_times = Histogram()
-
-
-@final
-class KeyChannel(trio.abc.ReceiveChannel[Change]):
-    """The unhandled changes of one key, read as a trio channel.
-
-    It ends (:class:`trio.EndOfChannel`) when the key has no more work; a change that comes
-    after that opens a new channel. At most one task may read it.
-    """
-
-    __slots__ = (
-        "_counts",
-        "_ended",
-        "_on_end",
-        "_reread",
-        "failures",
-        "handling",
-        "key",
-        "pending",
-        "ready_at",
-        "since",
-    )
-
-    def __init__(
-        self, key: bytes, counts: _Counts, reread: Reread, on_end: Callable[[bytes], None]
-    ) -> None:
-        self.key = key
-        self.failures = 0
-        self.since = 0.0
-        self.ready_at = perf_counter()
-        self.pending: list[Change] = []
-        self.handling: Change | None = None
-        self._counts = counts
-        self._reread = reread
-        self._on_end = on_end
-        self._ended = False
-
-    def put(self, change: Change) -> None:
-        """Append a change, conflating it with the last one if that is allowed."""
-        counts, pending = self._counts, self.pending
-        counts.pending_bytes += len(change.kv.value)
-        if pending and (merged := conflated(pending[-1], change)) is not None:
-            counts.pending_bytes -= len(pending[-1].kv.value)
-            counts.conflated += 1
-            pending[-1] = merged
-            return
-        counts.pending_changes += 1
-        pending.append(change)
-        if len(pending) > _LONGEST:
-            deletes = [index for index, each in enumerate(pending) if each.is_delete]
-            if deletes and deletes[-1] > 0:
-                counts.conflated += deletes[-1]
-                self._forget(deletes[-1])
-
-    def put_back(self, change: Change) -> None:
-        """Return a change that could not be handled, to be received again."""
-        counts, pending = self._counts, self.pending
-        if pending and (merged := conflated(change, pending[0])) is not None:
-            counts.conflated += 1
-            pending[0] = merged
-            return
-        counts.pending_bytes += len(change.kv.value)
-        counts.pending_changes += 1
-        pending.insert(0, change)
-
-    def receive_nowait(self) -> Change:
-        """The next change.
-
-        Raises:
-            trio.WouldBlock: Its value was dropped; :meth:`receive` reads it again.
-            trio.EndOfChannel: The key has no more work.
-        """
-        if not self.pending:
-            self.close()
-            raise trio.EndOfChannel
-        change = self.pending[0]
-        if change.value_dropped:
-            raise trio.WouldBlock
-        del self.pending[0]
-        self._counts.pending_changes -= 1
-        self._counts.pending_bytes -= len(change.kv.value)
-        return change
-
-    async def receive(self) -> Change:
-        """The next change, with its value.
-
-        A dropped value is read again at its own revision. Where that is compacted and the
-        key has moved on the change is skipped: the watch brings the newer state. When the
-        read fails, or is cancelled, the change stays and is received next time.
-        """
-        await trio.lowlevel.checkpoint()
-        while True:
-            try:
-                return self.receive_nowait()
-            except trio.WouldBlock:
-                dropped = self.pending[0]
-            found = await self._reread(dropped)
-            # A newer state may have taken its place during the read: then that one is next.
-            if self.pending and self.pending[0] is dropped:
-                self._forget(1)
-                if found is not None:
-                    return found
-
-    def close(self) -> None:
-        """Give up what is pending and end the channel; twice is harmless."""
-        self._forget(len(self.pending))
-        if not self._ended:
-            self._ended = True
-            self._on_end(self.key)
-
-    async def aclose(self) -> None:
-        """The same, as channels of trio have it."""
-        self.close()
-        await trio.lowlevel.checkpoint()
-
-    def _forget(self, count: int) -> None:
-        self._counts.pending_bytes -= sum(len(change.kv.value) for change in self.pending[:count])
-        self._counts.pending_changes -= count
-        del self.pending[:count]
-
-
 class WorkQueue:
     """See the module's text.
 
-    Run :meth:`worker` in as many tasks as there may be handlers at work, or have
-    :meth:`start_workers` start them as they are needed; and run :meth:`retry_failed` in one.
+    Run :meth:`worker` in one task for each handler that may run at a time, or have
+    :meth:`start_workers` start these tasks when they are needed. Run :meth:`retry_failed` in one.
 
     Args:
-        handler: Called with each change; an exception from it means: try again.
-        reread: Reads a dropped value again: the change with its value, or None to skip it.
+        handler: Called with each change. After an exception it is called again.
+        reread: See :data:`~etcd_actions.follow.key_channel.Reread`.
         settings: See :class:`WorkQueueSettings`.
-        containment: Counts unexpected failures; by default the queue has its own.
-        unit: What kind of unit a change is there.
+        containment: Counts unexpected failures; by default one of its own.
+        unit: The kind of unit that a change is in ``containment``.
     """
 
     def __init__(
@@ -274,7 +147,7 @@ class WorkQueue:
         self._handler = handler
         self._reread = reread
         self._settings = settings or WorkQueueSettings()
-        self._counts = _Counts()
+        self._counts = Counts()
         self._channels: dict[bytes, KeyChannel] = {}
         self._ready: deque[KeyChannel] = deque()
         self._parked: list[trio.lowlevel.Task] = []
@@ -287,7 +160,7 @@ class WorkQueue:
         self._idle: trio.Event | None = None
 
     def statistics(self) -> WorkQueueStatistics:
-        """See :class:`WorkQueueStatistics`."""
+        """The present counts; see :class:`WorkQueueStatistics`."""
         counts = vars(self._counts) | {
             "turn_times": self._counts.turn_times.read(),
             "wait_times": self._counts.wait_times.read(),
@@ -319,7 +192,7 @@ class WorkQueue:
 
     @property
     def has_work(self) -> bool:
-        """Whether any key has."""
+        """Whether a change of any key is waiting, being handled or to be retried."""
         return bool(self._channels)
 
     def has_work_for(self, key: bytes) -> bool:
@@ -327,10 +200,10 @@ class WorkQueue:
         return key in self._channels
 
     def oldest_delete(self) -> int | None:
-        """The lowest revision that a delete which is not handled yet may have, None without one.
+        """The lowest possible revision of the deletes that are not handled; None without one.
 
-        A synthesised one may have any below its own. It reads every key that has work: not
-        for a call for each change.
+        It is 1 for a synthesised delete, whose real revision is not known. The time that this takes
+        is in proportion to the number of keys with work, so it is not called for each change.
         """
         deletes = [
             1 if change.synthesised else change.mod_revision
@@ -349,9 +222,10 @@ class WorkQueue:
         await trio.lowlevel.checkpoint()
 
     def dispatch_if_idle(self, change: Change) -> bool:
-        """Queue a change, unless its key has work; whether it was queued.
+        """Queue a change that was handled before, unless its key has work, which is newer.
 
-        For a change that was handled before: behind newer ones it would go back in time.
+        Returns:
+            Whether it was queued.
         """
         if change.key in self._channels:
             return False
@@ -362,7 +236,7 @@ class WorkQueue:
         """Have ``start`` add a worker when a key has work and no worker is free.
 
         Args:
-            most: How many it starts at most.
+            most: The most workers to start.
             start: Starts a task that runs :meth:`worker`. Must not fail.
         """
         self._startable, self._start = most, start
@@ -378,7 +252,7 @@ class WorkQueue:
             change: Change | None = None
             try:
                 while channel.pending:
-                    # Handlers that never wait must not keep the reader from its turn.
+                    # A handler may never wait: let the reader of the watch run, too.
                     turn += 1
                     if turn % _TURN == 0:
                         await trio.lowlevel.checkpoint()
@@ -424,7 +298,7 @@ class WorkQueue:
             self._wake_one()
 
     async def _next(self) -> KeyChannel:
-        """The next channel with work. Who waited least is woken first, one at a time."""
+        """The next channel with work. The worker that parked last is woken first, one at a time."""
         while not self._ready:
             await self._park()
             self._waking = False
@@ -460,16 +334,20 @@ class WorkQueue:
     def _end(self, key: bytes) -> None:
         del self._channels[key]
         if self._failing:
-            # What failed may have been skipped since: it is not needed any more.
+            # The change that failed may have been skipped since.
             self._failing.pop(key, None)
         if self._idle is not None and not self._channels:
             self._idle.set()
             self._idle = None
 
     def put_off(self, change: Change, error: BaseException) -> None:
-        """Have a change handled after a delay: it was handled elsewhere, which failed.
+        """Queue a change whose handling failed elsewhere, to be handled after a delay.
 
-        The key must have no work. What of the failure passes through every boundary is raised.
+        The key must have no work.
+
+        Raises:
+            BaseException: The part of ``error`` that no boundary contains: a cancellation, or
+                KeyboardInterrupt.
         """
         channel = KeyChannel(change.key, self._counts, self._reread, self._end)
         self._channels[change.key] = channel
@@ -481,9 +359,9 @@ class WorkQueue:
         return channel.pending[-1] if channel is not None and channel.pending else None
 
     def _failed(self, channel: KeyChannel, change: Change | None, error: BaseException) -> None:
-        """Put off what failed; raise what is not the handler's failure but a cancellation."""
+        """Schedule the retry of a change; raise the part of the failure that is a cancellation."""
         if change is None and self._channels.get(channel.key) is not channel:
-            # The channel has ended: the value that was read again is not needed any more.
+            # The channel has ended: the change whose value was being read was dropped.
             if not isinstance(error, trio.EndOfChannel):
                 raise error
             return
@@ -511,6 +389,6 @@ class WorkQueue:
                 error=reason,
                 failures=channel.failures,
                 retry_in=round(delay, 3),
-                # Once, and in an outage not for each key: repeated tracebacks bury everything else.
+                # One traceback for a key, and none in an outage, which fails each key.
                 exc_info=error if channel.failures == 1 and not isinstance(error, _AWAY) else None,
             )

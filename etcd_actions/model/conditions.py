@@ -1,7 +1,7 @@
 """Writing a phase: the conditions, history and labels that Flyte's executor would write.
 
-Everything works on a codec's tree, in place, so that what is not named here stays. The table
-is in ``docs/status.md``.
+All functions change a codec's tree in place, so that all other fields stay. ``docs/status.md``
+has the table of phases and conditions, with its source in Flyte.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ MAX_MESSAGE: Final = 32768
 """Characters of a condition's message that Kubernetes accepts; the rest is truncated."""
 
 MAX_HISTORY: Final = 1000
-"""Entries of the phase history; beyond them the oldest but the very first go."""
+"""Entries of the phase history. Beyond them the oldest are removed, except the first."""
 
 
 class _Form(NamedTuple):
-    """How a phase is stored: the condition that is ``True``, and the executor's own words."""
+    """How a phase is stored: the condition that is ``True``, with the executor's texts."""
 
     kind: str
     reason: str
     message: str = ""
     progress: str = ""
-    """What ``Progressing=False`` says at an end; empty: the same message."""
+    """The message of ``Progressing=False`` in a terminal phase; empty: the same as `message`."""
     history: str = ""
     """The message of its entry in the history."""
 
@@ -70,7 +70,7 @@ FOLLOWERS: Final = {
     Phase.PAUSED: _ENDS | {Phase.PAUSED, Phase.RUNNING},
     **{phase: frozenset({phase}) for phase in _ENDS},
 }
-"""The phases that may be reported after each, itself included, within one attempt."""
+"""The phases that may follow each phase within one attempt; a phase may be repeated."""
 
 
 def rfc3339(time: datetime) -> str:
@@ -89,34 +89,34 @@ def write_phase(
     cache_status: int | None = None,
     error: ErrorState | None = None,
 ) -> bool:
-    """Make an object say that its action is in a phase.
+    """Write the phase of an action into its object's tree.
 
-    Conditions change as by Kubernetes' ``meta.SetStatusCondition``: keyed by their type,
-    each in its place, with a new ``lastTransitionTime`` only where the status turned. The
-    history gets an entry unless its last one says the same of the same attempt. An end
-    also gets the two labels that the executor's garbage collector looks for.
+    Conditions change as by Kubernetes' ``meta.SetStatusCondition``: a condition is found by
+    its type, keeps its place, and gets a new ``lastTransitionTime`` only if its status changes.
+    The history gets an entry unless its last entry is the same phase of the same attempt. A
+    terminal phase also sets the two labels that the executor's garbage collector selects by.
 
-    A phase that the object is in already keeps its reason and message unless others are
-    given. Whether the phase may follow the present one is not checked here, see `FOLLOWERS`.
+    If the object is in this phase already, its reason and message stay unless the caller gives
+    others. Whether the phase may follow the present one is the caller's check, see `FOLLOWERS`.
 
     Args:
-        tree: What a codec's ``decode_tree`` gave of a TaskAction; changed in place.
-        phase: The phase; UNSPECIFIED leaves conditions, history, labels and error alone.
-        now: When it began, aware.
+        tree: A TaskAction's tree, of a codec's ``decode_tree``; changed in place.
+        phase: The phase; UNSPECIFIED changes no conditions, history, labels or error.
+        now: When the phase began, aware.
         reason: Another reason that Flyte reads as the same phase (``Signaled``).
-        message: For people; cut at `MAX_MESSAGE`. None: the executor's own for this phase,
-            or the error's.
-        attempts: The attempt, from 1 on; None leaves it. A higher one than the object's
-            begins a history of its own.
-        cache_status: A number of ``flyteidl2.core.CatalogCacheStatus``; None leaves it.
-        error: Why it failed. A phase that is newly written without one has none.
+        message: For people; truncated at `MAX_MESSAGE`. None: the error's message, or the
+            executor's text for this phase.
+        attempts: The attempt, from 1 on; None changes nothing. A higher one than the object's
+            starts a new sequence of phases.
+        cache_status: A number of ``flyteidl2.core.CatalogCacheStatus``; None changes nothing.
+        error: Why it failed. A new phase without one removes the stored error.
 
     Returns:
         Whether anything changed.
 
     Raises:
-        DecodeError: The object has something else in the place of one of these fields.
-        ValueError: The reason means another phase, or is no reason; the tree is unchanged.
+        DecodeError: One of these fields has another type in the object.
+        ValueError: The reason means another phase, or is malformed; the tree is unchanged.
     """
     form = _FORMS.get(phase)
     if form is not None and reason is not None:
@@ -134,10 +134,10 @@ def write_phase(
             message = error.message or None
         change = _Change(status, phase, form, rfc3339(now), new_attempt)
         changed |= change.apply(reason, None if message is None else message[:MAX_MESSAGE])
-        if error is not None or change.begins:
-            stated = msgspec.to_builtins(error) if phase in _FAILURES and error else None
-            changed |= _set(status, "errorState", stated)
-        if change.begins and phase.is_terminal:
+        if error is not None or change.is_new:
+            stored_error = msgspec.to_builtins(error) if phase in _FAILURES and error else None
+            changed |= _set(status, "errorState", stored_error)
+        if change.is_new and phase.is_terminal:
             _set_end_labels(tree, change.conditions)
     if status:
         tree["status"] = status
@@ -157,7 +157,7 @@ _REASON: Final = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]{0,1022}[A-Za-z0-9_])?")
 
 
 class _Change:
-    """A phase on its way into ``status``."""
+    """The change of ``status`` to a phase."""
 
     def __init__(
         self, status: dict[str, Any], phase: Phase, form: _Form, now: str, new_attempt: bool
@@ -168,27 +168,27 @@ class _Change:
         self._form = form
         self._now = now
         self._is_new_attempt = new_attempt
-        self.begins = new_attempt or phase_of(map(_seen, self.conditions)) is not phase
-        """Whether the object said something else before."""
+        self.is_new = new_attempt or phase_of(map(_stored, self.conditions)) is not phase
+        """Whether the object had another phase, or another attempt, before."""
 
     def apply(self, reason: str | None, message: str | None) -> bool:
-        """Write conditions and history; say whether that changed anything."""
+        """Write conditions and history; return whether that changed anything."""
         form = self._form
-        if not self.begins and reason is None and message is None:
+        if not self.is_new and reason is None and message is None:
             return False
         before = self._find(form.kind)
-        if self.begins or before is None:
+        if self.is_new or before is None:
             text = form.message if message is None else message
             reason = reason or form.reason
         else:
             text = _text(before, "message") if message is None else message
             reason = reason or _text(before, "reason")
         changed = self._write(reason, text)
-        if self.begins:
+        if self.is_new:
             self._add_to_history(reason, form.history if message is None else message)
         if changed:
             self._status["conditions"] = self.conditions
-        return changed or self.begins
+        return changed or self.is_new
 
     def _write(self, reason: str, message: str) -> bool:
         form = self._form
@@ -205,10 +205,10 @@ class _Change:
         return changed
 
     def _drop_others(self) -> bool:
-        """Take out our own condition where it no longer holds, and types that come twice."""
+        """Remove our own condition if it no longer holds, and repetitions of a type."""
         kept: list[dict[str, Any]] = []
         unwanted: set[str] = set()
-        if self.begins or self._phase is not Phase.WAITING_FOR_RESOURCES:
+        if self.is_new or self._phase is not Phase.WAITING_FOR_RESOURCES:
             unwanted.add(CONDITION_WAITING)
         for entry in self.conditions:
             kind = _text(entry, "type")
@@ -228,7 +228,7 @@ class _Change:
         expected = {"status": status, "reason": reason, "message": message}
         if entry is None:
             entry = {"type": kind, "lastTransitionTime": self._now, **expected}
-            # `phase_of` is to meet ours before the condition that it refines.
+            # `phase_of` reads in order: ours has to precede the condition that it refines.
             at = 0 if kind == CONDITION_WAITING else len(self.conditions)
             self.conditions.insert(at, entry)
             return True
@@ -252,14 +252,14 @@ class _Change:
         self._status["phaseHistory"] = history
 
 
-class _Seen(NamedTuple):
+class _StoredCondition(NamedTuple):
     type: str
     status: str
     reason: str
 
 
-def _seen(entry: dict[str, Any]) -> _Seen:
-    return _Seen(_text(entry, "type"), _text(entry, "status"), _text(entry, "reason"))
+def _stored(entry: dict[str, Any]) -> _StoredCondition:
+    return _StoredCondition(_text(entry, "type"), _text(entry, "status"), _text(entry, "reason"))
 
 
 def _set_end_labels(tree: dict[str, Any], conditions: list[dict[str, Any]]) -> None:
@@ -282,7 +282,7 @@ def _set_end_labels(tree: dict[str, Any], conditions: list[dict[str, Any]]) -> N
 
 
 def _object(tree: dict[str, Any], field: str, path: str) -> dict[str, Any]:
-    """A field that is an object; a new one, not yet in the tree, where it is absent or null."""
+    """A field that is an object; if it is absent or null a new one, not yet in the tree."""
     found = tree.get(field)
     if found is None:
         return {}
@@ -308,7 +308,7 @@ def _text(entry: dict[str, Any], field: str) -> str:
 
 
 def _set(status: dict[str, Any], field: str, expected: object) -> bool:
-    """Set a field, or take it out where there is nothing to say, as Go's ``omitempty`` does."""
+    """Set a field, or remove it if its new value is empty, as Go's ``omitempty`` does."""
     if (status.get(field) or None) == (expected or None):
         return False
     if expected:

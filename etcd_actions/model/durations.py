@@ -1,4 +1,4 @@
-"""How long things may take, as a spec says it: validated, and bounded."""
+"""The durations in a task's specification, validated and bounded."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from etcd_actions.model.flyte_types import Duration
 from etcd_actions.model.taskaction import parse_time
 
 LONGEST: Final = 100 * 365 * 86400.0
-"""Seconds. A time beyond it is no limit."""
+"""Seconds. A longer limit counts as none."""
 
 _NANOS: Final = 1_000_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def limit_of(duration: Duration, field: str) -> float | None:
-    """The seconds that a limit has; None for no limit, which zero and an over-large one mean.
+    """The seconds of a limit; None for no limit, which is zero, or `LONGEST` and more.
 
     Raises:
         InvalidArgument: It is negative, or its nanoseconds are out of range.
@@ -46,7 +46,7 @@ def factor_of(factor: float, field: str) -> float:
     """A factor of growth; 0, which is not set, means 1.
 
     Raises:
-        InvalidArgument: It is no number from 1 on.
+        InvalidArgument: It is not a finite number from 1 on.
     """
     if factor == 0:
         return 1.0
@@ -56,9 +56,14 @@ def factor_of(factor: float, field: str) -> float:
 
 
 def age_of(timestamp: str, field: str, wall: float) -> float:
-    """How many seconds ago a stored time was, by the wall clock; 0 if that is not known.
+    """The seconds from a stored time to now, at most `LONGEST`.
 
-    A time that cannot be read, or that lies ahead, is no reason to end an action.
+    A time that cannot be parsed, or that lies ahead, gives 0: it is no reason to end an action.
+
+    Args:
+        timestamp: RFC 3339.
+        field: Its path, for the error.
+        wall: Now, in seconds since 1970.
     """
     try:
         time = parse_time(timestamp, field)

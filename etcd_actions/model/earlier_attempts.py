@@ -1,8 +1,8 @@
 """An object's notes on its earlier attempts, for which Flyte's object has no field.
 
-``status`` has one error, and none once the next attempt begins. So the write that begins an
-attempt notes how the one before ended, in an annotation of ours. One transaction does both: no
-crash, and no reader that skips states, can come between them.
+``status`` has the error of the last attempt only, and none once the next attempt begins. So the
+write that begins an attempt also notes the outcome of the attempt before, in an annotation of
+ours. One write does both, so no crash can separate them, and no conflation can lose the note.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from etcd_actions.model.taskaction import ActionObject, ErrorState
 MOST_OF_A_MESSAGE: Final = 2048
 """Characters of an earlier error's message that an object keeps."""
 MOST_TOGETHER: Final = 16 * 1024
-"""Bytes that all of them may take; beyond them the oldest messages go, then the oldest."""
+"""Bytes of all notes together. Beyond them the oldest messages are removed, then the oldest
+notes."""
 
 
 class EarlierAttempt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How an attempt ended that another one followed."""
+    """The outcome of an attempt that another one followed."""
 
     attempt: int
     ended: str = ""
     """RFC 3339; when the next one began."""
     entries: int = 0
-    """How long ``status.phaseHistory`` was then: what follows is not this attempt's."""
+    """Entries of ``status.phaseHistory`` at that time: later ones belong to later attempts."""
     code: str = ""
     kind: str = ""
     message: str = ""
@@ -39,9 +40,8 @@ _decoder = msgspec.json.Decoder(list[EarlierAttempt])
 
 
 def earlier_attempts(action: ActionObject) -> Sequence[EarlierAttempt]:
-    """What an object has noted, by attempt; nothing where it cannot be read."""
-    text = action.metadata.annotations.get(ANNOTATION_ATTEMPTS, "")
-    return _read(text)
+    """An object's notes, by attempt; none if they cannot be decoded."""
+    return _read(action.metadata.annotations.get(ANNOTATION_ATTEMPTS, ""))
 
 
 def note_earlier(
@@ -52,17 +52,17 @@ def note_earlier(
     entries: int,
     ended: str,
 ) -> None:
-    """Note in an object's tree how an attempt ended.
+    """Note the outcome of an attempt in an object's tree.
 
     Args:
-        tree: What a codec's ``decode_tree`` gave; changed in place.
+        tree: Of a codec's ``decode_tree``; changed in place.
         attempt: Which attempt.
         error: Why it failed; None if it is not known.
-        entries: How long the history is, before the next attempt has any of it.
+        entries: Entries of the history before the next attempt adds one.
         ended: When the next one begins, RFC 3339.
 
     Raises:
-        DecodeError: The object has something else in the place of the annotations.
+        DecodeError: The annotations are not an object.
     """
     metadata = tree.get("metadata")
     annotations = metadata.get("annotations") if isinstance(metadata, dict) else None
@@ -85,7 +85,7 @@ def note_earlier(
 
 
 def shortened(text: str, most: int) -> str:
-    """A text that can be stored: its beginning and its end, where it is longer than that."""
+    """A text in valid UTF-8 of at most `most` characters; of a longer one, its two ends."""
     text = text.encode(errors="backslashreplace").decode()
     if len(text) <= most:
         return text
@@ -114,6 +114,6 @@ def _read(text: object) -> Sequence[EarlierAttempt]:
     try:
         found = _decoder.decode(text)
     except (msgspec.DecodeError, RecursionError, ValueError):
-        # Another writer replaced it. Its content is lost; the attempt continues.
+        # Another writer replaced it. The notes are lost; the attempt continues.
         return ()
     return sorted(found, key=lambda each: each.attempt)

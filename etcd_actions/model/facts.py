@@ -65,9 +65,10 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
     status: _Status = _Status()
 
     def summary(self, revision: int, create_revision: int) -> Summary | None:
-        """The same as `summarize` makes of the complete object; None if its mark counts, too.
+        """The same summary as `summarize` makes of the complete object.
 
-        The caller then has to decode `MarkedFacts`.
+        Returns:
+            None if the object has the label of a mark: the caller has to decode `MarkedFacts`.
 
         Raises:
             ValueError: It is no TaskAction.
@@ -131,18 +132,18 @@ class _MarkedMetadata(_Metadata, rename="camel", frozen=True, gc=False):
 class _MarkedStatus(_Status, rename="camel", frozen=True, gc=False):
     error_state: ErrorState | None = None
     signal_value: Any = ""
-    """Base64, or in a form that has it the binary."""
+    """Base64, or bytes in a stored form that has binary."""
     output_uri: str = ""
 
 
 class MarkedFacts(Facts, rename="camel", frozen=True, gc=False):
-    """The same of an object with the label of a recorded end."""
+    """The same of an object with the label of a recorded terminal state."""
 
     metadata: _MarkedMetadata
     status: _MarkedStatus = _MarkedStatus()
 
     def summary(self, revision: int, create_revision: int) -> Summary:
-        """The same as `summarize` makes of the complete object."""
+        """The same summary as `summarize` makes of the complete object."""
         found = super().summary(revision, create_revision)
         if found is not None:
             return found
@@ -155,7 +156,7 @@ class MarkedFacts(Facts, rename="camel", frozen=True, gc=False):
         mark = metadata.annotations.recorded
         subject = details = ""
         if mark is not None:
-            # Without one they are not read.
+            # `read_state` uses them with an annotation only.
             subject = subject_digest(
                 spec.project, spec.domain, spec.run_name, spec.action_name, metadata.uid
             )

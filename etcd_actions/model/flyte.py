@@ -55,9 +55,9 @@ def task_template(action: ActionObject) -> TaskTemplate | None:
 
 
 def short_name(action: ActionObject) -> str:
-    """Return the name to show: ``spec.shortName``, or what Flyte shows without one.
+    """Return the name to show: ``spec.shortName``, or else the name that Flyte shows.
 
-    That is the last part, by dots, of the name in the task template; empty without a template.
+    Flyte's is the last part, by dots, of the name in the task template; empty without a template.
 
     Raises:
         DecodeError: The template cannot be read.
@@ -70,7 +70,7 @@ def short_name(action: ActionObject) -> str:
 
 
 def condition_action(action: ActionObject) -> ConditionAction | None:
-    """Read what a condition waits for, None if the action is no condition.
+    """Read the specification of a condition, None if the action is no condition.
 
     Raises:
         DecodeError: The field is not base64 or not a condition.
@@ -99,7 +99,7 @@ def signal_value(action: ActionObject) -> Literal | None:
 
 
 def literal(data: bytes) -> Literal:
-    """Read a signal's value, as an update carries it.
+    """Parse a signal's value, see `ActionUpdate.signal_literal`.
 
     Raises:
         DecodeError: It is not a literal.
@@ -134,7 +134,7 @@ def value_of(message: Literal) -> bool | float | str | None:
 
 
 def recovered_from(action: ActionObject) -> ActionIdentifier | None:
-    """The action of another run that an action was taken over from; None if it ran itself.
+    """The action of another run whose outputs an action has; None if it ran itself.
 
     Raises:
         ConfigError: ``flyteidl2`` is not installed.

@@ -1,4 +1,4 @@
-"""Which object it is: one of those that have had a key."""
+"""The identity of an object among all that have had its key."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Incarnation(msgspec.Struct, frozen=True, gc=False):
     """One object, from its creation to its deletion.
 
     A key alone names several objects, one after the other. The ``uid`` is a field that any process
-    may write: objects that were copied, restored or replayed may share one, and may have none. etcd
-    gives no two objects of a key the same ``create_revision``, but another store may. Objects that
-    agree in all three are taken for the same object.
+    may write: objects that were copied, restored or replayed may share one, or have none. Within
+    one store no two objects of a key have the same ``create_revision``; a restored store may repeat
+    it. Objects that agree in all three are taken for the same object.
     """
 
     key: bytes
@@ -27,10 +27,10 @@ class Incarnation(msgspec.Struct, frozen=True, gc=False):
     create_revision: int
     """etcd's, of the key; 0 where it is not known."""
     uid: str
-    """``metadata.uid``, whatever it is."""
+    """``metadata.uid``, as stored."""
 
     def may_be(self, other: Incarnation) -> bool:
-        """Whether both can be the same object: a revision that is not known may be any."""
+        """Whether both can be the same object; an unknown revision fits any other."""
         known = 0 not in (self.create_revision, other.create_revision)
         return (
             self.key == other.key
@@ -40,11 +40,10 @@ class Incarnation(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def path_component(self) -> str:
-        """A name for files that are about this object: the key's last part, and a digest.
+        """A name for files about this object: the key's last part, and a digest.
 
-        It has at most 121 characters, all of them ``A-Z``, ``a-z``, ``0-9``, ``.``, ``_`` or ``-``.
-        The first is none of the last three. Two objects have the same one only if they are the
-        same.
+        It has at most 121 characters of ``A-Z``, ``a-z``, ``0-9``, ``.``, ``_`` and ``-``, and does
+        not begin with one of the last three. Different objects have different names.
         """
         digest = hashlib.sha256()
         for part in (

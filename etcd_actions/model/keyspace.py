@@ -8,7 +8,7 @@ from etcd_actions.model.names import DEFAULT_KEY_PREFIX, DEFAULT_NAMESPACE, Acti
 from etcd_actions.model.namespaces import NamespaceTemplate
 
 OWN_PREFIX: Final = b"/etcd-actions/"
-"""What this package's own keys begin with: an API server never reads there."""
+"""The prefix of this package's own keys, which no API server reads."""
 
 
 @final
@@ -16,29 +16,31 @@ class Keyspace:
     """The keys under one prefix: of one namespace, or of one for each project and domain.
 
     Args:
-        prefix: What comes before ``<namespace>/<name>`` in the keys of Flyte's objects.
+        prefix: The part before ``<namespace>/<name>`` in the keys of Flyte's objects.
         namespace: The Kubernetes namespace of all actions.
         template: Names the namespace of each action instead.
 
+    All attributes but ``namespace``, ``deployment`` and those of Flyte's objects are prefixes of
+    this package's own keys. After the first six ``<namespace>/<name>`` follows.
+
     Attributes:
-        prefix: What comes before ``<namespace>/<name>`` in the keys of Flyte's objects.
+        prefix: The part before ``<namespace>/<name>`` in the keys of Flyte's objects.
         namespace: The namespace of all actions; None if there is a template.
-        side: What the keys begin with that this package keeps for itself: traces, the marks
-            of aborts, the checkpoint, the election, dead letters. One ``prefix`` has one.
-        traces: What the keys of traces begin with; like ``prefix``, before the namespace.
-        aborts: The same of the markers of aborts.
-        claims: The same of the claims of those who run actions.
-        dead_letters: What the keys of dead letters begin with.
-        elections: The same of those that processes are elected by.
-        runs: What the keys of runs' records begin with; like ``prefix``, before the namespace.
-        run_tasks: The same of the task specifications of runs' roots.
-        histories: The same of the histories of actions.
-        tasks: What the keys of deployed tasks begin with.
-        projects: The same of the projects that clients created or changed.
-        catalog: The same of cached results.
-        images: The same of the definitions of images.
-        signing: The same of the keys that sign URLs.
-        deployment: The key of the name that is in the keys of uploads.
+        side: The prefix of all own keys that belong to ``prefix``.
+        traces: Traces.
+        aborts: Markers of aborts.
+        claims: Claims of executors.
+        runs: Records of runs.
+        run_tasks: Task specifications of runs' roots.
+        histories: Histories of actions.
+        dead_letters: Dead letters.
+        elections: Elections.
+        tasks: Deployed tasks.
+        projects: Projects that clients created or changed.
+        catalog: Cached results.
+        images: Definitions of images.
+        signing: Keys that sign URLs.
+        deployment: The key of the name that is part of the addresses of uploads.
     """
 
     def __init__(
@@ -68,10 +70,10 @@ class Keyspace:
         self.deployment: bytes = self.side + b"deployment"
 
     def namespace_of(self, action_id: ActionId) -> str:
-        """The namespace of an action; project and domain count.
+        """The namespace of an action, by its project and domain.
 
         Raises:
-            InvalidArgument: The template makes none of its project and domain.
+            InvalidArgument: The template makes no valid namespace of them.
         """
         if self._template is None:
             assert self.namespace is not None
@@ -82,7 +84,7 @@ class Keyspace:
         """The keys of one namespace: that of an action, and of all of its run.
 
         Raises:
-            InvalidArgument: The template makes none of its project and domain.
+            InvalidArgument: The template makes no valid namespace of its project and domain.
         """
         return self if self._template is None else self.within(self.namespace_of(action_id))
 
@@ -91,10 +93,10 @@ class Keyspace:
         return Keyspace(self.prefix, namespace)
 
     def below(self, prefix: bytes) -> bytes:
-        """What all keys of one kind begin with: of its namespace, or of all there are.
+        """The prefix of all keys of one kind: in the one namespace, or in all if it has a template.
 
         Args:
-            prefix: What they begin with before the namespace, such as ``claims``.
+            prefix: The kind, such as ``claims``.
         """
         return prefix if self.namespace is None else prefix + self.namespace.encode() + b"/"
 
@@ -119,7 +121,7 @@ class Keyspace:
         return object_key(self.runs, self.namespace_of(action_id), action_id.run)
 
     def run_task(self, action_id: ActionId) -> bytes:
-        """The key of the specification of the task that an action's run runs."""
+        """The key of the task specification of the root of an action's run."""
         return object_key(self.run_tasks, self.namespace_of(action_id), action_id.run)
 
     def history(self, action_id: ActionId) -> bytes:
@@ -127,21 +129,21 @@ class Keyspace:
         return object_key(self.histories, self.namespace_of(action_id), action_id.object_name)
 
     def checkpoint(self, watched: str | None) -> bytes:
-        """The key of the checkpoint of leaders that watch a namespace, or, with None, all."""
+        """The key of the checkpoint of leaders that watch a namespace, with None all of them."""
         return self.side + b"position/" + (watched or "*").encode()
 
     def election(self, watched: str | None) -> bytes:
-        """Where they elect the one who records."""
+        """The prefix of the election of these leaders."""
         return self.elections + (watched or "*").encode()
 
     def run_prefixes(self, run: str) -> tuple[bytes, bytes, bytes]:
-        """What the keys of a run begin with: of objects, traces and abort markers.
+        """The prefixes of a run's objects, traces and abort markers.
 
-        So do those of runs whose name begins with ``<run>-``.
+        Keys of other runs whose name begins with ``<run>-`` have these prefixes, too.
 
         Raises:
-            ValueError: It is not the keyspace of one namespace (see `of`), or the run has no
-                usable name.
+            ValueError: It is not the keyspace of one namespace (see `of`), or the name of the run
+                is empty or has a slash.
         """
         if self.namespace is None:
             raise ValueError("with a template a run's keys need its project and domain")

@@ -1,16 +1,16 @@
-"""The mark of a recorded terminal state: which one it is, and whether it still counts.
+"""The mark of a recorded terminal state: which state it names, and whether it still counts.
 
-Flyte's label ``flyte.org/terminal-status-recorded`` says that the run service accepted *a*
+Flyte's label ``flyte.org/terminal-status-recorded`` means that the run service accepted *a*
 terminal state. The label stays when another process overwrites that state. So this package writes
-an annotation with the label, which says which terminal state was accepted::
+an annotation with the label, which identifies the accepted state::
 
     etcd-actions.io/recorded: SUCCEEDED/2 4711 0f1e2d3c4b5a6978 8796a5b4c3d2e1f0
 
-phase and attempt; the key's ``create_revision``, 0 where it was not known; a digest of which
-action and which uid; and, where there is any, a digest of error, signal and a trace's output.
-The output of another action follows from the rest.
+Its parts are phase and attempt; the key's ``create_revision``, 0 if it was not known; a digest of
+the action's identity and uid; and, if there is any, a digest of error, signal and a trace's
+output. The output of another action follows from the rest.
 
-`read_state` has the rules for what an object with the label says.
+`read_state` has the rules for the state of an object with the label.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import msgspec
 from etcd_actions.model.phase import Phase
 
 NOTHING: Final = "none"
-"""In the place of a mark: the label was there before any terminal state, so it is about none."""
+"""Written instead of a mark if the label was there before any terminal state: it names none."""
 
 _DIGEST: Final = 8
 _BY_NAME: Final = {phase.name: phase for phase in Phase if phase.is_terminal}
@@ -32,16 +32,17 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class State(NamedTuple):
-    """What an object says of its action.
+    """The state of an action, by its object.
 
     Attributes:
         phase: The phase.
         attempts: The attempt, as stored: 0 if it was not counted.
         recorded: Whether the run service accepted exactly this terminal state.
-        outdated: Whether the stored status is older than the recorded terminal state, which
-            is what `phase` and `attempts` say then.
-        stray: Whether the label is there, about no terminal state, which is not noted yet.
-        mark: A number for the mark that it has, see `mark_number`; 0 without one.
+        outdated: Whether the stored status is older than the recorded terminal state. Then
+            `phase` and `attempts` are those of the recorded state.
+        stray: Whether the object has the label without a terminal state, and `NOTHING` is not yet
+            written.
+        mark: The `mark_number` of its mark; 0 without one.
     """
 
     phase: Phase
@@ -53,16 +54,16 @@ class State(NamedTuple):
 
 
 class ErrorLike(Protocol):
-    """What of an error counts."""
+    """The fields of an error that the digest covers."""
 
     @property
     def code(self) -> str:
-        """A machine's word for it."""
+        """The error's name for programs."""
         ...
 
     @property
     def kind(self) -> str:
-        """Whose fault it is."""
+        """``USER`` or ``SYSTEM``."""
         ...
 
     @property
@@ -72,38 +73,38 @@ class ErrorLike(Protocol):
 
     @property
     def recoverable(self) -> bool | None:
-        """Of traces."""
+        """Whether a retry may help; of traces only."""
         ...
 
 
 def subject_digest(project: str, domain: str, run: str, action: str, uid: str) -> str:
-    """Say which action it is, and which of those that had its name."""
+    """A digest of the action's identity and of its object's uid."""
     return _digest((project, domain, run, action, uid))
 
 
 def details_digest(error: ErrorLike | None, signal: str, output: str) -> str:
-    """A digest of a terminal state without phase and attempt; empty if there is nothing else.
+    """A digest of the rest of a terminal state, besides phase and attempt; empty without a rest.
 
     Args:
         error: Why it failed.
         signal: Base64 of the value of a condition.
-        output: Where the output of a trace is; of other actions empty.
+        output: The directory of a trace's output; of other actions empty.
     """
     if error is None and not signal and not output:
         return ""
-    stated = error and (error.code, error.kind, error.message, error.recoverable)
-    return _digest((stated, signal, output))
+    fields = error and (error.code, error.kind, error.message, error.recoverable)
+    return _digest((fields, signal, output))
 
 
 def mark_text(phase: Phase, attempts: int, create_revision: int, subject: str, details: str) -> str:
     """Write the annotation's value.
 
     Args:
-        phase: How the action ended.
-        attempts: In which attempt; 0, not counted, is the first.
-        create_revision: The key's, 0 where it is not known.
-        subject: As `subject_digest`.
-        details: As `details_digest`.
+        phase: The terminal phase.
+        attempts: The attempt; 0, not counted, is the first.
+        create_revision: The key's, 0 if it is not known.
+        subject: Of `subject_digest`.
+        details: Of `details_digest`.
     """
     text = f"{phase.name}/{max(attempts, 1)} {create_revision} {subject}"
     return f"{text} {details}" if details else text
@@ -117,24 +118,24 @@ def read_state(
     subject: str,
     details: str,
 ) -> State:
-    """Say what an object is that has the label.
+    """The state of an object with the label.
 
-    - Without the annotation (Flyte's own service, and versions of this package that wrote
-      none) the label counts on any terminal state. On another state it is *stray*.
-    - A terminal state is recorded if the annotation says exactly the same. Another one is not.
-    - A state that is not terminal, in the attempt that ended or an earlier one of the same
+    - Without the annotation (Flyte's own service writes none) the label counts on any terminal
+      state. On another state it is *stray*.
+    - A terminal state is recorded if the annotation names exactly this state.
+    - A state that is not terminal, in the recorded attempt or an earlier one of the same
       incarnation, is *outdated*: a process wrote an older status back. The result is the
       recorded state.
-    - A newer attempt, another incarnation and another action's mark are as without a label,
-      and so is an annotation that cannot be read: a second report of one state does no harm.
+    - A mark of an earlier attempt, another incarnation or another action does not count, nor does
+      an annotation that cannot be parsed: a second report of one state does no harm.
 
     Args:
         mark: The annotation; None if there is none.
-        phase: What the conditions say.
-        attempts: The status' attempt.
-        create_revision: The key's, 0 where it is not known, which any mark fits.
-        subject: As `subject_digest`.
-        details: As `details_digest`.
+        phase: The phase of the conditions.
+        attempts: The attempt in the status.
+        create_revision: The key's; 0, not known, fits any mark.
+        subject: Of `subject_digest`.
+        details: Of `details_digest`.
     """
     if mark is None:
         return State(phase, attempts, phase.is_terminal, stray=not phase.is_terminal)
@@ -158,7 +159,7 @@ def read_state(
 
 
 def mark_number(mark: str) -> int:
-    """A number for a mark, which distinguishes two."""
+    """A number of 32 bits that distinguishes marks of one key."""
     return zlib.crc32(mark.encode())
 
 

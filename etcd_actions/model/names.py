@@ -10,7 +10,7 @@ import msgspec
 from etcd_actions.errors import DecodeError
 
 API_VERSION: Final = "flyte.org/v1"
-"""What new objects have. An API server may store another version of the same group."""
+"""The version of new objects. An API server may store another version of the same group."""
 KIND: Final = "TaskAction"
 
 LABEL_PROJECT: Final = "flyte.org/project"
@@ -22,18 +22,18 @@ LABEL_IS_ROOT: Final = "flyte.org/is-root"
 LABEL_TERMINAL_STATUS_RECORDED: Final = "flyte.org/terminal-status-recorded"
 """``"true"`` once the run service accepted the terminal status."""
 LABEL_TERMINATION_STATUS: Final = "flyte.org/termination-status"
-"""``terminated``, written by the executor; its garbage collector looks for it."""
+"""``terminated``, written by the executor; its garbage collector selects by it."""
 LABEL_COMPLETED_TIME: Final = "flyte.org/completed-time"
 """``YYYY-MM-DD.HH-MM`` in UTC, written by the executor for its garbage collector."""
 
 FINALIZER_PLUGIN: Final = "flyte.org/plugin-finalizer"
 """The executor's: it stays until the plugin has aborted and finalized."""
 FINALIZER_FOREGROUND: Final = "foregroundDeletion"
-"""Kubernetes': it stays until the children are gone."""
+"""Kubernetes': it stays until the children are deleted."""
 
 OWN_DOMAIN: Final = "etcd-actions.io"
 FINALIZER_RECORD: Final = OWN_DOMAIN + "/record"
-"""Ours: it stays until the end of the action is recorded."""
+"""Ours: it stays until the terminal state of the action is recorded."""
 ANNOTATION_ORG: Final = OWN_DOMAIN + "/org"
 """The organization of the action, for which Flyte's object has no field."""
 ANNOTATION_ABORT_REASON: Final = OWN_DOMAIN + "/abort-reason"
@@ -48,7 +48,7 @@ ANNOTATION_RECORDED: Final = OWN_DOMAIN + "/recorded"
 ANNOTATION_ATTEMPTS: Final = OWN_DOMAIN + "/attempts"
 """How the earlier attempts ended, see `etcd_actions.model.earlier_attempts`."""
 ANNOTATION_RUN_START_TIME: Final = OWN_DOMAIN + "/run-start-time"
-"""RFC 3339 in seconds, UTC: what ``{{.runStartTime}}`` stands for in all of the run."""
+"""RFC 3339 in seconds, UTC: the value of ``{{.runStartTime}}`` in all actions of the run."""
 ANNOTATION_CACHE_SCOPE: Final = OWN_DOMAIN + "/cache-scope"
 """`CACHE_SCOPE_GLOBAL`: the run shares cached results with all projects; else with its own."""
 ANNOTATION_OVERWRITE_CACHE: Final = OWN_DOMAIN + "/overwrite-cache"
@@ -56,51 +56,49 @@ ANNOTATION_OVERWRITE_CACHE: Final = OWN_DOMAIN + "/overwrite-cache"
 ANNOTATION_MOST_AT_ONCE: Final = OWN_DOMAIN + "/max-action-concurrency"
 """How many actions of the run may be busy at once, in decimal digits."""
 ANNOTATION_RECOVERS: Final = OWN_DOMAIN + "/recovers"
-"""The runs whose successes the run takes over, see `etcd_actions.actions.recovery`."""
+"""The runs whose successful actions the run reuses, see `etcd_actions.actions.recovery`."""
 RUN_ANNOTATIONS: Final = (
     ANNOTATION_CACHE_SCOPE,
     ANNOTATION_OVERWRITE_CACHE,
     ANNOTATION_MOST_AT_ONCE,
     ANNOTATION_RECOVERS,
 )
-"""What the root notes of the run's specification, for which Flyte's object has no fields, and
-all tasks below it inherit."""
+"""The run's specification as far as Flyte's object has no fields for it: the root has these
+annotations, and all tasks below inherit them."""
 
 ANNOTATION_RECOVERED_FROM: Final = OWN_DOMAIN + "/recovered-from"
-"""The run whose action of the same name an action was taken over from."""
+"""The run whose action of the same name has this action's outputs."""
 ANNOTATION_RECOVERED_OUTPUTS: Final = OWN_DOMAIN + "/recovered-outputs"
-"""The directory of that one's outputs, for which Flyte's object has no field."""
+"""The directory of these outputs, for which Flyte's object has no field."""
 
 CACHE_SCOPE_GLOBAL: Final = "global"
 
 ACTION_TYPE_TASK: Final = "task"
 ACTION_TYPE_CONDITION: Final = "condition"
 ACTION_TYPE_TRACE: Final = "trace"
-"""Ours: Flyte's schema has no traces, so they never stand where an API server reads."""
+"""Ours: Flyte's schema has no traces, so their keys are below a prefix that no API server reads."""
 
 ROOT_ACTION: Final = "a0"
 
 DEFAULT_KEY_PREFIX: Final = b"/registry/flyte.org/taskactions/"
+"""The keys of TaskActions of a Kubernetes API server with the default ``--etcd-prefix``."""
 DEFAULT_NAMESPACE: Final = "flyte"
-"""Where a Kubernetes API server with the default ``--etcd-prefix`` keeps TaskActions."""
-
-
 _GROUP_AND_VERSION: Final = re.compile(r"flyte\.org/[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 """A version's name is a label of DNS: Kubernetes' rule for a CRD."""
 
 
 def is_task_action(api_version: object, kind: object) -> bool:
-    """Whether an object is a TaskAction, of whatever version of the API."""
+    """Whether an object is a TaskAction, of any version of the API."""
     if kind != KIND or not isinstance(api_version, str):
         return False
     return api_version == API_VERSION or _GROUP_AND_VERSION.fullmatch(api_version) is not None
 
 
 def check_type(api_version: object, kind: object) -> None:
-    """Refuse what is no TaskAction, or has no version.
+    """Refuse an object that is no TaskAction, or has no version.
 
     Raises:
-        ValueError: It says what the object is.
+        ValueError: The message names the kind and the version.
     """
     if not is_task_action(api_version, kind):
         raise ValueError(
@@ -110,14 +108,14 @@ def check_type(api_version: object, kind: object) -> None:
 
 
 def other_version(api_version: object) -> str:
-    """The version of the API that an object is stored at, where it is not the known one."""
+    """The API version of a stored object if it is not `API_VERSION`; else empty."""
     return api_version if isinstance(api_version, str) and api_version != API_VERSION else ""
 
 
 class ActionId(msgspec.Struct, frozen=True, gc=False, order=True):
-    """Which action it is. Hashable; two are equal when all parts are.
+    """The identity of an action. Hashable; two are equal when all parts are.
 
-    ``org`` is no part of Flyte's stored form: it is empty if it was not noted.
+    ``org`` is no part of Flyte's stored form. It is empty if the object has no annotation of it.
     """
 
     project: str
@@ -133,16 +131,16 @@ class ActionId(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 def canonical_name(run: str, action: str) -> str:
-    """Name an action in its run: the root, which may be called like its run, is ``a0``."""
+    """The name of an action in its run: the root, which may be named like its run, is ``a0``."""
     return ROOT_ACTION if action == run else action
 
 
 def task_action_name(run: str, action: str) -> str:
-    """Name the object of an action, as Flyte's ``buildTaskActionName`` does.
+    """The name of an action's object, as of Flyte's ``buildTaskActionName``.
 
-    The root may be called ``a0`` or like its run; both give ``<run>-a0``. Different
-    actions can share a name: neither project nor domain is in it, and run ``a-b`` with
-    action ``c`` gives what run ``a`` with action ``b-c`` gives.
+    The root may be named ``a0`` or like its run; both give ``<run>-a0``. Different actions can
+    have the same object name: it has neither project nor domain, and run ``a-b`` with action
+    ``c`` has the same as run ``a`` with action ``b-c``.
     """
     return f"{run}-{canonical_name(run, action)}"
 
@@ -161,13 +159,13 @@ def object_key(prefix: bytes, namespace: str, name: str) -> bytes:
 def run_key_prefix(prefix: bytes, namespace: str, run: str) -> bytes:
     """Build the prefix of the keys of a run's actions.
 
-    Runs whose name begins with ``<run>-`` have keys below it too.
+    Keys of other runs whose name begins with ``<run>-`` have this prefix, too.
     """
     return object_key(prefix, namespace, run) + b"-"
 
 
 def parse_key(prefix: bytes, key: bytes) -> tuple[str, str]:
-    """Take namespace and name out of an etcd key.
+    """Return namespace and name of an etcd key.
 
     Raises:
         DecodeError: The key is not ``<prefix><namespace>/<name>`` in UTF-8.

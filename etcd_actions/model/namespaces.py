@@ -1,4 +1,4 @@
-"""Which Kubernetes namespace the actions of a project and domain are in."""
+"""The Kubernetes namespace of the actions of a project and domain."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ _FIELDS: Final = {"project": "action_id.run.project", "domain": "action_id.run.d
 class NamespaceTemplate:
     """A text with ``{project}`` and ``{domain}``, such as ``{project}-{domain}``.
 
-    Flyte's spelling, ``{{ project }}``, is read, too. Flyte's own default was
-    ``{project}-{domain}`` before it kept all actions in one namespace. The organisation has no
-    placeholder: objects and many requests do not know it. Equal when the texts mean the same.
+    Flyte's spelling, ``{{ project }}``, is accepted, too. Flyte's own default was
+    ``{project}-{domain}`` before it kept all actions in one namespace. There is no placeholder
+    for the organisation, since objects and many requests lack it. Two templates are equal if their
+    texts differ in spelling only.
 
     Raises:
-        ValueError: It makes no namespaces; the message is the end of a sentence about it.
+        ValueError: It makes no valid namespaces; the message is the rest of a sentence whose
+            subject is the setting.
     """
 
     def __init__(self, text: str) -> None:
@@ -53,7 +55,7 @@ class NamespaceTemplate:
         Two projects may have one: ``a-b`` with domain ``c``, and ``a`` with ``b-c``.
 
         Raises:
-            InvalidArgument: They make none; it names the field.
+            InvalidArgument: They make no valid namespace; the error names the field.
         """
         parts = {"project": project, "domain": domain}
         made = self._filled(parts.__getitem__)

@@ -23,11 +23,11 @@ def fnv1a32(data: bytes) -> int:
 
 
 _LONGEST_CACHED: Final = 512
-"""Characters of what is cached: a name or an address from outside may have a million."""
+"""Characters of a cached argument: a name or an address from outside may have a million."""
 
 
 def shard(namespace: str, name: str) -> str:
-    """Give the two characters that spread an object's outputs over the key space.
+    """The two characters that spread the outputs of objects over the buckets' key space.
 
     Cached: each event of an action needs it, at 2 µs for the hash.
     """
@@ -51,9 +51,9 @@ def output_uri(
     fragment of the base stay at the end. The base is read as Go's ``url.Parse`` reads it:
     the path is percent-encoded again, and one that is not absolute begins at the root.
 
-    A path on a machine, ``/base`` or ``file:///base``, is the one exception: there is nothing
-    to spread, and Flyte's own rule would write at the root of the file system. It gives
-    ``<base>/<action>/<attempt>``, with nothing encoded.
+    A path of the machine, ``/base`` or ``file:///base``, is the one exception, since Flyte's rule
+    would write at the root of the file system. It gives ``<base>/<action>/<attempt>``, with
+    nothing encoded.
 
     Args:
         namespace: The object's namespace.

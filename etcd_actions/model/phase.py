@@ -1,4 +1,4 @@
-"""The phase of an action, and the conditions that it is read from."""
+"""The phase of an action, and the conditions in which it is stored."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TERMINAL = (Phase.SUCCEEDED, Phase.FAILED, Phase.ABORTED, Phase.TIMED_OUT, Phas
 class Condition(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """One entry of ``status.conditions``, a Kubernetes ``metav1.Condition``.
 
-    Flyte's schema demands the five texts, so all are written, empty ones too.
+    Flyte's schema requires the five texts, so all are written, also empty ones.
     """
 
     type: str
@@ -52,10 +52,10 @@ class Condition(msgspec.Struct, rename="camel", frozen=True, gc=False):
 
 
 CONDITION_WAITING: Final = OWN_DOMAIN + "/WaitingForResources"
-"""Ours: with it, what is queued waits for resources.
+"""Ours: a queued action with this condition waits for resources.
 
-Flyte has no condition for this phase, its executor says ``Queued``; so do we, with this one
-before it, which Flyte's own readers pass over.
+Flyte has no condition for this phase; its executor writes ``Queued``. So do we, after this
+condition, which Flyte's own readers ignore.
 """
 
 _PROGRESSING = {
@@ -70,11 +70,11 @@ _FAILED = {"TimedOut": Phase.TIMED_OUT, "Aborted": Phase.ABORTED}
 
 
 class ConditionLike(Protocol):
-    """What of a condition counts."""
+    """The fields of a condition that decide the phase."""
 
     @property
     def type(self) -> str:
-        """Which condition it is."""
+        """``Progressing``, ``Succeeded``, ``Failed``, or another, which does not count."""
         ...
 
     @property
@@ -84,21 +84,20 @@ class ConditionLike(Protocol):
 
     @property
     def reason(self) -> str:
-        """Why, in one word."""
+        """The reason, one word in CamelCase."""
         ...
 
 
 def phase_of(conditions: Iterable[ConditionLike]) -> Phase:
     """Read the phase from the conditions, as Flyte's ``GetPhaseFromConditions`` does.
 
-    The list's order decides, the first condition that says something wins. A condition
-    that is not ``True``, and progress for a reason without a phase (``RetryableFailure``),
-    says nothing.
+    The first condition in the list that has a phase decides. A condition that is not ``True`` has
+    none, nor has ``Progressing`` with a reason without a phase (``RetryableFailure``).
 
-    It distinguishes more than Flyte in three cases: a failure for the reason ``Aborted`` is ABORTED
-    here, and FAILED there, where only the deletion that follows it reports an abort; a
-    success for the reason ``Recovered`` is RECOVERED here, and SUCCEEDED there; and what is
-    queued with `CONDITION_WAITING` before it is WAITING_FOR_RESOURCES.
+    Three cases differ from Flyte. A failure with the reason ``Aborted`` is ABORTED here; Flyte
+    reads FAILED, and reports the abort by the deletion that follows. A success with the reason
+    ``Recovered`` is RECOVERED here, and SUCCEEDED there. A queued action with `CONDITION_WAITING`
+    before the other condition is WAITING_FOR_RESOURCES here, and QUEUED there.
 
     Returns:
         The phase; UNSPECIFIED if no condition has one.

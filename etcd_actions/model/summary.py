@@ -1,7 +1,7 @@
-"""The facts of an action that are remembered, to report its deletion.
+"""The facts of an action that are kept in memory, to report its deletion.
 
-A DELETE of etcd carries no value, and after a compaction not the previous one either. One
-summary for each key, packed to about 200 bytes, is reported then.
+A DELETE event of etcd carries no value, and after a compaction not the previous one either. So
+there is a summary of each key, packed to about 200 bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from etcd_actions.model.taskaction import ActionObject
 
 
 class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What is remembered of a key. Packed as an array: new fields go to the end."""
+    """The facts of one key. Packed as an array: a new field has to be the last one."""
 
     project: str
     domain: str
@@ -30,9 +30,9 @@ class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
     recorded: bool
     run_output_base: str
     create_revision: int
-    """0 where the writer of the summary did not know it."""
+    """0 if the writer of the summary did not know it."""
     revision: int
-    """``mod_revision`` of the value that it was made from."""
+    """``mod_revision`` of the summarized value."""
     deleting: bool = False
     """Whether its deletion was requested and waits for finalizers."""
     held: bool = False
@@ -40,22 +40,22 @@ class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
     held_by_others: bool = False
     """Whether other finalizers are on it."""
     stray: bool = False
-    """Whether it has the label of a recorded end, which is about none; see `State`."""
+    """Whether it has the label without a terminal state; see `State`."""
     mark: int = 0
-    """A number for the mark of its recorded end, 0 without one."""
+    """The `mark_number` of its mark, 0 without one."""
     condition: bool = False
     """Whether it waits for a signal instead of running a task."""
     other_version: str = ""
-    """The version of the API that it is stored at, where that is not the known one."""
+    """The API version of the stored object if it is not the known one; else empty."""
 
     @property
     def action_id(self) -> ActionId:
-        """Which action it is."""
+        """The identity of the action."""
         return ActionId(self.project, self.domain, self.run, self.action, self.org)
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the action was over."""
+        """Whether the action had ended."""
         return self.phase.is_terminal
 
 
@@ -64,7 +64,7 @@ _decode = msgspec.msgpack.Decoder(Summary).decode
 
 
 def summarize(action: ActionObject, revision: int, create_revision: int = 0) -> Summary:
-    """Take the facts of an action that survive it."""
+    """Summarize an action; of `create_revision` 0 stands for not known."""
     spec = action.spec
     status = action.status
     action_id = action.action_id
@@ -97,15 +97,15 @@ def summarize(action: ActionObject, revision: int, create_revision: int = 0) -> 
 
 
 def pack(summary: Summary) -> bytes:
-    """Pack the facts of an action that survive it."""
+    """Encode a summary, see `unpack`."""
     return _encode(summary)
 
 
 def unpack(packed: bytes) -> Summary:
-    """Unpack what `pack` made.
+    """Decode the bytes of `pack`.
 
     Raises:
-        DecodeError: It is something else.
+        DecodeError: They are something else.
     """
     try:
         return _decode(packed)

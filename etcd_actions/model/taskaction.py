@@ -1,8 +1,8 @@
 """A TaskAction as Flyte stores it: the fields that this package reads, typed.
 
-The structs are a view. What they do not name (``managedFields``, fields of later versions)
-is not in them, so a change of a stored object goes through the codec's tree instead.
-Base64 and times stay text, which keeps decoding cheap; properties decode them on demand.
+The structs are a view. They lack other fields (``managedFields``, fields of later versions), so
+a change of a stored object goes through the codec's tree instead. Base64 and times stay text,
+which keeps decoding cheap; properties decode them on demand.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OwnerReference(msgspec.Struct, rename="camel", frozen=True, gc=False, omit
 
 
 class ObjectMeta(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
-    """``metadata``, the part of Kubernetes' ``metav1.ObjectMeta`` that matters here."""
+    """``metadata``: the fields of Kubernetes' ``metav1.ObjectMeta`` that this package uses."""
 
     name: str
     namespace: str = ""
@@ -70,7 +70,7 @@ class ObjectMeta(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
 
 
 class TaskActionSpec(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
-    """``spec``: the work. Flyte demands the first four."""
+    """``spec``: the work. Flyte's schema requires the first four fields."""
 
     project: str
     domain: str
@@ -147,14 +147,14 @@ class ErrorState(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_def
 
     code: str = ""
     kind: str = ""
-    """``USER``, ``SYSTEM``, or something that counts as unknown."""
+    """``USER`` or ``SYSTEM``; any other text counts as unknown."""
     message: str = ""
     recoverable: bool | None = None
-    """Ours, of traces only: whether running it again may help."""
+    """Ours, of traces only: whether a retry may help."""
 
 
 class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
-    """``status``: how far it is. Nothing of it is there at first."""
+    """``status``: the progress of the action. A new object has none of its fields."""
 
     state_json: str = ""
     plugin_state: str = ""
@@ -174,7 +174,7 @@ class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, om
     signalled_by: str = ""
     signalled_at: str = ""
     output_uri: str = ""
-    """Ours, of traces only: where the outputs are, which other actions compute."""
+    """Ours, of traces only: the directory of the outputs, which is computed for other actions."""
 
     @property
     def plugin_state_bytes(self) -> bytes:
@@ -187,7 +187,7 @@ class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, om
 
     @property
     def signal_value_bytes(self) -> bytes | None:
-        """The serialized literal of the signal, None if none came.
+        """The serialized literal of the signal, None before the signal.
 
         Raises:
             DecodeError: The field is not base64.
@@ -198,7 +198,7 @@ class TaskActionStatus(msgspec.Struct, rename="camel", frozen=True, gc=False, om
 
     @property
     def signal_time(self) -> datetime | None:
-        """When the signal came, None if none came.
+        """When the signal was delivered, None before that.
 
         Raises:
             DecodeError: The time is not RFC 3339.
@@ -212,8 +212,8 @@ _NO_STATUS = TaskActionStatus()
 class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
     """One action of a run, as stored.
 
-    An API server may store another version of the API than the known one: what such an object
-    has of the known fields is read.
+    An API server may store another version of the API than `API_VERSION`. Of such an object the
+    known fields are read.
     """
 
     api_version: str
@@ -230,15 +230,15 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
     def new(
         cls, metadata: ObjectMeta, spec: TaskActionSpec, status: TaskActionStatus = _NO_STATUS
     ) -> ActionObject:
-        """Make one, with the type that it always has."""
+        """Create one of `API_VERSION` and `KIND`."""
         return cls(names.API_VERSION, names.KIND, metadata, spec, status)
 
     def state(self, create_revision: int = 0) -> State:
-        """What it says of its action, by its conditions and its mark; see `read_state`.
+        """The state by its conditions and its mark; see `read_state`.
 
         Args:
-            create_revision: The key's, 0 where it is not known; with it a mark that was
-                copied from an earlier incarnation counts for nothing.
+            create_revision: The key's, 0 if it is not known. If it is known, a mark that was
+                copied from an earlier incarnation does not count.
         """
         metadata, status = self.metadata, self.status
         phase = phase_of(status.conditions)
@@ -270,7 +270,7 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
 
     @property
     def attempts(self) -> int:
-        """Which attempt `phase` is about, 0 if it was not counted."""
+        """The attempt that `phase` belongs to, 0 if it was not counted."""
         return self.state().attempts
 
     @property
@@ -280,12 +280,12 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
 
     @property
     def is_recorded(self) -> bool:
-        """Whether the run service accepted the end in `phase` and `attempts`."""
+        """Whether the run service accepted the terminal state in `phase` and `attempts`."""
         return self.state().recorded
 
     @property
     def end_time(self) -> str:
-        """When the condition that ended it was set (RFC 3339), empty while it runs."""
+        """The transition time of its terminal condition (RFC 3339), empty before that."""
         if not self.is_terminal:
             return ""
         for condition in self.status.conditions:
@@ -300,7 +300,7 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
 
     @property
     def action_id(self) -> names.ActionId:
-        """Which action it is; ``org`` as noted by this package, else empty."""
+        """The identity of the action; ``org`` is this package's annotation, else empty."""
         spec = self.spec
         annotations = self.metadata.annotations
         return names.ActionId(
@@ -324,8 +324,8 @@ class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_d
     def outputs_of(self, attempt: int) -> str:
         """The directory of an attempt's outputs.
 
-        A trace has one attempt, and says itself where its outputs are. So does an action that was
-        taken over from another run.
+        The object of a trace, which has one attempt, has the directory. So has the object of an
+        action whose outputs come from another run. Of all others it is computed.
         """
         if self.spec.action_type == names.ACTION_TYPE_TRACE:
             return self.status.output_uri

@@ -19,8 +19,7 @@ from etcd_actions.model.phase import Phase
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import ActionObject, ErrorState, parse_base64, parse_time
 
-# Of a number of 32 bits.
-_MOST_DIGITS = 10
+_MOST_DIGITS = 10  # of a number of 32 bits
 
 
 class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -41,15 +40,15 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     output_uri: str
     uid: str
     create_revision: int
-    """0 where it is not known."""
+    """0 if it is not known."""
     revision: int
     """``mod_revision`` of the value; of a deletion, the revision of the delete."""
     recorded: bool
     """Whether the run service had accepted the terminal status."""
     is_deleted: bool = False
-    """The object is gone from etcd."""
+    """Whether the object was deleted from etcd."""
     partial: bool = False
-    """Built from the index: the fields with a default below are not known."""
+    """Whether only the facts in the index are known: the fields below have their defaults."""
     error: ErrorState | None = None
     signal_base64: str = ""
     """As it is stored; see `signal_value`."""
@@ -70,7 +69,7 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     @property
     def incarnation(self) -> Incarnation:
-        """Which object it is a state of."""
+        """The object whose state it is."""
         return Incarnation(self.key, self.create_revision, self.uid)
 
     @property
@@ -78,7 +77,7 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         """When the object was created.
 
         Raises:
-            DecodeError: The stored field is no time.
+            DecodeError: The time is not RFC 3339.
         """
         return parse_time(self.creation_timestamp, "metadata.creationTimestamp")
 
@@ -87,7 +86,7 @@ class ActionUpdate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         """When the action ended; None before that.
 
         Raises:
-            DecodeError: The stored field is no time.
+            DecodeError: The time is not RFC 3339.
         """
         return parse_time(self.end_time, "status.conditions")
 
@@ -122,18 +121,18 @@ def build_action_update(
     create_revision: int = 0,
     deleted: bool = False,
 ) -> ActionUpdate:
-    """Say what a state of an action means, as Flyte's ``buildActionUpdate`` does.
+    """The update of one state of an action, as of Flyte's ``buildActionUpdate``.
 
-    The deletion of an action that had not ended aborts it. The deletion of one that was
-    over changes nothing about its end.
+    The deletion of an action that had not ended is reported as ABORTED. The deletion of an ended
+    one is reported with its terminal phase.
 
     Args:
         source: The object, or its summary in the index.
         key: Its etcd key, ``<prefix><namespace>/<name>``.
         revision: ``mod_revision`` of the value; of a deletion, the revision of the delete.
-        create_revision: That of the key, 0 where it is not known (etcd's DELETE events);
-            a summary's own is taken then.
-        deleted: The object is gone from etcd.
+        create_revision: That of the key, 0 if it is not known (etcd's DELETE events); then a
+            summary's own is used.
+        deleted: Whether the object was deleted from etcd.
     """
     if isinstance(source, Summary):
         return _from_summary(source, key, revision, create_revision, deleted)
@@ -156,7 +155,7 @@ def build_action_update(
         revision=revision,
         recorded=state.recorded,
         is_deleted=deleted,
-        # An older status was written over the terminal state: only the mark of it is left.
+        # An older status was written over the terminal state: only its mark remains.
         partial=state.outdated,
         error=status.error_state,
         signal_base64=status.signal_value,
@@ -175,7 +174,7 @@ def build_action_update(
 def _from_summary(
     summary: Summary, key: bytes, revision: int, create_revision: int, deleted: bool
 ) -> ActionUpdate:
-    # A key of another kind may have fewer parts.
+    # A key of another program may have fewer parts.
     _, namespace, name = ["", "", *key.decode(errors="replace").rsplit("/", 2)][-3:]
     return ActionUpdate(
         key=key,
@@ -199,7 +198,7 @@ def _from_summary(
 
 
 def _count(text: str) -> int:
-    """A number in decimal digits; 0 for another text, since any writer may have stored it."""
+    """A number in decimal digits; 0 for another text, which any writer may have stored."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else 0
 
 

@@ -172,7 +172,7 @@ class Processor:
             self._index,
             self._subscriptions,
             self._set_aside,
-            recording=self._recording.outbox if self._recording else None,
+            reports=self._recording.outbox if self._recording else None,
             timeouts=self._recording.timeouts if self._recording else None,
             reread=store.reread,
             settings=settings.queue,

@@ -28,6 +28,8 @@ WITHOUT_A_PROJECT: Final = frozenset(
         "flyteidl2.cluster.ClusterService/SelectCluster",
         # It lists only the projects that its client may use.
         "flyteidl2.project.ProjectService/ListProjects",
+        # It lists only runs of projects that its client may use.
+        "flyteidl2.workflow.RunService/ListRuns",
         "grpc.health.v1.Health/Check",
         "grpc.health.v1.Health/Watch",
         "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 from etcd_actions._internal.containment import Containment
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.storage.undecodable import Undecodable
-from etcd_actions.watch import Change, ReflectorSettings, Replica, follow
+from etcd_actions.watch import Change, ReflectorSettings, Replica, open_replica
 
 PATIENCE: Final = 10.0
 """Seconds that a list waits for the index after a start."""
@@ -105,7 +105,7 @@ async def keep_index(
         settings: How the prefix is watched.
         containment: The boundaries of the process.
     """
-    async with follow(
+    async with open_replica(
         etcd,
         prefix,
         index,

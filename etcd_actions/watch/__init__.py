@@ -1,8 +1,8 @@
-"""List and watch a prefix of etcd without a gap: what changed, never what it means."""
+"""Lists and watches a prefix of etcd without a gap, whatever its values mean."""
 
 from etcd_actions.watch.change import Change, ChangeKind
 from etcd_actions.watch.reflector import Reflector
-from etcd_actions.watch.replica import Replica, follow
+from etcd_actions.watch.replica import Replica, open_replica
 from etcd_actions.watch.watch_settings import ReflectorSettings, ReflectorStatistics
 
 __all__ = [
@@ -12,5 +12,5 @@ __all__ = [
     "ReflectorSettings",
     "ReflectorStatistics",
     "Replica",
-    "follow",
+    "open_replica",
 ]

@@ -47,7 +47,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def unread(cls, key: bytes, create_revision: int, revision: int) -> Change:
-        """A state of which only the revisions are known."""
+        """A state of which only the revisions are known; its value can be read at ``revision``."""
         kv = KeyValue(key, b"", create_revision, revision, 1)
         return cls(ChangeKind.MODIFIED, kv, value_dropped=True)
 
@@ -98,7 +98,11 @@ class Change(msgspec.Struct, frozen=True, gc=False):
 
 
 def conflated(old: Change, new: Change) -> Change | None:
-    """Two changes of a key in one; None if both have to be delivered."""
+    """Two changes of a key as one change; None if both have to be delivered.
+
+    They become one if both are states of the same incarnation. A delete, and the first state of
+    another incarnation, is always delivered.
+    """
     before, after = old.kv, new.kv
     if not (before.version and after.version and before.create_revision == after.create_revision):
         return None

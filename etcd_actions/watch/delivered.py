@@ -25,16 +25,19 @@ class DeliveredRevisions(Protocol):
     def revision_of(self, key: bytes, /) -> int:
         """The ``mod_revision`` that was delivered last; 0 for a key that is not known.
 
-        Negative where that state, or what took its place, is to be delivered again.
+        Negative if the key's state has to be delivered again.
         """
         ...
 
     def expected_in(self, keys: KeyRange, revision: int, /) -> Collection[bytes]:
-        """Keys that readers of the sink know by other means, in a state up to a revision."""
+        """Keys that the sink's readers got from another read than the watch, up to a revision.
+
+        A list without such a key delivers its deletion, as for a delivered key.
+        """
         ...
 
     def redeliver_all(self) -> None:
-        """Count the delivered states for deletions only: they are delivered again."""
+        """Make each revision negative: the state, or the deletion, of each key is delivered."""
         ...
 
 
@@ -87,8 +90,8 @@ class NotingSink:
     def dispatch(self, changes: Sequence[Change], /) -> None:
         """Deliver changes to the sink, and note those that it certainly accepted.
 
-        The one at which it failed is delivered again, or its deletion. Those behind it are not
-        noted, so a list finds them.
+        If the sink fails at a change, that key is delivered again by the next list. The changes
+        behind it are not noted, so that list finds them, too.
         """
         batch = _Batch(changes)
         try:
@@ -138,5 +141,5 @@ class _Batch(list[Change]):
 
     @property
     def taken(self) -> int:
-        """How many the sink has read; with the last of them it may have failed."""
+        """The number of changes that the sink has read. It may have failed at the last of these."""
         return 0 if self._taking is None else len(self) - length_hint(self._taking)

@@ -1,9 +1,12 @@
 """Reads whether idle ranges are unchanged, if etcd's progress notifications are not reliable.
 
 Such a range, if it has few keys, is read every ``dead_after`` seconds. If two reads in a row
-agree with the index, without a change in between, the range counts as delivered up to the first
-of them. So a key that was created and deleted before that, and that a stream delivers later than
-that time, is delivered late, but a start from this revision would omit it.
+agree with the index, and no change arrived between them, the range counts as delivered up to the
+revision of the first read.
+
+There is one gap. A key can be created and deleted before the first read, and its events can arrive
+more than ``dead_after`` later. The running watch delivers them late. A process that starts from the
+saved revision omits them.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.watch.delivered import DeliveredRevisions
 from etcd_actions.watch.store_identity import StoreIdentity
+from etcd_actions.watch.watch_settings import ReflectorSettings
 from etcd_actions.watch.watched_range import WatchedRange
 
 _MOST_COMPARED = 1000
-"""Keys of a range up to which it is cheap to read whether it is idle."""
+"""The most keys of a range that is read: a larger one costs too much."""
 
 _log = structlog.get_logger(__name__)
 
@@ -32,25 +36,30 @@ class IdleCheck:
     Args:
         etcd: The connection.
         known: The delivered revisions.
-        identity: Has whether progress notifications are reliable.
-        dead_after: Seconds between two reads of a range.
+        identity: Its ``reports_progress`` makes the reads unnecessary.
+        settings: ``dead_after`` is the time between two reads of a range.
     """
 
     def __init__(
-        self, etcd: Etcd, known: DeliveredRevisions, identity: StoreIdentity, dead_after: float
+        self,
+        etcd: Etcd,
+        known: DeliveredRevisions,
+        identity: StoreIdentity,
+        settings: ReflectorSettings,
     ) -> None:
         self._etcd = etcd
         self._known = known
         self._identity = identity
-        self._dead_after = dead_after
+        self._settings = settings
         self._next = -math.inf
 
     async def run(self, ranges: Callable[[], Sequence[WatchedRange]]) -> None:
         """Advance the revision of idle ranges, until cancelled.
 
-        The pause counts from one stream to the next: streams of the gateway do not last as long.
+        The time of the next read is kept from one stream to the next, because a stream of the
+        gateway lasts less than ``dead_after``.
         """
-        dead_after = self._dead_after
+        dead_after = self._settings.dead_after
         if self._next < trio.current_time():
             self._next = trio.current_time() + dead_after
         while True:
@@ -64,20 +73,20 @@ class IdleCheck:
                 try:
                     await self._compare(range_)
                 except EtcdError as error:
-                    # The probe sees to a cluster that does not answer.
+                    # RangeStream.probe ends the stream of a cluster that does not answer.
                     _log.debug("idle_range_unread", error=str(error))
 
     async def _compare(self, range_: WatchedRange) -> None:
-        """Read whether a range is unchanged; see :attr:`Reflector.revision`."""
+        """Read a range; after two equal reads advance its revision, as the module's text says."""
         done = range_.resume.done
         keys, limit = range_.resume.keys, range_.keys + 1
         found = await self._etcd.range(keys, limit=limit, keys_only=True)
-        # A watcher that was opened just now may have yet to be sent what it missed.
-        settled = trio.current_time() - range_.confirmed_at >= self._dead_after / 6
+        # etcd may not yet have sent the missed events to a watcher that it just confirmed.
+        settled = trio.current_time() - range_.confirmed_at >= self._settings.probe_interval
         same = len(found.kvs) == range_.keys and all(
             kv.mod_revision == self._known.revision_of(kv.key) for kv in found.kvs
         )
         idle = settled and same and range_.resume.done == done
-        if idle and range_.compared_at and range_.compared_done == done:
-            range_.idle_until = max(range_.idle_until, range_.compared_at)
-        range_.compared_at, range_.compared_done = (found.revision, done) if idle else (0, 0)
+        if idle and range_.compared_revision and range_.compared_done == done:
+            range_.idle_revision = max(range_.idle_revision, range_.compared_revision)
+        range_.compared_revision, range_.compared_done = (found.revision, done) if idle else (0, 0)

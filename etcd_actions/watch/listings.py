@@ -1,4 +1,4 @@
-"""What a reflector lists, and at which revision."""
+"""Decides which ranges a reflector lists, and at which revision."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from etcd_actions.errors import Compacted, EtcdError, FutureRevision, first_erro
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.etcd.oldest_revision import find_oldest_revision
 from etcd_actions.watch.delivered import DeliveredRevisions
-from etcd_actions.watch.delivery import Delivery, Lister
+from etcd_actions.watch.delivery import Delivery
+from etcd_actions.watch.lister import Lister
 from etcd_actions.watch.store_identity import StoreIdentity
 from etcd_actions.watch.watched_range import WatchedRange, WatchedRanges
 
 _LISTS_BEHIND_COMPACTIONS = 5
+"""Tries to list a revision, each of which was compacted before the list had ended."""
 
 _log = structlog.get_logger(__name__)
 
@@ -25,10 +27,10 @@ class Listings:
 
     Args:
         etcd: The connection.
-        ranges: What is listed.
+        ranges: The ranges to list.
         known: The delivered revisions.
-        identity: Why a relist is necessary.
-        delivery: Takes the differences.
+        identity: Its ``suspicion`` makes a relist necessary.
+        delivery: Receives the differences.
         start_revision: The revision of the first list; 0 for the newest.
         on_replaced: Called before the states of another store are delivered.
 
@@ -94,10 +96,10 @@ class Listings:
     async def list_compacted(self, range_: WatchedRange, compacted: int) -> None:
         """List a range whose history was compacted up to a revision, which is still readable.
 
-        Never below the delivered changes: after a division, or an incomplete list, these can be
-        above it.
+        The list is never at a revision below the delivered changes. These can be above
+        ``compacted`` after the range was divided, or after a list that did not end.
         """
-        revision = max(compacted, range_.resume.highest, range_.listed_at)
+        revision = max(compacted, range_.resume.highest, range_.listed_revision)
         self.relists["compacted"] += 1
         keys = range_.resume.keys
         _log.warning("history_compacted", start=text_of(keys.start), listing_at=revision)
@@ -131,16 +133,16 @@ class Listings:
     async def _list_history(self) -> bool:
         """List at the oldest useful revision; returns whether that shows the same store.
 
-        Only history still has the terminal state of an object that was deleted after it. What
-        contradicts the delivered changes is of another store. Clears the suspicion when it is
-        done. While compactions are faster than the list only the newest states can be read, and
-        the suspicion stays.
+        Only history still has the terminal state of an object that was deleted afterwards. If the
+        store is unverifiable, a list that contradicts the delivered changes shows another store.
+        The list clears the suspicion. If each try is compacted before it ends, only the newest
+        states can be read, and the suspicion stays.
         """
         ranges, reason = self._ranges, self._identity.suspicion
         verify = reason == "unverifiable"
-        # All changes of a batch that failed were counted, though only some were delivered.
+        # After a failed delivery: all changes of its batch were counted, and some were delivered.
         ranges.count_keys()
-        revision = max(ranges.highest, *(range_.listed_at for range_ in ranges.all))
+        revision = max(ranges.highest, *(range_.listed_revision for range_ in ranges.all))
         keys = ranges.all[0].resume.keys
         if verify:
             revision = max(revision, await find_oldest_revision(self._etcd, keys))
@@ -174,5 +176,5 @@ class Listings:
 
 
 def text_of(key: bytes) -> str:
-    """A key as it is logged."""
+    """A key as text for a log line."""
     return key.decode(errors="backslashreplace")

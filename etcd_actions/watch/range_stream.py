@@ -23,8 +23,8 @@ class RangeStream:
     Args:
         etcd: The connection.
         stream: The stream; no other task receives from it.
-        ranges: What is watched.
-        delivery: Takes the changes.
+        ranges: The ranges to watch.
+        delivery: Receives the changes.
         listings: Lists a range whose history was compacted.
         settings: How the prefix is watched.
         trusts_progress: Whether etcd's progress notifications are reliable.
@@ -60,7 +60,7 @@ class RangeStream:
         self.request_progress()
 
     def open(self, range_: WatchedRange) -> None:
-        """Request a watcher for a range, under an id that the stream has not had."""
+        """Request a watcher for a range, with an id that no other watcher of the stream has had."""
         self._last_watch_id += 1
         self._by_watch_id[self._last_watch_id] = range_
         range_.confirmed_at = math.inf
@@ -89,9 +89,14 @@ class RangeStream:
 
         Args:
             nursery: Runs the lists of ranges whose history was compacted.
-            catch_up_to: Return once all received events are beyond this revision; 0 for never.
+            catch_up_to: Return once each range of one batch is done up to this revision; 0 to
+                receive until the stream ends.
+
+        Raises:
+            EtcdError: The stream broke, or etcd cancelled a watcher for another reason than a
+                compaction.
         """
-        delivery, progress = self._delivery, self._ranges.progress
+        delivery, waiters = self._delivery, self._ranges.waiters
         while True:
             await delivery.wait_stream_capacity()
             try:
@@ -100,8 +105,8 @@ class RangeStream:
                 return
             delivery.turn = 0
             ranges = await self._deliver(responses, nursery)
-            if progress:
-                progress.unpark_all()
+            if waiters:
+                waiters.unpark_all()
             delivery.last_received = trio.current_time()
             if catch_up_to and ranges and catch_up_to <= min(each.resume.done for each in ranges):
                 return
@@ -111,8 +116,8 @@ class RangeStream:
     ) -> list[WatchedRange]:
         """Deliver the changes of responses as one batch; returns the ranges that had some.
 
-        The changes before an unusable response are delivered, too: they count as received, and no
-        list has all of them.
+        The changes before an unusable response are delivered, too: they count as received, so no
+        stream sends them again.
         """
         changes: list[Change] = []
         ranges: list[WatchedRange] = []
@@ -162,7 +167,7 @@ class RangeStream:
             if range_ is not None:
                 range_.confirmed_at = trio.current_time()
         elif range_ is not None:
-            # It follows the watcher's events, in every version.
+            # Every version of etcd sends it behind the watcher's events.
             range_.resume.progress(response.revision)
         elif self.trusts_progress:
             for each in self._by_watch_id.values():
@@ -174,17 +179,19 @@ class RangeStream:
         self.open(range_)
 
     async def probe(self) -> None:
-        """Raise Unavailable when the cluster has been silent for too long."""
+        """Request progress, and raise Unavailable once the cluster is silent for ``dead_after``."""
         dead_after, delivery = self._settings.dead_after, self._delivery
         first_key = KeyRange.of_key(self._ranges.first_key)
         while True:
-            await trio.sleep(dead_after / 6)
+            await trio.sleep(self._settings.probe_interval)
             self.request_progress()
             silence = trio.current_time() - delivery.last_received
             if silence < dead_after / 2:
                 continue
-            # Less than nothing is left when this process itself was stopped for a while.
-            with trio.move_on_after(max(dead_after - silence, dead_after / 6)) as scope:
+            # The rest is negative if this process itself was stopped for a while.
+            with trio.move_on_after(
+                max(dead_after - silence, self._settings.probe_interval)
+            ) as scope:
                 await self._etcd.range(first_key, keys_only=True)
             if scope.cancelled_caught:
                 raise Unavailable(f"watch: nothing received for {dead_after:g} s")

@@ -13,7 +13,9 @@ from typing import Protocol
 from etcd_actions.etcd.api import KeyRange
 
 _SAMPLE = 4096
+"""About how many of the known keys are sorted to find the quantiles."""
 _ENOUGH_KEYS = 256
+"""Known keys from which on their quantiles are the boundaries."""
 _ALPHABET = b"0123456789abcdefghijklmnopqrstuvwxyz"
 
 

@@ -70,8 +70,11 @@ from etcd_actions.watch.watch_settings import ReflectorSettings, ReflectorStatis
 from etcd_actions.watch.watched_range import WatchedRanges
 
 _MANY_FAILURES = 8
+"""Failures in a row from which on they are logged as errors."""
 _REQUEST_EVERY = 0.1
+"""Seconds between two requests of progress while :meth:`Reflector.reach` waits."""
 _REFUSALS = (PermissionDenied, Unauthenticated, InvalidRequest)
+"""Errors of the first list that a retry does not cure."""
 # While a watcher lags etcd sends it at most 1,000 revisions at a time, and reads all of its history
 # for that: with more watchers it is read less often.
 _REVISIONS_AT_A_TIME = 1000
@@ -93,8 +96,8 @@ class Reflector:
             states of the keys in it are delivered again, after a delete if a key was deleted.
         start_revision: The revision of the first list, so that later deletions are delivered;
             0 for the newest. It is never below a revision of ``known``. If history does not reach
-            back to it the oldest readable state is listed; a store that has not reached it is
-            another one, and is listed at its newest. Both are logged, and counted as relists.
+            back to it, the oldest readable state is listed. A store that has not reached it is
+            another one, and its newest state is listed. Both are logged, and counted as relists.
         merge: Returns the changes of a batch that the sink needs, if it does not need states that
             newer ones of the batch replace.
         on_replaced: Called when the store turns out to be another one, before its states
@@ -146,14 +149,14 @@ class Reflector:
             start_revision=start_revision,
             on_replaced=on_replaced,
         )
-        self._idle = IdleCheck(etcd, known, self._identity, self._settings.dead_after)
+        self._idle = IdleCheck(etcd, known, self._identity, self._settings)
         self._stream: RangeStream | None = None
         self._failed = False
         self._failures = 0
         self._reconnects: Counter[str] = Counter()
 
     def statistics(self) -> ReflectorStatistics:
-        """See :class:`ReflectorStatistics`."""
+        """The present counts; see :class:`ReflectorStatistics`."""
         return ReflectorStatistics(
             synced=self._listings.synced,
             streaming=self._stream is not None,
@@ -170,8 +173,9 @@ class Reflector:
     def revision(self) -> int:
         """Every change up to it was delivered: it can be saved as a checkpoint.
 
-        A range advances with its own changes. While it is idle it advances with etcd's progress
-        notifications, if these are reliable, or by :mod:`etcd_actions.watch.idle_check`.
+        It is the lowest revision of all ranges. A range advances with its own changes. While it is
+        idle it advances with etcd's progress notifications, if these are reliable, or by
+        :mod:`etcd_actions.watch.idle_check`.
         """
         return self._ranges.revision
 
@@ -195,24 +199,24 @@ class Reflector:
     async def reach(self, keys: Sequence[KeyRange], revision: int) -> None:
         """Return once every change of these keys up to a revision was delivered.
 
-        It requests a progress notification, and again each tenth of a second: etcd does not answer
-        while a watcher of the stream lags. If no request is possible only changes of the keys
-        advance the watch: it may never return.
+        It requests a progress notification, and again each tenth of a second, because etcd sends
+        none while a watcher of the stream lags. If :attr:`can_request_progress` is false, only
+        changes of the keys advance the watch, and this may never return.
         """
         while any(at < revision for each in keys for _, at in self.progress(each)):
             if self._stream is not None:
                 self._stream.request_progress()
             with trio.move_on_after(_REQUEST_EVERY):
-                await self._ranges.progress.park()
+                await self._ranges.waiters.park()
 
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """List, then watch until cancelled.
 
-        With ``nursery.start`` returns the list's revision once the list was delivered.
-        Until then a refusal (:class:`~etcd_actions.errors.PermissionDenied`,
-        :class:`~etcd_actions.errors.Unauthenticated`,
-        :class:`~etcd_actions.errors.InvalidRequest`) is raised; afterwards it is
-        logged and retried, as an outage is, since it may be lifted.
+        ``nursery.start`` returns the list's revision once the list was delivered.
+
+        Raises:
+            PermissionDenied, Unauthenticated, InvalidRequest: etcd refused the first list. A later
+                refusal is logged and retried, as an outage is, since it may be lifted.
         """
         await self._retry(self._list_first, unless=_REFUSALS)
         task_status.started(self.revision)
@@ -290,17 +294,17 @@ class Reflector:
             nursery.cancel_scope.cancel("another stream is due")
 
     async def _note_recovery(self, attempt: Attempts) -> None:
-        """A stream that has lived for a while is a success, whatever ends it."""
+        """Count a stream that has lived for ``dead_after`` as a success, whatever ends it."""
         dead_after = self._settings.dead_after
-        await trio.sleep(dead_after / 6)
+        await trio.sleep(self._settings.probe_interval)
         if self._failed:
             self._failed = False
             self._containment.forget("watch", text_of(self._ranges.first_key))
-        await trio.sleep(dead_after - dead_after / 6)
+        await trio.sleep(dead_after - self._settings.probe_interval)
         attempt.recovered()
 
     def _report_failure(self, failure: Exception, failures: int, delay: float) -> None:
-        """Log the first, the second, the fourth ... in a row: an outage may last for hours."""
+        """Log the first, second, fourth ... failure in a row: an outage may last for hours."""
         self._failures = failures
         self._reconnects[type(failure).__name__] += 1
         if failures & (failures - 1) == 0:

@@ -1,8 +1,8 @@
 """A prefix that a process keeps in memory, for as long as a context lasts.
 
 A :class:`Reflector` delivers the changes to the replica's state. A list that etcd refuses is
-retried without limit; until the prefix has been read readers wait, or receive the reason of the
-refusal.
+retried without limit. Readers wait until the prefix was read. If etcd refuses that, they get its
+error.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ class ReplicaState(Protocol):
         ...
 
     def forget_all(self) -> None:
-        """Forget all keys: they are read again, and deleted ones are not mentioned."""
+        """Forget all keys: those that exist are read again, without deletions of the others."""
         ...
 
 
 class Replica:
-    """How far a replica is; made by :func:`follow`."""
+    """How far a replica is; made by :func:`open_replica`."""
 
     def __init__(
-        self, picture: ReplicaState, name: str, prefix: bytes, containment: Containment
+        self, state: ReplicaState, name: str, prefix: bytes, containment: Containment
     ) -> None:
-        self._picture = picture
+        self._state = state
         self._name = name
         self._prefix = prefix
         self._containment = containment
-        # Set once the prefix was read, or etcd has refused that: then it says why.
+        # Set once the prefix was read, or once etcd refused that; then the refusal is not None.
         self._loaded = trio.Event()
         self._refusal: EtcdError | None = None
         self._newest = 0
@@ -67,7 +67,7 @@ class Replica:
         """Return once all keys have been read.
 
         Raises:
-            EtcdError: etcd refuses to show them, or they were not read in time.
+            EtcdError: etcd refused the read, or it was not done within ``patience`` seconds.
         """
         with trio.move_on_after(patience):
             await self._loaded.wait()
@@ -77,10 +77,10 @@ class Replica:
             raise self._refusal
 
     async def wait_for(self, revision: int, patience: float) -> bool:
-        """Return once a write below the prefix was applied; False if it was not in time.
+        """Return once a write below the prefix was applied; False if that takes too long.
 
         Args:
-            revision: That of the write.
+            revision: The write's revision.
             patience: Seconds.
         """
         with trio.move_on_after(patience):
@@ -93,14 +93,14 @@ class Replica:
         newest = self._newest
         for change in changes:
             try:
-                self._picture.take(change)
+                self._state.take(change)
             except BaseException as error:
                 key = change.key.decode(errors="backslashreplace")
                 self._containment.caught("stored_record", key, error)
-            # A list comes in the order of its keys: one of its revisions proves nothing.
+            # A list is sorted by key: the revision of one of its keys proves nothing.
             if not change.listed:
                 newest = max(newest, change.mod_revision)
-        self._have(newest)
+        self._advance(newest)
 
     async def wait_list_capacity(self) -> None:
         """There is capacity: other tasks run between two pages."""
@@ -112,12 +112,12 @@ class Replica:
     async def _follow(self, etcd: Etcd, settings: ReflectorSettings) -> None:
         async for attempt in retrying(_BACKOFF, on=EtcdError, report=self._report_refusal):
             with attempt:
-                self._begin()
+                self._restart()
                 reflector = Reflector(
                     etcd,
                     KeyRange.of_prefix(self._prefix),
                     self,
-                    on_replaced=self._begin_again,
+                    on_replaced=self._clear,
                     settings=settings,
                     containment=self._containment,
                     names_known_bugs=False,
@@ -125,7 +125,7 @@ class Replica:
                 async with trio.open_nursery() as nursery:
                     revision = await nursery.start(reflector.run)
                     self._refusal = None
-                    self._have(revision)
+                    self._advance(revision)
                     self._loaded.set()
                     attempt.recovered()
 
@@ -135,26 +135,26 @@ class Replica:
         self._loaded.set()
         seldom(_log, "prefix_unreadable", what=self._name)(error, failures, delay)
 
-    def _begin(self) -> None:
+    def _restart(self) -> None:
         if self.is_loaded:
             self._loaded = trio.Event()
-        self._begin_again()
+        self._clear()
 
-    def _begin_again(self) -> None:
+    def _clear(self) -> None:
         self._newest = 0
-        self._picture.forget_all()
+        self._state.forget_all()
 
-    def _have(self, revision: int) -> None:
+    def _advance(self, revision: int) -> None:
         self._newest = max(self._newest, revision)
         self._more.set()
         self._more = trio.Event()
 
 
 @asynccontextmanager
-async def follow(
+async def open_replica(
     etcd: Etcd,
     prefix: bytes,
-    picture: ReplicaState,
+    state: ReplicaState,
     *,
     name: str,
     settings: ReflectorSettings,
@@ -164,19 +164,20 @@ async def follow(
 
     Args:
         etcd: The connection.
-        prefix: What the keys begin with.
-        picture: Applies the changes.
+        prefix: The prefix of the keys.
+        state: Applies the changes.
         name: The kind of the keys, for messages.
-        settings: How they are watched; by one range, so that their changes come in order.
-        containment: The boundaries of the process.
+        settings: How they are watched. There is always one range, so that changes come in the
+            order of their revisions.
+        containment: Counts unexpected failures.
     """
     settings = replace(settings, ranges=1, prev_kv=False)
-    followed = Replica(picture, name, prefix, containment)
+    replica = Replica(state, name, prefix, containment)
     async with owned_tasks(f"the index of {name}") as nursery:
 
         async def run() -> None:
-            await followed._follow(etcd, settings)
+            await replica._follow(etcd, settings)
 
         nursery.start_soon(containment.keep, "task", f"following {name}", run)
-        yield followed
+        yield replica
         nursery.cancel_scope.cancel("the replica is closed")

@@ -1,7 +1,7 @@
 """Where to resume one watched key range: the rules, without any I/O.
 
 A range is *done* at revision D when every event of its keys with ``mod_revision`` <= D has
-been delivered, completely. Everything here keeps D true:
+been delivered, completely. Each rule of this module keeps that true:
 
 - A response's header revision is no resume point when the response carries events: during
   catch-up etcd stamps each batch with the store's newest revision. Only the events' own
@@ -12,8 +12,8 @@ been delivered, completely. Everything here keeps D true:
 - A watch is opened *at* D, not after it, and what is <= D is dropped. etcd versions that
   never answer a progress request for a watch that starts in the future make this
   necessary, and versions that send events twice or go back in time make it useful.
-- A progress notification carries no events and says that all up to its revision were
-  sent. It counts only where the caller trusts it, and never in the middle of a fragment.
+- A progress notification carries no events: all events up to its revision were sent. It
+  counts only if the caller trusts it, and never in the middle of a fragment.
 - When range boundaries move, a new range starts at the lowest D that it overlaps; each
   key keeps the D of the range it came from as its floor until the new range has passed it.
 """
@@ -27,7 +27,12 @@ from etcd_actions.etcd.api import Event, KeyRange
 
 
 class Resume:
-    """The resume point of one key range."""
+    """The resume point of one key range.
+
+    Attributes:
+        keys: The range.
+        done: Every event of it up to this revision was delivered.
+    """
 
     __slots__ = ("_floor_starts", "_floors", "_held", "done", "keys")
 

@@ -33,8 +33,11 @@ class StoreIdentity:
         names_known_bugs: Whether to log the known bugs of etcd's version.
 
     Attributes:
-        suspicion: Why everything is to be listed again; empty if it is the same store.
-        reports_progress: Whether the progress notifications of its version are reliable.
+        suspicion: Why all keys have to be listed again; empty if it is the same store.
+            ``replaced``: the cluster id or a reference key differs. ``went_back``: the store's
+            revision is lower than before. ``unverifiable``: a compaction took the history of the
+            reference keys. ``failed``: the reflector could not process a response.
+        reports_progress: Whether the progress notifications of the store's version are reliable.
     """
 
     def __init__(self, etcd: Etcd, first_key: bytes, *, names_known_bugs: bool) -> None:
@@ -49,20 +52,20 @@ class StoreIdentity:
         self.reports_progress = False
 
     def forget_references(self) -> None:
-        """Drop the reference keys: the delivered changes prove nothing."""
+        """Drop the reference keys: the changes that are delivered next provide others."""
         self._last_put = self._last_delete = None
 
     async def verify(self, done: int) -> int:
         """Check whether this still is the store that was watched; sets :attr:`suspicion`.
 
         Args:
-            done: Up to which revision changes were delivered.
+            done: The highest revision up to which changes were delivered.
 
         Returns:
             The store's revision.
 
         Raises:
-            EtcdError: A read failed. The results of the reads before it count.
+            EtcdError: A read failed. :attr:`suspicion` has the results of the reads before it.
         """
         newest = await self._etcd.range(self._first_key, keys_only=True)
         if self._cluster_id and newest.cluster_id != self._cluster_id:
@@ -75,7 +78,7 @@ class StoreIdentity:
         try:
             version = EtcdVersion.parse((await self._etcd.status()).version)
         except (PermissionDenied, InvalidRequest, ValueError):
-            # Only a known version is known to be reliable; proxies may not know the method.
+            # A user without permission, a proxy without this method, an unknown version.
             self.reports_progress = False
         else:
             self.reports_progress = has_reliable_progress(version)
@@ -83,7 +86,7 @@ class StoreIdentity:
         return newest.revision
 
     def _log_known_bugs(self, version: EtcdVersion) -> None:
-        """Log the known bugs of a version, once: they explain odd behaviour."""
+        """Log the known bugs of a version once: they explain odd behaviour."""
         if version in self._versions or not self._names_known_bugs:
             return
         self._versions.add(version)
@@ -97,7 +100,7 @@ class StoreIdentity:
             )
 
     async def _detect_restore(self) -> str:
-        """Read the reference keys back; returns why it is another store, or an empty string."""
+        """Read the reference keys at their revisions; returns the suspicion, empty for none."""
         put, delete = self._last_put, self._last_delete
         try:
             if delete is not None:
@@ -109,7 +112,7 @@ class StoreIdentity:
         except FutureRevision:
             return "went_back"
         except Compacted:
-            # Without its history a delete proves nothing: the put decides.
+            # A delete without history proves nothing: the put decides.
             delete = None
         if put is None:
             return "" if delete is not None or self._last_delete is None else "unverifiable"
@@ -123,13 +126,14 @@ class StoreIdentity:
         except FutureRevision:
             return "went_back"
         except Compacted:
-            # Unchanged at the newest revision it proves as much; else only a list can.
+            # A put that is unchanged at the newest revision proves as much; else only a list can.
             return "" if (await self._etcd.range(key)).kvs == [put] else "unverifiable"
 
     def remember(self, changes: Sequence[Change]) -> None:
         """Keep the newest put and the newest delete as reference keys.
 
-        Those of several key ranges come in any order, and a list is in that of its keys.
+        The revisions of ``changes`` are in no order: ranges are watched side by side, and a list is
+        sorted by key.
         """
         put = delete = None
         newest_put = self._last_put.mod_revision if self._last_put else 0

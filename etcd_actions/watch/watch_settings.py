@@ -1,4 +1,4 @@
-"""How a prefix is watched, and how that goes."""
+"""The settings and the counts of a reflector."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class ReflectorSettings:
     Attributes:
         ranges: How many key ranges to watch side by side. One watcher alone falls behind,
             and slows etcd down, from a few thousand changes a second on.
-        prev_kv: Whether to request the previous value with each change. It costs etcd a read
-            an event, and is not there after a compaction.
+        prev_kv: Whether to request the previous value with each change. It costs etcd a read for
+            each event, and etcd does not have it after a compaction.
         dead_after: The longest silence, and unanswered read, before a stream counts
             as dead. etcd itself says nothing for ten minutes when nothing changes.
         stream_life: A stream is replaced after this time: boundaries follow the keys,
             and etcd checks permissions only when a watch is opened.
-        backoff: Delays between failed tries.
+        backoff: Delays between failed attempts to list or to watch.
     """
 
     ranges: int = 4
@@ -31,17 +31,22 @@ class ReflectorSettings:
     stream_life: float = 1800.0
     backoff: Backoff = _BACKOFF
 
+    @property
+    def probe_interval(self) -> float:
+        """Seconds between two checks of a stream; also the age from which on it counts as open."""
+        return self.dead_after / 6
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReflectorStatistics:
-    """What a reflector has done so far.
+    """How far a reflector is, and its counts since its start.
 
     Attributes:
         synced: Whether the first list has been delivered.
         streaming: Whether a stream is open and all its ranges are watched.
         revision: Every change up to it has been delivered.
         ranges: Number of key ranges watched side by side.
-        keys: Number of keys that exist, as far as is known.
+        keys: Number of delivered keys that are not deleted.
         events: Number of changes delivered.
         reconnects: Streams lost, by the name of the error.
         relists: Lists after the first, by reason.

@@ -1,4 +1,4 @@
-"""The key ranges that a prefix is watched as, side by side."""
+"""The adjacent key ranges into which a prefix is divided, each with a watcher of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from etcd_actions.watch.ranges import split
 from etcd_actions.watch.resume import Resume, repartition
 
 _FEW_KEYS = 256
-# The look-up of a member of an enum costs as much as the change.
+"""Ranges with fewer keys are not divided again, however unequal they are."""
+# The look-up of a member of an enum costs as much time as the construction of a Change.
 _ADDED, _MODIFIED, _DELETED = ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.DELETED
 
 
@@ -29,20 +30,21 @@ class WatchedRange:
         resume: Where its watch resumes.
         keys: The number of its known keys.
         delivering_revision: ``delivered_revision`` before the changes that are being delivered;
-            None if there are none.
-        listed_at: The revision of its last list, complete or not.
-        idle_until: A revision up to which a read found it as it is known.
-        compared_at: The revision of the newest such read.
-        compared_done: Up to which revision it was done then.
+            None while none are.
+        listed_revision: The revision of its last list, complete or not.
+        idle_revision: The range is unchanged up to it, by the two reads of
+            :mod:`etcd_actions.watch.idle_check`.
+        compared_revision: The revision of the newest such read.
+        compared_done: ``resume.done`` at that read.
         confirmed_at: When etcd confirmed its watcher, on trio's clock.
     """
 
     resume: Resume
     keys: int = 0
     delivering_revision: int | None = None
-    listed_at: int = 0
-    idle_until: int = 0
-    compared_at: int = 0
+    listed_revision: int = 0
+    idle_revision: int = 0
+    compared_revision: int = 0
     compared_done: int = 0
     confirmed_at: float = math.inf
 
@@ -51,10 +53,10 @@ class WatchedRange:
         """Every change up to it has been delivered."""
         if self.delivering_revision is not None:
             return self.delivering_revision
-        return max(self.resume.done, self.idle_until)
+        return max(self.resume.done, self.idle_revision)
 
     def take(self, response: WatchResponse) -> list[Change]:
-        """What the events of a response are to a sink; they count as received."""
+        """Turn the events of a response into changes. The events count as received."""
         changes = []
         for event in self.resume.accept(response.events, fragment=response.fragment):
             version = event.version
@@ -73,13 +75,13 @@ class WatchedRanges:
     """All ranges that a reflector watches.
 
     Args:
-        keys: What is watched. The first range is divided, the others are watched as they are.
-        known: The keys that were delivered.
+        keys: The ranges to watch. The first one is divided, the others are not.
+        known: The delivered revisions.
         likely_prefix: See :func:`~etcd_actions.watch.ranges.split`.
 
     Attributes:
         all: The ranges; those that the first one was divided into come first.
-        progress: Where tasks wait for the ranges to advance.
+        waiters: Tasks that wait for the ranges to advance.
 
     Raises:
         ValueError: There are no ``keys``, or some overlap.
@@ -91,11 +93,11 @@ class WatchedRanges:
         self._keys = disjoint(keys)
         self._known = known
         self._likely_prefix = likely_prefix or keys[0].start
-        self.progress = trio.lowlevel.ParkingLot()
+        self.waiters = trio.lowlevel.ParkingLot()
         self.restart()
 
     def restart(self) -> None:
-        """Take the ranges as they were requested, to be listed."""
+        """Return to the requested ranges, undivided: all have to be listed."""
         self.all = [WatchedRange(Resume(each, 0)) for each in self._keys]
         self.count_keys()
 
@@ -108,10 +110,12 @@ class WatchedRanges:
                 range_.keys += key in range_.resume.keys
 
     def divide(self, count: int) -> None:
-        """Divide the first of the requested ranges by its keys, if they make that useful.
+        """Divide the first requested range at the quantiles of its keys, if it has enough keys.
+
+        No stream may be open.
 
         Args:
-            count: The number of ranges to aim at. No stream may be open.
+            count: The number of ranges to aim at.
         """
         first = len(self.all) - len(self._keys) + 1
         self.all[:first] = _divided(self.all[:first], count, self._known, self._likely_prefix)
@@ -159,7 +163,7 @@ class WatchedRanges:
 def _divided(
     ranges: Sequence[WatchedRange], count: int, known: Iterable[bytes], likely_prefix: bytes
 ) -> list[WatchedRange]:
-    """Adjacent ranges cut again, at the quantiles of their keys."""
+    """Divide adjacent ranges again; the same ranges if they are about equal."""
     total = sum(range_.keys for range_ in ranges)
     largest = max(range_.keys for range_ in ranges)
     if len(ranges) == count and largest <= max(_FEW_KEYS, 2 * total // count):
@@ -168,9 +172,9 @@ def _divided(
     keys = [key for key in known if key in all_keys]
     bounds = split(all_keys, count, keys, likely_prefix=likely_prefix)
     moved = repartition([range_.resume for range_ in ranges], bounds)
-    listed_at = max(range_.listed_at for range_ in ranges)
-    idle_until = min(range_.delivered_revision for range_ in ranges)
-    result = [WatchedRange(resume, listed_at=listed_at, idle_until=idle_until) for resume in moved]
+    listed = max(range_.listed_revision for range_ in ranges)
+    idle = min(range_.delivered_revision for range_ in ranges)
+    result = [WatchedRange(resume, listed_revision=listed, idle_revision=idle) for resume in moved]
     starts = [resume.keys.start for resume in moved]
     for key in keys:
         result[bisect_right(starts, key) - 1].keys += 1

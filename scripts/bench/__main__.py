@@ -13,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from scripts.bench import machine
+from scripts.bench import go_reader, machine
 from scripts.bench.page import page, summary, table
 from scripts.bench.processes import ROOT, ChildFailed, etcd_binary, etcd_version
-from scripts.bench.results import FLOOR, OURS, Result
+from scripts.bench.results import FLOOR, GO, OURS, Result
 from scripts.bench.rows import ROWS, SCENARIOS
 from scripts.bench.setting import Setting, Skipped
 
@@ -45,6 +45,8 @@ class Run:
         self._looks[name] = [machine.look()]
         began = time.monotonic()
         sides = [FLOOR, OURS]
+        if go_reader.available() and any(goal.against == GO for goal in ROWS[name].goals):
+            sides.append(GO)
         if name.startswith(("watch", "batched")):
             sides += self._others
         try:

@@ -22,8 +22,11 @@ import grpc
 import psutil
 
 from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
+from scripts.bench import go_reader
 
 ROOT = Path(__file__).resolve().parents[2]
+
+GO_READER = "go_reader"
 
 _START_SECONDS = 20.0
 _STOP_SECONDS = 15.0
@@ -58,16 +61,22 @@ def last_lines(log: Path, count: int = _SHOWN_LINES) -> str:
 
 
 class Child:
-    """A Python process of this bench, which takes commands and answers in messages."""
+    """A process of this bench, which takes commands and answers in messages.
+
+    It is a module of this folder, or the reader in Go by the name of its folder.
+    """
 
     def __init__(self, module: str, argument: str, log: Path) -> None:
         self._module = module
         self._log = log
         self._received = bytearray()
         self._socket, theirs = socket.socketpair()
+        command = [sys.executable, "-m", f"scripts.bench.{module}"]
+        if module == GO_READER:
+            command = [str(go_reader.program())]
         with theirs, log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), argument],
+                [*command, str(theirs.fileno()), argument],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -119,13 +128,13 @@ class Child:
         self._socket.close()
 
     def _failed(self, text: str) -> ChildFailed:
-        return ChildFailed(f"{self._module.rpartition('.')[2]}: {text}", self._log)
+        return ChildFailed(f"{self._module}: {text}", self._log)
 
 
 @contextmanager
 def child(module: str, argument: str, log: Path) -> Iterator[Child]:
     """A :class:`Child` that is gone afterwards."""
-    process = Child(f"scripts.bench.{module}", argument, log)
+    process = Child(module, argument, log)
     try:
         yield process
     finally:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 FLOOR = "floor"
 OURS = "ours"
+GO = "go"
 
 Figures = dict[str, float]
 """What one side of a row measured in one round, by name."""
@@ -25,6 +26,7 @@ class Goal:
         limit: The bound, in the figure's unit or times the floor.
         times: Whether the bound is a multiple of the floor of the same round.
         form: How the figure is printed.
+        against: The side that it is compared with; the floor where that side was not measured.
     """
 
     figure: str
@@ -33,6 +35,7 @@ class Goal:
     limit: float
     times: bool = False
     form: str = ",.1f"
+    against: str = FLOOR
 
     @property
     def text(self) -> str:
@@ -96,6 +99,7 @@ class Line(NamedTuple):
     """A goal with its figures: medians over the rounds; None if there is none."""
 
     goal: Goal
+    against: str
     floor: float | None
     ours: float | None
     ratio: float | None
@@ -137,15 +141,17 @@ _MOST_LATE_MS = 1.0
 
 def _line(goal: Goal, result: Result | None) -> Line:
     if result is None:
-        return Line(goal, None, None, None, "not measured")
+        return Line(goal, FLOOR, None, None, None, "not measured")
     if result.skipped:
-        return Line(goal, None, None, None, f"skipped: {result.skipped}")
-    floor = median_of(result, FLOOR, goal.figure)
+        return Line(goal, FLOOR, None, None, None, f"skipped: {result.skipped}")
+    measured = median_of(result, goal.against, goal.figure) is not None
+    against = goal.against if measured else FLOOR
+    floor = median_of(result, against, goal.figure)
     ours = median_of(result, OURS, goal.figure)
     ratios = [
-        one[OURS][goal.figure] / one[FLOOR][goal.figure]
+        one[OURS][goal.figure] / one[against][goal.figure]
         for one in result.rounds
-        if goal.figure in one.get(OURS, {}) and one.get(FLOOR, {}).get(goal.figure)
+        if goal.figure in one.get(OURS, {}) and one.get(against, {}).get(goal.figure)
     ]
     ratio = median(ratios) if ratios else None
     judged = ratio if goal.times else ours
@@ -156,4 +162,4 @@ def _line(goal: Goal, result: Result | None) -> Line:
     else:
         verdict = "reached" if goal.met_by(judged) else "**not reached**"
         verdict += " (short pass)" if result.short else ""
-    return Line(goal, floor, ours, ratio, verdict)
+    return Line(goal, against, floor, ours, ratio, verdict)

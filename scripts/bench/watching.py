@@ -18,9 +18,17 @@ from typing import Any, Literal
 
 from scripts.bench.bodies import run_name
 from scripts.bench.load import Plan
-from scripts.bench.processes import ROOT, Child, ChildFailed, Server, child, etcd_server
+from scripts.bench.processes import (
+    GO_READER,
+    ROOT,
+    Child,
+    ChildFailed,
+    Server,
+    child,
+    etcd_server,
+)
 from scripts.bench.recorder import Task
-from scripts.bench.results import FLOOR, OURS, Figures
+from scripts.bench.results import FLOOR, GO, OURS, Figures
 from scripts.bench.setting import Setting, Take
 
 HISTORY = ROOT / "tests/data/taskaction_history.jsonl"
@@ -38,6 +46,7 @@ _BATCH = 100
 READERS = {
     FLOOR: "reader_grpcio",
     OURS: "reader_etcd_actions",
+    GO: GO_READER,
     "aetcd": "reader_aetcd",
     "etcd3-py": "reader_etcd3py",
 }

@@ -57,7 +57,7 @@ class Scene:
             self.index,
             Subscriptions(self.containment),
             SetAside(self.containment),
-            recording=self.recording,
+            reports=self.recording,
             timeouts=None,
             reread=self._reread,
             settings=WorkQueueSettings(backoff=backoff),

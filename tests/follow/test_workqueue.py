@@ -19,7 +19,8 @@ from structlog.testing import capture_logs
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.errors import NoSpace, OutcomeUnknown, RunServiceUnavailable, Unavailable
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.follow.workqueue import KeyChannel, WorkQueue, WorkQueueSettings, _Counts
+from etcd_actions.follow.key_channel import Counts, KeyChannel
+from etcd_actions.follow.workqueue import WorkQueue, WorkQueueSettings
 from etcd_actions.watch import Change, ChangeKind
 
 
@@ -387,7 +388,7 @@ async def test_a_newer_state_that_comes_during_a_reread_is_not_lost() -> None:
 async def test_a_key_channel_reads_as_a_trio_channel() -> None:
     """Iteration gives what is pending, conflated, and ends when the key has no more work."""
     ended: list[bytes] = []
-    channel = KeyChannel(b"k", _Counts(), keep, ended.append)
+    channel = KeyChannel(b"k", Counts(), keep, ended.append)
     channel.put(put(b"k", 1))
     channel.put(put(b"k", 2, created=1))
     channel.put(delete(b"k", 3))

@@ -19,7 +19,7 @@ import trio
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client, open_etcd
 from etcd_actions.actions.status import ActionStatus
-from etcd_actions.app.run_records import run_collector
+from etcd_actions.app.collectors import run_collector
 from etcd_actions.blobs import BlobError, BlobStore, open_blob_store
 from etcd_actions.catalog import Entry
 from etcd_actions.catalog.cached_result import encode as encode_entry
