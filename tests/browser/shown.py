@@ -19,10 +19,18 @@ def minutes_ago(minutes: float) -> datetime:
     return datetime.now(UTC) - timedelta(minutes=minutes)
 
 
+SETTLED = (
+    "document.querySelector('.connection').dataset.state === 'live'"
+    " && document.querySelector('[data-fact=By] .value').textContent !== ''"
+)
+"""All parts of the header are there, which move the others when they come."""
+
+
 async def open_run(page: Page, site: PageSite, run: Run, query: str = "") -> None:
     """Put a run in and open its page; returns once all its actions are shown."""
     await site.put(run)
     await page.go(f"{site.url_of(run)}{query}")
+    await page.until(SETTLED)
     await page.until(f"{NAMES}.length === {len(run.steps)}")
 
 
@@ -37,5 +45,6 @@ async def open_action(page: Page, site: PageSite, run: Run, action: str, tab: st
     await site.put(run)
     await page.go(f"{site.url_of(run)}?action={action}")
     await page.until("document.querySelector('aside .panel-state .badge') !== null")
+    await page.until(SETTLED)
     if tab:
         await page.click("aside [role=tab]", tab)

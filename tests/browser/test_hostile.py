@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.browser.shown import ROWS, minutes_ago, open_run
+from tests.browser.shown import ROWS, minutes_ago, open_action, open_run
 from tests.support.chromium import PHONE, Page, Screen
 from tests.support.page_runs import HOSTILE, hostile_run, small_run
 from tests.support.page_site import PageSite, with_data
@@ -72,8 +72,7 @@ async def test_hostile_inputs_and_logs(page: Page, site: PageSite, tmp_path: Pat
     await site.put(run)
     log = await site.log_of(run.action_id("extract"))
     log.write_text("\n".join(HOSTILE))
-    await page.go(f"{site.url_of(run)}?action=extract")
-    await page.click("aside [role=tab]", "Data")
+    await open_action(page, site, run, "extract", "Data")
     await page.until("document.querySelector('aside .values') !== null")
     values = "[...document.querySelectorAll('aside .values dd pre')].map(each => each.textContent)"
     shown = await page.value(values)

@@ -38,7 +38,8 @@ async def test_a_new_run_appears_and_its_end_is_shown(page: Page, site: PageSite
     await page.until(f"{SHOWN}.join() === 'new,old'")
     await site.report(new.action_id(), Phase.SUCCEEDED)
     await page.until(
-        f"document.querySelector('{ROWS}[aria-rowindex=\"1\"] .badge').dataset.phase === 'SUCCEEDED'"
+        f"document.querySelector('{ROWS}[aria-rowindex=\"1\"] .badge').dataset.phase"
+        " === 'SUCCEEDED'"
     )
 
 

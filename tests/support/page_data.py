@@ -125,15 +125,24 @@ def stored(run: Run, keys: Keyspace) -> Iterator[tuple[bytes, bytes]]:
 def _object(run: Run, step: Step, parent: ActionObject | None, namespace: str) -> ActionObject:
     inherited = None if parent is None else Inherited.of(parent)
     request = read_request(_action(run, step), None)
-    made = {
-        "namespace": namespace,
-        "now": _at(run, step.begins),
-        "new_uid": lambda: str(uuid.uuid5(_NAMESPACE, f"{run.name}/{step.name}")),
-    }
+    created = _at(run, step.begins)
+
+    def new_uid() -> str:
+        return str(uuid.uuid5(_NAMESPACE, f"{run.name}/{step.name}"))
+
     if request.trace is not None:
         assert inherited is not None
-        return build_trace(request, request.trace, inherited, None, **made)
-    tree = json.decode_tree(json.encode(build(request, inherited, **made)))
+        return build_trace(
+            request,
+            request.trace,
+            inherited,
+            None,
+            namespace=namespace,
+            now=created,
+            new_uid=new_uid,
+        )
+    built = build(request, inherited, namespace=namespace, now=created, new_uid=new_uid)
+    tree = json.decode_tree(json.encode(built))
     for number, (phases, error) in enumerate(step.earlier, 1):
         _write(tree, run, phases, number, error)
         following = step.earlier[number][0] if number < len(step.earlier) else step.phases

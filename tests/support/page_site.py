@@ -18,7 +18,7 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.app.front_door import open_front_door
 from etcd_actions.app.listeners import server_settings
-from etcd_actions.app.run_records import open_run_services
+from etcd_actions.app.run_services import open_run_services
 from etcd_actions.config import SETTINGS, Config
 from etcd_actions.config.resolution import resolve
 from etcd_actions.config.sources import Flags
