@@ -18,7 +18,7 @@ import trio
 
 from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.abort_marker import Marker, logged_marker
-from etcd_actions.actions.abort_tree import RunningObject, running_below
+from etcd_actions.actions.abort_tree import RunningObject, all_below, was_aborted
 from etcd_actions.actions.aborted_object import aborted_value, subject_of
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored_action import (
@@ -65,7 +65,8 @@ class AbortResult(NamedTuple):
     """What an abort did.
 
     Attributes:
-        aborted: The names of the actions that it ended, the action itself among them.
+        aborted: The names of the actions that it ended, the action itself among them, and those
+            that the leader ended for it at the same time.
         ended: The terminal phase that the action had before; None if it had none.
         recorded: Whether that was recorded already: then nothing at all was done.
     """
@@ -171,9 +172,10 @@ class Aborter:
             if not action.is_terminal:
                 writes.append(Put(key, self._aborted(target, reason, by), target.lease))
             compares = [_is_unchanged_since(key, target), _is_unchanged_since(marker_key, marked)]
-            if not (await self._store.txn(Txn(compares, writes))).succeeded:
+            result = await self._store.txn(Txn(compares, writes))
+            if not result.succeeded:
                 continue
-            below = await self._cascade(marker)
+            below = await self._cascade(marker, result.revision)
             if action.is_terminal:
                 return AbortResult(below, action.phase)
             return AbortResult((found.name, *below))
@@ -266,8 +268,11 @@ class Aborter:
             found.append(response.kvs[0] if response.kvs else None)
         return found
 
-    async def _cascade(self, marker: Marker) -> tuple[str, ...]:
+    async def _cascade(self, marker: Marker, since: int | None = None) -> tuple[str, ...]:
         """End all below an action, and the action itself if it runs again.
+
+        Returns the names of the ended actions. The leader ends them at the same time: with the
+        revision of the abort's transaction in ``since``, those that it ended are among them.
 
         The marker forbids an enqueue there, so one list has all descendants. It lists again only
         if a key was created since, by a writer that does not compare markers.
@@ -277,15 +282,20 @@ class Aborter:
         keys = KeyRange.of_prefix(prefix)
         while True:
             kvs, revision = await self._store.read(keys)
-            running = await running_below(kvs, marker)
-            if not running or (
-                await self._end_all(running, marker, aborted)
+            below = await all_below(kvs, marker, since)
+            aborted.update(below.aborted)
+            if not below.running or (
+                await self._end_all(below.running, marker, aborted, since)
                 and await self._has_nothing_newer(keys, revision)
             ):
                 return tuple(sorted(aborted))
 
     async def _end_all(
-        self, running: Sequence[RunningObject], marker: Marker, aborted: set[str]
+        self,
+        running: Sequence[RunningObject],
+        marker: Marker,
+        aborted: set[str],
+        since: int | None = None,
     ) -> bool:
         """End some actions, and add their names to those aborted.
 
@@ -299,7 +309,7 @@ class Aborter:
         async def worker() -> None:
             for one in left:
                 try:
-                    ended, applied = await self._end(one, marker)
+                    ended, applied = await self._end(one, marker, since)
                 except EtcdActionsError as error:
                     failures.append(error)
                     continue
@@ -316,11 +326,14 @@ class Aborter:
             raise next((each for each in failures if isinstance(each, EtcdError)), failures[0])
         return not replaced
 
-    async def _end(self, one: RunningObject, marker: Marker) -> tuple[bool, bool]:
+    async def _end(
+        self, one: RunningObject, marker: Marker, since: int | None
+    ) -> tuple[bool, bool]:
         """End an action, and retry while it changes.
 
         Returns:
-            Whether it has ended, and whether it was ended here.
+            Whether it has ended, and whether this abort ended it: here, or in another process
+            after the revision ``since``.
         """
         seen = one.kv
         while True:
@@ -340,7 +353,7 @@ class Aborter:
             if action.metadata.uid != one.uid:
                 return False, False
             if action.is_terminal:
-                return True, False
+                return True, since is not None and was_aborted(action, marker.at)
             seen = current
 
     async def _has_nothing_newer(self, keys: KeyRange, revision: int) -> bool:

@@ -13,7 +13,7 @@ from etcd_actions.actions.abort_marker import Marker
 from etcd_actions.actions.stored_action import StoredAction, same_run
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import canonical_name
+from etcd_actions.model import Phase, canonical_name
 
 _BATCH: Final = 64
 """Values that are decoded before other tasks run."""
@@ -29,18 +29,38 @@ class RunningObject(NamedTuple):
     uid: str
 
 
+class Below(NamedTuple):
+    """An aborted action and all below it.
+
+    Attributes:
+        running: The objects of the actions that have not ended.
+        aborted: The names of the actions that another process ended for this abort.
+    """
+
+    running: list[RunningObject]
+    aborted: list[str]
+
+
 class _TreeNode(NamedTuple):
     """An object of a run, and its parent."""
 
     kv: KeyValue
     uid: str
     has_ended: bool
+    was_aborted: bool
     parent: str
     parent_uid: str
 
 
-async def running_below(kvs: Iterable[KeyValue], marker: Marker) -> list[RunningObject]:
-    """Return the aborted action and all below it that have not ended."""
+async def all_below(kvs: Iterable[KeyValue], marker: Marker, since: int | None = None) -> Below:
+    """Return the aborted action and all below it, except those that ended otherwise.
+
+    Args:
+        kvs: The objects of the run.
+        marker: The abort.
+        since: The revision of the abort's transaction: actions that were aborted later count as
+            aborted by it. None: none does.
+    """
     found: dict[str, _TreeNode] = {}
     children: dict[str, list[str]] = {}
     for number, kv in enumerate(kvs, 1):
@@ -59,14 +79,19 @@ async def running_below(kvs: Iterable[KeyValue], marker: Marker) -> list[Running
         parent = canonical_name(action_id.run, action.parent)
         owners = action.metadata.owner_references
         found[name] = _TreeNode(
-            kv, action.metadata.uid, action.is_terminal, parent, owners[0].uid if owners else ""
+            kv,
+            action.metadata.uid,
+            action.is_terminal,
+            since is not None and kv.mod_revision > since and was_aborted(action, marker.at),
+            parent,
+            owners[0].uid if owners else "",
         )
         if parent:
             children.setdefault(parent, []).append(name)
     top = canonical_name(marker.run, marker.name)
     waiting = [(top, marker.uid)]
     seen: set[str] = set()
-    running = []
+    below = Below([], [])
     while waiting:
         name, uid = waiting.pop()
         one = found.get(name)
@@ -80,9 +105,17 @@ async def running_below(kvs: Iterable[KeyValue], marker: Marker) -> list[Running
             # Both may have one uid: what came later is below the later one.
             until = math.inf if meant else one.kv.create_revision
         if one is not None and meant and not one.has_ended:
-            running.append(RunningObject(one.kv, name, one.uid))
+            below.running.append(RunningObject(one.kv, name, one.uid))
+        elif one is not None and meant and one.was_aborted and name != top:
+            below.aborted.append(name)
         for child in children.get(name, ()):
-            below = found[child]
-            if below.parent_uid in ("", uid) and below.kv.create_revision < until:
-                waiting.append((child, below.uid))
-    return running
+            node = found[child]
+            if node.parent_uid in ("", uid) and node.kv.create_revision < until:
+                waiting.append((child, node.uid))
+    return below
+
+
+def was_aborted(action: StoredAction, at: str) -> bool:
+    """Whether an action ended as ABORTED at a time or later; a mark also changes its revision."""
+    history = action.status.phase_history
+    return action.phase is Phase.ABORTED and bool(history) and history[-1].occurred_at >= at

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -11,12 +10,13 @@ from flyteidl2.actions import actions_service_pb2 as pb
 from flyteidl2.common.identifier_pb2 import ActionIdentifier
 
 from etcd_actions._internal.quoting import quoted
+from etcd_actions.actions.abort import AbortResult
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import settings
 from etcd_actions.errors import ConfigError
-from etcd_actions.model import DEFAULT_NAMESPACE, ActionId, ActionObject, ErrorState, canonical_name
+from etcd_actions.model import DEFAULT_NAMESPACE, ActionId, ErrorState
 from etcd_actions.model import flyte as conversions
 from etcd_actions.pipeline.watching_settings import WatchingSettings
 
@@ -24,11 +24,11 @@ from etcd_actions.pipeline.watching_settings import WatchingSettings
 class Backend(Protocol):
     """The changes that etcd and the service make; their errors are those of the client."""
 
-    async def enqueue(self, request: pb.EnqueueRequest, /) -> None:
-        """Create an action."""
+    async def enqueue(self, request: pb.EnqueueRequest, /) -> bool | None:
+        """Create an action; returns whether it did not exist, None if that is unknown."""
 
-    async def abort(self, request: pb.AbortRequest, /) -> str:
-        """End an action and all below it; returns the result as text."""
+    async def abort(self, request: pb.AbortRequest, /) -> AbortResult | None:
+        """End an action and all below it; returns the result, None if it is unknown."""
 
     async def signal(self, request: pb.SignalRequest, /) -> None:
         """Deliver the value of a condition."""
@@ -39,7 +39,7 @@ class Backend(Protocol):
         """Report the phase of an action.
 
         Raises:
-            ConfigError: The service has no field for an error or a message.
+            ConfigError: The service has no method for an error or a message.
         """
 
 
@@ -49,21 +49,14 @@ class EtcdBackend:
     def __init__(self, client: ActionsClient) -> None:
         self.client = client
 
-    async def enqueue(self, request: pb.EnqueueRequest, /) -> None:
+    async def enqueue(self, request: pb.EnqueueRequest, /) -> bool | None:
         """See `Backend`."""
         run_spec = request.run_spec if request.HasField("run_spec") else None
-        await self.client.enqueue(request.action, run_spec)
+        return (await self.client.enqueue(request.action, run_spec)).created
 
-    async def abort(self, request: pb.AbortRequest, /) -> str:
+    async def abort(self, request: pb.AbortRequest, /) -> AbortResult | None:
         """See `Backend`."""
-        named = request.action_id
-        # The leader also ends actions below an aborted one: the result of the call lacks those.
-        running = _count_running((await self.client.list_run_actions(named.run)).actions, named)
-        done = await self.client.abort_action(named, request.reason, request.aborted_by)
-        count = max(len(done.aborted), running)
-        if count == 0 and done.ended is not None:
-            return f"it had ended already: {done.ended.name}"
-        return f"aborted {count} action{'' if count == 1 else 's'}"
+        return await self.client.abort_action(request.action_id, request.reason, request.aborted_by)
 
     async def signal(self, request: pb.SignalRequest, /) -> None:
         """See `Backend`."""
@@ -76,21 +69,6 @@ class EtcdBackend:
         await self.client.put_status(
             request.action_id, request.attempt, request.status, error=error, message=message
         )
-
-
-def _count_running(actions: Sequence[ActionObject], top: ActionIdentifier) -> int:
-    """Number of actions that are not terminal, of an action and all below it."""
-    below: defaultdict[str, list[ActionObject]] = defaultdict(list)
-    for action in actions:
-        below[action.spec.parent_action_name].append(action)
-    name = canonical_name(top.run.name, top.name)
-    waiting = [each for each in actions if each.action_id.name == name]
-    running = 0
-    while waiting:
-        action = waiting.pop()
-        running += not action.is_terminal
-        waiting += below.pop(action.action_id.name, ())
-    return running
 
 
 @asynccontextmanager

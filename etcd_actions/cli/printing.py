@@ -26,6 +26,17 @@ def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]
     )
 
 
+def change_output_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that changes something the flag ``--output``."""
+    decorated: Callable[..., Any] = click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["name", "json"]),
+        help="Print the names of the changed objects, or JSON. [default: a message on stderr]",
+    )(function)
+    return decorated
+
+
 @contextmanager
 def output_by_print() -> Iterator[None]:
     """Let the body print to standard output, which it may leave buffered.

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from etcd_actions import errors
 from etcd_actions._internal.named_files import read_named_file, text_of
+from etcd_actions.actions.abort import AbortResult
 from etcd_actions.config.settings import SERVICE_CACERT, SERVICE_TOKEN_FILE
 from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.etcd.endpoints import Endpoint
@@ -30,9 +31,15 @@ from etcd_actions.http2 import (
     Target,
     open_channel,
 )
-from etcd_actions.model import ErrorState
+from etcd_actions.model import ErrorState, Phase
+from etcd_actions.server._pb import etcd_actions_operations_pb2 as operations
 
 _PREFIX: Final = "/flyteidl2.actions.ActionsService/"
+_OPERATIONS: Final = "/etcd_actions.operations.Operations/"
+_NO_ERRORS: Final = (
+    "--error-code, --error-message and --message: Flyte's own method has no field for them, and "
+    "the service has no other"
+)
 _DEADLINE = 35.0
 _SETTINGS: Final = ChannelSettings(largest_answer=4 * 1024 * 1024)
 _MOST_TOKEN_BYTES = 64 * 1024
@@ -51,6 +58,10 @@ _ERRORS: Final[dict[Code, type[errors.EtcdActionsError]]] = {
 }
 
 MessageT = TypeVar("MessageT", bound=Message)
+
+
+class Unimplemented(errors.ServiceRefused):
+    """The service does not have a method."""
 
 
 @asynccontextmanager
@@ -87,14 +98,21 @@ class ServiceClient:
         self._channel = channel
         self._metadata = metadata
 
-    async def enqueue(self, request: pb.EnqueueRequest, /) -> None:
+    async def enqueue(self, request: pb.EnqueueRequest, /) -> bool | None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
-        await self._call("Enqueue", request, pb.EnqueueResponse)
+        outcome = await self._call("Enqueue", request, operations.EnqueueOutcome)
+        created: dict[int, bool] = {
+            operations.EnqueueOutcome.CREATED: True,
+            operations.EnqueueOutcome.EXISTED: False,
+        }
+        return created.get(outcome.result)
 
-    async def abort(self, request: pb.AbortRequest, /) -> str:
+    async def abort(self, request: pb.AbortRequest, /) -> AbortResult | None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
-        await self._call("Abort", request, pb.AbortResponse)
-        return "aborted it and the actions below it"
+        outcome = await self._call("Abort", request, operations.AbortOutcome)
+        if not outcome.known:
+            return None
+        return AbortResult(tuple(outcome.aborted), Phase(outcome.ended) if outcome.ended else None)
 
     async def signal(self, request: pb.SignalRequest, /) -> None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
@@ -104,12 +122,39 @@ class ServiceClient:
         self, request: pb.UpdateRequest, /, error: ErrorState | None = None, message: str = ""
     ) -> None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
-        if error is not None or message:
+        if error is None and not message:
+            await self._call("Update", request, pb.UpdateResponse)
+            return
+        named, run = request.action_id, request.action_id.run
+        complete = operations.PutStatusRequest(
+            action=operations.ActionName(
+                project=run.project, domain=run.domain, run=run.name, name=named.name, org=run.org
+            ),
+            attempt=request.attempt,
+            phase=request.status.phase,
+            message=message,
+        )
+        if error is not None:
+            complete.error.code, complete.error.kind = error.code, error.kind
+            complete.error.message = error.message
+        await self.operate("PutStatus", complete, operations.PutStatusResponse, _NO_ERRORS)
+
+    async def operate(
+        self, method: str, request: Message, kind: type[MessageT], without: str
+    ) -> MessageT:
+        """Call a method that etcd-actions' service has in addition to Flyte's.
+
+        Raises:
+            ConfigError: The service does not have it; ``without`` says what cannot be done.
+            EtcdActionsError: It failed.
+        """
+        try:
+            return await self._call(method, request, kind, service=_OPERATIONS)
+        except Unimplemented:
             raise errors.ConfigError(
-                "--error-code, --error-message and --message: the service has no field for them: "
-                "leave out --service"
-            )
-        await self._call("Update", request, pb.UpdateResponse)
+                f"{without}: this service is Flyte's, or an earlier version of etcd-actions: "
+                "leave out --service, and name its etcd with --endpoints"
+            ) from None
 
     @asynccontextmanager
     async def watch(
@@ -133,17 +178,21 @@ class ServiceClient:
         finally:
             exchange.close()
 
-    async def _call(self, method: str, request: Message, kind: type[Message]) -> None:
+    async def _call(
+        self, method: str, request: Message, kind: type[MessageT], *, service: str = _PREFIX
+    ) -> MessageT:
         try:
             response = await self._channel.unary(
-                _PREFIX + method,
+                service + method,
                 request.SerializeToString(),
                 within=_DEADLINE,
                 metadata=self._metadata,
             )
         except CallFailed as failure:
+            if failure.code is Code.UNIMPLEMENTED:
+                raise Unimplemented(f"the service has no {service}{method}") from None
             raise _translated(failure) from None
-        _parsed(response, kind)
+        return _parsed(response, kind)
 
 
 async def _responses(exchange: Exchange, kind: type[MessageT]) -> AsyncIterator[MessageT]:

@@ -210,7 +210,7 @@ GRACE = _RUN.setting(
 STATS_INTERVAL = _RUN.setting(
     "stats_interval",
     kinds.SECONDS,
-    "1m",
+    "10m",
     "How often statistics are logged, 0 for never; a bare number is seconds",
 )
 

@@ -41,7 +41,7 @@ _KINDS: Final = {
 _DOCUMENT: Final = "index.html"
 # The path of Run.url: the document reads the run's name from it.
 _RUN: Final = re.compile(r"/v2/domain/[^/]+/project/[^/]+/runs/[^/]+/?")
-# A new version has the same paths: browsers ask whether their copy is current.
+# A new version has the same paths: browsers check whether their copy is current.
 _FILES_ARE_KEPT: Final = (b"cache-control", b"no-cache")
 _NOT_KEPT: Final = (b"cache-control", b"no-store")
 

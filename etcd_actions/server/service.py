@@ -13,6 +13,7 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.errors import InvalidArgument, NameTaken
 from etcd_actions.follow.subscriptions import SnapshotEnd
 from etcd_actions.model import ErrorState
+from etcd_actions.server.operations import abort_response, enqueue_response
 from etcd_actions.server.required import require
 from etcd_actions.server.streams import Streams
 from etcd_actions.server.update_messages import is_sent, response, sentinel
@@ -52,12 +53,12 @@ class ActionsService:
             trace_error = await self._trace_error(request.action)
         with span("enqueue", {"action": request.action.action_id.name}):
             try:
-                await self._client.enqueue(request.action, run_spec, trace_error=trace_error)
+                done = await self._client.enqueue(request.action, run_spec, trace_error=trace_error)
             except NameTaken as error:
                 # Flyte's run service answers CreateRun as if that had succeeded.
                 _log.warning("name_taken", reason=str(error))
                 raise
-        return pb.EnqueueResponse()
+        return enqueue_response(created=done.created)
 
     async def update(self, request: pb.UpdateRequest) -> pb.UpdateResponse:
         """Report the status of an action."""
@@ -70,8 +71,9 @@ class ActionsService:
         """End an action and all actions below it."""
         require(request, "action_id")
         with span("abort", {"action": request.action_id.name}):
-            await self._client.abort_action(request.action_id, request.reason, request.aborted_by)
-        return pb.AbortResponse()
+            named, reason, by = request.action_id, request.reason, request.aborted_by
+            done = await self._client.abort_action(named, reason, by)
+        return abort_response(done)
 
     async def signal(self, request: pb.SignalRequest) -> pb.SignalResponse:
         """Deliver the value of a condition."""

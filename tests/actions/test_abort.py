@@ -13,7 +13,7 @@ from etcd_actions.actions.abort import Aborter
 from etcd_actions.codecs import CODEC_NAMES, codec_of
 from etcd_actions.errors import Aborted, InvalidArgument, NotFound, Unavailable
 from etcd_actions.etcd import TransportName
-from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, Txn, TxnResult
+from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, Put, Txn, TxnResult
 from etcd_actions.model import (
     ANNOTATION_ABORT_REASON,
     ANNOTATION_ABORTED_BY,
@@ -203,6 +203,40 @@ async def test_what_was_cut_off_is_found_and_finished(etcd: Etcd, prefix: bytes)
         assert await Store(etcd).get(keys.abort(ROOT)) is None
         with pytest.raises(NotFound):
             await client.abort_action(ROOT)
+
+
+class ResumedStore(Store):
+    """After its first transaction the leader finishes all aborts, before anything else is done."""
+
+    def __init__(self, etcd: Etcd, leader: Aborter, touched: bytes) -> None:
+        super().__init__(etcd)
+        self._leader: Aborter | None = leader
+        self._touched = touched
+
+    async def txn(self, txn: Txn) -> TxnResult:
+        result = await super().txn(txn)
+        leader, self._leader = self._leader, None
+        if leader is not None:
+            await leader.resume()
+            kv = await self.get(self._touched)
+            assert kv is not None
+            await super().txn(Txn([], [Put(kv.key, kv.value)]))
+        return result
+
+
+async def test_actions_that_the_leader_ended_at_the_same_time_count(
+    etcd: Etcd, prefix: bytes
+) -> None:
+    """Not those that an earlier abort ended, though their mark is newer than this abort."""
+    keys = Keyspace(prefix)
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        await grow(client, 2, 1)
+        await client.enqueue(flyte.task(named("early"), "a0"))
+        earlier = Aborter(Store(etcd), keys, clock=lambda: datetime(2020, 1, 1, tzinfo=UTC))
+        await earlier.abort_action(named("early"))
+        leader, touched = Aborter(Store(etcd), keys), keys.task_action(named("early"))
+        result = await Aborter(ResumedStore(etcd, leader, touched), keys).abort_action(ROOT)
+        assert sorted(result.aborted) == ["a0", "n1", "n2"]
 
 
 async def test_nothing_gets_in_below_while_it_is_aborted(etcd: Etcd, prefix: bytes) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import grpc
 import pytest
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
@@ -87,8 +90,9 @@ async def test_an_action_from_its_file_to_its_end(site: Site) -> None:
     as_json, binary = site.directory / "root.json", site.directory / "gate.pb"
     as_json.write_text(MessageToJson(pb.EnqueueRequest(action=flyte.task(ROOT))))
     binary.write_bytes(pb.EnqueueRequest(action=flyte.condition(GATE, "a0")).SerializeToString())
-    for _ in range(2):  # the same again is no error
-        assert await site.done("enqueue", str(as_json)) == "enqueued p/d/r1/a0"
+    assert await site.done("enqueue", str(as_json)) == "enqueued p/d/r1/a0"
+    again = await site.done("enqueue", str(as_json))
+    assert again == "p/d/r1/a0 is already there, by the same request"
     child = MessageToJson(flyte.task(CHILD, "a0"))
     assert await site.done("enqueue", "-", stdin=child) == "enqueued p/d/r1/c1"
     assert await site.done("enqueue", str(binary)) == "enqueued p/d/r1/gate"
@@ -99,10 +103,7 @@ async def test_an_action_from_its_file_to_its_end(site: Site) -> None:
     await site.done("signal", "p/d/r1/gate", "true", "--by", "alice")
     assert await site.phase(GATE) is Phase.SUCCEEDED
     aborted = await site.done("abort", "p/d/r1/a0", "--reason", "enough", "--by", "alice")
-    assert aborted in (
-        "p/d/r1/a0: aborted 2 actions",
-        "p/d/r1/a0: aborted it and the actions below it",
-    )
+    assert aborted == "p/d/r1/a0: aborted 2 actions"
     assert [await site.phase(action) for action in (ROOT, CHILD, GATE)] == [
         Phase.ABORTED,
         Phase.ABORTED,
@@ -149,19 +150,82 @@ async def test_what_cannot_be_done_ends_with_its_code(site: Site) -> None:
 
 
 async def test_a_failure_with_its_error(site: Site) -> None:
-    """Kept on etcd; the service's message has no field for it, which is said, not dropped."""
+    """Through the service, too, by a method of our own next to Flyte's."""
     await site.client.enqueue(flyte.task(ROOT))
-    arguments = ("status", "p/d/r1/a0", "FAILED", "--error-code", "Boom", "--error-message", "bad")
-    ended = await site.finish(*arguments)
+    error = ("--error-code", "Boom", "--error-message", "bad", "--error-kind", "SYSTEM")
+    await site.done("status", "p/d/r1/a0", "FAILED", *error, "--message", "gave up")
     action = await site.client.get_task_action(ROOT)
-    if site.is_service:
-        assert ended.code == ExitCode.USAGE
-        assert "leave out --service" in ended.complaint
-        assert action.phase is Phase.UNSPECIFIED
-    else:
-        assert ended.code == ExitCode.OK
-        assert action.phase is Phase.FAILED
-        assert action.status.error_state == ErrorState("Boom", "USER", "bad")
+    assert action.phase is Phase.FAILED
+    assert action.status.error_state == ErrorState("Boom", "SYSTEM", "bad")
+    assert action.status.phase_history[-1].message == "gave up"
+
+
+async def test_output(site: Site) -> None:
+    """Names for other commands, and JSON for programs; then nothing is on stderr."""
+    request = MessageToJson(flyte.task(ROOT))
+
+    async def printed(*arguments: str, stdin: str = "") -> str:
+        done = await site.finish(*arguments, stdin=stdin)
+        assert (done.code, done.err) == (ExitCode.OK, "")
+        return done.out
+
+    assert await printed("enqueue", "-", "-o", "name", stdin=request) == "p/d/r1/a0\n"
+    again = json.loads(await printed("enqueue", "-", "-o", "json", stdin=request))
+    assert again == {"name": "p/d/r1/a0", "result": "unchanged"}
+    await site.client.enqueue(flyte.condition(GATE, "a0"))
+    reported = json.loads(await printed("status", "p/d/r1/a0", "RUNNING", "-o", "json"))
+    assert reported == {
+        "name": "p/d/r1/a0",
+        "result": "reported",
+        "phase": "RUNNING",
+        "attempt": 1,
+    }
+    assert await printed("signal", "p/d/r1/gate", "true", "-o", "name") == "p/d/r1/gate\n"
+    aborted = json.loads(await printed("abort", "p/d/r1/a0", "-o", "json"))
+    assert aborted == {"name": "p/d/r1/a0", "result": "aborted", "aborted": ["a0"]}
+    ended = json.loads(await printed("abort", "p/d/r1/gate", "-o", "json"))
+    assert ended == {
+        "name": "p/d/r1/gate",
+        "result": "unchanged",
+        "phase": "SUCCEEDED",
+        "aborted": [],
+    }
+
+
+async def test_a_service_without_our_methods() -> None:
+    """Flyte's own: Flyte's calls are made, and what it has no field for is refused, not dropped."""
+    seen: list[str] = []
+
+    class Flytes(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, details: grpc.HandlerCallDetails) -> object:
+            seen.append(details.method)
+            if not details.method.startswith("/flyteidl2.actions.ActionsService/"):
+                return None
+            return grpc.unary_unary_rpc_method_handler(lambda *_: b"")
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Flytes()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        site = ("--service", f"127.0.0.1:{port}")
+        said = []
+        for arguments in (
+            ("status", "p/d/r1/a0", "FAILED", "--error-code", "Boom"),
+            ("abort", "p/d/r1/a0"),
+        ):
+            command = partial(finish, *arguments, *site)
+            said.append(await trio.to_thread.run_sync(command))
+    finally:
+        server.stop(None).wait()
+    refused, aborted = said
+    assert refused.code == ExitCode.USAGE
+    assert "this service is Flyte's, or an earlier version" in refused.complaint
+    assert aborted.complaint.endswith("p/d/r1/a0: aborted it and the actions below it")
+    # Nothing was reported without its error.
+    assert seen == [
+        "/etcd_actions.operations.Operations/PutStatus",
+        "/flyteidl2.actions.ActionsService/Abort",
+    ]
 
 
 async def test_a_service_that_is_away_or_wants_a_token() -> None:

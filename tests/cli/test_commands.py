@@ -1,6 +1,8 @@
 """Bad input: one line that names it, and the exit code."""
 
+import importlib.metadata
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -34,6 +36,32 @@ def run_here(
 def test_version() -> None:
     done = finish("--version")
     assert (done.code, done.out, done.err) == (0, f"etcd-actions {etcd_actions.__version__}\n", "")
+
+
+def test_versions(shared_etcd: EtcdServer) -> None:
+    done = finish("version", "-o", "json", "--endpoints", shared_etcd.endpoint)
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)
+    assert found["etcd_actions"] == etcd_actions.__version__
+    assert found["sdk_messages"] == importlib.metadata.version("flyteidl2")
+    assert found["etcd"] == str(shared_etcd.version)
+    text = finish("version", "--endpoints", f"127.0.0.1:{free_port()}").out
+    assert f"etcd-actions  {etcd_actions.__version__}\n" in text
+    assert "\netcd          unknown: " in text
+
+
+def test_help_of_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for names in ([], ["list"], ["dead-letters", "retry"]):
+        assert run_here(monkeypatch, capsys, "help", *names) == run_here(
+            monkeypatch, capsys, *names, "--help"
+        )
+    code, _, err = run_here(monkeypatch, capsys, "help", "list", "more")
+    assert (code, err) == (
+        2,
+        "etcd-actions: etcd-actions list has no commands. See etcd-actions list --help\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,11 @@ async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix
         assert again.code == ExitCode.ACTION
         said = "rejected again: the record of p/d/r1/a0: INVALID_ARGUMENT: no spec"
         assert again.err.splitlines()[-1].endswith(said)
-        accepted = await site.run("retry", "--wait", "flyte/r1-c1", "p/d/r1/c2")
-        assert accepted.code == ExitCode.OK, accepted.err
-        assert accepted.err.count("accepted: the record of") == 2
+        accepted = await site.run("retry", "--wait", "flyte/r1-c1", "p/d/r1/c2", "-o", "json")
+        assert (accepted.code, accepted.err) == (ExitCode.OK, "")
+        assert json.loads(accepted.out)["changes"] == [
+            {"name": row["key"], "result": "accepted"} for row in rows[1:3]
+        ]
         assert [each for each in service.told if each[1] == "c2"] == [
             ("record", "c2", Phase.SUCCEEDED),
             ("status", "c2", Phase.SUCCEEDED),
@@ -112,8 +114,10 @@ async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix
         assert everything.code == ExitCode.OK
         assert "no dead letter" in everything.err
         key = (Keyspace(prefix).dead_letters + b"x").decode()
-        assert (await site.run("delete", key)).code == ExitCode.OK
+        deleted = await site.run("delete", key, "-o", "name")
+        assert (deleted.code, deleted.out, deleted.err) == (ExitCode.OK, f"{key}\n", "")
         assert await client.dead_letters() == []
+        assert (await site.run("retry", "--all", "-o", "json")).out == '{\n  "changes": []\n}\n'
         nothing = await site.run("retry", "--all")
         assert (nothing.code, nothing.complaint) == (
             ExitCode.OK,

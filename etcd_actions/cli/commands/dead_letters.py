@@ -13,6 +13,7 @@ from etcd_actions._internal.quoting import printable, quoted
 from etcd_actions.cli.backends import open_client
 from etcd_actions.cli.commands.get import Target
 from etcd_actions.cli.exit_codes import ExitCode, print_message
+from etcd_actions.cli.formats.changes import Change, Changes
 from etcd_actions.cli.formats.rows import as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, print_result
 from etcd_actions.cli.options import CommonOptions
@@ -117,35 +118,46 @@ async def list_dead_letters(
 
 
 async def retry_dead_letters(
-    common: CommonOptions, actions: Sequence[str], every: bool, wait: bool, within: float
+    common: CommonOptions,
+    actions: Sequence[str],
+    every: bool,
+    wait: bool,
+    within: float,
+    output: str | None = None,
 ) -> int:
     """Request that the leader reports again."""
-    selection = _selection(common, actions, every)
+    selection, changes = _selection(common, actions, every), Changes(output)
     async with open_client(common) as client:
         dead_letters, missing = selection.of(await client.dead_letters())
-        requested = [each for one in dead_letters if (each := await _request(client, one))]
+        requested = [each for one in dead_letters if (each := await _request(client, one, changes))]
         code = ExitCode.OK
         if requested and not await client.has_leader():
             print_message("there is no leader: the requests stay until there is one")
         elif not dead_letters and not missing:
-            print_message("there are no dead letters")
+            changes.note("there are no dead letters")
         if wait and requested:
-            code = await _wait(client, requested, within)
+            code = await _wait(client, requested, within, changes)
+    changes.finish()
     return _report_missing(missing) or code
 
 
-async def delete_dead_letters(common: CommonOptions, actions: Sequence[str], every: bool) -> int:
+async def delete_dead_letters(
+    common: CommonOptions, actions: Sequence[str], every: bool, output: str | None = None
+) -> int:
     """Delete dead letters, so that the reports are never made."""
-    selection = _selection(common, actions, every)
+    selection, changes = _selection(common, actions, every), Changes(output)
     async with open_client(common) as client:
         dead_letters, missing = selection.of(await client.dead_letters())
         for each in dead_letters:
-            if await client.delete_dead_letter(each):
-                print_message(f"deleted {_described(each)}")
-            else:
-                print_message(f"{_described(each)} has changed: it stays")
+            deleted = await client.delete_dead_letter(each)
+            change = _change(each, "deleted" if deleted else "kept")
+            described = _described(each)
+            changes.add(
+                change, f"deleted {described}" if deleted else f"{described} has changed: it stays"
+            )
         if not dead_letters and not missing:
-            print_message("there are no dead letters")
+            changes.note("there are no dead letters")
+    changes.finish()
     return _report_missing(missing)
 
 
@@ -157,18 +169,25 @@ def _selection(common: CommonOptions, actions: Sequence[str], every: bool) -> Se
     return Selection(actions, common.namespace)
 
 
-async def _request(client: ActionsClient, dead_letter: DeadLetter) -> DeadLetter | None:
+async def _request(
+    client: ActionsClient, dead_letter: DeadLetter, changes: Changes
+) -> DeadLetter | None:
     try:
         requested = await client.retry_dead_letter(dead_letter)
     except FailedPrecondition as error:
         print_message(f"{_described(dead_letter)}: {error}: see dead-letters delete")
         return None
     described = _described(dead_letter)
-    print_message(f"requested {described}" if requested else f"{described} is accepted")
+    changes.add(
+        _change(dead_letter, "requested" if requested else "accepted"),
+        f"requested {described}" if requested else f"{described} is accepted",
+    )
     return requested
 
 
-async def _wait(client: ActionsClient, requested: Sequence[DeadLetter], within: float) -> ExitCode:
+async def _wait(
+    client: ActionsClient, requested: Sequence[DeadLetter], within: float, changes: Changes
+) -> ExitCode:
     """Wait for the results of requests and print them."""
     answered, rejected = 0, 0
     with trio.move_on_after(within):
@@ -176,11 +195,13 @@ async def _wait(client: ActionsClient, requested: Sequence[DeadLetter], within: 
             result = await client.wait_dead_letter(each)
             answered += 1
             if result is None:
-                print_message(f"accepted: {_described(each)}")
+                changes.add(_change(each, "accepted"), f"accepted: {_described(each)}")
                 continue
             rejected += 1
             why = result.note or _why(code_name(result.code), result.error)
-            print_message(f"rejected again: {_described(each)}: {why}")
+            change = _change(each, "rejected")
+            change.reason = why
+            changes.add(change, f"rejected again: {_described(each)}: {why}")
     if answered < len(requested):
         print_message(
             f"{len(requested) - answered} of {len(requested)} requests have no result within "
@@ -188,6 +209,10 @@ async def _wait(client: ActionsClient, requested: Sequence[DeadLetter], within: 
         )
         return ExitCode.UNAVAILABLE
     return ExitCode.ACTION if rejected else ExitCode.OK
+
+
+def _change(dead_letter: DeadLetter, result: str) -> Change:
+    return Change(name=as_text(dead_letter.dead_letter_key), result=result)
 
 
 def _matches(target: Target, dead_letter: DeadLetter) -> bool:

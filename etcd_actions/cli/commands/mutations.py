@@ -18,7 +18,8 @@ from google.protobuf.message import DecodeError as BadMessage
 from etcd_actions._internal.named_files import read_named_file, size_text, text_of
 from etcd_actions._internal.quoting import clipped, quoted
 from etcd_actions.cli.backends import identifier, open_backend
-from etcd_actions.cli.exit_codes import ExitCode, print_message
+from etcd_actions.cli.exit_codes import ExitCode
+from etcd_actions.cli.formats.changes import Change, plural, print_change
 from etcd_actions.cli.formats.standard_output import check_input_open
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.errors import ConfigError, InputError
@@ -32,31 +33,49 @@ _INTEGER = "[+-]?[0-9]+"
 _FLOAT = r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,4})?"
 
 
-async def enqueue_file(common: CommonOptions, file: str) -> int:
+async def enqueue_file(common: CommonOptions, file: str, output: str | None = None) -> int:
     """Create the action that a file describes."""
     common.config.check_one_namespace()
     # Abandoned, so that a pipe or a terminal does not delay the end.
     request = await trio.to_thread.run_sync(read_request, file, abandon_on_cancel=True)
     async with open_backend(common) as backend:
-        await backend.enqueue(request)
+        created = await backend.enqueue(request)
     action_id = request.action.action_id
     run = action_id.run
-    print_message(f"enqueued {run.project}/{run.domain}/{run.name}/{action_id.name}")
+    name = f"{run.project}/{run.domain}/{run.name}/{action_id.name}"
+    result, message = "enqueued", f"enqueued {name}"
+    if created is False:
+        result, message = "unchanged", f"{name} is already there, by the same request"
+    print_change(output, Change(name=name, result=result), message)
     return ExitCode.OK
 
 
-async def abort_action(common: CommonOptions, action: str, reason: str, by: str) -> int:
+async def abort_action(
+    common: CommonOptions, action: str, reason: str, by: str, output: str | None = None
+) -> int:
     """End an action and all below it."""
     request = pb.AbortRequest(action_id=identifier(action), reason=reason)
     if by:
         request.aborted_by.user.id.subject = by
     async with open_backend(common) as backend:
-        print_message(f"{action}: {await backend.abort(request)}")
+        done = await backend.abort(request)
+    change = Change(name=action, result="aborted")
+    if done is None:
+        text = "aborted it and the actions below it"
+    else:
+        change.aborted = done.aborted
+        change.phase = "" if done.ended is None else done.ended.name
+        text = f"aborted {plural(len(done.aborted), 'action')}"
+        if not done.aborted:
+            change.result = "unchanged"
+            # Without a phase an earlier call aborted it, and its object is deleted.
+            text = f"it had ended already: {change.phase or 'ABORTED'}"
+    print_change(output, change, f"{action}: {text}")
     return ExitCode.OK
 
 
 async def signal_condition(
-    common: CommonOptions, action: str, value: str, kind: str, by: str
+    common: CommonOptions, action: str, value: str, kind: str, by: str, output: str | None = None
 ) -> int:
     """Deliver the value of a condition."""
     named = identifier(action)
@@ -67,7 +86,7 @@ async def signal_condition(
         request.signalled_by.user.id.subject = by
     async with open_backend(common) as backend:
         await backend.signal(request)
-    print_message(f"signalled {action}")
+    print_change(output, Change(name=action, result="signalled"), f"signalled {action}")
     return ExitCode.OK
 
 
@@ -78,6 +97,7 @@ async def report_status(
     attempt: int,
     message: str,
     error: ErrorState | None,
+    output: str | None = None,
 ) -> int:
     """Report the phase of an action."""
     request = pb.UpdateRequest(action_id=identifier(action), attempt=attempt)
@@ -85,7 +105,8 @@ async def report_status(
     request.status.attempts = attempt
     async with open_backend(common) as backend:
         await backend.update(request, error, message)
-    print_message(f"{action} is {phase} in attempt {attempt}")
+    change = Change(name=action, result="reported", phase=phase, attempt=attempt)
+    print_change(output, change, f"{action} is {phase} in attempt {attempt}")
     return ExitCode.OK
 
 

@@ -30,6 +30,7 @@ from etcd_actions.app.stop import Stop
 from etcd_actions.cli.backends import Backend, EtcdBackend
 from etcd_actions.cli.commands.submit_endpoint import open_run_endpoint
 from etcd_actions.cli.exit_codes import ExitCode, print_message
+from etcd_actions.cli.formats.changes import Change, print_change
 from etcd_actions.cli.formats.standard_output import Write, chosen_format, standard_output
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_client import ServiceClient
@@ -92,6 +93,9 @@ class _State:
 
 async def submit_program(common: CommonOptions, submission: Submission, output: str | None) -> int:
     """Create the run, follow it, and return the exit code."""
+    by_change = output in ("name", "json")
+    if by_change and not submission.detach:
+        raise ConfigError(f"--output {output}: it is for --detach; give table or jsonl")
     form = chosen_format(output, elsewhere="jsonl")
     common.config.check_one_namespace()
     python = sdk_python(common.config)
@@ -109,9 +113,11 @@ async def submit_program(common: CommonOptions, submission: Submission, output: 
                 await sdk.call("run", when_converted=lambda: converted.append(True))
                 created = True
                 let_finish()
-                print_message(f"run {name}")
                 if submission.detach:
+                    change = Change(name=name, result="created")
+                    print_change(output if by_change else None, change, f"run {name}")
                     return ExitCode.OK
+                print_message(f"run {name}")
                 return await _follow(endpoint.backend, root, form, stop, sdk)
         if not converted:
             print_message("stopped: nothing was enqueued")

@@ -8,7 +8,7 @@ from etcd_actions.cli.flags import EPILOG, group
 from etcd_actions.cli.number_types import Count
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
-from etcd_actions.cli.printing import output_option
+from etcd_actions.cli.printing import change_output_option, output_option
 from etcd_actions.config.settings import COMMON
 
 
@@ -47,9 +47,16 @@ def list_dead_letters(
     show_default=True,
     help="With --wait: the time limit.",
 )
+@change_output_option
 @with_settings(COMMON)
 def retry_dead_letters(
-    common: CommonOptions, *, actions: tuple[str, ...], every: bool, wait: bool, timeout: int
+    common: CommonOptions,
+    *,
+    actions: tuple[str, ...],
+    every: bool,
+    wait: bool,
+    timeout: int,
+    output: str | None,
 ) -> int:
     """Request that the leader reports again: the record, then the status.
 
@@ -58,14 +65,17 @@ def retry_dead_letters(
     """
     from etcd_actions.cli.commands.dead_letters import retry_dead_letters as retry  # noqa: PLC0415
 
-    return run_async(retry, common, actions, every, wait, timeout)
+    return run_async(retry, common, actions, every, wait, timeout, output)
 
 
 @dead_letters.command("delete", epilog=EPILOG)
 @click.argument("actions", metavar="[ACTION...]", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All of them.")
+@change_output_option
 @with_settings(COMMON)
-def delete_dead_letters(common: CommonOptions, *, actions: tuple[str, ...], every: bool) -> int:
+def delete_dead_letters(
+    common: CommonOptions, *, actions: tuple[str, ...], every: bool, output: str | None
+) -> int:
     """Delete dead letters: the run service never gets these reports.
 
     ACTION is as for list. The next leader reports a terminal action without a mark again, which
@@ -73,4 +83,4 @@ def delete_dead_letters(common: CommonOptions, *, actions: tuple[str, ...], ever
     """
     from etcd_actions.cli.commands.dead_letters import delete_dead_letters as delete  # noqa: PLC0415
 
-    return run_async(delete, common, actions, every)
+    return run_async(delete, common, actions, every, output)

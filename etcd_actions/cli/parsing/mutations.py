@@ -8,14 +8,16 @@ from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import Count
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
+from etcd_actions.cli.printing import change_output_option
 from etcd_actions.config.settings import BACKEND
 from etcd_actions.model import Phase
 
 
 @command()
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
+@change_output_option
 @with_settings(BACKEND)
-def enqueue(common: CommonOptions, *, file: str) -> int:
+def enqueue(common: CommonOptions, *, file: str, output: str | None) -> int:
     """Create the action that FILE describes.
 
     FILE is a flyteidl2.actions.EnqueueRequest, or its Action alone, as protobuf's JSON or in
@@ -24,15 +26,16 @@ def enqueue(common: CommonOptions, *, file: str) -> int:
     """
     from etcd_actions.cli.commands.mutations import enqueue_file  # noqa: PLC0415
 
-    return run_async(enqueue_file, common, file)
+    return run_async(enqueue_file, common, file, output)
 
 
 @command()
 @click.argument("action", metavar="ACTION")
 @click.option("--reason", metavar="TEXT", default="", help="Why.")
 @click.option("--by", metavar="NAME", default="", help="The name of who aborts it.")
+@change_output_option
 @with_settings(BACKEND)
-def abort(common: CommonOptions, *, action: str, reason: str, by: str) -> int:
+def abort(common: CommonOptions, *, action: str, reason: str, by: str, output: str | None) -> int:
     """End an action and all below it as ABORTED.
 
     ACTION is <project>/<domain>/<run>/<action>; the root of a run is called a0. A terminal
@@ -40,7 +43,7 @@ def abort(common: CommonOptions, *, action: str, reason: str, by: str) -> int:
     """
     from etcd_actions.cli.commands.mutations import abort_action  # noqa: PLC0415
 
-    return run_async(abort_action, common, action, reason, by)
+    return run_async(abort_action, common, action, reason, by, output)
 
 
 @command()
@@ -54,15 +57,18 @@ def abort(common: CommonOptions, *, action: str, reason: str, by: str) -> int:
     help="The type of VALUE. [default: what it looks like]",
 )
 @click.option("--by", metavar="NAME", default="", help="The name of who signals it.")
+@change_output_option
 @with_settings(BACKEND)
-def signal(common: CommonOptions, *, action: str, value: str, kind: str, by: str) -> int:
+def signal(
+    common: CommonOptions, *, action: str, value: str, kind: str, by: str, output: str | None
+) -> int:
     """Deliver VALUE to a condition that waits for it.
 
     ACTION is <project>/<domain>/<run>/<action>. A repetition is no error.
     """
     from etcd_actions.cli.commands.mutations import signal_condition  # noqa: PLC0415
 
-    return run_async(signal_condition, common, action, value, kind, by)
+    return run_async(signal_condition, common, action, value, kind, by, output)
 
 
 @command()
@@ -75,6 +81,7 @@ def signal(common: CommonOptions, *, action: str, value: str, kind: str, by: str
 @click.option(
     "--error-kind", type=click.Choice(["USER", "SYSTEM"]), default="USER", show_default=True
 )
+@change_output_option
 @with_settings(BACKEND)
 def status(
     common: CommonOptions,
@@ -86,6 +93,7 @@ def status(
     error_code: str,
     error_message: str,
     error_kind: str,
+    output: str | None,
 ) -> int:
     """Report that an action is in PHASE, as an executor does.
 
@@ -98,4 +106,4 @@ def status(
     error = None
     if error_code or error_message:
         error = ErrorState(code=error_code, kind=error_kind, message=error_message)
-    return run_async(report_status, common, action, phase.upper(), attempt, message, error)
+    return run_async(report_status, common, action, phase.upper(), attempt, message, error, output)

@@ -35,15 +35,16 @@ from etcd_actions.config.settings import SUBMIT
     help="Where outputs are stored; without --service inputs, too. [default: the blob store]",
 )
 @click.option("--detach", is_flag=True, help="Do not wait for the result.")
-@output_option("table", "jsonl", elsewhere="jsonl")
+@output_option("table", "jsonl", "name", "json", elsewhere="jsonl")
 @with_settings(SUBMIT)
 def submit(common: CommonOptions, *, output: str | None, **flags: Any) -> int:
     """Run a task of a program that is written with Flyte's SDK.
 
     The SDK, in the interpreter that --python names, converts the inputs and creates the run; an
     executor, such as that of run --executor local, runs it. Each change of a phase is shown,
-    and the result at the end. VALUE is as for flyte run: a text, a path of a file or a
-    directory, or JSON. A first Ctrl-C does not end the run: abort does.
+    and the result at the end. With --detach name and json are the run's name, and it in JSON.
+    VALUE is as for flyte run: a text, a path of a file or a directory, or JSON. A first Ctrl-C
+    does not end the run: abort does.
     """
     from etcd_actions.cli.commands.submit import Submission, submit_program  # noqa: PLC0415
 

@@ -1,0 +1,89 @@
+"""``etcd-actions version``: the versions of the program, its parts, and etcd."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import msgspec
+import trio
+
+from etcd_actions import __version__
+from etcd_actions._internal.quoting import printable
+from etcd_actions.cli.exit_codes import ExitCode
+from etcd_actions.cli.formats.standard_output import standard_output
+from etcd_actions.cli.options import CommonOptions
+from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError
+
+_PARTS: Final = ("flyteidl2", "trio", "protobuf", "msgspec")
+_WITHIN: Final = 2.0
+"""Seconds for etcd to respond."""
+
+
+class Versions(msgspec.Struct, kw_only=True):
+    """What ``version`` shows.
+
+    Attributes:
+        sdk_messages: The version of Flyte's messages, ``flyteidl2``; empty if not installed.
+        etcd: The version of the member that responded; empty if none did.
+        etcd_error: Why it is empty.
+        parts: Installed distributions and their versions.
+    """
+
+    etcd_actions: str
+    python: str
+    sdk_messages: str
+    etcd: str = ""
+    etcd_error: str = ""
+    parts: dict[str, str] = {}
+
+
+async def show_versions(common: CommonOptions, output: str, client: bool) -> int:
+    """Print the versions; ``client`` omits etcd's."""
+    parts = {name: _installed(name) for name in _PARTS}
+    found = Versions(
+        etcd_actions=__version__,
+        python=platform.python_version(),
+        sdk_messages=parts.pop("flyteidl2"),
+        parts=parts,
+    )
+    if not client:
+        try:
+            found.etcd = await _of_etcd(common)
+        except (ConfigError, EmbeddedEtcdError, EtcdError) as error:
+            found.etcd_error = str(error)
+    with standard_output() as write:
+        if output == "json":
+            write(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        else:
+            write(_text(found, client).encode())
+    return ExitCode.OK
+
+
+async def _of_etcd(common: CommonOptions) -> str:
+    with trio.move_on_after(_WITHIN):
+        async with common.open_etcd() as etcd:
+            return (await etcd.status()).version
+    raise EtcdError(f"no response within {_WITHIN:g} s")
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _text(found: Versions, client: bool) -> str:
+    rows = {
+        "etcd-actions": found.etcd_actions,
+        "Python": found.python,
+        "SDK messages": f"flyteidl2 {found.sdk_messages}" if found.sdk_messages else "",
+        **found.parts,
+    }
+    if not client:
+        rows["etcd"] = found.etcd or f"unknown: {found.etcd_error}"
+    return "".join(
+        f"{title:<14}{printable(text or 'not installed')}\n" for title, text in rows.items()
+    )

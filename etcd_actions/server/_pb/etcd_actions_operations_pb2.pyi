@@ -1,0 +1,126 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ActionName(_message.Message):
+    __slots__ = ("project", "domain", "run", "name", "org")
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ORG_FIELD_NUMBER: _ClassVar[int]
+    project: str
+    domain: str
+    run: str
+    name: str
+    org: str
+    def __init__(self, project: _Optional[str] = ..., domain: _Optional[str] = ..., run: _Optional[str] = ..., name: _Optional[str] = ..., org: _Optional[str] = ...) -> None: ...
+
+class PutStatusRequest(_message.Message):
+    __slots__ = ("action", "attempt", "phase", "message", "error")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    action: ActionName
+    attempt: int
+    phase: int
+    message: str
+    error: Error
+    def __init__(self, action: _Optional[_Union[ActionName, _Mapping]] = ..., attempt: _Optional[int] = ..., phase: _Optional[int] = ..., message: _Optional[str] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class Error(_message.Message):
+    __slots__ = ("code", "kind", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    kind: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class PutStatusResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RunName(_message.Message):
+    __slots__ = ("project", "domain", "run")
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    project: str
+    domain: str
+    run: str
+    def __init__(self, project: _Optional[str] = ..., domain: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
+
+class DeleteRunsRequest(_message.Message):
+    __slots__ = ("runs", "dry_run", "force", "reason")
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[RunName]
+    dry_run: bool
+    force: bool
+    reason: str
+    def __init__(self, runs: _Optional[_Iterable[_Union[RunName, _Mapping]]] = ..., dry_run: _Optional[bool] = ..., force: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DeleteRunsResponse(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[DeletedRun]
+    def __init__(self, runs: _Optional[_Iterable[_Union[DeletedRun, _Mapping]]] = ...) -> None: ...
+
+class DeletedRun(_message.Message):
+    __slots__ = ("run", "result", "reason", "histories", "objects", "blobs", "bytes", "blob_bytes", "aborted", "files_elsewhere")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    HISTORIES_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOB_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ABORTED_FIELD_NUMBER: _ClassVar[int]
+    FILES_ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    run: RunName
+    result: str
+    reason: str
+    histories: int
+    objects: int
+    blobs: int
+    bytes: int
+    blob_bytes: int
+    aborted: int
+    files_elsewhere: str
+    def __init__(self, run: _Optional[_Union[RunName, _Mapping]] = ..., result: _Optional[str] = ..., reason: _Optional[str] = ..., histories: _Optional[int] = ..., objects: _Optional[int] = ..., blobs: _Optional[int] = ..., bytes: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., aborted: _Optional[int] = ..., files_elsewhere: _Optional[str] = ...) -> None: ...
+
+class EnqueueOutcome(_message.Message):
+    __slots__ = ("result",)
+    class Result(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNKNOWN: _ClassVar[EnqueueOutcome.Result]
+        CREATED: _ClassVar[EnqueueOutcome.Result]
+        EXISTED: _ClassVar[EnqueueOutcome.Result]
+    UNKNOWN: EnqueueOutcome.Result
+    CREATED: EnqueueOutcome.Result
+    EXISTED: EnqueueOutcome.Result
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: EnqueueOutcome.Result
+    def __init__(self, result: _Optional[_Union[EnqueueOutcome.Result, str]] = ...) -> None: ...
+
+class AbortOutcome(_message.Message):
+    __slots__ = ("known", "aborted", "ended")
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    ABORTED_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    known: bool
+    aborted: _containers.RepeatedScalarFieldContainer[str]
+    ended: int
+    def __init__(self, known: _Optional[bool] = ..., aborted: _Optional[_Iterable[str]] = ..., ended: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,62 @@
+"""Methods of our own next to Flyte's, and fields of our own in its empty responses."""
+
+from __future__ import annotations
+
+from flyteidl2.actions import actions_service_pb2 as flyte_pb
+
+from etcd_actions._internal.tracing import span
+from etcd_actions.actions.abort import AbortResult
+from etcd_actions.actions.status import ActionStatus
+from etcd_actions.client import ActionsClient
+from etcd_actions.errors import InvalidArgument
+from etcd_actions.model import ActionId, ErrorState, Phase
+from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
+from etcd_actions.server.required import require
+
+
+class StatusOperations:
+    """Reports of phases with what Flyte's message has no field for.
+
+    Args:
+        client: Changes the actions.
+    """
+
+    descriptor = pb.DESCRIPTOR.services_by_name["Operations"]
+
+    def __init__(self, client: ActionsClient) -> None:
+        self._client = client
+
+    async def put_status(self, request: pb.PutStatusRequest) -> pb.PutStatusResponse:
+        """Report the phase of an action, with a message and an error."""
+        require(request, "action")
+        named = request.action
+        try:
+            phase = Phase(request.phase)
+        except ValueError:
+            raise InvalidArgument("phase", f"{request.phase} is no phase") from None
+        error = None
+        if request.HasField("error"):
+            error = ErrorState(request.error.code, request.error.kind, request.error.message)
+        attempt = request.attempt
+        with span("status", {"action": named.name}):
+            await self._client.put_status(
+                ActionId(named.project, named.domain, named.run, named.name, named.org),
+                attempt,
+                ActionStatus(phase=phase, attempts=attempt),
+                error=error,
+                message=request.message,
+            )
+        return pb.PutStatusResponse()
+
+
+def enqueue_response(*, created: bool) -> flyte_pb.EnqueueResponse:
+    """Flyte's response, with whether the call created the action."""
+    result = pb.EnqueueOutcome.CREATED if created else pb.EnqueueOutcome.EXISTED
+    return flyte_pb.EnqueueResponse.FromString(pb.EnqueueOutcome(result=result).SerializeToString())
+
+
+def abort_response(done: AbortResult) -> flyte_pb.AbortResponse:
+    """Flyte's response, with the names of the actions that the call ended."""
+    ended = 0 if done.ended is None else done.ended.value
+    outcome = pb.AbortOutcome(known=True, aborted=done.aborted, ended=ended)
+    return flyte_pb.AbortResponse.FromString(outcome.SerializeToString())
