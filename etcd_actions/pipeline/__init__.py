@@ -1,1 +1,1 @@
-"""Puts watch, follow and record together: from a change in etcd to the mark."""
+"""The processor: it connects watch, follow and record, from a change in etcd to the mark."""

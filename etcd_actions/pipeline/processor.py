@@ -1,4 +1,4 @@
-"""From a change in etcd to the mark: puts the parts together, starts and stops them.
+"""The processor: it makes the parts from a change in etcd to the mark, starts and stops them.
 
 ::
 
@@ -12,9 +12,9 @@
                                                        │ accepted and terminal
                                          mark_terminal_status_recorded
 
-Any number of processes watch the same keys and serve subscribers; one of them leads
-(:mod:`etcd_actions.record.leader`), and has a working outbox. A process that records nothing
-(``record=False``) has neither outbox nor leader.
+Any number of processes watch the same keys and serve subscribers. One of them is the leader
+(:mod:`etcd_actions.record.leader`), and has a working outbox. A process with ``record=False`` has
+neither outbox nor leader.
 """
 
 from __future__ import annotations
@@ -68,22 +68,21 @@ async def open_processor(
     containment: Containment | None = None,
     on_replaced: Callable[[], None] | None = None,
 ) -> AsyncIterator[Processor]:
-    """Make a processor, which owns tasks from :meth:`Processor.start_watching` on.
+    """Make a processor. It has tasks from :meth:`Processor.start_watching` on.
 
     Leaving the context stops it as :meth:`Processor.stop_watching` does, and ends all
-    subscriptions; an exception or a cancellation stops it at once.
+    subscriptions. An exception or a cancellation stops it at once.
 
     Args:
         etcd: The connection; it must live longer.
-        prefix: What comes before ``<namespace>/<name>`` in the keys.
-        namespace: Watch this namespace only; all when None.
-        run_service: Receives reports; by default none does, and terminal states are marked at
-            once.
+        prefix: The part of the keys before ``<namespace>/<name>``.
+        namespace: Watch this namespace only; all namespaces if it is None.
+        run_service: Receives the reports; without one, terminal states are marked at once.
         settings: See :class:`WatchingSettings`.
         store: Writes to etcd; by default a group commit of its own over ``etcd``.
         runs: Watch only the objects and traces of runs whose name is this, or begins with
-            this and a dash; needs ``namespace``.
-        containment: The boundaries of the process; by default the processor has its own.
+            this and a dash; it needs ``namespace``.
+        containment: Counts unexpected failures; by default one of its own.
         on_replaced: Called when the store turns out to be another one, or an older copy of itself.
     """
     settings = settings or WatchingSettings()
@@ -117,9 +116,9 @@ async def open_processor(
 
 
 class Processor:
-    """Watches TaskActions and does what their changes require; see the module's text.
+    """Watches TaskActions and handles their changes; see the module's text.
 
-    Made by :func:`open_processor`.
+    :func:`open_processor` makes it.
 
     Attributes:
         families: Reads actions and their children by the index.
@@ -195,7 +194,7 @@ class Processor:
         self.families: FamilyReader = FamilyReader(store, self._index, self._progress)
 
     def statistics(self) -> WatchingStatistics:
-        """See :class:`WatchingStatistics`."""
+        """The present counts; see :class:`WatchingStatistics`."""
         run, recording = self._run, self._recording
         reflector = run.reflector if run else None
         outbox = recording.outbox if recording else None
@@ -226,7 +225,7 @@ class Processor:
 
     @property
     def watching(self) -> bool:
-        """Whether it is started, and not stopping."""
+        """Whether the first list was delivered, and it is not stopping."""
         return self._run is not None and self._run.is_watching and not self._run.is_stopping
 
     @overload
@@ -240,7 +239,8 @@ class Processor:
     def subscribe(self, parent: ActionId | None, *, snapshot: bool = False) -> AnySubscription:
         """Subscribe to an action and its children; close the subscription after use.
 
-        It delivers what is handled from now on: subscribe before reading the present state. See
+        It delivers changes that are handled from now on: subscribe before you read the present
+        state. See
         :meth:`etcd_actions.follow.subscriptions.Subscriptions.subscribe`.
         """
         return self._subscriptions.subscribe(parent, snapshot=snapshot)
@@ -253,13 +253,13 @@ class Processor:
         *,
         others: Iterable[ActionUpdate] = (),
     ) -> None:
-        """Give a subscription its snapshot, and the end of the actions that were deleted since.
+        """Deliver a snapshot to a subscription, and the deletions since the snapshot.
 
         Args:
-            subscription: It awaits a snapshot.
-            states: The states of the actions at a revision.
-            revision: That revision.
-            others: States that are not stored under the keys that they name.
+            subscription: The subscription; it awaits a snapshot.
+            states: The states of the actions at ``revision``.
+            revision: The revision of the snapshot.
+            others: More states, not stored under the keys that they name.
         """
         pending = {update.key for update in subscription.awaited()}
         deleted = [
@@ -272,7 +272,7 @@ class Processor:
             subscription.deliver(update)
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
-        """Deliver what is pending to the reader of a subscription, and then the end.
+        """End a subscription behind its pending updates.
 
         Raises:
             InvalidArgument: It was opened by another processor.
@@ -280,15 +280,15 @@ class Processor:
         self._subscriptions.unsubscribe(subscription)
 
     def close_subscriptions(self) -> None:
-        """Deliver what is pending to every subscriber, and then the end."""
+        """End all subscriptions, each behind its pending updates."""
         self._subscriptions.end()
 
     async def start_watching(self) -> None:
-        """List and watch; returns once the first list was delivered.
+        """Start to list and watch; returns once the first list was delivered.
 
-        While etcd is unavailable it waits without limit, or until it is stopped: then it returns,
-        too. When etcd refuses, when it is cancelled or fails in any way nothing is left running
-        and it can be called again. While watching it does nothing.
+        While etcd is unavailable it waits without limit. If :meth:`stop_watching` is called in the
+        meantime it returns, too. If it is cancelled, or raises, no task is left running, and it can
+        be called again. It does nothing if the processor watches already.
 
         Raises:
             PermissionDenied, Unauthenticated, InvalidRequest: etcd refused the list.
@@ -303,11 +303,13 @@ class Processor:
             await self._nursery.start(self._run.run)
 
     async def stop_watching(self, grace: float | None = None) -> None:
-        """Take in no more changes, finish the accepted ones, then end.
+        """Accept no more changes, finish the accepted ones, then end.
 
-        What is not finished within ``grace`` seconds (by default the settings') is logged
-        and given up; the next start finds it, since it is still in etcd, unmarked. When nothing
-        is watched it does nothing; cancelled, it continues without its caller.
+        It does nothing if the processor does not watch. If it is cancelled, the stop continues.
+
+        Args:
+            grace: Seconds for the accepted changes; by default the settings'. Unfinished ones are
+                logged. The next start finds them in etcd, unmarked.
         """
         if (run := self._run) is not None:
             run.stop(self._parts.settings.grace if grace is None else grace)
@@ -320,14 +322,14 @@ class Processor:
         return [summary.action_id for summary in known if summary is not None]
 
     def _progress(self) -> Reflector | None:
-        """How far the watch is; None while the index lacks states that were put off."""
+        """The watch that keeps the index up to date; None while a key is put off."""
         run = self._run
         if run is None or not run.is_watching or self._handler.has_put_off:
             return None
         return run.reflector
 
     def _forget_revisions(self) -> None:
-        """The store is another one: revisions of the old one are not valid."""
+        """The store was replaced: revisions of the old one are not valid."""
         self._subscriptions.forget_revisions()
         if self._on_replaced is not None:
             self._on_replaced()

@@ -1,4 +1,4 @@
-"""The parts of a processor that records, besides its watch: outbox, leader and their parts."""
+"""The parts that a processor has only if it records: the outbox, the leader and their parts."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Recording:
 
     Attributes:
         recorder: Writes marks.
-        timeouts: The conditions that wait.
+        timeouts: Ends the conditions that wait too long.
         outbox: Reports to the run service.
-        leader: Stands for election.
+        leader: Stands for election, and works while this process is the leader.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The watches of a client that does not watch by itself: one for all subscriptions of a scope."""
+"""The watches of a client that was not started: one for all subscriptions to the same scope."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from etcd_actions.pipeline.processor import Processor
 
 
 class Scope(NamedTuple):
-    """What is watched: a namespace, or all, and a run in it, or all."""
+    """A namespace, or all (None), and a run in it, or all (None)."""
 
     namespace: str | None
     run: str | None
 
 
 class SharedWatches:
-    """Processors that serve subscriptions, each while a subscription needs it.
+    """Processors that serve subscriptions, each for as long as a subscription needs it.
 
     Args:
-        make: Makes one, which is not started.
+        make: Makes the processor of a scope, not started.
     """
 
     def __init__(self, make: Callable[[Scope], Processor]) -> None:
@@ -38,9 +38,9 @@ class SharedWatches:
 
     @asynccontextmanager
     async def of(self, scope: Scope) -> AsyncIterator[Processor]:
-        """The processor of a scope; the user subscribes, and then starts it.
+        """The processor of a scope. The caller subscribes, and then starts it.
 
-        The last user that leaves ends it.
+        When the last caller leaves the context the processor is stopped.
         """
         processor = self._processors.get(scope)
         if processor is None:
@@ -51,6 +51,6 @@ class SharedWatches:
         finally:
             self._users[scope] -= 1
             if not self._users[scope]:
-                # A user that comes during this gets a new one.
+                # A caller that enters during the stop gets another processor.
                 del self._users[scope], self._processors[scope]
                 await processor.stop_watching(0)

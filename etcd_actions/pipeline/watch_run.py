@@ -1,4 +1,4 @@
-"""One start of the watch: list, watch, record while this process leads, and drain at the end."""
+"""The watch from a start to its stop: list, watch, work while leading, drain at the end."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WatchParts:
-    """What each start of the watch of one processor uses.
+    """The parts of a processor that each start of its watch uses.
 
     Attributes:
         etcd: The connection.
         keys: The ranges to watch: of actions, and of traces.
-        likely_prefix: What most keys begin with.
+        likely_prefix: The start of most keys.
         index: The facts of the keys.
-        handler: Handles the changes. What it has put off outlives a stop: an end among that may
-            be in no list any more.
+        handler: Handles the changes. The changes that it put off outlive a stop: no later list may
+            have a terminal state among them.
         set_aside: The values that cannot be decoded.
         recording: The outbox and the leader; None in a process that only serves subscribers.
         settings: See :class:`WatchingSettings`.
         containment: Counts unexpected failures.
-        on_replaced: Called when the store turns out to be another one.
+        on_replaced: Called when the store was replaced by another one.
     """
 
     etcd: Etcd
@@ -60,15 +60,15 @@ class WatchRun:
     """See the module's text.
 
     Args:
-        parts: What it uses.
-        before: The run before, where there was one.
+        parts: The parts of the processor.
+        before: The run before this one; None for the first.
 
     Attributes:
         reflector: The newest one, of this run or the one before.
         is_watching: Whether the first list was delivered, and the run has not ended.
         is_stopping: Whether :meth:`stop` was called.
         listed: Set once the first list of the newest reflector was delivered.
-        ended: Set at the end.
+        ended: Set when :meth:`run` ends.
     """
 
     def __init__(self, parts: WatchParts, before: WatchRun | None) -> None:
@@ -84,7 +84,7 @@ class WatchRun:
         self._intake: trio.CancelScope | None = None
 
     def stop(self, grace: float) -> None:
-        """Take in no more changes, and end within ``grace`` seconds after that."""
+        """Accept no more changes, and end within ``grace`` seconds after that."""
         self._grace = grace
         self.is_stopping = True
         if self._intake is not None:
@@ -99,7 +99,7 @@ class WatchRun:
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Watch until stopped; after an unexpected failure start again, with a delay.
 
-        It counts as started once the first list was delivered, or when it was stopped before.
+        ``nursery.start`` returns once the first list was delivered, or the run was stopped.
 
         Raises:
             PermissionDenied, Unauthenticated, InvalidRequest: etcd refused the first list.
@@ -130,7 +130,7 @@ class WatchRun:
     async def _watch(self, task_status: trio.TaskStatus[None]) -> EtcdError | None:
         """List and watch until stopped; returns why etcd refused the first list, if it did."""
         parts, keep, recording = self._parts, self._parts.containment.keep, self._parts.recording
-        # The list finds what is still undecodable.
+        # The list finds the values that are still undecodable.
         parts.set_aside.begin_again()
         try:
             with self._until_stopped() as intake:
@@ -179,10 +179,10 @@ class WatchRun:
         return reflector
 
     async def _start_revision(self) -> int:
-        """The revision of the first list: later deletions are seen with the state before."""
+        """The revision of the first list, so that deletions since then are delivered."""
         parts = self._parts
         if self.reflector is not None:
-            # 0 where it was given up before it had listed.
+            # It is 0 if that reflector has not listed.
             self._delivered_up_to = self.reflector.revision or self._delivered_up_to
         if self._delivered_up_to:
             return self._delivered_up_to
@@ -191,13 +191,13 @@ class WatchRun:
         revision = 0
         async for attempt in retrying(_BACKOFF, on=Unavailable, report=seldom(_log, "watch_lost")):
             with attempt:
-                # The error of a missing permission to read the actions has precedence.
+                # Raise a missing permission to read the actions before one to read the checkpoint.
                 await parts.etcd.range(parts.keys[0], limit=1, keys_only=True)
                 revision = await parts.recording.leader.start_at()
         return revision
 
     async def _drain(self) -> None:
-        """Handle all received changes within the grace; unfinished work is logged."""
+        """Handle all received changes within the grace; log unfinished work."""
         handler, recording = self._parts.handler, self._parts.recording
         with trio.move_on_after(self._grace) as scope:
             await handler.wait_idle()

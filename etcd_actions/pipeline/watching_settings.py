@@ -1,4 +1,4 @@
-"""How a processor works, and what it has done."""
+"""The settings and the counts of a processor."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from etcd_actions.watch import ReflectorSettings, ReflectorStatistics
 
 @dataclass(frozen=True, kw_only=True)
 class WatchingSettings:
-    """How a processor works. Times are in seconds.
+    """The settings of a processor. Times are in seconds.
 
     Attributes:
-        record: Whether to report to the run service, and to mark, at all; without it a processor
-            serves subscribers only, and writes nothing.
-        elect: Whether to do that only as the leader of all processes on this prefix. Without it
-            this process always does, and has no checkpoint.
-        collect_orphans: Whether to end and delete orphans, as Kubernetes' garbage collector does
-            where there is one. An action that runs without an owner reference, and names a parent
-            that does not exist, is collected in any case: nothing else does it.
-        finalizer: Whether our finalizer holds objects until their end is recorded.
+        record: Whether to report to the run service, and to mark. Without it a processor serves
+            subscribers only, and writes nothing.
+        elect: Whether to record only as the leader of all processes on this prefix. Without it
+            this process always records, and has no checkpoint.
+        collect_orphans: Whether to end and delete orphans. Choose False next to a Kubernetes
+            cluster, whose garbage collector does that. An action without an owner reference that
+            names a missing parent is collected in any case, because Kubernetes never does it.
+        finalizer: Whether our finalizer keeps objects until their terminal state is recorded.
         election_ttl: How long the leader may be silent before another process takes over.
         save_every: How often the leader saves the checkpoint.
-        outbox_workers: How many calls to the run service, and marks, are in flight at once.
-        most_dead_letters: How many dead letters are kept; the oldest are deleted.
-        retain_terminal: How long recorded actions are kept before they expire; None without
-            limit, where something else collects them. An action that expires takes along what is
-            below it, also what still runs: choose longer than that may last.
-        grace: How long stopping may take to finish the work in progress.
+        outbox_workers: The most actions that are reported or marked at a time.
+        most_dead_letters: The most dead letters that are kept; the oldest are deleted.
+        retain_terminal: How long recorded actions are kept before they expire; None to keep them.
+            When an action expires, all actions below it are deleted, also those that still run:
+            choose a time longer than a run.
+        grace: How long stopping may take to finish the accepted changes.
         reflector: How the prefix is watched.
-        queue: Limits of the outbox, and of the keys whose handling failed.
-        clock: Counts the timeouts of conditions.
+        queue: Limits of the outbox, and of the keys that are put off.
+        clock: The clock of the timeouts of conditions.
     """
 
     record: bool = True
@@ -54,32 +54,33 @@ class WatchingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchingStatistics:
-    """What a processor has and has done since it was started.
+    """The contents of a processor, and its counts since it was made.
 
     Attributes:
-        watching: Whether it is started.
+        watching: Whether the first list was delivered, and the watch has not ended.
         reflector: The watch; None before the first start.
-        handlers: Changes that were handled; those that wait are handled again. None before the
-            first start.
+        handlers: The handler; its pending changes are those of keys that are put off. None before
+            the first start.
         outbox: The queue of reports; None while another process leads.
         reported: Number of calls that the run service accepted, by ``record`` and ``status``.
-        rejected: Number of calls that it never will accept, likewise.
-        failed: Number of calls that failed and are repeated, likewise.
-        interrupted: Number of calls that ended with the time of the leader's lease, likewise.
-        call_times: How long these calls took, likewise.
+        rejected: Number of calls that it rejected for good, by the same names.
+        failed: Number of calls that failed and are repeated, by the same names.
+        interrupted: Number of calls that ended with the time of the leader's lease, by the same
+            names.
+        call_times: How long these calls took, in seconds, by the same names.
         deferred: Number of terminal states that are reported again, after a takeover, before they
             are marked.
-        dead_letters: The dead letters in etcd, by action and call, and what is no dead letter
-            among them; empty while another process leads.
-        dropped_dead_letters: Number of these that were deleted for newer ones.
+        dead_letters: The dead letters in etcd, by action and call, also those that cannot be
+            decoded; empty while another process leads.
+        dropped_dead_letters: Number of dead letters that were deleted for newer ones.
         marks: Number of marks by result, see :class:`~etcd_actions.record.recorder.MarkResult`.
-        elected: Whether this process is the leader, which records and marks.
+        elected: Whether this process is the leader.
         checkpoint: Every deletion up to this revision is reported, as last saved or read.
         subscriptions: Number of open subscriptions.
         undelivered: Number of updates that their readers have yet to receive.
         decode_errors: Number of values that could not be decoded.
         undecodable: The keys that have such a value now, and why it cannot be decoded.
-        undecodable_since: When the first of these was found, in seconds since 1970; None
+        undecodable_since: When the oldest of these was found, in seconds since 1970; None
             without one.
     """
 

@@ -1,1 +1,1 @@
-"""From a terminal state to its mark: the leader reports it to the run service, then marks."""
+"""The leader: it reports states to the run service, and writes the mark of terminal ones."""

@@ -1,12 +1,12 @@
 """The checkpoint: every deletion up to this revision is reported.
 
-It is kept in etcd, so that a process that starts lists there, and receives the deletions since.
-Only the leader writes it: each write compares that it still leads, and that the key is as it is
-known, so the checkpoint never decreases.
+It is kept in etcd. A process that starts lists at this revision, and so receives the deletions
+since. Only the leader writes it. Each write compares the leader's key, and the checkpoint's last
+known ``mod_revision``, so the checkpoint never decreases.
 
-The same key has the term of the last leader, and whether that was closed: then no call of that
-leader can still land. A leader saves that its term is open before its first call, so its successor
-knows how long to wait: see :meth:`Checkpoint.open_term`.
+The same key has the term of the last leader, and whether that term is closed: then no call of that
+leader can still arrive at the run service. A leader saves an open term before its first call, so
+that its successor knows how long to wait: see :meth:`Checkpoint.open_term`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _Revision = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class _StoredTerm(msgspec.Struct, rename="camel", frozen=True):
-    """The term of a leader: the revision at which it started, and its lease's seconds."""
+    """The term of a leader: the revision at which it started, its lease's seconds."""
 
     revision: _Revision
     ttl: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
@@ -51,9 +51,12 @@ class _StoredTerm(msgspec.Struct, rename="camel", frozen=True):
 
 
 class _Stored(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
-    """The value of the key, in JSON, with the cluster id as etcd's own tools show it.
+    """The value of the key, in JSON.
 
-    A revision of 0 is none. Versions before the first one with terms wrote no term.
+    Attributes:
+        revision: The checkpoint; 0 for none.
+        cluster_id: The cluster's id in hex, as etcdctl shows it.
+        term: The term of the last leader; None in a value of an older version.
     """
 
     revision: _Revision
@@ -62,12 +65,12 @@ class _Stored(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
 
 
 class Predecessor(NamedTuple):
-    """A leader whose term was not closed: its calls may still land.
+    """A leader whose term was not closed: its calls may still arrive.
 
     Attributes:
-        ttl: For how many seconds its lease, or that of a leader before it, may have lived; 0 where
-            that was not saved.
-        own: Whether it was this process, which knows its own calls.
+        ttl: The longest time to live, in seconds, of its lease and of those of unclosed terms
+            before it; 0 if it was not saved.
+        own: Whether the leader was this process, which knows its own calls.
     """
 
     ttl: int
@@ -75,7 +78,7 @@ class Predecessor(NamedTuple):
 
 
 class _FencedOff(Unavailable):
-    """The fence does not hold any more."""
+    """The compare of the leader's key failed."""
 
 
 class Checkpoint:
@@ -89,10 +92,11 @@ class Checkpoint:
         self._etcd = etcd
         self._key = key
         self._cluster_id = ""
-        # Of the key as it was last read or written; None before, 0 where it is absent.
+        # The key's, when it was last read or written: None before that, 0 if it was absent.
         self._mod_revision: int | None = None
+        # The mod_revision of the unusable value that was logged.
         self._refused = 0
-        # As it was read, and as it is written from now on.
+        # The term that was read, and the one to write from now on.
         self._found_term: _StoredTerm | None = None
         self._exists = False
         self._term: _StoredTerm | None = None
@@ -101,12 +105,12 @@ class Checkpoint:
         self.saved = 0
 
     async def load(self) -> int:
-        """Read it; 0 where there is none, or one that cannot be used.
+        """Read the checkpoint; 0 if there is none, or none that can be used.
 
-        A value that cannot be read, or is of another store, is logged once.
+        A value that cannot be decoded, or is of another store, is logged once.
 
         Raises:
-            EtcdError: etcd could not be read.
+            EtcdError: The read failed.
         """
         found = await self._etcd.range(KeyRange.of_key(self._key))
         self._cluster_id = f"{found.cluster_id:x}"
@@ -116,42 +120,44 @@ class Checkpoint:
         return self.saved
 
     async def open_term(self, revision: int, ttl: int, fence: Compare) -> Predecessor | None:
-        """Save that this process leads from now on, and makes calls that cannot be undone.
+        """Save that this process leads from now on, before its first call to the run service.
 
-        After an error, or cancelled, it may be called again.
+        After an error or a cancellation the write may have been applied; it may be called again.
 
         Args:
-            revision: When the term started: no other term has the same.
-            ttl: Its lease's time to live, in seconds.
-            fence: Holds while this process leads.
+            revision: The revision at which the term started; it identifies the term.
+            ttl: The lease's time to live, in seconds.
+            fence: The compare of the leader's key.
 
         Returns:
             The leader before, if it did not close its term; None if it did, or there was none.
 
         Raises:
-            EtcdError: etcd did not do it, or maybe did.
-            Unavailable: This process does not lead any more.
+            EtcdError: The read or the write failed.
+            Unavailable: This process is not the leader any more.
         """
         while True:
             await self.load()
             found = self._found_term
             if found is not None and found.revision == revision:
-                # An earlier try was applied; it remembered what it read.
+                # The write of an earlier call was applied; that call set the predecessor.
                 return self._predecessor
             self._predecessor = self._unclosed(found)
             before = self._predecessor.ttl if self._predecessor is not None else 0
             self._own.add(revision)
-            # Calls of an older leader may land for as long as its term has.
+            # Calls of a leader before the predecessor may arrive for as long as its lease lived.
             self._term = _StoredTerm(revision, max(ttl, before))
             if await self._write(self.saved, fence):
                 return self._predecessor
 
     async def close_term(self, fence: Compare) -> None:
-        """Save that no call of this process can still land.
+        """Save that no call of this process can still arrive.
+
+        After an error or a cancellation the write may have been applied.
 
         Raises:
-            EtcdError: etcd did not do it, or maybe did.
-            Unavailable: This process does not lead any more.
+            EtcdError: The read or the write failed.
+            Unavailable: This process is not the leader any more.
         """
         if self._term is None:
             return
@@ -160,24 +166,27 @@ class Checkpoint:
             await self.load()
 
     async def save(self, revision: int, fence: Compare) -> bool:
-        """Write a revision, unless it is as high already; False if ``fence`` does not hold.
+        """Write a revision, unless the saved one is as high.
 
-        Cancelled, or after an error, it may have been written: the same call may be repeated.
+        After an error or a cancellation the write may have been applied; it may be called again.
 
         Args:
             revision: The checkpoint, at least 1.
-            fence: Holds while this process leads.
+            fence: The compare of the leader's key.
+
+        Returns:
+            Whether this process is still the leader.
 
         Raises:
-            EtcdError: etcd did not do it, or maybe did.
+            EtcdError: The read or the write failed.
         """
         if self._mod_revision is None or revision < self.saved:
-            # Lower than the saved one: the store may be another one.
+            # A lower revision than the saved one: the store may be another one.
             await self.load()
         while revision > self.saved:
             try:
                 if not await self._write(revision, fence):
-                    # An earlier try was applied, or another process has written.
+                    # The write of an earlier call was applied, or another process wrote the key.
                     await self.load()
             except _FencedOff:
                 return False
@@ -186,14 +195,15 @@ class Checkpoint:
     async def save_periodically(
         self, current: Callable[[], int], fence: Compare, *, every: float
     ) -> None:
-        """Save what ``current`` returns whenever it has increased; returns when fenced off.
+        """Save the revision of ``current`` each time that it has increased.
 
-        While etcd is unavailable it retries without limit. Cancelled, the last saved state stays.
+        It returns when this process is not the leader any more. While etcd is unavailable it
+        retries without limit. After a cancellation the last saved revision stays.
 
         Args:
             current: Returns the revision that can be saved now; 0 for none.
-            fence: Holds while this process leads.
-            every: Seconds between two writes, at least.
+            fence: The compare of the leader's key.
+            every: The least number of seconds between two writes.
         """
         while True:
             report = seldom(_log, "position_not_saved")
@@ -207,7 +217,7 @@ class Checkpoint:
             await trio.sleep(every)
 
     async def _write(self, revision: int, fence: Compare) -> bool:
-        """Write both; False if the key is not as it is known."""
+        """Write revision and term; returns False if the key has changed since it was read."""
         assert self._mod_revision is not None
         unchanged = Compare(
             self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, self._mod_revision
@@ -216,7 +226,7 @@ class Checkpoint:
         value = msgspec.json.encode(_Stored(revision, self._cluster_id, term))
         result = await self._etcd.txn(Txn([fence], [Txn([unchanged], [Put(self._key, value)])]))
         if not result.succeeded:
-            raise _FencedOff("this process does not lead any more")
+            raise _FencedOff("this process is not the leader any more")
         written = result.responses[0]
         assert isinstance(written, TxnResult)
         if written.succeeded:
@@ -227,7 +237,7 @@ class Checkpoint:
 
     def _unclosed(self, found: _StoredTerm | None) -> Predecessor | None:
         if found is None:
-            # An older version wrote the value, and no term.
+            # A value without a term is of an older version.
             return Predecessor(0, own=False) if self._exists else None
         return None if found.closed else Predecessor(found.ttl, own=found.revision in self._own)
 
@@ -236,7 +246,7 @@ class Checkpoint:
         try:
             stored = msgspec.json.decode(kv.value, type=_Stored)
         except Exception as error:
-            # The key may hold anything: a value nested too deeply, say.
+            # Any client may have written the key: a value nested too deeply, for example.
             reason = describe(error)
         else:
             if stored.cluster_id != self._cluster_id:

@@ -1,7 +1,7 @@
-"""Terminal states that were accepted too early, to be reported again when no older call can land.
+"""Terminal states that were accepted while an older call could still arrive: reported again later.
 
-They occupy neither a worker nor their key: each waits here, and returns to the work queue when it
-is due. A newer state of its key is handled at once, as if nothing waited.
+A deferred state occupies no worker, and does not delay newer states of its key. It returns to the
+work queue when no older call can arrive any more.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from etcd_actions.follow.workqueue import WorkQueue
 from etcd_actions.watch import Change
 
 _BUSY = 1.0
-"""Seconds until a change is retried whose key had other work."""
+"""Seconds until a due change is queued again, if its key had other work."""
 
 
 class DeferredReports:
-    """At most one change a key, each with the time when it is due."""
+    """At most one change of each key, with the time when it is due."""
 
     def __init__(self) -> None:
         self._changes: dict[bytes, Change] = {}
@@ -28,27 +28,27 @@ class DeferredReports:
         return len(self._changes)
 
     def get(self, key: bytes) -> Change | None:
-        """The change of a key; None for none."""
+        """The deferred change of a key; None without one."""
         return self._changes.get(key)
 
     def put(self, change: Change, until: float) -> None:
-        """Keep a change until a time, on trio's clock; it replaces that of the same key."""
+        """Keep a change until a time on trio's clock; it replaces the one of the same key."""
         self._changes[change.key] = change
         self._due.put(change.key, until)
         self._added.set()
 
     def pop(self, key: bytes) -> Change | None:
-        """Remove the change of a key; returns it, None for none."""
+        """Remove and return the change of a key; None without one."""
         self._due.remove(key)
         return self._changes.pop(key, None)
 
     def clear(self) -> None:
-        """Remove all."""
+        """Remove all changes."""
         for key in list(self._changes):
             self.pop(key)
 
     async def run(self, queue: WorkQueue) -> None:
-        """Queue what is due, until cancelled."""
+        """Queue each change when it is due, until cancelled."""
         while True:
             self._added = trio.Event()
             first = self._due.first()

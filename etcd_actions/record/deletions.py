@@ -1,4 +1,4 @@
-"""What the leader does for an action whose object was deleted, or whose deletion was requested."""
+"""Handles an object that was deleted, or whose deletion was requested, for the leader."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Deletions:
     """See the module's text.
 
     Args:
-        index: Has the deletions that are still to be reported.
+        index: Has the deletions that are not reported yet.
         store: Reads objects.
-        keys: Where objects are.
+        keys: The keyspace of the objects.
         aborter: Ends actions before they are deleted.
         orphans: Collects the children.
         reporter: Reports to the run service.
@@ -48,40 +48,40 @@ class Deletions:
         self._orphans = orphans
         self._reporter = reporter
         self._deferred = deferred
-        # Deleted by their mark: all of them is reported.
+        # Objects that their mark deleted: they are reported completely.
         self._by_mark: set[Incarnation] = set()
-        # Keys of which a deletion from before the term was reported.
+        # Keys of deletions before the term that were reported in it.
         self._late: set[bytes] = set()
 
     def start(self) -> None:
-        """A term starts: other leaders may have reported since."""
+        """Start a term: other leaders may have reported deletions before it."""
         self._late.clear()
 
     async def on_requested(self, seen: KeyValue) -> bool:
-        """End an action whose deletion is requested, where only our finalizer remains.
+        """End an action whose deletion is requested, if only our finalizer remains.
 
         Returns:
-            Whether the action was ended here: its terminal state comes by the watch.
+            Whether the action was ended: then the watch delivers its terminal state.
         """
         return await self._aborter.on_deletion_requested(seen)
 
     def by_mark(self, incarnation: Incarnation) -> None:
-        """The mark deleted the object."""
+        """Note that the mark deleted an object."""
         self._by_mark.add(incarnation)
 
     def supersede(self, deferred: ActionUpdate) -> None:
-        """A newer state of the key is handled: a deferred deletion is not reported again."""
+        """Forget a deferred deletion, because a newer state of its key is handled."""
         self._by_mark.discard(deferred.incarnation)
         self._index.forget_deletion(deferred.key, deferred.revision)
 
     async def report(self, change: Change, update: ActionUpdate) -> bool:
-        """Report a deletion, where that is needed, and handle what the action leaves behind.
+        """Report a deletion if necessary, and handle the action's children and abort marker.
 
         Returns:
-            Whether it is done; False if it is deferred.
+            Whether the deletion is done; False if its report is deferred.
 
         Raises:
-            EtcdActionsError: It is to be called again.
+            EtcdActionsError: A step failed; the same call has to be repeated.
         """
         key = update.key
         is_trace = key.startswith(self._keys.traces)
@@ -102,19 +102,19 @@ class Deletions:
         return True
 
     def done(self, update: ActionUpdate) -> None:
-        """Nothing is left to do for a deletion."""
+        """Forget a deletion that is done."""
         self._by_mark.discard(update.incarnation)
         self._index.forget_deletion(update.key, update.revision)
 
     def _is_reportable(self, update: ActionUpdate) -> bool:
         reported = update.recorded or update.incarnation in self._by_mark
-        # Where an earlier object's deletion was reported late, this one has to be the last report.
+        # After a late report about an earlier object of the key, this one has to be the last.
         if reported and update.key not in self._late:
             return False
         return self._reporter.is_reportable(update.phase, True)
 
     async def _is_replaced(self, deleted: ActionUpdate) -> bool:
-        """Whether the action was created again: another leader may have reported all of that."""
+        """Whether the action was created again: another leader may have reported the deletion."""
         kv = await self._store.get(deleted.key)
         if kv is None:
             return False
@@ -125,7 +125,7 @@ class Deletions:
         return action.action_id == deleted.action_id
 
     def _has_its_key(self, update: ActionUpdate) -> bool:
-        """Whether it was below its own key: one that was not has left nothing behind."""
+        """Whether the object was below the key that it names; only then has it children."""
         try:
             _, name = parse_key(self._keys.prefix, update.key)
         except DecodeError:

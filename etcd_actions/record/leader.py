@@ -1,10 +1,10 @@
-"""The leader's work: its outbox is at work, and interrupted operations are completed.
+"""The leader: stands for election, runs the outbox, and completes interrupted operations.
 
 The leader is elected by an etcd lease (:mod:`etcd_actions.etcd.election`). During its term it
-reports to the run service, marks, completes aborts, ends conditions in time, collects orphans, and
-saves the checkpoint. It starts with the objects that are known to be unmarked, and with the
-deletions since the checkpoint; all other processes keep these deletions until the checkpoint
-passes them.
+reports to the run service, writes marks, completes aborts, ends conditions whose time has passed,
+collects orphans, and saves the checkpoint. It starts with the unmarked objects of the index, and
+with the deletions since the checkpoint. All other processes keep these deletions until the
+checkpoint passes them.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _CLEANING: Final = Backoff(initial=0.5, cap=60.0)
 _RESTARTS: Final = Backoff(initial=0.2, cap=30.0)
 _TERM: Final = "the leader's work"
 _PORTION: Final = 256
-"""Keys of the backlog that are read between two cancellation points."""
+"""Keys of the backlog that are handled between two cancellation points."""
 
 _log: Final = structlog.get_logger(__name__)
 
 
-class Progress(Protocol):
-    """How far a watch is.
+class WatchProgress(Protocol):
+    """The progress of the watch, as :class:`~etcd_actions.pipeline.watch_run.WatchRun` has it.
 
     Attributes:
         listed: Set once the first list was handled.
@@ -62,12 +62,12 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class LeaderTasks:
-    """What the leader does besides its outbox.
+    """The leader's tasks besides the outbox.
 
     Attributes:
         aborter: Completes aborts that were interrupted.
-        orphans: Collects objects whose parent was deleted unseen.
-        timeouts: Ends conditions in time.
+        orphans: Collects objects whose parent does not exist.
+        timeouts: Ends conditions whose time has passed.
     """
 
     aborter: Aborter
@@ -75,10 +75,10 @@ class LeaderTasks:
     timeouts: ConditionTimeouts
 
     async def clean_up(self, listed: trio.Event) -> None:
-        """Complete interrupted work; what etcd does not do is repeated, without limit.
+        """Complete interrupted aborts, and collect orphans; retries failures without limit.
 
-        It lists the objects again, so it waits for the first list: two at a time take twice as
-        long.
+        It lists the objects. Two lists at a time take twice as long, so it waits for the watch's
+        first list.
         """
         await listed.wait()
         report = seldom(_log, "clean_up_failed")
@@ -91,20 +91,20 @@ class LeaderTasks:
 
 
 class Leader:
-    """Stands for election, and works while elected; see the module's text.
+    """Stands for election, and works while it is the leader; see the module's text.
 
     Args:
         etcd: The connection.
         key: The election's key.
-        checkpoint: Where a successor starts.
+        checkpoint: The revision at which a successor starts.
         outbox: Reports and marks.
         index: The facts of the keys.
-        tasks: What else is to be done.
-        fence: What the marks compare; it is set to the leadership.
-        ttl: For how many seconds the leader may be silent; None works without an election, and
-            saves no checkpoint.
-        save_every: Seconds between two times that the checkpoint is saved.
-        containment: The boundaries of the process.
+        tasks: The other tasks.
+        fence: The compare of the marks; it is set to the leader's key in each term.
+        ttl: Seconds for which the leader may be silent; None to work without an election and
+            without a checkpoint.
+        save_every: Seconds between two writes of the checkpoint.
+        containment: Counts unexpected failures.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Leader:
 
     @property
     def is_elected(self) -> bool:
-        """Whether this process leads, by an election."""
+        """Whether this process is the elected leader."""
         return self._election is not None and self._election.is_leader
 
     @property
@@ -144,16 +144,20 @@ class Leader:
         return self._checkpoint.saved
 
     async def start_at(self) -> int:
-        """Where a first list shows the deletions since; 0 for the newest revision.
+        """The revision of the first list: the checkpoint; 0 for the newest revision.
 
         Raises:
-            EtcdError: etcd could not be read.
+            EtcdError: The checkpoint could not be read.
         """
         return 0 if self._ttl is None else await self._checkpoint.load()
 
     @asynccontextmanager
-    async def standing(self, progress: Progress) -> AsyncIterator[None]:
-        """Stand for election, and work while elected; on leaving the term ends in order."""
+    async def standing(self, progress: WatchProgress) -> AsyncIterator[None]:
+        """Stand for election, and work while this process is the leader.
+
+        Leaving the context saves the checkpoint, then gives up the leadership. An exception or a
+        cancellation ends the term at once; its successor waits for the calls that may arrive.
+        """
         if self._ttl is None:
             async with self._outbox.at_work(), trio.open_nursery() as nursery:
                 self._start_work(nursery, None, progress)
@@ -171,11 +175,11 @@ class Leader:
             await self._save_last(self._election, progress)
             nursery.cancel_scope.cancel("the watch was stopped")
 
-    async def _serve_terms(self, election: Election, progress: Progress) -> None:
-        """Work while elected; else follow the leader's checkpoint.
+    async def _serve_terms(self, election: Election, progress: WatchProgress) -> None:
+        """Work while this process is the leader; otherwise follow the leader's checkpoint.
 
-        When the work fails unexpectedly another process may lead: this one resigns, and stands
-        again after a while.
+        After an unexpected failure of the work this process resigns, so that another one may lead.
+        It stands for election again after a delay.
         """
         failures = 0
         while True:
@@ -188,7 +192,7 @@ class Leader:
                 failures = 1 if lived else failures + 1
                 await trio.sleep(_RESTARTS.delay(failures))
 
-    async def _serve_term(self, election: Election, progress: Progress) -> None:
+    async def _serve_term(self, election: Election, progress: WatchProgress) -> None:
         keep = self._containment.keep
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep, "task", "following the checkpoint", self._follow_checkpoint)
@@ -201,7 +205,7 @@ class Leader:
             await term.over.wait()
             nursery.cancel_scope.cancel("no longer elected")
 
-    async def _work(self, term: Term, progress: Progress) -> None:
+    async def _work(self, term: Term, progress: WatchProgress) -> None:
         keep, fence = self._containment.keep, term.leadership.fence
         hold_until = await self._open_term(term)
         self._fence.compare = fence
@@ -218,7 +222,9 @@ class Leader:
             nursery.start_soon(self._containment.heal_later, "task", _TERM)
             await trio.sleep_forever()
 
-    def _start_work(self, nursery: trio.Nursery, fence: Compare | None, progress: Progress) -> None:
+    def _start_work(
+        self, nursery: trio.Nursery, fence: Compare | None, progress: WatchProgress
+    ) -> None:
         keep = self._containment.keep
         for update in self._index.deletions():
             self._outbox.deliver(Change.deletion(update.key, update.revision), update)
@@ -229,23 +235,30 @@ class Leader:
         nursery.start_soon(keep, "task", "timeouts of conditions", timeouts)
 
     async def _deliver_backlog(self) -> None:
-        """Queue all that is known to need a report or a mark, and was not delivered since."""
+        """Queue each state of the index that needs a report or a mark.
+
+        It omits keys of which the watch delivered a state since the term started.
+        """
         for number, key in enumerate(list(self._index)):
             if number % _PORTION == _PORTION - 1:
                 await trio.lowlevel.checkpoint()
-            # What the watch has yet to deliver again is handled then.
+            # The watch is going to deliver the key again.
             if self._index.is_redelivery(key) or self._outbox.is_delivered(key):
                 continue
             if (known := self._index.get(key)) is None:
                 continue
-            # Without its value, which is read again; its lease is known only then.
+            # The value is read when its turn comes; only then is its lease known.
             change = Change.unread(key, known.create_revision, known.revision)
             if self._outbox.wants(change, known):
                 self._outbox.deliver(change, None)
         self._outbox.backlog_delivered()
 
     async def _open_term(self, term: Term) -> float:
-        """Save that this process leads; returns until when calls of others may still land."""
+        """Save that this process leads.
+
+        Returns:
+            The time, on trio's clock, until which calls of earlier leaders may still arrive.
+        """
         revision, fence = term.leadership.create_revision, term.leadership.fence
         report = seldom(_log, "term_not_opened")
         before: Predecessor | None = None
@@ -269,10 +282,10 @@ class Leader:
                 _log.debug("position_unreadable", error=str(error))
             await trio.sleep(self._save_every)
 
-    async def _save_last(self, election: Election, progress: Progress) -> None:
-        """Save the checkpoint at the end; what is not saved is only read again.
+    async def _save_last(self, election: Election, progress: WatchProgress) -> None:
+        """Save the checkpoint, and close the term if no call can still arrive.
 
-        Where no call can still land a successor need not wait for it.
+        After a failure the successor handles more deletions again, or waits longer.
         """
         if not election.is_leader:
             return
@@ -284,10 +297,10 @@ class Leader:
             except EtcdError as error:
                 _log.info("position_not_saved", error=str(error))
 
-    def _done_up_to(self, progress: Progress) -> int:
+    def _done_up_to(self, progress: WatchProgress) -> int:
         """Every deletion up to this revision is reported.
 
-        Puts do not count: their result is in the list that a successor starts with.
+        Puts do not count: the list with which a successor starts has their objects.
         """
         oldest = self._index.oldest_deletion
         handled = progress.done_up_to()

@@ -1,8 +1,9 @@
-"""Calls that a leader makes to a server that cannot check whether it still leads.
+"""Calls of the leader to a server that cannot check who is the leader: the run service.
 
-Each starts and ends while the leader's lease is surely alive. So a process that was stopped,
-partitioned or suspended sends nothing first: the check is made directly before the call, with no
-cancellation point in between. And the next leader knows until when a call may still land.
+Each call starts and ends while the leader's lease is surely alive. The lease is checked directly
+before the call, with no cancellation point in between. So a process that was stopped, partitioned
+or suspended sends nothing before the check. The next leader can compute until when a call may still
+arrive.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.term import Term
 
 LANDING = 0.5
-"""Seconds after its deadline in which a call may still be applied: the server counts from its
-arrival."""
+"""Seconds after its deadline in which a call may still be applied: the server counts the deadline
+from the call's arrival."""
 
 _CLOSE = 0.05
 """Seconds by which two clocks may differ on when a deadline has passed."""
@@ -29,7 +30,11 @@ class LeaseTooShort(RunServiceUnavailable):
 
 
 class LeaderCalls:
-    """The calls of one process, over all of its terms."""
+    """The calls of one process, in all of its terms.
+
+    Attributes:
+        hold_until: The time until which calls of earlier leaders may still arrive, on trio's clock.
+    """
 
     def __init__(self) -> None:
         self._term: Term | None = None
@@ -42,7 +47,7 @@ class LeaderCalls:
 
         Args:
             term: Calls are made only while its lease is surely alive; None for no limit.
-            hold_until: Until when calls of other processes may still land, on trio's clock.
+            hold_until: See the attribute.
         """
         self._term, self.hold_until = term, hold_until
         self._closed = False
@@ -53,19 +58,22 @@ class LeaderCalls:
 
     @property
     def uncertain_until(self) -> float:
-        """Until when a call of this process, or of one before it, may still land."""
+        """The time until which a call of this process or of an earlier leader may still arrive."""
         return max(self.hold_until, self._uncertain_until)
 
     @property
     def term_revision(self) -> int:
-        """Where the term started: others may have reported earlier states; 0 without a term."""
+        """The revision at which the term started; other leaders may have reported older states.
+
+        It is 0 without a term.
+        """
         return 0 if self._term is None else self._term.leadership.create_revision
 
     async def make(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Make one call, once enough is left of the lease. Cancelled, it may land later.
+        """Make one call, when enough of the lease remains. After a cancellation it may be applied.
 
         Raises:
-            LeaseTooShort: It ended, or was cancelled, with the time of the lease.
+            LeaseTooShort: The lease's time ended before the call did, or the term is closed.
         """
         term = self._term
         if term is None:
@@ -73,7 +81,7 @@ class LeaderCalls:
             return
         await term.wait_sure()
         if self._closed:
-            raise LeaseTooShort("this process stops, and its term is closed")
+            raise LeaseTooShort("this process stops: its term is closed")
         until = term.sure_until()
         settled = False
         try:

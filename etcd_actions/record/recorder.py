@@ -1,11 +1,11 @@
 """Writes the mark: the label that an action's terminal state is recorded.
 
-The mark is the label that Flyte's own service sets, and an annotation that says which terminal
-state it is about (:mod:`etcd_actions.model.mark`). It is written only after the run service
-accepted that state, and only onto that state: the write compares ``mod_revision``. The same
-transaction releases the object: it removes our finalizer, attaches the lease that expires recorded
-actions, or deletes the object where its deletion was requested and no other finalizer remains. What
-a run service of our own stores of the state is written by it, too.
+The mark is the label that Flyte's own service sets, and an annotation with the terminal state that
+it is about (:mod:`etcd_actions.model.mark`). It is written only after the run service accepted that
+state, and only onto that state: the write compares ``mod_revision``. The same transaction releases
+the object: it removes our finalizer and attaches the lease that expires recorded actions, or it
+deletes the object if its deletion was requested and no other finalizer remains. It also writes the
+companions, the records of our own run service.
 """
 
 from __future__ import annotations
@@ -42,12 +42,11 @@ from etcd_actions.run_service.protocol import MarkCompanions
 from etcd_actions.storage.store import CasResult, KeyChange, Store
 
 _TRIES: Final = 3
-"""Failed transactions after which the companions, the records of our run service, are written by a
-separate one."""
+"""Failed transactions after which the companions are written separately."""
 
 
 class TerminalState(NamedTuple):
-    """What the run service accepted; only an object that has the same is marked."""
+    """A terminal state that the run service accepted. Only an object in this state is marked."""
 
     uid: str
     phase: Phase
@@ -58,7 +57,7 @@ class TerminalState(NamedTuple):
     subject: str
     """A digest of the action's identity."""
     details: str
-    """A digest of what the mark has besides phase and attempt."""
+    """A digest of error, signal and, of a trace, output."""
 
     @classmethod
     def of(cls, update: ActionUpdate) -> TerminalState:
@@ -94,7 +93,7 @@ class MarkResult(enum.Enum):
     ALREADY = "already"
     """Another process wrote the mark, or this call did and its answer was lost."""
     SUPERSEDED = "superseded"
-    """The object has another state, which is to be handled first."""
+    """The object has another state, which has to be handled first."""
     GONE = "gone"
     """The object was deleted."""
 
@@ -112,11 +111,11 @@ class LeaseSource(Protocol):
 
 
 class Recorder:
-    """Writes marks; any number may run at the same time, in any number of processes.
+    """Writes marks. Any number of calls may run at a time, in any number of processes.
 
     Args:
         store: Writes to etcd.
-        leases: What expires recorded actions; by default nothing does.
+        leases: Provides the leases that expire recorded actions; by default none expire.
     """
 
     def __init__(self, store: Store, leases: LeaseSource | None = None) -> None:
@@ -134,19 +133,19 @@ class Recorder:
         """Mark an object as recorded, if it still has the state that was accepted.
 
         A concurrent change of the object is never overwritten: the object is read again and
-        compared. When the answer is lost the object is read, too: it may be marked. If it is not,
+        compared. If the answer of the write is lost, the object is read, too. If it is unchanged,
         the error is raised, and the same call may be repeated.
 
         Args:
             seen: The object as it was read.
             accepted: The state that the run service accepted.
-            companions: What is stored in the same transaction. Where other writers prevent that
-                three times, where it makes the transaction too large, or where the result is not
-                this call's mark, it is stored apart instead, before a mark.
+            companions: Keys to write in the same transaction. They are written separately, before
+                the mark, if other writers prevent the transaction three times, if it is too large,
+                or if another process wrote the mark.
 
         Raises:
-            EtcdError: etcd did not do it, such as :class:`~etcd_actions.errors.NoSpace`; the mark
-                is still to be made. Nothing was stored, or the companions alone, apart.
+            EtcdError: The mark was not written, as for :class:`~etcd_actions.errors.NoSpace`. The
+                companions may have been written separately.
             RunServiceError: The companions cannot be stored.
         """
         result = await self._mark(seen, accepted, companions)
@@ -154,19 +153,19 @@ class Recorder:
         return result
 
     def needs_lease(self, lease: int) -> bool:
-        """Whether a recorded object with this lease, 0 for none, is to get one."""
+        """Whether a recorded object with this lease (0 for none) has to get one."""
         return lease == 0 and self._leases is not None
 
     async def maintain(self, seen: KeyValue) -> None:
-        """Release an object that is recorded, as its mark should have.
+        """Release a recorded object that is not released.
 
-        Our finalizer may be there because another service wrote the mark; the lease may be
-        missing because a write by an API server detached it. An object that changed during the call
-        is left alone: the watch delivers its newer state.
+        It can still have our finalizer if another service wrote the mark, and it can lack the lease
+        if a write by an API server detached that. An object that changed during the call is left
+        alone: the watch delivers its newer state.
 
         Raises:
-            DecodeError: It cannot be read.
-            EtcdError: etcd did not do it; it may be repeated.
+            DecodeError: The object cannot be decoded.
+            EtcdError: The write failed; it may be repeated.
         """
         action = codec_of(seen.value).decode(seen.value, key=seen.key, revision=seen.mod_revision)
         if action.state(seen.create_revision).recorded:
@@ -175,14 +174,14 @@ class Recorder:
     async def disown(self, seen: KeyValue) -> None:
         """Note on an object that is not terminal that its label belongs to no terminal state.
 
-        A user set the label, or Flyte's service copied it from a parent that had ended. Without
-        the note it would count for the terminal state that is still to come, and that would never
-        be reported. A newer state of the object, also a terminal one, gets the note all the same,
-        unless it is another incarnation or has a mark.
+        A user set the label, or Flyte's service copied it from a parent that was terminal. Without
+        the note the label would count for the coming terminal state, which would never be reported.
+        A newer state of the incarnation, also a terminal one, gets the note, too, unless it has a
+        mark.
 
         Raises:
-            DecodeError: It cannot be read.
-            EtcdError: etcd did not do it; it may be repeated.
+            DecodeError: The object cannot be decoded.
+            EtcdError: The write failed; it may be repeated.
         """
         current: KeyValue | None = seen
         while current is not None and current.create_revision == seen.create_revision:
@@ -223,7 +222,7 @@ class Recorder:
             if result is None and current is not None:
                 tries -= 1
                 if companions is None and current.mod_revision == seen.mod_revision:
-                    # The write sees another object than the read.
+                    # The write failed though the object is as it was read.
                     raise DecodeError(
                         "it cannot be marked", key=current.key, revision=current.mod_revision
                     )
@@ -240,7 +239,7 @@ class Recorder:
         store = self._store
         if released.delete:
             return await store.compare_and_delete(seen, companions=companions)
-        # A lease respects no finalizer: it is attached when the last one of others is removed.
+        # A lease expires an object with finalizers, too: attach it when only ours remained.
         if self._leases is None or seen.lease or released.held:
             return await store.compare_and_put(seen, released.value, companions=companions)
         while True:
@@ -256,11 +255,11 @@ class Recorder:
 def _why_not(
     seen: KeyValue, current: KeyValue | None, accepted: TerminalState
 ) -> MarkResult | None:
-    """Why an object is not to be marked; None if it is."""
+    """The result for an object that must not be marked; None if it must be."""
     if current is None:
         return MarkResult.GONE
     if current.create_revision != seen.create_revision:
-        # Another incarnation, whatever its uid is: the run service did not accept its state.
+        # Another incarnation, even with the same uid: the run service did not accept its state.
         return MarkResult.SUPERSEDED
     try:
         action = codec_of(current.value).decode(current.value)

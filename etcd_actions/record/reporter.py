@@ -1,8 +1,8 @@
 """Calls to the run service about one action: its record, its status, and rejected reports.
 
-A call that the run service rejects for good becomes a dead letter, which is in etcd before anything
-is marked; every other failure is raised, and the outbox repeats the call after a back-off. An
-action is recorded once an incarnation, before its first status.
+A call that the run service rejects for good becomes a dead letter, which is written to etcd before
+the mark. Every other failure is raised, and the outbox repeats the call after a back-off. The
+record of an action is reported once for each incarnation, before its first status.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ from etcd_actions.model import (
 )
 from etcd_actions.record.leader_calls import LeaderCalls, LeaseTooShort
 from etcd_actions.run_service import RunService
-from etcd_actions.run_service.protocol import (
-    MarkCompanions,
-)
+from etcd_actions.run_service.protocol import MarkCompanions
 
 BEFORE_RUNNING = (
     Phase.UNSPECIFIED,
@@ -46,19 +44,20 @@ BEFORE_RUNNING = (
     Phase.WAITING_FOR_RESOURCES,
     Phase.INITIALIZING,
 )
+"""The phases of an action that is reported as RUNNING if it has a child."""
 
 _log = structlog.get_logger(__name__)
 
 
 class CallCounts:
-    """Calls to the run service so far, each by ``record`` and ``status``.
+    """The counts of calls to the run service, each by ``record`` and ``status``.
 
     Attributes:
         reported: Number of calls that it accepted.
-        rejected: Number of calls that it never will accept.
+        rejected: Number of calls that it rejected for good.
         failed: Number of calls that failed and are repeated.
         interrupted: Number of calls that ended with the time of the lease, and are repeated.
-        times: How long calls took, with every outcome.
+        times: How long calls took, in seconds, whatever their outcome.
     """
 
     def __init__(self) -> None:
@@ -70,18 +69,18 @@ class CallCounts:
 
 
 class Reporter:
-    """See the module's text. Its calls may be made from several tasks, one task an action.
+    """See the module's text. Several tasks may report at a time, each another action.
 
     Args:
         run_service: Receives the reports.
         dead_letters: Stores rejected reports.
-        keys: Where objects are.
+        keys: The keyspace of the objects.
         containment: Counts unexpected failures.
 
     Attributes:
-        calls: When calls may be made.
-        counts: What came of them.
-        dead_letters: See above.
+        calls: Makes each call within the leader's lease.
+        counts: The counts of the calls.
+        dead_letters: The argument.
     """
 
     def __init__(
@@ -103,16 +102,16 @@ class Reporter:
     def start(self, term: Term | None, hold_until: float) -> None:
         """Make calls in this term from now on; see :meth:`LeaderCalls.start`."""
         if self._run_service.keeps_order:
-            # A late call changes nothing, so it needs no lease, and nothing older is waited for.
+            # A late call changes nothing, so calls need no lease, and wait for no earlier ones.
             term, hold_until = None, -math.inf
         self.calls.start(term, hold_until)
 
     def uncertain_until(self, key: bytes) -> float:
-        """Until when an earlier call about an action may still land, on trio's clock."""
+        """The time, on trio's clock, until which an earlier call about an action may arrive."""
         return max(self.calls.hold_until, self._run_service.unsettled_until(key))
 
     def is_reportable(self, phase: Phase, deleted: bool) -> bool:
-        """Whether the run service accepts a state; where it cannot say it gets the report."""
+        """Whether the run service accepts a state; if its check fails, it gets the report."""
         try:
             return self._run_service.accepts(phase, deleted)
         except BaseException as error:
@@ -120,12 +119,12 @@ class Reporter:
             return True
 
     def incarnation(self, update: ActionUpdate) -> Incarnation:
-        """That of an update; the object that is remembered, where that is equal."""
+        """The incarnation of an update; the equal object that is kept here, if there is one."""
         known = self._introduced.get(update.key)
         return known if known == update.incarnation else update.incarnation
 
     def is_first(self, update: ActionUpdate) -> bool:
-        """Whether nothing was reported of this incarnation."""
+        """Whether no record of this incarnation was reported."""
         return self._introduced.get(update.key) != update.incarnation
 
     def introduce_again(self, key: bytes) -> None:
@@ -133,17 +132,21 @@ class Reporter:
         self._introduced.pop(key, None)
 
     def forget(self, key: bytes) -> None:
-        """The action is deleted."""
+        """Forget an action that is deleted."""
         self._introduced.pop(key, None)
         self._with_children.discard(key)
 
     def parent_key(self, child: ActionUpdate) -> bytes:
-        """The key of an action's parent."""
+        """The key of the parent's object."""
         name = task_action_name(child.action_id.run, child.parent)
         return self._prefix + f"{child.namespace}/{name}".encode(errors="replace")
 
     def add_child(self, parent: bytes) -> bool:
-        """Report an action as RUNNING while it is queued; False if it was added before."""
+        """Report an action as RUNNING from now on, in the phases before that; it has a child.
+
+        Returns:
+            False if it was added before.
+        """
         known = parent in self._with_children
         self._with_children.add(parent)
         return not known
@@ -151,10 +154,10 @@ class Reporter:
     async def mark_companions(
         self, update: ActionUpdate, action: ActionObject
     ) -> MarkCompanions | None:
-        """What the run service stores in the transaction of the mark.
+        """The keys that the run service writes in the transaction of the mark.
 
-        None if it has no such form, rejects the state, or a dead letter is about the action:
-        then the state is reported.
+        None if it writes none, if it rejects the state, or if there is a dead letter about the
+        action. Then the state is reported by a call.
         """
         try:
             companions = self._run_service.mark_companions(update, action)
@@ -171,14 +174,21 @@ class Reporter:
         value: bytes | None,
         companions: MarkCompanions | None = None,
     ) -> bool:
-        """Report a state, and before the first one the record; whether it was accepted.
+        """Report a state, and the record before the first state.
 
         Args:
             update: The state.
             action: The stored object; None if it is deleted.
-            value: Its bytes, likewise.
-            companions: What is stored with the mark instead. It is stored apart at once where
-                another run service does not accept the state: none waits for the other.
+            value: Its bytes; None if it is deleted.
+            companions: Our own run service's part of the report, to be written with the mark. If
+                another run service does not accept the state, it is written at once.
+
+        Returns:
+            Whether the state was accepted; False if it was rejected for good.
+
+        Raises:
+            RunServiceError: A call failed; the report has to be repeated.
+            EtcdError: A dead letter or the companions could not be written.
         """
         if companions is None:
             return await self._report(update, action, value, self._run_service)
@@ -202,8 +212,8 @@ class Reporter:
         if run_service is None:
             self._introduced[key] = update.incarnation
         elif update.action_type == ACTION_TYPE_TRACE:
-            # A trace that is recorded again may have another state. Flyte's run service takes
-            # each trace that is recorded for one that succeeded.
+            # Each state of a trace is a record. Flyte's run service takes every recorded trace for
+            # one that succeeded, so another phase needs a status, too.
             accepted = await self._record(update, action, value)
             if not accepted or update.phase is Phase.SUCCEEDED:
                 return accepted
@@ -229,16 +239,17 @@ class Reporter:
         run_service: RunService,
         recorded: bool | None,
     ) -> bool:
-        """Report a status; where the run service does not know the action, record that first.
+        """Report a status; if the run service does not know the action, the record first.
 
-        Once a try: the back-off decides what follows. Without a record it stays unknown.
-        ``recorded`` is whether a record was accepted just now; None if none was reported.
+        The record is reported at most once in a call: the back-off decides when the next attempt
+        is. If the run service rejects the record, it rejects the status for good. ``recorded`` is
+        whether it accepted a record just now; None if none was reported.
         """
         call = partial(run_service.update_action_state, update, action)
         try:
             return await self._call("status", call, update, value)
         except RunServiceActionUnknown as error:
-            # The next try starts with the record.
+            # The next attempt starts with the record.
             self.introduce_again(update.key)
             if recorded:
                 raise
@@ -249,7 +260,7 @@ class Reporter:
             return False
 
     async def report_dead_letters(self, key: bytes, requests: frozenset[str]) -> None:
-        """Report again what the dead letters about an object keep that is deleted, or another's."""
+        """Repeat the reports of dead letters about an object that is deleted or replaced."""
         introduced = self._introduced.pop(key, None)
         for last in await self.dead_letters.last_reports(key, requests):
             action = (
@@ -274,7 +285,7 @@ class Reporter:
         update: ActionUpdate,
         value: bytes | None,
     ) -> bool:
-        """Make a call; whether it was accepted, and not rejected for good."""
+        """Make a call; returns whether it was accepted. A rejected one becomes a dead letter."""
         try:
             attributes = {"action": update.name, "phase": update.phase.name}
             with self.counted(what), span(f"run_service.{what}", attributes):
@@ -287,7 +298,7 @@ class Reporter:
 
     @contextmanager
     def counted(self, what: str) -> Iterator[None]:
-        """Count the body as a call, with its duration."""
+        """Count the body as a call, with its duration and outcome."""
         counts, started = self.counts, perf_counter()
         try:
             yield

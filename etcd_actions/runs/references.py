@@ -6,22 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import aclosing
 from datetime import datetime
-from typing import Final
 
 import structlog
 
 from etcd_actions.blobs import BlobError, BlobStore
-from etcd_actions.blobs.files import SearchedFiles
-from etcd_actions.blobs.uploads import runs_in
+from etcd_actions.blobs.references import runs_in
+from etcd_actions.blobs.searched_files import SearchedFiles
 from etcd_actions.catalog import source_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyRange, KeyValue
-from etcd_actions.model import Keyspace, Phase
+from etcd_actions.model import Keyspace
+from etcd_actions.runs.progress import ENDS
 from etcd_actions.runs.removal import Needed, RunName
 from etcd_actions.runs.run_record import RunRecord, decode_record
 from etcd_actions.storage.store import Store
-
-_ENDS: Final = frozenset(phase.value for phase in Phase if phase.is_terminal)
 
 _log = structlog.get_logger(__name__)
 
@@ -74,7 +72,7 @@ class RunReferences:
                 try:
                     found.add(source_of(kv.value))
                 except DecodeError:
-                    continue  # No task can use it.
+                    continue  # No task can use such an entry.
         outputs: Collection[RunName] = found
         try:
             found |= await self._passed_on(inputs)
@@ -115,13 +113,13 @@ def usable_record(kv: KeyValue) -> RunRecord | None:
         record = decode_record(kv.value)
     except DecodeError:
         return None
-    # A time without a zone cannot be compared; we write none.
+    # A time without a zone cannot be compared; this package writes no such time.
     return None if end_of(record).tzinfo is None else record
 
 
 def end_of(record: RunRecord) -> datetime:
-    """When a run ended; if unknown, when it was created: the removal reads its root first."""
+    """The end of a run; if unknown, its creation, since the removal reads the root anyway."""
     status = record.status
-    if status is None or status.ended is None or status.phase not in _ENDS:
+    if status is None or status.ended is None or status.phase not in ENDS:
         return record.created
     return status.ended

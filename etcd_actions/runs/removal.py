@@ -1,9 +1,9 @@
 """Removes one terminal run: its objects, histories and blobs, and at last its record.
 
 The order makes an interrupted removal harmless. The root is deleted first, in one transaction with
-as many of the other actions as fit, which compares that nothing of the run was changed or added
-since it was read. From then on the run has expired, and has its record. The record is deleted last,
-so the next removal finds the rest.
+as many of the other actions as fit. The transaction compares that nothing of the run was changed or
+added since the read. From then on the run has expired, and only its record shows it. The record is
+deleted last, so the next removal finds the rest.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class _Run(NamedTuple):
 
 
 class RunRemover:
-    """See the module's text.
+    """Removes runs; the module's text has the order.
 
     Args:
         store: Reads and writes.
@@ -144,7 +144,7 @@ class RunRemover:
         *,
         dry_run: bool = False,
     ) -> Removal:
-        """Remove a run, except its parts that must stay. Cancelled, some parts are removed.
+        """Remove a run, except parts that are needed. Cancelled, some parts are removed.
 
         Args:
             seen: Its record as it was read; with ``mod_revision`` 0 there is none.
@@ -250,7 +250,7 @@ class RunRemover:
                     try:
                         action = StoredAction.of(kv)
                     except DecodeError:
-                        # It may belong to this run.
+                        # The object may belong to this run.
                         key = kv.key.decode(errors="backslashreplace")
                         return f"{key} cannot be decoded"
                     stored = action.action_id
@@ -282,7 +282,7 @@ class RunRemover:
                 if not StoredAction.of(kv).is_terminal:
                     return None
             except DecodeError:
-                return None  # It may not be terminal.
+                return None  # The root may be running.
         return Compare.unchanged(root, 0 if kv is None else kv.mod_revision)
 
     async def _histories(
@@ -309,7 +309,7 @@ class RunRemover:
             batch = list(kvs[at : at + _BATCH])
             if not self._objects:
                 batch = [kv for kv in batch if not await self._is_running(kv)]
-            # If one was written since, each by itself.
+            # If one of them was written since the read, delete each by itself.
             for part in ([batch], [[kv] for kv in batch]):
                 done = [each for each in part if each and await self._delete_all(each)]
                 removed += Removed(

@@ -22,20 +22,20 @@ from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.blobs import BlobStore
 from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import Keyspace, Phase
+from etcd_actions.model import Keyspace
+from etcd_actions.runs.progress import ENDS
 from etcd_actions.runs.references import RunReferences, end_of, usable_record
 from etcd_actions.runs.removal import PAUSE, Needed, Removed, RunRemover
 from etcd_actions.runs.run_record import RunRecord
 from etcd_actions.runs.space import Space
 from etcd_actions.storage.store import Store
 
-_ENDS: Final = frozenset(phase.value for phase in Phase if phase.is_terminal)
 _MOST_EVERY: Final = 6 * 3600.0
 _LEAST_EVERY: Final = 60.0
 _CHECK_SPACE_EVERY: Final = 300.0
 _LEADS_EVERY: Final = 1.0
 LEAST_KEPT: Final = timedelta(hours=1)
-"""A run that ended more recently is kept however full etcd is: a client may be reading it."""
+"""A run that ended later than this is kept, even if etcd is full: a client may be reading it."""
 _CHUNK: Final = 500
 """Runs between two reads of the references to runs."""
 
@@ -43,12 +43,12 @@ _log = structlog.get_logger(__name__)
 
 
 class RunCollector:
-    """Removes runs that ended long ago, and the oldest ended ones where etcd becomes full.
+    """Removes runs that ended long ago, and the oldest terminal ones when etcd becomes full.
 
     Args:
         store: Reads and writes.
         keys: The keys of runs.
-        keep: How long a run is kept after its end.
+        keep: The time for which a run is kept after its end.
         namespace: The only namespace; None for all.
         objects: Whether to remove objects and free space; False if an API server owns the objects.
         blobs: The store of the runs' data; None keeps the data.
@@ -187,4 +187,4 @@ class RunCollector:
 
 def _has_ended(record: RunRecord) -> bool:
     status = record.status
-    return status is not None and status.phase in _ENDS and status.ended is not None
+    return status is not None and status.phase in ENDS and status.ended is not None
