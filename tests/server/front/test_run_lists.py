@@ -61,8 +61,8 @@ async def test_a_run_has_all_that_lists_show(caller: Caller, lists: Lists) -> No
 def test_a_run_is_shown_by_one_message() -> None:
     """Lists and details of an expired run, which both have the record only."""
     recorded = status(6, ended=90, attempts=3)
-    for run in (record("a", creator="me"), record("b", status=recorded, labels={"team": "ml"})):
-        run = msgspec.structs.replace(run, recovered_from="earlier", short_name="")
+    for each in (record("a", creator="me"), record("b", status=recorded, labels={"team": "ml"})):
+        run = msgspec.structs.replace(each, recovered_from="earlier", short_name="")
         root = ActionId(run.project, run.domain, run.name, "a0")
         shown = action_views.run_message(None, run, root, run.org)
         assert shown == run_views.run_message(run)
