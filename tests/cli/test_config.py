@@ -98,6 +98,8 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "max_streams": ("1", "2"),
     "rate_limit": ("0", "2.5"),
     "request_timeout": ("1s", "2ms"),
+    "page": ("false", "true"),
+    "page_actions": ("true", "false"),
     "stream_keepalive": ("1s", "2ms"),
     "monitoring_listen": ("127.0.0.1:1", "none"),
     "ready_within": ("1s", "2ms"),
