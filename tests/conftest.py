@@ -24,7 +24,7 @@ from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, Order, OwnEtcd
-from etcd_actions.testing.plugin import PULLS_UNASKED, requested_etcd
+from etcd_actions.testing.plugin import MAY_PULL, requested_etcd
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
 from tests.support.everyday import EXAMPLES, first_everyday
@@ -126,7 +126,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.pluginmanager.register(ConformanceTable(), "conformance-table")
     config.pluginmanager.register(Budget(), "budget")
-    config.stash[PULLS_UNASKED] = False
+    config.stash[MAY_PULL] = False
     if is_everyday:
         # One processor, and garbage that is collected later: a third less for each call.
         os.environ.setdefault("GOMAXPROCS", "1")

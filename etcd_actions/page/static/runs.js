@@ -68,6 +68,7 @@ function meets(run, state) {
 /** The view of all runs; `go(path)` opens a path, `status(state, error)` shows the stream's state. */
 export function runsView({ main, query, go, replace, status, signal }) {
   const state = Object.fromEntries(["q", "project", "domain", "task", "label", "phase"].map((name) => [name, query.get(name) || ""]));
+  if (!PHASES.includes(state.phase)) state.phase = "";
   const runs = new Map();
   let token = "";
   let isLoading = false;
@@ -110,7 +111,8 @@ export function runsView({ main, query, go, replace, status, signal }) {
     empty.hidden = !isEmpty;
     head.hidden = isEmpty;
     rows.element.hidden = isEmpty;
-    setText(count, isLoaded ? `${plural(found.length, "run")}${token ? ", and more below" : ""}` : "Loading…");
+    const loading = failure === null ? "Loading…" : "";
+    setText(count, isLoaded ? `${plural(found.length, "run")}${token ? ", and more below" : ""}` : loading);
     if (isEmpty) fill(empty, ...whyEmpty());
   });
   const tick = setInterval(() => rows.draw(), 1000);
@@ -280,7 +282,7 @@ function showRow(element, run) {
 export function showBadge(element, phase) {
   if (element.dataset.phase === phase) return;
   element.dataset.phase = phase;
-  element.className = "badge";
+  element.classList.add("badge");
   fill(element, h("span", { class: "sign", "aria-hidden": "true" }, phaseSign(phase)), h("span", { class: "word" }, phaseWord(phase)));
 }
 
