@@ -140,12 +140,17 @@ async def cluster(
             yield server, client
 
 
+def keys_of(client: ActionsClient) -> int:
+    reflector = client.statistics().reflector
+    return 0 if reflector is None else reflector.keys
+
+
 async def test_the_state_has_health_members_rates_and_the_leader(
     shared_etcd: EtcdServer, prefix: bytes
 ) -> None:
     async with cluster(shared_etcd, prefix, settings()) as (server, client):
         await client.enqueue(flyte.task(ActionId("p", "d", "r", "a0")))
-        await eventually(lambda: client.statistics().elected)
+        await eventually(lambda: client.statistics().elected and keys_of(client) == 1)
         async with reading(server, "/page/cluster") as lines:
             state = await lines.next()
             assert {each["name"]: each["reason"] for each in state["checks"]}["etcd"] == ""

@@ -200,12 +200,12 @@ class ClusterState:
     def _of_projects(self, statistics: WatchingStatistics) -> dict[str, Any]:
         """What names actions: only those of projects that the client may use."""
         caller = CALLER.get()
-        letters = [
+        rejected = [
             each for each in statistics.dead_letters if caller.may_use(each.action_id.project)
         ]
         found: dict[str, Any] = {
             "deadLetters": {
-                "count": len(letters),
+                "count": len(rejected),
                 "shown": [
                     {
                         "action": _action(each),
@@ -214,7 +214,7 @@ class ClusterState:
                         "last": each.last,
                         "times": each.times,
                     }
-                    for each in letters[-_MOST_DEAD_LETTERS:]
+                    for each in rejected[-_MOST_DEAD_LETTERS:]
                 ],
             }
         }
@@ -227,11 +227,11 @@ class ClusterState:
         return found
 
 
-def _action(letter: DeadLetter) -> str:
+def _action(dead_letter: DeadLetter) -> str:
     """The action of a dead letter; the key of one that cannot be read."""
-    if letter.unreadable:
-        return letter.dead_letter_key.decode(errors="backslashreplace")
-    found = letter.action_id
+    if dead_letter.unreadable:
+        return dead_letter.dead_letter_key.decode(errors="backslashreplace")
+    found = dead_letter.action_id
     return f"{found.project}/{found.domain}/{found.run}/{found.name}"
 
 
