@@ -66,7 +66,7 @@ CONTEXTS: dict[str, Callable[[Scene], Context]] = {
     "Etcd.watch": lambda s: s.etcd.watch(),
     "open_actions_client": lambda s: open_actions_client(s.etcd, prefix=s.prefix),
     "subscribe": lambda s: s.client.subscribe(ROOT),
-    "subscribe_run": lambda s: s.client.subscribe_run(ROOT),
+    "subscribe_run": lambda s: s.client.subscribe_run(ROOT.run_id),
     "subscribe_all": lambda s: s.client.subscribe_all(),
     "open_claims": lambda s: s.client.open_claims(),
     "open_run_service": lambda s: open_run_service("127.0.0.1:1"),
@@ -95,6 +95,7 @@ OPENED_BY_OTHERS = {
     "open_executor_with",
     "open_fork_server",
     "open_listener",
+    "open_replica",
     "open_spool",
     "open_task_index",
 }
